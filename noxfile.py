@@ -1,0 +1,94 @@
+"""What can be run on this project: `nox` checks everything, `nox -l` lists the rest."""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False  # also in CI: test on what is there
+nox.options.sessions = ["lint", "types", "imports", "coverage", "tests"]
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+SUPPORTED = ["3.11", "3.12", "3.13"]
+AT_HAND = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PYTHONS = SUPPORTED if AT_HAND in SUPPORTED else [*SUPPORTED, AT_HAND]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+FULLY_COVERED = ("core", "wire", "auth")
+
+
+def install(session: nox.Session, *groups: str, project: bool = True) -> None:
+    """Install dependency groups, and the project itself as its users get it."""
+    wanted = [
+        requirement for group in groups for requirement in nox.project.dependency_groups(PROJECT, group)
+    ]
+    session.install(*wanted, *(["."] if project else []))
+
+
+@nox.session(python=AT_HAND)
+def lint(session: nox.Session) -> None:
+    """Check format and style."""
+    install(session, "lint", project=False)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session(python=AT_HAND)
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install(session, "types")
+    session.run("mypy")
+
+
+@nox.session(python=AT_HAND)
+def imports(session: nox.Session) -> None:
+    """Check that the layers import downwards only."""
+    install(session, "imports")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "src"})
+
+
+@nox.session(python=AT_HAND)
+def coverage(session: nox.Session) -> None:
+    """Check that each module of core, wire and auth is covered, every branch, by its own test file."""
+    install(session, "tests")
+    short = []
+    for package in FULLY_COVERED:
+        for module in sorted((ROOT / "src" / "brewos_relay" / package).glob("[!_]*.py")):
+            own_tests = ROOT / "tests" / package / f"test_{module.name}"
+            data = f"--data-file={session.create_tmp()}/coverage-{package}-{module.stem}"
+            session.run(
+                "coverage", "run", data, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(own_tests)
+            )
+            try:
+                session.run(
+                    "coverage", "report", data, "--fail-under=100", f"--include=*/{package}/{module.name}"
+                )
+            except nox.command.CommandFailed:
+                short.append(f"{package}/{module.name}")
+    if short:
+        session.error(f"not fully covered by their own tests: {', '.join(short)}")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments after -- go to pytest."""
+    install(session, "tests")
+    session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def bench(session: nox.Session) -> None:
+    """Measure the relay against the floor and a Node relay; arguments after -- go to benchmarks/run.py."""
+    session.install(".")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def conformance(session: nox.Session) -> None:
+    """Run the Autobahn suite against the codec, where a Python 2.7 can be found."""
+    session.install(".")
+    session.run("python", "tests/conformance/run.py", *session.posargs)

@@ -1,0 +1,67 @@
+"""brewos-relay: a relay between machines at home and the apps in people's hands."""
+
+# The map of the package; arrows point down only.
+#
+#   cli           click commands                         demo      everything at once, with nothing to set up
+#   server        the process: listener, admission, HTTP side
+#   api           HTTP on Quart-Trio         wire        WebSocket: bytes to messages and back
+#   auth          keys, tokens, access       registry    devices and who has them, in SQL
+#   client        the other two ends: devices and apps
+#   core          THE REUSABLE RELAY: sessions, peers, limits
+#   messages      what passes through        errors      the exception tree, close codes
+#   settings      the one reader of the environment; only cli, demo and server use it
+#
+# The names below are the library. They are fetched when first used, so that a command line that needs no
+# relay does not load one.
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brewos_relay.core.limits import Limits
+    from brewos_relay.core.memory import MemoryEnd, MemoryPeer, memory_peer
+    from brewos_relay.core.peer import Peer, Receive
+    from brewos_relay.core.relay import Relay, open_relay
+    from brewos_relay.core.session import Attachment, Counters
+    from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
+    from brewos_relay.messages import Delivery, Message
+
+__all__ = [
+    "Attachment",
+    "CloseCode",
+    "Counters",
+    "Delivery",
+    "Limits",
+    "MemoryEnd",
+    "MemoryPeer",
+    "Message",
+    "Peer",
+    "PeerGone",
+    "Receive",
+    "Relay",
+    "RelayClosing",
+    "RelayError",
+    "memory_peer",
+    "open_relay",
+]
+
+_HOME = {
+    "core.limits": ("Limits",),
+    "core.memory": ("MemoryEnd", "MemoryPeer", "memory_peer"),
+    "core.peer": ("Peer", "Receive"),
+    "core.relay": ("Relay", "open_relay"),
+    "core.session": ("Attachment", "Counters"),
+    "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),
+    "messages": ("Delivery", "Message"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,82 @@
+"""The command `brewos-relay`.
+
+Commands are thin, and import what they need when they run: `--help` loads neither Trio nor SQLAlchemy nor
+Quart. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from brewos_relay.cli import access, device, running
+from brewos_relay.cli.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, HelpfulGroup, say_error
+
+__all__ = ["cli", "main"]
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"{PROGRAM} {version('brewos-relay')}")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        click.echo(f"{PROGRAM} (not installed)")
+    ctx.exit()
+
+
+@click.group(cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Relay live messages between machines at home and the apps in people's hands.
+
+    \b
+    Try it, with nothing to set up:
+      brewos-relay demo
+    \b
+    Run it for real:
+      echo "JWT_SECRET=$(brewos-relay secret)" > .env
+      brewos-relay device add BRW-12AB34CD --user ada
+      brewos-relay token --user ada --email ada@example.com
+      brewos-relay serve
+
+    Settings come from the command line, the environment and a .env file, in this order.
+    """
+
+
+for _command in (
+    running.serve, running.demo, access.secret, access.token, device.device, running.tail, running.send
+):  # fmt: skip
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; every error becomes one line on stderr and an exit code."""
+    try:
+        result = cli.main(args, prog_name=PROGRAM, standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.UsageError as problem:
+        path = problem.ctx.command_path if problem.ctx is not None else PROGRAM
+        say_error(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
+        code = EXIT_USAGE
+    except click.ClickException as problem:
+        say_error(problem.format_message())
+        code = problem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except BaseExceptionGroup as group:
+        # Trio wraps an interrupt that arrives while several tasks run.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        code = EXIT_INTERRUPTED
+    sys.exit(code)

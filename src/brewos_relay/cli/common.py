@@ -1,0 +1,115 @@
+"""What the commands share: exit codes, one-line errors, and the types of their parameters."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from brewos_relay.errors import RelayError
+
+if TYPE_CHECKING:
+    from brewos_relay.settings import Settings
+
+PROGRAM: Final = "brewos-relay"
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_STARTED: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+class Failed(click.ClickException):
+    """Ends a command with one line on stderr."""
+
+    exit_code = EXIT_FAILED
+
+
+class NotStarted(Failed):
+    """Ends a command that never came to do what it is for."""
+
+    exit_code = EXIT_NOT_STARTED
+
+
+class HelpfulGroup(click.Group):
+    """A group that shows its help when no command is given, which is no error."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, or show the help if there are none."""
+        # Not `no_args_is_help`: its exit code and stream depend on the version of click.
+        return super().parse_args(ctx, args or ["--help"])
+
+
+def device_id(text: str) -> str:
+    """Read a device id in any case; commands get it in upper case."""
+    from brewos_relay.auth.keys import parse_device_id
+
+    try:
+        return parse_device_id(text)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+def duration_s(text: str) -> int:
+    """Read a whole number with a unit, as in 90s, 15m, 12h, 7d; commands get seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(f"{text!r} is not a duration: it must be like 90s, 15m, 12h or 7d")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the registry's SQLite file (DATA_DIR; default: data).",
+)
+
+
+def say_error(message: str) -> None:
+    """Print one line on stderr."""
+    click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def failing_with(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
+    """Turn what the relay and the system refuse into one line and an exit code.
+
+    `hint` says what to do about an error of the system, which does not say so itself.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: that is click's to end quietly
+    except (RelayError, OSError) as problem:
+        raise failure(_describe(problem, hint)) from problem
+    except ExceptionGroup as group:
+        # A nursery wraps what its body raised.
+        expected, others = group.split((RelayError, OSError))
+        if others is not None or expected is None:
+            raise
+        raise failure(_describe(_first_leaf(expected), hint)) from group
+
+
+def settings_from(**overrides: Any) -> "Settings":
+    """Gather the settings, with what the command line gave above the rest."""
+    from brewos_relay.settings import load_settings
+
+    return load_settings(**overrides)
+
+
+def _describe(problem: BaseException, hint: str) -> str:
+    if not isinstance(problem, OSError) or problem.strerror is None:
+        return str(problem)
+    where = f"{problem.filename}: " if problem.filename is not None else ""
+    return f"{where}{problem.strerror}{hint}"
+
+
+def _first_leaf(problem: BaseException) -> BaseException:
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return problem

@@ -1,0 +1,119 @@
+"""`brewos-relay serve`, `demo`, `tail` and `send`: everything that talks on the network."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from brewos_relay.cli.common import (
+    Failed,
+    NotStarted,
+    data_dir_option,
+    device_id,
+    failing_with,
+    settings_from,
+)
+
+# The names that `settings` knows, without importing it for `--help`.
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_PORT = click.IntRange(0, 65535)
+
+_url_option = click.option(
+    "--url",
+    envvar="BREWOS_RELAY_URL",
+    default="http://127.0.0.1:3001",
+    show_default=True,
+    help="The relay (BREWOS_RELAY_URL).",
+)
+_token_option = click.option(
+    "--token",
+    envvar="BREWOS_RELAY_TOKEN",
+    required=True,
+    help="A token, as `brewos-relay token` makes it (BREWOS_RELAY_TOKEN).",
+)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (BREWOS_RELAY_HOST; default: all interfaces).")
+@click.option("--port", type=_PORT, help="Port to listen on; 0 takes a free one (PORT; default: 3001).")
+@data_dir_option
+@click.option(
+    "--log-level",
+    type=click.Choice(_LOG_LEVELS, case_sensitive=False),
+    help="How much to log (BREWOS_RELAY_LOG_LEVEL; default: info).",
+)
+def serve(host: str | None, port: int | None, data_dir: Path | None, log_level: str | None) -> None:
+    """Run the relay until SIGTERM or Ctrl-C.
+
+    JWT_SECRET must be set; `brewos-relay secret` makes a value for it.
+
+    \b
+    Example:
+      JWT_SECRET=$(brewos-relay secret) brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
+    """
+    with failing_with(NotStarted, hint="; choose another address with --host and --port"):
+        settings = settings_from(host=host, port=port, data_dir=data_dir, log_level=log_level)
+        settings.require_jwt_secret()
+        from brewos_relay.server.run import run_server
+
+        run_server(settings)
+
+
+@click.command()
+@click.option("--port", type=_PORT, help="Port to listen on; a free one if this is left out.")
+def demo(port: int | None) -> None:
+    """Show everything at work: a relay, a simulated machine, and an app that prints what arrives.
+
+    Nothing has to be set up, and nothing is left behind. Ctrl-C ends it.
+
+    \b
+    Example:
+      brewos-relay demo
+    """
+    with failing_with(NotStarted, hint="; choose another port with --port"):
+        from brewos_relay.demo import run_demo
+
+        run_demo(port)
+
+
+@click.command()
+@click.argument("device_id", metavar="DEVICE", type=device_id)
+@_url_option
+@_token_option
+@click.option("--json", "as_json", is_flag=True, help="Print each message as it came, one on a line.")
+@click.pass_context
+def tail(ctx: click.Context, device_id: str, url: str, token: str, as_json: bool) -> NoReturn:
+    """Print what a machine says, as it says it.
+
+    \b
+    Example:
+      brewos-relay tail BRW-12AB34CD --token "$(brewos-relay token --user ada --email a@b.c --all-devices)"
+    """
+    with failing_with(Failed):
+        from brewos_relay.client.cli_app import run_tail
+
+        code = run_tail(url=url, token=token, device_id=device_id, as_json=as_json)
+    ctx.exit(code)
+
+
+@click.command()
+@click.argument("device_id", metavar="DEVICE", type=device_id)
+@click.argument("command", metavar="COMMAND")
+@click.argument("fields", metavar="[KEY=VALUE]...", nargs=-1)
+@_url_option
+@_token_option
+@click.pass_context
+def send(
+    ctx: click.Context, device_id: str, command: str, fields: tuple[str, ...], url: str, token: str
+) -> NoReturn:
+    """Send a command to a machine, with fields; a value that is JSON is sent as such, any other as text.
+
+    \b
+    Example:
+      brewos-relay send BRW-12AB34CD set_temp boiler=brew temp=93.5
+    """
+    with failing_with(Failed):
+        from brewos_relay.client.cli_app import run_send
+
+        code = run_send(url=url, token=token, device_id=device_id, command=command, fields=fields)
+    ctx.exit(code)

@@ -1,0 +1,1 @@
+"""The other two ends: devices and apps that talk to a relay."""

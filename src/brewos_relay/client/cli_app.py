@@ -1,0 +1,150 @@
+"""What `brewos-relay tail` and `brewos-relay send` do, exit codes included."""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from brewos_relay.client.app import decode, open_app
+from brewos_relay.client.connection import ConnectionEnded, WebSocket
+from brewos_relay.client.lines import describe
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import CloseCode, RelayError, SettingsError
+from brewos_relay.messages import Message, encode
+
+GREETING_S: Final = 10.0  # the longest that the relay may take to greet
+ANSWER_S: Final = 0.7  # how long an error may take to come back for a command
+FINE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+class CommandRefused(RelayError):
+    """The relay answered a command with an error."""
+
+    code = "command_refused"
+
+
+def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
+    """Print what a device says until Ctrl-C (0) or until the connection ends or is refused (1)."""
+    write = _write_json if as_json else _write_line
+    return _run(lambda: tail(url=url, token=token, device_id=device_id, write=write))
+
+
+def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequence[str]) -> int:
+    """Send one command, with `fields` as `key=value` texts; 0 if no error came back, else 1."""
+
+    async def main() -> None:
+        await send(url=url, token=token, device_id=device_id, command=build_command(command, fields))
+        write_out("sent")
+
+    return _run(main)
+
+
+async def tail(*, url: str, token: str, device_id: str, write: Callable[[Message], None]) -> None:
+    """Attach to a device and hand on every message; raises ConnectionEnded, or what `open_app` raises."""
+    async with open_app(url, token=token, device_id=device_id) as websocket:
+        while True:
+            write(await websocket.receive())
+
+
+async def send(*, url: str, token: str, device_id: str, command: Message) -> None:
+    """Attach to a device, send it a command and wait a moment for an error.
+
+    Raises CommandRefused, ConnectionEnded, or what `open_app` raises.
+    """
+    async with open_app(url, token=token, device_id=device_id) as websocket:
+        with trio.move_on_after(GREETING_S) as greeting:
+            await _wait_for(websocket, "connected")
+        if greeting.cancelled_caught:
+            raise CommandRefused(f"the relay said nothing in {GREETING_S:g} s; the command was not sent")
+        await websocket.send(command)
+        with trio.move_on_after(ANSWER_S):
+            error = await _wait_for(websocket, "error")
+            raise CommandRefused(str(error.get("message") or error.get("error")))
+
+
+def build_command(command: str, fields: Sequence[str]) -> Message:
+    """Build a `command` message; a value that is JSON is taken as such (93.5, true), any other as text.
+
+    Raises SettingsError for a field that is not `key=value`, and for more than the relay takes.
+    """
+    content: dict[str, Any] = {"type": "command", "cmd": command}
+    for field in fields:
+        key, equals, text = field.partition("=")
+        if not key or not equals:
+            raise SettingsError(f"{field!r} is not a field of a command; give key=value, as in mode=on")
+        if key in content:
+            raise SettingsError(f"field {key!r} is given twice, or is not yours to give")
+        try:
+            content[key] = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, RecursionError):
+            content[key] = text
+    message = encode(content)
+    if len(message.payload) > (most := Limits().client_message_bytes):
+        raise SettingsError(f"the command has {len(message.payload)} bytes; a relay takes {most} at most")
+    return message
+
+
+def format_line(message: Message, at: datetime) -> str:
+    """Write a message as a line for people."""
+    content = decode(message)
+    return f"{at:%H:%M:%S}  {describe(content) if content is not None else repr(message)}"
+
+
+def format_json(message: Message) -> str:
+    """Write a message as one JSON object on one line."""
+    content = decode(message)
+    if content is None:
+        content = {"undecodable": True, "bytes": len(message.payload)}
+    # `str` for what MessagePack can say and JSON cannot, such as a map with keys of several kinds.
+    return msgspec.json.encode(content, enc_hook=str).decode()
+
+
+def write_out(line: str) -> None:
+    """Print a line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Stop printing, even what Python would flush on its way out: whoever read the output has enough."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:
+    while True:
+        content = decode(await websocket.receive())
+        if content is not None and content.get("type") == kind:
+            return content
+
+
+def _write_line(message: Message) -> None:
+    write_out(format_line(message, datetime.now().astimezone()))
+
+
+def _write_json(message: Message) -> None:
+    write_out(format_json(message))
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> int:
+    """Run `main` and turn how it ended into an exit code and, if it failed, a line on stderr."""
+    exit_code = FINE
+    try:
+        trio.run(main)
+    except* KeyboardInterrupt:
+        pass
+    except* BrokenPipeError:
+        drop_output()
+    except* RelayError as group:
+        error = group.exceptions[0]
+        exit_code = WRONG_USAGE if isinstance(error, SettingsError) else FAILED
+        hint = ""
+        if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
+            hint = " (the token is not accepted here; `brewos-relay token` makes another)"
+        sys.stderr.write(f"error: {error}{hint}\n")
+    return exit_code

@@ -1,0 +1,94 @@
+"""Messages as lines for people to read. No I/O."""
+
+from typing import Any, Final, TypeGuard
+
+import msgspec
+
+from brewos_relay.client.connection import printable
+
+_REST_CHARS: Final = 120  # how much is shown of a message of a kind that is not known here
+
+
+def describe(content: dict[str, Any]) -> str:
+    """Say in one line what a message says: its type, and the values that matter to somebody who watches."""
+    kind = content.get("type")
+    if kind == "connected":
+        text = f"attached to {content.get('deviceId')}; the machine is {_online(content.get('deviceOnline'))}"
+    elif kind == "device_online":
+        text = "the machine has come"
+    elif kind == "device_offline":
+        text = "the machine has gone"
+    elif kind == "device_status":
+        text = (
+            f"the machine is {_online(content.get('online'))}, last seen {content.get('lastSeen') or 'never'}"
+        )
+    elif kind in ("status", "status_delta"):
+        text = _state(content)
+    elif kind == "keepalive":
+        uptime_ms = content.get("uptime")
+        text = f"up {uptime_ms / 1000:.0f} s" if _is_number(uptime_ms) else ""
+    elif kind == "log":
+        text = f"{content.get('level')}: {content.get('message')}"
+    elif kind == "error":
+        text = f"{content.get('error') or 'error'}: {content.get('message') or ''}"
+    elif kind == "device_info":
+        text = "  ".join(
+            f"{label} {content[key]}"
+            for key, label in (
+                ("deviceName", "name"),
+                ("machineBrand", "brand"),
+                ("machineModel", "model"),
+                ("firmwareVersion", "firmware"),
+                ("brewSetpoint", "brew"),
+                ("steamSetpoint", "steam"),
+            )
+            if key in content
+        )
+    else:
+        text = _rest({key: value for key, value in content.items() if key != "type"})
+    return printable(f"{printable(str(kind)):<13} {text}")
+
+
+def _online(value: Any) -> str:
+    return "online" if value is True else "offline"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _state(content: dict[str, Any]) -> str:
+    """Pick state, temperatures, pressure and power out of a status; a delta has only some of them."""
+    parts: list[str] = []
+    machine = _group(content, "machine")
+    if "state" in machine:
+        parts.append(f"{machine['state']!s:<7}")
+    temps = _group(content, "temps")
+    for boiler in ("brew", "steam"):
+        group = _group(temps, boiler)
+        if _is_number(current := group.get("current")):
+            setpoint = group.get("setpoint")
+            target = f"/{setpoint:.1f}" if _is_number(setpoint) else ""
+            parts.append(f"{boiler} {current:.1f}{target} °C")
+    if _is_number(group_c := temps.get("group")):
+        parts.append(f"group {group_c:.1f} °C")
+    if _is_number(pressure := content.get("pressure")):
+        parts.append(f"{pressure:.1f} bar")
+    if _is_number(power := _group(content, "power").get("current")):
+        parts.append(f"{power:.0f} W")
+    if _is_number(weight := _group(content, "scale").get("weight")):
+        parts.append(f"{weight:.1f} g")
+    return "  ".join(parts) or _rest({key: value for key, value in content.items() if key != "type"})
+
+
+def _group(content: dict[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _rest(content: dict[str, Any]) -> str:
+    try:
+        text = msgspec.json.encode(content).decode()
+    except (TypeError, msgspec.MsgspecError, RecursionError):
+        text = "(no JSON form)"
+    return text if len(text) <= _REST_CHARS else text[:_REST_CHARS] + "…"

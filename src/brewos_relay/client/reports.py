@@ -1,0 +1,102 @@
+"""What a machine sends of its state and when: in full, what changed, or just that it is alive. No I/O."""
+
+import struct
+from typing import Any, Final
+
+import msgspec
+
+from brewos_relay.messages import Message
+
+FULL_EVERY_S: Final = 300.0
+KEEPALIVE_S: Final = 30.0
+
+_TEMP_C: Final = 0.5
+_PRESSURE_BAR: Final = 0.1
+_POWER_W: Final = 10.0
+_WEIGHT_G: Final = 0.5
+_FLOW_G_PER_S: Final = 0.1
+_INT32_MAX: Final = 2**31 - 1
+
+
+class Reports:
+    """Decides, tick by tick, what is worth sending, against what was sent last.
+
+    `seq` counts what was sent since the machine was switched on, over all of its connections.
+    """
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self._sent: dict[str, Any] | None = None
+        self._sent_at_s = 0.0
+        self._full_at_s = 0.0
+
+    def begin(self) -> None:
+        """Begin a new connection: the next report is a full one."""
+        self._sent = None
+
+    def next(
+        self, status: dict[str, Any], stats: dict[str, Any], *, now_s: float, uptime_s: float
+    ) -> dict[str, Any] | None:
+        """Give the message to send now, if any; `now_s` is any clock that only goes forward."""
+        before = self._sent
+        content: dict[str, Any]
+        if before is None or before["machine"]["state"] != status["machine"]["state"]:
+            content = {"type": "status", **status}
+        elif now_s - self._full_at_s >= FULL_EVERY_S:
+            content = {"type": "status", **status, "stats": stats}
+        elif changed := changed_groups(before, status):
+            content = {"type": "status_delta", **changed}
+        elif now_s - self._sent_at_s >= KEEPALIVE_S:
+            content = {"type": "keepalive", "uptime": int(uptime_s * 1000)}
+        else:
+            return None
+        if content["type"] == "status":
+            self._sent, self._full_at_s = status, now_s
+        else:
+            # Only what was sent counts: small changes add up until they are worth a message.
+            self._sent = (before or {}) | {group: status[group] for group in content if group in status}
+        self._sent_at_s = now_s
+        self.seq += 1
+        return {"type": content.pop("type"), "seq": self.seq, **content}
+
+
+def changed_groups(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Give the groups of a status that have changed enough to be sent, each as it goes into a delta."""
+    changed: dict[str, Any] = {}
+    for group in ("machine", "cleaning", "water", "connections"):
+        if before[group] != after[group]:
+            changed[group] = after[group]
+    old, new = before["temps"], after["temps"]
+    if any(
+        abs(old[boiler]["current"] - new[boiler]["current"]) >= _TEMP_C
+        or old[boiler]["setpoint"] != new[boiler]["setpoint"]
+        for boiler in ("brew", "steam")
+    ) or (abs(old["group"] - new["group"]) >= _TEMP_C):
+        changed["temps"] = new
+    if abs(before["pressure"] - after["pressure"]) >= _PRESSURE_BAR:
+        changed["pressure"] = after["pressure"]
+    if abs(before["power"]["current"] - after["power"]["current"]) >= _POWER_W:
+        changed["power"] = {key: after["power"][key] for key in ("current", "voltage")}
+    old, new = before["scale"], after["scale"]
+    if (
+        old["connected"] != new["connected"]
+        or abs(old["weight"] - new["weight"]) >= _WEIGHT_G
+        or abs(old["flowRate"] - new["flowRate"]) >= _FLOW_G_PER_S
+    ):
+        changed["scale"] = {key: new[key] for key in ("connected", "weight", "flowRate")}
+    return changed
+
+
+def encode_binary(content: dict[str, Any]) -> Message:
+    """Encode as machines do: one MessagePack map, its measured values in single precision."""
+    return Message(msgspec.msgpack.encode(_packed(content)), is_text=False)
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, float):
+        return msgspec.Raw(b"\xca" + struct.pack(">f", value))
+    if isinstance(value, dict):
+        return {key: _packed(item) for key, item in value.items()}
+    if isinstance(value, int) and value > _INT32_MAX:
+        return float(value)  # times of day, which machines send in double precision
+    return value

@@ -1,0 +1,1 @@
+"""The reusable relay: sessions, peers and bounds, without any transport."""

@@ -1,0 +1,38 @@
+"""Peer: whatever messages can be delivered to, seen from a session."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import trio
+
+from brewos_relay.messages import Delivery, Message
+
+Receive: TypeAlias = Callable[[Sequence[Message]], None]
+"""Takes the messages that a peer sent, in order; never blocks."""
+
+
+class Peer(Protocol):
+    """A connection to one device or to one client.
+
+    A session owns it: the session calls `run` once, in a task of its own, and `aclose` after that, whatever
+    happened.
+    """
+
+    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+        """Hand on what the peer sends, until it ends by its own doing or by `close`.
+
+        What must go on beside the reading (a writer) is started in `nursery`, the session's, and ends with
+        `aclose` at the latest.
+        """
+
+    def deliver(self, delivery: Delivery) -> bool:
+        """Send messages without waiting; False if the peer is too far behind, or ending, and gets none."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Ask `run` to end, with a WebSocket close code (errors.CloseCode). Only the first call counts."""
+
+    async def aclose(self) -> None:
+        """Say goodbye to the peer and let go of everything, within a bounded time, cancelled or not.
+
+        The peer itself knows how early it may be closed without harm.
+        """

@@ -1,0 +1,172 @@
+"""`brewos-relay demo`: a whole relay at work, with nothing to configure and nothing left behind."""
+
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from brewos_relay.auth.keys import generate_key, hash_key
+from brewos_relay.auth.tokens import TokenSigner, generate_secret
+from brewos_relay.client.cli_app import drop_output, format_line, tail, write_out
+from brewos_relay.client.machine import Machine
+from brewos_relay.client.simulator import Simulator
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import SettingsError
+from brewos_relay.messages import Message
+from brewos_relay.registry.database import Database, NewDevice
+from brewos_relay.server.run import open_server
+from brewos_relay.settings import Settings
+
+HOST: Final = "127.0.0.1"
+FIRST_PORT: Final = 3001
+DEVICE_ID: Final = "BRW-00C0FFEE"
+SPEED: Final = 6.0  # warm in half a minute rather than in three and a half
+SHOT_EVERY_S: Final = 300.0  # of the machine's time, so every 50 s of ours
+_PORTS_TRIED: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """What a demo runs with: the server's settings, and the credentials of one machine and one user."""
+
+    settings: Settings
+    device_id: str
+    device_key: str = field(repr=False)
+    token: str = field(repr=False)
+
+
+def run_demo(port: int | None) -> None:
+    """Run the demo until Ctrl-C; `port` None takes 3001 or the next free one, 0 any free one.
+
+    Raises SettingsError if the port is taken.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="brewos-relay-demo-") as folder:
+            demo = prepare(Path(folder), port=find_port() if port is None else check_port(port))
+            trio.run(_run_until_interrupted, demo)
+    except* KeyboardInterrupt:
+        pass
+    except* BrokenPipeError:
+        drop_output()
+
+
+def prepare(folder: Path, *, port: int) -> Demo:
+    """Make a registry with one machine in `folder`, and everything that is needed to use it."""
+    secret = generate_secret()
+    settings = Settings(
+        host=HOST,
+        port=port,
+        jwt_secret=secret,
+        data_dir=folder,
+        # The simulated machine does not throw its key away when its first seconds are cut short, so that
+        # leaving need not wait for anything.
+        limits=Limits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
+    )
+    key = generate_key()
+    with Database.open(settings.resolved_database_url()) as database:
+        database.add_devices([NewDevice(id=DEVICE_ID, key_hash=hash_key(key), name="Simulated machine")])
+    token = TokenSigner(secret).issue(user_id="demo", email="demo@example.org", devices=[DEVICE_ID])
+    return Demo(settings=settings, device_id=DEVICE_ID, device_key=key, token=token)
+
+
+async def demonstrate(
+    demo: Demo, *, say: Callable[[str], None], until: Callable[[], Awaitable[object]]
+) -> None:
+    """Run the server, a machine that has just been switched on, and an app that says what arrives.
+
+    **Owns:** the server, and the tasks of the machine and of the app.
+    **Ends when:** `until` returns; machine and app say goodbye first, then the server drains.
+    """
+    async with open_server(demo.settings) as server:
+        for line in introduction(demo, server.url):
+            say(line)
+        machine = Machine(device_id=demo.device_id, now_ms=lambda: time.time_ns() // 1_000_000)
+        machine.obey({"cmd": "set_mode", "mode": "on"})
+        simulator = Simulator(
+            machine,
+            url=server.url,
+            key=demo.device_key,
+            announce=say,
+            speed=SPEED,
+            reconnect_s=3.0,
+            shot_every_s=SHOT_EVERY_S,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(simulator.run)
+            nursery.start_soon(_watch, demo, server.url, say)
+            await until()
+            nursery.cancel_scope.cancel()
+
+
+def introduction(demo: Demo, url: str) -> list[str]:
+    """Say what there is, and how to join in."""
+    where = f"--url {url} --token {demo.token}"
+    return [
+        f"URL      {url}",
+        f"device   {demo.device_id}   (simulated; its time passes {SPEED:g} times as fast as yours)",
+        f"token    {demo.token}",
+        "",
+        "Attach another app, in another terminal:",
+        "",
+        f"  brewos-relay tail {demo.device_id} {where}",
+        "",
+        "Make the machine obey, and watch what both apps see:",
+        "",
+        f"  brewos-relay send {demo.device_id} set_temp boiler=brew temp=96 {where}",
+        f"  brewos-relay send {demo.device_id} set_mode mode=off {where}",
+        f"  brewos-relay send {demo.device_id} set_mode mode=on {where}",
+        "",
+        "Ctrl-C ends the demo. What an attached app receives:",
+        "",
+    ]
+
+
+def find_port() -> int:
+    """Find the first free port from 3001 on."""
+    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
+        if _is_free(port):
+            return port
+    raise SettingsError(
+        f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} are all taken; give one with --port"
+    )
+
+
+def check_port(port: int) -> int:
+    """Make sure that a port can be had; raises SettingsError."""
+    if not _is_free(port):
+        raise SettingsError(f"port {port} cannot be used on {HOST}; give another one with --port")
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            # As the server does it; otherwise a demo that has just ended would still be in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+async def _watch(demo: Demo, url: str, say: Callable[[str], None]) -> None:
+    """Be the app: attach, and say what arrives."""
+
+    def write(message: Message) -> None:
+        say(format_line(message, datetime.now().astimezone()))
+
+    await tail(url=url, token=demo.token, device_id=demo.device_id, write=write)
+
+
+async def _run_until_interrupted(demo: Demo) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        await demonstrate(demo, say=write_out, until=signals.__anext__)

@@ -1,0 +1,134 @@
+"""A message between a machine and its apps, and the few messages that the relay says itself.
+
+The relay passes messages on as they came. It looks at one key, the text `type` on top of every JSON object
+or MessagePack map, without decoding the rest.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+
+class _Head(msgspec.Struct, gc=False):
+    """What is read of every message."""
+
+    type: str
+
+
+_peek_json = msgspec.json.Decoder(_Head).decode
+_peek_msgpack = msgspec.msgpack.Decoder(_Head).decode
+_encode_json = msgspec.json.Encoder().encode
+_decode_msgpack = msgspec.msgpack.Decoder().decode
+
+# A deeply nested document ends in RecursionError, which is just another way to be malformed.
+_MALFORMED: Final = (msgspec.MsgspecError, RecursionError)
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One WebSocket message: `payload` as it came, and whether it was text (else binary).
+
+    Text is valid UTF-8; whoever makes a message has seen to that.
+    """
+
+    payload: bytes
+    is_text: bool = True
+
+    def __repr__(self) -> str:
+        kind = "text" if self.is_text else "binary"
+        return f"<Message {kind}, {len(self.payload)} bytes>"
+
+    def peek_type(self) -> str | None:
+        """Read the message's `type`; None if it is not an object (or map) that has a text one."""
+        try:
+            return (_peek_json if self.is_text else _peek_msgpack)(self.payload).type
+        except _MALFORMED:
+            return None
+
+    def as_text(self) -> "Message | None":
+        """Give the message as JSON text, which is all that a machine reads; None if it has no such form."""
+        if self.is_text:
+            return self
+        try:
+            return Message(_encode_json(_decode_msgpack(self.payload)))
+        except (*_MALFORMED, TypeError):
+            return None
+
+
+class Delivery(msgspec.Struct, gc=False):
+    """Messages that go to several peers in one write each.
+
+    `encoded` is for the peers: the first one that needs the messages as bytes on a wire leaves them here for
+    the others.
+    """
+
+    messages: Sequence[Message]
+    encoded: bytes | None = None
+
+
+def encode(content: dict[str, Any]) -> Message:
+    """Make a text message of a JSON object."""
+    return Message(_encode_json(content))
+
+
+DEVICE_ONLINE: Final = encode({"type": "device_online"})
+DEVICE_OFFLINE: Final = encode({"type": "device_offline"})
+INVALID_MESSAGE: Final = encode(
+    {
+        "type": "error",
+        "error": "invalid_message",
+        "message": "The message was dropped: it must be a JSON object with a text 'type'.",
+    }
+)
+MESSAGE_TOO_BIG: Final = encode(
+    {
+        "type": "error",
+        "error": "message_too_big",
+        "message": "The message was dropped: the machine reads no message of this size.",
+    }
+)
+DEVICE_BUSY: Final = encode(
+    {
+        "type": "error",
+        "error": "device_busy",
+        "message": "The message was dropped: the machine has not read the ones before it.",
+    }
+)
+
+
+def connected_device(timestamp_ms: int) -> Message:
+    """Greet a device."""
+    return encode({"type": "connected", "timestamp": timestamp_ms})
+
+
+def connected_client(session_id: str, device_id: str, *, device_online: bool, timestamp_ms: int) -> Message:
+    """Greet a client and tell it whether its device is there."""
+    return encode(
+        {
+            "type": "connected",
+            "sessionId": session_id,
+            "deviceId": device_id,
+            "deviceOnline": device_online,
+            "timestamp": timestamp_ms,
+        }
+    )
+
+
+def device_offline_error(device_id: str) -> Message:
+    """Answer a command for an absent device; apps show the text to their user."""
+    return encode(
+        {
+            "type": "error",
+            "error": "device_offline",
+            "deviceId": device_id,
+            "message": "The machine is offline; the command was not delivered.",
+        }
+    )
+
+
+def device_status(device_id: str, *, last_seen: str | None) -> Message:
+    """Answer a question for the state of an absent device, in a way that apps take quietly.
+
+    `last_seen` is an ISO 8601 time in UTC.
+    """
+    return encode({"type": "device_status", "deviceId": device_id, "online": False, "lastSeen": last_seen})

@@ -1,0 +1,1 @@
+"""What is kept for good: devices, their keys, and who has them."""

@@ -1,0 +1,74 @@
+"""Lookups that arrive together share one query."""
+
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+import trio
+
+from brewos_relay.errors import RegistryError
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Batch(Generic[K, V]):
+    """Keys that are looked up in one query, and what came of it."""
+
+    def __init__(self) -> None:
+        self.keys: set[K] = set()
+        self.answered = trio.Event()
+        self.found: Mapping[K, V] = {}
+        # Stays for those whose query never ran to its end.
+        self.failure: Exception | None = RegistryError("the registry is closed")
+
+
+class Batcher(Generic[K, V]):
+    """Gathers the lookups that arrive while a query runs, and answers them with the next one.
+
+    An idle registry is asked at once; the busier it is, the more lookups share a query. `query` takes the
+    keys and gives a mapping of those that it found; it runs in a worker thread, one at a time.
+    """
+
+    def __init__(self, query: Callable[[list[K]], Mapping[K, V]], *, limiter: trio.CapacityLimiter) -> None:
+        self._query = query
+        self._limiter = limiter
+        self._gathering: _Batch[K, V] = _Batch()
+        self._wanted = trio.Event()
+        self._closed = False
+
+    async def find(self, key: K) -> V | None:
+        """Look one key up; None if it is not there, RegistryError if this lookup's query failed.
+
+        Giving up (being cancelled) changes nothing for the other lookups in the query.
+        """
+        if self._closed:
+            raise RegistryError("the registry is closed")
+        batch = self._gathering
+        batch.keys.add(key)
+        self._wanted.set()
+        await batch.answered.wait()
+        if batch.failure is not None:
+            raise RegistryError(str(batch.failure)) from batch.failure
+        return batch.found.get(key)
+
+    async def run(self) -> None:
+        """Answer lookups until cancelled; those that still wait then fail."""
+        try:
+            while True:
+                await self._wanted.wait()
+                batch, self._gathering = self._gathering, _Batch()
+                self._wanted = trio.Event()
+                await self._answer(batch)
+        finally:
+            self._closed = True
+            self._gathering.answered.set()
+
+    async def _answer(self, batch: _Batch[K, V]) -> None:
+        try:
+            batch.found = await trio.to_thread.run_sync(self._query, list(batch.keys), limiter=self._limiter)
+            batch.failure = None
+        except Exception as failure:
+            # Whatever it was, it is the affair of those who asked; the next query may well succeed.
+            batch.failure = failure
+        finally:
+            batch.answered.set()

@@ -1,0 +1,62 @@
+"""Device files: CSV with the columns `id,key[,name]`, UTF-8, an optional header line."""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+
+from brewos_relay.errors import DeviceFileError
+from brewos_relay.registry.records import NewDevice
+
+_HEADER = ("id", "key", "name")
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_device_file(
+    lines: Iterable[bytes],
+    *,
+    parse_id: Callable[[str], str],
+    check_key: Callable[[str], None],
+    hash_key: Callable[[str], bytes],
+) -> Iterator[tuple[int, NewDevice]]:
+    """Read devices one by one, each with the number of its (last) line, counted from 1.
+
+    `parse_id` gives the id as it is kept; it and `check_key` raise ValueError. DeviceFileError
+    names the first line that cannot be taken; it never repeats a key.
+    """
+    lines_by_id: dict[str, int] = {}
+    for position, (line, cells) in enumerate(_rows(lines)):
+        if position == 0 and tuple(cell.lower() for cell in cells) in (_HEADER[:2], _HEADER):
+            continue
+        if not 2 <= len(cells) <= 3:
+            raise DeviceFileError(line, f"{len(cells)} columns instead of id,key or id,key,name")
+        id_text, key, *rest = cells
+        try:
+            check_key(key)
+            new = NewDevice(
+                id=parse_id(id_text), key_hash=hash_key(key), name=(rest[0] or None) if rest else None
+            )
+        except ValueError as problem:
+            raise DeviceFileError(line, str(problem)) from None
+        earlier = lines_by_id.setdefault(new.id, line)
+        if earlier != line:
+            raise DeviceFileError(line, f"{new.id} is on line {earlier} already; leave one of them out")
+        yield line, new
+
+
+def _rows(lines: Iterable[bytes]) -> Iterator[tuple[int, list[str]]]:
+    """Give the rows that have anything in them, each with the number of its last line."""
+    reader = csv.reader(_decode(lines), strict=True)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+    except csv.Error as problem:
+        raise DeviceFileError(max(reader.line_num, 1), f"not CSV: {problem}") from None
+
+
+def _decode(lines: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield (line.removeprefix(_BOM) if number == 1 else line).decode()
+        except UnicodeDecodeError:
+            raise DeviceFileError(number, "not UTF-8; save the file with that encoding") from None

@@ -1,0 +1,1 @@
+"""The composition root: everything put together into one process."""

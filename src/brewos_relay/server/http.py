@@ -1,0 +1,332 @@
+"""The HTTP side: connections that ask for no WebSocket, served by Hypercorn's HTTP/1.1 and an ASGI app.
+
+Only Hypercorn's protocol is used. Reading, writing, waiting and giving up are done here, since a connection
+must never be able to outlive its deadlines, to become anything but HTTP/1.1, or to end anything but itself.
+"""
+
+import logging
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import PurePath
+from typing import Final, cast
+
+import h11
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+    TaskGroup,
+)
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import RelayError
+from brewos_relay.server.request_gate import RequestGate
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 64 * 1024
+_WRITE_BYTES: Final = 16 * 1024
+"""What a peer has to take within `stall_s`."""
+_LIFESPAN_S: Final = 5.0
+"""What the app is given to stop."""
+_FAREWELL_S: Final = 0.5
+"""What requests that are being answered are given when the HTTP side closes."""
+
+
+class HttpSide:
+    """Serves connections whose first request head has been read already.
+
+    **Owns:** (through `open_http_side`) the nursery of every connection that it was given with `take`.
+    **Ends when:** the block of `open_http_side` is left.
+    """
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        *,
+        nursery: trio.Nursery,
+        config: Config,
+        limits: Limits,
+        body_bytes: int,
+        request_s: float,
+        idle_s: float,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.limits = limits
+        self.body_bytes = body_bytes
+        self.request_s = request_s
+        self.idle_s = idle_s
+        self.context = WorkerContext(None)
+        self._nursery = nursery
+        self._connections: set[_Connection] = set()
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are being served."""
+        return len(self._connections)
+
+    def take(self, stream: trio.abc.Stream, initial: bytes) -> None:
+        """Serve a connection in a task of the HTTP side; the stream belongs to it from here on."""
+
+        async def serve() -> None:
+            await self.serve(stream, initial=initial)
+
+        self._nursery.start_soon(serve, name="http connection")
+
+    async def serve(self, stream: trio.abc.Stream, *, initial: bytes) -> None:
+        """Serve a connection until it ends, and close its stream.
+
+        `initial` is what was read from the stream so far. Raises nothing but trio.Cancelled: whatever goes
+        wrong ends this connection only.
+        """
+        connection = _Connection(self, stream)
+        self._connections.add(connection)
+        try:
+            with _contained("an HTTP connection"):
+                await connection.run(initial)
+        finally:
+            self._connections.discard(connection)
+            with _contained("closing an HTTP connection"):
+                await trio.aclose_forcefully(stream)
+
+    async def close_idle(self) -> None:
+        """Close every connection that waits for its next request; the others close after their answer."""
+        await self.context.terminated.set()
+        for connection in self._connections:
+            connection.close_if_idle()
+
+
+@asynccontextmanager
+async def open_http_side(
+    app: ASGIFramework,
+    *,
+    limits: Limits | None = None,
+    # Sizes
+    body_bytes: int = 64 * 1024,
+    # Times
+    request_s: float = 60.0,
+    idle_s: float = 30.0,
+) -> AsyncIterator[HttpSide]:
+    """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
+
+    `body_bytes` bounds the body of a request (413). `request_s` is the time from the end of a request's head
+    to the first byte of its answer (408, 503), and from one piece of the answer to the next. `idle_s` is how
+    long a connection may wait for its next request. Heads, stalled writes and closing: see `limits`.
+    """
+    config = Config()
+    config.accesslog = None  # a request line has a query string, and that may have a token
+    config.errorlog = log
+    config.include_server_header = False
+    async with trio.open_nursery() as app_nursery:
+        leaving = trio.Event()
+        await app_nursery.start(_run_lifespan, app, leaving)
+        async with trio.open_nursery() as nursery:
+            side = HttpSide(
+                ASGIWrapper(app),
+                nursery=nursery,
+                config=config,
+                limits=limits or Limits(),
+                body_bytes=body_bytes,
+                request_s=request_s,
+                idle_s=idle_s,
+            )
+            yield side
+            await side.close_idle()
+            nursery.cancel_scope.deadline = trio.current_time() + _FAREWELL_S
+        leaving.set()
+        app_nursery.cancel_scope.deadline = trio.current_time() + _LIFESPAN_S
+
+
+async def _run_lifespan(
+    app: ASGIFramework, leaving: trio.Event, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Start the app and, once `leaving` is set, let it stop. Raises RelayError if it cannot do either."""
+    steps: Iterator[ASGIReceiveEvent] = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> ASGIReceiveEvent:
+        step = next(steps)
+        if step["type"] == "lifespan.shutdown":
+            await leaving.wait()
+        return step
+
+    async def send(event: ASGISendEvent) -> None:
+        if event["type"] == "lifespan.startup.complete":
+            task_status.started()
+        elif event["type"] in {"lifespan.startup.failed", "lifespan.shutdown.failed"}:
+            raise RelayError(f"the web application could not start or stop: {event.get('message', '')}")
+
+    await app(
+        {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}, receive, send
+    )
+
+
+class _Connection:
+    """One connection: a reader, a task for the request that is being answered, and one deadline for both.
+
+    **Owns:** a nursery with those two.
+    **Ends when:** either end closes, a deadline passes, or what was asked for is refused.
+    """
+
+    def __init__(self, side: HttpSide, stream: trio.abc.Stream) -> None:
+        self._side = side
+        self._limits = side.limits
+        self._stream = stream
+        self._writing = trio.Lock()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + side.limits.request_head_s)
+        self._h11 = RequestGate(head_bytes=side.limits.request_head_bytes, body_bytes=side.body_bytes)
+        self._reading_head = True
+        self._answering = False
+        self._broken = False
+
+    def close_if_idle(self) -> None:
+        """End the connection unless a request is arriving or being answered."""
+        if not self._answering and not self._reading_head:
+            self._scope.cancel()
+
+    async def run(self, initial: bytes) -> None:
+        """Serve requests until the connection ends; the stream is left open."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await self._read(nursery, initial)
+                nursery.cancel_scope.cancel()
+        if not self._broken and (self._reading_head or self._answering):
+            with trio.move_on_after(self._limits.close_s), suppress(trio.BrokenResourceError):
+                await self._say_goodbye()
+
+    async def _read(self, nursery: trio.Nursery, initial: bytes) -> None:
+        protocol = H11Protocol(
+            self._side.app,
+            self._side.config,
+            self._side.context,
+            cast("TaskGroup", _Requests(nursery)),
+            ConnectionState({}),
+            False,
+            None,
+            None,
+            self._on_event,
+        )
+        protocol.connection = self._h11
+        data = initial or await self._receive()
+        while data:
+            if not self._answering and not self._reading_head:
+                self._reading_head = True
+                self._scope.deadline = trio.current_time() + self._limits.request_head_s
+            await protocol.handle(RawData(data))
+            data = await self._receive()
+        await protocol.handle(RawData(b""))
+        if self._answering:
+            # The peer has finished speaking but may well be listening.
+            await trio.sleep_forever()
+
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(_READ_BYTES))
+        except trio.BrokenResourceError:
+            await self._give_up()
+            return b""
+
+    async def _on_event(self, event: Event) -> None:
+        """Do what Hypercorn's protocol wants done."""
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Updated):
+            self._reading_head = False
+            self._answering = not event.idle
+            patience_s = self._side.idle_s if event.idle else self._side.request_s
+            self._scope.deadline = trio.current_time() + patience_s
+        elif isinstance(event, Closed):
+            self._scope.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        async with self._writing:
+            for start in range(0, len(data), _WRITE_BYTES):
+                with trio.move_on_after(self._limits.stall_s) as stalled:
+                    try:
+                        await self._stream.send_all(memoryview(data)[start : start + _WRITE_BYTES])
+                    except trio.BrokenResourceError:
+                        await self._give_up()
+                if stalled.cancelled_caught:
+                    await self._give_up()
+                if self._answering:
+                    self._scope.deadline = trio.current_time() + self._side.request_s
+
+    async def _give_up(self) -> None:
+        self._broken = True
+        self._scope.cancel()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _say_goodbye(self) -> None:
+        """Say what is left to say and wait for the peer's end: closing at once could take the answer back."""
+        timed_out = trio.current_time() >= self._scope.deadline
+        if timed_out and self._h11.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            late = self._h11.their_state in {h11.IDLE, h11.SEND_BODY}
+            await self._stream.send_all(_TOO_LATE if late else _TOO_SLOW)
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await self._stream.send_eof()
+        while await self._stream.receive_some(_READ_BYTES):
+            pass
+
+
+_TOO_LATE: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_TOO_SLOW: Final = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class _Requests:
+    """Runs the app for each request, in the connection's nursery, in place of Hypercorn's TaskGroup."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: Config,
+        scope: Scope,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        """Start answering a request; returns where to put what the peer sends."""
+        put, take = trio.open_memory_channel[ASGIReceiveEvent](config.max_app_queue_size)
+
+        async def answer() -> None:
+            with _contained("answering an HTTP request"):
+                await app(scope, take.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+            with _contained("ending an HTTP request"):
+                await send(None)
+
+        self._nursery.start_soon(answer, name="http request")
+        return put.send
+
+
+@contextmanager
+def _contained(what: str) -> Iterator[None]:
+    """Log failures and go on; what is no failure (cancellation, KeyboardInterrupt) passes through."""
+    try:
+        yield
+    except Exception as error:
+        log.error("%s failed: %s", what, _describe(error))
+    except BaseExceptionGroup as group:
+        failures, others = group.split(Exception)
+        if failures is not None:
+            log.error("%s failed: %s", what, _describe(failures))
+        if others is not None:
+            raise others from None
+
+
+def _describe(error: BaseException) -> str:
+    """Say what was raised and where, without its text: that may have a query string in it, and so a token."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

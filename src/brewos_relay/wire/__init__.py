@@ -1,0 +1,1 @@
+"""WebSocket on Trio: from bytes to messages and back."""

@@ -1,0 +1,313 @@
+"""RFC 6455 frames, seen from the server: bytes in, messages out, and back. No I/O.
+
+The parser takes every complete frame of what it is fed in one pass. Payloads leave it unmasked, joined if
+they were fragmented, text checked to be UTF-8; nothing that a client can send makes it hold more than one
+message of the allowed size.
+"""
+
+import codecs
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery, Message
+
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+_FIN: Final = 0x80
+_RSV: Final = 0x70
+_MASKED: Final = 0x80
+_MAX_CONTROL_BYTES: Final = 125
+_MAX_REASON_BYTES: Final = _MAX_CONTROL_BYTES - 2
+
+_NewUtf8Decoder = codecs.getincrementaldecoder("utf-8")
+_int_from_bytes = int.from_bytes
+_medium_header = struct.Struct(">BBH").pack
+_large_header = struct.Struct(">BBQ").pack
+
+
+class Ending:
+    """Why a stream of frames is over: the peer's close frame, or what it did wrong.
+
+    `code` is None for a close frame without one.
+    """
+
+    __slots__ = ("by_peer", "code", "reason")
+
+    def __init__(self, code: int | None, reason: str, *, by_peer: bool) -> None:
+        self.code = code
+        self.reason = reason
+        self.by_peer = by_peer
+
+    def __repr__(self) -> str:
+        return f"Ending({self.code}, {self.reason!r}, by_peer={self.by_peer})"
+
+
+class FrameParser:
+    """Parse what one client sends. Feed it; look at `pings` and `ending` after each feed.
+
+    With `skip_oversize`, a message of more than `max_message_bytes` is read past and counted in `oversized`;
+    without, it ends the stream with 1009.
+    """
+
+    __slots__ = (
+        "_discarding",
+        "_fragments",
+        "_fragments_are_text",
+        "_fragments_bytes",
+        "_max_message_bytes",
+        "_need_bytes",
+        "_partial",
+        "_skip_bytes",
+        "_skip_oversize",
+        "_utf8",
+        "ending",
+        "oversized",
+        "pings",
+    )
+
+    def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._skip_oversize = skip_oversize
+        self._partial: bytearray | None = None  # the beginning of a frame
+        self._need_bytes = 0  # how long that has to become before another look is worth it
+        self._skip_bytes = 0  # still to be read past
+        self._fragments: list[bytes] | None = None  # of a message that has begun
+        self._fragments_bytes = 0
+        self._fragments_are_text = False
+        self._discarding = False  # the message that has begun is too large, and is read past
+        self._utf8: codecs.IncrementalDecoder | None = None
+        self.pings: list[bytes] = []
+        """Payloads of pings that nobody has answered yet; the caller empties it."""
+        self.ending: Ending | None = None
+        """Set once the stream is over; whatever is fed later is ignored."""
+        self.oversized = 0
+        """How many messages were read past."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a message has begun that is not complete."""
+        return self._partial is not None or self._skip_bytes > 0 or self._fragments is not None
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes from the wire; return the messages that they complete, in order."""
+        messages: list[Message] = []
+        if self.ending is not None:
+            return messages
+        if self._skip_bytes:
+            data, self._skip_bytes = data[self._skip_bytes :], max(0, self._skip_bytes - len(data))
+        if self._partial is not None:
+            self._partial += data
+            if len(self._partial) < self._need_bytes:
+                return messages
+            data = bytes(self._partial)
+            self._partial = None
+        start, end = 0, len(data)
+        while start < end:
+            # A whole text or binary message in one frame, which is nearly all that ever comes.
+            if end - start >= 8 and self._fragments is None:
+                first, second = data[start], data[start + 1]
+                if (first == 0x82 or first == 0x81) and 0x80 <= second <= 0xFE:
+                    if second < 0xFE:
+                        length = second - 0x80
+                        body = start + 6
+                    else:
+                        length = data[start + 2] << 8 | data[start + 3]
+                        body = start + 8
+                    stop = body + length
+                    if stop <= end and length <= self._max_message_bytes and (length > 125 or second < 0xFE):
+                        payload = unmask(data[body:stop], data[body - 4 : body])
+                        if first == 0x82:
+                            messages.append(Message(payload, False))
+                        elif payload.isascii() or _is_utf8(payload):
+                            messages.append(Message(payload))
+                        else:
+                            start = self._fail(CloseCode.INVALID_DATA, "text is not UTF-8", end)
+                            continue
+                        start = stop
+                        continue
+            start = self._take_frame(data, start, messages)
+        return messages
+
+    def _take_frame(self, data: bytes, start: int, messages: list[Message]) -> int:
+        """Take any frame, whole or not, that begins at `start`; return where to go on."""
+        end = len(data)
+        available = end - start
+        if available < 2:
+            return self._wait_for(2, data, start)
+        first, second = data[start], data[start + 1]
+        problem = self._problem_with(first, second)
+        if problem is not None:
+            return self._fail(CloseCode.PROTOCOL_ERROR, problem, end)
+        length = second & 0x7F
+        body = start + 6
+        if length > _MAX_CONTROL_BYTES:
+            extended = 2 if length == 126 else 8
+            if available < 2 + extended:
+                return self._wait_for(2 + extended, data, start)
+            length = _int_from_bytes(data[start + 2 : start + 2 + extended], "big")
+            body += extended
+            if length >> 63 or length <= (_MAX_CONTROL_BYTES if extended == 2 else 0xFFFF):
+                return self._fail(CloseCode.PROTOCOL_ERROR, "frame length not well encoded", end)
+        stop = body + length
+        is_control = first & 0x08 != 0
+        if not is_control and self._fragments_bytes + length > self._max_message_bytes:
+            if not self._skip_oversize:
+                return self._fail(CloseCode.MESSAGE_TOO_BIG, "message too big", end)
+            self._read_past(first)
+            self._skip_bytes = max(0, stop - end)
+        elif stop > end:
+            return self._wait_for(stop - start, data, start)
+        elif is_control:
+            self._take_control(first, unmask(data[body:stop], data[body - 4 : body]))
+        else:
+            self._take_fragment(first, unmask(data[body:stop], data[body - 4 : body]), messages)
+        return stop if self.ending is None else end
+
+    def _wait_for(self, need_bytes: int, data: bytes, start: int) -> int:
+        self._need_bytes = need_bytes
+        self._partial = bytearray(data[start:])
+        return len(data)
+
+    def _fail(self, code: CloseCode, reason: str, end: int) -> int:
+        """End the stream; gives back `end`, where nothing is left to be parsed."""
+        self.ending = Ending(code, reason, by_peer=False)
+        self._partial = self._fragments = self._utf8 = None
+        return end
+
+    def _problem_with(self, first: int, second: int) -> str | None:
+        """Say what is wrong with a frame that begins with these two bytes."""
+        opcode = first & 0x0F
+        if first & _RSV:
+            return "reserved bit set, no extension agreed on"
+        if opcode not in _OPCODES:
+            return f"reserved opcode {opcode:#x}"
+        if second & _MASKED == 0:
+            return "frame not masked"
+        if opcode >= CLOSE:
+            if first & _FIN == 0:
+                return "control frame fragmented"
+            if second & 0x7F > _MAX_CONTROL_BYTES:
+                return "control frame longer than 125 bytes"
+        elif (opcode == CONTINUATION) == (self._fragments is None):
+            return "continuation of nothing" if opcode == CONTINUATION else "message inside a message"
+        return None
+
+    def _read_past(self, first: int) -> None:
+        """Note that the frame beginning with `first`, and its message with it, is too large to be kept."""
+        if not self._discarding:
+            self.oversized += 1
+        self._discarding = first & _FIN == 0
+        self._fragments = [] if self._discarding else None
+        self._fragments_bytes = self._max_message_bytes if self._discarding else 0
+        self._utf8 = None
+
+    def _take_control(self, first: int, payload: bytes) -> None:
+        if first == _FIN | PING:
+            self.pings.append(payload)
+        elif first == _FIN | CLOSE:
+            self.ending = _read_close(payload)
+
+    def _take_fragment(self, first: int, payload: bytes, messages: list[Message]) -> None:
+        if self._fragments is None:
+            self._fragments = []
+            self._fragments_bytes = 0
+            self._fragments_are_text = first & 0x0F == TEXT
+            self._utf8 = _NewUtf8Decoder() if self._fragments_are_text else None
+        final = first & _FIN != 0
+        if self._utf8 is not None:
+            try:
+                self._utf8.decode(payload, final)
+            except UnicodeDecodeError:
+                self._fail(CloseCode.INVALID_DATA, "text is not UTF-8", 0)
+                return
+        if payload:  # empty ones may come for ever, and are nothing to keep
+            self._fragments.append(payload)
+            self._fragments_bytes += len(payload)
+        if final:
+            if not self._discarding:
+                messages.append(Message(b"".join(self._fragments), is_text=self._fragments_are_text))
+            self._discarding = False
+            self._fragments = self._utf8 = None
+            self._fragments_bytes = 0
+
+
+_OPCODES: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
+
+
+def unmask_without_c(payload: bytes, mask: bytes) -> bytes:
+    """Take a mask of 4 bytes off a payload (or put it on, which is the same)."""
+    length = len(payload)
+    words = (length + 3) >> 2
+    keys = _int_from_bytes(mask * words, "little")
+    return (_int_from_bytes(payload, "little") ^ keys).to_bytes(words << 2, "little")[:length]
+
+
+unmask: Callable[[bytes, bytes], bytes]
+try:
+    from websockets.speedups import apply_mask as unmask
+except ImportError:  # websockets comes without its C part where that could not be built
+    unmask = unmask_without_c
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _read_close(payload: bytes) -> Ending:
+    """Read the payload of a close frame (RFC 6455 §5.5.1, §7.4)."""
+    if not payload:
+        return Ending(None, "", by_peer=True)
+    code = _int_from_bytes(payload[:2], "big")
+    if len(payload) == 1 or not is_close_code(code):
+        return Ending(CloseCode.PROTOCOL_ERROR, "close code not valid", by_peer=False)
+    if not _is_utf8(payload[2:]):
+        return Ending(CloseCode.INVALID_DATA, "close reason is not UTF-8", by_peer=False)
+    return Ending(code, payload[2:].decode(), by_peer=True)
+
+
+def is_close_code(code: int) -> bool:
+    """Whether a close frame may carry this code (RFC 6455 §7.4 and the IANA registry)."""
+    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
+
+
+def encode_frame(opcode: int, payload: bytes) -> bytes:
+    """Build one final, unmasked frame."""
+    length = len(payload)
+    if length <= _MAX_CONTROL_BYTES:
+        return bytes((_FIN | opcode, length)) + payload
+    if length <= 0xFFFF:
+        return _medium_header(_FIN | opcode, 126, length) + payload
+    return _large_header(_FIN | opcode, 127, length) + payload
+
+
+def encode_close(code: int | None, reason: str = "") -> bytes:
+    """Build a close frame; a reason that is too long loses its end."""
+    if code is None:
+        return encode_frame(CLOSE, b"")
+    text = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore").encode()
+    return encode_frame(CLOSE, code.to_bytes(2, "big") + text)
+
+
+def encode_pongs(payloads: Iterable[bytes]) -> bytes:
+    """Build the answers to pings."""
+    return b"".join([encode_frame(PONG, payload) for payload in payloads])
+
+
+def encode_delivery(delivery: Delivery) -> bytes:
+    """Give a delivery as frames, one for each message, building them at the first call."""
+    encoded = delivery.encoded
+    if encoded is None:
+        frames = [encode_frame(TEXT if m.is_text else BINARY, m.payload) for m in delivery.messages]
+        encoded = delivery.encoded = frames[0] if len(frames) == 1 else b"".join(frames)
+    return encoded

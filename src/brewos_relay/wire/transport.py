@@ -1,0 +1,147 @@
+"""A non-blocking byte stream over a socket, with a bounded outbox for what cannot be sent at once."""
+
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+READ_BYTES: Final = 64 * 1024
+
+
+class Transport:
+    """Owns a connected, non-blocking socket until `close`.
+
+    Bytes are written at once as far as the operating system takes them; the rest waits in the outbox, at most
+    `outbox_limit_bytes`, until somebody runs `flush`.
+    """
+
+    __slots__ = (
+        "_outbox",
+        "_outbox_limit_bytes",
+        "_recv",
+        "_send",
+        "_socket",
+        "fd",
+        "on_blocked",
+        "outbox_bytes",
+    )
+
+    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int) -> None:
+        self._socket = sock
+        self.fd = sock.fileno()
+        self._send = sock.send
+        self._recv = sock.recv
+        self._outbox: deque[bytes] | None = None
+        self._outbox_limit_bytes = outbox_limit_bytes
+        self.outbox_bytes = 0
+        """What waits to be written."""
+        self.on_blocked: Callable[[], None] | None = None
+        """Called when the outbox ceases to be empty: somebody has to run `flush`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.fd < 0
+
+    def read(self) -> bytes | None:
+        """Read what is there, up to 64 KiB; None if nothing is, empty bytes once the stream is over."""
+        try:
+            return self._recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def write(self, data: bytes) -> bool:
+        """Write, or leave in the outbox; False if the outbox has no room and nothing was written.
+
+        A broken stream takes everything: its end shows when it is read.
+        """
+        if self._outbox is None:
+            try:
+                sent = self._send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                return True
+            if sent != len(data):
+                self._outbox = deque((data[sent:],))
+                self.outbox_bytes = len(data) - sent
+                if self.on_blocked is not None:
+                    self.on_blocked()
+            return True
+        if self.outbox_bytes + len(data) > self._outbox_limit_bytes:
+            return False
+        self._outbox.append(data)
+        self.outbox_bytes += len(data)
+        return True
+
+    def _try_send(self, data: bytes) -> int:
+        try:
+            return self._send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            return len(data)
+
+    def keep_first_unsent(self) -> None:
+        """Forget what waits in the outbox, except for a write that may have been sent in part."""
+        if self._outbox is not None:
+            self._outbox = deque((self._outbox[0],))
+            self.outbox_bytes = len(self._outbox[0])
+
+    async def flush(self, *, stall_s: float) -> bool:
+        """Write until the outbox is empty; False if the peer took nothing for `stall_s`.
+
+        Raises trio.ClosedResourceError after `wake` or `close`.
+        """
+        while self._outbox is not None:
+            with trio.move_on_after(stall_s) as stalled:
+                await trio.lowlevel.wait_writable(self.fd)
+            if stalled.cancelled_caught:
+                return False
+            while self._outbox:
+                chunk = self._outbox[0]
+                sent = self._try_send(chunk)
+                self.outbox_bytes -= sent
+                if sent < len(chunk):
+                    self._outbox[0] = chunk[sent:]
+                    break
+                self._outbox.popleft()
+            else:
+                self._outbox = None
+        return True
+
+    async def wait_readable(self) -> None:
+        """Wait for something to read, or for the end.
+
+        Raises trio.ClosedResourceError after `wake` or `close`.
+        """
+        await trio.lowlevel.wait_readable(self.fd)
+
+    def finish_writing(self) -> None:
+        """Tell the peer that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def detach(self) -> socket.socket:
+        """Give the socket away; this transport is closed from here on."""
+        self.fd = -1
+        return self._socket
+
+    def wake(self) -> None:
+        """Make whoever waits for this stream stop waiting, with trio.ClosedResourceError."""
+        if not self.closed:
+            trio.lowlevel.notify_closing(self.fd)
+
+    def close(self) -> None:
+        """Close the socket; what waits in the outbox is lost."""
+        if not self.closed:
+            trio.lowlevel.notify_closing(self.fd)
+            self.fd = -1
+            self._outbox = None
+            self.outbox_bytes = 0
+            self._socket.close()

@@ -1,0 +1,254 @@
+import mimetypes
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from quart import Response
+from quart_trio import QuartTrio
+
+from brewos_relay.api import web
+from brewos_relay.errors import SettingsError
+
+MakeApp = Callable[[Path | None], QuartTrio]
+
+INDEX = b"<!doctype html><title>app</title>"
+SCRIPT = b"console.log('hello');" * 20_000
+SECRET = b"not for the web"
+
+
+@pytest.fixture
+def dist(tmp_path: Path) -> Path:
+    (tmp_path / "secret.txt").write_bytes(SECRET)
+    root = tmp_path / "dist"
+    (root / "assets").mkdir(parents=True)
+    (root / ".well-known").mkdir()
+    (root / "index.html").write_bytes(INDEX)
+    (root / "sw.js").write_bytes(b"self.skipWaiting();")
+    (root / "manifest.json").write_bytes(b"{}")
+    (root / ".env").write_bytes(SECRET)
+    (root / ".well-known" / "web-app-origin-association").write_bytes(b"{}")
+    (root / "assets" / "index-3f2a.js").write_bytes(SCRIPT)
+    (root / "assets" / "style-77aa.css").write_bytes(b"body{}")
+    (root / "assets" / "odd").write_bytes(b"?")
+    return root
+
+
+@pytest.fixture
+def app(make_app: MakeApp, dist: Path) -> QuartTrio:
+    return make_app(dist)
+
+
+async def get(app: QuartTrio, path: str, *, method: str = "GET", **headers: str) -> Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    ask = getattr(app.test_client(), method.lower())
+    # The test client writes paths anew; a real server hands on what the peer wrote.
+    scope = {"raw_path": path.partition("?")[0].encode()}
+    response = await ask(path, headers=named, scope_base=scope)
+    assert isinstance(response, Response)
+    return response
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/index.html",
+        "/machines",
+        "/machines/",
+        "/machine/BRW-00000001/stats",
+        "/pair?id=BRW-00000001&token=x",
+        "/login",
+        "/auth/callback",
+        "/missing.js",
+        "/apiary",
+        "//elsewhere",
+        "/" + "long" * 500,
+        "/caf%C3%A9/%F0%9F%92%A7/%FF",
+    ],
+)
+async def test_every_page_of_the_app_is_its_index(app: QuartTrio, path: str) -> None:
+    response = await get(app, path)
+    assert response.status_code == 200
+    assert await response.get_data() == INDEX
+    assert response.content_type == "text/html; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_hashed_assets_may_be_kept_for_ever(app: QuartTrio) -> None:
+    response = await get(app, "/assets/index-3f2a.js")
+    assert response.status_code == 200
+    assert await response.get_data() == SCRIPT
+    assert response.content_length == len(SCRIPT)
+    assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+@pytest.mark.parametrize("path", ["/assets/index-0000.js", "/assets/", "/assets/deeper/x.css"])
+async def test_a_missing_asset_is_missing(app: QuartTrio, path: str) -> None:
+    response = await get(app, path)
+    assert response.status_code == 404
+    assert "immutable" not in response.headers.get("Cache-Control", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/sw.js", "text/javascript; charset=utf-8"),
+        ("/assets/style-77aa.css", "text/css; charset=utf-8"),
+        ("/manifest.json", "application/json"),
+        ("/.well-known/web-app-origin-association", "application/json"),
+        ("/assets/odd", "application/octet-stream"),
+    ],
+)
+async def test_types_do_not_depend_on_the_host(
+    app: QuartTrio, monkeypatch: pytest.MonkeyPatch, path: str, content_type: str
+) -> None:
+    monkeypatch.setitem(mimetypes.types_map, ".js", "text/plain")
+    response = await get(app, path)
+    assert response.status_code == 200
+    assert response.content_type == content_type
+
+
+async def test_the_service_worker_is_always_asked_for_again(app: QuartTrio) -> None:
+    assert (await get(app, "/sw.js")).headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../secret.txt",
+        "/assets/../../secret.txt",
+        "/assets/..%2f..%2fsecret.txt",
+        "/..%2Fsecret.txt",
+        "/%2e%2e/secret.txt",
+        "/assets/%2e%2e/%2e%2e/secret.txt",
+        "/..%5csecret.txt",
+        "/..\\secret.txt",
+        "/machine/a%2Fb",
+        "/secret.txt%00.html",
+        "/%0d%0aSet-Cookie:x",
+        "/.env",
+        "/.git/config",
+        "/./index.html",
+    ],
+)
+async def test_paths_that_play_tricks_are_refused(app: QuartTrio, path: str) -> None:
+    response = await get(app, path)
+    assert response.status_code == 404
+    assert SECRET not in await response.get_data()
+
+
+async def test_an_absolute_path_leads_nowhere(app: QuartTrio, dist: Path) -> None:
+    response = await get(app, f"/{dist.parent / 'secret.txt'}")
+    assert await response.get_data() == INDEX
+
+
+@pytest.mark.parametrize("path", ["/leak.txt", "/assets/leak.txt", "/out/secret.txt", "/loop"])
+async def test_links_do_not_lead_out(app: QuartTrio, dist: Path, path: str) -> None:
+    for name in ("leak.txt", "assets/leak.txt"):
+        (dist / name).symlink_to(dist.parent / "secret.txt")
+    (dist / "out").symlink_to(dist.parent)
+    (dist / "loop").symlink_to(dist / "loop")
+    assert SECRET not in await (await get(app, path)).get_data()
+
+
+async def test_links_inside_are_followed_and_so_is_the_root(
+    make_app: MakeApp, dist: Path, tmp_path: Path
+) -> None:
+    (dist / "latest.js").symlink_to(dist / "sw.js")
+    (tmp_path / "current").symlink_to(dist)
+    response = await get(make_app(tmp_path / "current"), "/latest.js")
+    assert await response.get_data() == b"self.skipWaiting();"
+
+
+async def test_what_is_no_regular_file_is_no_file(app: QuartTrio, dist: Path) -> None:
+    os.mkfifo(dist / "pipe")
+    assert await (await get(app, "/pipe")).get_data() == INDEX
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("path", ["/", "/machines", "/sw.js"])
+async def test_pages_can_only_be_read(app: QuartTrio, method: str, path: str) -> None:
+    response = await get(app, path, method=method)
+    assert response.status_code == 405
+    assert "GET" in response.headers["Allow"]
+
+
+async def test_head_is_answered_like_get(app: QuartTrio) -> None:
+    response = await get(app, "/assets/index-3f2a.js", method="HEAD")
+    assert response.status_code == 200
+    assert response.content_length == len(SCRIPT)
+
+
+@pytest.mark.parametrize("path", ["/", "/machines", "/sw.js", "/assets/index-3f2a.js"])
+async def test_whoever_has_a_file_is_not_sent_it_again(app: QuartTrio, path: str) -> None:
+    first = await get(app, path)
+    again = await get(app, path, If_None_Match=first.headers["ETag"])
+    assert again.status_code == 304
+    assert await again.get_data() == b""
+    assert again.headers["Cache-Control"] == first.headers["Cache-Control"]
+
+
+async def test_a_changed_file_is_sent_again(app: QuartTrio, dist: Path) -> None:
+    first = await get(app, "/")
+    (dist / "index.html").write_bytes(INDEX + b"!")
+    again = await get(app, "/", If_None_Match=first.headers["ETag"])
+    assert again.status_code == 200
+    assert await again.get_data() == INDEX + b"!"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bytes=0-3", "bytes=-5", "bytes=2-999999999", "bytes=9-2", "lines=1-2", "x"]
+)
+async def test_a_range_gets_the_whole_file(app: QuartTrio, wanted: str) -> None:
+    response = await get(app, "/", Range=wanted)
+    assert response.status_code == 200
+    assert await response.get_data() == INDEX
+
+
+async def test_an_app_that_is_just_being_replaced_is_a_503(app: QuartTrio, dist: Path) -> None:
+    (dist / "index.html").unlink()
+    assert (await get(app, "/machines")).status_code == 503
+    assert (await get(app, "/sw.js")).status_code == 200
+
+
+def test_a_folder_without_an_app_is_a_wrong_setting(make_app: MakeApp, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"WEB_DIST_PATH.*index\.html"):
+        make_app(tmp_path)
+
+
+async def test_the_api_is_not_hidden_by_an_app(app: QuartTrio, dist: Path) -> None:
+    (dist / "api").mkdir()
+    (dist / "api" / "x").write_bytes(b"from the app")
+    response = await get(app, "/api/x")
+    assert response.status_code == 404
+    assert response.content_type == "application/json"
+
+
+class TestConsole:
+    @pytest.fixture
+    def app(self, make_app: MakeApp) -> QuartTrio:
+        return make_app(None)
+
+    async def test_says_how_to_go_on(self, app: QuartTrio) -> None:
+        response = await get(app, "/")
+        assert response.status_code == 200
+        assert response.content_type == "text/html; charset=utf-8"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        text = await response.get_data(as_text=True)
+        for step in ("device add", "brewos-relay token", "/ws/device?id=", "WEB_DIST_PATH"):
+            assert step in text
+
+    async def test_asks_nobody_else_for_anything(self, app: QuartTrio) -> None:
+        text = await (await get(app, "/")).get_data(as_text=True)
+        assert re.findall(r"(?:src|href)=\"(?!/api/)|url\(|@import|<script|https?:", text) == []
+
+    async def test_there_is_nothing_else(self, app: QuartTrio) -> None:
+        assert (await get(app, "/machines")).status_code == 404
+        assert (await get(app, "/", method="POST")).status_code == 405
+
+
+def test_every_type_has_a_suffix_in_lower_case() -> None:
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in web._CONTENT_TYPES)

@@ -1,0 +1,58 @@
+"""Running `brewos-relay` in this process, in an empty folder and with an empty environment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.cli import main
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Give a function that runs a command line and tells how it ended."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PORT", "JWT_SECRET", "DATA_DIR", "WEB_DIST_PATH", "BREWOS_RELAY_URL", "BREWOS_RELAY_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*args: str) -> Outcome:
+        with pytest.raises(SystemExit) as exited:
+            main(args)
+        captured = capsys.readouterr()
+        assert isinstance(exited.value.code, int)
+        return Outcome(exited.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch, run: Run) -> str:
+    """Put a good JWT_SECRET into the environment."""
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    return SECRET
+
+
+def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
+    """Check that a command ended with this code, and with one line on stderr that has all of these parts."""
+    assert outcome.code == code
+    assert outcome.out == ""
+    assert outcome.err.startswith("brewos-relay: ")
+    assert outcome.err.endswith("\n")
+    assert outcome.err.count("\n") == 1
+    for part in parts:
+        assert part in outcome.err

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.auth.tokens import TokenSigner
+
+from .conftest import SECRET, Run, assert_refused
+
+TOKEN = ("token", "--user", "ada", "--email", "a@b.c")
+
+
+def test_a_secret_is_good_for_signing(run: Run) -> None:
+    first, second = run("secret"), run("secret")
+    assert first.code == 0
+    assert first.err == ""
+    assert first.out != second.out
+    TokenSigner(first.out.removesuffix("\n"))
+
+
+def test_a_token_and_nothing_else_is_printed(run: Run, secret: str) -> None:
+    outcome = run(*TOKEN, "--device", "brw-0000000a", "--device", "BRW-0000000B", "--ttl", "12h")
+    assert (outcome.code, outcome.err) == (0, "")
+    token = outcome.out.removesuffix("\n")
+    assert token.split() == [token]
+    claims = TokenSigner(secret).verify(token)
+    assert (claims.user_id, claims.email) == ("ada", "a@b.c")
+    assert claims.devices == frozenset({"BRW-0000000A", "BRW-0000000B"})
+    assert claims.expires_at_s - claims.issued_at_s == 12 * 3600
+
+
+@pytest.mark.parametrize(("ttl", "ttl_s"), [("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)])
+def test_durations(run: Run, secret: str, ttl: str, ttl_s: int) -> None:
+    claims = TokenSigner(secret).verify(run(*TOKEN, "--ttl", ttl).out.strip())
+    assert claims.expires_at_s - claims.issued_at_s == ttl_s
+
+
+def test_a_token_lives_for_a_week_and_names_no_device_unless_told_otherwise(run: Run, secret: str) -> None:
+    claims = TokenSigner(secret).verify(run(*TOKEN).out.strip())
+    assert claims.expires_at_s - claims.issued_at_s == 7 * 24 * 3600
+    assert claims.devices == frozenset()
+
+
+def test_a_token_for_all_devices(run: Run, secret: str) -> None:
+    assert TokenSigner(secret).verify(run(*TOKEN, "--all-devices").out.strip()).devices == "*"
+
+
+def test_the_secret_may_come_from_a_dotenv(run: Run, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"JWT_SECRET={SECRET}\n")
+    TokenSigner(SECRET).verify(run(*TOKEN).out.strip())
+
+
+def test_no_secret(run: Run) -> None:
+    assert_refused(run(*TOKEN), 1, "JWT_SECRET is not set", "`brewos-relay secret`")
+
+
+def test_a_short_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", "short-secret")
+    outcome = run(*TOKEN)
+    assert_refused(outcome, 1, "JWT_SECRET has 12 bytes", "at least 32 bytes", "`brewos-relay secret`")
+    assert "short-secret" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--ttl", "7"], ["--ttl", "'7' is not a duration", "90s, 15m, 12h or 7d"]),
+        (["--ttl", "0s"], ["'0s' is not a duration"]),
+        (["--ttl", "1w"], ["'1w' is not a duration"]),
+        (["--ttl", "-1d"], ["'-1d' is not a duration"]),
+        (["--ttl", "999999999d"], ["exp must be a time"]),
+        (["--device", "espresso"], ["--device", "'espresso' is not a device id"]),
+        (["--device", "BRW-00000001", "--all-devices"], ["exclude each other"]),
+        (["--user", ""], ["userId must be a text"]),
+        (["--email", "a\nb"], ["email must be a text"]),
+    ],
+)
+def test_wrong_usage(run: Run, secret: str, args: list[str], parts: list[str]) -> None:
+    assert_refused(run(*TOKEN, *args), 2, *parts, "See `brewos-relay token --help`.")

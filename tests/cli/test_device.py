@@ -1,0 +1,214 @@
+import json
+import sys
+from datetime import UTC, datetime
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.cli import main
+from brewos_relay.registry.database import Database, Device
+
+from .conftest import Run, assert_refused
+
+KEY = "k" * 43
+
+
+def stored(folder: Path = Path("data")) -> list[Device]:
+    with Database.open(f"sqlite:///{folder.as_posix()}/brewos-relay.db") as database:
+        return database.devices()
+
+
+# add
+
+
+def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
+    outcome = run("device", "add", "brw-0000000a")
+    assert outcome.code == 0
+    key = outcome.out.removesuffix("\n")
+    assert valid_key(key)
+    assert outcome.err == "Registered BRW-0000000A. Its key is shown only this once:\n"
+    (device,) = stored()
+    assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_key(key), None)
+    assert key not in run("device", "list", "--json").out
+
+
+def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
+    outcome = run("device", "add", "BRW-0000000A", "--key", KEY, "--name", "Küche")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Registered BRW-0000000A.\n")
+    (device,) = stored()
+    assert (device.key_hash, device.name) == (hash_key(KEY), "Küche")
+
+
+def test_a_machine_is_given_to_users(run: Run) -> None:
+    assert run("device", "add", "BRW-0000000A", "--user", "ada", "--user", "bob", "--user", "ada").code == 0
+    with Database.open("sqlite:///data/brewos-relay.db") as database:
+        pairs = [(user, "BRW-0000000A") for user in ("ada", "bob", "eve")]
+        assert database.ownerships(pairs) == set(pairs[:2])
+
+
+def test_a_machine_is_not_registered_twice(run: Run) -> None:
+    run("device", "add", "BRW-0000000A")
+    assert_refused(run("device", "add", "brw-0000000a"), 1, "BRW-0000000A is registered already", "remove it")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["BRW-1"], ["'BRW-1' is not a device id"]),
+        (["BRW-00000001", "--key", "my-secret-key"], ["the key has 13 characters", "32 to 128"]),
+        (["BRW-00000001", "--name", ""], ["a name must have 1 to 100"]),
+        (["BRW-00000001", "--user", "a\tb"], ["a user id must have"]),
+    ],
+)
+def test_what_cannot_be_added(run: Run, args: list[str], parts: list[str]) -> None:
+    outcome = run("device", "add", *args)
+    assert_refused(outcome, 2, *parts, "See `brewos-relay device add --help`.")
+    assert "my-secret-key" not in outcome.err
+
+
+# import
+
+
+def write_csv(count: int, *more: str) -> str:
+    lines = ["id,key,name", *(f"BRW-{number:08X},{KEY},Machine {number}" for number in range(count)), *more]
+    Path("machines.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "machines.csv"
+
+
+def test_importing_a_file(run: Run) -> None:
+    outcome = run("device", "import", write_csv(3))
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Registered 3 devices.\n")
+    assert [(device.id, device.name) for device in stored()][1] == ("BRW-00000001", "Machine 1")
+
+
+def test_importing_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"BRW-00000001,{KEY}\n".encode())))
+    assert run("device", "import", "-").code == 0
+    assert len(stored()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("BRW-1," + KEY, "'BRW-1' is not a device id"),
+        ("BRW-FFFFFFFF,short", "the key has 5 characters"),
+        ("brw-00000000," + KEY, "BRW-00000000 is on line 2 already"),
+    ],
+)
+def test_nothing_is_imported_if_a_line_is_bad(run: Run, line: str, problem: str) -> None:
+    assert_refused(run("device", "import", write_csv(3, line)), 1, "line 5", problem)
+    assert not Path("data").exists()
+
+
+def test_nothing_is_imported_if_an_id_is_registered(run: Run) -> None:
+    run("device", "add", "BRW-00000002", "--key", KEY)
+    assert_refused(
+        run("device", "import", write_csv(5)), 1, "line 4", "BRW-00000002 is registered already; leave it out"
+    )
+    assert len(stored()) == 1
+
+
+def test_the_first_of_many_registered_ids_is_named(run: Run) -> None:
+    run("device", "import", write_csv(3))
+    assert_refused(
+        run("device", "import", write_csv(5)), 1, "line 2", "BRW-00000000 (and 2 more) is registered"
+    )
+    assert len(stored()) == 3
+
+
+def test_a_file_that_is_not_there(run: Run) -> None:
+    assert_refused(run("device", "import", "nowhere.csv"), 2, "nowhere.csv", "No such file")
+
+
+def test_a_terminal_gets_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    file = write_csv(1500)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit):
+        main(["device", "import", file])
+    assert "Registering" in terminal.getvalue()
+    assert "100%" in terminal.getvalue()
+    assert len(stored()) == 1500
+
+
+# list
+
+
+def test_nothing_to_list(run: Run) -> None:
+    outcome = run("device", "list")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "`brewos-relay device add`" in outcome.err
+    assert run("device", "list", "--json").out == "[]\n"
+
+
+def test_listing_for_people(run: Run) -> None:
+    run("device", "add", "BRW-0000000B", "--name", "Küche")
+    run("device", "add", "BRW-0000000A")
+    with Database.open("sqlite:///data/brewos-relay.db") as database:
+        database.note_seen({"BRW-0000000B": 1_700_000_000_123})
+    outcome = run("device", "list")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines() == [
+        "ID            LAST SEEN                 NAME",
+        "BRW-0000000A  never",
+        "BRW-0000000B  2023-11-14T22:13:20.123Z  Küche",
+    ]
+
+
+def test_listing_for_programs(run: Run) -> None:
+    run("device", "add", "BRW-0000000B", "--name", "Küche")
+    with Database.open("sqlite:///data/brewos-relay.db") as database:
+        database.note_seen({"BRW-0000000B": 1_700_000_000_123})
+    (listed,) = json.loads(run("device", "list", "--json").out)
+    created_at = datetime.fromisoformat(listed.pop("createdAt"))
+    assert abs((datetime.now(UTC) - created_at).total_seconds()) < 60
+    assert listed == {"id": "BRW-0000000B", "name": "Küche", "lastSeen": "2023-11-14T22:13:20.123Z"}
+
+
+# remove
+
+
+def test_removing(run: Run) -> None:
+    run("device", "add", "BRW-0000000A")
+    outcome = run("device", "remove", "brw-0000000a")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Removed BRW-0000000A.\n")
+    assert stored() == []
+    assert_refused(
+        run("device", "remove", "BRW-0000000A"), 1, "BRW-0000000A is not registered", "device list"
+    )
+
+
+# where it is kept
+
+
+def test_the_data_dir_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "env"))
+    elsewhere = ("--data-dir", str(tmp_path / "elsewhere"))
+    assert run("device", "add", "BRW-0000000A", *elsewhere).code == 0
+    assert run("device", "import", write_csv(1), *elsewhere).code == 0
+    assert run("device", "remove", "BRW-00000000", *elsewhere).code == 0
+    assert "BRW-0000000A" in run("device", "list", *elsewhere).out
+    assert len(stored(tmp_path / "elsewhere")) == 1
+    assert run("device", "list").out == ""
+    assert (tmp_path / "env" / "brewos-relay.db").exists()
+
+
+@pytest.mark.parametrize(
+    "args", [("list",), ("add", "BRW-0000000A"), ("remove", "BRW-0000000A"), ("import", "machines.csv")]
+)
+def test_a_registry_that_cannot_be_opened(run: Run, args: tuple[str, ...]) -> None:
+    write_csv(1)
+    Path("data").mkdir()
+    Path("data", "brewos-relay.db").write_bytes(b"espresso" * 1000)
+    assert_refused(run("device", *args), 1, "cannot open the database", "file is not a database")
+
+
+def test_bad_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "http")
+    assert_refused(run("device", "list"), 1, "PORT is 'http'")

@@ -1,0 +1,177 @@
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from brewos_relay.errors import RegistryError, SettingsError
+from brewos_relay.settings import LOG_LEVELS, Settings
+
+from .conftest import SECRET, Run, assert_refused
+
+StandIn = Callable[..., list[tuple[tuple[Any, ...], dict[str, Any]]]]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Give a function that puts a function in the place of a module's, and tells how it was called."""
+
+    def stand_in(
+        module: str, name: str, *, result: object = None, problem: BaseException | None = None
+    ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def called(*args: Any, **kwargs: Any) -> object:
+            calls.append((args, kwargs))
+            if problem is not None:
+                raise problem
+            return result
+
+        replacement = ModuleType(module)
+        setattr(replacement, name, called)
+        monkeypatch.setitem(sys.modules, module, replacement)
+        return calls
+
+    return stand_in
+
+
+SERVE = ("brewos_relay.server.run", "run_server")
+DEMO = ("brewos_relay.demo", "run_demo")
+TAIL = ("brewos_relay.client.cli_app", "run_tail")
+SEND = ("brewos_relay.client.cli_app", "run_send")
+
+IN_USE = OSError(errno.EADDRINUSE, "Address already in use")
+
+
+# serve
+
+
+def test_serve_runs_with_the_settings(
+    run: Run, secret: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stand_in(*SERVE)
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("BREWOS_RELAY_HOST", "::1")
+    args = ["--port", "0", "--data-dir", "elsewhere", "--log-level", "DEBUG"]
+    assert run("serve", *args).code == 0
+    expected = Settings(host="::1", port=0, jwt_secret=SECRET, data_dir=Path("elsewhere"), log_level="debug")
+    assert calls == [((expected,), {})]
+    assert run("serve", "--host", "127.0.0.1").code == 0
+    assert (calls[1][0][0].host, calls[1][0][0].port) == ("127.0.0.1", 1)
+
+
+def test_serve_needs_a_secret(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*SERVE)
+    assert_refused(run("serve"), 3, "JWT_SECRET is not set", "`brewos-relay secret`")
+    assert calls == []
+
+
+def test_serve_with_bad_settings(run: Run, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_STALL_S", "soon")
+    assert_refused(run("serve"), 3, "BREWOS_RELAY_STALL_S is 'soon'", "a number of seconds greater than 0")
+
+
+@pytest.mark.parametrize(
+    ("problem", "parts"),
+    [
+        (IN_USE, ["Address already in use; choose another address with --host and --port"]),
+        (ExceptionGroup("", [ExceptionGroup("", [IN_USE])]), ["Address already in use"]),
+        (OSError("no address"), ["no address"]),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "web"), ["web: No such file"]),
+        (RegistryError("cannot open the database\nx"), ["cannot open the database x"]),
+    ],
+)
+def test_serve_that_could_not_start(
+    run: Run, secret: str, stand_in: StandIn, problem: Exception, parts: list[str]
+) -> None:
+    stand_in(*SERVE, problem=problem)
+    assert_refused(run("serve"), 3, *parts)
+
+
+@pytest.mark.parametrize("problem", [ValueError("a bug"), ExceptionGroup("", [IN_USE, ValueError("a bug")])])
+def test_a_bug_is_not_taken_for_a_failure_to_start(
+    run: Run, secret: str, stand_in: StandIn, problem: Exception
+) -> None:
+    stand_in(*SERVE, problem=problem)
+    with pytest.raises(type(problem)) as caught:
+        run("serve")
+    assert caught.value is problem
+
+
+def test_the_log_levels_are_those_of_the_settings(run: Run) -> None:
+    assert f"[{'|'.join(LOG_LEVELS)}]" in run("serve", "--help").out
+
+
+# demo
+
+
+@pytest.mark.parametrize(("args", "port"), [([], None), (["--port", "0"], 0), (["--port", "8080"], 8080)])
+def test_demo(run: Run, stand_in: StandIn, args: list[str], port: int | None) -> None:
+    calls = stand_in(*DEMO)
+    assert run("demo", *args).code == 0
+    assert calls == [((port,), {})]
+
+
+def test_demo_that_could_not_start(run: Run, stand_in: StandIn) -> None:
+    stand_in(*DEMO, problem=IN_USE)
+    assert_refused(run("demo"), 3, "Address already in use; choose another port with --port")
+
+
+# tail and send
+
+
+def test_tail(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*TAIL, result=0)
+    outcome = run("tail", "brw-0000000a", "--token", "t", "--url", "https://relay", "--json")
+    assert outcome.code == 0
+    assert calls == [
+        ((), {"url": "https://relay", "token": "t", "device_id": "BRW-0000000A", "as_json": True})
+    ]
+
+
+def test_tail_takes_url_and_token_from_the_environment(
+    run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stand_in(*TAIL, result=0)
+    monkeypatch.setenv("BREWOS_RELAY_TOKEN", "t")
+    run("tail", "BRW-0000000A")
+    monkeypatch.setenv("BREWOS_RELAY_URL", "https://relay")
+    run("tail", "BRW-0000000A")
+    assert [kwargs["url"] for _, kwargs in calls] == ["http://127.0.0.1:3001", "https://relay"]
+    assert {kwargs["token"] for _, kwargs in calls} == {"t"}
+
+
+def test_send(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*SEND, result=0)
+    args = ["brw-0000000a", "set_temp", "boiler=brew", "temp=93.5", "--token", "t"]
+    assert run("send", *args).code == 0
+    assert calls == [
+        (
+            (),
+            {
+                "url": "http://127.0.0.1:3001",
+                "token": "t",
+                "device_id": "BRW-0000000A",
+                "command": "set_temp",
+                "fields": ("boiler=brew", "temp=93.5"),
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_tail_and_send_end_with_the_code_they_are_given(run: Run, stand_in: StandIn, code: int) -> None:
+    stand_in(*TAIL, result=code)
+    assert run("tail", "BRW-0000000A", "--token", "t").code == code
+    stand_in(*SEND, result=code)
+    assert run("send", "BRW-0000000A", "brew", "--token", "t").code == code
+
+
+def test_tail_and_send_that_fail(run: Run, stand_in: StandIn) -> None:
+    stand_in(*TAIL, problem=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    assert_refused(run("tail", "BRW-0000000A", "--token", "t"), 1, "Connection refused")
+    stand_in(*SEND, problem=SettingsError("--url is 'x'"))
+    assert_refused(run("send", "BRW-0000000A", "brew", "--token", "t"), 1, "--url is 'x'")

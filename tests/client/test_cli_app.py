@@ -1,0 +1,233 @@
+"""Tests of client.cli_app: what tail and send print, and their exit codes."""
+
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from brewos_relay.client import cli_app
+from brewos_relay.client.cli_app import build_command, format_json, format_line, run_send, run_tail
+from brewos_relay.client.reports import encode_binary
+from brewos_relay.errors import SettingsError
+from brewos_relay.messages import Message
+from support.websocket_server import answering, open_server, open_websocket_server
+
+DEADLINE_S = 10.0
+DEVICE_ID = "BRW-0000ABCD"
+CONNECTED = '{"type":"connected","deviceId":"BRW-0000ABCD","deviceOnline":true}'
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@contextmanager
+def serving(
+    converse: Callable[[WebSocketConnection], Awaitable[None]] | None = None, *, refuse: bytes = b""
+) -> Iterator[str]:
+    """Run a relay in another thread, since what is tested runs Trio itself; gives the URL."""
+    ready = threading.Event()
+    urls: list[str] = []
+    stop: list[Callable[[], None]] = []
+
+    async def main() -> None:
+        with trio.fail_after(DEADLINE_S), trio.CancelScope() as scope:
+            token = trio.lowlevel.current_trio_token()
+            stop.append(lambda: token.run_sync_soon(scope.cancel))
+            if converse is None:
+                async with open_server(answering(refuse)) as url:
+                    urls.append(url)
+                    ready.set()
+                    await trio.sleep_forever()
+            async with open_websocket_server() as (url, accepted):
+                urls.append(url)
+                ready.set()
+                connection = (await accepted.receive()).connection
+                with suppress(ConnectionClosed):
+                    await converse(connection)
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(main,), daemon=True)
+    thread.start()
+    assert ready.wait(DEADLINE_S)
+    try:
+        yield urls[0]
+    finally:
+        stop[0]()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message(CONNECTED)
+        await connection.send_message(
+            encode_binary({"type": "status_delta", "seq": 1, "pressure": 9.1}).payload
+        )
+        await connection.send_message('{"type":"device_offline"}')
+        await connection.aclose(1001, "restarting")
+
+    with serving(converse) as url:
+        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 1
+    printed = capsys.readouterr()
+    lines = [line.split(maxsplit=2)[1:] for line in printed.out.splitlines()]
+    assert lines == [
+        ["connected", f"attached to {DEVICE_ID}; the machine is online"],
+        ["status_delta", "9.1 bar"],
+        ["device_offline", "the machine has gone"],
+    ]
+    assert printed.err == "error: the connection was closed with code 1001: restarting\n"
+
+
+def test_tail_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message('{\n"type":"log",\n"message":"a\\nb"}')
+        await connection.send_message(encode_binary({"type": "status", "seq": 1, "t": 93.2}).payload)
+        await connection.send_message(b"\xc1")
+        await connection.aclose(4002, "the token has expired")
+
+    with serving(converse) as url:
+        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=True) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == [
+        {"type": "log", "message": "a\nb"},
+        {"type": "status", "seq": 1, "t": 93.2},
+        {"undecodable": True, "bytes": 1},
+    ]
+    assert "4002: the token has expired" in printed.err
+    assert "brewos-relay token" in printed.err
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 503])
+def test_a_refusal_is_told_with_exit_code_1(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = b"HTTP/1.1 %d No\r\nContent-Length: 3\r\n\r\nno!" % status
+    with serving(refuse=answer) as url:
+        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 1
+        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: the relay refused the connection: HTTP {status}: no!\n" * 2
+    assert "t0k3n" not in printed.err
+
+
+def test_a_wrong_url_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tail(url="relay.example", token="t0k3n", device_id=DEVICE_ID, as_json=False) == 2
+    assert "http://HOST[:PORT]" in capsys.readouterr().err
+
+
+def test_a_wrong_field_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "http://127.0.0.1:1"
+    assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="set_mode", fields=("on",)) == 2
+    assert "key=value" in capsys.readouterr().err
+
+
+def test_send_waits_for_the_greeting_and_sends(capsys: pytest.CaptureFixture[str]) -> None:
+    received: list[str | bytes] = []
+
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message('{"type":"status"}')
+        await connection.send_message(CONNECTED)
+        received.append(await connection.get_message())
+        await connection.send_message('{"type":"log","level":"info","message":"ok"}')
+
+    with serving(converse) as url:
+        fields = ("boiler=brew", "temp=93.5", "now=true")
+        code = run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="set_temp", fields=fields)
+    assert code == 0
+    assert capsys.readouterr().out == "sent\n"
+    assert [json.loads(message) for message in received] == [
+        {"type": "command", "cmd": "set_temp", "boiler": "brew", "temp": 93.5, "now": True}
+    ]
+
+
+def test_send_tells_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message(CONNECTED)
+        await connection.get_message()
+        await connection.send_message('{"type":"error","error":"device_offline","message":"It is offline."}')
+
+    with serving(converse) as url:
+        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "error: It is offline.\n")
+
+
+def test_send_tells_that_the_token_is_no_good(capsys: pytest.CaptureFixture[str]) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.aclose(4002, "bad token")
+
+    with serving(converse) as url:
+        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
+    assert "4002: bad token" in capsys.readouterr().err
+
+
+def test_send_does_not_wait_for_a_greeting_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.get_message()
+
+    monkeypatch.setattr(cli_app, "GREETING_S", 0.05)
+    with serving(converse) as url:
+        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
+    assert "said nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("on", "on"),
+        ("93", 93),
+        ("-1.5", -1.5),
+        ("true", True),
+        ("null", None),
+        ('"5"', "5"),
+        ("007", "007"),
+        ("NaN", "NaN"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("[" * 2000, "[" * 2000),
+    ],
+)
+def test_values(text: str, value: object) -> None:
+    content = msgspec.json.decode(build_command("c", [f"k={text}"]).payload)
+    assert content == {"type": "command", "cmd": "c", "k": value}
+
+
+@pytest.mark.parametrize(
+    "fields", [["on"], ["=on"], ["cmd=x"], ["type=x"], ["a=1", "a=2"], ["a=" + "x" * 5000]]
+)
+def test_fields_that_make_no_command(fields: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        build_command("set_mode", fields)
+
+
+def test_a_line_has_the_time() -> None:
+    assert (
+        format_line(Message(b'{"type":"device_online"}'), AT)
+        == "03:04:05  device_online the machine has come"
+    )
+    assert format_line(Message(b"\xc1", is_text=False), AT) == "03:04:05  <Message binary, 1 bytes>"
+
+
+def test_json_of_what_only_messagepack_can_say() -> None:
+    payload = b"\x82\xa4type\xa1x\xa1m\x81\xc4\x01a\x01"  # {"type": "x", "m": {b"a": 1}}
+    assert "\n" not in format_json(Message(payload, is_text=False))
+
+
+def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "write_out", interrupt)
+
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message(CONNECTED)
+        await connection.get_message()
+
+    with serving(converse) as url:
+        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 0
+    assert capsys.readouterr() == ("", "")

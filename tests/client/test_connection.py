@@ -1,0 +1,272 @@
+"""Tests of client.connection: opening, refusals, ends, and that nothing stays open."""
+
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.client.connection import (
+    CLOSE_S,
+    ConnectionEnded,
+    Endpoint,
+    RelayRefused,
+    RelayUnreachable,
+    open_websocket,
+    parse_url,
+    printable,
+)
+from brewos_relay.errors import RelayError, SettingsError
+from brewos_relay.messages import Message
+from support.websocket_server import answering, open_server, open_websocket_server
+
+SECRET = "/ws/client?token=s3cr3t"
+DEADLINE_S = 10.0
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("http://relay.example", Endpoint("relay.example", 80, tls=False)),
+        ("ws://relay.example:3001/", Endpoint("relay.example", 3001, tls=False)),
+        ("https://relay.example", Endpoint("relay.example", 443, tls=True)),
+        (" wss://relay.example:8443 ", Endpoint("relay.example", 8443, tls=True)),
+        ("http://[::1]:3001", Endpoint("::1", 3001, tls=False)),
+    ],
+)
+def test_reads_the_forms_of_urls(url: str, endpoint: Endpoint) -> None:
+    assert parse_url(url) == endpoint
+
+
+def test_host_header_always_has_the_port() -> None:
+    assert Endpoint("relay.example", 443, tls=True).host_header == "relay.example:443"
+    assert Endpoint("::1", 80, tls=False).host_header == "[::1]:80"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "relay.example:3001",
+        "ftp://relay.example",
+        "http://",
+        "http://relay.example:port",
+        "http://relay.example:99999",
+        "http://[::1",
+        "http://relay.example/some/where",
+        "http://relay.example?token=s3cr3t",
+        "http://user:s3cr3t@relay.example",
+    ],
+)
+def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
+    with pytest.raises(SettingsError, match="URL of the relay") as caught:
+        parse_url(url)
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_exchanges_text_and_binary() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted):
+            async with open_websocket(url, SECRET) as websocket:
+                server = await accepted.receive()
+                assert server.path == SECRET
+                await websocket.send(Message("grüße".encode()))
+                await websocket.send(Message(b"\x81\x00", is_text=False))
+                assert await server.connection.get_message() == "grüße"
+                assert await server.connection.get_message() == b"\x81\x00"
+                await server.connection.send_message("text")
+                await server.connection.send_message(b"binary")
+                assert await websocket.receive() == Message(b"text")
+                assert await websocket.receive() == Message(b"binary", is_text=False)
+                await websocket.ping(timeout_s=5)
+            with pytest.raises(Exception, match="1000"):
+                await server.connection.get_message()
+
+
+async def test_tells_code_and_reason_of_a_close() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted), open_websocket(url, SECRET) as websocket:
+            server = await accepted.receive()
+            await server.connection.send_message("last words")
+            await server.connection.aclose(4002, "token\x1b[31m expired")
+            assert await websocket.receive() == Message(b"last words")
+            with pytest.raises(ConnectionEnded) as caught:
+                await websocket.receive()
+            assert caught.value.close_code == 4002
+            assert caught.value.reason == "token [31m expired"
+            with pytest.raises(ConnectionEnded):
+                await websocket.send(Message(b"too late"))
+            with pytest.raises(ConnectionEnded):
+                await websocket.ping(timeout_s=5)
+
+
+async def test_tells_a_loss_from_a_close() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted), open_websocket(url, SECRET) as websocket:
+            server = await accepted.receive()
+            await trio.aclose_forcefully(server.connection._stream)
+            with pytest.raises(ConnectionEnded, match="was lost") as caught:
+                await websocket.receive()
+            assert caught.value.close_code is None
+
+
+async def test_a_ping_without_a_pong_ends_the_connection() -> None:
+    handshake = trio.Event()
+
+    async def silent(stream: trio.SocketStream) -> None:
+        from wsproto import ConnectionType, WSConnection
+        from wsproto.events import AcceptConnection, Request
+
+        protocol = WSConnection(ConnectionType.SERVER)
+        async with stream:
+            protocol.receive_data(await stream.receive_some())
+            assert isinstance(next(iter(protocol.events())), Request)
+            await stream.send_all(protocol.send(AcceptConnection()))
+            handshake.set()
+            await trio.sleep_forever()
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(silent) as url, open_websocket(url, SECRET) as websocket:
+            await handshake.wait()
+            with pytest.raises(ConnectionEnded, match="no pong"):
+                await websocket.ping(timeout_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "detail"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", 401, ""),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 8\r\n\r\ndraining", 503, "draining"),
+        # The body ends with the connection, or is cut short.
+        (b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\nnot yours", 403, "not yours"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 99\r\n\r\nnot yours", 403, "not yours"),
+        (
+            b'HTTP/1.1 400 Bad Request\r\nContent-Length: 38\r\n\r\n{"error":"bad_id","message":"Bad id."} ',
+            400,
+            "Bad id.",
+        ),
+        (b'HTTP/1.1 400 Bad Request\r\nContent-Length: 18\r\n\r\n{"error":"bad_id"}', 400, "bad_id"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n[42]", 404, ""),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 13\r\n\r\n<html></html>", 502, ""),
+        (b"HTTP/1.1 301 Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n", 301, ""),
+    ],
+)
+async def test_a_refusal_has_its_status_and_leaves_nothing_open(
+    answer: bytes, status: int, detail: str
+) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(answering(answer)) as url:
+            before = open_files()
+            with pytest.raises(RelayRefused) as caught:
+                async with open_websocket(url, SECRET):
+                    pass  # pragma: no cover
+            assert (caught.value.status, caught.value.detail) == (status, detail)
+            assert "s3cr3t" not in str(caught.value)
+            await trio.testing.wait_all_tasks_blocked()
+            assert open_files() <= before
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"", "without an answer"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "no WebSocket server"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "no WebSocket server"),
+    ],
+)
+async def test_other_answers_are_no_relay_and_leave_nothing_open(answer: bytes, text: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(answering(answer)) as url:
+            before = open_files()
+            with pytest.raises(RelayUnreachable, match=text):
+                async with open_websocket(url, SECRET):
+                    pass  # pragma: no cover
+            await trio.testing.wait_all_tasks_blocked()
+            assert open_files() <= before
+
+
+async def test_no_answer_in_time() -> None:
+    async def silent(stream: trio.SocketStream) -> None:
+        async with stream:
+            await trio.sleep_forever()
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(silent) as url:
+            with pytest.raises(RelayUnreachable, match="did not answer the upgrade"):
+                async with open_websocket(url, SECRET, timeout_s=0.05):
+                    pass  # pragma: no cover
+            with pytest.raises(RelayUnreachable, match="no connection after"):
+                async with open_websocket(
+                    url.replace("http", "https"),
+                    SECRET,
+                    timeout_s=0.05,
+                    ssl_context=ssl.create_default_context(),
+                ):
+                    pass  # pragma: no cover
+
+
+async def test_nobody_listens() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with trio.fail_after(DEADLINE_S), pytest.raises(RelayUnreachable, match=f"127.0.0.1:{port}"):
+        async with open_websocket(f"ws://127.0.0.1:{port}", SECRET):
+            pass  # pragma: no cover
+
+
+async def test_no_tls_where_it_is_asked_for() -> None:
+    async def plain(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(plain) as url:
+            before = open_files()
+            with pytest.raises(RelayUnreachable, match="no TLS"):
+                async with open_websocket(url.replace("http", "https"), SECRET):
+                    pass  # pragma: no cover
+            await trio.testing.wait_all_tasks_blocked()
+            assert open_files() <= before
+
+
+async def test_what_the_block_raises_comes_out_as_it_is() -> None:
+    class OwnError(RelayError):
+        pass
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted):
+            with pytest.raises(OwnError):
+                async with open_websocket(url, SECRET):
+                    raise OwnError
+            server = await accepted.receive()
+            with pytest.raises(Exception, match="1000"):
+                await server.connection.get_message()
+
+
+async def test_cancelling_says_goodbye() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted):
+            before = open_files()
+            with trio.CancelScope() as scope:
+                async with open_websocket(url, SECRET) as websocket:
+                    server = await accepted.receive()
+                    cancelled_at_s = trio.current_time()
+                    scope.cancel()
+                    await websocket.receive()
+            assert scope.cancelled_caught
+            assert trio.current_time() - cancelled_at_s < CLOSE_S  # the answer was read
+            with pytest.raises(Exception, match="1000"):
+                await server.connection.get_message()
+            await trio.testing.wait_all_tasks_blocked()
+            assert open_files() <= before
+
+
+def test_foreign_text_is_fit_for_a_terminal() -> None:
+    assert printable("\x1b]0;title\x07 a\nb ") == "]0;title  a b"
+    assert len(printable("x" * 1000)) == 300

@@ -1,0 +1,192 @@
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.batching import Batcher
+
+DEADLINE_S = 10.0
+
+
+class Table:
+    """Answers queries in a worker thread: one for each `release`, or all of them once it is `open`."""
+
+    def __init__(self) -> None:
+        self.queries: list[set[str]] = []
+        self.asked = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+        self.failure: Exception | None = None
+
+    def query(self, keys: list[str]) -> dict[str, str]:
+        self.queries.append(set(keys))
+        self.asked.release()
+        assert self.gate.acquire(timeout=DEADLINE_S)
+        if self.failure is not None:
+            raise self.failure
+        return {key: key.upper() for key in keys if key != "missing"}
+
+    def release(self, times: int = 1) -> None:
+        self.gate.release(times)
+
+    async def wait_asked(self) -> None:
+        assert await trio.to_thread.run_sync(lambda: self.asked.acquire(timeout=DEADLINE_S))
+
+
+class Lookups:
+    """Looks keys up in tasks of their own, and keeps what came of each."""
+
+    def __init__(self, batcher: Batcher[str, str], nursery: trio.Nursery) -> None:
+        self._batcher = batcher
+        self._nursery = nursery
+        self.results: dict[str, str | RegistryError | None] = {}
+        self.scopes: dict[str, trio.CancelScope] = {}
+
+    def start(self, *keys: str) -> None:
+        for key in keys:
+            self._nursery.start_soon(self._find, key)
+
+    async def _find(self, key: str) -> None:
+        with trio.CancelScope() as self.scopes[key]:
+            try:
+                self.results[key] = await self._batcher.find(key)
+            except RegistryError as failure:
+                self.results[key] = failure
+
+    async def wait_for(self, *keys: str) -> None:
+        with trio.fail_after(DEADLINE_S):
+            while not self.results.keys() >= set(keys):  # noqa: ASYNC110  results come from other tasks
+                await trio.sleep(0.001)
+
+
+def make_batcher(table: Table) -> Batcher[str, str]:
+    return Batcher(table.query, limiter=trio.CapacityLimiter(4))
+
+
+async def test_lookups_that_arrive_together_share_one_query() -> None:
+    table = Table()
+    table.release(5)
+    async with trio.open_nursery() as nursery:
+        batcher = make_batcher(table)
+        nursery.start_soon(batcher.run)
+        lookups = Lookups(batcher, nursery)
+        keys = [f"key{number}" for number in range(100)]
+        lookups.start(*keys, "missing")
+        await lookups.wait_for(*keys, "missing")
+        nursery.cancel_scope.cancel()
+    assert table.queries == [{*keys, "missing"}]
+    assert lookups.results == {key: key.upper() for key in keys} | {"missing": None}
+
+
+async def test_what_arrives_while_a_query_runs_goes_into_the_next_one() -> None:
+    table = Table()
+    async with trio.open_nursery() as nursery:
+        batcher = make_batcher(table)
+        nursery.start_soon(batcher.run)
+        lookups = Lookups(batcher, nursery)
+        lookups.start("a")
+        await table.wait_asked()
+        for key in "bcd":
+            lookups.start(key)
+            await trio.testing.wait_all_tasks_blocked()
+        assert lookups.results == {}
+        table.release()
+        await lookups.wait_for("a")
+        await table.wait_asked()
+        assert lookups.results == {"a": "A"}
+        table.release()
+        await lookups.wait_for(*"bcd")
+        nursery.cancel_scope.cancel()
+    assert table.queries == [{"a"}, {"b", "c", "d"}]
+
+
+async def test_several_may_look_up_the_same_key() -> None:
+    table = Table()
+    table.release()
+    found = []
+
+    async def find(batcher: Batcher[str, str]) -> None:
+        found.append(await batcher.find("a"))
+        if len(found) == 3:
+            nursery.cancel_scope.cancel()
+
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            batcher = make_batcher(table)
+            nursery.start_soon(batcher.run)
+            for _ in range(3):
+                nursery.start_soon(find, batcher)
+    assert found == ["A", "A", "A"]
+
+
+async def test_cancelling_one_lookup_does_not_disturb_the_others() -> None:
+    table = Table()
+    async with trio.open_nursery() as nursery:
+        batcher = make_batcher(table)
+        nursery.start_soon(batcher.run)
+        lookups = Lookups(batcher, nursery)
+        lookups.start("first")  # alone in its query
+        await table.wait_asked()
+        lookups.start("a", "b")
+        await trio.testing.wait_all_tasks_blocked()
+        lookups.scopes["first"].cancel()
+        lookups.scopes["b"].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        table.release(2)
+        await lookups.wait_for("a")
+        nursery.cancel_scope.cancel()
+    assert lookups.results == {"a": "A"}
+    assert lookups.scopes["first"].cancelled_caught
+    assert lookups.scopes["b"].cancelled_caught
+
+
+@pytest.mark.parametrize("failure", [RegistryError("disk on fire"), ValueError("disk on fire")])
+async def test_a_failing_query_fails_just_its_lookups(failure: Exception) -> None:
+    table = Table()
+    table.failure = failure
+    async with trio.open_nursery() as nursery:
+        batcher = make_batcher(table)
+        nursery.start_soon(batcher.run)
+        lookups = Lookups(batcher, nursery)
+        lookups.start("a", "b")
+        await table.wait_asked()
+        lookups.start("c")
+        await trio.testing.wait_all_tasks_blocked()
+        table.release()
+        await lookups.wait_for("a", "b")
+        await table.wait_asked()
+        table.failure = None
+        table.release()
+        await lookups.wait_for("c")
+        nursery.cancel_scope.cancel()
+    assert lookups.results["c"] == "C"
+    for key in ("a", "b"):
+        result = lookups.results[key]
+        assert isinstance(result, RegistryError)
+        assert str(result) == "disk on fire"
+        assert result.__cause__ is failure
+    assert lookups.results["a"] is not lookups.results["b"]
+
+
+async def test_lookups_do_not_outlive_the_batcher() -> None:
+    table = Table()
+    batcher = make_batcher(table)
+    async with trio.open_nursery() as nursery:
+        lookups = Lookups(batcher, nursery)
+        async with trio.open_nursery() as running:
+            running.start_soon(batcher.run)
+            lookups.start("running")
+            await table.wait_asked()
+            lookups.start("waiting")
+            await trio.testing.wait_all_tasks_blocked()
+            running.cancel_scope.cancel()
+            table.release()
+        await lookups.wait_for("running", "waiting")
+    waiting = lookups.results["waiting"]
+    assert isinstance(waiting, RegistryError)
+    assert str(waiting) == "the registry is closed"
+    # The query had begun, and was waited for.
+    assert table.queries == [{"running"}]
+    with pytest.raises(RegistryError, match="the registry is closed"):
+        await batcher.find("late")

@@ -1,0 +1,572 @@
+"""The HTTP side over real loopback sockets, and over memory streams where time has to pass."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.api.app import create_app
+from brewos_relay.core.limits import Limits
+from brewos_relay.server.http import HttpSide, open_http_side
+from support.api_fakes import FakeRelay, FakeStore, FakeTokens
+
+GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"
+UPGRADE = (
+    b"GET /ws/device?id=x HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+H2C = (
+    b"GET /hello HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n"
+)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+BIG = 8 * 1024 * 1024
+
+
+async def demo_app(scope: Any, receive: Any, send: Any) -> None:
+    """Answer by path; an ASGI app of the smallest kind."""
+    if scope["type"] == "lifespan":
+        while True:
+            step = (await receive())["type"]
+            await send({"type": f"{step}.complete"})
+            if step == "lifespan.shutdown":
+                return
+    assert scope["type"] == "http"
+    path = scope["path"]
+    if path == "/fail":
+        raise ValueError("token=secret")
+    if path == "/fail-in-a-group":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise ValueError("token=secret")
+    if path == "/hang":
+        await trio.sleep_forever()
+    body = b"hello"
+    if path == "/echo":
+        body = b""
+        while True:
+            part = await receive()
+            body += part["body"]
+            if not part["more_body"]:
+                break
+    if path == "/big":
+        body = b"x" * BIG
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", b"%d" % len(body))],
+        }
+    )
+    if path == "/fail-late":
+        raise ValueError("token=secret")
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Browser:
+    """The other end: writes bytes as they are, and reads answers one by one."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def _more(self) -> None:
+        data = await self.stream.receive_some()
+        if not data:
+            raise EOFError(f"the server closed; left over: {self._buffer!r}")
+        self._buffer += data
+
+    async def answer(self, *, to_head: bool = False) -> tuple[int, bytes]:
+        while b"\r\n\r\n" not in self._buffer:
+            await self._more()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        status, *lines = head.split(b"\r\n")
+        headers = dict(line.lower().split(b": ", 1) for line in lines)
+        assert b"server" not in headers
+        length_bytes = 0 if to_head else int(headers[b"content-length"])
+        while len(self._buffer) < length_bytes:
+            await self._more()
+        body, self._buffer = self._buffer[:length_bytes], self._buffer[length_bytes:]
+        return int(status.split()[1]), body
+
+    async def ask(self, request: bytes = GET) -> tuple[int, bytes]:
+        await self.send(request)
+        return await self.answer()
+
+    async def expect_end(self) -> None:
+        """Read the end, with nothing before it; a reset counts, for a server that gave up."""
+        try:
+            rest = self._buffer + await self.stream.receive_some()
+        except trio.BrokenResourceError:
+            rest = self._buffer
+        assert rest == b""
+
+
+class Loopback:
+    """An HTTP side behind a listening socket."""
+
+    def __init__(self, side: HttpSide, address: tuple[str, int], nursery: trio.Nursery) -> None:
+        self.side = side
+        self.address = address
+        self.nursery = nursery
+
+    @asynccontextmanager
+    async def browser(self) -> AsyncIterator[Browser]:
+        async with await trio.open_tcp_stream(*self.address) as stream:
+            yield Browser(stream)
+
+    async def expect_alive(self) -> None:
+        async with self.browser() as browser:
+            assert await browser.ask() == (200, b"hello")
+
+    async def expect_connections(self, count: int) -> None:
+        while self.side.connection_count != count:
+            await trio.sleep(0.001)
+
+
+@asynccontextmanager
+async def loopback(
+    app: Any = demo_app, *, send_buffer_bytes: int = 0, **settings: Any
+) -> AsyncIterator[Loopback]:
+    with trio.fail_after(10):
+        async with open_http_side(app, **settings) as side, trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            if send_buffer_bytes:
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+
+            async def serve(stream: trio.SocketStream) -> None:
+                await side.serve(stream, initial=b"")
+
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield Loopback(side, listener.socket.getsockname(), nursery)
+            nursery.cancel_scope.cancel()
+
+
+class TestKeepAlive:
+    async def test_two_requests_share_a_connection(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            assert await browser.ask() == (200, b"hello")
+            assert await browser.ask() == (200, b"hello")
+            assert there.side.connection_count == 1
+
+    async def test_requests_may_be_sent_ahead(self) -> None:
+        post = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\n\r\nabc"
+        async with loopback() as there, there.browser() as browser:
+            await browser.send(GET + post + GET)
+            assert [await browser.answer() for _ in range(3)] == [
+                (200, b"hello"),
+                (200, b"abc"),
+                (200, b"hello"),
+            ]
+
+    async def test_bytes_that_were_read_already_come_first(self) -> None:
+        with trio.fail_after(5):
+            async with open_http_side(demo_app) as side:
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, GET + GET[:7])
+                browser = Browser(ours)
+                assert await browser.answer() == (200, b"hello")
+                assert await browser.ask(GET[7:]) == (200, b"hello")
+
+    async def test_a_client_that_says_close_gets_its_answer_and_the_end(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+            assert await browser.ask(last + GET) == (200, b"hello")
+            await browser.expect_end()
+            await browser.stream.aclose()
+            await there.expect_connections(0)
+
+    async def test_a_client_that_has_finished_speaking_still_gets_its_answer(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            assert isinstance(browser.stream, trio.SocketStream)
+            await browser.send(GET)
+            await browser.stream.send_eof()
+            assert await browser.answer() == (200, b"hello")
+            await browser.expect_end()
+
+    async def test_http_1_0_is_answered_and_closed(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            assert await browser.ask(b"GET /hello HTTP/1.0\r\n\r\n") == (200, b"hello")
+            await browser.expect_end()
+
+    async def test_head_has_no_body(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            await browser.send(GET.replace(b"GET", b"HEAD"))
+            assert await browser.answer(to_head=True) == (200, b"")
+            assert await browser.ask() == (200, b"hello")
+
+
+class TestBodies:
+    async def test_chunks_are_put_together(self) -> None:
+        request = (
+            b"POST /echo HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n"
+        )
+        async with loopback() as there, there.browser() as browser:
+            assert await browser.ask(request) == (200, b"abcdefg")
+            assert await browser.ask() == (200, b"hello")
+
+    async def test_a_client_that_waits_for_100_is_told_to_go_on(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            await browser.send(
+                b"POST /echo HTTP/1.1\r\nHost: relay\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            )
+            assert (await browser.stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+            assert await browser.ask(b"ok") == (200, b"ok")
+
+    async def test_a_body_that_says_it_is_too_large_is_refused_unread(self) -> None:
+        async with loopback(body_bytes=10) as there, there.browser() as browser:
+            request = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 11\r\n\r\n"
+            assert await browser.ask(request) == (413, b"")
+            await browser.expect_end()
+
+    @pytest.mark.parametrize("path", [b"/echo", b"/hang"])
+    async def test_a_body_that_turns_out_too_large_is_refused(self, path: bytes) -> None:
+        async with loopback(body_bytes=10) as there, there.browser() as browser:
+            head = b"POST %s HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+            assert await browser.ask(head + b"6\r\nabcdef\r\n5\r\nghijk\r\n" + b"f\r\n" * 1000) == (413, b"")
+            await browser.expect_end()
+            await there.expect_alive()
+
+    async def test_an_answer_arrives_although_the_body_was_not_read(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            post = b"POST /hello HTTP/1.1\r\nHost: relay\r\nContent-Length: 60000\r\n\r\n"
+            assert await browser.ask(post) == (200, b"hello")
+            await browser.expect_end()
+
+    async def test_half_a_body_is_a_bad_request(self) -> None:
+        async with loopback() as there, there.browser() as browser:
+            assert isinstance(browser.stream, trio.SocketStream)
+            await browser.send(b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 9\r\n\r\nabc")
+            await browser.stream.send_eof()
+            assert (await browser.answer())[0] == 400
+            await browser.expect_end()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("before", [b"", GET, GET + GET])
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            (UPGRADE, 400),
+            (UPGRADE + b"x", 400),
+            (UPGRADE + b"\x81\x00" * 2000, 400),
+            (H2C, 400),
+            (H2C + PREFACE, 400),
+            (PREFACE, 505),
+            (PREFACE + b"\0\0\0\4\0\0\0\0\0", 505),
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400),
+            (b"\r\n\r\n", 400),
+            (b"GET\r\n\r\n", 400),
+            (b"GET /hello HTTP/1.1\r\n\r\n", 400),
+            (b"GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+            (b"GET /hello HTTP/3.0\r\nHost: relay\r\n\r\n", 505),
+            (b"CONNECT relay:80 HTTP/1.1\r\nHost: relay\r\n\r\n", 501),
+            (b"GET ?x HTTP/1.1\r\nHost: relay\r\n\r\n", 400),
+            (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: relay\r\n\r\n", 431),
+            (b"GET / HTTP/1.1\r\nHost: relay\r\n" + b"A: bcdef\r\n" * 1000 + b"\r\n", 431),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, 431),
+            (b"POST /echo HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        ],
+    )
+    async def test_what_is_no_plain_request_ends_its_connection_only(
+        self, before: bytes, request_: bytes, status: int
+    ) -> None:
+        async with loopback() as there:
+            async with there.browser() as browser:
+                await browser.send(before + request_)
+                for _ in range(before.count(GET)):
+                    assert await browser.answer() == (200, b"hello")
+                assert (await browser.answer())[0] == status
+                await browser.expect_end()
+            await there.expect_connections(0)
+            await there.expect_alive()
+
+    async def test_an_upgrade_while_an_answer_is_under_way_is_refused(self) -> None:
+        async with loopback(send_buffer_bytes=4096) as there, there.browser() as browser:
+            await browser.send(GET.replace(b"/hello", b"/big"))
+            await trio.testing.wait_all_tasks_blocked()
+            await browser.send(UPGRADE + b"trailing")
+            status, body = await browser.answer()
+            assert (status, len(body)) == (200, BIG)
+            assert (await browser.answer())[0] == 400
+            await browser.expect_end()
+
+    async def test_a_reset_is_nothing_special(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with loopback() as there:
+            for request in (
+                b"",
+                GET[:9],
+                GET,
+                GET.replace(b"/hello", b"/big"),
+                GET.replace(b"/hello", b"/hang"),
+            ):
+                async with there.browser() as browser:
+                    assert isinstance(browser.stream, trio.SocketStream)
+                    await browser.send(request)
+                    await trio.testing.wait_all_tasks_blocked()
+                    browser.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            await there.expect_connections(0)
+            await there.expect_alive()
+        assert caplog.records == []
+
+
+class TestFailures:
+    @pytest.mark.parametrize("path", [b"/fail", b"/fail-in-a-group"])
+    async def test_an_app_that_fails_is_a_500(self, path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+        async with loopback() as there:
+            async with there.browser() as browser:
+                assert (await browser.ask(GET.replace(b"/hello", path + b"?token=secret")))[0] == 500
+                await browser.expect_end()
+            await there.expect_connections(0)
+            await there.expect_alive()
+        assert "ValueError" in caplog.text
+        assert "secret" not in caplog.text
+
+    async def test_an_app_that_fails_in_the_middle_of_its_answer_ends_the_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with loopback() as there:
+            async with there.browser() as browser:
+                with pytest.raises((EOFError, trio.BrokenResourceError)):
+                    await browser.ask(GET.replace(b"/hello", b"/fail-late"))
+            await there.expect_connections(0)
+            await there.expect_alive()
+        assert "secret" not in caplog.text
+
+    async def test_an_interrupt_is_not_swallowed(self) -> None:
+        async def interrupted(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                raise KeyboardInterrupt
+
+        with pytest.raises(BaseExceptionGroup) as raised:
+            async with loopback(interrupted) as there, there.browser() as browser:
+                await browser.ask()
+        assert raised.group_contains(KeyboardInterrupt)
+
+    async def test_an_app_that_cannot_start_is_an_error(self) -> None:
+        async def unable(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": "no"})
+
+        with pytest.raises(ExceptionGroup):
+            async with open_http_side(unable):
+                pytest.fail("it started")
+
+
+class TestTime:
+    """On a clock that jumps, over memory streams: what would take minutes takes none."""
+
+    @asynccontextmanager
+    async def connected(self, initial: bytes = b"", **settings: Any) -> AsyncIterator[Browser]:
+        async with open_http_side(demo_app, **settings) as side:
+            ours, theirs = trio.testing.lockstep_stream_pair()
+            side.take(theirs, initial)
+            yield Browser(ours)
+            await ours.aclose()
+
+    async def trickle(self, browser: Browser, data: bytes) -> None:
+        """Send a byte each second, as long as the server takes them."""
+        for byte in data:
+            await trio.sleep(1)
+            try:
+                await browser.send(bytes([byte]))
+            except trio.BrokenResourceError:
+                return
+
+    @pytest.mark.parametrize("initial", [GET, b""])
+    async def test_a_head_that_trickles_in_is_too_late(
+        self, autojump_clock: trio.testing.MockClock, initial: bytes
+    ) -> None:
+        async with self.connected(initial) as browser, trio.open_nursery() as nursery:
+            if initial:
+                await browser.answer()
+            started = trio.current_time()
+            nursery.start_soon(self.trickle, browser, GET)
+            assert await browser.answer() == (408, b"")
+            assert trio.current_time() - started == pytest.approx(10, abs=1.1)
+            await browser.expect_end()
+
+    async def test_a_body_that_trickles_in_is_too_late(self, autojump_clock: trio.testing.MockClock) -> None:
+        head = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 1000\r\n\r\n"
+        async with self.connected(head) as browser, trio.open_nursery() as nursery:
+            nursery.start_soon(self.trickle, browser, bytes(1000))
+            assert await browser.answer() == (408, b"")
+            assert trio.current_time() == pytest.approx(60, abs=1)
+            await browser.expect_end()
+
+    async def test_an_app_that_does_not_answer_is_unavailable(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with self.connected(GET.replace(b"/hello", b"/hang")) as browser:
+            assert await browser.answer() == (503, b"")
+            await browser.expect_end()
+
+    async def test_an_idle_connection_is_closed_without_a_word(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with self.connected(GET) as browser:
+            await browser.answer()
+            await browser.expect_end()
+            assert trio.current_time() == pytest.approx(30, abs=1)
+
+    async def test_a_connection_that_is_used_now_and_then_stays(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with self.connected(GET) as browser:
+            await browser.answer()
+            for _ in range(10):
+                await trio.sleep(25)
+                assert await browser.ask() == (200, b"hello")
+
+    async def test_a_peer_that_reads_nothing_is_given_up(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with open_http_side(demo_app) as side:
+            ours, theirs = trio.testing.lockstep_stream_pair()
+            await side.serve(theirs, initial=GET.replace(b"/hello", b"/big"))
+            assert trio.current_time() == pytest.approx(10, abs=0.1)
+            await ours.aclose()
+
+    async def test_a_peer_that_reads_slowly_gets_everything(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with self.connected(GET.replace(b"/hello", b"/big"), idle_s=1000) as browser:
+            received_bytes = 0
+            while received_bytes < BIG:
+                await trio.sleep(9)
+                received_bytes += len(await browser.stream.receive_some(16 * 1024))
+            assert trio.current_time() > 60
+
+
+class TestSlowReaders:
+    async def test_a_real_socket_that_is_not_read_is_given_up(self) -> None:
+        async with loopback(send_buffer_bytes=4096, limits=Limits(stall_s=0.1)) as there:
+            async with there.browser() as browser:
+                await browser.send(GET.replace(b"/hello", b"/big"))
+                await there.expect_connections(1)
+                await there.expect_connections(0)
+            await there.expect_alive()
+
+    async def test_others_are_served_meanwhile(self) -> None:
+        async with loopback(send_buffer_bytes=4096) as there, there.browser() as browser:
+            await browser.send(GET.replace(b"/hello", b"/big"))
+            await trio.testing.wait_all_tasks_blocked()
+            await there.expect_alive()
+
+
+class TestLeaving:
+    @pytest.mark.parametrize("path", [b"/big", b"/hang", b"/hello"])
+    async def test_cancellation_is_prompt_even_if_the_peer_does_not_read(self, path: bytes) -> None:
+        async with loopback(send_buffer_bytes=4096) as there, there.browser() as browser:
+            await browser.send(GET.replace(b"/hello", path))
+            await trio.testing.wait_all_tasks_blocked()
+            started = trio.current_time()
+            there.nursery.cancel_scope.cancel()
+            with trio.CancelScope(deadline=started + 5, shield=True):
+                await there.expect_connections(0)
+            assert trio.current_time() - started < 0.5
+
+    async def test_idle_connections_end_at_once(self) -> None:
+        with trio.fail_after(5):
+            async with open_http_side(demo_app) as side:
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, GET)
+                await Browser(ours).answer()
+                await trio.testing.wait_all_tasks_blocked()
+                started = trio.current_time()
+                await ours.send_eof()
+            assert trio.current_time() - started < 0.3
+
+    @pytest.mark.parametrize("request_", [GET[:5], GET.replace(b"/hello", b"/hang")])
+    async def test_whatever_takes_longer_is_cut_short(
+        self, autojump_clock: trio.testing.MockClock, request_: bytes
+    ) -> None:
+        async with open_http_side(demo_app) as side:
+            ours, theirs = trio.testing.memory_stream_pair()
+            side.take(theirs, request_)
+            await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() < 1
+        assert side.connection_count == 0
+        await ours.aclose()
+
+    async def test_what_is_being_answered_may_be_finished(self) -> None:
+        release = trio.Event()
+
+        async def waiting(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                await release.wait()
+            await demo_app(scope, receive, send)
+
+        with trio.fail_after(5):
+            ours, theirs = trio.testing.memory_stream_pair()
+            async with open_http_side(waiting) as side:
+                side.take(theirs, GET)
+                await trio.testing.wait_all_tasks_blocked()
+                await side.close_idle()
+                assert side.connection_count == 1
+                release.set()
+            browser = Browser(ours)
+            assert await browser.answer() == (200, b"hello")
+            await browser.expect_end()
+
+
+class TestWithTheApi:
+    @pytest.fixture
+    def dist(self, tmp_path: Path) -> Path:
+        (tmp_path / "assets").mkdir()
+        (tmp_path / "index.html").write_bytes(b"index")
+        (tmp_path / "assets" / "a.js").write_bytes(b"y" * 300_000)
+        return tmp_path
+
+    @pytest.fixture
+    def app(self, dist: Path) -> Any:
+        return create_app(relay=FakeRelay(), store=FakeStore(), tokens=FakeTokens(), web_dist_path=dist)
+
+    async def test_pages_and_answers_share_a_connection(self, app: Any) -> None:
+        async with loopback(app) as there, there.browser() as browser:
+            assert (await browser.ask(GET.replace(b"/hello", b"/api/health")))[0] == 200
+            assert (await browser.ask(GET.replace(b"/hello", b"/api/devices")))[0] == 401
+            assert await browser.ask(GET.replace(b"/hello", b"/machines")) == (200, b"index")
+            assert await browser.ask(GET.replace(b"/hello", b"/assets/a.js")) == (200, b"y" * 300_000)
+            assert (await browser.ask(GET.replace(b"/hello", b"/assets/b.js")))[0] == 404
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            b"/assets/..%2f..%2fetc/passwd",
+            b"/..%2f..%2fetc/passwd",
+            b"/%2e%2e/etc/passwd",
+            b"/a%00b",
+            b"/../x",
+        ],
+    )
+    async def test_tricks_in_paths_are_refused_as_they_came(self, app: Any, path: bytes) -> None:
+        async with loopback(app) as there, there.browser() as browser:
+            assert (await browser.ask(GET.replace(b"/hello", path)))[0] == 404
+
+    @pytest.mark.parametrize("host", [b"", b"a b", b"\xff", b"x" * 300, b"[::1", b"a@b", b"a:99999999"])
+    async def test_a_strange_host_is_no_failure(
+        self, app: Any, host: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with loopback(app) as there, there.browser() as browser:
+            status, _ = await browser.ask(b"GET /api/health HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            assert status in {200, 400}
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+    async def test_an_endless_body_is_not_kept(self, app: Any) -> None:
+        async with loopback(app) as there, there.browser() as browser:
+            await browser.send(
+                b"POST /api/health HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + (b"2000\r\n" + bytes(0x2000) + b"\r\n") * 20
+            )
+            assert (await browser.answer())[0] in {405, 413}
+            await browser.expect_end()
