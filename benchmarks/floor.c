@@ -136,19 +136,6 @@ static bool upgrade(struct peer *peer, char *request) {
     return true;
 }
 
-static void unmask(unsigned char *to, const unsigned char *from, size_t length, const unsigned char mask[4]) {
-    uint32_t narrow;
-    memcpy(&narrow, mask, 4);
-    uint64_t wide = (uint64_t)narrow << 32 | narrow, word;
-    size_t i = 0;
-    for (; i + 8 <= length; i += 8) {
-        memcpy(&word, from + i, 8);
-        word ^= wide;
-        memcpy(to + i, &word, 8);
-    }
-    for (; i < length; i++) to[i] = from[i] ^ mask[i & 3];
-}
-
 /* Relay every complete frame in the bytes, in one write to each receiver.
  *
  * Return how many bytes those frames had, or -1 for a frame that this program does not take. */
@@ -168,10 +155,12 @@ static ssize_t relay(struct peer *peer, const unsigned char *bytes, size_t lengt
         used += frame_length;
         if (head[0] & 0x08) continue;                         /* pings, pongs and close frames go nowhere */
 
+        const unsigned char *mask = head + head_length, *payload = mask + 4;
         memcpy(out + filled, head, head_length);
         out[filled + 1] &= 0x7f;
-        unmask(out + filled + head_length, head + head_length + 4, payload_length, head + head_length);
-        filled += head_length + payload_length;
+        filled += head_length;
+        for (size_t i = 0; i < payload_length; i++) out[filled + i] = payload[i] ^ mask[i & 3];
+        filled += payload_length;
     }
     if (!filled) return used;
     struct session *session = peer->session;

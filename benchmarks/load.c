@@ -40,6 +40,7 @@ enum {
     MAX_PIDS = 64,
     MAX_EVENTS = 512,
     SCRATCH_BYTES = 256 * 1024,   /* one read, together with what was left of the read before */
+    READ_ON_BYTES = 2 * 1024,     /* after a read of so much, more has probably come meanwhile */
     REQUEST_BYTES = 8 * 1024,
     STAMP_DIGITS = 16,            /* microseconds of the monotonic clock, zero-padded */
     PER_SOURCE_ADDRESS = 20000,   /* connections from one loopback address: it has some 28,000 ports */
@@ -123,12 +124,6 @@ static double now_s(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-static uint64_t now_us(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
 static void *allocate(size_t count, size_t size) {
@@ -276,25 +271,19 @@ static void append_frame(struct connection *connection, enum opcode opcode, cons
     frame[1] = 0x80 | (length < 126 ? length : length < 65536 ? 126 : 127);
     for (size_t i = 2; i < head_length; i++) frame[i] = (uint64_t)length >> (8 * (head_length - 1 - i));
 
-    uint32_t mask = next_mask();
-    uint64_t wide_mask = (uint64_t)mask << 32 | mask, word;
-    memcpy(frame + head_length, &mask, 4);
-    unsigned char *body = frame + head_length + 4;
+    unsigned char *mask = frame + head_length, *body = mask + 4;
     const unsigned char *from = payload;
-    size_t i = 0;
-    for (; i + 8 <= length; i += 8) {
-        memcpy(&word, from + i, 8);
-        word ^= wide_mask;
-        memcpy(body + i, &word, 8);
-    }
-    for (; i < length; i++) body[i] = from[i] ^ frame[head_length + (i & 3)];
+    uint32_t random = next_mask();
+    memcpy(mask, &random, 4);
+    for (size_t i = 0; i < length; i++) body[i] = from[i] ^ mask[i & 3];
 }
 
 /* Send one message at once: a write for each message, as separate devices and apps would do. */
 static void send_message(struct connection *connection) {
     if (connection->state != OPEN) return;
-    uint64_t stamp = now_us();
-    for (int i = STAMP_DIGITS - 1; i >= 0; i--, stamp /= 10) message.stamp[i] = '0' + stamp % 10;
+    char stamp[32];
+    snprintf(stamp, sizeof stamp, "%0*.0f", STAMP_DIGITS, now_s() * 1e6);
+    memcpy(message.stamp, stamp, STAMP_DIGITS);
     append_frame(connection, options.binary ? OP_BINARY : OP_TEXT, message.text, message.length);
     if (!connection->wants_write) flush(connection);
 }
@@ -307,9 +296,8 @@ static void take_message(struct connection *connection, const char *payload, siz
     const char *field = memmem(payload, length, STAMP_FIELD, field_length);
     if (!field || field + field_length + STAMP_DIGITS > payload + length) return;
     if (measuring) {
-        uint64_t sent_us = 0;
-        for (int i = 0; i < STAMP_DIGITS; i++) sent_us = sent_us * 10 + (field[field_length + i] - '0');
-        count_delivery(now_us() - sent_us, length);
+        double latency_us = now_s() * 1e6 - strtod(field + field_length, NULL);
+        count_delivery(latency_us < 0 ? 0 : (uint64_t)latency_us, length);
     }
     if (!driving) return;
 
@@ -390,15 +378,16 @@ static size_t take_upgrade(struct connection *connection, const unsigned char *b
     return head_length;
 }
 
-static void read_connection(struct connection *connection) {
+/* Read once and take what is complete; return how many bytes came, 0 when there was nothing. */
+static size_t read_once(struct connection *connection) {
     static unsigned char scratch[SCRATCH_BYTES];
     size_t kept = connection->in.length;
     if (kept) memcpy(scratch, connection->in.data, kept);
     ssize_t n = recv(connection->fd, scratch + kept, sizeof scratch - kept, 0);
-    if (n < 0 && errno == EAGAIN) return;
+    if (n < 0 && errno == EAGAIN) return 0;
     if (n <= 0) {
         give_up(connection, n ? strerror(errno) : "the server ended the connection");
-        return;
+        return 0;
     }
     size_t length = kept + n, used = 0;
     if (connection->state == UPGRADING) used = take_upgrade(connection, scratch, length);
@@ -406,6 +395,11 @@ static void read_connection(struct connection *connection) {
     connection->in.length = 0;
     if (connection->state != CLOSED && used < length)
         memcpy(extend(&connection->in, length - used), scratch + used, length - used);
+    return n;
+}
+
+static void read_connection(struct connection *connection) {
+    while (read_once(connection) >= READ_ON_BYTES && connection->state != CLOSED) continue;
 }
 
 /* ---- The loop -------------------------------------------------------------------------------- */

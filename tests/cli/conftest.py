@@ -1,5 +1,6 @@
 """Running `brewos-relay` in this process, in an empty folder and with an empty environment."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ Run = Callable[..., Outcome]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Give a function that runs a command line and tells how it ended."""
     monkeypatch.chdir(tmp_path)
-    for name in ("PORT", "JWT_SECRET", "DATA_DIR", "WEB_DIST_PATH", "BREWOS_RELAY_URL", "BREWOS_RELAY_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [*os.environ]:
+        if name.startswith("BREWOS_RELAY_") or name in ("PORT", "JWT_SECRET", "DATA_DIR", "WEB_DIST_PATH"):
+            monkeypatch.delenv(name)
 
     def run(*args: str) -> Outcome:
         with pytest.raises(SystemExit) as exited:

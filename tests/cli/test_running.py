@@ -175,3 +175,11 @@ def test_tail_and_send_that_fail(run: Run, stand_in: StandIn) -> None:
     assert_refused(run("tail", "BRW-0000000A", "--token", "t"), 1, "Connection refused")
     stand_in(*SEND, problem=SettingsError("--url is 'x'"))
     assert_refused(run("send", "BRW-0000000A", "brew", "--token", "t"), 1, "--url is 'x'")
+
+
+def test_a_reader_of_tail_that_has_gone(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    stand_in(*TAIL, problem=BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    outcome = run("tail", "BRW-0000000A", "--token", "t")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")

@@ -114,12 +114,11 @@ def web_blueprint(root: Path) -> Blueprint:
             abort(404)
         immutable = path.startswith("assets/")
         found = await trio.to_thread.run_sync(_find, root, path)
-        if found is None and not immutable:
-            found = await trio.to_thread.run_sync(_find, root, INDEX)
-            if found is None:
-                abort(503)  # the app is just being replaced
-        if found is None:
+        if found is None and immutable:
             abort(404)
+        found = found or await trio.to_thread.run_sync(_find, root, INDEX)
+        if found is None:
+            abort(503)  # the app is just being replaced
         return await _send(found, immutable=immutable)
 
     return blueprint

@@ -24,13 +24,22 @@ _STATE_REQUESTS = frozenset({"request_state", "request_full_status"})
 class Counters:
     """What a relay has done since it was opened."""
 
-    __slots__ = ("invalid", "left_out", "received_from_clients", "received_from_devices", "undeliverable")
+    __slots__ = (
+        "invalid",
+        "left_out",
+        "oversized",
+        "received_from_clients",
+        "received_from_devices",
+        "undeliverable",
+    )
 
     def __init__(self) -> None:
         self.received_from_devices = 0
         self.received_from_clients = 0
         self.invalid = 0
         """Messages dropped since they were no object (or map) with a text `type`."""
+        self.oversized = 0
+        """Messages of devices that were read past since they were too large."""
         self.left_out = 0
         """Messages that a peer did not get since it was too far behind."""
         self.undeliverable = 0

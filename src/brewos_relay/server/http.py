@@ -9,7 +9,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import PurePath
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
 import h11
 import trio
@@ -97,7 +97,8 @@ class HttpSide:
                 await connection.run(initial)
         finally:
             self._connections.discard(connection)
-            with _contained("closing an HTTP connection"):
+            # Shielded, so that an exception on its way out is not replaced by a cancellation.
+            with _contained("closing"), trio.move_on_after(self.limits.close_s, shield=True):
                 await trio.aclose_forcefully(stream)
 
     async def close_idle(self) -> None:
@@ -234,7 +235,6 @@ class _Connection:
             return bytes(await self._stream.receive_some(_READ_BYTES))
         except trio.BrokenResourceError:
             await self._give_up()
-            return b""
 
     async def _on_event(self, event: Event) -> None:
         """Do what Hypercorn's protocol wants done."""
@@ -245,26 +245,25 @@ class _Connection:
             self._answering = not event.idle
             patience_s = self._side.idle_s if event.idle else self._side.request_s
             self._scope.deadline = trio.current_time() + patience_s
-        elif isinstance(event, Closed):
+        else:
+            assert isinstance(event, Closed)
             self._scope.cancel()
 
     async def _write(self, data: bytes) -> None:
         async with self._writing:
             for start in range(0, len(data), _WRITE_BYTES):
-                with trio.move_on_after(self._limits.stall_s) as stalled:
-                    try:
+                try:
+                    with trio.fail_after(self._limits.stall_s):
                         await self._stream.send_all(memoryview(data)[start : start + _WRITE_BYTES])
-                    except trio.BrokenResourceError:
-                        await self._give_up()
-                if stalled.cancelled_caught:
+                except (trio.BrokenResourceError, trio.TooSlowError):
                     await self._give_up()
                 if self._answering:
                     self._scope.deadline = trio.current_time() + self._side.request_s
 
-    async def _give_up(self) -> None:
+    async def _give_up(self) -> NoReturn:
         self._broken = True
         self._scope.cancel()
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.sleep_forever()
 
     async def _say_goodbye(self) -> None:
         """Say what is left to say and wait for the peer's end: closing at once could take the answer back."""
@@ -319,8 +318,7 @@ def _contained(what: str) -> Iterator[None]:
         failures, others = group.split(Exception)
         if failures is not None:
             log.error("%s failed: %s", what, _describe(failures))
-        if others is not None:
-            raise others from None
+        raise (others or group) from None
 
 
 def _describe(error: BaseException) -> str:

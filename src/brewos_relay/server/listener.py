@@ -98,7 +98,7 @@ class Listener:
             try:
                 handed_on = await self._answer(transport)
             except Refusal as refusal:
-                log.info("refused: %s", refusal)
+                log.info("refused %s: %s", _peer_name(accepted), refusal)
                 await self._refuse(transport, refusal)
         except PeerGone:
             pass  # before it had asked for anything
@@ -156,7 +156,13 @@ class Listener:
             raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
         transport.write(answer)
         if isinstance(entry, DeviceEntry):
-            device = device_connection(transport, poller=self._poller, limits=self._limits, initial=rest)
+            device = device_connection(
+                transport,
+                poller=self._poller,
+                limits=self._limits,
+                counters=self._relay.counters,
+                initial=rest,
+            )
             self._relay.attach_device(entry.device_id, device)
             return True
         client = client_connection(transport, poller=self._poller, limits=self._limits, initial=rest)
@@ -175,3 +181,10 @@ class Listener:
         with trio.move_on_after(self._limits.close_s):
             while transport.read() != b"":
                 await transport.wait_readable()
+
+
+def _peer_name(accepted: socket.socket) -> str:
+    try:
+        return str(accepted.getpeername()[0])
+    except OSError:
+        return "a peer that has gone"

@@ -1,48 +1,48 @@
 """WebSocketConnection: a transport and a codec that make a core Peer."""
 
-import functools
 import logging
-import math
-from collections.abc import Sequence
 
 import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import Receive
+from brewos_relay.core.session import Counters
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Delivery
 from brewos_relay.wire.frames import Ending, FrameParser, encode_close, encode_delivery, encode_pongs
 from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 
-
-def _ignore(_messages: Sequence[Message]) -> None:
-    """Take messages of a connection that has no use for them."""
+_UNREAD = Counters()
+"""Where connections count that nobody asked to."""
 
 
 class WebSocketConnection:
     """A WebSocket of which the handshake is done.
 
-    **Owns:** its transport, and a writer task while the outbox is not empty.
+    **Owns:** its transport, a writer task while the outbox is not empty, a timer task while a message is
+    incomplete.
     **Ends when:** the peer closes or breaks the rules, `close` was called, or it is cancelled; then `aclose`
     says goodbye. A connection younger than `min_age_s` is not ended before it has that age, unless the peer
     has gone.
     """
 
     __slots__ = (
+        "_counters",
         "_ending",
         "_gone",
-        "_incomplete",
         "_initial",
-        "_life",
         "_limits",
         "_min_age_s",
         "_opened_at",
+        "_overdue",
         "_parser",
         "_poller",
         "_receive",
+        "_sleeper",
+        "_start_soon",
         "_transport",
     )
 
@@ -53,6 +53,7 @@ class WebSocketConnection:
         *,
         poller: Poller,
         limits: Limits,
+        counters: Counters | None = None,
         min_age_s: float = 0.0,
         initial: bytes = b"",
     ) -> None:
@@ -60,25 +61,21 @@ class WebSocketConnection:
         self._parser = parser
         self._poller = poller
         self._limits = limits
+        self._counters = counters or _UNREAD
         self._min_age_s = min_age_s
         self._initial = initial
         self._opened_at = trio.current_time()
         self._ending: Ending | None = None
         self._gone = False
-        self._incomplete = False
-        self._life = trio.CancelScope()
-        self._receive: Receive = _ignore
-
-    @property
-    def oversized(self) -> int:
-        """How many messages were read past since they were too large."""
-        return self._parser.oversized
+        self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
+        self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
     async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
         """Hand on what the peer sends until the connection is to end; see `Peer.run`."""
         self._receive = receive
+        self._start_soon = nursery.start_soon
         transport = self._transport
-        transport.on_blocked = functools.partial(nursery.start_soon, self._write_on)
+        transport.on_blocked = self._start_writing
         if transport.outbox_bytes:
             transport.on_blocked()
         data, self._initial = self._initial, b""
@@ -86,14 +83,25 @@ class WebSocketConnection:
             self._take(data)
         self._poller.watch(transport.fd, self._on_readable)
         try:
-            with self._life as life:
-                if self._ending is None:
-                    await trio.sleep_forever()
+            if self._ending is None:
+                # Not an Event in a CancelScope: an idle connection is little else than this.
+                self._sleeper = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
             self._poller.unwatch(transport.fd)
             transport.on_blocked = None
-        if life.cancelled_caught and self._ending is None and not self._gone:
-            self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
+            if self._overdue is not None:
+                self._overdue.cancel()
+
+    def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        """Let `run` go on to its end."""
+        if self._sleeper is not None:
+            trio.lowlevel.reschedule(self._sleeper)
+            self._sleeper = None
 
     def _on_readable(self) -> None:
         try:
@@ -102,7 +110,7 @@ class WebSocketConnection:
                 self._take(data)
             elif data is not None:
                 self._gone = True
-                self._life.cancel()
+                self._wake()
         except Exception:
             log.exception("a connection failed")
             self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
@@ -113,24 +121,36 @@ class WebSocketConnection:
         if parser.pings:
             self._transport.write(encode_pongs(parser.pings))
             parser.pings.clear()
+        if parser.oversized:
+            self._counters.oversized += parser.oversized
+            parser.oversized = 0
         if messages and self._ending is None:
             self._receive(messages)
         if parser.ending is not None and self._ending is None:
             self._ending = parser.ending
-            self._life.cancel()
+            self._wake()
         if parser.incomplete:
-            if not self._incomplete:
-                self._incomplete = True
-                self._life.deadline = trio.current_time() + self._limits.message_s
-        elif self._incomplete:
-            self._incomplete = False
-            self._life.deadline = math.inf
+            if self._overdue is None:
+                self._overdue = trio.CancelScope()
+                self._start_soon(self._wait_for_message, self._overdue)
+        elif self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
+        """Close the peer if the message that has begun is not complete in time; cancelled when it is."""
+        with overdue:
+            await trio.sleep(self._limits.message_s)
+            self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
 
     def deliver(self, delivery: Delivery) -> bool:
         """Send messages without waiting; False if they were left out; see `Peer.deliver`."""
         if self._ending is not None:
             return False
         return self._transport.write(delivery.encoded or encode_delivery(delivery))
+
+    def _start_writing(self) -> None:
+        self._start_soon(self._write_on)
 
     async def _write_on(self) -> None:
         """Write what waits in the outbox; close a peer that takes none of it."""
@@ -144,7 +164,7 @@ class WebSocketConnection:
         """Let `run` end; `aclose` will give this code and reason. The first call counts."""
         if self._ending is None:
             self._ending = Ending(code, reason, by_peer=False)
-            self._life.cancel()
+            self._wake()
 
     async def aclose(self) -> None:
         """End the connection as well as the peer lets us: hold it until it is old enough, close frame, close.
@@ -196,12 +216,17 @@ class WebSocketConnection:
 
 
 def device_connection(
-    transport: Transport, *, poller: Poller, limits: Limits, initial: bytes = b""
+    transport: Transport, *, poller: Poller, limits: Limits, counters: Counters, initial: bytes = b""
 ) -> WebSocketConnection:
     """Make the connection of a device: large messages are read past, and it is never ended too young."""
-    parser = FrameParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True)
     return WebSocketConnection(
-        transport, parser, poller=poller, limits=limits, min_age_s=limits.device_min_age_s, initial=initial
+        transport,
+        FrameParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True),
+        poller=poller,
+        limits=limits,
+        counters=counters,
+        min_age_s=limits.device_min_age_s,
+        initial=initial,
     )
 
 

@@ -88,7 +88,7 @@ class FrameParser:
         self.ending: Ending | None = None
         """Set once the stream is over; whatever is fed later is ignored."""
         self.oversized = 0
-        """How many messages were read past."""
+        """How many messages were read past; the caller may reset it."""
 
     @property
     def incomplete(self) -> bool:

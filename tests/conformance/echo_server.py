@@ -1,0 +1,110 @@
+"""Echo server: the relay's WebSocket codec, transport, poller and connection with nothing on top.
+
+Run as a program it prints one line, `listening on HOST:PORT`, and serves until it is stopped.
+"""
+
+import argparse
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.messages import Delivery, Message
+from brewos_relay.wire.connection import WebSocketConnection, client_connection
+from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
+from brewos_relay.wire.poller import Poller, open_poller
+from brewos_relay.wire.transport import Transport
+
+log = logging.getLogger(__name__)
+
+# Conformance is about the protocol, so that no case may run into a limit.
+LIMITS: Final = Limits(client_message_bytes=16 * 1024 * 1024, outbox_bytes=64 * 1024 * 1024)
+
+
+async def serve(listening: socket.socket, *, poller: Poller) -> None:
+    """Accept connections on a non-blocking socket and echo what they send, until cancelled.
+
+    **Owns:** one nursery, with a task for each connection.
+    """
+    async with trio.open_nursery() as nursery:
+        while True:
+            await trio.lowlevel.wait_readable(listening)
+            try:
+                accepted, _address = listening.accept()
+            except BlockingIOError:
+                continue  # that peer had gone before it was accepted
+            nursery.start_soon(_welcome, accepted, poller)
+
+
+async def _welcome(accepted: socket.socket, poller: Poller) -> None:
+    """Serve one connection to its end; what goes wrong ends that connection only."""
+    accepted.setblocking(False)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    transport = Transport(accepted, outbox_limit_bytes=LIMITS.outbox_bytes)
+    try:
+        with trio.fail_after(LIMITS.request_head_s):
+            initial = await _shake_hands(transport)
+        await _echo(client_connection(transport, poller=poller, limits=LIMITS, initial=initial))
+    except Refusal as refusal:
+        transport.write(refusal.encode())
+    except Exception:
+        log.exception("a connection failed")
+    finally:
+        transport.close()
+
+
+async def _shake_hands(transport: Transport) -> bytes:
+    """Answer the opening handshake; return what came behind it. Raises Refusal, or EOFError if the peer left."""
+    received = b""
+    while HEAD_END not in received:
+        await transport.wait_readable()
+        data = transport.read()
+        if data == b"":
+            raise EOFError("the peer left in the middle of its request")
+        received += data or b""
+        if len(received) > LIMITS.request_head_bytes:
+            raise Refusal(431, f"the request head is larger than {LIMITS.request_head_bytes} bytes")
+    head, _, rest = received.partition(HEAD_END)
+    transport.write(accept_upgrade(parse_head(head)))
+    return rest
+
+
+async def _echo(connection: WebSocketConnection) -> None:
+    """Run a connection that gets back whatever it sends.
+
+    **Owns:** the connection, and the nursery of its writer.
+    """
+
+    def receive(messages: Sequence[Message]) -> None:
+        if not connection.deliver(Delivery(messages)):
+            log.error("%d messages were left out of the echo", len(messages))
+
+    async with trio.open_nursery() as nursery:
+        try:
+            await connection.run(nursery, receive)
+        finally:
+            await connection.aclose()
+
+
+async def _main(*, host: str, port: int) -> None:
+    with socket.create_server((host, port)) as listening:
+        listening.setblocking(False)
+        bound_host, bound_port = listening.getsockname()[:2]
+        print(f"listening on {bound_host}:{bound_port}", flush=True)
+        async with open_poller() as poller:
+            await serve(listening, poller=poller)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Echo WebSocket messages through the relay's wire layer.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free one")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="echo server: %(levelname)s: %(message)s")
+    try:
+        trio.run(lambda: _main(host=arguments.host, port=arguments.port))
+    except KeyboardInterrupt:
+        pass

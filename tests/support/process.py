@@ -1,0 +1,210 @@
+"""Servers to test against: a process of its own, or one inside the test, and how to reach either."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+from support.wire_client import WireClient, upgrade_head
+
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.core.limits import Limits
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.records import NewDevice
+from brewos_relay.server.run import Server, open_server
+from brewos_relay.settings import Settings
+
+SECRET: Final = "tests-only-" + "s" * 32
+KEY: Final = "k3y_Of-the_Machine" + "0" * 25
+WRONG_KEY: Final = "An0ther-key_" + "1" * 31
+SOURCES: Final = Path(__file__).parents[2] / "src"
+
+_READY = re.compile(r"http://127\.0\.0\.1:(\d+)")
+
+
+def machine_id(number: int) -> str:
+    """Name a machine of the tests."""
+    return f"BRW-{number:08X}"
+
+
+class Reach:
+    """A way to a server: makes connections to it, and drops all of them in the end."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.signer = TokenSigner(SECRET)
+        self._connections: list[WireClient] = []
+
+    def token(self, devices: Collection[str] | str = "*", *, user_id: str = "ada") -> str:
+        """Make a token; `devices` is "*" or a list of ids."""
+        if isinstance(devices, str):
+            assert devices == "*"
+            return self.signer.issue(user_id=user_id, email="ada@example.org", devices="*")
+        return self.signer.issue(user_id=user_id, email="ada@example.org", devices=list(devices))
+
+    async def connect(self, *, receive_buffer_bytes: int | None = None) -> WireClient:
+        """Open a TCP connection."""
+        connection = await WireClient.connect(self.address, receive_buffer_bytes=receive_buffer_bytes)
+        self._connections.append(connection)
+        return connection
+
+    async def upgrade(self, target: str, *, receive_buffer_bytes: int | None = None) -> WireClient:
+        """Open a WebSocket; what the server says first is not read."""
+        connection = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
+        response = await connection.ask(upgrade_head(target))
+        assert response.status == 101, response
+        return connection
+
+    async def device(self, device_id: str, *, key: str = KEY) -> WireClient:
+        """Connect a machine, as far as its greeting."""
+        connection = await self.upgrade(f"/ws/device?id={device_id}&key={key}")
+        connection.connected = await connection.read_json()
+        return connection
+
+    async def client(
+        self, device_id: str, *, token: str | None = None, receive_buffer_bytes: int | None = None
+    ) -> WireClient:
+        """Connect an app, as far as its greeting."""
+        target = f"/ws/client?token={token or self.token()}&device={device_id}"
+        connection = await self.upgrade(target, receive_buffer_bytes=receive_buffer_bytes)
+        connection.connected = await connection.read_json()
+        return connection
+
+    def abort(self) -> None:
+        """Drop everything."""
+        for connection in self._connections:
+            connection.abort()
+
+
+class HereServer(Reach):
+    """A server inside the test."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.addresses[0])
+        self.server = server
+
+
+Unharmed: TypeAlias = Callable[..., AbstractAsyncContextManager[HereServer]]
+"""Like `serve_here`, but sees to it that the block harms nobody else; a fixture of the end-to-end tests."""
+
+
+@asynccontextmanager
+async def serve_here(
+    folder: Path,
+    *,
+    machines: int = 4,
+    within_s: float = 10.0,
+    settings: dict[str, Any] | None = None,
+    **limits: float,
+) -> AsyncIterator[HereServer]:
+    """Open a server on a free port, with machines 1 to `machines` registered with `KEY`.
+
+    All of the block, and leaving it, has to happen `within_s`. Machines may be closed at any age, unless
+    `device_min_age_s` is among the `limits`.
+    """
+    bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, **limits}
+    chosen = Settings(
+        host="127.0.0.1",
+        port=0,
+        jwt_secret=SECRET,
+        data_dir=folder,
+        limits=Limits(**bounds),
+        **(settings or {}),
+    )
+    with Database.open(chosen.resolved_database_url()) as database:
+        database.add_devices(
+            [NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in range(1, machines + 1)]
+        )
+    with trio.fail_after(within_s):
+        async with open_server(chosen) as server:
+            here = HereServer(server)
+            try:
+                yield here
+            finally:
+                here.abort()
+
+
+class ProcessServer(Reach):
+    """A server in a process of its own."""
+
+    def __init__(self, address: tuple[str, int], process: trio.Process, log_file: Path) -> None:
+        super().__init__(address)
+        self.process = process
+        self.log_file = log_file
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def wait(self, *, within_s: float) -> int:
+        """Wait for its end; return the exit code, or minus the signal that ended it."""
+        with trio.fail_after(within_s):
+            return await self.process.wait()
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Make the environment of a child: nothing of the relay's settings but these."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    given = {name: str(value) for name, value in settings.items()}
+    return {**kept, "PYTHONPATH": str(SOURCES), "JWT_SECRET": SECRET, **given}
+
+
+async def run_command(folder: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of the relay in a folder until it ends; its output is captured, no exit code is checked."""
+    with trio.fail_after(20):
+        return await trio.run_process(
+            [sys.executable, "-m", "brewos_relay", *arguments],
+            cwd=folder,
+            env=environment(**settings),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+
+
+@asynccontextmanager
+async def serve_process(folder: Path, **settings: object) -> AsyncIterator[ProcessServer]:
+    """Start `brewos-relay serve` in a folder and wait until it is ready; it is killed if it is still there."""
+    log_file = folder / "server.log"
+    with log_file.open("ab") as log:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", "0"],
+            cwd=folder,
+            env=environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        with trio.fail_after(20):
+            ready = await _read_line(process)
+        match = _READY.search(ready)
+        assert match, f"no ready line but {ready!r}: {log_file.read_text()}"
+        server = ProcessServer(("127.0.0.1", int(match[1])), process, log_file)
+        try:
+            yield server
+        finally:
+            server.abort()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await process.wait()
+        assert process.stdout is not None
+        await trio.aclose_forcefully(process.stdout)
+
+
+async def _read_line(process: trio.Process) -> str:
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await process.stdout.receive_some(1)
+        if not data:
+            break
+        line += data
+    return line.decode()

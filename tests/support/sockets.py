@@ -1,0 +1,69 @@
+"""Connected sockets, non-blocking, closed when the block is left."""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CHUNK = b"\0" * 4096
+
+
+@contextmanager
+def socket_pair(*, send_buffer_bytes: int | None = None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Open two connected sockets; `send_buffer_bytes` is a hint for what the first one's system buffer holds."""
+    near, far = socket.socketpair()
+    with near, far:
+        if send_buffer_bytes is not None:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        near.setblocking(False)
+        far.setblocking(False)
+        yield near, far
+
+
+@contextmanager
+def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Open two sockets connected by TCP over the loopback interface."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname(), timeout=5)
+        near, _ = listener.accept()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        yield near, far
+
+
+def fill(sock: socket.socket) -> int:
+    """Write until the system takes no more; return how many bytes that were."""
+    filled_bytes = 0
+    for chunk in (_CHUNK, b"\0"):  # a full buffer may still have room for less than a chunk
+        try:
+            while True:
+                filled_bytes += sock.send(chunk)
+        except BlockingIOError:
+            pass
+    return filled_bytes
+
+
+def read_available(sock: socket.socket) -> bytes:
+    """Read what is there."""
+    chunks = []
+    try:
+        while chunk := sock.recv(65536):
+            chunks.append(chunk)
+    except BlockingIOError:
+        pass
+    return b"".join(chunks)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket in a way that its peer sees as an error (RST)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def count_open_files() -> int | None:
+    """Count the file descriptors of this process; None where the system does not tell."""
+    folder = Path("/proc/self/fd")
+    return len(os.listdir(folder)) if folder.exists() else None

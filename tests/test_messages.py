@@ -1,0 +1,222 @@
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brewos_relay import messages
+from brewos_relay.messages import Delivery, Message, encode
+
+JSON_SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+CONTENTS = st.dictionaries(
+    st.text(max_size=8),
+    st.recursive(
+        JSON_SCALARS | NUMBERS,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=12,
+    ),
+    max_size=5,
+)
+
+
+def _binary(content: Any) -> Message:
+    return Message(msgspec.msgpack.encode(content), is_text=False)
+
+
+def _decoded(message: Message) -> Any:
+    assert message.is_text
+    return msgspec.json.decode(message.payload)
+
+
+@given(content=CONTENTS, message_type=st.text(max_size=20))
+def test_type_is_read_from_json_and_messagepack(content: dict[str, Any], message_type: str) -> None:
+    content["type"] = message_type
+    assert encode(content).peek_type() == message_type
+    assert _binary(content).peek_type() == message_type
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"type"',
+        b"{}",
+        b'{"type":1}',
+        b'{"type":null}',
+        b'{"type":["status"]}',
+        b'{"Type":"status"}',
+        b'{"inner":{"type":"status"}}',
+        b'{"type":"status"',
+        b'{"type":"status"}{"type":"status"}',
+        b'{"type":"status"} x',
+        b'{"type":"\\ud800"}',
+        b'{"type":"status","deep":' + b"[" * 100_000,
+    ],
+)
+def test_text_that_is_no_object_with_a_text_type_has_none(payload: bytes) -> None:
+    assert Message(payload).peek_type() is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc0",
+        b"\x90",
+        b"\x80",
+        b"\x81\xa4type\x01",
+        b"\x81\xa4type\xc0",
+        b"\x81\xa4type\xc4\x01x",
+        b"\x81\xc4\x04type\xa1x",
+        b"\x82\xa4type\xa1x",
+        b"\x81\xa4type\xa1x\xc0",
+        b"\x81\xa4type\xa9x",
+        b"\x82\xa4type\xa1x\xa4deep" + b"\x91" * 100_000,
+    ],
+)
+def test_binary_that_is_no_map_with_a_text_type_has_none(payload: bytes) -> None:
+    assert Message(payload, is_text=False).peek_type() is None
+
+
+def test_text_stays_as_it_came() -> None:
+    message = Message(b'{ "type" : "command",\n "n": 1.50 }')
+    assert message.as_text() is message
+
+
+@given(content=CONTENTS)
+def test_messagepack_becomes_json_of_the_same_content(content: dict[str, Any]) -> None:
+    text = _binary(content).as_text()
+    assert text is not None
+    assert _decoded(text) == content
+
+
+def test_what_json_does_not_know_gets_its_nearest_form() -> None:
+    text = _binary({"type": "command", "raw": b"\x00\xff", "bad": float("nan"), 1: 2}).as_text()
+    assert text is not None
+    assert _decoded(text) == {"type": "command", "raw": "AP8=", "bad": None, "1": 2}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x81",
+        b"\xc1",
+        b"\x81\xa4type\xa1x\xc0",
+        b"\x81\xa1x\xc7\x01\x05x",  # an extension has no JSON form
+        b"\x81\xa1x" + b"\x91" * 100_000,
+    ],
+)
+def test_messagepack_that_cannot_be_json_has_no_text(payload: bytes) -> None:
+    assert Message(payload, is_text=False).as_text() is None
+
+
+NOT_UTF_8 = [b"\x81\xa4type\xa1\xff", b"\x82\xa4type\xa1x\xa1n\xa1\xff", b"\x82\xa4type\xa1x\xa1\xff\x01"]
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="msgspec's UnicodeDecodeError is let out")
+def test_messagepack_type_that_is_not_utf_8_is_none() -> None:
+    assert Message(NOT_UTF_8[0], is_text=False).peek_type() is None
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="msgspec's UnicodeDecodeError is let out")
+@pytest.mark.parametrize("payload", NOT_UTF_8)
+def test_messagepack_text_that_is_not_utf_8_has_no_text(payload: bytes) -> None:
+    assert Message(payload, is_text=False).as_text() is None
+
+
+@st.composite
+def _damaged(draw: st.DrawFn) -> bytes:
+    """A message with a few bytes changed, cut off or added."""
+    content = draw(CONTENTS) | {"type": "status"}
+    encoder = draw(st.sampled_from([msgspec.json.encode, msgspec.msgpack.encode]))
+    payload = bytearray(encoder(content))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(payload)))
+        payload[at : at + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
+    return bytes(payload)
+
+
+@pytest.mark.xfail(strict=True, reason="msgspec's UnicodeDecodeError is let out")
+@given(payload=_damaged() | st.binary(max_size=60))
+def test_no_binary_payload_raises(payload: bytes) -> None:
+    message = Message(payload, is_text=False)
+    assert isinstance(message.peek_type(), str | None)
+    assert isinstance(message.as_text(), Message | None)
+
+
+@given(payload=_damaged() | st.binary(max_size=60))
+def test_no_text_payload_raises(payload: bytes) -> None:
+    message = Message(payload.decode(errors="replace").encode())
+    assert isinstance(message.peek_type(), str | None)
+    assert message.as_text() is message
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (Message(b'{"type":"x","password":"secret"}'), "<Message text, 32 bytes>"),
+        (Message(b"\x80", is_text=False), "<Message binary, 1 bytes>"),
+    ],
+)
+def test_repr_keeps_the_content_to_itself(message: Message, shown: str) -> None:
+    assert repr(message) == shown
+
+
+def test_message_is_a_value() -> None:
+    assert Message(b"x") == Message(b"x", is_text=True)
+    assert Message(b"x") != Message(b"x", is_text=False)
+    with pytest.raises(AttributeError):
+        Message(b"x").payload = b"y"  # type: ignore[misc]
+
+
+def test_delivery_starts_without_an_encoding() -> None:
+    delivery = Delivery((messages.DEVICE_ONLINE,))
+    assert delivery.encoded is None
+    delivery.encoded = b"frame"
+    assert delivery.encoded == b"frame"
+
+
+def test_what_the_relay_says_of_itself() -> None:
+    assert messages.DEVICE_ONLINE.payload == b'{"type":"device_online"}'
+    assert messages.DEVICE_OFFLINE.payload == b'{"type":"device_offline"}'
+    assert messages.connected_device(1_700_000_000_123).payload == (
+        b'{"type":"connected","timestamp":1700000000123}'
+    )
+    assert messages.connected_client(
+        "s1", "BRW-00000001", device_online=True, timestamp_ms=1_700_000_000_123
+    ).payload == (
+        b'{"type":"connected","sessionId":"s1","deviceId":"BRW-00000001","deviceOnline":true,'
+        b'"timestamp":1700000000123}'
+    )
+
+
+def test_answers_for_an_absent_device() -> None:
+    offline = _decoded(messages.device_offline_error("BRW-00000001"))
+    assert offline.pop("message")
+    assert offline == {"type": "error", "error": "device_offline", "deviceId": "BRW-00000001"}
+    assert messages.device_status("BRW-00000001", last_seen=None).payload == (
+        b'{"type":"device_status","deviceId":"BRW-00000001","online":false,"lastSeen":null}'
+    )
+    assert _decoded(messages.device_status("X", last_seen="2023-11-14T22:13:20.123Z"))["lastSeen"] == (
+        "2023-11-14T22:13:20.123Z"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (messages.INVALID_MESSAGE, "invalid_message"),
+        (messages.MESSAGE_TOO_BIG, "message_too_big"),
+        (messages.DEVICE_BUSY, "device_busy"),
+    ],
+)
+def test_errors_for_a_client_say_what_happened(message: Message, error: str) -> None:
+    content = _decoded(message)
+    assert content["type"] == "error"
+    assert content["error"] == error
+    assert content["message"].startswith("The message was dropped: ")
