@@ -5,6 +5,7 @@ Run as a program it prints one line, `listening on HOST:PORT`, and serves until 
 
 import argparse
 import logging
+import signal
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import trio
 
 from brewos_relay.core.limits import Limits
+from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection, client_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
@@ -57,13 +59,13 @@ async def _welcome(accepted: socket.socket, poller: Poller) -> None:
 
 
 async def _shake_hands(transport: Transport) -> bytes:
-    """Answer the opening handshake; return what came behind it. Raises Refusal, or EOFError if the peer left."""
+    """Answer the opening handshake; return what came behind it. Raises Refusal, or PeerGone."""
     received = b""
     while HEAD_END not in received:
         await transport.wait_readable()
         data = transport.read()
         if data == b"":
-            raise EOFError("the peer left in the middle of its request")
+            raise PeerGone("the peer left in the middle of its request")
         received += data or b""
         if len(received) > LIMITS.request_head_bytes:
             raise Refusal(431, f"the request head is larger than {LIMITS.request_head_bytes} bytes")
@@ -104,7 +106,5 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free one")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="echo server: %(levelname)s: %(message)s")
-    try:
-        trio.run(lambda: _main(host=arguments.host, port=arguments.port))
-    except KeyboardInterrupt:
-        pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # stopping it is not worth a traceback
+    trio.run(lambda: _main(host=arguments.host, port=arguments.port))

@@ -68,7 +68,7 @@ BAD_HOSTS = {
 }
 
 
-@pytest.mark.parametrize("path", ["/api/health", DEVICE])
+@pytest.mark.parametrize("path", ["/api/health", DEVICE], ids=["api", "device"])
 @pytest.mark.parametrize("host", BAD_HOSTS.values(), ids=BAD_HOSTS)
 async def test_a_bad_host_is_refused(unharmed: Unharmed, path: str, host: str) -> None:
     async with unharmed() as server:
@@ -211,11 +211,13 @@ async def test_an_upgrade_elsewhere_is_refused(unharmed: Unharmed, path: str, be
 @pytest.mark.parametrize("protocol", ["h2c", "TLS/1.3", "", "\xff"])
 async def test_another_protocol_is_refused(unharmed: Unharmed, protocol: str) -> None:
     async with unharmed() as server:
-        head = plain(more=f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: A\r\n")
+        head = plain(
+            more=f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: A\r\n"
+        )
         assert (await (await server.connect()).ask(head)).status == 400
 
 
-@pytest.mark.parametrize("path", ["/api/health", DEVICE])
+@pytest.mark.parametrize("path", ["/api/health", DEVICE], ids=["api", "device"])
 async def test_an_upgrade_as_a_second_request_is_refused(unharmed: Unharmed, path: str) -> None:
     async with unharmed() as server:
         connection = await server.connect()

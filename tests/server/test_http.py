@@ -27,6 +27,9 @@ H2C = (
     b"GET /hello HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n"
 )
+TWO_LENGTHS = (
+    b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 BIG = 8 * 1024 * 1024
 
@@ -226,14 +229,14 @@ class TestBodies:
             assert await browser.ask(b"ok") == (200, b"ok")
 
     async def test_a_body_that_says_it_is_too_large_is_refused_unread(self) -> None:
-        async with loopback(body_bytes=10) as there, there.browser() as browser:
+        async with loopback(limits=Limits(http_body_bytes=10)) as there, there.browser() as browser:
             request = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 11\r\n\r\n"
             assert await browser.ask(request) == (413, b"")
             await browser.expect_end()
 
     @pytest.mark.parametrize("path", [b"/echo", b"/hang"])
     async def test_a_body_that_turns_out_too_large_is_refused(self, path: bytes) -> None:
-        async with loopback(body_bytes=10) as there, there.browser() as browser:
+        async with loopback(limits=Limits(http_body_bytes=10)) as there, there.browser() as browser:
             head = b"POST %s HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n" % path
             assert await browser.ask(head + b"6\r\nabcdef\r\n5\r\nghijk\r\n" + b"f\r\n" * 1000) == (413, b"")
             await browser.expect_end()
@@ -278,11 +281,7 @@ class TestRefusals:
             (b"GET / HTTP/1.1\r\nHost: relay\r\n" + b"A: bcdef\r\n" * 1000 + b"\r\n", 431),
             (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, 431),
             (b"POST /echo HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
-            (
-                b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\n"
-                b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-                400,
-            ),
+            (TWO_LENGTHS, 400),
         ],
     )
     async def test_what_is_no_plain_request_ends_its_connection_only(
@@ -464,7 +463,7 @@ class TestTime:
     async def test_a_peer_that_reads_slowly_gets_everything(
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
-        async with self.connected(BIG_GET, idle_s=1000) as browser:
+        async with self.connected(BIG_GET, limits=Limits(http_idle_s=1000)) as browser:
             received_bytes = 0
             while received_bytes < BIG:
                 await trio.sleep(9)

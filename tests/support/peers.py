@@ -12,8 +12,8 @@ from brewos_relay.messages import Delivery, Message, encode
 class ScriptedPeer:
     """A `Peer` without any other end. `run` lasts until `leave`, `fail` or `close`.
 
-    A test may change `refuses` (deliver answers False), `deliver_error`, `close_error`, `aclose_error` (raised by
-    the method of that name) and `goodbye_s` (how long `aclose` takes, cancelled or not) at any time.
+    A test may change at any time: `refuses` (deliver answers False), `deliver_error`, `close_error` and
+    `aclose_error` (raised by the method of that name), `goodbye_s` (how long `aclose` takes, even cancelled).
     """
 
     def __init__(self, *, goodbye_s: float = 0.0, refuses: bool = False) -> None:

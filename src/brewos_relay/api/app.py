@@ -18,16 +18,21 @@ from brewos_relay.errors import RegistryError, TokenRejected
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Final = 64 * 1024
 _BODY_S: Final = 30
 
 
 def create_app(
-    *, relay: RelayView, store: DeviceStore, tokens: TokenVerifier, web_dist_path: Path | None
+    *,
+    relay: RelayView,
+    store: DeviceStore,
+    tokens: TokenVerifier,
+    web_dist_path: Path | None,
+    body_bytes: int = 64 * 1024,
 ) -> QuartTrio:
     """Make the application that answers everything that is not a WebSocket.
 
     `web_dist_path` is the folder of a built single-page app; None for the page that comes with the relay.
+    `body_bytes` bounds the bodies of requests (413).
     Raises errors.SettingsError if that folder holds no app.
     """
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
@@ -35,7 +40,7 @@ def create_app(
     app.debug = False
     app.config.update(
         PROPAGATE_EXCEPTIONS=False,
-        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        MAX_CONTENT_LENGTH=body_bytes,
         BODY_TIMEOUT=_BODY_S,
         # A large file on a slow line is no failure: whoever serves the connection sees to it that it moves.
         RESPONSE_TIMEOUT=None,

@@ -17,6 +17,9 @@ class Limits:
     outbox_bytes: int = 256 * 1024
     """What waits for one peer beyond what the operating system holds; when full, the peer is left out."""
 
+    http_body_bytes: int = 64 * 1024
+    """Body of a request to the HTTP API (413)."""
+
     # Times
     request_head_s: float = 10.0
     """From accepting a connection to the end of its request head."""
@@ -32,3 +35,7 @@ class Limits:
     """No device is closed earlier after its 101: a younger one takes the loss for bad credentials."""
     drain_s: float = 15.0
     """The longest that leaving may take, once it was asked for."""
+    http_request_s: float = 60.0
+    """From the end of an HTTP request's head to the first byte of its answer, and between pieces of it."""
+    http_idle_s: float = 30.0
+    """How long an HTTP connection may wait for its next request."""

@@ -95,8 +95,9 @@ class Database:
         return cls(engine)
 
     def close(self) -> None:
-        """Close every connection that is not in use; closing twice does no harm."""
-        self._engine.dispose()
+        """Close every connection that is not in use; closing again closes those that were."""
+        # Not the engine's `dispose`, after which nobody would close what comes back to the old pool.
+        self._engine.pool.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -198,8 +199,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
-    # The file remembers this one. Changing it needs the file for oneself, and SQLite does not wait for that,
-    # whatever the timeout: two processes that start together would be refused.
+    # The file remembers this one. Changing it needs the file for oneself, and SQLite does not always wait
+    # for that, whatever the timeout: of processes that start together, now and then one would be refused.
     deadline_s = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:

@@ -33,6 +33,7 @@ class Store:
         self._ownerships = Batcher(self._query_ownerships, limiter=self._limiter)
         self._seen: dict[str, int] = {}
         self._seen_noted = trio.Event()
+        self._closing = False
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id; lookups that arrive together share one query."""
@@ -71,6 +72,7 @@ class Store:
                 nursery.start_soon(self._ownerships.run)
                 nursery.start_soon(self._flush_regularly)
         finally:
+            self._closing = True
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._flush()
 
@@ -88,7 +90,7 @@ class Store:
         try:
             # Left behind rather than waited for when time is up: another process may hold the database.
             await trio.to_thread.run_sync(
-                self._database.note_seen, seen, limiter=self._limiter, abandon_on_cancel=True
+                self._write_seen, seen, limiter=self._limiter, abandon_on_cancel=True
             )
             written = True
         except RegistryError as problem:
@@ -97,6 +99,13 @@ class Store:
             if not written:
                 for device_id, at_ms in seen.items():
                     self.note_seen(device_id, at_ms)
+
+    def _write_seen(self, seen: dict[str, int]) -> None:
+        try:
+            self._database.note_seen(seen)
+        finally:
+            if self._closing:  # left behind, perhaps: the connection came back after all others were closed
+                self._database.close()
 
     def _query_devices(self, ids: list[str]) -> dict[str, Device]:
         return {device.id: device for device in self._database.devices(ids)}

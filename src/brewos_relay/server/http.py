@@ -57,16 +57,10 @@ class HttpSide:
         nursery: trio.Nursery,
         config: Config,
         limits: Limits,
-        body_bytes: int,
-        request_s: float,
-        idle_s: float,
     ) -> None:
         self.app = app
         self.config = config
         self.limits = limits
-        self.body_bytes = body_bytes
-        self.request_s = request_s
-        self.idle_s = idle_s
         self.context = WorkerContext(None)
         self._nursery = nursery
         self._connections: set[_Connection] = set()
@@ -113,17 +107,10 @@ async def open_http_side(
     app: ASGIFramework,
     *,
     limits: Limits | None = None,
-    # Sizes
-    body_bytes: int = 64 * 1024,
-    # Times
-    request_s: float = 60.0,
-    idle_s: float = 30.0,
 ) -> AsyncIterator[HttpSide]:
     """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
 
-    `body_bytes` bounds the body of a request (413). `request_s` is the time from the end of a request's head
-    to the first byte of its answer (408, 503), and from one piece of the answer to the next. `idle_s` is how
-    long a connection may wait for its next request. Heads, stalled writes and closing: see `limits`.
+    Every bound is one of `limits`: heads, bodies, how long an answer may take or an idle connection may stay.
     """
     config = Config()
     config.accesslog = None  # a request line has a query string, and that may have a token
@@ -138,9 +125,6 @@ async def open_http_side(
                 nursery=nursery,
                 config=config,
                 limits=limits or Limits(),
-                body_bytes=body_bytes,
-                request_s=request_s,
-                idle_s=idle_s,
             )
             yield side
             await side.close_idle()
@@ -185,7 +169,9 @@ class _Connection:
         self._stream = stream
         self._writing = trio.Lock()
         self._scope = trio.CancelScope(deadline=trio.current_time() + side.limits.request_head_s)
-        self._h11 = RequestGate(head_bytes=side.limits.request_head_bytes, body_bytes=side.body_bytes)
+        self._h11 = RequestGate(
+            head_bytes=side.limits.request_head_bytes, body_bytes=side.limits.http_body_bytes
+        )
         self._reading_head = True
         self._answering = False
         self._broken = False
@@ -243,7 +229,7 @@ class _Connection:
         elif isinstance(event, Updated):
             self._reading_head = False
             self._answering = not event.idle
-            patience_s = self._side.idle_s if event.idle else self._side.request_s
+            patience_s = self._limits.http_idle_s if event.idle else self._limits.http_request_s
             self._scope.deadline = trio.current_time() + patience_s
         else:
             assert isinstance(event, Closed)
@@ -258,7 +244,7 @@ class _Connection:
                 except (trio.BrokenResourceError, trio.TooSlowError):
                     await self._give_up()
                 if self._answering:
-                    self._scope.deadline = trio.current_time() + self._side.request_s
+                    self._scope.deadline = trio.current_time() + self._limits.http_request_s
 
     async def _give_up(self) -> NoReturn:
         self._broken = True

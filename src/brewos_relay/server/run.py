@@ -60,7 +60,13 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
             open_poller() as poller,
             open_relay(limits=settings.limits, on_seen=store.note_seen) as relay,
         ):
-            app = create_app(relay=relay, store=store, tokens=tokens, web_dist_path=settings.web_dist_path)
+            app = create_app(
+                relay=relay,
+                store=store,
+                tokens=tokens,
+                web_dist_path=settings.web_dist_path,
+                body_bytes=settings.limits.http_body_bytes,
+            )
             async with open_http_side(app, limits=settings.limits) as http, trio.open_nursery() as listening:
                 listener = Listener(
                     sockets,

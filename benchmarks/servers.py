@@ -1,0 +1,235 @@
+"""Build what is measured, and start one server at a time."""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import random
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads import FIRST_DEVICE
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE / "build"
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+TOKEN_TTL_S = 86_400
+
+
+class BenchError(Exception):
+    """Something that is needed is missing or did not work; the text says what and what to do."""
+
+
+class MissingError(BenchError):
+    """One server cannot be measured here; the others can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server that can be started on a port: its command (with `{port}` in it) and its surroundings."""
+
+    name: str
+    command: tuple[str, ...]
+    token: str
+    key: str
+    environ: Mapping[str, str]
+    cwd: Path
+
+
+def run_quietly(command: Sequence[str], **options: object) -> str:
+    """Run a command to its end and return what it printed; raise BenchError with its complaint if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    except OSError as error:
+        raise BenchError(f"cannot run {shlex.join(command)}: {error}") from error
+    if done.returncode:
+        complaint = (done.stderr or done.stdout).strip()[-2000:]
+        raise BenchError(f"{shlex.join(command[:6])} … failed with {done.returncode}:\n{complaint}")
+    return str(done.stdout)
+
+
+def build_programs() -> None:
+    """Compile `load` and `floor` into benchmarks/build/ where they are older than their source."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        raise BenchError("there is no C compiler (cc), and the load generator is C: install gcc or clang")
+    BUILD.mkdir(exist_ok=True)
+    for name in ("load", "floor"):
+        source, program = HERE / f"{name}.c", BUILD / name
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            run_quietly([compiler, "-std=gnu11", "-O2", "-Wall", "-o", str(program), str(source)])
+
+
+class Fleet:
+    """The devices, their key and the secret that all servers of one run share, in a temporary folder."""
+
+    def __init__(self, *, folder: Path, devices: int) -> None:
+        self.folder = folder
+        self.secret = secrets.token_urlsafe(48)
+        self.key = secrets.token_urlsafe(32)
+        self.csv = folder / "devices.csv"
+        lines = (f"BRW-{FIRST_DEVICE + i:08X},{self.key}\n" for i in range(devices))
+        self.csv.write_text("".join(lines), encoding="ascii")
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment for a server: ours, without settings that would change what is measured."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("BREWOS_RELAY_") and name not in {"PORT", "DATA_DIR", "WEB_DIST_PATH"}
+        }
+        if "PYTHONPATH" in kept:  # the servers run in another folder
+            kept["PYTHONPATH"] = os.pathsep.join(
+                str(Path(part).resolve()) for part in kept["PYTHONPATH"].split(os.pathsep)
+            )
+        return kept | {"JWT_SECRET": self.secret}
+
+    def sign_token(self) -> str:
+        """Return an HS256 JWT for all devices, for the servers that bring no command for it (RFC 7519)."""
+
+        def encode(data: bytes) -> str:
+            return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+        now_s = int(time.time())
+        claims = {"userId": "bench", "email": "bench@example.com", "iat": now_s, "exp": now_s + TOKEN_TTL_S}
+        header = encode(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+        body = encode(json.dumps(claims | {"devices": "*"}).encode())
+        signature = hmac.digest(self.secret.encode(), f"{header}.{body}".encode(), hashlib.sha256)
+        return f"{header}.{body}.{encode(signature)}"
+
+    def server(self, name: str, command: Sequence[str], token: str) -> Server:
+        return Server(
+            name=name,
+            command=tuple(command),
+            token=token,
+            key=self.key,
+            environ=self.environ(),
+            cwd=self.folder,
+        )
+
+
+def prepare_floor(fleet: Fleet) -> Server:
+    return fleet.server("floor", [str(BUILD / "floor"), "{port}"], "none")
+
+
+def prepare_node(fleet: Fleet) -> Server:
+    """Install `ws` for the Node relay below benchmarks/build/; raise MissingError where that cannot be."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        raise MissingError(f"{'npm' if node else 'node'} was not found: install Node.js 18 or newer")
+    folder = BUILD / "node-relay"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("package.json", "relay.mjs"):
+        shutil.copyfile(HERE / "node-relay" / file, folder / file)
+    if not (folder / "node_modules" / "ws").exists():
+        try:
+            run_quietly([npm, "install", "--no-audit", "--no-fund", "--no-package-lock"], cwd=folder)
+        except BenchError as error:
+            raise MissingError(f"npm could not install `ws`: {error}") from error
+    return fleet.server(
+        "node", [node, str(folder / "relay.mjs"), "{port}", str(fleet.csv)], fleet.sign_token()
+    )
+
+
+def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
+    """Register the fleet with brewos-relay; raise MissingError where it is not installed."""
+    relay = shlex.split(command) if command else [sys.executable, "-m", "brewos_relay"]
+    environ, cwd = fleet.environ(), fleet.folder
+    data_dir = fleet.folder / "data"
+    try:
+        run_quietly([*relay, "--version"], env=environ, cwd=cwd)
+    except BenchError as error:
+        raise MissingError(f"brewos-relay does not run here (python3 -m pip install .): {error}") from error
+    run_quietly(
+        [*relay, "device", "import", str(fleet.csv)], env=environ | {"DATA_DIR": str(data_dir)}, cwd=cwd
+    )
+    token = run_quietly(
+        [*relay, "token", "--user", "bench", "--email", "bench@example.com", "--all-devices"],
+        env=environ,
+        cwd=cwd,
+    ).strip()
+    serve = ["serve", "--host", "127.0.0.1", "--port", "{port}", "--data-dir", str(data_dir)]
+    return fleet.server("relay", [*relay, *serve], token)
+
+
+def _free_port() -> int:
+    """Find a port below the range that the system gives to outgoing connections, which may be used up."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise BenchError("no free port was found between 20000 and 31999")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Say whether this very process holds the listening socket (/proc/net/tcp, state 0A)."""
+    inodes = set()
+    for family in ("tcp", "tcp6"):
+        table = Path("/proc/net", family)
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            fields = line.split()
+            if fields[3] == "0A" and fields[1].endswith(f":{port:04X}"):
+                inodes.add(f"socket:[{fields[9]}]")
+    return any(str(file.readlink()) in inodes for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: str) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        if process.poll() is not None:
+            raise BenchError(f"{name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise BenchError(
+                    f"{name} did not listen on port {port} within {START_TIMEOUT_S:.0f} s"
+                ) from error
+            time.sleep(0.05)
+    if not _listens(process.pid, port):
+        raise BenchError(
+            f"{name}: process {process.pid} is not the one that listens, so its CPU time would be a wrapper's; "
+            "give a command that becomes the server itself"
+        )
+
+
+@contextmanager
+def running(server: Server) -> Iterator[tuple[int, int]]:
+    """Run a fresh process of the server; give its port and the process id to be measured."""
+    port = _free_port()
+    log = BUILD / f"{server.name}.log"
+    command = [part.replace("{port}", str(port)) for part in server.command]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=server.environ,
+            cwd=server.cwd,
+        )
+        try:
+            _await_start(process, port, log, server.name)
+            yield port, process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

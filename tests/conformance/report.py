@@ -1,0 +1,87 @@
+"""What the Autobahn test suite found, and whether that is good enough."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+CORE_CASES: Final = 247
+MOST_NON_STRICT: Final = 4
+
+_VERDICTS: Final = ("passed", "non-strict", "informational", "failed")  # better ones first
+_OF_BEHAVIOR: Final = {"OK": "passed", "NON-STRICT": "non-strict", "INFORMATIONAL": "informational"}
+# The suite's own colours: a close with another code, or one that the client had to complete, is not strict.
+_OF_CLOSE: Final = {
+    "OK": "passed",
+    "INFORMATIONAL": "passed",
+    "WRONG CODE": "non-strict",
+    "FAILED BY CLIENT": "non-strict",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One case: how the suite judges what came back, and how the connection was closed."""
+
+    case_id: str
+    behavior: str
+    behavior_close: str
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """`passed`, `non-strict`, `informational` or `failed`; a bad close counts as much as a bad answer."""
+        behavior = _OF_BEHAVIOR.get(self.behavior, "failed")
+        close = _OF_CLOSE.get(self.behavior_close, "failed")
+        return behavior if close == "passed" or behavior == "failed" else close
+
+    def explain(self) -> str:
+        """Say what the suite found, in one line."""
+        try:
+            detail = json.loads(self.report.read_text(encoding="utf-8"))
+            found = f"{detail['result']} {detail['resultClose']}"
+        except (OSError, ValueError, KeyError):
+            found = "(its report cannot be read)"
+        text = f"{self.case_id}: {self.behavior}, close {self.behavior_close}: {found}"
+        return textwrap.shorten(text, 300, placeholder=" …")
+
+
+def read_report(report_dir: Path, *, agent: str) -> list[Case]:
+    """Read the verdicts on one agent, in the order of the case numbers."""
+    index = json.loads((report_dir / "index.json").read_text(encoding="utf-8"))
+    cases = [
+        Case(
+            case_id=case_id,
+            behavior=entry["behavior"],
+            behavior_close=entry["behaviorClose"],
+            report=report_dir / entry["reportfile"],
+        )
+        for case_id, entry in index.get(agent, {}).items()
+    ]
+    return sorted(cases, key=lambda case: [int(part) for part in case.case_id.split(".")])
+
+
+def problems_of(cases: Sequence[Case]) -> list[str]:
+    """Say in what a run is not good enough; nothing if it is."""
+    verdicts = [case.verdict for case in cases]
+    failed, non_strict = verdicts.count("failed"), verdicts.count("non-strict")
+    problems: list[str] = []
+    if len(cases) < CORE_CASES:
+        problems.append(f"only {len(cases)} of {CORE_CASES} cases ran")
+    if failed:
+        problems.append(f"{failed} failed")
+    if non_strict > MOST_NON_STRICT:
+        problems.append(f"{non_strict} are non-strict, more than {MOST_NON_STRICT}")
+    return problems
+
+
+def summarize(cases: Sequence[Case]) -> list[str]:
+    """Give the counts in a line, and a line for each case that failed or is non-strict."""
+    groups = {verdict: [case for case in cases if case.verdict == verdict] for verdict in _VERDICTS}
+    counts = ", ".join(f"{len(group)} {verdict}" for verdict, group in groups.items())
+    worth_a_look = [
+        f"  {verdict} {case.explain()}" for verdict in ("failed", "non-strict") for case in groups[verdict]
+    ]
+    return [f"{len(cases)} cases: {counts}", *worth_a_look]

@@ -1,0 +1,27 @@
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from brewos_relay.core.memory import MemoryPeer, memory_peer
+from brewos_relay.core.peer import Peer
+from brewos_relay.wire.connection import WebSocketConnection
+from support.peers import ScriptedPeer
+
+METHODS = [Peer.run, Peer.deliver, Peer.close, Peer.aclose]
+
+
+@pytest.mark.parametrize("peer_class", [MemoryPeer, ScriptedPeer, WebSocketConnection])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_peer_has_the_methods_of_the_protocol(
+    peer_class: type[Peer], method: Callable[..., Any]
+) -> None:
+    own = getattr(peer_class, method.__name__)
+    assert inspect.signature(own) == inspect.signature(method)
+    assert inspect.iscoroutinefunction(own) == inspect.iscoroutinefunction(method)
+
+
+def test_type_checkers_take_them_for_peers() -> None:
+    peers: list[Peer] = [memory_peer()[0], ScriptedPeer()]
+    assert len(peers) == 2

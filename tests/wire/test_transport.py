@@ -1,0 +1,347 @@
+"""The transport, over real sockets with small buffers."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
+
+from brewos_relay.wire.transport import READ_BYTES, Transport
+
+LIMIT = 10_000
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = count_open_files()
+    yield
+    assert count_open_files() == before
+
+
+@contextmanager
+def transport_pair(*, send_buffer_bytes: int = 4096) -> Iterator[tuple[Transport, socket.socket]]:
+    """Open a transport and its peer."""
+    with socket_pair(send_buffer_bytes=send_buffer_bytes) as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        yield transport, far
+        transport.close()
+
+
+async def read_exactly(far: socket.socket, length: int) -> bytes:
+    """Read at the peer until that much has come."""
+    received = b""
+    while len(received) < length:
+        await trio.lowlevel.wait_readable(far)
+        data = far.recv(1000)
+        assert data, f"the end came after {len(received)} bytes of {length}"
+        received += data
+    return received
+
+
+# -- Reading ----------------------------------------------------------------------------------------------
+
+
+def test_reading_gives_what_is_there() -> None:
+    with transport_pair() as (transport, far):
+        assert transport.read() is None
+        far.send(b"abc")
+        assert transport.read() == b"abc"
+        assert transport.read() is None
+
+
+def test_one_read_is_bounded() -> None:
+    with transport_pair() as (transport, far):
+        sent_bytes = fill(far)
+        assert sent_bytes > READ_BYTES
+        first = transport.read()
+        assert first is not None
+        assert 0 < len(first) <= READ_BYTES
+
+
+def test_the_end_of_the_stream_reads_as_nothing_after_the_last_bytes() -> None:
+    with transport_pair() as (transport, far):
+        far.send(b"last")
+        far.close()
+        assert transport.read() == b"last"
+        assert transport.read() == b""
+        assert transport.read() == b""
+
+
+def test_a_reset_reads_as_the_end() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        reset(far)
+        assert transport.read() == b""
+        transport.close()
+
+
+async def test_waiting_for_something_to_read() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.wait_readable)
+            await trio.testing.wait_all_tasks_blocked()
+            far.send(b"x")
+        far.close()
+        await transport.wait_readable()
+
+
+# -- Writing ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_system_takes_is_written_at_once() -> None:
+    with transport_pair() as (transport, far):
+        transport.on_blocked = pytest.fail
+        assert transport.write(b"abc")
+        assert transport.write(b"")
+        assert transport.outbox_bytes == 0
+        assert read_available(far) == b"abc"
+
+
+def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
+    with transport_pair() as (transport, far):
+        blocked: list[None] = []
+        transport.on_blocked = lambda: blocked.append(None)
+        filled_bytes = fill_transport(transport)
+        assert transport.outbox_bytes == 0
+        assert transport.write(b"first")
+        assert transport.outbox_bytes == 5
+        assert transport.write(b"second")
+        assert transport.outbox_bytes == 11
+        assert len(blocked) == 1  # only when it ceased to be empty
+        assert len(read_available(far)) == filled_bytes
+
+
+def test_nobody_has_to_be_told_of_the_outbox() -> None:
+    with transport_pair() as (transport, _):
+        fill_transport(transport)
+        assert transport.on_blocked is None
+        assert transport.write(b"first")
+        assert transport.outbox_bytes == 5
+
+
+def test_a_write_may_be_taken_in_part() -> None:
+    with tcp_pair() as (near, _):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        data = bytes(64 * 1024 * 1024)  # more than any system holds
+        assert transport.write(data)
+        assert 0 < transport.outbox_bytes < len(data)
+        transport.close()
+        assert transport.outbox_bytes == 0
+
+
+def test_the_outbox_is_bounded() -> None:
+    with transport_pair() as (transport, _):
+        fill_transport(transport)
+        assert transport.write(bytes(LIMIT - 10))
+        assert transport.outbox_bytes == LIMIT - 10
+        assert not transport.write(bytes(11))
+        assert transport.outbox_bytes == LIMIT - 10
+        assert transport.write(bytes(10))
+        assert not transport.write(b"x")
+        assert transport.outbox_bytes == LIMIT
+
+
+def test_a_broken_stream_takes_everything() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        reset(far)
+        transport.on_blocked = pytest.fail
+        for _ in range(10):
+            assert transport.write(bytes(LIMIT))
+        assert transport.outbox_bytes == 0
+        assert transport.read() == b""
+        transport.close()
+
+
+# -- Flushing ---------------------------------------------------------------------------------------------
+
+
+def fill_transport(transport: Transport) -> int:
+    """Fill the system's buffer of a transport's socket, exactly; return how many bytes that took."""
+    duplicate = socket.socket(fileno=socket.dup(transport.fd))
+    with duplicate:
+        return fill(duplicate)
+
+
+async def test_flushing_writes_everything_in_order() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        filled_bytes = fill_transport(transport)
+        chunks = [bytes((i,)) * 999 for i in range(10)]
+        for chunk in chunks:
+            assert transport.write(chunk)
+        expected = b"".join(chunks)
+        async with trio.open_nursery() as nursery:
+
+            async def flush() -> None:
+                assert await transport.flush(stall_s=5)
+
+            nursery.start_soon(flush)
+            received = await read_exactly(far, filled_bytes + len(expected))
+        assert received[filled_bytes:] == expected
+        assert transport.outbox_bytes == 0
+        blocked: list[None] = []
+        transport.on_blocked = lambda: blocked.append(None)
+        assert transport.write(b"straight")  # as before the outbox was needed
+        assert await read_exactly(far, 8) == b"straight"
+        assert not blocked
+
+
+async def test_flushing_takes_what_comes_meanwhile_along() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        filled_bytes = fill_transport(transport)
+        assert transport.write(b"first ")
+        async with trio.open_nursery() as nursery:
+
+            async def flush() -> None:
+                assert await transport.flush(stall_s=5)
+
+            nursery.start_soon(flush)
+            await trio.testing.wait_all_tasks_blocked()
+            assert transport.write(b"second")
+            received = await read_exactly(far, filled_bytes + 12)
+        assert received[filled_bytes:] == b"first second"
+
+
+async def test_flushing_nothing_is_done_at_once() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, _):
+        assert await transport.flush(stall_s=5)
+
+
+async def test_flushing_gives_up_on_a_peer_that_takes_nothing() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        fill_transport(transport)
+        assert transport.write(b"unread")
+        began_s = trio.current_time()
+        assert not await transport.flush(stall_s=0.05)
+        assert trio.current_time() - began_s >= 0.05
+        assert transport.outbox_bytes == 6
+        assert b"unread" not in read_available(far)
+        assert await transport.flush(stall_s=5)  # it may be tried again
+        assert read_available(far) == b"unread"
+
+
+async def test_a_slow_peer_is_given_more_time_whenever_it_takes_something() -> None:
+    stall_s = 0.2
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        filled_bytes = fill_transport(transport)
+        assert transport.write(bytes(8 * filled_bytes + LIMIT))
+        took_all = trio.Event()
+
+        async def flush() -> None:
+            assert await transport.flush(stall_s=stall_s)
+            took_all.set()
+
+        began_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            while not took_all.is_set():
+                await trio.sleep(stall_s / 4)
+                read_available(far)
+        assert trio.current_time() - began_s > stall_s
+
+
+async def test_flushing_a_broken_stream_empties_the_outbox() -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        fill(near)
+        assert transport.write(b"first")
+        assert transport.write(b"second")
+        reset(far)
+        assert await transport.flush(stall_s=5)
+        assert transport.outbox_bytes == 0
+        transport.close()
+
+
+async def test_the_outbox_can_be_cut_down_to_what_was_begun() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        transport.keep_first_unsent()  # nothing there is fine, too
+        filled_bytes = fill_transport(transport)
+        for data in (b"begun", b"second", b"third"):
+            assert transport.write(data)
+        transport.keep_first_unsent()
+        assert transport.outbox_bytes == 5
+        assert transport.write(b", goodbye")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: transport.flush(stall_s=5))
+            received = await read_exactly(far, filled_bytes + 14)
+        assert received[filled_bytes:] == b"begun, goodbye"
+        assert read_available(far) == b""
+
+
+# -- Ending -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["wake", "close"])
+async def test_whoever_waits_is_woken(how: str) -> None:
+    with trio.fail_after(5), transport_pair() as (transport, _):
+        fill_transport(transport)
+        transport.write(b"waits")
+        woken: list[str] = []
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await transport.wait_readable()
+            woken.append("reader")
+
+        async def write() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await transport.flush(stall_s=5)
+            woken.append("writer")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "wake":
+                transport.wake()
+            else:
+                transport.close()
+        assert sorted(woken) == ["reader", "writer"]
+        assert transport.closed == (how == "close")
+        assert transport.outbox_bytes == (5 if how == "wake" else 0)
+
+
+def test_the_peer_can_be_told_that_nothing_more_will_come() -> None:
+    with transport_pair() as (transport, far):
+        transport.write(b"last")
+        transport.finish_writing()
+        assert far.recv(100) == b"last"
+        assert far.recv(100) == b""
+        far.send(b"answer")
+        assert transport.read() == b"answer"
+        far.close()
+        transport.finish_writing()
+
+
+def test_finishing_a_broken_stream_is_harmless() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        reset(far)
+        assert transport.read() == b""
+        transport.finish_writing()
+        transport.close()
+
+
+async def test_closing_closes_the_socket_once() -> None:
+    with trio.fail_after(5), transport_pair() as (transport, far):
+        assert not transport.closed
+        transport.close()
+        assert transport.closed
+        assert transport.fd == -1
+        assert far.recv(1) == b""
+        transport.close()
+        transport.wake()
+        assert await transport.flush(stall_s=5)
+
+
+async def test_a_socket_that_was_given_away_stays_open() -> None:
+    await trio.lowlevel.checkpoint()
+    with transport_pair() as (transport, far):
+        sock = transport.detach()
+        assert transport.closed
+        transport.wake()
+        transport.close()
+        sock.send(b"still here")
+        assert far.recv(100) == b"still here"
