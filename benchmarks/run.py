@@ -76,8 +76,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--relay-command",
         metavar="COMMAND",
-        help="how to call brewos-relay, for example 'python3.13 -m brewos_relay'; the process that this starts "
-        "must be the server itself, because its CPU time and memory are read (default: this Python)",
+        help="how to call brewos-relay, for example 'python3.13 -m brewos_relay'; the process that this "
+        "starts must be the server itself, because its CPU time and memory are read (default: this Python)",
     )
     chosen = parser.parse_args(arguments)
     if chosen.runs < 1 or chosen.secs <= 0:
@@ -185,7 +185,7 @@ def describe_machine() -> str:
             break
     load_1min, _, _ = os.getloadavg()
     return (
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} × {model}, Linux {platform.release()}, "
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
         f"Python {platform.python_version()}, load {load_1min:.1f}"
     )
 

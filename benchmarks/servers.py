@@ -22,6 +22,7 @@ from workloads import FIRST_DEVICE
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
+PROGRAMS = {"load": ("load.c", "connection.c", "figures.c"), "floor": ("floor.c",)}
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 TOKEN_TTL_S = 86_400
@@ -48,7 +49,7 @@ class Server:
 
 
 def run_quietly(command: Sequence[str], **options: object) -> str:
-    """Run a command to its end and return what it printed; raise BenchError with its complaint if it fails."""
+    """Run a command to its end and return what it printed; raise BenchError with its complaint."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     except OSError as error:
@@ -65,10 +66,12 @@ def build_programs() -> None:
     if not compiler:
         raise BenchError("there is no C compiler (cc), and the load generator is C: install gcc or clang")
     BUILD.mkdir(exist_ok=True)
-    for name in ("load", "floor"):
-        source, program = HERE / f"{name}.c", BUILD / name
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            run_quietly([compiler, "-std=gnu11", "-O2", "-Wall", "-o", str(program), str(source)])
+    newest_header_s = max(header.stat().st_mtime for header in HERE.glob("*.h"))
+    for name, files in PROGRAMS.items():
+        sources, program = [HERE / file for file in files], BUILD / name
+        changed_s = max(newest_header_s, *(source.stat().st_mtime for source in sources))
+        if not program.exists() or program.stat().st_mtime < changed_s:
+            run_quietly([compiler, "-std=gnu11", "-O2", "-Wall", "-o", str(program), *map(str, sources)])
 
 
 class Fleet:
@@ -203,8 +206,8 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: s
             time.sleep(0.05)
     if not _listens(process.pid, port):
         raise BenchError(
-            f"{name}: process {process.pid} is not the one that listens, so its CPU time would be a wrapper's; "
-            "give a command that becomes the server itself"
+            f"{name}: process {process.pid} is not the one that listens, so its CPU time would be a "
+            "wrapper's; give a command that becomes the server itself"
         )
 
 

@@ -87,12 +87,13 @@ WORKLOADS = (
     ),
 )
 
+NOT_MEASURED = "-"
 HEADER = ("Workload", "Limit", "Floor", "Relay", "Relay ÷ floor", "Verdict", "Node", "Relay ÷ Node")
 
 
 def _number(value: float | None, unit: str = "") -> str:
     if value is None:
-        return "–"
+        return NOT_MEASURED
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} {unit}".rstrip()
 
@@ -123,15 +124,17 @@ def table(samples: Samples) -> tuple[str, int]:
         kept = judge(workload, figures)
         missed += kept is False
         floor, relay, node = (figures.get(server) for server in ("floor", "relay", "node"))
-        limit = f"{workload.limit:.1f} ×" if workload.is_ratio else _number(workload.limit, workload.unit)
+        limit = (
+            f"{workload.limit:.1f} x floor" if workload.is_ratio else _number(workload.limit, workload.unit)
+        )
         rows.append(
             (
                 f"`{workload.name}`",
                 limit,
                 _number(floor, workload.unit),
                 _number(relay, workload.unit),
-                _number(_quotient(relay, floor)) if workload.is_ratio else "–",
-                "–" if kept is None else "ok" if kept else "**MISSED**",
+                _number(_quotient(relay, floor)) if workload.is_ratio else NOT_MEASURED,
+                NOT_MEASURED if kept is None else "ok" if kept else "**MISSED**",
                 _number(node, workload.unit),
                 _number(_quotient(relay, node)),
             )

@@ -9,7 +9,7 @@ from functools import partial
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from brewos_relay import Delivery, Message, Receive, Relay, open_relay
+from brewos_relay import Delivery, Message, Receive, Relay, Tasks, open_relay
 
 OUTBOX_MESSAGES = 100
 GOODBYE_S = 1.0
@@ -24,7 +24,7 @@ class TrioWebSocketPeer:
         self._scope = trio.CancelScope()
         self._goodbye = (1001, "the relay is leaving")
 
-    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> None:
         async with trio.open_nursery() as own:
             own.start_soon(self._write)
             with self._scope:

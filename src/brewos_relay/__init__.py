@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brewos_relay.core.limits import Limits
     from brewos_relay.core.memory import MemoryEnd, MemoryPeer, memory_peer
-    from brewos_relay.core.peer import Peer, Receive
+    from brewos_relay.core.peer import Peer, Receive, Tasks
     from brewos_relay.core.relay import Relay, open_relay
     from brewos_relay.core.session import Attachment, Counters
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
@@ -41,6 +41,7 @@ __all__ = [
     "Relay",
     "RelayClosing",
     "RelayError",
+    "Tasks",
     "memory_peer",
     "open_relay",
 ]
@@ -48,7 +49,7 @@ __all__ = [
 _HOME = {
     "core.limits": ("Limits",),
     "core.memory": ("MemoryEnd", "MemoryPeer", "memory_peer"),
-    "core.peer": ("Peer", "Receive"),
+    "core.peer": ("Peer", "Receive", "Tasks"),
     "core.relay": ("Relay", "open_relay"),
     "core.session": ("Attachment", "Counters"),
     "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),

@@ -21,8 +21,9 @@ _peek_msgpack = msgspec.msgpack.Decoder(_Head).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 
-# A deeply nested document ends in RecursionError, which is just another way to be malformed.
-_MALFORMED: Final = (msgspec.MsgspecError, RecursionError)
+# A document that is deeply nested (RecursionError) or has text that is no UTF-8 (UnicodeDecodeError, which is
+# a ValueError) is just another way to be malformed.
+_MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -80,7 +80,10 @@ def test_serve_with_bad_settings(run: Run, secret: str, monkeypatch: pytest.Monk
         (IN_USE, ["Address already in use; choose another address with --host and --port"]),
         (ExceptionGroup("", [ExceptionGroup("", [IN_USE])]), ["Address already in use"]),
         (OSError("no address"), ["no address"]),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "web"), ["web: No such file"]),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "web"),
+            ["web: No such file or directory\n"],
+        ),
         (RegistryError("cannot open the database\nx"), ["cannot open the database x"]),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+
 from support.process import HereServer, Unharmed, machine_id, serve_here
 from support.wire_client import WireClient, text
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+
 from support.process import Unharmed, machine_id
 from support.wire_client import (
     BINARY,

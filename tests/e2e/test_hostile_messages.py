@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+
 from support.process import HereServer, Unharmed, machine_id
 from support.wire_client import Ended, WireClient, packed, text
 
@@ -139,7 +140,7 @@ async def test_no_one_is_told_of_a_message_for_an_absent_device_but_its_sender(u
 
 
 async def test_a_flood_of_a_device_delays_nobody(unharmed: Unharmed) -> None:
-    async with unharmed(machines=4) as server:
+    async with unharmed() as server:
         loud, device = await server.device(VICTIM), await server.device(BYSTANDER)
         await server.client(VICTIM)  # which reads nothing of it
         client = await server.client(BYSTANDER)
@@ -147,7 +148,7 @@ async def test_a_flood_of_a_device_delays_nobody(unharmed: Unharmed) -> None:
 
 
 async def test_a_flood_of_a_client_delays_nobody(unharmed: Unharmed) -> None:
-    async with unharmed(machines=4) as server:
+    async with unharmed() as server:
         await server.device(VICTIM)  # which reads nothing of it
         loud = await server.client(VICTIM)
         device, client = await server.device(BYSTANDER), await server.client(BYSTANDER)

@@ -5,6 +5,7 @@ import ssl
 
 import pytest
 import trio
+
 from support.process import KEY, Unharmed, machine_id
 from support.wire_client import Ended, text, upgrade_head
 

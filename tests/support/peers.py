@@ -79,7 +79,7 @@ class ScriptedPeer:
 
     # Peer
 
-    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> None:
         self.runs += 1
         self._receive = receive
         for passed in self._said_early:

@@ -5,13 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
-from support.wire_client import WireClient, upgrade_head
 
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import TokenSigner
@@ -20,6 +19,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
+from support.wire_client import WireClient, upgrade_head
 
 SECRET: Final = "tests-only-" + "s" * 32
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25
@@ -99,12 +99,12 @@ Unharmed: TypeAlias = Callable[..., AbstractAsyncContextManager[HereServer]]
 async def serve_here(
     folder: Path,
     *,
-    machines: int = 4,
+    machines: Iterable[int] = (1, 2, 3, 4),
     within_s: float = 5.0,
     settings: dict[str, Any] | None = None,
     **limits: float,
 ) -> AsyncIterator[HereServer]:
-    """Open a server on a free port, with machines 1 to `machines` registered with `KEY`.
+    """Open a server on a free port, with machines of these numbers registered with `KEY`.
 
     The block has to be through `within_s`. Machines may be closed at any age, unless `device_min_age_s` is
     among the `limits`.
@@ -119,9 +119,7 @@ async def serve_here(
         **(settings or {}),
     )
     with Database.open(chosen.resolved_database_url()) as database:
-        database.add_devices(
-            [NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in range(1, machines + 1)]
-        )
+        database.add_devices([NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in machines])
     failure: Exception | None = None
     with trio.fail_after(within_s + 5):
         async with open_server(chosen) as server:
@@ -164,7 +162,7 @@ def environment(**settings: object) -> dict[str, str]:
 async def run_command(
     folder: Path, *arguments: str, **settings: object
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command of the relay in a folder until it ends; its output is captured, no exit code is checked."""
+    """Run a command of the relay in a folder until it ends, whatever its exit code; keep its output."""
     with trio.fail_after(20):
         return await trio.run_process(
             [sys.executable, "-m", "brewos_relay", *arguments],
@@ -178,7 +176,7 @@ async def run_command(
 
 @asynccontextmanager
 async def serve_process(folder: Path, **settings: object) -> AsyncIterator[ProcessServer]:
-    """Start `brewos-relay serve` in a folder and wait until it is ready; it is killed if it is still there."""
+    """Start `brewos-relay serve` in a folder and wait until it is ready; kill it in the end."""
     log_file = folder / "server.log"
     with log_file.open("ab") as log:
         process = await trio.lowlevel.open_process(

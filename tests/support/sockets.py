@@ -1,6 +1,5 @@
 """Connected sockets, non-blocking, closed when the block is left."""
 
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ _CHUNK = b"\0" * 4096
 
 @contextmanager
 def socket_pair(*, send_buffer_bytes: int | None = None) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Open two connected sockets; `send_buffer_bytes` is a hint for what the first one's system buffer holds."""
+    """Open two connected sockets; `send_buffer_bytes` hints at what the system holds for the first."""
     near, far = socket.socketpair()
     with near, far:
         if send_buffer_bytes is not None:
@@ -66,4 +65,4 @@ def reset(sock: socket.socket) -> None:
 def count_open_files() -> int | None:
     """Count the file descriptors of this process; None where the system does not tell."""
     folder = Path("/proc/self/fd")
-    return len(os.listdir(folder)) if folder.exists() else None
+    return len(list(folder.iterdir())) if folder.exists() else None

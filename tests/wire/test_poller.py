@@ -2,24 +2,30 @@
 
 import select
 import socket
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
 
 import pytest
 import trio
+
+from brewos_relay.wire import poller as poller_module
+from brewos_relay.wire.poller import Poller
 from support.sockets import read_available, socket_pair
 
-from brewos_relay.wire.poller import Poller, open_poller
-
-pytestmark = pytest.mark.usefixtures("each_kind")
+OpenPoller: TypeAlias = Callable[[], AbstractAsyncContextManager[Poller]]
 
 
 @pytest.fixture(params=["epoll", "selectors"])
-async def each_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every poller use the system's best interface, or what `selectors` offers.
+def open_poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OpenPoller:
+    """Give pollers over the system's best interface, and over what `selectors` offers."""
 
-    Asynchronous, since Trio itself is to have its epoll before it is taken away.
-    """
-    if request.param == "selectors":
-        monkeypatch.delattr(select, "epoll", raising=False)
+    def open_this_kind() -> AbstractAsyncContextManager[Poller]:
+        if request.param == "selectors":  # not earlier: Trio itself is to have its epoll
+            monkeypatch.delattr(select, "epoll", raising=False)
+        return poller_module.open_poller()
+
+    return open_this_kind
 
 
 class Owner:
@@ -43,7 +49,7 @@ async def settle() -> None:
         await trio.sleep(0.001)
 
 
-async def test_an_owner_is_called_when_its_socket_is_readable() -> None:
+async def test_an_owner_is_called_when_its_socket_is_readable(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller:
             owner = Owner(near)
@@ -58,7 +64,7 @@ async def test_an_owner_is_called_when_its_socket_is_readable() -> None:
             poller.unwatch(near.fileno())
 
 
-async def test_an_owner_is_called_again_for_what_it_left() -> None:
+async def test_an_owner_is_called_again_for_what_it_left(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         received: list[bytes] = []
         complete = trio.Event()
@@ -77,7 +83,7 @@ async def test_an_owner_is_called_again_for_what_it_left() -> None:
             poller.unwatch(near.fileno())
 
 
-async def test_an_owner_is_called_at_the_end_of_the_stream() -> None:
+async def test_an_owner_is_called_at_the_end_of_the_stream(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller:
             ended = trio.Event()
@@ -92,7 +98,7 @@ async def test_an_owner_is_called_at_the_end_of_the_stream() -> None:
             await ended.wait()
 
 
-async def test_nobody_is_called_after_unwatch() -> None:
+async def test_nobody_is_called_after_unwatch(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller:
             owner = Owner(near)
@@ -107,7 +113,7 @@ async def test_nobody_is_called_after_unwatch() -> None:
             assert owner.received == b"unheard"
 
 
-async def test_an_owner_can_end_another_of_the_same_pass() -> None:
+async def test_an_owner_can_end_another_of_the_same_pass(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near_1, far_1), socket_pair() as (near_2, far_2):
         called: list[socket.socket] = []
         async with open_poller() as poller:
@@ -125,7 +131,7 @@ async def test_an_owner_can_end_another_of_the_same_pass() -> None:
             assert len(called) == 1
 
 
-async def test_more_sockets_than_one_pass_takes_are_all_read() -> None:
+async def test_more_sockets_than_one_pass_takes_are_all_read(open_poller: OpenPoller) -> None:
     # More than a pass, but few enough for the common limit of 1024 open files.
     with trio.fail_after(5):
         pairs = [socket.socketpair() for _ in range(200)]
@@ -149,7 +155,7 @@ async def test_more_sockets_than_one_pass_takes_are_all_read() -> None:
                 far.close()
 
 
-async def test_others_get_their_turn_beside_a_socket_that_is_always_readable() -> None:
+async def test_others_get_their_turn_beside_a_socket_that_is_always_readable(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller:
             calls = 0
@@ -165,13 +171,13 @@ async def test_others_get_their_turn_beside_a_socket_that_is_always_readable() -
             poller.unwatch(near.fileno())
 
 
-async def test_an_error_in_an_owner_shows_where_the_poller_was_opened() -> None:
+async def test_an_error_in_an_owner_shows_where_the_poller_was_opened(open_poller: OpenPoller) -> None:
     # Owners are to deal with their own errors; one that does not is a fault of the program.
     def fail() -> None:
         raise ZeroDivisionError
 
     with trio.fail_after(5), socket_pair() as (near, far):
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with open_poller() as poller:
                 poller.watch(near.fileno(), fail)
                 far.send(b"x")
@@ -179,11 +185,11 @@ async def test_an_error_in_an_owner_shows_where_the_poller_was_opened() -> None:
         assert caught.group_contains(ZeroDivisionError)
 
 
-async def test_a_poller_gives_its_descriptor_back() -> None:
+async def test_a_poller_gives_its_descriptor_back(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, _):
         async with open_poller() as poller:
             poller.watch(near.fileno(), lambda: None)
-        with pytest.raises(ValueError, match="closed|-1"):
+        with pytest.raises(ValueError, match=r"closed|-1"):
             poller.watch(near.fileno(), lambda: None)
 
 

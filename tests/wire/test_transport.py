@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 import trio
-from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
+import trio.testing
 
 from brewos_relay.wire.transport import READ_BYTES, Transport
+from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
 
 LIMIT = 10_000
 
@@ -43,7 +44,7 @@ async def read_exactly(far: socket.socket, length: int) -> bytes:
 # -- Reading ----------------------------------------------------------------------------------------------
 
 
-def test_reading_gives_what_is_there() -> None:
+async def test_reading_gives_what_is_there() -> None:
     with transport_pair() as (transport, far):
         assert transport.read() is None
         far.send(b"abc")
@@ -51,7 +52,7 @@ def test_reading_gives_what_is_there() -> None:
         assert transport.read() is None
 
 
-def test_one_read_is_bounded() -> None:
+async def test_one_read_is_bounded() -> None:
     with transport_pair() as (transport, far):
         sent_bytes = fill(far)
         assert sent_bytes > READ_BYTES
@@ -60,7 +61,7 @@ def test_one_read_is_bounded() -> None:
         assert 0 < len(first) <= READ_BYTES
 
 
-def test_the_end_of_the_stream_reads_as_nothing_after_the_last_bytes() -> None:
+async def test_the_end_of_the_stream_reads_as_nothing_after_the_last_bytes() -> None:
     with transport_pair() as (transport, far):
         far.send(b"last")
         far.close()
@@ -69,7 +70,7 @@ def test_the_end_of_the_stream_reads_as_nothing_after_the_last_bytes() -> None:
         assert transport.read() == b""
 
 
-def test_a_reset_reads_as_the_end() -> None:
+async def test_a_reset_reads_as_the_end() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
@@ -90,7 +91,7 @@ async def test_waiting_for_something_to_read() -> None:
 # -- Writing ----------------------------------------------------------------------------------------------
 
 
-def test_what_the_system_takes_is_written_at_once() -> None:
+async def test_what_the_system_takes_is_written_at_once() -> None:
     with transport_pair() as (transport, far):
         transport.on_blocked = pytest.fail
         assert transport.write(b"abc")
@@ -99,7 +100,7 @@ def test_what_the_system_takes_is_written_at_once() -> None:
         assert read_available(far) == b"abc"
 
 
-def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
+async def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
     with transport_pair() as (transport, far):
         blocked: list[None] = []
         transport.on_blocked = lambda: blocked.append(None)
@@ -113,7 +114,7 @@ def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
         assert len(read_available(far)) == filled_bytes
 
 
-def test_nobody_has_to_be_told_of_the_outbox() -> None:
+async def test_nobody_has_to_be_told_of_the_outbox() -> None:
     with transport_pair() as (transport, _):
         fill_transport(transport)
         assert transport.on_blocked is None
@@ -121,7 +122,7 @@ def test_nobody_has_to_be_told_of_the_outbox() -> None:
         assert transport.outbox_bytes == 5
 
 
-def test_a_write_may_be_taken_in_part() -> None:
+async def test_a_write_may_be_taken_in_part() -> None:
     with tcp_pair() as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         data = bytes(64 * 1024 * 1024)  # more than any system holds
@@ -131,7 +132,7 @@ def test_a_write_may_be_taken_in_part() -> None:
         assert transport.outbox_bytes == 0
 
 
-def test_the_outbox_is_bounded() -> None:
+async def test_the_outbox_is_bounded() -> None:
     with transport_pair() as (transport, _):
         fill_transport(transport)
         assert transport.write(bytes(LIMIT - 10))
@@ -143,7 +144,7 @@ def test_the_outbox_is_bounded() -> None:
         assert transport.outbox_bytes == LIMIT
 
 
-def test_a_broken_stream_takes_everything() -> None:
+async def test_a_broken_stream_takes_everything() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
@@ -303,7 +304,7 @@ async def test_whoever_waits_is_woken(how: str) -> None:
         assert transport.outbox_bytes == (5 if how == "wake" else 0)
 
 
-def test_the_peer_can_be_told_that_nothing_more_will_come() -> None:
+async def test_the_peer_can_be_told_that_nothing_more_will_come() -> None:
     with transport_pair() as (transport, far):
         transport.write(b"last")
         transport.finish_writing()
@@ -315,7 +316,7 @@ def test_the_peer_can_be_told_that_nothing_more_will_come() -> None:
         transport.finish_writing()
 
 
-def test_finishing_a_broken_stream_is_harmless() -> None:
+async def test_finishing_a_broken_stream_is_harmless() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
@@ -326,9 +327,9 @@ def test_finishing_a_broken_stream_is_harmless() -> None:
 
 async def test_closing_closes_the_socket_once() -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
-        assert not transport.closed
+        closed_before = transport.closed
         transport.close()
-        assert transport.closed
+        assert (closed_before, transport.closed) == (False, True)
         assert transport.fd == -1
         assert far.recv(1) == b""
         transport.close()
@@ -337,7 +338,6 @@ async def test_closing_closes_the_socket_once() -> None:
 
 
 async def test_a_socket_that_was_given_away_stays_open() -> None:
-    await trio.lowlevel.checkpoint()
     with transport_pair() as (transport, far):
         sock = transport.detach()
         assert transport.closed

@@ -79,7 +79,7 @@ def say_error(message: str) -> None:
 def failing_with(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
     """Turn what the relay and the system refuse into one line and an exit code.
 
-    `hint` says what to do about an error of the system, which does not say so itself.
+    `hint` says what to do about an error of the network, which does not say so itself.
     """
     try:
         yield
@@ -105,8 +105,9 @@ def settings_from(**overrides: Any) -> "Settings":
 def _describe(problem: BaseException, hint: str) -> str:
     if not isinstance(problem, OSError) or problem.strerror is None:
         return str(problem)
-    where = f"{problem.filename}: " if problem.filename is not None else ""
-    return f"{where}{problem.strerror}{hint}"
+    if problem.filename is not None:
+        return f"{problem.filename}: {problem.strerror}"
+    return f"{problem.strerror}{hint}"
 
 
 def _first_leaf(problem: BaseException) -> BaseException:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import trio
 
-from brewos_relay.core.peer import Receive
+from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message, encode
 
@@ -22,7 +22,7 @@ class MemoryPeer:
         self.close_code: int | None = None
         self.close_reason = ""
 
-    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> None:
         """Hand on what the other end sends; see `Peer.run`."""
         try:
             async for message in self._inbound:
@@ -32,10 +32,16 @@ class MemoryPeer:
 
     def deliver(self, delivery: Delivery) -> bool:
         """Send messages to the other end, which may let a number of them wait; see `Peer.deliver`."""
+        if self.close_code is not None:
+            return False
+        state = self._outbound.statistics()
+        room = state.max_buffer_size - state.current_buffer_used + state.tasks_waiting_receive
+        if room < len(delivery.messages):
+            return False
         try:
             for message in delivery.messages:
                 self._outbound.send_nowait(message)
-        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
             return False
         return True
 

@@ -1,14 +1,19 @@
 """Peer: whatever messages can be delivered to, seen from a session."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
-
-import trio
 
 from brewos_relay.messages import Delivery, Message
 
 Receive: TypeAlias = Callable[[Sequence[Message]], None]
 """Takes the messages that a peer sent, in order; never blocks."""
+
+
+class Tasks(Protocol):
+    """Where a peer starts what must go on beside its reading; the tasks belong to the peer's session."""
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start `async_fn(*args)`. Its failure ends the peer, and nobody else."""
 
 
 class Peer(Protocol):
@@ -18,11 +23,11 @@ class Peer(Protocol):
     happened.
     """
 
-    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> None:
         """Hand on what the peer sends, until it ends by its own doing or by `close`.
 
-        What must go on beside the reading (a writer) is started in `nursery`, the session's, and ends with
-        `aclose` at the latest.
+        What must go on beside the reading (a writer) is started in `tasks`, and ends with `aclose` at the
+        latest.
         """
 
     def deliver(self, delivery: Delivery) -> bool:

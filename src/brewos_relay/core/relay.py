@@ -27,6 +27,7 @@ class Relay:
         self.counters = Counters()
         self.closing = False
         """Set once the relay takes nobody on any more."""
+        self.attached: set[Attachment] = set()
         self._nursery = nursery
         self._on_seen = on_seen
         self._sessions: dict[str, DeviceSession] = {}
@@ -79,8 +80,12 @@ class Relay:
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Tell whoever opened the relay that a device came or went."""
-        if self._on_seen is not None:
+        if self._on_seen is None:
+            return
+        try:
             self._on_seen(device_id, at_ms)
+        except Exception:
+            log.exception("nobody could note that device %s was seen", device_id)
 
     async def drain(self) -> None:
         """Take nobody on, close every peer (1012), and wait until all have gone, at most `limits.drain_s`.
@@ -88,7 +93,7 @@ class Relay:
         A device that is too young to be closed is waited for.
         """
         self.closing = True
-        leaving = [peer for session in self._sessions.values() for peer in session.peers]
+        leaving = list(self.attached)
         with trio.move_on_after(self.limits.drain_s) as deadline:
             for attachment in leaving:
                 attachment.close(CloseCode.SERVICE_RESTART, "the relay is restarting")

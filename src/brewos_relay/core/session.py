@@ -4,7 +4,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -51,6 +51,8 @@ class Host(Protocol):
 
     limits: Limits
     counters: Counters
+    attached: set["Attachment"]
+    """Every peer whose goodbye is not said yet."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
         """Learn that nobody is attached any more; the session takes nobody on from here."""
@@ -60,7 +62,7 @@ class Host(Protocol):
 
 
 class Attachment:
-    """One peer in a session, device or client."""
+    """One peer in a session, device or client, and where the peer starts its tasks."""
 
     __slots__ = ("_ended", "id", "is_device", "peer", "session")
 
@@ -73,7 +75,33 @@ class Attachment:
 
     def close(self, code: int, reason: str) -> None:
         """Ask the peer to end with this close code."""
-        self.peer.close(code, reason)
+        try:
+            self.peer.close(code, reason)
+        except Exception:
+            log.exception("a peer of device %s cannot be closed", self.session.device_id)
+
+    def deliver(self, delivery: Delivery) -> bool:
+        """Deliver to the peer; one that fails is closed."""
+        try:
+            return self.peer.deliver(delivery)
+        except Exception as error:
+            self.fail(error)
+            return False
+
+    def fail(self, error: Exception) -> None:
+        """Close the peer because of an exception, which is nobody else's concern."""
+        log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
+        self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task of the peer, beside its reading; see `peer.Tasks`."""
+        self.session.start_soon(self._run_beside, async_fn, args)
+
+    async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        try:
+            await async_fn(*args)
+        except Exception as error:
+            self.fail(error)
 
     async def wait_closed(self) -> None:
         """Wait until the peer has ended and everything of it is closed."""
@@ -119,11 +147,6 @@ class DeviceSession:
         """How many clients are attached."""
         return len(self._clients)
 
-    @property
-    def peers(self) -> list[Attachment]:
-        """Everybody who is attached."""
-        return [*self._clients, *([self._device] if self._device else [])]
-
     async def run(self) -> None:
         """Keep the session until its last peer has ended."""
         async with trio.open_nursery() as nursery:
@@ -137,7 +160,7 @@ class DeviceSession:
         attachment = Attachment(self, peer, is_device=True)
         replaced, self._device = self._device, attachment
         self._note_seen()
-        peer.deliver(Delivery((messages.connected_device(_now_ms()),)))
+        attachment.deliver(Delivery((messages.connected_device(_now_ms()),)))
         if replaced is not None:
             log.info("device %s replaced its earlier connection", self.device_id)
             replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
@@ -155,34 +178,37 @@ class DeviceSession:
         greeting = messages.connected_client(
             attachment.id, self.device_id, device_online=self.online, timestamp_ms=_now_ms()
         )
-        peer.deliver(Delivery((greeting,)))
+        attachment.deliver(Delivery((greeting,)))
         self._start(attachment)
         return attachment
 
     def _start(self, attachment: Attachment) -> None:
+        self._host.attached.add(attachment)
         if self._nursery is None:
             self._waiting.append(attachment)
         else:
             self._nursery.start_soon(self._keep, attachment)
 
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task in the session's nursery; it must not raise."""
+        assert self._nursery is not None
+        self._nursery.start_soon(async_fn, *args)
+
     async def _keep(self, attachment: Attachment) -> None:
         """Own a peer from its first message to its goodbye. Its failure is its own."""
-        peer = attachment.peer
         take = self._take_from_device if attachment.is_device else self._take_from_client
-        receive = functools.partial(take, attachment)
         try:
-            assert self._nursery is not None
             try:
-                await peer.run(self._nursery, receive)
-            except Exception:
-                log.exception("a connection of device %s failed", self.device_id)
-                peer.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+                await attachment.peer.run(attachment, functools.partial(take, attachment))
+            except Exception as error:
+                attachment.fail(error)
             finally:
                 self._detach(attachment)
-                await peer.aclose()
+                await attachment.peer.aclose()
         except Exception:
-            log.exception("a connection of device %s could not be closed well", self.device_id)
+            log.exception("a peer of device %s could not say goodbye", self.device_id)
         finally:
+            self._host.attached.discard(attachment)
             attachment.ended()
 
     def _detach(self, attachment: Attachment) -> None:
@@ -222,9 +248,8 @@ class DeviceSession:
             try:
                 if not deliver(delivery):
                     self._host.counters.left_out += len(delivery.messages)
-            except Exception:
-                log.exception("client %s of device %s failed", client.id, self.device_id)
-                client.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+            except Exception as error:
+                client.fail(error)
 
     def _take_from_client(self, client: Attachment, received: Sequence[Message]) -> None:
         """Pass on what a client asks of the device, or tell it why not."""
@@ -244,11 +269,11 @@ class DeviceSession:
                 answers.append(self._answer_for_absent(message_type))
             else:
                 commands.append(text)
-        if commands and self._device is not None and not self._device.peer.deliver(Delivery(commands)):
+        if commands and self._device is not None and not self._device.deliver(Delivery(commands)):
             self._host.counters.undeliverable += len(commands)
             answers.append(messages.DEVICE_BUSY)
         if answers:
-            client.peer.deliver(Delivery(answers))
+            client.deliver(Delivery(answers))
 
     def _answer_for_absent(self, message_type: str) -> Message:
         if message_type in _STATE_REQUESTS:

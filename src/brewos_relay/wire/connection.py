@@ -5,7 +5,7 @@ import logging
 import trio
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import Receive
+from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.core.session import Counters
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery
@@ -34,6 +34,7 @@ class WebSocketConnection:
         "_ending",
         "_gone",
         "_initial",
+        "_leaving",
         "_limits",
         "_min_age_s",
         "_opened_at",
@@ -41,8 +42,9 @@ class WebSocketConnection:
         "_parser",
         "_poller",
         "_receive",
+        "_said_goodbye",
         "_sleeper",
-        "_start_soon",
+        "_tasks",
         "_transport",
     )
 
@@ -67,13 +69,15 @@ class WebSocketConnection:
         self._opened_at = trio.current_time()
         self._ending: Ending | None = None
         self._gone = False
+        self._leaving = False
+        self._said_goodbye = False
         self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
-    async def run(self, nursery: trio.Nursery, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> None:
         """Hand on what the peer sends until the connection is to end; see `Peer.run`."""
         self._receive = receive
-        self._start_soon = nursery.start_soon
+        self._tasks = tasks
         transport = self._transport
         transport.on_blocked = self._start_writing
         if transport.outbox_bytes:
@@ -104,16 +108,12 @@ class WebSocketConnection:
             self._sleeper = None
 
     def _on_readable(self) -> None:
-        try:
-            data = self._transport.read()
-            if data:
-                self._take(data)
-            elif data is not None:
-                self._gone = True
-                self._wake()
-        except Exception:
-            log.exception("a connection failed")
-            self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+        data = self._transport.read()
+        if data:
+            self._take(data)
+        elif data is not None:
+            self._gone = True
+            self._wake()
 
     def _take(self, data: bytes) -> None:
         parser = self._parser
@@ -125,22 +125,29 @@ class WebSocketConnection:
             self._counters.oversized += parser.oversized
             parser.oversized = 0
         if messages and self._ending is None:
-            self._receive(messages)
+            try:
+                self._receive(messages)
+            except Exception:
+                log.exception("a connection failed")
+                self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
         if parser.ending is not None and self._ending is None:
             self._ending = parser.ending
             self._wake()
-        if parser.incomplete:
-            if self._overdue is None:
-                self._overdue = trio.CancelScope()
-                self._start_soon(self._wait_for_message, self._overdue)
-        elif self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
+        if not parser.incomplete:
+            if self._overdue is not None:
+                self._overdue.cancel()
+                self._overdue = None
+        elif self._overdue is None:
+            self._overdue = trio.CancelScope(deadline=trio.current_time() + self._limits.message_s)
+            self._tasks.start_soon(self._wait_for_message, self._overdue)
+        elif messages:  # it is another message than before
+            self._overdue.deadline = trio.current_time() + self._limits.message_s
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
-        """Close the peer if the message that has begun is not complete in time; cancelled when it is."""
+        """Close the peer if the message that has begun is not complete in time."""
         with overdue:
-            await trio.sleep(self._limits.message_s)
+            await trio.sleep_forever()
+        if overdue is self._overdue:
             self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
 
     def deliver(self, delivery: Delivery) -> bool:
@@ -150,10 +157,12 @@ class WebSocketConnection:
         return self._transport.write(delivery.encoded or encode_delivery(delivery))
 
     def _start_writing(self) -> None:
-        self._start_soon(self._write_on)
+        self._tasks.start_soon(self._write_on)
 
     async def _write_on(self) -> None:
         """Write what waits in the outbox; close a peer that takes none of it."""
+        if self._leaving:
+            return
         try:
             if not await self._transport.flush(stall_s=self._limits.stall_s):
                 self.close(CloseCode.TRY_AGAIN_LATER, "nothing was read for too long")
@@ -175,6 +184,7 @@ class WebSocketConnection:
         if transport.closed:
             await trio.lowlevel.checkpoint()
             return
+        self._leaving = True
         ending = self._ending or Ending(CloseCode.GOING_AWAY, "the relay is leaving", by_peer=False)
         self._ending = ending
         transport.wake()
@@ -194,6 +204,7 @@ class WebSocketConnection:
         if self._gone:
             return
         answered = self._parser.ending is not None and self._parser.ending.by_peer
+        self._said_goodbye = True
         frame = encode_close(ending.code, ending.reason)
         if answered and self._parser.ending is not None:
             frame = encode_close(self._parser.ending.code)  # RFC 6455 §5.5.1: the answer echoes the code
@@ -201,6 +212,8 @@ class WebSocketConnection:
             self._transport.keep_first_unsent()
             self._transport.write(frame)
         await self._transport.flush(stall_s=self._limits.close_s)
+        if self._parser.ending is not None:
+            self._transport.finish_writing()  # no answer is parsed any more: the peer may close at once
         if not answered:
             await self._read_to_the_end()
 
@@ -211,6 +224,9 @@ class WebSocketConnection:
             received = self._transport.read()
             if received:
                 self._parser.feed(received)
+                if not self._said_goodbye:
+                    self._transport.write(encode_pongs(self._parser.pings))
+                self._parser.pings.clear()
             elif received is not None:
                 self._gone = True
 

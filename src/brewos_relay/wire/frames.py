@@ -78,7 +78,7 @@ class FrameParser:
         self._partial: bytearray | None = None  # the beginning of a frame
         self._need_bytes = 0  # how long that has to become before another look is worth it
         self._skip_bytes = 0  # still to be read past
-        self._fragments: list[bytes] | None = None  # of a message that has begun
+        self._fragments: bytearray | None = None  # of a message that has begun
         self._fragments_bytes = 0
         self._fragments_are_text = False
         self._discarding = False  # the message that has begun is too large, and is read past
@@ -204,7 +204,7 @@ class FrameParser:
         if not self._discarding:
             self.oversized += 1
         self._discarding = first & _FIN == 0
-        self._fragments = [] if self._discarding else None
+        self._fragments = bytearray() if self._discarding else None
         self._fragments_bytes = self._max_message_bytes if self._discarding else 0
         self._utf8 = None
 
@@ -216,7 +216,7 @@ class FrameParser:
 
     def _take_fragment(self, first: int, payload: bytes, messages: list[Message]) -> None:
         if self._fragments is None:
-            self._fragments = []
+            self._fragments = bytearray()
             self._fragments_bytes = 0
             self._fragments_are_text = first & 0x0F == TEXT
             self._utf8 = _NewUtf8Decoder() if self._fragments_are_text else None
@@ -227,12 +227,11 @@ class FrameParser:
             except UnicodeDecodeError:
                 self._fail(CloseCode.INVALID_DATA, "text is not UTF-8", 0)
                 return
-        if payload:  # empty ones may come for ever, and are nothing to keep
-            self._fragments.append(payload)
-            self._fragments_bytes += len(payload)
+        self._fragments += payload
+        self._fragments_bytes += len(payload)
         if final:
             if not self._discarding:
-                messages.append(Message(b"".join(self._fragments), is_text=self._fragments_are_text))
+                messages.append(Message(bytes(self._fragments), self._fragments_are_text))
             self._discarding = False
             self._fragments = self._utf8 = None
             self._fragments_bytes = 0

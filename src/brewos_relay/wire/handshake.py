@@ -17,7 +17,7 @@ HEAD_END: Final = b"\r\n\r\n"
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _request_line = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])").fullmatch
-_header_line = re.compile(rb"(%s):[ \t]*([\t -~\x80-\xff]*)" % _TOKEN).fullmatch
+_header_line = re.compile(rb"(%s):[ \t]*+([\t -~\x80-\xff]*+)" % _TOKEN).fullmatch
 _host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?").fullmatch
 _subprotocol = re.compile(_TOKEN.decode()).fullmatch
 _MAX_QUERY_FIELDS: Final = 50

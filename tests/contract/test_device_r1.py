@@ -1,0 +1,372 @@
+"""What the firmware of the machines in people's kitchens relies on; tests are named after its rules."""
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+import trio.lowlevel
+
+from support.process import KEY, WRONG_KEY, HereServer, machine_id, serve_here
+from support.wire_client import (
+    CONTINUATION,
+    NO_MASK,
+    PING,
+    PONG,
+    TEXT,
+    Response,
+    WireClient,
+    accept_value,
+    close,
+    frame,
+    packed,
+    put_mask,
+    text,
+    upgrade_head,
+)
+
+UNKNOWN = "BRW-FFFFFFFF"
+MIN_AGE_S = 0.3
+
+
+def request(query: str, *, key: str = "AQIDBAUGBwgJCgsMDQ4PEA==") -> bytes:
+    """Build the request of the firmware, byte for byte."""
+    lines = [
+        f"GET /ws/device{query} HTTP/1.1",
+        "Host: cloud.example:443",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Protocol: arduino",
+        "Origin: file://",
+        "User-Agent: arduino-WebSocket-Client",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+GOOD = f"?id={machine_id(1)}&key={KEY}"
+
+
+async def ask(server: HereServer, query: str) -> tuple[WireClient, Response]:
+    connection = await server.connect()
+    return connection, await connection.ask(request(query))
+
+
+# §1.1, §1.2: the request and its answer
+
+
+async def test_1_1_the_request_of_the_firmware_is_accepted(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        connection, response = await ask(server, GOOD)
+        assert response.status == 101
+        greeting = await connection.read_json()
+        assert set(greeting) == {"type", "timestamp"}
+        assert greeting["type"] == "connected"
+        assert abs(greeting["timestamp"] - time.time() * 1000) < 5000
+
+
+async def test_1_1_the_request_may_come_in_pieces(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        connection = await server.connect()
+        whole = request(GOOD)
+        for start in range(0, len(whole), 20):
+            await connection.send(whole[start : start + 20])
+            await trio.lowlevel.checkpoint()
+        assert (await connection.read_response()).status == 101
+
+
+async def test_rule_8_the_101_has_the_form_that_the_firmware_reads(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        _, response = await ask(server, GOOD)
+        lines = response.head.split(b"\r\n")
+        assert lines[0].startswith(b"HTTP/1.1 101")
+        assert b"Connection: Upgrade" in lines
+        assert response.header("connection") == ["Upgrade"]
+        assert [value.lower() for value in response.header("upgrade")] == ["websocket"]
+        assert response.header("sec-websocket-accept") == [accept_value("AQIDBAUGBwgJCgsMDQ4PEA==")]
+        assert response.header("sec-websocket-protocol") == ["arduino"]
+        assert response.header("sec-websocket-extensions") == []
+        assert len(response.head) < 1024
+
+
+async def test_1_2_nothing_is_agreed_on_that_was_not_asked_for(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        connection = await server.connect()
+        head = upgrade_head(f"/ws/device{GOOD}", Sec_WebSocket_Extensions="permessage-deflate")
+        response = await connection.ask(head)
+        assert response.status == 101
+        assert response.header("sec-websocket-protocol") == []
+        assert response.header("sec-websocket-extensions") == []
+
+
+async def test_1_2_a_frame_may_come_with_the_request(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        client = await server.client(machine_id(1))
+        connection = await server.connect()
+        await connection.send(request(GOOD), frame(PING, mask=NO_MASK), text({"type": "status"}))
+        assert (await connection.read_response()).status == 101
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_json() == {"type": "status"}
+
+
+@pytest.mark.parametrize("written", [machine_id(0xABCDEF).lower(), "brw-00aBcDeF", "Brw-00ABCDEF"])
+async def test_3_1_ids_are_upper_case(tmp_path: Path, written: str) -> None:
+    async with serve_here(tmp_path, machines=[0xABCDEF]) as server:
+        await server.device(written)
+        assert server.server.relay.is_online("BRW-00ABCDEF")
+        assert (await server.client(written)).connected["deviceId"] == "BRW-00ABCDEF"
+
+
+# §0 rule 2, §2.3: refusals
+
+MALFORMED = {
+    "nothing": "",
+    "no id": f"?key={KEY}",
+    "empty id": f"?id=&key={KEY}",
+    "no key": f"?id={machine_id(1)}",
+    "empty key": f"?id={machine_id(1)}&key=",
+    "short key": f"?id={machine_id(1)}&key=abc",
+    "long key": f"?id={machine_id(1)}&key={'k' * 200}",
+    "key of other characters": f"?id={machine_id(1)}&key={'*' * 43}",
+    "id of 7 digits": f"?id=BRW-1234567&key={KEY}",
+    "id of 9 digits": f"?id=BRW-123456789&key={KEY}",
+    "id not hexadecimal": f"?id=BRW-1234567G&key={KEY}",
+    "id of another kind": f"?id=ABC-12345678&key={KEY}",
+    "id with a line end": f"?id={machine_id(1)}%0A&key={KEY}",
+    "id of other digits": f"?id=BRW-1234567%D9%A1&key={KEY}",
+}
+REFUSED = {
+    **{f"400 {name}": (400, query) for name, query in MALFORMED.items()},
+    "401 wrong key": (401, f"?id={machine_id(1)}&key={WRONG_KEY}"),
+    "401 unknown id": (401, f"?id={UNKNOWN}&key={KEY}"),
+}
+
+
+@pytest.mark.parametrize(("status", "query"), REFUSED.values(), ids=REFUSED)
+async def test_rule_2_refusals_come_before_the_upgrade(tmp_path: Path, status: int, query: str) -> None:
+    async with serve_here(tmp_path) as server:
+        connection, response = await ask(server, query)
+        assert response.status == status
+        assert response.header("connection") == ["close"]
+        assert response.header("upgrade") == []
+        assert b"200 " not in response.head + response.body
+        await connection.send(b"This is a webSocket client!")
+        assert await connection.read_to_end() == b""
+        assert server.server.relay.device_count == 0
+        assert (await server.device(machine_id(1))).connected["type"] == "connected"
+
+
+async def test_2_3_a_server_that_leaves_says_503(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        server.server.relay.closing = True
+        _, response = await ask(server, GOOD)
+        assert response.status == 503
+        assert response.header("connection") == ["close"]
+        assert b"200 " not in response.head + response.body
+
+
+async def test_2_3_an_unknown_id_and_a_wrong_key_get_the_same_answer_in_the_same_time(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, within_s=20) as server:
+        queries = (f"?id={UNKNOWN}&key={WRONG_KEY}", f"?id={machine_id(1)}&key={WRONG_KEY}")
+        answers: tuple[set[bytes], set[bytes]] = (set(), set())
+        took_s: tuple[list[float], list[float]] = ([], [])
+        for _ in range(200):
+            for query, seen, times in zip(queries, answers, took_s, strict=True):
+                connection = await server.connect()
+                began = time.perf_counter()
+                response = await connection.ask(request(query))
+                times.append(time.perf_counter() - began)
+                seen.add(response.head + response.body)
+                await connection.stream.aclose()
+        assert answers[0] == answers[1]
+        assert len(answers[0]) == 1
+        medians = [statistics.median(times) for times in took_s]
+        assert max(medians) < 2 * min(medians)
+
+
+async def test_rule_7_the_answer_comes_in_time(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        for query in (GOOD, f"?id={machine_id(1)}&key={WRONG_KEY}"):
+            with trio.fail_after(1):
+                await ask(server, query)
+
+
+# §0 rules 1, 3 and 4, §2.2, §2.3: nobody is dropped young
+
+
+@pytest.mark.parametrize("cause", [frame(0x3), text(b"\xff"), frame(PING, mask=None)])
+async def test_rule_1_a_young_machine_is_not_closed(tmp_path: Path, cause: bytes) -> None:
+    async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
+        began = trio.current_time()
+        device = await server.device(machine_id(1))
+        await device.send(cause)
+        assert (await device.read_close())[0] in {1002, 1007}
+        assert trio.current_time() - began >= MIN_AGE_S
+
+
+@pytest.mark.parametrize("age_s", [0.0, MIN_AGE_S])
+async def test_2_3_a_machine_that_comes_again_replaces_itself(tmp_path: Path, age_s: float) -> None:
+    async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
+        began = trio.current_time()
+        client = await server.client(machine_id(1))
+        old = await server.device(machine_id(1))
+        await trio.sleep(age_s)
+        new = await server.device(machine_id(1))
+        await old.send(text({"type": "status", "of": "old"}))
+        await client.send(text({"type": "command", "cmd": "tare"}))
+        assert (await new.read_json())["cmd"] == "tare"
+        code, _ = await old.read_close()
+        assert code == 4002
+        assert trio.current_time() - began >= MIN_AGE_S
+        await old.send(close(1000))
+        await old.send_eof()
+        assert await old.read_to_end() == b""
+        await new.send(text({"type": "status", "of": "new"}))
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_json() == {"type": "status", "of": "new"}
+        assert server.server.relay.device_count == 1
+
+
+async def test_2_3_machines_that_keep_replacing_each_other_end_as_one(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
+        client = await server.client(machine_id(1))
+        devices = [await server.device(machine_id(1)) for _ in range(10)]
+        for old in devices[:-1]:
+            assert (await old.read_close())[0] == 4002
+        await devices[-1].send(text({"type": "status"}))
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_json() == {"type": "status"}
+
+
+async def test_rule_4_the_end_is_a_close_frame(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        device = await server.device(machine_id(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.server.relay.drain)
+            assert (await device.read_close())[0] == 1012
+            await device.send(frame(0x8, (1000).to_bytes(2, "big")))
+            await device.send_eof()
+            assert await device.read_to_end() == b""
+
+
+async def test_1_3_a_machine_that_closes_gets_its_code_back(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
+        await device.send(close(1000))
+        assert (await device.read_frame()).payload == (1000).to_bytes(2, "big")
+        assert await device.read_to_end() == b""
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_json() == {"type": "device_offline"}
+
+
+# §1.3: frames of the machine
+
+
+async def test_1_3_zero_masks_are_fine(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
+        payload = b'{"type":"device_info","pad":"%s"}' % (b"x" * 1500)
+        await device.send(bytes.fromhex("8980 00000000"), frame(TEXT, payload, mask=NO_MASK))
+        assert await device.read_frame() == (0x80 | PONG, 0, b"")
+        assert await client.read_json() == {"type": "device_online"}
+        assert (await client.read_message()).payload == payload
+
+
+@pytest.mark.parametrize("size", [1400, 2047])
+async def test_1_3_a_large_text_comes_in_two_segments(tmp_path: Path, size: int) -> None:
+    async with serve_here(tmp_path) as server:
+        client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
+        payload = b'{"type":"log","pad":"%s"}' % (b"x" * (size - 23))
+        assert len(payload) == size
+        await device.send(b"\x81\xfe" + size.to_bytes(2, "big") + NO_MASK)
+        await trio.sleep(0.02)
+        await device.send(payload)
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_message() == (0x81, 126, payload)
+
+
+async def test_rule_10_status_traffic_is_passed_on_as_it_came(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
+        status = b"\x83\xa4type\xa6status\xa3seq\xd2\x00\x00\x00\x01\xa8pressure\xca\x41\x17\x33\x33"
+        log = b'{ "type":"log" , "message": "\\u00e9" }'
+        await device.send(packed(status), text(log))
+        assert await client.read_json() == {"type": "device_online"}
+        assert await client.read_message() == (0x82, len(status), status)
+        assert await client.read_message() == (0x81, len(log), log)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
+async def test_rule_7_pings_are_answered_with_what_they_said(tmp_path: Path, payload: bytes) -> None:
+    async with serve_here(tmp_path) as server:
+        device = await server.device(machine_id(1))
+        with trio.fail_after(1):
+            await device.send(b"\x89" + bytes([0x80 | len(payload)]) + put_mask(payload, NO_MASK))
+            assert await device.read_frame() == (0x80 | PONG, len(payload), payload)
+
+
+async def test_rule_7_pings_are_answered_while_a_machine_is_held(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
+        old = await server.device(machine_id(1))
+        await server.device(machine_id(1))
+        await old.send(frame(PING, b"alive", mask=NO_MASK))
+        assert await old.read_frame() == (0x80 | PONG, 5, b"alive")
+
+
+# §0 rule 6: what reaches the machine
+
+
+async def in_fragments(client: WireClient, payload: bytes) -> None:
+    await client.send(frame(TEXT, payload[:9], fin=False))
+    await client.send(frame(CONTINUATION, payload[9:], fin=False), frame(CONTINUATION))
+
+
+async def as_messagepack(client: WireClient, payload: bytes) -> None:
+    await client.send(packed(msgspec.json.decode(payload, type=dict)))
+
+
+async def in_one(client: WireClient, payload: bytes) -> None:
+    await client.send(text(payload))
+
+
+@pytest.mark.parametrize("send", [in_one, in_fragments, as_messagepack])
+@pytest.mark.parametrize("size", [40, 126, 4000, 4096])
+async def test_rule_6_whatever_an_app_sends_reaches_the_machine_as_one_text_frame(
+    tmp_path: Path, send: Callable[[WireClient, bytes], Awaitable[None]], size: int
+) -> None:
+    async with serve_here(tmp_path) as server:
+        device, client = await server.device(machine_id(1)), await server.client(machine_id(1))
+        payload = b'{"type":"command","cmd":"%s"}' % (b"x" * (size - 27))
+        assert len(payload) == size
+        await send(client, payload)
+        found = await device.read_frame()
+        assert (found.first, found.second & 0x80) == (0x80 | TEXT, 0)
+        assert found.payload == payload
+
+
+async def test_rule_6_what_grows_too_large_as_text_does_not_reach_the_machine(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        device, client = await server.device(machine_id(1)), await server.client(machine_id(1))
+        growing = packed({"type": "command", "a": [1.2345678901234567e-300] * 400})
+        assert len(growing) < 4096
+        await client.send(growing, text({"type": "after"}))
+        assert (await client.read_json())["type"] == "error"
+        assert await device.read_json() == {"type": "after"}
+
+
+async def test_rule_6_nothing_else_reaches_the_machine(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        device = await server.device(machine_id(1))
+        for _ in range(5):
+            client = await server.client(machine_id(1))
+            await client.send(text({"type": "request_state"}), text("no message"), frame(PING, b"mine"))
+            await client.read_until("error")
+            client.abort()
+        for _ in range(5):
+            assert await device.read_frame() == (0x81, 24, b'{"type":"request_state"}')
+        await device.send(frame(PING, b"last"))
+        assert await device.read_frame() == (0x80 | PONG, 4, b"last")

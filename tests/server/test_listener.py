@@ -1,0 +1,154 @@
+import os
+import resource
+import sqlite3
+from pathlib import Path
+
+import pytest
+import trio
+
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.records import Device, NewDevice
+from brewos_relay.registry.store import Store
+from support.process import KEY, machine_id, serve_here, serve_process
+from support.wire_client import Ended, upgrade_head
+
+MACHINE = machine_id(1)
+DEVICE = f"/ws/device?id={MACHINE}&key={KEY}"
+HEALTH = b"GET /api/health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+async def test_a_broken_registry_is_503_and_nothing_worse(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        with sqlite3.connect(tmp_path / "brewos-relay.db") as database:
+            database.execute("ALTER TABLE devices RENAME TO elsewhere")
+        with trio.fail_after(4):
+            for target in (DEVICE, f"/ws/client?token={server.token()}&device={MACHINE}"):
+                response = await (await server.connect()).ask(upgrade_head(target))
+                assert response.status == 503
+                assert response.header("retry-after")
+                assert response.header("connection") == ["close"]
+                assert b"200 " not in response.head + response.body
+        assert (await (await server.connect()).ask(HEALTH)).status == 200
+        with sqlite3.connect(tmp_path / "brewos-relay.db") as database:
+            database.execute("ALTER TABLE elsewhere RENAME TO devices")
+        await server.device(MACHINE)
+    database.close()
+
+
+async def test_a_registry_that_never_answers_is_503_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find_device(self: Store, device_id: str) -> Device | None:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(Store, "find_device", find_device)
+    async with serve_here(tmp_path, admission_s=0.1) as server:
+        with trio.fail_after(2):
+            response = await (await server.connect()).ask(upgrade_head(DEVICE))
+        assert response.status == 503
+
+
+async def test_a_defect_ends_one_connection_and_is_logged_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def find_device(self: Store, device_id: str) -> Device | None:
+        raise ZeroDivisionError
+
+    async with serve_here(tmp_path) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "find_device", find_device)
+            connection = await server.connect()
+            with pytest.raises(Ended):
+                await connection.ask(upgrade_head(DEVICE))
+        await server.device(MACHINE)
+    assert "ZeroDivisionError" in caplog.text
+    assert KEY not in caplog.text
+
+
+async def test_a_relay_that_begins_to_leave_during_the_lookup_takes_nobody_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = trio.Event(), trio.Event()
+
+    async def find_device(self: Store, device_id: str) -> Device | None:
+        asked.set()
+        await answer.wait()
+        return Device(id=device_id, key_hash=hash_key(KEY), name=None, created_at_ms=1, last_seen_ms=None)
+
+    monkeypatch.setattr(Store, "find_device", find_device)
+    async with serve_here(tmp_path) as server:
+        connection = await server.connect()
+        await connection.send(upgrade_head(DEVICE))
+        await asked.wait()
+        await server.server.relay.drain()
+        answer.set()
+        assert (await connection.read_response()).status == 503
+
+
+async def test_a_peer_that_goes_during_the_lookup_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, answer = trio.Event(), trio.Event()
+
+    async def find_device(self: Store, device_id: str) -> Device | None:
+        asked.set()
+        await answer.wait()
+        return Device(id=device_id, key_hash=hash_key(KEY), name=None, created_at_ms=1, last_seen_ms=None)
+
+    monkeypatch.setattr(Store, "find_device", find_device)
+    async with serve_here(tmp_path) as server:
+        connection = await server.connect()
+        await connection.send(upgrade_head(DEVICE))
+        await asked.wait()
+        connection.abort()
+        answer.set()
+        client = await server.client(MACHINE)
+        while client.connected["deviceOnline"]:
+            client = await server.client(MACHINE)
+        assert server.server.relay.device_count == 0
+    assert "ERROR" not in caplog.text
+
+
+async def test_a_server_that_leaves_refuses_and_still_tells_its_health(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, device_min_age_s=0.5) as server:
+        await server.device(MACHINE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.server.relay.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            for target in (DEVICE, f"/ws/client?token={server.token()}&device={MACHINE}"):
+                response = await (await server.connect()).ask(upgrade_head(target))
+                assert response.status == 503
+                assert response.header("retry-after")
+            assert (await (await server.connect()).ask(HEALTH)).status in {200, 503}
+
+
+async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
+    numbers = range(1, 201)
+    async with serve_here(tmp_path, machines=numbers) as server, trio.open_nursery() as nursery:
+        for number in numbers:
+            nursery.start_soon(server.device, machine_id(number))
+
+
+@pytest.mark.skipif(
+    not hasattr(resource, "prlimit") or not Path("/proc/self/fd").exists(), reason="needs Linux"
+)
+async def test_accepting_goes_on_after_the_process_was_out_of_files(tmp_path: Path) -> None:
+    with trio.fail_after(30):
+        async with serve_process(tmp_path) as server:
+            with Database.open(f"sqlite:///{tmp_path / 'data' / 'brewos-relay.db'}") as database:
+                database.add_devices([NewDevice(id=MACHINE, key_hash=hash_key(KEY))])
+            device = await server.device(MACHINE)
+            client = await server.client(MACHINE)
+            files = len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: PTH208
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files + 5, files + 5))
+            connections = [await server.connect() for _ in range(20)]
+            while "cannot accept" not in server.log_file.read_text():  # noqa: ASYNC110 - another process
+                await trio.sleep(0.01)
+            await client.send(b"\x81\x8f" + bytes(4) + b'{"type":"tare"}')
+            assert await device.read_json() == {"type": "tare"}
+            for connection in connections:
+                connection.abort()
+            await server.client(MACHINE)
+            assert server.process.poll() is None
