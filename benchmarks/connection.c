@@ -204,7 +204,8 @@ void start_connection(struct connection *connection, int index) {
     struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(target.port)};
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (connect(connection->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS)
-        fail("cannot connect to port %d: %s", target.port, strerror(errno));
+        fail("cannot connect to port %d: %s%s", target.port, strerror(errno),
+             errno == EADDRNOTAVAIL ? "; other programs have used up the ports: wait a minute" : "");
     connection->state = CONNECTING;
     watch(connection, EPOLL_CTL_ADD, true);
 

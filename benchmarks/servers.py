@@ -9,12 +9,13 @@ import random
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,6 +212,16 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: s
         )
 
 
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server, and whatever it started: it leads a process group of its own."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @contextmanager
 def running(server: Server) -> Iterator[tuple[int, int]]:
     """Run a fresh process of the server; give its port and the process id to be measured."""
@@ -225,14 +236,10 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
             stderr=output,
             env=server.environ,
             cwd=server.cwd,
+            start_new_session=True,
         )
         try:
             _await_start(process, port, log, server.name)
             yield port, process.pid
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _stop(process)

@@ -11,7 +11,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 
 from brewos_relay import Delivery, Message, Receive, Relay, Tasks, open_relay
 
-OUTBOX_MESSAGES = 100
+OUTBOX_DELIVERIES = 100
 GOODBYE_S = 1.0
 
 
@@ -20,58 +20,66 @@ class TrioWebSocketPeer:
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self._connection = connection
-        self._to_write, self._outbox = trio.open_memory_channel[Message](OUTBOX_MESSAGES)
-        self._scope = trio.CancelScope()
-        self._goodbye = (1001, "the relay is leaving")
+        self._to_write, self._outbox = trio.open_memory_channel[Delivery](OUTBOX_DELIVERIES)
+        self._reading = trio.CancelScope()
+        self._goodbye: tuple[int, str] | None = None
 
     async def run(self, tasks: Tasks, receive: Receive) -> None:
-        async with trio.open_nursery() as own:
-            own.start_soon(self._write)
-            with self._scope:
-                try:
-                    while True:
-                        received = await self._connection.get_message()
-                        if isinstance(received, str):
-                            receive([Message(received.encode())])
-                        else:
-                            receive([Message(received, is_text=False)])
-                except ConnectionClosed:
-                    pass
-            own.cancel_scope.cancel()
+        tasks.start_soon(self._write)
+        with self._reading:
+            try:
+                while True:
+                    received = await self._connection.get_message()
+                    if isinstance(received, str):
+                        receive([Message(received.encode())])
+                    else:
+                        receive([Message(received, is_text=False)])
+            except ConnectionClosed:
+                pass
 
     async def _write(self) -> None:
         try:
-            async for message in self._outbox:
-                content = message.payload.decode() if message.is_text else message.payload
-                await self._connection.send_message(content)
+            async for delivery in self._outbox:
+                for message in delivery.messages:
+                    content = message.payload.decode() if message.is_text else message.payload
+                    await self._connection.send_message(content)
         except ConnectionClosed:
-            self._scope.cancel()
+            self._reading.cancel()
 
     def deliver(self, delivery: Delivery) -> bool:
         try:
-            for message in delivery.messages:
-                self._to_write.send_nowait(message)
-        except trio.WouldBlock:
+            self._to_write.send_nowait(delivery)
+        except (trio.WouldBlock, trio.ClosedResourceError):
             return False
         return True
 
     def close(self, code: int, reason: str) -> None:
-        self._goodbye = (code, reason)
-        self._scope.cancel()
+        if self._goodbye is None:
+            self._goodbye = (code, reason)
+        self._reading.cancel()
 
     async def aclose(self) -> None:
+        self._to_write.close()
         with trio.move_on_after(GOODBYE_S, shield=True):
-            await self._connection.aclose(*self._goodbye)
+            await self._connection.aclose(*(self._goodbye or (1001, "the relay is leaving")))
 
 
 async def welcome(relay: Relay, request: WebSocketRequest) -> None:
-    _, kind, device_id = request.path.split("/")
+    """Attach whoever comes; the rest of its connection's life belongs to the relay."""
+    match request.path.split("/"):
+        case ["", "device", device_id] if device_id:
+            attach = relay.attach_device
+        case ["", "app", device_id] if device_id:
+            attach = relay.attach_client
+        case _:
+            await request.reject(404)
+            return
     connection = await request.accept()
-    attach = relay.attach_device if kind == "device" else relay.attach_client
     await attach(device_id, TrioWebSocketPeer(connection)).wait_closed()
 
 
 async def serve(port: int, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve until cancelled. trio-websocket then drops its connections at once, without a close frame."""
     async with open_relay() as relay:
         await serve_websocket(
             partial(welcome, relay), "127.0.0.1", port, ssl_context=None, task_status=task_status

@@ -24,6 +24,7 @@ PUBLIC = [
     "Relay",
     "RelayClosing",
     "RelayError",
+    "Tasks",
     "memory_peer",
     "open_relay",
 ]

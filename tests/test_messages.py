@@ -118,12 +118,10 @@ def test_messagepack_that_cannot_be_json_has_no_text(payload: bytes) -> None:
 NOT_UTF_8 = [b"\x81\xa4type\xa1\xff", b"\x82\xa4type\xa1x\xa1n\xa1\xff", b"\x82\xa4type\xa1x\xa1\xff\x01"]
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="msgspec's UnicodeDecodeError is let out")
 def test_messagepack_type_that_is_not_utf_8_is_none() -> None:
     assert Message(NOT_UTF_8[0], is_text=False).peek_type() is None
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="msgspec's UnicodeDecodeError is let out")
 @pytest.mark.parametrize("payload", NOT_UTF_8)
 def test_messagepack_text_that_is_not_utf_8_has_no_text(payload: bytes) -> None:
     assert Message(payload, is_text=False).as_text() is None
@@ -141,7 +139,6 @@ def _damaged(draw: st.DrawFn) -> bytes:
     return bytes(payload)
 
 
-@pytest.mark.xfail(strict=True, reason="msgspec's UnicodeDecodeError is let out")
 @given(payload=_damaged() | st.binary(max_size=60))
 def test_no_binary_payload_raises(payload: bytes) -> None:
     message = Message(payload, is_text=False)

@@ -107,6 +107,16 @@ def variable_names(name: str) -> tuple[str, ...]:
     return (_SHORT_NAMES[name], prefixed) if name in _SHORT_NAMES else (prefixed,)
 
 
+def read_variable(
+    name: str, *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
+) -> str | None:
+    """Find a variable that no server needs, in the environment or else in `.env`; None if unset or empty.
+
+    SettingsError if `.env` is looked into and cannot be read.
+    """
+    return environ.get(name) or _read_dotenv(dotenv_path).get(name) or None
+
+
 def _find(sources: tuple[Mapping[str, str], ...], names: tuple[str, ...]) -> tuple[str, str] | None:
     for source in sources:
         for name in names:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from brewos_relay.core.memory import MemoryPeer, memory_peer
-from brewos_relay.core.peer import Peer
+from brewos_relay.core.peer import Peer, Tasks
+from brewos_relay.core.session import Attachment
 from brewos_relay.wire.connection import WebSocketConnection
 from support.peers import ScriptedPeer
 
@@ -25,3 +26,7 @@ def test_every_peer_has_the_methods_of_the_protocol(
 def test_type_checkers_take_them_for_peers() -> None:
     peers: list[Peer] = [memory_peer()[0], ScriptedPeer()]
     assert len(peers) == 2
+
+
+def test_an_attachment_is_where_a_peer_starts_its_tasks() -> None:
+    assert inspect.signature(Attachment.start_soon) == inspect.signature(Tasks.start_soon)

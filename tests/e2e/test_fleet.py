@@ -173,12 +173,11 @@ async def run_fleet(machines: list[Machine], apps: dict[str, list[App]], killed:
 
 
 async def see_frozen_closed(frozen: App) -> None:
-    """See that the frozen app was left behind: it got the first messages, in order, and then its end."""
+    """See that the frozen app was left behind: it got some messages, in order, and then its end."""
     await trio.sleep(STALL_S)
-    with trio.fail_after(5):
-        with pytest.raises((Ended, AssertionError)):
-            await frozen.read()
-    assert frozen.got == list(range(len(frozen.got)))
+    with trio.fail_after(5), pytest.raises((Ended, AssertionError)):
+        await frozen.read()
+    assert frozen.got == sorted(set(frozen.got))
     assert 0 < len(frozen.got) < MESSAGES
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from support.process import HereServer, Unharmed, machine_id
-from support.wire_client import Ended, WireClient, packed, text
+from support.wire_client import TEXT, Ended, WireClient, packed, text
 
 VICTIM = machine_id(1)
 BYSTANDER = machine_id(4)
@@ -207,13 +207,37 @@ async def test_a_client_that_reads_nothing_is_left_out_and_closed(unharmed: Unha
             with trio.fail_after(0.3):
                 assert (await reader.read_json())["seq"] == seq
         assert relay.counters.left_out > 0
-        seen = 0
+        seen: list[int] = []
         try:
-            while (found := await frozen.read_message()).opcode == 1:
-                content = msgspec.json.decode(found.payload)
-                assert content["seq"] == seen + 1
-                seen += 1
+            while (found := await frozen.read_message()).opcode == TEXT:
+                seen.append(msgspec.json.decode(found.payload)["seq"])
             assert found.payload[:2] == (1013).to_bytes(2, "big")
         except Ended:
             pass  # it was closed before it began to read
-        assert 0 < seen < seq
+        assert seen == sorted(set(seen))
+        assert 0 < len(seen) < seq
+
+
+async def test_a_client_that_reads_again_in_time_stays_and_misses_whole_messages_only(
+    unharmed: Unharmed,
+) -> None:
+    async with unharmed(outbox_bytes=64 * 1024) as server:
+        device = await server.device(VICTIM)
+        slow = await server.client(VICTIM, receive_buffer_bytes=2048)
+        reader = await server.client(VICTIM)
+        seq = 0
+        while server.server.relay.counters.left_out < 20:
+            seq += 1
+            await device.send(text({"type": "status", "seq": seq, "pad": "x" * 12_000}))
+            assert (await reader.read_json())["seq"] == seq
+        missed_up_to, got = seq, 0
+        while got <= missed_up_to:
+            with trio.move_on_after(0.2) as waited:
+                number = (await slow.read_json())["seq"]
+                assert number > got
+                assert number == got + 1 or got < missed_up_to
+                got = number
+            if waited.cancelled_caught:  # all that waited has been read
+                seq += 1
+                await device.send(text({"type": "status", "seq": seq}))
+        assert got == missed_up_to + 1

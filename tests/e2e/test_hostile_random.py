@@ -26,13 +26,16 @@ AT_ONCE = 10
 
 Make = Callable[[random.Random], bytes]
 
+# fmt: off
 WORDS = [
-    b"GET ", b"POST ", b"/ws/device", b"/ws/client", b"/ws", b"/api/health", b"/", b"?id=", VICTIM.encode(), b"&key=",
-    KEY.encode(), b"&token=", b"&device=", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n", b"\n", b"\0", b"%", b"%zz", b": ",
-    b"Host: a\r\n", b"Connection: Upgrade\r\n", b"Connection: close\r\n", b"Upgrade: websocket\r\n",
-    b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b"\r\n\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"Expect: 100-continue\r\n", b"\xff",
-]  # fmt: skip
+    b"GET ", b"POST ", b"/ws/device", b"/ws/client", b"/ws", b"/api/health", b"/", b"?id=", VICTIM.encode(),
+    b"&key=", KEY.encode(), b"&token=", b"&device=", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n", b"\n",
+    b"\0", b"%", b"%zz", b": ", b"Host: a\r\n", b"Connection: Upgrade\r\n", b"Connection: close\r\n",
+    b"Upgrade: websocket\r\n", b"Sec-WebSocket-Version: 13\r\n",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b"\r\n\r\n", b"Transfer-Encoding: chunked\r\n",
+    b"Content-Length: 5\r\n", b"Expect: 100-continue\r\n", b"\xff",
+]
+# fmt: on
 
 
 def noise(chance: random.Random) -> bytes:

@@ -36,6 +36,18 @@ async def test_a_broken_registry_is_503_and_nothing_worse(tmp_path: Path) -> Non
     database.close()
 
 
+async def test_a_registry_that_somebody_writes_to_can_be_read(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        database = sqlite3.connect(tmp_path / "brewos-relay.db", isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        with trio.fail_after(1):
+            for _ in range(3):
+                await server.device(MACHINE)
+                await server.client(MACHINE, token=server.token([MACHINE]))
+        database.execute("ROLLBACK")
+        database.close()
+
+
 async def test_a_registry_that_never_answers_is_503_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

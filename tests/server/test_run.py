@@ -26,7 +26,7 @@ from support.process import (
     serve_here,
     serve_process,
 )
-from support.wire_client import WireClient, close
+from support.wire_client import WireClient, close, text
 
 MACHINE = machine_id(1)
 
@@ -103,30 +103,29 @@ async def test_what_the_block_raises_comes_out_and_the_port_is_free_again(tmp_pa
 
 
 @asynccontextmanager
-async def leave(folder: Path, **limits: float) -> AsyncIterator[tuple[WireClient, WireClient]]:
-    """Run the block while a server leaves that a client and a machine are connected to."""
+async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, trio.Event]]:
+    """Open a server that leaves once the event is set."""
     with Database.open(settings(folder).resolved_database_url()) as database:
         database.add_devices([NewDevice(id=MACHINE, key_hash=hash_key(KEY))])
-    with trio.fail_after(5):
+    chosen = dataclasses.replace(settings(folder), limits=Limits(**limits))  # type: ignore[arg-type]
+    leave = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[Server]) -> None:
+        async with open_server(chosen) as server:
+            task_status.started(server)
+            await leave.wait()
+
+    with trio.fail_after(8):
         async with trio.open_nursery() as nursery:
-
-            async def serve(task_status: trio.TaskStatus[Server]) -> None:
-                chosen = dataclasses.replace(settings(folder), limits=Limits(**limits))  # type: ignore[arg-type]
-                async with open_server(chosen) as server:
-                    task_status.started(server)
-                    await leaving.wait()
-
-            leaving = trio.Event()
-            server = await nursery.start(serve)
-            reach = Reach(server.addresses[0])
-            peers = await reach.client(MACHINE), await reach.device(MACHINE)
-            leaving.set()
-            yield peers
+            reach = Reach((await nursery.start(serve)).addresses[0])
+            yield reach, leave
         reach.abort()
 
 
 async def test_leaving_says_goodbye_to_everybody(tmp_path: Path) -> None:
-    async with leave(tmp_path, device_min_age_s=0.1) as peers:
+    async with leaving(tmp_path, device_min_age_s=0.1) as (reach, leave):
+        peers = await reach.client(MACHINE), await reach.device(MACHINE)
+        leave.set()
         for peer in peers:
             assert (await peer.read_close())[0] == 1012
             await peer.send(close(1000))
@@ -135,21 +134,30 @@ async def test_leaving_says_goodbye_to_everybody(tmp_path: Path) -> None:
 
 
 async def test_leaving_does_not_wait_for_answers_for_ever(tmp_path: Path) -> None:
-    began = trio.current_time()
-    async with leave(tmp_path, device_min_age_s=0.1, close_s=0.2):
-        pass
+    async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
+        await reach.client(MACHINE)
+        await reach.device(MACHINE)
+        began = trio.current_time()
+        leave.set()
     assert trio.current_time() - began < 2
 
 
-async def test_a_frozen_client_does_not_hold_up_leaving(tmp_path: Path) -> None:
-    async with leave(tmp_path, device_min_age_s=0.1, close_s=0.2, leaves_after=0.5, frozen=True):
+async def test_leaving_does_not_wait_for_those_who_read_nothing(tmp_path: Path) -> None:
+    async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
+        device = await reach.device(MACHINE)
+        await reach.client(MACHINE, receive_buffer_bytes=2048)
+        for _ in range(500):
+            await device.send(text({"type": "status", "pad": "x" * 12_000}))
         began = trio.current_time()
+        leave.set()
     assert trio.current_time() - began < 2
 
 
 async def test_a_young_machine_is_more_important_than_leaving_soon(tmp_path: Path) -> None:
-    began = trio.current_time()
-    async with leave(tmp_path, device_min_age_s=0.6, close_s=0.1, drain_s=0.1) as (_, device):
+    async with leaving(tmp_path, device_min_age_s=0.6, close_s=0.1, drain_s=0.1) as (reach, leave):
+        began = trio.current_time()
+        device = await reach.device(MACHINE)
+        leave.set()
         assert (await device.read_close())[0] == 1012
         assert trio.current_time() - began >= 0.6
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
-from brewos_relay.core.peer import Receive
+from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.messages import Delivery, Message, encode
 
 
@@ -29,6 +29,7 @@ class ScriptedPeer:
         self.runs = 0
         self.acloses_begun = 0
         self.acloses = 0
+        self.tasks: Tasks | None = None
         self._receive: Receive | None = None
         self._said_early: list[list[Message]] = []
         self._leaving = trio.Event()
@@ -81,6 +82,7 @@ class ScriptedPeer:
 
     async def run(self, tasks: Tasks, receive: Receive) -> None:
         self.runs += 1
+        self.tasks = tasks
         self._receive = receive
         for passed in self._said_early:
             receive(passed)

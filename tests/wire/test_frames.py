@@ -418,9 +418,6 @@ def test_a_message_that_is_read_past_is_not_kept() -> None:
     assert held_bytes(LIMIT, pieces) < LIMIT + _HEADER_BYTES + _SLACK_BYTES
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every fragment is kept as an object of its own, 42 bytes for one byte"
-)
 def test_tiny_fragments_take_no_more_memory_than_large_ones() -> None:
     limit = 16 * 1024
     fragment = client_frame(CONTINUATION, b"\x01", fin=False)

@@ -304,6 +304,25 @@ async def test_whoever_waits_is_woken(how: str) -> None:
         assert transport.outbox_bytes == (5 if how == "wake" else 0)
 
 
+async def test_whoever_is_about_to_go_on_is_woken_too() -> None:
+    for _ in range(20):  # which task goes first is a matter of luck
+        with trio.fail_after(5), transport_pair() as (transport, far):
+            filled_bytes = fill_transport(transport)
+            while transport.write(bytes(100)):
+                pass
+
+            async def write(transport: Transport = transport) -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await transport.flush(stall_s=0.1)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                await trio.testing.wait_all_tasks_blocked()
+                far.recv(filled_bytes)
+                await trio.lowlevel.checkpoint()  # here the system has said that more can be written
+                transport.wake()
+
+
 async def test_the_peer_can_be_told_that_nothing_more_will_come() -> None:
     with transport_pair() as (transport, far):
         transport.write(b"last")

@@ -21,7 +21,12 @@ EXIT_NOT_STARTED: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
-_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])")
+_DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
+_LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
+
+#: What tokens and the registry take, known here without loading them for `--help`.
+_USER_ID_CHARS: Final = 256
+_EMAIL_CHARS: Final = 320
 
 
 class Failed(click.ClickException):
@@ -60,7 +65,20 @@ def duration_s(text: str) -> int:
     match = _DURATION.fullmatch(text)
     if match is None or int(match[1]) == 0:
         raise click.BadParameter(f"{text!r} is not a duration: it must be like 90s, 15m, 12h or 7d")
-    return int(match[1]) * _UNITS_S[match[2]]
+    length_s = int(match[1]) * _UNITS_S[match[2]]
+    if length_s > _LONGEST_DAYS * _UNITS_S["d"]:
+        raise click.BadParameter(f"{text!r} is too long: it must be {_LONGEST_DAYS}d at most")
+    return length_s
+
+
+def user_id(text: str) -> str:
+    """Take a user's id, if it is a text that can be kept and shown."""
+    return _check_text(text, longest_chars=_USER_ID_CHARS)
+
+
+def email(text: str) -> str:
+    """Take an e-mail address, if it is a text that can be kept and shown."""
+    return _check_text(text, longest_chars=_EMAIL_CHARS)
 
 
 data_dir_option = click.option(
@@ -100,6 +118,20 @@ def settings_from(**overrides: Any) -> "Settings":
     from brewos_relay.settings import load_settings
 
     return load_settings(**overrides)
+
+
+def variable(name: str) -> str | None:
+    """Find a variable that no server needs, in the environment or in `.env`."""
+    from brewos_relay.settings import read_variable
+
+    with failing_with(Failed):
+        return read_variable(name)
+
+
+def _check_text(text: str, *, longest_chars: int) -> str:
+    if not 0 < len(text) <= longest_chars or not text.isprintable():
+        raise click.BadParameter(f"it must have 1 to {longest_chars} printable characters")
+    return text
 
 
 def _describe(problem: BaseException, hint: str) -> str:

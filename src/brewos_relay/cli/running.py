@@ -1,5 +1,7 @@
 """`brewos-relay serve`, `demo`, `tail` and `send`: everything that talks on the network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,24 +14,20 @@ from brewos_relay.cli.common import (
     device_id,
     failing_with,
     settings_from,
+    variable,
 )
+from brewos_relay.errors import SettingsError
 
 # The names that `settings` knows, without importing it for `--help`.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _PORT = click.IntRange(0, 65535)
 
-_url_option = click.option(
-    "--url",
-    envvar="BREWOS_RELAY_URL",
-    default="http://127.0.0.1:3001",
-    show_default=True,
-    help="The relay (BREWOS_RELAY_URL).",
-)
+_URL = "http://127.0.0.1:3001"
+
+# Not click's `envvar`: it knows no `.env`.
+_url_option = click.option("--url", help=f"The relay (BREWOS_RELAY_URL; default: {_URL}).")
 _token_option = click.option(
-    "--token",
-    envvar="BREWOS_RELAY_TOKEN",
-    required=True,
-    help="A token, as `brewos-relay token` makes it (BREWOS_RELAY_TOKEN).",
+    "--token", help="What lets you in, as `brewos-relay token` makes it (BREWOS_RELAY_TOKEN)."
 )
 
 
@@ -62,9 +60,9 @@ def serve(host: str | None, port: int | None, data_dir: Path | None, log_level: 
 @click.command()
 @click.option("--port", type=_PORT, help="Port to listen on; a free one if this is left out.")
 def demo(port: int | None) -> None:
-    """Show everything at work: a relay, a simulated machine, and an app that prints what arrives.
+    """Show a relay, a simulated machine and an app at work.
 
-    Nothing has to be set up, and nothing is left behind. Ctrl-C ends it.
+    The app prints what arrives. Nothing has to be set up, and nothing is left behind. Ctrl-C ends it.
 
     \b
     Example:
@@ -80,19 +78,27 @@ def demo(port: int | None) -> None:
 @click.argument("device_id", metavar="DEVICE", type=device_id)
 @_url_option
 @_token_option
-@click.option("--json", "as_json", is_flag=True, help="Print each message as it came, one on a line.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print each message as one line of JSON, also what came as MessagePack.",
+)
 @click.pass_context
-def tail(ctx: click.Context, device_id: str, url: str, token: str, as_json: bool) -> NoReturn:
+def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None, as_json: bool) -> NoReturn:
     """Print what a machine says, as it says it.
+
+    It is asked for its state first, as apps do.
 
     \b
     Example:
       brewos-relay tail BRW-12AB34CD --token "$(brewos-relay token --user ada --email a@b.c --all-devices)"
     """
-    with failing_with(Failed):
+    with _reaching():
+        where = {"url": _find_url(url), "token": _find_token(token)}
         from brewos_relay.client.cli_app import run_tail
 
-        code = run_tail(url=url, token=token, device_id=device_id, as_json=as_json)
+        code = run_tail(**where, device_id=device_id, as_json=as_json)
     ctx.exit(code)
 
 
@@ -104,16 +110,47 @@ def tail(ctx: click.Context, device_id: str, url: str, token: str, as_json: bool
 @_token_option
 @click.pass_context
 def send(
-    ctx: click.Context, device_id: str, command: str, fields: tuple[str, ...], url: str, token: str
+    ctx: click.Context,
+    device_id: str,
+    command: str,
+    fields: tuple[str, ...],
+    url: str | None,
+    token: str | None,
 ) -> NoReturn:
-    """Send a command to a machine, with fields; a value that is JSON is sent as such, any other as text.
+    """Send a command to a machine, with fields if it needs some.
+
+    A value that is JSON is sent as such, any other as text.
 
     \b
     Example:
       brewos-relay send BRW-12AB34CD set_temp boiler=brew temp=93.5
     """
-    with failing_with(Failed):
+    with _reaching():
+        where = {"url": _find_url(url), "token": _find_token(token)}
         from brewos_relay.client.cli_app import run_send
 
-        code = run_send(url=url, token=token, device_id=device_id, command=command, fields=fields)
+        code = run_send(**where, device_id=device_id, command=command, fields=fields)
     ctx.exit(code)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what a client of a relay may run into into one line and an exit code."""
+    with failing_with(Failed):
+        try:
+            yield
+        except SettingsError as problem:
+            raise click.UsageError(str(problem)) from None
+
+
+def _find_url(given: str | None) -> str:
+    return given or variable("BREWOS_RELAY_URL") or _URL
+
+
+def _find_token(given: str | None) -> str:
+    found = variable("BREWOS_RELAY_TOKEN") if given is None else given
+    if not found:
+        raise click.UsageError(
+            "no token; give one with --token or BREWOS_RELAY_TOKEN; `brewos-relay token` makes one"
+        )
+    return found

@@ -1,8 +1,9 @@
-"""What `brewos-relay tail` and `brewos-relay send` do, exit codes included."""
+"""What `brewos-relay tail` and `brewos-relay send` do."""
 
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import msgspec
 import trio
 
 from brewos_relay.client.app import decode, open_app
-from brewos_relay.client.connection import ConnectionEnded, WebSocket
+from brewos_relay.client.connection import ConnectionEnded, RelayUnreachable, WebSocket
 from brewos_relay.client.lines import describe
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
@@ -18,7 +19,8 @@ from brewos_relay.messages import Message, encode
 
 GREETING_S: Final = 10.0  # the longest that the relay may take to greet
 ANSWER_S: Final = 0.7  # how long an error may take to come back for a command
-FINE, FAILED, WRONG_USAGE = 0, 1, 2
+FINE, INTERRUPTED = 0, 130  # exit codes
+REQUEST_STATE: Final = encode({"type": "request_state"})
 
 
 class CommandRefused(RelayError):
@@ -28,26 +30,44 @@ class CommandRefused(RelayError):
 
 
 def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
-    """Print what a device says until Ctrl-C (0) or until the connection ends or is refused (1)."""
+    """Print what a device says until Ctrl-C; the exit code is 0 then.
+
+    Raises SettingsError for a URL that is none, and another RelayError once the connection has ended, or if
+    there is none.
+    """
     write = _write_json if as_json else _write_line
-    return _run(lambda: tail(url=url, token=token, device_id=device_id, write=write))
+    return _run(lambda: tail(url=url, token=token, device_id=device_id, write=write), interrupted=FINE)
 
 
 def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequence[str]) -> int:
-    """Send one command, with `fields` as `key=value` texts; 0 if no error came back, else 1."""
+    """Send one command, with `fields` as `key=value` texts; the exit code is 0, or 130 after Ctrl-C.
+
+    Raises SettingsError for a URL or a field that is none, and another RelayError if the command was not
+    sent, or an error came back for it.
+    """
 
     async def main() -> None:
         await send(url=url, token=token, device_id=device_id, command=build_command(command, fields))
         write_out("sent")
 
-    return _run(main)
+    return _run(main, interrupted=INTERRUPTED)
 
 
 async def tail(*, url: str, token: str, device_id: str, write: Callable[[Message], None]) -> None:
-    """Attach to a device and hand on every message; raises ConnectionEnded, or what `open_app` raises."""
+    """Attach to a device, ask for its state as apps do, and hand on every message.
+
+    Raises ConnectionEnded, or what `open_app` raises.
+    """
     async with open_app(url, token=token, device_id=device_id) as websocket:
+        asked = False
         while True:
-            write(await websocket.receive())
+            message = await websocket.receive()
+            write(message)
+            # Not before the greeting: to write to a connection that is being closed may cost the reason why.
+            if not asked and message.peek_type() == "connected":
+                asked = True
+                with suppress(ConnectionEnded):  # what came before its end is still to be read
+                    await websocket.send(REQUEST_STATE)
 
 
 async def send(*, url: str, token: str, device_id: str, command: Message) -> None:
@@ -131,20 +151,36 @@ def _write_json(message: Message) -> None:
     write_out(format_json(message))
 
 
-def _run(main: Callable[[], Awaitable[None]]) -> int:
-    """Run `main` and turn how it ended into an exit code and, if it failed, a line on stderr."""
+def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
+    """Run `main`; how it ended is the exit code, or a RelayError that says what to do."""
     exit_code = FINE
+    failure: RelayError | None = None
     try:
         trio.run(main)
     except* KeyboardInterrupt:
-        pass
+        exit_code = interrupted
     except* BrokenPipeError:
         drop_output()
     except* RelayError as group:
-        error = group.exceptions[0]
-        exit_code = WRONG_USAGE if isinstance(error, SettingsError) else FAILED
-        hint = ""
-        if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
-            hint = " (the token is not accepted here; `brewos-relay token` makes another)"
-        sys.stderr.write(f"error: {error}{hint}\n")
+        failure = _first_leaf(group)
+    if failure is not None:
+        raise _with_advice(failure)
     return exit_code
+
+
+def _first_leaf(group: BaseExceptionGroup[RelayError]) -> RelayError:
+    first = group.exceptions[0]
+    return _first_leaf(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _with_advice(failure: RelayError) -> RelayError:
+    if isinstance(failure, RelayUnreachable):
+        return RelayUnreachable(
+            f"{failure}; start a relay with `brewos-relay serve`, or name another one with --url"
+        )
+    if isinstance(failure, ConnectionEnded) and failure.close_code == CloseCode.TOKEN_REJECTED:
+        advice = "the token is not accepted here; `brewos-relay token` makes another"
+        return ConnectionEnded(
+            failure.close_code, f"{failure.reason} ({advice})" if failure.reason else advice
+        )
+    return failure

@@ -8,7 +8,9 @@ RelayError
 """
 
 import math
+import os
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -155,17 +157,18 @@ async def open_websocket(
 ) -> AsyncIterator[WebSocket]:
     """Open a WebSocket to the relay at `url`; `target` is path and query, and may hold secrets.
 
-    Raises SettingsError, RelayUnreachable or RelayRefused, none of which repeats `target`.
+    Raises SettingsError, RelayUnreachable (whose text has the URL) or RelayRefused; none repeats `target`.
 
     **Owns:** the stream, and the task that reads it.
     **Ends when:** the block is left, with a close frame; whatever happens, the stream is closed then.
     """
     endpoint = parse_url(url)
+    shown = url.strip()  # just an address, so no secrets
     deadline = trio.current_time() + timeout_s
     with trio.move_on_at(deadline) as attempt:
-        stream = await _open_stream(endpoint, ssl_context)
+        stream = await _open_stream(endpoint, shown, ssl_context)
     if attempt.cancelled_caught:
-        raise RelayUnreachable(f"{endpoint.host_header} does not answer: no connection after {timeout_s:g} s")
+        raise RelayUnreachable(f"{shown} does not answer: no connection after {timeout_s:g} s")
     tap = _Tap(stream)
     raised: BaseException | None = None
     try:
@@ -186,7 +189,7 @@ async def open_websocket(
                     websocket = WebSocket(connection)
                 tap.keep = False
                 if websocket is None:
-                    raise _refusal(bytes(tap.answer), endpoint, timeout_s=timeout_s, ended=reader.ended)
+                    raise _refusal(bytes(tap.answer), shown, timeout_s=timeout_s, ended=reader.ended)
                 yield websocket
             finally:
                 reader.life.deadline = trio.current_time() + CLOSE_S
@@ -209,12 +212,12 @@ def printable(text: str, *, at_most: int = 300) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:at_most]).strip()
 
 
-async def _open_stream(endpoint: Endpoint, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def _open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
     """Connect, with TLS where the URL asks for it; raises RelayUnreachable."""
     try:
         tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     except OSError as error:
-        raise RelayUnreachable(f"cannot connect to {endpoint.host_header}: {error}") from None
+        raise RelayUnreachable(f"cannot connect to {shown} ({_reasons(error)})") from None
     if not endpoint.tls:
         return tcp
     context = ssl_context or ssl.create_default_context()
@@ -225,21 +228,33 @@ async def _open_stream(endpoint: Endpoint, ssl_context: ssl.SSLContext | None) -
         await trio.aclose_forcefully(tls)
         if isinstance(error, trio.BrokenResourceError):
             why = error.__cause__ or "the connection was lost"
-            raise RelayUnreachable(f"no TLS with {endpoint.host_header}: {why}") from None
+            raise RelayUnreachable(f"no TLS with {shown}: {why}") from None
         raise
     return tls
 
 
-def _refusal(answer: bytes, endpoint: Endpoint, *, timeout_s: float, ended: bool) -> RelayError:
+def _reasons(error: OSError) -> str:
+    """Say why there is no connection, once for all addresses that were tried, and without them."""
+    tried = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else (error,)
+    reasons = {
+        os.strerror(each.errno)
+        if isinstance(each, OSError) and each.errno and not isinstance(each, socket.gaierror)
+        else getattr(each, "strerror", None) or str(each): None
+        for each in tried
+    }
+    return ", ".join(reasons)
+
+
+def _refusal(answer: bytes, shown: str, *, timeout_s: float, ended: bool) -> RelayError:
     """Say why there is no WebSocket, from what the other side answered."""
     match = _ANSWER.match(answer)
     if match is not None and match[1] != b"101":
         return RelayRefused(int(match[1]), _detail(match[2] or b""))
     if not ended:
-        return RelayUnreachable(f"{endpoint.host_header} did not answer the upgrade in {timeout_s:g} s")
+        return RelayUnreachable(f"{shown} did not answer the upgrade in {timeout_s:g} s")
     if not answer:
-        return RelayUnreachable(f"{endpoint.host_header} closed the connection without an answer")
-    return RelayUnreachable(f"what answers at {endpoint.host_header} is no WebSocket server")
+        return RelayUnreachable(f"{shown} closed the connection without an answer")
+    return RelayUnreachable(f"what answers at {shown} is no WebSocket server")
 
 
 def _detail(body: bytes) -> str:

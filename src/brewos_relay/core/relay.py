@@ -107,7 +107,8 @@ class Relay:
 async def open_relay(*, limits: Limits | None = None, on_seen: OnSeen | None = None) -> AsyncIterator[Relay]:
     """Open a relay; leaving the block closes every peer that is still attached, with a goodbye.
 
-    `on_seen(device_id, at_ms)` is called when a device comes or goes; it must not block.
+    `on_seen(device_id, at_ms)` is called when a device comes or goes; it must not block. An exception that
+    leaves the block comes out in an ExceptionGroup, as from every nursery.
 
     **Owns:** the nursery in which every session lives.
     """

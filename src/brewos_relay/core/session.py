@@ -100,8 +100,8 @@ class Attachment:
     async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         try:
             await async_fn(*args)
-        except Exception as error:
-            self.fail(error)
+        except* Exception as errors:
+            self.fail(errors)
 
     async def wait_closed(self) -> None:
         """Wait until the peer has ended and everything of it is closed."""
@@ -200,12 +200,12 @@ class DeviceSession:
         try:
             try:
                 await attachment.peer.run(attachment, functools.partial(take, attachment))
-            except Exception as error:
-                attachment.fail(error)
+            except* Exception as errors:
+                attachment.fail(errors)
             finally:
                 self._detach(attachment)
                 await attachment.peer.aclose()
-        except Exception:
+        except* Exception:
             log.exception("a peer of device %s could not say goodbye", self.device_id)
         finally:
             self._host.attached.discard(attachment)

@@ -6,12 +6,13 @@ The command line calls it directly; the server goes through `registry.store`, in
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import (
+    Connection,
     Engine,
     bindparam,
     create_engine,
@@ -31,7 +32,7 @@ from brewos_relay.errors import DeviceExists, RegistryError
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.schema import device_users, devices, metadata
 
-__all__ = ["Database", "Device", "NewDevice"]
+__all__ = ["Database", "Device", "NewDevice", "database_file"]
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ _DEVICES_OF_USER: Final = _DEVICES.join(device_users).where(device_users.c.user_
 _OWNERSHIPS: Final = select(device_users.c.user_id, device_users.c.device_id).where(
     tuple_(device_users.c.user_id, device_users.c.device_id).in_(bindparam("pairs", expanding=True))
 )
+_OWNERS: Final = select(device_users.c.user_id).where(device_users.c.device_id == bindparam("device_id"))
 _NOTE_SEEN: Final = (
     update(devices)
     .where(devices.c.id == bindparam("device_id"))
@@ -70,6 +72,8 @@ class Database:
     @classmethod
     def open(cls, url: str) -> Self:
         """Connect to a database, making the file and the tables if they are missing.
+
+        A file that is made, and the folder that is made for it, are for this user of the computer only.
 
         `url` is an SQLAlchemy URL, as in `sqlite:///data/brewos-relay.db`. No error repeats its password.
         """
@@ -107,6 +111,14 @@ class Database:
     ) -> None:
         self.close()
 
+    @property
+    def location(self) -> str:
+        """Where the registry is: the whole path of its file, or its URL without the password."""
+        file = _file_of(self._engine.url)
+        if file is not None:
+            return str(file.absolute())
+        return self._engine.url.render_as_string(hide_password=True)
+
     def add_devices(
         self, rows: Sequence[NewDevice], *, on_progress: Callable[[int], None] | None = None
     ) -> None:
@@ -136,6 +148,38 @@ class Database:
         """Forget a device and who had it; False if it was not registered."""
         with _translated("remove a device"), self._engine.begin() as connection:
             return connection.execute(delete(devices).where(devices.c.id == device_id)).rowcount > 0
+
+    def give_device(self, device_id: str, user_ids: Sequence[str]) -> list[str]:
+        """Give a device to users, all of them or none, and tell which of them had it already.
+
+        RegistryError if it is not registered. Whoever calls has checked the user ids.
+        """
+        with _translated("give a device to users"), self._engine.begin() as connection:
+            owners = _read_owners(connection, device_id)
+            wanted = dict.fromkeys(user_ids)
+            if new := [each for each in wanted if each not in owners]:
+                connection.execute(
+                    insert(device_users), [{"user_id": each, "device_id": device_id} for each in new]
+                )
+            return [each for each in wanted if each in owners]
+
+    def take_device(self, device_id: str, user_ids: Sequence[str]) -> None:
+        """Take a device away from users, all of them or none.
+
+        RegistryError if it is not registered, or if one of them does not have it.
+        """
+        with _translated("take a device from users"), self._engine.begin() as connection:
+            owners = _read_owners(connection, device_id)
+            if others := [each for each in dict.fromkeys(user_ids) if each not in owners]:
+                raise RegistryError(
+                    f"{', '.join(others)} {'does' if len(others) == 1 else 'do'} not have {device_id};"
+                    " nothing was changed"
+                )
+            connection.execute(
+                delete(device_users)
+                .where(device_users.c.device_id == device_id)
+                .where(device_users.c.user_id.in_(user_ids))
+            )
 
     def devices(self, ids: Sequence[str] | None = None) -> list[Device]:
         """Read the devices with these ids, in any order, or all of them in the order of their ids."""
@@ -171,6 +215,21 @@ class Database:
             connection.execute(_NOTE_SEEN, rows)
 
 
+def database_file(url: str) -> Path | None:
+    """Give the file of the SQLite database at an SQLAlchemy URL; None if what it names is not simply a file.
+
+    RegistryError if the URL cannot be read.
+    """
+    return _file_of(_parse_url(url))
+
+
+def _file_of(url: URL) -> Path | None:
+    # With `uri`, the name is not that of the file.
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:") or "uri" in url.query:
+        return None
+    return Path(str(url.database))
+
+
 def _parse_url(url: str) -> URL:
     try:
         return make_url(url)
@@ -189,8 +248,12 @@ def _engine_options(url: URL) -> dict[str, Any]:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    if engine.url.database is not None:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    if (file := _file_of(engine.url)) is not None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only where there is none: to close a file that is in use would end this process's locks on it.
+        # SQLite gives the files that it puts next to this one the same mode.
+        with suppress(FileExistsError):
+            file.touch(mode=0o600, exist_ok=False)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:
@@ -225,6 +288,15 @@ def _reason(problem: Exception) -> str:
     """Give what went wrong in one line, without the statement and its parameters."""
     inner = problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
     return " ".join(str(inner).split())
+
+
+def _read_owners(connection: Connection, device_id: str) -> set[str]:
+    """Read who has a device, which stays so until the transaction ends; RegistryError if it is unknown."""
+    # Writing first, if only what is there already, keeps all others from writing in between.
+    unchanged = update(devices).where(devices.c.id == device_id).values(name=devices.c.name)
+    if connection.execute(unchanged).rowcount == 0:
+        raise RegistryError(f"{device_id} is not registered; `brewos-relay device list` shows what is")
+    return set(connection.scalars(_OWNERS, {"device_id": device_id}))
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

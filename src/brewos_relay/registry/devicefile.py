@@ -1,4 +1,4 @@
-"""Device files: CSV with the columns `id,key[,name]`, UTF-8, an optional header line."""
+"""Device files: CSV with the columns `id,key[,name[,user]]`, UTF-8, an optional header line."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from brewos_relay.errors import DeviceFileError
 from brewos_relay.registry.records import NewDevice
 
-_HEADER = ("id", "key", "name")
+_HEADER = ("id", "key", "name", "user")
+_HEADERS = {_HEADER[:count] for count in (2, 3, 4)}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -20,19 +21,23 @@ def read_device_file(
     """Read devices one by one, each with the number of its (last) line, counted from 1.
 
     `parse_id` gives the id as it is kept; it and `check_key` raise ValueError. DeviceFileError
-    names the first line that cannot be taken; it never repeats a key.
+    names the first line that cannot be taken; it never repeats a key. The last column may name several
+    users, separated by `;`.
     """
     lines_by_id: dict[str, int] = {}
     for position, (line, cells) in enumerate(_rows(lines)):
-        if position == 0 and tuple(cell.lower() for cell in cells) in (_HEADER[:2], _HEADER):
+        if position == 0 and tuple(cell.lower() for cell in cells) in _HEADERS:
             continue
-        if not 2 <= len(cells) <= 3:
-            raise DeviceFileError(line, f"{len(cells)} columns instead of id,key or id,key,name")
-        id_text, key, *rest = cells
+        if not 2 <= len(cells) <= len(_HEADER):
+            raise DeviceFileError(line, f"{len(cells)} columns instead of id,key[,name[,user]]")
+        id_text, key, name, users = (*cells, "", "")[: len(_HEADER)]
         try:
             check_key(key)
             new = NewDevice(
-                id=parse_id(id_text), key_hash=hash_key(key), name=(rest[0] or None) if rest else None
+                id=parse_id(id_text),
+                key_hash=hash_key(key),
+                name=name or None,
+                more_user_ids=tuple(user_id for each in users.split(";") if (user_id := each.strip())),
             )
         except ValueError as problem:
             raise DeviceFileError(line, str(problem)) from None

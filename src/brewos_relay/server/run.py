@@ -85,7 +85,11 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
-    listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
+    except OSError as problem:
+        where = f"port {port} on {host or 'all interfaces'}"
+        raise OSError(problem.errno, f"{where} cannot be used: {problem.strerror or problem}") from problem
     sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
     for listening_socket in sockets:
         listening_socket.setblocking(False)
@@ -125,8 +129,12 @@ def _prepare_process() -> None:
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     async with open_server(settings) as server:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            bound = ", ".join(f"{host}:{port}" for host, port in server.addresses)
+            bound = ", ".join(
+                f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.addresses
+            )
             announce(f"brewos-relay is ready on {bound} ({server.url})")
-            async for number in signals:
-                log.info("leaving after %s", signal.Signals(number).name)
-                break
+            number = await anext(signals)
+        # From here on either signal ends the process at once.
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending, signal.SIG_DFL)
+        log.info("leaving after %s", signal.Signals(number).name)

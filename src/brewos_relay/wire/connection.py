@@ -96,6 +96,7 @@ class WebSocketConnection:
             transport.on_blocked = None
             if self._overdue is not None:
                 self._overdue.cancel()
+                self._overdue = None
 
     def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -118,6 +119,7 @@ class WebSocketConnection:
     def _take(self, data: bytes) -> None:
         parser = self._parser
         messages = parser.feed(data)
+        moved_on = messages or parser.oversized
         if parser.pings:
             self._transport.write(encode_pongs(parser.pings))
             parser.pings.clear()
@@ -140,7 +142,7 @@ class WebSocketConnection:
         elif self._overdue is None:
             self._overdue = trio.CancelScope(deadline=trio.current_time() + self._limits.message_s)
             self._tasks.start_soon(self._wait_for_message, self._overdue)
-        elif messages:  # it is another message than before
+        elif moved_on:  # it is another message than before
             self._overdue.deadline = trio.current_time() + self._limits.message_s
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
@@ -224,7 +226,7 @@ class WebSocketConnection:
             received = self._transport.read()
             if received:
                 self._parser.feed(received)
-                if not self._said_goodbye:
+                if self._parser.pings and not self._said_goodbye:
                     self._transport.write(encode_pongs(self._parser.pings))
                 self._parser.pings.clear()
             elif received is not None:

@@ -146,7 +146,7 @@ def accept_upgrade(request: Request) -> bytes:
     subprotocol = headers.get("sec-websocket-protocol")
     agreed = ""
     if subprotocol is not None:
-        first = subprotocol.partition(",")[0].strip()
+        first = subprotocol.partition(",")[0].strip(" \t")
         if not _subprotocol(first):
             raise Refusal(400, "Sec-WebSocket-Protocol cannot be read")
         agreed = f"Sec-WebSocket-Protocol: {first}\r\n"
@@ -160,7 +160,7 @@ def accept_upgrade(request: Request) -> bytes:
 
 
 def _tokens(value: str) -> list[str]:
-    return [token.strip().lower() for token in value.split(",")]
+    return [token.strip(" \t").lower() for token in value.split(",")]
 
 
 def _is_key(key: str) -> bool:

@@ -24,6 +24,7 @@ class Transport:
         "_recv",
         "_send",
         "_socket",
+        "_wakes",
         "fd",
         "on_blocked",
         "outbox_bytes",
@@ -36,6 +37,7 @@ class Transport:
         self._recv = sock.recv
         self._outbox: deque[bytes] | None = None
         self._outbox_limit_bytes = outbox_limit_bytes
+        self._wakes = 0
         self.outbox_bytes = 0
         """What waits to be written."""
         self.on_blocked: Callable[[], None] | None = None
@@ -98,9 +100,12 @@ class Transport:
 
         Raises trio.ClosedResourceError after `wake` or `close`.
         """
+        wakes = self._wakes
         while self._outbox is not None:
             with trio.move_on_after(stall_s) as stalled:
                 await trio.lowlevel.wait_writable(self.fd)
+            if wakes != self._wakes:  # after the waiting was over, and before it was noticed here
+                raise trio.ClosedResourceError("woken")
             if stalled.cancelled_caught:
                 return False
             while self._outbox:
@@ -135,12 +140,13 @@ class Transport:
     def wake(self) -> None:
         """Make whoever waits for this stream stop waiting, with trio.ClosedResourceError."""
         if not self.closed:
+            self._wakes += 1
             trio.lowlevel.notify_closing(self.fd)
 
     def close(self) -> None:
         """Close the socket; what waits in the outbox is lost."""
         if not self.closed:
-            trio.lowlevel.notify_closing(self.fd)
+            self.wake()
             self.fd = -1
             self._outbox = None
             self.outbox_bytes = 0
