@@ -87,6 +87,9 @@ WORKLOADS = (
     ),
 )
 
+NOISE = 1.5
+"""From how many times the least figure on the greatest one shows that others use the machine."""
+
 NOT_MEASURED = "-"
 HEADER = ("Workload", "Limit", "Floor", "Relay", "Relay ÷ floor", "Verdict", "Node", "Relay ÷ Node")
 
@@ -109,6 +112,15 @@ def judge(workload: Workload, figures: Mapping[str, float]) -> bool | None:
     return None if value is None else value <= workload.limit
 
 
+def is_noisy(samples: Mapping[str, Sequence[float]]) -> bool:
+    """Say whether the floor or the relay differs so much between rounds that a verdict means little."""
+    return any(
+        max(values) > NOISE * min(values)
+        for server, values in samples.items()
+        if server in {"floor", "relay"} and min(values) > 0
+    )
+
+
 def medians(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {server: median(values) for server, values in samples.items() if values}
 
@@ -124,6 +136,9 @@ def table(samples: Samples) -> tuple[str, int]:
         kept = judge(workload, figures)
         missed += kept is False
         floor, relay, node = (figures.get(server) for server in ("floor", "relay", "node"))
+        verdict = NOT_MEASURED if kept is None else "ok" if kept else "**MISSED**"
+        if kept is not None and workload.is_ratio and is_noisy(samples[workload.name]):
+            verdict += ", noisy"
         limit = (
             f"{workload.limit:.1f} x floor" if workload.is_ratio else _number(workload.limit, workload.unit)
         )
@@ -134,7 +149,7 @@ def table(samples: Samples) -> tuple[str, int]:
                 _number(floor, workload.unit),
                 _number(relay, workload.unit),
                 _number(_quotient(relay, floor)) if workload.is_ratio else NOT_MEASURED,
-                NOT_MEASURED if kept is None else "ok" if kept else "**MISSED**",
+                verdict,
                 _number(node, workload.unit),
                 _number(_quotient(relay, node)),
             )

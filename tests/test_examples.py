@@ -137,7 +137,6 @@ async def test_embedded_device_is_replaced_by_a_newer_connection() -> None:
             assert closed.value.reason.code == 4002
 
 
-
 async def test_embedded_server_survives_a_path_that_it_does_not_serve() -> None:
     async with _open_embedded() as embedded:
         for path in ("/", "/app/BRW-00000001/x"):

@@ -1,5 +1,8 @@
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -12,12 +15,31 @@ from brewos_relay.registry.database import Database, Device
 
 from .conftest import Run, assert_refused
 
+TypeIn = Callable[[bytes], None]
+
 KEY = "k" * 43
+FILE = Path("data", "brewos-relay.db")
 
 
 def stored(folder: Path = Path("data")) -> list[Device]:
     with Database.open(f"sqlite:///{folder.as_posix()}/brewos-relay.db") as database:
         return database.devices()
+
+
+def owners(device_id: str) -> set[str]:
+    with Database.open(f"sqlite:///{FILE.as_posix()}") as database:
+        pairs = [(user_id, device_id) for user_id in ("ada", "bob", "eve")]
+        return {user_id for user_id, _ in database.ownerships(pairs)}
+
+
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
+    """Give a function that puts something on stdin."""
+
+    def type_in(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(content)))
+
+    return type_in
 
 
 # add
@@ -28,7 +50,7 @@ def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
     assert outcome.code == 0
     key = outcome.out.removesuffix("\n")
     assert valid_key(key)
-    assert outcome.err == "Registered BRW-0000000A. Its key is shown only this once:\n"
+    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only this once:\n"
     (device,) = stored()
     assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_key(key), None)
     assert key not in run("device", "list", "--json").out
@@ -36,16 +58,32 @@ def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
 
 def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
     outcome = run("device", "add", "BRW-0000000A", "--key", KEY, "--name", "Küche")
-    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Registered BRW-0000000A.\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\n"
     (device,) = stored()
     assert (device.key_hash, device.name) == (hash_key(KEY), "Küche")
 
 
+@pytest.mark.parametrize("line", [f"{KEY}\n", f" {KEY} \r\nand more\n", KEY])
+def test_the_key_may_come_from_stdin(run: Run, type_in: TypeIn, line: str) -> None:
+    type_in(line.encode())
+    assert run("device", "add", "BRW-0000000A", "--key", "-").code == 0
+    (device,) = stored()
+    assert device.key_hash == hash_key(KEY)
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"my-secret-key\n", b"\xff" * 43, b"x" * 10_000])
+def test_what_stdin_has_may_be_no_key(run: Run, type_in: TypeIn, line: bytes) -> None:
+    type_in(line)
+    outcome = run("device", "add", "BRW-0000000A", "--key", "-")
+    assert_refused(outcome, 2, "the key has", "32 to 128", "See `brewos-relay device add --help`.")
+    assert "my-secret-key" not in outcome.err
+    assert not FILE.exists()
+
+
 def test_a_machine_is_given_to_users(run: Run) -> None:
     assert run("device", "add", "BRW-0000000A", "--user", "ada", "--user", "bob", "--user", "ada").code == 0
-    with Database.open("sqlite:///data/brewos-relay.db") as database:
-        pairs = [(user, "BRW-0000000A") for user in ("ada", "bob", "eve")]
-        assert database.ownerships(pairs) == set(pairs[:2])
+    assert owners("BRW-0000000A") == {"ada", "bob"}
 
 
 def test_a_machine_is_not_registered_twice(run: Run) -> None:
@@ -59,7 +97,7 @@ def test_a_machine_is_not_registered_twice(run: Run) -> None:
         (["BRW-1"], ["'BRW-1' is not a device id"]),
         (["BRW-00000001", "--key", "my-secret-key"], ["the key has 13 characters", "32 to 128"]),
         (["BRW-00000001", "--name", ""], ["a name must have 1 to 100"]),
-        (["BRW-00000001", "--user", "a\tb"], ["a user id must have"]),
+        (["BRW-00000001", "--user", "a\tb"], ["--user", "1 to 256 printable characters"]),
     ],
 )
 def test_what_cannot_be_added(run: Run, args: list[str], parts: list[str]) -> None:
@@ -79,14 +117,22 @@ def write_csv(count: int, *more: str) -> str:
 
 def test_importing_a_file(run: Run) -> None:
     outcome = run("device", "import", write_csv(3))
-    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Registered 3 devices.\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"Registered 3 devices in {FILE.absolute()}.\n"
     assert [(device.id, device.name) for device in stored()][1] == ("BRW-00000001", "Machine 1")
 
 
-def test_importing_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(f"BRW-00000001,{KEY}\n".encode())))
+def test_importing_stdin(run: Run, type_in: TypeIn) -> None:
+    type_in(f"BRW-00000001,{KEY}\n".encode())
     assert run("device", "import", "-").code == 0
     assert len(stored()) == 1
+
+
+def test_importing_who_has_them(run: Run, type_in: TypeIn) -> None:
+    type_in(f"id,key,name,user\nBRW-00000001,{KEY},,ada; eve\nBRW-00000002,{KEY},Two,\n".encode())
+    assert run("device", "import", "-").code == 0
+    assert owners("BRW-00000001") == {"ada", "eve"}
+    assert owners("BRW-00000002") == set()
 
 
 @pytest.mark.parametrize(
@@ -140,11 +186,22 @@ def test_a_terminal_gets_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatc
 # list
 
 
-def test_nothing_to_list(run: Run) -> None:
-    outcome = run("device", "list")
-    assert (outcome.code, outcome.out) == (0, "")
-    assert "`brewos-relay device add`" in outcome.err
-    assert run("device", "list", "--json").out == "[]\n"
+@pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
+def test_nothing_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
+    run("device", "add", "BRW-0000000A")
+    run("device", "remove", "BRW-0000000A")
+    outcome = run("device", "list", *args)
+    assert (outcome.code, outcome.out) == (0, out)
+    assert outcome.err == (
+        f"No devices are registered, in {FILE.absolute()}; `brewos-relay device add` registers one.\n"
+    )
+
+
+def test_the_help_says_what_last_seen_means(run: Run) -> None:
+    text = " ".join(run("device", "list", "--help").out.split())
+    assert (
+        "LAST SEEN is when a machine last came or went: for one that is connected now, when it came" in text
+    )
 
 
 def test_listing_for_people(run: Run) -> None:
@@ -184,6 +241,34 @@ def test_removing(run: Run) -> None:
     )
 
 
+# give and take
+
+
+def test_giving_and_taking(run: Run) -> None:
+    run("device", "add", "BRW-0000000A", "--user", "eve")
+    outcome = run("device", "give", "brw-0000000a", "--user", "ada", "--user", "eve", "--user", "ada")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == "ada has BRW-0000000A now.\neve has BRW-0000000A already.\n"
+    assert owners("BRW-0000000A") == {"ada", "eve"}
+    outcome = run("device", "take", "BRW-0000000A", "--user", "eve")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == "eve does not have BRW-0000000A any more.\n"
+    assert owners("BRW-0000000A") == {"ada"}
+
+
+def test_what_cannot_be_given_or_taken(run: Run) -> None:
+    run("device", "add", "BRW-0000000A", "--user", "ada")
+    for command in ("give", "take"):
+        unknown = run("device", command, "BRW-0000000B", "--user", "ada")
+        assert_refused(unknown, 1, "BRW-0000000B is not registered", "`brewos-relay device list`")
+        assert_refused(run("device", command, "BRW-0000000A"), 2, "--user")
+        nobody = run("device", command, "BRW-0000000A", "--user", "ada", "--user", "")
+        assert_refused(nobody, 2, "--user", "1 to 256", f"See `brewos-relay device {command} --help`.")
+    others = run("device", "take", "BRW-0000000A", "--user", "ada", "--user", "eve", "--user", "bob")
+    assert_refused(others, 1, "eve, bob do not have BRW-0000000A; nothing was changed")
+    assert owners("BRW-0000000A") == {"ada"}
+
+
 # where it is kept
 
 
@@ -196,11 +281,57 @@ def test_the_data_dir_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPa
     assert "BRW-0000000A" in run("device", "list", *elsewhere).out
     assert len(stored(tmp_path / "elsewhere")) == 1
     assert run("device", "list").out == ""
+    assert not (tmp_path / "env").exists()
+    assert run("device", "add", "BRW-0000000A").code == 0
     assert (tmp_path / "env" / "brewos-relay.db").exists()
 
 
+def test_listing_where_there_is_no_registry_makes_none(run: Run, tmp_path: Path) -> None:
+    for args, out in (((), ""), (("--json",), "[]\n")):
+        outcome = run("device", "list", *args)
+        assert (outcome.code, outcome.out) == (0, out)
+        assert outcome.err.startswith(
+            f"No devices are registered, as there is no registry {FILE.absolute()}; "
+        )
+        assert "--data-dir" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [("remove",), ("give", "--user", "ada"), ("take", "--user", "ada")])
+def test_changing_where_there_is_no_registry_makes_none(
+    run: Run, tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    refused = run("device", *args, "BRW-0000000A")
+    assert_refused(refused, 1, f"there is no registry {FILE.absolute()};", "--data-dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def umask(mode: int) -> Iterator[None]:
+    before = os.umask(mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_what_is_made_is_for_nobody_else(run: Run) -> None:
+    with umask(0):
+        assert run("device", "add", "BRW-0000000A").code == 0
+    assert FILE.parent.stat().st_mode & 0o777 == 0o700
+    assert FILE.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize(
-    "args", [("list",), ("add", "BRW-0000000A"), ("remove", "BRW-0000000A"), ("import", "machines.csv")]
+    "args",
+    [
+        ("list",),
+        ("add", "BRW-0000000A"),
+        ("remove", "BRW-0000000A"),
+        ("give", "BRW-0000000A", "--user", "ada"),
+        ("take", "BRW-0000000A", "--user", "ada"),
+        ("import", "machines.csv"),
+    ],
 )
 def test_a_registry_that_cannot_be_opened(run: Run, args: tuple[str, ...]) -> None:
     write_csv(1)

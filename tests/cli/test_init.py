@@ -25,9 +25,11 @@ CPU_BOUND_S = 1.0  # far above what it takes, for machines that are busy or slow
 COMMANDS = {
     ("demo",),
     ("device", "add"),
+    ("device", "give"),
     ("device", "import"),
     ("device", "list"),
     ("device", "remove"),
+    ("device", "take"),
     ("secret",),
     ("send",),
     ("serve",),
@@ -62,6 +64,16 @@ def test_help_teaches(run: Run, path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", [(), ("device",)])
+def test_the_list_of_commands_has_whole_sentences(
+    run: Run, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(*path, "--help").out.partition("\nCommands:\n")[2].splitlines()
+    assert lines
+    assert all(line.endswith(".") and not line.endswith("..") for line in lines)
+
+
+@pytest.mark.parametrize("path", [(), ("device",)])
 def test_a_group_alone_shows_its_help(run: Run, path: tuple[str, ...]) -> None:
     assert run(*path) == run(*path, "--help")
 
@@ -93,7 +105,8 @@ def test_the_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch)
         (["serve", "--port", "http"], ["--port", "'http'"]),
         (["serve", "--port", "65536"], ["--port", "65536"]),
         (["serve", "--log-level", "loud"], ["--log-level", "'loud'"]),
-        (["tail", "BRW-00000001"], ["--token"]),
+        (["tail", "BRW-00000001"], ["--token", "BREWOS_RELAY_TOKEN", "See `brewos-relay tail --help`."]),
+        (["send", "BRW-00000001", "tare", "--token", ""], ["BREWOS_RELAY_TOKEN", "`brewos-relay token`"]),
         (["tail", "BRW-1", "--token", "x"], ["'BRW-1' is not a device id", "BRW-12AB34CD"]),
     ],
 )
@@ -120,10 +133,9 @@ def run_child(*command: str) -> tuple[str, float]:
 
 
 _LIST_MODULES = """
-import atexit, json, sys
-from brewos_relay.cli import main
+import atexit, json, runpy, sys
 atexit.register(lambda: print("\\n" + json.dumps(sorted(sys.modules))))
-main(sys.argv[1:])
+runpy.run_module("brewos_relay", run_name="__main__")
 """
 
 LIGHT = [
@@ -132,7 +144,10 @@ LIGHT = [
     [],
     ["secret"],
     ["serve", "--help"],
+    ["tail", "--help"],
+    ["send", "--help"],
     ["device", "add", "--help"],
+    ["device", "list", "--help"],
     ["token", "--user", "ada", "--email", "a@b.c", "--device", "BRW-00000001", "--ttl", "1h"],
 ]
 
@@ -151,6 +166,7 @@ def test_light_commands_load_nothing_heavy(args: list[str]) -> None:
         "trio_websocket",
         "msgspec",
     }
+    assert ("brewos_relay.settings" in modules) == (args[:1] == ["token"])
 
 
 @pytest.mark.parametrize("args", LIGHT)

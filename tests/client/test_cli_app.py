@@ -1,4 +1,4 @@
-"""Tests of client.cli_app: what tail and send print, and their exit codes."""
+"""Tests of client.cli_app: what tail and send print, raise, and end with."""
 
 import json
 import threading
@@ -12,7 +12,15 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from brewos_relay.client import cli_app
-from brewos_relay.client.cli_app import build_command, format_json, format_line, run_send, run_tail
+from brewos_relay.client.cli_app import (
+    CommandRefused,
+    build_command,
+    format_json,
+    format_line,
+    run_send,
+    run_tail,
+)
+from brewos_relay.client.connection import ConnectionEnded, RelayRefused, RelayUnreachable
 from brewos_relay.client.reports import encode_binary
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
@@ -62,16 +70,20 @@ def serving(
 
 
 def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[str | bytes] = []
+
     async def converse(connection: WebSocketConnection) -> None:
         await connection.send_message(CONNECTED)
+        asked.append(await connection.get_message())
         await connection.send_message(
             encode_binary({"type": "status_delta", "seq": 1, "pressure": 9.1}).payload
         )
         await connection.send_message('{"type":"device_offline"}')
         await connection.aclose(1001, "restarting")
 
-    with serving(converse) as url:
-        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 1
+    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 1001: restarting$"):
+        run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
+    assert [json.loads(message) for message in asked] == [{"type": "request_state"}]
     printed = capsys.readouterr()
     lines = [line.split(maxsplit=2)[1:] for line in printed.out.splitlines()]
     assert lines == [
@@ -79,7 +91,18 @@ def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]
         ["status_delta", "9.1 bar"],
         ["device_offline", "the machine has gone"],
     ]
-    assert printed.err == "error: the connection was closed with code 1001: restarting\n"
+    assert printed.err == ""
+
+
+def test_tail_prints_what_came_before_a_close(capsys: pytest.CaptureFixture[str]) -> None:
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.send_message(CONNECTED)
+        await connection.send_message(CONNECTED)
+        await connection.aclose(1001)
+
+    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 1001$"):
+        run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
+    assert capsys.readouterr().out.count("attached to") == 2
 
 
 def test_tail_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,39 +112,47 @@ def test_tail_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         await connection.send_message(b"\xc1")
         await connection.aclose(4002, "the token has expired")
 
-    with serving(converse) as url:
-        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=True) == 1
+    with serving(converse) as url, pytest.raises(ConnectionEnded) as caught:
+        run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=True)
     printed = capsys.readouterr()
     assert [json.loads(line) for line in printed.out.splitlines()] == [
         {"type": "log", "message": "a\nb"},
         {"type": "status", "seq": 1, "t": 93.2},
         {"undecodable": True, "bytes": 1},
     ]
-    assert "4002: the token has expired" in printed.err
-    assert "brewos-relay token" in printed.err
+    assert "4002: the token has expired; " in str(caught.value)
+    assert "`brewos-relay token`" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 503])
-def test_a_refusal_is_told_with_exit_code_1(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_is_told(status: int, capsys: pytest.CaptureFixture[str]) -> None:
     answer = b"HTTP/1.1 %d No\r\nContent-Length: 3\r\n\r\nno!" % status
+    told = f"^the relay refused the connection: HTTP {status}: no!$"
     with serving(refuse=answer) as url:
-        assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 1
-        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == f"error: the relay refused the connection: HTTP {status}: no!\n" * 2
-    assert "t0k3n" not in printed.err
+        with pytest.raises(RelayRefused, match=told):
+            run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
+        with pytest.raises(RelayRefused, match=told):
+            run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
+    assert capsys.readouterr() == ("", "")
 
 
-def test_a_wrong_url_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_tail(url="relay.example", token="t0k3n", device_id=DEVICE_ID, as_json=False) == 2
-    assert "http://HOST[:PORT]" in capsys.readouterr().err
+def test_a_wrong_url() -> None:
+    with pytest.raises(SettingsError, match=r"http://HOST\[:PORT\]"):
+        run_tail(url="relay.example", token="t0k3n", device_id=DEVICE_ID, as_json=False)
 
 
-def test_a_wrong_field_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    url = "http://127.0.0.1:1"
-    assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="set_mode", fields=("on",)) == 2
-    assert "key=value" in capsys.readouterr().err
+def test_a_wrong_field() -> None:
+    with pytest.raises(SettingsError, match="key=value"):
+        run_send(
+            url="http://127.0.0.1:1", token="t0k3n", device_id=DEVICE_ID, command="set_mode", fields=("on",)
+        )
+
+
+def test_where_nobody_answers_there_is_advice() -> None:
+    with serving(refuse=b"") as url, pytest.raises(RelayUnreachable) as caught:
+        run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
+    assert str(caught.value).startswith(f"{url} closed the connection without an answer; ")
+    assert "`brewos-relay serve`" in str(caught.value)
 
 
 def test_send_waits_for_the_greeting_and_sends(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,31 +180,28 @@ def test_send_tells_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         await connection.get_message()
         await connection.send_message('{"type":"error","error":"device_offline","message":"It is offline."}')
 
-    with serving(converse) as url:
-        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "error: It is offline.\n")
+    with serving(converse) as url, pytest.raises(CommandRefused, match=r"^It is offline\.$"):
+        run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
+    assert capsys.readouterr() == ("", "")
 
 
-def test_send_tells_that_the_token_is_no_good(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("reason", "told"), [("bad token", "bad token"), ("", "the token is not accepted")])
+def test_send_tells_that_the_token_is_no_good(reason: str, told: str) -> None:
     async def converse(connection: WebSocketConnection) -> None:
-        await connection.aclose(4002, "bad token")
+        await connection.aclose(4002, reason)
 
-    with serving(converse) as url:
-        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
-    assert "4002: bad token" in capsys.readouterr().err
+    with serving(converse) as url, pytest.raises(ConnectionEnded) as caught:
+        run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
+    assert f"code 4002: {told}; `brewos-relay token`" in str(caught.value)
 
 
-def test_send_does_not_wait_for_a_greeting_for_ever(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_send_does_not_wait_for_a_greeting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def converse(connection: WebSocketConnection) -> None:
         await connection.get_message()
 
     monkeypatch.setattr(cli_app, "GREETING_S", 0.05)
-    with serving(converse) as url:
-        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 1
-    assert "said nothing" in capsys.readouterr().err
+    with serving(converse) as url, pytest.raises(CommandRefused, match="said nothing"):
+        run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
 
 
 @pytest.mark.parametrize(
@@ -230,4 +258,20 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     with serving(converse) as url:
         assert run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_before_a_command_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_app, "_wait_for", interrupt)
+
+    async def converse(connection: WebSocketConnection) -> None:
+        await connection.get_message()
+
+    with serving(converse) as url:
+        assert run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=()) == 130
     assert capsys.readouterr() == ("", "")

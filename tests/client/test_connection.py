@@ -1,5 +1,7 @@
 """Tests of client.connection: opening, refusals, ends, and that nothing stays open."""
 
+import errno
+import socket
 import ssl
 from pathlib import Path
 
@@ -214,8 +216,34 @@ async def test_nobody_listens() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
-    with trio.fail_after(DEADLINE_S), pytest.raises(RelayUnreachable, match=f"127.0.0.1:{port}"):
-        async with open_websocket(f"ws://127.0.0.1:{port}", SECRET):
+    with trio.fail_after(DEADLINE_S), pytest.raises(RelayUnreachable) as caught:
+        async with open_websocket(f" ws://127.0.0.1:{port}/", SECRET):
+            pass  # pragma: no cover
+    assert str(caught.value) == f"cannot connect to ws://127.0.0.1:{port}/ (Connection refused)"
+
+
+async def test_every_address_may_fail_for_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = OSError(errno.ECONNREFUSED, "Error connecting to ('::1', 1)")
+    unreachable = OSError(errno.ENETUNREACH, "Error connecting to ('192.0.2.1', 1)")
+
+    async def fail(*_: object) -> None:
+        raise OSError("all attempts failed") from ExceptionGroup("", [refused, unreachable, refused])
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    with pytest.raises(
+        RelayUnreachable, match=r"relay\.example \(Connection refused, Network is unreachable\)$"
+    ):
+        async with open_websocket("http://relay.example", SECRET):
+            pass  # pragma: no cover
+
+
+async def test_a_name_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise socket.gaierror(8, "Name not known")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    with pytest.raises(RelayUnreachable, match=r"http://relay\.example \(Name not known\)$"):
+        async with open_websocket("http://relay.example", SECRET):
             pass  # pragma: no cover
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import multiprocessing
+import os
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from sqlalchemy import event
 
 from brewos_relay.errors import DeviceExists, RegistryError
 from brewos_relay.registry import database as database_module
-from brewos_relay.registry.database import Database, Device, NewDevice
+from brewos_relay.registry.database import Database, Device, NewDevice, database_file
 
 DEADLINE_S = 30.0
 
@@ -145,6 +146,51 @@ def test_who_has_which_device(database: Database) -> None:
     assert database.ownerships([]) == set()
 
 
+def test_giving_a_device(database: Database) -> None:
+    database.add_devices([new_device(1, user_id="ada"), new_device(2)])
+    assert database.give_device("BRW-00000001", ["bob", "ada", "bob"]) == ["ada"]
+    assert database.give_device("BRW-00000001", ["bob"]) == ["bob"]
+    assert database.give_device("BRW-00000001", []) == []
+    pairs = [(user, f"BRW-0000000{number}") for user in ("ada", "bob") for number in (1, 2)]
+    assert database.ownerships(pairs) == {("ada", "BRW-00000001"), ("bob", "BRW-00000001")}
+
+
+def test_taking_a_device(database: Database) -> None:
+    shared = NewDevice(id="BRW-00000001", key_hash=bytes(32), more_user_ids=("ada", "bob", "eve"))
+    database.add_devices([shared, new_device(2, user_id="ada")])
+    database.take_device("BRW-00000001", ["ada", "eve", "ada"])
+    assert [device.id for device in database.devices_of("ada")] == ["BRW-00000002"]
+    assert [device.id for device in database.devices_of("bob")] == ["BRW-00000001"]
+    assert database.devices_of("eve") == []
+
+
+def test_a_device_is_taken_from_all_or_none(database: Database) -> None:
+    database.add_devices([new_device(1, user_id="ada"), new_device(2, user_id="eve")])
+    with pytest.raises(RegistryError, match=r"^eve does not have BRW-00000001; nothing was changed$"):
+        database.take_device("BRW-00000001", ["ada", "eve"])
+    with pytest.raises(RegistryError, match=r"^eve, bob do not have BRW-00000001;"):
+        database.take_device("BRW-00000001", ["eve", "ada", "bob", "eve"])
+    assert len(database.devices_of("ada")) == 1
+
+
+def test_what_is_not_registered_is_not_given_or_taken(database: Database) -> None:
+    for change in (database.give_device, database.take_device):
+        with pytest.raises(RegistryError, match=r"^BRW-00000001 is not registered; .*device list"):
+            change("BRW-00000001", ["ada"])
+
+
+def test_a_device_does_not_change_hands_while_it_is_removed(database: Database, tmp_path: Path) -> None:
+    database.add_devices([new_device(1)])
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db", check_same_thread=False)) as other:
+        other.execute("PRAGMA foreign_keys = ON")
+        other.execute("DELETE FROM devices")
+        release = threading.Timer(0.2, other.commit)
+        release.start()
+        with pytest.raises(RegistryError, match="BRW-00000001 is not registered"):
+            database.give_device("BRW-00000001", ["ada"])
+        release.join(DEADLINE_S)
+
+
 # Last seen
 
 
@@ -170,6 +216,68 @@ def test_the_file_keeps_everything(url: str) -> None:
 def test_folders_are_made(tmp_path: Path) -> None:
     Database.open(f"sqlite:///{tmp_path}/a b/c/registry.db").close()
     assert (tmp_path / "a b" / "c" / "registry.db").exists()
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_what_is_made_is_for_nobody_else(tmp_path: Path) -> None:
+    with Database.open(f"sqlite:///{tmp_path}/data/registry.db") as database:
+        database.add_devices([new_device(1)])
+        made = {path.name: mode_of(path) for path in (tmp_path / "data").iterdir()}
+    assert made.pop("registry.db") == 0o600
+    assert set(made) == {"registry.db-wal", "registry.db-shm"}
+    assert set(made.values()) == {0o600}
+    assert mode_of(tmp_path / "data") == 0o700
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o750)
+    (tmp_path / "data" / "registry.db").touch(mode=0o640)
+    Database.open(f"sqlite:///{tmp_path}/data/registry.db").close()
+    assert mode_of(tmp_path / "data") == 0o750
+    assert mode_of(tmp_path / "data" / "registry.db") == 0o640
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///data/x.db", Path("data/x.db")),
+        ("sqlite:////data/a b.db?timeout=3", Path("/data/a b.db")),
+        ("sqlite+pysqlite:///x.db", Path("x.db")),
+        ("sqlite:///file:x.db?uri=true", None),
+        ("sqlite://", None),
+        ("sqlite:///:memory:", None),
+        ("postgresql://ada:hunter2@db/x", None),
+    ],
+)
+def test_the_file_of_a_url(url: str, file: Path | None) -> None:
+    assert database_file(url) == file
+
+
+def test_the_file_of_a_url_that_is_none() -> None:
+    with pytest.raises(RegistryError, match="URL cannot be read"):
+        database_file("espresso")
+
+
+def test_where_it_is(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert database.location == str(tmp_path / "registry.db")
+    monkeypatch.chdir(tmp_path)
+    with Database.open("sqlite:///x.db") as other:
+        assert other.location == str(tmp_path / "x.db")
+    with Database.open(f"sqlite:///file:{tmp_path}/y.db?uri=true") as other:
+        assert other.location.endswith(f"{tmp_path}/y.db?uri=true")
+    assert (tmp_path / "y.db").exists()
 
 
 def test_sqlite_is_set_up_for_keeping(database: Database, tmp_path: Path) -> None:
@@ -345,6 +453,8 @@ def test_errors_of_the_database_are_translated_and_keep_their_parameters(databas
         lambda: database.devices_of("ada"),
         lambda: database.ownerships([("ada", "BRW-00000001")]),
         lambda: database.note_seen({"BRW-00000001": 5}),
+        lambda: database.give_device("BRW-00000001", ["ada"]),
+        lambda: database.take_device("BRW-00000001", ["ada"]),
     ]
     for call in calls:
         with pytest.raises(RegistryError, match=r"^the registry could not .*: no such table") as caught:

@@ -30,7 +30,9 @@ def test_lines_with_and_without_a_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("header", ["id,key", "id,key,name", "ID, Key, Name", "\ufeffid,key", '"id","key"'])
+@pytest.mark.parametrize(
+    "header", ["id,key", "id,key,name", "id,key,name,user", "ID, Key, Name", "\ufeffid,key", '"id","key"']
+)
 def test_a_header_line_is_skipped(header: str) -> None:
     assert [(line, new.id) for line, new in read(f"{header}\nBRW-00000001,{KEY}\n")] == [(2, "BRW-00000001")]
 
@@ -51,6 +53,21 @@ def test_byte_order_mark_line_ends_blanks_and_quotes() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cell", "user_ids"),
+    [
+        ("", ()),
+        ("ada", ("ada",)),
+        ("ada;bob", ("ada", "bob")),
+        (" ada ; bob;; ada ", ("ada", "bob")),
+        (";", ()),
+    ],
+)
+def test_users_are_separated_by_semicolons(cell: str, user_ids: tuple[str, ...]) -> None:
+    ((_, new),) = read(f"BRW-00000001,{KEY},,{cell}\n")
+    assert (new.name, new.user_ids) == (None, user_ids)
+
+
 def test_an_empty_file_has_no_devices() -> None:
     assert read("") == []
     assert read("\n\n") == []
@@ -60,8 +77,9 @@ def test_an_empty_file_has_no_devices() -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("BRW-00000009", "1 columns instead of id,key or id,key,name"),
-        (f"BRW-00000009,{KEY},a,b", "4 columns"),
+        ("BRW-00000009", r"1 columns instead of id,key\[,name\[,user\]\]"),
+        (f"BRW-00000009,{KEY},a,b,c", "5 columns"),
+        (f"BRW-00000009,{KEY},a,ada;b\x07b", "a user id must have 1 to 256"),
         (f"BRW-9,{KEY}", "'BRW-9' is not a device id"),
         ("BRW-00000009,", "the key has 0 characters"),
         ("BRW-00000009,short", "the key has 5 characters"),

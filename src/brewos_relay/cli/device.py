@@ -261,7 +261,7 @@ def _existing(data_dir: Path | None) -> Iterator["Database"]:
 def _read_key() -> str:
     """Read a key from the first line of stdin."""
     # What is not UTF-8 is no key, which is for `check_key` to say.
-    return click.get_binary_stream("stdin").readline(_LINE_BYTES).decode(errors="replace").strip()
+    return sys.stdin.buffer.readline(_LINE_BYTES).decode(errors="replace").strip()
 
 
 def _database_url(data_dir: Path | None) -> str:

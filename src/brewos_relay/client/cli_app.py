@@ -179,8 +179,6 @@ def _with_advice(failure: RelayError) -> RelayError:
             f"{failure}; start a relay with `brewos-relay serve`, or name another one with --url"
         )
     if isinstance(failure, ConnectionEnded) and failure.close_code == CloseCode.TOKEN_REJECTED:
-        advice = "the token is not accepted here; `brewos-relay token` makes another"
-        return ConnectionEnded(
-            failure.close_code, f"{failure.reason} ({advice})" if failure.reason else advice
-        )
+        reason = failure.reason or "the token is not accepted"
+        return ConnectionEnded(failure.close_code, f"{reason}; `brewos-relay token` makes another one")
     return failure

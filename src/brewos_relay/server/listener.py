@@ -90,11 +90,12 @@ class Listener:
 
     async def _welcome(self, accepted: socket.socket) -> None:
         """Answer the first request of a connection. Whatever goes wrong ends that connection only."""
-        accepted.setblocking(False)
-        transport = Transport(accepted, outbox_limit_bytes=self._limits.outbox_bytes)
+        transport: Transport | None = None
         handed_on = False
         try:
+            accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            transport = Transport(accepted, outbox_limit_bytes=self._limits.outbox_bytes)
             try:
                 handed_on = await self._answer(transport)
             except Refusal as refusal:
@@ -105,7 +106,9 @@ class Listener:
         except Exception:
             log.exception("a connection failed during its first request")
         finally:
-            if not handed_on:
+            if transport is None:
+                accepted.close()
+            elif not handed_on:
                 transport.close()
 
     async def _answer(self, transport: Transport) -> bool:

@@ -71,12 +71,13 @@ class Request:
     def parameters(self) -> dict[str, str]:
         """Read the query string. Of a name that is there several times, the last value counts.
 
-        An app puts its own parameters behind those of the page that it runs in.
+        An app puts its own parameters behind those of the page that it runs in, which may be anything: what
+        is not UTF-8 there becomes U+FFFD.
         """
         try:
             return dict(
                 parse_qsl(
-                    self.query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+                    self.query, keep_blank_values=True, errors="replace", max_num_fields=_MAX_QUERY_FIELDS
                 )
             )
         except ValueError:
