@@ -1,8 +1,8 @@
+#define _GNU_SOURCE
 #include "figures.h"
 
 #include <stdio.h>
-#include <string.h>
-#include <unistd.h>
+#include <time.h>
 
 #include "common.h"
 
@@ -42,20 +42,13 @@ void watch_process(int pid) {
     processes[process_count++] = pid;
 }
 
-/* Return the CPU time of one process and all of its threads, or 0 when it is gone (proc(5)). */
+/* Return the CPU time (user and system) of one process and all threads that it ever had, or 0 when it is
+ * gone. It is the sum that /proc/PID/stat shows in steps of 10 ms, which are too coarse for a sparse load. */
 static double cpu_of_pid_s(int pid) {
-    char path[64], text[2048];
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "r");
-    if (!file) return 0;
-    text[fread(text, 1, sizeof text - 1, file)] = 0;
-    fclose(file);
-    char *after_name = strrchr(text, ')');                    /* the name may hold anything */
-    unsigned long user, system;
-    if (!after_name || sscanf(after_name + 1, " %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %lu %lu",
-                              &user, &system) != 2)
-        return 0;
-    return (double)(user + system) / sysconf(_SC_CLK_TCK);
+    clockid_t clock;
+    struct timespec spent;
+    if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &spent)) return 0;
+    return spent.tv_sec + spent.tv_nsec * 1e-9;
 }
 
 /* Return the proportional memory of one process in KiB, or 0 when it cannot be read. */

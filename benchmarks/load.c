@@ -12,9 +12,9 @@
  *   idle      connect, hold for --secs, read the server's memory
  *   storm     connect as fast as the server accepts, --concurrency attempts at a time
  *
- * What the server spends is read from /proc for each --pid: CPU time (user and system) and
- * proportional memory. CPU time for each delivery is a property of the server, where deliveries
- * per second also depend on who else uses the machine.
+ * What the server spends is read for each --pid: CPU time (user and system) and proportional
+ * memory. CPU time for each delivery is a property of the server, where deliveries per second also
+ * depend on who else uses the machine.
  *
  * Exit status: 0 when every connection held, 1 when one failed, 2 for a usage or system error.
  */

@@ -205,8 +205,9 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: s
             raise BenchError(f"{name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
         if time.monotonic() > deadline_s:
             raise BenchError(
-                f"{name}: process {process.pid} did not listen on port {port} within {START_TIMEOUT_S:.0f} s; "
-                "if its command starts the server as another process, give one that becomes the server"
+                f"{name}: process {process.pid} did not listen on port {port} "
+                f"within {START_TIMEOUT_S:.0f} s; if its command starts the server as another process, "
+                "give one that becomes the server"
             )
         time.sleep(0.05)
     time.sleep(SETTLE_S)

@@ -1,5 +1,4 @@
 import contextlib
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -327,19 +326,17 @@ def test_several_threads_at_once(database: Database) -> None:
     assert len(database.devices()) == 40
 
 
-def _open_and_add(url: str, number: int) -> None:
-    with Database.open(url) as database:
-        database.add_devices([new_device(number)])
+_OPEN_AND_ADD = """
+import sys
+from brewos_relay.registry.database import Database, NewDevice
+with Database.open(sys.argv[1]) as database:
+    database.add_devices([NewDevice(id=f"BRW-0000000{sys.argv[2]}", key_hash=bytes(32))])
+"""
 
 
 def test_several_processes_may_start_on_an_empty_file_at_once(url: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    children = [spawn.Process(target=_open_and_add, args=(url, number)) for number in range(4)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(DEADLINE_S)
-    assert [child.exitcode for child in children] == [0] * 4
+    children = [subprocess.Popen([sys.executable, "-c", _OPEN_AND_ADD, url, str(n)]) for n in range(4)]
+    assert [child.wait(DEADLINE_S) for child in children] == [0] * 4
     with Database.open(url) as database:
         assert len(database.devices()) == 4
 

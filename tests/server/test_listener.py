@@ -1,6 +1,7 @@
 import os
 import resource
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ HEALTH = b"GET /api/health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 async def test_a_broken_registry_is_503_and_nothing_worse(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
-        with sqlite3.connect(tmp_path / "brewos-relay.db") as database:
+        with closing(sqlite3.connect(tmp_path / "brewos-relay.db")) as database, database:
             database.execute("ALTER TABLE devices RENAME TO elsewhere")
         with trio.fail_after(4):
             for target in (DEVICE, f"/ws/client?token={server.token()}&device={MACHINE}"):
@@ -30,10 +31,9 @@ async def test_a_broken_registry_is_503_and_nothing_worse(tmp_path: Path) -> Non
                 assert response.header("connection") == ["close"]
                 assert b"200 " not in response.head + response.body
         assert (await (await server.connect()).ask(HEALTH)).status == 200
-        with sqlite3.connect(tmp_path / "brewos-relay.db") as database:
+        with closing(sqlite3.connect(tmp_path / "brewos-relay.db")) as database, database:
             database.execute("ALTER TABLE elsewhere RENAME TO devices")
         await server.device(MACHINE)
-    database.close()
 
 
 async def test_a_registry_that_somebody_writes_to_can_be_read(tmp_path: Path) -> None:
