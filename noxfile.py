@@ -88,6 +88,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=AT_HAND)
+def soak(session: nox.Session) -> None:
+    """Keep peers coming and going for 10 minutes, and see that nothing grows; arguments go to the script."""
+    session.install(".")
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
 def conformance(session: nox.Session) -> None:
     """Run the Autobahn suite against the codec, where a Python 2.7 can be found."""
     session.install(".")

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workloads import FIRST_DEVICE
@@ -29,6 +29,8 @@ SETTLE_S = 0.3
 """What is left of starting up belongs to no measurement."""
 STOP_TIMEOUT_S = 5.0
 TOKEN_TTL_S = 86_400
+RATES_OFF = {f"BREWOS_RELAY_{name}_RATE": "0" for name in ("CLIENT", "DEVICE", "ADMIT")}
+"""Settings of brewos-relay: what is measured is what it can do, not what it lets a peer do."""
 
 
 class BenchError(Exception):
@@ -166,7 +168,8 @@ def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
         cwd=cwd,
     ).strip()
     serve = ["serve", "--host", "127.0.0.1", "--port", "{port}", "--data-dir", str(data_dir)]
-    return fleet.server("relay", [*relay, *serve], token)
+    server = fleet.server("relay", [*relay, *serve], token)
+    return replace(server, environ={**server.environ, **RATES_OFF})
 
 
 def _free_port() -> int:

@@ -1,17 +1,20 @@
 """The relay core inside somebody else's server, here one built on trio-websocket.
 
-A Peer is all that the core asks for: it runs, delivers, and closes. Run this file and it serves devices at
-/device/ID and apps at /app/ID, on port 8765, without any authentication.
+A Peer is all that the core asks for: it runs, delivers, pings, and closes. Run this file and it serves
+devices at /device/ID and apps at /app/ID, on port 8765, without any authentication.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from brewos_relay import Delivery, Message, Receive, Relay, Tasks, open_relay
+from brewos_relay import Attachment, Delivery, Limits, Message, Peer, Receive, Relay, Tasks, open_relay
 
 OUTBOX_DELIVERIES = 100
+KEPT_DELIVERIES = 50
 GOODBYE_S = 1.0
 
 
@@ -20,38 +23,63 @@ class TrioWebSocketPeer:
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self._connection = connection
-        self._to_write, self._outbox = trio.open_memory_channel[Delivery](OUTBOX_DELIVERIES)
+        self._to_write, self._outbox = trio.open_memory_channel[Delivery | None](
+            OUTBOX_DELIVERIES + KEPT_DELIVERIES
+        )
         self._reading = trio.CancelScope()
         self._goodbye: tuple[int, str] | None = None
 
     async def run(self, tasks: Tasks, receive: Receive) -> None:
-        tasks.start_soon(self._write)
+        tasks.start_soon(self._write, tasks, receive)
         with self._reading:
             try:
                 while True:
                     received = await self._connection.get_message()
                     if isinstance(received, str):
-                        receive([Message(received.encode())])
+                        message = Message(received.encode())
                     else:
-                        receive([Message(received, is_text=False)])
+                        message = Message(received, is_text=False)
+                    await trio.sleep(receive([message]))
             except ConnectionClosed:
                 pass
 
-    async def _write(self) -> None:
+    async def _write(self, tasks: Tasks, receive: Receive) -> None:
         try:
             async for delivery in self._outbox:
+                if delivery is None:
+                    tasks.start_soon(self._ask, receive)
+                    continue
                 for message in delivery.messages:
                     content = message.payload.decode() if message.is_text else message.payload
                     await self._connection.send_message(content)
         except ConnectionClosed:
             self._reading.cancel()
 
-    def deliver(self, delivery: Delivery) -> bool:
+    async def _ask(self, receive: Receive) -> None:
+        try:
+            await self._connection.ping()
+        except ConnectionClosed:
+            return
+        if not self._reading.cancel_called:
+            receive(())
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._outbox.statistics().current_buffer_used
+
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
+        if not keep and self.backlog_bytes >= OUTBOX_DELIVERIES:
+            return False
         try:
             self._to_write.send_nowait(delivery)
         except (trio.WouldBlock, trio.ClosedResourceError):
             return False
         return True
+
+    def ping(self) -> bool:
+        with suppress(trio.WouldBlock, trio.ClosedResourceError):
+            self._to_write.send_nowait(None)
+        return False
 
     def close(self, code: int, reason: str) -> None:
         if self._goodbye is None:
@@ -66,6 +94,7 @@ class TrioWebSocketPeer:
 
 async def welcome(relay: Relay, request: WebSocketRequest) -> None:
     """Attach whoever comes; the rest of its connection's life belongs to the relay."""
+    attach: Callable[[str, Peer], Attachment]
     match request.path.split("/"):
         case ["", "device", device_id] if device_id:
             attach = relay.attach_device
@@ -78,9 +107,14 @@ async def welcome(relay: Relay, request: WebSocketRequest) -> None:
     await attach(device_id, TrioWebSocketPeer(connection)).wait_closed()
 
 
-async def serve(port: int, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
+async def serve(
+    port: int,
+    *,
+    limits: Limits | None = None,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Serve until cancelled. trio-websocket then drops its connections at once, without a close frame."""
-    async with open_relay() as relay:
+    async with open_relay(limits=limits) as relay:
         await serve_websocket(
             partial(welcome, relay), "127.0.0.1", port, ssl_context=None, task_status=task_status
         )

@@ -69,7 +69,12 @@ def default_of(value: object) -> str:
     """Write a default as the documents do."""
     if value is None:
         return "not set"
-    return f"`{value}`" if value != "" else "empty"
+    return f"`{written(value)}`" if value != "" else "empty"
+
+
+def written(value: object) -> str:
+    """Write a value as it stands in a variable."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def unit_of(name: str) -> str:
@@ -105,7 +110,9 @@ def test_the_example_of_a_dotenv_file_has_every_setting_and_its_default() -> Non
     assert set(found) == {variable_names(name)[0] for name in all_settings()}
     for name, value in all_settings().items():
         shown = found[variable_names(name)[0]]
-        assert shown == ("" if value is None else f"{value:g}" if isinstance(value, float) else str(value))
+        assert shown == (
+            "" if value is None else f"{value:g}" if isinstance(value, float) else written(value)
+        )
 
 
 def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
@@ -114,20 +121,46 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             request_head_bytes=8 * 1024,
             device_message_bytes=16 * 1024,
             client_message_bytes=4 * 1024,
+            lag_bytes=64 * 1024,
             outbox_bytes=256 * 1024,
             http_body_bytes=64 * 1024,
+            client_rate=20,
+            client_burst=60,
+            device_rate=50,
+            device_burst=200,
+            admit_rate=200,
             request_head_s=10,
             admission_s=4,
             message_s=30,
             stall_s=10,
             close_s=1,
-            device_min_age_s=8,
-            drain_s=15,
             http_request_s=60,
             http_idle_s=30,
+            device_min_age_s=8,
+            device_first_frame_s=10,
+            device_silence_s=45,
+            drain_s=20,
+            keepalive_s=7,
+            client_ping_s=15,
+            client_silence_s=35,
+            token_warning_s=300,
+            snapshot_s=60,
+            state_request_s=2,
+            pending_commands=50,
+            pending_s=10,
+            never_wait=Limits().never_wait,  # see below
         )
         == Limits()
-    ), "change these figures in docs/ as well: protocol, http, closing, backpressure, security"
+    ), "change these figures in docs/ as well: protocol, http, and all of explanation/"
+
+
+def test_the_commands_that_never_wait_are_those_of_the_code() -> None:
+    table = rows(section(read("reference/protocol.md"), "## Commands for an absent device"))
+    named = [name for row in table[:3] for name in code(row[0])]
+    assert named[:2] == ["set_mode", "mode"]
+    modes = [name for name in named[2:] if f"set_mode:{name}" in Limits().never_wait]
+    others = [name for name in named[2:] if name not in modes]
+    assert (*(f"set_mode:{mode}" for mode in modes), *others) == Limits().never_wait
 
 
 # Commands
@@ -209,16 +242,34 @@ def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     assert documented == sorted(raised)
 
 
-def said_by_the_relay() -> dict[str, Message]:
-    """Give one example of each message that the relay says, by the name of what makes it."""
-    found = {name: value for name, value in vars(messages).items() if isinstance(value, Message)}
+def said_by_the_relay() -> dict[str, list[Message]]:
+    """Give an example of each form of the messages that the relay says, by the name of what makes it."""
+    found = {name: [value] for name, value in vars(messages).items() if isinstance(value, Message)}
+    seen = {"last_seen": "2026-01-02T03:04:05.678Z"}
     return found | {
-        "connected_device": messages.connected_device(1),
-        "connected_client": messages.connected_client(
-            "x", "BRW-12AB34CD", device_online=False, timestamp_ms=1
-        ),
-        "device_offline_error": messages.device_offline_error("BRW-12AB34CD"),
-        "device_status": messages.device_status("BRW-12AB34CD", last_seen="2026-01-02T03:04:05.678Z"),
+        "connected_device": [messages.connected_device(1)],
+        "connected_client": [
+            messages.connected_client("x", "BRW-12AB34CD", device_online=False, timestamp_ms=1)
+        ],
+        "device_offline_error": [messages.device_offline_error("BRW-12AB34CD")],
+        "device_status": [
+            messages.device_status("BRW-12AB34CD", online=False, **seen),
+            messages.device_status("BRW-12AB34CD", online=True, snapshotAgeMs=1, **seen),
+            messages.device_status(
+                "BRW-12AB34CD", online=False, messageQueued=True, queuedMessages=1, queueTTL=10000, **seen
+            ),
+        ],
+        "request_state": [messages.request_state(1)],
+        "keepalive": [messages.keepalive(1)],
+        "pong": [messages.pong(1, 1)],
+        "metrics": [
+            messages.metrics(1, session_id="x", clients=1, device_online=True, queued_messages=0),
+        ],
+        "queued_message_sent": [messages.queued_message_sent("command", 1)],
+        "command_status": [messages.command_status("x", "delivered", 1)],
+        "token_expiring": [messages.token_expiring("x", 1)],
+        "auth_refreshed": [messages.auth_refreshed("x"), messages.auth_refreshed(None, error="x")],
+        "restarting": [messages.restarting(1)],
     }
 
 
@@ -234,16 +285,26 @@ def test_no_message_of_the_relay_is_forgotten_here() -> None:
 def test_the_messages_of_the_relay_are_documented_as_they_are() -> None:
     text = section(read("reference/protocol.md"), "## What the relay says")
     documented = [json.loads(fence["code"]) for fence in _FENCE.finditer(text) if fence["language"] == "json"]
-    assert sorted(map(shape, documented)) == sorted(
-        shape(said.payload) for said in said_by_the_relay().values()
-    )
+    said = [each for examples in said_by_the_relay().values() for each in examples]
+    assert sorted(map(shape, documented)) == sorted(shape(each.payload) for each in said)
 
 
 def shape(content: dict[str, Any] | bytes) -> str:
     """Give a message with its fixed values, and just the types of the others."""
     content = json.loads(content) if isinstance(content, bytes) else content
-    fixed = {"type", "error", "message", "online"}
+    fixed = {"type", "message", "online", "success", "messageQueued", "queueTTL", "refreshRequired"}
+    if content["type"] == "error":
+        fixed.add("error")
     return repr([(key, value if key in fixed else type(value).__name__) for key, value in content.items()])
+
+
+def test_every_status_of_a_command_is_documented_and_no_other() -> None:
+    source = read(SOURCES / "brewos_relay" / "core" / "commands.py")
+    # Each status is written out where it is given, and nowhere else stands a text alone.
+    given = set(re.findall(r'"(delivered|queued|expired|device_offline)"', source))
+    table = section(read("reference/protocol.md"), "## Commands for an absent device")
+    documented = {code(row[0])[0] for row in rows(table[table.index("| `status` |") :])}
+    assert documented == given
 
 
 def test_every_route_of_the_http_api_is_documented() -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,8 @@ from trio_websocket import (
     WebSocketServer,
     wrap_client_stream,
 )
+
+from brewos_relay import Limits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHILD_S = 20
@@ -76,12 +79,12 @@ class Embedded:
 
 
 @asynccontextmanager
-async def _open_embedded() -> AsyncIterator[Embedded]:
+async def _open_embedded(**limits: Any) -> AsyncIterator[Embedded]:
     """Run the example's server on a free port until the block is left."""
     example = _example("embedded_in_trio_websocket")
     with trio.fail_after(TEST_S):
         async with trio.open_nursery() as nursery:
-            server: WebSocketServer = await nursery.start(example.serve, 0)
+            server: WebSocketServer = await nursery.start(partial(example.serve, 0, limits=Limits(**limits)))
             yield Embedded(server.port)
             nursery.cancel_scope.cancel()
 
@@ -106,7 +109,7 @@ async def test_embedded_device_and_apps_exchange_messages() -> None:
             greeting = await _receive(app)
             assert (greeting["type"], greeting["deviceOnline"]) == ("connected", False)
         async with embedded.connect("/device/BRW-00000001") as device:
-            assert await _receive_types(device, 1) == ["connected"]
+            assert await _receive_types(device, 2) == ["connected", "request_state"]
             status = '{ "type": "status",  "temp": 93.10 }'
             delta = msgspec.msgpack.encode({"type": "status_delta"})
             await device.send_message(status)
@@ -127,10 +130,16 @@ async def test_embedded_device_and_apps_exchange_messages() -> None:
 
 
 async def test_embedded_device_is_replaced_by_a_newer_connection() -> None:
-    async with _open_embedded() as embedded, embedded.connect("/device/BRW-00000001") as old:
-        assert await _receive_types(old, 1) == ["connected"]
+    async with (
+        _open_embedded(device_min_age_s=0.01) as embedded,
+        embedded.connect("/app/BRW-00000001") as app,
+        embedded.connect("/device/BRW-00000001") as old,
+    ):
+        assert await _receive_types(app, 2) == ["connected", "device_online"]
+        await trio.sleep(0.02)
         async with embedded.connect("/device/BRW-00000001") as new:
-            assert await _receive_types(new, 1) == ["connected"]
+            assert await _receive_types(new, 2) == ["connected", "request_state"]
+            assert await _receive_types(old, 2) == ["connected", "request_state"]
             with pytest.raises(ConnectionClosed) as closed:
                 await old.get_message()
             assert closed.value.reason is not None

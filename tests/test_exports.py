@@ -11,9 +11,11 @@ import brewos_relay
 
 PUBLIC = [
     "Attachment",
+    "ClientAttachment",
     "CloseCode",
     "Counters",
     "Delivery",
+    "DeviceAttachment",
     "Limits",
     "MemoryEnd",
     "MemoryPeer",

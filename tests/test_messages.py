@@ -196,12 +196,112 @@ def test_answers_for_an_absent_device() -> None:
     offline = _decoded(messages.device_offline_error("BRW-00000001"))
     assert offline.pop("message")
     assert offline == {"type": "error", "error": "device_offline", "deviceId": "BRW-00000001"}
-    assert messages.device_status("BRW-00000001", last_seen=None).payload == (
+    assert messages.device_status("BRW-00000001", online=False, last_seen=None).payload == (
         b'{"type":"device_status","deviceId":"BRW-00000001","online":false,"lastSeen":null}'
     )
-    assert _decoded(messages.device_status("X", last_seen="2023-11-14T22:13:20.123Z"))["lastSeen"] == (
-        "2023-11-14T22:13:20.123Z"
-    )
+    seen = messages.device_status("X", online=True, last_seen="2023-11-14T22:13:20.123Z", snapshotAgeMs=7)
+    assert _decoded(seen) == {
+        "type": "device_status",
+        "deviceId": "X",
+        "online": True,
+        "lastSeen": "2023-11-14T22:13:20.123Z",
+        "snapshotAgeMs": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [
+        (messages.request_state(17), b'{"type":"request_state","timestamp":17}'),
+        (messages.keepalive(17), b'{"type":"keepalive","timestamp":17}'),
+        (messages.pong(17, 16.5), b'{"type":"pong","timestamp":17,"clientTimestamp":16.5}'),
+        (
+            messages.metrics(17, session_id="s1", clients=2, device_online=True, queued_messages=3),
+            (
+                b'{"type":"metrics","timestamp":17,"connection":{"sessionId":"s1","clients":2},'
+                b'"deviceOnline":true,"queuedMessages":3}'
+            ),
+        ),
+        (
+            messages.queued_message_sent("command", 17),
+            b'{"type":"queued_message_sent","originalTimestamp":17,"messageType":"command"}',
+        ),
+        (
+            messages.command_status("r1", "queued", 17),
+            b'{"type":"command_status","requestId":"r1","status":"queued","timestamp":17}',
+        ),
+        (
+            messages.token_expiring("2023-11-14T22:13:20.123Z", 300),
+            (
+                b'{"type":"token_expiring","expiresAt":"2023-11-14T22:13:20.123Z","expiresIn":300,'
+                b'"refreshRequired":true}'
+            ),
+        ),
+        (
+            messages.auth_refreshed("2023-11-14T22:13:20.123Z"),
+            b'{"type":"auth_refreshed","success":true,"tokenExpiresAt":"2023-11-14T22:13:20.123Z"}',
+        ),
+        (
+            messages.auth_refreshed(None, error="too old"),
+            b'{"type":"auth_refreshed","success":false,"error":"too old"}',
+        ),
+        (messages.restarting(20_000), b'{"type":"restarting","reconnectInMs":20000}'),
+    ],
+    ids=lambda value: value.peek_type() if isinstance(value, Message) else "",
+)
+def test_what_the_relay_says_to_apps_is_what_they_know(message: Message, payload: bytes) -> None:
+    assert message.payload == payload
+
+
+def test_what_is_read_of_a_message_of_a_device() -> None:
+    content = {"type": "log", "seq": 7, "level": "error", "message": "x"}
+    for message in (encode(content), _binary(content)):
+        head = message.peek()
+        assert head is not None
+        assert (head.type, head.seq, head.level) == ("log", 7, "error")
+    for message in (encode({"type": "x"}), _binary({"type": "x", "seq": None})):
+        head = message.peek()
+        assert head is not None
+        assert (head.type, head.seq, head.level) == ("x", None, None)
+
+
+@pytest.mark.parametrize("odd", [None, "x", 1.5, [1], {"a": 1}, True])
+def test_only_the_type_has_to_be_of_a_kind(odd: Any) -> None:
+    head = encode({"type": "x", "seq": odd, "level": odd}).peek()
+    assert head is not None
+    assert (head.seq, head.level) == (odd, odd)
+    command = encode(
+        {"type": "x", "cmd": odd, "notAfter": odd, "requestId": odd, "token": odd}
+    ).peek_command()
+    assert command is not None
+    assert (command.cmd, command.not_after, command.request_id, command.token) == (odd, odd, odd, odd)
+
+
+def test_what_is_read_of_a_command() -> None:
+    command = encode(
+        {
+            "type": "command",
+            "cmd": "set_mode",
+            "mode": "on",
+            "requestId": "r1",
+            "notAfter": 1_700_000_000_123,
+            "timestamp": 5,
+            "token": "t",
+            "deviceId": "BRW-00000001",
+        }
+    ).peek_command()
+    assert command is not None
+    assert (command.type, command.cmd, command.mode) == ("command", "set_mode", "on")
+    assert (command.request_id, command.not_after) == ("r1", 1_700_000_000_123)
+    assert (command.timestamp, command.token) == (5, "t")
+    bare = encode({"type": "command"}).peek_command()
+    assert bare is not None
+    assert (bare.cmd, bare.mode, bare.request_id, bare.not_after) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b'{"type":1}', b"on", b'{"cmd":"tare"}'])
+def test_a_command_without_a_type_is_none(payload: bytes) -> None:
+    assert Message(payload).peek_command() is None
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def test_every_setting_can_come_from_the_environment() -> None:
 
 def test_each_limit_is_a_setting() -> None:
     for limit in fields(Limits):
+        if limit.name == "never_wait":
+            continue
         assert limit.type in (int, float)
         settings = load({f"BREWOS_RELAY_{limit.name.upper()}": "7"})
         assert getattr(settings.limits, limit.name) == 7
@@ -119,6 +121,32 @@ def test_a_bad_count(value: str) -> None:
 def test_a_bad_duration(value: str) -> None:
     with pytest.raises(SettingsError, match=f"BREWOS_RELAY_STALL_S is '{value}': .* seconds greater than 0"):
         load({"BREWOS_RELAY_STALL_S": value})
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", " 0 "])
+@pytest.mark.parametrize("name", ["client_rate", "device_rate", "admit_rate"])
+def test_a_rate_of_0_switches_it_off(name: str, value: str) -> None:
+    assert getattr(load({f"BREWOS_RELAY_{name.upper()}": value}).limits, name) == 0.0
+    assert getattr(load({f"BREWOS_RELAY_{name.upper()}": "0.5"}).limits, name) == 0.5
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "fast"])
+def test_a_bad_rate(value: str) -> None:
+    with pytest.raises(SettingsError, match=f"BREWOS_RELAY_CLIENT_RATE is '{value}': it must be a number"):
+        load({"BREWOS_RELAY_CLIENT_RATE": value})
+
+
+def test_a_burst_may_be_nothing() -> None:
+    assert load({"BREWOS_RELAY_CLIENT_BURST": "0"}).limits.client_burst == 0
+    with pytest.raises(SettingsError, match=r"BREWOS_RELAY_CLIENT_BURST is '-1': .* 0 or greater"):
+        load({"BREWOS_RELAY_CLIENT_BURST": "-1"})
+
+
+def test_which_commands_never_wait_is_a_list() -> None:
+    settings = load({"BREWOS_RELAY_NEVER_WAIT": "set_mode:on, brew_*,,restart "})
+    assert settings.limits.never_wait == ("set_mode:on", "brew_*", "restart")
+    assert load({"BREWOS_RELAY_NEVER_WAIT": ","}).limits.never_wait == (), "everything may wait"
+    assert load({"BREWOS_RELAY_NEVER_WAIT": ""}).limits.never_wait == Limits().never_wait
 
 
 def test_a_log_level_that_is_none() -> None:

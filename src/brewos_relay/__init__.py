@@ -18,19 +18,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+    from brewos_relay.core.counters import Counters
     from brewos_relay.core.limits import Limits
     from brewos_relay.core.memory import MemoryEnd, MemoryPeer, memory_peer
     from brewos_relay.core.peer import Peer, Receive, Tasks
     from brewos_relay.core.relay import Relay, open_relay
-    from brewos_relay.core.session import Attachment, Counters
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
     from brewos_relay.messages import Delivery, Message
 
 __all__ = [
     "Attachment",
+    "ClientAttachment",
     "CloseCode",
     "Counters",
     "Delivery",
+    "DeviceAttachment",
     "Limits",
     "MemoryEnd",
     "MemoryPeer",
@@ -47,11 +50,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "core.attachment": ("Attachment", "ClientAttachment", "DeviceAttachment"),
+    "core.counters": ("Counters",),
     "core.limits": ("Limits",),
     "core.memory": ("MemoryEnd", "MemoryPeer", "memory_peer"),
     "core.peer": ("Peer", "Receive", "Tasks"),
     "core.relay": ("Relay", "open_relay"),
-    "core.session": ("Attachment", "Counters"),
     "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),
     "messages": ("Delivery", "Message"),
 }

@@ -10,14 +10,29 @@ from typing import Any, Final
 import msgspec
 
 
-class _Head(msgspec.Struct, gc=False):
-    """What is read of every message."""
+class Head(msgspec.Struct, gc=False):
+    """What is read of every message of a device: its `type`, and two more keys as far as it has them."""
 
     type: str
+    seq: Any = None
+    level: Any = None
 
 
-_peek_json = msgspec.json.Decoder(_Head).decode
-_peek_msgpack = msgspec.msgpack.Decoder(_Head).decode
+class CommandHead(msgspec.Struct, gc=False, rename="camel"):
+    """What is read of what a client says; only `type` is sure to be there, and only its kind is checked."""
+
+    type: str
+    cmd: Any = None
+    mode: Any = None
+    request_id: Any = None
+    not_after: Any = None
+    timestamp: Any = None
+    token: Any = None
+
+
+_peek_json = msgspec.json.Decoder(Head).decode
+_peek_msgpack = msgspec.msgpack.Decoder(Head).decode
+_peek_command = msgspec.json.Decoder(CommandHead).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 
@@ -39,10 +54,22 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         kind = "text" if self.is_text else "binary"
         return f"<Message {kind}, {len(self.payload)} bytes>"
 
+    def peek(self) -> Head | None:
+        """Read the message's head; None if it is not an object (or map) that has a text `type`."""
+        try:
+            return (_peek_json if self.is_text else _peek_msgpack)(self.payload)
+        except _MALFORMED:
+            return None
+
     def peek_type(self) -> str | None:
         """Read the message's `type`; None if it is not an object (or map) that has a text one."""
+        head = self.peek()
+        return head.type if head is not None else None
+
+    def peek_command(self) -> CommandHead | None:
+        """Read the head of a text message of a client; None if it is not an object with a text `type`."""
         try:
-            return (_peek_json if self.is_text else _peek_msgpack)(self.payload).type
+            return _peek_command(self.payload)
         except _MALFORMED:
             return None
 
@@ -127,9 +154,79 @@ def device_offline_error(device_id: str) -> Message:
     )
 
 
-def device_status(device_id: str, *, last_seen: str | None) -> Message:
-    """Answer a question for the state of an absent device, in a way that apps take quietly.
+def device_status(device_id: str, *, online: bool, last_seen: str | None, **more: Any) -> Message:
+    """Say whether a device is there, in a way that apps take quietly.
 
-    `last_seen` is an ISO 8601 time in UTC.
+    `last_seen` is an ISO 8601 time in UTC; `more` are further fields.
     """
-    return encode({"type": "device_status", "deviceId": device_id, "online": False, "lastSeen": last_seen})
+    return encode(
+        {"type": "device_status", "deviceId": device_id, "online": online, "lastSeen": last_seen, **more}
+    )
+
+
+def request_state(timestamp_ms: int) -> Message:
+    """Ask a device for its state."""
+    return encode({"type": "request_state", "timestamp": timestamp_ms})
+
+
+def keepalive(timestamp_ms: int) -> Message:
+    """Show a client that the connection is alive."""
+    return encode({"type": "keepalive", "timestamp": timestamp_ms})
+
+
+def pong(timestamp_ms: int, client_timestamp: Any) -> Message:
+    """Answer a client's `ping`."""
+    return encode({"type": "pong", "timestamp": timestamp_ms, "clientTimestamp": client_timestamp})
+
+
+def metrics(
+    timestamp_ms: int, *, session_id: str, clients: int, device_online: bool, queued_messages: int
+) -> Message:
+    """Answer a client's `get_metrics`."""
+    return encode(
+        {
+            "type": "metrics",
+            "timestamp": timestamp_ms,
+            "connection": {"sessionId": session_id, "clients": clients},
+            "deviceOnline": device_online,
+            "queuedMessages": queued_messages,
+        }
+    )
+
+
+def queued_message_sent(message_type: str, queued_at_ms: int) -> Message:
+    """Tell a client that a message of its has reached the device after all."""
+    return encode(
+        {"type": "queued_message_sent", "originalTimestamp": queued_at_ms, "messageType": message_type}
+    )
+
+
+def command_status(request_id: Any, status: str, timestamp_ms: int) -> Message:
+    """Tell a client what became of a command that carried a `requestId` or a `notAfter`."""
+    return encode(
+        {"type": "command_status", "requestId": request_id, "status": status, "timestamp": timestamp_ms}
+    )
+
+
+def token_expiring(expires_at: str, expires_in_s: int) -> Message:
+    """Tell a client that its token is about to end; `expires_at` is an ISO 8601 time in UTC."""
+    return encode(
+        {
+            "type": "token_expiring",
+            "expiresAt": expires_at,
+            "expiresIn": expires_in_s,
+            "refreshRequired": True,
+        }
+    )
+
+
+def auth_refreshed(expires_at: str | None, *, error: str | None = None) -> Message:
+    """Answer a `refresh_auth`."""
+    if error is not None:
+        return encode({"type": "auth_refreshed", "success": False, "error": error})
+    return encode({"type": "auth_refreshed", "success": True, "tokenExpiresAt": expires_at})
+
+
+def restarting(reconnect_in_ms: int) -> Message:
+    """Tell a client that the relay leaves, and when to come back."""
+    return encode({"type": "restarting", "reconnectInMs": reconnect_in_ms})

@@ -176,6 +176,29 @@ def _parse_duration_s(text: str) -> float:
     return value_s
 
 
+def _parse_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError("a number, 0 or greater")
+    return value
+
+
+def _parse_patterns(text: str) -> tuple[str, ...]:
+    return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
+
+
+def _parser_of(name: str, kind: object) -> Callable[[str], object]:
+    """Find how a limit is read."""
+    if name.endswith(("_rate", "_burst")):
+        return _parse_number
+    if kind is int:
+        return _parse_count
+    return _parse_duration_s if kind is float else _parse_patterns
+
+
 _LIMIT_NAMES: Final = tuple(limit.name for limit in fields(Limits))
 
 _PARSERS: Final[dict[str, Callable[[str], object]]] = {
@@ -186,5 +209,5 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "web_dist_path": Path,
     "database_url": str,
     "log_level": _parse_log_level,
-    **{limit.name: _parse_count if limit.type is int else _parse_duration_s for limit in fields(Limits)},
+    **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(Limits)},
 }

@@ -118,3 +118,81 @@ async def test_a_registry_that_fails_is_a_503_in_json(
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
     assert "locked" not in (await response.get_json())["error"]
+
+
+# /api/devices/ID/state
+
+
+async def ask_for_state(app: QuartTrio, device_id: str) -> Response:
+    response = await app.test_client().get(
+        f"/api/devices/{device_id}/state", headers={"Authorization": "Bearer good"}
+    )
+    assert isinstance(response, Response)
+    return response
+
+
+async def test_the_state_of_a_device_is_what_is_known_of_it(
+    app: QuartTrio, relay: FakeRelay, store: FakeStore, tokens: FakeTokens
+) -> None:
+    tokens.good["good"] = FakeClaims("u1")
+    store.owned["u1"] = [KITCHEN.id]
+    relay.online = {KITCHEN.id}
+    relay.states = {
+        KITCHEN.id: {"snapshotAgeMs": 1200, "messages": {"status": {"type": "status", "pressure": 9.1}}},
+        SOMEBODY_ELSES.id: {"snapshotAgeMs": 0, "messages": {"status": {"secret": True}}},
+    }
+    response = await ask_for_state(app, KITCHEN.id)
+    assert response.status_code == 200
+    assert response.headers["Vary"] == "Authorization"
+    assert await response.get_json() == {
+        "deviceId": KITCHEN.id,
+        "isOnline": True,
+        "lastSeen": "1970-01-01T00:00:02.000Z",
+        "snapshotAgeMs": 1200,
+        "messages": {"status": {"type": "status", "pressure": 9.1}},
+    }
+
+
+async def test_a_device_of_which_nothing_is_known_has_an_empty_state(
+    app: QuartTrio, tokens: FakeTokens
+) -> None:
+    tokens.good["good"] = FakeClaims("u1", frozenset({OFFICE.id, UNKNOWN_ID}))
+    for device_id in (OFFICE.id, UNKNOWN_ID):
+        response = await ask_for_state(app, device_id)
+        assert response.status_code == 200
+        assert await response.get_json() == {
+            "deviceId": device_id,
+            "isOnline": False,
+            "lastSeen": None,
+            "snapshotAgeMs": None,
+            "messages": {},
+        }
+
+
+@pytest.mark.parametrize("device_id", [SOMEBODY_ELSES.id, "BRW-0000000A", "x"])
+async def test_the_state_of_a_device_that_is_not_ones_own_is_a_404(
+    app: QuartTrio, relay: FakeRelay, store: FakeStore, tokens: FakeTokens, device_id: str
+) -> None:
+    tokens.good["good"] = FakeClaims("u1")
+    store.owned["u1"] = [KITCHEN.id]
+    relay.states = {SOMEBODY_ELSES.id: {"snapshotAgeMs": 0, "messages": {"status": {"secret": True}}}}
+    response = await ask_for_state(app, device_id)
+    assert response.status_code == 404
+    assert set(await response.get_json()) == {"error"}
+
+
+async def test_a_star_may_ask_for_the_state_of_every_registered_device(
+    app: QuartTrio, tokens: FakeTokens
+) -> None:
+    tokens.good["good"] = FakeClaims("u1", "*")
+    assert (await ask_for_state(app, SOMEBODY_ELSES.id)).status_code == 200
+    assert (await ask_for_state(app, UNKNOWN_ID)).status_code == 404
+
+
+async def test_the_state_needs_a_token_and_the_registry(
+    app: QuartTrio, store: FakeStore, tokens: FakeTokens
+) -> None:
+    assert (await ask_for_state(app, KITCHEN.id)).status_code == 401
+    tokens.good["good"] = FakeClaims("u1", "*")
+    store.failing = True
+    assert (await ask_for_state(app, KITCHEN.id)).status_code == 503

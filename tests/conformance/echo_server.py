@@ -80,9 +80,10 @@ async def _echo(connection: WebSocketConnection) -> None:
     **Owns:** the connection, and the nursery of its writer.
     """
 
-    def receive(messages: Sequence[Message]) -> None:
-        if not connection.deliver(Delivery(messages)):
+    def receive(messages: Sequence[Message]) -> float:
+        if messages and not connection.deliver(Delivery(messages)):
             log.error("%d messages were left out of the echo", len(messages))
+        return 0.0
 
     async with trio.open_nursery() as nursery:
         try:

@@ -1,4 +1,5 @@
 import dataclasses
+from fnmatch import fnmatchcase
 
 import pytest
 
@@ -13,6 +14,14 @@ def test_defaults_are_those_that_are_promised() -> None:
     assert limits.client_message_bytes == 4096
     assert limits.outbox_bytes == 262144
     assert limits.stall_s == 10
+    assert (limits.client_rate, limits.client_burst) == (20, 60)
+    assert (limits.device_rate, limits.device_burst) == (50, 200)
+    assert limits.device_first_frame_s == 10
+    assert limits.device_silence_s == 45
+    assert limits.drain_s == 20
+    assert limits.token_warning_s == 300
+    assert limits.snapshot_s == 60
+    assert (limits.pending_commands, limits.pending_s) == (50, 10)
 
 
 def test_defaults_respect_what_machines_bear() -> None:
@@ -23,16 +32,50 @@ def test_defaults_respect_what_machines_bear() -> None:
     assert limits.drain_s > limits.device_min_age_s + limits.close_s, (
         "the youngest machine outlasts the drain"
     )
+    assert limits.device_first_frame_s >= limits.device_min_age_s
+    assert limits.device_silence_s >= 45, "some commands keep a machine from answering for that long"
+
+
+def test_defaults_respect_what_apps_bear() -> None:
+    limits = Limits()
+    assert limits.keepalive_s < 10, "an app leaves after 10 s without a message"
+    assert limits.client_silence_s <= 40, "a half-open app is seen within 40 s"
+    assert limits.client_silence_s >= 2 * limits.client_ping_s, "it is asked twice before it is given up"
 
 
 def test_one_message_of_each_side_fits_into_an_outbox() -> None:
     limits = Limits()
     assert limits.outbox_bytes > max(limits.device_message_bytes, limits.client_message_bytes)
+    assert limits.lag_bytes > limits.device_message_bytes
+    assert limits.outbox_bytes > limits.lag_bytes
+
+
+def test_what_could_start_heat_or_water_or_end_the_connection_never_waits() -> None:
+    patterns = Limits().never_wait
+    for name in (
+        "set_mode:on",
+        "set_mode:eco",
+        "exit_eco",
+        "brew_start",
+        "ota_start",
+        "pico_ota_start",
+        "restart",
+        "factory_reset",
+        "wifi_config",
+        "wifi_forget",
+        "set_cloud_config",
+    ):
+        assert any(fnmatchcase(name, pattern) for pattern in patterns), name
+    for name in ("set_mode:off", "set_mode:standby", "set_temp", "tare", "add_schedule", "set_preferences"):
+        assert not any(fnmatchcase(name, pattern) for pattern in patterns), name
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Limits), ids=lambda field: field.name)
-def test_every_limit_is_bounded_and_says_its_unit(field: "dataclasses.Field[float]") -> None:
-    assert field.name.endswith(("_bytes", "_s"))
+def test_every_limit_is_bounded_and_says_its_unit(field: "dataclasses.Field[object]") -> None:
+    if field.name == "never_wait":
+        assert isinstance(field.default, tuple)
+        return
+    assert field.name.endswith(("_bytes", "_s", "_rate", "_burst", "_commands"))
     assert isinstance(field.default, int | float)
     assert field.default > 0
 

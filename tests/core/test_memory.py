@@ -17,6 +17,7 @@ class Running:
 
     def __init__(self, peer: MemoryPeer, nursery: trio.Nursery) -> None:
         self.passes: list[Sequence[Message]] = []
+        self.pause_s = 0.0
         self.ended = False
         self._peer = peer
         nursery.start_soon(self._run, nursery)
@@ -26,8 +27,12 @@ class Running:
         return [message for one_pass in self.passes for message in one_pass]
 
     async def _run(self, nursery: trio.Nursery) -> None:
-        await self._peer.run(nursery, self.passes.append)
+        await self._peer.run(nursery, self._receive)
         self.ended = True
+
+    def _receive(self, messages: Sequence[Message]) -> float:
+        self.passes.append(messages)
+        return self.pause_s
 
 
 async def test_what_the_other_end_sends_is_handed_on_in_order(nursery: trio.Nursery) -> None:
@@ -38,6 +43,47 @@ async def test_what_the_other_end_sends_is_handed_on_in_order(nursery: trio.Nurs
     await end.send(BINARY)
     await wait_all_tasks_blocked()
     assert running.received == [ONE, TWO, BINARY]
+
+
+async def test_a_peer_is_sure_to_be_alive(nursery: trio.Nursery) -> None:
+    peer, _end = memory_peer()
+    assert peer.ping()
+    running = Running(peer, nursery)
+    await wait_all_tasks_blocked()
+    assert peer.ping()
+    assert running.passes == []
+
+
+async def test_nothing_is_read_during_a_pause(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    peer, end = memory_peer()
+    running = Running(peer, nursery)
+    running.pause_s = 5.0
+    await end.send(ONE)
+    await end.send(TWO)
+    await trio.sleep(4)
+    assert running.received == [ONE]
+    running.pause_s = 0.0
+    await end.send(THREE)
+    await trio.sleep(2)
+    assert running.received == [ONE, TWO, THREE], "nothing was dropped"
+
+
+async def test_the_backlog_is_what_the_other_end_has_not_taken() -> None:
+    peer, end = memory_peer()
+    assert peer.backlog_bytes == 0
+    peer.deliver(Delivery([ONE, TWO]))
+    assert peer.backlog_bytes > 0
+    for _ in range(2):
+        await end.receive()
+    assert peer.backlog_bytes == 0
+
+
+async def test_what_is_to_be_kept_has_no_more_room_than_the_rest() -> None:
+    peer, _end = memory_peer(capacity_messages=1)
+    assert peer.deliver(Delivery([ONE]), keep=True)
+    assert not peer.deliver(Delivery([TWO]), keep=True)
 
 
 async def test_what_is_delivered_is_received_in_order() -> None:
@@ -143,9 +189,10 @@ async def test_close_before_run_and_from_within(nursery: trio.Nursery) -> None:
     await end.send(TWO)
     received: list[Message] = []
 
-    def receive(messages: Sequence[Message]) -> None:
+    def receive(messages: Sequence[Message]) -> float:
         received.extend(messages)
         peer.close(1011, "failed")
+        return 0.0
 
     await peer.run(nursery, receive)
     assert received == [ONE]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.memory import MemoryPeer, memory_peer
 from brewos_relay.core.peer import Peer, Tasks
-from brewos_relay.core.session import Attachment
 from brewos_relay.wire.connection import WebSocketConnection
 from support.peers import ScriptedPeer
 
-METHODS = [Peer.run, Peer.deliver, Peer.close, Peer.aclose]
+METHODS = [Peer.run, Peer.deliver, Peer.ping, Peer.close, Peer.aclose]
 
 
 @pytest.mark.parametrize("peer_class", [MemoryPeer, ScriptedPeer, WebSocketConnection])
@@ -23,9 +23,14 @@ def test_every_peer_has_the_methods_of_the_protocol(
     assert inspect.iscoroutinefunction(own) == inspect.iscoroutinefunction(method)
 
 
-def test_type_checkers_take_them_for_peers() -> None:
+def test_the_methods_are_all_that_the_protocol_asks_for() -> None:
+    asked_for = {name for name in vars(Peer) if not name.startswith("_")}
+    assert asked_for == {method.__name__ for method in METHODS} | {"backlog_bytes"}
+
+
+async def test_type_checkers_take_them_for_peers() -> None:
     peers: list[Peer] = [memory_peer()[0], ScriptedPeer()]
-    assert len(peers) == 2
+    assert [peer.backlog_bytes for peer in peers] == [0, 0]
 
 
 def test_an_attachment_is_where_a_peer_starts_its_tasks() -> None:

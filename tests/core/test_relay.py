@@ -1,5 +1,7 @@
 import dataclasses
 import logging
+import time
+from itertools import pairwise
 
 import pytest
 import trio
@@ -9,6 +11,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.memory import memory_peer
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.core.relay import open_relay
+from brewos_relay.core.session import DeviceSession
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import encode
 from support.peers import ScriptedPeer
@@ -31,9 +34,9 @@ async def test_devices_and_clients_meet_by_the_id_of_the_device() -> None:
         await wait_all_tasks_blocked()
         peers[ONE][0].say(STATUS)
         peers[TWO][1].say(COMMAND)
-        assert peers[ONE][0].types == ["connected"]
+        assert peers[ONE][0].types == ["connected", "request_state"]
         assert peers[ONE][1].types == ["connected", "device_online", "status"]
-        assert peers[TWO][0].types == ["connected", "command"]
+        assert peers[TWO][0].types == ["connected", "request_state", "command"]
         assert peers[TWO][1].types == ["connected", "device_online"]
         assert relay.counters.received_from_devices == 1
         assert relay.counters.received_from_clients == 1
@@ -66,6 +69,8 @@ async def test_who_is_here_is_counted() -> None:
             relay.attach_client(device_id, client)
         assert (relay.device_count, relay.client_count, relay.is_online(ONE)) == (0, 3, False)
         relay.attach_device(ONE, device)
+        assert (relay.device_count, relay.is_online(ONE)) == (0, False), "it has yet to say something"
+        await wait_all_tasks_blocked()
         assert (relay.device_count, relay.client_count) == (1, 3)
         assert (relay.is_online(ONE), relay.is_online(TWO)) == (True, False)
         for peer in (device, clients[0]):
@@ -104,7 +109,11 @@ async def test_whoever_comes_during_the_last_goodbye_finds_a_new_session(autojum
         with trio.fail_after(6):
             await leaving.wait_closed()
         device.say(STATUS)
-        assert client.types == ["connected", "device_online", "status"]
+        assert [kind for kind in client.types if kind != "keepalive"] == [
+            "connected",
+            "device_online",
+            "status",
+        ]
         assert old.closes == []
         assert relay.is_online(ONE)
 
@@ -119,8 +128,9 @@ async def test_coming_and_going_devices_are_told_of() -> None:
         await wait_all_tasks_blocked()
         device.leave()
         await wait_all_tasks_blocked()
-        assert [device_id for device_id, _ in seen] == [ONE, TWO, ONE]
-    assert [device_id for device_id, _ in seen] == [ONE, TWO, ONE, TWO], "leaving the relay is leaving"
+        assert sorted(device_id for device_id, _ in seen[:2]) == [ONE, TWO]
+        assert [device_id for device_id, _ in seen[2:]] == [ONE]
+    assert [device_id for device_id, _ in seen[2:]] == [ONE, TWO], "leaving the relay is leaving"
     assert seen == sorted(seen, key=lambda entry: entry[1])
 
 
@@ -250,7 +260,7 @@ async def test_a_peer_that_fails_as_it_is_cancelled_is_nobody_elses_concern() ->
 
 
 async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: MockClock) -> None:
-    peers = [ScriptedPeer(goodbye_s=goodbye_s) for goodbye_s in (0, 8, 4)]
+    peers = [ScriptedPeer(goodbye_s=goodbye_s) for goodbye_s in (4, 1, 4)]
     async with open_relay() as relay:
         relay.attach_device(ONE, peers[0])
         relay.attach_client(ONE, peers[1])
@@ -265,9 +275,71 @@ async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: Moc
                 with pytest.raises(RelayClosing, match="come back later"):
                     attach(ONE, newcomer)
                 assert (newcomer.runs, newcomer.deliveries, newcomer.closes) == (0, [], [])
-            assert {peer.close_code for peer in peers} == {CloseCode.SERVICE_RESTART}
-        assert trio.current_time() == pytest.approx(8), "the slowest goodbye is waited for"
+        assert {peer.close_code for peer in peers} == {CloseCode.SERVICE_RESTART}
+        assert trio.current_time() == pytest.approx(14), "the slowest goodbye is waited for"
         assert [peer.acloses for peer in peers] == [1] * 3
+
+
+async def test_draining_spreads_everybody_evenly_over_20_s(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        devices = [ScriptedPeer(min_age_s=8.0) for _ in range(40)]
+        clients = [ScriptedPeer() for _ in range(10)]
+        for number, device in enumerate(devices):
+            relay.attach_device(f"BRW-{number:08X}", device)
+            await trio.sleep(1)
+            for each in devices[: number + 1]:
+                each.say()
+        for number, client in enumerate(clients):
+            relay.attach_client(f"BRW-{number:08X}", client)
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        await relay.drain()
+        assert trio.current_time() - began < 21
+        assert [device.closed_at[0] - began for device in devices] == pytest.approx(
+            [number * 0.5 for number in range(40)]
+        ), "the oldest go first"
+        assert sorted(client.closed_at[0] - began for client in clients) == pytest.approx(
+            [number * 2.0 for number in range(10)]
+        )
+        for device in devices:
+            assert device.gone_at is not None
+            assert device.gone_at - device.opened_at >= 8
+            assert (device.close_code, device.acloses) == (CloseCode.SERVICE_RESTART, 1)
+
+
+async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay:
+        clients = [ScriptedPeer(refuses=number % 2 == 0) for number in range(10)]
+        for client in clients:
+            relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        for client in clients:
+            client.forget()
+        began = trio.current_time()
+        await relay.drain()
+        back_ms = []
+        for client in clients:
+            assert client.taken_at[0] == began, "before anybody is closed"
+            told = client.received[0]
+            assert told["type"] == "restarting"
+            assert began + told["reconnectInMs"] / 1000 > client.closed_at[0]
+            back_ms.append(told["reconnectInMs"])
+        steps = [later - earlier for earlier, later in pairwise(sorted(back_ms))]
+        assert steps == [2000] * 9
+        assert min(back_ms) >= 20_000, "not before everybody has gone"
+
+
+async def test_a_device_that_came_a_moment_ago_outlives_its_8_s(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(drain_s=2.0)) as relay:
+        devices = [ScriptedPeer(min_age_s=8.0, silent=number == 0) for number in range(3)]
+        for number, device in enumerate(devices):
+            relay.attach_device(str(number), device)
+        await wait_all_tasks_blocked()
+        await relay.drain()
+        assert [device.gone_at for device in devices] == [8.0] * 3
+        assert trio.current_time() == 8.0
 
 
 async def test_draining_goes_on_after_its_time(
@@ -280,10 +352,10 @@ async def test_draining_goes_on_after_its_time(
         relay.attach_client(ONE, peers[1])
         await wait_all_tasks_blocked()
         await relay.drain()
-        assert trio.current_time() == pytest.approx(5)
+        assert trio.current_time() == pytest.approx(15), "drain_s, the hold of a young device, a goodbye"
         assert [peer.acloses for peer in peers] == [0, 1]
         (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert "longer than 5 s" in record.getMessage()
+        assert "after 15 s" in record.getMessage()
     assert peers[0].acloses == 1
 
 
@@ -295,7 +367,7 @@ async def test_draining_when_nobody_is_there_and_draining_twice(
         await relay.drain()
         assert relay.closing
         assert trio.current_time() == 0
-    assert "longer" not in caplog.text
+    assert "not everybody" not in caplog.text
 
 
 async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: MockClock) -> None:
@@ -312,7 +384,7 @@ async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: Mo
         assert [peer.acloses for peer in (replaced, leaving, client)] == [1] * 3
 
 
-async def test_draining_closes_everybody_else_when_one_cannot_be_closed() -> None:
+async def test_draining_closes_everybody_else_when_one_cannot_be_closed(autojump_clock: MockClock) -> None:
     async with open_relay() as relay:
         broken, client = ScriptedPeer(), ScriptedPeer()
         broken.close_error = ValueError("no close")
@@ -320,3 +392,183 @@ async def test_draining_closes_everybody_else_when_one_cannot_be_closed() -> Non
         relay.attach_client(ONE, client)
         await relay.drain()
         assert client.acloses == 1
+
+
+# What time brings
+
+
+async def test_every_session_is_looked_after_once_a_second(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        clients = [ScriptedPeer() for _ in range(120)]
+        for number, client in enumerate(clients):
+            relay.attach_client(str(number), client)
+        await trio.sleep(30)
+        assert all(client.types.count("keepalive") in (4, 5, 6) for client in clients)
+        assert all(client.pinged_at for client in clients)
+
+
+async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_relay() as relay:
+        clients = [ScriptedPeer(), ScriptedPeer()]
+        for device_id, client in zip((ONE, TWO), clients, strict=True):
+            relay.attach_client(device_id, client)
+        look_after = DeviceSession.look_after
+
+        def fail_for_one(session: DeviceSession, now: float) -> None:
+            if session.device_id == ONE:
+                raise ValueError("scripted")
+            look_after(session, now)
+
+        monkeypatch.setattr(DeviceSession, "look_after", fail_for_one)
+        await trio.sleep(10)
+        assert "keepalive" not in clients[0].types
+        assert "keepalive" in clients[1].types
+        assert "ValueError: scripted" in caplog.text
+        assert ONE in caplog.text
+
+
+# What is known of devices
+
+
+async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        assert relay.state_of(ONE) is None
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        assert relay.state_of(ONE) is None
+        device.say({"type": "status", "seq": 1, "a": 1}, {"type": "status_delta", "seq": 2, "b": 2})
+        assert relay.state_of(ONE) == {
+            "snapshotAgeMs": 0,
+            "messages": {"status": {"type": "status", "seq": 2, "a": 1, "b": 2}},
+        }
+        await trio.sleep(5)
+        state = relay.state_of(ONE)
+        assert state is not None
+        assert 4000 <= state["snapshotAgeMs"] <= 5000
+        assert relay.state_of(TWO) is None
+
+
+@pytest.mark.parametrize("goes_at_once", [True, False])
+async def test_what_is_known_outlives_the_device_by_a_minute(
+    goes_at_once: bool, autojump_clock: MockClock
+) -> None:
+    async with open_relay() as relay:
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say({"type": "status", "seq": 1})
+        if not goes_at_once:
+            await trio.sleep(2.5)
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert relay._sessions == {}
+        await trio.sleep(50)
+        state = relay.state_of(ONE)
+        assert state is not None
+        assert 50_000 <= state["snapshotAgeMs"] <= 53_000
+        client = ScriptedPeer()
+        relay.attach_client(ONE, client)
+        assert client.types == ["connected", "device_status", "status"]
+        assert client.received[1]["snapshotAgeMs"] >= 50_000
+        await wait_all_tasks_blocked()
+        client.leave()
+        await trio.sleep(8)
+        assert relay.state_of(ONE) is not None
+        await trio.sleep(4)
+        assert relay.state_of(ONE) is None
+        assert relay._left_behind == {}
+
+
+async def test_a_device_that_comes_back_goes_on_from_what_was_known(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        first, second, client = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, first)
+        await wait_all_tasks_blocked()
+        first.say({"type": "status", "seq": 1, "a": 1})
+        first.leave()
+        await trio.sleep(31)
+        relay.attach_device(ONE, second)
+        await wait_all_tasks_blocked()
+        second.say({"type": "status_delta", "seq": 2, "b": 2})
+        relay.attach_client(ONE, client)
+        assert client.received[2] == {"type": "status", "seq": 2, "a": 1, "b": 2}
+        for _ in range(40):
+            second.say()
+            await trio.sleep(2)
+        assert relay.state_of(ONE) is not None
+
+
+# Who is let in
+
+
+async def test_no_more_are_let_in_than_the_rate(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(admit_rate=10.0)) as relay:
+        assert [relay.admits() for _ in range(15)].count(True) == 10
+        await trio.sleep(0.5)
+        assert [relay.admits() for _ in range(15)].count(True) == 5
+
+
+async def test_a_rate_of_less_than_one_a_second_lets_somebody_in(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(admit_rate=0.5)) as relay:
+        assert [relay.admits() for _ in range(3)] == [True, False, False]
+        await trio.sleep(2)
+        assert relay.admits()
+
+
+async def test_a_rate_of_0_lets_everybody_in() -> None:
+    async with open_relay(limits=Limits(admit_rate=0.0)) as relay:
+        assert all(relay.admits() for _ in range(10_000))
+
+
+async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        assert not relay.is_contested(ONE)
+        for _ in range(4):
+            device = ScriptedPeer()
+            relay.attach_device(ONE, device)
+            await trio.sleep(10)
+            device.say()
+            assert not relay.is_contested(TWO)
+        assert relay.is_contested(ONE)
+        assert relay.is_contested(ONE)
+        assert relay.counters.conflicts == 2
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert not relay.is_contested(ONE)
+
+
+async def test_a_token_ends_and_is_renewed(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        clients = [ScriptedPeer(), ScriptedPeer()]
+        for client in clients:
+            relay.attach_client(
+                ONE, client, expires_at_s=time.time() + 20, renew=lambda token: int(time.time()) + 3600
+            )
+        await trio.sleep(10)
+        clients[0].say({"type": "refresh_auth", "token": "fresh"})
+        await trio.sleep(15)
+        assert [client.close_code for client in clients] == [None, CloseCode.TOKEN_REJECTED]
+
+
+async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay:
+        old, new, client = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
+        old.stays = True
+        relay.attach_device(ONE, old)
+        await trio.sleep(8)
+        relay.attach_device(ONE, new)
+        await wait_all_tasks_blocked()
+        assert old.close_code == CloseCode.REPLACED
+        new.leave()
+        await wait_all_tasks_blocked()
+        relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        old.leave()
+        await wait_all_tasks_blocked()
+        assert relay.client_count == 1
+        assert [old.acloses, new.acloses, client.acloses] == [1, 1, 0]

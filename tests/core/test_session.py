@@ -10,8 +10,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay import messages
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.session import Attachment, Counters, DeviceSession
+from brewos_relay.core.session import DeviceSession
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
@@ -20,6 +22,7 @@ DEVICE_ID = "BRW-00000001"
 STATUS = Message(b'{ "type": "status",  "n": 1.50 }')
 DELTA = Message(msgspec.msgpack.encode({"type": "status_delta", "t": 93.2}), is_text=False)
 COMMAND = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
+TARE = encode({"type": "command", "cmd": "tare"})
 GARBAGE = Message(b"[1]")
 
 
@@ -48,8 +51,21 @@ class Opened:
         self.session = DeviceSession(DEVICE_ID, self.host)
         self.counters = self.host.counters
 
+    def is_online(self) -> bool:
+        return self.session.device is not None
+
+    async def pass_s(self, duration_s: float, *alive: ScriptedPeer) -> None:
+        """Let time pass, with a look in every second, in which those who are named are alive."""
+        until = trio.current_time() + duration_s
+        while trio.current_time() < until:
+            await trio.sleep(min(1.0, until - trio.current_time()))
+            for peer in alive:
+                peer.say()
+            self.session.look_after(trio.current_time())
+            await wait_all_tasks_blocked()
+
     async def device(self, peer: ScriptedPeer | None = None) -> ScriptedPeer:
-        """Attach a device and forget its greeting."""
+        """Attach a device, let it give a sign of life, and forget its greeting."""
         peer = peer or ScriptedPeer()
         self.session.attach_device(peer)
         await wait_all_tasks_blocked()
@@ -82,17 +98,73 @@ def now_ms() -> int:
 # Coming and going
 
 
-async def test_a_device_is_greeted() -> None:
+async def test_a_device_is_greeted_and_asked_for_a_sign_of_life() -> None:
     async with open_session() as opened:
         before = now_ms()
-        device = ScriptedPeer()
+        device = ScriptedPeer(silent=True)
         attachment = opened.session.attach_device(device)
-        assert attachment.is_device
-        assert opened.session.online
+        assert isinstance(attachment, DeviceAttachment)
         (greeting,) = device.received
         assert greeting.pop("type") == "connected"
         assert before <= greeting.pop("timestamp") <= now_ms()
         assert greeting == {}
+        assert len(device.pinged_at) == 1
+        assert not opened.is_online()
+
+
+@pytest.mark.parametrize("says", [(), (STATUS,)])
+async def test_a_device_is_there_from_its_first_sign_of_life(says: tuple[Message, ...]) -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), ScriptedPeer(silent=True)
+        opened.session.attach_device(device)
+        await wait_all_tasks_blocked()
+        assert not opened.is_online()
+        assert (client.messages, opened.host.seen) == ([], [])
+        device.say(*says)
+        assert opened.is_online()
+        assert client.messages == [messages.DEVICE_ONLINE, *says]
+        assert len(opened.host.seen) == 1
+        device.say(*says)
+        assert client.messages == [messages.DEVICE_ONLINE, *says, *says], "once"
+
+
+async def test_a_device_that_is_sure_to_be_alive_is_there_at_once() -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), ScriptedPeer(silent=True)
+        device.is_sure = True
+        opened.session.attach_device(device)
+        assert opened.is_online()
+        assert client.messages == [messages.DEVICE_ONLINE]
+
+
+@pytest.mark.parametrize("clients", [0, 1, 3])
+async def test_a_device_that_comes_is_asked_for_its_state_if_somebody_waits(clients: int) -> None:
+    async with open_session() as opened:
+        attached = [await opened.client() for _ in range(clients)]
+        device = ScriptedPeer()
+        opened.session.attach_device(device)
+        await wait_all_tasks_blocked()
+        assert device.types == ["connected", *["request_state"] * (clients > 0)]
+        for client in attached:
+            client.say({"type": "request_state"})
+        assert device.types == ["connected", *["request_state"] * (clients > 0)], "it was asked already"
+
+
+async def test_what_waited_goes_out_when_the_device_comes() -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        client.say(TARE, COMMAND)
+        assert client.types == ["device_status", "error"]
+        client.forget()
+        zombie, device = ScriptedPeer(silent=True), ScriptedPeer()
+        opened.session.attach_device(zombie)
+        await wait_all_tasks_blocked()
+        assert zombie.types == ["connected"]
+        opened.session.attach_device(device)
+        await wait_all_tasks_blocked()
+        assert zombie.types == ["connected"], "what may be a leftover gets nothing"
+        assert device.types == ["connected", "request_state", "command"]
+        assert client.types == ["device_online", "queued_message_sent"]
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -103,7 +175,7 @@ async def test_a_client_is_greeted_and_told_whether_the_device_is_there(online: 
             await opened.device()
         client = ScriptedPeer()
         attachment = opened.session.attach_client(client)
-        assert not attachment.is_device
+        assert isinstance(attachment, ClientAttachment)
         assert opened.session.client_count == 1
         (greeting,) = client.received
         assert before <= greeting.pop("timestamp") <= now_ms()
@@ -129,7 +201,7 @@ async def test_clients_are_told_when_the_device_comes_and_goes() -> None:
         await wait_all_tasks_blocked()
         for client in clients:
             assert client.messages == [messages.DEVICE_ONLINE, messages.DEVICE_OFFLINE]
-        assert not opened.session.online
+        assert not opened.is_online()
 
 
 async def test_a_client_that_leaves_concerns_nobody() -> None:
@@ -204,57 +276,131 @@ async def test_cancelling_says_goodbye_to_everybody(autojump_clock: MockClock) -
 # Replacing a device's connection
 
 
-async def test_a_newer_connection_replaces_the_older(autojump_clock: MockClock) -> None:
+async def test_a_newer_connection_replaces_the_older_when_it_speaks(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client = await opened.client()
         old = await opened.device(ScriptedPeer(goodbye_s=5))
         client.forget()
-        new = ScriptedPeer()
+        await opened.pass_s(8)
+        client.forget()
+        new = ScriptedPeer(silent=True)
         opened.session.attach_device(new)
+        await wait_all_tasks_blocked()
         assert new.types == ["connected"]
-        assert old.close_code == CloseCode.REPLACED
-        new.forget()
         old.say(STATUS)
         client.say(COMMAND)
+        assert (old.messages, old.closes) == ([COMMAND], []), "until then it is the old one's turn"
         new.say(DELTA)
+        assert old.close_code == CloseCode.REPLACED
+        old.say(STATUS)
+        client.say(COMMAND)
         await wait_all_tasks_blocked()
         assert old.acloses_begun == 1
         old.say(STATUS)
         await trio.sleep(6)
         assert old.acloses == 1
-        assert old.messages == []
-        assert new.messages == [COMMAND]
-        assert client.messages == [DELTA], "the apps see neither an end nor a beginning"
-        assert opened.session.online
+        assert old.messages == [COMMAND]
+        assert new.types == ["connected", "request_state", "command"]
+        assert client.messages == [STATUS, DELTA], "the apps see neither an end nor a beginning"
+        assert opened.is_online()
         assert opened.host.emptied == []
-        assert opened.counters.received_from_devices == 1
+        assert opened.counters.received_from_devices == 2
         assert len(opened.host.seen) == 2
 
 
-async def test_a_device_is_replaced_even_if_it_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_of_less_than_8_s_is_not_replaced_before_it_is_old_enough(
+    autojump_clock: MockClock,
+) -> None:
     async with open_session() as opened:
         old = await opened.device()
+        await opened.pass_s(3)
+        new = await opened.device()
+        new.say(STATUS)
+        await opened.pass_s(4.5)
+        assert old.closes == []
+        await opened.pass_s(1.5)
+        assert old.close_code == CloseCode.REPLACED
+        assert old.closed_at[0] - old.opened_at >= 8
+        assert new.closes == []
+        await opened.pass_s(30)
+        assert new.closes == []
+
+
+async def test_a_newer_connection_takes_over_when_the_older_leaves(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client, old = await opened.client(), await opened.device()
+        new = await opened.device()
+        old.leave()
+        await opened.pass_s(1)
+        assert opened.is_online()
+        assert client.messages == [messages.DEVICE_ONLINE, messages.DEVICE_OFFLINE, messages.DEVICE_ONLINE]
+        new.say(STATUS)
+        assert client.messages[-1] == STATUS
+
+
+async def test_a_zombie_replaces_nobody_and_is_dropped_after_10_s(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), await opened.device()
+        client.forget()
+        await opened.pass_s(10)
+        zombie = ScriptedPeer(silent=True, min_age_s=8)
+        opened.session.attach_device(zombie)
+        await opened.pass_s(9)
+        assert zombie.closes == []
+        device.say()
+        await opened.pass_s(2)
+        assert zombie.close_code == CloseCode.POLICY_VIOLATION
+        assert (zombie.types, zombie.acloses) == (["connected"], 1)
+        assert zombie.gone_at is not None
+        assert zombie.gone_at - zombie.opened_at >= 8
+        assert device.closes == []
+        assert {"device_online", "device_offline"}.isdisjoint(str(kind) for kind in client.types)
+        assert opened.counters.zombies == 1
+
+
+async def test_a_zombie_alone_is_never_online(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client, zombie = await opened.client(), ScriptedPeer(silent=True)
+        opened.session.attach_device(zombie)
+        await opened.pass_s(11)
+        assert zombie.acloses == 1
+        assert set(client.types) == {"keepalive"}
+        assert opened.host.seen == []
+
+
+async def test_a_device_is_replaced_even_if_it_cannot_be_closed(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_session() as opened:
+        old = await opened.device()
+        await trio.sleep(8)
         old.close_error = ValueError("no close")
         new = await opened.device()
         old.say(STATUS)
-        assert (opened.session.online, new.closes, new.acloses) == (True, [], 0)
+        assert (opened.is_online(), new.closes, new.acloses) == (True, [], 0)
         assert "ValueError: no close" in caplog.text
 
 
-async def test_replacing_before_anything_ran() -> None:
+async def test_of_several_that_have_not_spoken_the_last_one_stays(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
-        devices = [ScriptedPeer() for _ in range(3)]
+        devices = [ScriptedPeer(silent=True, min_age_s=8) for _ in range(3)]
         for device in devices:
             opened.session.attach_device(device)
         await wait_all_tasks_blocked()
         assert [device.close_code for device in devices] == [4002, 4002, None]
+        devices[0].say()
+        assert not opened.is_online()
+        devices[2].say()
+        assert opened.is_online()
+        await trio.sleep(9)
         assert [device.acloses for device in devices] == [1, 1, 0]
-        assert opened.session.online
+        assert devices[0].gone_at == 8, "also one that was replaced is not ended young"
 
 
 async def test_a_replaced_connection_may_end_after_the_session_emptied(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         old = await opened.device(ScriptedPeer(goodbye_s=5))
+        await trio.sleep(8)
         new = await opened.device()
         new.leave()
         await wait_all_tasks_blocked()
@@ -262,6 +408,23 @@ async def test_a_replaced_connection_may_end_after_the_session_emptied(autojump_
         await trio.sleep(6)
         assert old.acloses == 1
         assert opened.host.emptied == [opened.session]
+
+
+async def test_two_machines_that_fight_for_one_id_are_noticed(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_session() as opened:
+        assert not opened.session.is_contested()
+        for _ in range(4):
+            assert not opened.session.is_contested()
+            device = await opened.device()
+            await opened.pass_s(10)
+            device.say()
+        assert opened.session.is_contested()
+        assert f"two machines use the id {DEVICE_ID}" in caplog.text
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert not opened.session.is_contested(), "whoever is left may come in"
 
 
 # From the device to its clients
@@ -309,26 +472,22 @@ async def test_what_a_device_garbles_is_dropped_and_counted() -> None:
         assert opened.counters.received_from_devices == 5
 
 
-async def test_messagepack_that_is_not_utf_8_is_dropped_and_counted() -> None:
-    async with open_session() as opened:
-        device, client = await opened.device(), await opened.client()
-        device.say(Message(b"\x81\xa4type\xa1\xff", is_text=False))
-        client.say(Message(b"\x81\xa4type\xa1\xff", is_text=False))
-        assert opened.counters.invalid == 2
-        assert client.messages == [messages.INVALID_MESSAGE]
-
-
-async def test_a_client_that_is_too_far_behind_is_left_out_and_counted() -> None:
+async def test_a_client_that_lags_catches_up_with_a_snapshot(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device, stuck, client = await opened.device(), await opened.client(), await opened.client()
         stuck.refuses = True
-        device.say(STATUS, DELTA)
-        stuck.refuses = False
-        device.say(STATUS)
-        assert client.messages == [STATUS, DELTA, STATUS]
-        assert stuck.messages == [STATUS]
-        assert stuck.closes == []
+        stuck.backlog_bytes = 70_000
+        device.say({"type": "status", "seq": 1, "n": 1}, {"type": "status_delta", "seq": 2, "n": 2})
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert stuck.messages == [messages.DEVICE_OFFLINE]
         assert opened.counters.left_out == 2
+        stuck.refuses, stuck.backlog_bytes = False, 0
+        await opened.pass_s(1)
+        status, snapshot = stuck.received[1:]
+        assert (status["type"], status["online"]) == ("device_status", False)
+        assert snapshot == {"type": "status", "seq": 2, "n": 2}
+        assert client.types == ["status", "status_delta", "device_offline"]
 
 
 async def test_a_client_that_cannot_be_delivered_to_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -348,110 +507,86 @@ async def test_a_client_that_cannot_be_delivered_to_ends_alone(caplog: pytest.Lo
         assert DEVICE_ID in record.getMessage()
 
 
+# What is known of the device
+
+
+async def test_whoever_joins_is_told_what_is_known(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        device.say({"type": "status", "seq": 1, "a": 1}, {"type": "status_delta", "seq": 2, "b": 2})
+        device.say({"type": "device_info"})
+        await opened.pass_s(3)
+        client = ScriptedPeer()
+        opened.session.attach_client(client)
+        await wait_all_tasks_blocked()
+        greeting, status, *snapshot = client.received
+        assert greeting["type"] == "connected"
+        assert 1000 <= status.pop("snapshotAgeMs") <= 3000
+        assert datetime.fromisoformat(status.pop("lastSeen"))
+        assert status == {"type": "device_status", "deviceId": DEVICE_ID, "online": True}
+        assert snapshot == [{"type": "status", "seq": 2, "a": 1, "b": 2}, {"type": "device_info"}]
+        assert len(client.deliveries) == 1
+        client.forget()
+        device.say({"type": "status_delta", "seq": 3})
+        client.say({"type": "request_full_status"})
+        assert client.types == ["status_delta", "status"]
+
+
+async def test_the_snapshot_goes_when_the_device_has_been_away_for_a_minute(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), await opened.device()
+        device.say({"type": "status", "seq": 1})
+        await opened.pass_s(100, client, device)
+        assert not opened.session.snapshot.empty, "a device that is there is known"
+        device.leave()
+        await opened.pass_s(59, client)
+        late = ScriptedPeer()
+        opened.session.attach_client(late)
+        assert late.types == ["connected", "device_status", "status"]
+        told = late.received[1]
+        assert (told["online"], 150_000 < told["snapshotAgeMs"] < 160_000) == (False, True)
+        await opened.pass_s(2, client)
+        later = ScriptedPeer()
+        opened.session.attach_client(later)
+        assert later.types == ["connected"]
+        assert client.closes == []
+
+
+async def test_the_age_counts_from_the_last_word_even_if_the_device_leaves_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        device.say({"type": "status", "seq": 1})
+        device.leave()
+        await wait_all_tasks_blocked()
+        await trio.sleep(30)
+        assert opened.session.snapshot.age_s(trio.current_time()) == pytest.approx(30)
+
+
 # From a client to the device
 
 
 async def test_commands_reach_the_device_untouched_and_in_order() -> None:
     async with open_session() as opened:
         device, clients = await opened.device(), [await opened.client() for _ in range(2)]
-        other = Message(b'{"type":"backflush",\n"cmd" : "record_maintenance"}')
-        clients[0].say(COMMAND, other)
-        clients[1].say(other)
-        assert device.messages == [COMMAND, other, other]
-        assert len(device.deliveries) == 2
+        clients[0].say(COMMAND, TARE)
+        clients[1].say(TARE)
+        assert device.messages == [COMMAND, TARE, TARE]
         assert [client.messages for client in clients] == [[], []]
         assert opened.counters.received_from_clients == 3
 
 
-async def test_messagepack_of_a_client_reaches_the_device_as_json() -> None:
+async def test_what_waited_for_too_long_has_expired(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
-        device, client = await opened.device(), await opened.client()
-        content = {"type": "command", "cmd": "set_temp", "temp": 93.5}
-        client.say(Message(msgspec.msgpack.encode(content), is_text=False))
-        assert device.received == [content]
-        assert device.messages[0].is_text
-
-
-@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"type":7}', b"", b"on"])
-async def test_what_a_client_garbles_is_dropped_and_it_is_told(payload: bytes) -> None:
-    async with open_session() as opened:
-        device, client, other = await opened.device(), await opened.client(), await opened.client()
-        client.say(Message(payload), COMMAND, Message(b"\xc1", is_text=False))
-        assert device.messages == [COMMAND]
-        assert client.messages == [messages.INVALID_MESSAGE] * 2
-        assert len(client.deliveries) == 1
-        assert other.messages == []
-        assert opened.counters.invalid == 2
-        assert opened.counters.received_from_clients == 3
-        assert client.closes == []
-
-
-async def test_a_command_may_be_as_large_as_the_limit_and_no_larger() -> None:
-    async with open_session(client_message_bytes=100) as opened:
-        device, client = await opened.device(), await opened.client()
-        largest = Message(b'{"type":"command","x":"' + b"x" * 75 + b'"}')
-        larger = Message(b'{"type":"command","x":"' + b"x" * 76 + b'"}')
-        assert len(largest.payload) == 100
-        client.say(larger, largest)
-        assert device.messages == [largest]
-        assert client.messages == [messages.MESSAGE_TOO_BIG]
-
-
-async def test_what_counts_is_the_size_that_the_device_gets() -> None:
-    async with open_session(client_message_bytes=100) as opened:
-        device, client = await opened.device(), await opened.client()
-        compact = Message(msgspec.msgpack.encode({"type": "command", "x": [None] * 60}), is_text=False)
-        assert len(compact.payload) < 100
-        client.say(compact)
-        assert device.messages == []
-        assert client.messages == [messages.MESSAGE_TOO_BIG]
-
-
-async def test_a_device_that_is_too_far_behind_gets_no_command_and_the_client_is_told() -> None:
-    async with open_session() as opened:
-        device, client = await opened.device(), await opened.client()
-        device.refuses = True
-        client.say(COMMAND, GARBAGE, COMMAND)
-        assert client.messages == [messages.INVALID_MESSAGE, messages.DEVICE_BUSY]
-        assert opened.counters.undeliverable == 2
-        device.refuses = False
-        client.say(COMMAND)
-        assert device.messages == [COMMAND]
-
-
-async def test_a_command_for_an_absent_device_is_answered_with_an_error() -> None:
-    async with open_session() as opened:
-        client, other = await opened.client(), await opened.client()
-        client.say(COMMAND, {"type": "backflush"})
-        for answer in client.received:
-            assert answer.pop("message")
-            assert answer == {"type": "error", "error": "device_offline", "deviceId": DEVICE_ID}
-        assert len(client.messages) == 2
-        assert other.messages == []
-        assert opened.counters.undeliverable == 2
-
-
-@pytest.mark.parametrize("question", ["request_state", "request_full_status"])
-@pytest.mark.parametrize(
-    ("last_seen_ms", "last_seen"),
-    [
-        (None, None),
-        (0, "1970-01-01T00:00:00.000Z"),
-        (1_700_000_000_007, "2023-11-14T22:13:20.007Z"),
-        (1_700_000_000_999, "2023-11-14T22:13:20.999Z"),
-        (4_102_444_800_000, "2100-01-01T00:00:00.000Z"),
-    ],
-)
-async def test_a_question_for_an_absent_device_is_answered_quietly(
-    question: str, last_seen_ms: int | None, last_seen: str | None
-) -> None:
-    async with open_session() as opened:
-        opened.session.last_seen_ms = last_seen_ms
         client = await opened.client()
-        client.say({"type": question})
-        assert client.received == [
-            {"type": "device_status", "deviceId": DEVICE_ID, "online": False, "lastSeen": last_seen}
-        ]
+        client.say(TARE)
+        await opened.pass_s(11)
+        assert [kind for kind in client.types if kind != "keepalive"] == ["device_status", "error"]
+        device = await opened.device()
+        assert device.messages == []
 
 
 async def test_the_answer_says_when_the_device_went() -> None:
@@ -463,6 +598,98 @@ async def test_the_answer_says_when_the_device_went() -> None:
         went_ms = opened.host.seen[-1][1]
         at = datetime.fromisoformat(client.received[-1]["lastSeen"])
         assert round(at.timestamp() * 1000) == went_ms
+
+
+# How fast
+
+
+async def test_a_client_that_is_too_fast_is_slowed_down_but_nothing_is_lost() -> None:
+    async with open_session(client_rate=20.0, client_burst=60.0) as opened:
+        device, client, other = await opened.device(), await opened.client(), await opened.client()
+        client.say(*[TARE] * 100)
+        assert client.pauses_s == [pytest.approx(2.0, abs=0.1)]
+        assert device.messages == [TARE] * 100
+        other.say(TARE)
+        client.say()
+        assert (other.pauses_s, client.pauses_s[1:]) == ([0.0], [0.0])
+
+
+async def test_a_device_that_is_too_fast_is_slowed_down_whatever_it_says() -> None:
+    async with open_session(device_rate=50.0, device_burst=200.0) as opened:
+        device, client = await opened.device(), await opened.client()
+        device.say(*[STATUS] * 100, *[GARBAGE] * 150)
+        device.say()
+        assert device.pauses_s[0] == pytest.approx(1.0, abs=0.1)
+        assert client.messages == [STATUS] * 100
+
+
+async def test_a_rate_of_0_is_none() -> None:
+    async with open_session(device_rate=0.0, client_rate=0.0) as opened:
+        device, client = await opened.device(), await opened.client()
+        device.say(*[STATUS] * 1000)
+        client.say(*[TARE] * 1000)
+        assert device.pauses_s == client.pauses_s == [0.0]
+
+
+# What time brings
+
+
+async def test_a_device_that_is_silent_for_45_s_is_gone(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), await opened.device()
+        await opened.pass_s(40, client, device)
+        await opened.pass_s(44, client)
+        assert device.closes == []
+        await opened.pass_s(2, client)
+        assert device.close_code == CloseCode.POLICY_VIOLATION
+        assert messages.DEVICE_OFFLINE in client.messages
+        assert not opened.is_online()
+
+
+async def test_a_device_that_only_listens_is_asked_and_stays(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        answered = len(device.pinged_at)
+        for _ in range(120):
+            await opened.pass_s(1)
+            if len(device.pinged_at) > answered:
+                answered = len(device.pinged_at)
+                device.say()
+        assert device.closes == []
+        assert 3 <= answered <= 9
+
+
+async def test_a_silent_client_is_gone_after_35_s_and_the_others_stay(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        silent, client = await opened.client(), await opened.client()
+        for _ in range(12):
+            client.say()
+            await opened.pass_s(3)
+        assert (silent.acloses, client.closes) == (1, [])
+        assert opened.session.client_count == 1
+
+
+async def test_a_client_is_closed_at_the_end_of_its_token(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = ScriptedPeer()
+        opened.session.attach_client(client, expires_at_s=now_ms() / 1000 + 20)
+        await opened.pass_s(19)
+        assert (client.closes, "token_expiring" in client.types) == ([], True)
+        await opened.pass_s(2)
+        assert (client.close_code, client.acloses) == (4002, 1)
+
+
+async def test_a_client_may_bring_a_fresh_token(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = ScriptedPeer()
+        opened.session.attach_client(
+            client, expires_at_s=now_ms() / 1000 + 20, renew=lambda token: now_ms() // 1000 + 3600
+        )
+        await opened.pass_s(10)
+        client.say({"type": "refresh_auth", "token": "fresh"})
+        assert client.received[-1]["success"] is True
+        await opened.pass_s(20)
+        assert client.closes == []
 
 
 # Peers that fail
@@ -479,9 +706,7 @@ async def test_a_peer_that_fails_ends_alone(is_device: bool, caplog: pytest.LogC
         assert failing.acloses == 1
         assert other.acloses == 0
         assert other.messages == ([messages.DEVICE_OFFLINE] if is_device else [])
-        assert (opened.session.online, opened.session.client_count) == (
-            (False, 2) if is_device else (True, 1)
-        )
+        assert (opened.is_online(), opened.session.client_count) == ((False, 2) if is_device else (True, 1))
         assert "ValueError: broken" in caplog.text
         assert DEVICE_ID in caplog.text
 
@@ -509,7 +734,7 @@ async def test_a_peer_that_breaks_in_every_way_is_closed_nevertheless(
         broken.fail(ValueError("broken"))
         await wait_all_tasks_blocked()
         assert broken.acloses == 1
-        assert (opened.session.online, opened.session.client_count) == (True, 0)
+        assert (opened.is_online(), opened.session.client_count) == (True, 0)
         assert device.closes == []
         assert "ValueError: no goodbye" in caplog.text
 
@@ -519,7 +744,10 @@ async def test_a_peer_that_cannot_be_greeted_ends_alone(is_device: bool) -> None
     async with open_session() as opened:
         client, broken = await opened.client(), ScriptedPeer()
         broken.deliver_error = ValueError("no way out")
-        (opened.session.attach_device if is_device else opened.session.attach_client)(broken)
+        if is_device:
+            opened.session.attach_device(broken)
+        else:
+            opened.session.attach_client(broken)
         await wait_all_tasks_blocked()
         assert (broken.close_code, broken.acloses) == (CloseCode.INTERNAL_ERROR, 1)
         assert client.closes == []
@@ -553,9 +781,7 @@ async def test_a_peer_whose_task_fails_ends_alone(is_device: bool, caplog: pytes
         await wait_all_tasks_blocked()
         assert (failing.close_code, failing.acloses) == (CloseCode.INTERNAL_ERROR, 1)
         assert other.acloses == 0
-        assert (opened.session.online, opened.session.client_count) == (
-            (False, 2) if is_device else (True, 1)
-        )
+        assert (opened.is_online(), opened.session.client_count) == ((False, 2) if is_device else (True, 1))
         assert "ValueError: cannot write" in caplog.text
 
 

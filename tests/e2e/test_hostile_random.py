@@ -117,7 +117,12 @@ async def test_random_requests(unharmed: Unharmed, make: Make, seed: int) -> Non
 async def test_random_frames(unharmed: Unharmed, connect: str, seed: int) -> None:
     async def one(server: HereServer, number: int) -> None:
         chance = random.Random(f"{seed} {number}")
-        connection: WireClient = await getattr(server, connect)(VICTIM)
+        if connect == "device":
+            machine = machine_id(10 + number)  # many with one id would be refused
+            await server.client(machine)
+            connection: WireClient = await server.device(machine)
+        else:
+            connection = await server.client(VICTIM)
         data = damage(frames(chance), chance)
         cut = chance.randrange(len(data) + 1)
         try:
@@ -127,7 +132,8 @@ async def test_random_frames(unharmed: Unharmed, connect: str, seed: int) -> Non
             pass  # closed after the first part
         await leave(connection, chance)
 
-    async with unharmed(close_s=0.1, message_s=0.3) as server:
+    machines = range(1, 10 + ROUNDS)
+    async with unharmed(close_s=0.1, message_s=0.3, admit_rate=0, machines=machines) as server:
         await server.client(VICTIM)
         if connect == "client":
             await server.device(VICTIM)

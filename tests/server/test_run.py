@@ -107,7 +107,7 @@ async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, t
     """Open a server that leaves once the event is set."""
     with Database.open(settings(folder).resolved_database_url()) as database:
         database.add_devices([NewDevice(id=MACHINE, key_hash=hash_key(KEY))])
-    chosen = dataclasses.replace(settings(folder), limits=Limits(**limits))  # type: ignore[arg-type]
+    chosen = dataclasses.replace(settings(folder), limits=Limits(**{"drain_s": 0.0, **limits}))  # type: ignore[arg-type]
     leave = trio.Event()
 
     async def serve(task_status: trio.TaskStatus[Server]) -> None:
@@ -171,9 +171,9 @@ async def test_no_file_is_left_open(tmp_path: Path) -> None:
     before = None
     for folder in ("one", "two"):  # the first one opens what stays
         (tmp_path / folder).mkdir()
-        async with serve_here(tmp_path / folder, close_s=0.2) as here:
-            for _ in range(10):
-                await here.device(MACHINE)
+        async with serve_here(tmp_path / folder, close_s=0.2, machines=range(1, 11)) as here:
+            for number in range(1, 11):
+                await here.device(machine_id(number))
                 await here.client(MACHINE)
                 await here.client(MACHINE, token=here.token([MACHINE]))
                 await (await here.connect()).send(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -233,7 +233,10 @@ async def test_no_secret_gets_into_the_log(tmp_path: Path) -> None:
         added = await run_command(tmp_path, "device", "add", MACHINE, "--key", KEY)
         assert added.returncode == 0
         async with serve_process(
-            tmp_path, BREWOS_RELAY_LOG_LEVEL="debug", BREWOS_RELAY_DEVICE_MIN_AGE_S=0.1
+            tmp_path,
+            BREWOS_RELAY_LOG_LEVEL="debug",
+            BREWOS_RELAY_DEVICE_MIN_AGE_S=0.1,
+            BREWOS_RELAY_DRAIN_S=0.1,
         ) as server:
             token = server.token()
             await server.client(MACHINE)

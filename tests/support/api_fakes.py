@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from brewos_relay.errors import RegistryError, TokenRejected
 
@@ -12,6 +12,7 @@ class FakeRelay:
     online: set[str] = field(default_factory=set)
     client_count: int = 0
     closing: bool = False
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def device_count(self) -> int:
@@ -19,6 +20,9 @@ class FakeRelay:
 
     def is_online(self, device_id: str) -> bool:
         return device_id in self.online
+
+    def state_of(self, device_id: str) -> dict[str, Any] | None:
+        return self.states.get(device_id)
 
 
 @dataclass(frozen=True)

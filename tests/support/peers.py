@@ -12,47 +12,84 @@ from brewos_relay.messages import Delivery, Message, encode
 class ScriptedPeer:
     """A `Peer` without any other end. `run` lasts until `leave`, `fail` or `close`.
 
-    A test may change at any time: `refuses` (deliver answers False), `deliver_error`, `close_error` and
-    `aclose_error` (raised by the method of that name), `goodbye_s` (how long `aclose` takes, even cancelled).
+    It takes nothing once it ends. It gives a sign of life when `run` begins, unless it is `silent`.
+    `min_age_s` is the age before which `aclose` does not end it, as on a wire to a machine; one that has left
+    by its own doing is not held.
+
+    A test may change at any time: `refuses` (deliver answers False, unless the messages are to be kept),
+    `refuses_all` (that too), `backlog_bytes`, `is_sure` (that it is alive, so that no answer to a ping is to
+    be waited for), `stays` (`close` does not let `run` end), `deliver_error`,
+    `ping_error`, `close_error` and `aclose_error` (raised by the method of that name), `goodbye_s` (how long
+    `aclose` takes, even cancelled).
     """
 
-    def __init__(self, *, goodbye_s: float = 0.0, refuses: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        goodbye_s: float = 0.0,
+        min_age_s: float = 0.0,
+        refuses: bool = False,
+        silent: bool = False,
+    ) -> None:
         self.goodbye_s = goodbye_s
+        self.min_age_s = min_age_s
         self.refuses = refuses
+        self.refuses_all = False
+        self.backlog_bytes = 0
+        self.is_sure = False
+        self.stays = False
+        self.silent = silent
         self.deliver_error: Exception | None = None
+        self.ping_error: Exception | None = None
         self.close_error: Exception | None = None
         self.aclose_error: Exception | None = None
         self.deliveries: list[Delivery] = []
         """What was taken, one entry for each call of `deliver`."""
+        self.taken_at: list[float] = []
+        """When that was (trio time)."""
+        self.kept: list[bool] = []
+        """Whether that was to be kept."""
+        self.pauses_s: list[float] = []
+        """What the relay answered to what was said: for how long to say no more."""
+        self.pinged_at: list[float] = []
         self.closes: list[tuple[int, str]] = []
         """Every call of `close`."""
+        self.closed_at: list[float] = []
+        self.opened_at = trio.current_time()
+        self.gone_at: float | None = None
+        """When nothing was left of it (trio time)."""
         self.runs = 0
         self.acloses_begun = 0
         self.acloses = 0
         self.tasks: Tasks | None = None
         self._receive: Receive | None = None
         self._said_early: list[list[Message]] = []
+        self._left = False
         self._leaving = trio.Event()
         self._error: Exception | None = None
 
     # What a test does
 
     def say(self, *contents: dict[str, Any] | Message) -> None:
-        """Send messages to the relay, all in one pass; they wait if `run` was not called yet."""
+        """Send messages to the relay, all in one pass; they wait if `run` was not called yet.
+
+        None at all are a sign of life.
+        """
         passed = [content if isinstance(content, Message) else encode(content) for content in contents]
         if self._receive is None:
             self._said_early.append(passed)
         else:
-            self._receive(passed)
+            self.pauses_s.append(self._receive(passed))
 
     def leave(self) -> None:
         """Let `run` return."""
+        self._left = True
         self._leaving.set()
 
     def fail(self, error: Exception) -> None:
         """Let `run` raise."""
         self._error = error
-        self._leaving.set()
+        self.leave()
 
     @property
     def messages(self) -> list[Message]:
@@ -77,6 +114,8 @@ class ScriptedPeer:
     def forget(self) -> None:
         """Forget what was delivered so far."""
         self.deliveries.clear()
+        self.taken_at.clear()
+        self.kept.clear()
 
     # Peer
 
@@ -84,31 +123,45 @@ class ScriptedPeer:
         self.runs += 1
         self.tasks = tasks
         self._receive = receive
+        if not self.silent:
+            receive(())
         for passed in self._said_early:
-            receive(passed)
+            self.pauses_s.append(receive(passed))
         await self._leaving.wait()
         if self._error is not None:
             raise self._error
 
-    def deliver(self, delivery: Delivery) -> bool:
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
         if self.deliver_error is not None:
             raise self.deliver_error
-        if self.refuses:
+        if self._leaving.is_set() or self.refuses_all or (self.refuses and not keep):
             return False
         self.deliveries.append(delivery)
+        self.taken_at.append(trio.current_time())
+        self.kept.append(keep)
         return True
+
+    def ping(self) -> bool:
+        self.pinged_at.append(trio.current_time())
+        if self.ping_error is not None:
+            raise self.ping_error
+        return self.is_sure
 
     def close(self, code: int, reason: str) -> None:
         self.closes.append((code, reason))
-        self._leaving.set()
+        self.closed_at.append(trio.current_time())
+        if not self.stays:
+            self._leaving.set()
         if self.close_error is not None:
             raise self.close_error
 
     async def aclose(self) -> None:
         self.acloses_begun += 1
-        with trio.move_on_after(self.goodbye_s, shield=True):
+        held_s = 0.0 if self._left else self.opened_at + self.min_age_s - trio.current_time()
+        with trio.move_on_after(max(0.0, held_s) + self.goodbye_s, shield=True):
             await trio.sleep_forever()
         self.acloses += 1
+        self.gone_at = trio.current_time()
         if self.aclose_error is not None:
             raise self.aclose_error
 

@@ -62,10 +62,15 @@ class Reach:
         assert response.status == 101, response
         return connection
 
-    async def device(self, device_id: str, *, key: str = KEY) -> WireClient:
-        """Connect a machine, as far as its greeting."""
+    async def device(self, device_id: str, *, key: str = KEY, silent: bool = False) -> WireClient:
+        """Connect a machine, as far as its greeting; unless it is silent, it is there when this returns.
+
+        It pings first of all, as machines do. If apps wait for it, `request_state` is what it can read next.
+        """
         connection = await self.upgrade(f"/ws/device?id={device_id}&key={key}")
         connection.connected = await connection.read_json()
+        if not silent:
+            await connection.show_life()
         return connection
 
     async def client(
@@ -107,9 +112,9 @@ async def serve_here(
     """Open a server on a free port, with machines of these numbers registered with `KEY`.
 
     The block has to be through `within_s`. Machines may be closed at any age, unless `device_min_age_s` is
-    among the `limits`.
+    among the `limits`, and all peers at once, unless `drain_s` is.
     """
-    bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, **limits}
+    bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, "drain_s": 0.0, **limits}
     chosen = Settings(
         host="127.0.0.1",
         port=0,

@@ -170,6 +170,12 @@ class WireClient:
             length = int.from_bytes(await self._take(2 if length == 126 else 8), "big")
         return Frame(first, second, await self._take(length))
 
+    async def show_life(self) -> None:
+        """Ping as a machine does, and read up to the answer. Raises Ended."""
+        await self.send(frame(PING, mask=NO_MASK))
+        while (await self.read_frame()).opcode != PONG:
+            pass
+
     async def read_message(self) -> Frame:
         """Read up to the next frame that is no ping or pong. Raises Ended."""
         while True:

@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.session import Counters
+from brewos_relay.core.peer import Receive
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
@@ -101,10 +102,18 @@ class Session:
     counters: Counters
     nursery: trio.Nursery
     received: list[Message] = dataclasses.field(default_factory=list)
+    signs_of_life: int = 0
+    pause_s: float = 0.0
     ran: trio.Event = dataclasses.field(default_factory=trio.Event)
     closed: trio.Event = dataclasses.field(default_factory=trio.Event)
 
-    async def own(self, receive: Callable[[Sequence[Message]], None]) -> None:
+    def receive(self, messages: Sequence[Message]) -> float:
+        """Keep what comes, and have the connection pause for as long as a test says."""
+        self.received.extend(messages)
+        self.signs_of_life += not messages
+        return self.pause_s
+
+    async def own(self, receive: Receive) -> None:
         try:
             await self.connection.run(self.nursery, receive)
         finally:
@@ -126,7 +135,7 @@ async def open_session(
     min_age_s: float = 0.0,
     skip_oversize: bool = False,
     before_run: Callable[[Session], None] = lambda _session: None,
-    receive: Callable[[Sequence[Message]], None] | None = None,
+    receive: Receive | None = None,
     transport_class: type[Transport] = Transport,
     poller_class: type[Poller] | None = None,
     **limits: float,
@@ -137,8 +146,16 @@ async def open_session(
     """
     all_limits = dataclasses.replace(LIMITS, **limits)  # type: ignore[arg-type]
     with trio.fail_after(5), pair() as (near, far):
-        async with open_poller() as poller, trio.open_nursery() as nursery:
-            transport = transport_class(near, outbox_limit_bytes=all_limits.outbox_bytes)
+        async with (
+            open_poller() as poller,
+            trio.open_nursery() as nursery,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            if poller_class is not None:
+                poller = stack.enter_context(contextlib.closing(poller_class()))
+            transport = transport_class(
+                near, outbox_limit_bytes=all_limits.outbox_bytes, lag_bytes=all_limits.lag_bytes
+            )
             parser = FrameParser(
                 max_message_bytes=all_limits.client_message_bytes, skip_oversize=skip_oversize
             )
@@ -146,7 +163,7 @@ async def open_session(
             connection = WebSocketConnection(
                 transport,
                 parser,
-                poller=poller_class() if poller_class is not None else poller,
+                poller=poller,
                 limits=all_limits,
                 counters=counters,
                 min_age_s=min_age_s,
@@ -154,7 +171,7 @@ async def open_session(
             )
             session = Session(connection, Client(far), transport, parser, counters, nursery)
             before_run(session)
-            nursery.start_soon(session.own, receive or session.received.extend)
+            nursery.start_soon(session.own, receive or session.receive)
             yield session
             nursery.cancel_scope.cancel()
         assert transport.closed
@@ -233,6 +250,92 @@ async def test_pings_are_answered() -> None:
         assert await session.client.read_frame() == (PONG, b"between")
         session.client.send(client_frame(PONG, b"unasked") + client_frame(CONTINUATION, b"b"))
         assert await session.wait_received(1) == [Message(b"ab")]
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_a_control_frame_is_a_sign_of_life(opcode: int) -> None:
+    async with open_session() as session:
+        for count in (1, 2):
+            session.client.send(client_frame(opcode, b"x"))
+            while session.signs_of_life < count:  # noqa: ASYNC110 - what is tested knows nothing of events
+                await trio.sleep(0.001)
+        session.client.send(client_frame(TEXT, b"a") + client_frame(opcode))
+        assert await session.wait_received(1) == [Message(b"a")]
+        assert session.signs_of_life == 2  # a message is one anyway
+
+
+async def test_a_part_of_a_frame_is_no_sign_of_life() -> None:
+    async with open_session() as session:
+        session.client.send(client_frame(PING)[:-1])
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.signs_of_life == 0
+
+
+async def test_a_ping_of_the_relay_is_an_empty_one() -> None:
+    async with open_session() as session:
+        session.connection.ping()
+        assert await session.client.read_frame() == (PING, b"")
+        session.connection.close(1000, "")
+        session.connection.ping()
+        assert read_close(await session.client.read_frame())[0] == 1000
+
+
+async def test_a_peer_that_is_too_fast_is_not_read_for_a_while() -> None:
+    async with open_session() as session:
+        session.pause_s = 0.2
+        session.client.send(client_frame(TEXT, b"one"))
+        await session.wait_received(1)
+        session.pause_s = 0.0
+        began_s = trio.current_time()
+        session.client.send(client_frame(TEXT, b"two") + client_frame(PING, b"there?"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(session.received) == 1
+        assert session.connection.deliver(HELLO)  # the other direction goes on
+        assert await session.client.read_frame() == (TEXT, b"hello")
+        await session.wait_received(2)
+        assert trio.current_time() - began_s >= 0.15
+        assert await session.client.read_frame() == (PONG, b"there?")
+
+
+async def test_a_pause_may_begin_with_the_first_bytes() -> None:
+    def begin(session: Session) -> None:
+        session.pause_s = 0.05
+
+    first = client_frame(TEXT, b"first")
+    async with open_session(initial=first, before_run=begin) as session:
+        await session.wait_received(1)
+        session.pause_s = 0.0
+        session.client.send(client_frame(TEXT, b"second"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(session.received) == 1
+        await session.wait_received(2)
+        session.client.send(client_frame(TEXT, b"third"))
+        await session.wait_received(3)
+
+
+async def test_a_pause_is_not_the_time_of_the_message_that_has_begun() -> None:
+    frame = client_frame(TEXT, b"abc")
+    async with open_session(message_s=0.1) as session:
+        session.pause_s = 0.3
+        session.client.send(frame + frame[:3])
+        await session.wait_received(1)
+        session.pause_s = 0.0
+        session.client.send(frame[3:])
+        await session.wait_received(2)
+        assert not session.ran.is_set()
+
+
+async def test_a_peer_that_is_paused_can_be_closed() -> None:
+    async with open_session(close_s=4.0) as session:
+        session.pause_s = 0.2
+        session.client.send(client_frame(TEXT, b"one"))
+        await session.wait_received(1)
+        session.connection.close(4002, "replaced")
+        assert read_close(await session.client.read_frame())[0] == 4002
+        session.client.send(close_frame(1000))
+        assert await session.client.read_to_the_end() == []
+        await session.closed.wait()
+        await trio.sleep(0.3)  # what was to go on by then has nothing to go on with
 
 
 async def test_a_connection_with_nothing_to_read_is_left_alone() -> None:
@@ -447,8 +550,9 @@ async def test_close_before_running_counts() -> None:
 
 
 async def test_close_from_within_receive_counts() -> None:
-    def close(_messages: Sequence[Message]) -> None:
+    def close(_messages: Sequence[Message]) -> float:
         session.connection.close(4000, "enough")
+        return 0.0
 
     async with open_session(receive=close) as session:
         session.client.send(client_frame(TEXT, b"x") + client_frame(5))
@@ -620,6 +724,16 @@ async def test_a_peer_that_does_not_read_is_left_out_and_closed_after_a_while() 
         assert len(frames) <= delivered
 
 
+async def test_what_must_not_be_lost_has_a_bound_of_its_own() -> None:
+    async with open_session(pair=small_buffer, lag_bytes=1000) as session:
+        while session.connection.deliver(Delivery([Message(b"x" * 100)])):
+            pass
+        assert 800 < session.connection.backlog_bytes <= 1000
+        while session.connection.deliver(Delivery([Message(b"y" * 100)]), keep=True):
+            pass
+        assert LIMITS.outbox_bytes - 200 < session.connection.backlog_bytes <= LIMITS.outbox_bytes
+
+
 async def test_a_peer_that_never_reads_again_is_given_up() -> None:
     async with open_session(pair=small_buffer, stall_s=0.1, close_s=0.1) as session:
         while session.connection.deliver(Delivery([Message(b"x" * 100)])):
@@ -714,7 +828,7 @@ async def test_a_peer_can_be_closed_in_the_moment_in_which_it_reads_again() -> N
 # -- Faults of the relay ----------------------------------------------------------------------------------
 
 
-def _fail(_messages: Sequence[Message]) -> None:
+def _fail(_messages: Sequence[Message]) -> float:
     raise ZeroDivisionError
 
 
@@ -730,6 +844,14 @@ async def test_an_error_in_receive_for_the_first_bytes_ends_this_connection_only
     async with open_session(receive=_fail, initial=client_frame(TEXT, b"x")) as session:
         (frame,) = await session.client.read_to_the_end()
         assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR
+
+
+def _keep_in(received: list[Message]) -> Receive:
+    def keep(messages: Sequence[Message]) -> float:
+        received.extend(messages)
+        return 0.0
+
+    return keep
 
 
 # -- Devices and clients ----------------------------------------------------------------------------------
@@ -750,7 +872,7 @@ async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_
                 + client_frame(5),
             )
             received: list[Message] = []
-            await connection.run(nursery, received.extend)
+            await connection.run(nursery, _keep_in(received))
             assert received == [Message(bytes(1000), False)]
             assert counters.oversized == 1
             await connection.aclose()
@@ -768,7 +890,18 @@ async def test_a_client_s_large_message_ends_its_connection() -> None:
                 initial=client_frame(TEXT, b"x" * 500) + client_frame(TEXT, b"x" * 501),
             )
             received: list[Message] = []
-            await connection.run(nursery, received.extend)
+            await connection.run(nursery, _keep_in(received))
             assert received == [Message(b"x" * 500)]
             await connection.aclose()
             assert read_close(read_server_frames(far.recv(200))[0])[0] == CloseCode.MESSAGE_TOO_BIG
+
+
+async def test_what_comes_after_close_is_not_handed_on() -> None:
+    async with open_session() as session:
+        session.client.send(client_frame(TEXT, b"too late"))
+        await trio.testing.wait_all_tasks_blocked()
+        session.received.clear()
+        session.client.send(client_frame(TEXT, b"too late"))
+        session.connection.close(4002, "replaced")
+        session.connection._on_readable()
+        assert session.received == []

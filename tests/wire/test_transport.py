@@ -144,6 +144,30 @@ async def test_the_outbox_is_bounded() -> None:
         assert transport.outbox_bytes == LIMIT
 
 
+async def test_what_need_not_be_kept_finds_room_up_to_the_mark_only() -> None:
+    with socket_pair(send_buffer_bytes=4096) as (near, _):
+        transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=100)
+        fill_transport(transport)
+        assert transport.write(bytes(60), keep=False)
+        assert not transport.write(bytes(41), keep=False)
+        assert transport.write(bytes(40), keep=False)
+        assert not transport.write(b"x", keep=False)
+        assert transport.write(bytes(LIMIT - 100))
+        assert not transport.write(b"x")
+        assert transport.outbox_bytes == LIMIT
+        transport.close()
+
+
+@pytest.mark.parametrize("lag_bytes", [None, 2 * LIMIT])
+async def test_the_mark_is_never_above_the_bound(lag_bytes: int | None) -> None:
+    with socket_pair(send_buffer_bytes=4096) as (near, _):
+        transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=lag_bytes)
+        fill_transport(transport)
+        assert transport.write(bytes(LIMIT), keep=False)
+        assert not transport.write(b"x", keep=False)
+        transport.close()
+
+
 async def test_a_broken_stream_takes_everything() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
@@ -364,3 +388,33 @@ async def test_a_socket_that_was_given_away_stays_open() -> None:
         transport.close()
         sock.send(b"still here")
         assert far.recv(100) == b"still here"
+
+
+async def test_a_peer_that_takes_little_is_not_stalled() -> None:
+    with trio.fail_after(5), transport_pair(send_buffer_bytes=200_000) as (transport, far):
+        filled_bytes = fill_transport(transport)
+        assert transport.write(b"x" * 100)
+        async with trio.open_nursery() as nursery:
+
+            async def sip() -> None:
+                for _ in range(6):
+                    await trio.sleep(0.05)
+                    far.recv(filled_bytes // 50)  # far less than makes room to write
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(sip)
+            await transport.flush(stall_s=0.08)
+            raise AssertionError("it was taken for stalled")
+
+
+async def test_where_the_system_does_not_say_what_was_taken_nothing_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError
+
+    monkeypatch.setattr("brewos_relay.wire.transport.fcntl.ioctl", fail)
+    with trio.fail_after(5), transport_pair() as (transport, _):
+        fill_transport(transport)
+        assert transport.write(b"x")
+        assert not await transport.flush(stall_s=0.05)

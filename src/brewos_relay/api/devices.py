@@ -1,4 +1,4 @@
-"""GET /api/devices: the machines that somebody may reach."""
+"""GET /api/devices and /api/devices/ID/state: the machines that somebody may reach, and how they are."""
 
 from typing import Any
 
@@ -23,6 +23,24 @@ def devices_blueprint(*, relay: RelayView, store: DeviceStore, tokens: TokenVeri
                     _describe(device_id, record, online=relay.is_online(device_id))
                     for device_id, record in sorted(records.items())
                 ]
+            }
+        )
+
+    @blueprint.get("/api/devices/<device_id>/state")
+    async def state(device_id: str) -> Response:
+        claims = bearer_claims(request, tokens=tokens)
+        records = await _reachable(claims, store)
+        device_id = device_id.upper()
+        if device_id not in records:
+            return json_answer({"error": "no such device, or no access to it"}, status=404)
+        record = records[device_id]
+        known = relay.state_of(device_id) or {"snapshotAgeMs": None, "messages": {}}
+        return json_answer(
+            {
+                "deviceId": device_id,
+                "isOnline": relay.is_online(device_id),
+                "lastSeen": iso_utc(record.last_seen_ms) if record is not None else None,
+                **known,
             }
         )
 

@@ -1,7 +1,7 @@
 """What the HTTP API needs of the rest, as narrow protocols: anything of this shape will do."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 class RelayView(Protocol):
@@ -24,6 +24,10 @@ class RelayView(Protocol):
 
     def is_online(self, device_id: str) -> bool:
         """Whether this device is connected now."""
+        ...
+
+    def state_of(self, device_id: str) -> dict[str, Any] | None:
+        """Give what is known of a device's state: `snapshotAgeMs`, and `messages` by type."""
         ...
 
 

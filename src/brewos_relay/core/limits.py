@@ -14,13 +14,26 @@ class Limits:
     """A larger message from a device is read past and counted."""
     client_message_bytes: int = 4 * 1024
     """A larger message from a client ends its connection (1009). Machines take no more than 15 KiB."""
+    lag_bytes: int = 64 * 1024
+    """A peer for which more than this waits is lagging: it gets only what must not be lost."""
     outbox_bytes: int = 256 * 1024
-    """What waits for one peer beyond what the operating system holds; when full, the peer is left out."""
-
+    """The most that waits for one peer beyond what the operating system holds."""
     http_body_bytes: int = 64 * 1024
     """Body of a request to the HTTP API (413)."""
 
-    # Times
+    # Rates; 0 switches one off
+    client_rate: float = 20.0
+    """Messages a second from one client; a faster one is read more slowly."""
+    client_burst: float = 60.0
+    """Messages that a client may send at once after a quiet time."""
+    device_rate: float = 50.0
+    """Messages a second from one device; a faster one is read more slowly."""
+    device_burst: float = 200.0
+    """Messages that a device may send at once after a quiet time."""
+    admit_rate: float = 200.0
+    """WebSockets a second that are let in; the rest are told to come back (503)."""
+
+    # Times of connections
     request_head_s: float = 10.0
     """From accepting a connection to the end of its request head."""
     admission_s: float = 4.0
@@ -31,11 +44,56 @@ class Limits:
     """How long a peer may take nothing of what waits for it before it is closed (1013)."""
     close_s: float = 1.0
     """What a peer is given to answer a close frame."""
-    device_min_age_s: float = 8.0
-    """No device is closed earlier after its 101: a younger one takes the loss for bad credentials."""
-    drain_s: float = 15.0
-    """The longest that leaving may take, once it was asked for."""
     http_request_s: float = 60.0
     """From the end of an HTTP request's head to the first byte of its answer, and between pieces of it."""
     http_idle_s: float = 30.0
     """How long an HTTP connection may wait for its next request."""
+
+    # Times of devices
+    device_min_age_s: float = 8.0
+    """No device is closed earlier after its 101: a younger one takes the loss for bad credentials."""
+    device_first_frame_s: float = 10.0
+    """A device that has sent nothing for so long after its 101 is a leftover of a broken one, and dropped."""
+    device_ping_s: float = 30.0
+    """A device that has sent nothing for so long is asked for a sign of life."""
+    device_silence_s: float = 45.0
+    """A device that has sent nothing for so long is gone."""
+    drain_s: float = 20.0
+    """Over which time the peers are sent away, evenly, when the relay leaves."""
+
+    # Times of clients
+    keepalive_s: float = 7.0
+    """No client waits longer than this for a message."""
+    client_ping_s: float = 15.0
+    """How often a client that says nothing is asked for a sign of life."""
+    client_silence_s: float = 35.0
+    """A client that has given no sign of life for so long is gone."""
+    token_warning_s: float = 300.0
+    """How long before the end of its token a client is told."""
+
+    # What is kept
+    snapshot_s: float = 60.0
+    """How long the last known state of a device that has gone is kept."""
+    state_request_s: float = 2.0
+    """Requests for the device's state become one within this time."""
+    pending_commands: int = 50
+    """Commands that may wait for an absent device."""
+    pending_s: float = 10.0
+    """How long they wait."""
+    never_wait: tuple[str, ...] = (
+        "set_mode:on",
+        "set_mode:ready",
+        "set_mode:brew",
+        "set_mode:steam",
+        "set_mode:eco",
+        "exit_eco",
+        "brew_*",
+        "ota_start",
+        "*_ota_start",
+        "restart",
+        "factory_reset",
+        "wifi_*",
+        "set_cloud_config",
+    )
+    """Commands that never wait, as patterns of `cmd` or `cmd:mode`: they could start heat or water later than
+    was meant, or take the machine off the net."""

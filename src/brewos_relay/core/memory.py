@@ -26,11 +26,20 @@ class MemoryPeer:
         """Hand on what the other end sends; see `Peer.run`."""
         try:
             async for message in self._inbound:
-                receive((message,))
+                await trio.sleep(receive((message,)))
         except trio.ClosedResourceError:
             pass  # `close` was called
 
-    def deliver(self, delivery: Delivery) -> bool:
+    @property
+    def backlog_bytes(self) -> int:
+        """How many messages wait, which is all that is known here."""
+        return self._outbound.statistics().current_buffer_used
+
+    def ping(self) -> bool:
+        """Be sure: the other end is there until it leaves."""
+        return True
+
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
         """Send messages to the other end, which may let a number of them wait; see `Peer.deliver`."""
         if self.close_code is not None:
             return False

@@ -5,8 +5,12 @@ from typing import Protocol, TypeAlias
 
 from brewos_relay.messages import Delivery, Message
 
-Receive: TypeAlias = Callable[[Sequence[Message]], None]
-"""Takes the messages that a peer sent, in order; never blocks."""
+Receive: TypeAlias = Callable[[Sequence[Message]], float]
+"""Takes the messages that a peer sent, in order; never blocks.
+
+No messages at all are a sign of life. Gives back for how many seconds nothing more is to be read from the
+peer, mostly 0.0. It is called only while `Peer.run` runs.
+"""
 
 
 class Tasks(Protocol):
@@ -30,8 +34,18 @@ class Peer(Protocol):
         latest.
         """
 
-    def deliver(self, delivery: Delivery) -> bool:
-        """Send messages without waiting; False if the peer is too far behind, or ending, and gets none."""
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
+        """Send messages without waiting; False if the peer is too far behind, or ending, and gets none.
+
+        What is to be kept is for a peer that is behind already: it has a bound of its own.
+        """
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much waits for the peer to take it; how exactly that is known is the peer's matter."""
+
+    def ping(self) -> bool:
+        """Ask for a sign of life, which comes through `receive`; True if it is sure that the peer lives."""
 
     def close(self, code: int, reason: str) -> None:
         """Ask `run` to end, with a WebSocket close code (errors.CloseCode). Only the first call counts."""

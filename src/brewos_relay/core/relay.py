@@ -1,17 +1,31 @@
 """Relay: from device ids to live sessions."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import trio
 
+from brewos_relay import messages
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Peer
-from brewos_relay.core.session import Attachment, Counters, DeviceSession
+from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.errors import CloseCode, RelayClosing
+from brewos_relay.messages import Delivery
 
 log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 1.0
+_LOOKS_PER_PASS: Final = 50
+"""How many sessions are looked after before everything else in the process gets its turn."""
+_SPARE_S: Final = 1.0
+"""What draining may take beyond the times that it has to wait."""
 
 OnSeen = Callable[[str, int], None]
 
@@ -28,14 +42,18 @@ class Relay:
         self.closing = False
         """Set once the relay takes nobody on any more."""
         self.attached: set[Attachment] = set()
+        """Every peer whose goodbye is not said yet."""
         self._nursery = nursery
         self._on_seen = on_seen
         self._sessions: dict[str, DeviceSession] = {}
+        self._left_behind: dict[str, tuple[Snapshot, float]] = {}
+        """What is known of devices without a session, and when they went."""
+        self._admitting = _bucket(limits.admit_rate)
 
     @property
     def device_count(self) -> int:
         """How many devices are online."""
-        return sum(session.online for session in self._sessions.values())
+        return sum(session.device is not None for session in self._sessions.values())
 
     @property
     def client_count(self) -> int:
@@ -45,38 +63,96 @@ class Relay:
     def is_online(self, device_id: str) -> bool:
         """Whether this device is connected now."""
         session = self._sessions.get(device_id)
-        return session is not None and session.online
+        return session is not None and session.device is not None
 
-    def attach_device(self, device_id: str, peer: Peer) -> Attachment:
-        """Make `peer` the connection of a device; it belongs to the relay from here on.
+    def admits(self) -> bool:
+        """Note that one more wants to come in; False if they are too many at once, and it has to wait."""
+        return self._admitting is None or self._admitting.admit(trio.current_time())
 
-        An earlier connection of the same device is closed with 4002. Raises RelayClosing.
+    def is_contested(self, device_id: str) -> bool:
+        """Whether another machine with this id is here and had better stay; a newcomer is to be refused."""
+        session = self._sessions.get(device_id)
+        if session is None or not session.is_contested():
+            return False
+        self.counters.conflicts += 1
+        return True
+
+    def attach_device(self, device_id: str, peer: Peer) -> DeviceAttachment:
+        """Make `peer` a connection of a device; it belongs to the relay from here on.
+
+        It stands for the device from its first sign of life on; an earlier connection of the same device is
+        then closed with 4002. Raises RelayClosing.
         """
         return self._session(device_id).attach_device(peer)
 
-    def attach_client(self, device_id: str, peer: Peer, *, last_seen_ms: int | None = None) -> Attachment:
+    def attach_client(
+        self,
+        device_id: str,
+        peer: Peer,
+        *,
+        last_seen_ms: int | None = None,
+        expires_at_s: float = math.inf,
+        renew: Renew | None = None,
+    ) -> ClientAttachment:
         """Attach `peer` to a device as one of its clients; it belongs to the relay from here on.
 
         `last_seen_ms` says when the device was last seen, in ms since the epoch, as far as the caller knows.
+        `expires_at_s` is the end of the client's token, in s since the epoch: it is warned before that, and
+        closed then (4002). `renew` takes a fresh token and gives its end, or raises TokenRejected.
         Raises RelayClosing.
         """
         session = self._session(device_id)
         if session.last_seen_ms is None:
             session.last_seen_ms = last_seen_ms
-        return session.attach_client(peer)
+        return session.attach_client(peer, expires_at_s=expires_at_s, renew=renew)
 
     def _session(self, device_id: str) -> DeviceSession:
         if self.closing:
             raise RelayClosing("the relay is leaving and takes nobody on; come back later")
         session = self._sessions.get(device_id)
         if session is None:
-            session = self._sessions[device_id] = DeviceSession(device_id, self)
+            snapshot, gone_at = self._left_behind.pop(device_id, (None, -math.inf))
+            session = self._sessions[device_id] = DeviceSession(
+                device_id, self, snapshot=snapshot, gone_at=gone_at
+            )
             self._nursery.start_soon(session.run, name=device_id)
         return session
 
     def session_emptied(self, session: DeviceSession) -> None:
-        """Forget a session that nobody is attached to."""
+        """Forget a session that nobody is attached to, but not at once what it knows."""
+        if self._sessions.get(session.device_id) is not session:
+            return  # said before: a connection that was replaced may be the last to go
         del self._sessions[session.device_id]
+        if not session.snapshot.empty:
+            self._left_behind[session.device_id] = (session.snapshot, session.gone_at)
+
+    def state_of(self, device_id: str) -> dict[str, Any] | None:
+        """Give what is known of a device's state, as JSON has it: the last message of each kind by `type`.
+
+        None if nothing is known. `snapshotAgeMs` says how old it is.
+        """
+        session = self._sessions.get(device_id)
+        snapshot = session.snapshot if session else self._left_behind.get(device_id, (Snapshot(), 0))[0]
+        if snapshot.empty:
+            return None
+        age_s = snapshot.age_s(trio.current_time())
+        return {"snapshotAgeMs": round(age_s * 1000), "messages": snapshot.as_dict()}
+
+    async def run(self) -> None:
+        """Do what is due by time, for ever: one task for all connections."""
+        while True:
+            await trio.sleep(_LOOK_EVERY_S)
+            for number, session in enumerate(list(self._sessions.values()), start=1):
+                try:
+                    session.look_after(trio.current_time())
+                except Exception:
+                    log.exception("looking after device %s failed", session.device_id)
+                if number % _LOOKS_PER_PASS == 0:
+                    await trio.lowlevel.checkpoint()
+            now = trio.current_time()
+            for device_id, (_, gone_at) in list(self._left_behind.items()):
+                if now - gone_at >= self.limits.snapshot_s:
+                    del self._left_behind[device_id]
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Tell whoever opened the relay that a device came or went."""
@@ -88,19 +164,40 @@ class Relay:
             log.exception("nobody could note that device %s was seen", device_id)
 
     async def drain(self) -> None:
-        """Take nobody on, close every peer (1012), and wait until all have gone, at most `limits.drain_s`.
+        """Take nobody on, send every peer away (1012), and wait until all have gone.
 
-        A device that is too young to be closed is waited for.
+        Clients are told when to come back; they and the devices are closed one after the other, evenly over
+        `limits.drain_s`, so that they return as evenly. A device that is too young for that is waited for.
         """
         self.closing = True
-        leaving = list(self.attached)
-        with trio.move_on_after(self.limits.drain_s) as deadline:
-            for attachment in leaving:
-                attachment.close(CloseCode.SERVICE_RESTART, "the relay is restarting")
-            for attachment in leaving:
+        window_s = self.limits.drain_s
+        clients = [peer for peer in self.attached if isinstance(peer, ClientAttachment)]
+        devices = sorted(self.attached.difference(clients), key=lambda device: device.attached_at)
+        longest_s = window_s + self.limits.device_min_age_s + self.limits.close_s + _SPARE_S
+        with trio.move_on_after(longest_s) as deadline:
+            for number, client in enumerate(clients):
+                back_in_ms = 1000 + round(1000 * window_s * (1 + number / len(clients)))
+                client.deliver(Delivery((messages.restarting(back_in_ms),)), keep=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_evenly, clients, window_s)
+                nursery.start_soon(_close_evenly, devices, window_s)
+            for attachment in list(self.attached):
                 await attachment.wait_closed()
         if deadline.cancelled_caught:
-            log.warning("draining took longer than %g s and was cut short", self.limits.drain_s)
+            log.warning("not everybody had gone after %g s", longest_s)
+
+
+async def _close_evenly(attachments: Sequence[Attachment], window_s: float) -> None:
+    began_at = trio.current_time()
+    for number, attachment in enumerate(attachments):
+        await trio.sleep_until(began_at + window_s * number / len(attachments))
+        attachment.close(CloseCode.SERVICE_RESTART, "the relay is restarting")
+
+
+def _bucket(rate_per_s: float) -> TokenBucket | None:
+    if rate_per_s <= 0:
+        return None
+    return TokenBucket(rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), now=trio.current_time())
 
 
 @asynccontextmanager
@@ -110,10 +207,11 @@ async def open_relay(*, limits: Limits | None = None, on_seen: OnSeen | None = N
     `on_seen(device_id, at_ms)` is called when a device comes or goes; it must not block. An exception that
     leaves the block comes out in an ExceptionGroup, as from every nursery.
 
-    **Owns:** the nursery in which every session lives.
+    **Owns:** the nursery in which every session lives, and the task that looks after them by time.
     """
     async with trio.open_nursery() as nursery:
         relay = Relay(nursery, limits=limits or Limits(), on_seen=on_seen)
+        nursery.start_soon(relay.run)
         try:
             yield relay
         finally:

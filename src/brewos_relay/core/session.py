@@ -2,48 +2,28 @@
 
 import functools
 import logging
-import secrets
-import time
+import math
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Protocol
 
 import trio
 
 from brewos_relay import messages
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.audience import Audience
+from brewos_relay.core.clock import iso_time, now_ms
+from brewos_relay.core.commands import Commands
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Peer
+from brewos_relay.core.presence import Presence
+from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
-
-_STATE_REQUESTS = frozenset({"request_state", "request_full_status"})
-
-
-class Counters:
-    """What a relay has done since it was opened."""
-
-    __slots__ = (
-        "invalid",
-        "left_out",
-        "oversized",
-        "received_from_clients",
-        "received_from_devices",
-        "undeliverable",
-    )
-
-    def __init__(self) -> None:
-        self.received_from_devices = 0
-        self.received_from_clients = 0
-        self.invalid = 0
-        """Messages dropped since they were no object (or map) with a text `type`."""
-        self.oversized = 0
-        """Messages of devices that were read past since they were too large."""
-        self.left_out = 0
-        """Messages that a peer did not get since it was too far behind."""
-        self.undeliverable = 0
-        """Messages of clients for a device that was absent or did not take them."""
 
 
 class Host(Protocol):
@@ -51,7 +31,7 @@ class Host(Protocol):
 
     limits: Limits
     counters: Counters
-    attached: set["Attachment"]
+    attached: set[Attachment]
     """Every peer whose goodbye is not said yet."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
@@ -61,64 +41,6 @@ class Host(Protocol):
         """Learn that a device came or went."""
 
 
-class Attachment:
-    """One peer in a session, device or client, and where the peer starts its tasks."""
-
-    __slots__ = ("_ended", "id", "is_device", "peer", "session")
-
-    def __init__(self, session: "DeviceSession", peer: Peer, *, is_device: bool) -> None:
-        self.session = session
-        self.peer = peer
-        self.is_device = is_device
-        self.id = secrets.token_hex(8)
-        self._ended: trio.Event | bool = False
-
-    def close(self, code: int, reason: str) -> None:
-        """Ask the peer to end with this close code."""
-        try:
-            self.peer.close(code, reason)
-        except Exception:
-            log.exception("a peer of device %s cannot be closed", self.session.device_id)
-
-    def deliver(self, delivery: Delivery) -> bool:
-        """Deliver to the peer; one that fails is closed."""
-        try:
-            return self.peer.deliver(delivery)
-        except Exception as error:
-            self.fail(error)
-            return False
-
-    def fail(self, error: Exception) -> None:
-        """Close the peer because of an exception, which is nobody else's concern."""
-        log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
-        self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
-
-    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task of the peer, beside its reading; see `peer.Tasks`."""
-        self.session.start_soon(self._run_beside, async_fn, args)
-
-    async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        try:
-            await async_fn(*args)
-        except* Exception as errors:
-            self.fail(errors)
-
-    async def wait_closed(self) -> None:
-        """Wait until the peer has ended and everything of it is closed."""
-        if self._ended is False:
-            self._ended = trio.Event()
-        if isinstance(self._ended, trio.Event):
-            await self._ended.wait()
-        else:
-            await trio.lowlevel.checkpoint()
-
-    def ended(self) -> None:
-        """Note that everything of the peer is closed."""
-        waiting, self._ended = self._ended, True
-        if isinstance(waiting, trio.Event):
-            waiting.set()
-
-
 class DeviceSession:
     """Everything that is live for one device: its connection, if it has one, and its clients.
 
@@ -126,26 +48,50 @@ class DeviceSession:
     **Ends when:** the last peer has ended. Cancelled, it closes every peer with a goodbye.
     """
 
-    __slots__ = ("_clients", "_device", "_host", "_nursery", "_waiting", "device_id", "last_seen_ms")
+    __slots__ = (
+        "__weakref__",
+        "_audience",
+        "_commands",
+        "_host",
+        "_limits",
+        "_nursery",
+        "_presence",
+        "_waiting",
+        "device_id",
+        "gone_at",
+        "last_seen_ms",
+        "snapshot",
+    )
 
-    def __init__(self, device_id: str, host: Host) -> None:
+    def __init__(
+        self, device_id: str, host: Host, *, snapshot: Snapshot | None = None, gone_at: float = -math.inf
+    ) -> None:
         self.device_id = device_id
         self.last_seen_ms: int | None = None
+        self.snapshot = snapshot if snapshot is not None else Snapshot()
+        self.gone_at = gone_at
+        """When the device went (trio time)."""
         self._host = host
-        self._device: Attachment | None = None
-        self._clients: dict[Attachment, Callable[[Delivery], bool]] = {}
+        self._limits = host.limits
+        self._presence = Presence(host.limits)
+        self._commands = Commands(weakref.proxy(self), limits=host.limits, counters=host.counters)
+        self._audience = Audience(limits=host.limits, counters=host.counters)
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
 
     @property
-    def online(self) -> bool:
-        """Whether the device is there."""
-        return self._device is not None
+    def device(self) -> DeviceAttachment | None:
+        """The connection that stands for the device, if it is there."""
+        return self._presence.present
 
     @property
     def client_count(self) -> int:
         """How many clients are attached."""
-        return len(self._clients)
+        return len(self._audience)
+
+    def is_contested(self) -> bool:
+        """Whether two machines fight for this device id, so that no other connection is to be let in."""
+        return self._presence.is_contested(trio.current_time())
 
     async def run(self) -> None:
         """Keep the session until its last peer has ended."""
@@ -154,33 +100,49 @@ class DeviceSession:
             waiting, self._waiting = self._waiting, []
             for attachment in waiting:
                 nursery.start_soon(self._keep, attachment)
+        self._nursery = None  # it leads back here
 
-    def attach_device(self, peer: Peer) -> Attachment:
-        """Take a device's connection on; an earlier one is replaced and closed."""
-        attachment = Attachment(self, peer, is_device=True)
-        replaced, self._device = self._device, attachment
-        self._note_seen()
-        attachment.deliver(Delivery((messages.connected_device(_now_ms()),)))
-        if replaced is not None:
-            log.info("device %s replaced its earlier connection", self.device_id)
-            replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
-        else:
-            log.info("device %s came", self.device_id)
-            self._broadcast(Delivery((messages.DEVICE_ONLINE,)))
-        self._start(attachment)
-        return attachment
+    # Coming and going
 
-    def attach_client(self, peer: Peer) -> Attachment:
-        """Take a client on and tell it whether the device is there."""
-        attachment = Attachment(self, peer, is_device=False)
-        self._clients[attachment] = peer.deliver
-        log.info("client %s of device %s came", attachment.id, self.device_id)
-        greeting = messages.connected_client(
-            attachment.id, self.device_id, device_online=self.online, timestamp_ms=_now_ms()
+    def attach_device(self, peer: Peer) -> DeviceAttachment:
+        """Take a connection of the device on. It stands for the device from its first frame on."""
+        limits = self._limits
+        attachment = DeviceAttachment(
+            self, peer, bucket=_bucket(rate_per_s=limits.device_rate, burst=limits.device_burst)
         )
-        attachment.deliver(Delivery((greeting,)))
+        earlier = self._presence.arrive(attachment)
+        if earlier is not None:
+            earlier.close(CloseCode.REPLACED, "a newer connection took this one's place")
+        attachment.deliver(Delivery((messages.connected_device(now_ms()),)))
+        attachment.ping()  # whoever only listens answers this, and is there
         self._start(attachment)
+        if attachment.heard:
+            self._arrives(attachment)
         return attachment
+
+    def attach_client(
+        self, peer: Peer, *, expires_at_s: float = math.inf, renew: Renew | None = None
+    ) -> ClientAttachment:
+        """Take a client on, and tell it what is known of the device."""
+        limits = self._limits
+        client = ClientAttachment(
+            self,
+            peer,
+            bucket=_bucket(rate_per_s=limits.client_rate, burst=limits.client_burst),
+            expires_at_s=expires_at_s,
+            renew=renew,
+        )
+        log.info("client %s of device %s came", client.id, self.device_id)
+        online = self.device is not None
+        told = [
+            messages.connected_client(client.id, self.device_id, device_online=online, timestamp_ms=now_ms())
+        ]
+        if not self.snapshot.empty:
+            told += self.state()
+        client.deliver(Delivery(told), keep=True)
+        self._audience.join(client)
+        self._start(client)
+        return client
 
     def _start(self, attachment: Attachment) -> None:
         self._host.attached.add(attachment)
@@ -196,97 +158,155 @@ class DeviceSession:
 
     async def _keep(self, attachment: Attachment) -> None:
         """Own a peer from its first message to its goodbye. Its failure is its own."""
-        take = self._take_from_device if attachment.is_device else self._take_from_client
+        if isinstance(attachment, DeviceAttachment):
+            receive = functools.partial(self._take_from_device, attachment)
+        else:
+            assert isinstance(attachment, ClientAttachment)
+            receive = functools.partial(self._take_from_client, attachment)
         try:
             try:
-                await attachment.peer.run(attachment, functools.partial(take, attachment))
+                await attachment.peer.run(attachment, receive)
             except* Exception as errors:
                 attachment.fail(errors)
             finally:
-                self._detach(attachment)
-                await attachment.peer.aclose()
+                try:
+                    self._detach(attachment)
+                finally:
+                    await attachment.peer.aclose()
         except* Exception:
             log.exception("a peer of device %s could not say goodbye", self.device_id)
         finally:
             self._host.attached.discard(attachment)
-            attachment.ended()
+            attachment.note_ended()
 
     def _detach(self, attachment: Attachment) -> None:
-        if attachment is self._device:
-            self._device = None
-            self._note_seen()
-            log.info("device %s went", self.device_id)
-            self._broadcast(Delivery((messages.DEVICE_OFFLINE,)))
-        elif self._clients.pop(attachment, None) is not None:
-            log.info("client %s of device %s went", attachment.id, self.device_id)
+        if isinstance(attachment, DeviceAttachment):
+            if self._presence.leave(attachment):
+                self.gone_at = trio.current_time()
+                self.snapshot.age_s(self.gone_at)  # nobody may look again for long
+                self._note_seen()
+                log.info("device %s went", self.device_id)
+                self._audience.tell(messages.DEVICE_OFFLINE)
         else:
-            return  # a device that was replaced: it had left already
-        if self._device is None and not self._clients:
+            assert isinstance(attachment, ClientAttachment)
+            self._audience.leave(attachment)
+            log.info("client %s of device %s went", attachment.id, self.device_id)
+        if not (self._audience or self._presence.present or self._presence.arriving):
             self._host.session_emptied(self)
 
+    def _arrives(self, device: DeviceAttachment) -> bool:
+        """Let a connection that has given its first sign of life stand for the device, if it may."""
+        now = trio.current_time()
+        if device is not self._presence.arriving or not self._presence.may_replace(now):
+            return False
+        self._device_came(now)
+        return True
+
+    def _device_came(self, now: float) -> None:
+        """Let the connection that has just spoken for the first time stand for the device."""
+        replaced = self._presence.replace(now)
+        device = self._presence.present
+        assert device is not None
+        self._note_seen()
+        if replaced is None:
+            log.info("device %s came", self.device_id)
+            self._audience.tell(messages.DEVICE_ONLINE)
+        else:
+            log.info("device %s replaced its earlier connection", self.device_id)
+            replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
+            if self._presence.is_contested(now):
+                log.warning("two machines use the id %s; only one of them is let in", self.device_id)
+        if self.client_count:
+            device.deliver(Delivery((messages.request_state(now_ms()),)))
+            self._commands.note_asked(now)
+        self._commands.flush(device, now)
+
     def _note_seen(self) -> None:
-        self.last_seen_ms = _now_ms()
+        self.last_seen_ms = now_ms()
         self._host.device_seen(self.device_id, self.last_seen_ms)
 
-    def _take_from_device(self, attachment: Attachment, received: Sequence[Message]) -> None:
-        """Pass on what the device says; a connection that was replaced has no say."""
-        if attachment is not self._device:
-            return
+    # Messages
+
+    def _take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
+        """Pass on what the device says; a connection that does not stand for it has no say."""
+        device.heard = True
+        if device is not self._presence.present and not self._arrives(device):
+            return 0.0
         counters = self._host.counters
         counters.received_from_devices += len(received)
+        note = self.snapshot.note
+        invalid = 0
         for message in received:
-            if message.peek_type() is None:
-                valid = [m for m in received if m.peek_type() is not None]
-                counters.invalid += len(received) - len(valid)
-                received = valid
-                break
-        if received and self._clients:
-            self._broadcast(Delivery(received))
-
-    def _broadcast(self, delivery: Delivery) -> None:
-        for client, deliver in self._clients.items():
-            try:
-                if not deliver(delivery):
-                    self._host.counters.left_out += len(delivery.messages)
-            except Exception as error:
-                client.fail(error)
-
-    def _take_from_client(self, client: Attachment, received: Sequence[Message]) -> None:
-        """Pass on what a client asks of the device, or tell it why not."""
-        self._host.counters.received_from_clients += len(received)
-        commands: list[Message] = []
-        answers: list[Message] = []
-        for message in received:
-            text = message.as_text()
-            message_type = text.peek_type() if text is not None else None
-            if text is None or message_type is None:
-                self._host.counters.invalid += 1
-                answers.append(messages.INVALID_MESSAGE)
-            elif len(text.payload) > self._host.limits.client_message_bytes:
-                answers.append(messages.MESSAGE_TOO_BIG)
-            elif self._device is None:
-                self._host.counters.undeliverable += 1
-                answers.append(self._answer_for_absent(message_type))
+            head = message.peek()
+            if head is None:
+                invalid += 1
             else:
-                commands.append(text)
-        if commands and self._device is not None and not self._device.deliver(Delivery(commands)):
-            self._host.counters.undeliverable += len(commands)
-            answers.append(messages.DEVICE_BUSY)
-        if answers:
-            client.deliver(Delivery(answers))
+                note(message, head.type, head.seq)
+        if invalid:
+            counters.invalid += invalid
+            received = [message for message in received if message.peek() is not None]
+        if received:
+            self._audience.broadcast(Delivery(received))
+        if device.bucket is None:
+            return 0.0
+        return device.bucket.take(len(received) + invalid, trio.current_time())
 
-    def _answer_for_absent(self, message_type: str) -> Message:
-        if message_type in _STATE_REQUESTS:
-            return messages.device_status(self.device_id, last_seen=_iso_time(self.last_seen_ms))
-        return messages.device_offline_error(self.device_id)
+    def _take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
+        client.heard = True
+        if not received:
+            return 0.0
+        now = trio.current_time()
+        self._commands.take(client, received, now)
+        return client.bucket.take(len(received), now) if client.bucket is not None else 0.0
+
+    def state(self) -> list[Message]:
+        """Give what a client has to be told of the device: whether it is there, and what is known of it."""
+        return [self.status(), *self.snapshot.messages()]
+
+    def status(self) -> Message:
+        """Say whether the device is there, and how old what is known of it is."""
+        age_s = self.snapshot.age_s(trio.current_time())
+        return messages.device_status(
+            self.device_id,
+            online=self.device is not None,
+            last_seen=iso_time(self.last_seen_ms),
+            snapshotAgeMs=round(age_s * 1000) if math.isfinite(age_s) else None,
+        )
+
+    def snapshot_messages(self) -> list[Message]:
+        """Give what is known of the device's state, its status first."""
+        return self.snapshot.messages()
+
+    # What time brings
+
+    def look_after(self, now: float) -> None:
+        """Do what is due by time; called about once a second."""
+        self._look_after_device(now)
+        self._commands.expire(now)
+        self.snapshot.age_s(now)
+        self._audience.look_after(now, self.state)
+        if self.device is None and now - self.gone_at >= self._limits.snapshot_s:
+            self.snapshot = Snapshot()
+
+    def _look_after_device(self, now: float) -> None:
+        limits, presence = self._limits, self._presence
+        device, arriving = presence.present, presence.arriving
+        if arriving is not None:
+            if arriving.silent_s(now) >= limits.device_first_frame_s:
+                self._host.counters.zombies += 1
+                arriving.close(CloseCode.POLICY_VIOLATION, "nothing was sent")
+            elif arriving.heard_at > arriving.attached_at and presence.may_replace(now):
+                self._device_came(now)
+        if device is not None:
+            silent_s = device.silent_s(now)
+            if silent_s >= limits.device_silence_s:
+                device.close(CloseCode.POLICY_VIOLATION, "nothing was sent for too long")
+            elif silent_s >= limits.device_ping_s <= now - device.pinged_at:
+                device.pinged_at = now
+                device.ping()  # a machine pings by itself; others may only listen, and answer this
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _iso_time(at_ms: int | None) -> str | None:
-    if at_ms is None:
+def _bucket(*, rate_per_s: float, burst: float) -> TokenBucket | None:
+    if rate_per_s <= 0:
         return None
-    at = datetime.fromtimestamp(at_ms / 1000, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=trio.current_time())

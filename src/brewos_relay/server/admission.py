@@ -1,12 +1,14 @@
 """Who may come in: from the request of a WebSocket to a device or a client of the relay."""
 
+import functools
 from dataclasses import dataclass
 
 import trio
 
 from brewos_relay.auth.access import claims_name_device
 from brewos_relay.auth.keys import key_matches, parse_device_id, valid_key
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import Claims, TokenSigner
+from brewos_relay.core.attachment import Renew
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.store import Store
@@ -25,10 +27,15 @@ class DeviceEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClientEntry:
-    """A client that may reach its device; `last_seen_ms` is what the registry knows of that."""
+    """A client that may reach its device, until its token ends or a fresh one takes its place.
+
+    `last_seen_ms` is what the registry knows of the device.
+    """
 
     device_id: str
     last_seen_ms: int | None
+    expires_at_s: int
+    renew: Renew
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,8 @@ class Admission:
         """Decide about a request. Raises Refusal."""
         if self._relay.closing:
             raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
+        if not self._relay.admits():
+            raise Refusal(503, "too many connections at once", headers={"Retry-After": "5"})
         try:
             with trio.fail_after(self._relay.limits.admission_s):
                 if request.path == DEVICE_PATH:
@@ -71,6 +80,8 @@ class Admission:
         device = await self._store.find_device(device_id)
         if not key_matches(key, device.key_hash if device is not None else None):
             raise Refusal(401, "unknown device or wrong key")
+        if self._relay.is_contested(device_id):
+            raise Refusal(409, "another machine with this id is connected")
         return DeviceEntry(device_id)
 
     async def _check_client(self, parameters: dict[str, str]) -> ClientEntry | TokenRefused:
@@ -87,7 +98,21 @@ class Admission:
         ):
             raise Refusal(403, "no access to this device")
         device = await self._store.find_device(device_id)
-        return ClientEntry(device_id, device.last_seen_ms if device is not None else None)
+        return ClientEntry(
+            device_id,
+            device.last_seen_ms if device is not None else None,
+            claims.expires_at_s,
+            functools.partial(self._renew, claims, device_id),
+        )
+
+    def _renew(self, earlier: Claims, device_id: str, token: str) -> int:
+        """Take a fresh token of the same user that reaches as far; raises TokenRejected."""
+        claims = self._tokens.verify(token)
+        if claims.user_id != earlier.user_id:
+            raise TokenRejected("the token is another user's")
+        if claims_name_device(earlier, device_id) and not claims_name_device(claims, device_id):
+            raise TokenRejected("the token does not name this device any more")
+        return claims.expires_at_s
 
 
 def _device_id(text: str | None, *, name: str) -> str:

@@ -95,7 +95,9 @@ class Listener:
         try:
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport = Transport(accepted, outbox_limit_bytes=self._limits.outbox_bytes)
+            transport = Transport(
+                accepted, outbox_limit_bytes=self._limits.outbox_bytes, lag_bytes=self._limits.lag_bytes
+            )
             try:
                 handed_on = await self._answer(transport)
             except Refusal as refusal:
@@ -170,7 +172,13 @@ class Listener:
             return True
         client = client_connection(transport, poller=self._poller, limits=self._limits, initial=rest)
         if isinstance(entry, ClientEntry):
-            self._relay.attach_client(entry.device_id, client, last_seen_ms=entry.last_seen_ms)
+            self._relay.attach_client(
+                entry.device_id,
+                client,
+                last_seen_ms=entry.last_seen_ms,
+                expires_at_s=entry.expires_at_s,
+                renew=entry.renew,
+            )
             return True
         log.info("client closed: %s", entry.reason)
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)

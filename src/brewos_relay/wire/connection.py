@@ -1,15 +1,23 @@
 """WebSocketConnection: a transport and a codec that make a core Peer."""
 
 import logging
+from collections.abc import Sequence
 
 import trio
 
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import Receive, Tasks
-from brewos_relay.core.session import Counters
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery
-from brewos_relay.wire.frames import Ending, FrameParser, encode_close, encode_delivery, encode_pongs
+from brewos_relay.messages import Delivery, Message
+from brewos_relay.wire.frames import (
+    PING_FRAME,
+    Ending,
+    FrameParser,
+    encode_close,
+    encode_delivery,
+    encode_pongs,
+)
 from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.transport import Transport
 
@@ -83,10 +91,10 @@ class WebSocketConnection:
         if transport.outbox_bytes:
             transport.on_blocked()
         data, self._initial = self._initial, b""
-        if data:
-            self._take(data)
         self._poller.watch(transport.fd, self._on_readable)
         try:
+            if data:
+                self._take(data)
             if self._ending is None:
                 # Not an Event in a CancelScope: an idle connection is little else than this.
                 self._sleeper = trio.lowlevel.current_task()
@@ -97,6 +105,7 @@ class WebSocketConnection:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
+            del self._receive, self._tasks  # they lead back here, and would keep all of it from going
 
     def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -117,33 +126,60 @@ class WebSocketConnection:
             self._wake()
 
     def _take(self, data: bytes) -> None:
+        messages = self._parser.feed(data)
+        if self._parser.attention:
+            self._attend(messages)
+        elif self._ending is None:
+            self._hand_on(messages)
+
+    def _hand_on(self, messages: Sequence[Message]) -> float:
+        """Give messages to the session; return for how many seconds nothing is read from here on."""
+        try:
+            pause_s = self._receive(messages)
+            if pause_s > 0:
+                self._pause(pause_s)
+        except Exception:
+            log.exception("a connection failed")
+            self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+            return 0.0
+        return pause_s
+
+    def _attend(self, messages: Sequence[Message]) -> None:
+        """Do what is to be done when more has come than whole messages."""
         parser = self._parser
-        messages = parser.feed(data)
         moved_on = messages or parser.oversized
         if parser.pings:
             self._transport.write(encode_pongs(parser.pings))
             parser.pings.clear()
-        if parser.oversized:
-            self._counters.oversized += parser.oversized
-            parser.oversized = 0
-        if messages and self._ending is None:
-            try:
-                self._receive(messages)
-            except Exception:
-                log.exception("a connection failed")
-                self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+        self._counters.oversized += parser.oversized
+        parser.oversized = 0
+        pause_s = 0.0
+        if (messages or parser.heard) and self._ending is None:
+            pause_s = self._hand_on(messages)
+        parser.heard = False
         if parser.ending is not None and self._ending is None:
             self._ending = parser.ending
             self._wake()
+        parser.attention = parser.incomplete or parser.ending is not None
         if not parser.incomplete:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
         elif self._overdue is None:
-            self._overdue = trio.CancelScope(deadline=trio.current_time() + self._limits.message_s)
+            self._overdue = trio.CancelScope(deadline=trio.current_time() + pause_s + self._limits.message_s)
             self._tasks.start_soon(self._wait_for_message, self._overdue)
         elif moved_on:  # it is another message than before
-            self._overdue.deadline = trio.current_time() + self._limits.message_s
+            self._overdue.deadline = trio.current_time() + pause_s + self._limits.message_s
+
+    def _pause(self, pause_s: float) -> None:
+        """Read nothing for a while: what the peer sends waits in the network, and slows it down."""
+        self._poller.unwatch(self._transport.fd)
+        self._tasks.start_soon(self._go_on_after, pause_s)
+
+    async def _go_on_after(self, pause_s: float) -> None:
+        await trio.sleep(pause_s)
+        if self._sleeper is not None:
+            self._poller.watch(self._transport.fd, self._on_readable)
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
         """Close the peer if the message that has begun is not complete in time."""
@@ -152,11 +188,22 @@ class WebSocketConnection:
         if overdue is self._overdue:
             self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
 
-    def deliver(self, delivery: Delivery) -> bool:
+    @property
+    def backlog_bytes(self) -> int:
+        """What waits beyond what the operating system holds."""
+        return self._transport.outbox_bytes
+
+    def ping(self) -> bool:
+        """Send a ping; see `Peer.ping`."""
+        if self._ending is None:
+            self._transport.write(PING_FRAME)
+        return False
+
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
         """Send messages without waiting; False if they were left out; see `Peer.deliver`."""
         if self._ending is not None:
             return False
-        return self._transport.write(delivery.encoded or encode_delivery(delivery))
+        return self._transport.write(delivery.encoded or encode_delivery(delivery), keep)
 
     def _start_writing(self) -> None:
         self._tasks.start_soon(self._write_on)

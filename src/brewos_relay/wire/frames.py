@@ -67,7 +67,9 @@ class FrameParser:
         "_skip_bytes",
         "_skip_oversize",
         "_utf8",
+        "attention",
         "ending",
+        "heard",
         "oversized",
         "pings",
     )
@@ -85,6 +87,13 @@ class FrameParser:
         self._utf8: codecs.IncrementalDecoder | None = None
         self.pings: list[bytes] = []
         """Payloads of pings that nobody has answered yet; the caller empties it."""
+        self.attention = False
+        """Set when there is more to look at than messages: pings, an ending, a message that is not complete.
+
+        The caller resets it when nothing of that is left.
+        """
+        self.heard = False
+        """Set when a control frame has come; the caller may reset it."""
         self.ending: Ending | None = None
         """Set once the stream is over; whatever is fed later is ignored."""
         self.oversized = 0
@@ -137,6 +146,7 @@ class FrameParser:
 
     def _take_frame(self, data: bytes, start: int, messages: list[Message]) -> int:
         """Take any frame, whole or not, that begins at `start`; return where to go on."""
+        self.attention = True
         end = len(data)
         available = end - start
         if available < 2:
@@ -177,6 +187,7 @@ class FrameParser:
 
     def _fail(self, code: CloseCode, reason: str, end: int) -> int:
         """End the stream; gives back `end`, where nothing is left to be parsed."""
+        self.attention = True
         self.ending = Ending(code, reason, by_peer=False)
         self._partial = self._fragments = self._utf8 = None
         return end
@@ -209,6 +220,7 @@ class FrameParser:
         self._utf8 = None
 
     def _take_control(self, first: int, payload: bytes) -> None:
+        self.heard = True
         if first == _FIN | PING:
             self.pings.append(payload)
         elif first == _FIN | CLOSE:
@@ -288,6 +300,9 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     if length <= 0xFFFF:
         return _medium_header(_FIN | opcode, 126, length) + payload
     return _large_header(_FIN | opcode, 127, length) + payload
+
+
+PING_FRAME: Final = bytes((_FIN | PING, 0))
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:

@@ -1,7 +1,10 @@
 """A non-blocking byte stream over a socket, with a bounded outbox for what cannot be sent at once."""
 
 import contextlib
+import fcntl
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -15,10 +18,11 @@ class Transport:
     """Owns a connected, non-blocking socket until `close`.
 
     Bytes are written at once as far as the operating system takes them; the rest waits in the outbox, at most
-    `outbox_limit_bytes`, until somebody runs `flush`.
+    `outbox_limit_bytes` of it, until somebody runs `flush`.
     """
 
     __slots__ = (
+        "_lag_bytes",
         "_outbox",
         "_outbox_limit_bytes",
         "_recv",
@@ -30,13 +34,14 @@ class Transport:
         "outbox_bytes",
     )
 
-    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
         self._socket = sock
         self.fd = sock.fileno()
         self._send = sock.send
         self._recv = sock.recv
         self._outbox: deque[bytes] | None = None
         self._outbox_limit_bytes = outbox_limit_bytes
+        self._lag_bytes = outbox_limit_bytes if lag_bytes is None else min(lag_bytes, outbox_limit_bytes)
         self._wakes = 0
         self.outbox_bytes = 0
         """What waits to be written."""
@@ -57,8 +62,10 @@ class Transport:
         except OSError:
             return b""
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, keep: bool = True) -> bool:
         """Write, or leave in the outbox; False if the outbox has no room and nothing was written.
+
+        What is not to be kept finds no room any more once `lag_bytes` wait.
 
         A broken stream takes everything: its end shows when it is read.
         """
@@ -75,7 +82,7 @@ class Transport:
                 if self.on_blocked is not None:
                     self.on_blocked()
             return True
-        if self.outbox_bytes + len(data) > self._outbox_limit_bytes:
+        if self.outbox_bytes + len(data) > (self._outbox_limit_bytes if keep else self._lag_bytes):
             return False
         self._outbox.append(data)
         self.outbox_bytes += len(data)
@@ -96,17 +103,22 @@ class Transport:
             self.outbox_bytes = len(self._outbox[0])
 
     async def flush(self, *, stall_s: float) -> bool:
-        """Write until the outbox is empty; False if the peer took nothing for `stall_s`.
+        """Write until the outbox is empty; False if the peer took nothing at all for `stall_s`.
+
+        A peer that takes little is not stalled, although the system may say for long that there is no room.
 
         Raises trio.ClosedResourceError after `wake` or `close`.
         """
         wakes = self._wakes
         while self._outbox is not None:
+            untaken_bytes = self._untaken_bytes()
             with trio.move_on_after(stall_s) as stalled:
                 await trio.lowlevel.wait_writable(self.fd)
             if wakes != self._wakes:  # after the waiting was over, and before it was noticed here
                 raise trio.ClosedResourceError("woken")
             if stalled.cancelled_caught:
+                if self._untaken_bytes() < untaken_bytes:
+                    continue
                 return False
             while self._outbox:
                 chunk = self._outbox[0]
@@ -119,6 +131,13 @@ class Transport:
             else:
                 self._outbox = None
         return True
+
+    def _untaken_bytes(self) -> int:
+        """Ask the system how much of what was sent the peer has not taken; 0 where it does not say."""
+        try:
+            return int.from_bytes(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     async def wait_readable(self) -> None:
         """Wait for something to read, or for the end.

@@ -1,0 +1,148 @@
+"""Attachment: one peer in a session, and what the session knows of it."""
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+import trio
+
+from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.peer import Peer
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery
+
+log = logging.getLogger(__name__)
+
+_SAME_END_S = 1.0
+"""Two ends of a token that are no further apart are one, seen by two clocks."""
+
+Renew: TypeAlias = Callable[[str], int]
+"""Takes a fresh token of the same user and gives its end, in s since the epoch; raises TokenRejected."""
+
+
+class StartSoon(Protocol):
+    """What an attachment needs of the session that it is part of."""
+
+    device_id: str
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task in the session's nursery; it must not raise."""
+
+
+class Attachment:
+    """One peer in a session, device or client, and where the peer starts its tasks."""
+
+    __slots__ = ("_ended", "attached_at", "bucket", "heard", "heard_at", "peer", "pinged_at", "session")
+
+    def __init__(self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None) -> None:
+        self.session = session
+        self.peer = peer
+        self.bucket = bucket
+        self.attached_at = trio.current_time()
+        self.heard_at = self.attached_at
+        """When the peer last gave a sign of life, as of the last look."""
+        self.heard = False
+        """Whether it gave one since then."""
+        self.pinged_at = self.attached_at
+        """When it was last asked for one."""
+        self._ended: trio.Event | bool = False
+
+    def close(self, code: int, reason: str) -> None:
+        """Ask the peer to end with this close code."""
+        try:
+            self.peer.close(code, reason)
+        except Exception:
+            log.exception("a peer of device %s cannot be closed", self.session.device_id)
+
+    def deliver(self, delivery: Delivery, *, keep: bool = False) -> bool:
+        """Deliver to the peer, also if it lags when the messages are to be kept; one that fails is closed."""
+        try:
+            return self.peer.deliver(delivery, keep=keep)
+        except Exception as error:
+            self.fail(error)
+            return False
+
+    def fail(self, error: Exception) -> None:
+        """Close the peer because of an exception, which is nobody else's concern."""
+        log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
+        self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task of the peer, beside its reading; see `peer.Tasks`."""
+        self.session.start_soon(self._run_beside, async_fn, args)
+
+    async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
+        try:
+            await async_fn(*args)
+        except* Exception as errors:
+            self.fail(errors)
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life."""
+        try:
+            if self.peer.ping():
+                self.heard = True
+        except Exception as error:
+            self.fail(error)
+
+    def silent_s(self, now: float) -> float:
+        """Look for how long the peer has given no sign of life, in s."""
+        if self.heard:
+            self.heard = False
+            self.heard_at = now
+        return now - self.heard_at
+
+    async def wait_closed(self) -> None:
+        """Wait until the peer has ended and everything of it is closed."""
+        if self._ended is False:
+            self._ended = trio.Event()
+        if isinstance(self._ended, trio.Event):
+            await self._ended.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def note_ended(self) -> None:
+        """Note that everything of the peer is closed."""
+        waiting, self._ended = self._ended, True
+        if isinstance(waiting, trio.Event):
+            waiting.set()
+
+
+class DeviceAttachment(Attachment):
+    """A connection of the device. It stands for the device from its first frame on."""
+
+    __slots__ = ()
+
+
+class ClientAttachment(Attachment):
+    """A client, with the token that it came with."""
+
+    __slots__ = ("expires_at", "id", "renew", "warned")
+
+    def __init__(
+        self,
+        session: StartSoon,
+        peer: Peer,
+        *,
+        bucket: TokenBucket | None,
+        expires_at_s: float = math.inf,
+        renew: Renew | None = None,
+    ) -> None:
+        super().__init__(session, peer, bucket=bucket)
+        self.id = secrets.token_hex(8)
+        self.expires_at = math.inf
+        """When its token ends (trio time)."""
+        self.renew = renew
+        self.warned = False
+        """Whether it was told that its token ends."""
+        self.set_token_end(expires_at_s)
+
+    def set_token_end(self, expires_at_s: float) -> None:
+        """Note that the client has a token that ends at this time, in s since the epoch."""
+        expires_at = trio.current_time() + expires_at_s - time.time()
+        if expires_at > self.expires_at + _SAME_END_S:  # a browser may give the same one again
+            self.warned = False
+        self.expires_at = expires_at

@@ -1,0 +1,121 @@
+"""Audience: the clients of one device, those that keep up and those that lag."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import trio
+
+from brewos_relay import messages
+from brewos_relay.core.attachment import ClientAttachment
+from brewos_relay.core.clock import iso_time, now_ms
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.snapshot import must_reach
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery, Message
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 1.0
+
+
+class Audience:
+    """Whoever listens to one device.
+
+    A client that has not taken what was sent to it lags: it gets only what nothing that comes later would say
+    again, until it has caught up. The others do not notice.
+    """
+
+    __slots__ = ("_clients", "_counters", "_fed", "_fed_at", "_lagging", "_limits")
+
+    def __init__(self, *, limits: Limits, counters: Counters) -> None:
+        self._limits = limits
+        self._counters = counters
+        self._clients: dict[ClientAttachment, Callable[[Delivery], bool]] = {}
+        self._lagging: dict[ClientAttachment, None] = {}  # an empty set would be larger
+        self._fed = False  # whether the clients got a message since the last look
+        self._fed_at = trio.current_time()
+
+    def __len__(self) -> int:
+        return len(self._clients) + len(self._lagging)
+
+    def __iter__(self) -> Iterator[ClientAttachment]:
+        return iter((*self._clients, *self._lagging))
+
+    def join(self, client: ClientAttachment) -> None:
+        """Let a client hear everything from here on."""
+        self._clients[client] = client.peer.deliver
+
+    def leave(self, client: ClientAttachment) -> None:
+        """Forget a client."""
+        self._clients.pop(client, None)
+        self._lagging.pop(client, None)
+
+    def broadcast(self, delivery: Delivery) -> None:
+        """Send what the device says to every client; one that is too far behind begins to lag."""
+        self._fed = True
+        behind: list[ClientAttachment] | None = None
+        for client, deliver in self._clients.items():
+            try:
+                if not deliver(delivery):
+                    behind = [*(behind or ()), client]
+            except Exception as error:
+                client.fail(error)
+        if behind is not None:
+            self._let_lag(behind)
+        if self._lagging:
+            self._send_what_must_reach(delivery)
+
+    def _let_lag(self, behind: Sequence[ClientAttachment]) -> None:
+        for client in behind:
+            del self._clients[client]
+            self._lagging[client] = None
+            log.info("client %s lags", client.id)
+
+    def _send_what_must_reach(self, delivery: Delivery) -> None:
+        kept = [message for message in delivery.messages if must_reach(message)]
+        for client in self._lagging:
+            self._counters.left_out += len(delivery.messages) - len(kept)
+            if kept and not client.deliver(Delivery(kept), keep=True):
+                self._counters.left_out += len(kept)
+
+    def tell(self, message: Message) -> None:
+        """Tell every client something of the relay's own, also those that lag."""
+        delivery = Delivery((message,))
+        for client in self:
+            client.deliver(delivery, keep=True)
+
+    def look_after(self, now: float, state: Callable[[], list[Message]]) -> None:
+        """Do what is due by time; called about once a second.
+
+        `state` gives what a client that lagged has to be told of the device when it has caught up.
+        """
+        if self._fed:
+            self._fed, self._fed_at = False, now
+        elif now - self._fed_at >= self._limits.keepalive_s - 2 * _LOOK_EVERY_S and len(self):
+            self._fed_at = now
+            self.tell(messages.keepalive(now_ms()))
+        for client in self:
+            self._look_for_life(client, now)
+            self._look_at_token(client, now)
+        for client in [client for client in self._lagging if client.peer.backlog_bytes == 0]:
+            self._lagging.pop(client, None)
+            self.join(client)
+            client.deliver(Delivery(state()), keep=True)
+
+    def _look_for_life(self, client: ClientAttachment, now: float) -> None:
+        silent_s = client.silent_s(now)
+        if silent_s >= self._limits.client_silence_s:
+            client.close(CloseCode.POLICY_VIOLATION, "no sign of life for too long")
+        elif silent_s >= self._limits.client_ping_s <= now - client.pinged_at:
+            client.pinged_at = now
+            client.ping()
+
+    def _look_at_token(self, client: ClientAttachment, now: float) -> None:
+        left_s = client.expires_at - now
+        if left_s <= 0:
+            client.close(CloseCode.TOKEN_REJECTED, "the token has expired")
+        elif left_s <= self._limits.token_warning_s and not client.warned:
+            client.warned = True
+            ends_at = iso_time(now_ms() + round(left_s * 1000)) or ""
+            client.deliver(Delivery((messages.token_expiring(ends_at, round(left_s)),)), keep=True)

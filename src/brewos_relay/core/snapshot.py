@@ -1,0 +1,234 @@
+"""Snapshot: the last known state of one device, for whoever joins.
+
+A machine says its whole state rarely and what has changed often; merged, they are what an app that was there
+all the time would know. Merging waits until somebody asks: a machine that nobody watches costs nothing here
+but keeping its last few messages.
+"""
+
+import contextlib
+import math
+import struct
+from typing import Any, Final
+
+import msgspec
+
+from brewos_relay.messages import Message
+
+#: Kept as they came, the last of each.
+_KEPT_WHOLE: Final = (
+    "device_info",
+    "esp_status",
+    "pico_status",
+    "power_meter_status",
+    "bbw_settings",
+)
+_MERGE_AT: Final = 100
+"""So many changes are merged unasked, so that what is kept stays small."""
+
+_MOST_BYTES: Final = 64 * 1024
+"""The same for bytes; and no state is larger than this."""
+
+_Fields = dict[str, msgspec.Raw]
+_decode_json = msgspec.json.Decoder(_Fields).decode
+_decode_msgpack = msgspec.msgpack.Decoder(_Fields).decode
+_MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+_SUPERSEDED: Final = frozenset(
+    {
+        "status",
+        "status_delta",
+        "keepalive",
+        "esp_status",
+        "pico_status",
+        "power_meter_status",
+        "scale_status",
+        "stats",
+    }
+)
+
+
+class Snapshot:
+    """What a device has said of its state.
+
+    A group in a `status_delta` replaces what it names and leaves the rest of that group as it was: an app
+    that joins then knows just what one knows that was there.
+    """
+
+    __slots__ = (
+        "_changes",
+        "_changes_bytes",
+        "_noted",
+        "_noted_at",
+        "_others",
+        "_status",
+        "_status_seq",
+        "seq",
+    )
+
+    def __init__(self) -> None:
+        self._status: Message | None = None
+        self._status_seq: Any = None
+        self._changes: list[Message] = []
+        self._changes_bytes = 0
+        self._others: dict[str, Message] = {}
+        self.seq: Any = None
+        """The last sequence number that the device gave."""
+        self._noted = False  # since the last look at the clock
+        self._noted_at = -math.inf
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known."""
+        return self._status is None and not self._others
+
+    def age_s(self, now: float) -> float:
+        """Look for how long the device has not spoken of its state, in s; infinite if it never has.
+
+        Exact to the time between two looks, since messages are not stamped as they come.
+        """
+        if self._noted:
+            self._noted = False
+            self._noted_at = now
+        return now - self._noted_at
+
+    def note(self, message: Message, message_type: str, seq: Any) -> None:
+        """Take note of a message of the device, if it is about its state."""
+        if message_type == "status":
+            self._status = message
+            self._status_seq = self.seq = seq
+            self._changes.clear()
+            self._changes_bytes = 0
+        elif message_type == "status_delta":
+            if self._status is None:
+                return  # a change of something unknown
+            self._changes.append(message)
+            self._changes_bytes += len(message.payload)
+            self.seq = seq
+            if len(self._changes) >= _MERGE_AT or self._changes_bytes > _MOST_BYTES:
+                self._merge()
+        elif message_type == "keepalive":
+            self.seq = seq
+        elif message_type in _KEPT_WHOLE:
+            self._others[message_type] = message
+        else:
+            return
+        self._noted = True
+
+    def messages(self) -> list[Message]:
+        """Give what a client that joins has to be told, in the device's own encoding.
+
+        The status carries the device's last `seq`, so that the next message is the next one for the client.
+        """
+        self._merge()
+        return [*([self._status] if self._status is not None else []), *self._others.values()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the known messages by type, with numbers as people write them; JSON can hold all of it.
+
+        A message that has no such form is left out: text in a machine's message need not be UTF-8.
+        """
+        self._merge()
+        known = dict(self._others)
+        if self._status is not None:
+            known["status"] = self._status
+        contents: dict[str, Any] = {}
+        for name, message in known.items():
+            text = message.as_text()
+            with contextlib.suppress(*_MALFORMED):
+                contents[name] = readable(decode(text)) if text is not None else None
+        return {name: content for name, content in contents.items() if content is not None}
+
+    def _merge(self) -> None:
+        status = self._status
+        if status is None or (not self._changes and self._status_seq == self.seq):
+            return
+        fields = _fields(status)
+        for change in self._changes:
+            for name, value in _fields(_recoded(change, is_text=status.is_text)).items():
+                fields[name] = _merged(fields.get(name), value, is_text=status.is_text)
+        fields["type"] = _raw("status", is_text=status.is_text)
+        if isinstance(self.seq, int) and abs(self.seq) < 2**63:
+            fields["seq"] = _raw(self.seq, is_text=status.is_text)
+        merged = Message(_encode(fields, is_text=status.is_text), status.is_text)
+        # What grows beyond all measure is not the state of a machine.
+        self._status = merged if len(merged.payload) <= _MOST_BYTES else None
+        self._status_seq = self.seq
+        self._changes.clear()
+        self._changes_bytes = 0
+
+
+def unnumbered(message: Message) -> Message:
+    """Give a message without its `seq`, for a client that has missed something.
+
+    It may have seen that number already, which would be another gap to it, and it would ask again, for ever.
+    """
+    fields = _fields(message)
+    if fields.pop("seq", None) is None:
+        return message
+    return Message(_encode(fields, is_text=message.is_text), message.is_text)
+
+
+def must_reach(message: Message) -> bool:
+    """Whether a message of a device must reach every client: nothing that comes later says it again."""
+    head = message.peek()
+    return head is not None and head.type not in _SUPERSEDED and (head.type != "log" or head.level == "error")
+
+
+def _fields(message: Message) -> _Fields:
+    try:
+        return (_decode_json if message.is_text else _decode_msgpack)(message.payload)
+    except _MALFORMED:
+        return {}
+
+
+def _merged(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> msgspec.Raw:
+    """Put what `new` names over `old`, if both are maps; else it is `new`."""
+    if old is None:
+        return new
+    decode_fields = _decode_json if is_text else _decode_msgpack
+    try:
+        group = {**decode_fields(old), **decode_fields(new)}
+    except _MALFORMED:
+        return new
+    return msgspec.Raw(_encode(group, is_text=is_text))
+
+
+def _encode(content: Any, *, is_text: bool) -> bytes:
+    return msgspec.json.encode(content) if is_text else msgspec.msgpack.encode(content)
+
+
+def _raw(content: Any, *, is_text: bool) -> msgspec.Raw:
+    return msgspec.Raw(_encode(content, is_text=is_text))
+
+
+def _recoded(message: Message, *, is_text: bool) -> Message:
+    """Give a message in the other encoding, if it is not in this one already."""
+    if message.is_text == is_text:
+        return message
+    try:
+        return Message(_encode(readable(decode(message)), is_text=is_text), is_text)
+    except (*_MALFORMED, TypeError, OverflowError):
+        return Message(b"{}" if is_text else b"\x80", is_text)
+
+
+def decode(message: Message) -> Any:
+    """Decode a whole message. Raises msgspec.MsgspecError or RecursionError."""
+    return (msgspec.json.decode if message.is_text else msgspec.msgpack.decode)(message.payload)
+
+
+def readable(value: Any) -> Any:
+    """Give numbers that came in 32 bits with the 7 digits that they have: 93.2, not 93.19999694824219."""
+    if isinstance(value, float):
+        return _readable_float(value)
+    if isinstance(value, dict):
+        return {name: readable(content) for name, content in value.items()}
+    if isinstance(value, list):
+        return [readable(content) for content in value]
+    return value
+
+
+def _readable_float(value: float) -> float:
+    # Whole numbers are left alone: times in ms have more than 7 digits, and come in 64 bits.
+    if value.is_integer() or not math.isfinite(value):
+        return value
+    in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # what is too large for that is whole
+    return float(f"{value:.7g}") if in_32_bits == value else value

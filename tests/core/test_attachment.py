@@ -1,0 +1,169 @@
+import math
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from brewos_relay import messages
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery
+from support.peers import ScriptedPeer
+
+DEVICE_ID = "BRW-00000001"
+DELIVERY = Delivery((messages.DEVICE_ONLINE,))
+
+
+class InNursery:
+    """What an attachment asks of its session."""
+
+    device_id = DEVICE_ID
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        self._nursery.start_soon(async_fn, *args)
+
+
+@pytest.fixture
+async def peer() -> ScriptedPeer:
+    return ScriptedPeer()
+
+
+@pytest.fixture
+async def device(peer: ScriptedPeer, nursery: trio.Nursery) -> DeviceAttachment:
+    return DeviceAttachment(InNursery(nursery), peer, bucket=None)
+
+
+@pytest.fixture
+async def make_client(peer: ScriptedPeer, nursery: trio.Nursery) -> "partial[ClientAttachment]":
+    return partial(ClientAttachment, InNursery(nursery), peer, bucket=None)
+
+
+async def test_a_delivery_is_handed_to_the_peer(device: DeviceAttachment, peer: ScriptedPeer) -> None:
+    assert device.deliver(DELIVERY)
+    assert device.deliver(DELIVERY, keep=True)
+    assert (peer.deliveries, peer.kept) == ([DELIVERY, DELIVERY], [False, True])
+    peer.refuses = True
+    assert not device.deliver(DELIVERY)
+    assert device.deliver(DELIVERY, keep=True)
+
+
+async def test_a_peer_that_cannot_be_delivered_to_is_closed(
+    device: DeviceAttachment, peer: ScriptedPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer.deliver_error = ValueError("no way out")
+    assert not device.deliver(DELIVERY)
+    assert peer.close_code == CloseCode.INTERNAL_ERROR
+    assert DEVICE_ID in caplog.text
+    assert "ValueError: no way out" in caplog.text
+
+
+async def test_a_ping_is_handed_to_the_peer_and_closes_it_if_it_fails(
+    device: DeviceAttachment, peer: ScriptedPeer
+) -> None:
+    device.ping()
+    assert (len(peer.pinged_at), peer.closes, device.heard) == (1, [], False)
+    peer.is_sure = True
+    device.ping()
+    assert device.heard, "there is no answer to be waited for"
+    peer.ping_error = ValueError("no ping")
+    device.ping()
+    assert peer.close_code == CloseCode.INTERNAL_ERROR
+
+
+async def test_closing_never_raises(
+    device: DeviceAttachment, peer: ScriptedPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.close(1000, "enough")
+    peer.close_error = ValueError("no close")
+    device.close(1001, "really")
+    assert peer.closes == [(1000, "enough"), (1001, "really")]
+    assert "ValueError: no close" in caplog.text
+    assert DEVICE_ID in caplog.text
+
+
+async def test_a_task_of_the_peer_that_fails_closes_it(device: DeviceAttachment, peer: ScriptedPeer) -> None:
+    done: list[str] = []
+
+    async def write(text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        done.append(text)
+
+    async def fail() -> None:
+        raise ExceptionGroup("two", [ValueError("one"), KeyError("other")])
+
+    device.start_soon(write, "x")
+    await wait_all_tasks_blocked()
+    assert (done, peer.closes) == (["x"], [])
+    device.start_soon(fail)
+    await wait_all_tasks_blocked()
+    assert peer.close_code == CloseCode.INTERNAL_ERROR
+
+
+async def test_silence_is_counted_from_the_last_look_at_a_sign_of_life(
+    device: DeviceAttachment, autojump_clock: MockClock
+) -> None:
+    await trio.sleep(5)
+    assert device.silent_s(trio.current_time()) == pytest.approx(5)
+    device.heard = True
+    await trio.sleep(1)
+    assert device.silent_s(trio.current_time()) == 0
+    await trio.sleep(3)
+    assert device.silent_s(trio.current_time()) == pytest.approx(3)
+    assert device.heard_at > device.attached_at
+
+
+async def test_waiting_for_the_end_before_and_after_it(
+    device: DeviceAttachment, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    ended_at: list[float] = []
+
+    async def wait(attachment: Attachment) -> None:
+        await attachment.wait_closed()
+        ended_at.append(trio.current_time())
+
+    nursery.start_soon(wait, device)
+    nursery.start_soon(wait, device)
+    await trio.sleep(3)
+    assert ended_at == []
+    device.note_ended()
+    await wait_all_tasks_blocked()
+    assert ended_at == [pytest.approx(3)] * 2
+    with assert_checkpoints():
+        await device.wait_closed()
+
+
+async def test_an_end_that_nobody_waits_for(device: DeviceAttachment) -> None:
+    device.note_ended()
+    device.note_ended()
+    with trio.fail_after(1):
+        await device.wait_closed()
+
+
+async def test_each_client_has_an_id_of_its_own(make_client: Callable[..., ClientAttachment]) -> None:
+    assert len({make_client().id for _ in range(5)}) == 5
+
+
+async def test_a_client_without_a_token_is_never_too_late(
+    make_client: Callable[..., ClientAttachment],
+) -> None:
+    client = make_client()
+    assert client.expires_at == math.inf
+    assert client.renew is None
+
+
+async def test_the_end_of_a_token_is_kept_on_the_clock_of_the_relay(
+    make_client: Callable[..., ClientAttachment], autojump_clock: MockClock
+) -> None:
+    await trio.sleep(1000)
+    client = make_client(expires_at_s=time.time() + 600)
+    assert client.expires_at == pytest.approx(1600, abs=1)
+    client.warned = True
+    client.set_token_end(time.time() + 3600)
+    assert client.expires_at == pytest.approx(4600, abs=1)
+    assert not client.warned, "it will be told of the new end"

@@ -1,0 +1,288 @@
+import time
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from brewos_relay import messages
+from brewos_relay.core.attachment import ClientAttachment
+from brewos_relay.core.audience import Audience
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery, Message, encode
+from support.peers import ScriptedPeer
+
+STATUS = encode({"type": "status", "seq": 1})
+DELTA = encode({"type": "status_delta", "seq": 2})
+INFO = encode({"type": "device_info"})
+ERROR = encode({"type": "log", "level": "error"})
+STATE = [encode({"type": "device_status"}), encode({"type": "status", "seq": 9})]
+
+
+class Nothing:
+    device_id = "BRW-00000001"
+
+    def start_soon(self, *_: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+
+class Opened:
+    """An audience under test."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.counters = Counters()
+        self.audience = Audience(limits=Limits(**limits), counters=self.counters)
+        self.clients: dict[ScriptedPeer, ClientAttachment] = {}
+
+    def join(self, **options: Any) -> ScriptedPeer:
+        peer = ScriptedPeer()
+        self.clients[peer] = ClientAttachment(Nothing(), peer, bucket=None, **options)
+        self.audience.join(self.clients[peer])
+        return peer
+
+    def broadcast(self, *said: Message) -> None:
+        self.audience.broadcast(Delivery(said))
+
+    def look(self) -> None:
+        self.audience.look_after(trio.current_time(), lambda: STATE)
+
+    async def pass_s(self, duration_s: int, *, alive: bool = False) -> None:
+        """Let time pass, with a look in every second, in which everybody may be alive."""
+        for _ in range(duration_s):
+            await trio.sleep(1)
+            for client in self.clients.values():
+                client.heard |= alive
+            self.look()
+
+
+# Those that keep up
+
+
+async def test_everybody_gets_the_same_delivery() -> None:
+    opened = Opened()
+    peers = [opened.join() for _ in range(3)]
+    delivery = Delivery([STATUS, INFO])
+    opened.audience.broadcast(delivery)
+    for peer in peers:
+        assert peer.deliveries == [delivery]
+        assert peer.deliveries[0] is delivery, "so that its encoding is made once"
+        assert peer.kept == [False]
+    assert len(opened.audience) == 3
+    assert set(opened.audience) == set(opened.clients.values())
+
+
+async def test_whoever_left_hears_nothing() -> None:
+    opened = Opened()
+    leaving, lagging, staying = (opened.join() for _ in range(3))
+    lagging.refuses = True
+    opened.broadcast(STATUS)
+    for peer in (leaving, lagging):
+        opened.audience.leave(opened.clients[peer])
+        peer.forget()
+    opened.broadcast(ERROR)
+    opened.audience.tell(messages.DEVICE_OFFLINE)
+    assert (leaving.messages, lagging.messages) == ([], [])
+    assert staying.messages == [STATUS, ERROR, messages.DEVICE_OFFLINE]
+    assert len(opened.audience) == 1
+    opened.audience.leave(opened.clients[leaving])
+    assert len(opened.audience) == 1
+
+
+async def test_a_client_that_cannot_be_delivered_to_ends_alone() -> None:
+    opened = Opened()
+    broken, client = opened.join(), opened.join()
+    broken.deliver_error = ValueError("no way out")
+    opened.broadcast(STATUS)
+    assert broken.close_code == CloseCode.INTERNAL_ERROR
+    assert (client.messages, client.closes) == ([STATUS], [])
+
+
+async def test_what_the_relay_tells_is_kept_for_everybody() -> None:
+    opened = Opened()
+    lagging, client = opened.join(), opened.join()
+    lagging.refuses = True
+    opened.broadcast(STATUS)
+    client.forget()
+    opened.audience.tell(messages.DEVICE_OFFLINE)
+    assert lagging.messages == client.messages == [messages.DEVICE_OFFLINE]
+    assert lagging.kept == client.kept == [True]
+
+
+# Those that lag
+
+
+async def test_a_client_that_lags_misses_only_what_is_said_again() -> None:
+    opened = Opened()
+    lagging, client = opened.join(), opened.join()
+    lagging.refuses = True
+    lagging.backlog_bytes = 70_000
+    opened.broadcast(STATUS, INFO)
+    lagging.refuses = False  # there would be room for a little
+    opened.broadcast(DELTA)
+    opened.broadcast(DELTA, ERROR, DELTA)
+    assert lagging.messages == [INFO, ERROR]
+    assert lagging.kept == [True, True]
+    assert client.messages == [STATUS, INFO, DELTA, DELTA, ERROR, DELTA]
+    assert opened.counters.left_out == 4
+    assert lagging.closes == []
+
+
+async def test_what_must_reach_a_client_but_has_no_room_is_counted() -> None:
+    opened = Opened()
+    lagging = opened.join()
+    lagging.refuses_all = True
+    opened.broadcast(STATUS, INFO)
+    assert opened.counters.left_out == 2
+    assert lagging.closes == []
+
+
+async def test_a_client_that_has_caught_up_gets_the_state_and_goes_on(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    lagging, client = opened.join(), opened.join()
+    lagging.refuses = True
+    lagging.backlog_bytes = 70_000
+    opened.broadcast(STATUS)
+    await opened.pass_s(3)
+    assert lagging.messages == [], "it has not taken what it was sent before"
+    lagging.refuses = False
+    lagging.backlog_bytes = 0
+    opened.broadcast(DELTA)
+    assert lagging.messages == []
+    await opened.pass_s(1)
+    assert lagging.messages == STATE
+    assert lagging.kept == [True]
+    opened.broadcast(DELTA)
+    assert lagging.messages == [*STATE, DELTA]
+    assert client.messages == [STATUS, DELTA, DELTA]
+
+
+# Keepalive
+
+
+@pytest.mark.parametrize("offset_s", [0.0, 0.01, 0.5, 0.99])
+async def test_nobody_waits_longer_than_7_s_for_a_message(offset_s: float, autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join()
+    await opened.pass_s(3)
+    await trio.sleep(offset_s)
+    late = opened.join()
+    opened.broadcast(STATUS)
+    await trio.sleep(1 - offset_s)
+    opened.look()
+    await opened.pass_s(60, alive=True)
+    opened.broadcast(STATUS)
+    for peer in (client, late):
+        gaps = [after - before for before, after in zip(peer.taken_at, peer.taken_at[1:], strict=False)]
+        assert max(gaps) <= 7
+        assert set(peer.types) == {"status", "keepalive"}
+    assert 8 <= client.types.count("keepalive") <= 13
+
+
+async def test_whoever_hears_the_device_needs_no_keepalive(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join()
+    for _ in range(30):
+        opened.broadcast(STATUS)
+        await opened.pass_s(2)
+    assert set(client.types) == {"status"}
+
+
+async def test_a_client_that_lags_is_kept_alive_too(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    lagging = opened.join()
+    lagging.refuses = True
+    lagging.backlog_bytes = 1
+    opened.broadcast(STATUS)
+    await opened.pass_s(10)
+    assert "keepalive" in lagging.types
+
+
+async def test_the_first_client_after_a_long_time_is_kept_alive(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    await opened.pass_s(100)
+    client = opened.join()
+    await opened.pass_s(7)
+    assert "keepalive" in client.types
+
+
+async def test_how_often_is_a_setting(autojump_clock: MockClock) -> None:
+    opened = Opened(keepalive_s=30.0)
+    client = opened.join()
+    await opened.pass_s(27)
+    assert client.messages == []
+    await opened.pass_s(2)
+    assert client.types == ["keepalive"]
+    assert abs(client.received[0]["timestamp"] - time.time() * 1000) < 60_000
+
+
+# Signs of life
+
+
+async def test_a_silent_client_is_asked_and_then_given_up_after_35_s(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join()
+    await opened.pass_s(34)
+    assert client.pinged_at == [15, 30]
+    assert client.closes == []
+    await opened.pass_s(1)
+    assert client.close_code == CloseCode.POLICY_VIOLATION
+
+
+async def test_a_client_that_answers_stays(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client, talking = opened.join(), opened.join()
+    for second in range(1, 121):
+        opened.clients[talking].heard = True
+        if client.pinged_at and client.pinged_at[-1] == second - 1:
+            opened.clients[client].heard = True
+        await opened.pass_s(1)
+    assert (client.closes, talking.closes) == ([], [])
+    assert len(client.pinged_at) >= 6
+    assert talking.pinged_at == [], "whoever speaks need not be asked"
+
+
+# Tokens
+
+
+async def test_the_end_of_a_token_is_told_5_minutes_before_and_enforced(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    now_s = time.time()
+    client, other = opened.join(expires_at_s=now_s + 400), opened.join()
+    await opened.pass_s(99, alive=True)
+    assert "token_expiring" not in client.types
+    await opened.pass_s(3, alive=True)
+    (told,) = [content for content in client.received if content["type"] == "token_expiring"]
+    assert told["expiresIn"] == pytest.approx(300, abs=2)
+    assert told["refreshRequired"] is True
+    assert told["expiresAt"].endswith("Z")
+    await opened.pass_s(296, alive=True)
+    assert client.types.count("token_expiring") == 1
+    assert client.closes == []
+    await opened.pass_s(4, alive=True)
+    assert client.close_code == CloseCode.TOKEN_REJECTED
+    assert other.closes == []
+    assert "token_expiring" not in other.types
+
+
+async def test_a_token_that_ends_soon_is_told_of_at_once(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join(expires_at_s=time.time() + 20)
+    await opened.pass_s(1)
+    (told,) = client.received
+    assert (told["type"], told["expiresIn"]) == ("token_expiring", pytest.approx(19, abs=1))
+
+
+async def test_a_fresh_token_puts_off_the_end_and_is_told_of_again(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join(expires_at_s=time.time() + 20)
+    await opened.pass_s(10)
+    opened.clients[client].set_token_end(time.time() + 31)
+    await opened.pass_s(15)
+    opened.clients[client].heard = True
+    await opened.pass_s(5)
+    assert client.closes == []
+    assert client.types.count("token_expiring") == 2
+    await opened.pass_s(12)
+    assert client.close_code == CloseCode.TOKEN_REJECTED

@@ -1,0 +1,622 @@
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from brewos_relay import messages
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.commands import Commands, never_waits
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import CloseCode, TokenRejected
+from brewos_relay.messages import Message, encode
+from support.peers import ScriptedPeer
+
+DEVICE_ID = "BRW-00000001"
+HEAT = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
+TARE = encode({"type": "command", "cmd": "tare"})
+SNAPSHOT = [encode({"type": "status", "seq": 7}), encode({"type": "device_info"})]
+
+
+@dataclass
+class FakeSession:
+    """What commands ask of their session."""
+
+    device_id: str = DEVICE_ID
+    last_seen_ms: int | None = None
+    device: Attachment | None = None
+    client_count: int = 1
+    known: list[Message] = field(default_factory=lambda: list(SNAPSHOT))
+
+    def snapshot_messages(self) -> list[Message]:
+        return self.known
+
+    def start_soon(self, *_: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+
+class Opened:
+    """Commands under test, with a device that may be there or not."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.session = FakeSession()
+        self.counters = Counters()
+        self.commands = Commands(self.session, limits=Limits(**limits), counters=self.counters)
+        self.device = ScriptedPeer()
+
+    def comes(self) -> None:
+        """Let the device be there, and get what waits for it."""
+        device = DeviceAttachment(self.session, self.device, bucket=None)
+        self.session.device = device
+        self.commands.flush(device, trio.current_time())
+
+    def goes(self) -> None:
+        self.session.device = None
+
+    def client(self, *, renew: Renew | None = None, expires_at_s: float = float("inf")) -> "Client":
+        return Client(self, renew=renew, expires_at_s=expires_at_s)
+
+
+class Client:
+    def __init__(self, opened: Opened, *, renew: Renew | None, expires_at_s: float) -> None:
+        self.peer = ScriptedPeer()
+        self.attachment = ClientAttachment(
+            opened.session, self.peer, bucket=None, renew=renew, expires_at_s=expires_at_s
+        )
+        self._opened = opened
+
+    def say(self, *contents: dict[str, Any] | Message) -> None:
+        received = [content if isinstance(content, Message) else encode(content) for content in contents]
+        self._opened.commands.take(self.attachment, received, trio.current_time())
+
+    def heard(self) -> list[Any]:
+        """Give what the client was told since the last time, without the texts and times that vary."""
+        told = self.peer.received
+        assert all(self.peer.kept), "an answer is not left out because a client lags"
+        self.peer.forget()
+        for content in told:
+            if content["type"] == "error":
+                assert content.pop("message")
+            if content["type"] in {"command_status", "pong", "metrics"}:
+                assert abs(content.pop("timestamp") - time.time() * 1000) < 60_000
+        return told
+
+
+OFFLINE = {"type": "error", "error": "device_offline", "deviceId": DEVICE_ID}
+
+
+def command_status(request_id: Any, status: str) -> dict[str, Any]:
+    return {"type": "command_status", "requestId": request_id, "status": status}
+
+
+def absent(**more: Any) -> dict[str, Any]:
+    return {"type": "device_status", "deviceId": DEVICE_ID, "online": False, "lastSeen": None, **more}
+
+
+def queued(count: int, *, ttl_ms: int = 10_000) -> dict[str, Any]:
+    return absent(messageQueued=True, queuedMessages=count, queueTTL=ttl_ms)
+
+
+# To the device
+
+
+async def test_commands_reach_the_device_untouched_and_in_order() -> None:
+    opened = Opened()
+    opened.comes()
+    clients = [opened.client() for _ in range(2)]
+    other = Message(b'{"type":"backflush",\n"cmd" : "record_maintenance"}')
+    clients[0].say(HEAT, other)
+    clients[1].say(other)
+    assert opened.device.messages == [HEAT, other, other]
+    assert len(opened.device.deliveries) == 2
+    assert [client.heard() for client in clients] == [[], []]
+    assert opened.counters.received_from_clients == 3
+
+
+async def test_messagepack_of_a_client_reaches_the_device_as_json() -> None:
+    opened = Opened()
+    opened.comes()
+    content = {"type": "command", "cmd": "set_temp", "temp": 93.5}
+    opened.client().say(Message(msgspec.msgpack.encode(content), is_text=False))
+    assert opened.device.received == [content]
+    assert opened.device.messages[0].is_text
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"type":7}', b"", b"on"])
+async def test_what_a_client_garbles_is_dropped_and_it_is_told(payload: bytes) -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client()
+    client.say(Message(payload), TARE, Message(b"\xc1", is_text=False))
+    assert opened.device.messages == [TARE]
+    assert len(client.peer.deliveries) == 1
+    assert [answer["error"] for answer in client.heard()] == ["invalid_message"] * 2
+    assert opened.counters.invalid == 2
+    assert opened.counters.received_from_clients == 3
+
+
+async def test_a_command_may_be_as_large_as_the_limit_and_no_larger() -> None:
+    opened = Opened(client_message_bytes=100)
+    opened.comes()
+    client = opened.client()
+    largest = Message(b'{"type":"command","x":"' + b"x" * 75 + b'"}')
+    larger = Message(b'{"type":"command","x":"' + b"x" * 76 + b'"}')
+    assert len(largest.payload) == 100
+    compact = Message(msgspec.msgpack.encode({"type": "command", "x": [None] * 60}), is_text=False)
+    assert len(compact.payload) < 100
+    client.say(larger, largest, compact)
+    assert opened.device.messages == [largest]
+    assert [answer["error"] for answer in client.heard()] == ["message_too_big"] * 2
+
+
+async def test_a_device_that_does_not_take_commands_is_busy() -> None:
+    opened = Opened()
+    opened.comes()
+    opened.device.refuses = True
+    client = opened.client()
+    client.say(TARE, Message(b"[1]"), TARE)
+    assert [answer["error"] for answer in client.heard()] == ["invalid_message", "device_busy"]
+    assert opened.counters.undeliverable == 2
+    opened.device.refuses = False
+    client.say(TARE)
+    assert opened.device.messages == [TARE]
+
+
+async def test_a_command_that_a_busy_device_did_not_take_was_not_delivered() -> None:
+    opened = Opened()
+    opened.comes()
+    opened.device.refuses = True
+    client = opened.client()
+    client.say({"type": "command", "cmd": "tare", "requestId": "r1"})
+    told = client.heard()
+    assert {"type": "error", "error": "device_busy"} in told
+    assert command_status("r1", "delivered") not in told
+    assert command_status("r1", "device_offline") in told
+
+
+# What the relay answers itself
+
+
+@pytest.mark.parametrize("stamp", [17, 1.5, "mine", None, {"at": [1]}, 2**70])
+async def test_a_ping_is_answered_with_what_it_came_with(stamp: Any) -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client()
+    client.say(Message(json.dumps({"type": "ping", "timestamp": stamp}).encode()))
+    assert json.loads(client.peer.messages[0].payload)["clientTimestamp"] == stamp
+    assert opened.device.messages == [], "a machine takes it for something else"
+
+
+async def test_a_ping_without_anything_is_answered() -> None:
+    client = Opened().client()
+    client.say({"type": "ping"})
+    assert client.heard() == [{"type": "pong", "clientTimestamp": None}]
+
+
+async def test_metrics_tell_of_the_connection() -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE)
+    client.heard()
+    client.say({"type": "get_metrics"})
+    expected = {
+        "type": "metrics",
+        "connection": {"sessionId": client.attachment.id, "clients": 1},
+        "deviceOnline": False,
+        "queuedMessages": 1,
+    }
+    assert client.heard() == [expected]
+    opened.session.client_count = 3
+    opened.comes()
+    client.heard()
+    client.say({"type": "get_metrics"})
+    expected["connection"] = {"sessionId": client.attachment.id, "clients": 3}
+    assert client.heard() == [expected | {"deviceOnline": True, "queuedMessages": 0}]
+    assert opened.device.messages == [TARE]
+
+
+async def test_a_fresh_token_takes_the_place_of_the_old_one() -> None:
+    ends_at_s = int(time.time()) + 3600
+    given: list[str] = []
+
+    def renew(token: str) -> int:
+        given.append(token)
+        return ends_at_s
+
+    client = Opened().client(renew=renew, expires_at_s=time.time() + 60)
+    client.attachment.warned = True
+    client.say({"type": "refresh_auth", "token": "fresh"})
+    (answer,) = client.heard()
+    assert answer.pop("tokenExpiresAt").startswith("20")
+    assert answer == {"type": "auth_refreshed", "success": True}
+    assert given == ["fresh"]
+    assert client.attachment.expires_at - trio.current_time() == pytest.approx(3600, abs=5)
+    assert not client.attachment.warned
+
+
+async def test_a_token_that_is_no_good_changes_nothing() -> None:
+    def renew(token: str) -> int:
+        raise TokenRejected("the token is of another user")
+
+    client = Opened().client(renew=renew, expires_at_s=time.time() + 60)
+    before = client.attachment.expires_at
+    client.say({"type": "refresh_auth", "token": "secret"})
+    assert client.heard() == [
+        {"type": "auth_refreshed", "success": False, "error": "the token is of another user"}
+    ]
+    assert client.attachment.expires_at == before
+
+
+@pytest.mark.parametrize("token", [None, 7, ["x"]])
+async def test_what_is_no_token_is_refused(token: object) -> None:
+    client = Opened().client(renew=lambda token: 1)
+    client.say({"type": "refresh_auth", "token": token}, {"type": "refresh_auth"})
+    answers = client.heard()
+    assert [answer.pop("success") for answer in answers] == [False, False]
+    assert all(answer["error"] for answer in answers)
+
+
+async def test_where_no_token_is_needed_none_is_taken() -> None:
+    client = Opened().client()
+    client.say({"type": "refresh_auth", "token": "fresh"})
+    assert client.heard()[0]["success"] is False
+
+
+# Asking for the state
+
+
+@pytest.mark.parametrize("question", ["request_state", "request_full_status"])
+@pytest.mark.parametrize(
+    ("last_seen_ms", "last_seen"), [(None, None), (1_700_000_000_007, "2023-11-14T22:13:20.007Z")]
+)
+async def test_a_question_for_an_absent_device_is_answered_quietly(
+    question: str, last_seen_ms: int | None, last_seen: str | None
+) -> None:
+    opened = Opened()
+    opened.session.last_seen_ms = last_seen_ms
+    client = opened.client()
+    client.say({"type": question})
+    assert client.heard() == [absent() | {"lastSeen": last_seen}]
+
+
+async def test_questions_of_many_clients_become_one(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    opened.comes()
+    clients = [opened.client() for _ in range(20)]
+    full = encode({"type": "request_full_status"})
+    state = encode({"type": "request_state", "deviceId": DEVICE_ID})
+    for client in clients:
+        client.say(full, state, full)
+        await trio.sleep(0.05)
+    assert opened.device.messages == [full, state]
+    await trio.sleep(1)
+    clients[0].say(state)
+    assert opened.device.messages == [full, state, state], "two seconds after the first"
+
+
+async def test_whoever_has_a_gap_is_helped_at_once() -> None:
+    opened = Opened()
+    opened.comes()
+    clients = [opened.client() for _ in range(3)]
+    for client in clients:
+        client.say({"type": "request_full_status"})
+        assert client.peer.messages == [encode({"type": "status"})], "a number might be one that it has seen"
+    assert opened.device.types == ["request_full_status"]
+    clients[0].peer.forget()
+    clients[0].say({"type": "request_state"})
+    assert clients[0].heard() == [], "the answer is on its way from the device"
+
+
+async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
+    opened = Opened()
+    opened.session.known = []
+    opened.comes()
+    client = opened.client()
+    client.say({"type": "request_full_status"})
+    assert client.heard() == []
+    assert opened.device.types == ["request_full_status"]
+
+
+async def test_what_the_relay_has_asked_need_not_be_asked_again(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    opened.comes()
+    opened.commands.note_asked(trio.current_time())
+    client = opened.client()
+    client.say({"type": "request_state"})
+    assert opened.device.messages == []
+    await trio.sleep(2)
+    client.say({"type": "request_state"})
+    assert opened.device.types == ["request_state"]
+
+
+# Waiting for an absent device
+
+
+async def test_a_harmless_command_waits_and_goes_out_when_the_device_comes(
+    autojump_clock: MockClock,
+) -> None:
+    opened = Opened()
+    client, other = opened.client(), opened.client()
+    client.say(TARE, {"type": "setLogLevel", "level": "info"})
+    other.say(TARE)
+    assert client.heard() == [queued(1), queued(2)]
+    assert other.heard() == [queued(3)]
+    assert opened.commands.pending_count == 3
+    await trio.sleep(5)
+    opened.comes()
+    assert opened.device.types == ["command", "setLogLevel", "command"]
+    assert opened.device.kept == [True]
+    sent = client.heard()
+    for answer in sent:
+        assert abs(answer.pop("originalTimestamp") - time.time() * 1000) < 60_000
+    assert sent == [
+        {"type": "queued_message_sent", "messageType": "command"},
+        {"type": "queued_message_sent", "messageType": "setLogLevel"},
+    ]
+    assert [answer["type"] for answer in other.heard()] == ["queued_message_sent"]
+    assert opened.commands.pending_count == 0
+    assert opened.counters.undeliverable == 0
+    opened.goes()
+    opened.comes()
+    assert len(opened.device.messages) == 3, "nothing goes out twice"
+
+
+async def test_a_command_that_waited_for_too_long_has_expired(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE)
+    await trio.sleep(4)
+    client.say(TARE)
+    client.heard()
+    await trio.sleep(5.9)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == []
+    await trio.sleep(0.2)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE]
+    assert opened.commands.pending_count == 1
+    assert opened.counters.undeliverable == 1
+    await trio.sleep(4)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE]
+    assert opened.commands.pending_count == 0
+    opened.commands.expire(trio.current_time())
+    opened.comes()
+    assert (opened.device.messages, client.heard()) == ([], [])
+
+
+@pytest.mark.parametrize("younger", [0, 1])
+async def test_what_expires_as_the_device_comes_is_not_delivered(
+    younger: int, autojump_clock: MockClock
+) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE)
+    await trio.sleep(10)
+    for _ in range(younger):
+        client.say({"type": "command", "cmd": "scale_reset"})
+    client.heard()
+    opened.comes()
+    assert [message["cmd"] for message in opened.device.received] == ["scale_reset"] * younger
+    assert [answer["type"] for answer in client.heard()] == ["error", *["queued_message_sent"] * younger]
+
+
+async def test_no_more_than_50_wait(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.client()
+    for number in range(51):
+        client.say({"type": "command", "cmd": "set_temp", "temp": number})
+    *answers, last = client.heard()
+    assert answers == [queued(number) for number in range(1, 51)]
+    assert last == OFFLINE
+    assert opened.counters.undeliverable == 1
+    opened.comes()
+    assert [content["temp"] for content in opened.device.received] == list(range(50))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "command", "cmd": "set_mode", "mode": "on"},
+        {"type": "command", "cmd": "set_mode"},
+        {"type": "command", "cmd": "brew_start"},
+        {"type": "command", "cmd": "ota_start"},
+        {"type": "command", "cmd": "restart"},
+        {"type": "command", "cmd": "factory_reset"},
+        {"type": "command", "cmd": "wifi_forget"},
+        {"type": "command", "cmd": "set_cloud_config"},
+        {"type": "restart"},
+        {"type": "command"},
+    ],
+)
+async def test_what_could_harm_later_fails_at_once(content: dict[str, Any]) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(content)
+    assert client.heard() == [OFFLINE]
+    assert opened.commands.pending_count == 0
+    assert opened.counters.undeliverable == 1
+    opened.comes()
+    assert opened.device.messages == []
+
+
+async def test_which_commands_wait_and_for_how_long_is_a_setting(autojump_clock: MockClock) -> None:
+    opened = Opened(never_wait=("tare",), pending_s=3.0, pending_commands=1)
+    client = opened.client()
+    client.say(TARE, HEAT, HEAT)
+    assert client.heard() == [OFFLINE, queued(1, ttl_ms=3000), OFFLINE]
+    await trio.sleep(3)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE]
+
+
+async def test_a_device_that_does_not_take_what_waited_is_busy() -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE, {"type": "command", "cmd": "tare", "requestId": 1})
+    client.heard()
+    opened.device.refuses_all = True
+    opened.comes()
+    busy = {"type": "error", "error": "device_busy"}
+    assert client.heard() == [busy, busy, command_status(1, "device_offline")]
+    opened.device.refuses_all = False
+    opened.comes()
+    assert opened.device.messages == []
+
+
+async def test_a_client_that_left_leaves_its_command() -> None:
+    opened = Opened()
+    leaving, failing = opened.client(), opened.client()
+    leaving.say(TARE)
+    failing.say(TARE)
+    leaving.peer.refuses_all = True
+    failing.peer.deliver_error = ValueError("no way out")
+    opened.comes()
+    assert opened.device.messages == [TARE, TARE]
+    assert failing.peer.close_code == CloseCode.INTERNAL_ERROR
+
+
+# notAfter and requestId
+
+
+async def test_a_command_with_a_request_id_is_told_what_became_of_it(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(
+        {"type": "command", "cmd": "tare", "requestId": "waits"},
+        {"type": "command", "cmd": "restart", "requestId": {"any": "thing"}},
+    )
+    assert client.heard() == [
+        queued(1),
+        command_status("waits", "queued"),
+        OFFLINE,
+        command_status({"any": "thing"}, "device_offline"),
+    ]
+    await trio.sleep(10)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE, command_status("waits", "expired")]
+    client.say({"type": "command", "cmd": "tare", "requestId": 2})
+    client.heard()
+    opened.comes()
+    assert client.heard()[1:] == [command_status(2, "delivered")]
+    client.say({"type": "command", "cmd": "restart", "requestId": 3})
+    assert client.heard() == [command_status(3, "delivered")]
+
+
+def in_s(seconds: float) -> float:
+    return time.time() * 1000 + seconds * 1000
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_a_command_is_not_delivered_late(present: bool) -> None:
+    opened = Opened()
+    client = opened.client()
+    if present:
+        opened.comes()
+    client.say(
+        {"type": "command", "cmd": "set_mode", "mode": "on", "notAfter": in_s(-1)},
+        {"type": "command", "cmd": "tare", "notAfter": 0, "requestId": "r"},
+    )
+    assert client.heard() == [command_status(None, "expired"), command_status("r", "expired")]
+    assert opened.device.messages == []
+    assert opened.commands.pending_count == 0
+
+
+@pytest.mark.parametrize(
+    "not_after",
+    [in_s(3600), int(in_s(3600)), 1e308, 10**400, "soon", True, None, [1]],
+    ids=["float", "int", "far", "huge", "text", "bool", "none", "list"],
+)
+async def test_a_command_that_is_not_late_is_delivered(not_after: Any) -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client()
+    client.say(Message(json.dumps({"type": "command", "cmd": "tare", "notAfter": not_after}).encode()))
+    assert opened.device.types == ["command"]
+    assert client.heard() == ([] if not_after is None else [command_status(None, "delivered")])
+
+
+@pytest.mark.parametrize("not_after", [-(10**400), -1e308], ids=["huge", "far"])
+async def test_a_time_long_ago_is_past(not_after: Any) -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client()
+    client.say(Message(json.dumps({"type": "command", "cmd": "tare", "notAfter": not_after}).encode()))
+    assert client.heard() == [command_status(None, "expired")]
+    assert opened.device.messages == []
+
+
+async def test_a_command_waits_no_longer_than_it_may(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say({"type": "command", "cmd": "tare", "notAfter": in_s(4)})
+    assert client.heard()[1:] == [command_status(None, "queued")]
+    await trio.sleep(3.5)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == []
+    await trio.sleep(0.6)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE, command_status(None, "expired")]
+
+
+async def test_a_command_that_may_wait_for_long_waits_as_long_as_any(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say({"type": "command", "cmd": "tare", "notAfter": in_s(3600)})
+    client.heard()
+    await trio.sleep(10)
+    opened.commands.expire(trio.current_time())
+    assert client.heard() == [OFFLINE, command_status(None, "expired")]
+
+
+async def test_whoever_says_neither_sees_nothing_new() -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE, HEAT)
+    opened.comes()
+    client.say(TARE)
+    assert "command_status" not in [answer["type"] for answer in client.heard()]
+
+
+# Which commands never wait
+
+
+@pytest.mark.parametrize(
+    ("content", "never"),
+    [
+        ({"type": "command", "cmd": "set_mode", "mode": "on"}, True),
+        ({"type": "command", "cmd": " Set_Mode ", "mode": " ON"}, True),
+        ({"type": "command", "cmd": "set_mode", "mode": "standby"}, False),
+        ({"type": "command", "cmd": "set_mode", "mode": "off"}, False),
+        ({"type": "command", "cmd": "set_mode", "mode": 1}, True),
+        ({"type": "command", "cmd": "set_mode"}, True),
+        ({"type": "command", "cmd": "tare"}, False),
+        ({"type": "command", "cmd": "tare", "mode": "on"}, False),
+        ({"type": "command", "cmd": "pico_ota_start"}, True),
+        ({"type": "command", "cmd": None}, True),
+        ({"type": "command", "cmd": ["tare"]}, True),
+        ({"type": "brew_start"}, True),
+        ({"type": "getConfig"}, False),
+        ({"type": "set_mode", "mode": "on"}, False),  # nothing that a machine knows
+    ],
+)
+def test_never_waits(content: dict[str, Any], never: bool) -> None:
+    head = encode(content).peek_command()
+    assert head is not None
+    assert never_waits(head, Limits().never_wait) == never
+
+
+def test_a_pattern_may_name_any_mode() -> None:
+    head = encode({"type": "command", "cmd": "set_eco", "mode": "x"}).peek_command()
+    assert head is not None
+    assert never_waits(head, ("set_eco:*",))
+    assert not never_waits(head, ())
+
+
+def test_the_errors_are_those_that_apps_know() -> None:
+    assert messages.DEVICE_BUSY.peek_type() == messages.INVALID_MESSAGE.peek_type() == "error"

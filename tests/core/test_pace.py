@@ -1,0 +1,83 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brewos_relay.core.pace import TokenBucket
+
+
+def bucket(*, rate_per_s: float = 20.0, burst: float = 60.0, now: float = 100.0) -> TokenBucket:
+    return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=now)
+
+
+def test_a_burst_is_taken_at_once_and_no_more() -> None:
+    client = bucket()
+    assert [client.take(1, 100.0) for _ in range(60)] == [0.0] * 60
+    assert client.take(1, 100.0) == pytest.approx(1 / 20)
+
+
+def test_the_pause_is_as_long_as_the_messages_were_early() -> None:
+    client = bucket()
+    assert client.take(100, 100.0) == pytest.approx(2.0), "40 too many at 20 a second"
+    assert client.take(0, 101.0) == pytest.approx(1.0)
+    assert client.take(0, 102.0) == 0.0
+    assert client.take(1, 102.0) == pytest.approx(1 / 20)
+
+
+def test_a_quiet_time_gives_a_burst_and_no_more() -> None:
+    client = bucket()
+    client.take(60, 100.0)
+    assert client.take(60, 10_000.0) == 0.0
+    assert client.take(1, 10_000.0) > 0.0
+
+
+def test_whoever_keeps_the_rate_never_waits() -> None:
+    client = bucket(burst=1)
+    assert [client.take(1, 100 + number / 16) for number in range(200)] == [0.0] * 200
+
+
+def test_without_a_burst_every_message_has_to_wait() -> None:
+    assert bucket(burst=0).take(1, 100.0) == pytest.approx(1 / 20)
+
+
+@given(
+    passes=st.lists(st.tuples(st.floats(0, 5), st.integers(0, 300)), max_size=40),
+    rate_per_s=st.floats(0.5, 100),
+    burst=st.floats(1, 200),
+)
+def test_nobody_who_pauses_as_told_is_faster_than_the_rate(
+    passes: list[tuple[float, int]], rate_per_s: float, burst: float
+) -> None:
+    one = bucket(rate_per_s=rate_per_s, burst=burst, now=0.0)
+    now, taken = 0.0, 0
+    for quiet_s, count in passes:
+        now += quiet_s
+        assert taken <= burst + now * rate_per_s + 1e-6 * taken + 1e-6, "what is over is paid for first"
+        pause_s = one.take(count, now)
+        while pause_s > 1e-9:
+            assert pause_s <= 5, "a peer's pings have to be answered in between"
+            now += pause_s
+            pause_s = one.take(0, now)
+        taken += count
+
+
+def test_what_a_long_pause_would_have_been_is_remembered() -> None:
+    client = bucket()
+    assert client.take(360, 100.0) == 5.0, "15 s are owed"
+    assert client.take(0, 105.0) == 5.0
+    assert client.take(0, 114.0) == pytest.approx(1.0)
+
+
+def test_admission_takes_what_is_there() -> None:
+    door = bucket(rate_per_s=2.0, burst=3.0)
+    assert [door.admit(100.0) for _ in range(5)] == [True, True, True, False, False]
+    assert not door.admit(100.4)
+    assert door.admit(100.5), "those who were refused cost nothing"
+    assert not door.admit(100.5)
+    assert [door.admit(200.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_no_more_are_admitted_in_a_second_than_the_rate() -> None:
+    door = bucket(rate_per_s=200.0, burst=200.0, now=0.0)
+    admitted = [sum(door.admit(second + number / 1000) for number in range(1000)) for second in range(5)]
+    assert admitted[0] <= 400
+    assert all(198 <= count <= 201 for count in admitted[1:])

@@ -1,0 +1,130 @@
+import pytest
+import trio
+from trio.testing import MockClock
+
+from brewos_relay.core.attachment import DeviceAttachment
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.presence import Presence
+from support.peers import ScriptedPeer
+
+
+class Nothing:
+    """A session that starts nothing."""
+
+    device_id = "BRW-00000001"
+
+    def start_soon(self, *_: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+
+def connection() -> DeviceAttachment:
+    return DeviceAttachment(Nothing(), ScriptedPeer(), bucket=None)
+
+
+@pytest.fixture
+def presence() -> Presence:
+    return Presence(Limits())
+
+
+async def test_nobody_is_there_at_first(presence: Presence) -> None:
+    assert (presence.present, presence.arriving) == (None, None)
+    assert presence.may_replace(0.0)
+    assert not presence.is_contested(0.0)
+
+
+async def test_a_connection_arrives_and_then_stands_for_the_device(presence: Presence) -> None:
+    device = connection()
+    assert presence.arrive(device) is None
+    assert (presence.present, presence.arriving) == (None, device)
+    assert presence.replace(trio.current_time()) is None
+    assert (presence.present, presence.arriving) == (device, None)
+
+
+async def test_of_two_that_arrive_the_newer_is_waited_for(presence: Presence) -> None:
+    older, newer = connection(), connection()
+    presence.arrive(older)
+    assert presence.arrive(newer) is older
+    assert presence.arriving is newer
+    assert not presence.leave(older)
+    assert presence.arriving is newer
+
+
+async def test_only_a_connection_of_8_s_may_be_replaced(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    older, newer = connection(), connection()
+    presence.arrive(older)
+    presence.replace(trio.current_time())
+    presence.arrive(newer)
+    await trio.sleep(7.99)
+    assert not presence.may_replace(trio.current_time())
+    await trio.sleep(0.01)
+    assert presence.may_replace(trio.current_time())
+    assert presence.replace(trio.current_time()) is older
+    assert presence.present is newer
+
+
+async def test_leaving_is_forgotten_wherever_one_stood(presence: Presence) -> None:
+    device, arriving, stranger = connection(), connection(), connection()
+    presence.arrive(device)
+    presence.replace(trio.current_time())
+    presence.arrive(arriving)
+    assert not presence.leave(stranger)
+    assert not presence.leave(arriving)
+    assert (presence.present, presence.arriving) == (device, None)
+    assert presence.leave(device)
+    assert presence.present is None
+
+
+async def swap(presence: Presence, *, heard: bool, after_s: float) -> None:
+    """Let another connection take the place of the one that is there, which was heard or not."""
+    await trio.sleep(after_s)
+    if presence.present is not None:
+        presence.present.heard = heard
+    presence.arrive(connection())
+    presence.replace(trio.current_time())
+
+
+async def test_two_machines_with_one_id_are_a_fight_after_three_swaps(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    contested = []
+    for _ in range(6):
+        await swap(presence, heard=True, after_s=30)
+        contested.append(presence.is_contested(trio.current_time()))
+    assert contested == [False, False, False, True, True, True], "the first one swapped nobody"
+
+
+async def test_a_machine_that_comes_back_after_a_silence_fights_nobody(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    for _ in range(6):
+        await swap(presence, heard=False, after_s=31)
+        assert not presence.is_contested(trio.current_time())
+
+
+async def test_a_fight_is_over_when_the_one_that_stayed_falls_silent_or_leaves(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    for _ in range(4):
+        await swap(presence, heard=True, after_s=10)
+    assert presence.is_contested(trio.current_time())
+    await trio.sleep(19)
+    assert presence.is_contested(trio.current_time())
+    await trio.sleep(1)
+    assert not presence.is_contested(trio.current_time()), "it says nothing any more"
+    assert presence.present is not None
+    presence.present.heard = True
+    assert presence.is_contested(trio.current_time())
+    presence.leave(presence.present)
+    assert not presence.is_contested(trio.current_time())
+
+
+async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autojump_clock: MockClock) -> None:
+    for _ in range(4):
+        await swap(presence, heard=True, after_s=10)
+    for after_s, contested in ((279, True), (1, False)):  # the first swap was 20 s before the last
+        await trio.sleep(after_s)
+        assert presence.present is not None
+        presence.present.heard = True
+        assert presence.is_contested(trio.current_time()) == contested

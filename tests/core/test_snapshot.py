@@ -1,0 +1,484 @@
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brewos_relay.core import snapshot as module
+from brewos_relay.core.snapshot import Snapshot, decode, must_reach, readable, unnumbered
+from brewos_relay.messages import Message, encode
+
+
+class Float32(float):
+    """A number that a machine sends in 32 bits."""
+
+
+def float32(value: float) -> Float32:
+    return Float32(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def binary(content: dict[str, Any]) -> Message:
+    """Write a message as a machine does: floats in 32 bits."""
+    return Message(_pack(content), is_text=False)
+
+
+def _pack(value: Any) -> bytes:
+    if isinstance(value, Float32):
+        return b"\xca" + struct.pack(">f", value)
+    if isinstance(value, dict):
+        assert len(value) < 16
+        return bytes([0x80 | len(value)]) + b"".join(_pack(k) + _pack(v) for k, v in value.items())
+    return msgspec.msgpack.encode(value)
+
+
+def note(snapshot: Snapshot, *said: Message) -> None:
+    for message in said:
+        head = message.peek()
+        assert head is not None
+        snapshot.note(message, head.type, head.seq)
+
+
+def noted(*said: Message) -> Snapshot:
+    snapshot = Snapshot()
+    note(snapshot, *said)
+    return snapshot
+
+
+def status_of(snapshot: Snapshot) -> Any:
+    return decode(snapshot.messages()[0])
+
+
+# What is known
+
+
+def test_nothing_is_known_at_first() -> None:
+    snapshot = Snapshot()
+    assert snapshot.empty
+    assert snapshot.messages() == []
+    assert snapshot.as_dict() == {}
+    assert snapshot.age_s(100.0) == math.inf
+
+
+def test_a_status_alone_is_given_as_it_came() -> None:
+    text = Message(b'{ "type" : "status", "seq":  7, "temps":{"group": 1.50} }')
+    assert noted(text).messages() == [text]
+    packed = binary({"type": "status", "seq": 7, "temps": {"group": float32(93.2)}})
+    assert noted(packed).messages() == [packed]
+
+
+def test_the_last_of_each_kind_is_kept_as_it_came() -> None:
+    kinds = ("device_info", "esp_status", "pico_status", "power_meter_status", "bbw_settings")
+    old = [encode({"type": kind, "n": 1}) for kind in kinds]
+    new = [Message(b'{"type": "%s" ,"n":2}' % kind.encode()) for kind in kinds]
+    snapshot = noted(*old, *reversed(new))
+    assert not snapshot.empty
+    assert snapshot.messages() == new, "in the order in which they were first said"
+    status = encode({"type": "status"})
+    note(snapshot, status)
+    assert snapshot.messages() == [status, *new], "the status goes first"
+
+
+def test_what_is_not_state_is_not_kept() -> None:
+    kinds = ("log", "event", "error", "scan_result", "diagnostics_result", "time_status", "ota_progress")
+    snapshot = noted(*(encode({"type": kind}) for kind in kinds))
+    assert snapshot.empty
+    assert snapshot.age_s(5.0) == math.inf
+
+
+def test_a_change_of_something_unknown_is_not_kept() -> None:
+    snapshot = noted(encode({"type": "status_delta", "seq": 3, "pressure": 9}))
+    assert snapshot.empty
+    assert snapshot.messages() == []
+
+
+def test_a_status_takes_the_place_of_everything_before_it() -> None:
+    snapshot = noted(
+        encode({"type": "status", "seq": 1, "pressure": 1, "mqtt": {"enabled": True}}),
+        encode({"type": "status_delta", "seq": 2, "pressure": 2}),
+    )
+    last = encode({"type": "status", "seq": 3, "pressure": 3})
+    note(snapshot, last)
+    assert snapshot.messages() == [last]
+
+
+def test_a_group_replaces_what_it_names_and_leaves_the_rest_of_it() -> None:
+    snapshot = noted(
+        binary({"type": "status", "seq": 1, "power": {"current": 5, "maxCurrent": 15}, "machine": {"a": 1}}),
+        binary({"type": "status_delta", "seq": 2, "power": {"current": 1500}, "machine": {}}),
+        binary({"type": "status_delta", "seq": 3, "shot": {"active": True}, "pressure": float32(9.1)}),
+    )
+    assert status_of(snapshot) == {
+        "type": "status",
+        "seq": 3,
+        "power": {"current": 1500, "maxCurrent": 15},
+        "machine": {"a": 1},
+        "shot": {"active": True},
+        "pressure": float32(9.1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [({"a": 1}, 5), (5, {"a": 1}), ({"a": 1}, None), (None, {"a": 1}), (1, 2)]
+)
+@pytest.mark.parametrize("write", [encode, binary])
+def test_a_group_that_is_none_is_replaced_as_a_whole(old: Any, new: Any, write: Any) -> None:
+    snapshot = noted(write({"type": "status", "x": old}), write({"type": "status_delta", "x": new}))
+    assert status_of(snapshot) == {"type": "status", "x": new}
+
+
+# The sequence number
+
+
+def test_the_status_has_the_number_after_which_the_device_goes_on() -> None:
+    snapshot = noted(binary({"type": "status", "seq": 1, "a": 1}), binary({"type": "keepalive", "seq": 9}))
+    assert status_of(snapshot)["seq"] == 9, "what the client hears next is 10"
+    note(snapshot, binary({"type": "status_delta", "seq": 10, "a": 2}))
+    assert status_of(snapshot) == {"type": "status", "seq": 10, "a": 2}
+    assert snapshot.seq == 10
+
+
+def test_what_has_no_number_gets_none() -> None:
+    snapshot = noted(encode({"type": "status", "a": 1}), encode({"type": "status_delta", "a": 2}))
+    assert status_of(snapshot) == {"type": "status", "a": 2}
+
+
+@pytest.mark.parametrize(
+    "seq",
+    [b'"x"', b"[[[]]]", b"1" * 40, b"-" + b"1" * 40, b"null"],
+    ids=["text", "list", "huge", "-huge", "null"],
+)
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_number_that_is_none_does_no_harm(seq: bytes, is_text: bool) -> None:
+    snapshot = noted(
+        (encode if is_text else binary)({"type": "status", "seq": 1, "a": 2}),
+        Message(b'{"type":"status_delta","seq":' + seq + b',"a":2}'),
+        Message(b'{"type":"keepalive","seq":' + seq + b"}"),
+    )
+    assert status_of(snapshot)["a"] == snapshot.as_dict()["status"]["a"] == 2
+
+
+def test_a_number_that_no_message_can_hold_is_left_alone() -> None:
+    snapshot = noted(
+        binary({"type": "status", "seq": 1}), Message(b'{"type":"keepalive","seq":' + b"9" * 40 + b"}")
+    )
+    assert status_of(snapshot) == {"type": "status", "seq": 1}
+
+
+# How old it is
+
+
+def test_age_is_counted_from_the_look_after_the_last_word() -> None:
+    snapshot = noted(encode({"type": "status"}))
+    assert snapshot.age_s(100.0) == 0
+    assert snapshot.age_s(107.5) == 7.5
+    note(snapshot, encode({"type": "log"}))
+    assert snapshot.age_s(108.0) == 8
+    for kind in ("keepalive", "status_delta", "device_info"):
+        note(snapshot, encode({"type": kind}))
+        assert snapshot.age_s(110.0) == 0
+        assert snapshot.age_s(112.0) == 2
+
+
+# The merge against a model
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**31), 2**31)
+    | st.floats(-1000, 1000, width=32).map(Float32)
+    | st.text("abcß", max_size=3)
+)
+VALUES = LEAVES | st.dictionaries(st.sampled_from("abc"), LEAVES | st.just({"deep": 1}), max_size=3)
+GROUPS = st.dictionaries(
+    st.sampled_from(["temps", "power", "machine", "pressure", "wifi"]), VALUES, max_size=4
+)
+SAID = st.lists(
+    st.tuples(
+        st.sampled_from(["status", "status_delta", "status_delta", "status_delta", "keepalive", "ask"]),
+        st.integers(1, 3),
+        GROUPS,
+    ),
+    max_size=25,
+)
+
+
+@dataclass
+class Model:
+    """The status as somebody knows it who merges every message as it comes."""
+
+    status: dict[str, Any] | None = None
+
+    def note(self, kind: str, seq: int, groups: dict[str, Any]) -> None:
+        if kind == "status":
+            self.status = {"type": "status", "seq": seq, **groups}
+        elif self.status is not None:
+            self.status["seq"] = seq
+            if kind == "status_delta":
+                for name, value in groups.items():
+                    old = self.status.get(name)
+                    both = isinstance(old, dict) and isinstance(value, dict)
+                    self.status[name] = {**old, **value} if both else value  # type: ignore[dict-item]
+
+
+def compact(content: Any) -> Message:
+    """Write a message as text that is not what the relay itself would write: numbers have an end of zeros."""
+    if isinstance(content, dict):
+        inner = ",".join(f'"{name}":{compact(value).payload.decode()}' for name, value in content.items())
+        return Message(f"{{{inner}}}".encode())
+    if isinstance(content, float):
+        shortest = repr(float(content))
+        return Message((shortest if "e" in shortest else f"{shortest}00").encode())
+    return Message(json.dumps(content, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("write", [compact, binary])
+@given(said=SAID)
+@settings(deadline=None)
+def test_a_lazy_merge_is_the_same_as_an_eager_one_to_the_byte(
+    write: Any, said: Sequence[tuple[str, int, dict[str, Any]]]
+) -> None:
+    snapshot, model = Snapshot(), Model()
+    seq = 0
+    for kind, step, groups in said:
+        if kind == "ask":
+            assert_same(snapshot, model, write)
+            continue
+        seq += step
+        model.note(kind, seq, groups)
+        note(snapshot, write({"type": kind, "seq": seq, **groups}))
+    assert_same(snapshot, model, write)
+
+
+def assert_same(snapshot: Snapshot, model: Model, write: Any) -> None:
+    expected = [] if model.status is None else [write(model.status)]
+    assert snapshot.messages() == expected, "values are not touched, floats stay in 32 bits"
+    assert snapshot.messages() == expected, "asking changes nothing"
+    if model.status is not None and write is binary:
+        assert snapshot.as_dict() == {"status": rounded(model.status)}
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return float(f"{value:.7g}") if isinstance(value, float) and not value.is_integer() else value
+
+
+@given(said=SAID, texts=st.lists(st.booleans(), min_size=25, max_size=25))
+@settings(deadline=None)
+def test_text_and_binary_may_be_mixed(
+    said: Sequence[tuple[str, int, dict[str, Any]]], texts: list[bool]
+) -> None:
+    snapshot, model = Snapshot(), Model()
+    is_text = True
+    for seq, ((kind, _, groups), as_text) in enumerate(zip(said, texts, strict=False)):
+        if kind == "ask":
+            continue
+        if kind == "status":
+            is_text = as_text
+        model.note(kind, seq, groups)
+        note(snapshot, (compact if as_text else binary)({"type": kind, "seq": seq, **groups}))
+    if model.status is not None:
+        (message,) = snapshot.messages()
+        assert message.is_text == is_text, "in the encoding of the status"
+        assert rounded(decode(message)) == rounded(model.status)
+        assert snapshot.as_dict() == {"status": rounded(model.status)}
+
+
+def test_numbers_of_32_bits_have_7_digits_only_where_they_become_text() -> None:
+    value = float32(93.2)
+    assert value != 93.2
+    snapshot = noted(
+        binary({"type": "status", "seq": 1, "temps": {"group": value}}),
+        binary({"type": "status_delta", "seq": 2, "temps": {"brew": value}}),
+    )
+    (message,) = snapshot.messages()
+    assert not message.is_text
+    assert message.payload.count(b"\xca" + struct.pack(">f", 93.2)) == 2
+    assert snapshot.as_dict()["status"]["temps"] == {"group": 93.2, "brew": 93.2}
+
+    snapshot = noted(
+        Message(b'{"type":"status","temps":{"group":93.20}}'),
+        binary({"type": "status_delta", "temps": {"brew": value}}),
+    )
+    assert snapshot.messages() == [Message(b'{"type":"status","temps":{"group":93.20,"brew":93.2}}')]
+
+
+# What cannot be read
+
+
+def test_a_change_that_cannot_be_recoded_changes_nothing() -> None:
+    bad = Message(b"\x82\xa4type\xacstatus_delta\xa1x\xa1\xff", is_text=False)
+    status = encode({"type": "status", "seq": 1, "x": "ok"})
+    assert status_of(noted(status, bad)) == {"type": "status", "seq": 1, "x": "ok"}
+    bad = Message(b'{"type":"status_delta","seq":2,"x":"\\ud800"}')
+    if bad.peek() is not None:
+        assert status_of(noted(binary({"type": "status", "x": "ok"}), bad))["x"] == "ok"
+
+
+def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
+    bad = Message(b"\x82\xa4type\xa6status\xa4wifi\x81\xa4ssid\xa1\xff", is_text=False)
+    snapshot = noted(bad, encode({"type": "device_info", "n": 1}))
+    assert snapshot.messages()[0] == bad
+    assert snapshot.as_dict() == {"device_info": {"type": "device_info", "n": 1}}
+    note(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
+    assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "what can be merged is"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(b'{"type":"device_info","n":1e999}'),
+        Message(b"\x82\xa4type\xabdevice_info\xa1x\xc7\x01\x05x", is_text=False),
+    ],
+)
+def test_what_json_cannot_hold_is_left_out_of_it(message: Message) -> None:
+    snapshot = noted(message)
+    assert snapshot.messages() == [message]
+    assert snapshot.as_dict() == {}
+
+
+def test_a_status_that_cannot_be_taken_apart_is_begun_anew() -> None:
+    status = Message(b'{"type":"status","x":' + b"[" * 700 + b"]" * 700 + b"}")
+    snapshot = noted(status, encode({"type": "status_delta", "seq": 2, "a": 1}))
+    assert status_of(snapshot)["a"] == 1
+
+
+def test_fields_of_what_is_no_message_are_none() -> None:
+    assert module._fields(Message(b"[]")) == {}
+    assert module._fields(Message(b"\x81\x01\x02", is_text=False)) == {}
+
+
+# What it costs
+
+
+class Counting:
+    """Counts the calls of a decoder."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.calls = 0
+        self._decoder = decoder
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self._decoder(*args)
+
+
+@pytest.fixture
+def decoders(monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
+    counting = [Counting(getattr(module, name)) for name in ("_decode_json", "_decode_msgpack", "decode")]
+    for name, decoder in zip(("_decode_json", "_decode_msgpack", "decode"), counting, strict=True):
+        monkeypatch.setattr(module, name, decoder)
+    return counting
+
+
+def calls(decoders: Iterable[Counting]) -> int:
+    return sum(decoder.calls for decoder in decoders)
+
+
+@pytest.mark.parametrize("write", [encode, binary])
+def test_a_device_that_nobody_watches_is_not_decoded(decoders: list[Counting], write: Any) -> None:
+    snapshot = Snapshot()
+    for _ in range(50):
+        note(snapshot, write({"type": "status", "seq": 1}), write({"type": "device_info", "x": {"y": 1}}))
+        for seq in range(99):
+            note(snapshot, write({"type": "status_delta", "seq": seq, "power": {"current": seq}}))
+    assert calls(decoders) == 0
+    assert status_of(snapshot)["power"] == {"current": 98}
+    merged = calls(decoders)
+    assert merged > 0
+    snapshot.messages()
+    assert calls(decoders) == merged, "merged once"
+
+
+def test_no_more_than_a_hundred_changes_are_kept_unmerged(decoders: list[Counting]) -> None:
+    snapshot = noted(binary({"type": "status", "seq": 0, "pressure": 0}))
+    for seq in range(1, 1000):
+        note(snapshot, binary({"type": "status_delta", "seq": seq, "pressure": seq}))
+        assert len(snapshot._changes) < 100
+    assert calls(decoders) > 0
+    assert status_of(snapshot) == {"type": "status", "seq": 999, "pressure": 999}
+
+
+# What must reach everybody
+
+
+@pytest.mark.parametrize(
+    ("content", "must"),
+    [
+        ({"type": "status"}, False),
+        ({"type": "status_delta"}, False),
+        ({"type": "keepalive"}, False),
+        ({"type": "scale_status"}, False),
+        ({"type": "power_meter_status"}, False),
+        ({"type": "device_info"}, True),
+        ({"type": "log"}, False),
+        ({"type": "log", "level": "info"}, False),
+        ({"type": "log", "level": "error"}, True),
+        ({"type": "event"}, True),
+        ({"type": "error"}, True),
+        ({"type": "time_status"}, True),
+        ({"type": "something_new"}, True),
+        ({"no": "type"}, False),
+    ],
+)
+@pytest.mark.parametrize("write", [encode, binary])
+def test_what_is_not_said_again_must_reach_everybody(content: dict[str, Any], must: bool, write: Any) -> None:
+    assert must_reach(write(content)) == must
+
+
+# Numbers as people write them
+
+
+@pytest.mark.parametrize("value", [93.2, 0.1, -12.34567, 1e-20, 1234567.5])
+def test_what_came_in_32_bits_has_7_digits(value: float) -> None:
+    assert readable(float(float32(value))) == float(f"{value:.7g}")
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, 1.0000000001, 1e300, 1_700_000_000_123.0, 16_777_217.0, -2.0, math.inf, 5, None, "x", True]
+)
+def test_what_came_in_64_bits_or_is_whole_is_left_alone(value: Any) -> None:
+    assert readable(value) == value
+    assert math.isnan(readable(math.nan))
+
+
+def test_numbers_are_found_wherever_they_are() -> None:
+    raw = float(float32(93.2))
+    assert readable({"a": [raw, {"b": raw}], "c": "x"}) == {"a": [93.2, {"b": 93.2}], "c": "x"}
+
+
+def test_changes_are_merged_before_they_take_much_room() -> None:
+    snapshot = Snapshot()
+    snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
+    for seq in range(1, 50):
+        change = encode({"type": "status_delta", "seq": seq, "pad": "x" * 15_000})
+        snapshot.note(change, "status_delta", seq)
+        assert sum(len(kept.payload) for kept in snapshot._changes) <= 64 * 1024 + 16_000
+    assert len(snapshot.messages()[0].payload) < 16_000
+
+
+def test_a_state_without_measure_is_forgotten() -> None:
+    snapshot = Snapshot()
+    snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
+    for seq in range(1, 10):
+        change = encode({"type": "status_delta", "seq": seq, f"pad{seq}": "x" * 15_000})
+        snapshot.note(change, "status_delta", seq)
+    assert snapshot.messages() == []
+    assert snapshot.empty
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_status_can_be_given_without_its_number(is_text: bool) -> None:
+    coder = msgspec.json if is_text else msgspec.msgpack
+    numbered = Message(coder.encode({"type": "status", "seq": 7, "pressure": 9.1}), is_text)
+    without = unnumbered(numbered)
+    assert decode(without) == {"type": "status", "pressure": 9.1}
+    assert without.is_text == is_text
+    assert unnumbered(without) is without

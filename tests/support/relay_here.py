@@ -1,0 +1,98 @@
+"""A relay with its port, without files or threads, for tests on a virtual clock; it can leave, or crash."""
+
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import trio
+
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.registry.records import Device
+from brewos_relay.registry.store import Store
+from brewos_relay.server.admission import Admission
+from brewos_relay.server.listener import Listener
+from brewos_relay.wire.connection import WebSocketConnection
+from brewos_relay.wire.poller import open_poller
+
+SECRET: Final = "tests-only-" + "s" * 32
+_BACKLOG: Final = 4096
+
+
+class MemoryStore(Store):
+    """What a store knows, as plain data; `answer_s` is how long it takes to say so."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = keys
+        self.seen: dict[str, int] = {}
+        self.answer_s = 0.0
+
+    async def find_device(self, device_id: str) -> Device | None:
+        await trio.sleep(self.answer_s)
+        key = self.keys.get(device_id)
+        if key is None:
+            return None
+        seen = self.seen.get(device_id)
+        return Device(id=device_id, key_hash=hash_key(key), name=None, created_at_ms=1, last_seen_ms=seen)
+
+    async def user_has_device(self, user_id: str, device_id: str) -> bool:
+        await trio.sleep(self.answer_s)
+        return False
+
+    def note_seen(self, device_id: str, at_ms: int) -> None:
+        self.seen[device_id] = at_ms
+
+
+class RelayHere:
+    """A relay that listens, and what belongs to it."""
+
+    def __init__(self, relay: Relay, address: tuple[str, int]) -> None:
+        self.relay = relay
+        self.address = address
+        self.crashed = False
+
+    def crash(self) -> None:
+        """Let every connection end as if the process had been killed; leave the block right after that."""
+        self.crashed = True
+        for attachment in list(self.relay.attached):
+            cast(WebSocketConnection, attachment.peer)._transport.close()
+
+
+@asynccontextmanager
+async def open_relay_here(
+    store: MemoryStore, *, port: int = 0, limits: Limits | None = None, **changed: Any
+) -> AsyncIterator[RelayHere]:
+    """Open a relay on a port of this machine; leaving the block lets it leave as a server does.
+
+    `changed` are fields of the limits that are not to be as usual.
+
+    **Owns:** the relay, its poller and its listener.
+    """
+    with socket.create_server(("127.0.0.1", port), backlog=_BACKLOG) as listening:
+        listening.setblocking(False)
+        bounds = limits or Limits(**changed)
+        async with open_poller() as poller, open_relay(limits=bounds, on_seen=store.note_seen) as relay:
+            admission = Admission(relay=relay, store=store, tokens=TokenSigner(SECRET))
+            async with trio.open_nursery() as nursery:
+                listener = Listener(
+                    [listening], relay=relay, poller=poller, admission=admission, take_http=_hang_up
+                )
+                nursery.start_soon(listener.run)
+                here = RelayHere(relay, listening.getsockname())
+                yield here
+                if not here.crashed:
+                    await relay.drain()
+                nursery.cancel_scope.cancel()
+
+
+def _hang_up(stream: trio.SocketStream, _initial: bytes) -> None:
+    stream.socket.close()
+
+
+def token(devices: Iterable[str] | None = None, *, user_id: str = "ada", ttl_s: int = 86_400) -> str:
+    """Make a token for these devices, or for all of them."""
+    named = "*" if devices is None else list(devices)
+    return TokenSigner(SECRET).issue(user_id=user_id, email="a@example.org", devices=named, ttl_s=ttl_s)
