@@ -572,3 +572,17 @@ async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session
         await wait_all_tasks_blocked()
         assert relay.client_count == 1
         assert [old.acloses, new.acloses, client.acloses] == [1, 1, 0]
+
+
+async def test_whoever_asks_for_a_full_status_gets_nothing_else(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        peer, machine = memory_peer()
+        relay.attach_device("BRW-00000001", peer)
+        await machine.send({"type": "device_info", "deviceId": "BRW-00000001"})
+        await trio.sleep(1)
+        peer, app = memory_peer()
+        relay.attach_client("BRW-00000001", peer)
+        await app.send({"type": "request_full_status"})
+        await app.send({"type": "ping", "timestamp": 1})
+        types = [(await app.receive()).peek_type() for _ in range(4)]
+        assert types == ["connected", "device_status", "device_info", "pong"]

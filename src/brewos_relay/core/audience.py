@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import trio
 
@@ -16,7 +17,8 @@ from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S: Final = 1.0
+"""How often what is due by time is done."""
 
 
 class Audience:
@@ -92,7 +94,7 @@ class Audience:
         """
         if self._fed:
             self._fed, self._fed_at = False, now
-        elif now - self._fed_at >= self._limits.keepalive_s - 2 * _LOOK_EVERY_S and len(self):
+        elif now - self._fed_at >= self._limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
             self._fed_at = now
             self.tell(messages.keepalive(now_ms()))
         for client in self:

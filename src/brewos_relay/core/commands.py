@@ -108,7 +108,8 @@ class Commands:
             to_device.append(text)
         if head.type == "request_state":
             return []
-        return [unnumbered(message) for message in self._session.snapshot_messages()[:1]]
+        known = self._session.snapshot_messages()
+        return [unnumbered(message) for message in known if message.peek_type() == "status"]
 
     def note_asked(self, now: float) -> None:
         """Note that the relay itself has asked the device for its state."""

@@ -10,6 +10,7 @@ import trio
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.audience import LOOK_EVERY_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pace import TokenBucket
@@ -21,7 +22,6 @@ from brewos_relay.messages import Delivery
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S: Final = 1.0
 _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
 _SPARE_S: Final = 1.0
@@ -141,7 +141,7 @@ class Relay:
     async def run(self) -> None:
         """Do what is due by time, for ever: one task for all connections."""
         while True:
-            await trio.sleep(_LOOK_EVERY_S)
+            await trio.sleep(LOOK_EVERY_S)
             for number, session in enumerate(list(self._sessions.values()), start=1):
                 try:
                     session.look_after(trio.current_time())
