@@ -6,199 +6,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import insert, inspect, select
 
-from brewos_relay.errors import DeviceExists, RegistryError
+from brewos_relay.errors import RegistryError
 from brewos_relay.registry import database as database_module
-from brewos_relay.registry.database import Database, Device, NewDevice, database_file
+from brewos_relay.registry import migrations
+from brewos_relay.registry.database import Database, database_file, upgrade, version
+from brewos_relay.registry.devices import add_devices, all_devices, find_devices
+from brewos_relay.registry.schema import activity, changes, claims, device_users, devices
+from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0
 
 
-def new_device(number: int, *, name: str | None = None, user_id: str | None = None) -> NewDevice:
-    return NewDevice(id=f"BRW-{number:08X}", key_hash=bytes([number % 256]) * 32, name=name, user_id=user_id)
+class Stop(Exception):
+    """Ends a transaction."""
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/registry.db"
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    with Database.open(url) as database:
-        yield database
-
-
-# Devices
-
-
-def test_what_was_added_is_found(database: Database) -> None:
-    before_ms = time.time_ns() // 1_000_000
-    database.add_devices([new_device(2, name="Küche"), new_device(1)])
-    first, second = database.devices()
-    assert before_ms <= first.created_at_ms <= time.time_ns() // 1_000_000
-    assert first == Device(
-        id="BRW-00000001",
-        key_hash=b"\x01" * 32,
-        name=None,
-        created_at_ms=first.created_at_ms,
-        last_seen_ms=None,
-    )
-    assert (second.id, second.name) == ("BRW-00000002", "Küche")
-
-
-def test_devices_by_id(database: Database) -> None:
-    database.add_devices([new_device(number) for number in range(5)])
-    found = database.devices(["BRW-00000003", "BRW-00000001", "BRW-0000FFFF"])
-    assert sorted(device.id for device in found) == ["BRW-00000001", "BRW-00000003"]
-    assert database.devices([]) == []
-    assert database.devices(["BRW-00000001", "BRW-00000001"]) == database.devices(["BRW-00000001"])
-
-
-def test_more_ids_than_fit_one_query(database: Database) -> None:
-    database.add_devices([new_device(number) for number in range(1201)])
-    assert len(database.devices([f"BRW-{number:08X}" for number in range(2000)])) == 1201
-
-
-def test_what_is_registered_is_not_registered_again(database: Database) -> None:
-    database.add_devices([new_device(1, name="old"), new_device(2)])
-    with pytest.raises(DeviceExists) as caught:
-        database.add_devices([new_device(2), new_device(3), new_device(1, name="new")])
-    assert caught.value.device_ids == ("BRW-00000001", "BRW-00000002")
-    assert [(device.id, device.name) for device in database.devices()] == [
-        ("BRW-00000001", "old"),
-        ("BRW-00000002", None),
-    ]
-
-
-def test_a_device_twice_in_one_go(database: Database) -> None:
-    with pytest.raises(DeviceExists, match="BRW-00000001"):
-        database.add_devices([new_device(1), new_device(2), new_device(1)])
-    assert database.devices() == []
-
-
-def test_none_is_added_if_a_later_one_cannot_be(database: Database) -> None:
-    database.add_devices([new_device(2500)])
-    progress: list[int] = []
-    with pytest.raises(DeviceExists):
-        database.add_devices([new_device(number) for number in range(2600)], on_progress=progress.append)
-    assert progress == [1000, 1000]
-    assert len(database.devices()) == 1
-
-
-def test_nothing_to_add(database: Database) -> None:
-    database.add_devices([])
-    assert database.devices() == []
-
-
-def test_progress_adds_up(database: Database) -> None:
-    progress: list[int] = []
-    database.add_devices([new_device(number) for number in range(2345)], on_progress=progress.append)
-    assert progress == [1000, 1000, 345]
-
-
-def test_a_hundred_thousand_devices_take_seconds(database: Database) -> None:
-    rows = [new_device(number, user_id="ada") for number in range(100_000)]
-    started_s = time.process_time()
-    database.add_devices(rows)
-    assert time.process_time() - started_s < 20
-    assert len(database.devices()) == 100_000
-
-
-def test_a_conflict_that_is_no_taken_id_is_an_error(database: Database) -> None:
-    bad = NewDevice(id="BRW-00000001", key_hash=None)  # type: ignore[arg-type]
-    with pytest.raises(RegistryError, match="could not register devices: NOT NULL") as caught:
-        database.add_devices([bad])
-    assert not isinstance(caught.value, DeviceExists)
-
-
-def test_removing_a_device(database: Database) -> None:
-    database.add_devices([new_device(1, user_id="ada"), new_device(2, user_id="ada")])
-    assert database.remove_device("BRW-00000001")
-    assert not database.remove_device("BRW-00000001")
-    assert [device.id for device in database.devices_of("ada")] == ["BRW-00000002"]
-    # Who had it does not get it back with a new machine of that id.
-    database.add_devices([new_device(1)])
-    assert database.ownerships([("ada", "BRW-00000001")]) == set()
-
-
-# Users
-
-
-def test_the_devices_of_a_user(database: Database) -> None:
-    shared = NewDevice(id="BRW-00000003", key_hash=bytes(32), user_id="ada", more_user_ids=("bob", "ada"))
-    database.add_devices([shared, new_device(1, user_id="ada"), new_device(2, user_id="bob"), new_device(4)])
-    assert [device.id for device in database.devices_of("ada")] == ["BRW-00000001", "BRW-00000003"]
-    assert [device.id for device in database.devices_of("bob")] == ["BRW-00000002", "BRW-00000003"]
-    assert database.devices_of("eve") == []
-
-
-def test_who_has_which_device(database: Database) -> None:
-    database.add_devices([new_device(1, user_id="ada"), new_device(2, user_id="bob")])
-    pairs = [(user, f"BRW-0000000{number}") for user in ("ada", "bob", "eve") for number in (1, 2, 3)]
-    assert database.ownerships(pairs) == {("ada", "BRW-00000001"), ("bob", "BRW-00000002")}
-    assert database.ownerships([]) == set()
-
-
-def test_giving_a_device(database: Database) -> None:
-    database.add_devices([new_device(1, user_id="ada"), new_device(2)])
-    assert database.give_device("BRW-00000001", ["bob", "ada", "bob"]) == ["ada"]
-    assert database.give_device("BRW-00000001", ["bob"]) == ["bob"]
-    assert database.give_device("BRW-00000001", []) == []
-    pairs = [(user, f"BRW-0000000{number}") for user in ("ada", "bob") for number in (1, 2)]
-    assert database.ownerships(pairs) == {("ada", "BRW-00000001"), ("bob", "BRW-00000001")}
-
-
-def test_taking_a_device(database: Database) -> None:
-    shared = NewDevice(id="BRW-00000001", key_hash=bytes(32), more_user_ids=("ada", "bob", "eve"))
-    database.add_devices([shared, new_device(2, user_id="ada")])
-    database.take_device("BRW-00000001", ["ada", "eve", "ada"])
-    assert [device.id for device in database.devices_of("ada")] == ["BRW-00000002"]
-    assert [device.id for device in database.devices_of("bob")] == ["BRW-00000001"]
-    assert database.devices_of("eve") == []
-
-
-def test_a_device_is_taken_from_all_or_none(database: Database) -> None:
-    database.add_devices([new_device(1, user_id="ada"), new_device(2, user_id="eve")])
-    with pytest.raises(RegistryError, match=r"^eve does not have BRW-00000001; nothing was changed$"):
-        database.take_device("BRW-00000001", ["ada", "eve"])
-    with pytest.raises(RegistryError, match=r"^eve, bob do not have BRW-00000001;"):
-        database.take_device("BRW-00000001", ["eve", "ada", "bob", "eve"])
-    assert len(database.devices_of("ada")) == 1
-
-
-def test_what_is_not_registered_is_not_given_or_taken(database: Database) -> None:
-    for change in (database.give_device, database.take_device):
-        with pytest.raises(RegistryError, match=r"^BRW-00000001 is not registered; .*device list"):
-            change("BRW-00000001", ["ada"])
-
-
-def test_a_device_does_not_change_hands_while_it_is_removed(database: Database, tmp_path: Path) -> None:
-    database.add_devices([new_device(1)])
-    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db", check_same_thread=False)) as other:
-        other.execute("PRAGMA foreign_keys = ON")
-        other.execute("DELETE FROM devices")
-        release = threading.Timer(0.2, other.commit)
-        release.start()
-        with pytest.raises(RegistryError, match="BRW-00000001 is not registered"):
-            database.give_device("BRW-00000001", ["ada"])
-        release.join(DEADLINE_S)
-
-
-# Last seen
-
-
-def test_when_devices_were_seen(database: Database) -> None:
-    database.add_devices([new_device(number) for number in range(3)])
-    database.note_seen({"BRW-00000000": 1000, "BRW-00000001": 2000, "BRW-0000FFFF": 5})
-    database.note_seen({"BRW-00000000": 999, "BRW-00000001": 2001})
-    database.note_seen({})
-    assert [device.last_seen_ms for device in database.devices()] == [1000, 2001, None]
+def count(database: Database) -> int:
+    with database.reading() as db:
+        return len(all_devices(db))
 
 
 # The database itself
@@ -206,9 +37,9 @@ def test_when_devices_were_seen(database: Database) -> None:
 
 def test_the_file_keeps_everything(url: str) -> None:
     with Database.open(url) as database:
-        database.add_devices([new_device(1, user_id="ada")])
+        register(database, [new_device(1)])
     with Database.open(url) as database:
-        assert [device.id for device in database.devices_of("ada")] == ["BRW-00000001"]
+        assert count(database) == 1
     database.close()
 
 
@@ -231,7 +62,7 @@ def no_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("no_umask")
 def test_what_is_made_is_for_nobody_else(tmp_path: Path) -> None:
     with Database.open(f"sqlite:///{tmp_path}/data/registry.db") as database:
-        database.add_devices([new_device(1)])
+        register(database, [new_device(1)])
         made = {path.name: mode_of(path) for path in (tmp_path / "data").iterdir()}
     assert made.pop("registry.db") == 0o600
     assert set(made) == {"registry.db-wal", "registry.db-shm"}
@@ -269,6 +100,31 @@ def test_the_file_of_a_url_that_is_none() -> None:
         database_file("espresso")
 
 
+def test_where_it_is_and_its_version(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    sqlite3.connect(path).close()
+    for _ in range(2):  # looking does not change it
+        assert version(url) == (str(path), None)
+    upgrade(url)
+    assert version(url) == (str(path), migrations.HEAD)
+    # One that only a newer program knows is told all the same.
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    assert version(url) == (str(path), "9999")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE alembic_version")
+    assert version(url) == (str(path), "0001")
+
+
+def test_the_version_of_what_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="URL cannot be read"):
+        version("espresso")
+    (tmp_path / "registry.db").write_bytes(b"espresso" * 1000)
+    with pytest.raises(RegistryError, match="file is not a database"):
+        version(f"sqlite:///{tmp_path}/registry.db")
+
+
 def test_where_it_is(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert database.location == str(tmp_path / "registry.db")
     monkeypatch.chdir(tmp_path)
@@ -289,10 +145,10 @@ def test_sqlite_is_set_up_for_keeping(database: Database, tmp_path: Path) -> Non
 
 
 def test_a_reader_does_not_wait_for_a_writer(database: Database, tmp_path: Path) -> None:
-    database.add_devices([new_device(1)])
+    register(database, [new_device(1)])
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as writer:
         writer.execute("BEGIN EXCLUSIVE")
-        assert len(database.devices()) == 1
+        assert count(database) == 1
         writer.rollback()
 
 
@@ -301,9 +157,9 @@ def test_a_writer_waits_for_another(database: Database, tmp_path: Path) -> None:
         writer.execute("BEGIN IMMEDIATE")
         release = threading.Timer(0.2, writer.rollback)
         release.start()
-        database.add_devices([new_device(1)])
+        register(database, [new_device(1)])
         release.join(DEADLINE_S)
-    assert len(database.devices()) == 1
+    assert count(database) == 1
 
 
 def test_several_threads_at_once(database: Database) -> None:
@@ -312,8 +168,9 @@ def test_several_threads_at_once(database: Database) -> None:
     def work(first: int) -> None:
         try:
             for number in range(first, first + 10):
-                database.add_devices([new_device(number)])
-                assert len(database.devices([f"BRW-{number:08X}"])) == 1
+                register(database, [new_device(number)])
+                with database.reading() as db:
+                    assert len(find_devices(db, [device_id(number)])) == 1
         except BaseException as failure:
             failures.append(failure)
 
@@ -323,14 +180,16 @@ def test_several_threads_at_once(database: Database) -> None:
     for thread in threads:
         thread.join(DEADLINE_S)
     assert failures == []
-    assert len(database.devices()) == 40
+    assert count(database) == 40
 
 
 _OPEN_AND_ADD = """
 import sys
-from brewos_relay.registry.database import Database, NewDevice
-with Database.open(sys.argv[1]) as database:
-    database.add_devices([NewDevice(id=f"BRW-0000000{sys.argv[2]}", key_hash=bytes(32))])
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice
+with Database.open(sys.argv[1]) as database, database.writing() as db:
+    add_devices(db, [NewDevice(id=f"BRW-0000000{sys.argv[2]}", key_hash=bytes(32))], now_ms=1)
 """
 
 
@@ -338,35 +197,115 @@ def test_several_processes_may_start_on_an_empty_file_at_once(url: str) -> None:
     children = [subprocess.Popen([sys.executable, "-c", _OPEN_AND_ADD, url, str(n)]) for n in range(4)]
     assert [child.wait(DEADLINE_S) for child in children] == [0] * 4
     with Database.open(url) as database:
-        assert len(database.devices()) == 4
+        assert count(database) == 4
 
 
-_ADD_ONE_BY_ONE = """
-import itertools, sys
-from brewos_relay.registry.database import Database, NewDevice
+# What is acknowledged is there
+
+
+_REGISTER = """
+import sys
+from sqlalchemy import insert
+from brewos_relay.registry.activity import add_activity
+from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import Activity, NewDevice
+from brewos_relay.registry.schema import claims
 with Database.open(sys.argv[1]) as database:
-    for number in itertools.count():
-        database.add_devices([NewDevice(id=f"BRW-{number:08X}", key_hash=bytes(32), user_id="ada")])
+    for number in range(1000):
+        id_ = f"BRW-{number:08X}"
+        with database.writing() as db:
+            add_devices(db, [NewDevice(id=id_, key_hash=bytes(32), user_id="ada")], now_ms=number)
+            row = {"device_id": id_, "token_hash": b"t" * 32, "key_hash": bytes(32), "expires_at_ms": 9}
+            db.execute(insert(claims), row)
+            add_activity(db, [Activity(device_id=id_, at_ms=number, kind="key_pending")])
+            note_change(db, "key_pending", device_id=id_, now_ms=number)
         print(number, flush=True)
 """
 
 
-def test_what_was_acknowledged_survives_a_kill(url: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _ADD_ONE_BY_ONE, url], stdout=subprocess.PIPE, text=True
-    ) as child:
+@pytest.mark.parametrize("after", [1, 100, 500])
+def test_what_was_acknowledged_survives_a_kill(url: str, tmp_path: Path, after: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", _REGISTER, url], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         watchdog = threading.Timer(DEADLINE_S, child.kill)
         watchdog.start()
-        acknowledged = [int(child.stdout.readline()) for _ in range(50)]
+        acknowledged = [int(child.stdout.readline()) for _ in range(after)]
         child.send_signal(signal.SIGKILL)
         acknowledged += [int(line) for line in child.stdout if line.endswith("\n")]
         watchdog.cancel()
-    with Database.open(url) as database:
-        ids = [device.id for device in database.devices()]
-        assert len(database.devices_of("ada")) == len(ids)
+    with Database.open(url) as database, database.reading() as db:
+        rows = [
+            {row[0] for row in db.execute(select(table.c.device_id))}
+            for table in (claims, device_users, activity, changes)
+        ]
+        ids = [device.id for device in all_devices(db)]
     assert acknowledged == list(range(len(acknowledged)))
-    assert len(acknowledged) <= len(ids) <= len(acknowledged) + 1
+    assert len(acknowledged) < 1000
+    assert set(ids) >= {device_id(number) for number in acknowledged}
+    # Of what was under way, there is all or nothing.
+    assert rows == [set(ids)] * 4
+    assert len(ids) <= len(acknowledged) + 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+# Transactions
+
+
+def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
+    with contextlib.suppress(Stop), database.writing() as db:
+        add_devices(db, [new_device(1)], now_ms=1)
+        raise Stop
+    assert count(database) == 0
+    assert database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_the_making_of_tables_is_undone_too(database: Database) -> None:
+    with contextlib.suppress(Stop), database.writing() as db:
+        db.exec_driver_sql("CREATE TABLE half_done (x)")
+        db.exec_driver_sql("DROP TABLE claims")
+        raise Stop
+    with database.reading() as db:
+        tables = inspect(db).get_table_names()
+    assert "half_done" not in tables
+    assert "claims" in tables
+
+
+def test_what_was_read_stays_so_until_the_transaction_ends(database: Database, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db", timeout=0)) as other:
+        with database.writing() as db:
+            assert all_devices(db) == []
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+        other.execute("BEGIN IMMEDIATE")
+        other.rollback()
+
+
+def test_reading_needs_no_transaction(database: Database) -> None:
+    statements: list[str] = []
+    with contextlib.closing(sqlite3.connect(database.location)) as other, database.reading() as db:
+        db.connection.dbapi_connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
+        assert all_devices(db) == []
+        # What somebody else commits meanwhile is seen.
+        other.execute(
+            "INSERT INTO devices VALUES ('BRW-00000001', x'00', null, 1, 1, null, null, null, null, 0)"
+        )
+        other.commit()
+        assert len(all_devices(db)) == 1
+        db.connection.dbapi_connection.set_trace_callback(None)  # type: ignore[union-attr]
+    assert [statement.split()[0] for statement in statements] == ["SELECT"] * 2
+
+
+def test_after_reading_a_connection_writes_in_transactions_as_before(database: Database) -> None:
+    for _ in range(3):
+        assert count(database) == 0
+        with contextlib.suppress(Stop), database.writing() as db:
+            add_devices(db, [new_device(1)], now_ms=1)
+            raise Stop
+    assert database._engine.pool.checkedin() == 1  # type: ignore[attr-defined]
 
 
 # What can go wrong
@@ -437,35 +376,20 @@ def test_a_lock_that_is_released_while_it_is_set_up(tmp_path: Path, monkeypatch:
 
 
 def test_errors_of_the_database_are_translated_and_keep_their_parameters(database: Database) -> None:
-    database.add_devices([new_device(1)])
-    with database._engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE device_users")
-        connection.exec_driver_sql("DROP TABLE devices")
-    hash_text = repr(new_device(65).key_hash)
-    calls: list[Callable[[], object]] = [
-        lambda: database.add_devices([new_device(65)]),
-        lambda: database.remove_device("BRW-00000001"),
-        lambda: database.devices(["BRW-00000001"]),
-        lambda: database.devices(),
-        lambda: database.devices_of("ada"),
-        lambda: database.ownerships([("ada", "BRW-00000001")]),
-        lambda: database.note_seen({"BRW-00000001": 5}),
-        lambda: database.give_device("BRW-00000001", ["ada"]),
-        lambda: database.take_device("BRW-00000001", ["ada"]),
-    ]
-    for call in calls:
-        with pytest.raises(RegistryError, match=r"^the registry could not .*: no such table") as caught:
-            call()
-        assert "\n" not in str(caught.value)
-        assert hash_text not in str(caught.value.__cause__)
-
-
-def test_a_lookup_is_one_statement(database: Database) -> None:
-    statements: list[str] = []
-
-    @event.listens_for(database._engine, "before_cursor_execute")
-    def _count(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        statements.append(statement)
-
-    database.devices([f"BRW-{number:08X}" for number in range(64)])
-    assert len(statements) == 1
+    new = new_device(65)
+    register(database, [new])
+    row = {"id": new.id, "key_hash": new.key_hash, "created_at_ms": 1}
+    with (
+        pytest.raises(RegistryError, match=r"^the registry could not be changed: UNIQUE") as caught,
+        database.writing() as db,
+    ):
+        db.execute(insert(devices), row)
+    assert repr(new.key_hash) not in str(caught.value.__cause__)
+    with database.writing() as db:
+        db.exec_driver_sql("DROP TABLE device_users")
+        db.exec_driver_sql("DROP TABLE claims")
+        db.exec_driver_sql("DROP TABLE shares")
+        db.exec_driver_sql("DROP TABLE devices")
+    with pytest.raises(RegistryError, match=r"^the registry could not be read: no such table") as caught:
+        count(database)
+    assert "\n" not in str(caught.value)

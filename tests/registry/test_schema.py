@@ -7,7 +7,7 @@ def test_the_tables_can_be_made_and_are_as_described() -> None:
     engine = create_engine("sqlite://")
     metadata.create_all(engine)
     tables = inspect(engine)
-    assert sorted(tables.get_table_names()) == ["device_users", "devices"]
+    assert sorted(tables.get_table_names()) == sorted(metadata.tables)
     assert tables.get_pk_constraint("devices")["constrained_columns"] == ["id"]
     assert tables.get_pk_constraint("device_users")["constrained_columns"] == ["user_id", "device_id"]
     engine.dispose()
@@ -18,6 +18,29 @@ def test_what_must_be_there() -> None:
         "id",
         "key_hash",
         "created_at_ms",
+        "registered_itself",
     ]
+    assert devices.c.registered_itself.server_default is not None  # rows from before there was such a column
+
+
+def test_with_what_rows_belong_to_they_go() -> None:
+    belonging = {
+        (table.name, column.name): foreign_key.ondelete
+        for table in metadata.sorted_tables
+        for column in table.columns
+        for foreign_key in column.foreign_keys
+    }
+    assert set(belonging) == {
+        ("device_users", "device_id"),
+        ("claims", "device_id"),
+        ("shares", "device_id"),
+        ("identities", "user_id"),
+        ("sessions", "user_id"),
+        ("refresh_tokens", "session_id"),
+    }
+    assert set(belonging.values()) == {"CASCADE"}
+
+
+def test_no_user_of_a_device_needs_an_account() -> None:
     (foreign_key,) = device_users.foreign_keys
-    assert foreign_key.ondelete == "CASCADE"
+    assert foreign_key.column is devices.c.id

@@ -1,58 +1,139 @@
 import contextlib
-import logging
+import gc
 import sqlite3
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from sqlalchemy import Connection, func, select
 
+from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import RegistryError
+from brewos_relay.registry import notes as notes_module
 from brewos_relay.registry import store as store_module
-from brewos_relay.registry.database import Database, NewDevice
-from brewos_relay.registry.store import FLUSH_EVERY_S, Store, open_store
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_user
+from brewos_relay.registry.activity import activity_of
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import all_devices, find_devices, remove_device, set_name
+from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.records import Activity, Change
+from brewos_relay.registry.schema import device_users
+from brewos_relay.registry.sessions import end_session, open_session
+from brewos_relay.registry.store import PRUNE_EVERY_S, Store, open_store
+from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0
-IDS = [f"BRW-{number:08X}" for number in range(200)]
+IDS = [device_id(number) for number in range(200)]
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path}/registry.db"
     with Database.open(url) as database:
-        database.add_devices([NewDevice(id=id_, key_hash=b"k" * 32, user_id="ada") for id_ in IDS])
+        register(database, [new_device(number, "ada") for number in range(len(IDS))])
     return url
 
 
 def read_last_seen(url: str) -> dict[str, int]:
-    with Database.open(url) as database:
-        return {
-            device.id: device.last_seen_ms for device in database.devices() if device.last_seen_ms is not None
-        }
+    with Database.open(url) as database, database.reading() as db:
+        devices = all_devices(db)
+    return {device.id: device.last_seen_ms for device in devices if device.last_seen_ms is not None}
 
 
-async def test_devices_are_found(url: str) -> None:
+async def test_devices_and_access_are_found(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             device = await store.find_device(IDS[3])
             assert device is not None
-            assert (device.id, device.key_hash) == (IDS[3], b"k" * 32)
+            assert (device.id, device.key_hash) == (IDS[3], b"\x03" * 32)
             assert await store.find_device("BRW-FFFFFFFF") is None
-            assert [each.id for each in await store.all_devices()] == IDS
-            assert [each.id for each in await store.devices_of("ada")] == IDS
-            assert await store.devices_of("eve") == []
-            assert {each.id for each in await store.find_devices([IDS[0], IDS[1], "BRW-FFFFFFFF"])} == set(
-                IDS[:2]
-            )
+            access = await store.access_of("ada", IDS[0])
+            assert access is not None
+            assert (access.user_id, access.device_id, access.role) == ("ada", IDS[0], "owner")
+            assert await store.access_of("eve", IDS[0]) is None
+            assert await store.access_of("ada", "BRW-FFFFFFFF") is None
 
 
-async def test_who_has_which_device(url: str) -> None:
+async def test_access_ends_with_its_time(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
-            assert await store.user_has_device("ada", IDS[0])
-            assert not await store.user_has_device("eve", IDS[0])
-            assert not await store.user_has_device("ada", "BRW-FFFFFFFF")
+            for user, until_ms in (("now", now_ms() - 1), ("later", now_ms() + 60_000)):
+                await store.write(give, IDS[0], user, role="viewer", until_ms=until_ms, now_ms=1)
+            assert await store.access_of("now", IDS[0]) is None
+            assert await store.access_of("later", IDS[0]) is not None
+
+
+async def test_sessions_are_found_until_they_end(url: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            user = await store.write(add_user, email="ada@example.org", name=None, now_ms=now_ms())
+            for session_id, expires_at_ms in (("a", now_ms() + 60_000), ("b", now_ms() + 60_000), ("c", 2)):
+                await store.write(
+                    open_session,
+                    session_id=session_id,
+                    user_id=user.id,
+                    refresh_hash=session_id.encode() * 32,
+                    user_agent=None,
+                    address=None,
+                    now_ms=1,
+                    expires_at_ms=expires_at_ms,
+                )
+            found = await store.find_session("a")
+            assert found is not None
+            assert (found.id, found.user_id, found.email) == ("a", user.id, "ada@example.org")
+            await store.write(end_session, "b", now_ms=now_ms())
+            for session_id in ("b", "c", "x"):
+                assert await store.find_session(session_id) is None
+
+
+async def test_reading_and_writing(url: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            assert [each.id for each in await store.read(all_devices)] == IDS
+            assert {each.id for each in await store.read(find_devices, IDS[:2])} == set(IDS[:2])
+            assert await store.write(set_name, IDS[0], "Kitchen", now_ms=1) is True
+            device = await store.find_device(IDS[0])
+            assert device is not None
+            assert device.name == "Kitchen"
+
+
+async def test_a_write_that_fails_leaves_nothing(url: str) -> None:
+    def fail(db: Connection) -> None:
+        set_name(db, IDS[0], "Kitchen", now_ms=1)
+        raise ValueError("no")
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            with pytest.raises(ValueError, match="no"):
+                await store.write(fail)
+            device = await store.find_device(IDS[0])
+            assert device is not None
+            assert device.name is None
+
+
+async def test_writers_of_a_file_wait_without_a_thread_each(url: str) -> None:
+    at_once = 0
+    most = 0
+
+    def write(db: Connection) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        set_name(db, IDS[0], "Kitchen", now_ms=1)
+        at_once -= 1
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store, trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(store.write, write)
+            # Reading goes on meanwhile.
+            assert await store.find_device(IDS[0]) is not None
+    assert most == 1
 
 
 async def test_what_another_process_adds_is_found_at_once(url: str) -> None:
@@ -60,30 +141,30 @@ async def test_what_another_process_adds_is_found_at_once(url: str) -> None:
         async with open_store(url) as store:
             assert await store.find_device("BRW-FFFFFFFF") is None
             with Database.open(url) as other:
-                other.add_devices([NewDevice(id="BRW-FFFFFFFF", key_hash=bytes(32), user_id="eve")])
+                register(other, [new_device(0xFFFFFFFF, "eve")])
             assert await store.find_device("BRW-FFFFFFFF") is not None
-            assert await store.user_has_device("eve", "BRW-FFFFFFFF")
+            assert await store.access_of("eve", "BRW-FFFFFFFF") is not None
 
 
-@pytest.mark.parametrize("method", ["devices", "ownerships"])
+@pytest.mark.parametrize("function", ["find_devices", "access_of"])
 async def test_lookups_that_arrive_together_share_queries(
-    url: str, method: str, monkeypatch: pytest.MonkeyPatch
+    url: str, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    query = getattr(Database, method)
+    query = getattr(store_module, function)
 
-    def counting_query(database: Database, keys: list[Any]) -> Any:
+    def counting_query(db: Connection, keys: list[Any], **rest: Any) -> Any:
         sizes.append(len(keys))
-        return query(database, keys)
+        return query(db, keys, **rest)
 
-    monkeypatch.setattr(Database, method, counting_query)
+    monkeypatch.setattr(store_module, function, counting_query)
     found: list[object] = []
 
     async def look_up(store: Store, device_id: str) -> None:
-        if method == "devices":
+        if function == "find_devices":
             found.append(await store.find_device(device_id))
         else:
-            found.append(await store.user_has_device("ada", device_id))
+            found.append(await store.access_of("ada", device_id))
 
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store, trio.open_nursery() as nursery:
@@ -95,12 +176,48 @@ async def test_lookups_that_arrive_together_share_queries(
     assert len(sizes) <= 3
 
 
+async def test_lookups_keep_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connects: list[object] = []
+    connect = sqlite3.dbapi2.connect
+
+    def counting_connect(*args: Any, **kwargs: Any) -> Any:
+        connects.append(args)
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", counting_connect)
+
+    async def look_up(store: Store, times: int) -> None:
+        for number in range(times):
+            assert await store.find_device(IDS[number % len(IDS)]) is not None
+            assert await store.access_of("ada", IDS[number % len(IDS)]) is not None
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            await look_up(store, 300)  # caches fill
+            connected = len(connects)
+            gc.collect()
+            gc.disable()  # whatever goes now goes without it
+            try:
+                before = count_objects()
+                await look_up(store, 1000)
+                kept = count_objects() - before
+            finally:
+                gc.enable()
+    assert len(connects) == connected
+    assert kept < 50
+
+
+def count_objects() -> int:
+    # A connection has a weak reference for each of its last 200 cursors or so, and then forgets them at once.
+    return sum(type(each) is not weakref.ref for each in gc.get_objects())
+
+
 async def test_a_broken_database_fails_the_lookup_and_not_the_store(url: str, tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             rename_table(tmp_path, "devices", "gone")
             for _ in range(2):
-                with pytest.raises(RegistryError, match="could not read devices: no such table"):
+                with pytest.raises(RegistryError, match="could not be read: no such table"):
                     await store.find_device(IDS[0])
             rename_table(tmp_path, "gone", "devices")
             assert await store.find_device(IDS[0]) is not None
@@ -112,12 +229,90 @@ async def test_a_registry_that_cannot_be_opened(tmp_path: Path) -> None:
             pass  # pragma: no cover
 
 
+async def test_a_registry_whose_changes_cannot_be_read(url: str, tmp_path: Path) -> None:
+    rename_table(tmp_path, "changes", "gone")
+    with pytest.raises(RegistryError, match="could not be read: no such table"):
+        async with open_store(url):
+            pass  # pragma: no cover
+
+
 async def test_a_closed_store_refuses_lookups(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             pass
         with pytest.raises(RegistryError, match="the registry is closed"):
             await store.find_device(IDS[0])
+
+
+# Changes
+
+
+async def test_changes_of_this_process_and_of_others_are_applied(url: str) -> None:
+    seen: list[tuple[str | None, int]] = []
+
+    async def apply(changes: Sequence[Change]) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.extend((change.device_id, change.at_ms) for change in changes)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            await store.write(remove_device, IDS[0], now_ms=1)
+            await store.catch_up()  # nobody watches yet
+            store.watch_changes(apply)
+            await store.write(remove_device, IDS[1], now_ms=2)
+            await store.catch_up()
+            assert seen == [(IDS[0], 1), (IDS[1], 2)]
+            with Database.open(url) as other, other.writing() as db:
+                remove_device(db, IDS[2], now_ms=3)
+            await store.catch_up()
+            assert seen[2:] == [(IDS[2], 3)]
+            with Database.open(url) as other, other.writing() as db:
+                remove_device(db, IDS[3], now_ms=4)
+            committed_s = trio.current_time()
+            while len(seen) < 4:  # noqa: ASYNC110  it comes by itself
+                await trio.sleep(0.01)
+            assert trio.current_time() - committed_s < 2  # 0.25 s, but for a busy computer
+    # What was before is not applied again.
+    seen.clear()
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            store.watch_changes(apply)
+            await store.catch_up()
+    assert seen == []
+
+
+# What is over
+
+
+async def test_what_is_over_is_deleted(url: str) -> None:
+    with Database.open(url) as database, database.writing() as db:
+        give(db, IDS[0], "guest", role="viewer", until_ms=2, now_ms=1)
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            while await store.read(count_guests):  # noqa: ASYNC110  another task deletes them
+                await trio.sleep(0.01)
+
+
+async def test_what_is_over_is_deleted_every_hour(
+    url: str, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned_s: list[float] = []
+
+    async def write(_store: Store, function: object, **_arguments: object) -> None:
+        assert function is prune
+        await trio.lowlevel.checkpoint()
+        pruned_s.append(trio.current_time())
+        if len(pruned_s) == 1:
+            raise RegistryError("locked")
+
+    monkeypatch.setattr(Store, "write", write)
+    async with open_store(url):
+        started_s = trio.current_time()
+        await trio.sleep(2.5 * PRUNE_EVERY_S)
+    assert pruned_s == [started_s + hours * PRUNE_EVERY_S for hours in range(3)]
+
+
+# What is noted
 
 
 async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None:
@@ -127,7 +322,10 @@ async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None
             store.note_seen(IDS[1], 3000)
             store.note_seen(IDS[1], 2000)
             store.note_seen("BRW-FFFFFFFF", 1)
+            store.note_activity(Activity(device_id=IDS[0], at_ms=now_ms(), kind="online"))
     assert read_last_seen(url) == {IDS[0]: 1000, IDS[1]: 3000}
+    with Database.open(url) as database, database.reading() as db:
+        assert [entry.kind for entry in activity_of(db, IDS[0])] == ["online"]
 
 
 async def test_what_was_noted_is_written_though_the_body_is_cancelled(url: str) -> None:
@@ -139,84 +337,10 @@ async def test_what_was_noted_is_written_though_the_body_is_cancelled(url: str) 
     assert read_last_seen(url) == {IDS[0]: 1000}
 
 
-class Flushes:
-    """Stands for a database, and tells at what time each transaction was asked for."""
-
-    def __init__(self, failures: int = 0) -> None:
-        self.closed = False
-        self.written: list[tuple[float, dict[str, int]]] = []
-        self.failures = failures
-
-    def note_seen(self, seen: dict[str, int]) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise RegistryError("the registry could not note when devices were seen: database is locked")
-        assert not self.closed
-        self.written.append((trio.from_thread.run_sync(trio.current_time), dict(seen)))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-async def wait_until_written(flushes: Flushes, count: int) -> None:
-    for _ in range(10_000):
-        if len(flushes.written) >= count:
-            return
-        await trio.to_thread.run_sync(lambda: None)
-    raise AssertionError(f"{len(flushes.written)} of {count} were written")  # pragma: no cover
-
-
-async def test_notes_are_written_together_every_few_seconds(mock_clock: trio.testing.MockClock) -> None:
-    flushes = Flushes()
-    store = Store(flushes)  # type: ignore[arg-type]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.run)
-        store.note_seen("a", 1)
-        await wait_until_written(flushes, 1)
-        started_s = trio.current_time()
-        for at_ms in range(2, 10):
-            store.note_seen("a", at_ms)
-            store.note_seen("b", at_ms)
-            await trio.testing.wait_all_tasks_blocked(0.001)
-        mock_clock.jump(FLUSH_EVERY_S - 0.1)
-        await trio.testing.wait_all_tasks_blocked(0.001)
-        assert flushes.written == [(started_s, {"a": 1})]
-        mock_clock.jump(0.1)
-        await wait_until_written(flushes, 2)
-        assert flushes.written[1] == (started_s + FLUSH_EVERY_S, {"a": 9, "b": 9})
-        # With nothing noted, nothing is written.
-        mock_clock.jump(10 * FLUSH_EVERY_S)
-        await trio.testing.wait_all_tasks_blocked(0.001)
-        assert len(flushes.written) == 2
-        nursery.cancel_scope.cancel()
-    assert len(flushes.written) == 2
-
-
-async def test_notes_that_could_not_be_written_are_tried_again(
-    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    flushes = Flushes(failures=1)
-    store = Store(flushes)  # type: ignore[arg-type]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.run)
-        with caplog.at_level(logging.WARNING):
-            store.note_seen("a", 1)
-            store.note_seen("b", 5)
-            while not caplog.messages:
-                await trio.to_thread.run_sync(lambda: None)
-        store.note_seen("a", 2)
-        await trio.testing.wait_all_tasks_blocked(0.001)
-        mock_clock.jump(FLUSH_EVERY_S)
-        await wait_until_written(flushes, 1)
-        nursery.cancel_scope.cancel()
-    assert flushes.written[0][1] == {"a": 2, "b": 5}
-    assert "database is locked" in caplog.text
-
-
 async def test_closing_does_not_wait_for_ever(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "CLOSE_S", 0.05)
+    monkeypatch.setattr(notes_module, "CLOSE_S", 0.05)
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as other:
         with trio.fail_after(DEADLINE_S):
             async with open_store(url) as store:
@@ -229,6 +353,10 @@ async def test_closing_does_not_wait_for_ever(
     with trio.fail_after(DEADLINE_S):
         while read_last_seen(url) != {IDS[0]: 2000}:  # noqa: ASYNC110  it ends in a thread of its own
             await trio.sleep(0.01)
+
+
+def count_guests(db: Connection) -> int:
+    return db.execute(select(func.count()).where(device_users.c.user_id == "guest")).scalar_one()
 
 
 def rename_table(folder: Path, old: str, new: str) -> None:

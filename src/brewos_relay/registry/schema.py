@@ -1,8 +1,23 @@
-"""Tables of the registry, in SQLAlchemy Core."""
+"""Tables of the registry, in SQLAlchemy Core. A change here needs a migration in `migrations/versions`."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, LargeBinary, MetaData, String, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
 
 metadata = MetaData()
+
+_COUNT = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself in INTEGER only
 
 # Without a row id, SQLite finds a device in one tree instead of two.
 devices = Table(
@@ -13,14 +28,146 @@ devices = Table(
     Column("name", String(100)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("last_seen_ms", BigInteger),
+    # SHA-256 of keys that were sent to the machine and not used yet, 32 bytes each, the newest last.
+    Column("next_key_hashes", LargeBinary),
+    # When a different key was registered for a device that somebody has; it waits for an owner's claim.
+    Column("key_pending_since_ms", BigInteger),
+    Column("firmware_version", String(50)),
+    Column("machine_type", String(50)),
+    # Whether it is here because a machine, or somebody who says so, registered it, and nobody else did.
+    Column("registered_itself", Boolean, nullable=False, server_default=false()),
     sqlite_with_rowid=False,
 )
 
+# A user id need not be that of an account: tokens can be made for anybody.
 device_users = Table(
     "device_users",
     metadata,
     Column("user_id", String(256), primary_key=True),
     Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(8), nullable=False, server_default="owner"),
+    Column("until_ms", BigInteger),
+    Column("claimed_at_ms", BigInteger),
     Index("device_users_by_device", "device_id"),
     sqlite_with_rowid=False,
+)
+
+# What a machine shows on its screen, and the key that it said it has when it registered that.
+claims = Table(
+    "claims",
+    metadata,
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    Column("key_hash", LargeBinary(32), nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("used_by", String(256)),
+    Index("claims_by_end", "expires_at_ms"),
+    sqlite_with_rowid=False,
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), nullable=False),
+    Column("token_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("code_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("role", String(8), nullable=False),
+    # For how long those who take it have access; None for ever.
+    Column("until_ms", BigInteger),
+    Column("created_by", String(256), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    # How many more may take it; None for any number.
+    Column("uses_left", Integer),
+    Index("shares_by_device", "device_id"),
+    sqlite_with_rowid=False,
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("email", String(320), nullable=False, unique=True),
+    Column("name", String(100)),
+    Column("picture_url", String(2000)),
+    Column("password_hash", String(200)),
+    Column("is_admin", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", String(255), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    sqlite_with_rowid=False,
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    Column("email", String(320), nullable=False),
+    Column("is_admin", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("used_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("user_agent", String(300)),
+    Column("address", String(64)),
+    sqlite_with_rowid=False,
+)
+
+# Those that were replaced stay until they would have run out, so that one that comes back late is noticed.
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    Column(
+        "session_id", String(32), ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    # Its own: a session goes on with others, and one that nobody uses must not stay good for as long.
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("replaced_at_ms", BigInteger),
+    Index("refresh_tokens_by_end", "expires_at_ms"),
+    sqlite_with_rowid=False,
+)
+
+activity = Table(
+    "activity",
+    metadata,
+    Column("id", _COUNT, primary_key=True, autoincrement=True),
+    Column("device_id", String(12), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("user_id", String(256)),
+    Column("detail", Text, nullable=False),  # a JSON object
+    Index("activity_by_device", "device_id", "id"),
+    Index("activity_by_time", "at_ms"),
+    sqlite_autoincrement=True,
+)
+
+# What running servers have to act on, whoever made the change: a command line has no other way to tell them.
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", _COUNT, primary_key=True, autoincrement=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("device_id", String(12)),
+    Column("user_id", String(256)),
+    Column("session_id", String(32)),
+    sqlite_autoincrement=True,
 )

@@ -1,117 +1,186 @@
 """Store: the registry for the server, over a Database in worker threads."""
 
+import functools
 import logging
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Final
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import trio
+from sqlalchemy import Connection, text
 
+from brewos_relay.core.clock import now_ms
+from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
+from brewos_relay.registry.access import access_of
 from brewos_relay.registry.batching import Batcher
+from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.records import Device
+from brewos_relay.registry.devices import find_devices
+from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.notes import Notes
+from brewos_relay.registry.records import Access, Activity, Change, Device, Session
+from brewos_relay.registry.sessions import find_sessions
+from brewos_relay.registry.watching import Apply, Watcher
 
-FLUSH_EVERY_S: Final = 5.0
-CLOSE_S: Final = 5.0
-"""The longest that closing waits for what was noted to be written."""
+PRUNE_EVERY_S: Final = 3600.0
 _THREADS: Final = 4
+_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 class Store:
-    """Devices and who has them. `open_store` makes one.
+    """The registry of a running server. `open_store` makes one.
 
-    Every method may raise RegistryError, except `note_seen`.
+    Every coroutine may raise RegistryError. What is found is what was committed, by whomever, before it was
+    asked for.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, follower: ChangeFollower) -> None:
         self._database = database
-        self._limiter = trio.CapacityLimiter(_THREADS)
-        self._devices = Batcher(self._query_devices, limiter=self._limiter)
-        self._ownerships = Batcher(self._query_ownerships, limiter=self._limiter)
-        self._seen: dict[str, int] = {}
-        self._seen_noted = trio.Event()
-        self._closing = False
+        self._follower = follower
+        self.timings = {name: Histogram(_BOUNDS_S) for name in ("read", "write", "lookup")}
+        """How long whoever asked had to wait, in s."""
+        self.failures: Counter[str] = Counter()
+        """How often it was a failure that they waited for."""
+        self._readers = trio.CapacityLimiter(_THREADS)
+        # Writers that would wait for each other in the database anyway do so here, without a thread each.
+        self._writers = trio.CapacityLimiter(1 if database.one_writer else _THREADS)
+        self._devices = Batcher(self._query_devices, limiter=self._readers)
+        self._accesses = Batcher(self._query_accesses, limiter=self._readers)
+        self._sessions = Batcher(self._query_sessions, limiter=self._readers)
+        self._notes = Notes(database, limiter=self._writers)
+        self._watcher = Watcher(self._read_changes)
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a function that reads with a connection before these arguments, and give what it returns."""
+        call = functools.partial(self._call_reading, function, *args, **kwargs)
+        with self._timed("read"):
+            return await trio.to_thread.run_sync(call, limiter=self._readers)
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a function that writes, in a transaction: committed on return, undone if the function raises.
+
+        Once it is under way, a cancellation waits for its end.
+        """
+        call = functools.partial(self._call_writing, function, *args, **kwargs)
+        with self._timed("write"):
+            return await trio.to_thread.run_sync(call, limiter=self._writers)
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id; lookups that arrive together share one query."""
-        return await self._devices.find(device_id)
+        with self._timed("lookup"):
+            return await self._devices.find(device_id)
 
-    async def find_devices(self, ids: Iterable[str]) -> list[Device]:
-        """Find those of these devices that are registered, in any order."""
-        return await trio.to_thread.run_sync(self._database.devices, list(ids), limiter=self._limiter)
+    async def access_of(self, user_id: str, device_id: str) -> Access | None:
+        """Tell what a user may do with a device; None if nothing (any more). Shares queries likewise."""
+        with self._timed("lookup"):
+            return await self._accesses.find((user_id, device_id))
 
-    async def all_devices(self) -> list[Device]:
-        """List every device in the order of the ids."""
-        return await trio.to_thread.run_sync(self._database.devices, limiter=self._limiter)
+    async def find_session(self, session_id: str) -> Session | None:
+        """Find a session that has neither been ended nor run out. Shares queries likewise."""
+        with self._timed("lookup"):
+            return await self._sessions.find(session_id)
 
-    async def devices_of(self, user_id: str) -> list[Device]:
-        """List the devices that a user has in the order of the ids."""
-        return await trio.to_thread.run_sync(self._database.devices_of, user_id, limiter=self._limiter)
-
-    async def user_has_device(self, user_id: str, device_id: str) -> bool:
-        """Tell whether a user has a device; questions that arrive together share one query."""
-        return await self._ownerships.find((user_id, device_id)) is not None
+    async def check(self) -> None:
+        """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
+        await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Remember when a device was connected (Unix ms); written within seconds, with others in one go."""
-        self._seen[device_id] = max(at_ms, self._seen.get(device_id, at_ms))
-        self._seen_noted.set()
+        self._notes.note_seen(device_id, at_ms)
+
+    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
+        """Remember what a device says of itself; written likewise."""
+        self._notes.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
+
+    def note_activity(self, entry: Activity) -> None:
+        """Remember what was done with a device; written likewise, and dropped while 10,000 entries wait."""
+        self._notes.note_activity(entry)
+
+    def watch_changes(self, apply: Apply) -> None:
+        """Have every change since the store was opened handed to `apply`, one batch after another.
+
+        At the latest half a second after its commit, unless the batch before takes longer.
+        """
+        self._watcher.watch(apply)
+
+    async def catch_up(self) -> None:
+        """Wait until every change that is committed by now was applied; at once if nobody watches."""
+        await self._watcher.catch_up()
 
     async def run(self) -> None:
-        """Answer lookups and write what is noted, until cancelled; then write the rest.
+        """Answer lookups, follow changes, prune, and write what is noted, until cancelled.
 
-        **Owns:** a task for each kind of batched lookup, and the one that writes.
-        **Ends when:** cancelled.
+        **Owns:** a task for each kind of batched lookup, and those that watch, prune and write.
+        **Ends when:** cancelled, once what was noted is written, or 5 s later.
         """
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._devices.run)
-                nursery.start_soon(self._ownerships.run)
-                nursery.start_soon(self._flush_regularly)
-        finally:
-            self._closing = True
-            with trio.move_on_after(CLOSE_S, shield=True):
-                await self._flush()
+        async with trio.open_nursery() as nursery:
+            for batcher in (self._devices, self._accesses, self._sessions):
+                nursery.start_soon(batcher.run)
+            nursery.start_soon(self._watcher.run)
+            nursery.start_soon(self._prune_regularly)
+            nursery.start_soon(self._notes.run)
 
-    async def _flush_regularly(self) -> None:
+    @contextmanager
+    def _timed(self, operation: str) -> Iterator[None]:
+        began_at_s = time.perf_counter()
+        try:
+            yield
+        except RegistryError:
+            self.failures[operation] += 1
+            raise
+        finally:
+            self.timings[operation].observe(time.perf_counter() - began_at_s)
+
+    async def _prune_regularly(self) -> None:
         while True:
-            await self._seen_noted.wait()
-            await self._flush()
-            await trio.sleep(FLUSH_EVERY_S)
+            try:
+                await self.write(prune, now_ms=now_ms())
+            except RegistryError as problem:
+                logger.warning("what is over could not be deleted: %s; trying again", problem)
+            await trio.sleep(PRUNE_EVERY_S)
 
-    async def _flush(self) -> None:
-        if not self._seen:
-            return
-        seen, self._seen, self._seen_noted = self._seen, {}, trio.Event()
-        written = False
-        try:
-            # Left behind rather than waited for when time is up: another process may hold the database.
-            await trio.to_thread.run_sync(
-                self._write_seen, seen, limiter=self._limiter, abandon_on_cancel=True
-            )
-            written = True
-        except RegistryError as problem:
-            logger.warning("%s; trying again", problem)
-        finally:
-            if not written:
-                for device_id, at_ms in seen.items():
-                    self.note_seen(device_id, at_ms)
+    async def _read_changes(self) -> Sequence[Change]:
+        return await self.read(self._follower.read)
 
-    def _write_seen(self, seen: dict[str, int]) -> None:
-        try:
-            self._database.note_seen(seen)
-        finally:
-            if self._closing:  # left behind, perhaps: the connection came back after all others were closed
-                self._database.close()
+    def _ask(self) -> None:
+        with self._database.reading() as db:
+            db.execute(text("SELECT 1"))
 
-    def _query_devices(self, ids: list[str]) -> dict[str, Device]:
-        return {device.id: device for device in self._database.devices(ids)}
+    def _query_devices(self, ids: list[str]) -> Mapping[str, Device]:
+        with self._database.reading() as db:
+            return {device.id: device for device in find_devices(db, ids)}
 
-    def _query_ownerships(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], bool]:
-        return dict.fromkeys(self._database.ownerships(pairs), True)
+    def _query_accesses(self, pairs: list[tuple[str, str]]) -> Mapping[tuple[str, str], Access]:
+        with self._database.reading() as db:
+            return access_of(db, pairs, now_ms=now_ms())
+
+    def _query_sessions(self, ids: list[str]) -> Mapping[str, Session]:
+        with self._database.reading() as db:
+            return find_sessions(db, ids, now_ms=now_ms())
+
+    def _call_reading(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self._database.reading() as db:
+            return function(db, *args, **kwargs)
+
+    def _call_writing(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self._database.writing() as db:
+            return function(db, *args, **kwargs)
 
 
 @asynccontextmanager
@@ -121,9 +190,9 @@ async def open_store(url: str) -> AsyncIterator[Store]:
     **Owns:** a nursery around the body, with the store's task in it.
     **Ends when:** the body does.
     """
-    database = await trio.to_thread.run_sync(Database.open, url)
-    store = Store(database)
+    database, follower = await trio.to_thread.run_sync(_open, url)
     try:
+        store = Store(database, follower)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             try:
@@ -132,3 +201,13 @@ async def open_store(url: str) -> AsyncIterator[Store]:
                 nursery.cancel_scope.cancel()
     finally:
         database.close()
+
+
+def _open(url: str) -> tuple[Database, ChangeFollower]:
+    database = Database.open(url)
+    try:
+        with database.reading() as db:
+            return database, ChangeFollower(db)
+    except RegistryError:
+        database.close()
+        raise

@@ -1,0 +1,279 @@
+"""Who may do what with which device.
+
+Whoever has a device as its owner has it for ever; the others have it for ever or until a time. Each function
+that takes something away tells running servers of it in the same transaction.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, tuple_, update
+
+from brewos_relay.errors import LastOwner
+from brewos_relay.registry.activity import add_activity, forget_activity
+from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.devices import IDS_AT_ONCE, chunks, device_of, lock_device
+from brewos_relay.registry.keys import end_claims
+from brewos_relay.registry.records import ROLES, Access, Activity, ActivityKind, DeviceUser, OwnedDevice, Role
+from brewos_relay.registry.schema import device_users, devices, shares, users
+
+Left = Literal["left", "removed"]
+
+# Whoever has nothing left but a row that is over does not have the device.
+_NOT_OVER: Final = or_(device_users.c.until_ms.is_(None), device_users.c.until_ms > bindparam("now_ms"))
+_ACCESS: Final = (
+    device_users.c.user_id,
+    device_users.c.device_id,
+    device_users.c.role,
+    device_users.c.until_ms,
+    device_users.c.claimed_at_ms,
+)
+_BY_PAIR: Final = (
+    select(*_ACCESS)
+    .where(tuple_(device_users.c.user_id, device_users.c.device_id).in_(bindparam("pairs", expanding=True)))
+    .where(_NOT_OVER)
+)
+_OF_DEVICE: Final = (
+    select(*_ACCESS).where(device_users.c.device_id == bindparam("of_device")).where(_NOT_OVER)
+)
+_others = device_users.alias()
+_USER_COUNT: Final = (
+    select(func.count())
+    .select_from(_others)
+    .where(_others.c.device_id == devices.c.id)
+    .where(or_(_others.c.until_ms.is_(None), _others.c.until_ms > bindparam("now_ms")))
+    .scalar_subquery()
+)
+_DEVICES_OF: Final = (
+    select(devices, *_ACCESS, _USER_COUNT)
+    .join_from(device_users, devices)
+    .where(device_users.c.user_id == bindparam("of_user"))
+    .where(_NOT_OVER)
+    .order_by(devices.c.id)
+)
+_USERS_OF: Final = (
+    select(*_ACCESS, users.c.email, users.c.name, users.c.picture_url)
+    .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
+    .where(device_users.c.device_id == bindparam("of_device"))
+    .where(_NOT_OVER)
+    .order_by(device_users.c.claimed_at_ms.nulls_first(), device_users.c.user_id)
+)
+
+
+def access_of(
+    db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int
+) -> dict[tuple[str, str], Access]:
+    """Tell what these pairs of user id and device id stand for; those without access are left out."""
+    return {
+        (row[0], row[1]): _access(row)
+        for chunk in chunks(pairs, IDS_AT_ONCE)
+        for row in db.execute(_BY_PAIR, {"pairs": chunk, "now_ms": now_ms})
+    }
+
+
+def devices_of(db: Connection, user_id: str, *, now_ms: int) -> list[OwnedDevice]:
+    """Read the devices that a user has, in the order of their ids."""
+    width = len(devices.columns)
+    return [
+        OwnedDevice(device=device_of(row[:width]), access=_access(row[width:-1]), user_count=row[-1])
+        for row in db.execute(_DEVICES_OF, {"of_user": user_id, "now_ms": now_ms})
+    ]
+
+
+def users_of(db: Connection, device_id: str, *, now_ms: int) -> list[DeviceUser]:
+    """Read who has a device, those who have had it for longest first."""
+    rows = db.execute(_USERS_OF, {"of_device": device_id, "now_ms": now_ms})
+    return [
+        DeviceUser(
+            user_id=user_id,
+            device_id=device_id,
+            role=role,
+            until_ms=until_ms,
+            claimed_at_ms=claimed_at_ms,
+            email=email,
+            name=name,
+            picture_url=picture_url,
+        )
+        for user_id, _, role, until_ms, claimed_at_ms, email, name, picture_url in rows
+    ]
+
+
+def give(
+    db: Connection, device_id: str, user_id: str, *, role: Role, until_ms: int | None = None, now_ms: int
+) -> bool:
+    """Give a device to a user, for ever or until a time; False if they have as much already.
+
+    It never takes anything away: whoever has more in one way and less in another keeps what they have.
+    Raises DeviceUnknown, and ValueError for an owner until a time. Whoever calls has checked the user id.
+    """
+    _check_role(role, until_ms)
+    lock_device(db, device_id)
+    had = current_users(db, device_id, now_ms=now_ms).get(user_id)
+    new = Access(user_id=user_id, device_id=device_id, role=role, until_ms=until_ms)
+    if had is not None and (_covers(had, new) or not _covers(new, had)):
+        return False
+    _grant(db, new, had, now_ms=now_ms)
+    return True
+
+
+def set_role(
+    db: Connection,
+    device_id: str,
+    user_id: str,
+    *,
+    role: Role,
+    until_ms: int | None = None,
+    now_ms: int,
+    by_user_id: str | None = None,
+) -> bool:
+    """Say what a user who has a device may do from now on, and until when; False if they do not have it.
+
+    If that is less than before, the device's shares end: they may have a link of one.
+    Raises LastOwner, DeviceUnknown, and ValueError for an owner until a time.
+    """
+    _check_role(role, until_ms)
+    lock_device(db, device_id)
+    everybody = current_users(db, device_id, now_ms=now_ms)
+    if (had := everybody.get(user_id)) is None:
+        return False
+    if role != "owner" and _is_last_owner(had, everybody.values()):
+        raise LastOwner(device_id)
+    changed = Access(user_id=user_id, device_id=device_id, role=role, until_ms=until_ms)
+    _grant(db, changed, had, now_ms=now_ms)
+    if not _covers(changed, had):
+        _end_shares(db, device_id)
+    detail = {"user": user_id, "role": role}
+    if until_ms is not None:
+        detail["until"] = str(until_ms)
+    _note(db, device_id, "role_changed", by_user_id, detail, now_ms=now_ms)
+    return True
+
+
+def take(db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_id: str | None = None) -> bool:
+    """Take a device away from a user, and end its shares, of which they may have a link.
+
+    Whoever takes it from themselves ends nobody's shares. False if they do not have it. Raises LastOwner and
+    DeviceUnknown.
+    """
+    lock_device(db, device_id)
+    everybody = current_users(db, device_id, now_ms=now_ms)
+    if (had := everybody.get(user_id)) is None:
+        return False
+    if _is_last_owner(had, everybody.values()):
+        raise LastOwner(device_id)
+    _take(db, device_id, [user_id], now_ms=now_ms)
+    if by_user_id != user_id:
+        _end_shares(db, device_id)
+    _note(db, device_id, "user_removed", by_user_id, {"user": user_id}, now_ms=now_ms)
+    return True
+
+
+def leave(
+    db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_id: str | None = None
+) -> Left | None:
+    """Let a user give a device up, whoever says so: "left"; None if they do not have it.
+
+    When the last owner does, nobody has it any more ("removed"): its shares and activity go, no token
+    that was registered is worth anything, and it can be claimed anew by the next one. Raises DeviceUnknown.
+    """
+    lock_device(db, device_id)
+    everybody = current_users(db, device_id, now_ms=now_ms)
+    if (had := everybody.get(user_id)) is None:
+        return None
+    if _is_last_owner(had, everybody.values()):
+        _release(db, device_id, everybody, now_ms=now_ms)
+        return "removed"
+    _take(db, device_id, [user_id], now_ms=now_ms)
+    _note(db, device_id, "user_removed", by_user_id or user_id, {"user": user_id}, now_ms=now_ms)
+    return "left"
+
+
+def release(db: Connection, device_id: str, *, now_ms: int) -> None:
+    """Take a device away from everybody, as when the last owner leaves it. Raises DeviceUnknown."""
+    lock_device(db, device_id)
+    _release(db, device_id, current_users(db, device_id, now_ms=now_ms), now_ms=now_ms)
+
+
+def _release(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
+    _take(db, device_id, list(user_ids), now_ms=now_ms)
+    for table in (device_users, shares):
+        db.execute(delete(table).where(table.c.device_id == device_id))
+    end_claims(db, device_id)
+    db.execute(update(devices).where(devices.c.id == device_id).values(name=None, key_pending_since_ms=None))
+    forget_activity(db, device_id)
+
+
+def _check_role(role: Role, until_ms: int | None) -> None:
+    if role == "owner" and until_ms is not None:
+        raise ValueError("an owner is one for ever: leave the time out, or give another role")
+
+
+def current_users(db: Connection, device_id: str, *, now_ms: int) -> dict[str, Access]:
+    """Read who has a device now, by user id; it stays so only if the device is locked."""
+    rows = db.execute(_OF_DEVICE, {"of_device": device_id, "now_ms": now_ms})
+    return {row[0]: _access(row) for row in rows}
+
+
+def _covers(access: Access, other: Access) -> bool:
+    """Tell whether it lets a user do all that the other does, for as long."""
+    return ROLES.index(access.role) >= ROLES.index(other.role) and (
+        access.until_ms is None or (other.until_ms is not None and access.until_ms >= other.until_ms)
+    )
+
+
+def _grant(db: Connection, new: Access, had: Access | None, *, now_ms: int) -> None:
+    """Store access in the place of what the user has now, or had once."""
+    _delete(db, new.device_id, [new.user_id])
+    row = {
+        "user_id": new.user_id,
+        "device_id": new.device_id,
+        "role": new.role,
+        "until_ms": new.until_ms,
+        "claimed_at_ms": now_ms if had is None else had.claimed_at_ms,
+    }
+    db.execute(insert(device_users), row)
+    # Whoever is connected already may do more from now on, or less.
+    note_change(db, "access_changed", device_id=new.device_id, user_id=new.user_id, now_ms=now_ms)
+
+
+def _is_last_owner(access: Access, everybody: Collection[Access]) -> bool:
+    return access.role == "owner" and sum(each.role == "owner" for each in everybody) == 1
+
+
+def _take(db: Connection, device_id: str, user_ids: Sequence[str], *, now_ms: int) -> None:
+    _delete(db, device_id, user_ids)
+    for user_id in user_ids:
+        note_change(db, "access_changed", device_id=device_id, user_id=user_id, now_ms=now_ms)
+
+
+def _end_shares(db: Connection, device_id: str) -> None:
+    # Whoever has less from now on may still have a link that would give it back.
+    db.execute(delete(shares).where(shares.c.device_id == device_id))
+
+
+def _delete(db: Connection, device_id: str, user_ids: Sequence[str]) -> None:
+    db.execute(
+        delete(device_users)
+        .where(device_users.c.device_id == device_id)
+        .where(device_users.c.user_id.in_(user_ids))
+    )
+
+
+def _note(
+    db: Connection,
+    device_id: str,
+    kind: ActivityKind,
+    by_user_id: str | None,
+    detail: dict[str, str],
+    *,
+    now_ms: int,
+) -> None:
+    entry = Activity(device_id=device_id, at_ms=now_ms, kind=kind, user_id=by_user_id, detail=detail)
+    add_activity(db, [entry])
+
+
+def _access(row: Sequence[Any]) -> Access:
+    user_id, device_id, role, until_ms, claimed_at_ms = row
+    return Access(
+        user_id=user_id, device_id=device_id, role=role, until_ms=until_ms, claimed_at_ms=claimed_at_ms
+    )

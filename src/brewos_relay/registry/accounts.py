@@ -1,0 +1,327 @@
+"""Accounts: people, how they prove who they are, and whom an administrator has invited.
+
+Who somebody is, at whom they sign in, never changes; their e-mail address may, and may become somebody
+else's. So an address leads to an account once, when the issuer vouches for it, and never past another account
+of the same issuer. Addresses are compared without regard to the case of A to Z, and of nothing else: there
+are letters that only become an ordinary one in lower case.
+"""
+
+import string
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, text, update
+
+from brewos_relay.errors import SignInRefused, UserExists
+from brewos_relay.registry.access import leave
+from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
+from brewos_relay.registry.records import Identity, User
+from brewos_relay.registry.schema import device_users, identities, invites, users
+
+_EMAIL_CHARS: Final = 320
+_NAME_CHARS: Final = 100
+_PICTURE_URL_CHARS: Final = 2000
+_LOCK: Final = 0x6272_7573
+"""A number for PostgreSQL, as `migrations` has one: who makes the first account."""
+_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+_USERS: Final = select(
+    users.c.id,
+    users.c.email,
+    users.c.name,
+    users.c.picture_url,
+    users.c.is_admin,
+    users.c.password_hash.is_not(None),
+    users.c.created_at_ms,
+)
+_BY_ID: Final = _USERS.where(users.c.id == bindparam("of_user"))
+_BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=True)))
+_BY_EMAIL: Final = _USERS.where(users.c.email == bindparam("wanted"))
+_ALL: Final = _USERS.order_by(users.c.email)
+_ADMINS: Final = select(users.c.id).where(users.c.is_admin).order_by(users.c.id).with_for_update()
+_PASSWORD: Final = (
+    select(users.c.id, users.c.password_hash)
+    .where(users.c.email == bindparam("wanted"))
+    .where(users.c.password_hash.is_not(None))
+)
+_USER_OF: Final = (
+    select(identities.c.user_id)
+    .where(identities.c.issuer == bindparam("issuer"))
+    .where(identities.c.subject == bindparam("subject"))
+)
+_SUBJECT_AT: Final = (
+    select(identities.c.subject)
+    .where(identities.c.issuer == bindparam("issuer"))
+    .where(identities.c.user_id == bindparam("of_user"))
+)
+_INVITED: Final = (
+    select(invites.c.is_admin)
+    .where(invites.c.email == bindparam("wanted"))
+    .where(invites.c.expires_at_ms > bindparam("now_ms"))
+)
+_ANY: Final = select(exists(select(users.c.id)))
+_DEVICES: Final = select(device_users.c.device_id).where(device_users.c.user_id == bindparam("of_user"))
+
+
+def normal_email(text: str) -> str:
+    """Give an e-mail address as it is kept; ValueError if the text cannot be one."""
+    email = text.strip().translate(_LOWER)
+    local, at, domain = email.rpartition("@")
+    if not (local and at and domain) or len(email) > _EMAIL_CHARS or not email.isprintable() or " " in email:
+        raise ValueError(
+            "that is no e-mail address: it must be like ada@example.org,"
+            f" without spaces and of at most {_EMAIL_CHARS} characters"
+        )
+    return email
+
+
+def find_user(db: Connection, user_id: str) -> User | None:
+    """Find an account by its id."""
+    return _one(db, _BY_ID, of_user=user_id)
+
+
+def find_users(db: Connection, ids: Sequence[str]) -> dict[str, User]:
+    """Find those of these accounts that there are, by their ids."""
+    found = [
+        _user(row) for chunk in chunks(ids, IDS_AT_ONCE) for row in db.execute(_BY_IDS, {"of_users": chunk})
+    ]
+    return {user.id: user for user in found}
+
+
+def find_user_by_email(db: Connection, email: str) -> User | None:
+    """Find an account by its e-mail address, in any case."""
+    try:
+        return _one(db, _BY_EMAIL, wanted=normal_email(email))
+    except ValueError:
+        return None
+
+
+def all_users(db: Connection) -> list[User]:
+    """List every account, in the order of their e-mail addresses."""
+    return [_user(row) for row in db.execute(_ALL)]
+
+
+def some_users(db: Connection, *, find: str = "", after: str = "", limit: int) -> list[User]:
+    """List accounts in the order of their e-mail addresses: at most `limit`, behind the address `after`.
+
+    With `find`, only those that have it in their address or name, in any case.
+    """
+    query = _ALL.where(users.c.email > after).limit(limit)
+    if find:
+        columns = (users.c.email, func.lower(users.c.name))
+        query = query.where(or_(*(each.contains(find.lower(), autoescape=True) for each in columns)))
+    return [_user(row) for row in db.execute(query)]
+
+
+def lock_admins(db: Connection) -> list[str]:
+    """Give the ids of all administrators, whom nobody else changes until the transaction ends."""
+    return list(db.scalars(_ADMINS))
+
+
+def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> User:
+    """Make an account; the first one is an administrator's.
+
+    Raises UserExists, and ValueError for what is no e-mail address.
+    """
+    email = normal_email(email)
+    if find_user_by_email(db, email) is not None:
+        raise UserExists(email)
+    return _make(db, email, name=name, picture_url=None, is_admin=False, now_ms=now_ms)
+
+
+def sign_in(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> User:
+    """Find or make the account of somebody who has proved who they are; raises SignInRefused.
+
+    An account is made if sign-up is open to all, if there is none yet (it is an administrator's), or for an
+    address that was invited, whose invites are used up then. Name and picture become what the issuer says.
+    """
+    user_id = db.scalar(_USER_OF, {"issuer": ident.issuer, "subject": ident.subject})
+    if user_id is None:
+        user_id = _admit(db, ident, open_to_all=open_to_all, now_ms=now_ms)
+        row = {"issuer": ident.issuer, "subject": ident.subject, "user_id": user_id}
+        db.execute(insert(identities), row)
+    said = {"name": _clean_name(ident.name), "picture_url": _clean_url(ident.picture_url)}
+    values = {column: text for column, text in said.items() if text is not None}
+    if values:
+        db.execute(update(users).where(users.c.id == user_id).values(**values))
+    return _user(db.execute(_BY_ID, {"of_user": user_id}).one())
+
+
+def add_invite(
+    db: Connection, *, email: str, token_hash: bytes, is_admin: bool, expires_at_ms: int, now_ms: int
+) -> None:
+    """Let whoever has a token sign in once, as the user with this address; ValueError if it is none."""
+    row = {
+        "token_hash": token_hash,
+        "email": normal_email(email),
+        "is_admin": is_admin,
+        "created_at_ms": now_ms,
+        "expires_at_ms": expires_at_ms,
+    }
+    db.execute(insert(invites), row)
+
+
+def redeem_invite(db: Connection, token_hash: bytes, *, now_ms: int) -> User | None:
+    """Use an invite up, and give the account, which is made if there is none; None if it is not good."""
+    # One statement: of two that come with the same token, one finds nothing to delete.
+    used = delete(invites).where(invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
+    invite = db.execute(used.returning(invites.c.email, invites.c.is_admin)).one_or_none()
+    if invite is None:
+        return None
+    user = find_user_by_email(db, invite.email)
+    if user is None:
+        return _make(db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms)
+    if invite.is_admin:
+        set_admin(db, user.id, True)
+    return find_user(db, user.id)
+
+
+def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -> bool:
+    """Keep the hash of a user's password, or none; False if there is no such account."""
+    changed = update(users).where(users.c.id == user_id).values(password_hash=password_hash)
+    return db.execute(changed).rowcount > 0
+
+
+def password_hash_of(db: Connection, email: str) -> tuple[str, str] | None:
+    """Find the id and the password's hash of the account with an e-mail address; None if it has none."""
+    try:
+        row = db.execute(_PASSWORD, {"wanted": normal_email(email)}).one_or_none()
+    except ValueError:
+        return None
+    return None if row is None else (row[0], row[1])
+
+
+def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
+    """Make a user an administrator or an ordinary one; False if there is no such account."""
+    changed = update(users).where(users.c.id == user_id).values(is_admin=is_admin)
+    return db.execute(changed).rowcount > 0
+
+
+def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
+    """Remove an account, its sessions, its invites, and its access to devices; False if there is none.
+
+    A device of which they were the last owner is nobody's then, as when they leave it.
+    """
+    user = find_user(db, user_id)
+    if user is None:
+        return False
+    # Before what they had: their apps are to hear that nobody knows them any more, rather than to try again.
+    note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
+    for device_id in db.scalars(_DEVICES, {"of_user": user_id}).all():
+        leave(db, device_id, user_id, now_ms=now_ms)
+    # What is left are times that have passed.
+    db.execute(delete(device_users).where(device_users.c.user_id == user_id))
+    db.execute(delete(invites).where(invites.c.email == user.email))
+    db.execute(delete(users).where(users.c.id == user_id))
+    return True
+
+
+def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> str:
+    """Find the account that somebody new to us may have, or make it; give its id."""
+    email = _vouched_email(ident)
+    user = find_user_by_email(db, email)
+    if user is not None:
+        # Another person may have the address by now.
+        if db.scalar(_SUBJECT_AT, {"issuer": ident.issuer, "of_user": user.id}) is not None:
+            raise SignInRefused(
+                f"{email} belongs to an account that somebody else has signed in to with this address;"
+                " an administrator can invite you to it"
+            )
+        return user.id
+    invited = db.scalars(_INVITED, {"wanted": email, "now_ms": now_ms}).all()
+    if not (open_to_all or invited or _is_empty(db)):
+        raise SignInRefused(f"{email} has no account here: ask an administrator for an invite")
+    # Otherwise the link would go on letting whoever has it in.
+    db.execute(delete(invites).where(invites.c.email == email))
+    return _make(
+        db,
+        email,
+        name=_clean_name(ident.name),
+        picture_url=_clean_url(ident.picture_url),
+        is_admin=any(invited),
+        now_ms=now_ms,
+    ).id
+
+
+def _vouched_email(ident: Identity) -> str:
+    # An account with an address that nobody has checked would wait for the one whose it is.
+    try:
+        if ident.email_verified and ident.email is not None:
+            return normal_email(ident.email)
+    except ValueError:
+        pass
+    raise SignInRefused(
+        "whom you signed in with does not confirm your e-mail address:"
+        " confirm it there, or sign in another way"
+    )
+
+
+def _make(
+    db: Connection, email: str, *, name: str | None, picture_url: str | None, is_admin: bool, now_ms: int
+) -> User:
+    user = User(
+        id=uuid.uuid4().hex,
+        email=email,
+        name=_clean_name(name),
+        picture_url=picture_url,
+        is_admin=_is_empty(db) or is_admin,  # asked in any case: others wait then
+        has_password=False,
+        created_at_ms=now_ms,
+    )
+    db.execute(
+        insert(users),
+        {
+            "id": user.id,
+            "email": user.email,
+            "name": user.name,
+            "picture_url": user.picture_url,
+            "is_admin": user.is_admin,
+            "created_at_ms": user.created_at_ms,
+        },
+    )
+    return user
+
+
+def _is_empty(db: Connection) -> bool:
+    """Tell whether there is no account; if so, nobody else makes one first until the transaction ends."""
+    if db.scalar(_ANY):
+        return False
+    _wait_for_others(db)
+    return not db.scalar(_ANY)
+
+
+def _wait_for_others(db: Connection) -> None:
+    # There is no row to lock. On SQLite, nobody else writes anyway.
+    if db.dialect.name == "postgresql":
+        db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
+def _clean_name(text: str | None) -> str | None:
+    shown = "".join(char if char.isprintable() else " " for char in text or "")
+    return " ".join(shown.split())[:_NAME_CHARS] or None
+
+
+def _clean_url(text: str | None) -> str | None:
+    if text is None or not text.startswith("https://") or not text.isprintable():
+        return None
+    return text if len(text) <= _PICTURE_URL_CHARS else None
+
+
+def _one(db: Connection, query: Any, **values: str) -> User | None:
+    row = db.execute(query, values).one_or_none()
+    return None if row is None else _user(row)
+
+
+def _user(row: Sequence[Any]) -> User:
+    id_, email, name, picture_url, is_admin, has_password, created_at_ms = row
+    return User(
+        id=id_,
+        email=email,
+        name=name,
+        picture_url=picture_url,
+        is_admin=bool(is_admin),
+        has_password=bool(has_password),
+        created_at_ms=created_at_ms,
+    )

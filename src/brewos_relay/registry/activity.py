@@ -1,0 +1,69 @@
+"""Who did what with a device, and when."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, delete, insert, select
+
+from brewos_relay.registry.records import Activity, StoredActivity
+from brewos_relay.registry.schema import activity
+
+KEPT_MS: Final = 90 * 24 * 3600 * 1000
+KEPT_PER_DEVICE: Final = 5000
+
+_USER_ID_CHARS: Final = 256
+_GREATEST_ID: Final = 2**63 - 1
+
+_OF_DEVICE: Final = (
+    select(activity)
+    .where(activity.c.device_id == bindparam("of_device"))
+    .where(activity.c.id < bindparam("before_id"))
+    .order_by(activity.c.id.desc())
+    .limit(bindparam("limit"))
+)
+
+
+def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
+    """Write entries, in their order; what a user id has too much of is cut off."""
+    if entries:
+        db.execute(insert(activity), [_row(entry) for entry in entries])
+
+
+def activity_of(
+    db: Connection, device_id: str, *, before_id: int | None = None, limit: int = 100
+) -> list[StoredActivity]:
+    """Read the newest entries of a device (of those older than the one with `before_id`), newest first."""
+    parameters = {
+        "of_device": device_id,
+        "before_id": _GREATEST_ID if before_id is None else before_id,
+        "limit": limit,
+    }
+    return [_stored(row) for row in db.execute(_OF_DEVICE, parameters)]
+
+
+def forget_activity(db: Connection, device_id: str) -> None:
+    """Remove every entry of a device, as when those who had it do not have it any more."""
+    db.execute(delete(activity).where(activity.c.device_id == device_id))
+
+
+def _row(entry: Activity) -> dict[str, Any]:
+    return {
+        "device_id": entry.device_id,
+        "at_ms": entry.at_ms,
+        "kind": entry.kind,
+        "user_id": None if entry.user_id is None else _storable(entry.user_id),
+        "detail": json.dumps(dict(entry.detail), separators=(",", ":")),
+    }
+
+
+def _storable(user_id: str) -> str:
+    # A token may be for anybody. One with a strange name must not keep the entries of others from being kept.
+    return user_id[:_USER_ID_CHARS].replace("\0", "?").encode(errors="replace").decode()
+
+
+def _stored(row: Sequence[Any]) -> StoredActivity:
+    id_, device_id, at_ms, kind, user_id, detail = row
+    return StoredActivity(
+        id=id_, device_id=device_id, at_ms=at_ms, kind=kind, user_id=user_id, detail=json.loads(detail)
+    )

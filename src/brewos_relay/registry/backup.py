@@ -1,0 +1,216 @@
+"""Copies of an SQLite registry: one that is made while others write, and the way back from it.
+
+Both work on files, and put a new one into its place in one step: whoever looks sees the old or the new one.
+"""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry import migrations
+from brewos_relay.registry.database import BUSY_TIMEOUT_S
+
+# What every program that has an SQLite database open holds a lock on, in part (sqlite.org/fileformat2.html,
+# the lock-byte page). With a write-ahead log, it does so for as long as it has the database open.
+_LOCK_START: Final = 0x4000_0000
+_LOCK_BYTES: Final = 512
+
+_BESIDE: Final = ("-wal", "-journal", "-shm")
+"""Ends of the names of files that belong to a database; all but the last have content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that was made: `version` is that of its tables, `kept` where what was there before is now."""
+
+    size_bytes: int
+    version: str
+    devices: int
+    kept: Path | None = None
+
+
+def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
+    """Copy a registry as it stands at one moment. Whoever writes to it meanwhile does not have to wait.
+
+    The copy is one file, for this user of the computer only, and is looked over before it gets its name.
+    Raises RegistryError, also if there is a file of that name, unless it is to be replaced.
+    """
+    if target.exists() and _is_same(database, target):
+        raise RegistryError(f"{target} is the registry itself; choose another name")
+    if target.exists() and not replace:
+        raise RegistryError(f"{target} exists already; choose another name, or replace it with --force")
+    with _new_file(target.parent) as copy:
+        version, devices = _copy(database, copy)
+        size_bytes = copy.stat().st_size
+        try:
+            if replace:
+                copy.replace(target)
+            else:
+                _give_name(copy, target)
+        except FileExistsError:
+            raise RegistryError(f"{target} came to be while the copy was made; choose another name") from None
+    _sync_folder(target.parent)
+    return Copy(size_bytes=size_bytes, version=version, devices=devices)
+
+
+def restore(source: Path, database: Path) -> Copy:
+    """Put a copy into the place of a registry, which is kept beside it, under a name with the time in it.
+
+    Nothing is changed by a copy that is damaged, no registry, or of a newer program, nor while a server or
+    another command has the registry open. Raises RegistryError.
+    """
+    if not source.exists():
+        raise RegistryError(f"there is no {source}")
+    if database.exists() and _is_same(database, source):
+        raise RegistryError(f"{source} is the registry itself; name a copy of it")
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _new_file(database.parent) as copy:
+        version, devices = _copy(source, copy)
+        size_bytes = copy.stat().st_size
+        kept = None
+        if database.exists():
+            with _alone_with(database):
+                _leave_to_same_user(copy, database)
+                kept = _keep(database)
+                copy.replace(database)
+        else:
+            _leave_to_same_user(copy, database.parent)
+            copy.replace(database)
+    _sync_folder(database.parent)
+    return Copy(size_bytes=size_bytes, version=version, devices=devices, kept=kept)
+
+
+def _copy(source: Path, target: Path) -> tuple[str, int]:
+    """Copy a database into an empty file; give the version of its tables and how many devices it has."""
+    try:
+        with (
+            closing(_connect(source, "mode=rw" if os.access(source, os.W_OK) else "mode=ro")) as there,
+            closing(_connect(target, "mode=rw")) as here,
+        ):
+            # All in one step: a copy in several begins anew whenever somebody writes.
+            there.backup(here)
+            here.execute("PRAGMA journal_mode = DELETE")  # one file, which needs no others beside it
+            problems = [row[0] for row in here.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
+            if not problems and here.execute("PRAGMA foreign_key_check").fetchone() is not None:
+                problems = ["rows refer to others that are missing"]
+            if problems:
+                raise RegistryError(f"{source} is damaged: {problems[0]}")
+            version = _version_of(here)
+            if version is None:
+                raise RegistryError(f"{source} is no registry: it has none of the tables")
+            migrations.check_known(version)
+            [[devices]] = here.execute("SELECT count(*) FROM devices")
+    except (sqlite3.Error, SQLAlchemyError) as problem:
+        raise RegistryError(f"{source} cannot be copied: {problem}") from problem
+    _sync(target)
+    return version, devices
+
+
+def _connect(path: Path, query: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True, timeout=BUSY_TIMEOUT_S)
+
+
+def _version_of(connection: sqlite3.Connection) -> str | None:
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+    with engine.connect() as db:
+        return migrations.version_of(db)
+
+
+@contextmanager
+def _new_file(folder: Path) -> Iterator[Path]:
+    """Make an empty file for this user only, which goes unless it got another name."""
+    try:
+        number, name = tempfile.mkstemp(prefix=".brewos-relay-", suffix=".tmp", dir=folder)
+    except OSError as problem:
+        raise RegistryError(f"no file can be made in {folder.absolute()}: {problem.strerror}") from problem
+    os.close(number)
+    path = Path(name)
+    try:
+        yield path
+    finally:
+        for end in ("", *_BESIDE):
+            Path(f"{name}{end}").unlink(missing_ok=True)
+
+
+def _give_name(path: Path, name: Path) -> None:
+    """Rename a file; FileExistsError if there is one of that name."""
+    try:
+        os.link(path, name)
+    except OSError as problem:
+        if isinstance(problem, FileExistsError):
+            raise
+        # A file system without second names; the moment in between is the best that it has.
+        if name.exists():
+            raise FileExistsError from None
+        path.replace(name)
+
+
+@contextmanager
+def _alone_with(database: Path) -> Iterator[None]:
+    """Keep others out of a database for as long as the body runs; RegistryError if somebody has it open.
+
+    It may be damaged. The body must not open the file: closing it would let the others in.
+    """
+    with database.open("rb+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCK_BYTES, _LOCK_START)
+        except OSError as problem:
+            if problem.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+            raise RegistryError(
+                f"{database.absolute()} is in use; stop the server and every other command first"
+            ) from None
+        yield
+
+
+def _keep(database: Path) -> Path:
+    """Give a database that nobody uses a second name, and take away what belongs to the first one."""
+    stem = f"{database.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    number = 1
+    while (kept := database.with_name(stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    # First all of the second names: what was written last may be in the log only.
+    for end in ("", *_BESIDE[:-1]):
+        with suppress(FileNotFoundError):
+            os.link(f"{database}{end}", f"{kept}{end}")
+    for end in _BESIDE:
+        Path(f"{database}{end}").unlink(missing_ok=True)
+    return kept
+
+
+def _leave_to_same_user(path: Path, pattern: Path) -> None:
+    """Give a file to whoever has another one: root restores for the server's user."""
+    owner = pattern.stat()
+    if os.geteuid() == 0:
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems cannot do this to a folder, and do not need it.
+    with suppress(OSError):
+        _sync(folder)

@@ -1,0 +1,157 @@
+"""The devices that are registered."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+
+from brewos_relay.errors import DeviceExists, DeviceUnknown
+from brewos_relay.registry.activity import add_activity, forget_activity
+from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.records import Activity, Device, NewDevice, check_name
+from brewos_relay.registry.schema import device_users, devices
+
+T = TypeVar("T")
+
+IDS_AT_ONCE: Final = 500
+_ROWS_AT_ONCE: Final = 1000
+_KEY_HASH_BYTES: Final = 32
+_INFO_CHARS: Final = 50
+
+_DEVICES: Final = select(devices).order_by(devices.c.id)
+_BY_ID: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+_LOCKED: Final = select(devices).where(devices.c.id == bindparam("of_device")).with_for_update()
+_NOTE_SEEN: Final = (
+    update(devices)
+    .where(devices.c.id == bindparam("of_device"))
+    .where(or_(devices.c.last_seen_ms.is_(None), devices.c.last_seen_ms < bindparam("at_ms")))
+    .values(last_seen_ms=bindparam("at_ms"))
+)
+
+
+def add_devices(
+    db: Connection,
+    rows: Sequence[NewDevice],
+    *,
+    now_ms: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
+    """Register devices and give them to their users, all or none; DeviceExists names those there are.
+
+    `on_progress` is told how many more rows were written, now and then.
+    """
+    ids = [row.id for row in rows]
+    if len(set(ids)) < len(ids):
+        raise DeviceExists(id_ for id_, times in Counter(ids).items() if times > 1)
+    # Looked for first: in a transaction in which something has failed, not everybody lets one read.
+    if taken := sorted(device.id for device in find_devices(db, ids)):
+        raise DeviceExists(taken)
+    for chunk in chunks(rows, _ROWS_AT_ONCE):
+        db.execute(insert(devices), [_device_row(row, now_ms) for row in chunk])
+        if users := [row for new in chunk for row in _user_rows(new, now_ms)]:
+            db.execute(insert(device_users), users)
+        if on_progress is not None:
+            on_progress(len(chunk))
+
+
+def remove_device(db: Connection, device_id: str, *, now_ms: int) -> bool:
+    """Forget a device, who had it, and what they did; False if it was not registered."""
+    if db.execute(delete(devices).where(devices.c.id == device_id)).rowcount == 0:
+        return False
+    forget_activity(db, device_id)
+    note_change(db, "device_removed", device_id=device_id, now_ms=now_ms)
+    return True
+
+
+def all_devices(db: Connection) -> list[Device]:
+    """Read every device, in the order of the ids."""
+    return [device_of(row) for row in db.execute(_DEVICES)]
+
+
+def find_devices(db: Connection, ids: Sequence[str]) -> list[Device]:
+    """Read those of these devices that are registered, in any order."""
+    return [
+        device_of(row) for chunk in chunks(ids, IDS_AT_ONCE) for row in db.execute(_BY_ID, {"ids": chunk})
+    ]
+
+
+def lock_device(db: Connection, device_id: str) -> Device:
+    """Read a device, which nobody else changes until the transaction ends; DeviceUnknown if it is not there.
+
+    Whoever changes who has a device, its key, claims or shares after having looked at them locks it first.
+    """
+    row = db.execute(_LOCKED, {"of_device": device_id}).first()
+    if row is None:
+        raise DeviceUnknown(device_id)
+    return device_of(row)
+
+
+def set_name(
+    db: Connection, device_id: str, name: str | None, *, now_ms: int, by_user_id: str | None = None
+) -> bool:
+    """Rename a device; False if it is not registered, ValueError for a name that cannot be kept."""
+    if name is not None:
+        check_name(name)
+    if db.execute(update(devices).where(devices.c.id == device_id).values(name=name)).rowcount == 0:
+        return False
+    detail = {} if name is None else {"name": name}
+    add_activity(
+        db,
+        [Activity(device_id=device_id, at_ms=now_ms, kind="renamed", user_id=by_user_id, detail=detail)],
+    )
+    return True
+
+
+def note_seen(db: Connection, seen: Mapping[str, int]) -> None:
+    """Remember when devices were last connected (id → Unix ms); never goes back."""
+    if seen:
+        db.execute(_NOTE_SEEN, [{"of_device": id_, "at_ms": at_ms} for id_, at_ms in seen.items()])
+
+
+def note_info(
+    db: Connection, device_id: str, *, firmware_version: str | None, machine_type: str | None
+) -> None:
+    """Remember what a device says of itself, the first 50 characters; None leaves what is known."""
+    said = {"firmware_version": firmware_version, "machine_type": machine_type}
+    values = {name: text[:_INFO_CHARS] for name, text in said.items() if text is not None}
+    if values:
+        differs = or_(*(devices.c[name].is_distinct_from(text) for name, text in values.items()))
+        db.execute(update(devices).where(devices.c.id == device_id).where(differs).values(**values))
+
+
+def device_of(row: Sequence[Any]) -> Device:
+    """Make a record of a row of all columns of `devices`."""
+    # What comes after these is for housekeeping only.
+    id_, key_hash, name, created_at_ms, last_seen_ms, next_keys, pending_since_ms, firmware, machine, *_ = row
+    return Device(
+        id=id_,
+        key_hash=key_hash,
+        name=name,
+        created_at_ms=created_at_ms,
+        last_seen_ms=last_seen_ms,
+        next_key_hashes=() if not next_keys else _hashes(next_keys),
+        key_pending_since_ms=pending_since_ms,
+        firmware_version=firmware,
+        machine_type=machine,
+    )
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into pieces of this size and one of what is left."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _hashes(together: bytes) -> tuple[bytes, ...]:
+    starts = range(0, len(together), _KEY_HASH_BYTES)
+    return tuple(together[start : start + _KEY_HASH_BYTES] for start in starts)
+
+
+def _device_row(new: NewDevice, now_ms: int) -> dict[str, Any]:
+    return {"id": new.id, "key_hash": new.key_hash, "name": new.name, "created_at_ms": now_ms}
+
+
+def _user_rows(new: NewDevice, now_ms: int) -> Iterator[dict[str, Any]]:
+    for user_id in new.user_ids:
+        yield {"user_id": user_id, "device_id": new.id, "role": new.role, "claimed_at_ms": now_ms}

@@ -1,0 +1,110 @@
+"""What a running server notes all the time, written every few seconds in one go."""
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import trio
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.activity import add_activity
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import note_info, note_seen
+from brewos_relay.registry.records import Activity
+
+FLUSH_EVERY_S: Final = 5.0
+CLOSE_S: Final = 5.0
+"""The longest that closing waits for what was noted to be written."""
+ENTRIES_AT_MOST: Final = 10_000
+"""How many entries of activity wait to be written."""
+
+_Said = Mapping[str, tuple[str | None, str | None]]
+
+logger = logging.getLogger(__name__)
+
+
+class Notes:
+    """When devices were seen, what they are, and who did what; noting never fails and never waits."""
+
+    def __init__(self, database: Database, *, limiter: trio.CapacityLimiter) -> None:
+        self._database = database
+        self._limiter = limiter
+        self._seen: dict[str, int] = {}
+        self._said: dict[str, tuple[str | None, str | None]] = {}
+        self._entries: deque[Activity] = deque()
+        self._dropped = 0
+        self._noted = trio.Event()
+        self._closing = False
+
+    def note_seen(self, device_id: str, at_ms: int) -> None:
+        """Remember when a device was connected (Unix ms)."""
+        self._seen[device_id] = max(at_ms, self._seen.get(device_id, at_ms))
+        self._noted.set()
+
+    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
+        """Remember what a device says of itself."""
+        self._said[device_id] = (firmware_version, machine_type)
+        self._noted.set()
+
+    def note_activity(self, entry: Activity) -> None:
+        """Remember what was done; dropped while 10,000 entries wait."""
+        if len(self._entries) >= ENTRIES_AT_MOST:
+            self._dropped += 1
+            return
+        self._entries.append(entry)
+        self._noted.set()
+
+    async def run(self) -> None:
+        """Write what is noted, until cancelled; then write the rest, which takes 5 s at the longest."""
+        try:
+            while True:
+                await self._noted.wait()
+                await self._flush()
+                await trio.sleep(FLUSH_EVERY_S)
+        finally:
+            self._closing = True
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        if not (self._seen or self._said or self._entries):
+            return
+        if self._dropped:
+            logger.warning("%d entries of activity were dropped: too many at once", self._dropped)
+            self._dropped = 0
+        seen, self._seen, self._noted = self._seen, {}, trio.Event()
+        said, self._said = self._said, {}
+        entries, self._entries = self._entries, deque()
+        try:
+            # Left behind rather than waited for when time is up: another process may hold the database. What
+            # a thread was given is its to write, or some of it would be written twice.
+            await trio.to_thread.run_sync(
+                self._write, seen, said, list(entries), limiter=self._limiter, abandon_on_cancel=True
+            )
+        except RegistryError as problem:
+            logger.warning("%s; trying again", problem)
+            self._put_back(seen, said, entries)
+        except Exception:
+            # It would fail for ever, and take what comes later with it.
+            logger.exception("what was noted cannot be written and is lost")
+
+    def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
+        self._said = {**said, **self._said}
+        for device_id, at_ms in seen.items():
+            self.note_seen(device_id, at_ms)
+        newer, self._entries = self._entries, entries
+        for entry in newer:
+            self.note_activity(entry)
+        self._noted.set()
+
+    def _write(self, seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]) -> None:
+        try:
+            with self._database.writing() as db:
+                note_seen(db, seen)
+                for device_id, (firmware_version, machine_type) in said.items():
+                    note_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
+                add_activity(db, entries)
+        finally:
+            if self._closing:  # left behind, perhaps: the connection came back after all others were closed
+                self._database.close()

@@ -1,0 +1,63 @@
+"""Every device with what an administrator wants to know of it, a page at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, func, or_, select
+
+from brewos_relay.registry.devices import device_of
+from brewos_relay.registry.records import Device
+from brewos_relay.registry.schema import device_users, devices, users
+
+_OWNERS: Final = (
+    select(device_users.c.device_id, users.c.email, device_users.c.user_id)
+    .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
+    .where(device_users.c.device_id.in_(bindparam("ids", expanding=True)))
+    .where(device_users.c.role == "owner")
+    .order_by(device_users.c.device_id, users.c.email)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOverview:
+    """A device and its owners, by their e-mail addresses or, without an account, by their ids."""
+
+    device: Device
+    owners: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How many there are in the registry."""
+
+    devices: int
+    users: int
+
+
+def some_devices(db: Connection, *, find: str = "", after: str = "", limit: int) -> list[DeviceOverview]:
+    """List devices in the order of their ids: at most `limit`, behind the id `after`.
+
+    With `find`, only those that have it in their id or name, in any case.
+    """
+    query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
+    if find:
+        columns = (func.lower(devices.c.id), func.lower(devices.c.name))
+        query = query.where(or_(*(each.contains(find.lower(), autoescape=True) for each in columns)))
+    found = [device_of(row) for row in db.execute(query)]
+    owners = _owners_of(db, [device.id for device in found])
+    return [DeviceOverview(device=device, owners=tuple(owners.get(device.id, ()))) for device in found]
+
+
+def totals(db: Connection) -> Totals:
+    """Count what is in the registry."""
+    device_count = db.scalar(select(func.count()).select_from(devices))
+    user_count = db.scalar(select(func.count()).select_from(users))
+    return Totals(devices=device_count or 0, users=user_count or 0)
+
+
+def _owners_of(db: Connection, ids: Sequence[str]) -> dict[str, list[str]]:
+    owners: dict[str, list[str]] = {}
+    for device_id, email, user_id in db.execute(_OWNERS, {"ids": ids}):
+        owners.setdefault(device_id, []).append(email or user_id)
+    return owners

@@ -1,0 +1,381 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, insert, select
+
+from brewos_relay.errors import SignInRefused, UserExists
+from brewos_relay.registry.access import access_of, give
+from brewos_relay.registry.accounts import (
+    add_invite,
+    add_user,
+    all_users,
+    find_user,
+    find_user_by_email,
+    normal_email,
+    password_hash_of,
+    redeem_invite,
+    remove_user,
+    set_admin,
+    set_password_hash,
+    sign_in,
+)
+from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.records import Identity, NewDevice, User
+from brewos_relay.registry.schema import identities, refresh_tokens, users
+from brewos_relay.registry.sessions import find_sessions, open_session
+from support.registry_files import DAY_MS, NOW_MS, hash_of
+
+GOOGLE = "https://accounts.google.com"
+ADA = Identity(
+    issuer=GOOGLE,
+    subject="1",
+    email="Ada@Example.org",
+    email_verified=True,
+    name="Ada",
+    picture_url="https://pictures.example/ada",
+)
+UNCHECKED = replace(ADA, email_verified=False)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database:
+        yield database
+
+
+@pytest.fixture
+def db(database: Database) -> Iterator[Connection]:
+    with database.writing() as db:
+        yield db
+
+
+@pytest.fixture
+def root(db: Connection) -> User:
+    return add_user(db, email="root@example.org", name=None, now_ms=NOW_MS)
+
+
+def come(db: Connection, ident: Identity, *, open_to_all: bool = True) -> User:
+    return sign_in(db, ident, open_to_all=open_to_all, now_ms=NOW_MS)
+
+
+def invite(db: Connection, email: str, token: str = "t", *, is_admin: bool = False) -> None:
+    add_invite(
+        db,
+        email=email,
+        token_hash=hash_of(token),
+        is_admin=is_admin,
+        expires_at_ms=NOW_MS + DAY_MS,
+        now_ms=NOW_MS,
+    )
+
+
+# Accounts
+
+
+def test_the_first_account_is_an_administrators(db: Connection) -> None:
+    first = add_user(db, email=" Ada@Example.ORG ", name=" Ada\n L. ", now_ms=NOW_MS)
+    assert first == User(
+        id=first.id,
+        email="ada@example.org",
+        name="Ada L.",
+        picture_url=None,
+        is_admin=True,
+        has_password=False,
+        created_at_ms=NOW_MS,
+    )
+    second = add_user(db, email="Zoe@example.org", name="", now_ms=NOW_MS)
+    assert (second.is_admin, second.name) == (False, None)
+    third = add_user(db, email="bob@example.org", name=None, now_ms=NOW_MS)
+    assert all_users(db) == [first, third, second]
+    assert find_user(db, first.id) == find_user_by_email(db, "ADA@example.org") == first
+    assert find_user(db, "unknown") is find_user_by_email(db, "eve@example.org") is None
+
+
+@pytest.mark.parametrize("way", ["by hand", "by another party", "by an invite"])
+def test_of_two_who_are_first_at_once_one_is_the_administrator(
+    db: Connection, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    # Where writers do not wait for each other anyway, they do here, until the first account is there.
+    waited: list[Connection] = []
+
+    def another_is_faster(db: Connection) -> None:
+        waited.append(db)
+        row = {"id": "other", "email": "other@example.org", "is_admin": True, "created_at_ms": NOW_MS}
+        db.execute(insert(users), row)
+
+    invite(db, "ada@example.org")
+    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", another_is_faster)
+    if way == "by hand":
+        add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+    elif way == "by another party":
+        come(db, ADA)
+    else:
+        redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    assert [(user.email, user.is_admin) for user in all_users(db)] == [
+        ("ada@example.org", False),
+        ("other@example.org", True),
+    ]
+    # Nobody waits for long: it is about the first one only.
+    come(db, replace(ADA, subject="2", email="bob@example.org"))
+    assert waited == [db]
+
+
+def test_whoever_is_not_the_first_after_all_needs_an_invite(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_is_faster(db: Connection) -> None:
+        row = {"id": "other", "email": "other@example.org", "is_admin": True, "created_at_ms": NOW_MS}
+        db.execute(insert(users), row)
+
+    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", another_is_faster)
+    with pytest.raises(SignInRefused, match="ask an administrator"):
+        come(db, ADA, open_to_all=False)
+
+
+@pytest.mark.parametrize(("dialect", "locks"), [("sqlite", 0), ("postgresql", 1)])
+def test_on_postgresql_the_first_account_is_made_under_a_lock(
+    db: Connection, monkeypatch: pytest.MonkeyPatch, dialect: str, locks: int
+) -> None:
+    locked: list[int] = []
+    raw = db.connection.dbapi_connection
+    assert raw is not None
+    raw.create_function("pg_advisory_xact_lock", 1, locked.append)
+    monkeypatch.setattr(db.dialect, "name", dialect)
+    add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+    add_user(db, email="bob@example.org", name=None, now_ms=NOW_MS)
+    assert len(locked) == locks
+
+
+def test_an_administrator_who_was_invited_is_waited_for_too(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Connection] = []
+    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", waited.append)
+    invite(db, "ada@example.org", is_admin=True)
+    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    assert waited == [db]
+
+
+def test_an_address_has_one_account(db: Connection, root: User) -> None:
+    with pytest.raises(UserExists, match=r"root@example\.org has") as caught:
+        add_user(db, email="ROOT@example.org", name=None, now_ms=NOW_MS)
+    assert caught.value.email == root.email
+
+
+@pytest.mark.parametrize(
+    "email", ["", "ada", "@example.org", "ada@", "a b@example.org", "a\0@b", "a" * 320 + "@b"]
+)
+def test_what_is_no_address(db: Connection, email: str) -> None:
+    with pytest.raises(ValueError, match="no e-mail address"):
+        normal_email(email)
+    with pytest.raises(ValueError, match="no e-mail address"):
+        add_user(db, email=email, name=None, now_ms=NOW_MS)
+    assert find_user_by_email(db, email) is None
+    assert password_hash_of(db, email) is None
+
+
+def test_a_letter_that_only_looks_like_another_in_lower_case_is_not_that(db: Connection) -> None:
+    mike = add_user(db, email="mike@example.org", name=None, now_ms=NOW_MS)
+    kelvin = "mi\N{KELVIN SIGN}e@example.org"
+    assert kelvin.lower() == mike.email
+    assert find_user_by_email(db, kelvin) is None
+    assert come(db, replace(ADA, email=kelvin)).id != mike.id
+
+
+def test_passwords_and_administrators(db: Connection, root: User) -> None:
+    assert password_hash_of(db, root.email) is None
+    assert set_password_hash(db, root.id, "$argon2id$…")
+    assert password_hash_of(db, "Root@example.org") == (root.id, "$argon2id$…")
+    assert find_user(db, root.id) == replace(root, has_password=True)
+    assert "argon" not in repr(find_user(db, root.id))
+    assert set_password_hash(db, root.id, None)
+    assert password_hash_of(db, root.email) is None
+    assert set_admin(db, root.id, False)
+    assert find_user(db, root.id) == replace(root, is_admin=False)
+    assert not set_password_hash(db, "unknown", "x")
+    assert not set_admin(db, "unknown", True)
+
+
+# Signing in by another party
+
+
+def test_whoever_signs_in_first_is_the_administrator(db: Connection) -> None:
+    ada = come(db, ADA, open_to_all=False)
+    assert (ada.email, ada.name, ada.picture_url) == (
+        "ada@example.org",
+        "Ada",
+        "https://pictures.example/ada",
+    )
+    assert ada.is_admin
+    assert come(db, ADA, open_to_all=False) == ada
+
+
+def test_whoever_is_known_stays_so_under_another_address(db: Connection, root: User) -> None:
+    ada = come(db, ADA)
+    assert not ada.is_admin
+    moved = replace(ADA, email=root.email, email_verified=False, name="Ada L.", picture_url=None)
+    assert come(db, moved, open_to_all=False) == replace(ada, name="Ada L.")
+
+
+def test_a_checked_address_leads_to_its_account(db: Connection, root: User) -> None:
+    known = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+    assert come(db, ADA, open_to_all=False).id == known.id
+    elsewhere = replace(ADA, issuer="https://id.example", subject="x")
+    assert come(db, elsewhere, open_to_all=False).id == known.id
+    # From now on, by who they are there.
+    assert come(db, replace(elsewhere, email=None), open_to_all=False).id == known.id
+
+
+@pytest.mark.parametrize("email", ["ada@example.org", "new@example.org", "", "no address", None])
+def test_an_address_that_nobody_has_checked_leads_nowhere(
+    db: Connection, root: User, email: str | None
+) -> None:
+    add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+    invite(db, "new@example.org")
+    before = all_users(db)
+    with pytest.raises(SignInRefused, match="does not confirm"):
+        come(db, replace(UNCHECKED, email=email))
+    assert all_users(db) == before
+    assert db.scalars(select(identities.c.subject)).all() == []
+
+
+def test_an_account_does_not_wait_for_the_one_whose_address_it_is(db: Connection) -> None:
+    # Or else Eve would be in Ada's account before Ada is.
+    with pytest.raises(SignInRefused):
+        come(db, replace(UNCHECKED, subject="eve"))
+    assert all_users(db) == []
+
+
+def test_an_address_that_became_somebody_elses_does_not_lead_to_the_account(
+    db: Connection, root: User
+) -> None:
+    ada = come(db, ADA)
+    with pytest.raises(SignInRefused, match="somebody else"):
+        come(db, replace(ADA, subject="2"))
+    assert come(db, ADA) == ada
+
+
+def test_by_invitation_only(db: Connection, root: User) -> None:
+    with pytest.raises(SignInRefused, match="ask an administrator for an invite"):
+        come(db, ADA, open_to_all=False)
+    invite(db, "ADA@example.org", "first", is_admin=True)
+    invite(db, "ada@example.org", "second")
+    ada = come(db, ADA, open_to_all=False)
+    assert ada.is_admin
+    # The links are used up, and let nobody else in.
+    assert redeem_invite(db, hash_of("first"), now_ms=NOW_MS) is None
+    assert redeem_invite(db, hash_of("second"), now_ms=NOW_MS) is None
+
+
+def test_an_invite_that_has_expired_invites_nobody(db: Connection, root: User) -> None:
+    invite(db, "ada@example.org")
+    with pytest.raises(SignInRefused):
+        sign_in(db, ADA, open_to_all=False, now_ms=NOW_MS + DAY_MS)
+    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS + DAY_MS) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "kept"),
+    [
+        (None, None, (None, None)),
+        (" ", "http://plain.example/p", (None, None)),
+        ("\0", "javascript:alert(1)", (None, None)),
+        ("x" * 200, "https://long.example/" + "p" * 2000, ("x" * 100, None)),
+        ("A\u202eda", "https://odd.example/\n", ("A da", None)),
+    ],
+)
+def test_names_and_pictures_that_cannot_be_kept(
+    db: Connection, name: str | None, url: str | None, kept: tuple[str | None, str | None]
+) -> None:
+    ada = come(db, replace(ADA, name=name, picture_url=url))
+    assert (ada.name, ada.picture_url) == kept
+
+
+# Invites
+
+
+def test_an_invite_is_good_once(db: Connection, root: User) -> None:
+    invite(db, "Ada@example.org")
+    assert redeem_invite(db, hash_of("guessed"), now_ms=NOW_MS) is None
+    ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    assert ada is not None
+    assert (ada.email, ada.is_admin) == ("ada@example.org", False)
+    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS) is None
+    assert find_user(db, ada.id) == ada
+
+
+def test_an_invite_for_somebody_who_has_an_account(db: Connection, root: User) -> None:
+    ada = come(db, ADA)
+    invite(db, ada.email, "plain")
+    invite(db, ada.email, "admin", is_admin=True)
+    assert redeem_invite(db, hash_of("plain"), now_ms=NOW_MS) == ada
+    assert redeem_invite(db, hash_of("admin"), now_ms=NOW_MS) == replace(ada, is_admin=True)
+    invite(db, ada.email, "plain again")
+    assert redeem_invite(db, hash_of("plain again"), now_ms=NOW_MS) == replace(ada, is_admin=True)
+
+
+def test_the_first_who_is_invited_is_the_administrator(db: Connection) -> None:
+    invite(db, "ada@example.org")
+    ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    assert ada is not None
+    assert ada.is_admin
+
+
+def test_of_two_who_redeem_an_invite_at_once_one_wins(database: Database) -> None:
+    for number in range(10):
+        with database.writing() as db:
+            invite(db, f"ada{number}@example.org", f"t{number}")
+
+        def go(_: int, number: int = number) -> User | None:
+            with database.writing() as db:
+                return redeem_invite(db, hash_of(f"t{number}"), now_ms=NOW_MS)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(user is not None for user in pool.map(go, range(4))) == 1
+
+
+# Removing
+
+
+def test_removing_a_user(db: Connection, root: User) -> None:
+    ada = come(db, ADA)
+    add_devices(
+        db,
+        [
+            NewDevice(id="BRW-00000001", key_hash=hash_of("k"), user_id=ada.id),
+            NewDevice(id="BRW-00000002", key_hash=hash_of("k"), user_id=ada.id, more_user_ids=(root.id,)),
+        ],
+        now_ms=NOW_MS,
+    )
+    give(db, "BRW-00000001", "guest", role="viewer", now_ms=NOW_MS)
+    give(db, "BRW-00000001", "over", role="viewer", until_ms=NOW_MS, now_ms=NOW_MS - 1)
+    open_session(
+        db,
+        session_id="s",
+        user_id=ada.id,
+        refresh_hash=hash_of("r"),
+        user_agent=None,
+        address=None,
+        now_ms=NOW_MS,
+        expires_at_ms=NOW_MS + DAY_MS,
+    )
+    invite(db, ada.email)
+    assert remove_user(db, ada.id, now_ms=NOW_MS)
+    assert find_user(db, ada.id) is None
+    assert find_sessions(db, ["s"], now_ms=NOW_MS) == {}
+    assert db.scalars(select(refresh_tokens.c.token_hash)).all() == []
+    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS) is None
+    # Of the first one they were the last owner, so that nobody has it; it can be claimed anew.
+    pairs = [(user, f"BRW-0000000{n}") for user in (ada.id, root.id, "guest") for n in (1, 2)]
+    assert list(access_of(db, pairs, now_ms=NOW_MS)) == [(root.id, "BRW-00000002")]
+    assert len(find_devices(db, ["BRW-00000001", "BRW-00000002"])) == 2
+    assert [change.user_id for change in read_changes(db, 0) if change.kind == "user_removed"] == [ada.id]
+    assert not remove_user(db, ada.id, now_ms=NOW_MS)
+    with pytest.raises(SignInRefused):
+        come(db, ADA, open_to_all=False)
+    assert come(db, ADA).id != ada.id

@@ -1,0 +1,56 @@
+import pytest
+from sqlalchemy import Connection
+
+from brewos_relay.registry.activity import activity_of, add_activity, forget_activity
+from brewos_relay.registry.records import Activity, StoredActivity
+from support.registry import NOW_MS, device_id
+
+ONE, TWO = device_id(1), device_id(2)
+
+
+def test_what_was_done_is_found_newest_first(db: Connection) -> None:
+    command = {"type": "set_temp", "note": 'é"\n\x00\ud800'}
+    entries = [
+        Activity(device_id=ONE, at_ms=NOW_MS, kind="online"),
+        Activity(device_id=TWO, at_ms=NOW_MS, kind="offline"),
+        Activity(device_id=ONE, at_ms=NOW_MS, kind="command", user_id="ada", detail=command),
+    ]
+    add_activity(db, entries)
+    add_activity(db, [])
+    newest, oldest = activity_of(db, ONE)
+    assert newest == StoredActivity(
+        id=newest.id, device_id=ONE, at_ms=NOW_MS, kind="command", user_id="ada", detail=command
+    )
+    assert (oldest.kind, oldest.user_id, oldest.detail) == ("online", None, {})
+    assert newest.id > oldest.id
+    assert activity_of(db, device_id(3)) == []
+
+
+def test_page_by_page(db: Connection) -> None:
+    add_activity(db, [Activity(device_id=ONE, at_ms=at_ms, kind="online") for at_ms in range(250)])
+    add_activity(db, [Activity(device_id=TWO, at_ms=1, kind="online")])
+    seen: list[int] = []
+    before_id = None
+    while page := activity_of(db, ONE, before_id=before_id, limit=60):
+        assert len(page) <= 60
+        seen += [entry.at_ms for entry in page]
+        before_id = page[-1].id
+    assert seen == list(reversed(range(250)))
+    assert len(activity_of(db, ONE)) == 100
+
+
+@pytest.mark.parametrize(
+    ("user_id", "kept"), [("x" * 300, "x" * 256), ("a\0b", "a?b"), ("\ud800", "?"), ("é", "é")]
+)
+def test_a_strange_user_keeps_nobodys_entries_from_being_kept(
+    db: Connection, user_id: str, kept: str
+) -> None:
+    add_activity(db, [Activity(device_id=ONE, at_ms=1, kind="online", user_id=user_id)])
+    assert activity_of(db, ONE)[0].user_id == kept
+
+
+def test_forgetting(db: Connection) -> None:
+    add_activity(db, [Activity(device_id=id_, at_ms=1, kind="online") for id_ in (ONE, TWO)])
+    forget_activity(db, ONE)
+    assert activity_of(db, ONE) == []
+    assert len(activity_of(db, TWO)) == 1

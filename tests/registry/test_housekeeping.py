@@ -1,0 +1,163 @@
+import pytest
+from sqlalchemy import Connection, Table, func, insert, select
+
+from brewos_relay.registry import activity as activity_module
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_user
+from brewos_relay.registry.activity import KEPT_MS, add_activity
+from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.devices import add_devices, all_devices, note_seen
+from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, prune
+from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.records import Activity
+from brewos_relay.registry.schema import (
+    activity,
+    changes,
+    claims,
+    device_users,
+    invites,
+    refresh_tokens,
+    sessions,
+    shares,
+    users,
+)
+from brewos_relay.registry.sessions import find_sessions, open_session, refresh
+from support.registry import NOW_MS, device_id, new_device
+
+HASH = bytes(32)
+
+
+def count(db: Connection, table: Table) -> int:
+    return db.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def test_what_is_over_goes(db: Connection) -> None:
+    add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
+    user = {"id": "u", "email": "ada@example.org", "is_admin": False, "created_at_ms": 1}
+    db.execute(insert(users), user)
+    for number, end_ms in enumerate((NOW_MS, NOW_MS + 1)):
+        hash_ = bytes([number]) * 32
+        session = {"id": f"s{number}", "user_id": "u", "created_at_ms": 1, "used_at_ms": 1}
+        db.execute(insert(sessions), {**session, "expires_at_ms": end_ms})
+        db.execute(
+            insert(refresh_tokens), {"token_hash": hash_, "session_id": f"s{number}", "expires_at_ms": end_ms}
+        )
+        invite = {"token_hash": hash_, "email": "x@example.org", "is_admin": False, "created_at_ms": 1}
+        db.execute(insert(invites), {**invite, "expires_at_ms": end_ms})
+        claim = {"device_id": device_id(1), "token_hash": hash_, "key_hash": HASH}
+        db.execute(insert(claims), {**claim, "expires_at_ms": end_ms})
+        share = {
+            "id": f"{number}",
+            "device_id": device_id(1),
+            "token_hash": hash_,
+            "code_hash": hash_,
+            "role": "member",
+            "created_by": "ada",
+            "created_at_ms": 1,
+        }
+        db.execute(insert(shares), {**share, "expires_at_ms": end_ms})
+        give(db, device_id(1), f"guest{number}", role="viewer", until_ms=end_ms, now_ms=1)
+    prune(db, now_ms=NOW_MS)
+    for table in (sessions, refresh_tokens, invites, claims, shares):
+        assert count(db, table) == 1, table.name
+    assert sorted(db.scalars(select(device_users.c.user_id))) == ["ada", "guest1"]
+    assert count(db, users) == 1
+
+
+def test_refresh_tokens_that_ran_out_go_while_their_session_goes_on(db: Connection) -> None:
+    ada = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+    open_session(
+        db,
+        session_id="s",
+        user_id=ada.id,
+        refresh_hash=b"0" * 32,
+        user_agent=None,
+        address=None,
+        now_ms=NOW_MS,
+        expires_at_ms=NOW_MS + 10,
+    )
+    for number in (1, 2):  # the first one is replaced, and its second sibling is never used
+        new = b"%d" % number * 32
+        assert refresh(
+            db,
+            b"0" * 32,
+            new_refresh_hash=new,
+            now_ms=NOW_MS + number,
+            grace_ms=9,
+            expires_at_ms=NOW_MS + number + 10,
+        )
+    left = []
+    for at_ms in (9, 10, 11):
+        prune(db, now_ms=NOW_MS + at_ms)
+        left.append({hash_[:1] for hash_ in db.scalars(select(refresh_tokens.c.token_hash))})
+    assert left == [{b"0", b"1", b"2"}, {b"1", b"2"}, {b"2"}]
+    assert find_sessions(db, ["s"], now_ms=NOW_MS + 11) != {}
+
+
+def test_old_changes_go(db: Connection) -> None:
+    for at_ms in (NOW_MS - CHANGES_KEPT_MS, NOW_MS - CHANGES_KEPT_MS + 1, NOW_MS):
+        note_change(db, "key_changed", now_ms=at_ms)
+    prune(db, now_ms=NOW_MS)
+    assert count(db, changes) == 2
+
+
+def test_old_activity_goes(db: Connection) -> None:
+    for at_ms in (NOW_MS - KEPT_MS, NOW_MS - KEPT_MS + 1, NOW_MS):
+        add_activity(db, [Activity(device_id=device_id(1), at_ms=at_ms, kind="online")])
+    prune(db, now_ms=NOW_MS)
+    assert count(db, activity) == 2
+
+
+def test_of_each_device_the_newest_activity_stays(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity_module, "KEPT_PER_DEVICE", 10)
+    for number, entries in ((1, 9), (2, 10), (3, 13)):
+        id_ = device_id(number)
+        add_activity(
+            db, [Activity(device_id=id_, at_ms=NOW_MS + order, kind="online") for order in range(entries)]
+        )
+    prune(db, now_ms=NOW_MS)
+    rows = db.execute(
+        select(activity.c.device_id, func.min(activity.c.at_ms), func.count()).group_by(activity.c.device_id)
+    )
+    assert sorted(tuple(row) for row in rows) == [
+        (device_id(1), NOW_MS, 9),
+        (device_id(2), NOW_MS, 10),
+        (device_id(3), NOW_MS + 3, 10),
+    ]
+
+
+def test_devices_that_nobody_took_and_that_never_came_go(db: Connection) -> None:
+    old_ms = NOW_MS - UNUSED_DEVICES_KEPT_MS
+    for number in range(1, 6):
+        register_claim(
+            db,
+            device_id=device_id(number),
+            key_hash=HASH,
+            token_hash=HASH,
+            now_ms=old_ms + (number == 5),
+            expires_at_ms=NOW_MS + (number == 3),
+        )
+    note_seen(db, {device_id(2): old_ms})
+    give(db, device_id(4), "ada", role="owner", now_ms=NOW_MS)
+    prune(db, now_ms=NOW_MS)
+    assert [device.id for device in all_devices(db)] == [device_id(number) for number in (2, 3, 4, 5)]
+
+
+def test_what_was_added_by_hand_waits_for_its_machine(db: Connection) -> None:
+    old_ms = NOW_MS - 10 * UNUSED_DEVICES_KEPT_MS
+    add_devices(db, [new_device(1), new_device(2)], now_ms=old_ms)
+    # That such a machine registers a token makes it none that came by itself.
+    register_claim(
+        db,
+        device_id=device_id(2),
+        key_hash=HASH,
+        token_hash=HASH,
+        now_ms=old_ms,
+        expires_at_ms=old_ms + 1,
+    )
+    prune(db, now_ms=NOW_MS)
+    assert [device.id for device in all_devices(db)] == [device_id(1), device_id(2)]
+
+
+def test_nothing_to_prune(db: Connection) -> None:
+    prune(db, now_ms=NOW_MS)

@@ -1,0 +1,252 @@
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry import database as database_module
+from brewos_relay.registry import migrations
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.database import Database, upgrade
+from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.records import Device, DeviceUser
+from brewos_relay.registry.schema import metadata
+from support.registry import NOW_MS, device_id, new_device, register
+
+DEADLINE_S = 30.0
+ROWS = 1000
+
+# As the first release made them.
+_FIRST_TABLES = """
+CREATE TABLE IF NOT EXISTS devices (
+    id VARCHAR(12) NOT NULL, key_hash BLOB NOT NULL, name VARCHAR(100), created_at_ms BIGINT NOT NULL,
+    last_seen_ms BIGINT, PRIMARY KEY (id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS device_users (
+    user_id VARCHAR(256) NOT NULL, device_id VARCHAR(12) NOT NULL, PRIMARY KEY (user_id, device_id),
+    FOREIGN KEY(device_id) REFERENCES devices (id) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS device_users_by_device ON device_users (device_id);
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture
+def old(file: Path) -> Path:
+    """A database of the first release, with rows."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(_FIRST_TABLES)
+        rows = [(device_id(n), bytes([n % 256]) * 32, f"No. {n}", n, n or None) for n in range(ROWS)]
+        connection.executemany("INSERT INTO devices VALUES (?, ?, ?, ?, ?)", rows)
+        for user in ("ada", "bob"):
+            users = [(user, device_id(n)) for n in range(ROWS)]
+            connection.executemany("INSERT INTO device_users VALUES (?, ?)", users)
+        connection.commit()
+    return file
+
+
+def dump(file: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        return list(connection.iterdump())
+
+
+def test_the_tables_are_as_described(database: Database) -> None:
+    with database.reading() as db:
+        context = MigrationContext.configure(db, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        # What that does not compare.
+        for table in metadata.sorted_tables:
+            columns = [column["name"] for column in inspect(db).get_columns(table.name)]
+            assert columns == [column.name for column in table.columns]
+            for foreign_key in inspect(db).get_foreign_keys(table.name):
+                assert foreign_key["options"] == {"ondelete": "CASCADE"}
+            (statement,) = db.exec_driver_sql(
+                "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
+            ).one()
+            assert ("WITHOUT ROWID" in statement) is not table.dialect_options["sqlite"]["with_rowid"]
+            assert ("AUTOINCREMENT" in statement) is table.dialect_options["sqlite"]["autoincrement"]
+
+
+def test_the_program_knows_every_version() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert tuple(script.revision for script in reversed(scripts)) == migrations.VERSIONS
+    assert migrations.VERSIONS[-1] == migrations.HEAD
+
+
+def test_a_new_file_has_the_newest_version(database: Database, url: str) -> None:
+    with database.reading() as db:
+        assert migrations.version_of(db) == migrations.HEAD
+    assert upgrade(url) == []
+
+
+def test_versions_that_were_added_are_told(url: str, file: Path) -> None:
+    assert upgrade(url) == list(migrations.VERSIONS)
+    assert file.exists()
+
+
+def test_an_old_database_keeps_its_rows(url: str, old: Path) -> None:
+    with Database.open(url) as database, database.reading() as db:
+        assert migrations.version_of(db) == migrations.HEAD
+        devices = all_devices(db)
+        users = users_of(db, device_id(7), now_ms=NOW_MS)
+        count = db.exec_driver_sql("SELECT count(*) FROM device_users").scalar_one()
+    assert len(devices) == ROWS
+    assert devices[7] == Device(
+        id=device_id(7), key_hash=b"\x07" * 32, name="No. 7", created_at_ms=7, last_seen_ms=7
+    )
+    assert users == [
+        DeviceUser(user_id=user, device_id=device_id(7), role="owner") for user in ("ada", "bob")
+    ]
+    assert count == 2 * ROWS
+    with contextlib.closing(sqlite3.connect(old)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_an_old_database_ends_up_like_a_new_one(url: str, old: Path, tmp_path: Path) -> None:
+    def describe(file: Path) -> list[object]:
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
+            return [
+                (name, connection.execute(f"PRAGMA table_xinfo({name})").fetchall()) for (name,) in tables
+            ]
+
+    Database.open(url).close()
+    Database.open(f"sqlite:///{tmp_path}/new.db").close()
+    assert describe(old) == describe(tmp_path / "new.db")
+
+
+def test_versions_that_are_missing_are_added(url: str, old: Path) -> None:
+    assert upgrade(url) == list(migrations.VERSIONS[1:])
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_all_of_it_or_nothing(
+    url: str, file: Path, fresh: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fresh:
+        request.getfixturevalue("old")
+    else:
+        sqlite3.connect(file).close()
+    before = dump(file)
+    run_alembic = migrations._run_alembic
+
+    def fail_in_the_end(*args: object) -> None:
+        run_alembic(*args)  # type: ignore[arg-type]
+        raise RegistryError("the disk is full")
+
+    monkeypatch.setattr(migrations, "_run_alembic", fail_in_the_end)
+    with pytest.raises(RegistryError, match=r"cannot use the database .*registry\.db: the disk is full"):
+        Database.open(url)
+    assert dump(file) == before
+    monkeypatch.undo()
+    Database.open(url).close()
+    assert dump(file) != before
+
+
+_OPEN = """
+import sys
+from brewos_relay.registry.database import Database
+sys.stdin.readline()
+Database.open(sys.argv[1]).close()
+"""
+
+
+@pytest.fixture
+def children(url: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    command = [sys.executable, "-c", _OPEN, url]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
+    yield children
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.usefixtures("old")
+def test_several_processes_may_open_an_old_file_at_once(
+    url: str, children: list["subprocess.Popen[bytes]"]
+) -> None:
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+    assert [child.wait(DEADLINE_S) for child in children] == [0] * 4
+    with Database.open(url) as database, database.reading() as db:
+        assert len(all_devices(db)) == ROWS
+        assert db.exec_driver_sql("SELECT count(*) FROM alembic_version").scalar_one() == 1
+
+
+def test_whoever_comes_second_finds_nothing_to_do(database: Database) -> None:
+    with database.writing() as db:
+        assert migrations.apply(db) == []
+
+
+def test_a_database_of_a_newer_program_is_left_alone(database: Database, url: str, file: Path) -> None:
+    register(database, [new_device(1)])
+    with database.writing() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    before = dump(file)
+    for refused in (Database.open, upgrade):
+        with pytest.raises(
+            RegistryError, match=r"a newer brewos-relay .* version 9999, .* up to \d+; install"
+        ):
+            refused(url)
+    assert dump(file) == before
+
+
+def test_other_databases_are_upgraded_on_request_only(
+    url: str, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dump(old)
+    with monkeypatch.context() as patch:
+        # For the decision alone, which is made after it was connected to.
+        connect = database_module._connect
+
+        def connect_to_another_kind(url: str) -> object:
+            engine = connect(url)
+            patch.setattr(database_module, "_is_sqlite", lambda _engine: False)
+            return engine
+
+        patch.setattr(database_module, "_connect", connect_to_another_kind)
+        with pytest.raises(RegistryError, match=r"version 0001, .* \d+; `brewos-relay db upgrade` brings"):
+            Database.open(url)
+    assert dump(old) == before
+    assert upgrade(url) == list(migrations.VERSIONS[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(database_module, "_connect", connect_to_another_kind)
+        Database.open(url).close()
+
+
+_IMPORTED = """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+from brewos_relay.registry.database import Database
+Database.open(sys.argv[1]).close()
+print("alembic" in sys.modules)
+"""
+
+
+def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> None:
+    said = []
+    for _ in range(2):
+        command = [sys.executable, "-c", _IMPORTED, url]
+        said.append(
+            subprocess.run(command, capture_output=True, check=True, timeout=DEADLINE_S).stdout.strip()
+        )
+    assert said == [b"True", b"False"]

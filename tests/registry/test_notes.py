@@ -1,0 +1,249 @@
+import contextlib
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from sqlalchemy import Connection
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry import notes as notes_module
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.notes import ENTRIES_AT_MOST, FLUSH_EVERY_S, Notes
+from brewos_relay.registry.records import Activity
+from support.registry import device_id, new_device, register
+
+DEADLINE_S = 30.0
+
+
+def entry(number: int) -> Activity:
+    return Activity(device_id="BRW-00000001", at_ms=number, kind="command")
+
+
+class Flushes:
+    """Stands for a database, and tells at what time each transaction was asked for, and what it wrote."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.closed = False
+        self.written: list[tuple[float, dict[str, int], list[int]]] = []
+        self.failure: Exception | None = None
+        self._seen: dict[str, int] = {}
+        monkeypatch.setattr(notes_module, "note_seen", self._note_seen)
+        monkeypatch.setattr(notes_module, "add_activity", self._add_activity)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        yield
+
+    def _note_seen(self, _db: Connection, seen: dict[str, int]) -> None:
+        self._seen = dict(seen)
+
+    def _add_activity(self, _db: Connection, entries: list[Activity]) -> None:
+        try:
+            now_s = trio.from_thread.run_sync(trio.current_time)
+        except trio.Cancelled:  # left behind
+            now_s = math.inf
+        self.written.append((now_s, self._seen, [entry.at_ms for entry in entries]))
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def wait_for(self, count: int) -> None:
+        for _ in range(10_000):
+            if len(self.written) >= count:
+                return
+            await trio.to_thread.run_sync(lambda: None)
+        raise AssertionError(f"{len(self.written)} of {count} were written")  # pragma: no cover
+
+
+@pytest.fixture
+def flushes(monkeypatch: pytest.MonkeyPatch) -> Flushes:
+    return Flushes(monkeypatch)
+
+
+@contextlib.asynccontextmanager
+async def open_notes(flushes: Any) -> Any:
+    notes = Notes(flushes, limiter=trio.CapacityLimiter(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notes.run)
+        yield notes
+        nursery.cancel_scope.cancel()
+
+
+async def test_notes_are_written_together_every_few_seconds(
+    mock_clock: trio.testing.MockClock, flushes: Flushes
+) -> None:
+    async with open_notes(flushes) as notes:
+        notes.note_seen("a", 1)
+        await flushes.wait_for(1)
+        started_s = trio.current_time()
+        for at_ms in range(2, 10):
+            notes.note_seen("a", at_ms)
+            notes.note_seen("b", 10 - at_ms)
+            notes.note_activity(entry(at_ms))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S - 0.1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert flushes.written == [(started_s, {"a": 1}, [])]
+        mock_clock.jump(0.1)
+        await flushes.wait_for(2)
+        assert flushes.written[1] == (started_s + FLUSH_EVERY_S, {"a": 9, "b": 8}, list(range(2, 10)))
+        # With nothing noted, nothing is written.
+        mock_clock.jump(10 * FLUSH_EVERY_S)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(flushes.written) == 2
+    assert len(flushes.written) == 2
+
+
+async def test_activity_alone_is_written_too(flushes: Flushes) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_notes(flushes) as notes:
+            notes.note_activity(entry(1))
+            await flushes.wait_for(1)
+    assert [written[1:] for written in flushes.written] == [({}, [1])]
+
+
+async def test_the_rest_is_written_in_the_end(flushes: Flushes) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_notes(flushes) as notes:
+            notes.note_seen("a", 1)
+            await flushes.wait_for(1)
+            notes.note_seen("b", 2)
+            notes.note_activity(entry(3))
+    assert [written[1:] for written in flushes.written] == [({"a": 1}, []), ({"b": 2}, [3])]
+
+
+async def test_what_is_being_written_when_the_end_comes_is_written_once(
+    flushes: Flushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    add = flushes._add_activity
+
+    def slow(db: Connection, entries: list[Activity]) -> None:
+        entered.set()
+        leave.wait(DEADLINE_S)
+        add(db, entries)
+
+    monkeypatch.setattr(notes_module, "add_activity", slow)
+    with trio.fail_after(DEADLINE_S):
+        async with open_notes(flushes) as notes:
+            notes.note_activity(entry(1))
+            await trio.to_thread.run_sync(entered.wait, DEADLINE_S)
+            notes.note_activity(entry(2))
+            trio.lowlevel.spawn_system_task(release, leave)
+    assert [written[2] for written in flushes.written] == [[1], [2]]
+
+
+async def release(leave: threading.Event) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    leave.set()
+
+
+async def test_notes_that_could_not_be_written_are_tried_again(
+    mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
+) -> None:
+    flushes.failure = RegistryError("the registry could not be changed: database is locked")
+    async with open_notes(flushes) as notes:
+        with caplog.at_level(logging.WARNING):
+            notes.note_seen("a", 1)
+            notes.note_seen("b", 5)
+            notes.note_activity(entry(1))
+            while not caplog.messages:
+                await trio.to_thread.run_sync(lambda: None)
+        notes.note_seen("a", 2)
+        notes.note_activity(entry(2))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(1)
+    assert flushes.written[0][1:] == ({"a": 2, "b": 5}, [1, 2])
+    assert "database is locked" in caplog.text
+
+
+async def test_what_cannot_be_written_at_all_does_not_keep_the_rest_from_being(
+    mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
+) -> None:
+    flushes.failure = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+    async with open_notes(flushes) as notes:
+        notes.note_activity(entry(1))
+        while not caplog.messages:
+            await trio.to_thread.run_sync(lambda: None)
+        notes.note_activity(entry(2))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(1)
+    assert [written[1:] for written in flushes.written] == [({}, [2])]
+    assert caplog.messages == ["what was noted cannot be written and is lost"]
+
+
+async def test_too_much_activity_is_dropped_and_counted(
+    mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_notes(flushes) as notes:
+        for number in range(ENTRIES_AT_MOST + 7):
+            notes.note_activity(entry(number))
+        await flushes.wait_for(1)
+        for number in range(3):
+            notes.note_activity(entry(number))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(2)
+    assert flushes.written[0][2] == list(range(ENTRIES_AT_MOST))
+    assert flushes.written[1][2] == [0, 1, 2]
+    assert caplog.messages == ["7 entries of activity were dropped: too many at once"]
+
+
+async def test_the_oldest_activity_stays_when_it_cannot_be_written(
+    mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
+) -> None:
+    flushes.failure = RegistryError("no")
+    async with open_notes(flushes) as notes:
+        for number in range(ENTRIES_AT_MOST):
+            notes.note_activity(entry(number))
+        while not caplog.messages:
+            await trio.to_thread.run_sync(lambda: None)
+        notes.note_activity(entry(-1))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(1)
+    assert flushes.written[0][2] == list(range(ENTRIES_AT_MOST))
+    assert "1 entries of activity were dropped: too many at once" in caplog.messages
+
+
+async def test_what_devices_say_of_themselves(
+    mock_clock: trio.testing.MockClock, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(database, [new_device(1), new_device(2)])
+    with database.writing() as db:
+        db.exec_driver_sql("ALTER TABLE activity RENAME TO gone")
+    async with open_notes(database) as notes:
+        notes.note_activity(entry(1))  # which cannot be written yet
+        notes.note_info(device_id(1), firmware_version="1.0", machine_type="dual")
+        notes.note_info(device_id(2), firmware_version=None, machine_type=None)
+        while not caplog.messages:
+            await trio.to_thread.run_sync(lambda: None)
+        notes.note_info(device_id(1), firmware_version="1.1", machine_type="dual")
+        with database.writing() as db:
+            db.exec_driver_sql("ALTER TABLE gone RENAME TO activity")
+    with database.reading() as db:
+        found = [(device.firmware_version, device.machine_type) for device in all_devices(db)]
+    assert found == [("1.1", "dual"), (None, None)]
+
+
+async def test_what_was_noted_is_in_the_database(database: Database, url: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_notes(database) as notes:
+            notes.note_seen("BRW-00000001", 1)
+            notes.note_activity(Activity(device_id="BRW-00000001", at_ms=1, kind="online"))
+    with (
+        Database.open(database.location and f"sqlite:///{database.location}") as other,
+        other.reading() as db,
+    ):
+        assert db.exec_driver_sql("SELECT kind FROM activity").scalars().all() == ["online"]

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_user, find_users, lock_admins, set_admin, some_users
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.overview import Totals, some_devices, totals
+from brewos_relay.registry.records import NewDevice
+
+IDS = ["BRW-0000000A", "BRW-0000000B", "BRW-0000000C"]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    database = Database.open(f"sqlite:///{tmp_path / 'registry.db'}")
+    with database.writing() as db:
+        names = ["Kitchen", None, "100 % Office"]
+        new = [NewDevice(id=id_, key_hash=b"k" * 32, name=name) for id_, name in zip(IDS, names, strict=True)]
+        add_devices(db, new, now_ms=1)
+        for email, name in (("ada@example.org", "Ada"), ("ben@example.org", None)):
+            user = add_user(db, email=email, name=name, now_ms=1)
+            give(db, IDS[0], user.id, role="owner", now_ms=1)
+        give(db, IDS[0], "by-token", role="member", now_ms=1)
+        give(db, IDS[1], "by-token", role="owner", now_ms=1)
+    return database
+
+
+def test_devices_come_in_order_with_their_owners(database: Database) -> None:
+    with database as opened, opened.reading() as db:
+        found = some_devices(db, limit=10)
+    assert [one.device.id for one in found] == IDS
+    assert [one.owners for one in found] == [("ada@example.org", "ben@example.org"), ("by-token",), ()]
+
+
+def test_pages_follow_each_other(database: Database) -> None:
+    with database as opened, opened.reading() as db:
+        assert [one.device.id for one in some_devices(db, limit=2)] == IDS[:2]
+        assert [one.device.id for one in some_devices(db, after=IDS[1], limit=2)] == IDS[2:]
+        assert some_devices(db, after=IDS[2], limit=2) == []
+        assert [one.email for one in some_users(db, limit=1)] == ["ada@example.org"]
+        assert [one.email for one in some_users(db, after="ada@example.org", limit=9)] == ["ben@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("find", "ids"),
+    [("kitch", IDS[:1]), ("brw-", IDS), ("000c", IDS[2:]), ("%", IDS[2:]), ("_", []), ("nothing", [])],
+)
+def test_devices_are_found_by_id_and_name(database: Database, find: str, ids: list[str]) -> None:
+    with database as opened, opened.reading() as db:
+        assert [one.device.id for one in some_devices(db, find=find, limit=10)] == ids
+
+
+@pytest.mark.parametrize(
+    ("find", "emails"),
+    [("ADA", ["ada@example.org"]), ("@example", ["ada@example.org", "ben@example.org"]), ("%", [])],
+)
+def test_accounts_are_found_by_address_and_name(database: Database, find: str, emails: list[str]) -> None:
+    with database as opened, opened.reading() as db:
+        assert [one.email for one in some_users(db, find=find, limit=10)] == emails
+
+
+def test_accounts_are_found_by_their_ids(database: Database) -> None:
+    with database as opened, opened.reading() as db:
+        ada, ben = some_users(db, limit=10)
+        assert find_users(db, [ben.id, "nobody", ada.id]) == {ada.id: ada, ben.id: ben}
+        assert find_users(db, []) == {}
+
+
+def test_administrators_and_totals_are_counted(database: Database) -> None:
+    with database as opened:
+        with opened.writing() as db:
+            ada, ben = some_users(db, limit=10)
+            assert lock_admins(db) == [ada.id]
+            set_admin(db, ben.id, True)
+            assert lock_admins(db) == sorted([ada.id, ben.id])
+        with opened.reading() as db:
+            assert totals(db) == Totals(devices=3, users=2)

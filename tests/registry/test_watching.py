@@ -1,0 +1,199 @@
+import logging
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.records import Change
+from brewos_relay.registry.watching import POLL_S, Watcher
+
+DEADLINE_S = 30.0
+
+
+def change(number: int) -> Change:
+    return Change(id=number, at_ms=1, kind="key_changed")
+
+
+class Committed:
+    """What is committed and not read yet; reading takes no time."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Change] = []
+        self.reads_s: list[float] = []
+        self.failing = False
+
+    async def read(self) -> Sequence[Change]:
+        self.reads_s.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.failing:
+            raise RegistryError("the registry could not be read: the disk is gone")
+        found, self.waiting = self.waiting, []
+        return found
+
+
+class Applied:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.at_s: list[float] = []
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.ids += [change.id for change in changes]
+        self.at_s.append(trio.current_time())
+
+
+async def test_changes_are_handed_on_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    committed, applied = Committed(), Applied()
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(applied.apply)
+        for number in range(20):
+            committed.waiting.append(change(number))
+            committed_s = trio.current_time()
+            await trio.sleep(0.51)
+            assert applied.ids[-1] == number
+            assert applied.at_s[-1] - committed_s <= POLL_S
+        nursery.cancel_scope.cancel()
+    assert applied.ids == list(range(20))
+    assert len(applied.at_s) == 20
+
+
+async def test_nothing_is_read_before_somebody_watches(autojump_clock: trio.testing.MockClock) -> None:
+    committed, applied = Committed(), Applied()
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        await trio.sleep(10)
+        await watcher.catch_up()
+        assert committed.reads_s == []
+        committed.waiting.append(change(1))
+        watcher.watch(applied.apply)
+        await watcher.catch_up()
+        assert applied.ids == [1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_catching_up_takes_no_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    committed, applied = Committed(), Applied()
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(applied.apply)
+        await trio.testing.wait_all_tasks_blocked()
+        started_s = trio.current_time()
+        for number in range(5):
+            committed.waiting.append(change(number))
+            await watcher.catch_up()
+            assert applied.ids[-1] == number
+        assert trio.current_time() == started_s
+        nursery.cancel_scope.cancel()
+
+
+async def test_catching_up_is_not_done_by_a_look_that_began_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    committed = Committed()
+    seen: list[int] = []
+    entered, leave = trio.Event(), trio.Event()
+
+    async def apply(changes: Sequence[Change]) -> None:
+        entered.set()
+        await leave.wait()
+        seen.extend(change.id for change in changes)
+
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        committed.waiting.append(change(1))
+        watcher.watch(apply)
+        await entered.wait()
+        committed.waiting.append(change(2))
+        async with trio.open_nursery() as waiting:
+            for _ in range(3):
+                waiting.start_soon(watcher.catch_up)
+            await trio.testing.wait_all_tasks_blocked()
+            leave.set()
+        assert seen == [1, 2]
+        assert len(committed.reads_s) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_registry_that_cannot_be_read_for_a_while(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    committed, applied = Committed(), Applied()
+    committed.failing = True
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(applied.apply)
+        committed.waiting.append(change(1))
+        with caplog.at_level(logging.WARNING):
+            with pytest.raises(RegistryError, match="the disk is gone"):
+                await watcher.catch_up()
+            await trio.sleep(10)
+        assert len(caplog.messages) == 1
+        committed.failing = False
+        await watcher.catch_up()
+        assert applied.ids == [1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    committed = Committed()
+    seen: list[int] = []
+
+    async def apply(changes: Sequence[Change]) -> None:
+        await trio.lowlevel.checkpoint()
+        if changes[0].id == 1:
+            raise ValueError("no such kind of change")
+        seen.extend(change.id for change in changes)
+
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(apply)
+        committed.waiting.append(change(1))
+        # Whoever answers that something has ended must not do so if it has not.
+        with pytest.raises(RegistryError, match="no such kind"):
+            await watcher.catch_up()
+        committed.waiting.append(change(2))
+        await watcher.catch_up()
+        assert seen == [2]
+        nursery.cancel_scope.cancel()
+    assert caplog.messages == ["changes could not be applied"]
+
+
+async def test_nobody_waits_for_a_watcher_that_has_ended() -> None:
+    committed, applied = Committed(), Applied()
+    watcher = Watcher(committed.read)
+    failures: list[RegistryError] = []
+    held = trio.Event()
+
+    async def never() -> Sequence[Change]:
+        held.set()
+        await trio.sleep_forever()
+
+    async def wait() -> None:
+        try:
+            await watcher.catch_up()
+        except RegistryError as failure:
+            failures.append(failure)
+
+    watcher._read = never
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            watcher.watch(applied.apply)
+            async with trio.open_nursery() as watching:
+                watching.start_soon(watcher.run)
+                await held.wait()
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                watching.cancel_scope.cancel()
+        await wait()
+    assert [str(failure) for failure in failures] == ["the registry is closed"] * 2

@@ -1,0 +1,31 @@
+"""Rows for a registry."""
+
+from collections.abc import Sequence
+
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice, Role
+
+NOW_MS = 1_800_000_000_000
+
+
+def device_id(number: int) -> str:
+    return f"BRW-{number:08X}"
+
+
+def new_device(
+    number: int, *users: str, name: str | None = None, role: Role = "owner", key: int | None = None
+) -> NewDevice:
+    """Make a device whose key's hash is made of one byte: `key`, or else the number."""
+    return NewDevice(
+        id=device_id(number),
+        key_hash=bytes([number % 256 if key is None else key]) * 32,
+        name=name,
+        more_user_ids=users,
+        role=role,
+    )
+
+
+def register(database: Database, rows: Sequence[NewDevice], *, now_ms: int = NOW_MS) -> None:
+    with database.writing() as db:
+        add_devices(db, rows, now_ms=now_ms)
