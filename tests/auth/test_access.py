@@ -1,9 +1,25 @@
-from brewos_relay.auth.access import claims_name_device
-from brewos_relay.auth.tokens import Claims, NamedDevices
+import math
+
+import pytest
+
+from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
+from brewos_relay.auth.tokens import Claims, NamedDevices, Role
+from brewos_relay.core.grant import FULL
+from brewos_relay.messages import CommandHead
+
+OWNER_COMMANDS = ("factory_reset",)
 
 
-def claims(devices: NamedDevices) -> Claims:
-    return Claims(user_id="ada", email="a@b.c", issued_at_s=0, expires_at_s=1, devices=devices)
+def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | None = None) -> Claims:
+    return Claims(
+        user_id="ada",
+        email="a@b.c",
+        issued_at_s=0,
+        expires_at_s=1,
+        devices=devices,
+        session_id=session_id,
+        role=role,
+    )
 
 
 def test_a_token_reaches_the_devices_it_names() -> None:
@@ -17,3 +33,41 @@ def test_a_token_reaches_no_other_device() -> None:
 
 def test_a_token_for_all_devices_reaches_each() -> None:
     assert claims_name_device(claims("*"), "BRW-00000002")
+
+
+@pytest.mark.parametrize(
+    ("role", "may_command", "may_manage"),
+    [("owner", True, True), ("member", True, False), ("viewer", False, False)],
+)
+def test_what_a_role_allows(role: Role, may_command: bool, may_manage: bool) -> None:
+    grant = grant_of(role)
+    harmless, grave = (
+        CommandHead(type="command", cmd=cmd, mode=None) for cmd in ("brew_start", "factory_reset")
+    )
+    assert grant.allows(harmless, OWNER_COMMANDS) == may_command
+    assert grant.allows(grave, OWNER_COMMANDS) == may_manage
+
+
+def test_a_grant_knows_whose_it_is_and_when_it_ends() -> None:
+    grant = grant_of("member", until_ms=1_700_000_000_500, user_id="ada", session_id="s-1")
+    assert (grant.user_id, grant.session_id, grant.until_s) == ("ada", "s-1", 1_700_000_000.5)
+    assert grant_of("member").until_s == math.inf
+    assert grant_of("member", until_ms=0).until_s == 0
+
+
+def test_a_grant_is_the_registrys_unless_a_token_gives_it() -> None:
+    assert not grant_of("member").by_token
+    assert grant_of("member", by_token=True).by_token
+
+
+def test_an_owner_for_ever_may_do_everything() -> None:
+    assert grant_of("owner") == FULL
+
+
+def test_a_token_grants_its_role_for_the_devices_that_it_names() -> None:
+    named = claims(frozenset({"BRW-00000001"}), role="viewer", session_id="s-1")
+    assert grant_of_claims(named, "BRW-00000001") == grant_of(
+        "viewer", user_id="ada", session_id="s-1", by_token=True
+    )
+    assert grant_of_claims(named, "BRW-00000002") is None
+    assert grant_of_claims(claims("*"), "BRW-00000002") == grant_of("owner", user_id="ada", by_token=True)

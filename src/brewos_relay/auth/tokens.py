@@ -1,38 +1,49 @@
-"""JSON Web Tokens (RFC 7519), signed with HS256, that say who a client is and which devices it may reach."""
+"""JSON Web Tokens (RFC 7519) that say who a client is, which devices it may reach and as what."""
 
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import jwt
 
 from brewos_relay.auth.keys import parse_device_id
+from brewos_relay.auth.signing import PrivateKey, SecretKey, SigningKey
 from brewos_relay.errors import TokenRejected
 
-MIN_SECRET_BYTES: Final = 32
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
+MAX_TOKEN_CHARS: Final = 16_384
 
-_ALGORITHM: Final = "HS256"
 _LAST_TIME_S: Final = 253_402_300_799  # the end of year 9999, which is as far as dates can be written
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
+_SESSION_ID_CHARS: Final = 128
 
 NamedDevices: TypeAlias = frozenset[str] | Literal["*"]
 """Device ids in upper case, or "*" for all of them."""
 
+Role: TypeAlias = Literal["owner", "member", "viewer"]
+"""What somebody is to a device."""
+
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid token says. Times are Unix times in seconds."""
+    """What a valid token says. Times are Unix times in seconds.
+
+    `role` is what its bearer is to the devices that the token itself names; of all others the registry knows.
+    """
 
     user_id: str
     email: str
     issued_at_s: int
     expires_at_s: int
     devices: NamedDevices
+    session_id: str | None = None
+    role: Role = "owner"
 
 
 def generate_secret() -> str:
@@ -40,17 +51,26 @@ def generate_secret() -> str:
     return secrets.token_urlsafe(48)
 
 
-class TokenSigner:
-    """Issues tokens, and verifies those that were signed with the same secret."""
+class KeyRing:
+    """Issues tokens with its first key, and verifies those of all its keys.
 
-    def __init__(self, secret: str) -> None:
-        """Take a secret of at least 32 bytes (RFC 7518 §3.2); ValueError if it is shorter."""
-        self._secret = secret.encode()
-        if len(self._secret) < MIN_SECRET_BYTES:
-            raise ValueError(
-                f"the secret has {len(self._secret)} bytes; it must have {MIN_SECRET_BYTES} or more"
-            )
-        self._jws = jwt.PyJWS(algorithms=[_ALGORITHM])
+    So a key can be replaced without logging anybody out: the new one goes first, the old one stays behind it
+    until its last token has expired.
+    """
+
+    def __init__(self, secrets: Sequence[str], private_keys: Sequence[PrivateKey] = ()) -> None:
+        """Take secrets of at least 32 bytes, and private keys, which go first; ValueError without any."""
+        self._secrets = [SecretKey(secret) for secret in secrets]
+        self._private_keys = list(private_keys)
+        keys: list[SigningKey] = [*self._private_keys, *self._secrets]
+        if not keys:
+            raise ValueError("a key ring must have a secret or a private key")
+        self._signing = keys[0]
+        self._by_id = {key.id: key for key in keys}
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """Give the public halves of the private keys as a JSON Web Key Set (RFC 7517), for other services."""
+        return {"keys": [key.jwk() for key in self._private_keys]}
 
     def issue(
         self,
@@ -60,6 +80,8 @@ class TokenSigner:
         devices: Iterable[str] = (),
         ttl_s: int = DEFAULT_TTL_S,
         now_s: int | None = None,
+        session_id: str | None = None,
+        role: Role = "owner",
     ) -> str:
         """Sign a token; `devices` are ids, or "*". ValueError for anything that `verify` would not take."""
         issued_at_s = int(time.time()) if now_s is None else now_s
@@ -74,45 +96,82 @@ class TokenSigner:
         named = devices if devices == "*" else sorted({parse_device_id(device_id) for device_id in devices})
         if named:
             content["devices"] = named
+        if session_id is not None:
+            content["sid"] = session_id
+        if role != "owner":
+            content["role"] = role
         _read_claims(content)
-        return self._jws.encode(json.dumps(content).encode(), self._secret, algorithm=_ALGORITHM)
+        token = self._signing.sign(json.dumps(content, separators=(",", ":")).encode())
+        if len(token) > MAX_TOKEN_CHARS:
+            raise ValueError(f"{len(named)} devices are too many for one token: name fewer, or all of them")
+        return token
 
     def verify(self, token: str) -> Claims:
         """Read a token; TokenRejected if it is malformed, forged, expired, or lacks a claim."""
-        if not token.isascii():
-            raise TokenRejected("the token has characters that no token has")
+        if len(token) > MAX_TOKEN_CHARS:
+            raise TokenRejected(f"the token is longer than {MAX_TOKEN_CHARS} characters")
         try:
-            # Only the signature is left to PyJWT: it takes claims of types that make no sense.
-            content = json.loads(self._jws.decode(token, self._secret, algorithms=[_ALGORITHM]))
-        except jwt.InvalidSignatureError:
-            raise TokenRejected("the token was signed with another secret") from None
-        except jwt.InvalidAlgorithmError:
-            raise TokenRejected(f"the token must be signed with {_ALGORITHM}") from None
+            payload = self._open(token)
+        # Half a surrogate pair, or JSON that is nested too deeply, need not end in an error of PyJWT's own.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise TokenRejected("the token is malformed") from None
-        if not isinstance(content, dict):
-            raise TokenRejected("the token's content must be a JSON object")
-        try:
-            claims = _read_claims(content)
-            valid_from_s = _read_time(content, "nbf") if "nbf" in content else 0
-        except ValueError as problem:
-            raise TokenRejected(f"the token cannot be taken: {problem}") from None
-        now_s = time.time()
-        if claims.expires_at_s <= now_s:
-            raise TokenRejected("the token has expired")
-        if valid_from_s > now_s:
-            raise TokenRejected("the token is not valid yet")
-        return claims
+        # Only the signature is left to PyJWT: it takes claims of types that make no sense.
+        return _read_content(payload)
+
+    def _open(self, token: str) -> bytes:
+        """Give the payload of a token that one of the keys signed; TokenRejected, or PyJWT's errors."""
+        # Only what is needed to find the key is read of a header that nobody has vouched for yet.
+        for key in self._keys_for(jwt.get_unverified_header(token)):
+            payload = key.verify(token)
+            if payload is not None:
+                return payload
+        raise TokenRejected("the token was signed with another secret or key")
+
+    def _keys_for(self, header: dict[str, Any]) -> Sequence[SigningKey]:
+        """List the keys that can have signed a token with this header; raises TokenRejected."""
+        # PyJWT refuses what it does not know in `crit`, but it does know RFC 7797.
+        if "b64" in header:
+            raise TokenRejected("the token needs an extension that is not known here")
+        if "kid" not in header:
+            return self._secrets
+        key = self._by_id.get(header["kid"])
+        return [] if key is None else [key]
+
+
+def _read_content(payload: bytes) -> Claims:
+    """Read what a token says and whether that is true now; raises TokenRejected."""
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise TokenRejected("the token is malformed") from None
+    if not isinstance(content, dict):
+        raise TokenRejected("the token's content must be a JSON object")
+    try:
+        claims = _read_claims(content)
+        valid_from_s = _read_time(content, "nbf") if "nbf" in content else 0
+    except ValueError as problem:
+        raise TokenRejected(f"the token cannot be taken: {problem}") from None
+    now_s = time.time()
+    if claims.expires_at_s <= now_s:
+        raise TokenRejected("the token has expired")
+    if valid_from_s > now_s:
+        raise TokenRejected("the token is not valid yet")
+    return claims
 
 
 def _read_claims(content: dict[str, Any]) -> Claims:
     """Check the type and the range of every claim; ValueError says which one is wrong, without its value."""
+    role = content.get("role", "owner")
+    if role not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}")
     return Claims(
         user_id=_read_text(content, "userId", longest_chars=_USER_ID_CHARS),
         email=_read_text(content, "email", longest_chars=_EMAIL_CHARS),
         issued_at_s=_read_time(content, "iat"),
         expires_at_s=_read_time(content, "exp"),
         devices=_read_devices(content.get("devices", [])),
+        session_id=_read_text(content, "sid", longest_chars=_SESSION_ID_CHARS) if "sid" in content else None,
+        role=role,
     )
 
 

@@ -1,0 +1,165 @@
+"""Who calls, and under which address the server was called: directly, or through proxies that are trusted."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Only what can stand in a link as it is: a host name, an IPv4 address, or an IPv6 address in brackets.
+_HOST: Final = (
+    r"(?P<name>[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
+)
+_HOST_ALONE: Final = re.compile(_HOST, re.ASCII)
+_ORIGIN: Final = re.compile(rf"(?P<scheme>https?)://{_HOST}", re.ASCII)
+_FORWARDED_V4: Final = re.compile(r"(?P<address>[0-9.]{7,15})(?::[0-9]{1,5})?", re.ASCII)
+_FORWARDED_V6: Final = re.compile(
+    r"(?P<address>[0-9A-Fa-f:.]{2,45})|\[(?P<inside>[0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?", re.ASCII
+)
+
+_LISTS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what for.
+
+    `address` is an IP address (an IPv4 one is never written as IPv6), `scheme` is "http" or "https", `host`
+    is in lower case, with a port unless it is the scheme's own, and empty if there was none to be believed.
+    """
+
+    address: str
+    scheme: str
+    host: str
+
+
+class Front:
+    """What stands before the server: proxies whose word counts, and the address that people know."""
+
+    def __init__(self, trusted_networks: Iterable[Network] = (), public_url: str | None = None) -> None:
+        """Take the networks of proxies to trust, and the public address, without a `/` at its end."""
+        self._trusted = tuple(trusted_networks)
+        self._public_url = public_url
+
+    def trusts(self, peer_address: str) -> bool:
+        """Tell whether what a peer says of others is believed."""
+        address = _parse_peer(peer_address)
+        return address is not None and self._is_trusted(address)
+
+    def caller(self, peer_address: str, secure: bool, headers: Iterable[tuple[str, str]]) -> Caller:
+        """Tell who calls, from the other end of the connection and from the request's headers, in any case.
+
+        X-Forwarded-* count only if that other end is trusted: anybody else can write there what he likes.
+        """
+        values = _gather(headers)
+        scheme = "https" if secure else "http"
+        hosts = values["host"][-1:]
+        peer = _parse_peer(peer_address)
+        if peer is None:
+            return Caller(peer_address, scheme, _first_host(hosts, scheme))
+        if self._is_trusted(peer):
+            peer = self._walk_back(peer, values["x-forwarded-for"])
+            # The last value is the one that the trusted peer itself has written.
+            claimed = values["x-forwarded-proto"][-1:]
+            if claimed and claimed[0].lower() in _DEFAULT_PORTS:
+                scheme = claimed[0].lower()
+            hosts = values["x-forwarded-host"][-1:] + hosts
+        return Caller(str(peer), scheme, _first_host(hosts, scheme))
+
+    def base_url(self, caller: Caller) -> str:
+        """Give the start of links to this server, without a `/` at its end."""
+        return self._public_url or f"{caller.scheme}://{caller.host or 'localhost'}"
+
+    def origin_allowed(self, origin: str | None, caller: Caller, allowed: Iterable[str] = ()) -> bool:
+        """Tell whether a page of this origin (RFC 6454) may call: our own, or one of those allowed.
+
+        None stands for a request that has none, as those of programs that are no browsers.
+        """
+        if origin is None:
+            return True
+        read = _read_origin(origin)
+        if read is None:
+            return False
+        scheme, host = read
+        # A page that came unencrypted may have been written by anybody on its way. The other way round, a
+        # proxy may take the encryption off without a word.
+        if host == caller.host and (scheme == "https" or caller.scheme == "http"):
+            return True
+        ours = () if self._public_url is None else (self._public_url,)
+        return any(read == _read_origin(one) for one in (*ours, *allowed))
+
+    def _is_trusted(self, address: _Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+    def _walk_back(self, nearest: _Address, forwarded: list[str]) -> _Address:
+        """Follow the chain from its trusted end, as long as somebody trusted vouches for the one before."""
+        for entry in reversed(forwarded):
+            before = _parse_forwarded(entry)
+            if before is None:
+                break
+            nearest = before
+            if not self._is_trusted(nearest):
+                break
+        return nearest
+
+
+def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Collect the values that count here, in the order in which they were added; a header may come often."""
+    values: dict[str, list[str]] = {name: [] for name in ("host", *_LISTS)}
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _LISTS:
+            values[lower].extend(part.strip() for part in value.split(","))
+        elif lower == "host":
+            values[lower].append(value.strip())
+    return values
+
+
+def _parse_peer(text: str) -> _Address | None:
+    return _parse_address(text.partition("%")[0])  # a link-local address has its interface behind a %
+
+
+def _parse_forwarded(entry: str) -> _Address | None:
+    if (v4 := _FORWARDED_V4.fullmatch(entry)) is not None:
+        return _parse_address(v4["address"])
+    if (v6 := _FORWARDED_V6.fullmatch(entry)) is not None:
+        return _parse_address(v6["address"] or v6["inside"])
+    return None
+
+
+def _parse_address(text: str) -> _Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    # A socket for both families shows an IPv4 peer as ::ffff:192.0.2.1.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _first_host(candidates: Iterable[str], scheme: str) -> str:
+    for text in candidates:
+        found = _HOST_ALONE.fullmatch(text.lower())
+        if found is not None and (host := _without_default_port(found, scheme)) is not None:
+            return host
+    return ""
+
+
+def _read_origin(origin: str) -> tuple[str, str] | None:
+    """Give the scheme and the host of an origin, None if it has none, as `null` or `file://`."""
+    found = _ORIGIN.fullmatch(origin.lower())
+    if found is None or (host := _without_default_port(found, found["scheme"])) is None:
+        return None
+    return found["scheme"], host
+
+
+def _without_default_port(found: re.Match[str], scheme: str) -> str | None:
+    if found["port"] is None:
+        return found["name"]
+    port = int(found["port"])
+    if not 0 < port < 65_536:
+        return None
+    return found["name"] if port == _DEFAULT_PORTS[scheme] else f"{found['name']}:{port}"

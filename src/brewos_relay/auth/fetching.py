@@ -1,0 +1,104 @@
+"""Ask another party over HTTP, with a limit on everything: time, size, where the answer may come from."""
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from brewos_relay.errors import IdentityUnavailable
+
+MAX_ANSWER_BYTES: Final = 256 * 1024
+FETCH_TIMEOUT_S: Final = 5.0
+
+_HEADERS: Final = {"Accept": "application/json", "User-Agent": "brewos-relay", "Connection": "close"}
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError unless a URL is one to ask: https, or http on this computer."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname and parts.port != 0:
+        return
+    if parts.scheme != "http" or not _is_here(parts.hostname):
+        raise ValueError(
+            f"the address of {parts.hostname or 'nobody'} must begin with https://;"
+            " http:// is for this computer only, as in http://127.0.0.1:8080"
+        )
+
+
+def fetch_json(
+    url: str, *, query: dict[str, str] | None = None, timeout_s: float = FETCH_TIMEOUT_S
+) -> tuple[int, Any]:
+    """GET a URL; gives the status and the JSON of the answer, whatever the status.
+
+    Blocks, for not much longer than `timeout_s`. Follows no redirect, uses no proxy. IdentityUnavailable if
+    there is no such answer; its text names the host only: there may be secrets in the rest.
+    """
+    parts = urlsplit(url)
+    until_s = time.monotonic() + timeout_s
+    target = parts.path or "/"
+    if given := "&".join(part for part in (parts.query, urlencode(query or {})) if part):
+        target = f"{target}?{given}"
+    try:
+        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = connect(parts.hostname or "", parts.port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.connect()
+            with _cut_off(connection.sock, until_s):
+                connection.request("GET", target, headers=_HEADERS)
+                with connection.getresponse() as response:
+                    return response.status, _read(response)
+    except TimeoutError:
+        raise IdentityUnavailable(f"{parts.hostname} does not answer in time") from None
+    except (OSError, http.client.HTTPException) as problem:
+        reason = (problem.strerror if isinstance(problem, OSError) else None) or type(problem).__name__
+        raise IdentityUnavailable(f"{parts.hostname} cannot be asked: {reason}") from None
+    except (ValueError, RecursionError):
+        raise IdentityUnavailable(f"{parts.hostname} answers with something that is not JSON") from None
+
+
+@contextlib.contextmanager
+def _cut_off(sock: socket.socket, at_s: float) -> Iterator[None]:
+    """Cut a connection off at a time, if the block is not left before; raises TimeoutError if it was.
+
+    A limit for each read is not enough: an answer can come one byte at a time.
+
+    **Owns:** the thread that waits for it.
+    """
+    was_cut = threading.Event()
+
+    def cut() -> None:
+        was_cut.set()
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, which is not safe to use from here
+
+    watch = threading.Timer(max(at_s - time.monotonic(), 0.0), cut)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+        watch.join()
+        if was_cut.is_set():  # what was read looks as if it had come to its end
+            raise TimeoutError
+
+
+def _read(response: http.client.HTTPResponse) -> Any:
+    if 300 <= response.status < 400:
+        raise OSError(0, "it answers with a redirect, and none is followed")
+    body = response.read(MAX_ANSWER_BYTES + 1)
+    if len(body) > MAX_ANSWER_BYTES:
+        raise OSError(0, f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+    return json.loads(body)
+
+
+def _is_here(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,263 @@
+"""Who somebody is, as an OpenID Connect issuer or Facebook says. It all blocks: use a worker thread."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, NamedTuple
+
+import jwt
+
+from brewos_relay.auth.fetching import FETCH_TIMEOUT_S, check_url, fetch_json
+from brewos_relay.auth.issuer_keys import ALGORITHMS, IssuerKeys
+from brewos_relay.errors import IdentityRejected, IdentityUnavailable
+
+GOOGLE_ISSUER: Final = "https://accounts.google.com"
+GOOGLE_KEYS_URL: Final = "https://www.googleapis.com/oauth2/v3/certs"
+FACEBOOK_ISSUER: Final = "https://www.facebook.com"
+FACEBOOK_GRAPH_URL: Final = "https://graph.facebook.com"
+
+MAX_PROOF_CHARS: Final = 16_384
+
+_NO_MAIL_DOMAIN: Final = "facebook.invalid"  # RFC 2606: no mail ever gets there
+_CLOCKS_DIFFER_S: Final = 60
+_SUBJECT_CHARS: Final = 255
+_EMAIL_CHARS: Final = 320
+_NAME_CHARS: Final = 100
+_URL_CHARS: Final = 2048
+
+
+class ProvenIdentity(NamedTuple):
+    """Who somebody is; `subject` is what the issuer calls him for ever, everything after it may change.
+
+    `email_verified` is true only if whoever proves this identity is the one who reads the e-mail.
+    """
+
+    issuer: str
+    subject: str
+    email: str | None
+    email_verified: bool
+    name: str | None
+    picture_url: str | None
+
+
+class Verifier:
+    """Verifies ID tokens (OpenID Connect Core 1.0 §3.1.3.7) of one issuer, made for one of our client ids."""
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        audiences: Collection[str],
+        jwks_url: str | None = None,
+        timeout_s: float = FETCH_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the issuer as its tokens name it; without `jwks_url` it says itself where its keys are.
+
+        Nobody is asked yet. ValueError for an address that is neither https nor on this computer, and without
+        an audience.
+        """
+        check_url(issuer)
+        if jwks_url is not None:
+            check_url(jwks_url)
+        if not audiences:
+            raise ValueError("without an audience, tokens made for anybody else would be taken")
+        self._issuer = issuer
+        self._audiences = tuple(audiences)
+        self._keys = IssuerKeys(issuer=issuer, jwks_url=jwks_url, timeout_s=timeout_s, clock=clock)
+
+    def verify(self, id_token: str) -> ProvenIdentity:
+        """Read an ID token. Raises IdentityRejected; IdentityUnavailable if its issuer cannot be asked."""
+        content = self._read(id_token)
+        self._check_presenter(content)
+        subject = _short_text(content.get("sub"), longest_chars=_SUBJECT_CHARS)
+        if subject is None:
+            raise IdentityRejected("the token does not say whose it is")
+        email = _short_text(content.get("email"), longest_chars=_EMAIL_CHARS)
+        return ProvenIdentity(
+            issuer=self._issuer,
+            subject=subject,
+            email=email,
+            email_verified=email is not None and self._is_verified(email, content),
+            name=_name(content.get("name")),
+            picture_url=_picture_url(content.get("picture")),
+        )
+
+    def _read(self, id_token: str) -> dict[str, Any]:
+        if len(id_token) > MAX_PROOF_CHARS or not id_token.isascii():
+            raise IdentityRejected("the token is malformed")
+        try:
+            header = jwt.get_unverified_header(id_token)
+            key_id, algorithm = header.get("kid"), header.get("alg")
+            if algorithm not in ALGORITHMS:
+                raise IdentityRejected("the token must be signed with a key pair, as with RS256 or ES256")
+            key = self._keys.find(key_id)
+            if key.algorithm_name != algorithm:
+                raise IdentityRejected("the token was signed in another way than its key is for")
+            content = jwt.decode(
+                id_token,
+                key=key,
+                algorithms=[key.algorithm_name],
+                audience=self._audiences,
+                issuer=self._issuer_names(),
+                leeway=_CLOCKS_DIFFER_S,
+                options={"require": ["exp", "iat", "iss", "sub", "aud"], "enforce_minimum_key_length": True},
+            )
+        except jwt.PyJWTError as problem:
+            raise IdentityRejected(_reason(problem)) from None
+        except (ValueError, TypeError, ArithmeticError, RecursionError):
+            raise IdentityRejected("the token is malformed") from None
+        return content
+
+    def _issuer_names(self) -> list[str]:
+        return [self._issuer]
+
+    def _check_presenter(self, content: Mapping[str, Any]) -> None:
+        """Refuse a token that was made for us too, but given to somebody else (`azp`)."""
+        presenter = content.get("azp")
+        is_shared = isinstance(content["aud"], list) and len(content["aud"]) > 1
+        if presenter not in self._audiences and (presenter is not None or is_shared):
+            raise IdentityRejected("the token was given to another client than ours")
+
+    def _is_verified(self, email: str, content: Mapping[str, Any]) -> bool:
+        # Some issuers write their booleans as texts.
+        said = content.get("email_verified")
+        return said is True or said == "true"
+
+
+class GoogleVerifier(Verifier):
+    """Verifies the ID tokens of Google."""
+
+    def __init__(
+        self,
+        *,
+        client_ids: Collection[str],
+        jwks_url: str = GOOGLE_KEYS_URL,
+        timeout_s: float = FETCH_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(
+            issuer=GOOGLE_ISSUER, audiences=client_ids, jwks_url=jwks_url, timeout_s=timeout_s, clock=clock
+        )
+
+    def _issuer_names(self) -> list[str]:
+        return [GOOGLE_ISSUER, GOOGLE_ISSUER.removeprefix("https://")]
+
+    def _check_presenter(self, content: Mapping[str, Any]) -> None:
+        """Take any presenter: an app on a telephone asks under its own id for a token that is for us."""
+
+    def _is_verified(self, email: str, content: Mapping[str, Any]) -> bool:
+        # Google vouches for the addresses that it hosts itself: its own, and those of a Workspace domain
+        # (`hd`). Any other was verified when the account was made, and may be somebody else's by now.
+        is_hosted = email.lower().endswith("@gmail.com") or bool(content.get("hd"))
+        return is_hosted and super()._is_verified(email, content)
+
+
+class FacebookVerifier:
+    """Verifies access tokens that Facebook gave to our app."""
+
+    def __init__(
+        self,
+        *,
+        app_id: str,
+        app_secret: str,
+        graph_url: str = FACEBOOK_GRAPH_URL,
+        timeout_s: float = FETCH_TIMEOUT_S,
+    ) -> None:
+        """Take the app's id and secret; ValueError if one is missing, or the URL is no good."""
+        check_url(graph_url)
+        if not app_id or not app_secret:
+            raise ValueError("the id and the secret of the Facebook app are needed both")
+        self._app_id = app_id
+        self._app_secret = app_secret
+        self._graph_url = graph_url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def verify(self, access_token: str) -> ProvenIdentity:
+        """Ask whose token it is. Raises IdentityRejected; IdentityUnavailable if Facebook cannot be asked."""
+        if not 0 < len(access_token) <= MAX_PROOF_CHARS or not access_token.isascii():
+            raise IdentityRejected("the access token is malformed")
+        subject = self._check(access_token)
+        # A token alone is of no use to whoever gets hold of it, if the app asks for this proof.
+        proof = hmac.new(self._app_secret.encode(), access_token.encode(), hashlib.sha256).hexdigest()
+        about = self._ask(
+            "/me",
+            fields="id,name,picture.type(large)",
+            access_token=access_token,
+            appsecret_proof=proof,
+        )
+        if about is None or about.get("id") != subject:
+            raise IdentityRejected("Facebook does not tell whose access token it is")
+        picture = about.get("picture")
+        data = picture.get("data") if isinstance(picture, dict) else None
+        return ProvenIdentity(
+            issuer=FACEBOOK_ISSUER,
+            subject=subject,
+            # Facebook does not say whether it has verified an address: one of its own making stands in, which
+            # nobody else can prove to be theirs, so that it leads to no other account.
+            email=f"{subject}@{_NO_MAIL_DOMAIN}",
+            email_verified=True,
+            name=_name(about.get("name")),
+            picture_url=_picture_url(data.get("url") if isinstance(data, dict) else None),
+        )
+
+    def _check(self, access_token: str) -> str:
+        """Find out whether a token was given to our app and is still good; gives the user's id in the app."""
+        answer = self._ask(
+            "/debug_token", input_token=access_token, access_token=f"{self._app_id}|{self._app_secret}"
+        )
+        if answer is None:
+            raise IdentityUnavailable("Facebook does not take the id and the secret of the app")
+        data = answer.get("data")
+        if not isinstance(data, dict) or data.get("is_valid") is not True:
+            raise IdentityRejected("the access token is not valid, or no longer")
+        subject = _short_text(data.get("user_id"), longest_chars=_SUBJECT_CHARS)
+        if str(data.get("app_id")) != self._app_id or subject is None:
+            raise IdentityRejected("the access token was given to another app than ours")
+        return subject
+
+    def _ask(self, path: str, **query: str) -> dict[str, Any] | None:
+        """Ask the Graph API; None if it refuses. Raises IdentityUnavailable."""
+        status, answer = fetch_json(self._graph_url + path, query=query, timeout_s=self._timeout_s)
+        if status == 200 and isinstance(answer, dict):
+            return answer
+        if 400 <= status < 500 and status != 429:
+            return None
+        raise IdentityUnavailable(f"Facebook answers with status {status}, or not as it should")
+
+
+def _reason(problem: jwt.PyJWTError) -> str:
+    match problem:
+        case jwt.ExpiredSignatureError():
+            return "the token has expired"
+        case jwt.ImmatureSignatureError():
+            return "the token is not valid yet"
+        case jwt.InvalidAudienceError():
+            return "the token was made for somebody else: its audience is none of ours"
+        case jwt.InvalidIssuerError():
+            return "the token is of another issuer"
+        case jwt.InvalidSignatureError():
+            return "the token's signature is wrong"
+        case jwt.MissingRequiredClaimError():
+            return f"the token lacks the claim {problem.claim}"
+    return "the token is malformed"
+
+
+def _short_text(value: object, *, longest_chars: int) -> str | None:
+    # What is not printable (a NUL, half of a surrogate pair) could not be stored or shown.
+    if isinstance(value, str) and 0 < len(value) <= longest_chars and value.isprintable():
+        return value
+    return None
+
+
+def _name(value: object) -> str | None:
+    return _short_text(
+        value[:_NAME_CHARS].strip() if isinstance(value, str) else None, longest_chars=_NAME_CHARS
+    )
+
+
+def _picture_url(value: object) -> str | None:
+    # A page shows it: nothing may hide in there that is run, or that is fetched unencrypted.
+    url = _short_text(value, longest_chars=_URL_CHARS)
+    return url if url is not None and url.startswith("https://") else None

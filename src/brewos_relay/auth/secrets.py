@@ -1,0 +1,54 @@
+"""Secrets to carry around: long tokens, short codes to type, and the hashes that are kept of both."""
+
+import hashlib
+import secrets
+from typing import Final
+
+_TOKEN_BYTES: Final = 32
+
+# Crockford's base32: no I, L, O or U, which are taken for other characters, or make words.
+_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_MEANT: Final = str.maketrans("OIL", "011", "- ")
+_CODE_CHARS: Final = 8
+_TYPED_CHARS: Final = 32
+
+# A code has 40 random bits. These 16 MiB and about 30 ms for each guess put them out of reach of whoever
+# has got hold of the hashes. The salt is fixed because a code is looked up by its hash.
+_CODE_SALT: Final = b"brewos-relay short code"
+_SCRYPT_N: Final = 2**14
+_SCRYPT_R: Final = 8
+_HASH_BYTES: Final = 32
+
+
+def generate_secret_token() -> str:
+    """Make a token of 256 random bits: 43 characters that need no escaping in a URL."""
+    return secrets.token_urlsafe(_TOKEN_BYTES)
+
+
+def hash_token(text: str) -> bytes:
+    """Hash a long random token for keeping and finding: SHA-256, 32 bytes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def generate_code() -> str:
+    """Make a short code for people to read out and type: `XXXX-XXXX`, 40 random bits."""
+    code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_CHARS))
+    return f"{code[:4]}-{code[4:]}"
+
+
+def normalise_code(text: str) -> str | None:
+    """Give a typed code the form in which it was made; None if it is none.
+
+    Case, spaces and dashes do not matter, O counts as 0, I and L as 1.
+    """
+    if len(text) > _TYPED_CHARS or not text.isascii():
+        return None
+    code = text.strip().upper().translate(_MEANT)
+    if len(code) != _CODE_CHARS or not set(code) <= set(_ALPHABET):
+        return None
+    return f"{code[:4]}-{code[4:]}"
+
+
+def hash_code(code: str) -> bytes:
+    """Hash a code for keeping and finding: scrypt, 32 bytes. Call it in a worker thread: it takes 30 ms."""
+    return hashlib.scrypt(code.encode(), salt=_CODE_SALT, n=_SCRYPT_N, r=_SCRYPT_R, p=1, dklen=_HASH_BYTES)

@@ -1,0 +1,126 @@
+"""Keys that sign tokens: secrets (HS256) and private keys from PEM files (EdDSA with Ed25519, RS256).
+
+Each key knows the one algorithm that it is for, so that nothing in a token can choose another.
+"""
+
+import base64
+import hashlib
+import json
+from typing import Final, Literal, TypeAlias, get_args
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from jwt.algorithms import HMACAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from brewos_relay.errors import TokenRejected
+
+MIN_SECRET_BYTES: Final = 32
+MIN_RSA_BITS: Final = 2048
+
+Algorithm: TypeAlias = Literal["HS256", "EdDSA", "RS256"]
+
+_SECRET_ID: Final = b"brewos-relay key id"
+_SECRET_ID_BYTES: Final = 12
+
+_JWS: Final = jwt.PyJWS(algorithms=get_args(Algorithm))
+_HS256: Final = HMACAlgorithm(HMACAlgorithm.SHA256)
+
+
+class SigningKey:
+    """A key of a key ring. `id` is derived from the key and tells nothing of what is secret in it."""
+
+    def __init__(
+        self,
+        *,
+        key_id: str,
+        algorithm: Algorithm,
+        signs_with: bytes | Ed25519PrivateKey | RSAPrivateKey,
+        verifies_with: bytes | Ed25519PublicKey | RSAPublicKey,
+    ) -> None:
+        self.id = key_id
+        self.algorithm = algorithm
+        self._signs_with = signs_with
+        self._verifies_with = verifies_with
+
+    def sign(self, payload: bytes) -> str:
+        """Make a token of a payload: a JWS in its compact form (RFC 7515 §7.1)."""
+        return _JWS.encode(payload, self._signs_with, algorithm=self.algorithm, headers={"kid": self.id})
+
+    def verify(self, token: str) -> bytes | None:
+        """Give the payload of a token, or None if another key signed it.
+
+        TokenRejected if it is for another algorithm; PyJWT's errors if it is malformed.
+        """
+        try:
+            payload: bytes = _JWS.decode(token, self._verifies_with, algorithms=[self.algorithm])
+        except jwt.InvalidSignatureError:
+            return None
+        except jwt.InvalidAlgorithmError:
+            raise TokenRejected(f"the token must be signed with {self.algorithm}") from None
+        return payload
+
+
+class SecretKey(SigningKey):
+    """A secret that both signs and verifies, with HMAC and SHA-256 (RFC 7518 §3.2)."""
+
+    def __init__(self, secret: str) -> None:
+        """Take a secret of at least 32 bytes; ValueError if it is shorter, or cannot be one."""
+        try:
+            key = secret.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the secret is not UTF-8") from None
+        if len(key) < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret has {len(key)} bytes; it must have {MIN_SECRET_BYTES} or more")
+        try:
+            _HS256.prepare_key(key)
+        except jwt.InvalidKeyError:
+            # Whoever has its public half could sign with that if it were taken for a secret.
+            raise ValueError("the secret is a key in PEM or another form; it must be a random text") from None
+        key_id = _encode(_HS256.sign(_SECRET_ID, key)[:_SECRET_ID_BYTES])
+        super().__init__(key_id=key_id, algorithm="HS256", signs_with=key, verifies_with=key)
+
+
+class PrivateKey(SigningKey):
+    """A private key, whose public half others may have to verify what it signed."""
+
+    def __init__(self, key: Ed25519PrivateKey | RSAPrivateKey) -> None:
+        public_key = key.public_key()
+        algorithm: Algorithm
+        # The members that make the key, as RFC 7638 has them in its thumbprint; PyJWT gives more.
+        if isinstance(public_key, Ed25519PublicKey):
+            algorithm, members = "EdDSA", ("crv", "kty", "x")
+            shown = OKPAlgorithm.to_jwk(public_key, as_dict=True)
+        else:
+            algorithm, members = "RS256", ("e", "kty", "n")
+            shown = RSAAlgorithm.to_jwk(public_key, as_dict=True)
+        self._public = {name: str(shown[name]) for name in members}
+        hashed = hashlib.sha256(json.dumps(self._public, separators=(",", ":")).encode())
+        super().__init__(
+            key_id=_encode(hashed.digest()), algorithm=algorithm, signs_with=key, verifies_with=public_key
+        )
+
+    def jwk(self) -> dict[str, str]:
+        """Give the public half as a JSON Web Key (RFC 7517)."""
+        return {**self._public, "kid": self.id, "alg": self.algorithm, "use": "sig"}
+
+
+def load_private_key(pem: bytes) -> PrivateKey:
+    """Read a private key, Ed25519 or RSA of at least 2048 bits; ValueError says what is wrong with it."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ValueError("the key is encrypted: it must lie there without a passphrase") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("there is no private key in PEM form") from None
+    if isinstance(key, RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
+        raise ValueError(f"the RSA key has {key.key_size} bits; it must have {MIN_RSA_BITS} or more")
+    if not isinstance(key, RSAPrivateKey | Ed25519PrivateKey):
+        raise ValueError("the key is neither an Ed25519 nor an RSA key")
+    return PrivateKey(key)
+
+
+def _encode(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -1,0 +1,338 @@
+import ipaddress
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brewos_relay.auth.caller import Caller, Front
+
+PROXY = "10.0.0.1"
+NETWORKS = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
+FRONT = Front(NETWORKS)
+
+
+def address_of(peer: str, *forwarded: str, front: Front = FRONT) -> str:
+    return front.caller(peer, False, [("X-Forwarded-For", value) for value in forwarded]).address
+
+
+def called(*headers: tuple[str, str], peer: str = "192.0.2.9", secure: bool = False) -> tuple[str, str]:
+    caller = FRONT.caller(peer, secure, headers)
+    return caller.scheme, caller.host
+
+
+# The address
+
+
+def test_whoever_calls_directly_is_who_he_is() -> None:
+    assert address_of("192.0.2.9") == "192.0.2.9"
+    assert address_of("2001:db8::0009") == "2001:db8::9"
+
+
+def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
+    assert address_of("192.0.2.9", "198.51.100.1") == "192.0.2.9"
+    assert address_of("192.0.2.9", "10.0.0.1") == "192.0.2.9"
+    assert address_of(PROXY, "198.51.100.1", front=Front()) == PROXY
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        (["198.51.100.1"], "198.51.100.1"),
+        (["203.0.113.5, 198.51.100.1"], "198.51.100.1"),  # the left one is the caller's own invention
+        (["203.0.113.5", "198.51.100.1"], "198.51.100.1"),  # the proxy may add a line of its own
+        (["198.51.100.1, 10.0.0.3, 10.0.0.2"], "198.51.100.1"),
+        (["198.51.100.1", "10.0.0.3 ,\t10.0.0.2"], "198.51.100.1"),
+        (["10.0.0.4, 10.0.0.3"], "10.0.0.4"),  # everybody is of the house
+        (["198.51.100.1, fd00::3"], "198.51.100.1"),
+        (["198.51.100.1:4711"], "198.51.100.1"),
+        (["[2001:db8::1]:4711"], "2001:db8::1"),
+        (["[2001:db8::1]"], "2001:db8::1"),
+        (["2001:DB8::1"], "2001:db8::1"),
+        (["::ffff:198.51.100.1"], "198.51.100.1"),
+        (["[::ffff:198.51.100.1]:80"], "198.51.100.1"),
+        (["198.51.100.1, ::ffff:10.0.0.3"], "198.51.100.1"),
+        ([""], PROXY),
+        ([], PROXY),
+        (["unknown"], PROXY),
+        (["198.51.100.1, unknown"], PROXY),
+        (["198.51.100.1,"], PROXY),
+        (["198.51.100.1, unknown, 10.0.0.7"], "10.0.0.7"),
+        (["300.1.1.1"], PROXY),
+        (["1.2.3"], PROXY),
+        (["01.02.03.04"], PROXY),
+        (["198.51.100.1:port"], PROXY),
+        (["198.51.100.1:4711:1"], PROXY),
+        (["[198.51.100.1"], PROXY),
+        (["[2001:db8::1"], PROXY),
+        (["fe80::1%eth0"], PROXY),
+        (["::1::"], PROXY),
+        (["for=198.51.100.1"], PROXY),
+        (['"198.51.100.1"'], PROXY),
+        (["198.51.100.1\n"], "198.51.100.1"),
+        (["\uff11\uff19\uff18.51.100.1"], PROXY),
+    ],
+)
+def test_the_rightmost_address_that_is_not_trusted(forwarded: list[str], address: str) -> None:
+    assert address_of(PROXY, *forwarded) == address
+
+
+def test_the_name_of_a_header_in_any_case() -> None:
+    assert FRONT.caller(PROXY, False, [("x-FORWARDED-for", "198.51.100.1")]).address == "198.51.100.1"
+
+
+@pytest.mark.parametrize("peer", ["::ffff:10.0.0.1", "fd00::1", "fd00::1%eth0", "10.255.255.255"])
+def test_a_proxy_is_recognised_in_any_form(peer: str) -> None:
+    assert FRONT.trusts(peer)
+    assert address_of(peer, "198.51.100.1") == "198.51.100.1"
+
+
+@pytest.mark.parametrize("peer", ["", "11.0.0.1", "fe80::1%eth0", "/run/relay.sock", "10.0.0", "::1"])
+def test_what_is_no_trusted_proxy(peer: str) -> None:
+    assert not FRONT.trusts(peer)
+    assert address_of(peer, "198.51.100.1") == peer.removesuffix("%eth0")
+
+
+def test_an_ipv4_caller_of_a_socket_for_both_families() -> None:
+    assert address_of("::ffff:192.0.2.9") == "192.0.2.9"
+
+
+# The scheme and the host
+
+
+def test_what_was_called_directly() -> None:
+    assert called(("Host", "relay.example")) == ("http", "relay.example")
+    assert called(("Host", "relay.example"), secure=True) == ("https", "relay.example")
+
+
+def test_a_proxy_says_what_was_called() -> None:
+    headers = [
+        ("Host", "backend:3001"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "Relay.Example"),
+    ]
+    assert called(*headers, peer=PROXY) == ("https", "relay.example")
+    assert called(*headers) == ("http", "backend:3001")
+
+
+def test_of_several_values_the_one_of_the_nearest_proxy_counts() -> None:
+    proto, host = ("X-Forwarded-Proto", "http, HTTPS"), ("X-Forwarded-Host", "evil.example, relay.example")
+    assert called(proto, host, peer=PROXY) == ("https", "relay.example")
+    more = ("X-Forwarded-Proto", "http"), ("X-Forwarded-Host", "other.example")
+    assert called(proto, host, *more, peer=PROXY) == ("http", "other.example")
+
+
+@pytest.mark.parametrize("proto", ["", "ftp", "javascript", "https "])
+def test_a_scheme_that_makes_no_sense(proto: str) -> None:
+    expected = proto.strip() if proto.strip() == "https" else "http"
+    assert called(("X-Forwarded-Proto", proto), peer=PROXY)[0] == expected
+
+
+def test_an_encrypted_connection_from_the_proxy_may_stand_for_one_that_was_not() -> None:
+    assert called(("X-Forwarded-Proto", "http"), peer=PROXY, secure=True)[0] == "http"
+
+
+@pytest.mark.parametrize(
+    ("host", "secure", "expected"),
+    [
+        ("relay.example:443", True, "relay.example"),
+        ("relay.example:80", False, "relay.example"),
+        ("relay.example:443", False, "relay.example:443"),
+        ("relay.example:080", False, "relay.example"),
+        ("RELAY.example:3001", False, "relay.example:3001"),
+        ("brewos_relay:3001", False, "brewos_relay:3001"),
+        ("192.0.2.1", False, "192.0.2.1"),
+        ("[::1]:3001", False, "[::1]:3001"),
+        ("[2001:DB8::1]", False, "[2001:db8::1]"),
+    ],
+)
+def test_a_host_that_is_believed(host: str, secure: bool, expected: str) -> None:
+    assert called(("Host", host), secure=secure)[1] == expected
+
+
+BAD_HOSTS = [
+    "",
+    " ",
+    "relay.example/evil",
+    "relay.example?x",
+    "relay.example#x",
+    "user@relay.example",
+    "relay.example\\evil",
+    "relay.example:0",
+    "relay.example:65536",
+    "relay.example:123456",
+    "relay.example:x",
+    "relay.example:",
+    "-relay",
+    "relay-",
+    ".relay",
+    "relay example",
+    "relay,example",
+    "a.example, b.example",
+    "<script>",
+    '"',
+    "rélay.example",
+    "relay.example\x00",
+    "[::1",
+    "::1",
+    "[relay]",
+    "x" * 254,
+]
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+def test_a_host_that_could_poison_a_link_is_dropped(host: str) -> None:
+    assert called(("Host", host)) == ("http", "")
+    headers = ("Host", "relay.example"), ("X-Forwarded-Host", host)
+    fallen_back = called(*headers, peer=PROXY)[1]
+    assert fallen_back == (
+        "b.example"
+        if host == "a.example, b.example"
+        else "example"
+        if host == "relay,example"
+        else "relay.example"
+    )
+    assert FRONT.base_url(FRONT.caller("192.0.2.9", False, [("Host", host)])) == "http://localhost"
+
+
+def test_a_peer_without_an_address_has_a_host_all_the_same() -> None:
+    assert called(("Host", "relay.example"), peer="") == ("http", "relay.example")
+
+
+# Links
+
+
+def test_links_go_where_the_caller_came() -> None:
+    assert FRONT.base_url(Caller("192.0.2.9", "https", "relay.example:3001")) == "https://relay.example:3001"
+
+
+def test_links_go_to_the_public_address_if_there_is_one() -> None:
+    front = Front(NETWORKS, "https://relay.example")
+    assert front.base_url(Caller("192.0.2.9", "http", "evil.example")) == "https://relay.example"
+
+
+# Origins
+
+HERE = Caller("192.0.2.9", "https", "relay.example")
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "https://relay.example", "https://relay.example:443", "HTTPS://Relay.Example"]
+)
+def test_our_own_origin(origin: str | None) -> None:
+    assert FRONT.origin_allowed(origin, HERE)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "null",
+        "NULL",
+        "file://",
+        "file://relay.example",
+        "https://evil.example",
+        "https://relay.example.evil.example",
+        "https://evil-relay.example",
+        "https://relay.example:444",
+        "http://relay.example",
+        "http://relay.example:443",
+        "https://relay.example/",
+        "https://relay.example@evil.example",
+        "https://relay.example https://evil.example",
+        "https://relay.example:99999",
+        "relay.example",
+        "chrome-extension://abc",
+        "https://",
+    ],
+)
+def test_a_foreign_origin(origin: str) -> None:
+    assert not FRONT.origin_allowed(origin, HERE)
+    assert not FRONT.origin_allowed(origin, HERE, ["https://app.example", "null", "*", ""])
+
+
+def test_a_proxy_may_take_the_encryption_off_without_saying_so() -> None:
+    plain = Caller("192.0.2.9", "http", "relay.example:3001")
+    assert FRONT.origin_allowed("https://relay.example:3001", plain)
+    assert FRONT.origin_allowed("http://relay.example:3001", plain)
+    assert not FRONT.origin_allowed("http://relay.example", plain)
+
+
+def test_origins_that_are_allowed() -> None:
+    allowed = ["https://app.example", "HTTP://Home.Example:80", "http://localhost:5173"]
+    for origin in ("https://app.example:443", "http://home.example", "http://localhost:5173"):
+        assert FRONT.origin_allowed(origin, HERE, allowed)
+        assert not FRONT.origin_allowed(origin, HERE)
+    for origin in ("http://app.example", "https://home.example", "http://localhost:5174"):
+        assert not FRONT.origin_allowed(origin, HERE, allowed)
+
+
+def test_the_public_address_is_our_own_origin() -> None:
+    front = Front(NETWORKS, "https://public.example")
+    assert front.origin_allowed("https://public.example", HERE)
+    assert not front.origin_allowed("http://public.example", HERE)
+
+
+def test_without_a_host_nothing_is_our_own() -> None:
+    nowhere = Caller("192.0.2.9", "http", "")
+    assert not FRONT.origin_allowed("https://relay.example", nowhere)
+    assert not FRONT.origin_allowed("http://", nowhere)
+
+
+# Properties
+
+addresses = st.ip_addresses()
+untrusted = addresses.filter(lambda address: not FRONT.trusts(str(address)))
+trusted = st.ip_addresses(network="10.0.0.0/8") | st.ip_addresses(network="fd00::/8")
+
+
+def written(address: object) -> st.SearchStrategy[str]:
+    text = str(address)
+    if ":" in text:
+        return st.sampled_from([text, f"[{text}]", f"[{text}]:443", text.upper()])
+    return st.sampled_from([text, f"{text}:443", f"::ffff:{text}", f"[::ffff:{text}]:443"])
+
+
+def unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+@given(untrusted, st.lists(trusted, max_size=4), trusted, st.text(max_size=40), st.data())
+def test_whatever_a_caller_writes_the_proxies_say_who_he_is(
+    caller: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    proxies: Iterable[object],
+    nearest: object,
+    invented: str,
+    data: st.DataObject,
+) -> None:
+    chain = [data.draw(written(address)) for address in (caller, *proxies)]
+    assert address_of(str(nearest), ", ".join([invented, *chain])) == unmapped(caller)
+    assert address_of(str(nearest), invented, *chain) == unmapped(caller)
+
+
+@given(
+    st.text(),
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Host", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Origin"]),
+            st.text(),
+        )
+    ),
+    st.booleans(),
+)
+def test_any_garbage_gives_a_caller_whose_link_is_one(
+    peer: str, secure: bool, headers: list[tuple[str, str]], through_proxy: bool
+) -> None:
+    caller = FRONT.caller(PROXY if through_proxy else peer, secure, headers)
+    assert caller.scheme in ("http", "https")
+    assert set(FRONT.base_url(caller).partition("://")[2]) <= set(
+        "abcdefghijklmnopqrstuvwxyz0123456789._-:[]"
+    )
+    if through_proxy:
+        ipaddress.ip_address(caller.address)
+
+
+@given(st.text())
+def test_no_text_is_an_origin_by_accident(origin: str) -> None:
+    assert not FRONT.origin_allowed(origin, HERE) or origin.lower() == "https://relay.example"

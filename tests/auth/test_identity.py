@@ -1,0 +1,525 @@
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brewos_relay.auth.identity import (
+    FACEBOOK_ISSUER,
+    GOOGLE_ISSUER,
+    FacebookVerifier,
+    GoogleVerifier,
+    ProvenIdentity,
+    Verifier,
+)
+from brewos_relay.errors import IdentityRejected, IdentityUnavailable
+from support.issuer import (
+    APP_ID,
+    APP_SECRET,
+    CLIENT_ID,
+    DISCOVERY_PATH,
+    KEYS_PATH,
+    Answer,
+    Issuer,
+    IssuerKey,
+    encode_part,
+    open_issuer,
+)
+
+RSA_KEY, EC_KEY = IssuerKey("RS256", "rsa"), IssuerKey("ES256", "ec")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Issuer]:
+    with open_issuer(RSA_KEY, EC_KEY) as opened:
+        yield opened
+
+
+@pytest.fixture
+def issuer(shared: Issuer) -> Issuer:
+    shared.keys = [RSA_KEY, EC_KEY]
+    shared.answers = {}
+    shared.people = {}
+    shared.asked.clear()
+    shared.queries.clear()
+    return shared
+
+
+@pytest.fixture
+def verifier(issuer: Issuer) -> Verifier:
+    return Verifier(issuer=issuer.url, audiences=[CLIENT_ID, "another-id-of-ours"])
+
+
+def assert_rejected(verifier: Verifier | FacebookVerifier, token: str, *, because: str | None = None) -> None:
+    with pytest.raises(IdentityRejected, match=because) as caught:
+        verifier.verify(token)
+    assert not token or token not in str(caught.value)
+
+
+# A right token
+
+
+@pytest.mark.parametrize("key", [RSA_KEY, EC_KEY])
+def test_a_right_token(issuer: Issuer, verifier: Verifier, key: IssuerKey) -> None:
+    assert verifier.verify(issuer.token(key=key)) == ProvenIdentity(
+        issuer=issuer.url,
+        subject="ada-at-the-issuer",
+        email="ada@example.org",
+        email_verified=True,
+        name="Ada",
+        picture_url="https://pictures.example/ada.png",
+    )
+    assert issuer.asked == [DISCOVERY_PATH, KEYS_PATH]
+
+
+def test_a_token_for_another_id_of_ours(issuer: Issuer, verifier: Verifier) -> None:
+    assert verifier.verify(issuer.token(aud="another-id-of-ours")).subject == "ada-at-the-issuer"
+    assert verifier.verify(issuer.token(aud=["another-id-of-ours"])).subject == "ada-at-the-issuer"
+
+
+def test_little_is_needed(issuer: Issuer, verifier: Verifier) -> None:
+    proven = verifier.verify(issuer.token(email=None, email_verified=None, name=None, picture=None))
+    assert proven == ProvenIdentity(issuer.url, "ada-at-the-issuer", None, False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "verified"),
+    [
+        (True, True),
+        ("true", True),
+        (False, False),
+        ("false", False),
+        (None, False),
+        (1, False),
+        ("yes", False),
+    ],
+)
+def test_whether_the_email_is_verified(
+    issuer: Issuer, verifier: Verifier, said: object, verified: bool
+) -> None:
+    proven = verifier.verify(issuer.token(email_verified=said))
+    assert (proven.email, proven.email_verified) == ("ada@example.org", verified)
+
+
+@pytest.mark.parametrize("email", ["", 5, ["ada@example.org"], "x" * 321, "a\x00b@c.d", "a\nb@c.d"])
+def test_an_email_that_is_none_is_left_out(issuer: Issuer, verifier: Verifier, email: object) -> None:
+    proven = verifier.verify(issuer.token(email=email))
+    assert (proven.email, proven.email_verified) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("x" * 300, "x" * 100), ("  Ada ", "Ada"), ("", None), (5, None), ("a\x00", None)]
+)
+def test_a_name(issuer: Issuer, verifier: Verifier, name: object, kept: str | None) -> None:
+    assert verifier.verify(issuer.token(name=name)).name == kept
+
+
+@pytest.mark.parametrize(
+    "picture", ["", 5, "javascript:alert(1)", "http://p.example/x.png", "data:,x", "https://" + "x" * 2048]
+)
+def test_a_picture_that_is_no_encrypted_address(issuer: Issuer, verifier: Verifier, picture: object) -> None:
+    assert verifier.verify(issuer.token(picture=picture)).picture_url is None
+
+
+# A wrong token
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"aud": "somebody-else"}, "audience is none of ours"),
+        ({"aud": []}, "the claim aud"),
+        ({"aud": 5}, "audience is none of ours"),
+        ({"aud": None}, "lacks the claim aud"),
+        ({"iss": "https://evil.example"}, "another issuer"),
+        ({"iss": ["https://evil.example"]}, None),
+        ({"iss": None}, "lacks the claim iss"),
+        ({"exp": int(time.time()) - 120}, "has expired"),
+        ({"exp": None}, "lacks the claim exp"),
+        ({"exp": "soon"}, "malformed"),
+        ({"exp": []}, "malformed"),
+        ({"nbf": int(time.time()) + 600}, "not valid yet"),
+        ({"iat": int(time.time()) + 600}, "not valid yet"),
+        ({"iat": None}, "lacks the claim iat"),
+        ({"sub": None}, "lacks the claim sub"),
+        ({"sub": ""}, "does not say whose"),
+        ({"sub": "x" * 256}, "does not say whose"),
+        ({"sub": "a\x00b"}, "does not say whose"),
+        ({"azp": "somebody-else"}, "given to another client"),
+        ({"azp": 5}, "given to another client"),
+        ({"aud": [CLIENT_ID, "somebody-else"]}, "given to another client"),
+        ({"aud": [CLIENT_ID, "somebody-else"], "azp": "somebody-else"}, "given to another client"),
+    ],
+)
+def test_a_wrong_claim(
+    issuer: Issuer, verifier: Verifier, changed: dict[str, Any], problem: str | None
+) -> None:
+    header = {"alg": "RS256", "kid": "rsa"}
+    assert_rejected(verifier, sign(header, issuer.claims(**changed)), because=problem)
+
+
+def test_a_subject_that_is_a_number(issuer: Issuer, verifier: Verifier) -> None:
+    assert_rejected(verifier, sign({"alg": "RS256", "kid": "rsa"}, issuer.claims(sub=5)))
+
+
+def test_clocks_may_differ_a_little(issuer: Issuer, verifier: Verifier) -> None:
+    now_s = int(time.time())
+    verifier.verify(issuer.token(exp=now_s - 30))
+    verifier.verify(issuer.token(iat=now_s + 30, nbf=now_s + 30))
+
+
+def test_a_token_given_to_us_for_several(issuer: Issuer, verifier: Verifier) -> None:
+    verifier.verify(issuer.token(aud=[CLIENT_ID, "somebody-else"], azp=CLIENT_ID))
+
+
+def sign(header: dict[str, Any], content: object) -> str:
+    """Sign anything at all with the issuer's own RSA key."""
+    signed = f"{encode_part(header)}.{encode_part(content)}"
+    maker = jwt.get_algorithm_by_name("RS256")
+    return f"{signed}.{encode_part(maker.sign(signed.encode(), RSA_KEY.private))}"
+
+
+def test_a_token_of_somebody_elses_key(issuer: Issuer, verifier: Verifier) -> None:
+    forger = IssuerKey("ES256", "ec")
+    assert_rejected(verifier, issuer.token(key=forger), because="signature is wrong")
+    forger.key_id = "forged"
+    assert_rejected(verifier, issuer.token(key=forger), because="a key that its issuer does not show")
+
+
+def test_a_token_that_brings_its_own_key(issuer: Issuer, verifier: Verifier) -> None:
+    forger = IssuerKey("ES256", "forged")
+    with open_issuer(forger) as other:
+        for headers in ({"jwk": forger.jwk()}, {"jku": other.keys_url}, {"x5u": other.keys_url}):
+            assert_rejected(verifier, issuer.token(key=forger, headers=headers))
+            assert_rejected(verifier, issuer.token(key=forger, headers={**headers, "kid": "ec"}))
+        assert other.asked == []
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "HS256", "HS512", "ES256K", "", None, 5, []])
+@pytest.mark.parametrize("key_id", ["rsa", None])
+def test_an_algorithm_that_is_no_key_pair(
+    issuer: Issuer, verifier: Verifier, algorithm: object, key_id: str | None
+) -> None:
+    header = {"alg": algorithm} if key_id is None else {"alg": algorithm, "kid": key_id}
+    assert_rejected(verifier, sign(header, issuer.claims()))
+    signed = f"{encode_part(header)}.{encode_part(issuer.claims())}"
+    assert_rejected(verifier, f"{signed}.")
+    # The oldest trick: what is public of the issuer's key taken for a secret.
+    public = RSA_KEY.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for secret in (public, public.strip(), json.dumps(RSA_KEY.jwk()).encode(), b""):
+        signature = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
+        assert_rejected(verifier, f"{signed}.{encode_part(signature)}")
+    assert issuer.asked == []
+
+
+@pytest.mark.parametrize(
+    "header", [{"alg": "PS256", "kid": "rsa"}, {"alg": "RS512", "kid": "rsa"}, {"alg": "RS256", "kid": "ec"}]
+)
+def test_an_algorithm_that_is_not_the_keys(
+    issuer: Issuer, verifier: Verifier, header: dict[str, Any]
+) -> None:
+    assert_rejected(verifier, sign(header, issuer.claims()), because="in another way than its key is for")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "RS256", "kid": 5},
+        {"alg": "RS256", "kid": ["rsa"]},
+        {"alg": "RS256", "kid": {"a": 1}},
+        {"alg": "RS256", "kid": "rsa", "crit": ["exp"]},
+        {"alg": "RS256", "kid": "rsa", "crit": []},
+        {"alg": "RS256", "kid": "rsa", "b64": False},
+        {"alg": "RS256", "kid": "rsa", "x": "x" * 20_000},
+    ],
+)
+def test_a_bad_header(issuer: Issuer, verifier: Verifier, header: dict[str, Any]) -> None:
+    assert_rejected(verifier, sign(header, issuer.claims()))
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "...", "é.é.é", "\ud800", "x" * 100_000])
+def test_what_is_no_token(issuer: Issuer, verifier: Verifier, token: str) -> None:
+    assert_rejected(verifier, token)
+    assert issuer.asked == []
+
+
+@pytest.mark.parametrize("content", [[], 5, None, "x", b"{", b"\xff", b"[" * 9000])
+def test_signed_content_that_is_no_object(verifier: Verifier, content: object) -> None:
+    assert_rejected(verifier, sign({"alg": "RS256", "kid": "rsa"}, content))
+
+
+GARBAGE_VERIFIERS: dict[str, Verifier] = {}  # one that keeps its keys: each example would ask for them
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "iss",
+                "aud",
+                "sub",
+                "iat",
+                "exp",
+                "nbf",
+                "azp",
+                "email",
+                "name",
+                "picture",
+                "email_verified",
+                "hd",
+                "jti",
+            ]
+        ),
+        json_values,
+    )
+)
+def test_signed_garbage_is_rejected_or_makes_sense(shared: Issuer, changed: dict[str, Any]) -> None:
+    shared.keys, shared.answers = [RSA_KEY, EC_KEY], {}
+    claimed = {**shared.claims(), **changed}
+    verifier = GARBAGE_VERIFIERS.setdefault(shared.url, Verifier(issuer=shared.url, audiences=[CLIENT_ID]))
+    try:
+        proven = verifier.verify(sign({"alg": "RS256", "kid": "rsa"}, claimed))
+    except IdentityRejected:
+        return
+    assert proven.issuer == shared.url
+    assert proven.subject == claimed["sub"]
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.characters(codec=None))
+    | st.lists(st.binary(max_size=40), max_size=4).map(
+        lambda parts: ".".join(encode_part(part) for part in parts)
+    )
+)
+def test_garbage(token: str) -> None:
+    with pytest.raises(IdentityRejected):
+        Verifier(issuer="http://127.0.0.1:1", audiences=["x"]).verify(token)
+
+
+# The issuer
+
+
+def test_a_key_that_is_rotated_in(issuer: Issuer) -> None:
+    now_s = 0.0
+    verifier = Verifier(issuer=issuer.url, audiences=[CLIENT_ID], clock=lambda: now_s)
+    verifier.verify(issuer.token())
+    fresh = IssuerKey("ES256", "fresh")
+    issuer.keys = [fresh]
+    assert_rejected(verifier, issuer.token(), because="a key that its issuer does not show")
+    now_s = 60.0
+    assert verifier.verify(issuer.token()).subject == "ada-at-the-issuer"
+    assert_rejected(verifier, issuer.token(key=EC_KEY), because="a key that its issuer does not show")
+
+
+def test_an_issuer_that_is_down() -> None:
+    with open_issuer(EC_KEY) as gone:
+        token = gone.token()
+        verifier = Verifier(issuer=gone.url, audiences=[CLIENT_ID])
+    with pytest.raises(IdentityUnavailable, match=r"127\.0\.0\.1 cannot be asked") as caught:
+        verifier.verify(token)
+    assert caught.value.retry
+
+
+def test_an_issuer_that_is_slow() -> None:
+    with open_issuer(EC_KEY) as slow:
+        slow.answers = {KEYS_PATH: Answer({}, delay_s=30)}
+        verifier = Verifier(issuer=slow.url, audiences=[CLIENT_ID], timeout_s=0.1)
+        began_s = time.monotonic()
+        with pytest.raises(IdentityUnavailable, match="does not answer in time"):
+            verifier.verify(slow.token())
+        assert time.monotonic() - began_s < 5
+
+
+def test_an_issuer_with_too_many_keys(issuer: Issuer, verifier: Verifier) -> None:
+    issuer.answers = {KEYS_PATH: Answer({"keys": [EC_KEY.jwk()] * 5000})}
+    with pytest.raises(IdentityUnavailable, match="more than 262144 bytes"):
+        verifier.verify(issuer.token())
+
+
+def test_an_issuer_that_sends_us_elsewhere(issuer: Issuer, verifier: Verifier) -> None:
+    with open_issuer(RSA_KEY) as other:
+        issuer.answers = {KEYS_PATH: Answer({}, status=302, location=other.keys_url)}
+        with pytest.raises(IdentityUnavailable, match="redirect"):
+            verifier.verify(issuer.token())
+        assert other.asked == []
+
+
+def test_only_encrypted_issuers_but_for_those_on_this_computer(issuer: Issuer) -> None:
+    Verifier(issuer="https://issuer.example", audiences=["x"])
+    Verifier(issuer="http://localhost:1", audiences=["x"], jwks_url="https://issuer.example/keys")
+    with pytest.raises(ValueError, match=r"issuer\.example must begin with https"):
+        Verifier(issuer="http://issuer.example", audiences=["x"])
+    with pytest.raises(ValueError, match=r"issuer\.example must begin with https"):
+        Verifier(issuer=issuer.url, audiences=["x"], jwks_url="http://issuer.example/keys")
+
+
+def test_without_an_audience_nothing_would_be_safe(issuer: Issuer) -> None:
+    with pytest.raises(ValueError, match="made for anybody else"):
+        Verifier(issuer=issuer.url, audiences=[])
+
+
+# Google
+
+
+@pytest.fixture
+def google(issuer: Issuer) -> GoogleVerifier:
+    return GoogleVerifier(client_ids=[CLIENT_ID], jwks_url=issuer.keys_url)
+
+
+@pytest.mark.parametrize("name", ["https://accounts.google.com", "accounts.google.com"])
+def test_google_goes_by_two_names(issuer: Issuer, google: GoogleVerifier, name: str) -> None:
+    proven = google.verify(issuer.token(iss=name))
+    assert (proven.issuer, proven.subject) == (GOOGLE_ISSUER, "ada-at-the-issuer")
+    assert issuer.asked == [KEYS_PATH]
+
+
+@pytest.mark.parametrize("name", ["http://accounts.google.com", "https://accounts.google.com/", "google.com"])
+def test_google_goes_by_no_other_name(issuer: Issuer, google: GoogleVerifier, name: str) -> None:
+    assert_rejected(google, issuer.token(iss=name), because="another issuer")
+
+
+def test_another_app_of_ours_may_have_asked_google(issuer: Issuer, google: GoogleVerifier) -> None:
+    token = issuer.token(iss=GOOGLE_ISSUER, azp="our-android-app")
+    assert google.verify(token).subject == "ada-at-the-issuer"
+    assert_rejected(google, issuer.token(iss=GOOGLE_ISSUER, aud="another-relay", azp=CLIENT_ID))
+
+
+@pytest.mark.parametrize(
+    ("email", "hd", "said", "verified"),
+    [
+        ("ada@gmail.com", None, True, True),
+        ("Ada@GMail.com", None, True, True),
+        ("ada@gmail.com", None, False, False),
+        ("ada@home.example", "home.example", True, True),
+        ("ada@home.example", "home.example", False, False),
+        ("ada@elsewhere.example", None, True, False),
+        ("ada@elsewhere.example", "", True, False),
+        ("ada@notgmail.com", None, True, False),
+    ],
+)
+def test_google_vouches_for_the_addresses_that_it_hosts(
+    issuer: Issuer, google: GoogleVerifier, email: str, hd: str | None, said: bool, verified: bool
+) -> None:
+    proven = google.verify(issuer.token(iss=GOOGLE_ISSUER, email=email, hd=hd, email_verified=said))
+    assert (proven.email, proven.email_verified) == (email, verified)
+
+
+# Facebook
+
+ADA = {
+    "id": "10001",
+    "name": "Ada",
+    "email": "ada@example.org",
+    "picture": {"data": {"url": "https://pictures.example/ada.png"}},
+}
+
+
+@pytest.fixture
+def facebook(issuer: Issuer) -> FacebookVerifier:
+    issuer.people = {"adas-token": ADA}
+    return FacebookVerifier(app_id=APP_ID, app_secret=APP_SECRET, graph_url=f"{issuer.url}/")
+
+
+def test_a_right_access_token(issuer: Issuer, facebook: FacebookVerifier) -> None:
+    assert facebook.verify("adas-token") == ProvenIdentity(
+        FACEBOOK_ISSUER, "10001", "10001@facebook.invalid", True, "Ada", "https://pictures.example/ada.png"
+    )
+    assert issuer.asked == ["/debug_token", "/me"]
+    proof = hmac.new(APP_SECRET.encode(), b"adas-token", hashlib.sha256).hexdigest()
+    assert issuer.queries[1]["appsecret_proof"] == proof
+
+
+@pytest.mark.parametrize("picture", [None, 5, {}, {"data": None}, {"data": {"url": "http://x"}}])
+def test_somebody_without_a_picture(
+    issuer: Issuer, facebook: FacebookVerifier, picture: object
+) -> None:
+    issuer.people = {"adas-token": {"id": "10001", "name": "Ada", "picture": picture}}
+    assert facebook.verify("adas-token") == ProvenIdentity(
+        FACEBOOK_ISSUER, "10001", "10001@facebook.invalid", True, "Ada", None
+    )
+
+
+@pytest.mark.parametrize("token", ["", "x" * 20_000, "é", "\ud800"])
+def test_what_is_no_access_token(issuer: Issuer, facebook: FacebookVerifier, token: str) -> None:
+    assert_rejected(facebook, token, because="malformed")
+    assert issuer.asked == []
+
+
+def test_an_access_token_that_is_over(issuer: Issuer, facebook: FacebookVerifier) -> None:
+    assert_rejected(facebook, "bobs-token", because="not valid")
+    assert issuer.asked == ["/debug_token"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"is_valid": True, "app_id": "999", "user_id": "10001"}, "another app"),
+        ({"is_valid": True, "user_id": "10001"}, "another app"),
+        ({"is_valid": True, "app_id": APP_ID}, "another app"),
+        ({"is_valid": True, "app_id": APP_ID, "user_id": 5}, "another app"),
+        ({"is_valid": "true", "app_id": APP_ID, "user_id": "10001"}, "not valid"),
+        ({"is_valid": False, "app_id": APP_ID, "user_id": "10001"}, "not valid"),
+        ({}, "not valid"),
+        (None, "not valid"),
+        ([], "not valid"),
+    ],
+)
+def test_an_access_token_that_is_not_for_us(
+    issuer: Issuer, facebook: FacebookVerifier, data: object, problem: str
+) -> None:
+    issuer.answers = {"/debug_token": Answer({"data": data})}
+    assert_rejected(facebook, "adas-token", because=problem)
+    assert issuer.asked == ["/debug_token"]
+
+
+@pytest.mark.parametrize(
+    "about", [Answer({**ADA, "id": "10002"}), Answer({}), Answer({"error": {}}, status=400)]
+)
+def test_an_access_token_of_somebody_else(issuer: Issuer, facebook: FacebookVerifier, about: Answer) -> None:
+    issuer.answers = {"/me": about}
+    assert_rejected(facebook, "adas-token", because="does not tell whose")
+
+
+def test_a_wrong_secret_of_the_app_is_our_fault(issuer: Issuer) -> None:
+    issuer.people = {"adas-token": ADA}
+    verifier = FacebookVerifier(app_id=APP_ID, app_secret="wrong-secret", graph_url=issuer.url)
+    with pytest.raises(IdentityUnavailable, match="does not take the id and the secret") as caught:
+        verifier.verify("adas-token")
+    assert "wrong-secret" not in str(caught.value) + repr(verifier)
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer({}, status=500), Answer({}, status=429), Answer([]), Answer(b"<html>")]
+)
+@pytest.mark.parametrize("path", ["/debug_token", "/me"])
+def test_facebook_does_not_answer_as_it_should(
+    issuer: Issuer, facebook: FacebookVerifier, path: str, answer: Answer
+) -> None:
+    issuer.answers = {path: answer}
+    with pytest.raises(IdentityUnavailable) as caught:
+        facebook.verify("adas-token")
+    assert "adas-token" not in str(caught.value)
+    assert APP_SECRET not in str(caught.value)
+
+
+def test_facebook_is_not_asked_unencrypted_or_without_an_app() -> None:
+    with pytest.raises(ValueError, match="https"):
+        FacebookVerifier(app_id="1", app_secret="2", graph_url="http://graph.example")
+    for app_id, app_secret in (("", "2"), ("1", "")):
+        with pytest.raises(ValueError, match="both"):
+            FacebookVerifier(app_id=app_id, app_secret=app_secret)

@@ -1,0 +1,181 @@
+"""An OpenID Connect issuer and a Facebook Graph on a port of this machine: real HTTP, keys of its own."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
+KEYS_PATH: Final = "/keys"
+CLIENT_ID: Final = "relay-client-id"
+APP_ID: Final = "1234567890"
+APP_SECRET: Final = "app-secret-0123456789"
+
+_JOIN_S: Final = 5
+
+
+class IssuerKey:
+    """A key pair of the issuer; making an RSA one takes a while, so tests share them."""
+
+    def __init__(self, algorithm: str, key_id: str) -> None:
+        self.algorithm = algorithm
+        self.key_id = key_id
+        self.private: Any = (
+            rsa.generate_private_key(public_exponent=65537, key_size=2048)
+            if algorithm == "RS256"
+            else ec.generate_private_key(ec.SECP256R1())
+        )
+
+    def jwk(self) -> dict[str, Any]:
+        """Give the public half as a JSON Web Key."""
+        maker: Any = jwt.get_algorithm_by_name(self.algorithm)
+        public: dict[str, Any] = maker.to_jwk(self.private.public_key(), as_dict=True)
+        return {**public, "kid": self.key_id, "alg": self.algorithm, "use": "sig"}
+
+
+class Answer:
+    """What to say at a path instead of the right thing: `body` is bytes or JSON, `delay_s` holds it back."""
+
+    def __init__(
+        self, body: object = None, *, status: int = 200, delay_s: float = 0.0, location: str | None = None
+    ) -> None:
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.status = status
+        self.delay_s = delay_s
+        self.location = location
+
+
+class Issuer:
+    """The issuer: `url` is its name; `keys` is what it shows; `asked` counts the requests by path.
+
+    `answers` takes the place of the right answers, by path. `people` is what its Facebook side knows, by
+    access token.
+    """
+
+    def __init__(self, port: int, keys: list[IssuerKey]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.keys = list(keys)
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        self.queries: list[dict[str, str]] = []
+        self.people: dict[str, dict[str, Any]] = {}
+        self.released = threading.Event()
+
+    @property
+    def keys_url(self) -> str:
+        """Where its keys are."""
+        return self.url + KEYS_PATH
+
+    def claims(self, **changed: Any) -> dict[str, Any]:
+        """Give what an ID token says; None leaves a claim out."""
+        now_s = int(time.time())
+        content: dict[str, Any] = {
+            "iss": self.url,
+            "aud": CLIENT_ID,
+            "sub": "ada-at-the-issuer",
+            "iat": now_s,
+            "exp": now_s + 3600,
+            "email": "ada@example.org",
+            "email_verified": True,
+            "name": "Ada",
+            "picture": "https://pictures.example/ada.png",
+            **changed,
+        }
+        return {name: value for name, value in content.items() if value is not None}
+
+    def token(
+        self, *, key: IssuerKey | None = None, headers: dict[str, Any] | None = None, **changed: Any
+    ) -> str:
+        """Sign an ID token, with the first key that it shows unless told otherwise."""
+        signing = key or self.keys[0]
+        return jwt.encode(
+            self.claims(**changed),
+            signing.private,
+            algorithm=signing.algorithm,
+            headers={"kid": signing.key_id, **(headers or {})},
+        )
+
+    def answer(self, path: str, query: dict[str, str]) -> Answer:
+        """Say what belongs at a path."""
+        self.asked.append(path)
+        self.queries.append(query)
+        if path in self.answers:
+            return self.answers[path]
+        if path == DISCOVERY_PATH:
+            return Answer({"issuer": self.url, "jwks_uri": self.keys_url})
+        if path == KEYS_PATH:
+            return Answer({"keys": [key.jwk() for key in self.keys]})
+        if path == "/debug_token":
+            return self._debug_token(query)
+        if path == "/me":
+            person = self.people.get(query.get("access_token", ""))
+            return Answer(person) if person is not None else _graph_error()
+        return Answer({"error": "not found"}, status=404)
+
+    def _debug_token(self, query: dict[str, str]) -> Answer:
+        if query.get("access_token") != f"{APP_ID}|{APP_SECRET}":
+            return _graph_error()
+        person = self.people.get(query.get("input_token", ""))
+        if person is None:
+            return Answer({"data": {"is_valid": False, "error": {"code": 190}}})
+        return Answer({"data": {"is_valid": True, "app_id": APP_ID, "type": "USER", "user_id": person["id"]}})
+
+
+def _graph_error() -> Answer:
+    return Answer({"error": {"message": "Invalid OAuth access token", "code": 190}}, status=400)
+
+
+@contextmanager
+def open_issuer(*keys: IssuerKey) -> Iterator[Issuer]:
+    """Open an issuer that shows these keys, for the time of the block.
+
+    **Owns:** a thread that listens, and one for each connection; leaving the block ends them.
+    """
+
+    class Reply(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            answer = issuer.answer(parts.path, dict(parse_qsl(parts.query)))
+            if answer.delay_s:
+                issuer.released.wait(answer.delay_s)
+            try:
+                self.send_response(answer.status)
+                if answer.location is not None:
+                    self.send_header("Location", answer.location)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer.body)))
+                self.end_headers()
+                self.wfile.write(answer.body)
+            except OSError:
+                pass  # whoever asked has left
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = False
+
+    with Server(("127.0.0.1", 0), Reply) as server:
+        issuer = Issuer(server.server_address[1], list(keys))
+        listening = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        listening.start()
+        try:
+            yield issuer
+        finally:
+            issuer.released.set()
+            server.shutdown()
+            listening.join(_JOIN_S)
+
+
+def encode_part(content: object) -> str:
+    """Give a part of a token as no library would make it; bytes are taken as they are."""
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
