@@ -23,7 +23,11 @@ def test_codes_tell_errors_apart() -> None:
 
 
 def test_only_passing_troubles_are_worth_a_retry() -> None:
-    assert {error for error in TREE if error.retry} == {errors.RelayClosing, errors.PeerGone}
+    assert {error for error in TREE if error.retry} == {
+        errors.RelayClosing,
+        errors.PeerGone,
+        errors.IdentityUnavailable,
+    }
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,7 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
         (CloseCode.TRY_AGAIN_LATER, 1013, True),
         (CloseCode.REPLACED, 4002, False),
         (CloseCode.TOKEN_REJECTED, 4002, False),
+        (CloseCode.ACCESS_ENDED, 4003, False),
     ],
 )
 def test_close_codes_and_who_may_come_back(code: CloseCode, number: int, come_back: bool) -> None:
@@ -48,7 +53,7 @@ def test_close_codes_and_who_may_come_back(code: CloseCode, number: int, come_ba
 
 
 def test_every_close_code_is_in_the_table_above() -> None:
-    assert len(CloseCode) == 10  # REPLACED and TOKEN_REJECTED are one
+    assert len(CloseCode) == 11  # REPLACED and TOKEN_REJECTED are one
 
 
 def test_device_exists_names_the_devices() -> None:

@@ -245,6 +245,7 @@ def test_answers_for_an_absent_device() -> None:
             messages.auth_refreshed(None, error="too old"),
             b'{"type":"auth_refreshed","success":false,"error":"too old"}',
         ),
+        (messages.key_rotate("k" * 43), b'{"type":"key_rotate","key":"' + b"k" * 43 + b'"}'),
         (messages.restarting(20_000), b'{"type":"restarting","reconnectInMs":20000}'),
     ],
     ids=lambda value: value.peek_type() if isinstance(value, Message) else "",
@@ -317,3 +318,79 @@ def test_errors_for_a_client_say_what_happened(message: Message, error: str) -> 
     assert content["type"] == "error"
     assert content["error"] == error
     assert content["message"].startswith("The message was dropped: ")
+
+
+def test_owners_are_told_of_a_key_among_what_the_machine_logs() -> None:
+    content = _decoded(messages.key_pending(17))
+    assert "another key" in content.pop("message")
+    assert content == {"type": "log", "level": "warn", "source": "relay", "timestamp": 17}
+
+
+def test_whoever_may_not_is_told_whom_to_ask() -> None:
+    content = _decoded(messages.forbidden("BRW-00000001"))
+    assert "owner" in content.pop("message")
+    assert content == {"type": "error", "error": "forbidden", "deviceId": "BRW-00000001"}
+
+
+@pytest.mark.parametrize(
+    ("content", "wants"),
+    [
+        ({}, False),
+        ({"requestId": None, "notAfter": None}, False),
+        ({"requestId": "r"}, True),
+        ({"requestId": 0}, True),
+        ({"requestId": False}, True),
+        ({"notAfter": 0}, True),
+    ],
+)
+def test_who_is_told_what_became_of_a_command(content: dict[str, Any], wants: bool) -> None:
+    head = encode({"type": "command", **content}).peek_command()
+    assert head is not None
+    assert head.wants_status is wants
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"type": "command", "cmd": "tare"}, "tare"),
+        ({"type": "command", "cmd": "x" * 100}, "x" * 64),
+        ({"type": "command", "cmd": 7}, "command"),
+        ({"type": "command"}, "command"),
+        ({"type": "setLogLevel", "cmd": "tare"}, "setLogLevel"),
+        ({"type": "y" * 100}, "y" * 64),
+        ({"type": "command", "cmd": "Größe 1"}, "Größe 1"),
+        ({"type": "command", "cmd": "a\x1b[2J\nb\u202ec"}, "a?[2J?b?c"),
+        ({"type": "command", "cmd": "tare\0"}, "command"),
+    ],
+)
+def test_a_command_has_a_name_that_can_be_shown_anywhere(content: dict[str, Any], name: str) -> None:
+    head = encode(content).peek_command()
+    assert head is not None
+    assert head.name == name
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        rb'{"type":"command","cmd":"tare\u0000"}',
+        rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}',
+        rb'{"type":"ping\u0000","cmd":"tare"}',
+        rb'{"type":"ping","cmd":"tare","deep":{"a":["\u0000"]}}',
+    ],
+)
+def test_a_command_with_a_nul_does_not_tell_what_it_is(payload: bytes) -> None:
+    head = Message(payload).peek_command()
+    assert head is not None
+    assert (head.type, head.cmd) == ("command", None)
+
+
+def test_a_nul_as_it_is_makes_a_text_malformed() -> None:
+    assert Message(b'{"type":"command","cmd":"tare\x00"}').peek_command() is None
+
+
+def test_an_id_that_is_nested_too_deeply_to_be_repeated_is_left_out() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    answer = _decoded(messages.command_status(deep, "delivered", 5))
+    assert answer == {"type": "command_status", "requestId": None, "status": "delivered", "timestamp": 5}

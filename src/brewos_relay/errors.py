@@ -1,13 +1,21 @@
 """One exception tree, and the close codes the relay uses.
 
 RelayError
-├── RelayClosing          the relay is leaving and takes nobody on
-├── PeerGone              what the peer stood for has ended
-├── TokenRejected         a JWT that is malformed, forged, expired or incomplete
+├── RelayClosing         the relay is leaving and takes nobody on
+├── PeerGone             what the peer stood for has ended
+├── TokenRejected        a JWT that is malformed, forged, expired or incomplete
+├── IdentityRejected     what somebody else says about who signs in is not good enough
+├── IdentityUnavailable  whoever would have to say it cannot be asked now
 ├── RegistryError
-│   ├── DeviceExists      registering an id that is registered already
-│   └── DeviceFileError   a device file with a line that cannot be taken
-└── SettingsError         a setting that is missing or does not make sense
+│   ├── DeviceExists     registering an id that is registered already
+│   ├── DeviceUnknown    what can only be done to a device that is registered
+│   ├── LastOwner        what would leave a device to people who do not own it
+│   ├── NotAnOwner       sharing a device that somebody else owns
+│   ├── TooManyKeys      sending a machine yet another key that it will not use
+│   ├── SignInRefused    somebody whom nobody let in, or whose e-mail address nobody vouches for
+│   ├── UserExists       making an account with an e-mail address that has one
+│   └── DeviceFileError  a device file with a line that cannot be taken
+└── SettingsError        a setting that is missing or does not make sense
 """
 
 from collections.abc import Iterable
@@ -31,6 +39,8 @@ class CloseCode(IntEnum):
     #: app that receives it does not come back on its own.
     REPLACED = 4002
     TOKEN_REJECTED = 4002
+    #: To a client: its user has no access to the device any more. To a device: its key is none any more.
+    ACCESS_ENDED = 4003
 
     @property
     def come_back(self) -> bool:
@@ -73,6 +83,19 @@ class TokenRejected(RelayError):
     code = "token_rejected"
 
 
+class IdentityRejected(RelayError):
+    """Another party's proof of who somebody is was not accepted; the text says why, without repeating it."""
+
+    code = "identity_rejected"
+
+
+class IdentityUnavailable(RelayError):
+    """Another party had to be asked who somebody is, and did not answer, or not as it should."""
+
+    code = "identity_unavailable"
+    retry = True
+
+
 class RegistryError(RelayError):
     """The registry refused a change; nothing of it was stored."""
 
@@ -87,6 +110,65 @@ class DeviceExists(RegistryError):
     def __init__(self, device_ids: Iterable[str]) -> None:
         self.device_ids = tuple(device_ids)
         super().__init__(f"already registered: {', '.join(self.device_ids)}")
+
+
+class DeviceUnknown(RegistryError):
+    """A device is not registered."""
+
+    code = "device_unknown"
+
+    def __init__(self, device_id: str) -> None:
+        self.device_id = device_id
+        super().__init__(f"{device_id} is not registered; `brewos-relay device list` shows what is")
+
+
+class LastOwner(RegistryError):
+    """A device would be left to people who do not own it."""
+
+    code = "last_owner"
+
+    def __init__(self, device_id: str) -> None:
+        self.device_id = device_id
+        super().__init__(f"{device_id} would have no owner left: make somebody else an owner first")
+
+
+class NotAnOwner(RegistryError):
+    """A user wants to do with a device what only its owners may."""
+
+    code = "not_an_owner"
+
+    def __init__(self, device_id: str) -> None:
+        self.device_id = device_id
+        super().__init__(f"only an owner of {device_id} may do this")
+
+
+class TooManyKeys(RegistryError):
+    """A machine was sent key after key and used none of them; any one may still be the one that it kept."""
+
+    code = "too_many_keys"
+
+    def __init__(self, device_id: str, keys: int) -> None:
+        self.device_id = device_id
+        super().__init__(
+            f"{device_id} was sent {keys} new keys and has used none of them: it gets no more until it does."
+            " Its firmware may not know how to change its key"
+        )
+
+
+class SignInRefused(RegistryError):
+    """Somebody proved who they are, and is not let in; the text is for them to read."""
+
+    code = "sign_in_refused"
+
+
+class UserExists(RegistryError):
+    """There is an account with this e-mail address."""
+
+    code = "user_exists"
+
+    def __init__(self, email: str) -> None:
+        self.email = email
+        super().__init__(f"{email} has an account already")
 
 
 class DeviceFileError(RegistryError):

@@ -9,6 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
+_NAME_CHARS: Final = 64
+_NUL: Final = b"\\u0000"
+"""The only way to write one in JSON."""
+
 
 class Head(msgspec.Struct, gc=False):
     """What is read of every message of a device: its `type`, and two more keys as far as it has them."""
@@ -28,6 +32,17 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
     not_after: Any = None
     timestamp: Any = None
     token: Any = None
+
+    @property
+    def wants_status(self) -> bool:
+        """Whether the sender is to be told what becomes of it."""
+        return self.request_id is not None or self.not_after is not None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a list of what was done: its `cmd`, else its `type`, of bounded length."""
+        name = self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type
+        return "".join(char if char.isprintable() else "?" for char in name[:_NAME_CHARS])
 
 
 _peek_json = msgspec.json.Decoder(Head).decode
@@ -67,11 +82,18 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return head.type if head is not None else None
 
     def peek_command(self) -> CommandHead | None:
-        """Read the head of a text message of a client; None if it is not an object with a text `type`."""
+        """Read the head of a text message of a client; None if it is not an object with a text `type`.
+
+        One with a NUL in it is a command that does not tell its `cmd`: a machine that ends texts there may
+        find other keys in it than we do.
+        """
         try:
-            return _peek_command(self.payload)
+            head = _peek_command(self.payload)
         except _MALFORMED:
             return None
+        if _NUL in self.payload:
+            head.type, head.cmd = "command", None
+        return head
 
     def as_text(self) -> "Message | None":
         """Give the message as JSON text, which is all that a machine reads; None if it has no such form."""
@@ -154,6 +176,37 @@ def device_offline_error(device_id: str) -> Message:
     )
 
 
+def forbidden(device_id: str) -> Message:
+    """Answer a command that its sender may not give; apps show the text to their user."""
+    return encode(
+        {
+            "type": "error",
+            "error": "forbidden",
+            "deviceId": device_id,
+            "message": "You may not do this with the machine: ask one of its owners.",
+        }
+    )
+
+
+def key_rotate(key: str) -> Message:
+    """Give a device a new key, to be used from its next connection on."""
+    return encode({"type": "key_rotate", "key": key})
+
+
+def key_pending(timestamp_ms: int) -> Message:
+    """Tell an owner that a machine wants to replace its key; apps show it among what the machine logs."""
+    return encode(
+        {
+            "type": "log",
+            "level": "warn",
+            "source": "relay",
+            "timestamp": timestamp_ms,
+            "message": "A machine with this id registered another key, which is not in use. If that was "
+            "yours (after a reset, say), pair it again by its QR code; if not, there is nothing to do.",
+        }
+    )
+
+
 def device_status(device_id: str, *, online: bool, last_seen: str | None, **more: Any) -> Message:
     """Say whether a device is there, in a way that apps take quietly.
 
@@ -203,9 +256,11 @@ def queued_message_sent(message_type: str, queued_at_ms: int) -> Message:
 
 def command_status(request_id: Any, status: str, timestamp_ms: int) -> Message:
     """Tell a client what became of a command that carried a `requestId` or a `notAfter`."""
-    return encode(
-        {"type": "command_status", "requestId": request_id, "status": status, "timestamp": timestamp_ms}
-    )
+    answer = {"type": "command_status", "requestId": request_id, "status": status, "timestamp": timestamp_ms}
+    try:
+        return encode(answer)
+    except RecursionError:  # it could just about be read: nobody else is to suffer for it
+        return encode({**answer, "requestId": None})
 
 
 def token_expiring(expires_at: str, expires_in_s: int) -> Message:

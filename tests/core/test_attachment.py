@@ -9,6 +9,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery
 from support.peers import ScriptedPeer
@@ -167,3 +168,60 @@ async def test_the_end_of_a_token_is_kept_on_the_clock_of_the_relay(
     client.set_token_end(time.time() + 3600)
     assert client.expires_at == pytest.approx(4600, abs=1)
     assert not client.warned, "it will be told of the new end"
+
+
+async def test_a_device_keeps_what_it_proved_itself_with(
+    device: DeviceAttachment, peer: ScriptedPeer, nursery: trio.Nursery
+) -> None:
+    assert device.credential is None
+    proven = DeviceAttachment(InNursery(nursery), peer, bucket=None, credential=b"hash")
+    assert proven.credential == b"hash"
+
+
+# What a client may do
+
+
+async def test_whoever_is_not_said_to_may_less_may_everything_for_ever(
+    make_client: Callable[..., ClientAttachment],
+) -> None:
+    client = make_client()
+    assert client.grant is FULL
+    assert client.access_ends_at == math.inf
+
+
+async def test_the_end_of_access_is_kept_on_the_clock_of_the_relay(
+    make_client: Callable[..., ClientAttachment], autojump_clock: MockClock
+) -> None:
+    await trio.sleep(1000)
+    client = make_client(grant=Grant(user_id="ada", until_s=time.time() + 600))
+    assert client.access_ends_at == pytest.approx(1600, abs=1)
+    later = Grant(user_id="ada", may_manage=False, until_s=time.time() + 3600)
+    client.set_grant(later)
+    assert client.access_ends_at == pytest.approx(4600, abs=1)
+    assert client.grant is later
+    client.set_grant(Grant(until_s=0))
+    assert client.access_ends_at < trio.current_time()
+    client.set_grant(Grant())
+    assert client.access_ends_at == math.inf, "what ended by time alone may begin again"
+
+
+async def test_access_that_was_ended_does_not_come_back(
+    make_client: Callable[..., ClientAttachment], peer: ScriptedPeer
+) -> None:
+    grant = Grant(user_id="ada", session_id="s1")
+    client = make_client(grant=grant)
+    client.end_access(CloseCode.ACCESS_ENDED, "enough")
+    assert peer.closes == [(CloseCode.ACCESS_ENDED, "enough")]
+    assert client.access_ends_at == -math.inf
+    client.set_grant(Grant(user_id="ada"))
+    assert client.access_ends_at == -math.inf
+    assert client.grant is grant, "whose it was is still known"
+
+
+async def test_the_access_ends_even_if_the_peer_cannot_be_closed(
+    make_client: Callable[..., ClientAttachment], peer: ScriptedPeer
+) -> None:
+    client = make_client()
+    peer.close_error = ValueError("no close")
+    client.end_access(CloseCode.TOKEN_REJECTED, "signed out")
+    assert client.access_ends_at == -math.inf

@@ -9,6 +9,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import ClientAttachment
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
@@ -43,7 +44,7 @@ class Opened:
         return peer
 
     def broadcast(self, *said: Message) -> None:
-        self.audience.broadcast(Delivery(said))
+        self.audience.broadcast(Delivery(said), sum(len(message.payload) for message in said))
 
     def look(self) -> None:
         self.audience.look_after(trio.current_time(), lambda: STATE)
@@ -64,7 +65,7 @@ async def test_everybody_gets_the_same_delivery() -> None:
     opened = Opened()
     peers = [opened.join() for _ in range(3)]
     delivery = Delivery([STATUS, INFO])
-    opened.audience.broadcast(delivery)
+    opened.audience.broadcast(delivery, 0)
     for peer in peers:
         assert peer.deliveries == [delivery]
         assert peer.deliveries[0] is delivery, "so that its encoding is made once"
@@ -286,3 +287,63 @@ async def test_a_fresh_token_puts_off_the_end_and_is_told_of_again(autojump_cloc
     assert client.types.count("token_expiring") == 2
     await opened.pass_s(12)
     assert client.close_code == CloseCode.TOKEN_REJECTED
+
+
+# Access
+
+
+async def test_access_ends_when_its_time_is_over_and_nobody_else_notices(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    until_s = time.time() + 20
+    guest, other = opened.join(grant=Grant(user_id="guest", until_s=until_s)), opened.join()
+    await opened.pass_s(19, alive=True)
+    assert guest.closes == []
+    await opened.pass_s(2, alive=True)
+    assert guest.close_code == CloseCode.ACCESS_ENDED
+    assert 20 <= guest.closed_at[0] <= 21
+    assert "token_expiring" not in guest.types
+    assert other.closes == []
+
+
+async def test_access_that_ends_with_the_token_is_what_the_client_hears_of(
+    autojump_clock: MockClock,
+) -> None:
+    opened = Opened()
+    ends_at_s = time.time() + 20
+    guest = opened.join(grant=Grant(until_s=ends_at_s), expires_at_s=ends_at_s)
+    await opened.pass_s(22, alive=True)
+    assert guest.close_code == CloseCode.ACCESS_ENDED
+
+
+async def test_access_may_be_made_longer_and_shorter(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    now_s = time.time()
+    longer, shorter = (opened.join(grant=Grant(until_s=now_s + 20)) for _ in range(2))
+    opened.clients[longer].set_grant(Grant(until_s=now_s + 40))
+    opened.clients[shorter].set_grant(Grant(until_s=now_s + 5))
+    await opened.pass_s(30, alive=True)
+    assert longer.closes == []
+    assert 5 <= shorter.closed_at[0] <= 6
+    await opened.pass_s(12, alive=True)
+    assert longer.close_code == CloseCode.ACCESS_ENDED
+
+
+@pytest.mark.parametrize("by_time", [True, False])
+async def test_a_client_that_lags_is_ended_as_well(by_time: bool, autojump_clock: MockClock) -> None:
+    opened = Opened()
+    lagging = opened.join(grant=Grant(until_s=time.time() + 5))
+    lagging.refuses, lagging.backlog_bytes = True, 1
+    opened.broadcast(STATUS)
+    if not by_time:
+        opened.clients[lagging].end_access(CloseCode.ACCESS_ENDED, "enough")
+    await opened.pass_s(3)
+    lagging.refuses, lagging.backlog_bytes = False, 0
+    await opened.pass_s(3)
+    assert lagging.close_code == CloseCode.ACCESS_ENDED
+    heard = list(lagging.messages)
+    opened.broadcast(ERROR)
+    opened.audience.tell(messages.DEVICE_OFFLINE)
+    await opened.pass_s(10)
+    assert lagging.messages == heard == (STATE if by_time else [])
+    opened.audience.leave(opened.clients[lagging])
+    assert len(opened.audience) == 0

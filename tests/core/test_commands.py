@@ -10,8 +10,9 @@ from trio.testing import MockClock
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
-from brewos_relay.core.commands import Commands, never_waits
+from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import Message, encode
@@ -32,6 +33,11 @@ class FakeSession:
     device: Attachment | None = None
     client_count: int = 1
     known: list[Message] = field(default_factory=lambda: list(SNAPSHOT))
+    noted: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def note(self, kind: str, client: ClientAttachment, **detail: str) -> None:
+        self.noted.append((kind, client.grant.user_id, *detail.values()))
+        assert list(detail) == ["name", "outcome"]
 
     def snapshot_messages(self) -> list[Message]:
         return self.known
@@ -58,15 +64,17 @@ class Opened:
     def goes(self) -> None:
         self.session.device = None
 
-    def client(self, *, renew: Renew | None = None, expires_at_s: float = float("inf")) -> "Client":
-        return Client(self, renew=renew, expires_at_s=expires_at_s)
+    def client(
+        self, *, renew: Renew | None = None, expires_at_s: float = float("inf"), grant: Grant = FULL
+    ) -> "Client":
+        return Client(self, renew=renew, expires_at_s=expires_at_s, grant=grant)
 
 
 class Client:
-    def __init__(self, opened: Opened, *, renew: Renew | None, expires_at_s: float) -> None:
+    def __init__(self, opened: Opened, *, renew: Renew | None, expires_at_s: float, grant: Grant) -> None:
         self.peer = ScriptedPeer()
         self.attachment = ClientAttachment(
-            opened.session, self.peer, bucket=None, renew=renew, expires_at_s=expires_at_s
+            opened.session, self.peer, bucket=None, renew=renew, expires_at_s=expires_at_s, grant=grant
         )
         self._opened = opened
 
@@ -87,6 +95,10 @@ class Client:
         return told
 
 
+VIEWER = Grant(user_id="eve", may_command=False, may_manage=False)
+MEMBER = Grant(user_id="bob", may_manage=False)
+OWNER = Grant(user_id="ada")
+FORBIDDEN = {"type": "error", "error": "forbidden", "deviceId": DEVICE_ID}
 OFFLINE = {"type": "error", "error": "device_offline", "deviceId": DEVICE_ID}
 
 
@@ -583,40 +595,233 @@ async def test_whoever_says_neither_sees_nothing_new() -> None:
     assert "command_status" not in [answer["type"] for answer in client.heard()]
 
 
-# Which commands never wait
-
-
-@pytest.mark.parametrize(
-    ("content", "never"),
-    [
-        ({"type": "command", "cmd": "set_mode", "mode": "on"}, True),
-        ({"type": "command", "cmd": " Set_Mode ", "mode": " ON"}, True),
-        ({"type": "command", "cmd": "set_mode", "mode": "standby"}, False),
-        ({"type": "command", "cmd": "set_mode", "mode": "off"}, False),
-        ({"type": "command", "cmd": "set_mode", "mode": 1}, True),
-        ({"type": "command", "cmd": "set_mode"}, True),
-        ({"type": "command", "cmd": "tare"}, False),
-        ({"type": "command", "cmd": "tare", "mode": "on"}, False),
-        ({"type": "command", "cmd": "pico_ota_start"}, True),
-        ({"type": "command", "cmd": None}, True),
-        ({"type": "command", "cmd": ["tare"]}, True),
-        ({"type": "brew_start"}, True),
-        ({"type": "getConfig"}, False),
-        ({"type": "set_mode", "mode": "on"}, False),  # nothing that a machine knows
-    ],
-)
-def test_never_waits(content: dict[str, Any], never: bool) -> None:
-    head = encode(content).peek_command()
-    assert head is not None
-    assert never_waits(head, Limits().never_wait) == never
-
-
-def test_a_pattern_may_name_any_mode() -> None:
-    head = encode({"type": "command", "cmd": "set_eco", "mode": "x"}).peek_command()
-    assert head is not None
-    assert never_waits(head, ("set_eco:*",))
-    assert not never_waits(head, ())
-
-
 def test_the_errors_are_those_that_apps_know() -> None:
     assert messages.DEVICE_BUSY.peek_type() == messages.INVALID_MESSAGE.peek_type() == "error"
+    assert messages.forbidden(DEVICE_ID).peek_type() == "error"
+
+
+# Who may do what
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_nothing_that_a_viewer_says_goes_to_the_device(present: bool) -> None:
+    opened = Opened()
+    if present:
+        opened.comes()
+    viewer = opened.client(grant=VIEWER)
+    viewer.say(HEAT, TARE, {"type": "getConfig"}, {"type": " request_state"}, {"type": "x", "requestId": 1})
+    assert viewer.heard() == [*[FORBIDDEN] * 5, command_status(1, "forbidden")]
+    assert len(viewer.peer.closes) == 0
+    assert opened.commands.pending_count == 0
+    opened.comes()
+    assert opened.device.messages == []
+    assert opened.counters.undeliverable == 0
+    assert opened.counters.received_from_clients == 5
+
+
+async def test_a_viewer_is_answered_what_the_relay_knows() -> None:
+    opened = Opened()
+    opened.comes()
+    viewer = opened.client(grant=VIEWER, renew=lambda token: int(time.time()) + 3600)
+    viewer.say(
+        {"type": "ping"},
+        {"type": "get_metrics"},
+        {"type": "refresh_auth", "token": "fresh"},
+        Message(b"[]"),
+        Message(b'{"type":"' + b"x" * 5000 + b'"}'),
+    )
+    told = viewer.heard()
+    assert [content["type"] for content in told[:3]] == ["pong", "metrics", "auth_refreshed"]
+    assert [content["error"] for content in told[3:]] == ["invalid_message", "message_too_big"]
+    assert opened.device.messages == []
+
+
+async def test_the_relay_asks_for_the_state_in_a_viewer_s_stead(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    viewer, member = opened.client(grant=VIEWER), opened.client(grant=MEMBER)
+    odd = encode({"type": "request_state", "source": "proactive", "cmd": "restart"})
+    viewer.say(odd)
+    assert viewer.heard() == [absent()]
+    opened.comes()
+    viewer.say(odd)
+    (asked,) = opened.device.received
+    assert abs(asked.pop("timestamp") - time.time() * 1000) < 60_000
+    assert asked == {"type": "request_state"}, "none of the viewer's bytes"
+    assert viewer.heard() == []
+    viewer.say({"type": "request_full_status"})
+    assert viewer.peer.messages == [encode({"type": "status"})]
+    assert len(opened.device.messages) == 1, "to the device it is the same question"
+    member.say(odd)
+    assert len(opened.device.messages) == 1
+    await trio.sleep(2)
+    member.say(odd)
+    viewer.say(odd)
+    assert opened.device.messages[1:] == [odd]
+    assert opened.session.noted == [], "asking is not doing"
+
+
+async def test_a_question_of_a_viewer_that_a_busy_device_does_not_take_is_no_command() -> None:
+    opened = Opened()
+    opened.comes()
+    opened.device.refuses = True
+    viewer = opened.client(grant=VIEWER)
+    viewer.say({"type": "request_state"}, TARE)
+    assert viewer.heard() == [FORBIDDEN, {"type": "error", "error": "device_busy"}]
+    assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"]
+
+
+async def test_what_is_the_owner_s_is_refused_to_a_member_and_the_rest_goes_out() -> None:
+    opened = Opened()
+    opened.comes()
+    member, owner = opened.client(grant=MEMBER), opened.client(grant=OWNER)
+    restart = {"type": "command", "cmd": "restart", "requestId": "r"}
+    hidden = Message(rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}')
+    member.say(TARE, restart, hidden, HEAT)
+    assert opened.device.messages == [TARE, HEAT]
+    assert member.heard() == [FORBIDDEN, command_status("r", "forbidden"), FORBIDDEN]
+    owner.say(restart, hidden)
+    assert opened.device.messages[2:] == [encode(restart), hidden]
+    assert owner.heard() == [command_status("r", "delivered")]
+
+
+async def test_which_commands_are_the_owner_s_is_a_setting() -> None:
+    opened = Opened(owner_commands=("tare",))
+    opened.comes()
+    member = opened.client(grant=MEMBER)
+    member.say(TARE, {"type": "command", "cmd": "restart"})
+    assert member.heard() == [FORBIDDEN]
+    assert [content["cmd"] for content in opened.device.received] == ["restart"]
+
+
+async def test_what_is_forbidden_is_not_called_expired() -> None:
+    opened = Opened()
+    viewer = opened.client(grant=VIEWER)
+    viewer.say({"type": "command", "cmd": "tare", "notAfter": 0})
+    assert viewer.heard() == [FORBIDDEN, command_status(None, "forbidden")]
+
+
+async def test_access_ends_at_that_second_and_not_when_somebody_looks(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    opened.comes()
+    guest = opened.client(grant=Grant(user_id="guest", until_s=time.time() + 10))
+    await trio.sleep(9)
+    guest.say(TARE)
+    await trio.sleep(2)
+    guest.say(TARE, {"type": "request_state"}, {"type": "request_full_status"})
+    assert opened.device.messages == [TARE]
+    assert guest.heard() == [FORBIDDEN] * 3
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_nothing_is_taken_of_one_whose_access_was_ended(present: bool) -> None:
+    opened = Opened()
+    if present:
+        opened.comes()
+    client = opened.client(grant=OWNER)
+    client.peer.stays = True
+    client.attachment.end_access(CloseCode.ACCESS_ENDED, "enough")
+    client.attachment.set_grant(OWNER)
+    client.say(TARE, {"type": "request_state"})
+    opened.comes()
+    assert opened.device.messages == []
+    assert client.heard() == [FORBIDDEN] * 2
+    assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"] * 2
+
+
+async def test_what_waits_is_looked_at_again_when_it_goes_out(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    tare = {"type": "command", "cmd": "tare", "requestId": 1}
+    clients = {
+        "stays": opened.client(grant=OWNER),
+        "loses its grant": opened.client(grant=OWNER),
+        "ends": opened.client(grant=OWNER),
+        "ends by time": opened.client(grant=Grant(user_id="guest", until_s=time.time() + 5)),
+        "gets less": opened.client(grant=OWNER),
+    }
+    for client in clients.values():
+        client.say(tare)
+        client.heard()
+    assert list(opened.commands.senders) == [client.attachment for client in clients.values()]
+    clients["loses its grant"].attachment.set_grant(VIEWER)
+    clients["ends"].peer.stays = True
+    clients["ends"].attachment.end_access(CloseCode.ACCESS_ENDED, "enough")
+    clients["gets less"].attachment.set_grant(MEMBER)
+    opened.session.noted.clear()
+    await trio.sleep(6)
+    opened.comes()
+    assert opened.device.received == [tare, tare]
+    assert len(opened.device.deliveries) == 1
+    for name in ("stays", "gets less"):
+        assert [content["type"] for content in clients[name].heard()] == [
+            "queued_message_sent",
+            "command_status",
+        ]
+    for name in ("loses its grant", "ends by time"):
+        assert clients[name].heard() == [FORBIDDEN, command_status(1, "forbidden")]
+    assert [(user_id, outcome) for _, user_id, _, outcome in opened.session.noted] == [
+        ("eve", "forbidden"),
+        ("ada", "forbidden"),
+        ("guest", "forbidden"),
+        ("ada", "delivered"),
+        ("bob", "delivered"),
+    ]
+    assert list(opened.commands.senders) == []
+
+
+async def test_a_device_that_comes_is_told_nothing_if_all_that_waited_is_forbidden_now() -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE)
+    client.attachment.set_grant(VIEWER)
+    client.heard()
+    opened.comes()
+    assert opened.device.deliveries == []
+    assert client.heard() == [FORBIDDEN]
+    assert opened.commands.pending_count == 0
+
+
+async def test_what_is_forgotten_never_goes_out() -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(TARE)
+    client.heard()
+    opened.commands.forget()
+    opened.comes()
+    assert (opened.device.messages, client.heard(), opened.commands.pending_count) == ([], [], 0)
+
+
+# What is noted
+
+
+async def test_every_command_is_noted_with_what_became_of_it(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    owner, viewer = opened.client(grant=OWNER), opened.client(grant=VIEWER)
+    noted = opened.session.noted
+    owner.say(TARE, HEAT, {"type": "command", "cmd": "tare", "notAfter": 0}, {"type": "ping"})
+    viewer.say(TARE)
+    assert noted == [
+        ("command", "ada", "tare", "queued"),
+        ("command", "ada", "set_mode", "device_offline"),
+        ("command", "ada", "tare", "expired"),
+        ("command", "eve", "tare", "forbidden"),
+    ]
+    noted.clear()
+    await trio.sleep(11)
+    opened.commands.expire(trio.current_time())
+    assert noted == [("command", "ada", "tare", "expired")]
+    owner.say({"type": "setLogLevel", "level": "info"})
+    noted.clear()
+    opened.comes()
+    assert noted == [("command", "ada", "setLogLevel", "delivered")]
+    noted.clear()
+    owner.say(HEAT, {"type": "request_state"})
+    assert noted == [("command", "ada", "set_mode", "delivered")]
+    opened.device.refuses_all = True
+    noted.clear()
+    owner.say(HEAT)
+    assert noted == [("command", "ada", "set_mode", "device_offline")]
+    opened.goes()
+    owner.say(TARE)
+    noted.clear()
+    opened.comes()
+    assert noted == [("command", "ada", "tare", "device_offline")]

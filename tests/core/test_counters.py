@@ -1,14 +1,39 @@
-from brewos_relay.core.counters import Counters
+import pytest
+
+from brewos_relay.core.counters import Counters, Histogram
+from brewos_relay.core.ends import End
 
 
 def test_everything_is_counted_from_nothing() -> None:
     counters = Counters()
-    assert {name: getattr(counters, name) for name in Counters.__slots__} == dict.fromkeys(
-        Counters.__slots__, 0
-    )
+    assert counters.latency.total == sum(counters.latency.counts) == 0
+    others = {name: getattr(counters, name) for name in Counters.__slots__ if name != "latency"}
+    assert not any(others.values())
 
 
 def test_each_relay_counts_for_itself() -> None:
     one, other = Counters(), Counters()
     one.invalid += 1
+    one.note_command("queued")
     assert (one.invalid, other.invalid) == (1, 0)
+    assert (one.commands, other.commands) == ({"queued": 1}, {})
+
+
+def test_ends_are_counted_by_who_and_why() -> None:
+    counters = Counters()
+    for code in (1000, 1000, None, 3333, 4002, 4999):
+        counters.note_end("device", End("peer", code))
+    assert counters.ended == {
+        ("device", "peer", "1000"): 2,
+        ("device", "peer", "none"): 1,
+        ("device", "peer", "other"): 2,
+        ("device", "peer", "4002"): 1,
+    }
+
+
+@pytest.mark.parametrize(("value", "place"), [(0.0, 0), (1.0, 0), (1.1, 1), (5.0, 1), (6.0, 2)])
+def test_a_value_is_counted_at_its_bound(value: float, place: int) -> None:
+    histogram = Histogram((1.0, 5.0))
+    histogram.observe(value)
+    assert [number for number, count in enumerate(histogram.counts) if count] == [place]
+    assert histogram.total == value

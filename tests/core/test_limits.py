@@ -70,9 +70,17 @@ def test_what_could_start_heat_or_water_or_end_the_connection_never_waits() -> N
         assert not any(fnmatchcase(name, pattern) for pattern in patterns), name
 
 
+def test_what_could_take_a_machine_away_is_its_owners() -> None:
+    limits = Limits()
+    assert set(limits.owner_commands) == {
+        *("ota_start", "*_ota_start", "restart", "factory_reset", "wifi_*", "set_cloud_config")
+    }
+    assert set(limits.owner_commands) <= set(limits.never_wait), "nor is it what a late device is to be told"
+
+
 @pytest.mark.parametrize("field", dataclasses.fields(Limits), ids=lambda field: field.name)
 def test_every_limit_is_bounded_and_says_its_unit(field: "dataclasses.Field[object]") -> None:
-    if field.name == "never_wait":
+    if field.name in {"never_wait", "owner_commands"}:
         assert isinstance(field.default, tuple)
         return
     assert field.name.endswith(("_bytes", "_s", "_rate", "_burst", "_commands"))

@@ -1,8 +1,9 @@
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.pace import TokenBucket, open_bucket
 
 
 def bucket(*, rate_per_s: float = 20.0, burst: float = 60.0, now: float = 100.0) -> TokenBucket:
@@ -81,3 +82,10 @@ def test_no_more_are_admitted_in_a_second_than_the_rate() -> None:
     admitted = [sum(door.admit(second + number / 1000) for number in range(1000)) for second in range(5)]
     assert admitted[0] <= 400
     assert all(198 <= count <= 201 for count in admitted[1:])
+
+
+async def test_a_rate_of_0_lets_everything_through() -> None:
+    assert open_bucket(0, burst=9) is None
+    full = open_bucket(1, burst=2)
+    assert full is not None
+    assert full.take(2, trio.current_time()) == 0.0

@@ -1,21 +1,19 @@
 from brewos_relay.core.pending import PendingCommand, PendingCommands
-from brewos_relay.messages import Message
+from brewos_relay.messages import CommandHead, Message
 
 
 def command(name: str, *, expires_at: float = 10.0) -> PendingCommand[str]:
     return PendingCommand(
         message=Message(name.encode()),
-        message_type=name,
+        head=CommandHead(type=name),
         sender="app",
-        request_id=None,
-        wants_status=False,
         queued_at_ms=0,
         expires_at=expires_at,
     )
 
 
 def names(commands: list[PendingCommand[str]]) -> list[str]:
-    return [one.message_type for one in commands]
+    return [one.head.type for one in commands]
 
 
 def test_commands_are_taken_in_the_order_in_which_they_came() -> None:

@@ -3,6 +3,7 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.core.attachment import DeviceAttachment
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
 from support.peers import ScriptedPeer
@@ -128,3 +129,34 @@ async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autoj
         assert presence.present is not None
         presence.present.heard = True
         assert presence.is_contested(trio.current_time()) == contested
+
+
+async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock) -> None:
+    presence, counters = Presence(Limits(device_ping_s=10, device_silence_s=30)), Counters()
+    assert not presence.look_after(trio.current_time(), counters)
+    device = connection()
+    presence.arrive(device)
+    presence.replace(trio.current_time())
+    peer = device.peer
+    assert isinstance(peer, ScriptedPeer)
+    for second in range(1, 31):
+        await trio.sleep(1)
+        assert not presence.look_after(trio.current_time(), counters)
+        assert len(peer.pinged_at) == second // 10 - (second == 30)
+    assert peer.close_code == 1008
+    assert counters.zombies == 0
+
+
+async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock) -> None:
+    presence, counters = Presence(Limits(device_first_frame_s=10)), Counters()
+    arriving = connection()
+    presence.arrive(arriving)
+    await trio.sleep(5)
+    assert not presence.look_after(trio.current_time(), counters)
+    arriving.heard = True
+    assert presence.look_after(trio.current_time(), counters), "it has spoken by now"
+    await trio.sleep(10)
+    assert not presence.look_after(trio.current_time(), counters)
+    assert counters.zombies == 1
+    assert isinstance(arriving.peer, ScriptedPeer)
+    assert arriving.peer.close_code == 1008

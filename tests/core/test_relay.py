@@ -1,12 +1,17 @@
 import dataclasses
+import gc
 import logging
 import time
+import weakref
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.memory import memory_peer
 from brewos_relay.core.peer import Receive, Tasks
@@ -586,3 +591,358 @@ async def test_whoever_asks_for_a_full_status_gets_nothing_else(autojump_clock: 
         await app.send({"type": "ping", "timestamp": 1})
         types = [(await app.receive()).peek_type() for _ in range(4)]
         assert types == ["connected", "device_status", "device_info", "pong"]
+
+
+# Who may do what
+
+ADA, BOB = Grant(user_id="ada", session_id="s1"), Grant(user_id="bob", session_id="s2")
+VIEWER = Grant(user_id="ada", may_command=False, may_manage=False)
+
+
+def forbidden_count(peer: ScriptedPeer) -> int:
+    return sum(content.get("error") == "forbidden" for content in peer.received)
+
+
+async def test_a_grant_is_set_for_one_user_and_one_device() -> None:
+    async with open_relay() as relay:
+        device, elsewhere = ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, device)
+        relay.attach_device(TWO, elsewhere)
+        adas, bobs, nobodys, adas_two = (ScriptedPeer() for _ in range(4))
+        attachment = relay.attach_client(ONE, adas, grant=ADA)
+        relay.attach_client(ONE, bobs, grant=BOB)
+        relay.attach_client(ONE, nobodys)
+        relay.attach_client(TWO, adas_two, grant=ADA)
+        await wait_all_tasks_blocked()
+        relay.set_grant(ONE, "ada", Grant(user_id="other", session_id="s9", may_command=False))
+        assert attachment.grant == Grant(user_id="ada", session_id="s1", may_command=False)
+        for client in (adas, bobs, nobodys, adas_two):
+            client.say(COMMAND)
+        assert [forbidden_count(peer) for peer in (adas, bobs, nobodys, adas_two)] == [1, 0, 0, 0]
+        assert device.types.count("command") == 2
+        assert elsewhere.types.count("command") == 1
+        relay.set_grant(ONE, "ada", ADA)
+        adas.say(COMMAND)
+        assert device.types.count("command") == 3
+        assert adas.closes == []
+
+
+async def test_access_that_is_taken_ends_the_user_s_clients_of_that_device() -> None:
+    async with open_relay() as relay:
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        adas, others = [ScriptedPeer() for _ in range(3)], [ScriptedPeer() for _ in range(2)]
+        for client in adas:
+            relay.attach_client(ONE, client, grant=ADA)
+        relay.attach_client(ONE, others[0], grant=BOB)
+        relay.attach_client(TWO, others[1], grant=ADA)
+        await wait_all_tasks_blocked()
+        relay.set_grant(ONE, "ada", None)
+        for client in adas:
+            client.say(COMMAND)
+        assert "command" not in device.types
+        await wait_all_tasks_blocked()
+        assert [client.close_code for client in adas] == [CloseCode.ACCESS_ENDED] * 3
+        assert [client.acloses for client in adas] == [1] * 3
+        assert [client.closes for client in others] == [[], []]
+        assert relay.client_count == 2
+        relay.set_grant("BRW-00000009", "ada", None)
+
+
+async def test_whoever_was_ended_gets_nothing_back_before_it_has_gone(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        device, client, again = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
+        client.stays = True
+        relay.attach_client(ONE, client, grant=ADA)
+        await wait_all_tasks_blocked()
+        client.say(COMMAND)
+        relay.end_clients(lambda grant: grant.session_id == "s1", code=4002, reason="signed out")
+        relay.set_grant(ONE, "ada", ADA)
+        relay.attach_client(ONE, again, grant=dataclasses.replace(ADA, session_id="s3"))
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        client.say(COMMAND)
+        assert "command" not in device.types
+        again.say(COMMAND)
+        assert device.types.count("command") == 1
+
+
+async def test_a_command_that_waits_goes_with_the_access_of_one_who_has_left() -> None:
+    async with open_relay() as relay:
+        relay.attach_client(ONE, ScriptedPeer(), grant=BOB)
+        adas, bobs = ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, adas, grant=ADA)
+        relay.attach_client(ONE, bobs, grant=dataclasses.replace(BOB, session_id="s8"))
+        await wait_all_tasks_blocked()
+        for client in (adas, bobs):
+            client.say(COMMAND)
+            client.leave()
+        await wait_all_tasks_blocked()
+        relay.set_grant(ONE, "ada", None)
+        relay.end_clients(lambda grant: grant.session_id == "s8", code=4002, reason="signed out")
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        assert device.types == ["connected", "request_state"]
+
+
+async def test_whoever_has_access_by_their_own_token_is_left_alone() -> None:
+    async with open_relay() as relay:
+        peers = [ScriptedPeer() for _ in range(3)]
+        by_token = dataclasses.replace(ADA, by_token=True)
+        for peer, grant in zip(peers, (ADA, by_token, Grant()), strict=True):
+            relay.attach_client(ONE, peer, grant=grant)
+        await wait_all_tasks_blocked()
+        assert relay.users_of(ONE) == {"ada"}
+        assert relay.users_of(TWO) == set()
+        relay.set_grant(ONE, "ada", VIEWER)
+        for peer in peers:
+            peer.say(COMMAND)
+        assert [forbidden_count(peer) for peer in peers] == [1, 0, 0]
+        relay.set_grant(ONE, "ada", None)
+        await wait_all_tasks_blocked()
+        assert [peer.close_code for peer in peers] == [4003, None, None]
+        assert relay.users_of(ONE) == set()
+
+
+async def test_clients_are_ended_wherever_they_are() -> None:
+    async with open_relay() as relay:
+        peers = [ScriptedPeer() for _ in range(4)]
+        for peer, device_id, grant in zip(peers, (ONE, TWO, ONE, TWO), (ADA, ADA, BOB, VIEWER), strict=True):
+            relay.attach_client(device_id, peer, grant=grant)
+        # also those whose session has not begun to run
+        relay.end_clients(lambda grant: grant.session_id == "s1", code=4002, reason="signed out")
+        peers[0].say(COMMAND)
+        await wait_all_tasks_blocked()
+        assert [peer.closes for peer in peers] == [[(4002, "signed out")]] * 2 + [[], []]
+        assert [peer.acloses for peer in peers] == [1, 1, 0, 0]
+        assert relay.client_count == 2
+
+
+async def test_a_grant_reaches_a_client_before_its_session_runs() -> None:
+    async with open_relay() as relay:
+        device, client, ended = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, device)
+        relay.attach_client(ONE, client, grant=ADA)
+        relay.attach_client(ONE, ended, grant=BOB)
+        for peer in (client, ended):
+            peer.say(COMMAND)  # handed on when its task begins
+        relay.set_grant(ONE, "ada", VIEWER)
+        relay.set_grant(ONE, "bob", None)
+        await wait_all_tasks_blocked()
+        assert "command" not in device.types
+        assert forbidden_count(client) == 1
+        assert (ended.close_code, ended.runs, ended.acloses) == (CloseCode.ACCESS_ENDED, 1, 1)
+
+
+async def test_those_who_are_ended_are_not_in_the_way_of_a_drain(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        ended, device = ScriptedPeer(goodbye_s=1), ScriptedPeer(min_age_s=8.0)
+        staying = [ScriptedPeer() for _ in range(2)]
+        relay.attach_client(ONE, ended, grant=ADA)
+        for client in staying:
+            relay.attach_client(ONE, client, grant=BOB)
+        relay.attach_device(ONE, device, credential=b"old")
+        await wait_all_tasks_blocked()
+        relay.set_grant(ONE, "ada", None)
+        relay.end_device(ONE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.drain)
+            await trio.sleep(1)
+            relay.set_grant(ONE, "bob", None)
+        assert trio.current_time() < 25
+        assert [peer.close_code for peer in (ended, device)] == [4003, 4003]
+        assert 4003 in [client.close_code for client in staying], "whose turn had not come"
+        assert [peer.acloses for peer in (ended, *staying, device)] == [1] * 4
+        assert device.gone_at == 8
+        assert "restarting" not in ended.types
+        assert relay.attached == set()
+
+
+# Devices whose key is none any more
+
+
+async def test_a_device_ends_unless_its_credential_is_good(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        present, arriving = ScriptedPeer(min_age_s=8.0), ScriptedPeer(min_age_s=8.0, silent=True)
+        other, client = ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, present, credential=b"old")
+        relay.attach_client(ONE, client)
+        relay.attach_device(TWO, other, credential=b"old")
+        await wait_all_tasks_blocked()
+        relay.attach_device(ONE, arriving, credential=b"new")
+        await trio.sleep(1)
+        relay.end_device(ONE, unless=[b"new", b"old"])
+        assert (present.closes, arriving.closes) == ([], [])
+        client.forget()
+        relay.end_device(ONE, unless=[b"new"])
+        present.say(STATUS)
+        await wait_all_tasks_blocked()
+        present.say(STATUS)
+        assert present.close_code == CloseCode.ACCESS_ENDED
+        assert (relay.is_online(ONE), arriving.closes) == (False, [])
+        assert client.types == ["device_offline"], "it is not believed any more"
+        assert present.acloses == 0, "none too early"
+        await trio.sleep(8)
+        assert present.gone_at == 8
+        arriving.say()
+        assert relay.is_online(ONE)
+        relay.end_device(ONE)
+        await wait_all_tasks_blocked()
+        assert arriving.close_code == CloseCode.ACCESS_ENDED
+        assert other.closes == []
+        relay.end_device("BRW-00000009")
+
+
+async def test_a_device_that_has_yet_to_speak_ends_as_well(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        device = ScriptedPeer(silent=True, min_age_s=8.0)
+        relay.attach_device(ONE, device, credential=b"old")
+        await wait_all_tasks_blocked()
+        relay.end_device(ONE, unless=[b"new"])
+        device.say(STATUS)
+        await wait_all_tasks_blocked()
+        device.say(STATUS)
+        assert (relay.is_online(ONE), relay.device_count) == (False, 0)
+        await trio.sleep(9)
+        assert device.gone_at == 8
+
+
+async def test_whoever_came_in_without_a_credential_may_be_let_stay() -> None:
+    async with open_relay() as relay:
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        relay.end_device(ONE, unless=[None])
+        assert device.closes == []
+        relay.end_device(ONE, unless=[b"new"])
+        assert device.close_code == CloseCode.ACCESS_ENDED
+
+
+# What the relay says of its own
+
+
+async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None:
+    async with open_relay() as relay:
+        message = encode({"type": "key_rotate"})
+        assert not relay.send_to_device(ONE, message)
+        device = ScriptedPeer(silent=True)
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        assert not relay.send_to_device(ONE, message), "it may be a leftover"
+        device.say()
+        device.refuses = True
+        assert relay.send_to_device(ONE, message)
+        assert device.types == ["connected", "key_rotate"]
+        assert not relay.send_to_device(TWO, message)
+        device.refuses_all = True
+        assert not relay.send_to_device(ONE, message)
+        device.deliver_error = ValueError("no way out")
+        assert not relay.send_to_device(ONE, message)
+        await wait_all_tasks_blocked()
+        assert not relay.send_to_device(ONE, message)
+        assert device.acloses == 1
+
+
+async def test_a_message_of_the_relay_reaches_those_whom_it_is_for() -> None:
+    async with open_relay() as relay:
+        message = encode({"type": "key_pending"})
+        adas, bobs, elsewhere = ScriptedPeer(refuses=True), ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, adas, grant=ADA)
+        relay.attach_client(ONE, bobs, grant=BOB)
+        relay.attach_client(TWO, elsewhere, grant=ADA)
+        relay.tell_clients(ONE, message, lambda grant: grant.user_id == "ada")
+        relay.tell_clients("BRW-00000009", message, lambda grant: True)
+        assert (adas.messages[-1], adas.kept) == (message, [True, True])
+        assert message not in (*bobs.messages, *elsewhere.messages)
+
+
+# What is noted
+
+
+async def test_what_happens_is_noted() -> None:
+    noted: list[tuple[str, str, str | None, dict[str, str]]] = []
+
+    def note(device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+        noted.append((device_id, kind, user_id, dict(detail)))
+
+    async with open_relay(on_activity=note) as relay:
+        client, device = ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, client, grant=ADA)
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        client.say(COMMAND)
+        assert noted == [
+            (ONE, "client_came", "ada", {}),
+            (ONE, "online", None, {}),
+            (ONE, "command", "ada", {"name": "tare", "outcome": "delivered"}),
+        ]
+        relay.set_grant(ONE, "ada", None)
+        await wait_all_tasks_blocked()
+        assert [(entry[1], entry[3]["by"], entry[3]["code"]) for entry in noted[3:]] == [
+            ("client_went", "relay", "4003")
+        ]
+    assert [(entry[1], entry[3]["by"], entry[3]["code"]) for entry in noted[4:]] == [
+        ("offline", "relay", "1001")
+    ]
+
+
+async def test_what_is_live_can_be_counted() -> None:
+    counters = Counters()
+    async with open_relay(counters=counters) as relay:
+        assert relay.counters is counters
+        client, device = ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, client)
+        relay.attach_device(TWO, device)
+        await wait_all_tasks_blocked()
+        client.say(COMMAND)
+        assert (relay.session_count, relay.lagging_count, relay.pending_count) == (2, 0, 1)
+
+
+async def test_things_happen_even_if_nobody_can_note_them(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    async with open_relay(on_activity=fail) as relay:
+        client, device = ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, client)
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        client.say(COMMAND)
+        assert device.types[-1] == "command"
+        client.leave()
+        await wait_all_tasks_blocked()
+        assert relay.client_count == 0
+        assert caplog.text.count("OSError: no space") == 4
+
+
+@pytest.mark.parametrize("with_device", [True, False])
+async def test_nothing_of_a_session_is_left_when_it_has_ended(
+    with_device: bool, autojump_clock: MockClock
+) -> None:
+    async with open_relay() as relay:
+        await wait_all_tasks_blocked()
+        gc.collect()
+        gc.disable()
+        try:
+            peer, app = memory_peer()
+            client = relay.attach_client(ONE, peer, grant=ADA, renew=lambda token: 1)
+            await app.send(COMMAND)
+            if with_device:
+                device_peer, machine = memory_peer()
+                relay.attach_device(ONE, device_peer, credential=b"key")
+                await wait_all_tasks_blocked()
+                machine.close()
+                await wait_all_tasks_blocked()
+                await app.send(COMMAND)
+                del device_peer, machine
+            await wait_all_tasks_blocked()
+            session = weakref.ref(relay._sessions[ONE])
+            relay.set_grant(ONE, "ada", None)
+            with trio.fail_after(5):
+                await client.wait_closed()
+            await wait_all_tasks_blocked()
+            del client, peer, app
+            assert session() is None, "it leads back to itself, and is garbage that has to be looked for"
+        finally:
+            gc.enable()

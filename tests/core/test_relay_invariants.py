@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import trio
@@ -11,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from brewos_relay.core.audience import LOOK_EVERY_S
+from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.messages import Message
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Delivery, Message
 from support.peers import ScriptedPeer
 
 DEVICES: Final = 2
@@ -34,6 +38,11 @@ SELDOM: Final = (
     "client asks",
     "client chokes",
     "client breaks",
+    "client manages",
+    "grant changes",
+    "access is taken",
+    "login ends",
+    "key ends",
 )
 ACTIONS: Final = OFTEN * 4 + SELDOM * 2
 STEPS: Final = st.lists(
@@ -41,6 +50,41 @@ STEPS: Final = st.lists(
     min_size=15,  # short lives show little, and hypothesis prefers them
     max_size=60,
 )
+
+
+USERS: Final = ("ada", "bob", "cem")
+LOGINS: Final = ("one", "other")
+KEYS: Final = (b"old", b"new")
+ROLES: Final = ((True, True), (True, True), (True, False), (False, False), (False, True))
+
+
+def grant_of(pick: int, count: int) -> tuple[Grant, float]:
+    """Choose what a client may do, and say when that ends (trio time).
+
+    Ends are between two steps: some before the relay looks, some after that.
+    """
+    may_command, may_manage = ROLES[(pick + count) % len(ROLES)]
+    lasts_s = pick + 0.5 * (count % 2) + 0.25 if pick % 3 == 0 else math.inf
+    grant = Grant(
+        user_id=USERS[pick % len(USERS)],
+        session_id=LOGINS[count % len(LOGINS)],
+        may_command=may_command,
+        may_manage=may_manage,
+        until_s=time.time() + lasts_s,
+    )
+    return grant, trio.current_time() + lasts_s
+
+
+@dataclass
+class Access:
+    """What the model knows of what a client may do."""
+
+    grant: Grant
+    ends_at: float
+
+    def allows(self, *, managing: bool = False) -> bool:
+        in_time = self.ends_at > trio.current_time()
+        return in_time and self.grant.may_command and (self.grant.may_manage or not managing)
 
 
 @dataclass
@@ -60,6 +104,9 @@ class Expected:
     device: ScriptedPeer | None = None
     arriving: ScriptedPeer | None = None
     replaced: list[ScriptedPeer] = field(default_factory=list)
+    """Connections of the device that the relay has ended for another one, or for their silence."""
+    keyless: list[ScriptedPeer] = field(default_factory=list)
+    """Those that it has ended because of their key."""
     clients: list[ScriptedPeer] = field(default_factory=list)
     lagging: set[ScriptedPeer] = field(default_factory=set)
     status: Any = None
@@ -90,6 +137,14 @@ class Model:
         """Connections that stood for their device at some time."""
         self.left: set[ScriptedPeer] = set()
         """Peers that went by their own doing."""
+        self.access: dict[ScriptedPeer, Access] = {}
+        self.logins: dict[ScriptedPeer, str | None] = {}
+        """Of which login clients are: that stays, whatever their grant becomes."""
+        self.ended: dict[ScriptedPeer, int] = {}
+        """Clients that the relay has ended, and with which code."""
+        self.keys: dict[ScriptedPeer, bytes] = {}
+        self.refused: set[int] = set()
+        """The numbers of what was said and must not reach a device."""
         self.left_out = self.invalid = self.undeliverable = self.zombies = 0
         self._numbers = itertools.count()
 
@@ -101,7 +156,7 @@ class Model:
                 for _ in range(count):
                     await self._pass_a_second()
             case "device comes" | "zombie comes":
-                self._device_comes(at, silent=action == "zombie comes")
+                self._device_comes(at, KEYS[pick % 2], silent=action == "zombie comes")
             case "device leaves" | "device fails" if at.device is not None:
                 self._go(at.device, action)
                 at.device, at.gone_at = None, trio.current_time()
@@ -112,13 +167,17 @@ class Model:
                 at.status = ("status", next(self._numbers))
                 at.device.say({"type": "status", "n": at.status[1]})
                 self._broadcast(at, [at.status])
-            case "replaced device says" if at.replaced:
-                at.replaced[pick % len(at.replaced)].say({"type": "status", "n": next(self._numbers)})
+            case "replaced device says" if at.replaced or at.keyless:
+                ended = at.replaced + at.keyless
+                ended[pick % len(ended)].say({"type": "status", "n": next(self._numbers)})
             case "device chokes" if at.device is not None:
                 at.device.refuses = not at.device.refuses
             case "client comes":
                 client = self._new_peer()
-                self.relay.attach_client(at.device_id, client)
+                grant, ends_at = grant_of(pick, count)
+                self.access[client] = Access(grant, ends_at)
+                self.logins[client] = grant.session_id
+                self.relay.attach_client(at.device_id, client, grant=grant)
                 at.clients.append(client)
                 self.expected[client].append(("connected", at.device_id, at.device is not None))
                 if at.status is not None:
@@ -128,6 +187,16 @@ class Model:
                 self._forget(at, client)
             case "client says" if client is not None:
                 self._client_says(at, client, count, garbage=pick == 0)
+            case "client manages" if client is not None:
+                self._client_manages(at, client)
+            case "grant changes":
+                self._grant_changes(at, pick, count)
+            case "access is taken":
+                self._access_is_taken(at, USERS[pick % len(USERS)])
+            case "login ends":
+                self._login_ends(USERS[pick % len(USERS)], LOGINS[count % len(LOGINS)])
+            case "key ends":
+                self._key_ends(at, KEYS[pick % 2])
             case "client asks" if client is not None:
                 self._client_asks(at, client)
             case "client chokes" if client is not None:
@@ -135,9 +204,10 @@ class Model:
                 client.backlog_bytes = int(client.refuses)
             case "client breaks" if client is not None and at.device is not None:
                 self._client_breaks(at, at.device, client)
-        if not at.attached:
-            at.pending.clear()
-            at.asked_at = -math.inf
+        for each in self.devices:
+            if not each.attached:
+                each.pending.clear()
+                each.asked_at = -math.inf
 
     def _new_peer(self, **options: Any) -> ScriptedPeer:
         peer = ScriptedPeer(**options)
@@ -146,9 +216,10 @@ class Model:
 
     # Devices
 
-    def _device_comes(self, at: Expected, *, silent: bool) -> None:
+    def _device_comes(self, at: Expected, key: bytes, *, silent: bool) -> None:
         device = self._new_peer(min_age_s=LIMITS.device_min_age_s, silent=silent)
-        self.relay.attach_device(at.device_id, device)
+        self.keys[device] = key
+        self.relay.attach_device(at.device_id, device, credential=key)
         self.expected[device].append("connected")
         if at.arriving is not None:
             at.replaced.append(at.arriving)
@@ -170,17 +241,35 @@ class Model:
             self.expected[at.device].append("request_state")
             at.asked_at = now
         self._expire(at, now)
-        self.expected[at.device] += [waiting.told for waiting in at.pending]
         for waiting in at.pending:
-            self._answer(at, waiting.sender, "queued_message_sent")
+            if self.access[waiting.sender].allows():
+                self.expected[at.device].append(waiting.told)
+                self._answer(at, waiting.sender, "queued_message_sent")
+            else:
+                self.refused.add(waiting.told[1])
+                self._answer(at, waiting.sender, "forbidden")
         at.pending.clear()
+
+    def _key_ends(self, at: Expected, key: bytes) -> None:
+        """Let only those connections go on that came with this key."""
+        self.relay.end_device(at.device_id, unless=[key])
+        if at.arriving is not None and self.keys[at.arriving] != key:
+            at.keyless.append(at.arriving)
+            at.arriving = None
+        if at.device is not None and self.keys[at.device] != key:
+            at.keyless.append(at.device)
+            at.device, at.gone_at = None, trio.current_time()
+            self._tell(at, "device_offline")
 
     # Clients
 
     def _client_says(self, at: Expected, client: ScriptedPeer, count: int, *, garbage: bool) -> None:
         commands = self._say(client, count, garbage=garbage)
         answers: list[Any] = ["invalid_message"] if garbage else []
-        if at.device is None:
+        if not self.access[client].allows():
+            self.refused.update(number for _, number in commands)
+            answers += ["forbidden"] * count
+        elif at.device is None:
             for told in commands:
                 if len(at.pending) < LIMITS.pending_commands:
                     expires_at = trio.current_time() + LIMITS.pending_s
@@ -196,10 +285,60 @@ class Model:
             self.expected[at.device] += commands
         self.expected[client] += answers
 
+    def _client_manages(self, at: Expected, client: ScriptedPeer) -> None:
+        """Let a client say what only some may; it never waits for an absent device."""
+        told = ("command", next(self._numbers))
+        client.say({"type": "command", "cmd": "restart", "n": told[1]})
+        if not self.access[client].allows(managing=True):
+            self.refused.add(told[1])
+            self.expected[client].append("forbidden")
+        elif at.device is None or at.device.refuses:
+            self.undeliverable += 1
+            self.expected[client].append("device_busy" if at.device else "device_offline_error")
+        else:
+            self.expected[at.device].append(told)
+
+    def _grant_changes(self, at: Expected, pick: int, count: int) -> None:
+        grant, ends_at = grant_of(pick, count)
+        assert grant.user_id is not None
+        self.relay.set_grant(at.device_id, grant.user_id, grant)
+        for client in {*at.clients, *(waiting.sender for waiting in at.pending)}:
+            if self._is_of(client, grant.user_id) and self.access[client].ends_at > -math.inf:
+                self.access[client] = Access(grant, ends_at)
+
+    def _access_is_taken(self, at: Expected, user_id: str) -> None:
+        self.relay.set_grant(at.device_id, user_id, None)
+        for client in {*at.clients, *(waiting.sender for waiting in at.pending)}:
+            if self._is_of(client, user_id):
+                self._end(at, client, CloseCode.ACCESS_ENDED)
+
+    def _login_ends(self, user_id: str, login: str) -> None:
+        """End a user's login, which is not that of all of their clients."""
+        self.relay.end_clients(
+            lambda grant: (grant.user_id, grant.session_id) == (user_id, login),
+            code=4002,
+            reason="logged out",
+        )
+        for at in self.devices:
+            for client in {*at.clients, *(waiting.sender for waiting in at.pending)}:
+                if self._is_of(client, user_id) and self.logins[client] == login:
+                    self._end(at, client, 4002)
+
+    def _is_of(self, client: ScriptedPeer, user_id: str) -> bool:
+        return self.access[client].grant.user_id == user_id
+
+    def _end(self, at: Expected, client: ScriptedPeer, code: int) -> None:
+        self.access[client].ends_at = -math.inf
+        if client in at.clients:
+            self.ended[client] = code
+            self._forget(at, client)
+
     def _client_asks(self, at: Expected, client: ScriptedPeer) -> None:
         client.say({"type": "request_state"})
         now = trio.current_time()
-        if at.device is None:
+        if self.access[client].ends_at <= now:
+            self.expected[client].append("forbidden")
+        elif at.device is None:
             self.expected[client].append(("device_status", at.device_id, False))
         elif now - at.asked_at >= LIMITS.state_request_s:
             at.asked_at = now
@@ -278,6 +417,8 @@ class Model:
         else:
             self._arrives(at, now)
         self._expire(at, now)
+        for client in [client for client in at.clients if self.access[client].ends_at <= now]:
+            self._end(at, client, CloseCode.ACCESS_ENDED)
         for client in [client for client in at.clients if client in at.lagging and not client.refuses]:
             at.lagging.discard(client)
             self.expected[client] += at.known()[: 1 + (at.status is not None)]
@@ -303,10 +444,18 @@ class Model:
             held = peer not in self.left and now - peer.opened_at < peer.min_age_s
             assert peer.acloses_begun == (peer not in attached), "each is closed once"
             assert peer.acloses == (peer not in attached and not held)
-        for peer in self.stood - self.left:
+        for peer, code in self.ended.items():
+            assert peer.close_code == code
+        for peer in self.keys:
+            assert self.refused.isdisjoint(content.get("n") for content in peer.received)
+            if peer not in self.left and peer.gone_at is not None:
+                assert peer.gone_at - peer.opened_at >= LIMITS.device_min_age_s
+        keyless = {peer for at in self.devices for peer in at.keyless}
+        for peer in self.stood - self.left - keyless:
             assert all(at - peer.opened_at >= LIMITS.device_min_age_s for at in peer.closed_at)
         for at in self.devices:
             assert {peer.close_code for peer in at.replaced} <= {4002, 1008}
+            assert {peer.close_code for peer in at.keyless} <= {4003}
             assert self.relay.is_online(at.device_id) == (at.device is not None)
         assert self.relay.device_count == sum(at.device is not None for at in self.devices)
         assert self.relay.client_count == sum(len(at.clients) for at in self.devices)
@@ -327,7 +476,7 @@ def _tell(content: dict[str, Any]) -> Any:
     match content:
         case {"type": "connected", "deviceId": device_id, "deviceOnline": online}:
             return ("connected", device_id, online)
-        case {"type": "numbered" | "status" as kind, "n": number}:
+        case {"type": "numbered" | "status" | "command" as kind, "n": number}:
             return (kind, number)
         case {"type": "error", "error": "device_offline"}:
             return "device_offline_error"
@@ -387,7 +536,14 @@ HASTY_ACTIONS: Final = (
     "client leaves",
     "client says",
     "client says",
+    "client manages",
+    "client manages",
     "client chokes",
+    "grant changes",
+    "grant changes",
+    "access taken",
+    "login ends",
+    "key ends",
 )
 HASTY_STEPS: Final = st.lists(
     st.tuples(
@@ -407,11 +563,37 @@ class Speaker:
     number: int
     said: int = 0
     left: bool = False
+    ended_at: float = math.inf
+    """When the relay was told to end it."""
+    grant: Grant = FULL
+    key: bytes = b""
+    ends_at: float = math.inf
+    """When its access ends by time alone."""
 
-    def say(self) -> None:
+    def say(self, kind: str | None = None) -> None:
         self.said += 1
-        kind = "status" if self.said % 2 else "said"  # of which the latter must reach everybody
+        kind = kind or ("status" if self.said % 2 else "said")  # of which the latter must reach everybody
         self.peer.say({"type": kind, "device": self.device_number, "by": self.number, "n": self.said})
+
+    def may(self, kind: str) -> bool:
+        """Tell whether what it says may reach the device at this moment."""
+        in_time = trio.current_time() < min(self.ends_at, self.ended_at)
+        return in_time and self.grant.may_command and (self.grant.may_manage or kind != "restart")
+
+
+class Watched(ScriptedPeer):
+    """A peer that looks at everything that it gets, at that moment."""
+
+    def __init__(self, look: Callable[[dict[str, Any]], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._look = look
+
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
+        taken = super().deliver(delivery, keep)
+        if taken:
+            for content in self.received[-len(delivery.messages) :]:
+                self._look(content)
+        return taken
 
 
 class Crowd:
@@ -420,17 +602,17 @@ class Crowd:
     def __init__(self, relay: Relay) -> None:
         self.devices: list[Speaker] = []
         self.clients: list[Speaker] = []
+        self.trespasses: list[dict[str, Any]] = []
+        """What came from somebody who had no right to it at that moment."""
         self._relay = relay
 
     async def step(self, action: str, device_number: int, pick: int, pause: int) -> None:
         kind, verb = action.split()
         speakers = self.devices if kind == "device" else self.clients
         if verb in {"comes", "sneaks"}:
-            min_age_s = LIMITS.device_min_age_s if kind == "device" else 0.0
-            peer = ScriptedPeer(goodbye_s=float(pick % 3), min_age_s=min_age_s, silent=verb == "sneaks")
-            attach = self._relay.attach_device if kind == "device" else self._relay.attach_client
-            attach(str(device_number), peer)
-            speakers.append(Speaker(peer, device_number, len(speakers)))
+            self._comes(kind, device_number, pick, pause, silent=verb == "sneaks")
+        elif kind in {"grant", "access", "login", "key"}:
+            self._changes(kind, device_number, pick, pause)
         elif there := [speaker for speaker in speakers if speaker.device_number == device_number]:
             speaker = there[pick % len(there)]
             if verb == "leaves":
@@ -440,19 +622,75 @@ class Crowd:
                 speaker.peer.refuses = not speaker.peer.refuses
                 speaker.peer.backlog_bytes = int(speaker.peer.refuses)
             elif speaker.peer.acloses_begun == 0:
-                speaker.say()
+                speaker.say("restart" if verb == "manages" else None)
         if pause == 1:
             await trio.lowlevel.checkpoint()
         elif pause == 2:
             await trio.sleep(pick)
 
+    def _comes(self, kind: str, device_number: int, pick: int, pause: int, *, silent: bool) -> None:
+        speakers = self.devices if kind == "device" else self.clients
+        goodbye_s, number = float(pick % 3), len(speakers)
+        if kind == "device":
+            key = KEYS[pick % 2]
+            peer = Watched(
+                self._look_at_command, goodbye_s=goodbye_s, min_age_s=LIMITS.device_min_age_s, silent=silent
+            )
+            speakers.append(Speaker(peer, device_number, number, key=key))
+            self._relay.attach_device(str(device_number), peer, credential=key)
+        else:
+            grant, ends_at = grant_of(pick, pause)
+            peer = Watched(self._look_at_report, goodbye_s=goodbye_s, silent=silent)
+            speakers.append(Speaker(peer, device_number, number, grant=grant, ends_at=ends_at))
+            self._relay.attach_client(str(device_number), peer, grant=grant)
+
+    def _changes(self, what: str, device_number: int, pick: int, pause: int) -> None:
+        """Let somebody's rights be others from here on; nothing that comes later may go by the old ones."""
+        now = trio.current_time()
+        grant, ends_at = grant_of(pick, pause)
+        user, login, key = grant.user_id, grant.session_id, KEYS[pick % 2]
+        assert user is not None
+        theirs = [client for client in self.clients if client.grant.user_id == user]
+        here = [client for client in theirs if client.device_number == device_number]
+        if what == "grant":
+            self._relay.set_grant(str(device_number), user, grant)
+            for client in here:
+                client.grant, client.ends_at = replace(grant, session_id=client.grant.session_id), ends_at
+        elif what == "access":
+            self._relay.set_grant(str(device_number), user, None)
+            for client in here:
+                client.ended_at = min(client.ended_at, now)
+        elif what == "login":
+            self._relay.end_clients(
+                lambda grant: (grant.user_id, grant.session_id) == (user, login), code=4002, reason="bye"
+            )
+            for client in theirs:
+                if client.grant.session_id == login:
+                    client.ended_at = min(client.ended_at, now)
+        else:
+            self._relay.end_device(str(device_number), unless=[key])
+            for device in self.devices:
+                if device.device_number == device_number and device.key != key:
+                    device.ended_at = min(device.ended_at, now)
+
+    def _look_at_command(self, content: dict[str, Any]) -> None:
+        if "by" in content:
+            client = self.clients[content["by"]]
+            if not client.may(content["type"]):
+                self.trespasses.append(content)
+
+    def _look_at_report(self, content: dict[str, Any]) -> None:
+        if content["type"] == "said" and self.devices[content["by"]].ended_at < math.inf:
+            self.trespasses.append(content)
+
     def check(self) -> None:
+        assert self.trespasses == []
         for client in self.clients:
             self._check_client(client)
         for device in self.devices:
             greeting, *received = device.peer.received
             assert greeting["type"] == "connected"
-            said = [content for content in received if content["type"] in {"said", "status"}]
+            said = [content for content in received if content["type"] in {"said", "status", "restart"}]
             assert {content["device"] for content in said} <= {device.device_number}
             for by in {content["by"] for content in said}:
                 numbers = [content["n"] for content in said if content["by"] == by]
@@ -478,19 +716,31 @@ class Crowd:
                     heard.append((content["by"], content["n"]))
             is_snapshot = "snapshotAgeMs" in content
         assert heard == sorted(set(heard)), "in order, once, and nothing of those who were replaced"
+        gone_at = client.peer.gone_at
+        assert gone_at is not None
+        if not client.left and gone_at > client.ended_at:
+            assert client.peer.closed_at[0] <= client.ended_at
+            assert gone_at <= client.ended_at + client.peer.goodbye_s
+        late_at = client.ends_at + LOOK_EVERY_S + 0.01
+        if not client.left and gone_at > late_at + client.peer.goodbye_s:
+            assert client.peer.closed_at[0] <= late_at
 
     def check_closes(self) -> None:
         """Check that the relay asked no device to end that was there for less than 8 s.
 
         Those that were never said to be there may be: their wire holds them until they are old enough.
         """
+        for device in self.devices:
+            if device.ended_at < math.inf and not device.left:
+                assert device.peer.closes, "whose key is none any more is ended"
+                assert device.peer.closed_at[0] <= device.ended_at
         spoke = {speaker for speaker in self.devices if speaker.said and not speaker.left}
         for device in spoke:
             code = device.peer.close_code
             young = [
                 at for at in device.peer.closed_at if at - device.peer.opened_at < LIMITS.device_min_age_s
             ]
-            if young:
+            if young and device.ended_at == math.inf:
                 assert code == 4002
                 later = [other for other in self.devices if other.number > device.number]
                 assert any(other.device_number == device.device_number for other in later)

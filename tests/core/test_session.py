@@ -1,5 +1,5 @@
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.ends import End
+from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.errors import CloseCode
@@ -32,8 +34,10 @@ class ScriptedHost:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.counters = Counters()
+        self.logs_messages = False
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
+        self.noted: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
 
     def session_emptied(self, session: DeviceSession) -> None:
@@ -41,6 +45,10 @@ class ScriptedHost:
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         self.seen.append((device_id, at_ms))
+
+    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+        assert device_id == DEVICE_ID
+        self.noted.append((kind, user_id, dict(detail)))
 
 
 class Opened:
@@ -64,18 +72,18 @@ class Opened:
             self.session.look_after(trio.current_time())
             await wait_all_tasks_blocked()
 
-    async def device(self, peer: ScriptedPeer | None = None) -> ScriptedPeer:
+    async def device(self, peer: ScriptedPeer | None = None, **options: Any) -> ScriptedPeer:
         """Attach a device, let it give a sign of life, and forget its greeting."""
         peer = peer or ScriptedPeer()
-        self.session.attach_device(peer)
+        self.session.attach_device(peer, **options)
         await wait_all_tasks_blocked()
         peer.forget()
         return peer
 
-    async def client(self, peer: ScriptedPeer | None = None) -> ScriptedPeer:
+    async def client(self, peer: ScriptedPeer | None = None, **options: Any) -> ScriptedPeer:
         """Attach a client and forget its greeting."""
         peer = peer or ScriptedPeer()
-        self.session.attach_client(peer)
+        self.session.attach_client(peer, **options)
         await wait_all_tasks_blocked()
         peer.forget()
         return peer
@@ -806,6 +814,222 @@ async def test_cancelling_ends_the_tasks_of_its_peers() -> None:
         await wait_all_tasks_blocked()
     assert client.acloses == 1
     assert client.closes == []
+
+
+# Who is here, and what is noted of them
+
+
+async def test_everybody_who_is_here_can_be_found(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
+    opened.session.attach_device(ScriptedPeer())
+    assert opened.session.clients == clients
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        await wait_all_tasks_blocked()
+        clients[0].close(1000, "enough")
+        await wait_all_tasks_blocked()
+        assert opened.session.clients == clients[1:]
+        nursery.cancel_scope.cancel()
+    assert opened.session.clients == []
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_a_device_that_is_ended_has_no_say_from_then_on(
+    is_silent: bool, autojump_clock: MockClock
+) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = ScriptedPeer(silent=is_silent, min_age_s=8.0)
+        device.stays = True
+        opened.session.attach_device(device, credential=b"old")
+        opened.session.end_device([b"old", b"new"], code=4003, reason="enough")
+        await wait_all_tasks_blocked()
+        assert opened.is_online() != is_silent
+        opened.session.end_device([b"new"], code=4003, reason="enough")
+        assert not opened.is_online()
+        device.say(STATUS)
+        client.say(COMMAND)
+        await opened.pass_s(2)
+        expected = ["error"] if is_silent else ["device_online", "device_offline", "error"]
+        assert [kind for kind in client.types if kind != "keepalive"] == expected
+        assert device.closes == [(4003, "enough")]
+        assert "command" not in device.types
+        device.stays = False
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert client.types.count("device_offline") == (not is_silent), "it is said once"
+        assert opened.host.emptied == []
+        client.leave()
+        await wait_all_tasks_blocked()
+        assert opened.host.emptied == [opened.session]
+
+
+async def test_whoever_has_left_a_command_is_still_to_be_reckoned_with(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        staying, leaving = ScriptedPeer(), ScriptedPeer()
+        attachments = [opened.session.attach_client(peer) for peer in (staying, leaving)]
+        await wait_all_tasks_blocked()
+        for peer in (staying, leaving):
+            peer.say(TARE, TARE)
+        leaving.leave()
+        await wait_all_tasks_blocked()
+        assert opened.session.clients == attachments, "each once"
+        assert opened.session.client_count == 1
+        device = await opened.device()
+        assert opened.session.clients == attachments[:1]
+        assert device.messages == []  # forgotten with the greeting
+        assert len(staying.messages) > 0
+
+
+async def test_what_waits_ends_with_the_session() -> None:
+    opened = Opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        client = await opened.client()
+        client.say(TARE)
+        assert len(opened.session.clients) == 1
+        client.leave()
+    assert opened.session.clients == []
+
+
+async def test_whoever_comes_and_goes_is_noted() -> None:
+    async with open_session() as opened:
+        noted = opened.host.noted
+        client = await opened.client(grant=Grant(user_id="ada", session_id="s1"))
+        assert noted == [("client_came", "ada", {})]
+        noted.clear()
+        device = await opened.device()
+        assert noted == [("online", None, {})]
+        client.say(TARE)
+        assert noted[1:] == [("command", "ada", {"name": "tare", "outcome": "delivered"})]
+        noted.clear()
+        device.leave()
+        await wait_all_tasks_blocked()
+        client.leave()
+        await wait_all_tasks_blocked()
+        by_itself = {"by": "peer", "connectedS": "0.0"}
+        assert noted == [
+            ("offline", None, {**by_itself, "messages": "0"}),
+            ("client_went", "ada", {**by_itself, "messages": "1"}),
+        ]
+
+
+async def test_how_a_connection_ended_is_noted_and_counted(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device, client = await opened.device(), await opened.client()
+        device.say(STATUS, STATUS)
+        device.say(GARBAGE)
+        await trio.sleep(2)
+        opened.host.noted.clear()
+        device.end = End("peer", 1001, "a new\nfirmware", round_trip_s=0.0421)
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert opened.host.noted == [
+            (
+                "offline",
+                None,
+                {
+                    "by": "peer",
+                    "code": "1001",
+                    "connectedS": "2.0",
+                    "messages": "2",
+                    "reason": "a new firmware",
+                    "roundTripMs": "42.1",
+                },
+            )
+        ]
+        client.stays = True
+        client.fail(ValueError("no"))
+        await wait_all_tasks_blocked()
+        assert opened.host.noted[1][2]["code"] == "1011"
+        assert opened.counters.ended == {("device", "peer", "1001"): 1, ("client", "relay", "1011"): 1}
+    assert (opened.counters.devices_attached, opened.counters.clients_attached) == (1, 1)
+
+
+async def test_what_comes_and_goes_is_counted_with_its_size(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        device.say(STATUS)
+        one = await opened.client()
+        device.say(STATUS, GARBAGE)
+        two = await opened.client()
+        device.say(STATUS)
+        one.say(TARE)
+        await opened.pass_s(1, device)
+        size_bytes = len(STATUS.payload)
+        assert opened.counters.bytes_from_devices == 3 * size_bytes
+        assert (opened.counters.sent_to_clients, opened.counters.bytes_to_clients) == (3, 3 * size_bytes)
+        assert opened.counters.bytes_from_clients == opened.counters.bytes_to_devices == len(TARE.payload)
+        assert opened.counters.sent_to_devices == 1
+        assert opened.counters.commands == {"delivered": 1}
+        device.say(STATUS)
+        two.leave()
+        await wait_all_tasks_blocked()
+        assert opened.counters.sent_to_clients == 5, "what the one that left heard counts too"
+
+
+async def test_replaced_connections_know_how_much_they_said(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_session() as opened:
+        old = await opened.device()
+        old.say(STATUS, STATUS)
+        await opened.pass_s(9, old)
+        new = await opened.device()
+        new.say(STATUS)
+        await wait_all_tasks_blocked()
+    over = [record for record in caplog.records if "is over" in record.getMessage()]
+    assert [(each.messages, each.connection) for each in over] == [("2", 1)]  # type: ignore[attr-defined]
+    (went,) = [record for record in caplog.records if f"device {DEVICE_ID} went" in record.getMessage()]
+    assert went.messages == "1"  # type: ignore[attr-defined]
+    assert "the relay ended it with 1001: the relay is leaving" in went.getMessage()
+
+
+async def test_what_is_said_is_logged_if_somebody_wants_to_know(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    opened = Opened()
+    opened.host.logs_messages = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        device, client = await opened.device(), await opened.client()
+        device.say(*[STATUS] * 9)
+        client.say(TARE)
+        assert "from a device: status, " in caplog.text
+        assert " and 1 more" in caplog.text
+        assert "from a client: command" in caplog.text
+        assert "tare" not in caplog.text
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_is_replaced_is_neither_a_coming_nor_a_going(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        old = await opened.device()
+        await opened.pass_s(9, old)
+        await opened.device()
+        await opened.device(ScriptedPeer(silent=True))
+        assert old.close_code == CloseCode.REPLACED
+        assert opened.host.noted == [("online", None, {})]
+
+
+async def test_a_client_s_grant_is_looked_at_for_each_message() -> None:
+    async with open_session() as opened:
+        device, peer = await opened.device(), ScriptedPeer()
+        client = opened.session.attach_client(peer, grant=Grant(may_command=False, may_manage=False))
+        await wait_all_tasks_blocked()
+        peer.forget()
+        peer.say(TARE)
+        client.set_grant(Grant())
+        peer.say(TARE)
+        client.set_grant(Grant(may_command=False))
+        peer.say(TARE)
+        assert device.messages == [TARE]
+        assert [content["error"] for content in peer.received] == ["forbidden", "forbidden"]
+        device.say(STATUS)
+        assert peer.messages[-1] == STATUS
 
 
 # Waiting for the end

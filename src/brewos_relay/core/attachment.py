@@ -9,6 +9,8 @@ from typing import Protocol, TypeAlias
 
 import trio
 
+from brewos_relay.core.ends import End
+from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Peer
 from brewos_relay.errors import CloseCode
@@ -35,7 +37,19 @@ class StartSoon(Protocol):
 class Attachment:
     """One peer in a session, device or client, and where the peer starts its tasks."""
 
-    __slots__ = ("_ended", "attached_at", "bucket", "heard", "heard_at", "peer", "pinged_at", "session")
+    __slots__ = (
+        "_ended",
+        "attached_at",
+        "bucket",
+        "end",
+        "heard",
+        "heard_at",
+        "number",
+        "peer",
+        "pinged_at",
+        "received",
+        "session",
+    )
 
     def __init__(self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None) -> None:
         self.session = session
@@ -48,10 +62,18 @@ class Attachment:
         """Whether it gave one since then."""
         self.pinged_at = self.attached_at
         """When it was last asked for one."""
+        self.end: End | None = None
+        """How it ended, or was asked to."""
+        self.number = 0
+        """Which connection of its kind it is, counted by the relay."""
+        self.received = 0
+        """How many messages it has sent."""
         self._ended: trio.Event | bool = False
 
     def close(self, code: int, reason: str) -> None:
         """Ask the peer to end with this close code."""
+        if self.end is None:
+            self.end = End("relay", code, reason)
         try:
             self.peer.close(code, reason)
         except Exception:
@@ -114,13 +136,20 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ()
+    __slots__ = ("credential",)
+
+    def __init__(
+        self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None, credential: bytes | None = None
+    ) -> None:
+        super().__init__(session, peer, bucket=bucket)
+        self.credential = credential
+        """What it proved itself with, as far as whoever let it in wants to know that again."""
 
 
 class ClientAttachment(Attachment):
-    """A client, with the token that it came with."""
+    """A client, with the token that it came with and what it may do."""
 
-    __slots__ = ("expires_at", "id", "renew", "warned")
+    __slots__ = ("access_ends_at", "expires_at", "grant", "id", "renew", "warned")
 
     def __init__(
         self,
@@ -130,15 +159,30 @@ class ClientAttachment(Attachment):
         bucket: TokenBucket | None,
         expires_at_s: float = math.inf,
         renew: Renew | None = None,
+        grant: Grant = FULL,
     ) -> None:
         super().__init__(session, peer, bucket=bucket)
         self.id = secrets.token_hex(8)
+        self.access_ends_at = math.inf
+        """When it may do nothing any more (trio time)."""
+        self.set_grant(grant)
         self.expires_at = math.inf
         """When its token ends (trio time)."""
         self.renew = renew
         self.warned = False
         """Whether it was told that its token ends."""
         self.set_token_end(expires_at_s)
+
+    def set_grant(self, grant: Grant) -> None:
+        """Let the client do this from its next message on, unless its access was ended: that is for good."""
+        if self.access_ends_at > -math.inf:
+            self.grant = grant
+            self.access_ends_at = trio.current_time() + grant.until_s - time.time()
+
+    def end_access(self, code: int, reason: str) -> None:
+        """Close the client; nothing of it goes to the machine any more, nor does what waits."""
+        self.access_ends_at = -math.inf
+        self.close(code, reason)
 
     def set_token_end(self, expires_at_s: float) -> None:
         """Note that the client has a token that ends at this time, in s since the epoch."""

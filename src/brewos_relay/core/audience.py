@@ -28,33 +28,70 @@ class Audience:
     again, until it has caught up. The others do not notice.
     """
 
-    __slots__ = ("_clients", "_counters", "_fed", "_fed_at", "_lagging", "_limits")
+    __slots__ = (
+        "_clients",
+        "_counters",
+        "_fed",
+        "_fed_at",
+        "_lagging",
+        "_limits",
+        "_settled",
+        "_settled_bytes",
+        "heard",
+        "heard_bytes",
+    )
 
     def __init__(self, *, limits: Limits, counters: Counters) -> None:
         self._limits = limits
         self._counters = counters
         self._clients: dict[ClientAttachment, Callable[[Delivery], bool]] = {}
         self._lagging: dict[ClientAttachment, None] = {}  # an empty set would be larger
+        self.heard = 0
+        """How many messages of the device were there to be heard."""
+        self.heard_bytes = 0
+        self._settled = self._settled_bytes = 0  # what of that is in the counters
         self._fed = False  # whether the clients got a message since the last look
         self._fed_at = trio.current_time()
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._lagging)
 
+    @property
+    def lagging_count(self) -> int:
+        """How many of them lag."""
+        return len(self._lagging)
+
     def __iter__(self) -> Iterator[ClientAttachment]:
         return iter((*self._clients, *self._lagging))
 
     def join(self, client: ClientAttachment) -> None:
         """Let a client hear everything from here on."""
+        self.settle()
         self._clients[client] = client.peer.deliver
 
     def leave(self, client: ClientAttachment) -> None:
         """Forget a client."""
+        self.settle()
         self._clients.pop(client, None)
         self._lagging.pop(client, None)
 
-    def broadcast(self, delivery: Delivery) -> None:
-        """Send what the device says to every client; one that is too far behind begins to lag."""
+    def settle(self) -> None:
+        """Bring the counters up to date.
+
+        As often as the clients change, and now and then: each message goes to all of them, so that it need
+        not be counted for each.
+        """
+        told, told_bytes = self.heard - self._settled, self.heard_bytes - self._settled_bytes
+        self._settled, self._settled_bytes = self.heard, self.heard_bytes
+        self._counters.bytes_from_devices += told_bytes
+        self._counters.sent_to_clients += told * len(self._clients)
+        self._counters.bytes_to_clients += told_bytes * len(self._clients)
+
+    def broadcast(self, delivery: Delivery, size_bytes: int) -> None:
+        """Send what the device says to every client; one that is too far behind begins to lag.
+
+        `size_bytes` is that of all payloads.
+        """
         self._fed = True
         behind: list[ClientAttachment] | None = None
         for client, deliver in self._clients.items():
@@ -67,12 +104,16 @@ class Audience:
             self._let_lag(behind)
         if self._lagging:
             self._send_what_must_reach(delivery)
+        self.heard += len(delivery.messages)
+        self.heard_bytes += size_bytes
 
     def _let_lag(self, behind: Sequence[ClientAttachment]) -> None:
+        self.settle()
         for client in behind:
             del self._clients[client]
             self._lagging[client] = None
-            log.info("client %s lags", client.id)
+            self._counters.lagged += 1
+            log.info("client %s lags", client.id, extra={"client": client.id})
 
     def _send_what_must_reach(self, delivery: Delivery) -> None:
         kept = [message for message in delivery.messages if must_reach(message)]
@@ -92,6 +133,7 @@ class Audience:
 
         `state` gives what a client that lagged has to be told of the device when it has caught up.
         """
+        self.settle()
         if self._fed:
             self._fed, self._fed_at = False, now
         elif now - self._fed_at >= self._limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
@@ -114,6 +156,9 @@ class Audience:
             client.ping()
 
     def _look_at_token(self, client: ClientAttachment, now: float) -> None:
+        if client.access_ends_at <= now:
+            client.end_access(CloseCode.ACCESS_ENDED, "the access to the machine has ended")
+            return
         left_s = client.expires_at - now
         if left_s <= 0:
             client.close(CloseCode.TOKEN_REJECTED, "the token has expired")

@@ -1,14 +1,14 @@
 """What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
 
 import logging
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import is_named
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pending import PendingCommand, PendingCommands
 from brewos_relay.core.snapshot import unnumbered
@@ -38,6 +38,9 @@ class Session(Protocol):
     def snapshot_messages(self) -> list[Message]:
         """Give what is known of the device's state."""
 
+    def note(self, kind: Literal["command"], client: ClientAttachment, **detail: str) -> None:
+        """Let it be known that a client did something."""
+
 
 class Commands:
     """Takes what the clients of one device say. Commands for an absent device wait here, if they may."""
@@ -56,7 +59,7 @@ class Commands:
         self._counters.received_from_clients += len(received)
         to_device: list[Message] = []
         answers: list[Message] = []
-        passed_on: list[CommandHead] = []  # of those that are to be told what became of them
+        passed_on: list[CommandHead] = []
         for message in received:
             text = message.as_text()
             head = text.peek_command() if text is not None else None
@@ -64,20 +67,28 @@ class Commands:
                 self._counters.invalid += 1
                 answers.append(messages.INVALID_MESSAGE)
             elif len(text.payload) > self._limits.client_message_bytes:
+                self._counters.too_big += 1
                 answers.append(messages.MESSAGE_TOO_BIG)
             elif (answer := self._answer(client, head)) is not None:
                 answers.append(answer)
-            elif head.type in _STATE_REQUESTS:
-                answers += self._ask_for_state(text, head, to_device, now)
+            elif head.type in _STATE_REQUESTS and client.access_ends_at > now:
+                answers += self._ask_for_state(client, text, head, to_device, now)
+            elif not self._allows(client, head, now):
+                refusal = messages.forbidden(self._session.device_id)
+                answers += self._became(client, head, "forbidden", refusal)
             else:
                 answers += self._pass_on(client, text, head, to_device, passed_on, now)
         device = self._session.device
         became = "delivered"
-        if to_device and device is not None and not device.deliver(Delivery(to_device)):
-            self._counters.undeliverable += len(to_device)
-            answers.append(messages.DEVICE_BUSY)
-            became = "device_offline"
-        answers += [messages.command_status(head.request_id, became, now_ms()) for head in passed_on]
+        if to_device and device is not None:
+            if device.deliver(Delivery(to_device)):
+                self._note_sent(to_device)
+            else:
+                self._counters.undeliverable += len(to_device)
+                answers.append(messages.DEVICE_BUSY)
+                became = "device_offline"
+        for head in passed_on:
+            answers += self._became(client, head, became)
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
@@ -97,15 +108,41 @@ class Commands:
             return _refresh(client, head.token)
         return None
 
+    def _allows(self, client: ClientAttachment, head: CommandHead, now: float) -> bool:
+        return client.access_ends_at > now and client.grant.allows(head, self._limits.owner_commands)
+
+    def _became(
+        self, client: ClientAttachment, head: CommandHead, status: str, told: Message | None = None
+    ) -> list[Message]:
+        """Note what became of a command, and say so as far as its sender wants to know."""
+        answers = [told] if told is not None else []
+        if head.wants_status:
+            answers.append(messages.command_status(head.request_id, status, now_ms()))
+        self._counters.note_command(status)
+        self._session.note("command", client, name=head.name, outcome=status)
+        return answers
+
+    def _note_sent(self, sent: Sequence[Message]) -> None:
+        self._counters.sent_to_devices += len(sent)
+        self._counters.bytes_to_devices += sum(len(message.payload) for message in sent)
+
     def _ask_for_state(
-        self, text: Message, head: CommandHead, to_device: list[Message], now: float
+        self,
+        client: ClientAttachment,
+        text: Message,
+        head: CommandHead,
+        to_device: list[Message],
+        now: float,
     ) -> list[Message]:
         """Ask the device for its state, unless somebody has just done so; whoever has a gap is helped now."""
         if self._session.device is None:
             return [self._absent_status()]
-        if now - self._asked_at.get(head.type, -self._limits.state_request_s) >= self._limits.state_request_s:
-            self._asked_at[head.type] = now
-            to_device.append(text)
+        # Nothing of what somebody says who only looks on goes to the machine: the relay asks by itself.
+        may_ask = client.grant.may_command
+        question = head.type if may_ask else "request_state"
+        if now - self._asked_at.get(question, -self._limits.state_request_s) >= self._limits.state_request_s:
+            self._asked_at[question] = now
+            to_device.append(text if may_ask else messages.request_state(now_ms()))
         if head.type == "request_state":
             return []
         known = self._session.snapshot_messages()
@@ -124,26 +161,18 @@ class Commands:
         passed_on: list[CommandHead],
         now: float,
     ) -> list[Message]:
-        wants_status = head.request_id is not None or head.not_after is not None
         left_s = self._left_s(head)
-        answers: list[Message] = []
         if left_s <= 0:
-            status = "expired"
-        elif self._session.device is not None:
+            return self._became(client, head, "expired")
+        if self._session.device is not None:
             to_device.append(text)
-            if wants_status:
-                passed_on.append(head)
+            passed_on.append(head)
             return []
-        elif self._wait(client, text, head, min(left_s, self._limits.pending_s), now):
-            answers.append(self._absent_status(queued=True))
-            status = "queued"
-        else:
-            self._counters.undeliverable += 1
-            answers.append(messages.device_offline_error(self._session.device_id))
-            status = "device_offline"
-        if wants_status:
-            answers.append(messages.command_status(head.request_id, status, now_ms()))
-        return answers
+        if self._wait(client, text, head, min(left_s, self._limits.pending_s), now):
+            return self._became(client, head, "queued", self._absent_status(queued=True))
+        self._counters.undeliverable += 1
+        offline = messages.device_offline_error(self._session.device_id)
+        return self._became(client, head, "device_offline", offline)
 
     @staticmethod
     def _left_s(head: CommandHead) -> float:
@@ -158,21 +187,28 @@ class Commands:
         """How many commands wait for the device."""
         return len(self._pending) if self._pending is not None else 0
 
+    @property
+    def senders(self) -> Iterator[ClientAttachment]:
+        """Give the senders of the commands that wait; they need not be here any more."""
+        return (command.sender for command in self._pending or ())
+
+    def forget(self) -> None:
+        """Forget what waits, without a word: nobody is here any more. It leads back to the session."""
+        self._pending = None
+
     def _wait(
         self, client: ClientAttachment, text: Message, head: CommandHead, wait_s: float, now: float
     ) -> bool:
         """Let a command wait for the device; False if it must not, or cannot."""
-        if never_waits(head, self._limits.never_wait):
+        if is_named(head, self._limits.never_wait):
             return False
         if self._pending is None:
             self._pending = PendingCommands(self._limits.pending_commands)
         return self._pending.add(
             PendingCommand(
                 message=text,
-                message_type=head.type,
+                head=head,
                 sender=client,
-                request_id=head.request_id,
-                wants_status=head.request_id is not None or head.not_after is not None,
                 queued_at_ms=now_ms(),
                 expires_at=now + wait_s,
             )
@@ -183,13 +219,20 @@ class Commands:
         self.expire(now)
         if self._pending is None:
             return
-        waiting, self._pending = self._pending.take_all(), None
+        waiting: list[PendingCommand[ClientAttachment]] = []
+        for command in self._pending.take_all():
+            if self._allows(command.sender, command.head, now):
+                waiting.append(command)
+            else:  # not any more
+                self._tell(command, messages.forbidden(self._session.device_id), "forbidden")
+        self._pending = None
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
             for command in waiting:
                 self._tell(command, messages.DEVICE_BUSY, "device_offline")
             return
+        self._note_sent([command.message for command in waiting])
         for command in waiting:
-            sent = messages.queued_message_sent(command.message_type, command.queued_at_ms)
+            sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
             self._tell(command, sent, "delivered")
 
     def expire(self, now: float) -> None:
@@ -202,11 +245,8 @@ class Commands:
         if not self._pending:
             self._pending = None
 
-    @staticmethod
-    def _tell(command: PendingCommand[ClientAttachment], message: Message, status: str) -> None:
-        told = [message]
-        if command.wants_status:
-            told.append(messages.command_status(command.request_id, status, now_ms()))
+    def _tell(self, command: PendingCommand[ClientAttachment], message: Message, status: str) -> None:
+        told = self._became(command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 
     def _absent_status(self, *, queued: bool = False) -> Message:
@@ -232,20 +272,3 @@ def _refresh(client: ClientAttachment, token: object) -> Message:
         return messages.auth_refreshed(None, error=str(problem))
     client.set_token_end(expires_at_s)
     return messages.auth_refreshed(iso_time(expires_at_s * 1000))
-
-
-def never_waits(head: CommandHead, patterns: Sequence[str]) -> bool:
-    """Whether a command must not be delivered later than it was meant.
-
-    A pattern names a `cmd`, or a `cmd` and its `mode` as `cmd:mode`; `*` stands for anything. A message that
-    is no command is taken by its `type`, and a command that does not name its `cmd` never waits.
-    """
-    if head.type != "command":
-        return any(fnmatchcase(head.type, pattern) for pattern in patterns)
-    if not isinstance(head.cmd, str):
-        return True
-    name = head.cmd.strip().lower()
-    names = (name, f"{name}:{head.mode.strip().lower()}" if isinstance(head.mode, str) else f"{name}:*")
-    return any(fnmatchcase(one, pattern) for one in names for pattern in patterns) or (
-        not isinstance(head.mode, str) and any(pattern.startswith(f"{name}:") for pattern in patterns)
-    )

@@ -9,39 +9,43 @@ class Limits:
 
     # Sizes
     request_head_bytes: int = 8 * 1024
-    """Request line and headers, together."""
+    """Request line and headers together; more is refused with 431."""
     device_message_bytes: int = 16 * 1024
-    """A larger message from a device is read past and counted."""
+    """A larger message from a device is read past and counted; the connection goes on."""
     client_message_bytes: int = 4 * 1024
-    """A larger message from a client ends its connection (1009). Machines take no more than 15 KiB."""
+    """A larger message from a client ends its connection with 1009."""
     lag_bytes: int = 64 * 1024
-    """A peer for which more than this waits is lagging: it gets only what must not be lost."""
+    """A client for which more than this waits is lagging: it gets only what must not be lost, until it has
+    caught up."""
     outbox_bytes: int = 256 * 1024
-    """The most that waits for one peer beyond what the operating system holds."""
+    """The most that waits for one peer, beyond what the operating system holds."""
     http_body_bytes: int = 64 * 1024
-    """Body of a request to the HTTP API (413)."""
+    """Body of an HTTP request; more is refused with 413."""
 
     # Rates; 0 switches one off
     client_rate: float = 20.0
-    """Messages a second from one client; a faster one is read more slowly."""
+    """Messages a second from one client, on average; a faster one is read more slowly; 0 switches this
+    off."""
     client_burst: float = 60.0
     """Messages that a client may send at once after a quiet time."""
     device_rate: float = 50.0
-    """Messages a second from one device; a faster one is read more slowly."""
+    """Messages a second from one device, on average; a faster one is read more slowly; 0 switches this
+    off."""
     device_burst: float = 200.0
     """Messages that a device may send at once after a quiet time."""
-    admit_rate: float = 200.0
-    """WebSockets a second that are let in; the rest are told to come back (503)."""
+    admit_rate: float = 500.0
+    """WebSockets a second that are looked at, and as many at once after a quiet time; the rest are refused
+    with 503; 0 switches this off."""
 
     # Times of connections
     request_head_s: float = 10.0
-    """From accepting a connection to the end of its request head."""
+    """From accepting a connection to the end of its request head; 408 after that."""
     admission_s: float = 4.0
-    """From the end of a WebSocket's request head to its answer; a machine waits 5 s for it."""
+    """From the end of a WebSocket's request head to its answer; 503 after that. A machine waits 5 s."""
     message_s: float = 30.0
-    """From the first byte of a message to its last."""
+    """From the first byte of a message to its last; 1008 after that."""
     stall_s: float = 10.0
-    """How long a peer may take nothing of what waits for it before it is closed (1013)."""
+    """How long a peer may take nothing of what waits for it; 1013 after that."""
     close_s: float = 1.0
     """What a peer is given to answer a close frame."""
     http_request_s: float = 60.0
@@ -51,23 +55,23 @@ class Limits:
 
     # Times of devices
     device_min_age_s: float = 8.0
-    """No device is closed earlier after its 101: a younger one takes the loss for bad credentials."""
+    """No device is closed earlier after its upgrade: a younger one takes the loss for bad credentials."""
     device_first_frame_s: float = 10.0
-    """A device that has sent nothing for so long after its 101 is a leftover of a broken one, and dropped."""
+    """A device that has sent nothing for so long after its upgrade is dropped; it never counted as online."""
     device_ping_s: float = 30.0
     """A device that has sent nothing for so long is asked for a sign of life."""
     device_silence_s: float = 45.0
-    """A device that has sent nothing for so long is gone."""
+    """A device that has sent nothing for so long is gone; 1008. Machines ping every 15 s."""
     drain_s: float = 20.0
     """Over which time the peers are sent away, evenly, when the relay leaves."""
 
     # Times of clients
     keepalive_s: float = 7.0
-    """No client waits longer than this for a message."""
+    """No client waits longer than this for a message; more than 2. Apps give up after 10 s."""
     client_ping_s: float = 15.0
     """How often a client that says nothing is asked for a sign of life."""
     client_silence_s: float = 35.0
-    """A client that has given no sign of life for so long is gone."""
+    """A client that has given no sign of life for so long is gone; 1008."""
     token_warning_s: float = 300.0
     """How long before the end of its token a client is told."""
 
@@ -75,9 +79,9 @@ class Limits:
     snapshot_s: float = 60.0
     """How long the last known state of a device that has gone is kept."""
     state_request_s: float = 2.0
-    """Requests for the device's state become one within this time."""
+    """Requests of clients for the device's state become one within this time."""
     pending_commands: int = 50
-    """Commands that may wait for an absent device."""
+    """Commands that may wait for one absent device."""
     pending_s: float = 10.0
     """How long they wait."""
     never_wait: tuple[str, ...] = (
@@ -95,5 +99,15 @@ class Limits:
         "wifi_*",
         "set_cloud_config",
     )
-    """Commands that never wait, as patterns of `cmd` or `cmd:mode`: they could start heat or water later than
-    was meant, or take the machine off the net."""
+    """Commands that never wait, as patterns of `cmd` or `cmd:mode` with a comma between them: they could
+    start heat or water later than was meant, or take the machine off the net."""
+    owner_commands: tuple[str, ...] = (
+        "ota_start",
+        "*_ota_start",
+        "restart",
+        "factory_reset",
+        "wifi_*",
+        "set_cloud_config",
+    )
+    """Commands that only owners may give, as patterns of the same kind: they re-point, wipe or update the
+    machine, or take it off the net."""

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import trio
 
+from brewos_relay.core.ends import End
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message, encode
@@ -22,13 +23,14 @@ class MemoryPeer:
         self.close_code: int | None = None
         self.close_reason = ""
 
-    async def run(self, tasks: Tasks, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
         """Hand on what the other end sends; see `Peer.run`."""
         try:
             async for message in self._inbound:
                 await trio.sleep(receive((message,)))
         except trio.ClosedResourceError:
             pass  # `close` was called
+        return None  # who ended it: the relay knows whether it was the relay
 
     @property
     def backlog_bytes(self) -> int:

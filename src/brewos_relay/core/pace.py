@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import trio
+
 _MOST_PAUSE_S: Final = 5.0
 
 
@@ -34,3 +36,10 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+
+def open_bucket(rate_per_s: float, *, burst: float) -> TokenBucket | None:
+    """Make a bucket that is full now; None, which lets everything through, for a rate of 0."""
+    if rate_per_s <= 0:
+        return None
+    return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=trio.current_time())

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from brewos_relay.core.ends import End
 from brewos_relay.messages import Delivery, Message
 
 Receive: TypeAlias = Callable[[Sequence[Message]], float]
@@ -27,8 +28,8 @@ class Peer(Protocol):
     happened.
     """
 
-    async def run(self, tasks: Tasks, receive: Receive) -> None:
-        """Hand on what the peer sends, until it ends by its own doing or by `close`.
+    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+        """Hand on what the peer sends, until it ends by its own doing or by `close`; tell how, if known.
 
         What must go on beside the reading (a writer) is started in `tasks`, and ends with `aclose` at the
         latest.

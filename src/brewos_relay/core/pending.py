@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from brewos_relay.messages import Message
+from brewos_relay.messages import CommandHead, Message
 
 Sender = TypeVar("Sender")
 
@@ -15,10 +15,8 @@ class PendingCommand(Generic[Sender]):
     """A message that waits for a device, and what its sender has to be told in the end."""
 
     message: Message
-    message_type: str
+    head: CommandHead
     sender: Sender
-    request_id: Any
-    wants_status: bool
     queued_at_ms: int
     expires_at: float
     """When it is no longer to be delivered (trio time)."""

@@ -9,7 +9,9 @@ from collections import deque
 from typing import Final
 
 from brewos_relay.core.attachment import DeviceAttachment
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
+from brewos_relay.errors import CloseCode
 
 _LIVELY_S: Final = 20.0
 """A machine pings every 15 s: one that was heard since has not lost its connection."""
@@ -66,3 +68,22 @@ class Presence:
             return False
         self.present = None
         return True
+
+    def look_after(self, now: float, counters: Counters) -> bool:
+        """Close what is silent for too long; True if the arriving connection may stand for the device now."""
+        limits, device, arriving = self._limits, self.present, self.arriving
+        comes = False
+        if arriving is not None:
+            if arriving.silent_s(now) >= limits.device_first_frame_s:
+                counters.zombies += 1
+                arriving.close(CloseCode.POLICY_VIOLATION, "nothing was sent")
+            else:
+                comes = arriving.heard_at > arriving.attached_at and self.may_replace(now)
+        if device is not None:
+            silent_s = device.silent_s(now)
+            if silent_s >= limits.device_silence_s:
+                device.close(CloseCode.POLICY_VIOLATION, "nothing was sent for too long")
+            elif silent_s >= limits.device_ping_s <= now - device.pinged_at:
+                device.pinged_at = now
+                device.ping()  # a machine pings by itself; others may only listen, and answer this
+        return comes

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -12,13 +13,15 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import LOOK_EVERY_S
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import FULL, Grant
+from brewos_relay.core.host import Happening
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.errors import CloseCode, RelayClosing
-from brewos_relay.messages import Delivery
+from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ _SPARE_S: Final = 1.0
 """What draining may take beyond the times that it has to wait."""
 
 OnSeen = Callable[[str, int], None]
+OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
 
 
 class Relay:
@@ -36,19 +40,29 @@ class Relay:
     **Owns:** nothing itself: each session runs in the nursery of `open_relay`.
     """
 
-    def __init__(self, nursery: trio.Nursery, *, limits: Limits, on_seen: OnSeen | None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        limits: Limits,
+        on_seen: OnSeen | None,
+        on_activity: OnActivity | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         self.limits = limits
-        self.counters = Counters()
+        self.counters = counters if counters is not None else Counters()
+        self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False
         """Set once the relay takes nobody on any more."""
         self.attached: set[Attachment] = set()
         """Every peer whose goodbye is not said yet."""
         self._nursery = nursery
         self._on_seen = on_seen
+        self._on_activity = on_activity
         self._sessions: dict[str, DeviceSession] = {}
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
         """What is known of devices without a session, and when they went."""
-        self._admitting = _bucket(limits.admit_rate)
+        self._admitting = open_bucket(limits.admit_rate, burst=max(1.0, limits.admit_rate))
 
     @property
     def device_count(self) -> int:
@@ -59,6 +73,21 @@ class Relay:
     def client_count(self) -> int:
         """How many clients are attached."""
         return sum(session.client_count for session in self._sessions.values())
+
+    @property
+    def session_count(self) -> int:
+        """How many devices are online or have clients attached."""
+        return len(self._sessions)
+
+    @property
+    def lagging_count(self) -> int:
+        """How many clients are too far behind to be told everything."""
+        return sum(session.lagging_count for session in self._sessions.values())
+
+    @property
+    def pending_count(self) -> int:
+        """How many commands wait for their device."""
+        return sum(session.pending_count for session in self._sessions.values())
 
     def is_online(self, device_id: str) -> bool:
         """Whether this device is connected now."""
@@ -77,13 +106,15 @@ class Relay:
         self.counters.conflicts += 1
         return True
 
-    def attach_device(self, device_id: str, peer: Peer) -> DeviceAttachment:
+    def attach_device(
+        self, device_id: str, peer: Peer, *, credential: bytes | None = None
+    ) -> DeviceAttachment:
         """Make `peer` a connection of a device; it belongs to the relay from here on.
 
         It stands for the device from its first sign of life on; an earlier connection of the same device is
-        then closed with 4002. Raises RelayClosing.
+        then closed with 4002. `credential` is what `end_device` goes by. Raises RelayClosing.
         """
-        return self._session(device_id).attach_device(peer)
+        return self._session(device_id).attach_device(peer, credential=credential)
 
     def attach_client(
         self,
@@ -93,18 +124,72 @@ class Relay:
         last_seen_ms: int | None = None,
         expires_at_s: float = math.inf,
         renew: Renew | None = None,
+        grant: Grant = FULL,
     ) -> ClientAttachment:
         """Attach `peer` to a device as one of its clients; it belongs to the relay from here on.
 
         `last_seen_ms` says when the device was last seen, in ms since the epoch, as far as the caller knows.
         `expires_at_s` is the end of the client's token, in s since the epoch: it is warned before that, and
         closed then (4002). `renew` takes a fresh token and gives its end, or raises TokenRejected.
-        Raises RelayClosing.
+        `grant` says what the client may do. Raises RelayClosing.
         """
         session = self._session(device_id)
         if session.last_seen_ms is None:
             session.last_seen_ms = last_seen_ms
-        return session.attach_client(peer, expires_at_s=expires_at_s, renew=renew)
+        return session.attach_client(peer, expires_at_s=expires_at_s, renew=renew, grant=grant)
+
+    def set_grant(self, device_id: str, user_id: str, grant: Grant | None) -> None:
+        """Let a user's clients of a device do this from now on; None ends them (4003).
+
+        Each stays part of its own login, whatever the grant says of that; those whose own token names the
+        device are left alone.
+        """
+        for client in self._clients(device_id):
+            if client.grant.user_id == user_id and not client.grant.by_token:
+                if grant is None:
+                    client.end_access(CloseCode.ACCESS_ENDED, "the access to the machine has ended")
+                else:
+                    client.set_grant(replace(grant, user_id=user_id, session_id=client.grant.session_id))
+
+    def users_of(self, device_id: str) -> set[str]:
+        """Tell whose clients of a device are there by what the registry says, not by their own token."""
+        grants = [client.grant for client in self._clients(device_id)]
+        return {grant.user_id for grant in grants if grant.user_id is not None and not grant.by_token}
+
+    def grants_of(self, device_id: str) -> list[Grant]:
+        """Give the grant of every client of a device: who they are, and what they may do."""
+        return [client.grant for client in self._clients(device_id)]
+
+    def end_clients(self, match: Callable[[Grant], bool], *, code: int, reason: str) -> None:
+        """Close every client, of any device, whose grant matches; nothing more that it says is taken."""
+        for device_id in list(self._sessions):
+            for client in self._clients(device_id):
+                if match(client.grant):
+                    client.end_access(code, reason)
+
+    def end_device(self, device_id: str, *, unless: Collection[bytes | None] = ()) -> None:
+        """Close a device's connections (4003) whose credential is none of these, but none too early."""
+        session = self._sessions.get(device_id)
+        if session is not None:
+            reason = "the key is not that of the machine any more"
+            session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
+
+    def send_to_device(self, device_id: str, message: Message) -> bool:
+        """Send a message of the relay's own to a device; False if it is not there, or not able to take it."""
+        session = self._sessions.get(device_id)
+        device = session.device if session is not None else None
+        return device is not None and device.deliver(Delivery((message,)), keep=True)
+
+    def tell_clients(self, device_id: str, message: Message, match: Callable[[Grant], bool]) -> None:
+        """Send a message of the relay's own to those clients of a device whose grants match."""
+        delivery = Delivery((message,))
+        for client in self._clients(device_id):
+            if match(client.grant):
+                client.deliver(delivery, keep=True)
+
+    def _clients(self, device_id: str) -> list[ClientAttachment]:
+        session = self._sessions.get(device_id)
+        return session.clients if session is not None else []
 
     def _session(self, device_id: str) -> DeviceSession:
         if self.closing:
@@ -163,6 +248,15 @@ class Relay:
         except Exception:
             log.exception("nobody could note that device %s was seen", device_id)
 
+    def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
+        """Tell whoever opened the relay what happened."""
+        if self._on_activity is None:
+            return
+        try:
+            self._on_activity(device_id, kind, user_id, detail)
+        except Exception:
+            log.exception("nobody could note what happened to device %s", device_id)
+
     async def drain(self) -> None:
         """Take nobody on, send every peer away (1012), and wait until all have gone.
 
@@ -194,23 +288,27 @@ async def _close_evenly(attachments: Sequence[Attachment], window_s: float) -> N
         attachment.close(CloseCode.SERVICE_RESTART, "the relay is restarting")
 
 
-def _bucket(rate_per_s: float) -> TokenBucket | None:
-    if rate_per_s <= 0:
-        return None
-    return TokenBucket(rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), now=trio.current_time())
-
-
 @asynccontextmanager
-async def open_relay(*, limits: Limits | None = None, on_seen: OnSeen | None = None) -> AsyncIterator[Relay]:
+async def open_relay(
+    *,
+    limits: Limits | None = None,
+    on_seen: OnSeen | None = None,
+    on_activity: OnActivity | None = None,
+    counters: Counters | None = None,
+) -> AsyncIterator[Relay]:
     """Open a relay; leaving the block closes every peer that is still attached, with a goodbye.
 
-    `on_seen(device_id, at_ms)` is called when a device comes or goes; it must not block. An exception that
-    leaves the block comes out in an ExceptionGroup, as from every nursery.
+    `on_seen(device_id, at_ms)` is called when a device comes or goes, `on_activity(device_id, kind, user_id,
+    detail)` also when a client does, or says something; neither must block. `counters` is where it counts,
+    where somebody else has to know them before. An exception that leaves the block comes out in an
+    ExceptionGroup, as from every nursery.
 
     **Owns:** the nursery in which every session lives, and the task that looks after them by time.
     """
     async with trio.open_nursery() as nursery:
-        relay = Relay(nursery, limits=limits or Limits(), on_seen=on_seen)
+        relay = Relay(
+            nursery, limits=limits or Limits(), on_seen=on_seen, on_activity=on_activity, counters=counters
+        )
         nursery.start_soon(relay.run)
         try:
             yield relay

@@ -4,8 +4,7 @@ import functools
 import logging
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 
@@ -14,31 +13,18 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.commands import Commands
-from brewos_relay.core.counters import Counters
-from brewos_relay.core.limits import Limits
-from brewos_relay.core.pace import TokenBucket
-from brewos_relay.core.peer import Peer
+from brewos_relay.core.ends import LEAVING
+from brewos_relay.core.grant import FULL, Grant
+from brewos_relay.core.host import Happening, Host
+from brewos_relay.core.pace import open_bucket
+from brewos_relay.core.peer import Peer, Receive
 from brewos_relay.core.presence import Presence
+from brewos_relay.core.recording import LEFT, end_of, fields_of, log_came, log_went, receive_logged
 from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What a session asks of the relay that it is part of."""
-
-    limits: Limits
-    counters: Counters
-    attached: set[Attachment]
-    """Every peer whose goodbye is not said yet."""
-
-    def session_emptied(self, session: "DeviceSession") -> None:
-        """Learn that nobody is attached any more; the session takes nobody on from here."""
-
-    def device_seen(self, device_id: str, at_ms: int) -> None:
-        """Learn that a device came or went."""
 
 
 class DeviceSession:
@@ -52,6 +38,7 @@ class DeviceSession:
         "__weakref__",
         "_audience",
         "_commands",
+        "_heard_before",
         "_host",
         "_limits",
         "_nursery",
@@ -73,6 +60,7 @@ class DeviceSession:
         """When the device went (trio time)."""
         self._host = host
         self._limits = host.limits
+        self._heard_before = 0  # how many messages came from the device before its present connection
         self._presence = Presence(host.limits)
         self._commands = Commands(weakref.proxy(self), limits=host.limits, counters=host.counters)
         self._audience = Audience(limits=host.limits, counters=host.counters)
@@ -89,6 +77,21 @@ class DeviceSession:
         """How many clients are attached."""
         return len(self._audience)
 
+    @property
+    def lagging_count(self) -> int:
+        """How many of them are too far behind to be told everything."""
+        return self._audience.lagging_count
+
+    @property
+    def pending_count(self) -> int:
+        """How many commands wait for the device."""
+        return self._commands.pending_count
+
+    @property
+    def clients(self) -> list[ClientAttachment]:
+        """Everybody who is attached as a client, and whoever has left with a command of theirs waiting."""
+        return list(dict.fromkeys((*self._audience, *self._commands.senders)))
+
     def is_contested(self) -> bool:
         """Whether two machines fight for this device id, so that no other connection is to be let in."""
         return self._presence.is_contested(trio.current_time())
@@ -104,12 +107,17 @@ class DeviceSession:
 
     # Coming and going
 
-    def attach_device(self, peer: Peer) -> DeviceAttachment:
+    def attach_device(self, peer: Peer, *, credential: bytes | None = None) -> DeviceAttachment:
         """Take a connection of the device on. It stands for the device from its first frame on."""
         limits = self._limits
         attachment = DeviceAttachment(
-            self, peer, bucket=_bucket(rate_per_s=limits.device_rate, burst=limits.device_burst)
+            self,
+            peer,
+            bucket=open_bucket(limits.device_rate, burst=limits.device_burst),
+            credential=credential,
         )
+        self._host.counters.devices_attached += 1
+        attachment.number = self._host.counters.devices_attached
         earlier = self._presence.arrive(attachment)
         if earlier is not None:
             earlier.close(CloseCode.REPLACED, "a newer connection took this one's place")
@@ -121,18 +129,22 @@ class DeviceSession:
         return attachment
 
     def attach_client(
-        self, peer: Peer, *, expires_at_s: float = math.inf, renew: Renew | None = None
+        self, peer: Peer, *, expires_at_s: float = math.inf, renew: Renew | None = None, grant: Grant = FULL
     ) -> ClientAttachment:
         """Take a client on, and tell it what is known of the device."""
         limits = self._limits
         client = ClientAttachment(
             self,
             peer,
-            bucket=_bucket(rate_per_s=limits.client_rate, burst=limits.client_burst),
+            bucket=open_bucket(limits.client_rate, burst=limits.client_burst),
             expires_at_s=expires_at_s,
             renew=renew,
+            grant=grant,
         )
-        log.info("client %s of device %s came", client.id, self.device_id)
+        self._host.counters.clients_attached += 1
+        client.number = self._host.counters.clients_attached
+        log_came(client)
+        self.note("client_came", client)
         online = self.device is not None
         told = [
             messages.connected_client(client.id, self.device_id, device_online=online, timestamp_ms=now_ms())
@@ -158,14 +170,17 @@ class DeviceSession:
 
     async def _keep(self, attachment: Attachment) -> None:
         """Own a peer from its first message to its goodbye. Its failure is its own."""
+        receive: Receive
         if isinstance(attachment, DeviceAttachment):
             receive = functools.partial(self._take_from_device, attachment)
         else:
             assert isinstance(attachment, ClientAttachment)
             receive = functools.partial(self._take_from_client, attachment)
+        if self._host.logs_messages:
+            receive = functools.partial(receive_logged, attachment, receive)
         try:
             try:
-                await attachment.peer.run(attachment, receive)
+                attachment.end = await attachment.peer.run(attachment, receive) or attachment.end or LEFT
             except* Exception as errors:
                 attachment.fail(errors)
             finally:
@@ -180,18 +195,20 @@ class DeviceSession:
             attachment.note_ended()
 
     def _detach(self, attachment: Attachment) -> None:
+        end = attachment.end = attachment.end or LEAVING
         if isinstance(attachment, DeviceAttachment):
-            if self._presence.leave(attachment):
-                self.gone_at = trio.current_time()
-                self.snapshot.age_s(self.gone_at)  # nobody may look again for long
-                self._note_seen()
-                log.info("device %s went", self.device_id)
-                self._audience.tell(messages.DEVICE_OFFLINE)
+            self._host.counters.note_end("device", end)
+            if not self._device_went(attachment):
+                log_went(attachment, stood_for_device=False)
         else:
             assert isinstance(attachment, ClientAttachment)
             self._audience.leave(attachment)
-            log.info("client %s of device %s went", attachment.id, self.device_id)
+            self._host.counters.note_end("client", end)
+            log_went(attachment)
+            self.note("client_went", attachment, **end_of(attachment))
+        self._audience.settle()
         if not (self._audience or self._presence.present or self._presence.arriving):
+            self._commands.forget()
             self._host.session_emptied(self)
 
     def _arrives(self, device: DeviceAttachment) -> bool:
@@ -205,14 +222,18 @@ class DeviceSession:
     def _device_came(self, now: float) -> None:
         """Let the connection that has just spoken for the first time stand for the device."""
         replaced = self._presence.replace(now)
+        if replaced is not None:
+            replaced.received = self._audience.heard - self._heard_before
+        self._heard_before = self._audience.heard
         device = self._presence.present
         assert device is not None
         self._note_seen()
         if replaced is None:
-            log.info("device %s came", self.device_id)
+            log_came(device)
+            self._host.note(self.device_id, "online", None, {})
             self._audience.tell(messages.DEVICE_ONLINE)
         else:
-            log.info("device %s replaced its earlier connection", self.device_id)
+            log.info("device %s replaced its earlier connection", self.device_id, extra=fields_of(device))
             replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
             if self._presence.is_contested(now):
                 log.warning("two machines use the id %s; only one of them is let in", self.device_id)
@@ -220,6 +241,30 @@ class DeviceSession:
             device.deliver(Delivery((messages.request_state(now_ms()),)))
             self._commands.note_asked(now)
         self._commands.flush(device, now)
+
+    def _device_went(self, device: DeviceAttachment) -> bool:
+        """Believe nothing more that a connection of the device says; False if it did not stand for it."""
+        if not self._presence.leave(device):
+            return False
+        device.received = self._audience.heard - self._heard_before
+        self.gone_at = trio.current_time()
+        self.snapshot.age_s(self.gone_at)  # nobody may look again for long
+        self._note_seen()
+        log_went(device)
+        self._host.note(self.device_id, "offline", None, end_of(device))
+        self._audience.tell(messages.DEVICE_OFFLINE)
+        return True
+
+    def end_device(self, unless: Collection[bytes | None], *, code: int, reason: str) -> None:
+        """Close the device's connections whose credential is none of these; they have no say any more."""
+        for connection in (self._presence.present, self._presence.arriving):
+            if connection is not None and connection.credential not in unless:
+                connection.close(code, reason)
+                self._device_went(connection)
+
+    def note(self, kind: Happening, client: ClientAttachment, **detail: str) -> None:
+        """Let it be known that a client did something."""
+        self._host.note(self.device_id, kind, client.grant.user_id, detail)
 
     def _note_seen(self) -> None:
         self.last_seen_ms = now_ms()
@@ -235,8 +280,9 @@ class DeviceSession:
         counters = self._host.counters
         counters.received_from_devices += len(received)
         note = self.snapshot.note
-        invalid = 0
+        invalid = size_bytes = 0
         for message in received:
+            size_bytes += len(message.payload)
             head = message.peek()
             if head is None:
                 invalid += 1
@@ -245,8 +291,9 @@ class DeviceSession:
         if invalid:
             counters.invalid += invalid
             received = [message for message in received if message.peek() is not None]
+            size_bytes = sum(len(message.payload) for message in received)
         if received:
-            self._audience.broadcast(Delivery(received))
+            self._audience.broadcast(Delivery(received), size_bytes)
         if device.bucket is None:
             return 0.0
         return device.bucket.take(len(received) + invalid, trio.current_time())
@@ -256,6 +303,8 @@ class DeviceSession:
         if not received:
             return 0.0
         now = trio.current_time()
+        client.received += len(received)
+        self._host.counters.bytes_from_clients += sum([len(message.payload) for message in received])
         self._commands.take(client, received, now)
         return client.bucket.take(len(received), now) if client.bucket is not None else 0.0
 
@@ -281,32 +330,10 @@ class DeviceSession:
 
     def look_after(self, now: float) -> None:
         """Do what is due by time; called about once a second."""
-        self._look_after_device(now)
+        if self._presence.look_after(now, self._host.counters):
+            self._device_came(now)
         self._commands.expire(now)
         self.snapshot.age_s(now)
         self._audience.look_after(now, self.state)
         if self.device is None and now - self.gone_at >= self._limits.snapshot_s:
             self.snapshot = Snapshot()
-
-    def _look_after_device(self, now: float) -> None:
-        limits, presence = self._limits, self._presence
-        device, arriving = presence.present, presence.arriving
-        if arriving is not None:
-            if arriving.silent_s(now) >= limits.device_first_frame_s:
-                self._host.counters.zombies += 1
-                arriving.close(CloseCode.POLICY_VIOLATION, "nothing was sent")
-            elif arriving.heard_at > arriving.attached_at and presence.may_replace(now):
-                self._device_came(now)
-        if device is not None:
-            silent_s = device.silent_s(now)
-            if silent_s >= limits.device_silence_s:
-                device.close(CloseCode.POLICY_VIOLATION, "nothing was sent for too long")
-            elif silent_s >= limits.device_ping_s <= now - device.pinged_at:
-                device.pinged_at = now
-                device.ping()  # a machine pings by itself; others may only listen, and answer this
-
-
-def _bucket(*, rate_per_s: float, burst: float) -> TokenBucket | None:
-    if rate_per_s <= 0:
-        return None
-    return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=trio.current_time())

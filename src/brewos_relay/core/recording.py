@@ -1,0 +1,66 @@
+"""What is logged and kept of attachments: fields that tell them apart, how they ended, what they said."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from brewos_relay.core.attachment import Attachment, ClientAttachment
+from brewos_relay.core.ends import LEAVING, End, detail_of, shown
+from brewos_relay.core.peer import Receive
+from brewos_relay.messages import Message
+
+log = logging.getLogger(__name__)
+
+LEFT: Final = End("peer", None)
+"""Of a peer that says nothing of how it ended, and was not asked to end."""
+
+_NAMED_AT_MOST: Final = 8
+
+
+def fields_of(attachment: Attachment) -> dict[str, object]:
+    """Give the fields of a log entry about an attachment; once it has ended, also how."""
+    fields: dict[str, object] = {"device": attachment.session.device_id, "connection": attachment.number}
+    if isinstance(attachment, ClientAttachment):
+        fields["client"] = attachment.id
+    if attachment.end is not None:
+        fields |= end_of(attachment)
+    return fields
+
+
+def end_of(attachment: Attachment) -> dict[str, str]:
+    """Give what is kept of the end of an attachment."""
+    return detail_of(
+        attachment.end or LEAVING,
+        connected_s=trio.current_time() - attachment.attached_at,
+        received=attachment.received,
+    )
+
+
+def log_came(attachment: Attachment) -> None:
+    """Log that a peer is there from now on."""
+    who = f"client {attachment.id} of " if isinstance(attachment, ClientAttachment) else ""
+    log.info("%sdevice %s came", who, attachment.session.device_id, extra=fields_of(attachment))
+
+
+def log_went(attachment: Attachment, *, stood_for_device: bool = True) -> None:
+    """Log that a peer has ended, by whom and why."""
+    device_id, end = attachment.session.device_id, attachment.end or LEAVING
+    if isinstance(attachment, ClientAttachment):
+        what, became = f"client {attachment.id} of device {device_id}", "went"
+    elif stood_for_device:
+        what, became = f"device {device_id}", "went"
+    else:
+        what, became = f"a connection of device {device_id}", "is over"
+    log.info("%s %s: %s", what, became, end, extra=fields_of(attachment))
+
+
+def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:
+    """Log what a peer says, types only, and hand it on."""
+    if received:
+        types = [shown(message.peek_type() or "?") for message in received[:_NAMED_AT_MOST]]
+        more = f" and {len(received) - len(types)} more" if len(received) > len(types) else ""
+        kind = "client" if isinstance(attachment, ClientAttachment) else "device"
+        log.debug("from a %s: %s%s", kind, ", ".join(types), more, extra=fields_of(attachment))
+    return receive(received)

@@ -1,0 +1,71 @@
+import logging
+
+import pytest
+
+from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
+from brewos_relay.core.ends import End
+from brewos_relay.core.recording import end_of, fields_of, log_came, log_went, receive_logged
+from brewos_relay.messages import Message, encode
+from support.peers import ScriptedPeer
+
+
+class Session:
+    device_id = "BRW-12AB34CD"
+
+    def start_soon(self, *_: object) -> None:
+        raise AssertionError
+
+
+def device() -> DeviceAttachment:
+    return DeviceAttachment(Session(), ScriptedPeer(), bucket=None)
+
+
+def client() -> ClientAttachment:
+    return ClientAttachment(Session(), ScriptedPeer(), bucket=None)
+
+
+async def test_fields_tell_connections_apart() -> None:
+    one, other = device(), client()
+    one.number, other.number = 3, 4
+    assert fields_of(one) == {"device": "BRW-12AB34CD", "connection": 3}
+    assert fields_of(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
+    one.end = End("peer", 1000)
+    assert fields_of(one)["code"] == "1000"
+    assert end_of(other)["code"] == "1001", "it ends with everything else"
+
+
+async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one, other = device(), client()
+    other.end = End("peer", None)
+    log_came(one)
+    log_came(other)
+    log_went(one)
+    log_went(one, stood_for_device=False)
+    log_went(other)
+    assert caplog.messages == [
+        "device BRW-12AB34CD came",
+        f"client {other.id} of device BRW-12AB34CD came",
+        "device BRW-12AB34CD went: the relay ended it with 1001: the relay is leaving",
+        "a connection of device BRW-12AB34CD is over: the relay ended it with 1001: the relay is leaving",
+        f"client {other.id} of device BRW-12AB34CD went: the peer ended it without a goodbye",
+    ]
+
+
+async def test_types_are_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    handed_on: list[object] = []
+
+    def receive(received: object) -> float:
+        handed_on.append(received)
+        return 1.5
+
+    said = [encode({"type": "status", "secret": "S3CRET"}), Message(b"[]"), *[encode({"type": "x"})] * 8]
+    assert receive_logged(device(), receive, said) == 1.5
+    assert receive_logged(client(), receive, said[:1]) == 1.5
+    assert receive_logged(client(), receive, ()) == 1.5
+    assert handed_on == [said, said[:1], ()]
+    assert caplog.messages == [
+        "from a device: status, ?, x, x, x, x, x, x and 2 more",
+        "from a client: status",
+    ]
