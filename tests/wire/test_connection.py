@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.ends import End
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import Receive
 from brewos_relay.errors import CloseCode
@@ -104,6 +105,7 @@ class Session:
     received: list[Message] = dataclasses.field(default_factory=list)
     signs_of_life: int = 0
     pause_s: float = 0.0
+    end: End | None = None
     ran: trio.Event = dataclasses.field(default_factory=trio.Event)
     closed: trio.Event = dataclasses.field(default_factory=trio.Event)
 
@@ -115,7 +117,7 @@ class Session:
 
     async def own(self, receive: Receive) -> None:
         try:
-            await self.connection.run(self.nursery, receive)
+            self.end = await self.connection.run(self.nursery, receive)
         finally:
             self.ran.set()
             await self.connection.aclose()
@@ -295,6 +297,45 @@ async def test_a_peer_that_is_too_fast_is_not_read_for_a_while() -> None:
         await session.wait_received(2)
         assert trio.current_time() - began_s >= 0.15
         assert await session.client.read_frame() == (PONG, b"there?")
+
+
+_SMALL = {
+    "pings": client_frame(PING, b""),
+    "pongs": client_frame(PONG, b""),
+    "fragments": client_frame(CONTINUATION, b"x", fin=False),
+}
+
+
+@pytest.mark.parametrize("small", _SMALL.values(), ids=_SMALL)
+async def test_a_peer_that_floods_with_what_is_no_message_is_not_read_for_a_while(
+    small: bytes, mock_clock: trio.testing.MockClock
+) -> None:
+    async with open_session(pair=tcp_pair) as session:
+        session.client.send(client_frame(TEXT, b"begins", fin=False) + 240 * small)
+        await _let_it_be_read()
+        session.client.send(client_frame(CONTINUATION, b"and ends"))
+        await _let_it_be_read()
+        assert session.received == []
+        mock_clock.jump(0.7)
+        await _let_it_be_read()
+        assert session.received == []
+        mock_clock.jump(0.5)
+        await _let_it_be_read()
+        assert len(session.received) == 1
+        assert not session.ran.is_set()
+
+
+async def _let_it_be_read() -> None:
+    for _ in range(5):
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def test_a_few_small_frames_now_and_then_are_nothing(mock_clock: trio.testing.MockClock) -> None:
+    async with open_session() as session:
+        for count in range(1, 300):
+            session.client.send(4 * client_frame(PING, b""))
+            while session.signs_of_life < count:  # noqa: ASYNC110 - what is tested knows nothing of events
+                await trio.lowlevel.checkpoint()
 
 
 async def test_a_pause_may_begin_with_the_first_bytes() -> None:
@@ -905,3 +946,66 @@ async def test_what_comes_after_close_is_not_handed_on() -> None:
         session.connection.close(4002, "replaced")
         session.connection._on_readable()
         assert session.received == []
+
+
+# -- How it ended -----------------------------------------------------------------------------------------
+
+
+async def test_whoever_says_goodbye_ended_it() -> None:
+    async with open_session() as session:
+        session.client.send(close_frame(1001, b"bye"))
+        await session.ran.wait()
+        assert session.end == End("peer", 1001, "bye")
+
+
+async def test_a_connection_that_is_cut_ends_without_a_code() -> None:
+    async with open_session() as session:
+        session.client.sock.close()
+        await session.ran.wait()
+        assert session.end == End("peer", None, "")
+
+
+async def test_a_connection_that_fails_is_lost() -> None:
+    async with open_session() as session:
+        session.transport._break()
+        session.client.sock.close()
+        await session.ran.wait()
+        assert session.end == End("peer", None, "the connection was lost")
+
+
+async def test_what_the_relay_ends_is_its_doing() -> None:
+    async with open_session() as session:
+        await trio.testing.wait_all_tasks_blocked()
+        session.connection.close(4002, "another one came")
+        await session.ran.wait()
+        assert session.end == End("relay", 4002, "another one came")
+
+
+async def test_the_shortest_round_trip_is_remembered(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_session() as session:
+        await trio.testing.wait_all_tasks_blocked()
+        connection = session.connection
+        connection._note_pong()  # that nobody asked for
+        for round_trip_s in (0.5, 0.25, 1.0):
+            connection.ping()
+            await trio.sleep(round_trip_s)
+            connection._note_pong()
+        connection.close(1000, "")
+        await session.ran.wait()
+        assert session.end is not None
+        assert session.end.round_trip_s == pytest.approx(0.25)
+
+
+async def test_a_pong_is_noticed() -> None:
+    async with open_session() as session:
+        await trio.testing.wait_all_tasks_blocked()
+        session.connection.ping()
+        await session.client.read_frame()
+        session.client.send(client_frame(PONG))
+        while not session.signs_of_life:  # noqa: ASYNC110 - what is tested knows nothing of events
+            await trio.sleep(0.001)
+        session.connection.close(1000, "")
+        await session.ran.wait()
+        assert session.end is not None
+        assert session.end.round_trip_s is not None
+        assert not session.parser.ponged

@@ -167,6 +167,7 @@ def test_pings_are_kept_in_order_until_they_are_taken() -> None:
         client_frame(PING, b"1") + client_frame(PONG, b"-") + client_frame(PING, bytes(125))
     )
     assert parsed.pings == [b"1", bytes(125)]
+    assert parser.ponged
     parser.feed(client_frame(PING))
     parser.feed(client_frame(PING, b"2"))
     assert parser.pings == [b"", b"2"]

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 import trio
 
+from brewos_relay.core.counters import Counters
 from brewos_relay.wire import poller as poller_module
 from brewos_relay.wire.poller import Poller
 from support.sockets import read_available, socket_pair
@@ -196,3 +197,48 @@ async def test_a_poller_gives_its_descriptor_back(open_poller: OpenPoller) -> No
 async def test_a_poller_that_never_ran_can_be_closed() -> None:
     await trio.lowlevel.checkpoint()
     Poller().close()
+
+
+async def test_some_passes_are_timed_if_messages_came() -> None:
+    counters = Counters()
+    with trio.fail_after(5), socket_pair() as (near, far):
+        async with poller_module.open_poller(counters) as poller:
+            owner = Owner(near)
+
+            def read() -> None:
+                owner()
+                if owner.received.endswith(b"m"):
+                    counters.received_from_devices += 1
+
+            poller.watch(near.fileno(), read)
+            for count in range(40):
+                owner.noticed = trio.Event()
+                far.send(b"p" if count == 0 else b"m")  # what carries no message is not timed
+                await owner.noticed.wait()
+    assert sum(counters.latency.counts) == 1
+    assert 0 < counters.latency.total < 5
+
+
+@pytest.mark.parametrize("passes_before", [0, 1], ids=["timed", "not timed"])
+async def test_owners_that_went_in_a_pass_are_not_called(open_poller: OpenPoller, passes_before: int) -> None:
+    with trio.fail_after(5), socket_pair() as (one, far_one), socket_pair() as (two, far_two):
+        async with open_poller() as poller:
+            calls: list[int] = []
+
+            def end_both() -> None:
+                calls.append(1)
+                for sock in (one, two):
+                    poller.unwatch(sock.fileno())
+
+            for _ in range(passes_before):
+                owner = Owner(one)
+                poller.watch(one.fileno(), owner)
+                far_one.send(b"x")
+                await owner.noticed.wait()
+                poller.unwatch(one.fileno())
+            for sock in (one, two):
+                poller.watch(sock.fileno(), end_both)
+            far_one.send(b"x")
+            far_two.send(b"x")
+            await settle()
+    assert calls == [1]

@@ -75,6 +75,7 @@ async def test_a_reset_reads_as_the_end() -> None:
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
         assert transport.read() == b""
+        assert transport.broken
         transport.close()
 
 
@@ -86,6 +87,48 @@ async def test_waiting_for_something_to_read() -> None:
             far.send(b"x")
         far.close()
         await transport.wait_readable()
+
+
+async def test_a_look_at_what_is_there_leaves_it_there() -> None:
+    with transport_pair() as (transport, far):
+        assert transport.peek(10) is None
+        far.send(b"abcdef")
+        assert transport.peek(3) == b"abc"
+        assert transport.peek(10) == b"abcdef"
+        transport.skip(2)
+        assert transport.read() == b"cdef"
+        transport.skip(2)  # nothing is there
+        far.send(b"last")
+        far.close()
+        assert transport.peek(10) == b"last"
+        transport.skip(4)
+        assert transport.peek(10) == b""
+        assert not transport.broken
+
+
+async def test_a_look_at_a_broken_stream_is_the_end() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        reset(far)
+        assert transport.peek(10) == b""
+        assert transport.broken
+        transport.close()
+
+
+async def test_a_stream_that_has_ended_well_is_not_broken() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        far.close()
+        assert transport.read() == b""
+        assert not transport.broken
+        transport.close()
+
+
+async def test_the_bounds_of_the_outbox_can_be_asked_for() -> None:
+    with tcp_pair() as (near, _):
+        transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=100)
+        assert transport.outbox_limits == (LIMIT, 100)
+        transport.close()
 
 
 # -- Writing ----------------------------------------------------------------------------------------------
@@ -176,6 +219,7 @@ async def test_a_broken_stream_takes_everything() -> None:
         for _ in range(10):
             assert transport.write(bytes(LIMIT))
         assert transport.outbox_bytes == 0
+        assert transport.broken
         assert transport.read() == b""
         transport.close()
 

@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.ends import End
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -22,6 +25,12 @@ from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)
+
+_SMALL_AT_ONCE: Final = 200.0
+_SMALL_PER_S: Final = 50.0
+"""Control frames and small fragments of one peer: nobody counts them as messages, and each costs as much."""
+_SMALL_IN_A_READ: Final = 4
+"""So many cost less than the reading itself."""
 
 _UNREAD = Counters()
 """Where connections count that nobody asked to."""
@@ -48,10 +57,13 @@ class WebSocketConnection:
         "_opened_at",
         "_overdue",
         "_parser",
+        "_pinged_at",
         "_poller",
         "_receive",
+        "_round_trip_s",
         "_said_goodbye",
         "_sleeper",
+        "_small",
         "_tasks",
         "_transport",
     )
@@ -80,9 +92,12 @@ class WebSocketConnection:
         self._leaving = False
         self._said_goodbye = False
         self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
+        self._pinged_at: float | None = None  # when a ping was sent that is not answered
+        self._round_trip_s: float | None = None
+        self._small: TokenBucket | None = None  # of a peer that has ever sent many small frames at once
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
-    async def run(self, tasks: Tasks, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
         """Hand on what the peer sends until the connection is to end; see `Peer.run`."""
         self._receive = receive
         self._tasks = tasks
@@ -106,6 +121,14 @@ class WebSocketConnection:
                 self._overdue.cancel()
                 self._overdue = None
             del self._receive, self._tasks  # they lead back here, and would keep all of it from going
+        return self._end()
+
+    def _end(self) -> End:
+        ending = self._ending
+        if ending is None:
+            reason = "the connection was lost" if self._transport.broken else ""
+            return End("peer", None, reason, self._round_trip_s)
+        return End("peer" if ending.by_peer else "relay", ending.code, ending.reason, self._round_trip_s)
 
     def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -132,10 +155,10 @@ class WebSocketConnection:
         elif self._ending is None:
             self._hand_on(messages)
 
-    def _hand_on(self, messages: Sequence[Message]) -> float:
+    def _hand_on(self, messages: Sequence[Message], least_pause_s: float = 0.0) -> float:
         """Give messages to the session; return for how many seconds nothing is read from here on."""
         try:
-            pause_s = self._receive(messages)
+            pause_s = max(self._receive(messages), least_pause_s)
             if pause_s > 0:
                 self._pause(pause_s)
         except Exception:
@@ -153,9 +176,13 @@ class WebSocketConnection:
             parser.pings.clear()
         self._counters.oversized += parser.oversized
         parser.oversized = 0
-        pause_s = 0.0
-        if (messages or parser.heard) and self._ending is None:
-            pause_s = self._hand_on(messages)
+        if parser.ponged:
+            parser.ponged = False
+            self._note_pong()
+        pause_s = self._count_small(parser.small)
+        parser.small = 0
+        if (messages or parser.heard or pause_s) and self._ending is None:
+            pause_s = self._hand_on(messages, pause_s)
         parser.heard = False
         if parser.ending is not None and self._ending is None:
             self._ending = parser.ending
@@ -170,6 +197,21 @@ class WebSocketConnection:
             self._tasks.start_soon(self._wait_for_message, self._overdue)
         elif moved_on:  # it is another message than before
             self._overdue.deadline = trio.current_time() + pause_s + self._limits.message_s
+
+    def _count_small(self, count: int) -> float:
+        """Count small frames; return for how many seconds to read no more."""
+        now = trio.current_time()
+        if self._small is None:
+            if count <= _SMALL_IN_A_READ:
+                return 0.0
+            self._small = TokenBucket(rate_per_s=_SMALL_PER_S, burst=_SMALL_AT_ONCE, now=now)
+        return self._small.take(count, now) if count > _SMALL_IN_A_READ else 0.0
+
+    def _note_pong(self) -> None:
+        if self._pinged_at is not None:
+            round_trip_s = trio.current_time() - self._pinged_at
+            self._pinged_at = None
+            self._round_trip_s = min(round_trip_s, self._round_trip_s or round_trip_s)
 
     def _pause(self, pause_s: float) -> None:
         """Read nothing for a while: what the peer sends waits in the network, and slows it down."""
@@ -197,6 +239,7 @@ class WebSocketConnection:
         """Send a ping; see `Peer.ping`."""
         if self._ending is None:
             self._transport.write(PING_FRAME)
+            self._pinged_at = trio.current_time()
         return False
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:

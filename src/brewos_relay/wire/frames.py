@@ -25,6 +25,7 @@ _RSV: Final = 0x70
 _MASKED: Final = 0x80
 _MAX_CONTROL_BYTES: Final = 125
 _MAX_REASON_BYTES: Final = _MAX_CONTROL_BYTES - 2
+_SMALL_FRAGMENT_BYTES: Final = 64
 
 _NewUtf8Decoder = codecs.getincrementaldecoder("utf-8")
 _int_from_bytes = int.from_bytes
@@ -72,6 +73,8 @@ class FrameParser:
         "heard",
         "oversized",
         "pings",
+        "ponged",
+        "small",
     )
 
     def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
@@ -87,6 +90,8 @@ class FrameParser:
         self._utf8: codecs.IncrementalDecoder | None = None
         self.pings: list[bytes] = []
         """Payloads of pings that nobody has answered yet; the caller empties it."""
+        self.ponged = False
+        """Set when a pong has come; the caller may reset it."""
         self.attention = False
         """Set when there is more to look at than messages: pings, an ending, a message that is not complete.
 
@@ -98,6 +103,9 @@ class FrameParser:
         """Set once the stream is over; whatever is fed later is ignored."""
         self.oversized = 0
         """How many messages were read past; the caller may reset it."""
+        self.small = 0
+        """How many control frames and small fragments have come, which cost much for what they say; the caller
+        may reset it."""
 
     @property
     def incomplete(self) -> bool:
@@ -221,10 +229,13 @@ class FrameParser:
 
     def _take_control(self, first: int, payload: bytes) -> None:
         self.heard = True
+        self.small += 1
         if first == _FIN | PING:
             self.pings.append(payload)
         elif first == _FIN | CLOSE:
             self.ending = _read_close(payload)
+        else:
+            self.ponged = True
 
     def _take_fragment(self, first: int, payload: bytes, messages: list[Message]) -> None:
         if self._fragments is None:
@@ -233,6 +244,7 @@ class FrameParser:
             self._fragments_are_text = first & 0x0F == TEXT
             self._utf8 = _NewUtf8Decoder() if self._fragments_are_text else None
         final = first & _FIN != 0
+        self.small += len(payload) < _SMALL_FRAGMENT_BYTES
         if self._utf8 is not None:
             try:
                 self._utf8.decode(payload, final)

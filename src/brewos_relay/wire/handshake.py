@@ -49,10 +49,11 @@ class Refusal(Exception):
 class Request:
     """A request head: `method`, `path` and `query` as they came, `headers` by lower-case name.
 
-    Headers that came several times are joined with commas (RFC 9110 §5.3).
+    Headers that came several times are joined with commas (RFC 9110 §5.3). Whoever has the connection
+    fills in `peer_address`, where it comes from, and `secure`, whether TLS protects it.
     """
 
-    __slots__ = ("headers", "method", "minor_version", "path", "query")
+    __slots__ = ("headers", "method", "minor_version", "path", "peer_address", "query", "secure")
 
     def __init__(
         self, *, method: str, path: str, query: str, minor_version: int, headers: dict[str, str]
@@ -62,6 +63,8 @@ class Request:
         self.query = query
         self.minor_version = minor_version
         self.headers = headers
+        self.peer_address = ""
+        self.secure = False
 
     @property
     def wants_upgrade(self) -> bool:

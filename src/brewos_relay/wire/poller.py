@@ -9,11 +9,14 @@ own.
 import logging
 import select
 import selectors
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
+
+from brewos_relay.core.counters import Counters
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,8 @@ OnReadable = Callable[[], None]
 
 _READABLE_PER_PASS: Final = 128
 """How many sockets are read before everything else in the process gets its turn."""
+_SAMPLE_EVERY: Final = 32
+"""One pass out of so many is timed."""
 
 
 class Poller:
@@ -29,7 +34,8 @@ class Poller:
     Made by `open_poller`, which owns the task that runs it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters if counters is not None else Counters()
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
         self._owners: dict[int, OnReadable] = {}
 
@@ -48,12 +54,31 @@ class Poller:
         owners = self._owners
         poll = self._epoll.poll
         epoll_fd = self._epoll.fileno()
+        until_sample = 1
         while True:
             await trio.lowlevel.wait_readable(epoll_fd)
+            until_sample -= 1
+            if not until_sample:
+                until_sample = _SAMPLE_EVERY
+                self._call_timed(poll(0, _READABLE_PER_PASS))
+                continue
             for fd, _event in poll(0, _READABLE_PER_PASS):
                 on_readable = owners.get(fd)  # an earlier owner of this pass may have ended this one
                 if on_readable is not None:
                     on_readable()
+
+    def _call_timed(self, readable: list[tuple[int, int]]) -> None:
+        """Do one pass, and note how long the messages of each socket waited and took, together."""
+        counters = self._counters
+        began_at_s = time.perf_counter()
+        for fd, _event in readable:
+            on_readable = self._owners.get(fd)
+            if on_readable is None:
+                continue
+            before = counters.received_from_devices + counters.received_from_clients
+            on_readable()
+            if counters.received_from_devices + counters.received_from_clients != before:
+                counters.latency.observe(time.perf_counter() - began_at_s)
 
     def close(self) -> None:
         """Give the system's resources back."""
@@ -83,12 +108,12 @@ class _Selector:
 
 
 @asynccontextmanager
-async def open_poller() -> AsyncIterator[Poller]:
-    """Open a poller, and run it until the block is left.
+async def open_poller(counters: Counters | None = None) -> AsyncIterator[Poller]:
+    """Open a poller, and run it until the block is left. `counters` is where it notes how long things take.
 
     **Owns:** the one task that reads.
     """
-    poller = Poller()
+    poller = Poller(counters)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(poller.run)

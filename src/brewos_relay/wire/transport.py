@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import socket
+import ssl
 import sys
 import termios
 from collections import deque
@@ -12,6 +13,11 @@ from typing import Final
 import trio
 
 READ_BYTES: Final = 64 * 1024
+
+# An SSLSocket says it in its own words; naming them here costs nothing where there are none. One that wants
+# to write before it reads, or to read before it writes, is not among them: see `wire.tls`.
+_NOTHING_TO_READ: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
+_NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
 class Transport:
@@ -29,6 +35,7 @@ class Transport:
         "_send",
         "_socket",
         "_wakes",
+        "broken",
         "fd",
         "on_blocked",
         "outbox_bytes",
@@ -37,12 +44,14 @@ class Transport:
     def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
         self._socket = sock
         self.fd = sock.fileno()
-        self._send = sock.send
-        self._recv = sock.recv
+        self._send: Callable[[bytes], int] = sock.send
+        self._recv: Callable[[int], bytes] = sock.recv
         self._outbox: deque[bytes] | None = None
         self._outbox_limit_bytes = outbox_limit_bytes
         self._lag_bytes = outbox_limit_bytes if lag_bytes is None else min(lag_bytes, outbox_limit_bytes)
         self._wakes = 0
+        self.broken = False
+        """Whether the stream has failed, which is another end than that which the peer gives it."""
         self.outbox_bytes = 0
         """What waits to be written."""
         self.on_blocked: Callable[[], None] | None = None
@@ -53,14 +62,35 @@ class Transport:
         """Whether `close` was called."""
         return self.fd < 0
 
+    @property
+    def outbox_limits(self) -> tuple[int, int]:
+        """The most that may wait, in bytes, and how much of it what need not be kept finds no room."""
+        return self._outbox_limit_bytes, self._lag_bytes
+
     def read(self) -> bytes | None:
         """Read what is there, up to 64 KiB; None if nothing is, empty bytes once the stream is over."""
         try:
             return self._recv(READ_BYTES)
-        except (BlockingIOError, InterruptedError):
+        except _NOTHING_TO_READ:
             return None
         except OSError:
+            self._break()
             return b""
+
+    def peek(self, most_bytes: int) -> bytes | None:
+        """Look at what `read` would give, and leave it there; of a stream without TLS only."""
+        try:
+            return self._socket.recv(most_bytes, socket.MSG_PEEK)
+        except _NOTHING_TO_READ:
+            return None
+        except OSError:
+            self._break()
+            return b""
+
+    def skip(self, length: int) -> None:
+        """Read bytes that `peek` gave, and forget them."""
+        with contextlib.suppress(OSError):
+            self._socket.recv(length)
 
     def write(self, data: bytes, keep: bool = True) -> bool:
         """Write, or leave in the outbox; False if the outbox has no room and nothing was written.
@@ -72,9 +102,10 @@ class Transport:
         if self._outbox is None:
             try:
                 sent = self._send(data)
-            except (BlockingIOError, InterruptedError):
+            except _NO_ROOM:
                 sent = 0
             except OSError:
+                self._break()
                 return True
             if sent != len(data):
                 self._outbox = deque((data[sent:],))
@@ -91,10 +122,15 @@ class Transport:
     def _try_send(self, data: bytes) -> int:
         try:
             return self._send(data)
-        except (BlockingIOError, InterruptedError):
+        except _NO_ROOM:
             return 0
         except OSError:
+            self._break()
             return len(data)
+
+    def _break(self) -> None:
+        """Note that the stream has failed."""
+        self.broken = True
 
     def keep_first_unsent(self) -> None:
         """Forget what waits in the outbox, except for a write that may have been sent in part."""

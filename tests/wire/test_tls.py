@@ -1,0 +1,400 @@
+"""TLS in a transport, against a client of exact records over real sockets."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.errors import PeerGone
+from brewos_relay.wire.poller import open_poller
+from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
+from brewos_relay.wire.transport import Transport
+from support.certificates import server_context, write_certificate
+from support.sockets import count_open_files, fill, reset, socket_pair, tcp_pair
+from support.tls_client import TlsClient
+
+LIMIT = 300_000
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    return server_context(write_certificate(tmp_path_factory.mktemp("tls")))
+
+
+@pytest.fixture(params=VERSIONS, ids=["1.2", "1.3"])
+def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
+    found = request.param
+    assert isinstance(found, ssl.TLSVersion)
+    return found
+
+
+@asynccontextmanager
+async def tls_pair(
+    server: ssl.SSLContext, version: ssl.TLSVersion = VERSIONS[1], *, full: bool = False
+) -> AsyncIterator[tuple[TlsTransport, TlsClient]]:
+    """Open a transport and its client, with their handshake behind them; `full`: without room at first."""
+    before = count_open_files()
+    with trio.fail_after(10), socket_pair(send_buffer_bytes=4096) if full else tcp_pair() as (near, far):
+        filled_bytes = fill(near) if full else 0
+        transports: list[TlsTransport] = []
+        client = TlsClient(far, version)
+        async with trio.open_nursery() as nursery:
+
+            async def accept() -> None:
+                plain = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=LIMIT - 1)
+                transports.append(await accept_tls(plain, server))
+                assert plain.closed
+
+            nursery.start_soon(accept)
+            await client.send_pending()
+            if full:
+                with pytest.raises(ssl.SSLWantReadError):
+                    client.tls.do_handshake()
+                await client.send_pending()
+                await trio.testing.wait_all_tasks_blocked()
+            await client.shake_hands(skip_bytes=filled_bytes)
+        yield transports[0], client
+        transports[0].close()
+        assert transports[0].closed
+    assert count_open_files() == before
+
+
+async def read(transport: Transport) -> bytes:
+    """Read at the server what comes next, or the end."""
+    while (data := transport.read()) is None:
+        await transport.wait_readable()
+    return data
+
+
+def fill_outbox(transport: TlsTransport) -> bytes:
+    """Write until something waits, and return all of it."""
+    written = b""
+    while not transport.outbox_bytes:
+        data = bytes([len(written) // 40_000 % 256]) * 40_000
+        assert transport.write(data)
+        written += data
+    return written
+
+
+def test_the_first_byte_tells_tls_from_everything_else() -> None:
+    assert begins_like_tls(b"\x16\x03\x01")
+    assert not begins_like_tls(b"GET")
+    assert not begins_like_tls(b"")
+
+
+# -- Handshake --------------------------------------------------------------------------------------------
+
+
+async def test_a_handshake_waits_for_room(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version, full=True) as (transport, client):
+        transport.write(b"hello")
+        assert await client.read(5) == b"hello"
+
+
+async def accept(transport: Transport, server: ssl.SSLContext) -> None:
+    await accept_tls(transport, server)
+
+
+@pytest.mark.parametrize("garbage", [b"\x16garbage" * 10, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff"])
+async def test_garbage_is_no_handshake(server: ssl.SSLContext, garbage: bytes) -> None:
+    before = count_open_files()
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        far.send(garbage)
+        far.close()
+        with pytest.raises(PeerGone, match="no TLS"):
+            await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+    assert count_open_files() == before
+
+
+async def test_a_peer_that_resets_is_gone(server: ssl.SSLContext) -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        reset(far)
+        with pytest.raises(PeerGone):
+            await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+
+
+async def test_a_peer_that_leaves_in_the_middle_is_gone(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        client = TlsClient(far, version)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        await client.send_pending()
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                far.close()
+
+            nursery.start_soon(leave)
+            with pytest.raises(PeerGone):
+                await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+
+
+async def test_a_peer_that_speaks_an_older_version_is_told_and_gone(server: ssl.SSLContext) -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        newer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        newer.minimum_version = ssl.TLSVersion.TLSv1_3
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+                    await TlsClient(far, ssl.TLSVersion.TLSv1_2).shake_hands()
+
+            nursery.start_soon(ask)
+            with pytest.raises(PeerGone):
+                await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), newer)
+
+
+async def test_a_handshake_that_stalls_can_be_cancelled(
+    server: ssl.SSLContext, autojump_clock: trio.testing.MockClock
+) -> None:
+    before = count_open_files()
+    with trio.fail_after(60), tcp_pair() as (near, far):
+        far.send(b"\x16\x03\x01\x02\x00\x01")
+        with trio.move_on_after(10) as late:
+            await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+        assert late.cancelled_caught
+        assert far.recv(10) == b""
+    assert count_open_files() == before
+
+
+# -- Reading and writing ----------------------------------------------------------------------------------
+
+
+async def test_what_is_written_is_read_at_the_other_end(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        assert client.tls.version() == {VERSIONS[0]: "TLSv1.2", VERSIONS[1]: "TLSv1.3"}[version]
+        assert transport.outbox_limits == (LIMIT, LIMIT - 1)
+        assert transport.read() is None
+        transport.on_blocked = pytest.fail
+        assert transport.write(b"from the relay")
+        assert transport.write(b"")
+        assert await client.read(14) == b"from the relay"
+        await client.send(b"to the relay")
+        assert await read(transport) == b"to the relay"
+        assert transport.read() is None
+        assert not transport.broken
+
+
+async def test_a_write_larger_than_a_record_is_written_at_once_if_there_is_room(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        transport.on_blocked = pytest.fail
+        data = bytes(range(256)) * 200
+        assert transport.write(data)
+        assert transport.outbox_bytes == 0
+        assert await client.read(len(data)) == data
+
+
+async def test_every_record_shows_in_the_socket_until_it_is_read(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    """A poller sees the socket only: nothing may wait inside of OpenSSL."""
+    sizes = [1, 16_384, 5, 600, 16_384, 1]
+    async with tls_pair(server, version) as (transport, client), open_poller() as poller:
+        received: list[bytes] = []
+
+        def on_readable() -> None:
+            data = transport.read()
+            if data is not None:
+                received.append(data)
+
+        await client.send_raw(b"".join(client.record(bytes(size)) for size in sizes))
+        poller.watch(transport.fd, on_readable)
+        while sum(map(len, received)) < sum(sizes):
+            await trio.lowlevel.checkpoint()
+        assert [len(data) for data in received] == sizes
+        poller.unwatch(transport.fd)
+
+
+async def test_half_a_record_is_nothing_yet(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        record = client.record(b"a message")
+        for part in (record[:3], record[3:20], record[20:-1]):
+            await client.send_raw(part)
+            await transport.wait_readable()
+            assert transport.read() is None
+        await client.send_raw(record[-1:])
+        assert await read(transport) == b"a message"
+
+
+async def test_what_the_system_does_not_take_waits_and_is_written_in_order(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        blocked: list[None] = []
+        transport.on_blocked = lambda: blocked.append(None)
+        expected = fill_outbox(transport)
+        assert len(blocked) == 1
+        for size in (1, 20_000, 600):
+            assert transport.write(bytes([size % 256]) * size)
+            expected += bytes([size % 256]) * size
+        async with trio.open_nursery() as nursery:
+
+            async def flush() -> None:
+                assert await transport.flush(stall_s=5)
+
+            nursery.start_soon(flush)
+            assert await client.read(len(expected)) == expected
+        assert transport.outbox_bytes == 0
+        transport.write(b"more")
+        assert await client.read(4) == b"more"
+
+
+async def test_what_was_begun_is_finished_when_the_rest_is_forgotten(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        expected = fill_outbox(transport)
+        assert transport.write(b"to be forgotten" * 100)
+        transport.keep_first_unsent()
+        assert transport.write(b"the end")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: transport.flush(stall_s=5))
+            assert await client.read(len(expected) + 7) == expected + b"the end"
+
+
+async def test_a_peer_that_takes_nothing_stalls(
+    server: ssl.SSLContext, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with tls_pair(server) as (transport, _):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
+            fill_outbox(transport)
+            assert not await transport.flush(stall_s=1)
+
+
+# -- Failures ---------------------------------------------------------------------------------------------
+
+
+async def test_what_is_no_record_breaks_the_stream(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        await client.send_raw(b"GET / HTTP/1.1\r\n\r\n")
+        await transport.wait_readable()
+        assert transport.read() == b""
+        assert transport.broken
+        assert transport.write(b"lost")
+        assert transport.read() == b""
+        assert transport.outbox_bytes == 0
+
+
+async def test_a_reset_breaks_the_stream(server: ssl.SSLContext) -> None:
+    async with tls_pair(server) as (transport, client):
+        reset(client.sock)
+        assert transport.write(b"lost")
+        assert transport.read() == b""
+        assert transport.broken
+
+
+async def test_an_end_without_a_goodbye_is_an_end(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        await client.send(b"last")
+        client.sock.close()
+        assert await read(transport) == b"last"
+        assert await read(transport) == b""
+
+
+async def test_a_write_that_waits_for_reading_ends_the_connection(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer could say half a message of a handshake, and never the rest."""
+
+    def send(_data: bytes) -> int:
+        raise ssl.SSLWantReadError
+
+    async with tls_pair(server) as (transport, client):
+        monkeypatch.setattr(transport, "_send", send)
+        assert transport.write(b"lost")
+        assert transport.outbox_bytes == 0
+        assert transport.broken
+        await transport.wait_readable()
+        assert transport.read() == b""
+        with pytest.raises(EOFError):
+            await client.read_record()
+
+
+async def test_a_read_that_waits_for_room_ends_the_connection(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer could ask for new keys, and read nothing."""
+
+    def recv(_most_bytes: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    async with tls_pair(server) as (transport, client):
+        monkeypatch.setattr(transport, "_recv", recv)
+        await client.send(b"x")
+        assert await read(transport) == b""
+        assert transport.broken
+        with pytest.raises((EOFError, ConnectionResetError)):
+            await client.read_record()
+
+
+# -- The end ----------------------------------------------------------------------------------------------
+
+
+async def test_a_goodbye_can_be_said_before_the_peer_says_it(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        transport.write(b"last")
+        transport.finish_writing()
+        transport.finish_writing()
+        assert transport.write(b"too late")
+        assert transport.outbox_bytes == 0
+        assert await client.read_record() == b"last"
+        assert await client.read_record() == b"", "close_notify"
+        await client.read_socket()
+        assert client.ended, "and the end of the stream"
+        if version is VERSIONS[1]:  # where each end has a goodbye of its own
+            await client.send(b"the peer's last")
+            assert await read(transport) == b"the peer's last"
+        await client.say_goodbye()
+        assert await read(transport) == b""
+
+
+async def test_a_goodbye_is_said_although_the_peer_has_said_more(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        await client.send(b"not read yet")
+        await transport.wait_readable()
+        transport.finish_writing()
+        assert await client.read_record() == b""
+        client.sock.close()
+        while await read(transport):
+            pass
+
+
+async def test_a_goodbye_is_answered(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        await client.say_goodbye()
+        assert await read(transport) == b""
+        assert not transport.broken
+        transport.finish_writing()
+        await client.send_raw(b"what comes behind a goodbye is not read")
+        assert transport.read() == b""
+        assert await client.read_record() == b""
+
+
+async def test_closing_says_goodbye(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        transport.write(b"last")
+        transport.close()
+        assert await client.read_record() == b"last"
+        assert await client.read_record() == b""
+
+
+async def test_closing_in_the_middle_of_a_record_does_not_wait(server: ssl.SSLContext) -> None:
+    async with tls_pair(server) as (transport, _):
+        fill_outbox(transport)
+        transport.close()
+        assert transport.outbox_bytes == 0
