@@ -1,38 +1,43 @@
-"""An application over fakes."""
+"""The application over a registry with some machines in it."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from quart_trio import QuartTrio
 
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from support.api_fakes import FakeRelay, FakeStore, FakeTokens
+from brewos_relay.auth.caller import Front
+from support.household import Household, PlainRelay, open_household
 
 
 @pytest.fixture
-def relay() -> FakeRelay:
-    return FakeRelay()
+async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Household]:
+    async with open_household(tmp_path_factory.mktemp("registry")) as house:
+        yield house
 
 
 @pytest.fixture
-def store() -> FakeStore:
-    return FakeStore()
+def relay(house: Household) -> PlainRelay:
+    return house.relay
 
 
 @pytest.fixture
-def tokens() -> FakeTokens:
-    return FakeTokens()
-
-
-@pytest.fixture
-def make_app(relay: FakeRelay, store: FakeStore, tokens: FakeTokens) -> Callable[[Path | None], QuartTrio]:
+def make_app(house: Household) -> Callable[[Path | None], QuartTrio]:
     def make(web_dist_path: Path | None) -> QuartTrio:
-        return create_app(relay=relay, store=store, tokens=tokens, web_dist_path=web_dist_path)
+        return create_app(
+            relay=house.relay,
+            store=house.store,
+            keys=house.keys,
+            front=Front(),
+            accounts=AccountRules(),
+            web_dist_path=web_dist_path,
+        )
 
     return make
 
 
 @pytest.fixture
-def app(make_app: Callable[[Path | None], QuartTrio]) -> QuartTrio:
-    return make_app(None)
+def app(house: Household) -> QuartTrio:
+    return house.app

@@ -4,7 +4,7 @@ import pytest
 from quart import request
 from quart_trio import QuartTrio
 
-from support.api_fakes import FakeClaims, FakeTokens
+from support.household import Household
 
 SECRET = "a-password-in-an-exception"
 
@@ -38,7 +38,7 @@ async def test_an_exception_is_a_500_in_json_without_its_text(app: QuartTrio, fa
     response = await app.test_client().get("/api/broken")
     assert response.status_code == 500
     assert response.headers["Vary"] == "Authorization"
-    assert await response.get_json() == {"error": "Internal Server Error"}
+    assert await response.get_json() == {"error": "Internal Server Error."}
 
 
 async def test_an_exception_outside_of_the_api_is_a_500_without_its_text(app: QuartTrio) -> None:
@@ -58,11 +58,9 @@ async def test_no_environment_switches_tracebacks_on(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("path", ["/api/health", "/api/devices", "/api/nothing"])
-async def test_nothing_of_the_api_is_kept_or_given_to_somebody_else(
-    app: QuartTrio, tokens: FakeTokens, path: str
-) -> None:
-    tokens.good["good"] = FakeClaims()
-    response = await app.test_client().get(path, headers={"Authorization": "Bearer good"})
+async def test_nothing_of_the_api_is_kept_or_given_to_somebody_else(house: Household, path: str) -> None:
+    asked = house.app.test_client().get(path, headers={"Authorization": f"Bearer {house.token('ada')}"})
+    response = await asked
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["Vary"] == "Authorization"
     assert response.headers["X-Content-Type-Options"] == "nosniff"

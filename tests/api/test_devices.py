@@ -1,198 +1,254 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
-from quart import Response
-from quart_trio import QuartTrio
 
-from support.api_fakes import FakeClaims, FakeDevice, FakeRelay, FakeStore, FakeTokens
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.devices import note_info, note_seen
+from brewos_relay.registry.pairing import register_claim
+from support.household import KEY, MACHINE, OTHER_KEY, SECOND, STRANGE, Household, open_household
 
-KITCHEN = FakeDevice("BRW-00000001", name="Kitchen", created_at_ms=1_000, last_seen_ms=2_000)
-OFFICE = FakeDevice("BRW-00000002")
-SOMEBODY_ELSES = FakeDevice("BRW-00000003", name="Not yours")
-UNKNOWN_ID = "BRW-0000000F"
-
-
-@pytest.fixture(autouse=True)
-def registered(store: FakeStore) -> None:
-    store.devices = [SOMEBODY_ELSES, OFFICE, KITCHEN]
+UNKNOWN = "BRW-0000004D"
+HOUR_MS = 3_600_000
 
 
-async def ask(app: QuartTrio, token: str = "good") -> Response:
-    response = await app.test_client().get("/api/devices", headers={"Authorization": f"Bearer {token}"})
-    assert isinstance(response, Response)
-    return response
-
-
-async def listed(app: QuartTrio) -> list[dict[str, Any]]:
-    response = await ask(app)
-    assert response.status_code == 200
-    devices: list[dict[str, Any]] = (await response.get_json())["devices"]
+async def listed(house: Household, **by: Any) -> list[dict[str, Any]]:
+    answer = await house.ask("GET", "/devices", **by)
+    assert answer.status == 200
+    devices: list[dict[str, Any]] = answer.content["devices"]
     return devices
 
 
-async def test_lists_what_the_token_names_and_what_its_user_has(
-    app: QuartTrio, relay: FakeRelay, store: FakeStore, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", frozenset({OFFICE.id, UNKNOWN_ID}))
-    store.owned["u1"] = [KITCHEN.id]
-    store.owned["u2"] = [SOMEBODY_ELSES.id]
-    relay.online = {KITCHEN.id}
-    assert await listed(app) == [
-        {
-            "id": KITCHEN.id,
+async def one(house: Household, device_id: str = MACHINE, **by: Any) -> dict[str, Any]:
+    answer = await house.ask("GET", f"/devices/{device_id}", **by)
+    assert answer.status == 200
+    device: dict[str, Any] = answer.content["device"]
+    return device
+
+
+# What is listed
+
+
+async def test_lists_what_a_user_has(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        await house.give("bob", "member")
+        await house.store.write(note_seen, {MACHINE: 2_000})
+        kitchen, second = await listed(house)
+        assert kitchen == {
+            "id": MACHINE,
             "name": "Kitchen",
             "isOnline": True,
             "lastSeen": "1970-01-01T00:00:02.000Z",
             "firmwareVersion": None,
             "machineType": None,
             "claimedAt": "1970-01-01T00:00:01.000Z",
-        },
-        {
-            "id": OFFICE.id,
-            "name": OFFICE.id,
-            "isOnline": False,
-            "lastSeen": None,
-            "firmwareVersion": None,
-            "machineType": None,
-            "claimedAt": "2023-11-14T22:13:20.000Z",
-        },
-        {
-            "id": UNKNOWN_ID,
-            "name": UNKNOWN_ID,
-            "isOnline": False,
-            "lastSeen": None,
-            "firmwareVersion": None,
-            "machineType": None,
-            "claimedAt": None,
-        },
-    ]
+            "userCount": 2,
+            "role": "owner",
+            "until": None,
+            "keyPending": False,
+        }
+        assert second["id"] == second["name"] == SECOND
+        assert (second["isOnline"], second["lastSeen"], second["userCount"]) == (False, None, 1)
+        assert [device["id"] for device in await listed(house, by="bob")] == [MACHINE]
+        assert await listed(house, by="eve") == []
 
 
-async def test_a_device_that_is_named_and_owned_is_listed_once(
-    app: QuartTrio, store: FakeStore, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", frozenset({KITCHEN.id}))
-    store.owned["u1"] = [KITCHEN.id]
-    assert [device["name"] for device in await listed(app)] == ["Kitchen"]
+async def test_a_guest_sees_their_role_and_its_end(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        until_ms = now_ms() + HOUR_MS
+        await house.give("bob", "viewer", until_ms=until_ms)
+        await house.give("cleo", "member", until_ms=now_ms() - 1)
+        (device,) = await listed(house, by="bob")
+        assert device["role"] == "viewer"
+        assert device["until"].endswith("Z")
+        assert device["claimedAt"] > "2020"
+        assert await listed(house, by="cleo") == []
 
 
-async def test_a_star_lists_every_registered_device(app: QuartTrio, tokens: FakeTokens) -> None:
-    tokens.good["good"] = FakeClaims("u1", "*")
-    assert [device["id"] for device in await listed(app)] == [KITCHEN.id, OFFICE.id, SOMEBODY_ELSES.id]
+async def test_lists_what_a_token_names_beside_what_its_user_has(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "viewer")
+        token = house.token("bob", devices=[MACHINE, STRANGE, UNKNOWN], role="member")
+        found = {device["id"]: device for device in await listed(house, token=token)}
+        assert list(found) == [MACHINE, STRANGE, UNKNOWN]
+        assert {device["role"] for device in found.values()} == {"member"}
+        assert "userCount" not in found[STRANGE]
+        assert found[UNKNOWN]["claimedAt"] is None
+        assert found[UNKNOWN]["name"] == UNKNOWN
 
 
-async def test_nothing_named_and_nothing_owned_is_an_empty_list(app: QuartTrio, tokens: FakeTokens) -> None:
-    tokens.good["good"] = FakeClaims()
-    assert await listed(app) == []
+async def test_a_star_lists_every_registered_device(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = house.token("ops", devices="*", role="viewer")
+        assert [device["id"] for device in await listed(house, token=token)] == [MACHINE, SECOND, STRANGE]
+        assert (await one(house, STRANGE, token=token))["role"] == "viewer"
+        mine = house.token("ada", devices="*", role="viewer")
+        roles = {device["id"]: device["role"] for device in await listed(house, token=mine)}
+        assert roles == dict.fromkeys([MACHINE, SECOND, STRANGE], "viewer")
+
+
+async def test_what_a_machine_says_of_itself_comes_before_what_is_kept(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.store.write(note_info, MACHINE, firmware_version="0.8.1", machine_type="dual_boiler")
+        device = await one(house)
+        assert (device["firmwareVersion"], device["machineType"]) == ("0.8.1", "dual_boiler")
+        info: dict[str, Any] = {"firmwareVersion": "0.8.62", "machineType": 7}
+        house.relay.states[MACHINE] = {"snapshotAgeMs": 0, "messages": {"device_info": info}}
+        device = await one(house)
+        assert (device["firmwareVersion"], device["machineType"]) == ("0.8.62", "dual_boiler")
+
+
+@pytest.mark.parametrize("info", [None, [], "x", {}, {"firmwareVersion": "x" * 51}])
+async def test_what_a_machine_says_of_itself_may_be_anything(tmp_path: Path, info: Any) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.states[MACHINE] = {"snapshotAgeMs": 0, "messages": {"device_info": info}}
+        assert (await one(house))["firmwareVersion"] is None
+
+
+async def test_a_pending_key_is_shown(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        at_ms = now_ms()
+        await house.store.write(
+            register_claim,
+            device_id=MACHINE,
+            key_hash=hash_key(OTHER_KEY),
+            token_hash=hash_key("t" * 32),
+            now_ms=at_ms,
+            expires_at_ms=at_ms + HOUR_MS,
+        )
+        assert (await one(house))["keyPending"] is True
+        assert (await one(house, SECOND))["keyPending"] is False
+
+
+@pytest.mark.parametrize("path", ["", f"/{MACHINE}", f"/{MACHINE}/state"])
+async def test_nobody_is_told_anything(tmp_path: Path, path: str) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("GET", f"/devices{path}", by=None)
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["", "/state", "/users", "/shares", "/activity"])
+@pytest.mark.parametrize("device_id", [SECOND, UNKNOWN])
+async def test_what_is_not_ones_own_is_not_there(tmp_path: Path, path: str, device_id: str) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "owner")
+        answer = await house.ask("GET", f"/devices/{device_id}{path}", by="bob")
+        there = await house.ask("GET", f"/devices/{STRANGE}{path}", by="bob")
+        assert (answer.status, answer.body) == (404, there.body)
 
 
 @pytest.mark.parametrize(
-    "authorization", [None, "", "Bearer", "Bearer ", "Basic good", "good", "Bearer  bad", "\xff"]
+    "device_id", ["nonsense", "BRW-1", "%00", f"{MACHINE}%0a", "claim", "register-claim"]
 )
-async def test_a_missing_or_bad_token_is_a_401_in_json(
-    app: QuartTrio, tokens: FakeTokens, authorization: str | None
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", "*")
-    headers = {} if authorization is None else {"Authorization": authorization}
-    response = await app.test_client().get("/api/devices", headers=headers)
-    assert response.status_code == 401
-    assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert (await response.get_json())["error"]
+async def test_what_is_no_id_is_not_found(tmp_path: Path, device_id: str) -> None:
+    async with open_household(tmp_path) as house:
+        assert (await house.ask("GET", f"/devices/{device_id}")).status in {404, 405}
+        assert (await house.ask("PATCH", f"/devices/{device_id}", {"name": "x"})).status in {404, 405}
 
 
-@pytest.mark.parametrize("authorization", ["bearer good", "BEARER  good "])
-async def test_the_word_bearer_may_be_written_in_any_case(
-    app: QuartTrio, tokens: FakeTokens, authorization: str
-) -> None:
-    tokens.good["good"] = FakeClaims()
-    response = await app.test_client().get("/api/devices", headers={"Authorization": authorization})
-    assert response.status_code == 200
+# State
 
 
-async def test_a_registry_that_fails_is_a_503_in_json(
-    app: QuartTrio, store: FakeStore, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", "*")
-    store.failing = True
-    response = await ask(app)
-    assert response.status_code == 503
-    assert response.headers["Retry-After"] == "5"
-    assert "locked" not in (await response.get_json())["error"]
-
-
-# /api/devices/ID/state
-
-
-async def ask_for_state(app: QuartTrio, device_id: str) -> Response:
-    response = await app.test_client().get(
-        f"/api/devices/{device_id}/state", headers={"Authorization": "Bearer good"}
-    )
-    assert isinstance(response, Response)
-    return response
-
-
-async def test_the_state_of_a_device_is_what_is_known_of_it(
-    app: QuartTrio, relay: FakeRelay, store: FakeStore, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1")
-    store.owned["u1"] = [KITCHEN.id]
-    relay.online = {KITCHEN.id}
-    relay.states = {
-        KITCHEN.id: {"snapshotAgeMs": 1200, "messages": {"status": {"type": "status", "pressure": 9.1}}},
-        SOMEBODY_ELSES.id: {"snapshotAgeMs": 0, "messages": {"status": {"secret": True}}},
-    }
-    response = await ask_for_state(app, KITCHEN.id)
-    assert response.status_code == 200
-    assert response.headers["Vary"] == "Authorization"
-    assert await response.get_json() == {
-        "deviceId": KITCHEN.id,
-        "isOnline": True,
-        "lastSeen": "1970-01-01T00:00:02.000Z",
-        "snapshotAgeMs": 1200,
-        "messages": {"status": {"type": "status", "pressure": 9.1}},
-    }
-
-
-async def test_a_device_of_which_nothing_is_known_has_an_empty_state(
-    app: QuartTrio, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", frozenset({OFFICE.id, UNKNOWN_ID}))
-    for device_id in (OFFICE.id, UNKNOWN_ID):
-        response = await ask_for_state(app, device_id)
-        assert response.status_code == 200
-        assert await response.get_json() == {
-            "deviceId": device_id,
-            "isOnline": False,
+async def test_the_state_of_a_device_is_what_is_known_of_it(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        status = {"type": "status", "pressure": 9.1}
+        house.relay.states[MACHINE] = {"snapshotAgeMs": 1200, "messages": {"status": status}}
+        answer = await house.ask("GET", f"/devices/{MACHINE.lower()}/state")
+        assert answer.content == {
+            "deviceId": MACHINE,
+            "isOnline": True,
             "lastSeen": None,
-            "snapshotAgeMs": None,
-            "messages": {},
+            "snapshotAgeMs": 1200,
+            "messages": {"status": status},
         }
 
 
-@pytest.mark.parametrize("device_id", [SOMEBODY_ELSES.id, "BRW-0000000A", "x"])
-async def test_the_state_of_a_device_that_is_not_ones_own_is_a_404(
-    app: QuartTrio, relay: FakeRelay, store: FakeStore, tokens: FakeTokens, device_id: str
-) -> None:
-    tokens.good["good"] = FakeClaims("u1")
-    store.owned["u1"] = [KITCHEN.id]
-    relay.states = {SOMEBODY_ELSES.id: {"snapshotAgeMs": 0, "messages": {"status": {"secret": True}}}}
-    response = await ask_for_state(app, device_id)
-    assert response.status_code == 404
-    assert set(await response.get_json()) == {"error"}
+async def test_a_device_of_which_nothing_is_known_has_an_empty_state(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = house.token("eve", devices=[UNKNOWN])
+        answer = await house.ask("GET", f"/devices/{UNKNOWN}/state", token=token)
+        assert answer.status == 200
+        assert (answer.content["snapshotAgeMs"], answer.content["messages"]) == (None, {})
 
 
-async def test_a_star_may_ask_for_the_state_of_every_registered_device(
-    app: QuartTrio, tokens: FakeTokens
-) -> None:
-    tokens.good["good"] = FakeClaims("u1", "*")
-    assert (await ask_for_state(app, SOMEBODY_ELSES.id)).status_code == 200
-    assert (await ask_for_state(app, UNKNOWN_ID)).status_code == 404
+# Renaming
 
 
-async def test_the_state_needs_a_token_and_the_registry(
-    app: QuartTrio, store: FakeStore, tokens: FakeTokens
-) -> None:
-    assert (await ask_for_state(app, KITCHEN.id)).status_code == 401
-    tokens.good["good"] = FakeClaims("u1", "*")
-    store.failing = True
-    assert (await ask_for_state(app, KITCHEN.id)).status_code == 503
+async def test_an_owner_renames(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("PATCH", f"/devices/{MACHINE.lower()}", {"name": "  Küche ☕ "})
+        assert (answer.status, answer.content["device"]["name"]) == (200, "Küche ☕")
+        assert (await one(house))["name"] == "Küche ☕"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb", "a\x00", None, 7])
+async def test_a_name_has_to_be_one(tmp_path: Path, name: Any) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("PATCH", f"/devices/{MACHINE}", {"name": name})
+        assert answer.status == 400
+        assert (await one(house))["name"] == "Kitchen"
+
+
+async def test_only_owners_rename(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "member")
+        for by, status in [("bob", 403), ("eve", 404), (None, 401)]:
+            answer = await house.ask("PATCH", f"/devices/{MACHINE}", {"name": "Mine"}, by=by)
+            assert answer.status == status
+        assert (await one(house))["name"] == "Kitchen"
+
+
+# Leaving
+
+
+async def users(house: Household, device_id: str = MACHINE) -> set[str]:
+    found = await house.store.read(users_of, device_id, now_ms=now_ms())
+    return {user.user_id for user in found}
+
+
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
+async def test_whoever_leaves_is_gone_and_the_others_stay(tmp_path: Path, role: Any) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", role)
+        answer = await house.ask("DELETE", f"/devices/{MACHINE.lower()}", by="bob")
+        assert (answer.status, answer.content) == (200, {"success": True})
+        assert await users(house) == {"ada"}
+        assert await listed(house, by="bob") == []
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}", by="bob")).status == 404
+
+
+async def test_the_last_owner_leaves_for_everybody_and_the_machine_stays_registered(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "member")
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}")).status == 200
+        assert await users(house) == set()
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert (device.key_hash, device.name) == (hash_key(KEY), None)
+
+
+async def test_an_owner_may_remove_a_device_for_everybody(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "owner")
+        await house.give("cleo", "viewer")
+        by_cleo = await house.ask("DELETE", f"/devices/{MACHINE}?everyone=true", by="cleo")
+        assert by_cleo.status == 403
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}?everyone=maybe")).status == 400
+        assert await users(house) == {"ada", "bob", "cleo"}
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}?everyone=true")).status == 200
+        assert await users(house) == set()
+        assert await users(house, SECOND) == {"ada"}
+
+
+async def test_a_token_alone_has_nothing_to_leave(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = house.token("ops", devices="*")
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}", token=token)).status == 409
+        assert await users(house) == {"ada"}
+        assert (await house.ask("DELETE", f"/devices/{MACHINE}?everyone=true", token=token)).status == 200
+        assert await users(house) == set()

@@ -25,3 +25,19 @@ async def test_is_503_once_the_relay_is_leaving(app: QuartTrio, relay: Any) -> N
 async def test_answers_head_without_a_query_in_the_way(app: QuartTrio) -> None:
     response = await app.test_client().head("/api/health?x=%00")
     assert response.status_code == 200
+
+
+async def test_whoever_answers_is_alive(app: QuartTrio, relay: Any) -> None:
+    relay.closing = True
+    response = await app.test_client().get("/livez")
+    assert (response.status_code, await response.get_json()) == (200, {"status": "ok"})
+
+
+async def test_ready_until_it_leaves(app: QuartTrio, relay: Any) -> None:
+    response = await app.test_client().get("/readyz")
+    assert (response.status_code, await response.get_json()) == (200, {"status": "ready", "reasons": []})
+    relay.closing = True
+    response = await app.test_client().get("/readyz")
+    assert response.status_code == 503
+    assert await response.get_json() == {"status": "not ready", "reasons": ["the relay is leaving"]}
+    assert response.headers["Cache-Control"] == "no-store"

@@ -1,9 +1,13 @@
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 from quart_trio import QuartTrio
 
 from brewos_relay.api import info
+from brewos_relay.api.account_rules import AccountRules
+from support.household import Household, open_household
+from support.sign_ins import PlainVerifier
 
 
 async def test_info_tells_an_app_all_that_it_needs(app: QuartTrio) -> None:
@@ -33,4 +37,36 @@ def test_own_version_is_that_of_the_package_if_it_is_installed(
         return "1.2.3"
 
     monkeypatch.setattr(info, "version", version)
-    assert info._own_version() == ("1.2.3" if found else "0+unknown")
+    assert info.own_version() == ("1.2.3" if found else "0+unknown")
+
+
+async def test_info_tells_how_to_sign_in_and_no_secret(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("GET", "/info", by=None)
+        assert answer.content["signIn"] == {
+            "google": None,
+            "facebook": False,
+            "oidc": None,
+            "password": True,
+        }
+    rules = AccountRules(
+        verifiers={"google": PlainVerifier(), "facebook": PlainVerifier(), "oidc": PlainVerifier()},
+        google_client_id="id-at-google",
+        oidc_issuer="https://issuer.example",
+        oidc_audience="id-at-the-issuer",
+    )
+    async with open_household(tmp_path_factory.mktemp("more"), accounts=rules) as house:
+        answer = await house.ask("GET", "/info", by=None)
+        assert answer.content["signIn"] == {
+            "google": "id-at-google",
+            "facebook": True,
+            "oidc": {"issuer": "https://issuer.example", "audience": "id-at-the-issuer"},
+            "password": True,
+        }
+
+
+async def test_there_are_no_public_keys_of_a_secret(house: Household) -> None:
+    answer = await house.ask("GET", "/auth/jwks.json", by=None)
+    assert answer.content == {"keys": []}

@@ -1,13 +1,26 @@
-"""How every JSON answer is made, and how times are written in them."""
+"""How every JSON answer is made, how a request is refused, and how times are written."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, overload
 
 import msgspec
 from quart import Response, current_app
 
+API_VERSION: Final = 1
+"""What `/api/info` says; apps ask for 1 or more."""
+
 _encode = msgspec.json.Encoder().encode
+
+
+class Refused(Exception):
+    """A request that is not fulfilled; the app answers it with `error_answer`. People read `problem`."""
+
+    def __init__(self, problem: str, *, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.status = status
+        self.headers = dict(headers or {})
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -25,6 +38,10 @@ def error_answer(problem: str, *, status: int, headers: Mapping[str, str] | None
     return json_answer({"error": problem}, status=status, headers=headers)
 
 
+@overload
+def iso_utc(at_ms: int) -> str: ...
+@overload
+def iso_utc(at_ms: int | None) -> str | None: ...
 def iso_utc(at_ms: int | None) -> str | None:
     """Write a time given in ms since the epoch as ISO 8601 in UTC, with milliseconds and a Z."""
     if at_ms is None:

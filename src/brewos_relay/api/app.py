@@ -8,31 +8,64 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from brewos_relay.api.answers import error_answer
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.activity import activity_blueprint
+from brewos_relay.api.admin import admin_blueprint
+from brewos_relay.api.answers import Refused, error_answer
+from brewos_relay.api.bearer import SignedIn
+from brewos_relay.api.callers import current_caller, note_caller
+from brewos_relay.api.console import console_blueprint
+from brewos_relay.api.device_users import device_users_blueprint
 from brewos_relay.api.devices import devices_blueprint
-from brewos_relay.api.health import health_blueprint
+from brewos_relay.api.health import Problems, health_blueprint
 from brewos_relay.api.info import info_blueprint
-from brewos_relay.api.needs import DeviceStore, RelayView, TokenVerifier
-from brewos_relay.api.web import PagePath, console_blueprint, web_blueprint
-from brewos_relay.errors import RegistryError, TokenRejected
+from brewos_relay.api.keys import keys_blueprint
+from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
+from brewos_relay.api.needs import RelayView
+from brewos_relay.api.openapi import openapi_blueprint
+from brewos_relay.api.pairing import pairing_blueprint
+from brewos_relay.api.passwords import PasswordCheck, passwords_blueprint
+from brewos_relay.api.reach import DeviceIdPart, no_device, not_allowed
+from brewos_relay.api.security import HeaderRules
+from brewos_relay.api.session_routes import sessions_blueprint
+from brewos_relay.api.sessions import SessionStarter
+from brewos_relay.api.sharing import sharing_blueprint
+from brewos_relay.api.sign_in import sign_in_blueprint
+from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.watchers import watchers_blueprint
+from brewos_relay.api.web import PagePath, web_blueprint
+from brewos_relay.auth.caller import Front
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.errors import DeviceUnknown, NotAnOwner, RegistryError, TokenRejected
+from brewos_relay.registry.store import Store
 
 log = logging.getLogger(__name__)
 
 _BODY_S: Final = 30
+# A machine's registration has limits of its own, and whoever watches over the server must always be answered.
+_NOT_COUNTED: Final = frozenset({"/api/devices/register-claim", "/api/health"})
 
 
 def create_app(
     *,
     relay: RelayView,
-    store: DeviceStore,
-    tokens: TokenVerifier,
+    store: Store,
+    keys: KeyRing,
+    front: Front,
+    accounts: AccountRules,
     web_dist_path: Path | None,
     body_bytes: int = 64 * 1024,
+    hsts: bool = True,
+    throttles: Throttles | None = None,
+    problems: Problems | None = None,
+    metrics: MetricsPage | None = None,
 ) -> QuartTrio:
     """Make the application that answers everything that is not a WebSocket.
 
-    `web_dist_path` is the folder of a built single-page app; None for the page that comes with the relay.
-    `body_bytes` bounds the bodies of requests (413).
+    `web_dist_path` is the folder of a built single-page app; None for the pages that come with the relay.
+    `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
+    `problems` gives the reasons why nobody should be sent here now; `metrics` is what /metrics shows, None
+    for nothing.
     Raises errors.SettingsError if that folder holds no app.
     """
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
@@ -49,21 +82,87 @@ def create_app(
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     app.url_map.converters["page"] = PagePath
+    app.url_map.converters["device"] = DeviceIdPart
 
-    app.register_blueprint(health_blueprint(relay=relay))
-    app.register_blueprint(info_blueprint())
-    app.register_blueprint(devices_blueprint(relay=relay, store=store, tokens=tokens))
-    app.register_blueprint(console_blueprint() if web_dist_path is None else web_blueprint(web_dist_path))
+    throttles = throttles or Throttles()
+    signed_in = SignedIn(keys=keys, store=store)
+    rules = HeaderRules(
+        google=accounts.google_client_id is not None,
+        facebook="facebook" in accounts.verifiers,
+        hsts=hsts,
+    )
 
+    async def look_at_request() -> None:
+        note_caller(request, front=front)
+        if _is_api(request.path) and request.path not in _NOT_COUNTED:
+            throttles.requests.admit(network_of(current_caller().address))
+
+    async def add_headers(response: Response) -> Response:
+        return rules.complete(
+            response,
+            part=request.blueprint,
+            secure=current_caller().scheme == "https",
+            is_api=_is_api(request.path),
+        )
+
+    app.before_request(look_at_request)
+    app.after_request(add_headers)
+
+    # What people do with their machines, and what machines do here.
+    app.register_blueprint(devices_blueprint(relay=relay, store=store, signed_in=signed_in))
+    app.register_blueprint(device_users_blueprint(store=store, signed_in=signed_in))
+    app.register_blueprint(pairing_blueprint(store=store, signed_in=signed_in, throttles=throttles))
+    app.register_blueprint(
+        sharing_blueprint(store=store, signed_in=signed_in, throttles=throttles, front=front)
+    )
+    app.register_blueprint(keys_blueprint(relay=relay, store=store, signed_in=signed_in))
+    app.register_blueprint(activity_blueprint(store=store, signed_in=signed_in))
+    app.register_blueprint(watchers_blueprint(relay=relay, store=store, signed_in=signed_in))
+    # What they do with the server.
+    app.register_blueprint(admin_blueprint(relay=relay, store=store, signed_in=signed_in, front=front))
+    # Who they are.
+    starter = SessionStarter(store=store, keys=keys, accounts=accounts)
+    passwords = PasswordCheck(store=store, throttles=throttles)
+    app.register_blueprint(
+        sign_in_blueprint(
+            store=store, accounts=accounts, starter=starter, passwords=passwords, throttles=throttles
+        )
+    )
+    app.register_blueprint(
+        sessions_blueprint(store=store, starter=starter, signed_in=signed_in, throttles=throttles)
+    )
+    app.register_blueprint(
+        passwords_blueprint(store=store, signed_in=signed_in, passwords=passwords, throttles=throttles)
+    )
+    # What this is.
+    app.register_blueprint(health_blueprint(relay=relay, problems=problems))
+    if metrics is not None:
+        app.register_blueprint(metrics_blueprint(metrics))
+    app.register_blueprint(
+        info_blueprint(accounts=accounts, keys=keys, has_web_app=web_dist_path is not None)
+    )
+    app.register_blueprint(openapi_blueprint())
+    app.register_blueprint(console_blueprint(beside_app=web_dist_path is not None))
+    if web_dist_path is not None:
+        app.register_blueprint(web_blueprint(web_dist_path))
+
+    app.register_error_handler(Refused, _say_no)
     app.register_error_handler(TokenRejected, _no_token)
     app.register_error_handler(RegistryError, _no_registry)
+    # These have changed since it was looked whether they may.
+    app.register_error_handler(DeviceUnknown, _no_device)
+    app.register_error_handler(NotAnOwner, _not_an_owner)
     app.register_error_handler(HTTPException, _refuse)
-    app.after_request(_add_headers)
     return app
 
 
+async def _say_no(refusal: Refused) -> Response:
+    return error_answer(refusal.problem, status=refusal.status, headers=refusal.headers)
+
+
 async def _no_token(problem: TokenRejected) -> Response:
-    return error_answer(str(problem), status=401, headers={"WWW-Authenticate": "Bearer"})
+    text = str(problem)
+    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=401, headers={"WWW-Authenticate": "Bearer"})
 
 
 async def _no_registry(problem: RegistryError) -> Response:
@@ -75,25 +174,24 @@ async def _no_registry(problem: RegistryError) -> Response:
     )
 
 
+async def _no_device(_problem: DeviceUnknown) -> Response:
+    return await _say_no(no_device())
+
+
+async def _not_an_owner(_problem: NotAnOwner) -> Response:
+    return await _say_no(not_allowed("owner"))
+
+
 async def _refuse(problem: HTTPException) -> Response:
     """Answer what Quart refuses or what failed, in JSON under /api and as plain text elsewhere."""
     status = problem.code or 500
     headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}
     text = f"{problem.name}: {request.method} {request.path}" if status in {404, 405} else problem.name
     if _is_api(request.path):
-        return error_answer(text, status=status, headers=headers)
+        return error_answer(f"{text}.", status=status, headers=headers)
     return Response(
         f"{problem.name}\n", status=status, headers=headers, content_type="text/plain; charset=utf-8"
     )
-
-
-async def _add_headers(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    if _is_api(request.path):
-        # A service worker that caches an answer in spite of no-store must not give it to somebody else.
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["Vary"] = "Authorization"
-    return response
 
 
 def _is_api(path: str) -> bool:

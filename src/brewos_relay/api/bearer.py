@@ -1,15 +1,75 @@
-"""Who asks: the bearer token of a request (RFC 6750)."""
+"""Who asks: the bearer token of a request (RFC 6750), and the session that it belongs to."""
+
+from dataclasses import dataclass
 
 from quart import Request
 
-from brewos_relay.api.needs import TokenClaims, TokenVerifier
+from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.errors import TokenRejected
+from brewos_relay.registry.store import Store
 
 
-def bearer_claims(request: Request, *, tokens: TokenVerifier) -> TokenClaims:
-    """Read the claims of the request's token. Raises TokenRejected, also if there is none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """Who asks. A token may belong to no session; `session_id` is None then, and nobody an administrator."""
+
+    user_id: str
+    email: str
+    session_id: str | None
+    claims: Claims
+    is_admin: bool
+
+
+class SignedIn:
+    """Finds out who asks: `who = await signed_in(request)`."""
+
+    def __init__(self, *, keys: KeyRing, store: Store) -> None:
+        self._keys = keys
+        self._store = store
+
+    async def __call__(self, request: Request) -> Who:
+        """Read the request's token. Raises TokenRejected, also if there is none; RegistryError.
+
+        Its body is waited for first: whoever may do something when it begins need not any more once it is
+        all there, and it is they who say how long that takes.
+        """
+        token = bearer_token(request)
+        self._keys.verify(token)  # nothing of a stranger's is waited for
+        await request.get_data()
+        return await self.read(token)
+
+    def session_of(self, request: Request) -> tuple[str | None, str]:
+        """Give the session and the user of the request's token, be that over or not. Raises TokenRejected."""
+        claims = self._keys.verify(bearer_token(request))
+        return claims.session_id, claims.user_id
+
+    async def read(self, token: str) -> Who:
+        """Read a token, and find its session. Raises TokenRejected if the session is over; RegistryError."""
+        claims = self._keys.verify(token)
+        if claims.session_id is None:
+            return Who(
+                user_id=claims.user_id,
+                email=claims.email,
+                session_id=None,
+                claims=claims,
+                is_admin=False,
+            )
+        session = await self._store.find_session(claims.session_id)
+        if session is None or session.user_id != claims.user_id:
+            raise TokenRejected("the session has ended: sign in again")
+        return Who(
+            user_id=session.user_id,
+            email=session.email,
+            session_id=session.id,
+            claims=claims,
+            is_admin=session.is_admin,
+        )
+
+
+def bearer_token(request: Request) -> str:
+    """Take the token out of a request's head. Raises TokenRejected if there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise TokenRejected("a token is needed: send 'Authorization: Bearer <token>'")
-    return tokens.verify(token)
+    return token

@@ -1,73 +1,229 @@
-"""GET /api/devices and /api/devices/ID/state: the machines that somebody may reach, and how they are."""
+"""/api/devices: the machines that somebody reaches, how they are, and what they are called."""
 
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import msgspec
 from quart import Blueprint, Response, request
+from sqlalchemy import Connection
 
-from brewos_relay.api.answers import iso_utc, json_answer
-from brewos_relay.api.bearer import bearer_claims
-from brewos_relay.api.needs import DeviceRecord, DeviceStore, RelayView, TokenClaims, TokenVerifier
+from brewos_relay.api.answers import Refused, iso_utc, json_answer
+from brewos_relay.api.bearer import SignedIn, Who
+from brewos_relay.api.bodies import ShortText, body_of, printable, query_of
+from brewos_relay.api.needs import RelayView
+from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.reach import combined, no_device, reach, write_as_owner
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.access import devices_of, leave, release
+from brewos_relay.registry.devices import all_devices, find_devices, set_name
+from brewos_relay.registry.records import Access, Device, Role
+from brewos_relay.registry.store import Store
+
+_NAME_CHARS = 100
+_SHOWN_CHARS = 50
 
 
-def devices_blueprint(*, relay: RelayView, store: DeviceStore, tokens: TokenVerifier) -> Blueprint:
+class DeviceAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A device, as somebody reaches it."""
+
+    id: str
+    name: str
+    is_online: bool
+    last_seen: str | None
+    firmware_version: str | None
+    machine_type: str | None
+    claimed_at: str | None
+    user_count: int | msgspec.UnsetType = msgspec.UNSET
+    role: Role
+    until: str | None
+    key_pending: bool
+
+
+class OneDevice(msgspec.Struct):
+    """The answer about one device."""
+
+    device: DeviceAnswer
+
+
+class Devices(msgspec.Struct):
+    """The answer about all of them."""
+
+    devices: list[DeviceAnswer]
+
+
+class StateAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """What is known of a device's state."""
+
+    device_id: str
+    is_online: bool
+    last_seen: str | None
+    snapshot_age_ms: int | None
+    messages: dict[str, Any]
+
+
+class NewName(msgspec.Struct):
+    """The body that renames a device."""
+
+    name: ShortText
+
+
+class Leaving(msgspec.Struct):
+    """The query of a request to leave a device."""
+
+    everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listed:
+    """A device that somebody reaches; `device` is None if it is not registered."""
+
+    device_id: str
+    device: Device | None
+    access: Access | None
+    named_as: Role | None
+    user_count: int | None = None
+
+
+def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
     blueprint = Blueprint("devices", __name__)
 
-    @blueprint.get("/api/devices")
-    async def devices() -> Response:
-        claims = bearer_claims(request, tokens=tokens)
-        records = await _reachable(claims, store)
-        return json_answer(
-            {
-                "devices": [
-                    _describe(device_id, record, online=relay.is_online(device_id))
-                    for device_id, record in sorted(records.items())
-                ]
-            }
+    def describe(listed: _Listed) -> DeviceAnswer:
+        device, device_id = listed.device, listed.device_id
+        role, until_ms = combined(listed.access, listed.named_as)
+        info = _told_by_machine(relay, device_id)
+        claimed_at_ms = listed.access.claimed_at_ms if listed.access is not None else None
+        if claimed_at_ms is None and device is not None:
+            claimed_at_ms = device.created_at_ms
+        return DeviceAnswer(
+            id=device_id,
+            name=(device.name if device is not None else None) or device_id,
+            is_online=relay.is_online(device_id),
+            last_seen=iso_utc(device.last_seen_ms) if device is not None else None,
+            firmware_version=info.get("firmwareVersion") or (device.firmware_version if device else None),
+            machine_type=info.get("machineType") or (device.machine_type if device else None),
+            claimed_at=iso_utc(claimed_at_ms),
+            user_count=msgspec.UNSET if listed.user_count is None else listed.user_count,
+            role=role,
+            until=iso_utc(until_ms),
+            key_pending=device is not None and device.key_pending_since_ms is not None,
         )
 
-    @blueprint.get("/api/devices/<device_id>/state")
+    async def describe_one(who: Who, device_id: str) -> DeviceAnswer:
+        found = await store.read(_reachable, who, only=device_id, now_ms=now_ms())
+        if not found:
+            raise no_device()
+        return describe(found[0])
+
+    @blueprint.get("/api/devices")
+    @described("The devices that you reach", answer=Devices)
+    async def devices() -> Response:
+        who = await signed_in(request)
+        found = await store.read(_reachable, who, now_ms=now_ms())
+        return json_answer(Devices(devices=[describe(listed) for listed in found]))
+
+    @blueprint.get("/api/devices/<device:device_id>")
+    @described("A device that you reach", answer=OneDevice)
+    async def device(device_id: str) -> Response:
+        who = await signed_in(request)
+        reached = await reach(who, device_id, store=store)
+        return json_answer(OneDevice(device=await describe_one(who, reached.device_id)))
+
+    @blueprint.get("/api/devices/<device:device_id>/state")
+    @described("What is known of a device's state: the last message of each kind", answer=StateAnswer)
     async def state(device_id: str) -> Response:
-        claims = bearer_claims(request, tokens=tokens)
-        records = await _reachable(claims, store)
-        device_id = device_id.upper()
-        if device_id not in records:
-            return json_answer({"error": "no such device, or no access to it"}, status=404)
-        record = records[device_id]
-        known = relay.state_of(device_id) or {"snapshotAgeMs": None, "messages": {}}
+        reached = await reach(await signed_in(request), device_id, store=store)
+        known = relay.state_of(reached.device_id) or {"snapshotAgeMs": None, "messages": {}}
         return json_answer(
-            {
-                "deviceId": device_id,
-                "isOnline": relay.is_online(device_id),
-                "lastSeen": iso_utc(record.last_seen_ms) if record is not None else None,
-                **known,
-            }
+            StateAnswer(
+                device_id=reached.device_id,
+                is_online=relay.is_online(reached.device_id),
+                last_seen=iso_utc(reached.device.last_seen_ms) if reached.device is not None else None,
+                snapshot_age_ms=known["snapshotAgeMs"],
+                messages=known["messages"],
+            )
         )
+
+    @blueprint.patch("/api/devices/<device:device_id>")
+    @described("Rename a device, as an owner of it", answer=OneDevice, body=NewName, refusals=[403])
+    async def rename(device_id: str) -> Response:
+        who = await signed_in(request)
+        body = await body_of(request, NewName)
+        name = printable(body.name, what="A name", longest_chars=_NAME_CHARS)
+        reached = await reach(who, device_id, store=store, at_least="owner")
+        await write_as_owner(
+            store,
+            who,
+            reached.device_id,
+            set_name,
+            reached.device_id,
+            name,
+            by_user_id=who.user_id,
+            now_ms=now_ms(),
+        )
+        return json_answer(OneDevice(device=await describe_one(who, reached.device_id)))
+
+    @blueprint.delete("/api/devices/<device:device_id>")
+    @described(
+        "Leave a device; the last owner leaves it for everybody, and any owner may with `everyone`",
+        answer=Done,
+        query=Leaving,
+        refusals=[403, 409],
+    )
+    async def leave_device(device_id: str) -> Response:
+        who = await signed_in(request)
+        everyone = query_of(request, Leaving).everyone
+        reached = await reach(who, device_id, store=store, at_least="owner" if everyone else "viewer")
+        if everyone:
+            await write_as_owner(store, who, reached.device_id, release, reached.device_id, now_ms=now_ms())
+        elif reached.access is not None:
+            await store.write(leave, reached.device_id, who.user_id, now_ms=now_ms())
+        else:
+            raise Refused(
+                "It is your token that names this device: there is nothing that you could leave.", status=409
+            )
+        await store.catch_up()
+        return json_answer(Done())
 
     return blueprint
 
 
-async def _reachable(claims: TokenClaims, store: DeviceStore) -> dict[str, DeviceRecord | None]:
-    """Find the devices that the claims name or that their user has; None for one that is not registered."""
-    if claims.devices == "*":
-        return {record.id: record for record in await store.all_devices()}
-    records: dict[str, DeviceRecord | None] = dict.fromkeys(claims.devices)
-    for record in await store.devices_of(claims.user_id):
-        records[record.id] = record
-    unread = [device_id for device_id, known in records.items() if known is None]
-    if unread:
-        for record in await store.find_devices(unread):
-            records[record.id] = record
-    return records
+def _reachable(db: Connection, who: Who, *, only: str | None = None, now_ms: int) -> list[_Listed]:
+    """Find the devices that a token names or that its user has, or `only` one, in the order of ids."""
+    named = who.claims.devices
+    owned = {one.device.id: one for one in devices_of(db, who.user_id, now_ms=now_ms)}
+    found: dict[str, Device | None] = {device_id: one.device for device_id, one in owned.items()}
+    if named == "*":
+        registered = all_devices(db) if only is None else find_devices(db, [only])
+        found |= {device.id: device for device in registered}
+    else:
+        unread = named - found.keys()
+        found |= dict.fromkeys(unread)
+        found |= {device.id: device for device in find_devices(db, sorted(unread))}
+    return [
+        _Listed(
+            device_id=device_id,
+            device=device,
+            access=owned[device_id].access if device_id in owned else None,
+            named_as=who.claims.role if _names(named, device_id) else None,
+            user_count=owned[device_id].user_count if device_id in owned else None,
+        )
+        for device_id, device in sorted(found.items())
+        if only is None or device_id == only
+    ]
 
 
-def _describe(device_id: str, record: DeviceRecord | None, *, online: bool) -> dict[str, Any]:
+def _names(named: Collection[str] | Literal["*"], device_id: str) -> bool:
+    return named == "*" or device_id in named
+
+
+def _told_by_machine(relay: RelayView, device_id: str) -> dict[str, str]:
+    """Read what a machine said of itself; what is no short text is left out."""
+    known = relay.state_of(device_id)
+    info = known["messages"].get("device_info") if known is not None else None
+    if not isinstance(info, dict):
+        return {}
     return {
-        "id": device_id,
-        "name": (record.name if record is not None else None) or device_id,
-        "isOnline": online,
-        "lastSeen": iso_utc(record.last_seen_ms) if record is not None else None,
-        "firmwareVersion": None,
-        "machineType": None,
-        "claimedAt": iso_utc(record.created_at_ms) if record is not None else None,
+        name: value for name, value in info.items() if isinstance(value, str) and len(value) <= _SHOWN_CHARS
     }

@@ -1,46 +1,112 @@
-"""GET /api/info and /api/mode: what an app asks first, to learn what it talks to."""
+"""GET /api/info and /api/mode, what an app asks first, and /api/auth/jwks.json, for other services."""
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from quart import Blueprint, Response
 
-from brewos_relay.api.answers import json_answer
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.answers import API_VERSION, json_answer
+from brewos_relay.api.openapi import described
+from brewos_relay.auth.tokens import KeyRing
 
-API_VERSION: Final = 1
 # An app that misses one of these warns that the server is too old for it. Both live in the machine, and
 # everything that a machine can do passes through here.
 FEATURES: Final = ("temperature_control", "power_monitoring")
 
 
-def _own_version() -> str:
+class Issuer(msgspec.Struct):
+    """An OpenID Connect issuer whose ID tokens are taken."""
+
+    issuer: str | None
+    audience: str | None
+
+
+class WaysIn(msgspec.Struct):
+    """How people can sign in here, besides a one-time link; `google` is the client id."""
+
+    google: str | None
+    facebook: bool
+    oidc: Issuer | None
+    password: bool
+
+
+class Info(msgspec.Struct, rename="camel"):
+    """What this server is; `web_app` says whether a built web app is served beside the relay's own pages.
+
+    The firmware is the machine's, and an app knows which build of itself it is: it shows that for None.
+    """
+
+    mode: Literal["cloud"]
+    api_version: int
+    features: tuple[str, ...]
+    relay_version: str
+    firmware_version: str | None
+    web_version: str | None
+    web_app: bool
+    sign_in: WaysIn
+
+
+class PublicKeys(msgspec.Struct):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[dict[str, str]]
+
+
+class Mode(msgspec.Struct, rename="camel"):
+    """What an app asks for if it could make nothing of the rest."""
+
+    mode: Literal["cloud"]
+    ap_mode: bool
+
+
+def own_version() -> str:
+    """Tell the version of the relay that is installed."""
     try:
         return version("brewos-relay")
     except PackageNotFoundError:
         return "0+unknown"
 
 
-def info_blueprint() -> Blueprint:
+def info_blueprint(*, accounts: AccountRules, keys: KeyRing, has_web_app: bool) -> Blueprint:
     """Make the blueprint. Without `mode: cloud` an app would take this server for a machine."""
     blueprint = Blueprint("info", __name__)
-    own_version = _own_version()
+    answer = Info(
+        mode="cloud",
+        api_version=API_VERSION,
+        features=FEATURES,
+        relay_version=own_version(),
+        firmware_version=None,
+        web_version=None,
+        web_app=has_web_app,
+        sign_in=WaysIn(
+            google=accounts.google_client_id,
+            facebook="facebook" in accounts.verifiers,
+            oidc=Issuer(accounts.oidc_issuer, accounts.oidc_audience)
+            if "oidc" in accounts.verifiers
+            else None,
+            password=True,
+        ),
+    )
 
     @blueprint.get("/api/info")
+    @described("What this server is", answer=Info, needs_token=False)
     async def info() -> Response:
-        return json_answer(
-            {
-                "mode": "cloud",
-                "apiVersion": API_VERSION,
-                "features": FEATURES,
-                "relayVersion": own_version,
-                # The firmware is the machine's, and an app knows which build of itself it is: it shows that.
-                "firmwareVersion": None,
-                "webVersion": None,
-            }
-        )
+        return json_answer(answer)
 
     @blueprint.get("/api/mode")
+    @described("That this is no machine", answer=Mode, needs_token=False)
     async def mode() -> Response:
-        return json_answer({"mode": "cloud", "apMode": False})
+        return json_answer(Mode(mode="cloud", ap_mode=False))
+
+    @blueprint.get("/api/auth/jwks.json")
+    @described(
+        "The public keys that access tokens can be verified with; none if they are signed with a secret",
+        answer=PublicKeys,
+        needs_token=False,
+    )
+    async def public_keys() -> Response:
+        return json_answer(PublicKeys(keys.jwks()["keys"]))
 
     return blueprint

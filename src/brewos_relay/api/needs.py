@@ -1,7 +1,10 @@
-"""What the HTTP API needs of the rest, as narrow protocols: anything of this shape will do."""
+"""What the HTTP API needs of the live relay, as a narrow protocol: anything of this shape will do."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import Grant
+from brewos_relay.messages import Message
 
 
 class RelayView(Protocol):
@@ -22,6 +25,15 @@ class RelayView(Protocol):
         """How many clients are connected."""
         ...
 
+    @property
+    def counters(self) -> Counters:
+        """What the relay has done since it was opened."""
+        ...
+
+    def grants_of(self, device_id: str) -> list[Grant]:
+        """Give the grant of every client of a device."""
+        ...
+
     def is_online(self, device_id: str) -> bool:
         """Whether this device is connected now."""
         ...
@@ -30,48 +42,6 @@ class RelayView(Protocol):
         """Give what is known of a device's state: `snapshotAgeMs`, and `messages` by type."""
         ...
 
-
-class DeviceRecord(Protocol):
-    """A registered device; times are in ms since the epoch."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def created_at_ms(self) -> int: ...
-    @property
-    def last_seen_ms(self) -> int | None: ...
-
-
-class DeviceStore(Protocol):
-    """The registry, as far as it is read here. Every method raises RegistryError when it cannot answer."""
-
-    async def all_devices(self) -> Sequence[DeviceRecord]:
-        """Read every registered device."""
-        ...
-
-    async def find_devices(self, ids: Iterable[str], /) -> Sequence[DeviceRecord]:
-        """Read those of the named devices that are registered."""
-        ...
-
-    async def devices_of(self, user_id: str, /) -> Sequence[DeviceRecord]:
-        """Read the devices that a user has."""
-        ...
-
-
-class TokenClaims(Protocol):
-    """What a valid token says; `devices` are ids, or "*" for all."""
-
-    @property
-    def user_id(self) -> str: ...
-    @property
-    def devices(self) -> frozenset[str] | Literal["*"]: ...
-
-
-class TokenVerifier(Protocol):
-    """Whoever can tell a good token from a bad one."""
-
-    def verify(self, token: str, /) -> TokenClaims:
-        """Read a token. Raises TokenRejected."""
+    def send_to_device(self, device_id: str, message: Message) -> bool:
+        """Send a message to a device; False if it is not connected."""
         ...

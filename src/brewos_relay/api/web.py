@@ -1,7 +1,6 @@
-"""The web page: somebody's built single-page app, or the page that comes with the relay."""
+"""Files for browsers: those of somebody's built single-page app."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Final
@@ -15,21 +14,11 @@ from brewos_relay.errors import SettingsError
 INDEX: Final = "index.html"
 READ_BYTES: Final = 128 * 1024
 
-_REVALIDATE: Final = "no-cache"
+REVALIDATE: Final = "no-cache"
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
-_CONSOLE_POLICY: Final = "; ".join(
-    [
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
-)
-
 # A table of our own: a host's idea of what .js is can be anything, and a wrong one keeps an app from loading.
-_CONTENT_TYPES: Final = {
+CONTENT_TYPES: Final = {
     ".avif": "image/avif",
     ".css": "text/css; charset=utf-8",
     ".gif": "image/gif",
@@ -74,26 +63,6 @@ class _File:
     changed_ns: int
 
 
-def console_blueprint() -> Blueprint:
-    """Make the blueprint of the relay's own page, at / only."""
-    blueprint = Blueprint("console", __name__)
-    page = (files("brewos_relay") / "console" / INDEX).read_bytes()
-
-    @blueprint.get("/")
-    async def console() -> Response:
-        return current_app.response_class(
-            page,
-            content_type=_CONTENT_TYPES[".html"],
-            headers={
-                "Cache-Control": _REVALIDATE,
-                "Content-Security-Policy": _CONSOLE_POLICY,
-                "Referrer-Policy": "no-referrer",
-            },
-        )
-
-    return blueprint
-
-
 def web_blueprint(root: Path) -> Blueprint:
     """Make the blueprint that serves a built single-page app from a folder.
 
@@ -132,7 +101,7 @@ async def _send(found: _File, *, immutable: bool) -> Response:
     body = current_app.response_class.file_body_class(found.path, buffer_size=READ_BYTES)
     response = current_app.response_class(body, content_type=_content_type(found.path))
     response.content_length = found.size_bytes
-    response.headers["Cache-Control"] = _IMMUTABLE if immutable else _REVALIDATE
+    response.headers["Cache-Control"] = _IMMUTABLE if immutable else REVALIDATE
     response.set_etag(f"{found.changed_ns:x}-{found.size_bytes:x}")
     return await response.make_conditional(request)
 
@@ -165,4 +134,4 @@ def _find(root: Path, path: str) -> _File | None:
 def _content_type(path: Path) -> str:
     if not path.suffix and path.parent.name == ".well-known":
         return "application/json"  # association files have no suffix and are JSON
-    return _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    return CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")

@@ -1,0 +1,55 @@
+"""What a request carries: a JSON body, or a query, decoded by the shape that it must have."""
+
+from typing import Annotated, TypeAlias, TypeVar
+
+import msgspec
+from quart import Request
+
+from brewos_relay.api.answers import Refused
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+ShortText: TypeAlias = Annotated[str, msgspec.Meta(max_length=320)]
+"""An id, a code, a token of ours, an e-mail address or a name; the field's reader checks the rest."""
+LongText: TypeAlias = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
+"""A token that somebody else made."""
+
+
+class Unshown(msgspec.Struct):
+    """A base for what has a secret in it: its repr shows none of its fields."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+async def body_of(request: Request, shape: type[Struct]) -> Struct:
+    """Decode a request's body, whatever content type it claims to have; more members are let pass.
+
+    Raises Refused (400) that says where the mistake is, without repeating what was sent.
+    """
+    content = await request.get_data(as_text=False)
+    try:
+        return msgspec.json.decode(content, type=shape)
+    except msgspec.ValidationError as problem:
+        raise Refused(f"The body cannot be taken: {problem}.", status=400) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refused("The body must be a JSON object in UTF-8.", status=400) from None
+
+
+def query_of(request: Request, shape: type[Struct]) -> Struct:
+    """Read the parameters of a query; others are let pass. Raises Refused (400) as `body_of` does."""
+    try:
+        return msgspec.convert(request.args.to_dict(), type=shape, strict=False)
+    except msgspec.ValidationError as problem:
+        raise Refused(f"The query cannot be taken: {problem}.", status=400) from None
+
+
+def printable(text: str, *, what: str, longest_chars: int) -> str:
+    """Strip a text of spaces at its ends, and give it if it can be stored and shown everywhere.
+
+    Raises Refused (400) if it is empty, too long, or has control characters or half of a surrogate pair.
+    """
+    text = text.strip()
+    if not 0 < len(text) <= longest_chars or not text.isprintable():
+        raise Refused(f"{what} must have 1 to {longest_chars} printable characters.", status=400)
+    return text

@@ -1,0 +1,150 @@
+"""Who has a device, as what and until when."""
+
+import functools
+from typing import Final
+
+import msgspec
+from quart import Blueprint, Response, request
+
+from brewos_relay.api.answers import Refused, iso_utc, json_answer
+from brewos_relay.api.bearer import SignedIn
+from brewos_relay.api.bodies import body_of
+from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.reach import reach, write_as_owner
+from brewos_relay.api.sharing import When, to_ms
+from brewos_relay.core.clock import now_ms
+from brewos_relay.errors import LastOwner
+from brewos_relay.registry.access import set_role, take, users_of
+from brewos_relay.registry.records import DeviceUser, Role
+from brewos_relay.registry.store import Store
+
+_NO_USER: Final = "Nobody of that id has this device."
+_LAST_OWNER: Final = (
+    "This is the device's last owner: make somebody else an owner first, or remove the device."
+)
+
+
+class DeviceUserAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """Somebody who has a device; `displayName` is never empty, `until` is null for ever."""
+
+    user_id: str
+    email: str
+    display_name: str
+    avatar_url: str | None
+    claimed_at: str | None
+    role: Role
+    until: str | None
+
+
+class DeviceUsers(msgspec.Struct):
+    """The answer about all of them."""
+
+    users: list[DeviceUserAnswer]
+
+
+class NewRole(msgspec.Struct):
+    """What somebody is to be, and until when; what is left out stays as it is."""
+
+    role: Role | msgspec.UnsetType = msgspec.UNSET
+    until: When | msgspec.UnsetType = msgspec.UNSET
+
+
+def device_users_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
+    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
+    blueprint = Blueprint("device_users", __name__)
+
+    @blueprint.get("/api/devices/<device:device_id>/users")
+    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers)
+    async def users(device_id: str) -> Response:
+        who = await signed_in(request)
+        reached = await reach(who, device_id, store=store)
+        found = await store.read(users_of, reached.device_id, now_ms=now_ms())
+        if reached.role == "viewer":
+            found = [user for user in found if user.user_id == who.user_id]
+        return json_answer(DeviceUsers(users=[_describe(user) for user in found]))
+
+    @blueprint.patch("/api/devices/<device:device_id>/users/<user_id>")
+    @described(
+        "Change what somebody may do with a device, as an owner of it",
+        answer=DeviceUserAnswer,
+        body=NewRole,
+        refusals=[403, 409, 422],
+    )
+    async def change(device_id: str, user_id: str) -> Response:
+        who = await signed_in(request)
+        body = await body_of(request, NewRole)
+        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
+        user = await _user_of(device_id, user_id, store=store)
+        role = user.role if body.role is msgspec.UNSET else body.role
+        at_ms = now_ms()
+        until_ms = user.until_ms if body.until is msgspec.UNSET else to_ms(body.until, now_ms=at_ms)
+        if role == "owner" and until_ms is not None:
+            if body.until is not msgspec.UNSET:
+                raise Refused("An owner is one for ever: leave 'until' out.", status=422)
+            until_ms = None
+        try:
+            changed = await write_as_owner(
+                store,
+                who,
+                device_id,
+                set_role,
+                device_id,
+                user_id,
+                role=role,
+                until_ms=until_ms,
+                by_user_id=who.user_id,
+                now_ms=at_ms,
+            )
+        except LastOwner:
+            raise Refused(_LAST_OWNER, status=409) from None
+        if not changed:
+            raise Refused(_NO_USER, status=404)
+        await store.catch_up()
+        return json_answer(_describe(await _user_of(device_id, user_id, store=store)))
+
+    @blueprint.delete("/api/devices/<device:device_id>/users/<user_id>")
+    @described(
+        "Take a device from somebody, as an owner of it; anybody may take it from themselves",
+        answer=Done,
+        refusals=[403, 409],
+    )
+    async def remove(device_id: str, user_id: str) -> Response:
+        who = await signed_in(request)
+        own = user_id == who.user_id
+        reached = await reach(who, device_id, store=store, at_least="viewer" if own else "owner")
+        try:
+            taking = functools.partial(take, by_user_id=who.user_id, now_ms=now_ms())
+            if own:
+                taken = await store.write(taking, reached.device_id, user_id)
+            else:
+                taken = await write_as_owner(
+                    store, who, reached.device_id, taking, reached.device_id, user_id
+                )
+        except LastOwner:
+            raise Refused(_LAST_OWNER, status=409) from None
+        if not taken:
+            raise Refused(_NO_USER, status=404)
+        await store.catch_up()
+        return json_answer(Done())
+
+    return blueprint
+
+
+async def _user_of(device_id: str, user_id: str, *, store: Store) -> DeviceUser:
+    for user in await store.read(users_of, device_id, now_ms=now_ms()):
+        if user.user_id == user_id:
+            return user
+    raise Refused(_NO_USER, status=404)
+
+
+def _describe(user: DeviceUser) -> DeviceUserAnswer:
+    email = user.email or ""
+    return DeviceUserAnswer(
+        user_id=user.user_id,
+        email=email,
+        display_name=user.name or email or user.user_id,
+        avatar_url=user.picture_url,
+        claimed_at=iso_utc(user.claimed_at_ms),
+        role=user.role,
+        until=iso_utc(user.until_ms),
+    )

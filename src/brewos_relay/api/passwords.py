@@ -1,0 +1,161 @@
+"""PUT /api/me/password, and how a password is checked without anybody being able to guess or to lock out."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+from quart import Blueprint, Response, request
+from sqlalchemy import Connection
+
+from brewos_relay.api.answers import Refused, json_answer
+from brewos_relay.api.bearer import SignedIn, Who
+from brewos_relay.api.bodies import ShortText, Unshown, body_of
+from brewos_relay.api.callers import current_caller
+from brewos_relay.api.openapi import described
+from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.auth.passwords import hash_password, password_matches
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry import accounts as registered
+from brewos_relay.registry import sessions
+from brewos_relay.registry.records import User
+from brewos_relay.registry.store import Store
+
+FRESH_S: Final = 15 * 60
+"""Who has signed in so lately may set a password without the old one: a one-time link helps who forgot it.
+
+Nobody else sets a first one: whoever gets hold of a token would have the account for ever.
+"""
+_THREADS: Final = 2
+_WAITING: Final = 32
+"""Passwords that wait for one of the threads; each takes about as long as a few hundred other requests."""
+_KNOWN: Final = 4096
+
+T = TypeVar("T")
+
+
+class NewPasswordBody(Unshown, rename="camel"):
+    """What `PUT /api/me/password` takes."""
+
+    password: ShortText
+    current_password: ShortText | None = None
+
+
+class PasswordIsSet(msgspec.Struct, rename="camel"):
+    """How many other sessions were ended because the password changed."""
+
+    ended_sessions: int
+
+
+class PasswordCheck:
+    """Checks passwords in a few threads, and counts the attempts.
+
+    Attempts from one address at one account are limited tightly. All attempts at one account together are
+    limited too, since whoever guesses may have many addresses; but that must not lock out who it belongs to,
+    so addresses from which somebody signed in to it lately are left out of that.
+    """
+
+    def __init__(self, *, store: Store, throttles: Throttles) -> None:
+        self._store = store
+        self._throttles = throttles
+        self._limiter = trio.CapacityLimiter(_THREADS)
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    async def user_with(self, *, email: str, password: str, network: str) -> User | None:
+        """Find the account with an e-mail address and a password; None, after as much work, if there is none.
+
+        `network` is where that comes from. Raises Refused (429, 503), RegistryError.
+        """
+        account = _account_of(email)
+        known = (account, network)
+        narrow = f"{network} {account}"
+        self._throttles.passwords.admit(narrow)
+        if known not in self._known:
+            self._throttles.strange_passwords.admit(account)
+        found = await self._store.read(registered.password_hash_of, account)
+        user_id, stored = found or (None, None)
+        if not await self.run(password_matches, password, stored) or user_id is None:
+            return None
+        self._throttles.passwords.give_back(narrow)
+        self._known[known] = None
+        self._known.move_to_end(known)
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+        return await self._store.read(registered.find_user, user_id)
+
+    async def run(self, work: Callable[..., T], *args: object) -> T:
+        """Do work with a password in a thread. Raises Refused (503) if too much of it waits."""
+        if self._limiter.statistics().tasks_waiting >= _WAITING:
+            raise Refused(
+                "Too many passwords are being checked; try again soon.",
+                status=503,
+                headers={"Retry-After": "2"},
+            )
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+
+def _account_of(email: str) -> str:
+    """Give what attempts at an account are counted by: the same for every way to write its address."""
+    try:
+        return registered.normal_email(email)
+    except ValueError:
+        return ""  # nobody's, and all of those together
+
+
+def passwords_blueprint(
+    *, store: Store, signed_in: SignedIn, passwords: PasswordCheck, throttles: Throttles
+) -> Blueprint:
+    """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
+    blueprint = Blueprint("passwords", __name__)
+
+    @blueprint.route("/api/me/password", methods=["PUT", "POST"])
+    @described(
+        "Set or change one's password; other sessions end when it changes",
+        body=NewPasswordBody,
+        answer=PasswordIsSet,
+        refusals=[403],
+    )
+    async def set_password() -> Response:
+        who = await signed_in(request)
+        throttles.sign_ins.admit(network_of(current_caller().address))
+        body = await body_of(request, NewPasswordBody)
+        await _check_may_set(who, body.current_password)
+        try:
+            password_hash = await passwords.run(hash_password, body.password)
+        except ValueError as problem:
+            raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
+        ended = await store.write(
+            _set_password, who.user_id, password_hash, keep=who.session_id, now_ms=now_ms()
+        )
+        await store.catch_up()
+        return json_answer(PasswordIsSet(ended))
+
+    async def _check_may_set(who: Who, current_password: str | None) -> None:
+        session = await store.find_session(who.session_id) if who.session_id is not None else None
+        user = await store.read(registered.find_user, who.user_id)
+        if session is None or user is None:
+            raise Refused("Sign in first: this token belongs to no account.", status=403)
+        if now_ms() - session.created_at_ms < FRESH_S * 1000:
+            return
+        if not user.has_password:
+            raise Refused("Sign in anew to set a first password: this session is too old.", status=403)
+        if current_password is None:
+            raise Refused("The current password is needed to set another.", status=403)
+        network = network_of(current_caller().address)
+        if not await passwords.user_with(email=user.email, password=current_password, network=network):
+            raise Refused("The current password is wrong.", status=403)
+
+    return blueprint
+
+
+def _set_password(db: Connection, user_id: str, password_hash: str, *, keep: str | None, now_ms: int) -> int:
+    """Set a password. If there was one, end all sessions but `keep`; returns how many."""
+    user = registered.find_user(db, user_id)
+    registered.set_password_hash(db, user_id, password_hash)
+    if user is None or not user.has_password:
+        return 0
+    others = [
+        session.id for session in sessions.sessions_of(db, user_id, now_ms=now_ms) if session.id != keep
+    ]
+    return sum(sessions.end_session(db, one, user_id=user_id, now_ms=now_ms) for one in others)

@@ -1,0 +1,191 @@
+"""Sharing a device: a link, its QR code and a short code, good for a day, for as many as the owner says."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Final, Literal
+from urllib.parse import urlencode
+
+import msgspec
+import segno
+import trio
+from quart import Blueprint, Response, request
+
+from brewos_relay.api.answers import Refused, iso_utc, json_answer
+from brewos_relay.api.bearer import SignedIn
+from brewos_relay.api.bodies import body_of
+from brewos_relay.api.callers import current_caller
+from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.pairing import HASHING_AT_ONCE
+from brewos_relay.api.reach import reach, write_as_owner
+from brewos_relay.api.throttle import Throttles
+from brewos_relay.auth.caller import Front
+from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
+from brewos_relay.registry.store import Store
+
+SHARE_S: Final = 24 * 3600
+"""How long a share can be taken up."""
+
+# A share ends with the ownership of whoever made it.
+_NOT_OWNED: Final = "Your token names this device, but you do not own it: only its owners can share it."
+_LAST_MS: Final = 253_402_300_799_000  # the end of year 9999, the last time that can be written
+
+When = Annotated[float, msgspec.Meta(gt=0, le=_LAST_MS)] | Annotated[datetime, msgspec.Meta(tz=True)] | None
+"""A time in ms since the epoch, or in ISO 8601 with its offset; None for ever."""
+
+
+class NewShare(msgspec.Struct):
+    """What those become who take a share up, until when, and how many may."""
+
+    role: Literal["member", "viewer"] = "member"
+    until: When = None
+    # JSON has one kind of numbers.
+    uses: Annotated[float, msgspec.Meta(ge=1, le=1000, multiple_of=1)] | None = None
+
+
+class NewShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A share, in every form in which it can be handed on; it is never shown again."""
+
+    share_id: str
+    device_id: str
+    url: str
+    token: str
+    manual_code: str
+    qr: str
+    expires_in: int
+    expires_at: str
+
+
+class ShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A share that can still be taken up; `until` and `usesLeft` are null for ever and for any number."""
+
+    share_id: str
+    role: Literal["member", "viewer"]
+    until: str | None
+    uses_left: int | None
+    created_by: str
+    created_at: str
+    expires_at: str
+
+
+class Shares(msgspec.Struct):
+    """The answer about all of a device's shares."""
+
+    shares: list[ShareAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class _Secrets:
+    """What a share is known by, and what is kept of it."""
+
+    token: str
+    code: str
+    token_hash: bytes
+    code_hash: bytes
+
+
+def sharing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles, front: Front) -> Blueprint:
+    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
+    blueprint = Blueprint("sharing", __name__)
+    hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
+
+    @blueprint.post("/api/devices/<device:device_id>/share")
+    @described(
+        "Share a device, as an owner of it",
+        answer=NewShareAnswer,
+        body=NewShare,
+        body_optional=True,
+        refusals=[403, 422],
+    )
+    async def share(device_id: str) -> Response:
+        who = await signed_in(request)
+        wanted = await body_of(request, NewShare) if await request.get_data() else NewShare()
+        reached = await reach(who, device_id, store=store, at_least="owner")
+        if reached.access is None or reached.access.role != "owner":
+            raise Refused(_NOT_OWNED, status=403)
+        device_id = reached.device_id
+        at_ms = now_ms()
+        until_ms = to_ms(wanted.until, now_ms=at_ms)
+        throttles.shares_by_user.admit(who.user_id)
+        made = await trio.to_thread.run_sync(_make_secrets, limiter=hashing)
+        share_id = secrets.token_hex(16)
+        expires_at_ms = at_ms + SHARE_S * 1000
+        await store.write(
+            new_share,
+            share_id=share_id,
+            device_id=device_id,
+            token_hash=made.token_hash,
+            code_hash=made.code_hash,
+            role=wanted.role,
+            until_ms=until_ms,
+            uses_left=None if wanted.uses is None else int(wanted.uses),
+            created_by=who.user_id,
+            now_ms=at_ms,
+            expires_at_ms=expires_at_ms,
+        )
+        query = urlencode({"id": device_id, "token": made.token, "share": "true"})
+        url = f"{front.base_url(current_caller())}/pair?{query}"
+        return json_answer(
+            NewShareAnswer(
+                share_id=share_id,
+                device_id=device_id,
+                url=url,
+                token=made.token,
+                manual_code=made.code,
+                qr=segno.make(url, error="m", micro=False).svg_inline(omitsize=True, light="#fff"),
+                expires_in=SHARE_S,
+                expires_at=iso_utc(expires_at_ms),
+            )
+        )
+
+    @blueprint.get("/api/devices/<device:device_id>/shares")
+    @described("The shares of a device that can still be taken up", answer=Shares, refusals=[403])
+    async def shares(device_id: str) -> Response:
+        who = await signed_in(request)
+        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
+        found = await store.read(shares_of, device_id, now_ms=now_ms())
+        return json_answer(
+            Shares(
+                shares=[
+                    ShareAnswer(
+                        share_id=one.id,
+                        role="viewer" if one.role == "viewer" else "member",
+                        until=iso_utc(one.until_ms),
+                        uses_left=one.uses_left,
+                        created_by=one.created_by,
+                        created_at=iso_utc(one.created_at_ms),
+                        expires_at=iso_utc(one.expires_at_ms),
+                    )
+                    for one in found
+                ]
+            )
+        )
+
+    @blueprint.delete("/api/devices/<device:device_id>/shares/<share_id>")
+    @described("Revoke a share: nobody can take it up any more", answer=Done, refusals=[403])
+    async def revoke(device_id: str, share_id: str) -> Response:
+        who = await signed_in(request)
+        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
+        if not await write_as_owner(
+            store, who, device_id, revoke_share, device_id, share_id, user_id=who.user_id, now_ms=now_ms()
+        ):
+            raise Refused("There is no such share of this device.", status=404)
+        return json_answer(Done())
+
+    return blueprint
+
+
+def to_ms(when: "float | datetime | None", *, now_ms: int) -> int | None:
+    """Read the end of an access, in ms since the epoch. Raises Refused (422) if that has passed."""
+    until_ms = None if when is None else int(when.timestamp() * 1000 if isinstance(when, datetime) else when)
+    if until_ms is not None and until_ms <= now_ms:
+        raise Refused("The time in 'until' has passed.", status=422)
+    return until_ms
+
+
+def _make_secrets() -> _Secrets:
+    """Make a token and a code, and hash both; that of the code takes a while."""
+    token, code = generate_secret_token(), generate_code()
+    return _Secrets(token, code, hash_token(token), hash_code(code))

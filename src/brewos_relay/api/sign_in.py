@@ -1,0 +1,195 @@
+"""POST /api/auth/google, oidc, facebook, invite and password: the ways in."""
+
+import logging
+from typing import Final
+
+import trio
+from quart import Blueprint, Response, request
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.answers import Refused, json_answer
+from brewos_relay.api.bodies import LongText, ShortText, Unshown, body_of
+from brewos_relay.api.callers import current_caller
+from brewos_relay.api.openapi import described
+from brewos_relay.api.passwords import PasswordCheck
+from brewos_relay.api.sessions import SessionStarter, SessionTokens
+from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
+from brewos_relay.registry import accounts as registered
+from brewos_relay.registry.records import Identity, User
+from brewos_relay.registry.store import Store
+
+log = logging.getLogger(__name__)
+
+_NAMES: Final = {"google": "Google", "facebook": "Facebook", "oidc": "OpenID Connect"}
+_THREADS: Final = 4
+"""How many proofs are looked at at a time: it can take asking whoever made them."""
+
+
+class CredentialBody(Unshown):
+    """What `POST /api/auth/google` and `POST /api/auth/oidc` take: an ID token."""
+
+    credential: LongText
+
+
+class FacebookBody(Unshown, rename="camel"):
+    """What `POST /api/auth/facebook` takes."""
+
+    access_token: LongText
+
+
+class InviteBody(Unshown):
+    """What `POST /api/auth/invite` takes: what a one-time link has after `#invite=`."""
+
+    token: ShortText
+
+
+class PasswordBody(Unshown):
+    """What `POST /api/auth/password` takes."""
+
+    email: ShortText
+    password: ShortText
+
+
+def sign_in_blueprint(
+    *,
+    store: Store,
+    accounts: AccountRules,
+    starter: SessionStarter,
+    passwords: PasswordCheck,
+    throttles: Throttles,
+) -> Blueprint:
+    """Make the blueprint; errors.RegistryError is left to the app to answer."""
+    blueprint = Blueprint("sign_in", __name__)
+    limiter = trio.CapacityLimiter(_THREADS)
+
+    async def by_proof(kind: str, proof: str) -> Response:
+        identity = await _identity_of(kind, proof, accounts=accounts, limiter=limiter)
+        try:
+            user = await store.write(
+                registered.sign_in, identity, open_to_all=accounts.open_to_all, now_ms=now_ms()
+            )
+        except SignInRefused as problem:
+            raise Refused(f"You cannot sign in: {problem}.", status=403) from None
+        return await begin(user)
+
+    async def begin(user: User) -> Response:
+        return json_answer(await starter.begin(user, request))
+
+    def count_attempt() -> None:
+        throttles.sign_ins.admit(network_of(current_caller().address))
+
+    @blueprint.post("/api/auth/google")
+    @described(
+        "Sign in with an ID token of Google",
+        body=CredentialBody,
+        answer=SessionTokens,
+        refusals=[401, 403, 404],
+        needs_token=False,
+    )
+    async def google() -> Response:
+        count_attempt()
+        body = await body_of(request, CredentialBody)
+        return await by_proof("google", body.credential)
+
+    @blueprint.post("/api/auth/oidc")
+    @described(
+        "Sign in with an ID token of the OpenID Connect issuer that is set up",
+        body=CredentialBody,
+        answer=SessionTokens,
+        refusals=[401, 403, 404],
+        needs_token=False,
+    )
+    async def oidc() -> Response:
+        count_attempt()
+        body = await body_of(request, CredentialBody)
+        return await by_proof("oidc", body.credential)
+
+    @blueprint.post("/api/auth/facebook")
+    @described(
+        "Sign in with an access token of Facebook",
+        body=FacebookBody,
+        answer=SessionTokens,
+        refusals=[401, 403, 404],
+        needs_token=False,
+    )
+    async def facebook() -> Response:
+        count_attempt()
+        body = await body_of(request, FacebookBody)
+        return await by_proof("facebook", body.access_token)
+
+    @blueprint.post("/api/auth/invite")
+    @described(
+        "Sign in with a one-time link",
+        body=InviteBody,
+        answer=SessionTokens,
+        refusals=[401],
+        needs_token=False,
+    )
+    async def invite() -> Response:
+        count_attempt()
+        body = await body_of(request, InviteBody)
+        user = await store.write(registered.redeem_invite, hash_token(body.token), now_ms=now_ms())
+        if user is None:
+            raise Refused(
+                "This link is no good any more: it was used, or it has expired. Ask for a new one.",
+                status=401,
+            )
+        return await begin(user)
+
+    @blueprint.post("/api/auth/password")
+    @described(
+        "Sign in with a password",
+        body=PasswordBody,
+        answer=SessionTokens,
+        refusals=[401],
+        needs_token=False,
+    )
+    async def password() -> Response:
+        count_attempt()
+        body = await body_of(request, PasswordBody)
+        user = await passwords.user_with(
+            email=body.email, password=body.password, network=network_of(current_caller().address)
+        )
+        if user is None:
+            raise Refused("The e-mail address or the password is wrong.", status=401)
+        return await begin(user)
+
+    return blueprint
+
+
+async def _identity_of(
+    kind: str, proof: str, *, accounts: AccountRules, limiter: trio.CapacityLimiter
+) -> Identity:
+    """Find out whose proof that is. Raises Refused: 404 if that way in is not set up, 401, or 503."""
+    verifier = accounts.verifiers.get(kind)
+    name = _NAMES[kind]
+    if verifier is None:
+        raise Refused(
+            f"Signing in with {name} is not set up on this server. "
+            "Use a one-time link or a password, at /login.",
+            status=404,
+        )
+    try:
+        proven = await trio.to_thread.run_sync(
+            verifier.verify, proof, limiter=limiter, abandon_on_cancel=True
+        )
+    except IdentityRejected as problem:
+        raise Refused(f"{name} does not vouch for that: {problem}.", status=401) from None
+    except IdentityUnavailable as problem:
+        log.warning("signing in with %s does not work: %s", name, problem)
+        raise Refused(
+            f"{name} cannot be asked at the moment; try again soon.",
+            status=503,
+            headers={"Retry-After": "5"},
+        ) from None
+    return Identity(
+        issuer=proven.issuer,
+        subject=proven.subject,
+        email=proven.email,
+        email_verified=proven.email_verified,
+        name=proven.name,
+        picture_url=proven.picture_url,
+    )

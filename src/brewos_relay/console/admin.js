@@ -1,0 +1,108 @@
+// The page about the server, for its administrators: what goes on, all machines, and everybody.
+
+import { askSignedIn } from "./api.js";
+import { Listing } from "./listing.js";
+import { ago, byId, confirmed, day, goToLogin, make, tell, whenAsked, whileSeen } from "./page.js";
+import { SignedOut } from "./session.js";
+import { showTop } from "./top.js";
+
+const EVERY_MS = 5000;
+const problem = byId("problem");
+let before = null; // the figures of the time before
+
+const devices = new Listing({
+  path: "/api/admin/devices", name: "devices", row: deviceRow, problem,
+  list: "devices", none: "no-devices", more: "more-devices", find: "find-device",
+});
+const accounts = new Listing({
+  path: "/api/admin/users", name: "users", row: accountRow, problem,
+  list: "accounts", none: "no-accounts", more: "more-accounts", find: "find-user",
+});
+
+async function refresh() {
+  try {
+    showStats(await askSignedIn("GET", "/api/admin/stats"));
+    await devices.refresh();
+    await accounts.refresh();
+    tell(problem);
+  } catch (failure) {
+    if (failure instanceof SignedOut) return goToLogin({ expired: true });
+    tell(problem, failure.message);
+  }
+}
+
+function showStats(stats) {
+  const { totals } = stats;
+  tell(byId("devices-online"), stats.devices);
+  tell(byId("devices-all"), `of ${stats.registered.devices}`);
+  tell(byId("clients"), stats.clients);
+  tell(byId("users-all"), `${stats.registered.users} ${stats.registered.users === 1 ? "account" : "accounts"}`);
+  tell(byId("undeliverable"), totals.undeliverable);
+  // Whoever has started anew counts from nothing.
+  if (before && totals.receivedFromDevices >= before.totals.receivedFromDevices) {
+    const seconds = Math.max(0.1, (stats.timestamp - before.timestamp) / 1000);
+    const rate = (name) => (totals[name] - before.totals[name]) / seconds;
+    tell(byId("rate-devices"), rate("receivedFromDevices").toFixed(1));
+    tell(byId("rate-clients"), rate("sentToClients").toFixed(1));
+    tell(byId("rate-apps"), (rate("receivedFromClients") * 60).toFixed(0));
+  }
+  before = stats;
+}
+
+function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, machineType, keyPending, owners }) {
+  const apps = clients && `${clients} ${clients === 1 ? "app" : "apps"}`;
+  const more = [id, owners.join(", ") || "nobody's", machineType?.replaceAll("_", " "), firmwareVersion && `firmware ${firmwareVersion}`, apps];
+  return make("li", "", [
+    make("div", "what", [
+      make("div", "name", name ?? id),
+      make("div", "more", more.filter(Boolean).join(" · ")),
+      ...(keyPending ? [make("div", "more", "Another key waits for its owner to pair it again.")] : []),
+    ]),
+    isOnline ? make("span", "state online", "online") : make("span", "state", lastSeen ? `last seen ${ago(lastSeen)}` : "never seen"),
+  ]);
+}
+
+function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
+  const more = [name && email, hasPassword ? "has a password" : "has no password", `since ${day(createdAt)}`];
+  const path = `/api/admin/users/${encodeURIComponent(id)}`;
+  const change = make("button", "quiet small", isAdmin ? "Make ordinary" : "Make administrator");
+  change.setAttribute("aria-label", `${isAdmin ? "Make ordinary" : "Make administrator"}: ${email}`);
+  whenAsked(change, problem, async () => {
+    await askSignedIn("PATCH", path, { isAdmin: !isAdmin });
+    await accounts.refresh();
+  });
+  const remove = make("button", "quiet small bad", "Remove");
+  remove.setAttribute("aria-label", `Remove ${email}`);
+  whenAsked(remove, problem, async () => {
+    const text = "Their sessions end. Machines that nobody else owns are nobody's after that, and can be paired anew.";
+    if (!(await confirmed({ title: `Remove ${email}?`, text, act: "Remove" }))) return;
+    await askSignedIn("DELETE", path);
+    await accounts.refresh();
+  });
+  return make("li", "", [
+    make("div", "what", [make("div", "name", name ?? email), make("div", "more", more.filter(Boolean).join(" · "))]),
+    ...(isAdmin ? [make("span", "tag", "administrator")] : []),
+    make("span", "acts", [change, remove]),
+  ]);
+}
+
+whenAsked(byId("invite"), problem, async () => {
+  const made = await askSignedIn("POST", "/api/admin/invites", {
+    email: byId("invite-email").value,
+    isAdmin: byId("invite-admin").checked,
+  });
+  tell(byId("invited-email"), made.email);
+  byId("invited-url").value = made.url;
+  tell(byId("invited-copy"), "Copy the link");
+  byId("invited").hidden = false;
+  byId("invite").reset();
+});
+
+whenAsked(byId("invited-copy"), problem, async () => {
+  await navigator.clipboard.writeText(byId("invited-url").value);
+  tell(byId("invited-copy"), "Copied");
+});
+// A browser lets pages write there only if they came over TLS.
+byId("invited-copy").hidden = !navigator.clipboard;
+
+if (showTop(problem)) whileSeen(refresh, EVERY_MS);

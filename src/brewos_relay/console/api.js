@@ -1,0 +1,62 @@
+// Requests to the server that this page comes from.
+
+import { accessToken, renew } from "./session.js";
+
+const TIME_MS = 15000;
+
+/** What the server refused, in words for people; `status` is 0 if it did not answer. */
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Ask as nobody in particular. Gives the answer's JSON; throws Refused. */
+export async function ask(method, path, body) {
+  return read(await send(method, path, body, null));
+}
+
+/** Ask as whoever is signed in. Gives the answer's JSON; throws SignedOut or Refused. */
+export async function askSignedIn(method, path, body) {
+  const token = await tokenOr(accessToken);
+  let answer = await send(method, path, body, token);
+  if (answer.status === 401) answer = await send(method, path, body, await tokenOr(() => renew(token)));
+  return read(answer);
+}
+
+async function tokenOr(get) {
+  try {
+    return await get();
+  } catch (problem) {
+    if (problem.name === "TypeError" || problem.name === "TimeoutError") throw unreachable();
+    throw problem;
+  }
+}
+
+async function send(method, path, body, token) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (token) headers.Authorization = `Bearer ${token}`;
+  try {
+    return await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      cache: "no-store",
+      signal: AbortSignal.timeout(TIME_MS),
+    });
+  } catch {
+    throw unreachable();
+  }
+}
+
+async function read(answer) {
+  const content = await answer.json().catch(() => null);
+  if (answer.ok && content !== null) return content;
+  throw new Refused(content?.error ?? `The server answered ${answer.status}. Try again soon.`, answer.status);
+}
+
+function unreachable() {
+  return new Refused("The server cannot be reached. Check the connection and try again.", 0);
+}

@@ -1,0 +1,26 @@
+// The page of somebody who is signed in: their machines and their sessions, kept up to date.
+
+import { refreshMachines } from "./machines.js";
+import { byId, goToLogin, tell, whileSeen } from "./page.js";
+import { SignedOut } from "./session.js";
+import { refreshSessions } from "./sessions.js";
+import { showTop, showWayToAdmin } from "./top.js";
+
+const EVERY_MS = 10000;
+const problem = byId("problem");
+
+async function refresh() {
+  try {
+    await refreshMachines();
+    await refreshSessions(problem);
+    tell(problem);
+  } catch (failure) {
+    if (failure instanceof SignedOut) return goToLogin({ expired: true });
+    tell(problem, failure.message);
+  }
+}
+
+if (showTop(problem)) {
+  whileSeen(refresh, EVERY_MS);
+  showWayToAdmin().catch(() => {});
+}

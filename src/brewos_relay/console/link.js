@@ -1,0 +1,189 @@
+// The WebSocket to a machine: it comes back by itself, and says at any time how it is.
+
+import { askSignedIn } from "./api.js";
+import { Backoff } from "./backoff.js";
+import { decode } from "./msgpack.js";
+import { accessToken, renew, SignedOut } from "./session.js";
+
+const STALE_MS = 10000; // the relay says something every 7 s
+const LOOK_MS = 1000;
+const OPEN_MS = 10000;
+const TOKEN_REJECTED = 4002;
+const ACCESS_ENDED = 4003;
+const STALE = 4000;
+
+/**
+ * Tells `onMessage` what arrives, `onState` how the link is, `onSignedOut` that nobody is signed in any more.
+ *
+ * States: "connecting", "live", "waiting" (until `retryAt`, ms since 1970), "ended" (no access any more),
+ * "stopped".
+ */
+export class Link {
+  state = "stopped";
+  retryAt = null;
+  restarting = false;
+  #deviceId;
+  #on;
+  #socket = null;
+  #attempt = 0;
+  #heardAt = 0; // by a clock that nobody sets
+  #timer = null;
+  #looking = null;
+  #backoff = new Backoff();
+  #rejected = null; // the token that the relay did not take
+
+  constructor(deviceId, { onMessage, onState, onSignedOut }) {
+    this.#deviceId = deviceId;
+    this.#on = { message: onMessage, state: onState, signedOut: onSignedOut };
+  }
+
+  start() {
+    addEventListener("online", () => this.kick());
+    addEventListener("offline", () => this.#lose());
+    document.addEventListener("visibilitychange", () => document.hidden || this.#look());
+    this.#looking = setInterval(() => this.#look(), LOOK_MS);
+    this.#connect();
+  }
+
+  /** Try now instead of later: there is a reason to believe that it works. */
+  kick() {
+    if (this.state === "waiting") this.#connect();
+  }
+
+  /** Send a message; false if there is nobody to send it to. */
+  send(message) {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return false;
+    this.#socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  stop() {
+    this.#end("stopped");
+  }
+
+  async #connect() {
+    clearTimeout(this.#timer);
+    const attempt = ++this.#attempt;
+    this.#set("connecting");
+    let token;
+    try {
+      token = await this.#token();
+    } catch (problem) {
+      if (attempt !== this.#attempt) return;
+      if (problem instanceof SignedOut) return this.#signOut();
+      return this.#wait();
+    }
+    if (attempt !== this.#attempt) return;
+    const asked = new URLSearchParams({ token, device: this.#deviceId });
+    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(`${scheme}//${location.host}/ws/client?${asked}`);
+    socket.binaryType = "arraybuffer";
+    this.#socket = socket;
+    this.#heardAt = performance.now() + OPEN_MS - STALE_MS;
+    socket.onmessage = (event) => socket === this.#socket && this.#take(event.data);
+    socket.onclose = (event) => socket === this.#socket && this.#closed(event.code, token);
+  }
+
+  #token() {
+    const rejected = this.#rejected;
+    this.#rejected = null;
+    return rejected === null ? accessToken() : renew(rejected);
+  }
+
+  #take(data) {
+    this.#heardAt = performance.now();
+    let message;
+    try {
+      message = typeof data === "string" ? JSON.parse(data) : decode(data);
+    } catch {
+      return; // nothing that anybody here could use
+    }
+    if (message === null || typeof message !== "object") return;
+    if (message.type === "connected") {
+      this.#backoff.reset();
+      this.restarting = false;
+      this.#set("live");
+    } else if (message.type === "restarting") {
+      this.#backoff.suggest(message.reconnectInMs);
+      this.restarting = true;
+    } else if (message.type === "token_expiring") {
+      this.#refresh();
+    }
+    this.#on.message(message);
+  }
+
+  /** Put a fresh token in the place of the one that ends, without a gap. */
+  async #refresh() {
+    const socket = this.#socket;
+    try {
+      const token = await renew(await accessToken());
+      if (socket === this.#socket) this.send({ type: "refresh_auth", token });
+    } catch (problem) {
+      if (problem instanceof SignedOut) this.#signOut();
+    }
+  }
+
+  async #closed(code, token) {
+    const wasLive = this.state === "live";
+    this.#socket = null;
+    if (code === ACCESS_ENDED) return this.#end("ended");
+    if (code === TOKEN_REJECTED) this.#rejected = token;
+    this.#wait();
+    if (wasLive || code === TOKEN_REJECTED) return;
+    // What a browser is refused it is not told: ask in another way.
+    const attempt = this.#attempt;
+    try {
+      await askSignedIn("GET", `/api/devices/${this.#deviceId}`);
+    } catch (problem) {
+      if (attempt !== this.#attempt) return;
+      if (problem instanceof SignedOut) return this.#signOut();
+      if (problem.status === 404) this.#end("ended");
+    }
+  }
+
+  #wait() {
+    const pauseMs = this.#backoff.next();
+    this.retryAt = Date.now() + pauseMs;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#connect(), pauseMs);
+    this.#set("waiting");
+  }
+
+  #look() {
+    if (this.#socket && performance.now() - this.#heardAt > STALE_MS) this.#lose();
+    // A browser that has slept does not keep to its timers.
+    if (this.state === "waiting" && Date.now() > this.retryAt + LOOK_MS) this.#connect();
+  }
+
+  /** Give a connection up that may not know of its end yet. */
+  #lose() {
+    if (this.#socket === null) return;
+    this.#drop(STALE);
+    this.#wait();
+  }
+
+  #drop(code) {
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(code);
+  }
+
+  #signOut() {
+    this.#end("stopped");
+    this.#on.signedOut();
+  }
+
+  #end(state) {
+    this.#attempt++;
+    clearTimeout(this.#timer);
+    clearInterval(this.#looking);
+    this.#drop(1000);
+    this.#set(state);
+  }
+
+  #set(state) {
+    this.state = state;
+    if (state !== "waiting") this.retryAt = null;
+    this.#on.state(this);
+  }
+}

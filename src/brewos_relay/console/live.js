@@ -1,0 +1,121 @@
+// What the machine does now: state, gauges, and the chart of the last minutes.
+
+import { Chart } from "./chart.js";
+import { Gauge } from "./gauge.js";
+import { History } from "./history.js";
+import { ago, byId, clock, tell } from "./page.js";
+
+const MINUTES = 10;
+const LENGTH_MS = MINUTES * 60 * 1000;
+const DRAW_MS = 250;
+const DRAW_CALMLY_MS = 2000;
+
+const STATES = {
+  init: "Starting", idle: "Standby", heating: "Heating", ready: "Ready", brewing: "Brewing",
+  fault: "Fault", safe: "Safe mode", eco: "Eco",
+};
+
+const history = new History(LENGTH_MS);
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const gauges = {
+  brew: new Gauge("gauge-brew", { low: 20, high: 120, digits: 1, unit: "°C" }),
+  steam: new Gauge("gauge-steam", { low: 20, high: 160, digits: 1, unit: "°C" }),
+  pressure: new Gauge("gauge-pressure", { high: 12, digits: 1, unit: "bar" }),
+  power: new Gauge("gauge-power", { high: 3000, digits: 0, unit: "W" }),
+};
+const chart = new Chart(byId("trend"), [
+  { share: 6, floor: 20, ceiling: 100, most: 6, unit: "°C", lines: [
+    { of: "group", colour: "--group", dashed: true },
+    { of: "steam", colour: "--steam" },
+    { of: "brew", colour: "--brew" },
+  ] },
+  { share: 2, floor: 0, ceiling: 10, most: 2, unit: "bar", lines: [{ of: "pressure", colour: "--pressure", filled: true }] },
+  { share: 2, floor: 0, ceiling: 3000, most: 2, unit: "W", lines: [{ of: "power", colour: "--power", filled: true }] },
+]);
+let pointedAt = null; // where on the canvas somebody points, in px
+
+/** Show a reading of the machine, as of `at` (ms since 1970). */
+export function showReading(reading, at) {
+  const { brew, steam, group, pressure, power } = reading;
+  gauges.brew.show(brew, reading.brewTarget);
+  gauges.steam.show(steam, reading.steamTarget);
+  gauges.pressure.show(pressure);
+  gauges.power.show(power);
+  history.add({ at, brew, steam, group, pressure, power });
+  showState(reading);
+  showFacts(reading);
+}
+
+/** Show whether the machine is there; `lastSeen` is ISO 8601 or null, `isKnown` whether the relay has said it. */
+export function showPresence({ isOnline, isKnown, lastSeen }) {
+  document.querySelector("main").classList.toggle("away", !isOnline);
+  if (isOnline) {
+    // What it does it says next.
+    if (byId("now").textContent === "Offline") say(byId("now"), "Online");
+    return;
+  }
+  history.interrupt(Date.now());
+  if (!isKnown) return;
+  byId("now").className = "now";
+  say(byId("now"), "Offline");
+  say(byId("facts"), lastSeen ? `last seen ${ago(lastSeen)}` : "");
+}
+
+function showState({ state, isBrewing }) {
+  const shown = isBrewing ? "brewing" : state;
+  byId("now").className = `now ${shown in STATES ? shown : ""}`;
+  say(byId("now"), STATES[shown] ?? shown ?? "");
+}
+
+function showFacts({ onSince, mode, tank, cleaningDue, brewCount }) {
+  const facts = [
+    tank && tank !== "ok" && `water ${tank}`,
+    cleaningDue && `cleaning is due after ${brewCount} shots`,
+    onSince && mode !== "standby" && `on since ${clock(onSince).replace(/:\d\d$/, "")}`,
+  ];
+  say(byId("facts"), facts.filter(Boolean).join(" · "));
+}
+
+/** Write only what is another text: what is written again is read out again. */
+function say(element, text) {
+  if (element.textContent !== text) tell(element, text);
+}
+
+function draw() {
+  const to = Date.now();
+  const from = to - LENGTH_MS;
+  const ticks = [10, 8, 6, 4, 2, 0].map((minutes) => [to - minutes * 60000, minutes ? `−${minutes} min` : "now"]);
+  const mark = pointedAt === null ? null : chart.xAt(pointedAt, from, to);
+  chart.draw({ samples: history.samples, from, to, ticks, mark });
+  say(byId("reading"), mark === null ? "" : readingAt(mark));
+}
+
+function readingAt(at) {
+  const sample = history.samples.findLast((one) => one.at <= at);
+  if (!sample || sample.gap) return `${clock(at)} · nothing known`;
+  const parts = [["brew", "brew", 1, " °C"], ["steam", "steam", 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
+  const shown = parts.filter(([of]) => sample[of] !== null)
+    .map(([of, name, digits, unit]) => `${name} ${sample[of].toFixed(digits)}${unit}`.trim());
+  return [clock(at), ...shown].join(" · ");
+}
+
+/** Begin to draw, and to answer whoever points at the chart. */
+export function startDrawing() {
+  const canvas = byId("trend");
+  canvas.addEventListener("pointermove", (event) => {
+    pointedAt = event.clientX;
+    draw();
+  });
+  for (const name of ["pointerleave", "pointercancel"]) {
+    canvas.addEventListener(name, () => {
+      pointedAt = null;
+      draw();
+    });
+  }
+  new ResizeObserver(draw).observe(canvas);
+  const again = () => {
+    if (!document.hidden) draw();
+    setTimeout(again, calm.matches ? DRAW_CALMLY_MS : DRAW_MS);
+  };
+  again();
+}

@@ -1,0 +1,96 @@
+// Signing in: with a one-time link (its token stands behind #, which no server sees), or with a password.
+
+import { ask, askSignedIn } from "./api.js";
+import { byId, nextPage, tell, whenAsked } from "./page.js";
+import { forget, keep, kept } from "./session.js";
+
+const problem = byId("problem");
+const sections = ["invited", "here", "sign-in", "choose"];
+
+function show(name, title) {
+  for (const section of sections) byId(section).hidden = section !== name;
+  byId("title").textContent = title;
+  byId(name).querySelector("input:not([readonly]), button").focus();
+}
+
+function goOn() {
+  location.replace(nextPage());
+}
+
+function inviteToken() {
+  return new URLSearchParams(location.hash.slice(1)).get("invite");
+}
+
+/** Whether a link signs in as soon as it is opened: that of a demo does, on the computer that it runs on. */
+function isDemo() {
+  const isHere = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  return isHere && new URLSearchParams(location.hash.slice(1)).has("demo");
+}
+
+function start() {
+  tell(problem);
+  if (inviteToken()) {
+    show("invited", "Welcome");
+    if (isDemo()) byId("accept").click();
+    return;
+  }
+  if (new URLSearchParams(location.search).has("expired")) {
+    tell(byId("notice"), "Your session has ended. Sign in again.");
+  } else if (kept()) {
+    byId("name").textContent = kept().user?.email ?? "";
+    return show("here", "Signed in");
+  }
+  show("sign-in", "Sign in");
+}
+
+async function tellOtherWays() {
+  const { webApp, signIn } = await ask("GET", "/api/info");
+  // Those need scripts of others, which the web app loads; here nothing is loaded from anywhere else.
+  const others = [signIn.google && "Google", signIn.facebook && "Facebook"].filter(Boolean);
+  if (webApp && others.length) {
+    byId("others").textContent = others.join(" or ");
+    byId("elsewhere").hidden = false;
+  }
+}
+
+whenAsked(byId("accept"), problem, async () => {
+  const inDemo = isDemo();
+  let session;
+  try {
+    session = await ask("POST", "/api/auth/invite", { token: inviteToken() });
+  } catch (failure) {
+    if (failure.status === 401) {
+      history.replaceState(null, "", location.pathname + location.search);
+      start();
+    }
+    throw failure;
+  }
+  keep(session);
+  history.replaceState(null, "", location.pathname + location.search);
+  if (inDemo) return goOn();
+  byId("account").value = session.user.email;
+  byId("elsewhere").hidden = true;
+  show("choose", "Set a password");
+});
+
+whenAsked(byId("sign-in"), problem, async () => {
+  keep(await ask("POST", "/api/auth/password", { email: byId("email").value, password: byId("password").value }));
+  goOn();
+});
+
+whenAsked(byId("choose"), problem, async () => {
+  await askSignedIn("PUT", "/api/me/password", { password: byId("chosen").value });
+  goOn();
+});
+
+whenAsked(byId("leave"), problem, async () => {
+  await askSignedIn("POST", "/api/auth/logout").catch(() => {});
+  forget();
+  start();
+});
+
+byId("go-on").addEventListener("click", goOn);
+byId("skip").addEventListener("click", goOn);
+addEventListener("hashchange", start);
+start();
+tellOtherWays().catch(() => {});

@@ -1,0 +1,146 @@
+// The page of one machine: brings the link to it and the parts of the page together.
+
+import { ActivityList } from "./activity.js";
+import { askSignedIn } from "./api.js";
+import { Commands } from "./commands.js";
+import { Link } from "./link.js";
+import { showPresence, showReading, startDrawing } from "./live.js";
+import { addLine } from "./log.js";
+import { showDevice, startOwning } from "./own.js";
+import { byId, goToLogin, tell, whileSeen } from "./page.js";
+import { People } from "./people.js";
+import { SignedOut } from "./session.js";
+import { startSharing } from "./sharing.js";
+import { Shot } from "./shot.js";
+import { merge, mergeOld, read } from "./state.js";
+import { showTop, showWayToAdmin } from "./top.js";
+
+const REFRESH_MS = 15000;
+const deviceId = decodeURIComponent(location.pathname.split("/").at(-1)).toUpperCase();
+const problem = byId("problem");
+
+let status = null; // what is known of the machine, as of the last message
+let presence = { isOnline: false, isKnown: false, lastSeen: null };
+let snapshotAgeMs = null; // how old the state is that is said next
+let ecoTarget = null;
+let role = null;
+
+const shot = new Shot(deviceId);
+const commands = new Commands((message) => link.send(message));
+const link = new Link(deviceId, {
+  onMessage: take,
+  onState: showLink,
+  onSignedOut: () => goToLogin({ expired: true }),
+});
+
+function take(message) {
+  switch (message.type) {
+    case "connected":
+      note({ isOnline: message.deviceOnline === true, isKnown: true });
+      return link.send({ type: "get_metrics" });
+    case "device_status":
+      snapshotAgeMs = message.snapshotAgeMs ?? null;
+      return note({ isOnline: message.online === true, lastSeen: message.lastSeen });
+    case "device_online":
+      return note({ isOnline: true });
+    case "device_offline":
+      return note({ isOnline: false, lastSeen: new Date().toISOString() });
+    case "status":
+    case "status_delta":
+      return show(merge(status, message));
+    case "pico_status":
+      return show(mergeOld(status, message));
+    case "device_info":
+      ecoTarget = typeof message.ecoBrewTemp === "number" ? message.ecoBrewTemp : ecoTarget;
+      return status && commands.show({ ...read(status), ecoTarget });
+    case "command_status":
+      return commands.take(message);
+    case "metrics":
+      return people?.showCount(message.connection?.clients);
+    case "log":
+      return addLine(message);
+    case "error":
+      // The commands say of theirs what became of them.
+      return ["device_offline", "forbidden"].includes(message.error) ? undefined : addLine({ ...message, level: "error" });
+  }
+}
+
+function show(known) {
+  const ageMs = snapshotAgeMs ?? 0;
+  snapshotAgeMs = null;
+  status = known;
+  const reading = read(status);
+  showReading(reading, Date.now() - ageMs);
+  commands.show({ ...reading, ecoTarget });
+  if (presence.isOnline) shot.take(reading);
+  else showPresence(presence);
+}
+
+function note(change) {
+  presence = { ...presence, ...change };
+  if (!presence.isOnline) shot.interrupt();
+  showPresence(presence);
+}
+
+function showLink({ state, retryAt, restarting }) {
+  const lost = state !== "live" && state !== "connecting";
+  byId("link").className = `link ${state === "live" ? "live" : lost ? "lost" : ""}`;
+  byId("retry").hidden = state !== "waiting";
+  tell(byId("link-text"), words());
+  if (state !== "live") {
+    presence = { ...presence, isOnline: false };
+    commands.interrupt();
+    shot.interrupt();
+    showPresence({ ...presence, isKnown: false });
+  }
+
+  function words() {
+    if (state === "live") return "Live";
+    if (state === "connecting") return "Connecting…";
+    if (state === "ended") return "You have no access to this machine any more.";
+    if (state !== "waiting") return "Not connected";
+    const seconds = Math.max(1, Math.ceil((retryAt - Date.now()) / 1000));
+    const why = !navigator.onLine ? "No network" : restarting ? "The server restarts" : "No connection";
+    return `${why} · next attempt in ${seconds} s`;
+  }
+}
+
+let people = null;
+let activity = null;
+
+async function refresh() {
+  try {
+    const { device } = await askSignedIn("GET", `/api/devices/${deviceId}`);
+    allow(device.role);
+    showDevice(device);
+    link.send({ type: "get_metrics" });
+    await people.refresh();
+    if (role === "owner") await activity.refresh();
+    tell(problem);
+  } catch (failure) {
+    if (failure instanceof SignedOut) return goToLogin({ expired: true });
+    // That the server is away is said beside the machine's name.
+    if (failure.status) tell(problem, failure.message);
+  }
+}
+
+function allow(now) {
+  if (now === role) return;
+  role = now;
+  commands.allow(role);
+  people.allow(role);
+  if (role === "owner") startSharing(deviceId, problem).catch((failure) => tell(problem, failure.message));
+}
+
+const session = showTop(problem);
+if (session) {
+  people = new People(deviceId, { userId: session.user?.id, problem, onChange: () => activity.refresh() });
+  activity = new ActivityList(deviceId, problem);
+  startOwning(deviceId, problem, showDevice);
+  byId("retry").addEventListener("click", () => link.kick());
+  setInterval(() => link.state === "waiting" && showLink(link), 1000);
+  startDrawing();
+  link.start();
+  whileSeen(refresh, REFRESH_MS);
+  showWayToAdmin().catch(() => {});
+}

@@ -1,0 +1,47 @@
+// The list of sessions, each with a way to end it.
+
+import { askSignedIn } from "./api.js";
+import { ago, byId, day, make, whenAsked } from "./page.js";
+
+/** Read the sessions of whoever is signed in, and show them; `problem` is where failures are told. */
+export async function refreshSessions(problem) {
+  const { sessions } = await askSignedIn("GET", "/api/auth/sessions");
+  const list = byId("sessions");
+  // A row stays the same element while its session is there: a button must not vanish under a finger.
+  const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
+  list.replaceChildren(...sessions.map((session) => update(rows.get(session.id) ?? row(session, problem), session)));
+  list.hidden = sessions.length === 0;
+}
+
+function row(session, problem) {
+  const name = browserOf(session.userAgent);
+  const element = make("li", "", make("div", "what", [make("div", "name", name), make("div", "more")]));
+  element.dataset.id = session.id;
+  if (session.current) {
+    element.append(make("span", "tag", "this one"));
+    return element;
+  }
+  const end = make("button", "quiet small", "End");
+  end.setAttribute("aria-label", `End the session of ${name}`);
+  whenAsked(end, problem, async () => {
+    await askSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);
+    await refreshSessions(problem);
+  });
+  element.append(end);
+  return element;
+}
+
+function update(element, { address, lastUsedAt, createdAt }) {
+  const more = [address, `used ${ago(lastUsedAt)}`, `since ${day(createdAt)}`];
+  element.querySelector(".more").textContent = more.filter(Boolean).join(" · ");
+  return element;
+}
+
+function browserOf(userAgent) {
+  const first = (names) => names.find(([mark]) => userAgent?.includes(mark))?.[1];
+  const browser = first([["Edg", "Edge"], ["OPR", "Opera"], ["Firefox", "Firefox"], ["FxiOS", "Firefox"],
+    ["CriOS", "Chrome"], ["Chrome", "Chrome"], ["Safari", "Safari"]]);
+  const system = first([["Android", "Android"], ["iPhone", "iPhone"], ["iPad", "iPad"], ["Windows", "Windows"],
+    ["CrOS", "ChromeOS"], ["Mac OS", "Mac"], ["Linux", "Linux"]]);
+  return [browser, system].filter(Boolean).join(" on ") || userAgent?.slice(0, 60) || "Unknown program";
+}

@@ -1,0 +1,68 @@
+// What is known of a machine: the messages of its state put together, and read as plain figures.
+
+const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+const text = (value) => (typeof value === "string" ? value : null);
+const isGroup = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** Give the status after a message: a `status` stands for itself, a `status_delta` changes what it names. */
+export function merge(status, message) {
+  const { type, seq, ...said } = message;
+  if (type === "status") return said;
+  const merged = { ...status };
+  for (const [name, value] of Object.entries(said)) {
+    merged[name] = isGroup(value) && isGroup(merged[name]) ? { ...merged[name], ...value } : value;
+  }
+  return merged;
+}
+
+/** Read a status; what is not there is null. */
+export function read(status) {
+  const { machine = {}, temps = {}, power = {}, scale = {}, shot } = status ?? {};
+  return {
+    state: text(machine?.state),
+    mode: text(machine?.mode),
+    isBrewing: machine?.isBrewing === true || machine?.state === "brewing" || shot?.active === true,
+    onSince: number(machine?.machineOnTimestamp),
+    lastShotAt: number(machine?.lastShotTimestamp),
+    brew: number(temps?.brew?.current),
+    brewTarget: number(temps?.brew?.setpoint),
+    steam: number(temps?.steam?.current),
+    steamTarget: number(temps?.steam?.setpoint),
+    group: number(temps?.group),
+    pressure: number(status?.pressure),
+    power: number(power?.current),
+    todayKwh: number(power?.todayKwh),
+    hasScale: scale?.connected === true,
+    weight: number(shot?.active ? shot.weight : scale?.weight),
+    flow: number(shot?.active ? shot.flowRate : scale?.flowRate),
+    targetWeight: number(scale?.bbw?.targetWeight),
+    tank: text(status?.water?.tankLevel),
+    brewCount: number(status?.cleaning?.brewCount),
+    cleaningDue: status?.cleaning?.reminderDue === true,
+    rssi: number(status?.wifi?.rssi),
+  };
+}
+
+/** Give the status after the flat message of old machines, which need not say everything each time. */
+export function mergeOld(status, message) {
+  const said = (group) => Object.fromEntries(Object.entries(group).filter(([, value]) => value !== undefined));
+  const brew = said({ current: message.brewTemp, setpoint: message.brewSetpoint });
+  const steam = said({ current: message.steamTemp, setpoint: message.steamSetpoint });
+  return merge(status, said({
+    type: "status_delta",
+    machine: said({
+      state: message.state,
+      mode: message.mode,
+      isBrewing: message.isBrewing,
+      machineOnTimestamp: message.machineOnTimestamp,
+    }),
+    temps: said({
+      brew: { ...status?.temps?.brew, ...brew },
+      steam: { ...status?.temps?.steam, ...steam },
+      group: message.groupTemp,
+    }),
+    pressure: message.pressure,
+    power: said({ current: message.power }),
+    water: said({ tankLevel: message.waterLevel }),
+  }));
+}

@@ -1,0 +1,113 @@
+from typing import Annotated
+
+import msgspec
+import pytest
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from brewos_relay.api import passwords, session_routes, sessions, sign_in
+from brewos_relay.api.answers import Refused, error_answer
+from brewos_relay.api.bodies import Unshown, body_of, printable, query_of
+
+
+class Thing(msgspec.Struct, rename="camel"):
+    device_id: Annotated[str, msgspec.Meta(max_length=12)]
+    count: int = 0
+
+
+@pytest.fixture
+def app() -> QuartTrio:
+    app = QuartTrio(__name__)
+
+    @app.post("/thing")
+    async def thing() -> dict[str, object]:
+        body = await body_of(request, Thing)
+        return {"id": body.device_id, "count": body.count}
+
+    @app.get("/thing")
+    async def asked() -> dict[str, object]:
+        query = query_of(request, Thing)
+        return {"id": query.device_id, "count": query.count}
+
+    async def refuse(refusal: Refused) -> Response:
+        return error_answer(refusal.problem, status=refusal.status, headers=refusal.headers)
+
+    app.register_error_handler(Refused, refuse)
+    return app
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "multipart/form-data", None])
+async def test_a_body_is_read_whatever_it_claims_to_be(app: QuartTrio, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type is not None else {}
+    sent = app.test_client().post("/thing", data=b'{"deviceId":"a","more":[1]}', headers=headers)
+    response = await sent
+    assert response.status_code == 200
+    assert await response.get_json() == {"id": "a", "count": 0}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b"{}",
+        b'{"deviceId":1}',
+        b'{"deviceId":null}',
+        b'{"deviceId":"a","count":"1"}',
+        b'{"deviceId":"' + b"a" * 13 + b'"}',
+        b'{"deviceId":"\xff"}',
+        b'{"deviceId":"\\ud800"}',
+        b"\xff\xfe{\x00}\x00",
+        b'{"deviceId":"a","x":' + b"[" * 60_000,
+        b"deviceId=a",
+    ],
+)
+async def test_a_body_of_another_shape_is_a_400_that_does_not_repeat_it(app: QuartTrio, body: bytes) -> None:
+    response = await app.test_client().post("/thing", data=body)
+    assert response.status_code == 400
+    error = (await response.get_json())["error"]
+    assert error.endswith(".")
+    assert "aaaa" not in error
+
+
+async def test_the_place_of_a_mistake_is_told(app: QuartTrio) -> None:
+    response = await app.test_client().post("/thing", data=b'{"deviceId":"a","count":[]}')
+    assert "$.count" in (await response.get_json())["error"]
+
+
+async def test_a_query_is_read_by_its_shape(app: QuartTrio) -> None:
+    response = await app.test_client().get("/thing?deviceId=a&count=3&more=1")
+    assert await response.get_json() == {"id": "a", "count": 3}
+    response = await app.test_client().get("/thing?deviceId=a&count=many")
+    assert response.status_code == 400
+    assert "$.count" in (await response.get_json())["error"]
+
+
+def test_a_text_that_can_be_shown_is_stripped() -> None:
+    assert printable("  Küche 1 ", what="A name", longest_chars=7) == "Küche 1"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\0b", "a\nb", "\ud800", "12345678"])
+def test_a_text_that_cannot_be_shown_is_refused(text: str) -> None:
+    with pytest.raises(Refused, match="A name must have 1 to 7 printable characters") as refused:
+        printable(text, what="A name", longest_chars=7)
+    assert refused.value.status == 400
+
+
+def test_what_has_a_secret_in_it_does_not_show_it() -> None:
+    class Password(Unshown, rename="camel"):
+        password: str
+
+    assert repr(Password("correct horse")) == "<Password>"
+
+
+def test_nothing_that_has_a_secret_in_it_shows_it() -> None:
+    for module in (sign_in, session_routes, sessions, passwords):
+        for name, kind in vars(module).items():
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct:
+                fields = {field.name for field in msgspec.structs.fields(kind)}
+                secret = fields & {"password", "token", "credential", "access_token", "refresh_token"}
+                assert not secret or issubclass(kind, Unshown), name

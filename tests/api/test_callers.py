@@ -1,0 +1,73 @@
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.auth.caller import Front
+from support.household import Household, open_household
+
+PROXY = "10.0.0.2"
+
+
+async def status_of(house: Household, address: str, forwarded: str | None = None, **more: Any) -> int:
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    response = await house.app.test_client().get(
+        "/api/mode", headers=headers, scope_base={"client": (address, 4711)}, **more
+    )
+    return response.status_code
+
+
+def one_request_each() -> Throttles:
+    throttles = Throttles()
+    throttles.requests = Throttle("requests", burst=1, each_minute=0.001)
+    return throttles
+
+
+async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
+    async with open_household(tmp_path, throttles=one_request_each(), front=Front()) as house:
+        assert await status_of(house, "192.0.2.1") == 200
+        assert await status_of(house, "192.0.2.1") == 429
+        assert await status_of(house, "192.0.2.2") == 200
+        # Whoever is no proxy of ours can write there what he likes.
+        assert await status_of(house, "192.0.2.1", "192.0.2.3") == 429
+
+
+async def test_behind_a_trusted_proxy_by_the_address_that_it_tells(tmp_path: Path) -> None:
+    front = Front([ipaddress.ip_network("10.0.0.0/8")])
+    async with open_household(tmp_path, throttles=one_request_each(), front=front) as house:
+        assert await status_of(house, PROXY, "192.0.2.1") == 200
+        assert await status_of(house, PROXY, "192.0.2.2") == 200
+        assert await status_of(house, PROXY, "192.0.2.99, 192.0.2.1") == 429
+
+
+@pytest.mark.parametrize("path", ["/api/health", "/", "/login"])
+async def test_health_and_pages_are_not_counted(tmp_path: Path, path: str) -> None:
+    async with open_household(tmp_path, throttles=one_request_each()) as house:
+        for _ in range(3):
+            assert (await house.app.test_client().get(path)).status_code == 200
+
+
+async def test_registrations_have_limits_of_their_own(tmp_path: Path) -> None:
+    async with open_household(tmp_path, throttles=one_request_each()) as house:
+        for _ in range(3):
+            assert (await house.app.test_client().post("/api/devices/register-claim")).status_code == 400
+
+
+async def test_a_refusal_is_json_and_says_when_to_come_back(tmp_path: Path) -> None:
+    async with open_household(tmp_path, throttles=one_request_each()) as house:
+        await house.ask("GET", "/mode", by=None)
+        answer = await house.ask("GET", "/mode", by=None)
+        assert answer.status == 429
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_a_proxy_tells_whether_tls_was_used(tmp_path: Path) -> None:
+    front = Front([ipaddress.ip_network("10.0.0.0/8")])
+    async with open_household(tmp_path, front=front) as house:
+        for address, secure in ((PROXY, True), ("192.0.2.1", False)):
+            response = await house.app.test_client().get(
+                "/", headers={"X-Forwarded-Proto": "https"}, scope_base={"client": (address, 1)}
+            )
+            assert ("Strict-Transport-Security" in response.headers) is secure

@@ -1,0 +1,183 @@
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from quart_trio import QuartTrio
+
+from support.household import Household, open_household
+
+CONSOLE = files("brewos_relay") / "console"
+NAMES = sorted(entry.name for entry in CONSOLE.iterdir() if not entry.name.startswith((".", "_")))
+PAGES = {
+    "/": "index.html",
+    "/login": "login.html",
+    "/pair": "pair.html",
+    "/admin": "admin.html",
+    "/machine/BRW-00000001": "machine.html",
+    "/machine/brw-0000000a": "machine.html",
+    "/console": "index.html",
+    "/console/admin": "admin.html",
+    "/console/machine/BRW-00000001": "machine.html",
+}
+# The modules of each page, beside those that have no elements of their own.
+PARTS = {
+    "index.html": ["home.js", "machines.js", "sessions.js", "top.js"],
+    "login.html": ["login.js"],
+    "pair.html": ["pair.js"],
+    "machine.html": [
+        *("machine.js", "live.js", "shot.js", "commands.js", "log.js", "people.js", "sharing.js"),
+        *("activity.js", "own.js", "page.js", "top.js"),
+    ],
+    "admin.html": ["admin.js", "page.js"],
+}
+# The last of these would undo the protection from what machines and people have put into names.
+FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|javascript:"
+
+
+def text_of(name: str) -> str:
+    return (CONSOLE / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def dist(tmp_path: Path) -> Path:
+    root = tmp_path / "dist"
+    root.mkdir()
+    (root / "index.html").write_bytes(b"the app")
+    return root
+
+
+@pytest.mark.parametrize(("path", "name"), PAGES.items())
+async def test_pages_are_there_without_a_redirect(app: QuartTrio, path: str, name: str) -> None:
+    response = await app.test_client().get(f"{path}?id=BRW-00000001&token=x&share=true")
+    assert response.status_code == 200
+    assert response.content_type == "text/html; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert await response.get_data(as_text=True) == text_of(name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html")])
+async def test_what_pages_are_made_of_is_there(app: QuartTrio, name: str) -> None:
+    response = await app.test_client().get(f"/console/{name}")
+    assert response.status_code == 200
+    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    assert (response.content_type or "").partition(";")[0] == kinds[name.rpartition(".")[2]]
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert await response.get_data(as_text=True) == text_of(name)
+    again = await app.test_client().get(
+        f"/console/{name}", headers={"If-None-Match": response.headers["ETag"]}
+    )
+    assert again.status_code == 304
+    assert again.headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/none.js",
+        "/console/index.html",
+        "/console/machine.html",
+        "/console/machine",
+        "/console/machine/x",
+        "/machine",
+        "/machine/",
+        "/machine/BRW-1",
+        "/machine/BRW-00000001/more",
+        "/console/login.html",
+        "/console/__init__.py",
+        "/console/../api/app.py",
+        "/console/more/style.css",
+        "/pair/more",
+        "/nothing",
+    ],
+)
+async def test_anything_else_is_missing(app: QuartTrio, path: str) -> None:
+    response = await app.test_client().get(path)
+    assert response.status_code == 404
+    assert response.content_type == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/pair", "/console/style.css"])
+async def test_pages_can_only_be_read(app: QuartTrio, path: str) -> None:
+    assert (await app.test_client().post(path)).status_code == 405
+
+
+async def test_beside_an_app_only_signing_in_and_the_console_are_there(tmp_path: Path, dist: Path) -> None:
+    async with open_household(tmp_path, web_dist_path=dist) as house:
+        client = house.app.test_client()
+        for path in ("/", "/pair?id=x&token=y", "/machine/BRW-00000001", "/admin", "/login/more"):
+            assert await (await client.get(path)).get_data() == b"the app"
+        below = ("/console", "/console/admin", "/console/machine/BRW-00000001")
+        for path in ("/login", "/login?expired=true", *below):
+            response = await client.get(path)
+            assert response.status_code == 200
+            assert await response.get_data(as_text=True) == text_of(PAGES[path.partition("?")[0]])
+        assert (await client.get("/console/login.js")).status_code == 200
+        assert (await client.get("/console/none.js")).status_code == 404
+        assert (await (await client.get("/api/info")).get_json())["webApp"] is True
+
+
+async def test_without_an_app_info_says_so(house: Household) -> None:
+    assert (await (await house.app.test_client().get("/api/info")).get_json())["webApp"] is False
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
+def test_pages_have_nothing_inline_and_all_they_name_is_there(name: str) -> None:
+    page = text_of(name)
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
+    assert '<html lang="en">' in page
+    assert "<title>" in page
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert path.startswith("/")
+        assert not path.startswith("//")
+        assert path in PAGES or path.removeprefix("/console/") in NAMES, path
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
+def test_every_field_has_a_label_and_every_id_is_there_once(name: str) -> None:
+    page = text_of(name)
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(set(ids)) == len(ids)
+    labelled = re.findall(r'<label for="([^"]+)"', page)
+    assert set(labelled) <= set(ids)
+    for field in re.findall(r"<input[^>]+>", page):
+        match = re.search(r'\sid="([^"]+)"', field)
+        assert match is not None
+        assert match[1] in labelled or "aria-label=" in field
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".js")])
+def test_scripts_import_what_is_there_and_make_no_markup_of_texts(name: str) -> None:
+    script = text_of(name)
+    for path, names in re.findall(r'from "(\./([^"]+))"', script):
+        assert path == f"./{names}"
+        assert names in NAMES
+    for listed, module in re.findall(r'import \{([^}]+)\} from "\./([^"]+)"', script):
+        for one in (part.strip() for part in listed.split(",")):
+            assert re.search(rf"export (?:async )?(?:function|class|const) {one}\b", text_of(module)), one
+    assert not re.search(FORBIDDEN, script)
+    assert not re.search(r"https?://", script)
+
+
+@pytest.mark.parametrize(("name", "modules"), PARTS.items())
+def test_scripts_find_every_element_that_they_look_for(name: str, modules: list[str]) -> None:
+    page = text_of(name)
+    for module in modules:
+        for one in re.findall(r'byId\("([^"]+)"\)', text_of(module)):
+            assert f'id="{one}"' in page, (module, one)
+
+
+def test_every_module_is_part_of_a_page() -> None:
+    reached, left = set[str](), [modules[0] for modules in PARTS.values()]
+    while left:
+        name = left.pop()
+        if name not in reached:
+            reached.add(name)
+            left += re.findall(r'from "\./([^"]+)"', text_of(name))
+    assert reached == {name for name in NAMES if name.endswith(".js")}
+
+
+def test_nothing_comes_from_anywhere_else() -> None:
+    for name in NAMES:
+        found = set(re.findall(r"https?://[^\s\"')]+", text_of(name)))
+        assert found <= {"http://www.w3.org/2000/svg"}, name

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import msgspec
+
+from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
+from support.household import KEY, MACHINE, open_household
+
+ROTATE = f"/devices/{MACHINE}/rotate-key"
+
+
+async def test_a_machine_is_sent_a_key_that_nobody_else_sees(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        answer = await house.ask("POST", f"/devices/{MACHINE.lower()}/rotate-key")
+        assert (answer.status, answer.content["status"]) == (202, "sent")
+        assert answer.content["message"]
+        ((device_id, message),) = house.relay.sent
+        sent = msgspec.json.decode(message.payload)
+        assert device_id == MACHINE
+        assert sent.keys() == {"type", "key"}
+        assert sent["type"] == "key_rotate"
+        assert valid_key(sent["key"])
+        assert sent["key"].encode() not in answer.body
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert device.key_hash == hash_key(KEY)
+        assert device.next_key_hashes == (hash_key(sent["key"]),)
+
+
+async def test_a_key_that_was_not_sent_after_all_is_forgotten(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        # Goes while the key is being kept.
+        house.relay.takes = False
+        for _ in range(NEXT_KEYS_AT_MOST + 1):
+            answer = await house.ask("POST", ROTATE)
+            assert answer.status == 409
+            assert "offline" in answer.content["error"]
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert device.next_key_hashes == ()
+
+
+async def test_a_machine_that_is_away_gets_no_key(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("POST", ROTATE)
+        assert answer.status == 409
+        assert "offline" in answer.content["error"]
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert device.next_key_hashes == ()
+
+
+async def test_a_machine_that_uses_none_gets_no_more(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        statuses = [(await house.ask("POST", ROTATE)).status for _ in range(NEXT_KEYS_AT_MOST + 1)]
+        assert statuses == [202] * NEXT_KEYS_AT_MOST + [409]
+        assert len(house.relay.sent) == NEXT_KEYS_AT_MOST
+
+
+async def test_only_owners_give_a_machine_a_key(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        await house.give("bob", "member")
+        for by, status in [("bob", 403), ("eve", 404), (None, 401)]:
+            assert (await house.ask("POST", ROTATE, by=by)).status == status
+        token = house.token("ops", devices=[MACHINE], role="viewer")
+        assert (await house.ask("POST", ROTATE, token=token)).status == 403
+        assert house.relay.sent == []

@@ -1,0 +1,304 @@
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.api.pairing import CLAIM_MS
+from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.registry.keys import add_next_key
+from brewos_relay.registry.pairing import register_claim
+from support.household import KEY, MACHINE, OTHER_KEY, STRANGE, Answer, Household, open_household
+
+NEW = "BRW-0000004D"
+TOKEN = "t0ken-On_the-screen-of-a-machine"
+
+
+async def register(
+    house: Household, device_id: str = NEW, *, token: str = TOKEN, key: str = KEY, **more: Any
+) -> Answer:
+    body = {"deviceId": device_id, "token": token, "deviceKey": key, **more}
+    return await house.ask("POST", "/devices/register-claim", body, by=None)
+
+
+async def claim(
+    house: Household, device_id: str = NEW, *, token: str = TOKEN, by: str = "bob", **more: Any
+) -> Answer:
+    body = {"deviceId": device_id, "token": token, **more}
+    return await house.ask("POST", "/devices/claim", body, by=by)
+
+
+async def share(house: Household, **wanted: Any) -> dict[str, Any]:
+    answer = await house.ask("POST", f"/devices/{MACHINE}/share", wanted or None)
+    assert answer.status == 200
+    content: dict[str, Any] = answer.content
+    return content
+
+
+async def roles(house: Household, by: str) -> dict[str, str]:
+    answer = await house.ask("GET", "/devices", by=by)
+    return {device["id"]: device["role"] for device in answer.content["devices"]}
+
+
+# Registering
+
+
+async def test_a_machine_registers_what_it_shows_and_whoever_sees_that_owns_it(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await register(house, NEW.lower(), more=[1])
+        assert (answer.status, answer.body) == (200, b'{"success":true}')
+        claimed = await claim(house, NEW.lower(), name=" Office ")
+        assert claimed.status == 200
+        assert claimed.content == {"success": True, "deviceId": NEW, "name": "Office", "role": "owner"}
+        assert await roles(house, "bob") == {NEW: "owner"}
+
+
+async def test_every_registration_is_answered_alike(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        answers = [
+            await register(house),
+            await register(house),
+            await register(house, key=OTHER_KEY),
+            await register(house, MACHINE),
+            await register(house, MACHINE, key=OTHER_KEY),
+            await register(house, STRANGE, key=OTHER_KEY),
+        ]
+        assert {(answer.status, answer.body) for answer in answers} == {(200, b'{"success":true}')}
+        for answer in answers:
+            assert all("200 " not in f"{name}: {value} " for name, value in answer.headers.items())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"deviceId": "BRW-12"},
+        {"deviceId": NEW + "\n"},
+        {"deviceId": 5},
+        {"token": "short"},
+        {"token": "t" * 129},
+        {"token": "t" * 31 + " "},
+        {"deviceKey": "k" * 31},
+        {"deviceKey": "k" * 129},
+        {"deviceKey": "k" * 31 + "/"},
+        {"deviceKey": KEY + "\n"},
+        {"token": TOKEN + "\n"},
+        {"deviceKey": None},
+    ],
+)
+async def test_what_is_malformed_is_refused_without_being_repeated(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    async with open_household(tmp_path) as house:
+        body = {"deviceId": NEW, "token": TOKEN, "deviceKey": KEY} | changed
+        answer = await house.ask("POST", "/devices/register-claim", body, by=None)
+        assert answer.status == 400
+        assert "200 " not in answer.content["error"]
+        assert KEY not in answer.content["error"]
+        assert TOKEN not in answer.content["error"]
+        assert await house.store.find_device(NEW) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"deviceId":"\xff"}', b"[" * 3000, b"null"])
+async def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    async with open_household(tmp_path) as house:
+        answer = await house.ask("POST", "/devices/register-claim", by=None, data=data)
+        assert answer.status == 400
+
+
+async def test_a_machine_is_slowed_down_by_its_id_first(tmp_path: Path) -> None:
+    throttles = Throttles()
+    throttles.register_by_device = Throttle("registrations", burst=2, each_minute=1)
+    throttles.register_by_address = Throttle("registrations", burst=5, each_minute=1)
+    async with open_household(tmp_path, throttles=throttles) as house:
+        statuses = [(await register(house, key=f"{n}" * 43)).status for n in range(3)]
+        assert statuses == [200, 200, 429]
+        refused = await register(house, key=KEY)
+        assert refused.status == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        # Others have not used any of what the address has left.
+        assert [(await register(house, f"BRW-0000010{n}")).status for n in range(4)] == [200, 200, 200, 429]
+
+
+async def test_nobody_elsewhere_can_keep_a_machine_with_a_new_key_out(tmp_path: Path) -> None:
+    throttles = Throttles()
+    throttles.register_by_device = Throttle("registrations", burst=2, each_minute=1)
+    async with open_household(tmp_path, throttles=throttles) as house:
+
+        async def register_from(address: str) -> int:
+            body = {"deviceId": NEW, "token": TOKEN, "deviceKey": OTHER_KEY}
+            response = await house.app.test_client().post(
+                "/api/devices/register-claim", json=body, scope_base={"client": (address, 5000)}
+            )
+            return response.status_code
+
+        assert [await register_from("192.0.2.66") for _ in range(3)] == [200, 200, 429]
+        assert await register_from("198.51.100.7") == 200
+
+
+async def test_nobody_can_keep_a_machine_with_a_working_key_out(tmp_path: Path) -> None:
+    throttles = Throttles()
+    throttles.register_by_device = Throttle("registrations", burst=1, each_minute=1)
+    async with open_household(tmp_path, throttles=throttles) as house:
+        await house.store.write(add_next_key, MACHINE, hash_key("n" * 43), now_ms=1)
+        assert (await register(house, MACHINE, key=OTHER_KEY)).status == 200
+        assert (await register(house, MACHINE, key=OTHER_KEY)).status == 429
+        assert (await register(house, MACHINE, key=KEY)).status == 200
+        assert (await register(house, MACHINE, key="n" * 43)).status == 200
+
+
+# Claiming
+
+
+async def test_a_claim_can_be_repeated_by_the_same_user_only(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await register(house)
+        first = await claim(house)
+        assert (first.status, (await claim(house)).body) == (200, first.body)
+        assert (await claim(house, by="eve")).status == 404
+        assert await roles(house, "eve") == {}
+
+
+async def test_a_claim_of_an_owned_machine_with_its_working_key_makes_a_member(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await register(house, MACHINE, key=KEY)
+        answer = await claim(house, MACHINE, name="Taken over")
+        assert (answer.status, answer.content["role"], answer.content["name"]) == (200, "member", "Kitchen")
+        assert await roles(house, "bob") == {MACHINE: "member"}
+
+
+async def test_a_stranger_with_a_key_of_their_own_gets_nothing(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await register(house, MACHINE, key=OTHER_KEY)
+        assert (await claim(house, MACHINE, by="eve")).status == 404
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert device.key_hash == hash_key(KEY)
+        assert (await claim(house, MACHINE, by="ada")).status == 200
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert device.key_hash == hash_key(OTHER_KEY)
+
+
+async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await register(house)
+        await claim(house)
+        expired = "e" * 32
+        await house.store.write(
+            register_claim,
+            device_id=STRANGE,
+            key_hash=hash_key(KEY),
+            token_hash=hash_token(expired),
+            now_ms=1,
+            expires_at_ms=2,
+        )
+        used_up = await share(house, uses=1)
+        code = {"device_id": used_up["manualCode"], "token": ""}
+        assert (await claim(house, by="cleo", **code)).status == 200
+        answers = [
+            await claim(house, by="eve"),
+            await claim(house, by="eve", token="w" * 32),
+            await claim(house, STRANGE, by="eve", token=expired),
+            await claim(house, "BRW-0000009F", by="eve"),
+            await claim(house, "nonsense", by="eve"),
+            await claim(house, "nonsense", by="eve", token=""),
+            await claim(house, "", by="eve", token=""),
+            await claim(house, "AAAA-AAAA", by="eve", token=""),
+            await claim(house, by="eve", **code),
+            await claim(house, MACHINE, by="eve", token=used_up["token"]),
+        ]
+        assert len({(answer.status, answer.body) for answer in answers}) == 1
+        assert answers[0].status == 404
+
+
+async def test_a_token_is_good_for_as_long_as_the_machine_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_household(tmp_path) as house:
+        at_ms = [1_000_000]
+        monkeypatch.setattr("brewos_relay.api.pairing.now_ms", lambda: at_ms[0])
+        await register(house)
+        at_ms[0] += CLAIM_MS
+        assert (await claim(house)).status == 404
+        await register(house, token="u" * 32)
+        at_ms[0] += CLAIM_MS - 1
+        assert (await claim(house, token="u" * 32)).status == 200
+
+
+async def test_claiming_needs_to_be_signed_in(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        for path in ("claim", "claim-share"):
+            body = {"deviceId": NEW, "token": TOKEN}
+            assert (await house.ask("POST", f"/devices/{path}", body, by=None)).status == 401
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"deviceId": NEW}, {"deviceId": 1, "token": ""}, {"deviceId": "x" * 321}]
+)
+@pytest.mark.parametrize("path", ["claim", "claim-share"])
+async def test_a_malformed_claim_is_refused(tmp_path: Path, body: Any, path: str) -> None:
+    async with open_household(tmp_path) as house:
+        assert (await house.ask("POST", f"/devices/{path}", body)).status == 400
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "a\x07"])
+async def test_a_name_that_cannot_be_one_is_refused_and_the_token_is_kept(tmp_path: Path, name: str) -> None:
+    async with open_household(tmp_path) as house:
+        await register(house)
+        assert (await claim(house, name=name)).status == 400
+        for nothing in ("", None, "  "):
+            assert (await claim(house, name=nothing)).status == 200
+
+
+@pytest.mark.parametrize("typed", [True, False])
+async def test_guessing_is_slowed_down(tmp_path: Path, typed: bool) -> None:
+    throttles = Throttles()
+    throttles.claims_by_user = Throttle("attempts to pair", burst=3, each_minute=1)
+    throttles.claims_by_address = Throttle("attempts to pair", burst=5, each_minute=1)
+    async with open_household(tmp_path, throttles=throttles) as house:
+
+        async def guess(by: str) -> int:
+            token = "" if typed else secrets.token_urlsafe(32)
+            return (await claim(house, "AAAA-AAAA" if typed else MACHINE, token=token, by=by)).status
+
+        await register(house, NEW)
+        assert (await claim(house, by="eve")).status == 200  # what is good does not count
+        assert [await guess("eve") for _ in range(4)] == [404, 404, 404, 429]
+        assert [await guess("mallory") for _ in range(3)] == [404, 404, 429]
+
+
+# Shares
+
+
+@pytest.mark.parametrize("path", ["claim", "claim-share"])
+@pytest.mark.parametrize("change", [str, str.lower, lambda code: f" {code.replace('-', ' ')} "])
+async def test_a_short_code_can_be_typed_without_a_token(tmp_path: Path, path: str, change: Any) -> None:
+    async with open_household(tmp_path) as house:
+        made = await share(house, role="viewer")
+        body = {"deviceId": change(made["manualCode"]), "token": ""}
+        answer = await house.ask("POST", f"/devices/{path}", body, by="bob")
+        assert answer.content == {"success": True, "deviceId": MACHINE, "name": "Kitchen", "role": "viewer"}
+        assert await roles(house, "bob") == {MACHINE: "viewer"}
+
+
+async def test_a_link_is_taken_up_by_any_number(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        made = await share(house)
+        body = {"deviceId": MACHINE.lower(), "token": made["token"], "name": "ignored"}
+        for by in ("bob", "cleo"):
+            answer = await house.ask("POST", "/devices/claim-share", body, by=by)
+            assert (answer.status, answer.content["role"]) == (200, "member")
+        assert await roles(house, "bob") == await roles(house, "cleo") == {MACHINE: "member"}
+
+
+async def test_the_token_of_a_share_is_none_of_a_machine_and_the_other_way_round(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        made = await share(house)
+        await register(house)
+        assert (await claim(house, MACHINE, token=made["token"], by="eve")).status == 404
+        body = {"deviceId": NEW, "token": TOKEN}
+        assert (await house.ask("POST", "/devices/claim-share", body, by="eve")).status == 404
+        other = {"deviceId": STRANGE, "token": made["token"]}
+        assert (await house.ask("POST", "/devices/claim-share", other, by="eve")).status == 404

@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.api.answers import Refused
+from brewos_relay.api.bearer import Who
+from brewos_relay.api.reach import Reach, combined, reach, role_is
+from brewos_relay.auth.tokens import Claims, NamedDevices
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.records import Access, Role
+from support.household import MACHINE, SECOND, STRANGE, Household, open_household
+
+UNKNOWN = "BRW-0000004D"
+
+
+def who(user_id: str = "eve", devices: NamedDevices = frozenset(), role: Role = "owner") -> Who:
+    claims = Claims(user_id, "e@example.org", 0, 1, devices, role=role)
+    return Who(user_id=user_id, email=claims.email, session_id=None, claims=claims, is_admin=False)
+
+
+async def refusal(
+    house: Household, asking: Who, device_id: str, at_least: Role = "viewer"
+) -> tuple[int, str]:
+    with pytest.raises(Refused) as raised:
+        await reach(asking, device_id, store=house.store, at_least=at_least)
+    return raised.value.status, raised.value.problem
+
+
+async def test_an_id_may_be_in_any_case(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        found = await reach(who("ada"), MACHINE.lower(), store=house.store)
+        assert (found.device_id, found.role, found.until_ms) == (MACHINE, "owner", None)
+        assert found.device is not None
+        assert found.access is not None
+
+
+@pytest.mark.parametrize(
+    "device_id", [SECOND, UNKNOWN, "BRW-1", "", "x" * 300, "BRW-0000001\N{NULL}", "\udc80"]
+)
+async def test_no_device_and_somebody_elses_are_refused_alike(tmp_path: Path, device_id: str) -> None:
+    async with open_household(tmp_path) as house:
+        assert await refusal(house, who(), device_id) == await refusal(house, who(), UNKNOWN)
+        assert (await refusal(house, who(), device_id))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("devices", "device_id", "status"),
+    [
+        (frozenset({MACHINE}), MACHINE, None),
+        (frozenset({MACHINE}), SECOND, 404),
+        (frozenset({UNKNOWN}), UNKNOWN, None),
+        ("*", STRANGE, None),
+        ("*", UNKNOWN, 404),
+    ],
+)
+async def test_what_a_token_names_is_reached(
+    tmp_path: Path, devices: NamedDevices, device_id: str, status: int | None
+) -> None:
+    async with open_household(tmp_path) as house:
+        asking = who(devices=devices, role="member")
+        if status is not None:
+            assert (await refusal(house, asking, device_id))[0] == status
+        else:
+            found = await reach(asking, device_id, store=house.store)
+            assert (found.role, found.access) == ("member", None)
+
+
+async def test_nothing_can_be_done_with_what_is_not_registered(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        asking = who(devices=frozenset({UNKNOWN}))
+        assert (await refusal(house, asking, UNKNOWN, "owner"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("role", "at_least", "reached"),
+    [
+        ("viewer", "viewer", True),
+        ("viewer", "member", False),
+        ("viewer", "owner", False),
+        ("member", "member", True),
+        ("member", "owner", False),
+        ("owner", "owner", True),
+    ],
+)
+async def test_roles(tmp_path: Path, role: Role, at_least: Role, reached: bool) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", role)
+        by_registry, by_token = who("bob"), who("eve", frozenset({MACHINE}), role)
+        for asking in (by_registry, by_token):
+            if reached:
+                found: Reach = await reach(asking, MACHINE, store=house.store, at_least=at_least)
+                assert found.role == role
+            else:
+                assert (await refusal(house, asking, MACHINE, at_least))[0] == 403
+
+
+async def test_access_that_is_over_is_none(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "member", until_ms=now_ms() - 1)
+        await house.give("cleo", "viewer", until_ms=now_ms() + 60_000)
+        assert (await refusal(house, who("bob"), MACHINE))[0] == 404
+        found = await reach(who("cleo"), MACHINE, store=house.store)
+        assert found.until_ms is not None
+
+
+def test_the_higher_role_counts_with_its_own_end() -> None:
+    member = Access(user_id="u", device_id=MACHINE, role="member", until_ms=5)
+    assert combined(member, None) == ("member", 5)
+    assert combined(None, "viewer") == ("viewer", None)
+    assert combined(member, "viewer") == ("viewer", None)
+    assert combined(member, "member") == ("member", None)
+    assert combined(member, "owner") == ("owner", None)
+
+
+def test_each_role_is_all_that_the_lower_ones_are() -> None:
+    assert role_is("owner", "viewer")
+    assert role_is("member", "member")
+    assert not role_is("viewer", "member")

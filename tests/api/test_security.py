@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+from quart import Response
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.security import HeaderRules
+from brewos_relay.auth.caller import Front
+from support.household import Household, open_household
+
+
+def policy_of(response: Response) -> dict[str, list[str]]:
+    """Read a Content-Security-Policy: the sources of each directive."""
+    rules = [rule.split() for rule in response.headers["Content-Security-Policy"].split(";")]
+    assert len({rule[0] for rule in rules}) == len(rules)
+    return {rule[0]: rule[1:] for rule in rules}
+
+
+def app_policy(*, google: bool = False, facebook: bool = False) -> tuple[Response, dict[str, list[str]]]:
+    rules = HeaderRules(google=google, facebook=facebook)
+    response = rules.complete(Response(""), part="web", secure=True, is_api=False)
+    return response, policy_of(response)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/login", "/console/style.css", "/nothing", "/api/info", "/api/nothing"]
+)
+async def test_every_answer_is_guarded(house: Household, path: str) -> None:
+    response = await house.app.test_client().get(path)
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["X-Frame-Options"] == "DENY"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert "geolocation=()" in response.headers["Permissions-Policy"]
+    assert policy_of(response)["default-src"] == ["'none'"]
+    assert policy_of(response)["frame-ancestors"] == ["'none'"]
+
+
+@pytest.mark.parametrize(("headers", "secure"), [({}, False), ({"X-Forwarded-Proto": "https"}, False)])
+async def test_http_is_not_told_to_be_secure(house: Household, headers: dict[str, str], secure: bool) -> None:
+    response = await house.app.test_client().get("/", headers=headers)
+    assert ("Strict-Transport-Security" in response.headers) is secure
+
+
+async def test_tls_is_to_stay_there_without_a_word_on_other_hosts(tmp_path: Path) -> None:
+    async with open_household(tmp_path, front=Front()) as house:
+        response = await house.app.test_client().get("/", scheme="https")
+    assert response.headers["Strict-Transport-Security"] == "max-age=15552000"
+
+
+def test_a_certificate_that_vouches_for_itself_must_not_lock_anybody_out() -> None:
+    rules = HeaderRules(google=False, facebook=False, hsts=False)
+    response = rules.complete(Response(""), part="console", secure=True, is_api=False)
+    assert "Strict-Transport-Security" not in response.headers
+
+
+async def test_the_pages_of_the_relay_run_nothing_but_their_own_scripts(house: Household) -> None:
+    response = await house.app.test_client().get("/login")
+    policy = policy_of(response)
+    assert policy["script-src"] == ["'self'"]
+    assert policy["style-src"] == ["'self'"]
+    assert policy["connect-src"] == ["'self'"]
+    assert policy["form-action"] == ["'none'"]
+    assert policy["base-uri"] == ["'none'"]
+    assert policy["require-trusted-types-for"] == ["'script'"]
+
+
+def test_an_app_gets_what_it_needs_and_no_more() -> None:
+    response, policy = app_policy()
+    assert policy["default-src"] == ["'self'"]
+    assert policy["script-src"] == ["'self'"]
+    assert policy["style-src"] == ["'self'", "'unsafe-inline'", "https://fonts.googleapis.com"]
+    assert {"'self'", "data:", "blob:"} <= set(policy["img-src"])
+    assert {"'self'", "wss:"} <= set(policy["connect-src"])
+    assert policy["frame-src"] == ["'none'"]
+    assert "accounts.google.com" not in response.headers["Content-Security-Policy"]
+    assert "facebook" not in response.headers["Content-Security-Policy"]
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+
+
+def test_google_is_let_in_where_people_sign_in_with_it() -> None:
+    response, policy = app_policy(google=True)
+    for directive in ("script-src", "style-src", "connect-src", "frame-src"):
+        assert "https://accounts.google.com" in policy[directive]
+    assert "https://*.googleusercontent.com" in policy["img-src"]
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin-allow-popups"
+    # Google refuses to sign anybody in for a page that does not say where it is.
+    assert response.headers["Referrer-Policy"] == "strict-origin-when-cross-origin"
+    assert "facebook" not in response.headers["Content-Security-Policy"]
+
+
+def test_facebook_is_let_in_where_people_sign_in_with_it() -> None:
+    response, policy = app_policy(facebook=True)
+    assert "https://connect.facebook.net" in policy["script-src"]
+    assert "https://*.facebook.com" in policy["frame-src"]
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin-allow-popups"
+    assert "accounts.google.com" not in response.headers["Content-Security-Policy"]
+
+
+async def test_the_client_id_is_what_lets_google_in(tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    dist.mkdir()
+    (dist / "index.html").write_text("<!doctype html>")
+    accounts = AccountRules(google_client_id="id-of-ours")
+    async with open_household(tmp_path, accounts=accounts, web_dist_path=dist) as house:
+        app = await house.app.test_client().get("/")
+        own = await house.app.test_client().get("/login")
+    assert "https://accounts.google.com" in policy_of(app)["script-src"]
+    assert policy_of(own)["script-src"] == ["'self'"]

@@ -1,0 +1,224 @@
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.core import clock
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.records import Change
+from support.household import Household, open_household
+from support.sign_ins import EMAIL, add_account, ask, sign_in
+
+
+async def status_of(house: Household, session: dict[str, Any], path: str = "/auth/me") -> int:
+    """Ask with a session's access token."""
+    return (await ask(house, path, method="GET", token=session["accessToken"])).status
+
+
+async def refresh(house: Household, session: dict[str, Any]) -> Any:
+    return await ask(house, "/auth/refresh", {"refreshToken": session["refreshToken"]})
+
+
+async def test_refreshing_gives_all_that_an_app_keeps(house: Household) -> None:
+    first = await sign_in(house)
+    answer = await refresh(house, first)
+    assert answer.status == 200
+    second = answer.content
+    assert set(second) == {"accessToken", "refreshToken", "expiresAt", "user"}
+    assert second["refreshToken"] != first["refreshToken"]
+    assert second["user"] == first["user"]
+    assert isinstance(second["expiresAt"], int)
+    assert second["expiresAt"] == pytest.approx((time.time() + 3600) * 1000, abs=5_000)
+    assert await status_of(house, second) == 200
+    # It is the same session: the old access token is good until its end.
+    assert await status_of(house, first) == 200
+
+
+async def test_two_tabs_may_refresh_with_the_same_token(house: Household) -> None:
+    session = await sign_in(house)
+    tabs = [(await refresh(house, session)).content for _ in range(2)]
+    assert tabs[0]["refreshToken"] != tabs[1]["refreshToken"]
+    for tab in tabs:
+        assert (await refresh(house, tab)).status == 200
+
+
+async def test_a_token_that_comes_back_late_ends_the_session(tmp_path: Path) -> None:
+    async with open_household(tmp_path, accounts=AccountRules(refresh_grace_s=-1)) as house:
+        stolen = await sign_in(house)
+        owner = (await refresh(house, stolen)).content
+        assert (await refresh(house, stolen)).status == 401
+        assert await status_of(house, owner) == 401
+        assert (await refresh(house, owner)).status == 401
+
+
+@pytest.mark.parametrize("token", ["", "never-was", "x" * 5000, "é\0", "eyJhbGciOiJub25lIn0.e30."])
+async def test_a_token_that_is_no_good_is_a_401(house: Household, token: str) -> None:
+    answer = await ask(house, "/auth/refresh", {"refreshToken": token})
+    assert answer.status == 401
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b'{"refreshToken":1}', b"\xff"])
+async def test_a_body_of_another_shape_is_a_400(house: Household, body: bytes) -> None:
+    assert (await house.ask("POST", "/auth/refresh", by=None, data=body)).status == 400
+
+
+async def test_a_registry_that_fails_is_a_503_and_never_a_401(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await sign_in(house)
+
+    async def fail(*_args: object, **_more: object) -> None:
+        raise RegistryError("the disk is full of secrets")
+
+    for name in ("write", "find_session"):
+        monkeypatch.setattr(house.store, name, fail)
+    refreshed = await refresh(house, session)
+    me = await ask(house, "/auth/me", method="GET", token=session["accessToken"])
+    for answer in (refreshed, me):
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "5"
+        assert b"secrets" not in answer.body
+
+
+async def test_signing_out_ends_this_session_and_no_other(house: Household) -> None:
+    kitchen, phone = await sign_in(house), await sign_in(house)
+    answer = await ask(house, "/auth/logout", token=kitchen["accessToken"])
+    assert (answer.status, answer.content) == (200, {"ended": 1})
+    assert await status_of(house, kitchen) == 401
+    assert (await refresh(house, kitchen)).status == 401
+    assert await status_of(house, phone) == 200
+    # It is over: that is no failure, it is what was wanted.
+    again = await ask(house, "/auth/logout", token=kitchen["accessToken"])
+    assert (again.status, again.content) == (200, {"ended": 0})
+
+
+async def test_a_token_of_no_session_has_none_to_end(house: Household) -> None:
+    answer = await house.ask("POST", "/auth/logout", by="ada")
+    assert (answer.status, answer.content) == (200, {"ended": 0})
+    assert (await house.ask("GET", "/auth/me", by="ada")).status == 200
+
+
+async def test_signing_out_needs_a_token(house: Household) -> None:
+    assert (await ask(house, "/auth/logout")).status == 401
+    assert (await ask(house, "/auth/logout", token="forged")).status == 401
+
+
+async def test_signing_out_everywhere_ends_all_sessions_of_one_user(house: Household) -> None:
+    mine = [await sign_in(house) for _ in range(3)]
+    other = await sign_in(house, "bob@example.org")
+    answer = await ask(house, "/auth/logout-all", token=mine[0]["accessToken"])
+    assert (answer.status, answer.content) == (200, {"ended": 3})
+    assert [await status_of(house, session) for session in [*mine, other]] == [401, 401, 401, 200]
+
+
+async def test_sessions_are_listed_and_ended(house: Household) -> None:
+    kitchen, phone = await sign_in(house), await sign_in(house)
+    other = await sign_in(house, "bob@example.org")
+    listed = (await ask(house, "/auth/sessions", method="GET", token=phone["accessToken"])).content[
+        "sessions"
+    ]
+    assert len(listed) == 2
+    assert [session["current"] for session in listed].count(True) == 1
+    assert set(listed[0]) == {
+        "id",
+        "current",
+        "createdAt",
+        "lastUsedAt",
+        "expiresAt",
+        "userAgent",
+        "address",
+    }
+    (not_this,) = [session["id"] for session in listed if not session["current"]]
+    # Nobody ends somebody else's, or learns that it is there.
+    foreign = await ask(house, f"/auth/sessions/{not_this}", method="DELETE", token=other["accessToken"])
+    unknown = await ask(house, "/auth/sessions/never-was", method="DELETE", token=other["accessToken"])
+    assert foreign.status == unknown.status == 404
+    assert foreign.content == unknown.content
+    answer = await ask(house, f"/auth/sessions/{not_this}", method="DELETE", token=phone["accessToken"])
+    assert (answer.status, answer.content) == (200, {"ended": 1})
+    assert await status_of(house, kitchen) == 401
+    assert await status_of(house, phone) == 200
+
+
+@pytest.mark.parametrize("path", ["logout", "logout-all", "sessions", "refresh"])
+async def test_the_answer_comes_after_the_change_was_applied(house: Household, path: str) -> None:
+    applied: list[Change] = []
+
+    async def apply(changes: Sequence[Change]) -> None:
+        applied.extend(changes)
+
+    house.store.watch_changes(apply)
+    session = await sign_in(house)
+    token = session["accessToken"]
+    if path == "sessions":
+        listed = await ask(house, "/auth/sessions", method="GET", token=token)
+        session_id = listed.content["sessions"][0]["id"]
+        await ask(house, f"/auth/sessions/{session_id}", method="DELETE", token=token)
+    elif path == "refresh":
+        await refresh(house, session)
+        late = clock.now_ms() + 61_000
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("brewos_relay.api.sessions.now_ms", lambda: late)
+            assert (await refresh(house, session)).status == 401
+    else:
+        await ask(house, f"/auth/{path}", token=token)
+    assert [change.kind for change in applied] == ["session_ended"]
+
+
+async def test_me_tells_who_asks(house: Household) -> None:
+    await add_account(house)
+    session = await sign_in(house)
+    me = (await ask(house, "/auth/me", method="GET", token=session["accessToken"])).content
+    assert me["user"] == {"id": session["user"]["id"], "email": EMAIL, "name": "", "picture": None}
+    assert me["hasPassword"] is True
+    assert me["sessionId"]
+
+
+async def test_me_with_a_token_of_no_account(house: Household) -> None:
+    me = (await house.ask("GET", "/auth/me", by="carol")).content
+    assert me["user"] == {"id": "carol", "email": "carol@example.org", "name": "", "picture": None}
+    assert (me["isAdmin"], me["hasPassword"], me["sessionId"]) == (False, False, None)
+
+
+async def test_a_session_of_somebody_else_is_none(house: Household) -> None:
+    """A token that names a session must be of the same user, whoever signed it."""
+    session = await sign_in(house)
+    me = (await ask(house, "/auth/me", method="GET", token=session["accessToken"])).content
+    mixed = house.keys.issue(user_id="mallory", email="m@example.org", session_id=me["sessionId"])
+    assert (await ask(house, "/auth/me", method="GET", token=mixed)).status == 401
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a b", "bearer forged"])
+async def test_what_is_no_token_is_a_401_that_says_so(house: Household, header: str) -> None:
+    response = await house.app.test_client().get("/api/auth/me", headers={"Authorization": header})
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_refreshes_are_limited_by_address(house: Household) -> None:
+    answers = [await ask(house, "/auth/refresh", {"refreshToken": "x"}) for _ in range(121)]
+    assert [answer.status for answer in answers] == [401] * 120 + [429]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/logs/info?device=BRW-0000001A"),
+        ("GET", "/logs?device=BRW-0000001A"),
+        ("DELETE", "/logs?device=BRW-0000001A"),
+        ("POST", "/logs/enable?device=BRW-0000001A"),
+        ("GET", "/push/vapid-key"),
+        ("POST", "/push/subscribe"),
+        ("POST", "/push/unsubscribe"),
+        ("GET", "/push/preferences"),
+        ("POST", "/push/preferences"),
+        ("POST", "/push/notify"),
+        ("GET", "/firmware/releases"),
+        ("GET", "/stats/extended"),
+    ],
+)
+async def test_what_is_not_offered_is_a_404_in_json(house: Household, method: str, path: str) -> None:
+    assert (await house.ask(method, path)).status == 404

@@ -1,0 +1,138 @@
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.api.answers import Refused
+from brewos_relay.api.throttle import Throttle, Throttles, network_of
+
+
+def admitted(throttle: Throttle, key: str) -> bool:
+    try:
+        throttle.admit(key)
+    except Refused as refusal:
+        return not (refusal.status == 429 and int(refusal.headers["Retry-After"]) >= 1)
+    return True
+
+
+def count(throttle: Throttle, key: str) -> int:
+    admitted_so_far = 0
+    while admitted(throttle, key):
+        admitted_so_far += 1
+    return admitted_so_far
+
+
+async def test_a_bucket_is_emptied_and_fills_again(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle("tries", burst=3, each_minute=6)
+    assert count(throttle, "a") == 3
+    await trio.sleep(9.9)
+    assert not admitted(throttle, "a")
+    await trio.sleep(0.2)
+    assert admitted(throttle, "a")
+    assert not admitted(throttle, "a")
+    await trio.sleep(3600)
+    assert count(throttle, "a") == 3
+
+
+async def test_the_answer_says_when_to_come_back_and_that_is_true(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle("attempts to pair", burst=2, each_minute=4)
+    count(throttle, "a")
+    with pytest.raises(Refused) as refused:
+        throttle.admit("a")
+    assert refused.value.problem == "Too many attempts to pair; try again in 15 seconds."
+    await trio.sleep(int(refused.value.headers["Retry-After"]))
+    assert admitted(throttle, "a")
+
+
+@pytest.mark.parametrize(
+    ("each_minute", "words"), [(60, "a second"), (0.6, "100 seconds"), (0.4, "3 minutes")]
+)
+async def test_the_time_is_told_in_words(
+    autojump_clock: trio.testing.MockClock, each_minute: float, words: str
+) -> None:
+    throttle = Throttle("tries", burst=1, each_minute=each_minute)
+    throttle.admit("a")
+    with pytest.raises(Refused, match=f"try again in {words}."):
+        throttle.admit("a")
+
+
+async def test_nobody_pays_for_somebody_else(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle("tries", burst=3, each_minute=6)
+    count(throttle, "a")
+    assert count(throttle, "b") == 3
+
+
+async def test_what_is_given_back_can_be_taken_again_and_never_adds_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle("tries", burst=3, each_minute=6)
+    for _ in range(20):
+        throttle.admit("a")
+        throttle.give_back("a")
+    throttle.give_back("a")
+    assert count(throttle, "a") == 3
+
+
+async def test_only_so_many_are_remembered_and_the_last_used_stay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle("tries", burst=2, each_minute=6, kept=10)
+    count(throttle, "watched")
+    for number in range(1000):
+        throttle.admit(f"stranger {number}")
+        assert not admitted(throttle, "watched") or number > 500
+        throttle.give_back("watched")
+        count(throttle, "watched")
+    assert len(throttle) <= 10
+    assert count(throttle, "stranger 0") == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", ""),
+        ("<local>", "<local>"),
+    ],
+)
+def test_whoever_has_one_address_of_a_network_has_all_of_them(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+async def test_ten_tabs_behind_one_address_never_see_a_limit(autojump_clock: trio.testing.MockClock) -> None:
+    """Each polls every 10 s and renews its tokens; for a while, all of them are loaded again and again."""
+    throttles = Throttles()
+    for second in range(3600):
+        for tab in range(10):
+            if (second + tab) % 10 == 0:
+                throttles.requests.admit("home")
+            if (second + tab * 7) % 300 == 0:
+                throttles.requests.admit("home")
+                throttles.refreshes.admit("home")
+            if 600 <= second < 660 and second % 5 == 0:
+                for _request in range(8):
+                    throttles.requests.admit("home")
+        await trio.sleep(1)
+
+
+async def test_a_street_registers_after_a_power_cut(autojump_clock: trio.testing.MockClock) -> None:
+    throttles = Throttles()
+    for machine in range(500):
+        throttles.register_by_device.admit(f"BRW-{machine:08X}")
+        throttles.register_by_address.admit("street")
+    assert not admitted(throttles.register_by_address, "street")
+
+
+async def test_a_machine_that_tries_every_30_s_is_never_limited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttles = Throttles()
+    for _ in range(500):
+        throttles.register_by_device.admit("BRW-00000001")
+        await trio.sleep(30)

@@ -1,0 +1,160 @@
+"""The modules of the console that can be asked without a page: decoding, merging, waiting."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from brewos_relay.server.run import open_server
+from brewos_relay.settings import Settings
+from support.chromium import Page, needs_browser, open_page
+
+pytestmark = needs_browser
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**53 - 1),
+    *(-1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2**53) + 1),
+    *(0.5, -93.25, 1e300, 1767322800000.0),
+    *("", "a", "é" * 15, "ж" * 16, "x" * 255, "y" * 256, "z" * 70000, "☕️ 93 °C"),
+    *([], [1, [2, [3, {}]]], list(range(15)), list(range(16)), list(range(70000))),
+    *(
+        {},
+        {"a": {"b": [1, None, {"c": False}]}},
+        {str(n): n for n in range(15)},
+        {str(n): n for n in range(16)},
+    ),
+    {str(n): n for n in range(70000)},
+    {"__proto__": 1, "constructor": 2, "toString": 3},
+]
+# One byte stands for a signed and an unsigned number each, as machines write them.
+RAW: list[tuple[bytes, Any]] = [
+    (b"\xd0\x05", 5),
+    (b"\xd1\x01\x00", 256),
+    (b"\xd2\x7f\xff\xff\xff", 2**31 - 1),
+    (b"\xd2\x80\x00\x00\x00", -(2**31)),
+    (b"\xca\x42\xba\x66\x66", 93.2),
+    (b"\xca\x00\x00\x00\x00", 0),
+    (b"\xde\x00\x01\xa1a\x01", {"a": 1}),
+    (b"\xdc\x00\x01\x01", [1]),
+    (b"\xda\x00\x01a", "a"),
+    (b"\xdb\x00\x00\x00\x01a", "a"),
+]
+WRONG = [
+    b"",
+    b"\xc1",
+    b"\xd4\x01\x02",
+    b"\x01\x01",
+    b"\xa1\xff",
+    b"\x91" * 40 + b"\x01",
+    b"\xdf\xff\xff\xff\xff",
+]
+
+
+@asynccontextmanager
+async def open_module(folder: Path, name: str) -> AsyncIterator[Page]:
+    """Open a page in which `module` is a module of the console."""
+    settings = Settings(host="127.0.0.1", port=0, data_dir=folder, jwt_secret="tests-only-" + "s" * 32)
+    with trio.fail_after(60):
+        async with open_server(settings) as server, open_page() as page:
+            await page.go(server.url + "/login")
+            await page.see("Sign in")
+            await page.run(f"import('/console/{name}').then((found) => {{ globalThis.module = found; }})")
+            yield page
+
+
+async def decoded(page: Page, encoded: bytes) -> Any:
+    """Let the page decode something; what it throws is given as its name."""
+    text = base64.b64encode(encoded).decode()
+    script = (
+        "(() => { try { return JSON.stringify(module.decode(Uint8Array.from(atob("
+        f"'{text}'), (one) => one.charCodeAt(0)).buffer)); }} catch (error) {{ return error.name; }} }})()"
+    )
+    found = await page.run(script)
+    return found if found in {"RangeError", "TypeError"} else json.loads(found)
+
+
+async def test_messagepack_is_decoded(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "msgpack.js") as page:
+        for value in VALUES:
+            assert await decoded(page, msgspec.msgpack.encode(value)) == value
+        for encoded, value in RAW:
+            assert await decoded(page, encoded) == value
+        for encoded in WRONG:
+            assert await decoded(page, encoded) in {"RangeError", "TypeError"}
+        whole = msgspec.msgpack.encode({"type": "status", "temps": [93.25, {"a": "text"}], "n": 70000})
+        for length in range(len(whole)):
+            assert await decoded(page, whole[:length]) in {"RangeError", "TypeError"}
+
+
+async def test_a_status_is_put_together_and_read(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "state.js") as page:
+
+        async def merged(*said: dict[str, Any]) -> Any:
+            steps = "null"
+            for message in said:
+                steps = f"module.merge({steps}, {json.dumps(message)})"
+            return await page.run(steps)
+
+        full = {"type": "status", "seq": 1, "temps": {"brew": {"current": 90}, "group": 80}, "pressure": 9}
+        delta = {"type": "status_delta", "seq": 2, "temps": {"group": 81}, "machine": {"state": "ready"}}
+        assert await merged(full, delta) == {
+            "temps": {"brew": {"current": 90}, "group": 81},
+            "pressure": 9,
+            "machine": {"state": "ready"},
+        }
+        assert await merged(full, delta, {"type": "status", "pressure": 1}) == {"pressure": 1}
+        # Whatever a machine sends, a reading is a figure or nothing.
+        odd: dict[str, Any] = {
+            "temps": {"brew": {"current": "hot"}},
+            "pressure": None,
+            "machine": None,
+            "power": [],
+            "scale": 3,
+        }
+        read = await page.run(f"module.read({json.dumps(odd)})")
+        assert (read["brew"], read["pressure"], read["state"], read["power"], read["weight"]) == (None,) * 5
+        old = "{state: 'ready', brewTemp: 93.1, power: 50}"
+        more = "{state: 'heating', brewSetpoint: 95}"
+        read = await page.run(f"module.read(module.mergeOld(module.mergeOld(null, {old}), {more}))")
+        assert (read["state"], read["brew"], read["brewTarget"], read["power"]) == ("heating", 93.1, 95, 50)
+
+
+async def test_pauses_grow_and_hints_are_taken_once(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "backoff.js") as page:
+        await page.run("globalThis.pauses = new module.Backoff(); undefined")
+        for number in range(12):
+            longest = min(30_000, 1000 * 2**number)
+            pause = await page.run("pauses.next()")
+            assert longest / 2 <= pause <= longest
+        await page.run("pauses.suggest(4321); pauses.suggest('soon'); pauses.suggest(-1); undefined")
+        assert await page.run("pauses.next()") == 4321
+        assert await page.run("pauses.next()") > 4321
+        await page.run("pauses.reset(); undefined")
+        assert await page.run("pauses.next()") <= 1000
+
+
+async def test_a_history_forgets_and_knows_its_gaps(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "history.js") as page:
+        script = """(() => {
+          const history = new module.History(10000);
+          history.add({at: 0, brew: 20});
+          history.add({at: 500, brew: 21});
+          history.add({at: 400, brew: 22});
+          history.add({at: 9000, brew: 30});
+          history.interrupt(9500);
+          history.interrupt(9900);
+          history.add({at: 13000, brew: 40});
+          return history.samples.map(({at, brew, gap}) => [at, brew, gap === true]);
+        })()"""
+        assert await page.run(script) == [
+            [500, 22, False],
+            [8000, 22, False],
+            [9000, 30, False],
+            [9500, 30, True],
+            [13000, 40, False],
+        ]

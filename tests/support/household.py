@@ -1,0 +1,161 @@
+"""The HTTP API over a real registry, with a relay of plain data: people ask, and are answered."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+from quart.testing.utils import sentinel
+from quart_trio import QuartTrio
+from werkzeug.datastructures import Headers
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.app import create_app
+from brewos_relay.api.throttle import Throttles
+from brewos_relay.auth.caller import Front
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.clock import now_ms
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import Grant
+from brewos_relay.messages import Message
+from brewos_relay.registry.access import give
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice, Role
+from brewos_relay.registry.store import Store, open_store
+
+SECRET: Final = "tests-only-" + "s" * 32
+KEY: Final = "k3y_Of-the_Machine" + "0" * 25
+OTHER_KEY: Final = "An0ther-key_" + "1" * 31
+MACHINE: Final = "BRW-0000001A"
+SECOND: Final = "BRW-0000002B"
+STRANGE: Final = "BRW-0000003C"
+"""One that nobody has."""
+BASE_URL: Final = "https://relay.example"
+
+
+@dataclass
+class PlainRelay:
+    """Who is there, what they have said, and what they were sent."""
+
+    online: set[str] = field(default_factory=set)
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sent: list[tuple[str, Message]] = field(default_factory=list)
+    grants: dict[str, list[Grant]] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    takes: bool = True
+    client_count: int = 0
+    closing: bool = False
+
+    @property
+    def device_count(self) -> int:
+        return len(self.online)
+
+    def grants_of(self, device_id: str) -> list[Grant]:
+        return self.grants.get(device_id, [])
+
+    def is_online(self, device_id: str) -> bool:
+        return device_id in self.online
+
+    def state_of(self, device_id: str) -> dict[str, Any] | None:
+        return self.states.get(device_id)
+
+    def send_to_device(self, device_id: str, message: Message) -> bool:
+        if not self.takes:
+            return False
+        self.sent.append((device_id, message))
+        return True
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    content: Any
+    headers: Headers
+    body: bytes
+
+
+class Household:
+    """An API to ask; made by `open_household`."""
+
+    def __init__(self, app: QuartTrio, *, store: Store, relay: PlainRelay, throttles: Throttles) -> None:
+        self.app = app
+        self.store = store
+        self.relay = relay
+        self.throttles = throttles
+        self.keys = KeyRing([SECRET])
+
+    def token(self, user_id: str, **claims: Any) -> str:
+        """Make a token of the kind that the command line makes; it belongs to no session."""
+        return self.keys.issue(user_id=user_id, email=f"{user_id}@example.org", **claims)
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        by: str | None = "ada",
+        token: str | None = None,
+        data: bytes | None = None,
+    ) -> Answer:
+        """Ask as somebody, or as nobody; every answer under /api is JSON, and is not kept."""
+        headers = {}
+        if token is None and by is not None:
+            token = self.token(by)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            data = msgspec.json.encode(body)
+        with trio.fail_after(10):
+            response = await self.app.test_client().open(
+                f"/api{path}", method=method, headers=headers, data=data, json=sentinel
+            )
+            content = await response.get_data(as_text=False)
+        assert response.content_type == "application/json", content
+        assert response.headers["Vary"] == "Authorization"
+        decoded = msgspec.json.decode(content)
+        if response.status_code >= 400:
+            assert set(decoded) == {"error"}
+            assert decoded["error"].endswith((".", "?")), decoded
+        return Answer(response.status_code, decoded, response.headers, content)
+
+    async def give(self, user_id: str, role: Role = "owner", *, until_ms: int | None = None) -> None:
+        """Give MACHINE to somebody."""
+        await self.store.write(give, MACHINE, user_id, role=role, until_ms=until_ms, now_ms=now_ms())
+
+
+@asynccontextmanager
+async def open_household(
+    folder: Path,
+    *,
+    throttles: Throttles | None = None,
+    front: Front | None = None,
+    accounts: AccountRules | None = None,
+    web_dist_path: Path | None = None,
+) -> AsyncIterator[Household]:
+    """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
+    throttles = throttles or Throttles()
+    relay = PlainRelay()
+    async with open_store(f"sqlite:///{folder / 'registry.db'}") as store:
+        new = [
+            NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen", user_id="ada"),
+            NewDevice(id=SECOND, key_hash=hash_key(KEY), user_id="ada"),
+        ]
+        await store.write(add_devices, new, now_ms=1_000)
+        # One that nobody has is forgotten after a while.
+        strange = [NewDevice(id=STRANGE, key_hash=hash_key(KEY))]
+        await store.write(add_devices, strange, now_ms=now_ms())
+        app = create_app(
+            relay=relay,
+            store=store,
+            keys=KeyRing([SECRET]),
+            front=front or Front(public_url=BASE_URL),
+            accounts=accounts or AccountRules(),
+            web_dist_path=web_dist_path,
+            throttles=throttles,
+        )
+        yield Household(app, store=store, relay=relay, throttles=throttles)

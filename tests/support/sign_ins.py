@@ -1,0 +1,79 @@
+"""People who sign in to a household's API."""
+
+import secrets
+from typing import Any
+
+from brewos_relay.auth.identity import ProvenIdentity
+from brewos_relay.auth.passwords import hash_password
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.errors import IdentityRejected
+from brewos_relay.registry.accounts import add_invite, add_user, set_password_hash
+from brewos_relay.registry.records import User
+from support.household import Answer, Household
+
+EMAIL = "ada@example.org"
+PASSWORD = "correct horse battery"
+
+
+class PlainVerifier:
+    """Takes the proofs that it knows; a proof may be an exception instead."""
+
+    def __init__(self, **known: ProvenIdentity | Exception) -> None:
+        self.known = known
+
+    def verify(self, token: str, /) -> ProvenIdentity:
+        found = self.known.get(token, IdentityRejected("the token's signature is wrong"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def proven(email: str | None = EMAIL, **changed: Any) -> ProvenIdentity:
+    """Say who somebody is, as an issuer does."""
+    told: dict[str, Any] = {
+        "issuer": "https://issuer.example",
+        "subject": f"subject of {email}",
+        "email": email,
+        "email_verified": True,
+        "name": "Ada",
+        "picture_url": "https://pictures.example/ada.png",
+    }
+    return ProvenIdentity(**{**told, **changed})
+
+
+async def invited(house: Household, email: str = EMAIL, *, for_ms: int = 60_000) -> str:
+    """Invite somebody; gives the token of the link."""
+    token = secrets.token_urlsafe(32)
+    at_ms = now_ms()
+    await house.store.write(
+        add_invite,
+        email=email,
+        token_hash=hash_token(token),
+        is_admin=False,
+        expires_at_ms=at_ms + for_ms,
+        now_ms=at_ms,
+    )
+    return token
+
+
+async def sign_in(house: Household, email: str = EMAIL) -> dict[str, Any]:
+    """Sign somebody in with a one-time link; gives the session that an app keeps."""
+    answer = await ask(house, "/auth/invite", {"token": await invited(house, email)})
+    assert answer.status == 200
+    session: dict[str, Any] = answer.content
+    return session
+
+
+async def add_account(house: Household, email: str = EMAIL, password: str = PASSWORD) -> User:
+    """Make an account with a password."""
+    user = await house.store.write(add_user, email=email, name=None, now_ms=now_ms())
+    await house.store.write(set_password_hash, user.id, hash_password(password))
+    return user
+
+
+async def ask(
+    house: Household, path: str, body: Any = None, *, method: str = "POST", token: str | None = None
+) -> Answer:
+    """Ask as nobody, or with a token."""
+    return await house.ask(method, path, body, by=None, token=token)
