@@ -1,4 +1,5 @@
 from dataclasses import fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,23 @@ def test_every_setting_can_come_from_the_environment() -> None:
     settings = load(
         {
             "BREWOS_RELAY_HOST": "127.0.0.1",
-            "PORT": "80",
+            "PORT": "443",
+            "PUBLIC_URL": "https://relay.example.com/",
+            "BREWOS_RELAY_TLS_CERT": "cert.pem",
+            "BREWOS_RELAY_TLS_KEY": "key.pem",
+            "BREWOS_RELAY_REDIRECT_PORT": "80",
+            "BREWOS_RELAY_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
+            "BREWOS_RELAY_PROXY_PROTOCOL": "yes",
             "JWT_SECRET": SECRET,
+            "BREWOS_RELAY_JWT_KEY_FILES": "new.pem,old.pem",
+            "BREWOS_RELAY_SIGN_UP": "Invited",
+            "GOOGLE_CLIENT_ID": "web.example,phone.example",
+            "BREWOS_RELAY_OIDC_ISSUER": "https://id.example.com/home/",
+            "BREWOS_RELAY_OIDC_AUDIENCE": "relay",
+            "BREWOS_RELAY_OIDC_JWKS_URL": "https://id.example.com/keys?kind=all",
+            "BREWOS_RELAY_FACEBOOK_APP_ID": "123",
+            "BREWOS_RELAY_FACEBOOK_APP_SECRET": "hush",
+            "BREWOS_RELAY_ALLOWED_ORIGINS": "https://app.example.com,http://localhost:5173",
             "DATA_DIR": "/var/lib/relay",
             "WEB_DIST_PATH": "web/dist",
             "BREWOS_RELAY_DATABASE_URL": "sqlite:////tmp/x.db",
@@ -47,8 +63,23 @@ def test_every_setting_can_come_from_the_environment() -> None:
     )
     assert settings == Settings(
         host="127.0.0.1",
-        port=80,
+        port=443,
+        public_url="https://relay.example.com",
+        tls_cert=Path("cert.pem"),
+        tls_key=Path("key.pem"),
+        redirect_port=80,
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1/128")),
+        proxy_protocol=True,
         jwt_secret=SECRET,
+        jwt_key_files=(Path("new.pem"), Path("old.pem")),
+        sign_up="invited",
+        google_client_ids=("web.example", "phone.example"),
+        oidc_issuer="https://id.example.com/home/",
+        oidc_audiences=("relay",),
+        oidc_jwks_url="https://id.example.com/keys?kind=all",
+        facebook_app_id="123",
+        facebook_app_secret="hush",
+        allowed_origins=("https://app.example.com", "http://localhost:5173"),
         data_dir=Path("/var/lib/relay"),
         web_dist_path=Path("web/dist"),
         database_url="sqlite:////tmp/x.db",
@@ -56,11 +87,12 @@ def test_every_setting_can_come_from_the_environment() -> None:
         limits=Limits(stall_s=2.5, outbox_bytes=1000),
     )
     assert settings.resolved_database_url() == "sqlite:////tmp/x.db"
+    assert load({"BREWOS_RELAY_TLS_SELF_SIGNED": "on"}) == Settings(tls_self_signed=True)
 
 
 def test_each_limit_is_a_setting() -> None:
     for limit in fields(Limits):
-        if limit.name == "never_wait":
+        if limit.name in ("never_wait", "owner_commands"):
             continue
         assert limit.type in (int, float)
         settings = load({f"BREWOS_RELAY_{limit.name.upper()}": "7"})
@@ -70,6 +102,8 @@ def test_each_limit_is_a_setting() -> None:
 def test_short_names_go_before_prefixed_ones() -> None:
     assert variable_names("port") == ("PORT", "BREWOS_RELAY_PORT")
     assert variable_names("host") == ("BREWOS_RELAY_HOST",)
+    assert variable_names("google_client_ids") == ("GOOGLE_CLIENT_ID", "BREWOS_RELAY_GOOGLE_CLIENT_ID")
+    assert variable_names("oidc_audiences") == ("BREWOS_RELAY_OIDC_AUDIENCE",)
     assert load({"BREWOS_RELAY_PORT": "81"}).port == 81
     assert load({"BREWOS_RELAY_PORT": "81", "PORT": "82"}).port == 82
 
@@ -147,6 +181,7 @@ def test_which_commands_never_wait_is_a_list() -> None:
     assert settings.limits.never_wait == ("set_mode:on", "brew_*", "restart")
     assert load({"BREWOS_RELAY_NEVER_WAIT": ","}).limits.never_wait == (), "everything may wait"
     assert load({"BREWOS_RELAY_NEVER_WAIT": ""}).limits.never_wait == Limits().never_wait
+    assert load({"BREWOS_RELAY_OWNER_COMMANDS": "ota_*"}).limits.owner_commands == ("ota_*",)
 
 
 def test_a_log_level_that_is_none() -> None:
@@ -159,6 +194,8 @@ def test_a_log_level_that_is_none() -> None:
 def test_a_bad_value_of_the_command_line_is_named_as_such() -> None:
     with pytest.raises(SettingsError, match="--log-level is 'loud'"):
         load(log_level="loud")
+    with pytest.raises(SettingsError, match="--trusted-proxy is 'home'"):
+        load(trusted_proxies="home")
 
 
 def test_overrides_take_limits_and_refuse_what_is_no_setting() -> None:
@@ -168,22 +205,79 @@ def test_overrides_take_limits_and_refuse_what_is_no_setting() -> None:
 
 
 def test_a_secret_is_required_and_must_be_long_enough() -> None:
-    assert Settings(jwt_secret=SECRET).require_jwt_secret() == SECRET
-    assert Settings(jwt_secret="ä" * 16).require_jwt_secret() == "ä" * 16
+    assert Settings(jwt_secret=SECRET).require_jwt_secrets() == [SECRET]
+    assert Settings(jwt_secret="ä" * 16).require_jwt_secrets() == ["ä" * 16]
     with pytest.raises(SettingsError, match=r"JWT_SECRET is not set: .* `brewos-relay secret`"):
-        Settings().require_jwt_secret()
+        Settings().require_jwt_secrets()
     with pytest.raises(SettingsError, match=r"JWT_SECRET has 31 bytes: .* 32 bytes; `brewos-relay secret`"):
-        Settings(jwt_secret=SECRET[1:]).require_jwt_secret()
+        Settings(jwt_secret=SECRET[1:]).require_jwt_secrets()
     with pytest.raises(SettingsError, match=r"JWT_SECRET is not UTF-8: .* `brewos-relay secret`"):
-        Settings(jwt_secret=SECRET + "\udcff").require_jwt_secret()
+        Settings(jwt_secret=SECRET + "\udcff").require_jwt_secrets()
+
+
+def test_several_secrets_keep_their_order() -> None:
+    assert Settings(jwt_secret=f"{SECRET[::-1]}, {SECRET},").require_jwt_secrets() == [SECRET[::-1], SECRET]
+    with pytest.raises(SettingsError, match=r"JWT_SECRET has 5 bytes \(number 2 of 2\): ") as caught:
+        Settings(jwt_secret=f"{SECRET},short").require_jwt_secrets()
+    assert SECRET not in str(caught.value)
+    assert "short" not in str(caught.value)
+
+
+def test_keys_in_files_need_no_secret() -> None:
+    assert Settings(jwt_key_files=(Path("k.pem"),)).require_jwt_secrets() == []
+    assert Settings(jwt_key_files=(Path("k.pem"),), jwt_secret=SECRET).require_jwt_secrets() == [SECRET]
+    with pytest.raises(SettingsError, match="JWT_SECRET has 5 bytes"):
+        Settings(jwt_key_files=(Path("k.pem"),), jwt_secret="short").require_jwt_secrets()
+
+
+CERT: dict[str, Any] = {"tls_cert": Path("cert.pem"), "tls_key": Path("key.pem")}
+NETWORK = ip_network("10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"tls_cert": Path("cert.pem")}, "TLS_CERT needs BREWOS_RELAY_TLS_KEY"),
+        ({"tls_key": Path("key.pem")}, "TLS_KEY needs BREWOS_RELAY_TLS_CERT"),
+        (CERT | {"tls_self_signed": True}, "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude"),
+        ({"redirect_port": 80}, "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or"),
+        (CERT | {"redirect_port": 443, "port": 443}, "REDIRECT_PORT is 443, where the relay itself listens"),
+        ({"proxy_protocol": True}, "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES"),
+        ({"oidc_issuer": "https://id.example.com"}, "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE"),
+        ({"oidc_audiences": ("relay",)}, "need BREWOS_RELAY_OIDC_ISSUER"),
+        ({"oidc_jwks_url": "https://id.example.com/keys"}, "need BREWOS_RELAY_OIDC_ISSUER"),
+        ({"facebook_app_id": "123"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
+        ({"facebook_app_secret": "hush"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem) as caught:
+        Settings(**values)
+    assert str(caught.value).startswith("BREWOS_RELAY_")
+    assert "hush" not in str(caught.value)
+
+
+def test_settings_that_do_go_together() -> None:
+    assert not Settings().speaks_tls
+    assert Settings(**CERT, redirect_port=80).speaks_tls
+    assert Settings(tls_self_signed=True, redirect_port=0, port=0).speaks_tls, "0 takes any free ones"
+    assert Settings(proxy_protocol=True, trusted_proxies=(NETWORK,)).proxy_protocol
+    assert Settings(oidc_issuer="https://id.example.com", oidc_audiences=("relay",)).oidc_jwks_url is None
+    assert Settings(facebook_app_id="123", facebook_app_secret="hush").facebook_app_id == "123"
 
 
 def test_secrets_stay_out_of_texts() -> None:
-    settings = Settings(jwt_secret=SECRET, database_url="postgresql://relay:hunter2@db/relay")
+    settings = Settings(
+        jwt_secret=SECRET,
+        database_url="postgresql://relay:hunter2@db/relay",
+        facebook_app_id="123",
+        facebook_app_secret="hush",
+    )
+    assert "hush" not in repr(settings)
     assert SECRET not in repr(settings)
     assert "hunter2" not in repr(settings)
     with pytest.raises(SettingsError) as caught:
-        Settings(jwt_secret="short-secret").require_jwt_secret()
+        Settings(jwt_secret="short-secret").require_jwt_secrets()
     assert "short-secret" not in str(caught.value)
 
 

@@ -1,53 +1,206 @@
-"""Settings: the command line over the environment over `.env` over defaults.
+"""Settings: the command line over the environment over credentials over `.env` over defaults.
 
 The one module that reads the environment; everything else is handed what it needs.
 """
 
-import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from io import StringIO
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
+from brewos_relay.settings_parsing import (
+    LOG_FORMATS,
+    LOG_LEVELS,
+    Network,
+    parse_count,
+    parse_duration_s,
+    parse_flag,
+    parse_issuer,
+    parse_log_format,
+    parse_log_level,
+    parse_networks,
+    parse_number,
+    parse_origins,
+    parse_paths,
+    parse_patterns,
+    parse_port,
+    parse_public_url,
+    parse_secure_url,
+    parse_sign_up,
+    parse_texts,
+)
+from brewos_relay.settings_sources import PREFIX as _PREFIX
+from brewos_relay.settings_sources import Found, find_texts, read_variable, variable_names
 
-LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+__all__ = [
+    "DATABASE_FILE", "LOG_FORMATS", "LOG_LEVELS", "MIN_JWT_SECRET_BYTES", "Found", "Settings",
+    "find_settings",
+    "load_settings", "read_variable", "variable_names",
+]  # fmt: skip
+
 DATABASE_FILE: Final = "brewos-relay.db"
 MIN_JWT_SECRET_BYTES: Final = 32
+MIN_METRICS_TOKEN_CHARS: Final = 16
 
-_PREFIX: Final = "BREWOS_RELAY_"
-#: Names that hosting platforms and the service's documentation use; each goes before the prefixed one.
-_SHORT_NAMES: Final = {
-    "port": "PORT",
-    "jwt_secret": "JWT_SECRET",
-    "data_dir": "DATA_DIR",
-    "web_dist_path": "WEB_DIST_PATH",
-}
+#: Options that are not named like their fields, as each use of them gives one value.
+_OPTIONS: Final = {"trusted_proxies": "--trusted-proxy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be set from outside, checked."""
 
+    # Where it listens, and where people find it
     host: str = ""
-    """Address to listen on; empty for all interfaces."""
+    """Address to listen on; empty for all interfaces, IPv4 and IPv6."""
     port: int = 3001
-    """0 takes any free port."""
+    """Port to listen on; 0 takes any free one."""
+    public_url: str | None = None
+    """The address that links lead to: `http` or `https` and a host, perhaps a port, no path; without it,
+    links lead to where the request came to."""
+
+    # TLS
+    tls_cert: Path | None = None
+    """PEM file of a certificate, followed by those that vouch for it; the port speaks TLS only then. Needs
+    the key."""
+    tls_key: Path | None = None
+    """PEM file of the private key of that certificate, without a passphrase."""
+    tls_self_signed: bool = False
+    """Speak TLS with a certificate that the relay makes, keeps in the data folder, and renews; not
+    together with the two above."""
+    redirect_port: int | None = None
+    """A second port, where plain HTTP is sent on to TLS (308); needs TLS; 0 takes any free one."""
+
+    # Behind a proxy
+    trusted_proxies: tuple[Network, ...] = ()
+    """Networks (`10.0.0.0/8`) and addresses whose `X-Forwarded-For`, `-Proto` and `-Host` count; the
+    option takes one and can be repeated."""
+    proxy_protocol: bool = False
+    """Connections from there begin with a header of the PROXY protocol, version 1 or 2; needs the
+    networks."""
+
+    # Keys of tokens
     jwt_secret: str = field(default="", repr=False)
-    """Signs and verifies the tokens of clients; at least 32 bytes."""
-    data_dir: Path = Path("data")
-    """Where the registry's SQLite file lies."""
+    """Secrets of at least 32 bytes each: the first signs tokens, all verify them; required for `serve` and
+    `token`, unless there are key files."""
+    jwt_key_files: tuple[Path, ...] = ()
+    """PEM files of private keys, Ed25519 or RSA of at least 2048 bits: the first signs, before any secret
+    does, all verify."""
+
+    # Ways to sign in
+    sign_up: str = "open"
+    """Who gets an account: `open` for whoever proves who they are to one of the parties below, `invited`
+    for those who were invited before."""
+    google_client_ids: tuple[str, ...] = ()
+    """Client ids that Google's ID tokens may be made for; the first is told to pages. Empty: nobody signs
+    in with Google."""
+    oidc_issuer: str | None = None
+    """An OpenID Connect issuer, exactly as its tokens name it: `https`, or `http` on this computer; needs
+    an audience."""
+    oidc_audiences: tuple[str, ...] = ()
+    """Client ids that the issuer's ID tokens may be made for."""
+    oidc_jwks_url: str | None = None
+    """Where the issuer's public keys are; without it, the issuer's `/.well-known/openid-configuration` is
+    asked."""
+    facebook_app_id: str = ""
+    """The app that Facebook's access tokens have to be made for; needs its secret."""
+    facebook_app_secret: str = field(default="", repr=False)
+    """The secret of that app."""
+
+    # The web app
     web_dist_path: Path | None = None
-    """Folder of a built web app to serve."""
+    """Folder of a built web app to serve; without it, the relay's own pages."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of pages that may connect as clients, besides the server's own, as in
+    `https://app.example.com`."""
+
+    # What can be seen from outside
+    metrics_token: str = field(default="", repr=False)
+    """What `GET /metrics` takes as a bearer, of at least 16 characters; without it, the port that everybody
+    reaches shows no metrics."""
+    metrics_port: int | None = None
+    """A port of its own for `GET /metrics`, without TLS, and without a token unless one is set; 0 takes any
+    free one."""
+    metrics_host: str = "127.0.0.1"
+    """Address to listen on for that."""
+
+    # What is kept, and said
+    data_dir: Path = Path("data")
+    """Folder of the registry's SQLite file `brewos-relay.db`, and of a certificate that the relay makes."""
     database_url: str = field(default="", repr=False)  # it may hold a password
-    """SQLAlchemy URL of the registry; empty for an SQLite file in `data_dir`."""
+    """SQLAlchemy URL of the registry; empty for the SQLite file in the data folder."""
     log_level: str = "info"
-    """One of `LOG_LEVELS`."""
+    """`debug`, `info`, `warning`, `error` or `critical`."""
+    log_format: str = "auto"
+    """`console` for lines to read, `json` for one object a line; `auto` is `console` on a terminal and `json`
+    elsewhere."""
     limits: Limits = field(default_factory=Limits)
     """Every bound, each of which is a setting of its own."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together; SettingsError names the settings and says what to do."""
+        for wrong, problem in (
+            (
+                self.tls_cert is not None and self.tls_key is None,
+                "TLS_CERT needs BREWOS_RELAY_TLS_KEY as well",
+            ),
+            (
+                self.tls_key is not None and self.tls_cert is None,
+                "TLS_KEY needs BREWOS_RELAY_TLS_CERT as well",
+            ),
+            (
+                self.tls_self_signed and self.tls_cert is not None,
+                "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude each other; leave one of them out",
+            ),
+            (
+                self.redirect_port is not None and not self.speaks_tls,
+                "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or BREWOS_RELAY_TLS_SELF_SIGNED to lead to",
+            ),
+            (
+                self.redirect_port is not None and self.redirect_port == self.port != 0,
+                f"REDIRECT_PORT is {self.redirect_port}, where the relay itself listens; choose another",
+            ),
+            (
+                self.proxy_protocol and not self.trusted_proxies,
+                "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES: nobody else's header counts",
+            ),
+            (
+                self.oidc_issuer is not None and not self.oidc_audiences,
+                "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE: tokens made for others are no good here",
+            ),
+            (
+                self.oidc_issuer is None and bool(self.oidc_audiences or self.oidc_jwks_url),
+                "OIDC_AUDIENCE and BREWOS_RELAY_OIDC_JWKS_URL need BREWOS_RELAY_OIDC_ISSUER as well",
+            ),
+            (
+                0 < len(self.metrics_token) < MIN_METRICS_TOKEN_CHARS,
+                f"METRICS_TOKEN needs {MIN_METRICS_TOKEN_CHARS} characters; `brewos-relay secret` makes one",
+            ),
+            (
+                bool(self.facebook_app_id) != bool(self.facebook_app_secret),
+                "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET need each other",
+            ),
+        ):
+            if wrong:
+                raise SettingsError(f"{_PREFIX}{problem}")
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return self.tls_self_signed or self.tls_cert is not None
+
+    def secrets(self) -> list[str]:
+        """List what must never be shown, neither in a log nor elsewhere."""
+        password = ""
+        with suppress(ValueError):
+            password = urlsplit(self.database_url).password or ""
+        named = (*parse_texts(self.jwt_secret), self.facebook_app_secret, self.metrics_token, password)
+        return [secret for secret in named if secret]
 
     def resolved_database_url(self) -> str:
         """Give the URL of the registry's database; SettingsError if `data_dir` cannot be part of one."""
@@ -60,20 +213,30 @@ class Settings:
             )
         return f"sqlite:///{path}"
 
-    def require_jwt_secret(self) -> str:
-        """Give the secret; SettingsError if it is missing or too short to be one."""
+    def require_jwt_secrets(self) -> list[str]:
+        """Give the secrets, the one that signs first; SettingsError if one is too short, or there is none.
+
+        There need not be any where `jwt_key_files` are.
+        """
         try:
-            size_bytes = len(self.jwt_secret.encode())
+            self.jwt_secret.encode()
         except UnicodeEncodeError:
-            problem = "is not UTF-8"
-        else:
-            if size_bytes >= MIN_JWT_SECRET_BYTES:
-                return self.jwt_secret
-            problem = f"has {size_bytes} bytes" if size_bytes else "is not set"
-        raise SettingsError(
-            f"JWT_SECRET {problem}: it must be a text of at least {MIN_JWT_SECRET_BYTES} bytes;"
-            " `brewos-relay secret` makes one, to be put into the environment or into .env"
-        )
+            raise _secret_problem("is not UTF-8") from None
+        secrets = list(parse_texts(self.jwt_secret))
+        for place, secret in enumerate(secrets, start=1):
+            if (size_bytes := len(secret.encode())) < MIN_JWT_SECRET_BYTES:
+                which = f" (number {place} of {len(secrets)})" if len(secrets) > 1 else ""
+                raise _secret_problem(f"has {size_bytes} bytes{which}")
+        if not secrets and not self.jwt_key_files:
+            raise _secret_problem("is not set")
+        return secrets
+
+
+def _secret_problem(problem: str) -> SettingsError:
+    return SettingsError(
+        f"JWT_SECRET {problem}: it must be a text of at least {MIN_JWT_SECRET_BYTES} bytes;"
+        " `brewos-relay secret` makes one, to be put into the environment or into .env"
+    )
 
 
 def load_settings(
@@ -87,58 +250,30 @@ def load_settings(
     `overrides` are fields of `Settings` or of `Limits` that the command line gave; None is the same as not
     given. Neither is an empty variable: it counts as unset.
     """
-    sources = (environ, _read_dotenv(dotenv_path))
+    found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
     values: dict[str, Any] = {}
     for name, parse in _PARSERS.items():
         override = overrides.pop(name, None)
         if override is not None:
-            values[name] = _parse(parse, f"--{name.replace('_', '-')}", str(override))
-        elif (found := _find(sources, variable_names(name))) is not None:
-            values[name] = _parse(parse, *found)
+            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            values[name] = _parse(parse, option, str(override))
+        elif name in found:
+            values[name] = _parse(parse, found[name].variable, found[name].text)
     if overrides:
         raise TypeError(f"no such setting: {', '.join(overrides)}")
     limits = Limits(**{name: values.pop(name) for name in _LIMIT_NAMES if name in values})
     return Settings(**values, limits=limits)
 
 
-def variable_names(name: str) -> tuple[str, ...]:
-    """List the environment variables of a field of `Settings` or `Limits`, the one that wins first."""
-    prefixed = _PREFIX + name.upper()
-    return (_SHORT_NAMES[name], prefixed) if name in _SHORT_NAMES else (prefixed,)
+def find_settings(
+    *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
+) -> dict[str, Found | None]:
+    """Tell for each setting where its value stands; None for those that have their default.
 
-
-def read_variable(
-    name: str, *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
-) -> str | None:
-    """Find a variable that no server needs, in the environment or else in `.env`; None if unset or empty.
-
-    SettingsError if `.env` is looked into and cannot be read.
+    SettingsError if a file cannot be read.
     """
-    return environ.get(name) or _read_dotenv(dotenv_path).get(name) or None
-
-
-def _find(sources: tuple[Mapping[str, str], ...], names: tuple[str, ...]) -> tuple[str, str] | None:
-    for source in sources:
-        for name in names:
-            if value := source.get(name):
-                return name, value
-    return None
-
-
-def _read_dotenv(path: Path) -> dict[str, str]:
-    try:
-        text = path.read_text("utf-8")
-    except (FileNotFoundError, IsADirectoryError):  # a folder of that name is somebody's virtual environment
-        return {}
-    except (OSError, UnicodeDecodeError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
-        raise SettingsError(f"{path} cannot be read: {reason}") from None
-    # Most commands run without a .env, and need not wait for this.
-    from dotenv import dotenv_values
-
-    # No interpolation: a secret with a `$` in it means itself.
-    content = dotenv_values(stream=StringIO(text), interpolate=False)
-    return {name: value for name, value in content.items() if value is not None}
+    found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
+    return {name: found.get(name) for name in _PARSERS}
 
 
 def _parse(parse: Callable[[str], object], name: str, text: str) -> object:
@@ -148,66 +283,44 @@ def _parse(parse: Callable[[str], object], name: str, text: str) -> object:
         raise SettingsError(f"{name} is {text!r}: it must be {problem}") from None
 
 
-def _parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
-        raise ValueError("a number from 0 to 65535")
-    return int(text)
-
-
-def _parse_log_level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError(f"one of {', '.join(LOG_LEVELS)}")
-    return text.lower()
-
-
-def _parse_count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 15 and int(text) > 0):
-        raise ValueError("a whole number greater than 0")
-    return int(text)
-
-
-def _parse_duration_s(text: str) -> float:
-    try:
-        value_s = float(text)
-    except ValueError:
-        value_s = math.nan
-    if not (math.isfinite(value_s) and value_s > 0):
-        raise ValueError("a number of seconds greater than 0")
-    return value_s
-
-
-def _parse_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError("a number, 0 or greater")
-    return value
-
-
-def _parse_patterns(text: str) -> tuple[str, ...]:
-    return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
-
-
 def _parser_of(name: str, kind: object) -> Callable[[str], object]:
     """Find how a limit is read."""
     if name.endswith(("_rate", "_burst")):
-        return _parse_number
+        return parse_number
     if kind is int:
-        return _parse_count
-    return _parse_duration_s if kind is float else _parse_patterns
+        return parse_count
+    return parse_duration_s if kind is float else parse_patterns
 
 
 _LIMIT_NAMES: Final = tuple(limit.name for limit in fields(Limits))
 
 _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "host": str,
-    "port": _parse_port,
+    "port": parse_port,
+    "public_url": parse_public_url,
+    "tls_cert": Path,
+    "tls_key": Path,
+    "tls_self_signed": parse_flag,
+    "redirect_port": parse_port,
+    "trusted_proxies": parse_networks,
+    "proxy_protocol": parse_flag,
     "jwt_secret": str,
-    "data_dir": Path,
+    "jwt_key_files": parse_paths,
+    "sign_up": parse_sign_up,
+    "google_client_ids": parse_texts,
+    "oidc_issuer": parse_issuer,
+    "oidc_audiences": parse_texts,
+    "oidc_jwks_url": parse_secure_url,
+    "facebook_app_id": str,
+    "facebook_app_secret": str,
     "web_dist_path": Path,
+    "allowed_origins": parse_origins,
+    "metrics_token": str,
+    "metrics_host": str,
+    "metrics_port": parse_port,
+    "data_dir": Path,
     "database_url": str,
-    "log_level": _parse_log_level,
+    "log_level": parse_log_level,
+    "log_format": parse_log_format,
     **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(Limits)},
 }

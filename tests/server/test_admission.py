@@ -1,23 +1,34 @@
 import time
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import pytest
 import trio
 
+from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
-from brewos_relay.registry.records import Device
+from brewos_relay.registry.keys import use_next_key
+from brewos_relay.registry.records import Access, Device, Session
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
+from brewos_relay.settings_parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
 from support.wire_client import upgrade_head
 
 DEVICE_ID = "BRW-12AB34CD"
 KEY = "k" * 43
-TOKENS = TokenSigner("s" * 32)
+NEXT_KEY = "n" * 43
+NEWEST_KEY = "m" * 43
+TOKENS = KeyRing(["s" * 32])
+OTHERS_TOKENS = KeyRing(["t" * 32])
+APP_ORIGIN = "https://app.example"
+UNTIL_MS = 4_000_000_000_000
+
+T = TypeVar("T")
 
 
 class FakeRelay(Relay):
@@ -36,21 +47,67 @@ class FakeRelay(Relay):
 
 
 class FakeStore(Store):
-    """One device, which ada has; a store that fails, or answers when it is too late."""
+    """One device, which ada owns and others have; a store that fails, or answers when it is too late."""
 
-    def __init__(self, *, trouble: Literal["", "failing", "slow"] = "") -> None:
+    def __init__(
+        self, *, trouble: Literal["", "failing", "slow"] = "", next_keys: Iterable[str] = ()
+    ) -> None:
         self.trouble = trouble
         self.asked: list[str] = []
+        self.device = Device(
+            id=DEVICE_ID,
+            key_hash=hash_key(KEY),
+            name=None,
+            created_at_ms=1,
+            last_seen_ms=7,
+            next_key_hashes=tuple(hash_key(key) for key in next_keys),
+        )
+        self.accesses = {
+            "ada": Access(user_id="ada", device_id=DEVICE_ID, role="owner"),
+            "mel": Access(user_id="mel", device_id=DEVICE_ID, role="member", until_ms=UNTIL_MS),
+            "vic": Access(user_id="vic", device_id=DEVICE_ID, role="viewer"),
+        }
+        self.sessions = {"session of ada": "ada"}
+        self.used: list[bytes] = []
+        self.takes_keys = True
+        self.answers_soon: Callable[[], None] = lambda: None
+        """Called before each answer."""
 
     async def find_device(self, device_id: str) -> Device | None:
         await self._answer(device_id)
-        if device_id != DEVICE_ID:
-            return None
-        return Device(id=device_id, key_hash=hash_key(KEY), name=None, created_at_ms=1, last_seen_ms=7)
+        return self.device if device_id == DEVICE_ID else None
 
-    async def user_has_device(self, user_id: str, device_id: str) -> bool:
+    async def access_of(self, user_id: str, device_id: str) -> Access | None:
         await self._answer(user_id)
-        return (user_id, device_id) == ("ada", DEVICE_ID)
+        return self.accesses.get(user_id) if device_id == DEVICE_ID else None
+
+    async def find_session(self, session_id: str) -> Session | None:
+        await self._answer(session_id)
+        user_id = self.sessions.get(session_id)
+        if user_id is None:
+            return None
+        return Session(
+            id=session_id,
+            user_id=user_id,
+            created_at_ms=1,
+            used_at_ms=1,
+            expires_at_ms=UNTIL_MS,
+            user_agent=None,
+            address=None,
+            email="a@example.org",
+            name=None,
+            picture_url=None,
+            is_admin=False,
+        )
+
+    async def write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        assert function is use_next_key
+        device_id, key_hash = args
+        assert device_id == DEVICE_ID
+        assert abs(kwargs["now_ms"] - time.time() * 1000) < 60_000
+        await self._answer("use this key")
+        self.used.append(key_hash)
+        return self.takes_keys
 
     async def _answer(self, question: str) -> None:
         self.asked.append(question)
@@ -58,28 +115,47 @@ class FakeStore(Store):
             raise RegistryError("the registry could not read devices: the disk is gone")
         if self.trouble == "slow":
             await trio.sleep(60)
+        self.answers_soon()
 
 
-def request(target: str) -> Request:
-    return parse_head(upgrade_head(target).removesuffix(HEAD_END))
+def request(target: str, **headers: Any) -> Request:
+    asking = parse_head(upgrade_head(target, **headers).removesuffix(HEAD_END))
+    asking.peer_address = "192.0.2.7"
+    return asking
 
 
-def device_request(device_id: str = DEVICE_ID, key: str = KEY) -> Request:
-    return request(f"/ws/device?id={device_id}&key={key}")
+def device_request(device_id: str = DEVICE_ID, key: str = KEY, **headers: str) -> Request:
+    return request(f"/ws/device?id={device_id}&key={key}", **headers)
 
 
-def client_request(**issue: Any) -> Request:
-    token = TOKENS.issue(**{"user_id": "ada", "email": "a@example.org", **issue})
-    return request(f"/ws/client?token={token}&device={DEVICE_ID}")
+def issue(**told: Any) -> str:
+    return TOKENS.issue(**{"user_id": "ada", "email": "a@example.org", **told})
 
 
-def admission(*, store: Store | None = None, **relay: bool) -> Admission:
-    return Admission(relay=FakeRelay(**relay), store=store or FakeStore(), tokens=TOKENS)
+def client_request(path: str = "/ws/client", **told: Any) -> Request:
+    return request(f"{path}?token={issue(**told)}&device={DEVICE_ID}")
 
 
-async def let_in(asking: Request) -> ClientEntry:
+def admission(
+    *,
+    store: Store | None = None,
+    front: Front | None = None,
+    revision: Callable[[], int] = lambda: 0,
+    **relay: bool,
+) -> Admission:
+    return Admission(
+        relay=FakeRelay(**relay),
+        store=store or FakeStore(),
+        keys=TOKENS,
+        front=front or Front(),
+        allowed_origins=[APP_ORIGIN],
+        revision=revision,
+    )
+
+
+async def let_in(asking: Request, store: Store | None = None) -> ClientEntry:
     """See a client let in."""
-    entry = await admission().check(asking)
+    entry = await admission(store=store).check(asking)
     assert isinstance(entry, ClientEntry)
     return entry
 
@@ -92,18 +168,40 @@ async def see_refusal(admission: Admission, asking: Request, status: int) -> Ref
     return refusal.value
 
 
+# Devices
+
+
 async def test_a_device_with_its_key_is_let_in() -> None:
-    assert await admission().check(device_request(DEVICE_ID.lower())) == DeviceEntry(DEVICE_ID)
+    store = FakeStore(next_keys=[NEXT_KEY])
+    entry = await admission(store=store).check(device_request(DEVICE_ID.lower()))
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY))
+    assert store.used == []  # the next one stays a next one
 
 
 @pytest.mark.parametrize(("device_id", "key"), [(DEVICE_ID, "x" * 43), ("BRW-00000000", KEY)])
 async def test_a_device_without_its_key_is_refused_after_the_same_question(device_id: str, key: str) -> None:
-    store = FakeStore()
+    store = FakeStore(next_keys=[NEXT_KEY])
     with pytest.raises(Refusal, match="unknown device or wrong key") as refusal:
         await admission(store=store).check(device_request(device_id, key))
     assert refusal.value.status == 401
     assert store.asked == [device_id]
     assert key not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", [NEXT_KEY, NEWEST_KEY])
+async def test_a_key_that_was_sent_becomes_the_device_s_before_it_is_let_in(key: str) -> None:
+    store = FakeStore(next_keys=[NEXT_KEY, NEWEST_KEY])
+    entry = await admission(store=store).check(device_request(key=key))
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(key))
+    assert store.used == [hash_key(key)]
+    assert key not in repr(entry)
+
+
+async def test_a_key_that_was_sent_and_taken_back_meanwhile_is_none() -> None:
+    store = FakeStore(next_keys=[NEXT_KEY])
+    store.takes_keys = False
+    refusal = await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
+    assert refusal.message == "unknown device or wrong key"
 
 
 async def test_malformed_devices_cost_no_question() -> None:
@@ -113,15 +211,116 @@ async def test_malformed_devices_cost_no_question() -> None:
     assert store.asked == []
 
 
+async def test_a_contested_id_is_409_for_whoever_has_the_key() -> None:
+    store = FakeStore(next_keys=[NEXT_KEY])
+    for key in (KEY, NEXT_KEY):
+        await see_refusal(admission(store=store, contested=True), device_request(key=key), 409)
+    assert store.used == []  # it has not come
+    await see_refusal(admission(contested=True), device_request(key="x" * 43), 401)
+    await admission(contested=True).check(client_request())
+
+
+# Clients
+
+
 async def test_a_client_gets_in_by_its_token_or_by_the_registry() -> None:
     askings = (
         client_request(),
+        client_request("/ws"),
         client_request(user_id="eve", devices=[DEVICE_ID]),
         client_request(user_id="eve", devices="*"),
     )
     for asking in askings:
         entry = await let_in(asking)
         assert (entry.device_id, entry.last_seen_ms) == (DEVICE_ID, 7)
+
+
+async def test_a_token_lets_reach_a_device_that_is_not_registered() -> None:
+    asking = request(f"/ws/client?token={issue(devices='*')}&device=BRW-00000000")
+    assert (await let_in(asking)).last_seen_ms is None
+
+
+@pytest.mark.parametrize(
+    ("told", "may_command", "may_manage", "by_token"),
+    [
+        ({"user_id": "ada"}, True, True, False),
+        ({"user_id": "mel"}, True, False, False),
+        ({"user_id": "vic"}, False, False, False),
+        ({"user_id": "eve", "devices": [DEVICE_ID]}, True, True, True),
+        ({"user_id": "eve", "devices": "*", "role": "member"}, True, False, True),
+        ({"user_id": "eve", "devices": [DEVICE_ID], "role": "viewer"}, False, False, True),
+        # What a token says counts for the devices that it names alone.
+        ({"user_id": "vic", "devices": ["BRW-00000000"], "role": "owner"}, False, False, False),
+        # Where it names one, the registry has no say.
+        ({"user_id": "ada", "devices": [DEVICE_ID], "role": "viewer"}, False, False, True),
+    ],
+)
+async def test_what_a_client_may_do(
+    told: dict[str, Any], may_command: bool, may_manage: bool, by_token: bool
+) -> None:
+    grant = (await let_in(client_request(**told))).grant
+    assert (grant.may_command, grant.may_manage, grant.by_token) == (may_command, may_manage, by_token)
+    assert (grant.user_id, grant.session_id) == (told["user_id"], None)
+
+
+async def test_an_access_with_an_end_is_granted_until_then() -> None:
+    assert (await let_in(client_request(user_id="mel"))).grant.until_s == UNTIL_MS / 1000
+    assert (await let_in(client_request(user_id="ada"))).grant.until_s == float("inf")
+
+
+async def test_a_client_without_access_is_refused() -> None:
+    await see_refusal(admission(), client_request(user_id="eve", devices=["BRW-00000000"]), 403)
+    store = FakeStore()
+    del store.accesses["ada"]
+    await see_refusal(admission(store=store), client_request(), 403)
+
+
+async def test_a_client_of_a_session_says_which() -> None:
+    for devices in ([], [DEVICE_ID]):
+        entry = await let_in(client_request(session_id="session of ada", devices=devices))
+        assert (entry.grant.user_id, entry.grant.session_id) == ("ada", "session of ada")
+
+
+@pytest.mark.parametrize("devices", [[], [DEVICE_ID], "*"])
+@pytest.mark.parametrize(
+    "told", [{"session_id": "ended"}, {"session_id": "session of ada", "user_id": "eve"}]
+)
+async def test_a_session_that_is_over_or_another_user_s_is_no_good(
+    told: dict[str, Any], devices: Any
+) -> None:
+    found = await admission().check(client_request(**told, devices=devices))
+    assert found == TokenRefused("the session has ended")
+
+
+BAD_TOKENS = {
+    "no token at all": "secret-token",
+    "signed with another secret": OTHERS_TOKENS.issue(user_id="ada", email="a@example.org"),
+    "expired": issue(now_s=1000, ttl_s=60),
+}
+
+
+@pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
+async def test_a_bad_token_needs_no_registry_to_be_told(token: str) -> None:
+    store = FakeStore(trouble="failing")
+    found = await admission(store=store).check(request(f"/ws?token={token}&device={DEVICE_ID}"))
+    assert isinstance(found, TokenRefused)
+    assert token not in found.reason
+    assert store.asked == []
+
+
+async def test_malformed_clients_cost_no_question() -> None:
+    store = FakeStore()
+    for target in (
+        f"/ws/client?device={DEVICE_ID}",
+        f"/ws/client?token=&device={DEVICE_ID}",
+        f"/ws/client?token={issue()}",
+        f"/ws/client?token={issue()}&device=x",
+    ):
+        await see_refusal(admission(store=store), request(target), 400)
+    assert store.asked == []
+
+
+# Renewing a token
 
 
 async def test_a_client_is_let_in_until_its_token_ends() -> None:
@@ -132,11 +331,22 @@ async def test_a_client_is_let_in_until_its_token_ends() -> None:
     assert entry.renew(fresh) == now_s + 1200
 
 
+async def test_a_session_s_token_is_renewed_by_one_of_the_same_session() -> None:
+    entry = await let_in(client_request(session_id="session of ada"))
+    entry.renew(issue(session_id="session of ada"))
+
+
+ADAS = {"session_id": "session of ada"}
 RENEWALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another user's": ({}, {"user_id": "eve"}, "another user"),
     "another user's, for everything": ({}, {"user_id": "eve", "devices": "*"}, "another user"),
+    "another session's": (ADAS, {"session_id": "another"}, "another session"),
+    "of no session": (ADAS, {}, "another session"),
+    "of a session after none": ({}, ADAS, "another session"),
     "not for this device any more": ({"devices": [DEVICE_ID]}, {"devices": ["BRW-00000000"]}, "device"),
     "not for every device any more": ({"devices": "*"}, {}, "device"),
+    "for a viewer": ({"devices": "*"}, {"devices": "*", "role": "viewer"}, "less"),
+    "for a member": ({"devices": "*"}, {"devices": [DEVICE_ID], "role": "member"}, "less"),
     "expired": ({}, {"now_s": 1000, "ttl_s": 60}, "expired"),
 }
 
@@ -146,10 +356,164 @@ async def test_a_token_is_renewed_by_one_that_reaches_as_far(
     first: dict[str, Any], second: dict[str, Any], problem: str
 ) -> None:
     entry = await let_in(client_request(**first))
-    token = TOKENS.issue(**{"user_id": "ada", "email": "a@example.org", **second})
+    token = issue(**second)
     with pytest.raises(TokenRejected, match=problem) as rejected:
         entry.renew(token)
     assert token not in str(rejected.value)
+
+
+@pytest.mark.parametrize("role", ["viewer", "member", "owner"])
+async def test_a_token_is_renewed_by_one_that_lets_its_user_do_as_much_or_more(role: Any) -> None:
+    entry = await let_in(client_request(devices=[DEVICE_ID], role="viewer"))
+    entry.renew(issue(devices="*", role=role))
+    by_registry = await let_in(client_request())
+    by_registry.renew(issue(devices=[DEVICE_ID], role=role))
+    assert by_registry.grant.may_manage
+
+
+# Pages of other origins
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [None, "http://relay.example:3001", "https://relay.example:3001", APP_ORIGIN, "HTTPS://app.example"],
+)
+async def test_pages_of_ours_may_connect_and_programs(origin: str | None) -> None:
+    asking = client_request()
+    if origin is not None:
+        asking.headers["origin"] = origin
+    await let_in(asking)
+
+
+@pytest.mark.parametrize("path", ["/ws/client", "/ws"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://relay.example",
+        "http://app.example",
+        "https://app.example.evil.example",
+        "file://",
+        "null",
+        "",
+    ],
+)
+async def test_pages_of_others_may_not(path: str, origin: str) -> None:
+    store = FakeStore()
+    asking = client_request(path)
+    asking.headers["origin"] = origin
+    await see_refusal(admission(store=store), asking, 403)
+    assert store.asked == []
+
+
+async def test_a_page_that_came_unencrypted_is_none_of_ours_over_tls() -> None:
+    asking = client_request()
+    asking.headers["origin"] = "http://relay.example:3001"
+    asking.secure = True
+    await see_refusal(admission(), asking, 403)
+
+
+async def test_where_the_page_came_from_is_the_word_of_a_trusted_proxy_alone() -> None:
+    asking = client_request()
+    asking.headers |= {"origin": "https://public.example", "x-forwarded-host": "public.example"}
+    await see_refusal(admission(), asking, 403)
+    await admission(front=Front(parse_networks("192.0.2.0/24"))).check(asking)
+    del asking.headers["x-forwarded-host"]
+    await admission(front=Front(public_url="https://public.example")).check(asking)
+
+
+async def test_a_machine_may_come_from_wherever_it_says() -> None:
+    for origin in ("file://", "https://evil.example", "null"):
+        await admission().check(device_request(Origin=origin))
+
+
+# Everybody
+
+
+class Changes:
+    """A revision that grows while answers are on their way, so many times."""
+
+    def __init__(self, *happening: Callable[[], None]) -> None:
+        self.happening = list(happening)
+        self.revision = 0
+
+    def happen(self) -> None:
+        if self.happening:
+            self.happening.pop(0)()
+            self.revision += 1
+
+
+async def test_a_decision_that_was_overtaken_by_a_change_is_made_again() -> None:
+    store = FakeStore()
+    changes = Changes(lambda: None, lambda: None)
+    store.answers_soon = changes.happen
+    deciding = admission(store=store, revision=lambda: changes.revision)
+    await deciding.check(client_request())
+    assert store.asked == ["ada", DEVICE_ID] * 2  # both changes came during the first
+    store.asked.clear()
+    changes.happening = [lambda: None, lambda: None]
+    await deciding.check(device_request())
+    assert store.asked == [DEVICE_ID] * 3
+
+
+@pytest.mark.parametrize(
+    ("asking", "status"),
+    [
+        (client_request(), 403),
+        (device_request(), 401),
+        (client_request(session_id="session of ada", devices=[DEVICE_ID]), None),
+    ],
+    ids=["access", "key", "session"],
+)
+async def test_what_was_taken_away_meanwhile_lets_nobody_in(asking: Request, status: int | None) -> None:
+    """The change comes right after the answer was read, and before it was acted upon."""
+
+    def take_away() -> None:
+        store.accesses.clear()
+        store.sessions.clear()
+        store.device = Device(
+            id=DEVICE_ID, key_hash=hash_key("x" * 43), name=None, created_at_ms=1, last_seen_ms=7
+        )
+
+    class Overtaken(FakeStore):
+        """Answers by what was before, the first time."""
+
+        async def find_device(self, device_id: str) -> Device | None:
+            return await self._first(super().find_device, device_id)
+
+        async def access_of(self, user_id: str, device_id: str) -> Access | None:
+            return await self._first(super().access_of, user_id, device_id)
+
+        async def find_session(self, session_id: str) -> Session | None:
+            return await self._first(super().find_session, session_id)
+
+        async def _first(self, ask: Callable[..., Awaitable[T]], *about: str) -> T:
+            found = await ask(*about)
+            changes.happen()
+            return found
+
+    store = Overtaken()
+    changes = Changes(take_away)
+    deciding = admission(store=store, revision=lambda: changes.revision)
+    if status is not None:
+        await see_refusal(deciding, asking, status)
+    else:
+        assert await deciding.check(asking) == TokenRefused("the session has ended")
+    assert changes.revision == 1
+
+
+async def test_changes_without_end_are_503_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    class Busy(FakeStore):
+        async def find_device(self, device_id: str) -> Device | None:
+            await trio.sleep(0.5)
+            return await super().find_device(device_id)
+
+    store = Busy()
+    refusal = await see_refusal(
+        admission(store=store, revision=lambda: len(store.asked)), device_request(), 503
+    )
+    assert refusal.headers["Retry-After"]
+    assert 1 < len(store.asked) <= 8
 
 
 async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
@@ -160,26 +524,16 @@ async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
     assert store.asked == []
 
 
-async def test_a_contested_id_is_409_for_whoever_has_the_key() -> None:
-    await see_refusal(admission(contested=True), device_request(), 409)
-    await see_refusal(admission(contested=True), device_request(key="x" * 43), 401)
-    await admission(contested=True).check(client_request())
-
-
-async def test_a_client_without_access_is_refused() -> None:
-    await see_refusal(admission(), client_request(user_id="eve", devices=["BRW-00000000"]), 403)
-
-
-async def test_a_bad_token_needs_no_registry_to_be_told() -> None:
-    store = FakeStore(trouble="failing")
-    found = await admission(store=store).check(request(f"/ws?token=secret-token&device={DEVICE_ID}"))
-    assert isinstance(found, TokenRefused)
-    assert "secret-token" not in found.reason
-    assert store.asked == []
-
-
 @pytest.mark.parametrize("trouble", ["failing", "slow"])
-@pytest.mark.parametrize("asking", [device_request(), client_request(), client_request(devices="*")])
+@pytest.mark.parametrize(
+    "asking",
+    [
+        device_request(),
+        client_request(),
+        client_request(devices="*"),
+        client_request(session_id="session of ada"),
+    ],
+)
 async def test_a_store_in_trouble_is_503_before_a_machine_gives_up(
     autojump_clock: trio.testing.MockClock, trouble: Literal["failing", "slow"], asking: Request
 ) -> None:

@@ -10,11 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.api.app import create_app
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
-from brewos_relay.server.http import HttpSide, _contained, open_http_side
-from support.api_fakes import FakeRelay, FakeStore, FakeTokens
+from brewos_relay.server.containing import contained
+from brewos_relay.server.http import HttpSide, open_http_side
+from support.household import open_household
 
 GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"
 BIG_GET = GET.replace(b"/hello", b"/big")
@@ -257,6 +257,105 @@ class TestBodies:
             await browser.expect_end()
 
 
+class TestPieces:
+    """A machine takes what the first piece holds for the whole answer."""
+
+    async def pieces(
+        self, *bodies: bytes | float, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> list[bytes]:
+        """Answer with these bodies, with pauses of so many seconds; return what was written at a time."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                await demo_app(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            for body in bodies:
+                if isinstance(body, bytes):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                else:
+                    await trio.sleep(body)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        written: list[bytes] = []
+        with trio.fail_after(100):
+            async with open_http_side(app) as side, trio.open_nursery() as nursery:
+                ours, theirs = trio.testing.memory_stream_pair()
+                send_all = theirs.send_all
+
+                async def note(data: bytes | bytearray | memoryview) -> None:
+                    written.append(bytes(data))
+                    await send_all(data)
+
+                theirs.send_all = note  # type: ignore[method-assign]
+
+                async def read() -> None:
+                    while await ours.receive_some():
+                        pass
+
+                nursery.start_soon(read)
+                await side.serve(theirs, initial=GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+                nursery.cancel_scope.cancel()
+        return written
+
+    @pytest.mark.parametrize("headers", [((b"content-length", b"6"),), ()], ids=["length", "chunked"])
+    async def test_a_small_answer_leaves_in_one_piece(
+        self, headers: tuple[tuple[bytes, bytes], ...], autojump_clock: trio.testing.MockClock
+    ) -> None:
+        (whole,) = await self.pieces(b"abc", b"def", headers=headers)
+        assert whole.startswith(b"HTTP/1.1 200 ")
+        assert whole.endswith(b"abcdef" if headers else b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n")
+
+    async def test_an_answer_that_takes_its_time_leaves_as_it_comes(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        written = await self.pieces(1.0, b"abc", b"def", 1.0, b"ghi", 1.0)
+        assert written[0].endswith(b"\r\n\r\n")
+        assert written[1:] == [b"3\r\nabc\r\n3\r\ndef\r\n", b"3\r\nghi\r\n", b"0\r\n\r\n"]
+
+    async def test_what_comes_soon_after_a_piece_waits_its_own_time(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        big = bytes(16 * 1024)
+        written = await self.pieces(big, 0.2, b"abc", 0.2, b"def")
+        assert written[-1].endswith(b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n")
+
+    async def test_a_large_answer_leaves_in_pieces_that_a_peer_can_take(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        written = await self.pieces(*[bytes(5000)] * 20, headers=((b"content-length", b"100000"),))
+        assert max(map(len, written)) <= 16 * 1024
+        assert len(written) < 14
+        assert b"".join(written).endswith(b"\r\n\r\n" + bytes(100_000))
+
+
+class TestScope:
+    @pytest.mark.parametrize(
+        ("given", "client", "scheme"),
+        [
+            ({}, None, "http"),
+            ({"client": ("192.0.2.7", 5), "secure": False}, ("192.0.2.7", 5), "http"),
+            ({"client": ("2001:db8::7", 5), "secure": True}, ("2001:db8::7", 5), "https"),
+        ],
+    )
+    async def test_an_app_is_told_who_asks_and_how(
+        self, given: dict[str, Any], client: tuple[str, int] | None, scheme: str
+    ) -> None:
+        scopes: list[dict[str, Any]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            scopes.append(scope)
+            await demo_app(scope, receive, send)
+
+        with trio.fail_after(5):
+            async with open_http_side(app) as side:
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, GET, **given)
+                assert await Browser(ours).answer() == (200, b"hello")
+        assert scopes[-1]["client"] == client
+        assert scopes[-1]["scheme"] == scheme
+
+
 class TestRefusals:
     @pytest.mark.parametrize("before", [b"", GET, GET + GET])
     @pytest.mark.parametrize(
@@ -369,7 +468,7 @@ class TestFailures:
 
     def test_of_a_mixed_group_only_the_failures_are_kept_in(self, caplog: pytest.LogCaptureFixture) -> None:
         mixed = BaseExceptionGroup("", [ValueError("token=secret"), SystemExit(3)])
-        with pytest.raises(BaseExceptionGroup) as raised, _contained("something"):
+        with pytest.raises(BaseExceptionGroup) as raised, contained("something"):
             raise mixed
         assert [type(error) for error in raised.value.exceptions] == [SystemExit]
         assert "something failed: ValueError" in caplog.text
@@ -552,8 +651,9 @@ class TestWithTheApi:
         return tmp_path
 
     @pytest.fixture
-    def app(self, dist: Path) -> Any:
-        return create_app(relay=FakeRelay(), store=FakeStore(), tokens=FakeTokens(), web_dist_path=dist)
+    async def app(self, dist: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+        async with open_household(tmp_path_factory.mktemp("registry"), web_dist_path=dist) as house:
+            yield house.app
 
     async def test_pages_and_answers_share_a_connection(self, app: Any) -> None:
         async with loopback(app) as there, there.browser() as browser:

@@ -1,17 +1,24 @@
 import os
 import resource
+import socket
 import sqlite3
+import ssl
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from brewos_relay.auth.keys import hash_key
+from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.store import Store
-from support.process import KEY, machine_id, serve_here, serve_process
+from support.certificates import write_certificate
+from support.process import KEY, HereServer, machine_id, serve_here, serve_process
+from support.tls_client import TlsClient
 from support.wire_client import Ended, upgrade_head
 
 MACHINE = machine_id(1)
@@ -136,6 +143,84 @@ async def test_a_server_that_leaves_refuses_and_still_tells_its_health(tmp_path:
             assert (await (await server.connect()).ask(HEALTH)).status in {200, 503}
 
 
+class TestOverTls:
+    """Everything as without TLS, and whoever stalls costs nothing but his own connection."""
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> dict[str, Any]:
+        files = write_certificate(tmp_path)
+        return {"tls_cert": files.cert, "tls_key": files.key}
+
+    async def connect(self, server: HereServer) -> TlsClient:
+        sock = (await server.connect()).stream.socket
+        return TlsClient(socket.socket(fileno=socket.dup(sock.fileno())))
+
+    async def test_a_machine_and_an_app_talk(self, tmp_path: Path, settings: dict[str, Any]) -> None:
+        async with serve_here(tmp_path, settings=settings) as server:
+            machine, app = await self.connect(server), await self.connect(server)
+            with machine.sock, app.sock:
+                await machine.shake_hands()
+                await machine.send(upgrade_head(DEVICE))
+                assert (await machine.read_record()).startswith(b"HTTP/1.1 101 ")
+                await machine.send(b"\x89\x80" + bytes(4))
+                received = b""
+                while not received.endswith(b"\x8a\0"):
+                    received += await machine.read_record()
+                await app.shake_hands()
+                await app.send(upgrade_head(f"/ws/client?token={server.token([MACHINE])}&device={MACHINE}"))
+                assert (await app.read_record()).startswith(b"HTTP/1.1 101 ")
+                await app.send(b"\x81\x8f" + bytes(4) + b'{"type":"tare"}')
+                received = b""
+                while b'{"type":"tare"}' not in received:
+                    received += await machine.read_record()
+
+    async def test_a_request_in_six_records_is_answered_in_one(
+        self, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        async with serve_here(tmp_path, settings=settings) as server:
+            client = await self.connect(server)
+            with client.sock:
+                await client.shake_hands()
+                for line in (b"GET /api/health HTTP/1.1", b"Host: a", b"Accept: */*", b"X-A: b"):
+                    await client.send(line + b"\r\n")
+                await client.send(b"Connection: close\r\n")
+                await client.send(b"\r\n")
+                answer = await client.read_record()
+                head, _, body = answer.partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert body.startswith(b"{")
+                assert body.endswith(b"}")
+                assert await client.read_record() == b"", "the end, with a goodbye"
+
+    async def test_whoever_comes_without_is_told(self, tmp_path: Path, settings: dict[str, Any]) -> None:
+        async with serve_here(tmp_path, settings=settings) as server:
+            response = await (await server.connect()).ask(HEALTH)
+            assert response.status == 400
+            assert b"this port speaks HTTPS" in response.body
+
+    async def test_those_who_stall_or_leave_in_the_middle_harm_nobody(
+        self, tmp_path: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with serve_here(tmp_path, settings=settings, request_head_s=1.0) as server:
+            others = [await self.connect(server) for _ in range(8)]
+            for number, other in enumerate(others):
+                with pytest.raises(ssl.SSLWantReadError):
+                    other.tls.do_handshake()
+                await other.send_raw(other.outgoing.read()[: 40 * (number + 1)])
+                if number % 2:
+                    other.sock.close()
+            client = await self.connect(server)
+            with client.sock:
+                await client.shake_hands()
+                await client.send(HEALTH)
+                assert (await client.read_record()).startswith(b"HTTP/1.1 200 ")
+            for other in others[::2]:
+                while not other.ended:
+                    await other.read_socket()
+                other.sock.close()
+        assert "ERROR" not in caplog.text
+
+
 async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
     numbers = range(1, 201)
     async with serve_here(tmp_path, machines=numbers) as server, trio.open_nursery() as nursery:
@@ -149,8 +234,9 @@ async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
 async def test_accepting_goes_on_after_the_process_was_out_of_files(tmp_path: Path) -> None:
     with trio.fail_after(30):
         async with serve_process(tmp_path) as server:
-            with Database.open(f"sqlite:///{tmp_path / 'data' / 'brewos-relay.db'}") as database:
-                database.add_devices([NewDevice(id=MACHINE, key_hash=hash_key(KEY))])
+            url = f"sqlite:///{tmp_path / 'data' / 'brewos-relay.db'}"
+            with Database.open(url) as database, database.writing() as db:
+                add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_key(KEY))], now_ms=now_ms())
             device = await server.device(MACHINE)
             client = await server.client(MACHINE)
             files = len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: PTH208

@@ -1,38 +1,55 @@
 import dataclasses
+import datetime
 import gc
+import hashlib
+import json
 import os
+import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.signing import load_private_key
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RegistryError, SettingsError
+from brewos_relay.registry.accounts import add_invite
+from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.settings_parsing import parse_networks
+from support.certificates import client_context, write_certificate
 from support.process import (
     KEY,
     SECRET,
+    HereServer,
     Reach,
     machine_id,
     run_command,
     serve_here,
     serve_process,
 )
-from support.wire_client import WireClient, close, text
+from support.wire_client import WireClient, close, text, upgrade_head
 
 MACHINE = machine_id(1)
 
 
-def settings(folder: Path, *, host: str = "127.0.0.1", port: int = 0, **more: str) -> Settings:
-    return Settings(**{"host": host, "port": port, "jwt_secret": SECRET, "data_dir": folder, **more})  # type: ignore[arg-type]
+def settings(folder: Path, *, host: str = "127.0.0.1", port: int = 0, **more: Any) -> Settings:
+    return Settings(**{"host": host, "port": port, "jwt_secret": SECRET, "data_dir": folder, **more})
 
 
 async def test_a_port_of_its_own_choice(tmp_path: Path) -> None:
@@ -105,8 +122,8 @@ async def test_what_the_block_raises_comes_out_and_the_port_is_free_again(tmp_pa
 @asynccontextmanager
 async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, trio.Event]]:
     """Open a server that leaves once the event is set."""
-    with Database.open(settings(folder).resolved_database_url()) as database:
-        database.add_devices([NewDevice(id=MACHINE, key_hash=hash_key(KEY))])
+    with Database.open(settings(folder).resolved_database_url()) as database, database.writing() as db:
+        add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_key(KEY))], now_ms=now_ms())
     chosen = dataclasses.replace(settings(folder), limits=Limits(**{"drain_s": 0.0, **limits}))  # type: ignore[arg-type]
     leave = trio.Event()
 
@@ -184,7 +201,288 @@ async def test_no_file_is_left_open(tmp_path: Path) -> None:
     assert open_files() == before
 
 
+# TLS
+
+
+def is_proxied(address: str) -> bytes:
+    return f"PROXY TCP4 {address} 192.0.2.1 5555 443\r\n".encode()
+
+
+async def over_tls(reach: Reach) -> WireClient:
+    """Connect over TLS, checking nothing, as machines do."""
+    plain = await reach.connect()
+    stream = trio.SSLStream(plain.stream, client_context(), server_hostname="localhost")
+    await stream.do_handshake()
+    return WireClient(cast(trio.SocketStream, stream))
+
+
+async def fingerprint(reach: Reach) -> str:
+    """Look at the certificate that a new connection gets."""
+    client = cast(Any, (await over_tls(reach)).stream)
+    return hashlib.sha256(client.getpeercert(binary_form=True)).digest().hex(":").upper()
+
+
+async def test_over_tls_everything_is_as_without(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path)
+    with_tls = {"tls_cert": files.cert, "tls_key": files.key}
+    async with serve_here(tmp_path, settings=with_tls) as here:
+        assert here.server.url == f"https://127.0.0.1:{here.address[1]}"
+        health = await (await over_tls(here)).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert health.status == 200
+        assert health.header("strict-transport-security")
+        device, app = await over_tls(here), await over_tls(here)
+        assert (await device.ask(upgrade_head(f"/ws/device?id={MACHINE}&key={KEY}"))).status == 101
+        await device.show_life()
+        target = f"/ws/client?token={here.token()}&device={MACHINE}"
+        plain_page = upgrade_head(target, Origin="http://relay.example:3001")
+        assert (await (await over_tls(here)).ask(plain_page)).status == 403
+        own_page = upgrade_head(target, Origin="https://relay.example:3001")
+        assert (await app.ask(own_page)).status == 101
+        await device.send(text({"type": "status", "seq": 1}))
+        assert (await app.read_until("status"))["seq"] == 1
+        refused = await (await here.connect()).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert refused.status == 400
+        assert b"HTTPS" in refused.body
+
+
+async def test_a_certificate_of_its_own_is_made_once(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        async with serve_here(tmp_path, machines=(), settings={"tls_self_signed": True}) as here:
+            assert here.server.tls is not None
+            assert here.server.tls.certificate.is_for("localhost")
+            assert here.server.tls.certificate.fingerprint == await fingerprint(here)
+            seen.append(await fingerprint(here))
+            # Browsers would never let anybody past it again.
+            answer = await (await over_tls(here)).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert answer.header("strict-transport-security") == []
+    assert seen[0] == seen[1]
+
+
+async def test_a_certificate_of_its_own_is_renewed_while_the_server_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brewos_relay.server.tls._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("brewos_relay.server.tls._RENEW_EVERY_S", 0.02)
+    async with serve_here(tmp_path, settings={"tls_self_signed": True}) as here:
+        before = await fingerprint(here)
+        monkeypatch.setattr("brewos_relay.server.self_signed._RENEW_BEFORE", datetime.timedelta(days=400))
+        while await fingerprint(here) == before:
+            pass
+
+
+async def test_a_certificate_that_is_no_good(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path)
+    files.key.write_bytes(b"no key")
+    with pytest.raises(SettingsError, match=r"server\.key"):
+        async with open_server(settings(tmp_path, tls_cert=files.cert, tls_key=files.key)):
+            pass
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("public_url", "host", "location"),
+    [
+        (None, "localhost", "https://localhost:{port}/machines?tab=system"),
+        ("https://relay.example", "relay.example", "https://relay.example/machines?tab=system"),
+        ("https://relay.example:8443", "relay.example", "https://relay.example:8443/machines?tab=system"),
+        ("https://relay.example", "evil.example", None),
+        (None, "evil.example", None),
+    ],
+)
+async def test_plain_http_is_sent_on_to_where_tls_is(
+    tmp_path: Path, public_url: str | None, host: str, location: str | None
+) -> None:
+    port = free_port()
+    chosen = {"tls_self_signed": True, "redirect_port": port, "public_url": public_url}
+    async with serve_here(tmp_path, settings=chosen) as here:
+        elsewhere = Reach(("127.0.0.1", port))
+        request = f"GET /machines?tab=system HTTP/1.1\r\nHost: {host}\r\n\r\n"
+        answer = await (await elsewhere.connect()).ask(request.encode())
+        if location is None:
+            assert (answer.status, answer.header("location")) == (421, [])
+        else:
+            assert answer.status == 308
+            assert answer.header("location") == [location.format(port=here.address[1])]
+        elsewhere.abort()
+
+
+async def test_a_port_for_redirects_that_is_in_use_frees_the_other(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = settings(tmp_path, port=port, tls_self_signed=True, redirect_port=taken.getsockname()[1])
+        with pytest.raises(OSError, match="in use"):
+            async with open_server(chosen):
+                pass
+    async with open_server(settings(tmp_path, port=port)):
+        pass
+
+
+# Who is believed
+
+
+@asynccontextmanager
+async def serve(folder: Path, **chosen: Any) -> AsyncIterator[HereServer]:
+    async with serve_here(folder, settings=chosen) as here:
+        yield here
+
+
+async def address_of(here: HereServer, *, before: bytes = b"", headers: str = "") -> str:
+    """Sign in, and look at where that is said to have come from."""
+    token = secrets.token_urlsafe(32)
+    await here.server.store.write(
+        add_invite,
+        email="ada@example.org",
+        token_hash=hash_token(token),
+        is_admin=False,
+        expires_at_ms=now_ms() + 60_000,
+        now_ms=now_ms(),
+    )
+    body = json.dumps({"token": token})
+    head = f"POST /api/auth/invite HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {len(body)}\r\n"
+    connection = await here.connect()
+    await connection.send(before)
+    answer = await connection.ask(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+    access_token = json.loads(answer.body)["accessToken"]
+    head = f"GET /api/auth/sessions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {access_token}\r\n\r\n"
+    listed = json.loads((await connection.ask(head.encode())).body)["sessions"]
+    return next(str(session["address"]) for session in listed if session["current"])
+
+
+async def test_nobody_is_believed_where_nobody_is_trusted(tmp_path: Path) -> None:
+    async with serve(tmp_path) as here:
+        assert await address_of(here, headers="X-Forwarded-For: 198.51.100.7\r\n") == "127.0.0.1"
+        request = is_proxied("198.51.100.7") + b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n"
+        answer = await (await here.connect()).ask(request)
+        assert answer.status == 400
+
+
+async def test_a_trusted_proxy_is_believed(tmp_path: Path) -> None:
+    async with serve(tmp_path, trusted_proxies=parse_networks("127.0.0.0/8")) as here:
+        assert await address_of(here, headers="X-Forwarded-For: 6.6.6.6, 198.51.100.7\r\n") == "198.51.100.7"
+        assert await address_of(here) == "127.0.0.1"
+
+
+async def test_a_trusted_proxy_says_first_whose_connection_it_is(tmp_path: Path) -> None:
+    chosen = {"trusted_proxies": parse_networks("127.0.0.0/8"), "proxy_protocol": True}
+    async with serve(tmp_path, **chosen) as here:
+        assert await address_of(here, before=is_proxied("198.51.100.7")) == "198.51.100.7"
+        # What comes over that connection is not the proxy's own word.
+        forged = "X-Forwarded-For: 6.6.6.6\r\n"
+        assert await address_of(here, before=is_proxied("198.51.100.7"), headers=forged) == "198.51.100.7"
+        without = await (await here.connect()).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert without.status == 400
+        socket_ = await here.connect()
+        await socket_.send(is_proxied("198.51.100.7"))
+        assert (await socket_.ask(upgrade_head(f"/ws/device?id={MACHINE}&key={KEY}"))).status == 101
+
+
+async def test_whoever_is_no_proxy_needs_to_say_nothing_first(tmp_path: Path) -> None:
+    chosen = {"trusted_proxies": parse_networks("10.0.0.0/8"), "proxy_protocol": True}
+    async with serve(tmp_path, **chosen) as here:
+        assert await address_of(here) == "127.0.0.1"
+
+
+async def test_a_proxy_header_comes_before_tls_and_before_what_is_redirected(tmp_path: Path) -> None:
+    chosen = {
+        "trusted_proxies": parse_networks("127.0.0.0/8"),
+        "proxy_protocol": True,
+        "tls_self_signed": True,
+        "redirect_port": (port := free_port()),
+    }
+    async with serve(tmp_path, **chosen) as here:
+        plain = await here.connect()
+        await plain.send(is_proxied("198.51.100.7"))
+        stream = trio.SSLStream(plain.stream, client_context(), server_hostname="localhost")
+        client = WireClient(cast(trio.SocketStream, stream))
+        assert (await client.ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+        elsewhere = Reach(("127.0.0.1", port))
+        request = is_proxied("198.51.100.7") + b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert (await (await elsewhere.connect()).ask(request)).status == 308
+        elsewhere.abort()
+
+
+async def test_pages_of_other_origins_that_are_allowed(tmp_path: Path) -> None:
+    async with serve(tmp_path, allowed_origins=("https://app.example",)) as here:
+        target = f"/ws/client?token={here.token()}&device={MACHINE}"
+        for origin, status in (("https://app.example", 101), ("https://other.example", 403)):
+            connection = await here.connect()
+            assert (await connection.ask(upgrade_head(target, Origin=origin))).status == status
+
+
+async def test_tokens_of_all_secrets_and_keys_are_good(tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    file = tmp_path / "key.pem"
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    older = "older-secret-" + "o" * 32
+    async with serve(tmp_path, jwt_secret=f"{SECRET},{older}", jwt_key_files=(file,)) as here:
+        for ring in (KeyRing([SECRET]), KeyRing([older]), KeyRing([], [load_private_key(file.read_bytes())])):
+            token = ring.issue(user_id="ada", email="ada@example.org", devices="*")
+            connection = await here.client(MACHINE, token=token)
+            assert connection.connected["deviceId"] == MACHINE
+        listed = await (await here.connect()).ask(b"GET /api/auth/jwks.json HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert len(json.loads(listed.body)["keys"]) == 1
+
+
+async def test_what_happens_is_kept_in_the_registry(tmp_path: Path) -> None:
+    async with serve(tmp_path) as here:
+        device, app = await here.device(MACHINE), await here.client(MACHINE)
+        await device.send(text({"type": "device_info", "firmwareVersion": "0.8.62"}))
+        await app.read_until("device_info")
+        await app.send(text({"type": "command", "cmd": "tare"}))
+        await device.read_until("command")
+    registry = settings(tmp_path).resolved_database_url()
+    with Database.open(registry) as database, database.reading() as db:
+        kinds = {entry.kind: entry.user_id for entry in activity_of(db, MACHINE)}
+        [found] = find_devices(db, [MACHINE])
+    assert kinds["command"] == kinds["client_came"] == kinds["client_went"] == "ada"
+    assert kinds["online"] is kinds["offline"] is None
+    assert found.last_seen_ms is not None
+    assert found.firmware_version == "0.8.62"
+
+
 # The process
+
+
+async def test_a_process_takes_a_new_certificate_on_sighup_and_goes_on(tmp_path: Path) -> None:
+    with trio.fail_after(20):
+        files = write_certificate(tmp_path)
+        async with serve_process(
+            tmp_path, BREWOS_RELAY_TLS_CERT=files.cert, BREWOS_RELAY_TLS_KEY=files.key
+        ) as server:
+            connection = await over_tls(server)
+            before = await fingerprint(server)
+            write_certificate(tmp_path)
+            server.send_signal(signal.SIGHUP)
+            with trio.fail_after(3):  # files are looked at every 5 s anyway
+                while await fingerprint(server) == before:
+                    pass
+            health = b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n"
+            assert (await connection.ask(health)).status == 200
+            files.key.write_bytes(b"no key")
+            server.send_signal(signal.SIGHUP)
+            assert (await (await over_tls(server)).ask(health)).status == 200
+            server.send_signal(signal.SIGTERM)
+            assert await server.wait(within_s=3) == 0
+
+
+async def test_a_process_without_tls_goes_on_after_sighup(tmp_path: Path) -> None:
+    with trio.fail_after(20):
+        async with serve_process(tmp_path) as server:
+            server.send_signal(signal.SIGHUP)
+            connection = await server.connect()
+            assert (await connection.ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+            assert server.process.poll() is None
+
+
+async def test_the_fingerprint_of_a_certificate_of_its_own_is_announced(tmp_path: Path) -> None:
+    with trio.fail_after(20):
+        async with serve_process(tmp_path, BREWOS_RELAY_TLS_SELF_SIGNED="true") as server:
+            assert (await server.read_line()).strip().endswith(await fingerprint(server))
 
 
 async def test_the_ready_line_and_the_exit(tmp_path: Path) -> None:
@@ -204,6 +502,12 @@ BAD_SETTINGS = {
     "database": ({"BREWOS_RELAY_DATABASE_URL": "nonsense"}, "database"),
     "data folder": ({"DATA_DIR": "/dev/null/data"}, "/dev/null"),
     "web app": ({"WEB_DIST_PATH": "/nowhere/dist"}, "/nowhere/dist"),
+    "certificate": (
+        {"BREWOS_RELAY_TLS_CERT": "/nowhere/a.crt", "BREWOS_RELAY_TLS_KEY": "/nowhere/a.key"},
+        "/nowhere/a.",
+    ),
+    "key file": ({"BREWOS_RELAY_JWT_KEY_FILES": "/nowhere/key.pem"}, "/nowhere/key.pem"),
+    "proxy": ({"BREWOS_RELAY_PROXY_PROTOCOL": "true"}, "BREWOS_RELAY_TRUSTED_PROXIES"),
     "host": ({"BREWOS_RELAY_HOST": "300.300.300.300"}, "--host"),
 }
 

@@ -1,16 +1,22 @@
 """Who may come in: from the request of a WebSocket to a device or a client of the relay."""
 
 import functools
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import trio
 
-from brewos_relay.auth.access import claims_name_device
-from brewos_relay.auth.keys import key_matches, parse_device_id, valid_key
-from brewos_relay.auth.tokens import Claims, TokenSigner
+from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
+from brewos_relay.auth.caller import Front
+from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id, valid_key
+from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
+from brewos_relay.core.grant import Grant
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
+from brewos_relay.registry.keys import use_next_key
+from brewos_relay.registry.records import ROLES
 from brewos_relay.registry.store import Store
 from brewos_relay.wire.handshake import Refusal, Request
 
@@ -20,9 +26,10 @@ CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
 
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
-    """A device that has proved itself."""
+    """A device that has proved itself; `key_hash` is that of the key that it came with."""
 
     device_id: str
+    key_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class ClientEntry:
     last_seen_ms: int | None
     expires_at_s: int
     renew: Renew
+    grant: Grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +57,27 @@ class Admission:
     """Decides about requests for a WebSocket; everything it says no to is a Refusal before the upgrade.
 
     A device that is accepted and then dropped throws its key away, so it is checked completely beforehand.
+
+    `revision` counts the changes that were made to who may do what, as far as this process has acted on
+    them: a decision that was overtaken by one is made again.
     """
 
-    def __init__(self, *, relay: Relay, store: Store, tokens: TokenSigner) -> None:
+    def __init__(
+        self,
+        *,
+        relay: Relay,
+        store: Store,
+        keys: KeyRing,
+        front: Front,
+        allowed_origins: Collection[str],
+        revision: Callable[[], int],
+    ) -> None:
         self._relay = relay
         self._store = store
-        self._tokens = tokens
+        self._keys = keys
+        self._front = front
+        self._allowed_origins = allowed_origins
+        self._revision = revision
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         """Decide about a request. Raises Refusal."""
@@ -64,12 +87,20 @@ class Admission:
             raise Refusal(503, "too many connections at once", headers={"Retry-After": "5"})
         try:
             with trio.fail_after(self._relay.limits.admission_s):
-                if request.path == DEVICE_PATH:
-                    return await self._check_device(request.parameters())
-                if request.path in CLIENT_PATHS:
-                    return await self._check_client(request.parameters())
+                while True:
+                    revision = self._revision()
+                    entry = await self._check(request)
+                    if revision == self._revision():
+                        return entry
         except (RegistryError, trio.TooSlowError):
             raise Refusal(503, "the registry does not answer", headers={"Retry-After": "5"}) from None
+
+    async def _check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
+        if request.path == DEVICE_PATH:
+            return await self._check_device(request.parameters())
+        if request.path in CLIENT_PATHS:
+            self._check_origin(request)
+            return await self._check_client(request.parameters())
         raise Refusal(404, "no WebSocket is served at this path")
 
     async def _check_device(self, parameters: dict[str, str]) -> DeviceEntry:
@@ -78,11 +109,25 @@ class Admission:
         if not valid_key(key):
             raise Refusal(400, "the parameter 'key' is missing or malformed")
         device = await self._store.find_device(device_id)
-        if not key_matches(key, device.key_hash if device is not None else None):
+        is_key = key_matches(key, device.key_hash if device is not None else None)
+        next_hashes = device.next_key_hashes if device is not None else ()
+        is_next_key = any(key_matches(key, key_hash) for key_hash in next_hashes)
+        if not is_key and not is_next_key:
             raise Refusal(401, "unknown device or wrong key")
         if self._relay.is_contested(device_id):
             raise Refusal(409, "another machine with this id is connected")
-        return DeviceEntry(device_id)
+        if is_next_key and not await self._store.write(
+            use_next_key, device_id, hash_key(key), now_ms=time.time_ns() // 1_000_000
+        ):
+            raise Refusal(401, "unknown device or wrong key")
+        return DeviceEntry(device_id, hash_key(key))
+
+    def _check_origin(self, request: Request) -> None:
+        """Refuse a browser that shows somebody else's page."""
+        origin = request.headers.get("origin")
+        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
+        if not self._front.origin_allowed(origin, caller, self._allowed_origins):
+            raise Refusal(403, "pages of this origin may not connect")
 
     async def _check_client(self, parameters: dict[str, str]) -> ClientEntry | TokenRefused:
         token = parameters.get("token")
@@ -90,28 +135,49 @@ class Admission:
             raise Refusal(400, "the parameter 'token' is missing")
         device_id = _device_id(parameters.get("device"), name="device")
         try:
-            claims = self._tokens.verify(token)
+            claims = self._keys.verify(token)
         except TokenRejected as error:
             return TokenRefused(str(error))
-        if not claims_name_device(claims, device_id) and not await self._store.user_has_device(
-            claims.user_id, device_id
-        ):
-            raise Refusal(403, "no access to this device")
+        if claims.session_id is not None:
+            session = await self._store.find_session(claims.session_id)
+            if session is None or session.user_id != claims.user_id:
+                return TokenRefused("the session has ended")
+        grant = await self._grant(claims, device_id)
         device = await self._store.find_device(device_id)
         return ClientEntry(
             device_id,
             device.last_seen_ms if device is not None else None,
             claims.expires_at_s,
             functools.partial(self._renew, claims, device_id),
+            grant,
+        )
+
+    async def _grant(self, claims: Claims, device_id: str) -> Grant:
+        if (grant := grant_of_claims(claims, device_id)) is not None:
+            return grant
+        access = await self._store.access_of(claims.user_id, device_id)
+        if access is None:
+            raise Refusal(403, "no access to this device")
+        return grant_of(
+            access.role, until_ms=access.until_ms, user_id=claims.user_id, session_id=claims.session_id
         )
 
     def _renew(self, earlier: Claims, device_id: str, token: str) -> int:
-        """Take a fresh token of the same user that reaches as far; raises TokenRejected."""
-        claims = self._tokens.verify(token)
+        """Take a fresh token of the same login that reaches as far; raises TokenRejected.
+
+        What the client may do stays as it was: a token that says less cannot make that last longer. Nobody
+        needs to look whether the login has ended: then this client was closed.
+        """
+        claims = self._keys.verify(token)
         if claims.user_id != earlier.user_id:
             raise TokenRejected("the token is another user's")
-        if claims_name_device(earlier, device_id) and not claims_name_device(claims, device_id):
-            raise TokenRejected("the token does not name this device any more")
+        if claims.session_id != earlier.session_id:
+            raise TokenRejected("the token is another session's")
+        if claims_name_device(earlier, device_id):
+            if not claims_name_device(claims, device_id):
+                raise TokenRejected("the token does not name this device any more")
+            if ROLES.index(claims.role) < ROLES.index(earlier.role):
+                raise TokenRejected("the token lets its bearer do less than the one before")
         return claims.expires_at_s
 
 

@@ -5,10 +5,9 @@ must never be able to outlive its deadlines, to become anything but HTTP/1.1, or
 """
 
 import logging
-import traceback
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import PurePath
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NoReturn, cast
 
 import h11
@@ -30,13 +29,16 @@ from hypercorn.typing import (
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
+from brewos_relay.server.containing import contained
 from brewos_relay.server.request_gate import RequestGate
 
 log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 64 * 1024
 _WRITE_BYTES: Final = 16 * 1024
-"""What a peer has to take within `stall_s`."""
+"""What a peer has to take within `stall_s`; an answer that is smaller leaves in one piece."""
+_HOLD_S: Final = 0.25
+"""How long the beginning of an answer may wait for the rest of it."""
 _LIFESPAN_S: Final = 5.0
 """What the app is given to stop."""
 _FAREWELL_S: Final = 0.5
@@ -70,29 +72,46 @@ class HttpSide:
         """How many connections are being served."""
         return len(self._connections)
 
-    def take(self, stream: trio.abc.Stream, initial: bytes) -> None:
-        """Serve a connection in a task of the HTTP side; the stream belongs to it from here on."""
+    def take(
+        self,
+        stream: trio.abc.Stream,
+        initial: bytes,
+        *,
+        client: tuple[str, int] | None = None,
+        secure: bool = False,
+    ) -> None:
+        """Serve a connection in a task of the HTTP side; the stream belongs to it from here on.
+
+        `client` is the peer's address and port; `secure` says whether TLS protects the connection.
+        """
 
         async def serve() -> None:
-            await self.serve(stream, initial=initial)
+            await self.serve(stream, initial=initial, client=client, secure=secure)
 
         self._nursery.start_soon(serve, name="http connection")
 
-    async def serve(self, stream: trio.abc.Stream, *, initial: bytes) -> None:
+    async def serve(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        initial: bytes,
+        client: tuple[str, int] | None = None,
+        secure: bool = False,
+    ) -> None:
         """Serve a connection until it ends, and close its stream.
 
         `initial` is what was read from the stream so far. Raises nothing but trio.Cancelled: whatever goes
         wrong ends this connection only.
         """
-        connection = _Connection(self, stream)
+        connection = _Connection(self, stream, client=client, secure=secure)
         self._connections.add(connection)
         try:
-            with _contained("an HTTP connection"):
+            with contained("an HTTP connection"):
                 await connection.run(initial)
         finally:
             self._connections.discard(connection)
             # Shielded, so that an exception on its way out is not replaced by a cancellation.
-            with _contained("closing"), trio.move_on_after(self.limits.close_s, shield=True):
+            with contained("closing"), trio.move_on_after(self.limits.close_s, shield=True):
                 await trio.aclose_forcefully(stream)
 
     async def close_idle(self) -> None:
@@ -159,15 +178,25 @@ async def _run_lifespan(
 class _Connection:
     """One connection: a reader, a task for the request that is being answered, and one deadline for both.
 
-    **Owns:** a nursery with those two.
+    What an answer begins with is held until it is complete, or fills a piece, or has waited for a moment: a
+    machine takes what the first piece holds for the whole answer.
+
+    **Owns:** a nursery with those two, and a task while something is held.
     **Ends when:** either end closes, a deadline passes, or what was asked for is refused.
     """
 
-    def __init__(self, side: HttpSide, stream: trio.abc.Stream) -> None:
+    def __init__(
+        self, side: HttpSide, stream: trio.abc.Stream, *, client: tuple[str, int] | None, secure: bool
+    ) -> None:
         self._side = side
+        self._client = client
+        self._secure = secure
         self._limits = side.limits
         self._stream = stream
         self._writing = trio.Lock()
+        self._held = bytearray()
+        self._held_until = -math.inf
+        self._holding = False
         self._scope = trio.CancelScope(deadline=trio.current_time() + side.limits.request_head_s)
         self._h11 = RequestGate(
             head_bytes=side.limits.request_head_bytes, body_bytes=side.limits.http_body_bytes
@@ -184,9 +213,9 @@ class _Connection:
     async def run(self, initial: bytes) -> None:
         """Serve requests until the connection ends; the stream is left open."""
         with self._scope:
-            async with trio.open_nursery() as nursery:
-                await self._read(nursery, initial)
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as self._nursery:
+                await self._read(self._nursery, initial)
+                self._nursery.cancel_scope.cancel()
         if not self._broken and (self._reading_head or self._answering):
             with trio.move_on_after(self._limits.close_s), suppress(trio.BrokenResourceError):
                 await self._say_goodbye()
@@ -198,8 +227,8 @@ class _Connection:
             self._side.context,
             cast("TaskGroup", _Requests(nursery)),
             ConnectionState({}),
-            False,
-            None,
+            self._secure,
+            self._client,
             None,
             self._on_event,
         )
@@ -225,7 +254,14 @@ class _Connection:
     async def _on_event(self, event: Event) -> None:
         """Do what Hypercorn's protocol wants done."""
         if isinstance(event, RawData):
-            await self._write(event.data)
+            if not self._held:
+                self._held_until = trio.current_time() + _HOLD_S
+            self._held += event.data
+            if self._h11.our_state is not h11.SEND_BODY or len(self._held) >= _WRITE_BYTES:
+                await self._write_held()
+            elif not self._holding:
+                self._holding = True
+                self._nursery.start_soon(self._write_later)
         elif isinstance(event, Updated):
             self._reading_head = False
             self._answering = not event.idle
@@ -233,10 +269,24 @@ class _Connection:
             self._scope.deadline = trio.current_time() + patience_s
         else:
             assert isinstance(event, Closed)
-            self._scope.cancel()
+            try:
+                await self._write_held()
+            finally:
+                # Even if the task that answers is cancelled here, as the app was told that this is the end.
+                self._scope.cancel()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write_later(self) -> None:
+        """Write what is held once it has waited long enough."""
+        while self._held:
+            await trio.sleep_until(self._held_until)
+            if trio.current_time() >= self._held_until:
+                await self._write_held()
+        self._holding = False
+
+    async def _write_held(self) -> None:
         async with self._writing:
+            data = bytes(self._held)
+            self._held.clear()
             for start in range(0, len(data), _WRITE_BYTES):
                 try:
                     with trio.fail_after(self._limits.stall_s):
@@ -284,33 +334,10 @@ class _Requests:
         put, take = trio.open_memory_channel[ASGIReceiveEvent](config.max_app_queue_size)
 
         async def answer() -> None:
-            with _contained("answering an HTTP request"):
+            with contained("answering an HTTP request"):
                 await app(scope, take.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
-            with _contained("ending an HTTP request"):
+            with contained("ending an HTTP request"):
                 await send(None)
 
         self._nursery.start_soon(answer, name="http request")
         return put.send
-
-
-@contextmanager
-def _contained(what: str) -> Iterator[None]:
-    """Log failures and go on; what is no failure (cancellation, KeyboardInterrupt) passes through."""
-    try:
-        yield
-    except Exception as error:
-        log.error("%s failed: %s", what, _describe(error))
-    except BaseExceptionGroup as group:
-        failures, others = group.split(Exception)
-        if failures is not None:
-            log.error("%s failed: %s", what, _describe(failures))
-        raise (others or group) from None
-
-
-def _describe(error: BaseException) -> str:
-    """Say what was raised and where, without its text: that may have a query string in it, and so a token."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"

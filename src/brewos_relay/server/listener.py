@@ -1,16 +1,18 @@
 """The one port: accepts connections, reads the first request, and hands each to whoever it is for."""
 
-import errno
 import logging
 import socket
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, Protocol
 
 import trio
 
+from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, PeerGone
+from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import (
     CLIENT_PATHS,
     DEVICE_PATH,
@@ -19,24 +21,23 @@ from brewos_relay.server.admission import (
     DeviceEntry,
     TokenRefused,
 )
+from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.wire.connection import client_connection, device_connection
-from brewos_relay.wire.handshake import (
-    HEAD_END,
-    Refusal,
-    accept_upgrade,
-    begins_like_http,
-    parse_head,
-)
+from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.stream import TransportStream
 
 log = logging.getLogger(__name__)
 
-_ACCEPTS_PER_PASS: Final = 64
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PAUSE_S: Final = 0.1
+_PLAIN: Final = Door()
 
-TakeHttp = Callable[[trio.SocketStream, bytes], None]
+
+class TakeHttp(Protocol):
+    """Takes a connection that asks for no WebSocket, and what was read from it."""
+
+    def __call__(
+        self, stream: trio.abc.Stream, initial: bytes, *, client: tuple[str, int], secure: bool
+    ) -> None: ...
 
 
 class Listener:
@@ -55,12 +56,21 @@ class Listener:
         poller: Poller,
         admission: Admission,
         take_http: TakeHttp,
+        door: Door = _PLAIN,
+        handshakes: Counter[tuple[str, str]] | None = None,
     ) -> None:
+        """Take listening sockets.
+
+        `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
+        status), with 4002 for a token that was refused.
+        """
         self._sockets = list(sockets)
         self._relay = relay
         self._poller = poller
         self._admission = admission
         self._take_http = take_http
+        self._door = door
+        self._handshakes = handshakes if handshakes is not None else Counter()
 
     @property
     def _limits(self) -> Limits:
@@ -70,95 +80,62 @@ class Listener:
         """Accept connections until cancelled."""
         async with trio.open_nursery() as nursery:
             for listening in self._sockets:
-                nursery.start_soon(self._accept, listening, nursery)
+                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
 
-    async def _accept(self, listening: socket.socket, nursery: trio.Nursery) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(listening)
-            for _ in range(_ACCEPTS_PER_PASS):
-                try:
-                    accepted, _address = listening.accept()
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno in _OUT_OF_RESOURCES:
-                        log.warning("cannot accept connections: %s", error.strerror)
-                        await trio.sleep(_PAUSE_S)
-                        break
-                    continue  # that peer had gone before it was accepted
-                nursery.start_soon(self._welcome, accepted)
-
-    async def _welcome(self, accepted: socket.socket) -> None:
+    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
         """Answer the first request of a connection. Whatever goes wrong ends that connection only."""
-        transport: Transport | None = None
-        handed_on = False
+        arrival = Arrival(accepted, address, port, limits=self._limits)
         try:
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport = Transport(
-                accepted, outbox_limit_bytes=self._limits.outbox_bytes, lag_bytes=self._limits.lag_bytes
-            )
             try:
-                handed_on = await self._answer(transport)
+                await self._answer(arrival)
             except Refusal as refusal:
-                log.info("refused %s: %s", _peer_name(accepted), refusal)
-                await self._refuse(transport, refusal)
+                fields = {"address": arrival.address, "status": refusal.status}
+                log.info("refused %s: %s", arrival.address, refusal, extra=fields)
+                await arrival.refuse(refusal, within_s=self._limits.close_s)
         except PeerGone:
             pass  # before it had asked for anything
         except Exception:
             log.exception("a connection failed during its first request")
         finally:
-            if transport is None:
-                accepted.close()
-            elif not handed_on:
-                transport.close()
+            arrival.close()
 
-    async def _answer(self, transport: Transport) -> bool:
-        """Answer a request; True if the connection belongs to somebody else now."""
-        head, rest = await self._read_head(transport)
+    async def _answer(self, arrival: Arrival) -> None:
+        """Answer a request; a connection that goes on belongs to somebody else from here on."""
+        head, rest = await arrival.receive_head(door=self._door, limits=self._limits)
         request = parse_head(head)
+        request.peer_address, request.secure = arrival.address, arrival.secure
         if request.path == DEVICE_PATH or request.path in CLIENT_PATHS:
-            answer = accept_upgrade(request)
-            return await self._let_in(transport, answer, await self._admission.check(request), rest)
+            peer = "device" if request.path == DEVICE_PATH else "client"
+            try:
+                answer = accept_upgrade(request)
+                status = await self._let_in(arrival, answer, await self._admission.check(request), rest)
+            except Refusal as refusal:
+                self._handshakes[peer, str(refusal.status)] += 1
+                raise
+            self._handshakes[peer, str(status)] += 1
+            return
         if request.wants_upgrade:
+            self._handshakes["other", "400"] += 1
             raise Refusal(400, "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client")
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(transport.detach()))
-        self._take_http(stream, head + HEAD_END + rest)
-        return True
-
-    async def _read_head(self, transport: Transport) -> tuple[bytes, bytes]:
-        """Read a request head; return it without its empty line, and what came behind it."""
-        limit_bytes = self._limits.request_head_bytes
-        received = b""
-        with trio.move_on_after(self._limits.request_head_s):
-            while True:
-                await transport.wait_readable()
-                data = transport.read()
-                if data is None:
-                    continue
-                received += data
-                if received and not begins_like_http(received):
-                    raise Refusal(400, "this port speaks plain HTTP")
-                end = received.find(HEAD_END)
-                if end > limit_bytes or (end < 0 and len(received) > limit_bytes):
-                    raise Refusal(431, f"the request head is larger than {limit_bytes} bytes")
-                if end >= 0:
-                    return received[:end], received[end + len(HEAD_END) :]
-                if not data:
-                    raise PeerGone("the peer left in the middle of its request")
-        if not received:
-            raise PeerGone("the peer asked for nothing")
-        raise Refusal(408, "the request head was not complete in time")
+        self._take_http(
+            TransportStream(arrival.transport),
+            head + HEAD_END + rest,
+            client=(arrival.address, arrival.port),
+            secure=arrival.secure,
+        )
+        arrival.release()
 
     async def _let_in(
         self,
-        transport: Transport,
+        arrival: Arrival,
         answer: bytes,
         entry: DeviceEntry | ClientEntry | TokenRefused,
         rest: bytes,
-    ) -> bool:
+    ) -> int:
+        """Attach whoever may come in; return 101, or the close code for one that was let in to be told it."""
         if self._relay.closing:
             raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
+        transport = arrival.transport
         transport.write(answer)
         if isinstance(entry, DeviceEntry):
             device = device_connection(
@@ -168,34 +145,32 @@ class Listener:
                 counters=self._relay.counters,
                 initial=rest,
             )
-            self._relay.attach_device(entry.device_id, device)
-            return True
+            attached: Attachment = self._relay.attach_device(
+                entry.device_id, device, credential=entry.key_hash
+            )
+            arrival.release()
+            _log_let_in(arrival, attached, "device")
+            return 101
         client = client_connection(transport, poller=self._poller, limits=self._limits, initial=rest)
         if isinstance(entry, ClientEntry):
-            self._relay.attach_client(
+            attached = self._relay.attach_client(
                 entry.device_id,
                 client,
                 last_seen_ms=entry.last_seen_ms,
                 expires_at_s=entry.expires_at_s,
                 renew=entry.renew,
+                grant=entry.grant,
             )
-            return True
-        log.info("client closed: %s", entry.reason)
+            arrival.release()
+            _log_let_in(arrival, attached, "client")
+            return 101
+        log.info("client closed: %s", entry.reason, extra={"address": arrival.address})
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()
-        return False
-
-    async def _refuse(self, transport: Transport, refusal: Refusal) -> None:
-        """Send a refusal and give the peer a moment to read it: closing at once could take it back."""
-        transport.write(refusal.encode())
-        transport.finish_writing()
-        with trio.move_on_after(self._limits.close_s):
-            while transport.read() != b"":
-                await transport.wait_readable()
+        return CloseCode.TOKEN_REJECTED
 
 
-def _peer_name(accepted: socket.socket) -> str:
-    try:
-        return str(accepted.getpeername()[0])
-    except OSError:
-        return "a peer that has gone"
+def _log_let_in(arrival: Arrival, attached: Attachment, what: str) -> None:
+    """Log where a connection comes from, which only who let it in knows."""
+    fields = {"device": attached.session.device_id, "connection": attached.number, "address": arrival.address}
+    log.debug("let a %s in from %s", what, arrival.address, extra=fields)

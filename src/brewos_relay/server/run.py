@@ -6,21 +6,41 @@ import resource
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, cast
+from urllib.parse import urlsplit
 
 import trio
 
 from brewos_relay.api.app import create_app
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.api.info import own_version
+from brewos_relay.api.metrics import MetricsPage
+from brewos_relay.auth.caller import Front
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.registry.store import Store, open_store
+from brewos_relay.server.accounts import account_rules
 from brewos_relay.server.admission import Admission
+from brewos_relay.server.arrival import Door
 from brewos_relay.server.http import open_http_side
+from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
+from brewos_relay.server.metrics_port import MetricsPort
+from brewos_relay.server.notify import open_starter
+from brewos_relay.server.noting import Noting
+from brewos_relay.server.readiness import Readiness
+from brewos_relay.server.redirect import Redirect
+from brewos_relay.server.revoking import Revoking
+from brewos_relay.server.self_signed import ensure_self_signed
+from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
+from brewos_relay.telemetry.lag import LoopLag
+from brewos_relay.telemetry.logs import LogFormat, configure_logging
+from brewos_relay.telemetry.metrics import Metrics, Sources
 from brewos_relay.wire.poller import open_poller
 
 log = logging.getLogger(__name__)
@@ -35,13 +55,16 @@ class Server:
     addresses: list[tuple[str, int]]
     relay: Relay
     store: Store
+    tls: Tls | None = None
+    metrics_addresses: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         """The base of the server's URLs, as seen from this machine."""
         host, port = self.addresses[0]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to reach "any"
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @asynccontextmanager
@@ -50,38 +73,130 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
 
     Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is no good.
 
-    **Owns:** the nurseries of the HTTP side and of the listener, and the relay's.
+    **Owns:** the nurseries of the HTTP side and of the listeners, and the relay's.
     """
-    tokens = TokenSigner(settings.require_jwt_secret())
+    keys = read_key_ring(settings)
+    accounts = account_rules(settings)
+    front = Front(settings.trusted_proxies, settings.public_url)
+    tls = _read_certificate(settings)
+    is_proxy = front.trusts if settings.proxy_protocol else None
     sockets = await _bind(settings.host, settings.port)
+    redirecting: list[socket.socket] = []
+    measured: list[socket.socket] = []
+    counters, late, handshakes = Counters(), LoopLag(), Counter[tuple[str, str]]()
     try:
+        if settings.redirect_port is not None:
+            redirecting = await _bind(settings.host, settings.redirect_port)
+        if settings.metrics_port is not None:
+            measured = await _bind(settings.metrics_host, settings.metrics_port)
         async with (
             open_store(settings.resolved_database_url()) as store,
-            open_poller() as poller,
-            open_relay(limits=settings.limits, on_seen=store.note_seen) as relay,
+            open_poller(counters) as poller,
         ):
-            app = create_app(
-                relay=relay,
-                store=store,
-                tokens=tokens,
-                web_dist_path=settings.web_dist_path,
-                body_bytes=settings.limits.http_body_bytes,
-            )
-            async with open_http_side(app, limits=settings.limits) as http, trio.open_nursery() as listening:
-                listener = Listener(
-                    sockets,
-                    relay=relay,
-                    poller=poller,
-                    admission=Admission(relay=relay, store=store, tokens=tokens),
-                    take_http=http.take,
+            noting = Noting(store)
+            async with open_relay(
+                limits=settings.limits,
+                on_seen=noting.note_seen,
+                on_activity=noting.note_activity,
+                counters=counters,
+            ) as relay:
+                noting.state_of = relay.state_of
+                revoking = Revoking(relay=relay, store=store)
+                store.watch_changes(revoking.apply)
+                metrics = Metrics(
+                    relay,
+                    Sources(
+                        version=own_version(),
+                        handshakes=handshakes,
+                        registry=store.timings,
+                        registry_failures=store.failures,
+                        late=late.late,
+                        certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
+                    ),
                 )
-                listening.start_soon(listener.run)
-                yield Server([s.getsockname()[:2] for s in sockets], relay, store)
-                await relay.drain()
-                listening.cancel_scope.cancel()
+                app = create_app(
+                    relay=relay,
+                    store=store,
+                    keys=keys,
+                    front=front,
+                    accounts=accounts,
+                    web_dist_path=settings.web_dist_path,
+                    body_bytes=settings.limits.http_body_bytes,
+                    hsts=not settings.tls_self_signed,
+                    problems=Readiness(relay=relay, store=store, tls=tls).problems,
+                    metrics=MetricsPage(metrics.render, settings.metrics_token)
+                    if settings.metrics_token
+                    else None,
+                )
+                async with (
+                    open_http_side(app, limits=settings.limits) as http,
+                    trio.open_nursery() as listening,
+                ):
+                    admission = Admission(
+                        relay=relay,
+                        store=store,
+                        keys=keys,
+                        front=front,
+                        allowed_origins=settings.allowed_origins,
+                        revision=lambda: revoking.revision,
+                    )
+                    listener = Listener(
+                        sockets,
+                        relay=relay,
+                        poller=poller,
+                        admission=admission,
+                        take_http=http.take,
+                        door=Door(tls_context=tls.current if tls else None, is_proxy=is_proxy),
+                        handshakes=handshakes,
+                    )
+                    listening.start_soon(listener.run)
+                    listening.start_soon(late.run)
+                    if measured:
+                        port = MetricsPort(
+                            measured,
+                            render=metrics.render,
+                            token=settings.metrics_token,
+                            limits=settings.limits,
+                        )
+                        listening.start_soon(port.run)
+                    addresses = [s.getsockname()[:2] for s in sockets]
+                    if tls is not None:
+                        listening.start_soon(tls.watch)
+                        redirect = Redirect(
+                            redirecting,
+                            https_port=_https_port(settings.public_url, addresses[0][1]),
+                            is_own_host=partial(_is_own_host, tls, settings.public_url),
+                            limits=settings.limits,
+                            door=Door(is_proxy=is_proxy),
+                        )
+                        listening.start_soon(redirect.run)
+                    yield Server(addresses, relay, store, tls, [s.getsockname()[:2] for s in measured])
+                    await relay.drain()
+                    listening.cancel_scope.cancel()
     finally:
-        for listening_socket in sockets:
+        for listening_socket in (*sockets, *redirecting, *measured):
             listening_socket.close()
+
+
+def _read_certificate(settings: Settings) -> Tls | None:
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return Tls(settings.tls_cert, settings.tls_key)
+    if settings.tls_self_signed:
+        file = ensure_self_signed(settings.data_dir)
+        return Tls(file, file, renew=partial(ensure_self_signed, settings.data_dir))
+    return None
+
+
+def _is_own_host(tls: Tls, public_url: str | None, host: str) -> bool:
+    known = urlsplit(public_url).hostname if public_url is not None else None
+    return tls.certificate.is_for(host) or host.lower().strip("[]") == known
+
+
+def _https_port(public_url: str | None, bound_port: int) -> int:
+    """Look where people find TLS: at the public address if there is one, else where the server listens."""
+    if public_url is None:
+        return bound_port
+    return urlsplit(public_url).port or 443
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
@@ -101,8 +216,10 @@ def run_server(settings: Settings, *, announce: Callable[[str], None] | None = N
 
     Raises what `open_server` raises if the server could not start.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    configure_logging(
+        level=settings.log_level,
+        log_format=cast("LogFormat", settings.log_format),
+        secrets=settings.secrets(),
     )
     _prepare_process()
     trio.run(_serve, settings, announce or _print_line)
@@ -116,24 +233,34 @@ def _print_line(line: str) -> None:
 def _prepare_process() -> None:
     """Allow as many connections as the system lets us, and look for garbage less often.
 
-    A relay's objects live as long as its connections: looking through tens of thousands of them every few
-    hundred allocations finds nothing.
+    A relay's objects live as long as its connections, and go without it: looking through tens of thousands of
+    them every few hundred allocations finds nothing. HTTP requests leave garbage; it must not pile up.
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(5_000, 20, 20)
 
 
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    async with open_server(settings) as server:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async with open_starter() as starter, open_server(settings) as server:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             bound = ", ".join(
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.addresses
             )
             announce(f"brewos-relay is ready on {bound} ({server.url})")
-            number = await anext(signals)
+            starter.ready(f"ready on {bound}")
+            if server.tls is not None and settings.tls_self_signed:
+                announce(f"certificate's SHA-256 fingerprint: {server.tls.certificate.fingerprint}")
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    break
+                starter.reloading()
+                if server.tls is not None:
+                    server.tls.reload()
+                starter.ready(f"ready on {bound}")
+        starter.stopping("sending everybody away")
         # From here on either signal ends the process at once.
         for ending in (signal.SIGTERM, signal.SIGINT):
             signal.signal(ending, signal.SIG_DFL)

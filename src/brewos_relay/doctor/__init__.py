@@ -1,0 +1,1 @@
+"""Examining a relay from outside and within: what is wrong, and what to do about it."""

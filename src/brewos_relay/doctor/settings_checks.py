@@ -1,0 +1,80 @@
+"""Examining settings: what each one is, where its value stands, and whether they make sense together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from brewos_relay.doctor.finding import Finding
+from brewos_relay.errors import RelayError, SettingsError
+from brewos_relay.server.key_ring import read_key_ring
+from brewos_relay.settings import Settings, find_settings, load_settings, variable_names
+
+_SECRET: Final = frozenset({"jwt_secret", "facebook_app_secret", "metrics_token"})
+_DEFAULT: Final = "default"
+_COMMAND_LINE: Final = "the command line"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A setting as people may see it: its variable, its value with secrets masked, and where that stands."""
+
+    variable: str
+    value: str
+    source: str
+
+
+def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: object) -> list[Shown]:
+    """List every setting. SettingsError if a file with settings cannot be read."""
+    shown = []
+    defaults = Settings()
+    for name, found in find_settings(environ=environ, dotenv_path=dotenv_path).items():
+        if overrides.get(name) is not None:
+            shown.append(Shown(variable_names(name)[0], mask(name, str(overrides[name])), _COMMAND_LINE))
+        elif found is not None:
+            shown.append(Shown(found.variable, mask(name, found.text), found.source))
+        else:
+            value = getattr(defaults if hasattr(defaults, name) else defaults.limits, name)
+            shown.append(Shown(variable_names(name)[0], _written(value), _DEFAULT))
+    return shown
+
+
+def mask(name: str, text: str) -> str:
+    """Give the value of a setting without what is secret in it."""
+    if name in _SECRET:
+        return f"set ({len(text.encode('utf-8', 'replace'))} bytes)"
+    if name == "database_url":
+        scheme, separator, rest = text.partition("://")
+        if separator and not scheme.startswith("sqlite"):
+            return f"{scheme}://… ({len(rest)} characters)"
+    return text
+
+
+def check_settings(
+    environ: Mapping[str, str], dotenv_path: Path, **overrides: object
+) -> tuple[Settings | None, list[Finding]]:
+    """Look whether the settings make sense, and give them if they do."""
+    try:
+        settings = load_settings(environ=environ, dotenv_path=dotenv_path, **overrides)
+    except SettingsError as problem:
+        return None, [
+            Finding("settings", "failed", str(problem), "correct it; nothing else can be looked at")
+        ]
+    changed = [each for each in list_settings(environ, dotenv_path, **overrides) if each.source != _DEFAULT]
+    text = f"{len(changed)} set, all others at their defaults; --settings shows each one"
+    found = [Finding("settings", "ok", text)]
+    try:
+        read_key_ring(settings)
+    except (RelayError, OSError) as problem:
+        found.append(Finding("keys of tokens", "failed", str(problem), "make a secret: brewos-relay secret"))
+    else:
+        found.append(Finding("keys of tokens", "ok", "tokens can be signed and verified"))
+    return settings, found
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,192 @@
+"""Examining what a server stands on: database, certificate, port, open files, clock."""
+
+import errno
+import http.client
+import json
+import resource
+import socket
+import ssl
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from sqlalchemy import text
+
+from brewos_relay.doctor.finding import Finding
+from brewos_relay.errors import RegistryError, SettingsError
+from brewos_relay.registry import migrations
+from brewos_relay.registry.database import Database, database_file, version
+from brewos_relay.server.self_signed import FILE_NAME
+from brewos_relay.server.tls import load_certificate
+from brewos_relay.settings import Settings
+
+_SOON_DAYS: Final = 21
+_FEW_FILES: Final = 4096
+_CLOCK_OFF_S: Final = 30.0
+_ANSWER_S: Final = 5.0
+
+
+def check_database(settings: Settings) -> list[Finding]:
+    """Look whether the registry can be read, written and trusted; nothing is made, and nothing is changed."""
+    name = "database"
+    try:
+        url = settings.resolved_database_url()
+        file = database_file(url)
+        if file is not None and not file.exists():
+            advice = "the server makes it when it starts; look at DATA_DIR if there should be one"
+            return [Finding(name, "warning", f"there is no {file.absolute()} yet", advice)]
+        location, tables = version(url)
+        if tables != migrations.HEAD:
+            said = f"{location} has tables of version {tables}, and this program wants {migrations.HEAD}"
+            return [Finding(name, "failed", said, "run `brewos-relay db upgrade`, after a copy was made")]
+        with Database.open(url) as database:
+            with database.writing() as db:
+                db.execute(text("UPDATE devices SET name = name WHERE 1 = 0"))
+            if database.one_writer:
+                with database.reading() as db:
+                    wrong = [row[0] for row in db.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
+                if wrong:
+                    advice = "stop the server and restore a copy: `brewos-relay db restore`"
+                    return [Finding(name, "failed", f"{location} is damaged: {'; '.join(wrong)}", advice)]
+    except (RegistryError, SettingsError) as problem:
+        return [
+            Finding(name, "failed", str(problem), "see that it is there and that this user may write to it")
+        ]
+    return [Finding(name, "ok", f"{location}, version {tables}, can be written, no damage found")]
+
+
+def check_certificate(settings: Settings) -> list[Finding]:
+    """Look at the certificate in the settings, if there is one."""
+    name = "certificate"
+    if not settings.speaks_tls:
+        return [Finding(name, "ok", "none: the port speaks plain HTTP, for this network or a proxy with TLS")]
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        cert, key = settings.tls_cert, settings.tls_key
+    else:
+        cert = key = settings.data_dir / FILE_NAME
+        if not cert.exists():
+            return [Finding(name, "ok", f"{cert} will be made when the server starts")]
+    try:
+        _, certificate = load_certificate(cert, key)
+    except SettingsError as problem:
+        return [
+            Finding(name, "failed", str(problem), "the server does not start with it: put a good one there")
+        ]
+    return [_days_left(name, str(cert), certificate.expires_at_s)]
+
+
+def _days_left(name: str, what: str, expires_at_s: float) -> Finding:
+    days = (expires_at_s - time.time()) / 86_400
+    if days <= 0:
+        return Finding(name, "failed", f"{what} has expired {-days:.0f} days ago", "renew it")
+    said = f"{what} is good for {days:.0f} more days"
+    if days < _SOON_DAYS:
+        return Finding(name, "warning", said, "see that whatever renews it does so")
+    return Finding(name, "ok", said)
+
+
+def check_port(settings: Settings) -> list[Finding]:
+    """Look whether the port can be had, or is this relay's already."""
+    name = f"port {settings.port}"
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as problem:
+            if problem.errno == errno.EADDRINUSE:
+                return [_who_serves(name, local_url(settings))]
+            advice = "look at --host; a port below 1024 needs a privilege (AmbientCapabilities= in a unit)"
+            return [Finding(name, "failed", f"cannot be used: {problem.strerror}", advice)]
+    return [Finding(name, "ok", "free: no server runs here now")]
+
+
+def _who_serves(name: str, url: str) -> Finding:
+    try:
+        status, _, body = fetch(url, "/api/health")
+        health = json.loads(body)
+        said = f"served by a relay with {health['devices']} devices and {health['clients']} clients"
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return Finding(name, "failed", "taken by another program", "stop that, or choose another with --port")
+    if status == 503:
+        return Finding(name, "warning", f"{said}, which is leaving", "look again in a minute")
+    return Finding(name, "ok", said)
+
+
+def check_open_files() -> list[Finding]:
+    """Look how many connections the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = "any number" if hard == resource.RLIM_INFINITY else f"{hard}"
+    if hard != resource.RLIM_INFINITY and hard < _FEW_FILES:
+        advice = f"raise it to {_FEW_FILES} or more: LimitNOFILE= in a unit, ulimits in compose"
+        return [Finding("open files", "warning", f"{said} at most, one for each connection", advice)]
+    return [Finding("open files", "ok", f"{said} at most, one for each connection")]
+
+
+def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
+    """Compare this machine's clock with that of a server; its answer says it in whole seconds."""
+    name = "clock"
+    try:
+        before_s = time.time()
+        _, headers, _ = fetch(url, "/", context)
+        here_s = (before_s + time.time()) / 2
+        there_s = parsedate_to_datetime(headers["date"]).timestamp() + 0.5
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return [Finding(name, "warning", f"{url} does not say what time it is", "name another with --clock")]
+    off_s = here_s - there_s
+    said = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {url}"
+    if abs(off_s) > _CLOCK_OFF_S:
+        return [Finding(name, "failed", said, "tokens and certificates go by it: set it, say with chrony")]
+    return [Finding(name, "ok", f"agrees with {url}" if abs(off_s) < 2 else said)]
+
+
+def local_url(settings: Settings) -> str:
+    """Give the URL of a server with these settings, as seen from this machine."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    scheme = "https" if settings.speaks_tls else "http"
+    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
+
+
+def trust_of(settings: Settings, url: str) -> ssl.SSLContext | None:
+    """Give what to check a server's certificate with; one that the relay made itself is known."""
+    if not url.startswith(("https:", "wss:")):
+        return None
+    context = ssl.create_default_context()
+    made: Path = settings.data_dir / FILE_NAME
+    if settings.tls_self_signed and made.exists():
+        context.load_verify_locations(cadata=_certificate_of(made))
+    return context
+
+
+def _certificate_of(file: Path) -> str:
+    pem = file.read_text("ascii")
+    begins = pem.index("-----BEGIN CERTIFICATE-----")
+    return pem[begins : pem.index("-----END CERTIFICATE-----", begins)] + "-----END CERTIFICATE-----\n"
+
+
+def fetch(url: str, path: str, context: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], bytes]:
+    """Ask a server for something; give status, headers by lower-case name, and body.
+
+    Without a `context`, a certificate is not checked: this is for a look only, and nothing secret is sent.
+    Raises OSError or HTTPException.
+    """
+    parts = urlsplit(url)
+    connection: http.client.HTTPConnection
+    if parts.scheme in {"https", "wss"}:
+        unchecked = ssl.create_default_context()
+        unchecked.check_hostname = False
+        unchecked.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=_ANSWER_S, context=context or unchecked
+        )
+    else:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_S)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        answer = connection.getresponse()
+        headers = {key.lower(): value for key, value in answer.getheaders()}
+        return answer.status, headers, answer.read(64 * 1024)
+    finally:
+        connection.close()

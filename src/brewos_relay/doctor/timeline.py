@@ -1,0 +1,90 @@
+"""When a machine was connected, for how long it was away, and why its connections ended."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from brewos_relay.registry.records import StoredActivity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A machine that came, or went.
+
+    `since_ms` is for how long it had been away, or there; None if that is not known. `detail` says how a
+    connection ended: `by`, `code`, `reason`, `messages`, `roundTripMs`, as far as it was noted.
+    """
+
+    at_ms: int
+    online: bool
+    since_ms: int | None
+    detail: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What many turns come to; times in ms. `reasons` counts ends by what is said of them."""
+
+    connections: int
+    away_ms: Sequence[int]
+    reasons: Mapping[str, int]
+    round_trips_ms: Sequence[float]
+
+    @property
+    def median_round_trip_ms(self) -> float | None:
+        """The round-trip time in the middle."""
+        return statistics.median(self.round_trips_ms) if self.round_trips_ms else None
+
+
+def turns_of(entries: Iterable[StoredActivity]) -> list[Turn]:
+    """Give the comings and goings among the entries of one machine, the oldest first."""
+    turns: list[Turn] = []
+    for entry in sorted(entries, key=lambda entry: entry.id):
+        if entry.kind not in {"online", "offline"}:
+            continue
+        online = entry.kind == "online"
+        # A server that was killed noted no end: nobody knows how long the machine was there.
+        since_ms = entry.at_ms - turns[-1].at_ms if turns and turns[-1].online != online else None
+        turns.append(Turn(at_ms=entry.at_ms, online=online, since_ms=since_ms, detail=dict(entry.detail)))
+    return turns
+
+
+def summary_of(turns: Sequence[Turn]) -> Summary:
+    """Sum up what happened."""
+    trips = [_number(turn.detail.get("roundTripMs")) for turn in turns if not turn.online]
+    return Summary(
+        connections=sum(turn.online for turn in turns),
+        away_ms=[turn.since_ms for turn in turns if turn.online and turn.since_ms is not None],
+        reasons=dict(Counter(reason_of(turn) for turn in turns if not turn.online).most_common()),
+        round_trips_ms=[trip for trip in trips if trip is not None],
+    )
+
+
+def reason_of(turn: Turn) -> str:
+    """Say why a connection ended, in a few words."""
+    detail = turn.detail
+    if "by" not in detail:
+        return "not noted"
+    who = "the machine" if detail["by"] == "peer" else "the relay"
+    if "code" not in detail:
+        return f"{who} was gone without a goodbye" if detail["by"] == "peer" else f"{who} ended it"
+    return f"{who} closed with {detail['code']}" + (f": {detail['reason']}" if "reason" in detail else "")
+
+
+def span(length_ms: float) -> str:
+    """Write a length of time so that it can be read at a glance."""
+    left_s = round(length_ms / 1000)
+    if left_s < 60:
+        return f"{max(0.0, length_ms / 1000):.1f} s" if length_ms < 9_950 else f"{left_s} s"
+    for unit, size_s, smaller, smaller_s in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60)):
+        if left_s >= size_s:
+            return f"{left_s // size_s} {unit} {left_s % size_s // smaller_s} {smaller}"
+    return f"{left_s // 60} min {left_s % 60} s"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

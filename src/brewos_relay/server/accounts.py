@@ -1,0 +1,29 @@
+"""Ways to sign in, as the settings name them."""
+
+from brewos_relay.api.account_rules import AccountRules, ProvesIdentity
+from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
+from brewos_relay.settings import Settings
+
+
+def account_rules(settings: Settings) -> AccountRules:
+    """Make the rules; nobody is asked for anything yet."""
+    verifiers: dict[str, ProvesIdentity] = {}
+    if settings.google_client_ids:
+        verifiers["google"] = GoogleVerifier(client_ids=settings.google_client_ids)
+    if settings.oidc_issuer is not None:
+        verifiers["oidc"] = Verifier(
+            issuer=settings.oidc_issuer,
+            audiences=settings.oidc_audiences,
+            jwks_url=settings.oidc_jwks_url,
+        )
+    if settings.facebook_app_id:
+        verifiers["facebook"] = FacebookVerifier(
+            app_id=settings.facebook_app_id, app_secret=settings.facebook_app_secret
+        )
+    return AccountRules(
+        verifiers=verifiers,
+        google_client_id=next(iter(settings.google_client_ids), None),
+        oidc_issuer=settings.oidc_issuer,
+        oidc_audience=next(iter(settings.oidc_audiences), None),
+        open_to_all=settings.sign_up == "open",
+    )

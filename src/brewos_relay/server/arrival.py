@@ -1,0 +1,142 @@
+"""What happens to a connection up to the end of its first request head: PROXY header, TLS, and the head."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import PeerGone
+from brewos_relay.wire.handshake import HEAD_END, Refusal, begins_like_http
+from brewos_relay.wire.proxy_protocol import (
+    MOST_HEADER_BYTES,
+    ProxyHeader,
+    ProxyProtocolError,
+    parse_proxy_header,
+)
+from brewos_relay.wire.tls import accept_tls, begins_like_tls
+from brewos_relay.wire.transport import Transport
+
+_NOT_TLS: Final = "this port speaks HTTPS"
+_NOT_HTTP: Final = "this port speaks HTTP over TLS"
+_NOT_PLAIN: Final = "this port speaks plain HTTP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """How connections come in at a port.
+
+    `tls_context` gives what a new connection is encrypted with; without it they are plain. A connection
+    begins with a PROXY header if `is_proxy` says yes to the address that it comes from, and never otherwise.
+    """
+
+    tls_context: Callable[[], ssl.SSLContext] | None = None
+    is_proxy: Callable[[str], bool] | None = None
+
+
+class Arrival:
+    """A connection that has just come: its transport, whose it is, and whether TLS protects it.
+
+    **Owns:** the transport, until `release` was called.
+    """
+
+    __slots__ = ("_received", "_released", "address", "port", "secure", "transport")
+
+    def __init__(self, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> None:
+        try:
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # it has gone already, as the first read will show
+        self.transport = Transport(
+            accepted, outbox_limit_bytes=limits.outbox_bytes, lag_bytes=limits.lag_bytes
+        )
+        self.address = address
+        self.port = port
+        self.secure = False
+        self._received = b""
+        self._released = False
+
+    def release(self) -> None:
+        """Note that the transport belongs to somebody else from here on."""
+        self._released = True
+
+    def close(self) -> None:
+        """Close the connection, unless it belongs to somebody else by now."""
+        if not self._released:
+            self.transport.close()
+
+    async def receive_head(self, *, door: Door, limits: Limits) -> tuple[bytes, bytes]:
+        """Come in through a door and read a request head.
+
+        Returns it without the empty line at its end, and what came behind it. Raises Refusal, or PeerGone if
+        there is nobody to refuse.
+        """
+        with trio.move_on_after(limits.request_head_s):
+            if door.is_proxy is not None and door.is_proxy(self.address):
+                self._believe(await self._read_proxy_header())
+            if door.tls_context is not None:
+                if not begins_like_tls(await self._peek(1)):
+                    raise Refusal(400, _NOT_TLS)
+                self.transport = await accept_tls(self.transport, door.tls_context())
+                self.secure = True
+            return await self._read_head(limits.request_head_bytes)
+        if not self._received:
+            raise PeerGone("the peer asked for nothing")
+        raise Refusal(408, "the request head was not complete in time")
+
+    async def refuse(self, refusal: Refusal, *, within_s: float) -> None:
+        """Send a refusal and give the peer a moment to read it: closing at once could take it back."""
+        transport = self.transport
+        transport.write(refusal.encode())
+        transport.finish_writing()
+        with trio.move_on_after(within_s):
+            while transport.read() != b"":
+                await transport.wait_readable()
+
+    async def _read_head(self, limit_bytes: int) -> tuple[bytes, bytes]:
+        while True:
+            await self.transport.wait_readable()
+            data = self.transport.read()
+            if data is None:
+                continue
+            received = self._received = self._received + data
+            if received and not begins_like_http(received):
+                raise Refusal(400, _NOT_HTTP if self.secure else _NOT_PLAIN)
+            end = received.find(HEAD_END)
+            if end > limit_bytes or (end < 0 and len(received) > limit_bytes):
+                raise Refusal(431, f"the request head is larger than {limit_bytes} bytes")
+            if end >= 0:
+                return received[:end], received[end + len(HEAD_END) :]
+            if not data:
+                raise PeerGone("the peer left in the middle of its request")
+
+    async def _peek(self, most_bytes: int) -> bytes:
+        """Wait for something, and leave it there. Raises PeerGone."""
+        while (data := self.transport.peek(most_bytes)) is None:
+            await self.transport.wait_readable()
+        if not data:
+            raise PeerGone("the peer left before it said anything")
+        return data
+
+    async def _read_proxy_header(self) -> ProxyHeader:
+        """Read a PROXY header and not a byte more: what follows may be for OpenSSL. Raises Refusal."""
+        received = b""
+        while True:
+            seen = await self._peek(MOST_HEADER_BYTES)
+            try:
+                found = parse_proxy_header(received + seen)
+            except ProxyProtocolError as problem:
+                raise Refusal(400, str(problem)) from None
+            if found is not None:
+                self.transport.skip(found[1] - len(received))
+                return found[0]
+            self.transport.skip(len(seen))
+            received += seen
+
+    def _believe(self, header: ProxyHeader) -> None:
+        if header.address is not None:
+            self.address, self.port, self.secure = header.address, header.port, header.secure

@@ -1,0 +1,87 @@
+"""A port of its own for metrics, where nobody else comes: GET /metrics and nothing more."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from brewos_relay.api.metrics import CONTENT_TYPE, bearer_matches
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import PeerGone
+from brewos_relay.server.accepting import accept_connections
+from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
+
+log = logging.getLogger(__name__)
+
+_PLAIN: Final = Door()
+
+
+class MetricsPort:
+    """Answers one request for each connection, without TLS.
+
+    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Ends when:** cancelled.
+    """
+
+    def __init__(
+        self, sockets: Iterable[socket.socket], *, render: Callable[[], bytes], token: str, limits: Limits
+    ) -> None:
+        """Take listening sockets; `token` is what everybody has to know, empty for nothing."""
+        self._sockets = list(sockets)
+        self._render = render
+        self._token = token
+        self._limits = limits
+
+    async def run(self) -> None:
+        """Accept connections until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for listening in self._sockets:
+                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
+
+    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
+        arrival = Arrival(accepted, address, port, limits=self._limits)
+        try:
+            try:
+                head, _ = await arrival.receive_head(door=_PLAIN, limits=self._limits)
+                answer = self._answer(parse_head(head))
+            except Refusal as refusal:
+                answer = refusal.encode()
+            await self._send(arrival, answer)
+        except PeerGone:
+            pass
+        except Exception:
+            log.exception("metrics could not be given")
+        finally:
+            arrival.close()
+
+    def _answer(self, request: Request) -> bytes:
+        """Build the whole response. Raises Refusal."""
+        if request.path != "/metrics":
+            raise Refusal(404, "there is nothing but /metrics here")
+        if request.method != "GET":
+            raise Refusal(405, "metrics can only be read", headers={"Allow": "GET"})
+        if self._token and not bearer_matches(request.headers.get("authorization"), self._token):
+            raise Refusal(
+                401, "the metrics need their token as a bearer", headers={"WWW-Authenticate": "Bearer"}
+            )
+        body = self._render()
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            "Cache-Control: no-store\r\nConnection: close"
+        )
+        return head.encode() + HEAD_END + body
+
+    async def _send(self, arrival: Arrival, answer: bytes) -> None:
+        """Send an answer, and give the peer a moment to read it."""
+        transport = arrival.transport
+        sending = transport.write(answer)
+        assert sending, "the outbox of a new connection is empty"
+        if not await transport.flush(stall_s=self._limits.stall_s):
+            return
+        transport.finish_writing()
+        with trio.move_on_after(self._limits.close_s):
+            while transport.read() != b"":
+                await transport.wait_readable()

@@ -1,0 +1,100 @@
+"""Telling whoever started the process how it is: systemd's protocol for services of `Type=notify`.
+
+A few words in a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3)). Without it, nobody is told.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+log = logging.getLogger(__name__)
+
+_ADDRESS: Final = "NOTIFY_SOCKET"
+_WATCHDOG_US: Final = "WATCHDOG_USEC"
+_WATCHDOG_PID: Final = "WATCHDOG_PID"
+_SIGNS_OF_LIFE: Final = 3
+"""How many signs of life are sent in the time in which one is expected."""
+
+
+class Starter:
+    """Whoever started this process, and what they want to be told.
+
+    `watchdog_s` is within which time they want a sign of life, None if they want none.
+    """
+
+    def __init__(self, address: str | None = None, *, watchdog_s: float | None = None) -> None:
+        self._address = address
+        self.watchdog_s = watchdog_s
+        self._complained = False
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Starter":
+        """Find whom to tell; what makes no sense is taken for nobody, since the relay runs without."""
+        address = environ.get(_ADDRESS, "")
+        if address[:1] not in {"/", "@"}:
+            return cls()
+        interval_us, process = environ.get(_WATCHDOG_US, ""), environ.get(_WATCHDOG_PID) or str(os.getpid())
+        is_watched = interval_us.isdecimal() and int(interval_us) > 0 and process == str(os.getpid())
+        return cls(address, watchdog_s=int(interval_us) / 1e6 if is_watched else None)
+
+    def ready(self, status: str) -> None:
+        """Say that everything is up, and in a few words what that is; also after `reloading`."""
+        self._say("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Say that settings are taken anew; `ready` has to follow."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._say("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+
+    def stopping(self, status: str) -> None:
+        """Say that the process is about to leave by itself, which takes a while."""
+        self._say("STOPPING=1", f"STATUS={status}")
+
+    def show_life(self) -> None:
+        """Say that the process still does its work."""
+        self._say("WATCHDOG=1")
+
+    def _say(self, *lines: str) -> None:
+        if self._address is None:
+            return
+        # A name that begins with @ is one that no file has.
+        address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_starter:
+                to_starter.setblocking(False)
+                to_starter.sendto("\n".join(lines).encode(), address)
+        except OSError as problem:
+            if not self._complained:
+                log.warning("cannot tell %s how it goes: %s", self._address, problem.strerror or problem)
+            self._complained = True
+
+
+@asynccontextmanager
+async def open_starter(starter: Starter | None = None) -> AsyncIterator[Starter]:
+    """Give signs of life for as long as the block runs, if anybody wants them.
+
+    They come from a task among all others: once Trio's loop has stopped turning, there are none, and whoever
+    waits for them can start the process anew.
+
+    **Owns:** that task.
+    """
+    starter = Starter.from_environment() if starter is None else starter
+    if starter.watchdog_s is None:
+        yield starter  # with no nursery, which would wrap what the block raises
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_keep_showing_life, starter, starter.watchdog_s / _SIGNS_OF_LIFE)
+        yield starter
+        nursery.cancel_scope.cancel()
+
+
+async def _keep_showing_life(starter: Starter, every_s: float) -> None:
+    while True:
+        starter.show_life()
+        await trio.sleep(every_s)

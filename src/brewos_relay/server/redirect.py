@@ -1,0 +1,81 @@
+"""A second port, where plain HTTP is told to come back with TLS."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import PeerGone
+from brewos_relay.server.accepting import accept_connections
+from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.wire.handshake import Refusal, parse_head
+
+log = logging.getLogger(__name__)
+
+_HTTPS_PORT: Final = 443
+_PLAIN: Final = Door()
+
+
+class Redirect:
+    """Sends every request to the same path over TLS, at the hosts that are this server's own.
+
+    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Ends when:** cancelled.
+    """
+
+    def __init__(
+        self,
+        sockets: Iterable[socket.socket],
+        *,
+        https_port: int,
+        is_own_host: Callable[[str], bool],
+        limits: Limits,
+        door: Door = _PLAIN,
+    ) -> None:
+        """Take listening sockets. `is_own_host` is asked for a name or an address, without a port.
+
+        `door` is for the PROXY protocol, and must be one without TLS.
+        """
+        self._sockets = list(sockets)
+        self._https_port = https_port
+        self._is_own_host = is_own_host
+        self._limits = limits
+        self._door = door
+
+    async def run(self) -> None:
+        """Accept connections until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for listening in self._sockets:
+                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
+
+    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
+        arrival = Arrival(accepted, address, port, limits=self._limits)
+        try:
+            try:
+                head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
+                answer = self._answer(head)
+            except Refusal as refusal:
+                log.info("refused %s: %s", arrival.address, refusal)
+                answer = refusal
+            await arrival.refuse(answer, within_s=self._limits.close_s)
+        except PeerGone:
+            pass
+        except Exception:
+            log.exception("a connection failed during its redirect")
+        finally:
+            arrival.close()
+
+    def _answer(self, head: bytes) -> Refusal:
+        """Say where to go. Raises Refusal if that would be another's host, or none at all."""
+        request = parse_head(head)
+        host, _, port = request.headers.get("host", "").rpartition(":")
+        if not host or not port.isdecimal():
+            host = request.headers.get("host", "").removesuffix(":")
+        if not host or not self._is_own_host(host):
+            raise Refusal(421, "this server is not known under that name; use https and the right name")
+        where = host if self._https_port == _HTTPS_PORT else f"{host}:{self._https_port}"
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        return Refusal(308, "this server speaks HTTPS", headers={"Location": f"https://{where}{target}"})

@@ -1,0 +1,128 @@
+"""Revoking: what changed in the registry, applied to those who are connected.
+
+Whoever made the change, be it the HTTP API, a command line or another server: it reaches this process through
+the registry, and every connection here either still may do what it does, or ends.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Final, TypedDict
+
+from brewos_relay import messages
+from brewos_relay.api.keys import send_new_key
+from brewos_relay.auth.access import grant_of
+from brewos_relay.core.grant import Grant
+from brewos_relay.core.relay import Relay
+from brewos_relay.errors import CloseCode, RegistryError
+from brewos_relay.registry.records import Change
+from brewos_relay.registry.store import Store
+
+
+class _Ending(TypedDict):
+    code: int
+    reason: str
+
+
+log = logging.getLogger(__name__)
+
+_COME_BACK: Final[_Ending] = {"code": CloseCode.TRY_AGAIN_LATER, "reason": "the registry does not answer"}
+
+
+class Revoking:
+    """Applies changes to a relay; `store.watch_changes` calls `apply`."""
+
+    def __init__(self, *, relay: Relay, store: Store) -> None:
+        self._relay = relay
+        self._store = store
+        self.revision = 0
+        """How many changes were applied: what was read of the registry before is not to be relied on."""
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """Apply changes, the oldest first.
+
+        Where the registry does not say what still holds, the connection ends: it is looked at anew when it
+        comes back. Whatever else fails is raised once all the others were applied: none comes a second time.
+        """
+        failure: Exception | None = None
+        self._end_sessions([change for change in changes if change.kind == "session_ended"])
+        for change in changes:
+            if change.kind == "session_ended":
+                continue
+            log.info("applying %s to device %s", change.kind, change.device_id)
+            try:
+                await self._apply(change)
+            except Exception as problem:
+                failure = failure or problem
+            self.revision += 1
+        if failure is not None:
+            raise failure
+
+    async def _apply(self, change: Change) -> None:
+        relay = self._relay
+        match change.kind:
+            case "user_removed":
+                relay.end_clients(
+                    lambda grant: grant.user_id == change.user_id and not grant.by_token,
+                    code=CloseCode.TOKEN_REJECTED,
+                    reason="the user was removed",
+                )
+            case "access_changed" if change.device_id and change.user_id:
+                await self._renew_access(change.device_id, change.user_id)
+            case "device_removed" if change.device_id:
+                for user_id in relay.users_of(change.device_id):
+                    await self._renew_access(change.device_id, user_id)
+                await self._renew_keys(change.device_id)
+            case "key_changed" if change.device_id:
+                await self._renew_keys(change.device_id)
+            case "key_pending" if change.device_id:
+                relay.tell_clients(
+                    change.device_id, messages.key_pending(change.at_ms), lambda grant: grant.may_manage
+                )
+            case "rotate_key" if change.device_id:
+                await self._send_new_key(change.device_id, change.user_id)
+            case _:
+                log.warning("a change of the kind %s means nothing to this version", change.kind)
+
+    def _end_sessions(self, ended: Sequence[Change]) -> None:
+        """End sessions, all at once: one person can end many, and it takes a look at all who are connected."""
+        if not ended:
+            return
+        log.info("%d sessions have ended", len(ended))
+        ids = {change.session_id for change in ended}
+        self._relay.end_clients(
+            lambda grant: grant.session_id is not None and grant.session_id in ids,
+            code=CloseCode.TOKEN_REJECTED,
+            reason="the session has ended",
+        )
+        # At once: nobody may be let in meanwhile because of what was true before.
+        self.revision += len(ended)
+
+    async def _send_new_key(self, device_id: str, user_id: str | None) -> None:
+        """Send a new key, if the machine is here; the activity tells whoever asked for it."""
+        try:
+            outcome = await send_new_key(device_id, relay=self._relay, store=self._store, user_id=user_id)
+        except RegistryError as problem:
+            log.warning("no new key was sent to device %s: %s", device_id, problem)
+        else:
+            log.info("a new key for device %s: %s", device_id, outcome)
+
+    async def _renew_access(self, device_id: str, user_id: str) -> None:
+        try:
+            access = await self._store.access_of(user_id, device_id)
+        except RegistryError:
+            self._relay.end_clients(
+                lambda grant: grant.user_id == user_id and not grant.by_token, **_COME_BACK
+            )
+            return
+        grant: Grant | None = None
+        if access is not None:
+            grant = grant_of(access.role, until_ms=access.until_ms, user_id=user_id)
+        self._relay.set_grant(device_id, user_id, grant)
+
+    async def _renew_keys(self, device_id: str) -> None:
+        try:
+            device = await self._store.find_device(device_id)
+        except RegistryError:
+            device = None
+        keys = () if device is None else (device.key_hash, *device.next_key_hashes)
+        self._relay.end_device(device_id, unless=keys)

@@ -1,0 +1,68 @@
+import pytest
+
+from brewos_relay.doctor.timeline import Turn, reason_of, span, summary_of, turns_of
+from brewos_relay.registry.records import ActivityKind, StoredActivity
+
+LOST = {"by": "peer", "connectedS": "5.0", "messages": "7", "roundTripMs": "40.0"}
+SILENT = {"by": "relay", "code": "1008", "reason": "nothing was sent for too long", "roundTripMs": "80.0"}
+
+
+def entry(number: int, kind: ActivityKind, at_ms: int, **detail: str) -> StoredActivity:
+    return StoredActivity(id=number, device_id="BRW-12AB34CD", at_ms=at_ms, kind=kind, detail=detail)
+
+
+def test_a_timeline_is_told_from_its_beginning() -> None:
+    turns = turns_of(
+        [
+            entry(5, "offline", 9000, **SILENT),
+            entry(4, "online", 8000),
+            entry(3, "online", 7000),
+            entry(2, "command", 6500),
+            entry(1, "offline", 6000, **LOST),
+        ]
+    )
+    assert [(turn.at_ms, turn.online, turn.since_ms) for turn in turns] == [
+        (6000, False, None),
+        (7000, True, 1000),
+        (8000, True, None),
+        (9000, False, 1000),
+    ]
+    summary = summary_of(turns)
+    assert (summary.connections, list(summary.away_ms)) == (2, [1000])
+    assert summary.median_round_trip_ms == 60.0
+    assert sum(summary.reasons.values()) == 2
+
+
+def test_nothing_is_a_summary_as_well() -> None:
+    assert summary_of([]).median_round_trip_ms is None
+
+
+@pytest.mark.parametrize(
+    ("detail", "reason"),
+    [
+        ({}, "not noted"),
+        ({"by": "peer"}, "the machine was gone without a goodbye"),
+        ({"by": "relay"}, "the relay ended it"),
+        ({"by": "peer", "code": "1000", "roundTripMs": "x"}, "the machine closed with 1000"),
+        (SILENT, "the relay closed with 1008: nothing was sent for too long"),
+    ],
+)
+def test_reasons(detail: dict[str, str], reason: str) -> None:
+    turn = Turn(at_ms=0, online=False, since_ms=None, detail=detail)
+    assert reason_of(turn) == reason
+    summary_of([turn])
+
+
+@pytest.mark.parametrize(
+    ("length_ms", "text"),
+    [
+        (-5, "0.0 s"),
+        (1234, "1.2 s"),
+        (12_345, "12 s"),
+        (61_000, "1 min 1 s"),
+        (3_700_000, "1 h 1 min"),
+        (90_000_000, "1 d 1 h"),
+    ],
+)
+def test_spans(length_ms: float, text: str) -> None:
+    assert span(length_ms) == text

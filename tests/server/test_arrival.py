@@ -1,0 +1,279 @@
+"""What comes in at a door: plain or TLS, with or without a PROXY header, and the head of a request."""
+
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import PeerGone
+from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.wire.handshake import Refusal, parse_head
+from support.certificates import server_context, write_certificate
+from support.sockets import count_open_files, reset, tcp_pair
+from support.tls_client import TlsClient
+
+LIMITS = Limits(request_head_s=5.0, close_s=1.0)
+HEAD = b"GET / HTTP/1.1\r\nHost: a"
+REQUEST = HEAD + b"\r\n\r\n"
+LINE = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n"
+BINARY = b"\r\n\r\n\0\r\nQUIT\n" + struct.pack(
+    "!BBH4s4sHHBH5s", 0x21, 0x11, 20, bytes((192, 0, 2, 7)), bytes(4), 56324, 443, 0x20, 5, b"\x01" + bytes(4)
+)
+BEHIND_PROXY = Door(is_proxy=lambda address: address == "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    return server_context(write_certificate(tmp_path_factory.mktemp("tls")))
+
+
+@asynccontextmanager
+async def arriving() -> AsyncIterator[tuple[Arrival, socket.socket]]:
+    """Open a connection that has come from 127.0.0.1, port 9; see that its file is closed in the end."""
+    before = count_open_files()
+    with trio.fail_after(60), tcp_pair() as (near, far):
+        arrival = Arrival(near, "127.0.0.1", 9, limits=LIMITS)
+        yield arrival, far
+        arrival.close()
+        arrival.close()
+    assert count_open_files() == before
+
+
+async def test_a_plain_request() -> None:
+    async with arriving() as (arrival, far):
+        far.send(REQUEST + b"rest")
+        assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"rest")
+        assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
+
+
+@pytest.mark.parametrize("piece", [1, 7])
+async def test_a_request_in_tiny_pieces(context: ssl.SSLContext, piece: int) -> None:
+    door = Door(tls_context=lambda: context)
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            client = TlsClient(far)
+            await client.shake_hands()
+            for start in range(0, len(REQUEST), piece):
+                await client.send(REQUEST[start : start + piece])
+
+        nursery.start_soon(ask)
+        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"")
+        assert arrival.secure
+
+
+async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ssl.SSLContext) -> None:
+    door = Door(tls_context=lambda: context)
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+        client = TlsClient(far)
+
+        async def ask() -> None:
+            await client.shake_hands()
+            await client.send_raw(client.record(REQUEST + b"with it") + client.record(b"later"))
+
+        nursery.start_soon(ask)
+        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"with it")
+        arrival.release()
+        arrival.close()
+        assert not arrival.transport.closed
+        await arrival.transport.wait_readable()
+        assert arrival.transport.read() == b"later"
+        arrival.transport.close()
+
+
+@pytest.mark.parametrize("header", [LINE, BINARY])
+@pytest.mark.parametrize("pieces", ["one", "many", "with all"])
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_proxy_header_tells_whose_the_connection_is(
+    context: ssl.SSLContext, header: bytes, pieces: str, secure: bool
+) -> None:
+    door = Door(tls_context=(lambda: context) if secure else None, is_proxy=BEHIND_PROXY.is_proxy)
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+        client = TlsClient(far)
+
+        async def ask() -> None:
+            if pieces == "one":
+                await client.send_raw(header)
+                await trio.testing.wait_all_tasks_blocked()
+            elif pieces == "many":
+                for byte in header:
+                    await client.send_raw(bytes([byte]))
+                    await trio.testing.wait_all_tasks_blocked()
+            first = b"" if pieces != "with all" else header
+            if not secure:
+                await client.send_raw(first + REQUEST)
+                return
+            with pytest.raises(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+            await client.send_raw(first + client.outgoing.read())
+            await client.shake_hands()
+            await client.send(REQUEST)
+
+        nursery.start_soon(ask)
+        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"")
+        assert (arrival.address, arrival.port) == ("192.0.2.7", 56324)
+        assert arrival.secure == (secure or header is BINARY)
+
+
+async def test_a_proxy_that_speaks_for_itself_keeps_its_address() -> None:
+    async with arriving() as (arrival, far):
+        far.send(b"PROXY UNKNOWN\r\n" + REQUEST)
+        await arrival.receive_head(door=BEHIND_PROXY, limits=LIMITS)
+        assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
+
+
+async def refusal(door: Door, *sent: bytes) -> Refusal:
+    """Give what these bytes are refused with."""
+    async with arriving() as (arrival, far):
+        for data in sent:
+            far.send(data)
+        with pytest.raises(Refusal) as caught:
+            await arrival.receive_head(door=door, limits=LIMITS)
+    return caught.value
+
+
+@pytest.mark.parametrize("sent", [REQUEST, b"\x16\x03\x01", b"PROXY nonsense\r\n"])
+async def test_from_a_proxy_a_header_is_required(sent: bytes) -> None:
+    assert (await refusal(BEHIND_PROXY, sent)).status == 400
+
+
+async def test_from_anybody_else_a_proxy_header_is_an_error(context: ssl.SSLContext) -> None:
+    elsewhere = Door(is_proxy=lambda address: address == "192.0.2.1")
+    for door in (Door(), elsewhere):
+        assert (await refusal(door, BINARY + REQUEST)).status == 400
+        async with arriving() as (arrival, far):
+            far.send(LINE + REQUEST)
+            head, _ = await arrival.receive_head(door=door, limits=LIMITS)
+            with pytest.raises(Refusal, match="400"):
+                parse_head(head)
+    encrypted = Door(is_proxy=elsewhere.is_proxy, tls_context=lambda: context)
+    for header in (LINE, BINARY):
+        assert (await refusal(encrypted, header)).status == 400
+
+
+async def test_a_port_with_tls_says_so_to_those_who_come_without(context: ssl.SSLContext) -> None:
+    door = Door(tls_context=lambda: context)
+    for sent in (REQUEST, b"G", b"\0\1\2"):
+        refused = await refusal(door, sent)
+        assert (refused.status, refused.message) == (400, "this port speaks HTTPS")
+        assert b"200 " not in refused.encode()
+
+
+async def test_a_port_without_tls_says_so_to_those_who_come_with_it() -> None:
+    refused = await refusal(Door(), b"\x16\x03\x01\x02\x00")
+    assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
+
+
+async def test_over_tls_something_else_than_http_is_refused_over_tls(context: ssl.SSLContext) -> None:
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+        client = TlsClient(far)
+
+        async def ask() -> None:
+            await client.shake_hands()
+            await client.send(b"\x16garbage")
+            assert (await client.read_record()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert await client.read_record() == b"", "close_notify"
+            await client.say_goodbye()
+            far.close()
+
+        nursery.start_soon(ask)
+        with pytest.raises(Refusal) as caught:
+            await arrival.receive_head(door=Door(tls_context=lambda: context), limits=LIMITS)
+        await arrival.refuse(caught.value, within_s=5)
+
+
+async def test_a_head_that_is_too_large_is_refused() -> None:
+    limits = Limits(request_head_bytes=100)
+    async with arriving() as (arrival, far):
+        far.send(b"GET /" + b"a" * 100)
+        with pytest.raises(Refusal, match="431"):
+            await arrival.receive_head(door=Door(), limits=limits)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+async def test_a_peer_that_leaves_has_gone(context: ssl.SSLContext, sent: bytes) -> None:
+    for door in (Door(), BEHIND_PROXY) if not sent else (Door(),):
+        async with arriving() as (arrival, far):
+            far.send(sent)
+            far.close()
+            with pytest.raises(PeerGone):
+                await arrival.receive_head(door=door, limits=LIMITS)
+    async with arriving() as (arrival, far):
+        reset(far)
+        with pytest.raises(PeerGone):
+            await arrival.receive_head(door=Door(tls_context=lambda: context), limits=LIMITS)
+
+
+async def test_whoever_says_nothing_has_gone_in_time(
+    context: ssl.SSLContext, autojump_clock: trio.testing.MockClock
+) -> None:
+    encrypted = Door(tls_context=lambda: context)
+    for door, sent in [
+        (Door(), b""),
+        (encrypted, b""),
+        (encrypted, b"\x16"),
+        (encrypted, b"\x16\x03\x01\x01"),
+        (BEHIND_PROXY, b""),
+        (BEHIND_PROXY, b"PROXY TCP4"),
+        (BEHIND_PROXY, LINE),
+    ]:
+        async with arriving() as (arrival, far):
+            far.send(sent)
+            began = trio.current_time()
+            with pytest.raises(PeerGone):
+                await arrival.receive_head(door=door, limits=LIMITS)
+            assert trio.current_time() - began == pytest.approx(LIMITS.request_head_s)
+
+
+async def test_half_a_head_is_told_that_it_is_late(autojump_clock: trio.testing.MockClock) -> None:
+    assert (await refusal(Door(), b"GET /")).status == 408
+
+
+async def test_half_a_proxy_header_keeps_nobody_busy(autojump_clock: trio.testing.MockClock) -> None:
+    """The clock jumps only while everybody sleeps: a task that looks again and again would stop it."""
+    async with arriving() as (arrival, far):
+        far.send(b"PROXY TCP4 192")
+        with pytest.raises(PeerGone):
+            await arrival.receive_head(door=BEHIND_PROXY, limits=LIMITS)
+
+
+async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+        far.send(b"unread")
+
+        async def read() -> None:
+            received = b""
+            while True:
+                await trio.lowlevel.wait_readable(far)
+                data = far.recv(1000)
+                if not data:
+                    break
+                received += data
+            assert received.startswith(b"HTTP/1.1 400")
+            far.close()
+
+        nursery.start_soon(read)
+        await arrival.refuse(Refusal(400, "no"), within_s=5)
+
+
+async def test_a_refusal_waits_only_so_long(autojump_clock: trio.testing.MockClock) -> None:
+    async with arriving() as (arrival, _far):
+        began = trio.current_time()
+        await arrival.refuse(Refusal(400, "no"), within_s=1)
+        assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(tmp_path: Path) -> None:
+    near, far = socket.socketpair()  # refuses the options of TCP
+    with far:
+        arrival = Arrival(near, "127.0.0.1", 9, limits=LIMITS)
+        far.send(REQUEST)
+        assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"")
+        arrival.close()

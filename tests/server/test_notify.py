@@ -1,0 +1,149 @@
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.server.notify import Starter, open_starter
+from support.process import serve_process
+
+
+@contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """Be who wants to be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + address[1:] if address.startswith("@") else address)
+        sock.setblocking(False)
+        yield sock
+
+
+def told(sock: socket.socket) -> list[str]:
+    """Give what was said since the last time."""
+    words = []
+    while True:
+        try:
+            words.append(sock.recv(4096).decode())
+        except BlockingIOError:
+            return words
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return str(tmp_path / "notify")
+
+
+def test_whom_to_tell() -> None:
+    starter = Starter.from_environment({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000"})
+    assert starter.watchdog_s == 30
+    of_this = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}
+    assert Starter.from_environment(of_this).watchdog_s == 1.5
+
+
+@pytest.mark.parametrize(
+    "unwatched",
+    [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}],
+)
+def test_nobody_watches(unwatched: dict[str, str]) -> None:
+    assert Starter.from_environment({"NOTIFY_SOCKET": "/run/x", **unwatched}).watchdog_s is None
+
+
+@pytest.mark.parametrize(
+    "nobody", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1", "WATCHDOG_USEC": "9"}]
+)
+def test_nobody_wants_to_know(nobody: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    starter = Starter.from_environment(nobody)
+    assert starter.watchdog_s is None
+    starter.ready("here")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["file", "name"])
+def test_what_is_said(address: str, kind: str) -> None:
+    where = address if kind == "file" else f"@brewos-relay-test-{os.getpid()}"
+    with listening(where) as sock:
+        starter = Starter.from_environment({"NOTIFY_SOCKET": where})
+        starter.ready("ready on 127.0.0.1:80")
+        starter.show_life()
+        starter.stopping("going")
+        assert told(sock) == [
+            "READY=1\nSTATUS=ready on 127.0.0.1:80",
+            "WATCHDOG=1",
+            "STOPPING=1\nSTATUS=going",
+        ]
+        starter.reloading()
+        first, second = told(sock)[0].split("\n")
+        assert first == "RELOADING=1"
+        assert second.removeprefix("MONOTONIC_USEC=").isdecimal()
+
+
+def test_whoever_has_gone_is_complained_of_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    starter = Starter(address)
+    for _ in range(3):
+        starter.show_life()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert address in record.getMessage()
+
+
+async def test_signs_of_life(address: str, autojump_clock: trio.testing.MockClock) -> None:
+    with listening(address) as sock:
+        async with open_starter(Starter(address, watchdog_s=30)):
+            for _ in range(3):
+                await trio.sleep(30)
+                assert len(told(sock)) >= 2
+        await trio.sleep(60)
+        assert told(sock) == []
+
+
+async def test_no_signs_of_life_where_none_are_wanted(
+    address: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def fail() -> None:
+        async with open_starter(Starter(address)):
+            await trio.sleep(60)
+            raise ZeroDivisionError
+
+    with listening(address) as sock:
+        with pytest.raises(ZeroDivisionError):  # and not a group of it
+            await fail()
+        assert told(sock) == []
+
+
+async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: Path) -> None:
+    with listening(address) as sock, trio.fail_after(25):
+
+        async def hear(word: str) -> str:
+            """Wait for a message that begins like this, past signs of life."""
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                said = sock.recv(4096).decode()
+                if said.startswith(word):
+                    return said
+                assert said == "WATCHDOG=1", said
+
+        watched = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": 300_000}
+        async with serve_process(tmp_path, **watched, BREWOS_RELAY_DRAIN_S=0.1) as server:
+            ready = await hear("READY=1")
+            assert f"STATUS=ready on 127.0.0.1:{server.address[1]}" in ready
+            await hear("WATCHDOG=1")
+            await hear("WATCHDOG=1")
+            server.send_signal(signal.SIGHUP)
+            await hear("RELOADING=1")
+            assert await hear("READY=1") == ready
+            server.send_signal(signal.SIGSTOP)
+            with trio.move_on_after(0.5):  # what is on its way yet
+                await hear("nothing")
+            with trio.move_on_after(1) as silence:
+                await hear("WATCHDOG=1")
+            assert silence.cancelled_caught
+            server.send_signal(signal.SIGCONT)
+            await hear("WATCHDOG=1")
+            server.send_signal(signal.SIGTERM)
+            await hear("STOPPING=1")
+            assert await server.wait(within_s=10) == 0

@@ -1,0 +1,161 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.core.clock import now_ms
+from brewos_relay.core.relay import open_relay
+from brewos_relay.messages import encode
+from brewos_relay.registry.records import Activity
+from brewos_relay.registry.store import Store
+from brewos_relay.server.noting import Noting
+from support.peers import ScriptedPeer
+
+ONE, TWO = "BRW-00000001", "BRW-00000002"
+
+
+class NotedStore(Store):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.entries: list[Activity] = []
+        self.infos: list[tuple[str, str | None, str | None]] = []
+
+    def note_seen(self, device_id: str, at_ms: int) -> None:
+        self.seen.append((device_id, at_ms))
+
+    def note_activity(self, entry: Activity) -> None:
+        self.entries.append(entry)
+
+    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
+        self.infos.append((device_id, firmware_version, machine_type))
+
+
+def noting_state(state: Mapping[str, Any] | None) -> tuple[Noting, NotedStore]:
+    """Make one of a relay that knows this of every device."""
+    store = NotedStore()
+    noting = Noting(store)
+    noting.state_of = lambda _device_id: state
+    return noting, store
+
+
+async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
+    store = NotedStore()
+    noting = Noting(store)
+    before = now_ms()
+    noting.note_seen(ONE, 17)
+    noting.note_activity(ONE, "command", "ada", {"name": "tare", "outcome": "delivered"})
+    noting.note_activity(ONE, "online", None, {})
+    assert store.seen == [(ONE, 17)]
+    command, online = store.entries
+    assert (command.device_id, command.kind, command.user_id) == (ONE, "command", "ada")
+    assert command.detail == {"name": "tare", "outcome": "delivered"}
+    assert before <= command.at_ms <= now_ms()
+    assert (online.kind, online.user_id, online.detail) == ("online", None, {})
+    assert store.infos == []
+
+
+@pytest.mark.parametrize(
+    ("info", "noted"),
+    [
+        ({"firmwareVersion": "0.8.62", "machineType": "dual_boiler"}, ("0.8.62", "dual_boiler")),
+        ({"firmwareVersion": "0.8.62"}, ("0.8.62", None)),
+        ({"firmwareVersion": 8, "machineType": None}, (None, None)),
+        ({"firmwareVersion": "0.8\0", "machineType": "\ud800"}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+async def test_what_a_machine_said_of_itself_is_noted_when_it_goes(
+    info: dict[str, Any], noted: tuple[str | None, str | None]
+) -> None:
+    noting, store = noting_state({"messages": {"device_info": info, "status": {"firmwareVersion": "9"}}})
+    noting.note_activity(ONE, "online", None, {})
+    assert store.infos == []
+    noting.note_activity(ONE, "offline", None, {})
+    assert store.infos == [(ONE, *noted)]
+
+
+@pytest.mark.parametrize("state", [None, {"messages": {}}, {"messages": {"status": {}}}])
+async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(
+    state: Mapping[str, Any] | None,
+) -> None:
+    noting, store = noting_state(state)
+    noting.note_activity(ONE, "offline", None, {})
+    assert store.infos == []
+    assert [entry.kind for entry in store.entries] == ["offline"]
+
+
+async def test_before_there_is_a_relay_nothing_is_known_of_any_device() -> None:
+    store = NotedStore()
+    Noting(store).note_activity(ONE, "offline", None, {})
+    assert store.infos == []
+
+
+async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.MockClock) -> None:
+    store = NotedStore()
+    noting = Noting(store)
+
+    def noted_of(user_id: str | None, device_id: str = ONE) -> int:
+        return sum((entry.user_id, entry.device_id) == (user_id, device_id) for entry in store.entries)
+
+    for _ in range(1000):
+        noting.note_activity(ONE, "command", "eve", {})
+    assert noted_of("eve") == 120
+    noting.note_activity(ONE, "command", "ada", {})
+    noting.note_activity(ONE, "online", None, {})
+    noting.note_activity(TWO, "command", "eve", {})
+    assert (noted_of("ada"), noted_of(None), noted_of("eve", TWO)) == (1, 1, 1)
+    await trio.sleep(20)
+    for _ in range(100):
+        noting.note_activity(ONE, "command", "eve", {})
+    assert noted_of("eve") == 130
+
+
+async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
+    noting, store = noting_state({"messages": {"device_info": {"firmwareVersion": "0.8.62"}}})
+    for _ in range(200):
+        noting.note_activity(ONE, "offline", None, {})
+    assert len(store.infos) == 200
+    assert len(store.entries) == 120
+
+
+async def test_how_many_are_counted_apart_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brewos_relay.server.noting._USERS_AT_MOST", 3)
+    store = NotedStore()
+    noting = Noting(store)
+    for _ in range(120):
+        noting.note_activity(ONE, "command", "ada", {})
+    for number in range(3):
+        noting.note_activity(ONE, "command", f"user {number}", {})
+        noting.note_activity(ONE, "command", "ada", {})  # not forgotten, for it goes on
+    assert sum(entry.user_id == "ada" for entry in store.entries) == 120
+    for number in range(3):
+        noting.note_activity(ONE, "command", f"user {number}", {})
+    noting.note_activity(ONE, "command", "ada", {})
+    assert sum(entry.user_id == "ada" for entry in store.entries) == 121
+    assert len(noting._paces) == 3
+
+
+async def test_what_a_live_relay_tells() -> None:
+    store = NotedStore()
+    noting = Noting(store)
+    with trio.fail_after(5):
+        async with open_relay(on_seen=noting.note_seen, on_activity=noting.note_activity) as relay:
+            noting.state_of = relay.state_of
+            device, client = ScriptedPeer(), ScriptedPeer()
+            relay.attach_device(ONE, device)
+            relay.attach_client(ONE, client)
+            await trio.testing.wait_all_tasks_blocked()
+            device.say(
+                encode({"type": "device_info", "firmwareVersion": "0.8.62", "machineType": "dual_boiler"})
+            )
+            client.say({"type": "command", "cmd": "tare"})
+            device.leave()
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.infos == [(ONE, "0.8.62", "dual_boiler")]
+    kinds = [entry.kind for entry in store.entries]
+    assert kinds == ["client_came", "online", "command", "offline", "client_went"]
+    assert [device_id for device_id, _ in store.seen] == [ONE, ONE]

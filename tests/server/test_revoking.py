@@ -1,0 +1,384 @@
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.core.grant import Grant
+from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.keys import add_next_key
+from brewos_relay.registry.records import Access, Change, ChangeKind, Device, Role
+from brewos_relay.registry.store import Store
+from brewos_relay.server.revoking import Revoking
+from support.peers import ScriptedPeer
+
+ONE, TWO = "BRW-00000001", "BRW-00000002"
+OLD, NEXT, NEW = (hash_key(letter * 43) for letter in "onw")
+TARE = {"type": "command", "cmd": "tare"}
+RESTART = {"type": "command", "cmd": "restart"}
+
+
+class Registry(Store):
+    """What is in the registry; it may be out of reach."""
+
+    def __init__(self) -> None:
+        self.accesses: dict[tuple[str, str], Access] = {}
+        self.devices = {ONE: a_device(ONE, OLD), TWO: a_device(TWO, OLD)}
+        self.failure: Exception | None = None
+        self.added: list[tuple[str, bytes, str | None]] = []
+
+    async def access_of(self, user_id: str, device_id: str) -> Access | None:
+        await self._answer()
+        return self.accesses.get((user_id, device_id))
+
+    async def find_device(self, device_id: str) -> Device | None:
+        await self._answer()
+        return self.devices.get(device_id)
+
+    async def write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        assert function is add_next_key
+        await self._answer()
+        device_id, key_hash = args
+        self.added.append((device_id, key_hash, kwargs["user_id"]))
+
+    async def _answer(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+
+
+def a_device(device_id: str, key_hash: bytes, *next_hashes: bytes) -> Device:
+    return Device(
+        id=device_id,
+        key_hash=key_hash,
+        name=None,
+        created_at_ms=1,
+        last_seen_ms=None,
+        next_key_hashes=next_hashes,
+    )
+
+
+class Scene:
+    """A relay, people at two devices, and the registry."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.registry = Registry()
+        self.revoking = Revoking(relay=relay, store=self.registry)
+        self.device = ScriptedPeer()
+        relay.attach_device(ONE, self.device, credential=OLD)
+        self._changes = 0
+
+    def let(self, user_id: str, role: Role, *, until_ms: int | None = None, device_id: str = ONE) -> None:
+        """Let somebody have a device, as far as the registry goes."""
+        self.registry.accesses[user_id, device_id] = Access(
+            user_id=user_id, device_id=device_id, role=role, until_ms=until_ms
+        )
+
+    def client(self, device_id: str = ONE, **grant: Any) -> ScriptedPeer:
+        peer = ScriptedPeer()
+        self.relay.attach_client(device_id, peer, grant=Grant(**grant))
+        return peer
+
+    async def change(self, *kinds: ChangeKind, **about: str | None) -> None:
+        """Let changes be made known, all about the same."""
+        changes = []
+        for kind in kinds:
+            self._changes += 1
+            changes.append(Change(id=self._changes, at_ms=1_700_000_000_000, kind=kind, **about))
+        try:
+            await self.revoking.apply(changes)
+        finally:
+            await wait_all_tasks_blocked()
+
+    def reaches(self, client: ScriptedPeer, command: dict[str, str] = TARE) -> bool:
+        """Let a client say something, and tell whether the machine hears that."""
+        before = self.device.types.count("command")
+        client.say(command)
+        return self.device.types.count("command") > before
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    with trio.fail_after(5):
+        async with open_relay() as relay:
+            made = Scene(relay)
+            await wait_all_tasks_blocked()
+            yield made
+
+
+async def test_a_session_that_ends_ends_its_own_connections_at_every_device() -> None:
+    async with scene() as it:
+        ours = [it.client(user_id="ada", session_id="s1"), it.client(TWO, user_id="ada", session_id="s1")]
+        by_token = it.client(user_id="ada", session_id="s1", by_token=True)
+        others = [
+            it.client(user_id="ada", session_id="s2"),
+            it.client(user_id="ada"),
+            it.client(user_id="bob", session_id="s3"),
+        ]
+        await wait_all_tasks_blocked()
+        await it.change("session_ended", session_id="s1", user_id="ada")
+        assert [client.close_code for client in (*ours, by_token)] == [4002] * 3
+        assert not it.reaches(ours[0])
+        assert [client.close_code for client in others] == [None] * 3
+        assert it.device.closes == []
+
+
+async def test_a_session_without_an_id_is_nobody_s() -> None:
+    async with scene() as it:
+        client = it.client(user_id="ada")
+        await wait_all_tasks_blocked()
+        await it.change("session_ended", session_id=None)
+        assert client.closes == []
+
+
+async def test_many_sessions_that_end_cost_one_look_at_everybody() -> None:
+    async with scene() as it:
+        clients = [it.client(user_id="ada", session_id=f"s{number}") for number in range(3)]
+        await wait_all_tasks_blocked()
+        looks = 0
+        end_clients = it.relay.end_clients
+
+        def count(*args: Any, **kwargs: Any) -> None:
+            nonlocal looks
+            looks += 1
+            end_clients(*args, **kwargs)
+
+        it.relay.end_clients = count  # type: ignore[method-assign]
+        ended = [
+            Change(
+                id=n, at_ms=1, kind="session_ended", device_id=None, user_id="ada", session_id=f"s{n}"
+            )
+            for n in range(2)
+        ]
+        await it.revoking.apply(ended)
+        assert [client.close_code for client in clients] == [4002, 4002, None]
+        assert (looks, it.revoking.revision) == (1, 2)
+
+
+async def test_a_session_has_ended_before_anything_else_of_its_batch_is_waited_for() -> None:
+    async with scene() as it:
+        seen = []
+
+        async def look() -> None:
+            seen.append(it.revoking.revision)
+
+        it.registry._answer = look  # type: ignore[method-assign]
+        about = {"device_id": ONE, "user_id": "ada", "session_id": "s1"}
+        await it.change("access_changed", "session_ended", **about)
+        assert seen == [1]
+
+
+async def test_a_user_who_is_removed_is_gone_everywhere_but_where_a_token_says_otherwise() -> None:
+    async with scene() as it:
+        ours = [it.client(user_id="bob", session_id="s1"), it.client(TWO, user_id="bob")]
+        others = [it.client(user_id="bob", by_token=True), it.client(user_id="ada"), it.client()]
+        await wait_all_tasks_blocked()
+        await it.change("user_removed", user_id="bob")
+        assert [client.close_code for client in ours] == [4002] * 2
+        assert [client.close_code for client in others] == [None] * 3
+
+
+async def test_access_that_was_taken_ends_those_connections_alone() -> None:
+    async with scene() as it:
+        bobs = [it.client(user_id="bob", session_id=session) for session in ("s1", "s2")]
+        others = [
+            it.client(TWO, user_id="bob"),
+            it.client(user_id="bob", by_token=True),
+            it.client(user_id="ada"),
+        ]
+        await wait_all_tasks_blocked()
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        assert [client.close_code for client in bobs] == [4003] * 2
+        assert not it.reaches(bobs[0])
+        assert [client.close_code for client in others] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("role", "may"), [("owner", [True, True]), ("member", [True, False]), ("viewer", [False, False])]
+)
+async def test_another_role_counts_from_the_next_message_on(role: Role, may: list[bool]) -> None:
+    async with scene() as it:
+        client = it.client(user_id="bob", session_id="s1", may_manage=role == "viewer")
+        await wait_all_tasks_blocked()
+        it.let("bob", role)
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        assert [it.reaches(client, command) for command in (TARE, RESTART)] == may
+        assert client.closes == []
+        # It is still part of its login.
+        await it.change("session_ended", session_id="s1")
+        assert client.close_code == 4002
+
+
+async def test_a_new_end_of_an_access_counts(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_relay() as relay:
+        it = Scene(relay)
+        client = it.client(user_id="bob")
+        await wait_all_tasks_blocked()
+        it.let("bob", "member", until_ms=round((time.time() + 10) * 1000))
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        await trio.sleep(8)
+        assert it.reaches(client)
+        await trio.sleep(2.5)
+        assert not it.reaches(client)
+        await trio.sleep(1)
+        assert client.close_code == 4003
+
+
+async def test_a_device_that_is_removed_loses_its_users_and_its_connection() -> None:
+    async with scene() as it:
+        clients = [it.client(user_id="ada"), it.client(user_id="bob")]
+        elsewhere, by_token = it.client(TWO, user_id="ada"), it.client(user_id="ada", by_token=True)
+        await wait_all_tasks_blocked()
+        del it.registry.devices[ONE]
+        await it.change("device_removed", device_id=ONE)
+        assert [client.close_code for client in clients] == [4003] * 2
+        assert it.device.close_code == 4003
+        assert not it.relay.is_online(ONE)
+        assert (elsewhere.closes, by_token.closes) == ([], [])
+
+
+async def test_a_device_that_is_there_again_keeps_those_who_have_it() -> None:
+    async with scene() as it:
+        ada, bob = it.client(user_id="ada"), it.client(user_id="bob")
+        await wait_all_tasks_blocked()
+        it.let("ada", "owner")
+        await it.change("device_removed", device_id=ONE)
+        assert (ada.close_code, bob.close_code) == (None, 4003)
+        assert it.device.closes == []
+
+
+@pytest.mark.parametrize(
+    ("device", "code"),
+    [
+        (a_device(ONE, OLD), None),
+        (a_device(ONE, OLD, NEXT), None),
+        (a_device(ONE, NEW, OLD), None),
+        (a_device(ONE, NEW, NEXT), 4003),
+        (None, 4003),
+    ],
+)
+async def test_a_connection_with_a_key_that_is_none_any_more_ends(
+    device: Device | None, code: int | None
+) -> None:
+    async with scene() as it:
+        client = it.client(user_id="ada")
+        await wait_all_tasks_blocked()
+        if device is None:
+            del it.registry.devices[ONE]
+        else:
+            it.registry.devices[ONE] = device
+        await it.change("key_changed", device_id=ONE)
+        assert it.device.close_code == code
+        assert it.relay.is_online(ONE) is (code is None)
+        assert client.closes == []
+        assert client.types.count("device_offline") == (0 if code is None else 1)
+
+
+async def test_owners_are_told_that_another_key_waits() -> None:
+    async with scene() as it:
+        owners = [it.client(user_id="ada"), it.client(user_id="ada", by_token=True)]
+        others = [
+            it.client(user_id="bob", may_manage=False),
+            it.client(user_id="vic", may_manage=False, may_command=False),
+            it.client(TWO, user_id="ada"),
+        ]
+        await wait_all_tasks_blocked()
+        await it.change("key_pending", device_id=ONE)
+        for owner in owners:
+            [told] = [message for message in owner.received if message["type"] == "log"]
+            assert told["level"] == "warn"
+            assert told["timestamp"] == 1_700_000_000_000
+            assert "another key" in told["message"]
+        assert [client.types.count("log") for client in others] == [0] * 3
+        assert it.device.closes == []
+
+
+async def test_a_new_key_that_a_command_line_asks_for_is_kept_and_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with scene() as it:
+        await it.change("rotate_key", device_id=ONE, user_id="ada")
+        [sent] = [message for message in it.device.received if message["type"] == "key_rotate"]
+        assert valid_key(sent["key"])
+        assert it.registry.added == [(ONE, hash_key(sent["key"]), "ada")]
+        assert "a new key for device BRW-00000001: sent" in caplog.text
+        assert sent["key"] not in caplog.text
+
+
+async def test_no_key_is_sent_to_an_absent_machine_nor_one_that_could_not_be_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with scene() as it:
+        await it.change("rotate_key", device_id=TWO)
+        assert "BRW-00000002: offline" in caplog.text
+        it.registry.failure = RegistryError("the disk is gone")
+        await it.change("rotate_key", device_id=ONE)
+        assert "no new key was sent to device BRW-00000001: the disk is gone" in caplog.text
+        assert "key_rotate" not in it.device.types
+
+
+async def test_a_registry_that_does_not_answer_ends_whom_it_is_about_and_they_may_come_back() -> None:
+    async with scene() as it:
+        bobs, adas = it.client(user_id="bob"), it.client(user_id="ada")
+        by_token = it.client(user_id="bob", by_token=True)
+        await wait_all_tasks_blocked()
+        it.registry.failure = RegistryError("locked")
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        assert (bobs.close_code, adas.close_code, by_token.close_code) == (1013, None, None)
+        assert not it.reaches(bobs)
+        await it.change("key_changed", device_id=ONE)
+        assert not it.relay.is_online(ONE)
+        assert it.device.close_code == 4003
+
+
+@pytest.mark.parametrize(
+    "kind", ["access_changed", "device_removed", "key_changed", "key_pending", "rotate_key"]
+)
+async def test_a_change_about_nothing_changes_nothing(
+    kind: ChangeKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene() as it:
+        client = it.client(user_id="ada")
+        await wait_all_tasks_blocked()
+        client.forget()
+        await it.change(kind)
+        assert (client.closes, client.received, it.device.closes) == ([], [], [])
+        assert f"of the kind {kind} means nothing" in caplog.text
+
+
+async def test_every_change_is_counted_once_it_is_applied() -> None:
+    async with scene() as it:
+        assert it.revoking.revision == 0
+        await it.change("session_ended", session_id="s1")
+        assert it.revoking.revision == 1
+        await it.change("key_pending", "access_changed", device_id=ONE, user_id="ada")
+        assert it.revoking.revision == 3
+        seen = []
+
+        async def look() -> None:
+            seen.append(it.revoking.revision)
+
+        it.registry._answer = look  # type: ignore[method-assign]
+        await it.change("access_changed", "access_changed", device_id=ONE, user_id="ada")
+        assert seen == [3, 4]  # while it is being applied, it does not count yet
+        assert it.revoking.revision == 5
+
+
+async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it() -> None:
+    async with scene() as it:
+        bob = it.client(user_id="bob", session_id="s1")
+        await wait_all_tasks_blocked()
+        it.registry.failure = ZeroDivisionError("a fault")
+        with pytest.raises(ZeroDivisionError, match="a fault"):
+            await it.change("key_changed", "session_ended", device_id=ONE, session_id="s1")
+        assert bob.close_code == 4002
+        assert it.revoking.revision == 2

@@ -1,0 +1,102 @@
+"""The certificate that the server makes for itself."""
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from brewos_relay.errors import SettingsError
+from brewos_relay.server import self_signed
+from brewos_relay.server.self_signed import FILE_NAME, ensure_self_signed, own_addresses, own_names
+from brewos_relay.server.tls import load_certificate
+
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+def test_it_serves_this_machine_under_all_of_its_names(tmp_path: Path) -> None:
+    path = ensure_self_signed(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / FILE_NAME
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in path.parent.iterdir()] == [FILE_NAME], "nothing else is left"
+    _, certificate = load_certificate(path, path)
+    for host in ("localhost", "127.0.0.1", "[::1]", *own_names(), *map(str, own_addresses())):
+        assert certificate.is_for(host), host
+
+
+def test_a_client_that_trusts_it_takes_it(tmp_path: Path) -> None:
+    path = ensure_self_signed(tmp_path)
+    context, _ = load_certificate(path, path)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    strict = ssl.create_default_context(cafile=path)
+    ours = strict.wrap_bio(to_client, to_server, server_hostname="localhost")
+    theirs = context.wrap_bio(to_server, to_client, server_side=True)
+    for end in (ours, theirs):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    ours.do_handshake()
+
+
+def test_it_stays_until_30_days_before_its_end(tmp_path: Path) -> None:
+    path = ensure_self_signed(tmp_path, now=NOW)
+    first = path.read_bytes()
+    ends = x509.load_pem_x509_certificate(first).not_valid_after_utc
+    assert ends - NOW == 396 * DAY
+    assert ensure_self_signed(tmp_path, now=ends - 31 * DAY).read_bytes() == first
+    second = ensure_self_signed(tmp_path, now=ends - 30 * DAY).read_bytes()
+    assert second != first
+    assert x509.load_pem_x509_certificate(second).not_valid_after_utc == ends - 30 * DAY + 396 * DAY
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN CERTIFICATE-----\n"])
+def test_a_file_that_is_no_good_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / FILE_NAME).chmod(0o644)
+    path = ensure_self_signed(tmp_path)
+    load_certificate(path, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"cannot be kept in .*file.*: Not a directory"):
+        ensure_self_signed(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("Kitchen", ["localhost", "kitchen", "kitchen.local"]),
+        ("kitchen.example.org.", ["localhost", "kitchen.example.org", "kitchen", "kitchen.local"]),
+        ("localhost", ["localhost", "localhost.local"]),
+        ("küche", ["localhost"]),
+        ("", ["localhost"]),
+        ("a" * 64, ["localhost"]),
+    ],
+)
+def test_names_that_can_stand_in_a_certificate(
+    monkeypatch: pytest.MonkeyPatch, host: str, names: list[str]
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    assert own_names() == names
+
+
+def test_addresses_are_found_where_the_system_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    monkeypatch.setattr(sys, "platform", "elsewhere")
+    assert own_addresses() == [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_addresses_of_interfaces_are_found() -> None:
+    assert "127.0.0.1" in self_signed._addresses_of_interfaces()
+    assert all(ipaddress.ip_address(address) for address in self_signed._addresses_of_interfaces())

@@ -1,0 +1,30 @@
+"""The dashboard shows metrics that there are."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.core.relay import open_relay
+from brewos_relay.telemetry.metrics import RelayCollector, Sources
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", ["deploy/grafana/dashboard.json", "docs/how-to/observe.md"])
+async def test_every_metric_that_is_shown_exists(path: str) -> None:
+    text = (ROOT / path).read_text("utf-8")
+    async with open_relay() as relay:
+        families = list(RelayCollector(relay, Sources(version="")).collect())
+    ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    names = {family.name + end for family in families for end in ends.get(family.type, ("",))}
+    shown = set(re.findall(r"\bbrewos_relay_\w+", text))
+    assert shown
+    assert shown <= names
+
+
+def test_the_dashboard_s_panels_do_not_overlap() -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text("utf-8"))
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places) > 10

@@ -1,0 +1,75 @@
+import secrets
+
+import pytest
+
+from brewos_relay.auth.keys import generate_key
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.telemetry.redaction import Redaction
+
+JWT = KeyRing(["s" * 32]).issue(user_id="ada", email="a@example.org", devices="*")
+KEY = "k3y_Of-the_Machine" + "0" * 25
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET /ws/device?id=BRW-12AB34CD&key=%s HTTP/1.1",
+        "/ws/client?token=%s",
+        "https://relay.example/claim?code=%s",
+        "Authorization: Bearer %s",
+        "'authorization': 'bearer %s'",
+        '{"token": "%s"}',
+        '{\\"refreshToken\\": \\"%s\\"}',
+        "KeyError: '%s'",
+        "sent %s to a machine",
+        "password=%s",
+    ],
+)
+@pytest.mark.parametrize("secret", [KEY, JWT, KEY.lower(), "hunter2-hunter2"])
+def test_what_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
+    if secret == "hunter2-hunter2" and ("KeyError" in text or "sent" in text):
+        pytest.skip("a word among words")
+    redacted = Redaction()(text % secret)
+    assert secret not in redacted
+    assert secret[-8:] not in redacted
+    assert "[hidden]" in redacted
+
+
+def test_keys_are_hidden_wherever_they_stand() -> None:
+    redact = Redaction()
+    for _ in range(200):
+        key = generate_key()
+        if any(char.isdigit() for char in key):  # all but one in a thousand
+            assert key not in redact(f"it was {key} that came")
+
+
+def test_known_secrets_are_hidden_whatever_they_look_like() -> None:
+    redact = Redaction(["open sesame", "", "abc"])
+    assert redact("he said open sesame, abc") == "he said [hidden], abc"
+
+
+def test_passwords_in_urls_are_hidden() -> None:
+    assert Redaction()("at postgresql://relay:pw@db/relay") == "at postgresql://relay:[hidden]@db/relay"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "device BRW-12AB34CD came",
+        "client 0123456789abcdef of device BRW-12AB34CD went: the peer ended it with 1000",
+        "refused 2001:db8::1: 403 no access to this device",
+        "no new key was sent to device BRW-12AB34CD: it is offline",
+        "SHA-256 fingerprint AB:CD:EF:01:23:45:67:89:AB:CD:EF:01:23:45:67:89:AB:CD:EF:01:23:45:67:89",
+        "File /srv/venv/lib/python3.11/site-packages/brewos_relay/server/run.py, line 12, in open_server",
+        "test_the_commands_of_the_readme_work_as_they_stand_there",
+        "/ws/client token was refused",
+        "code: 1008",
+    ],
+)
+def test_everything_else_stays(text: str) -> None:
+    assert Redaction()(text) == text
+
+
+def test_a_long_text_takes_no_time() -> None:
+    for text in ("a" * 200_000, "key=" * 50_000, "/" * 100_000, "://" * 50_000, secrets.token_hex(100_000)):
+        Redaction()(text)

@@ -1,0 +1,116 @@
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from brewos_relay import settings_parsing as parsing
+
+
+@pytest.mark.parametrize("text", ["true", "Yes", "ON", "1"])
+def test_yes(text: str) -> None:
+    assert parsing.parse_flag(text) is True
+
+
+@pytest.mark.parametrize("text", ["false", "No", "OFF", "0"])
+def test_no(text: str) -> None:
+    assert parsing.parse_flag(text) is False
+
+
+@pytest.mark.parametrize("text", ["2", "maybe", " true"])
+def test_neither_yes_nor_no(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^true or false$"):
+        parsing.parse_flag(text)
+
+
+def test_who_may_sign_up() -> None:
+    assert parsing.parse_sign_up("OPEN") == "open"
+    with pytest.raises(ValueError, match="one of open, invited"):
+        parsing.parse_sign_up("closed")
+
+
+def test_lists() -> None:
+    assert parsing.parse_texts(" a, b c,,") == ("a", "b c")
+    assert parsing.parse_paths("a.pem, /etc/b.pem") == (Path("a.pem"), Path("/etc/b.pem"))
+    assert parsing.parse_texts(",") == ()
+
+
+def test_networks() -> None:
+    assert parsing.parse_networks("10.0.0.0/8,192.168.1.4, fd00::/8") == (
+        ip_network("10.0.0.0/8"),
+        ip_network("192.168.1.4/32"),
+        ip_network("fd00::/8"),
+    )
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8 fd00::/8"])
+def test_no_networks(text: str) -> None:
+    with pytest.raises(ValueError, match=r"networks like 10\.0\.0\.0/8"):
+        parsing.parse_networks(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://Relay.Example.COM", "https://relay.example.com"),
+        ("https://relay.example.com/", "https://relay.example.com"),
+        ("https://relay.example.com:443", "https://relay.example.com"),
+        ("http://relay.example.com:443", "http://relay.example.com:443"),
+        ("http://192.168.1.4:3001", "http://192.168.1.4:3001"),
+        ("http://[fd00::1]:80/", "http://[fd00::1]"),
+    ],
+)
+def test_public_urls_and_origins_are_written_as_browsers_do(text: str, origin: str) -> None:
+    assert parsing.parse_public_url(text) == origin
+    assert parsing.parse_origins(f"{text}, https://b.example") == (origin, "https://b.example")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "relay.example.com",
+        "//relay.example.com",
+        "ftp://relay.example.com",
+        "https://",
+        "https:///x",
+        "https://relay.example.com/app",
+        "https://relay.example.com?",
+        "https://relay.example.com/#",
+        "https://ada@relay.example.com",
+        "https://relay.example.com:99999",
+        "https://relay.example.com:x",
+        "https://[fd00::1",
+        "https://relay example.com",
+        "https://rel\u00e4y.example",
+        "https://relay.example.com\n",
+    ],
+)
+def test_what_is_no_public_url_and_no_origin(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an http or https address without a path"):
+        parsing.parse_public_url(text)
+    with pytest.raises(ValueError, match=r"^origins like"):
+        parsing.parse_origins(f"https://b.example,{text}/x" if text.endswith("\n") else text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://id.example.com", "https://id.example.com/realms/home/", "http://127.0.0.1:8080", "http://[::1]/x",
+     "http://localhost:8080"],
+)  # fmt: skip
+def test_an_issuer_stays_as_it_is(text: str) -> None:
+    assert parsing.parse_issuer(text) == text
+    assert parsing.parse_secure_url(f"{text}?a=b") == f"{text}?a=b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://id.example.com", "https://ada:x@id.example.com", "id.example.com", "file:///etc", "https://a/#b",
+     "http://127.0.0.1.example.com"],
+)  # fmt: skip
+def test_no_issuer(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an https address"):
+        parsing.parse_issuer(text)
+
+
+def test_an_issuer_has_no_query() -> None:
+    with pytest.raises(ValueError, match="without a query"):
+        parsing.parse_issuer("https://id.example.com?a=b")
