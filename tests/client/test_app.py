@@ -1,61 +1,459 @@
-"""Tests of client.app: what is decoded, and how the upgrade is asked for."""
+"""Tests of client.app, against a server of the `websockets` library."""
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import msgspec
 import pytest
 import trio
 
-from brewos_relay.client.app import decode, open_app
-from brewos_relay.client.reports import encode_binary
-from brewos_relay.messages import Message
-from support.websocket_server import open_websocket_server
+from brewos_relay.client import app as app_module
+from brewos_relay.client import link as link_module
+from brewos_relay.client.app import App, NothingKnown, open_app
+from brewos_relay.client.backoff import Backoff
+from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.client.link import LinkState, LinkStopped
+from brewos_relay.client.outcomes import Outcome
+from brewos_relay.client.tokens import SignInEnded, Token
+from brewos_relay.errors import SettingsError
+from support.plain_websockets import Peer, PlainServer, open_plain_server
+from support.waiting import until
+
+DEVICE_ID = "BRW-0000ABCD"
+DEADLINE_S = 10.0
+STATUS = {"type": "status", "seq": 1, "temps": {"brew": {"current": 93.2}, "group": 88.0}, "pressure": 9.1}
 
 
-async def test_asks_for_its_device_with_its_token() -> None:
-    with trio.fail_after(10):
-        async with open_websocket_server() as (url, accepted):
-            async with open_app(url, token="a b&c", device_id="BRW-0000ABCD"):
-                server = await accepted.receive()
-            assert server.path == "/ws/client?token=a+b%26c&device=BRW-0000ABCD"
+@pytest.fixture
+async def server() -> AsyncIterator[PlainServer]:
+    async with open_plain_server() as server:
+        yield server
 
 
-def test_numbers_come_back_as_they_were_meant() -> None:
-    content: dict[str, Any] = {
-        "type": "status",
-        "temps": {"brew": 93.2, "list": [0.1]},
-        "at": 1_700_000_000_001,
-        "count": 3,
-        "ok": True,
-    }
-    assert decode(encode_binary(content)) == content
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "Backoff", lambda: Backoff(first_s=0.05, longest_s=0.1))
+    monkeypatch.setattr(link_module, "_AT_ONCE_S", 0.01)
+    monkeypatch.setattr(app_module, "LATE_S", 0.1)
+    monkeypatch.setattr(app_module, "REST_S", 0.1)
 
 
-def test_double_precision_stays() -> None:
-    assert decode(Message(b'{"type":"x","a":0.30000000000000004,"b":1e300}')) == {
-        "type": "x",
-        "a": 0.30000000000000004,
-        "b": 1e300,
-    }
+Open = Callable[..., AbstractAsyncContextManager[App]]
+
+
+@pytest.fixture
+def opened(server: PlainServer) -> Open:
+    @asynccontextmanager
+    async def opened(token: Token = "t0ken", **options: Any) -> AsyncIterator[App]:
+        with trio.fail_after(DEADLINE_S):
+            async with open_app(server.url, token, DEVICE_ID.lower(), **options) as app:
+                yield app
+
+    return opened
+
+
+async def join(server: PlainServer, *, online: bool = True) -> Peer:
+    """Let the app in, and greet it as a relay does."""
+    peer = await server.accept()
+    await peer.greet(deviceOnline=online, sessionId="x", deviceId=DEVICE_ID)
+    await peer.receive_kind("ping")
+    return peer
+
+
+async def show(peer: Peer, *messages: dict[str, Any]) -> None:
+    """Say what is known."""
+    await peer.send(type="device_status", online=True, snapshotAgeMs=5)
+    for message in messages:
+        await peer.send(**message)
+    await peer.send(type="pong")
+
+
+# What is known
+
+
+async def test_gives_what_is_known_once_all_of_it_is_here(server: PlainServer, opened: Open) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        assert server.asked[0] == {"path": "/ws/client", "token": "t0ken", "device": DEVICE_ID}
+        info = {"type": "device_info", "deviceName": "Kitchen"}
+        await show(peer, STATUS, info)
+        state = await app.state()
+        assert (state.online, state.status, state.info) == (True, STATUS, info)
+        await peer.send(type="status_delta", seq=2, temps={"group": 89.0})
+        await peer.send(type="device_offline")
+        await peer.send(type="end")
+        async for message in app:
+            if message["type"] == "end":
+                break
+        state = await app.state()
+        assert not state.online
+        assert state.status["temps"] == {"brew": {"current": 93.2}, "group": 89.0}
+        assert state.status["seq"] == 2
+
+
+async def test_does_not_wait_long_for_the_rest(server: PlainServer, opened: Open) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await peer.send(**STATUS)
+        assert (await app.state()).status == STATUS
+        await peer.cut()
+        await app.wait_for_state(LinkState.WAITING)
+        peer = await join(server)
+        await peer.send(type="device_info")
+        state = await app.state(timeout_s=0.1)  # there is no status, but something
+        assert (dict(state.status), state.info) == ({}, {"type": "device_info"})
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("online", "why"), [(True, "it has said nothing"), (False, "the machine is offline")]
+)
+async def test_says_when_nothing_is_known(server: PlainServer, opened: Open, online: bool, why: str) -> None:
+    async with opened() as app:
+        await join(server, online=online)
+        with pytest.raises(NothingKnown, match=f"{DEVICE_ID} after 0.05 s: {why}"):
+            await app.state(timeout_s=0.05)
+
+
+async def test_what_was_known_before_the_connection_broke_is_not_what_is_known(
+    server: PlainServer, opened: Open
+) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await show(peer, STATUS)
+        await app.state()
+        server.refusals = [(503, {})] * 50
+        await peer.cut()
+        await app.wait_for_state(LinkState.WAITING)
+        with pytest.raises(NothingKnown, match=r"HTTP 503|was lost"):
+            await app.state(timeout_s=0.2)
+
+
+async def test_no_connection_no_state(server: PlainServer, opened: Open) -> None:
+    async with opened(enabled=False) as app:
+        with pytest.raises(NothingKnown, match="it is not enabled"):
+            await app.state(timeout_s=0.01)
+
+
+async def test_asks_for_a_status_that_a_change_is_to_be_merged_into(
+    server: PlainServer, opened: Open
+) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await peer.send(type="status_delta", pressure=5.0)
+        await peer.receive_kind("request_full_status")
+        await show(peer, STATUS)
+        assert (await app.state()).status["pressure"] == 9.1
+
+
+# Messages
+
+
+async def test_gives_what_is_said_without_what_is_between_the_two_of_us(
+    server: PlainServer, opened: Open
+) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await peer.connection.send("nonsense")
+        await peer.connection.send('{"type":5}')
+        await peer.send(type="pong")
+        await peer.send(type="auth_refreshed", success=True)
+        await peer.send(type="command_status", requestId="somebody else's", status="delivered")
+        await peer.connection.send(b"\x82\xa4type\xa6status\xa1p\xca\x42\xba\x66\x66")
+        got = [await anext(app) for _ in range(3)]
+        assert [message["type"] for message in got] == ["connected", "command_status", "status"]
+        assert got[2] == {"type": "status", "p": 93.2}
+        assert await app.send({"type": "request_state"})
+        assert (await peer.receive())["type"] == "request_state"
+
+
+async def test_a_busy_program_misses_the_oldest_but_not_the_state(server: PlainServer, opened: Open) -> None:
+    async with opened(messages_at_most=2) as app:
+        peer = await join(server)
+        await show(peer, *({**STATUS, "seq": seq} for seq in range(10)))
+        state = await app.state()
+        assert state.status["seq"] == 9
+        assert [(await anext(app))["seq"] for _ in range(2)] == [8, 9]
+        assert app.missed_messages == 10  # the greeting and the device_status, too
+
+
+# Commands
+
+
+async def answered(peer: Peer, *statuses: str) -> dict[str, Any]:
+    command = await peer.receive_kind("command")
+    for status in statuses:
+        await peer.send(type="command_status", requestId=command["requestId"], status=status)
+    return command
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
     [
-        Message(b"[]"),
-        Message(b"nonsense"),
-        Message(b"[" * 100_000),
-        Message(b"", is_text=False),
-        Message(b"\xc1", is_text=False),
-        Message(msgspec.msgpack.encode([1]), is_text=False),
-        Message(msgspec.msgpack.encode({1: 2}), is_text=False),
-        Message(b"\x91" * 100_000, is_text=False),
+        (["delivered"], Outcome("delivered")),
+        (["device_offline"], Outcome("device_offline")),
+        (["forbidden"], Outcome("forbidden")),
+        (["expired"], Outcome("expired")),
+        (["queued", "delivered"], Outcome("delivered", waited=True)),
+        (["queued", "expired"], Outcome("expired", waited=True)),
+        (["something new", "delivered", "expired"], Outcome("delivered")),
     ],
 )
-def test_what_is_no_object_is_nothing(message: Message) -> None:
-    assert decode(message) is None
+async def test_tells_what_became_of_a_command(
+    server: PlainServer, opened: Open, statuses: list[str], outcome: Outcome
+) -> None:
+    commands: list[dict[str, Any]] = []
+    async with opened() as app, trio.open_nursery() as nursery:
+
+        async def relay() -> None:
+            commands.append(await answered(await join(server), *statuses))
+
+        nursery.start_soon(relay)
+        assert await app.command("set_temp", boiler="brew", temp=93.0, timeout_s=5) == outcome
+    (command,) = commands
+    assert {**command, "requestId": "", "notAfter": 0} == {
+        "type": "command",
+        "cmd": "set_temp",
+        "boiler": "brew",
+        "temp": 93.0,
+        "requestId": "",
+        "notAfter": 0,
+    }
+    # By the relay's clock.
+    assert 1_700_000_004_000 < command["notAfter"] <= 1_700_000_005_000
+    assert outcome.delivered is (outcome.fate == "delivered")
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
-def test_infinity_does_no_harm(value: float) -> None:
-    assert decode(Message(msgspec.msgpack.encode({"a": value}), is_text=False)) == {"a": value}
+@pytest.mark.parametrize("statuses", [[], ["queued"]])
+async def test_a_command_that_nothing_comes_back_for_is_unknown_in_the_end(
+    server: PlainServer, opened: Open, statuses: list[str]
+) -> None:
+    async with opened() as app, trio.open_nursery() as nursery:
+        peer = await join(server)
+        nursery.start_soon(answered, peer, *statuses)
+        began_s = trio.current_time()
+        outcome = await app.command("tare", timeout_s=0.2)
+        assert trio.current_time() - began_s == pytest.approx(0.3, abs=0.1)
+        assert (outcome.fate, outcome.waited) == ("unknown", bool(statuses))
+
+
+async def test_a_command_whose_connection_breaks_is_unknown_at_once(
+    server: PlainServer, opened: Open
+) -> None:
+    async with opened() as app, trio.open_nursery() as nursery:
+        peer = await join(server)
+
+        async def cut() -> None:
+            await peer.receive_kind("command")
+            await peer.cut()
+
+        nursery.start_soon(cut)
+        with trio.fail_after(3):
+            outcome = await app.command("tare", timeout_s=60)
+        assert outcome.fate == "unknown"
+        assert "broke" in outcome.reason
+
+
+async def test_a_command_without_a_connection_is_not_sent(server: PlainServer, opened: Open) -> None:
+    server.refusals = [(503, {})] * 100
+    async with opened() as app:
+        outcome = await app.command("tare", timeout_s=0.1)
+        assert outcome.fate == "not_sent"
+        assert "503" in outcome.reason
+    async with opened(enabled=False) as app:
+        assert await app.command("tare", timeout_s=0) == Outcome("not_sent", "it is not enabled")
+
+
+async def test_a_command_that_is_cut_off_in_the_sending_is_unknown(
+    server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await show(peer, STATUS)
+        await app.state()
+        monkeypatch.setattr(app._link, "_websocket", None)
+        assert await app.command("tare") == Outcome("unknown", "the connection broke")
+
+
+@pytest.mark.parametrize("field", ["type", "requestId", "notAfter"])
+async def test_what_is_not_yours_to_give_is_refused(server: PlainServer, opened: Open, field: str) -> None:
+    async with opened() as app:
+        with pytest.raises(ValueError, match=f"'{field}' cannot be a field"):
+            await app.command("tare", **{field: 1})
+
+
+async def test_a_command_that_is_too_large_is_not_sent(server: PlainServer, opened: Open) -> None:
+    async with opened() as app:
+        await join(server)
+        with pytest.raises(ValueError, match="a relay takes 4096 at most"):
+            await app.command("tare", pad="x" * 4096)
+
+
+# Ends
+
+
+async def test_a_token_that_is_not_accepted_stops_it(server: PlainServer, opened: Open) -> None:
+    async with opened() as app:
+        peer = await server.accept()
+        await peer.close(4002, "the token has expired")
+        stopped = await app.wait_for_state(LinkState.STOPPED)
+        assert stopped.close_code == 4002
+        with pytest.raises(LinkStopped, match="the token has expired"):
+            await anext(app)
+        with pytest.raises(LinkStopped):
+            await app.state()
+        with pytest.raises(LinkStopped):
+            await app.command("tare")
+        app.kick()
+        await join(server)
+        assert len(server.asked) == 2
+
+
+async def test_whoever_waits_hears_that_it_stops(server: PlainServer, opened: Open) -> None:
+    async with opened() as app, trio.open_nursery() as nursery:
+        peer = await join(server)
+
+        async def stop() -> None:
+            await peer.close(4002, "over")
+
+        nursery.start_soon(stop)
+        with pytest.raises(LinkStopped):
+            await app.state(timeout_s=60)
+
+
+@pytest.mark.parametrize("end", ["403", "4003"])
+async def test_without_access_it_comes_back_after_a_long_pause(
+    server: PlainServer, opened: Open, end: str
+) -> None:
+    if end == "403":
+        server.refusals = [(403, {})]
+    async with opened() as app:
+        if end == "4003":
+            peer = await server.accept()
+            await peer.close(4003, "no access any more")
+        waiting = await app.wait_for_state(LinkState.WAITING)
+        assert (waiting.http_status or waiting.close_code) == int(end)
+        assert waiting.next_attempt_at_s is not None
+        assert 290 < waiting.next_attempt_at_s - trio.current_time() <= 360
+        app.kick()
+        await join(server)
+
+
+async def test_comes_back_after_other_ends_and_when_the_relay_says(server: PlainServer, opened: Open) -> None:
+    server.refusals = [(500, {})]
+    async with opened() as app:
+        peer = await join(server)
+        await peer.send(type="restarting", reconnectInMs=400)
+        at_s = trio.current_time()
+        await peer.close(1012)
+        await join(server)
+        assert trio.current_time() - at_s == pytest.approx(0.4, abs=0.15)
+        assert app.connections == 2
+
+
+async def test_what_is_no_url_or_no_id_is_told_at_once() -> None:
+    for url, device_id in (("relay", DEVICE_ID), ("http://127.0.0.1", "kitchen")):
+        with pytest.raises(SettingsError):
+            async with open_app(url, "t", device_id):
+                pass  # pragma: no cover
+
+
+# Tokens
+
+
+class Tokens:
+    """A function that gives one token after the other."""
+
+    def __init__(self, *tokens: str | Exception) -> None:
+        self._tokens = list(tokens)
+        self.asked = 0
+
+    async def __call__(self) -> str:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        token = self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
+        if isinstance(token, Exception):
+            raise token
+        return token
+
+
+async def test_a_token_that_is_about_to_end_is_replaced_in_the_connection(
+    server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "_RENEW_AGAIN_S", 0.01)
+    tokens = Tokens("one", RelayUnreachable("not now"), "two", "two", "three")
+    async with opened(tokens) as app:
+        peer = await join(server)
+        for _ in range(2):
+            await peer.send(type="token_expiring", expiresIn=300)
+            if _ == 0:
+                assert (await peer.receive())["token"] == "two"
+        await until(lambda: tokens.asked == 4)
+        await peer.send(type="token_expiring", expiresIn=300)
+        assert await peer.receive() == {"type": "refresh_auth", "token": "three"}  # "two" was not sent again
+        await peer.send(type="auth_refreshed", success=True)
+        await peer.cut()
+        peer = await join(server)
+        assert peer.parameters["token"] == "three"
+        assert app.connections == 2
+
+
+async def test_a_relay_that_does_not_take_the_new_token_is_told_of(
+    server: PlainServer, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened() as app:
+        peer = await join(server)
+        await peer.send(type="auth_refreshed", success=False, error="the token is another user's")
+        await peer.send(type="end")
+        while (await anext(app))["type"] != "end":
+            pass
+        assert "another user's" in caplog.text
+
+
+async def test_without_another_token_the_connection_goes_on_to_its_end(
+    server: PlainServer, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(Tokens("one", SignInEnded("signed out"))) as app:
+        peer = await join(server)
+        await peer.send(type="token_expiring", expiresIn=300)
+        await until(lambda: "signed out" in caplog.text)
+        await peer.send(type="keepalive")
+        while (await anext(app))["type"] != "keepalive":
+            pass
+        await peer.close(4002, "the token has expired")
+        stopped = await app.wait_for_state(LinkState.STOPPED)
+        assert "signed out" in stopped.reason
+
+
+async def test_a_token_that_was_rejected_gives_way_to_a_fresh_one(server: PlainServer, opened: Open) -> None:
+    async with opened(Tokens("one", "two", "three")) as app:
+        peer = await join(server)
+        await peer.close(4002, "the token has expired")
+        peer = await join(server)
+        assert peer.parameters["token"] == "two"
+        await peer.close(4002, "the token has expired")  # it was greeted: this is no second one in a row
+        peer = await join(server)
+        assert peer.parameters["token"] == "three"
+        assert app.connections == 3
+
+
+async def test_fresh_tokens_that_are_rejected_stop_it(server: PlainServer, opened: Open) -> None:
+    async with opened(Tokens("one", "two", "three")) as app:
+        for _ in range(2):
+            peer = await server.accept()
+            await peer.close(4002, "the token is not signed by us")
+        assert (await app.wait_for_state(LinkState.STOPPED)).close_code == 4002
+
+
+async def test_a_function_that_has_no_other_token_stops_it(server: PlainServer, opened: Open) -> None:
+    async with opened(Tokens("one")) as app:
+        peer = await server.accept()
+        await peer.close(4002, "the token has expired")
+        stopped = await app.wait_for_state(LinkState.STOPPED)
+        assert "there is no other" in stopped.reason
+
+
+async def test_what_else_the_function_raises_comes_out(server: PlainServer, opened: Open) -> None:
+    for error in (ValueError("a mistake"), SettingsError("no")):
+        with pytest.raises(type(error)):
+            async with opened(Tokens(error)):
+                await trio.sleep_forever()

@@ -20,8 +20,9 @@ from brewos_relay.client.cli_app import (
     run_send,
     run_tail,
 )
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, RelayUnreachable
-from brewos_relay.client.reports import encode_binary
+from brewos_relay.client.codec import encode_binary
+from brewos_relay.client.connection import ConnectionEnded, RelayRefused
+from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
 from support.websocket_server import answering, open_server, open_websocket_server
@@ -53,10 +54,9 @@ def serving(
             async with open_websocket_server() as (url, accepted):
                 urls.append(url)
                 ready.set()
-                connection = (await accepted.receive()).connection
-                with suppress(ConnectionClosed):
-                    await converse(connection)
-                await trio.sleep_forever()
+                async for visit in accepted:
+                    with suppress(ConnectionClosed):
+                        await converse(visit.connection)
 
     thread = threading.Thread(target=trio.run, args=(main,), daemon=True)
     thread.start()
@@ -79,9 +79,10 @@ def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]
             encode_binary({"type": "status_delta", "seq": 1, "pressure": 9.1}).payload
         )
         await connection.send_message('{"type":"device_offline"}')
-        await connection.aclose(1001, "restarting")
+        await connection.send_message('{"type":"keepalive","timestamp":1}')
+        await connection.aclose(4003, "access ended")
 
-    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 1001: restarting$"):
+    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 4003: access ended$"):
         run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
     assert [json.loads(message) for message in asked] == [{"type": "request_state"}]
     printed = capsys.readouterr()
@@ -98,9 +99,9 @@ def test_tail_prints_what_came_before_a_close(capsys: pytest.CaptureFixture[str]
     async def converse(connection: WebSocketConnection) -> None:
         await connection.send_message(CONNECTED)
         await connection.send_message(CONNECTED)
-        await connection.aclose(1001)
+        await connection.aclose(4003)
 
-    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 1001$"):
+    with serving(converse) as url, pytest.raises(ConnectionEnded, match=r"code 4003$"):
         run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
     assert capsys.readouterr().out.count("attached to") == 2
 
@@ -155,34 +156,106 @@ def test_where_nobody_answers_there_is_advice() -> None:
     assert "`brewos-relay serve`" in str(caught.value)
 
 
-def test_send_waits_for_the_greeting_and_sends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tail_comes_back_after_a_loss(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visits: list[int] = []
+
+    async def converse(connection: WebSocketConnection) -> None:
+        visits.append(1)
+        await connection.send_message(CONNECTED)
+        await connection.get_message()
+        if len(visits) == 1:
+            await connection.send_message('{"type":"restarting","reconnectInMs":10}')
+            await connection.aclose(1012, "restarting")
+        await connection.aclose(4002, "expired")
+
+    with serving(converse) as url, pytest.raises(ConnectionEnded, match="4002"):
+        run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=True)
+    printed = capsys.readouterr()
+    kinds = [json.loads(line)["type"] for line in printed.out.splitlines()]
+    assert kinds == ["connected", "restarting", "connected"]
+    assert printed.err == "the connection was closed with code 1012: restarting; again in 0.1 s\n"
+
+
+def send_and_answer(
+    *answers: str, fields: tuple[str, ...] = ("requestId=r-1",)
+) -> tuple[int, list[bytes | str]]:
+    """Run `send` against a relay that answers; gives the exit code, and what the relay received."""
     received: list[str | bytes] = []
 
     async def converse(connection: WebSocketConnection) -> None:
         await connection.send_message('{"type":"status"}')
         await connection.send_message(CONNECTED)
         received.append(await connection.get_message())
-        await connection.send_message('{"type":"log","level":"info","message":"ok"}')
+        for answer in answers:
+            await connection.send_message(answer)
+        await trio.sleep_forever()
 
     with serving(converse) as url:
-        fields = ("boiler=brew", "temp=93.5", "now=true")
         code = run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="set_temp", fields=fields)
+    return code, received
+
+
+def fate(status: str) -> str:
+    return json.dumps({"type": "command_status", "requestId": "r-1", "status": status})
+
+
+def test_send_waits_for_the_greeting_and_tells_that_it_was_delivered(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, received = send_and_answer(
+        '{"type":"command_status","requestId":"somebody else\'s","status":"expired"}',
+        fate("queued"),
+        fate("delivered"),
+        '{"type":"log","level":"info","message":"Set\\u001b[0m"}',
+        fields=("requestId=r-1", "boiler=brew", "temp=93.5", "now=true"),
+    )
     assert code == 0
-    assert capsys.readouterr().out == "sent\n"
-    assert [json.loads(message) for message in received] == [
-        {"type": "command", "cmd": "set_temp", "boiler": "brew", "temp": 93.5, "now": True}
-    ]
+    printed = capsys.readouterr()
+    assert printed.out == "delivered\nthe machine says: Set [0m\n"
+    assert "waits for it" in printed.err
+    (sent,) = (json.loads(message) for message in received)
+    assert sent == {
+        "type": "command",
+        "cmd": "set_temp",
+        "requestId": "r-1",
+        "boiler": "brew",
+        "temp": 93.5,
+        "now": True,
+    }
 
 
-def test_send_tells_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    async def converse(connection: WebSocketConnection) -> None:
-        await connection.send_message(CONNECTED)
-        await connection.get_message()
-        await connection.send_message('{"type":"error","error":"device_offline","message":"It is offline."}')
+def test_a_silent_machine_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_app, "ANSWER_S", 0.01)
+    assert send_and_answer(fate("delivered"))[0] == 0
+    assert capsys.readouterr().out == "delivered\n"
 
-    with serving(converse) as url, pytest.raises(CommandRefused, match=r"^It is offline\.$"):
-        run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
-    assert capsys.readouterr() == ("", "")
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([fate("device_offline")], "the machine is offline"),
+        ([fate("queued"), fate("expired")], "did not come back in time"),
+        ([fate("forbidden")], "ask one of its owners"),
+        (['{"type":"error","message":"Not you."}', fate("forbidden")], r"^Not you\.$"),
+        ([fate("lost")], "not delivered: lost"),
+    ],
+)
+def test_send_tells_what_became_of_it(
+    answers: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CommandRefused, match=told):
+        send_and_answer(*answers)
+    assert capsys.readouterr().out == ""
+
+
+def test_send_does_not_wait_for_ever_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_app, "FATE_S", 0.05)
+    with pytest.raises(CommandRefused, match=r"did not say in 0\.05 s"):
+        send_and_answer()
 
 
 @pytest.mark.parametrize(("reason", "told"), [("bad token", "bad token"), ("", "the token is not accepted")])
@@ -221,8 +294,8 @@ def test_send_does_not_wait_for_a_greeting_for_ever(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_values(text: str, value: object) -> None:
-    content = msgspec.json.decode(build_command("c", [f"k={text}"]).payload)
-    assert content == {"type": "command", "cmd": "c", "k": value}
+    content = msgspec.json.decode(build_command("c", [f"k={text}"], request_id="r").payload)
+    assert content == {"type": "command", "cmd": "c", "k": value, "requestId": "r"}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +303,7 @@ def test_values(text: str, value: object) -> None:
 )
 def test_fields_that_make_no_command(fields: list[str]) -> None:
     with pytest.raises(SettingsError):
-        build_command("set_mode", fields)
+        build_command("set_mode", fields, request_id="r")
 
 
 def test_a_line_has_the_time() -> None:

@@ -12,14 +12,11 @@ import trio.testing
 from brewos_relay.client.connection import (
     CLOSE_S,
     ConnectionEnded,
-    Endpoint,
     RelayRefused,
-    RelayUnreachable,
     open_websocket,
-    parse_url,
-    printable,
 )
-from brewos_relay.errors import RelayError, SettingsError
+from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
 from support.websocket_server import answering, open_server, open_websocket_server
 
@@ -29,46 +26,6 @@ DEADLINE_S = 10.0
 
 def open_files() -> int:
     return len(list(Path("/dev/fd").iterdir()))
-
-
-@pytest.mark.parametrize(
-    ("url", "endpoint"),
-    [
-        ("http://relay.example", Endpoint("relay.example", 80, tls=False)),
-        ("ws://relay.example:3001/", Endpoint("relay.example", 3001, tls=False)),
-        ("https://relay.example", Endpoint("relay.example", 443, tls=True)),
-        (" wss://relay.example:8443 ", Endpoint("relay.example", 8443, tls=True)),
-        ("http://[::1]:3001", Endpoint("::1", 3001, tls=False)),
-    ],
-)
-def test_reads_the_forms_of_urls(url: str, endpoint: Endpoint) -> None:
-    assert parse_url(url) == endpoint
-
-
-def test_host_header_always_has_the_port() -> None:
-    assert Endpoint("relay.example", 443, tls=True).host_header == "relay.example:443"
-    assert Endpoint("::1", 80, tls=False).host_header == "[::1]:80"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "relay.example:3001",
-        "ftp://relay.example",
-        "http://",
-        "http://relay.example:port",
-        "http://relay.example:99999",
-        "http://[::1",
-        "http://relay.example/some/where",
-        "http://relay.example?token=s3cr3t",
-        "http://user:s3cr3t@relay.example",
-    ],
-)
-def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
-    with pytest.raises(SettingsError, match="URL of the relay") as caught:
-        parse_url(url)
-    assert "s3cr3t" not in str(caught.value)
 
 
 async def test_exchanges_text_and_binary() -> None:
@@ -171,6 +128,59 @@ async def test_a_refusal_has_its_status_and_leaves_nothing_open(
             assert "s3cr3t" not in str(caught.value)
             await trio.testing.wait_all_tasks_blocked()
             assert open_files() <= before
+
+
+@pytest.mark.parametrize(
+    ("headers", "retry_after_s"),
+    [
+        (b"", None),
+        (b"Retry-After: 5\r\n", 5),
+        (b"Server: x\r\nretry-after:120\r\nServer: y\r\n", 120),
+        (b"X-Retry-After: 5\r\n", None),
+        (b"Retry-After: soon\r\n", None),
+    ],
+)
+async def test_a_refusal_may_say_when_to_come_back(headers: bytes, retry_after_s: float | None) -> None:
+    answer = b"HTTP/1.1 503 Unavailable\r\n" + headers + b"Content-Length: 16\r\n\r\nRetry-After: 99\n"
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(answering(answer)) as url:
+            with pytest.raises(RelayRefused) as caught:
+                async with open_websocket(url, SECRET):
+                    pass  # pragma: no cover
+            assert (caught.value.status, caught.value.retry_after_s) == (503, retry_after_s)
+
+
+async def test_a_refusal_whose_head_is_cut_short_is_one() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(answering(b"HTTP/1.1 503 Unavailable\r\nRetry-Af")) as url:
+            with pytest.raises(RelayRefused, match=r"HTTP 503$") as caught:
+                async with open_websocket(url, SECRET):
+                    pass  # pragma: no cover
+            assert caught.value.retry_after_s is None
+
+
+async def test_a_server_that_does_not_answer_the_goodbye_is_not_waited_for() -> None:
+    async with open_websocket_server() as (url, accepted):
+        with trio.fail_after(DEADLINE_S):
+            async with open_websocket(url, SECRET):
+                server = await accepted.receive()
+                await server.connection._stream_lock.acquire()
+                began_s = trio.current_time()
+            assert CLOSE_S <= trio.current_time() - began_s < CLOSE_S + 1
+
+
+async def test_cancelling_says_goodbye_with_messages_unread() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted):
+            with trio.CancelScope() as scope:
+                async with open_websocket(url, SECRET):
+                    server = await accepted.receive()
+                    for _ in range(5):
+                        await server.connection.send_message("x" * 10_000)
+                    scope.cancel()
+                    await trio.sleep_forever()
+            with pytest.raises(Exception, match="1000"):
+                await server.connection.get_message()
 
 
 @pytest.mark.parametrize(
@@ -293,8 +303,3 @@ async def test_cancelling_says_goodbye() -> None:
                 await server.connection.get_message()
             await trio.testing.wait_all_tasks_blocked()
             assert open_files() <= before
-
-
-def test_foreign_text_is_fit_for_a_terminal() -> None:
-    assert printable("\x1b]0;title\x07 a\nb ") == "]0;title  a b"
-    assert len(printable("x" * 1000)) == 300

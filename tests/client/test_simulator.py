@@ -2,26 +2,35 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from brewos_relay.client.app import decode
+from brewos_relay.client.codec import decode
+from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine
+from brewos_relay.client.manners import FAITHFUL, RICH, Manners
 from brewos_relay.client.simulator import Simulator
 from brewos_relay.messages import Message
+from support.waiting import until
 from support.websocket_server import Accepted, answering, open_server, open_websocket_server
 
 DEADLINE_S = 10.0
 KEY = "k" * 43
 
 
-def make_simulator(url: str, **parameters: Any) -> Simulator:
-    machine = Machine(device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000)
-    defaults: dict[str, Any] = {"tick_s": 0.01, "reconnect_s": 0.02, "first_info_s": 60.0}
-    return Simulator(machine, url=url, key=KEY, **defaults | parameters)
+MANNERS = replace(RICH, tick_s=0.01, first_info_s=60.0, reconnect_s=0.02, refused_s=0.02, unreachable_s=0.02)
+
+
+def make_simulator(
+    url: str, *, rich: bool = False, tick_s: float = 0.01, first_info_s: float = 60.0, **parameters: Any
+) -> Simulator:
+    machine = Machine(device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000, rich=rich)
+    manners: Manners = replace(MANNERS, tick_s=tick_s, first_info_s=first_info_s)
+    return Simulator(machine, url=url, **{"key": KEY, "manners": manners, **parameters})
 
 
 async def receive(connection: WebSocketConnection) -> tuple[bool, dict[str, Any]]:
@@ -105,7 +114,7 @@ async def test_pings_at_once() -> None:
 
 
 async def test_heats_up_holds_and_brews_with_gapless_numbers() -> None:
-    async with running(speed=2000.0, shot_every_s=60.0) as (_, server):
+    async with running(speed=1000.0, habits=Barista(200.0)) as (_, server):
         await receive(server.connection)
         await server.connection.send_message('{"type":"command","cmd":"set_mode","mode":"on"}')
         seqs, kinds, states = [1], set[str](), list[str]()
@@ -176,7 +185,10 @@ async def test_obeys_and_says_so() -> None:
     ],
 )
 async def test_ignores_everything_else(junk: str | bytes) -> None:
-    async with running(tick_s=60.0) as (simulator, server):
+    async with running(tick_s=60.0, manners=replace(FAITHFUL, grace_s=0.0, tick_s=60.0)) as (
+        simulator,
+        server,
+    ):
         await server.connection.send_message(junk)
         await server.connection.send_message('{"type":"request_state"}')
         _, content = await receive(server.connection)
@@ -208,7 +220,7 @@ async def test_comes_back_with_higher_numbers_and_counts_early_losses() -> None:
             await trio.aclose_forcefully(second.connection._stream)
             await accepted.receive()
             nursery.cancel_scope.cancel()
-    assert said[0] == "machine connected"
+    assert said[0] == "connected"
     assert "4002: replaced" in said[1]
     assert "lost" in said[3]
 
@@ -231,6 +243,7 @@ async def test_tries_again_when_it_is_refused_or_nobody_is_there() -> None:
             nursery.cancel_scope.cancel()
     assert all("HTTP 401" in text and KEY not in text for text in said)
     assert (simulator.connections, simulator.key_losses) == (0, 0)
+    assert simulator.refusals == 3
 
 
 async def test_says_goodbye_when_it_is_switched_off() -> None:
@@ -243,3 +256,106 @@ async def test_says_goodbye_when_it_is_switched_off() -> None:
                 nursery.cancel_scope.cancel()
             assert await receive_close_code(server.connection) == 1000
             assert simulator.key_losses == 0
+
+
+async def test_registers_what_it_is_to_be_claimed_with() -> None:
+    received: list[bytes] = []
+    registered = trio.Event()
+
+    async def register_only(stream: trio.SocketStream) -> None:
+        async with stream:
+            data = b""
+            while not data.endswith(b"}"):
+                data += await stream.receive_some()
+            received.append(data)
+            status = b"200 OK" if len(received) > 1 else b"503 Later"
+            await stream.send_all(b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\n{}" % status)
+
+    def announce(text: str) -> None:
+        said.append(text)
+        if text.startswith("registered"):
+            registered.set()
+
+    said: list[str] = []
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(register_only) as url, trio.open_nursery() as nursery:
+            manners = replace(MANNERS, register_s=0.01)
+            simulator = make_simulator(url, key=None, registers=True, manners=manners, announce=announce)
+            nursery.start_soon(simulator.run)
+            await registered.wait()
+            nursery.cancel_scope.cancel()
+    assert len(received) == 2
+    assert simulator.key.encode() in received[0]
+    assert simulator.token.encode() in received[1]
+    assert said[0].startswith("not registered: the relay refused the connection: HTTP 503")
+    assert said[1].endswith(f"/pair?id=BRW-0000ABCD&token={simulator.token}")
+    assert simulator.key not in "".join(said)
+
+
+async def test_tells_more_if_it_is_rich() -> None:
+    async with running(rich=True, first_info_s=0.01) as (_, server):
+        wanted = {"device_info", "esp_status", "pico_status", "bbw_settings", "preinfusion_settings"}
+        while wanted:
+            _, content = await receive(server.connection)
+            wanted.discard(content["type"])
+            if content["type"] == "status":
+                assert content["shot"] == {"active": False}
+
+
+async def test_comes_back_with_a_new_key_that_it_is_given() -> None:
+    said: list[str] = []
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
+            simulator = make_simulator(url, announce=said.append)
+            nursery.start_soon(simulator.run)
+            first = await accepted.receive()
+            await first.connection.send_message('{"type":"key_rotate","key":"%s"}' % ("n" * 43))
+            assert await receive_close_code(first.connection) == 1000
+            assert simulator.key == KEY
+            second = await accepted.receive()
+            assert second.path.endswith("&key=" + "n" * 43)
+            await second.connection.send_message('{"type":"connected"}')
+            await receive(second.connection)
+            await until(lambda: simulator.key != KEY)
+            nursery.cancel_scope.cancel()
+    assert simulator.key_losses == 0
+    assert not any(KEY in text or "nnnn" in text for text in said)
+
+
+async def test_waits_as_long_as_a_relay_that_leaves_asks_for() -> None:
+    said: list[str] = []
+    async with running(manners=replace(RICH, tick_s=0.01), announce=said.append) as (_, server):
+        await server.connection.send_message('{"type":"restarting","reconnectInMs":700}')
+        await server.connection.aclose(1012)
+        await until(lambda: len(said) >= 2)
+    assert said[1].endswith("again in 0.7 s")
+
+
+async def test_restarts_when_it_is_told_to() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
+            simulator = make_simulator(url, manners=replace(MANNERS, reboot_s=0.01))
+            nursery.start_soon(simulator.run)
+            first = await accepted.receive()
+            await receive(first.connection)
+            await first.connection.send_message('{"type":"command","cmd":"restart"}')
+            assert await receive_close_code(first.connection) == 1000
+            second = await accepted.receive()
+            _, status = await receive(second.connection)
+            assert (status["type"], status["seq"]) == ("status", 1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_leaves_for_good_until_it_is_switched_off_and_on() -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
+            simulator = make_simulator(url)
+            nursery.start_soon(simulator.run)
+            first = await accepted.receive()
+            await first.connection.send_message('{"type":"command","cmd":"wifi_forget"}')
+            await until(lambda: simulator.state == "dead")
+            await trio.sleep(0.1)
+            assert simulator.connections == 1
+            simulator.power_cycle()
+            await accepted.receive()
+            nursery.cancel_scope.cancel()

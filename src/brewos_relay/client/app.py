@@ -1,55 +1,294 @@
-"""An app's end of the connection, and what goes over it in readable form."""
+"""An app's end: it watches a machine, and tells it what to do."""
 
-import math
+import itertools
+import logging
 import ssl
-import struct
-from contextlib import AbstractAsyncContextManager
-from typing import Any
-from urllib.parse import urlencode
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any, Final
 
-import msgspec
+import trio
 
-from brewos_relay.client.connection import WebSocket, open_websocket
-from brewos_relay.messages import Message
+from brewos_relay.client.codec import decode
+from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
+from brewos_relay.client.device_ids import check_device_id
+from brewos_relay.client.device_state import DeviceState
+from brewos_relay.client.dialing import dial_app
+from brewos_relay.client.endpoint import RelayUnreachable, parse_url
+from brewos_relay.client.inbox import Inbox
+from brewos_relay.client.link import Link, LinkState, LinkStatus, LinkStopped, Verdict
+from brewos_relay.client.linked import Linked, running
+from brewos_relay.client.outcomes import Outcome, Outcomes
+from brewos_relay.client.relay_clock import RelayClock
+from brewos_relay.client.tokens import GivenToken, SignInEnded, Token, token_source
+from brewos_relay.errors import CloseCode, RelayError
+from brewos_relay.messages import encode
+
+#: How many messages wait for a program that is busy.
+MESSAGES_AT_MOST: Final = 256
+#: The largest message that a relay takes from an app.
+COMMAND_BYTES: Final = 4096
+#: How long a relay may take, after the end of a command's time, to say what became of it.
+LATE_S: Final = 1.0
+#: How long what is known may be on its way, once the status is here, to be waited for.
+REST_S: Final = 1.0
+_RENEW_AGAIN_S: Final = 10.0
+_REJECTIONS_AT_MOST: Final = 2
+_FORBIDDEN: Final = 403
+_OURS: Final = frozenset({"type", "cmd", "requestId", "notAfter"})
+_NOT_FOR_PROGRAMS: Final = frozenset({"pong", "auth_refreshed", "token_expiring"})
+
+_log = logging.getLogger(__name__)
 
 
-def open_app(
-    url: str,
-    *,
-    token: str,
-    device_id: str,
-    ssl_context: ssl.SSLContext | None = None,
-    timeout_s: float = 10.0,
-) -> AbstractAsyncContextManager[WebSocket]:
-    """Attach an app to the device `device_id`.
+class NothingKnown(RelayError):
+    """Nothing is known of the machine: it has said nothing yet, or has been gone for a while."""
 
-    Raises what `open_websocket` raises. A token that is no good is told afterwards, by a close with 4002.
+    code = "nothing_known"
+    retry = True
+
+
+class App(Linked):
+    """An app that is attached to a device. Made by `open_app`.
+
+    Iterate over it to get what the machine and the relay say, as dicts. What comes while the program is busy
+    waits, 256 messages of it by default; the oldest gives way then, and is counted in `missed_messages`
+    (`state` misses none). Iterating raises LinkStopped once the link has stopped.
     """
-    return open_websocket(
+
+    def __init__(
+        self,
+        url: str,
+        token: Token,
+        device_id: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        # Limits
+        messages_at_most: int = MESSAGES_AT_MOST,
+        # State
+        enabled: bool = True,
+    ) -> None:
+        parse_url(url)
+        self.device_id = check_device_id(device_id)
+        self._url = url
+        self._source = token_source(token)
+        self._ssl_context = ssl_context
+        self._token = ""
+        self._rejections = 0
+        self._needs_fresh = False
+        self._expiring = trio.Event()
+        self._clock = RelayClock()
+        self._inbox = Inbox[dict[str, Any]](messages_at_most, drops="oldest")
+        self._request_ids = map(str, itertools.count(1))
+        self._outcomes = Outcomes()
+        self._state = DeviceState()
+        self._greeted = False
+        self._complete = False
+        self._news = trio.Event()
+        self._link = Link(
+            dial=self._dial,
+            parts=(self._read, self._renew),
+            judge=self._judge,
+            tell=self._told,
+            enabled=enabled,
+        )
+
+    @property
+    def missed_messages(self) -> int:
+        """How many messages gave way to newer ones since the program was busy."""
+        return self._inbox.dropped
+
+    def __aiter__(self) -> "App":
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await self._inbox.get()
+
+    async def state(self, *, timeout_s: float = 10.0) -> DeviceState:
+        """Give what is known of the machine now, waiting for it if need be.
+
+        Raises NothingKnown if nothing is known within `timeout_s`, and LinkStopped.
+        """
+        with trio.move_on_after(timeout_s):
+            await self._until(lambda: self._greeted and bool(self._state.status))
+            with trio.move_on_after(REST_S):
+                await self._until(lambda: self._complete)
+        if self._greeted and self._state.messages:
+            return self._state
+        if not self._greeted:
+            why = self.status.reason or "there is no connection"
+        else:
+            why = "it has said nothing" if self._state.online else "the machine is offline"
+        raise NothingKnown(f"nothing is known of {self.device_id} after {timeout_s:g} s: {why}")
+
+    async def command(self, cmd: str, /, *, timeout_s: float = 5.0, **fields: Any) -> Outcome:
+        """Tell the machine to do something, and wait for what becomes of that.
+
+        After `timeout_s` it is not delivered any more, whatever happens. Raises ValueError for fields that
+        are not yours to give or a command that is too large, and LinkStopped.
+        """
+        deadline_s = trio.current_time() + timeout_s
+        if taken := sorted(_OURS & fields.keys()):
+            raise ValueError(f"{taken[0]!r} cannot be a field of a command: it is given by what sends it")
+        with trio.move_on_at(deadline_s):
+            await self._until(lambda: self._greeted)
+        if not self._greeted:
+            return Outcome("not_sent", self.status.reason or "there was no connection in time")
+        request_id = next(self._request_ids)
+        left_ms = int((deadline_s - trio.current_time()) * 1000)
+        content = {"type": "command", "cmd": cmd, **fields}
+        message = encode({**content, "requestId": request_id, "notAfter": self._clock.now_ms() + left_ms})
+        if len(message.payload) > COMMAND_BYTES:
+            raise ValueError(
+                f"the command has {len(message.payload)} bytes; a relay takes {COMMAND_BYTES} at most"
+            )
+        with self._outcomes.awaiting(request_id) as awaited:
+            with trio.move_on_at(deadline_s + LATE_S):
+                if not await self._link.send(message, wait=False):
+                    return Outcome("unknown", "the connection broke")
+                return await awaited.wait()
+            return awaited.outcome
+
+    # A connection
+
+    async def _dial(self) -> AbstractAsyncContextManager[WebSocket]:
+        rejected = self._token if self._needs_fresh else None
+        self._token = await (self._source.fresh() if self._needs_fresh else self._source.token())
+        if self._token == rejected:
+            raise SignInEnded("the relay does not accept the token, and there is no other")
+        self._needs_fresh = False
+        self._greeted = self._complete = False
+        self._expiring = trio.Event()
+        return dial_app(self._url, token=self._token, device_id=self.device_id, ssl_context=self._ssl_context)
+
+    async def _read(self, websocket: WebSocket) -> None:
+        try:
+            while True:
+                content = decode(await websocket.receive())
+                kind = content.get("type") if content is not None else None
+                if content is not None and isinstance(kind, str):
+                    await self._take(kind, content, websocket)
+        finally:
+            self._greeted = False
+            self._outcomes.lose("the connection broke before the relay said what became of it")
+
+    async def _take(self, kind: str, content: dict[str, Any], websocket: WebSocket) -> None:
+        self._state = self._state.after(content)
+        if kind == "connected":
+            self._rejections = 0
+            self._clock.set(content.get("timestamp"))
+            self._greeted = True
+            # What is known comes right behind the greeting; the answer to this, behind that.
+            await self._send_own(websocket, {"type": "ping", "timestamp": self._clock.now_ms()})
+        elif kind == "pong":
+            self._complete = True
+        elif kind == "restarting":
+            self._link.heed_restarting(content)
+        elif kind == "token_expiring":
+            self._expiring.set()
+        elif kind == "auth_refreshed" and content.get("success") is not True:
+            _log.warning("the relay does not take the new token: %s", content.get("error"))
+        elif kind == "status_delta" and "status" not in self._state.messages:
+            await self._send_own(websocket, {"type": "request_full_status"})
+        self._tell_news()
+        if kind == "command_status" and self._outcomes.hear(content):
+            return
+        if kind not in _NOT_FOR_PROGRAMS:
+            self._inbox.put(content)
+
+    async def _send_own(self, websocket: WebSocket, content: dict[str, Any]) -> None:
+        with suppress(ConnectionEnded):  # what came before its end is still to be read
+            await websocket.send(encode(content))
+
+    async def _renew(self, websocket: WebSocket) -> None:
+        """Put a fresh token in the place of one that is about to end."""
+        while True:
+            await self._expiring.wait()
+            self._expiring = trio.Event()
+            try:
+                token = await self._source.fresh()
+            except SignInEnded as error:
+                _log.warning("%s; the connection ends when its token does", error)
+                continue
+            except (RelayUnreachable, RelayRefused):
+                await trio.sleep(_RENEW_AGAIN_S)
+                self._expiring.set()
+                continue
+            if token != self._token:
+                self._token = token
+                await websocket.send(encode({"type": "refresh_auth", "token": token}))
+
+    async def _until(self, come: Callable[[], bool]) -> None:
+        """Wait until something is so; raises LinkStopped."""
+        await trio.lowlevel.checkpoint()
+        while not come():
+            if self.status.state is LinkState.STOPPED:
+                raise LinkStopped(self.status)
+            await self._news.wait()
+
+    # Ends
+
+    def _judge(self, error: RelayError) -> Verdict:
+        if isinstance(error, SignInEnded):
+            return Verdict.STOP
+        if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
+            # Another token may do; but not if the one that was not taken was fresh.
+            if isinstance(self._source, GivenToken):
+                return Verdict.STOP
+            self._rejections += 1
+            self._needs_fresh = True
+            return Verdict.STOP if self._rejections >= _REJECTIONS_AT_MOST else Verdict.AT_ONCE
+        if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.ACCESS_ENDED:
+            return Verdict.SLOWLY
+        if isinstance(error, RelayRefused) and error.status == _FORBIDDEN:
+            return Verdict.SLOWLY
+        if isinstance(error, ConnectionEnded | RelayRefused | RelayUnreachable):
+            return Verdict.BACK_OFF
+        raise error
+
+    def _told(self, status: LinkStatus) -> None:
+        self._inbox.end(LinkStopped(status) if status.state is LinkState.STOPPED else None)
+        if status.state is LinkState.STOPPED:
+            self._rejections = 0
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        """Wake whoever waits for something to have come."""
+        news, self._news = self._news, trio.Event()
+        news.set()
+
+
+@asynccontextmanager
+async def open_app(
+    url: str,
+    token: Token,
+    device_id: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    # Limits
+    messages_at_most: int = MESSAGES_AT_MOST,
+    # State
+    enabled: bool = True,
+) -> AsyncIterator[App]:
+    """Be attached to the device `device_id` for as long as the block lasts, whatever the network does.
+
+    The block begins at once, connected or not. `token` is an access token; or a function that gives one,
+    which is called for every connection and whenever a token is about to end; or `SessionTokens`. Once no
+    token is accepted any more, the link stops. When the device is not to be reached with a good token (403,
+    4003), it tries again every 5 min: people give access and take it away, and may do so again.
+
+    Raises SettingsError for a URL or an id that is none; out of the block, what the function raises.
+
+    **Owns:** the connection, and the tasks that live on it.
+    **Ends when:** the block is left; the connection is closed with a close frame.
+    """
+    app = App(
         url,
-        "/ws/client?" + urlencode({"token": token, "device": device_id}),
+        token,
+        device_id,
         ssl_context=ssl_context,
-        timeout_s=timeout_s,
+        messages_at_most=messages_at_most,
+        enabled=enabled,
     )
-
-
-def decode(message: Message) -> dict[str, Any] | None:
-    """Decode a message, JSON or MessagePack; None if it is no object (or map) with text keys."""
-    codec = msgspec.json if message.is_text else msgspec.msgpack
-    try:
-        content = codec.decode(message.payload, type=dict[str, Any])
-        return {key: _shortened(value) for key, value in content.items()}
-    except (msgspec.MsgspecError, RecursionError):
-        return None
-
-
-def _shortened(value: Any) -> Any:
-    """Give back numbers as the machine meant them: 93.2, not the 93.19999694824219 of its float32."""
-    if isinstance(value, float) and abs(value) < 1e7 and math.isfinite(value):
-        (single,) = struct.unpack("f", struct.pack("f", value))
-        return float(f"{value:.7g}") if single == value else value
-    if isinstance(value, dict):
-        return {key: _shortened(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shortened(item) for item in value]
-    return value
+    async with running(app._link):
+        yield app

@@ -1,6 +1,7 @@
 """What `brewos-relay tail` and `brewos-relay send` do."""
 
 import os
+import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -10,16 +11,25 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from brewos_relay.client.app import decode, open_app
-from brewos_relay.client.connection import ConnectionEnded, RelayUnreachable, WebSocket
+from brewos_relay.client.backoff import Backoff
+from brewos_relay.client.codec import decode
+from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
+from brewos_relay.client.dialing import dial_app
+from brewos_relay.client.endpoint import RelayUnreachable, printable
 from brewos_relay.client.lines import describe
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
 from brewos_relay.messages import Message, encode
 
 GREETING_S: Final = 10.0  # the longest that the relay may take to greet
-ANSWER_S: Final = 0.7  # how long an error may take to come back for a command
+FATE_S: Final = 15.0  # longer than any command waits for its machine
+ANSWER_S: Final = 0.7  # how long a machine may take to say something of a command
 FINE, INTERRUPTED = 0, 130  # exit codes
+_FATES: Final = {
+    "device_offline": "the machine is offline; the command was not delivered",
+    "expired": "the machine did not come back in time; the command was not delivered",
+    "forbidden": "you may not do this with the machine: ask one of its owners",
+}
 REQUEST_STATE: Final = encode({"type": "request_state"})
 
 
@@ -32,62 +42,110 @@ class CommandRefused(RelayError):
 def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
     """Print what a device says until Ctrl-C; the exit code is 0 then.
 
-    Raises SettingsError for a URL that is none, and another RelayError once the connection has ended, or if
-    there is none.
+    Raises SettingsError for a URL that is none, and another RelayError if there was no connection to begin
+    with, or if it ended for good.
     """
     write = _write_json if as_json else _write_line
-    return _run(lambda: tail(url=url, token=token, device_id=device_id, write=write), interrupted=FINE)
+    return _run(
+        lambda: tail(url=url, token=token, device_id=device_id, write=write, note=_note), interrupted=FINE
+    )
 
 
 def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequence[str]) -> int:
     """Send one command, with `fields` as `key=value` texts; the exit code is 0, or 130 after Ctrl-C.
 
     Raises SettingsError for a URL or a field that is none, and another RelayError if the command was not
-    sent, or an error came back for it.
+    delivered to the device.
     """
 
     async def main() -> None:
-        await send(url=url, token=token, device_id=device_id, command=build_command(command, fields))
-        write_out("sent")
+        told = build_command(command, fields, request_id=secrets.token_hex(8))
+        await send(url=url, token=token, device_id=device_id, command=told, say=write_out, note=_note)
 
     return _run(main, interrupted=INTERRUPTED)
 
 
-async def tail(*, url: str, token: str, device_id: str, write: Callable[[Message], None]) -> None:
-    """Attach to a device, ask for its state as apps do, and hand on every message.
+async def tail(
+    *,
+    url: str,
+    token: str,
+    device_id: str,
+    write: Callable[[Message], None],
+    note: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Attach to a device, ask for its state as apps do, and hand on every message; come back after a loss.
 
-    Raises ConnectionEnded, or what `open_app` raises.
+    `note` is told of losses. Raises what `dial_app` raises for the first connection, and what ended one for
+    good: ConnectionEnded, or RelayRefused.
     """
-    async with open_app(url, token=token, device_id=device_id) as websocket:
-        asked = False
-        while True:
-            message = await websocket.receive()
-            write(message)
-            # Not before the greeting: to write to a connection that is being closed may cost the reason why.
-            if not asked and message.peek_type() == "connected":
-                asked = True
-                with suppress(ConnectionEnded):  # what came before its end is still to be read
-                    await websocket.send(REQUEST_STATE)
+    backoff = Backoff()
+    attached = False
+    while True:
+        try:
+            async with dial_app(url, token=token, device_id=device_id) as websocket:
+                asked = False
+                while True:
+                    message = await websocket.receive()
+                    write(message)
+                    attached = True
+                    if (hint_s := _reconnect_in_s(message)) is not None:
+                        backoff.hint(hint_s)
+                    # Not before the greeting: to write to a connection that is being closed may cost the
+                    # reason why.
+                    if not asked and message.peek_type() == "connected":
+                        asked = True
+                        backoff.reset()
+                        with suppress(ConnectionEnded):  # what came before its end is still to be read
+                            await websocket.send(REQUEST_STATE)
+        except (ConnectionEnded, RelayRefused, RelayUnreachable) as problem:
+            if not attached or not _worth_another_try(problem):
+                raise
+            if isinstance(problem, RelayRefused) and problem.retry_after_s is not None:
+                backoff.hint(problem.retry_after_s)
+            pause_s = backoff.next_s()
+            note(f"{problem}; again in {pause_s:.1f} s")
+            await trio.sleep(pause_s)
 
 
-async def send(*, url: str, token: str, device_id: str, command: Message) -> None:
-    """Attach to a device, send it a command and wait a moment for an error.
+async def send(
+    *,
+    url: str,
+    token: str,
+    device_id: str,
+    command: Message,
+    say: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Attach to a device, send it a command that has a `requestId`, and wait until it is known what became
+    of it.
 
-    Raises CommandRefused, ConnectionEnded, or what `open_app` raises.
+    `say` is told that it was delivered, and what the machine logs right after that; `note`, that it waits.
+    Raises CommandRefused, ConnectionEnded, or what `dial_app` raises.
     """
-    async with open_app(url, token=token, device_id=device_id) as websocket:
+    request_id = msgspec.json.decode(command.payload)["requestId"]
+    async with dial_app(url, token=token, device_id=device_id) as websocket:
         with trio.move_on_after(GREETING_S) as greeting:
             await _wait_for(websocket, "connected")
         if greeting.cancelled_caught:
             raise CommandRefused(f"the relay said nothing in {GREETING_S:g} s; the command was not sent")
         await websocket.send(command)
-        with trio.move_on_after(ANSWER_S):
-            error = await _wait_for(websocket, "error")
-            raise CommandRefused(str(error.get("message") or error.get("error")))
+        with trio.move_on_after(FATE_S) as waiting:
+            await _wait_for_delivery(websocket, request_id, note)
+        if waiting.cancelled_caught:
+            raise CommandRefused(
+                f"the relay did not say in {FATE_S:g} s what became of the command;"
+                " it may have been delivered"
+            )
+        say("delivered")
+        with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
+            log = await _wait_for(websocket, "log")
+            say(f"the machine says: {printable(str(log.get('message')))}")
 
 
-def build_command(command: str, fields: Sequence[str]) -> Message:
+def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Message:
     """Build a `command` message; a value that is JSON is taken as such (93.5, true), any other as text.
+
+    `request_id` is its `requestId`, unless `fields` have one.
 
     Raises SettingsError for a field that is not `key=value`, and for more than the relay takes.
     """
@@ -102,7 +160,7 @@ def build_command(command: str, fields: Sequence[str]) -> Message:
             content[key] = msgspec.json.decode(text)
         except (msgspec.MsgspecError, RecursionError):
             content[key] = text
-    message = encode(content)
+    message = encode({**content, "requestId": content.get("requestId", request_id)})
     if len(message.payload) > (most := Limits().client_message_bytes):
         raise SettingsError(f"the command has {len(message.payload)} bytes; a relay takes {most} at most")
     return message
@@ -136,6 +194,43 @@ def drop_output() -> None:
     os.close(nowhere)
 
 
+async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callable[[str], None]) -> None:
+    """Read until a command was delivered; raises CommandRefused if it was not."""
+    error = ""
+    while True:
+        content = decode(await websocket.receive()) or {}
+        if content.get("type") == "error":
+            error = printable(str(content.get("message") or content.get("error")))
+        if content.get("type") != "command_status" or content.get("requestId") != request_id:
+            continue
+        status = content.get("status")
+        if status == "delivered":
+            return
+        if status == "queued":
+            note("the machine is offline; the command waits for it")
+        else:
+            raise CommandRefused(
+                error or _FATES.get(str(status)) or f"the command was not delivered: {status}"
+            )
+
+
+def _worth_another_try(problem: RelayError) -> bool:
+    """Whether the same attempt can come to something else later."""
+    if isinstance(problem, RelayRefused):
+        return problem.status == 429 or problem.status >= 500
+    if isinstance(problem, ConnectionEnded) and problem.close_code in set(CloseCode):
+        return CloseCode(problem.close_code).come_back
+    return True
+
+
+def _reconnect_in_s(message: Message) -> float | None:
+    """Read when to come back, from a relay that says that it leaves."""
+    if message.peek_type() != "restarting":
+        return None
+    pause_ms = (decode(message) or {}).get("reconnectInMs")
+    return pause_ms / 1000 if isinstance(pause_ms, int | float) else None
+
+
 async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:
     while True:
         content = decode(await websocket.receive())
@@ -144,7 +239,14 @@ async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:
 
 
 def _write_line(message: Message) -> None:
+    if message.peek_type() == "keepalive":
+        return  # no change of anything
     write_out(format_line(message, datetime.now().astimezone()))
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _write_json(message: Message) -> None:

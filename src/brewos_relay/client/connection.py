@@ -7,46 +7,40 @@ RelayError
     └── ConnectionEnded   the WebSocket was open and is not any more
 """
 
-import math
-import os
 import re
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
 import trio_websocket
 
-from brewos_relay.errors import PeerGone, RelayError, SettingsError
+from brewos_relay.client.backoff import parse_retry_after
+from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url, printable
+from brewos_relay.errors import PeerGone, RelayError
 from brewos_relay.messages import Message
 
-URL_FORMS: Final = "http://HOST[:PORT], https://HOST[:PORT], ws://HOST[:PORT] or wss://HOST[:PORT]"
 CLOSE_S: Final = 0.5  # what the relay is given to answer our close frame
 _ANSWER_BYTES: Final = 4096  # how much of a refusal is kept to be shown
-_SCHEMES: Final = {"http": False, "ws": False, "https": True, "wss": True}
-_ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*\n(?:.*?\r?\n\r?\n(.*))?", re.DOTALL)
-
-
-class RelayUnreachable(RelayError):
-    """No WebSocket could be had, and not because the relay said no."""
-
-    code = "relay_unreachable"
-    retry = True
+_ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*(\n(?:.*?\n)??)\r?\n(.*)", re.DOTALL)
+_CUT_ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*\n")
+_RETRY_AFTER: Final = re.compile(rb"\nRetry-After:([^\n]*)\n", re.IGNORECASE)
 
 
 class RelayRefused(RelayError):
-    """The relay refused the upgrade; `status` is the HTTP status, `detail` what its answer says."""
+    """The relay refused the upgrade; `status` is the HTTP status, `detail` what its answer says.
+
+    `retry_after_s` is how long it asks to be left alone; None if it does not.
+    """
 
     code = "relay_refused"
 
-    def __init__(self, status: int, detail: str = "") -> None:
+    def __init__(self, status: int, detail: str = "", *, retry_after_s: float | None = None) -> None:
         self.status = status
         self.detail = detail
+        self.retry_after_s = retry_after_s
         super().__init__(f"the relay refused the connection: HTTP {status}{detail and ': ' + detail}")
 
 
@@ -60,40 +54,6 @@ class ConnectionEnded(PeerGone):
         self.reason = reason
         how = "was lost" if close_code is None else f"was closed with code {close_code}"
         super().__init__(f"the connection {how}{reason and ': ' + reason}")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a relay listens."""
-
-    host: str
-    port: int
-    tls: bool
-
-    @property
-    def host_header(self) -> str:
-        """The `Host:` header: always with the port, as machines send it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_url(url: str) -> Endpoint:
-    """Read a relay's URL: scheme, host and perhaps a port.
-
-    Raises SettingsError, without repeating what may hold a secret.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise SettingsError(f"the URL of the relay cannot be read ({error}); give {URL_FORMS}") from None
-    if parts.scheme not in _SCHEMES or not host:
-        raise SettingsError(
-            f"the URL of the relay has scheme {parts.scheme!r} and host {host or ''!r}; give {URL_FORMS}"
-        )
-    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise SettingsError(f"the URL of the relay is more than an address; give just {URL_FORMS}")
-    tls = _SCHEMES[parts.scheme]
-    return Endpoint(host, port or (443 if tls else 80), tls)
 
 
 class WebSocket:
@@ -130,10 +90,23 @@ class WebSocket:
         except trio.TooSlowError:
             raise ConnectionEnded(None, f"no pong within {timeout_s:g} s") from None
 
-    async def close(self) -> None:
-        """Say goodbye with a close frame, and wait a moment for the answer."""
+    async def close(self, reader: "_Reader", stream: trio.abc.Stream) -> None:
+        """Say goodbye with a close frame, and read on for a moment, to the end of the stream.
+
+        What is unread when a socket is closed makes the kernel reset the connection, and the frame may be
+        lost with it. From now on it is read here, as `reader` may have been cancelled by whatever ends us.
+        """
         with trio.move_on_after(CLOSE_S, shield=True):
-            await self._connection.aclose()
+            reader.life.cancel()
+            await reader.ended.wait()
+            if self._connection.closed is not None:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._connection.aclose)  # it waits for an answer that it will not see
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while await stream.receive_some():
+                        pass
+                nursery.cancel_scope.cancel()
 
     def _ended(self) -> ConnectionEnded:
         closed = self._connection.closed
@@ -166,7 +139,7 @@ async def open_websocket(
     shown = url.strip()  # just an address, so no secrets
     deadline = trio.current_time() + timeout_s
     with trio.move_on_at(deadline) as attempt:
-        stream = await _open_stream(endpoint, shown, ssl_context)
+        stream = await open_stream(endpoint, shown, ssl_context)
     if attempt.cancelled_caught:
         raise RelayUnreachable(f"{shown} does not answer: no connection after {timeout_s:g} s")
     tap = _Tap(stream)
@@ -189,12 +162,11 @@ async def open_websocket(
                     websocket = WebSocket(connection)
                 tap.keep = False
                 if websocket is None:
-                    raise _refusal(bytes(tap.answer), shown, timeout_s=timeout_s, ended=reader.ended)
+                    raise _refusal(bytes(tap.answer), shown, timeout_s=timeout_s, ended=reader.ended.is_set())
                 yield websocket
             finally:
-                reader.life.deadline = trio.current_time() + CLOSE_S
                 if websocket is not None:
-                    await websocket.close()
+                    await websocket.close(reader, stream)
                 reader.life.cancel()
     except BaseExceptionGroup as group:
         # The reader raises nothing, so this is what the block raised, wrapped by our nursery.
@@ -207,49 +179,14 @@ async def open_websocket(
         raise raised
 
 
-def printable(text: str, *, at_most: int = 300) -> str:
-    """Make foreign text fit for a terminal: one line, no control characters, not endless."""
-    return "".join(c if c.isprintable() else " " for c in text[:at_most]).strip()
-
-
-async def _open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
-    """Connect, with TLS where the URL asks for it; raises RelayUnreachable."""
-    try:
-        tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    except OSError as error:
-        raise RelayUnreachable(f"cannot connect to {shown} ({_reasons(error)})") from None
-    if not endpoint.tls:
-        return tcp
-    context = ssl_context or ssl.create_default_context()
-    tls = trio.SSLStream(tcp, context, server_hostname=endpoint.host, https_compatible=True)
-    try:
-        await tls.do_handshake()
-    except BaseException as error:
-        await trio.aclose_forcefully(tls)
-        if isinstance(error, trio.BrokenResourceError):
-            why = error.__cause__ or "the connection was lost"
-            raise RelayUnreachable(f"no TLS with {shown}: {why}") from None
-        raise
-    return tls
-
-
-def _reasons(error: OSError) -> str:
-    """Say why there is no connection, once for all addresses that were tried, and without them."""
-    tried = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else (error,)
-    reasons = {
-        os.strerror(each.errno)
-        if isinstance(each, OSError) and each.errno and not isinstance(each, socket.gaierror)
-        else getattr(each, "strerror", None) or str(each): None
-        for each in tried
-    }
-    return ", ".join(reasons)
-
-
 def _refusal(answer: bytes, shown: str, *, timeout_s: float, ended: bool) -> RelayError:
     """Say why there is no WebSocket, from what the other side answered."""
-    match = _ANSWER.match(answer)
-    if match is not None and match[1] != b"101":
-        return RelayRefused(int(match[1]), _detail(match[2] or b""))
+    if (match := _ANSWER.match(answer)) is not None and match[1] != b"101":
+        asked = _RETRY_AFTER.search(match[2])
+        retry_after_s = parse_retry_after(asked[1].decode("latin-1")) if asked is not None else None
+        return RelayRefused(int(match[1]), _detail(match[3]), retry_after_s=retry_after_s)
+    if (match := _CUT_ANSWER.match(answer)) is not None and match[1] != b"101":
+        return RelayRefused(int(match[1]))
     if not ended:
         return RelayUnreachable(f"{shown} did not answer the upgrade in {timeout_s:g} s")
     if not answer:
@@ -277,15 +214,14 @@ class _Reader:
     A refused or garbled handshake would otherwise reach the caller as a group, and a connection that is
     closed before it was answered would be waited for without end: `attempt` is cancelled instead.
 
-    `life` keeps the task reading when all around it is cancelled, so that the goodbye can be answered; its
-    deadline is set as soon as the block is left.
+    `life` ends the task, and `ended` is set once it has ended.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self.attempt: trio.CancelScope | None = None
-        self.life = trio.CancelScope(shield=True, deadline=math.inf)
-        self.ended = False
+        self.life = trio.CancelScope()
+        self.ended = trio.Event()
 
     def start_soon(self, read: Callable[[], Awaitable[None]]) -> None:
         self._nursery.start_soon(self._run, read)
@@ -297,7 +233,7 @@ class _Reader:
         except Exception:  # noqa: S110 - whatever it is, the connection has ended, and that is what is told
             pass
         finally:
-            self.ended = True
+            self.ended.set()
             if self.attempt is not None:
                 self.attempt.cancel()
 

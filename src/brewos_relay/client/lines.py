@@ -4,7 +4,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from brewos_relay.client.connection import printable
+from brewos_relay.client.endpoint import printable
 
 _REST_CHARS: Final = 120  # how much is shown of a message of a kind that is not known here
 

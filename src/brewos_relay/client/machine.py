@@ -1,103 +1,97 @@
 """A dual-boiler espresso machine as a model: no I/O and no clock, time passes by `step`.
 
-Each boiler is a heat capacity with a heater, a loss to the room and a controller that is proportional only,
-so that it holds its temperature with a small droop. Figures are those of a domestic machine: 0.25 to 0.4 °C/s
-when heating, about 1 °C/min when cooling down.
+Figures are those of a domestic machine: 0.25 to 0.4 °C/s when heating, about 1 °C/min when cooling down, a
+shot of half a minute at 9 bar.
 """
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from brewos_relay.client.model.boilers import HEATED_STEP_S, Boiler
+from brewos_relay.client.model.commands import Outcome, obey
+from brewos_relay.client.model.configuration import Configuration
+from brewos_relay.client.model.power import share_power
+from brewos_relay.client.model.schedules import Schedule
+from brewos_relay.client.model.shot import PUMP_W, Recipe, Shot
+from brewos_relay.client.model.status import device_info, stats, status
+from brewos_relay.client.model.water import Water
 
 AMBIENT_C: Final = 22.0
 READY_BAND_C: Final = 1.0  # this near to its setpoint, the brew boiler is ready
 LOST_BAND_C: Final = 3.0  # this far below it, the machine is heating again
-SHOT_S: Final = 28.0
-SHOT_WEIGHT_G: Final = 36.0
-BREWS_BEFORE_CLEANING: Final = 100
-_STEP_S: Final = 0.25  # the longest step that is calculated in one piece
-_BAND_C: Final = 3.0  # from no heating at the setpoint to full heating this far below
+
+_COLD_STEP_S: Final = 15.0  # the longest step of a machine whose heaters are off
+_WARM_C: Final = 0.5
+_GROUP_PART: Final = 0.94
 _GROUP_LAG_S: Final = 90.0
 _ELECTRONICS_W: Final = 5.0
-_PUMP_W: Final = 55.0
+_STEAMING_W: Final = 950.0
+_DRAUGHT_W: Final = 6.0  # how much the loss to the room changes in a step
+_DRAUGHT_S: Final = 20.0
+_MOST_NEWS: Final = 40
 
-_MODES: Final = {
-    **dict.fromkeys(("on", "ready", "brew", "steam"), "on"),
-    **dict.fromkeys(("off", "standby", "idle"), "standby"),
-    "eco": "eco",
-}
-
-
-@dataclass(slots=True, kw_only=True)
-class Boiler:
-    """A vessel of water with a heater."""
-
-    heater_w: float
-    capacity_j_per_k: float
-    loss_w_per_k: float
-    limit_c: float
-    setpoint_c: float
-    temp_c: float = AMBIENT_C
-    duty: float = 0.0
-
-    def step(self, dt_s: float, *, target_c: float | None, error_c: float = 0.0, draw_w: float = 0.0) -> None:
-        """Heat towards `target_c` (None: off) while `draw_w` is taken out; the sensor errs by `error_c`."""
-        wanted = 0.0
-        if target_c is not None:
-            wanted = (min(target_c, self.limit_c) - (self.temp_c + error_c)) / _BAND_C
-        self.duty = min(1.0, max(0.0, wanted))
-        loss_w = self.loss_w_per_k * (self.temp_c - AMBIENT_C) + draw_w
-        self.temp_c += (self.duty * self.heater_w - loss_w) * dt_s / self.capacity_j_per_k
-
-    @property
-    def power_w(self) -> float:
-        """What the heater takes."""
-        return self.duty * self.heater_w
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the machine says of a command; `settings_changed` if its `device_info` is another now."""
-
-    level: Literal["info", "warn"]
-    text: str
-    settings_changed: bool = False
+State = Literal["idle", "heating", "ready", "brewing", "eco"]
 
 
 class Machine:
     """A machine that can be switched on and off, set, stepped through time and asked for its state.
 
-    `now_ms` gives the time of day for the time stamps that a machine reports (Unix, ms). With the same `seed`
-    and the same calls, everything but those is the same.
+    `now_ms` gives the time of day for the time stamps that a machine reports (Unix, ms). Its own clock, by
+    which schedules and eco go, starts there and passes with its steps. With the same `chance` and the same
+    calls, everything but those time stamps is the same. `rich` lets it obey and tell what apps know and
+    today's machines do not have: `brew_start`, the shot's own figures, events.
     """
 
-    def __init__(self, *, device_id: str, now_ms: Callable[[], int], seed: int = 1) -> None:
-        self.device_id = device_id
-        self.brew = Boiler(
-            heater_w=1500.0, capacity_j_per_k=4300.0, loss_w_per_k=1.0, limit_c=105.0, setpoint_c=93.0
-        )
-        self.steam = Boiler(
-            heater_w=1000.0, capacity_j_per_k=3400.0, loss_w_per_k=0.6, limit_c=160.0, setpoint_c=140.0
-        )
-        self.state: Literal["idle", "heating", "ready", "brewing", "eco"] = "idle"
-        self.strategy = 2
-        self.eco_brew_c = 80.0
-        self.ready_s = 0.0  # for how long it has been ready without a shot
-        self.uptime_s = 0.0
-        self.brew_count = 0
-        self._now_ms = now_ms
+    def __init__(
+        self,
+        *,
+        device_id: str,
+        now_ms: Callable[[], int],
+        chance: random.Random | None = None,
+        rich: bool = False,
+    ) -> None:
         # Noise of sensors, not secrets.
-        self._random = random.Random(seed)  # noqa: S311
-        self._group_c = AMBIENT_C
-        self._shot_s: float | None = None
-        self._pressure_bar = 0.0
-        self._weight_g = 0.0
-        self._flow_g_per_s = 0.0
-        self._voltage_v = 230.0
-        self._energy_kwh = 0.0
-        self._on_since_ms: int | None = None
-        self._last_shot_ms: int | None = None
+        self.chance = random.Random(1) if chance is None else chance  # noqa: S311
+        self.device_id = device_id
+        self.rich = rich
+        self.now_ms = now_ms
+        self.configuration = Configuration()
+        self.brew = Boiler(
+            heater_w=1500.0, capacity_j_per_k=4300.0, loss_w_per_k=1.0, limit_c=105.0,
+            setpoint_c=93.0, ambient_c=AMBIENT_C,
+        )  # fmt: skip
+        self.steam = Boiler(
+            heater_w=1000.0, capacity_j_per_k=3400.0, loss_w_per_k=0.6, limit_c=160.0,
+            setpoint_c=140.0, ambient_c=AMBIENT_C,
+        )  # fmt: skip
+        self.water = Water(self.chance)
+        self.state: State = "idle"
+        self.strategy = 2
+        self.rssi_dbm = -58.0
+        # Its clocks
+        self.uptime_s = 0.0
+        self.ready_s = 0.0  # for how long it has been ready without a shot
+        self.unused_s = 0.0  # for how long it has been on without a shot
+        self.on_since_ms: int | None = None
+        self.last_shot_ms: int | None = None
+        self.shot_began_ms: int | None = None
+        # What it has done
+        self.brew_count = 0
+        self.shots_today = 0
+        self.lifetime_shots = 0
+        self.brewed_s = 0.0
+        self.energy_kwh = 0.0
+        self.energy_today_kwh = 0.0
+        #: What it has to say beside its state: `log` and, if it is rich, `event` messages, oldest first.
+        self.news: list[dict[str, Any]] = []
+        # What is measured
+        self.voltage_v = 230.0
+        self.group_c = AMBIENT_C
+        self._steaming_s = 0.0
+        self._draught_w = 0.0
+        self._clock_s = now_ms() / 1000
+        self._minute = self._local_minute()
 
     @property
     def mode(self) -> str:
@@ -105,244 +99,245 @@ class Machine:
         return {"idle": "standby", "eco": "eco"}.get(self.state, "on")
 
     @property
+    def shot(self) -> Shot | None:
+        """The shot that is being made."""
+        return self.water.shot
+
+    @property
     def power_w(self) -> float:
         """What the whole machine takes."""
-        pump_w = _PUMP_W if self.state == "brewing" else 0.0
+        pump_w = PUMP_W if self.shot is not None else 0.0
         return self.brew.power_w + self.steam.power_w + pump_w + _ELECTRONICS_W
+
+    @property
+    def clock_ms(self) -> int:
+        """The machine's own time of day, Unix ms."""
+        return int(self._clock_s * 1000)
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing in it is heated or moves, so that it can be looked at less often."""
+        return self.state == "idle" and self.water.at_rest
+
+    @property
+    def cold(self) -> bool:
+        """Whether it is off and has cooled down, so that nothing changes any more."""
+        return self.off and self.brew.temp_c - AMBIENT_C < _WARM_C and self.steam.temp_c - AMBIENT_C < _WARM_C
 
     # What is done to it
 
     def obey(self, command: Mapping[str, Any]) -> Outcome:
         """Carry out a command (`cmd` and its fields) as far as the machine takes it."""
-        cmd = command.get("cmd")
-        if cmd == "set_mode":
-            return self._set_mode(command.get("mode"), command.get("strategy"))
-        if cmd == "set_temp":
-            return self._set_temp(command.get("boiler", "brew"), command.get("temp"))
-        return Outcome("warn", f"Unknown command: {_shown(cmd)}")
+        return obey(self, command)
+
+    def switch_on(self, strategy: int | None = None) -> None:
+        """Heat up, or go on from eco."""
+        if strategy is not None:
+            self.strategy = strategy
+            self.configuration.preferences["lastHeatingStrategy"] = strategy
+        if self.state == "idle":
+            self.on_since_ms = self.now_ms()
+            self.unused_s = 0.0
+        self.ready_s = 0.0
+        self.state = "heating"
+        self._settle()
+
+    def switch_off(self) -> None:
+        """Go to standby, whatever it is doing; a shot ends with it."""
+        if self.shot is not None:
+            self.stop_shot()
+        self.state = "idle"
+        self.on_since_ms = None
+        self._steaming_s = 0.0
+
+    def enter_eco(self) -> None:
+        """Hold the lower temperature of eco mode."""
+        self.state = "eco"
+        self.ready_s = 0.0
 
     def pull_shot(self) -> bool:
         """Start a shot; False if the machine is not ready for one."""
-        if self.state != "ready":
+        if self.state != "ready" or self.water.level == "empty":
             return False
+        configuration = self.configuration
+        by_weight = configuration.bbw_enabled and self.water.scale_connected
+        on_ms, pause_ms = configuration.preinfusion_on_ms, configuration.preinfusion_pause_ms
+        self.water.begin(
+            Recipe(
+                preinfusion_s=on_ms / 1000 if configuration.preinfusion else 0.0,
+                pause_s=pause_ms / 1000 if configuration.preinfusion else 0.0,
+                stop_at_g=configuration.target_weight_g - configuration.stop_offset_g if by_weight else 36.0,
+            ),
+            tares=configuration.auto_tare,
+        )
         self.state = "brewing"
-        self._shot_s = 0.0
-        self._weight_g = 0.0
+        self.shot_began_ms = self.now_ms()
+        self.say("info", "Brewing started", source="pico")
+        self.tell({"type": "event", "event": "shot_start", "timestamp": self.shot_began_ms})
         return True
 
-    def step(self, dt_s: float) -> None:
-        """Let `dt_s` seconds pass."""
-        while dt_s > 0:
-            self._step(min(dt_s, _STEP_S))
-            dt_s -= _STEP_S
-
-    def _set_mode(self, mode: Any, strategy: Any) -> Outcome:
-        wanted = _MODES.get(mode) if isinstance(mode, str) else None
-        if wanted is None:
-            return Outcome("warn", f"set_mode: unknown mode {_shown(mode)}, known are {', '.join(_MODES)}")
-        if wanted == "standby":
-            self.state = "idle"
-            self._shot_s = None
-            self._on_since_ms = None
-            return Outcome("info", "Mode set to standby")
-        if self.state not in ("idle", "ready", "eco"):
-            return Outcome("warn", f"set_mode: not while {self.state}")
-        if wanted == "eco":
-            self.state = "eco"
-            return Outcome("info", f"Mode set to eco, holding {self.eco_brew_c:.0f} C")
-        if type(strategy) is int and 0 <= strategy <= 3:
-            self.strategy = strategy
-        if self.state == "idle":
-            self._on_since_ms = self._now_ms()
-        self.state = "heating"
-        self._settle()
-        return Outcome("info", f"Mode set to on, strategy {self.strategy}")
-
-    def _set_temp(self, boiler: Any, temp: Any) -> Outcome:
-        if boiler not in ("brew", "steam"):
-            return Outcome("warn", f"set_temp: unknown boiler {_shown(boiler)}, known are brew, steam")
-        if isinstance(temp, bool) or not isinstance(temp, int | float) or not 50 <= temp <= 150:
-            return Outcome("warn", f"set_temp: temp must be a number from 50 to 150, not {_shown(temp)}")
-        (self.brew if boiler == "brew" else self.steam).setpoint_c = float(temp)
-        return Outcome(
-            "info", f"{boiler.capitalize()} temperature set to {temp:.1f} C", settings_changed=True
+    def stop_shot(self) -> bool:
+        """End the shot; False if there is none."""
+        shot = self.water.end()
+        if shot is None:
+            return False
+        self.state = "ready"
+        self.ready_s = self.unused_s = 0.0
+        self.brew_count += 1
+        self.shots_today += 1
+        self.lifetime_shots += 1
+        self.brewed_s += shot.elapsed_s
+        self.last_shot_ms = self.now_ms()
+        self.say("info", f"Brewing ended after {shot.elapsed_s:.1f} s, {shot.weight_g:.1f} g", source="pico")
+        self.tell(
+            {
+                "type": "event",
+                "event": "shot_end",
+                "duration": round(shot.elapsed_s * 1000),
+                "weight": round(shot.weight_g, 1),
+                "timestamp": self.last_shot_ms,
+            }
         )
+        return True
+
+    def steam_milk(self, for_s: float) -> None:
+        """Open the steam valve for a while."""
+        if self.state in ("ready", "brewing"):
+            self._steaming_s = for_s
+
+    def say(self, level: str, text: str, *, source: str = "esp32") -> None:
+        """Put a line into the machine's log."""
+        self.news.append(
+            {
+                "type": "log",
+                "level": level,
+                "message": text[:255],
+                "source": source,
+                "timestamp": int(self.uptime_s * 1000),
+            }
+        )
+        del self.news[:-_MOST_NEWS]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Tell what only a rich machine tells."""
+        if self.rich:
+            self.news.append(message)
+            del self.news[:-_MOST_NEWS]
 
     # What happens in it
 
+    def step(self, dt_s: float) -> None:
+        """Let `dt_s` seconds pass."""
+        while dt_s > 1e-9:
+            step_s = min(dt_s, _COLD_STEP_S if self.off else HEATED_STEP_S)
+            self._step(step_s)
+            dt_s -= step_s
+
     def _step(self, dt_s: float) -> None:
         self.uptime_s += dt_s
+        self._clock_s += dt_s
+        on = self.state != "idle"
         self.ready_s = self.ready_s + dt_s if self.state == "ready" else 0.0
-        draw_w = self._step_shot(dt_s)
-        noise = self._random.gauss
-        self.brew.step(dt_s, target_c=self._brew_target_c(), error_c=noise(0, 0.02), draw_w=draw_w)
-        steam_target_c = self.steam.setpoint_c if self._heats_steam() else None
-        self.steam.step(dt_s, target_c=steam_target_c, error_c=noise(0, 0.02))
-        group_target_c = AMBIENT_C + 0.94 * (self.brew.temp_c - AMBIENT_C)
-        self._group_c += (group_target_c - self._group_c) * dt_s / _GROUP_LAG_S
-        self._voltage_v += (230.0 - self._voltage_v) * dt_s / 60.0 + noise(0, 0.05)
-        self._energy_kwh += self.power_w * dt_s / 3.6e6
+        self.unused_s = self.unused_s + dt_s if on else 0.0
+        noise = self.chance.gauss
+        brew_draw_w = self.water.step(dt_s, warms_by_c=self.brew.temp_c - AMBIENT_C)
+        if self.shot is not None and self.shot.done:
+            self.stop_shot()
+        steam_draw_w = 0.0
+        if self._steaming_s > 0.0:
+            self._steaming_s -= dt_s
+            steam_draw_w = _STEAMING_W if self.steam.temp_c > 101.0 else 0.0
+        brew_w = steam_w = 0.0
+        if on:
+            draught_w = self._draught_w * (1.0 - dt_s / _DRAUGHT_S) + noise(0.0, _DRAUGHT_W)
+            self._draught_w = min(80.0, max(-35.0, draught_w))
+            brew_draw_w += self._draught_w
+            brew_target_c, steam_target_c = self._targets()
+            brew_w = self.brew.want(brew_target_c, dt_s, error_c=noise(0.0, 0.03))
+            steam_w = self.steam.want(steam_target_c, dt_s, error_c=noise(0.0, 0.04))
+            pump_w = PUMP_W if self.shot is not None else 0.0
+            brew_w, steam_w = share_power(
+                brew_w,
+                steam_w,
+                strategy=self.strategy,
+                budget_w=self.configuration.limit_w - pump_w - _ELECTRONICS_W,
+                heating=self.state == "heating",
+                clock_s=self.uptime_s,
+            )
+        self.brew.step(dt_s, power_w=brew_w, draw_w=brew_draw_w)
+        self.steam.step(dt_s, power_w=steam_w, draw_w=steam_draw_w)
+        group_target_c = AMBIENT_C + _GROUP_PART * (self.brew.temp_c - AMBIENT_C)
+        self.group_c += (group_target_c - self.group_c) * min(1.0, dt_s / _GROUP_LAG_S)
+        mains_v = float(self.configuration.mains_voltage)
+        wander_v = (mains_v - self.voltage_v) * min(1.0, dt_s / 60.0) + noise(0.0, 0.05)
+        self.voltage_v = min(mains_v + 3.0, max(mains_v - 3.0, self.voltage_v + wander_v))
+        used_kwh = self.power_w * dt_s / 3.6e6
+        self.energy_kwh += used_kwh
+        self.energy_today_kwh += used_kwh
         self._settle()
+        if (minute := self._local_minute()) != self._minute:
+            self._pass_minutes(minute)
 
-    def _brew_target_c(self) -> float | None:
-        """What the brew boiler is heated to; None while it is off."""
-        if self.state == "idle":
-            return None
-        return self.eco_brew_c if self.state == "eco" else self.brew.setpoint_c
-
-    def _brew_reached(self, band_c: float) -> bool:
-        return self.brew.temp_c >= min(self.brew.setpoint_c, self.brew.limit_c) - band_c
-
-    def _heats_steam(self) -> bool:
-        """Whether the strategy lets the steam boiler heat: 0 never, 1 after brew, 2 beside it, 3 half-way."""
-        if self.state in ("idle", "eco") or self.strategy == 0:
-            return False
-        if self.strategy == 2 or self.state != "heating":
-            return True
-        return self.strategy == 3 and self.brew.temp_c > (AMBIENT_C + self.brew.setpoint_c) / 2
+    def _targets(self) -> tuple[float, float | None]:
+        """What the boilers are heated to, None being off; the machine is on or in eco."""
+        if self.state == "eco":
+            return min(self.configuration.eco_brew_c, self.brew.limit_c - 2.0), None
+        return self.brew.target_c, self.steam.target_c
 
     def _settle(self) -> None:
         """Go to the state that follows from the temperatures."""
-        if self.state == "heating" and self._brew_reached(READY_BAND_C):
+        missing_c = self.brew.target_c - self.brew.sensor_c
+        if self.state == "heating" and missing_c <= READY_BAND_C:
             self.state = "ready"
-        elif self.state == "ready" and not self._brew_reached(LOST_BAND_C):
+            self.say("info", "Machine is ready", source="pico")
+        elif self.state == "ready" and missing_c > LOST_BAND_C:
             self.state = "heating"
 
-    def _step_shot(self, dt_s: float) -> float:
-        """Go on with the shot, if there is one; the heat that its water takes out of the boiler, in W."""
-        if self._shot_s is None:
-            self._pressure_bar = 0.0
-            self._flow_g_per_s = 0.0
-            return 0.0
-        self._shot_s += dt_s
-        if self._shot_s >= SHOT_S:
-            self.state = "ready"
-            self._shot_s = None
-            self.brew_count += 1
-            self._last_shot_ms = self._now_ms()
-            return 0.0
-        if self._shot_s < 3.0:  # pre-infusion
-            self._pressure_bar, self._flow_g_per_s = 3.0, 0.0
-        elif self._shot_s < 8.0:  # ramp
-            self._pressure_bar, self._flow_g_per_s = 3.0 + 6.0 * (self._shot_s - 3.0) / 5.0, 0.3
-        else:
-            self._pressure_bar, self._flow_g_per_s = 9.0 + self._random.gauss(0, 0.05), 1.75
-        self._weight_g = min(SHOT_WEIGHT_G, self._weight_g + self._flow_g_per_s * dt_s)
-        return 4.18 * max(self._flow_g_per_s, 0.5) * (self.brew.temp_c - AMBIENT_C)
+    # Its clock
+
+    def _local_minute(self) -> int:
+        return int(self._clock_s + self.configuration.utc_offset_s) // 60
+
+    def _pass_minutes(self, minute: int) -> None:
+        """Do what is due at the full minute that has come; after a jump of the clock, only that one."""
+        if minute // 1440 != self._minute // 1440:
+            self.shots_today = 0
+            self.energy_today_kwh = 0.0
+        # A step is never longer than a minute: more has passed only when the clock was set.
+        self._minute = minute
+        for schedule in self.configuration.schedules:
+            if schedule.due_at(minute):
+                self._keep(schedule)
+        self.rssi_dbm = min(-45.0, max(-80.0, self.rssi_dbm + self.chance.gauss(0.0, 0.8)))
+        configuration = self.configuration
+        if configuration.auto_off and self.unused_s >= configuration.auto_off_min * 60 and self.shot is None:
+            self.switch_off()
+            self.say("info", f"Switched off after {configuration.auto_off_min} min without a shot")
+        elif (
+            configuration.eco_enabled
+            and self.state == "ready"
+            and self.ready_s >= configuration.eco_timeout_min * 60
+        ):
+            self.enter_eco()
+            self.say("info", f"Eco mode after {configuration.eco_timeout_min} min without a shot")
+
+    def _keep(self, schedule: Schedule) -> None:
+        self.say("info", f"Schedule {schedule.name or schedule.id}: {schedule.action}")
+        if schedule.action == "off":
+            self.switch_off()
+        elif self.state in ("idle", "eco"):
+            self.switch_on(schedule.strategy)
 
     # What it says
 
     def status(self) -> dict[str, Any]:
         """Report the machine's state in the groups of a `status` message, without `type` and `seq`."""
-        machine = {
-            "state": self.state,
-            "mode": self.mode,
-            "isHeating": self.brew.duty > 0.1 or self.steam.duty > 0.1,
-            "isBrewing": self.state == "brewing",
-            "heatingStrategy": self.strategy,
-            "machineOnTimestamp": self._on_since_ms,
-            "lastShotTimestamp": self._last_shot_ms,
-        }
-        return {
-            "machine": {key: value for key, value in machine.items() if value is not None},
-            "temps": {
-                "brew": _boiler_temps(self.brew),
-                "steam": _boiler_temps(self.steam),
-                "group": round(self._group_c, 1),
-            },
-            "pressure": round(self._pressure_bar, 2),
-            "power": {
-                "current": float(round(self.power_w)),
-                "voltage": float(round(self._voltage_v)),
-                "todayKwh": round(self._energy_kwh, 3),
-                "totalKwh": round(100.0 + self._energy_kwh, 3),
-                "maxCurrent": 15.0,
-            },
-            "cleaning": {
-                "brewCount": self.brew_count,
-                "reminderDue": self.brew_count >= BREWS_BEFORE_CLEANING,
-            },
-            "water": {"tankLevel": "ok"},
-            "scale": {
-                "connected": True,
-                "weight": round(self._weight_g, 1),
-                "flowRate": round(self._flow_g_per_s, 2),
-                "bbw": {
-                    "targetWeight": SHOT_WEIGHT_G,
-                    "doseWeight": 18.0,
-                    "stopOffset": 2.0,
-                    "autoStop": True,
-                    "autoTare": True,
-                },
-            },
-            "connections": {"pico": True, "wifi": True, "mqtt": False, "scale": True, "cloud": True},
-            "pico": {"connected": True, "version": "simulated"},
-            "wifi": {
-                "connected": True,
-                "apMode": False,
-                "ssid": "Kitchen",
-                "ip": "192.168.1.50",
-                "rssi": -58,
-            },
-            "mqtt": {"enabled": False, "connected": False, "broker": "", "topic": "brewos"},
-            "esp32": {"version": "simulated", "freeHeap": 90_000, "uptime": int(self.uptime_s * 1000)},
-        }
+        return status(self)
 
     def stats(self) -> dict[str, Any]:
         """Report the figures that a machine adds to its status every few minutes."""
-        average_ms = SHOT_S * 1000 if self.brew_count else 0.0
-        energy_kwh = round(self._energy_kwh, 3)
-        return {
-            "daily": {"shotCount": self.brew_count, "avgBrewTimeMs": average_ms, "totalKwh": energy_kwh},
-            "lifetime": {"totalShots": self.brew_count, "avgBrewTimeMs": average_ms, "totalKwh": energy_kwh},
-            "sessionShots": self.brew_count,
-            "shotsToday": self.brew_count,
-        }
+        return stats(self)
 
     def device_info(self) -> dict[str, Any]:
         """Report what the machine is and how it is set, as its `device_info` message."""
-        return {
-            "type": "device_info",
-            "deviceId": self.device_id,
-            "deviceName": "Simulated machine",
-            "machineBrand": "BrewOS",
-            "machineModel": "Simulator",
-            "machineType": "dual_boiler",
-            "firmwareVersion": "simulated",
-            "mainsVoltage": 230,
-            "maxCurrent": 15,
-            "brewSetpoint": self.brew.setpoint_c,
-            "steamSetpoint": self.steam.setpoint_c,
-            "ecoBrewTemp": self.eco_brew_c,
-            "ecoTimeoutMinutes": 30,
-            "preinfusionEnabled": True,
-            "preinfusionOnMs": 3000,
-            "preinfusionPauseMs": 5000,
-            "preferences": {
-                "firstDayOfWeek": "monday",
-                "use24HourTime": True,
-                "temperatureUnit": "celsius",
-                "electricityPrice": 0.3,
-                "currency": "EUR",
-                "lastHeatingStrategy": self.strategy,
-                "initialized": True,
-            },
-            "time": {
-                "useNTP": True,
-                "ntpServer": "pool.ntp.org",
-                "utcOffsetMinutes": 0,
-                "dstEnabled": False,
-                "dstOffsetMinutes": 0,
-            },
-            "schedule": {"schedules": [], "autoPowerOffEnabled": False, "autoPowerOffMinutes": 60},
-        }
-
-
-def _boiler_temps(boiler: Boiler) -> dict[str, float]:
-    return {"current": round(boiler.temp_c, 1), "setpoint": boiler.setpoint_c}
-
-
-def _shown(value: Any) -> str:
-    """Show a value that somebody sent, whatever it is, in a few characters."""
-    plain = value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1e9)
-    return repr(value)[:40] if plain else f"a value of type {type(value).__name__}"
+        return device_info(self)

@@ -1,21 +1,17 @@
 """What a machine sends of its state and when: in full, what changed, or just that it is alive. No I/O."""
 
-import struct
 from typing import Any, Final
-
-import msgspec
-
-from brewos_relay.messages import Message
 
 FULL_EVERY_S: Final = 300.0
 KEEPALIVE_S: Final = 30.0
 
-_TEMP_C: Final = 0.5
-_PRESSURE_BAR: Final = 0.1
+_ROUNDING: Final = 1e-9  # 9.1 - 9.0 is a little less than 0.1
+_TEMP_C: Final = 0.5 - _ROUNDING
+_PRESSURE_BAR: Final = 0.1 - _ROUNDING
 _POWER_W: Final = 10.0
-_WEIGHT_G: Final = 0.5
-_FLOW_G_PER_S: Final = 0.1
-_INT32_MAX: Final = 2**31 - 1
+_WEIGHT_G: Final = 0.5 - _ROUNDING
+_FLOW_G_PER_S: Final = 0.1 - _ROUNDING
+_RSSI_DB: Final = 10
 
 
 class Reports:
@@ -23,6 +19,8 @@ class Reports:
 
     `seq` counts what was sent since the machine was switched on, over all of its connections.
     """
+
+    __slots__ = ("_full_at_s", "_sent", "_sent_at_s", "seq")
 
     def __init__(self) -> None:
         self.seq = 0
@@ -33,6 +31,13 @@ class Reports:
     def begin(self) -> None:
         """Begin a new connection: the next report is a full one."""
         self._sent = None
+
+    @property
+    def due_s(self) -> float:
+        """When there is something to say although nothing has changed, on the clock of `next`."""
+        if self._sent is None:
+            return 0.0
+        return min(self._sent_at_s + KEEPALIVE_S, self._full_at_s + FULL_EVERY_S)
 
     def next(
         self, status: dict[str, Any], stats: dict[str, Any], *, now_s: float, uptime_s: float
@@ -47,7 +52,7 @@ class Reports:
         elif changed := changed_groups(before, status):
             content = {"type": "status_delta", **changed}
         elif now_s - self._sent_at_s >= KEEPALIVE_S:
-            content = {"type": "keepalive", "uptime": int(uptime_s * 1000)}
+            content = {"type": "keepalive", "uptime": int(uptime_s * 1000) % 2**31}
         else:
             return None
         if content["type"] == "status":
@@ -63,40 +68,43 @@ class Reports:
 def changed_groups(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Give the groups of a status that have changed enough to be sent, each as it goes into a delta."""
     changed: dict[str, Any] = {}
-    for group in ("machine", "cleaning", "water", "connections"):
-        if before[group] != after[group]:
-            changed[group] = after[group]
-    old, new = before["temps"], after["temps"]
-    if any(
-        abs(old[boiler]["current"] - new[boiler]["current"]) >= _TEMP_C
-        or old[boiler]["setpoint"] != new[boiler]["setpoint"]
-        for boiler in ("brew", "steam")
-    ) or (abs(old["group"] - new["group"]) >= _TEMP_C):
-        changed["temps"] = new
+    if before["machine"] != after["machine"]:
+        changed["machine"] = after["machine"]
+    if _temps_changed(before["temps"], after["temps"]):
+        changed["temps"] = after["temps"]
     if abs(before["pressure"] - after["pressure"]) >= _PRESSURE_BAR:
         changed["pressure"] = after["pressure"]
     if abs(before["power"]["current"] - after["power"]["current"]) >= _POWER_W:
         changed["power"] = {key: after["power"][key] for key in ("current", "voltage")}
-    old, new = before["scale"], after["scale"]
-    if (
-        old["connected"] != new["connected"]
-        or abs(old["weight"] - new["weight"]) >= _WEIGHT_G
-        or abs(old["flowRate"] - new["flowRate"]) >= _FLOW_G_PER_S
-    ):
-        changed["scale"] = {key: new[key] for key in ("connected", "weight", "flowRate")}
+    for group in ("cleaning", "water"):
+        if before[group] != after[group]:
+            changed[group] = after[group]
+    if _scale_changed(before["scale"], after["scale"]):
+        changed["scale"] = {key: after["scale"][key] for key in ("connected", "weight", "flowRate")}
+    if before["connections"] != after["connections"]:
+        changed["connections"] = after["connections"]
+    old, new = before["wifi"], after["wifi"]
+    if abs(old["rssi"] - new["rssi"]) >= _RSSI_DB or old["ip"] != new["ip"]:
+        changed["wifi"] = new
+    if "shot" in after and (after["shot"]["active"] or before["shot"]["active"]):
+        changed["shot"] = after["shot"]
     return changed
 
 
-def encode_binary(content: dict[str, Any]) -> Message:
-    """Encode as machines do: one MessagePack map, its measured values in single precision."""
-    return Message(msgspec.msgpack.encode(_packed(content)), is_text=False)
+def _temps_changed(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return (
+        any(
+            abs(old[boiler]["current"] - new[boiler]["current"]) >= _TEMP_C
+            or old[boiler]["setpoint"] != new[boiler]["setpoint"]
+            for boiler in ("brew", "steam")
+        )
+        or abs(old["group"] - new["group"]) >= _TEMP_C
+    )
 
 
-def _packed(value: Any) -> Any:
-    if isinstance(value, float):
-        return msgspec.Raw(b"\xca" + struct.pack(">f", value))
-    if isinstance(value, dict):
-        return {key: _packed(item) for key, item in value.items()}
-    if isinstance(value, int) and value > _INT32_MAX:
-        return float(value)  # times of day, which machines send in double precision
-    return value
+def _scale_changed(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return bool(
+        old["connected"] != new["connected"]
+        or abs(old["weight"] - new["weight"]) >= _WEIGHT_G
+        or abs(old["flowRate"] - new["flowRate"]) >= _FLOW_G_PER_S
+    )

@@ -1,0 +1,105 @@
+"""Where a relay listens: its URL, and a stream to it."""
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+import trio
+
+from brewos_relay.errors import RelayError, SettingsError
+
+URL_FORMS: Final = "http://HOST[:PORT], https://HOST[:PORT], ws://HOST[:PORT] or wss://HOST[:PORT]"
+_SCHEMES: Final = {"http": False, "ws": False, "https": True, "wss": True}
+
+
+class RelayUnreachable(RelayError):
+    """No WebSocket could be had, and not because the relay said no."""
+
+    code = "relay_unreachable"
+    retry = True
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a relay listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this very computer, so that nobody can listen on the way."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def host_header(self) -> str:
+        """The `Host:` header: always with the port, as machines send it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_url(url: str) -> Endpoint:
+    """Read a relay's URL: scheme, host and perhaps a port.
+
+    Raises SettingsError, without repeating what may hold a secret.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(f"the URL of the relay cannot be read ({error}); give {URL_FORMS}") from None
+    if parts.scheme not in _SCHEMES or not host:
+        raise SettingsError(
+            f"the URL of the relay has scheme {parts.scheme!r} and host {host or ''!r}; give {URL_FORMS}"
+        )
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise SettingsError(f"the URL of the relay is more than an address; give just {URL_FORMS}")
+    tls = _SCHEMES[parts.scheme]
+    return Endpoint(host, port or (443 if tls else 80), tls)
+
+
+async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+    """Connect, with TLS where the URL asks for it; raises RelayUnreachable."""
+    try:
+        tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    except OSError as error:
+        raise RelayUnreachable(f"cannot connect to {shown} ({_reasons(error)})") from None
+    if not endpoint.tls:
+        return tcp
+    context = ssl_context or ssl.create_default_context()
+    tls = trio.SSLStream(tcp, context, server_hostname=endpoint.host, https_compatible=True)
+    try:
+        await tls.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(tls)
+        if isinstance(error, trio.BrokenResourceError):
+            why = error.__cause__ or "the connection was lost"
+            raise RelayUnreachable(f"no TLS with {shown}: {why}") from None
+        raise
+    return tls
+
+
+def printable(text: str, *, at_most: int = 300) -> str:
+    """Make foreign text fit for a terminal: one line, no control characters, not endless."""
+    return "".join(c if c.isprintable() else " " for c in text[:at_most]).strip()
+
+
+def _reasons(error: OSError) -> str:
+    """Say why there is no connection, once for all addresses that were tried, and without them."""
+    tried = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else (error,)
+    reasons = {
+        os.strerror(each.errno)
+        if isinstance(each, OSError) and each.errno and not isinstance(each, socket.gaierror)
+        else getattr(each, "strerror", None) or str(each): None
+        for each in tried
+    }
+    return ", ".join(reasons)

@@ -1,0 +1,1 @@
+"""A machine's own end of the wire, byte for byte: its request, its frames, its MessagePack."""

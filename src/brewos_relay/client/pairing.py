@@ -1,0 +1,83 @@
+"""How a machine gets an owner: it registers its key, and shows a token to whoever stands before it."""
+
+import io
+import secrets
+import ssl
+from typing import Final
+from urllib.parse import urlencode
+
+import segno
+import trio
+
+from brewos_relay.client.device_ids import check_device_id
+from brewos_relay.client.endpoint import parse_url
+from brewos_relay.client.http_call import post_json
+from brewos_relay.client.key_store import KeyStore
+
+#: How long a relay takes a token that was registered.
+TOKEN_S: Final = 600.0
+_TOKEN_BYTES: Final = 24
+
+
+class Pairing:
+    """What a machine needs to be claimed by somebody: its id, its key, a token to show, and a registration.
+
+    Show `pairing_url`, or the QR code of it, to whoever stands before the machine; it is good for 10 minutes
+    from a registration. `await register()` may be called as often as one likes; give it to `open_device`
+    as `register` to have it called before the first connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        device_id: str,
+        key_store: KeyStore,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        parse_url(url)
+        self.device_id = check_device_id(device_id)
+        self.token = generate_claim_token()
+        self._url = url.strip().rstrip("/")
+        self._key_store = key_store
+        self._ssl_context = ssl_context
+        self._timeout_s = timeout_s
+
+    @property
+    def pairing_url(self) -> str:
+        """Where whoever wants to have the machine is sent; it has the token in it."""
+        scheme, _, rest = self._url.partition("://")
+        scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
+        return f"{scheme}://{rest}/pair?" + urlencode({"id": self.device_id, "token": self.token})
+
+    def qr_for_terminal(self) -> str:
+        """Draw the QR code of `pairing_url` in characters, to be read by the camera of a phone."""
+        drawing = io.StringIO()
+        segno.make_qr(self.pairing_url, error="m").terminal(drawing, compact=True)
+        return drawing.getvalue()
+
+    def renew_token(self) -> str:
+        """Make a new token, as after its 10 minutes; `register` tells the relay."""
+        self.token = generate_claim_token()
+        return self.token
+
+    async def register(self) -> None:
+        """Tell the relay the key and the token.
+
+        Raises RelayUnreachable or RelayRefused, SettingsError for a URL without TLS that leads to another
+        computer, and KeyStoreError. The relay does not say what becomes of it.
+        """
+        keys = await trio.to_thread.run_sync(self._key_store.load)
+        await post_json(
+            self._url,
+            "/api/devices/register-claim",
+            {"deviceId": self.device_id, "token": self.token, "deviceKey": keys.newest},
+            ssl_context=self._ssl_context,
+            timeout_s=self._timeout_s,
+        )
+
+
+def generate_claim_token() -> str:
+    """Make a token for a machine to show: 192 random bits in 32 characters that need no escaping."""
+    return secrets.token_urlsafe(_TOKEN_BYTES)

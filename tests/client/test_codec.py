@@ -1,0 +1,50 @@
+"""Tests of client.codec: what is decoded, and what is nothing."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from brewos_relay.client.codec import decode, encode_binary
+from brewos_relay.messages import Message
+
+
+def test_numbers_come_back_as_they_were_meant() -> None:
+    content: dict[str, Any] = {
+        "type": "status",
+        "temps": {"brew": 93.2, "list": [0.1]},
+        "at": 1_700_000_000_001,
+        "count": 3,
+        "ok": True,
+    }
+    assert decode(encode_binary(content)) == content
+
+
+def test_double_precision_stays() -> None:
+    assert decode(Message(b'{"type":"x","a":0.30000000000000004,"b":1e300}')) == {
+        "type": "x",
+        "a": 0.30000000000000004,
+        "b": 1e300,
+    }
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(b"[]"),
+        Message(b"nonsense"),
+        Message(b"[" * 100_000),
+        Message(b"", is_text=False),
+        Message(b"\xc1", is_text=False),
+        Message(msgspec.msgpack.encode([1]), is_text=False),
+        Message(msgspec.msgpack.encode({1: 2}), is_text=False),
+        Message(b"\x91" * 100_000, is_text=False),
+    ],
+)
+def test_what_is_no_object_is_nothing(message: Message) -> None:
+    assert decode(message) is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinity_does_no_harm(value: float) -> None:
+    assert decode(Message(msgspec.msgpack.encode({"a": value}), is_text=False)) == {"a": value}

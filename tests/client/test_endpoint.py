@@ -1,0 +1,66 @@
+"""Tests of client.endpoint: URLs, and what is shown of foreign text."""
+
+import pytest
+
+from brewos_relay.client.endpoint import Endpoint, parse_url, printable
+from brewos_relay.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("http://relay.example", Endpoint("relay.example", 80, tls=False)),
+        ("ws://relay.example:3001/", Endpoint("relay.example", 3001, tls=False)),
+        ("https://relay.example", Endpoint("relay.example", 443, tls=True)),
+        (" wss://relay.example:8443 ", Endpoint("relay.example", 8443, tls=True)),
+        ("http://[::1]:3001", Endpoint("::1", 3001, tls=False)),
+    ],
+)
+def test_reads_the_forms_of_urls(url: str, endpoint: Endpoint) -> None:
+    assert parse_url(url) == endpoint
+
+
+def test_host_header_always_has_the_port() -> None:
+    assert Endpoint("relay.example", 443, tls=True).host_header == "relay.example:443"
+    assert Endpoint("::1", 80, tls=False).host_header == "[::1]:80"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "relay.example:3001",
+        "ftp://relay.example",
+        "http://",
+        "http://relay.example:port",
+        "http://relay.example:99999",
+        "http://[::1",
+        "http://relay.example/some/where",
+        "http://relay.example?token=s3cr3t",
+        "http://user:s3cr3t@relay.example",
+    ],
+)
+def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
+    with pytest.raises(SettingsError, match="URL of the relay") as caught:
+        parse_url(url)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("192.168.1.2", False),
+        ("relay.example", False),
+    ],
+)
+def test_knows_this_computer(host: str, is_here: bool) -> None:
+    assert Endpoint(host, 80, tls=False).is_here is is_here
+
+
+def test_foreign_text_is_fit_for_a_terminal() -> None:
+    assert printable("\x1b]0;title\x07 a\nb ") == "]0;title  a b"
+    assert len(printable("x" * 1000)) == 300

@@ -1,0 +1,124 @@
+"""No socket is left open, whatever the other side does."""
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.client import KeyStore, LinkState, open_app, open_device
+from brewos_relay.client import link as link_module
+from brewos_relay.client.backoff import Backoff
+from brewos_relay.client.linked import Linked
+from support.plain_websockets import Peer, PlainServer, open_plain_server
+from support.waiting import until
+from support.websocket_server import answering, open_server
+
+CONNECTIONS = 200
+DEADLINE_S = 60.0
+ANSWERS = [
+    b"",
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 503 Unavailable\r\nContent-Length: 99\r\n\r\nshort",
+    b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+]
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "Backoff", lambda: Backoff(first_s=0.0, longest_s=0.0))
+    monkeypatch.setattr(link_module, "_AT_ONCE_S", 0.0)
+
+
+@asynccontextmanager
+async def opened(end: str, url: str, folder: Path) -> AsyncIterator[Linked]:
+    if end == "device":
+        async with open_device(url, "BRW-00000001", KeyStore(folder / "key.json")) as device:
+            yield device
+    else:
+        async with open_app(url, "t0ken", "BRW-00000001") as app:
+            yield app
+
+
+async def replaced(peer: Peer) -> None:
+    await peer.close(4002, "replaced")
+
+
+async def closed(peer: Peer) -> None:
+    await peer.close(1012)
+
+
+async def garbled(peer: Peer) -> None:
+    await peer.connection.stream.send_all(b"\xff\xff\xff\xff")
+
+
+ENDS: list[Callable[[Peer], Awaitable[None]]] = [replaced, Peer.cut, closed, garbled]
+
+
+async def refuse_and_end(server: PlainServer, link: Linked) -> None:
+    """Refuse half of all, and end the others in all the ways that there are."""
+    server.refusals = [(status, {}) for status in itertools.islice(itertools.cycle([401, 409, 503]), 100)]
+    for number in range(CONNECTIONS - 100):
+        peer = await server.accept()
+        await ENDS[number % len(ENDS)](peer)
+        if number % len(ENDS) == 0:
+            await link.wait_for_state(LinkState.STOPPED)
+            link.kick()
+    await server.accept()
+
+
+@pytest.mark.parametrize("end", ["device", "app"])
+async def test_200_connections_that_were_refused_cut_and_replaced_leave_nothing_open(
+    tmp_path: Path, end: str
+) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_plain_server() as server:
+            await trio.to_thread.run_sync(open_files)  # threads have files of their own
+            before = open_files()
+            async with opened(end, server.url, tmp_path) as link:
+                await refuse_and_end(server, link)
+                # One connection, and what the server has of those that are just ending.
+                assert open_files() <= before + 6
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert open_files() <= before
+            assert len(server.asked) >= CONNECTIONS
+
+
+async def test_answers_that_make_no_sense_leave_nothing_open(tmp_path: Path) -> None:
+    answers = itertools.cycle(ANSWERS)
+    count = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal count
+        count += 1
+        await answering(next(answers))(stream)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(serve) as url:
+            await trio.to_thread.run_sync(open_files)
+            before = open_files()
+            async with opened("device", url, tmp_path):
+                await until(lambda: count >= CONNECTIONS)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert open_files() <= before
+
+
+async def test_being_cancelled_at_any_moment_leaves_nothing_open(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_plain_server() as server:
+            await trio.to_thread.run_sync(open_files)
+            before = open_files()
+            for number in range(60):
+                with trio.move_on_after(number / 20_000):
+                    async with opened("device", server.url, tmp_path):
+                        await trio.sleep_forever()
+            await trio.testing.wait_all_tasks_blocked(0.3)
+            assert open_files() <= before
