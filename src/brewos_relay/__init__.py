@@ -4,12 +4,17 @@
 #
 #   cli           click commands                         demo      everything at once, with nothing to set up
 #   server        the process: listener, admission, HTTP side
-#   api           HTTP on Quart-Trio         wire        WebSocket: bytes to messages and back
-#   auth          keys, tokens, access       registry    devices and who has them, in SQL
+#   doctor        what could be wrong with a server, or with a machine's connection
+#   api           HTTP on Quart-Trio, and the pages in console
+#   wire          WebSocket: bytes to messages and back
+#   auth          keys, tokens, who is who   registry    devices, people, who has what: in SQL
 #   client        the other two ends: devices and apps
+#   telemetry     logs and figures
 #   core          THE REUSABLE RELAY: sessions, peers, limits
 #   messages      what passes through        errors      the exception tree, close codes
 #   settings      the one reader of the environment; only cli, demo and server use it
+#   settings_parsing   how each setting is read
+#   settings_sources   where settings stand in files
 #
 # The names below are the library. They are fetched when first used, so that a command line that needs no
 # relay does not load one.

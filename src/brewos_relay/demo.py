@@ -4,9 +4,8 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -14,32 +13,50 @@ from typing import Final
 import trio
 
 from brewos_relay.auth.keys import generate_key, hash_key
-from brewos_relay.auth.tokens import TokenSigner, generate_secret
+from brewos_relay.auth.secrets import generate_secret_token, hash_token
+from brewos_relay.auth.tokens import KeyRing, generate_secret
 from brewos_relay.client.cli_app import drop_output, format_line, tail, write_out
+from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine
+from brewos_relay.client.manners import RICH
 from brewos_relay.client.simulator import Simulator
+from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
-from brewos_relay.registry.database import Database, NewDevice
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_invite, add_user
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import open_server
 from brewos_relay.settings import Settings
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 3001
 DEVICE_ID: Final = "BRW-00C0FFEE"
+EMAIL: Final = "demo@example.org"
+INVITE_S: Final = 86_400.0
+RECONNECT_S: Final = 3.0
 SPEED: Final = 6.0  # warm in half a minute rather than in three and a half
 SHOT_EVERY_S: Final = 300.0  # of the machine's time, so every 50 s of ours
 _PORTS_TRIED: Final = 100
 
+#: Whoever watches a demo does not wait long for a machine that comes back.
+MANNERS: Final = replace(RICH, reconnect_s=RECONNECT_S, refused_s=RECONNECT_S)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """What a demo runs with: the server's settings, and the credentials of one machine and one user."""
+    """What a demo runs with: the server's settings, and the credentials of one machine and one user.
+
+    `invite` is the secret of a link that signs its user in once; the user owns the machine.
+    """
 
     settings: Settings
     device_id: str
     device_key: str = field(repr=False)
+    invite: str = field(repr=False)
     token: str = field(repr=False)
 
 
@@ -59,7 +76,7 @@ def run_demo(port: int | None) -> None:
 
 
 def prepare(folder: Path, *, port: int) -> Demo:
-    """Make a registry with one machine in `folder`, and everything that is needed to use it."""
+    """Make a registry in `folder` with one machine and its owner, and everything that is needed to use it."""
     secret = generate_secret()
     settings = Settings(
         host=HOST,
@@ -71,10 +88,23 @@ def prepare(folder: Path, *, port: int) -> Demo:
         limits=Limits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
     )
     key = generate_key()
-    with Database.open(settings.resolved_database_url()) as database:
-        database.add_devices([NewDevice(id=DEVICE_ID, key_hash=hash_key(key), name="Simulated machine")])
-    token = TokenSigner(secret).issue(user_id="demo", email="demo@example.org", devices=[DEVICE_ID])
-    return Demo(settings=settings, device_id=DEVICE_ID, device_key=key, token=token)
+    device = NewDevice(id=DEVICE_ID, key_hash=hash_key(key), name="Simulated machine")
+    invite = generate_secret_token()
+    at_ms = now_ms()
+    with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
+        add_devices(db, [device], now_ms=at_ms)
+        owner = add_user(db, email=EMAIL, name="Demo", now_ms=at_ms)
+        give(db, DEVICE_ID, owner.id, role="owner", until_ms=None, now_ms=at_ms)
+        add_invite(
+            db,
+            email=EMAIL,
+            token_hash=hash_token(invite),
+            is_admin=True,
+            expires_at_ms=at_ms + round(INVITE_S * 1000),
+            now_ms=at_ms,
+        )
+    token = KeyRing([secret]).issue(user_id=owner.id, email=EMAIL, devices=[DEVICE_ID])
+    return Demo(settings=settings, device_id=DEVICE_ID, device_key=key, invite=invite, token=token)
 
 
 async def demonstrate(
@@ -88,16 +118,16 @@ async def demonstrate(
     async with open_server(demo.settings) as server:
         for line in introduction(demo, server.url):
             say(line)
-        machine = Machine(device_id=demo.device_id, now_ms=lambda: time.time_ns() // 1_000_000)
-        machine.obey({"cmd": "set_mode", "mode": "on"})
+        machine = Machine(device_id=demo.device_id, now_ms=now_ms, rich=True)
+        machine.switch_on()
         simulator = Simulator(
             machine,
             url=server.url,
             key=demo.device_key,
-            announce=say,
+            manners=MANNERS,
+            habits=Barista(SHOT_EVERY_S),
             speed=SPEED,
-            reconnect_s=3.0,
-            shot_every_s=SHOT_EVERY_S,
+            announce=lambda text: say(f"machine {text}"),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(simulator.run)
@@ -109,7 +139,9 @@ async def demonstrate(
 def introduction(demo: Demo, url: str) -> list[str]:
     """Say what there is, and how to join in."""
     where = f"--url {url} --token {demo.token}"
+    page = f"{url}/login?next=/machine/{demo.device_id}"
     return [
+        f"open     {page}#demo&invite={demo.invite}   (once: it signs you in)",
         f"URL      {url}",
         f"device   {demo.device_id}   (simulated; its time passes {SPEED:g} times as fast as yours)",
         f"token    {demo.token}",

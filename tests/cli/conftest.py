@@ -1,13 +1,18 @@
 """Running `brewos-relay` in this process, in an empty folder and with an empty environment."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, insert
 
 from brewos_relay.cli import main
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.schema import users
+from brewos_relay.settings import variable_names
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -21,6 +26,11 @@ class Outcome:
     err: str
 
 
+SHORT_NAMES = {
+    variable_names(name)[0]
+    for name in ("port", "public_url", "jwt_secret", "google_client_ids", "data_dir", "web_dist_path")
+}
+
 Run = Callable[..., Outcome]
 
 
@@ -29,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Give a function that runs a command line and tells how it ended."""
     monkeypatch.chdir(tmp_path)
     for name in [*os.environ]:
-        if name.startswith("BREWOS_RELAY_") or name in ("PORT", "JWT_SECRET", "DATA_DIR", "WEB_DIST_PATH"):
+        if name.startswith("BREWOS_RELAY_") or name in SHORT_NAMES:
             monkeypatch.delenv(name)
 
     def run(*args: str) -> Outcome:
@@ -58,3 +68,17 @@ def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
     assert outcome.err.count("\n") == 1
     for part in parts:
         assert part in outcome.err
+
+
+@contextmanager
+def opened() -> Iterator[Connection]:
+    """Give a connection for reading and writing to the registry of the folder."""
+    with Database.open("sqlite:///data/brewos-relay.db") as database, database.writing() as db:
+        yield db
+
+
+def add_account(user_id: str, email: str, *, is_admin: bool = False) -> None:
+    """Put an account into the registry as it stands."""
+    with opened() as db:
+        row = {"id": user_id, "email": email, "is_admin": is_admin, "created_at_ms": 1_700_000_000_123}
+        db.execute(insert(users), row)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import KeyRing
 
 from .conftest import SECRET, Run, assert_refused
 
@@ -14,7 +14,7 @@ def test_a_secret_is_good_for_signing(run: Run) -> None:
     assert first.code == 0
     assert first.err == ""
     assert first.out != second.out
-    TokenSigner(first.out.removesuffix("\n"))
+    KeyRing([first.out.removesuffix("\n")])
 
 
 def test_a_token_and_nothing_else_is_printed(run: Run, secret: str) -> None:
@@ -22,7 +22,7 @@ def test_a_token_and_nothing_else_is_printed(run: Run, secret: str) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     token = outcome.out.removesuffix("\n")
     assert token.split() == [token]
-    claims = TokenSigner(secret).verify(token)
+    claims = KeyRing([secret]).verify(token)
     assert (claims.user_id, claims.email) == ("ada", "a@b.c")
     assert claims.devices == frozenset({"BRW-0000000A", "BRW-0000000B"})
     assert claims.expires_at_s - claims.issued_at_s == 12 * 3600
@@ -30,23 +30,44 @@ def test_a_token_and_nothing_else_is_printed(run: Run, secret: str) -> None:
 
 @pytest.mark.parametrize(("ttl", "ttl_s"), [("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)])
 def test_durations(run: Run, secret: str, ttl: str, ttl_s: int) -> None:
-    claims = TokenSigner(secret).verify(run(*TOKEN, "--ttl", ttl).out.strip())
+    claims = KeyRing([secret]).verify(run(*TOKEN, "--ttl", ttl).out.strip())
     assert claims.expires_at_s - claims.issued_at_s == ttl_s
 
 
 def test_a_token_lives_for_a_week_and_names_no_device_unless_told_otherwise(run: Run, secret: str) -> None:
-    claims = TokenSigner(secret).verify(run(*TOKEN).out.strip())
+    claims = KeyRing([secret]).verify(run(*TOKEN).out.strip())
     assert claims.expires_at_s - claims.issued_at_s == 7 * 24 * 3600
     assert claims.devices == frozenset()
 
 
 def test_a_token_for_all_devices(run: Run, secret: str) -> None:
-    assert TokenSigner(secret).verify(run(*TOKEN, "--all-devices").out.strip()).devices == "*"
+    assert KeyRing([secret]).verify(run(*TOKEN, "--all-devices").out.strip()).devices == "*"
+
+
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
+def test_a_token_for_a_role(run: Run, secret: str, role: str) -> None:
+    token = run(*TOKEN, "--device", "BRW-00000001", "--role", role).out.strip()
+    assert KeyRing([secret]).verify(token).role == role
+
+
+def test_the_first_secret_signs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", f"{SECRET[::-1]},{SECRET}")
+    KeyRing([SECRET[::-1]]).verify(run(*TOKEN).out.strip())
+
+
+def test_a_key_file_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_JWT_KEY_FILES", "nowhere.pem")
+    assert_refused(run(*TOKEN), 1, "nowhere.pem: No such file")
+
+
+def test_more_devices_than_a_token_can_hold(run: Run, secret: str) -> None:
+    devices = [part for number in range(1200) for part in ("--device", f"BRW-{number:08X}")]
+    assert_refused(run(*TOKEN, *devices), 2, "1200 devices are too many for one token")
 
 
 def test_the_secret_may_come_from_a_dotenv(run: Run, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"JWT_SECRET={SECRET}\n")
-    TokenSigner(SECRET).verify(run(*TOKEN).out.strip())
+    KeyRing([SECRET]).verify(run(*TOKEN).out.strip())
 
 
 def test_no_secret(run: Run) -> None:
@@ -62,7 +83,7 @@ def test_a_short_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_longest_of_everything(run: Run, secret: str) -> None:
     args = ("--user", "a" * 256, "--email", "e" * 320, "--ttl", "36500d")
-    claims = TokenSigner(secret).verify(run("token", *args).out.strip())
+    claims = KeyRing([secret]).verify(run("token", *args).out.strip())
     assert (len(claims.user_id), len(claims.email)) == (256, 320)
     assert claims.expires_at_s - claims.issued_at_s == 36500 * 24 * 3600
 

@@ -2,13 +2,14 @@ import errno
 import socket
 import sys
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from brewos_relay.client.connection import RelayUnreachable
+from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.settings import LOG_LEVELS, Settings
 
@@ -63,6 +64,51 @@ def test_serve_runs_with_the_settings(
     assert calls == [((expected,), {})]
     assert run("serve", "--host", "127.0.0.1").code == 0
     assert (calls[1][0][0].host, calls[1][0][0].port) == ("127.0.0.1", 1)
+
+
+def test_serve_with_tls_behind_a_proxy(run: Run, secret: str, stand_in: StandIn) -> None:
+    calls = stand_in(*SERVE)
+    args = ["--public-url", "https://relay.example.com/", "--tls-cert", "c.pem", "--tls-key", "k.pem"]
+    args += ["--redirect-port", "80", "--proxy-protocol", "--trusted-proxy", "10.0.0.0/8"]
+    assert run("serve", *args, "--trusted-proxy", "::1").code == 0
+    assert run("serve", "--tls-self-signed").code == 0
+    first = Settings(
+        jwt_secret=SECRET,
+        public_url="https://relay.example.com",
+        tls_cert=Path("c.pem"),
+        tls_key=Path("k.pem"),
+        redirect_port=80,
+        proxy_protocol=True,
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
+    )
+    assert calls == [((first,), {}), ((Settings(jwt_secret=SECRET, tls_self_signed=True),), {})]
+
+
+def test_options_that_are_left_out_leave_the_environment_alone(
+    run: Run, secret: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stand_in(*SERVE)
+    for name, value in {"TLS_SELF_SIGNED": "yes", "PROXY_PROTOCOL": "1", "TRUSTED_PROXIES": "::1"}.items():
+        monkeypatch.setenv(f"BREWOS_RELAY_{name}", value)
+    assert run("serve").code == 0
+    settings = calls[0][0][0]
+    assert (settings.tls_self_signed, settings.proxy_protocol) == (True, True)
+    assert settings.trusted_proxies == (ip_network("::1"),)
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--trusted-proxy", "home"], ["--trusted-proxy is 'home'", "networks like"]),
+        (["--public-url", "relay"], ["--public-url is 'relay'", "an http or https address"]),
+        (["--tls-cert", "c.pem"], ["BREWOS_RELAY_TLS_CERT needs BREWOS_RELAY_TLS_KEY"]),
+        (["--redirect-port", "80"], ["BREWOS_RELAY_REDIRECT_PORT needs"]),
+    ],
+)
+def test_serve_with_bad_options(
+    run: Run, secret: str, stand_in: StandIn, args: list[str], parts: list[str]
+) -> None:
+    assert_refused(run("serve", *args), 3, *parts)
 
 
 def test_serve_needs_a_secret(run: Run, stand_in: StandIn) -> None:

@@ -10,8 +10,19 @@ from typing import NoReturn
 
 import click
 
-from brewos_relay.cli import access, device, running
+from brewos_relay.cli import (
+    access,
+    database,
+    device_doctor,
+    device_history,
+    device_users,
+    doctor,
+    running,
+    simulate,
+    user,
+)
 from brewos_relay.cli.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, HelpfulGroup, say_error
+from brewos_relay.cli.device import device
 
 __all__ = ["cli", "main"]
 
@@ -44,20 +55,26 @@ def cli() -> None:
     Try it, with nothing to set up:
       brewos-relay demo
     \b
-    Run it for real:
+    Run it at home, for machines and apps:
       echo "JWT_SECRET=$(brewos-relay secret)" > .env
-      brewos-relay device add BRW-12AB34CD --user ada
-      brewos-relay token --user ada --email ada@example.com
-      brewos-relay serve
+      brewos-relay user invite ada@example.com --url https://relay.example.com
+      brewos-relay serve --port 443 --tls-self-signed
 
     Settings come from the command line, the environment and a .env file, in this order.
     """
 
 
 for _command in (
-    running.serve, running.demo, access.secret, access.token, device.device, running.tail, running.send
+    running.serve, running.demo, access.secret, access.token, user.user, device, database.database,
+    running.tail, running.send, doctor.doctor, simulate.simulate,
 ):  # fmt: skip
     cli.add_command(_command)
+
+for _command in (
+    device_users.users, device_users.give, device_users.take, device_history.activity,
+    device_history.rotate_key, device_doctor.device_doctor,
+):  # fmt: skip
+    device.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -25,6 +25,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
 _LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
 
 #: What tokens and the registry take, known here without loading them for `--help`.
+ROLES: Final = ("owner", "member", "viewer")
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 
@@ -79,6 +80,16 @@ def user_id(text: str) -> str:
 def email(text: str) -> str:
     """Take an e-mail address, if it is a text that can be kept and shown."""
     return _check_text(text, longest_chars=_EMAIL_CHARS)
+
+
+def account_email(text: str) -> str:
+    """Take the e-mail address of an account, in any case; commands get it as accounts have it."""
+    from brewos_relay.registry.accounts import normal_email
+
+    try:
+        return normal_email(text)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
 
 
 data_dir_option = click.option(

@@ -1,10 +1,9 @@
 """`brewos-relay device …`: the machines that may connect."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -16,33 +15,34 @@ from brewos_relay.cli.common import (
     data_dir_option,
     device_id,
     failing_with,
-    settings_from,
     user_id,
 )
-from brewos_relay.errors import DeviceExists, DeviceFileError
+from brewos_relay.cli.registry import (
+    NoRegistry,
+    database_url,
+    existing_registry,
+    find_user_id,
+    iso,
+    json_option,
+    now_ms,
+    print_json,
+    print_table,
+)
+from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown
 
 if TYPE_CHECKING:
-    from brewos_relay.registry.database import Database
-    from brewos_relay.registry.records import Device
+    from sqlalchemy import Connection
+
+    from brewos_relay.registry.records import Device, DeviceUser, NewDevice
 
 _LINE_BYTES: Final = 1024
-
-_users_option = click.option(
-    "--user",
-    "users",
-    multiple=True,
-    required=True,
-    metavar="ID",
-    type=user_id,
-    help="Whom; can be repeated.",
-)
 
 
 @click.group(cls=HelpfulGroup)
 def device() -> None:
     """Register machines, and say who has them.
 
-    A running server takes changes on at once.
+    A running server takes changes on within a second.
 
     \b
     Example:
@@ -60,7 +60,7 @@ def device() -> None:
     multiple=True,
     metavar="ID",
     type=user_id,
-    help="Give it to this user; can be repeated.",
+    help="An owner: a user's id, or the e-mail address of an account; can be repeated.",
 )
 @data_dir_option
 def add(
@@ -79,6 +79,7 @@ def add(
     """
     from brewos_relay.auth import keys
     from brewos_relay.registry.database import Database
+    from brewos_relay.registry.devices import add_devices
     from brewos_relay.registry.records import NewDevice
 
     stored_key = keys.generate_key() if key is None else _read_key() if key == "-" else key
@@ -87,9 +88,10 @@ def add(
         new = NewDevice(id=device_id, key_hash=keys.hash_key(stored_key), name=name, more_user_ids=users)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
-    with failing_with(Failed), Database.open(_database_url(data_dir)) as database:
+    with failing_with(Failed), Database.open(database_url(data_dir)) as database:
         try:
-            database.add_devices([new])
+            with database.writing() as db:
+                add_devices(db, [_for_accounts(db, new)], now_ms=now_ms())
         except DeviceExists:
             raise Failed(
                 f"{device_id} is registered already in {database.location};"
@@ -117,6 +119,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     from brewos_relay.auth import keys
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devicefile import read_device_file
+    from brewos_relay.registry.devices import add_devices
 
     with failing_with(Failed):
         numbered = list(
@@ -124,9 +127,11 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
                 file, parse_id=keys.parse_device_id, check_key=keys.check_key, hash_key=keys.hash_key
             )
         )
-        with Database.open(_database_url(data_dir)) as database, _progress(len(numbered)) as on_progress:
+        with Database.open(database_url(data_dir)) as database, _progress(len(numbered)) as on_progress:
             try:
-                database.add_devices([new for _, new in numbered], on_progress=on_progress)
+                with database.writing() as db:
+                    rows = [_for_accounts(db, new) for _, new in numbered]
+                    add_devices(db, rows, now_ms=now_ms(), on_progress=on_progress)
             except DeviceExists as problem:
                 taken = set(problem.device_ids)
                 line, id_ = next((line, new.id) for line, new in numbered if new.id in taken)
@@ -138,10 +143,10 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
 
 
 @device.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@json_option
 @data_dir_option
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """List the machines that are registered.
+    """List the machines that are registered, and who has them.
 
     LAST SEEN is when a machine last came or went: for one that is connected now, when it came.
 
@@ -149,11 +154,14 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     Example:
       brewos-relay device list --json
     """
-    found: list[Device] = []
+    from brewos_relay.registry.access import users_of
+    from brewos_relay.registry.devices import all_devices
+
+    found: list[tuple[Device, list[DeviceUser]]] = []
     with failing_with(Failed):
         try:
-            with _existing(data_dir) as database:
-                found = database.devices()
+            with existing_registry(data_dir) as database, database.reading() as db:
+                found = [(each, users_of(db, each.id, now_ms=now_ms())) for each in all_devices(db)]
             if not found:
                 note = f"in {database.location}; `brewos-relay device add` registers one"
         except NoRegistry as problem:
@@ -161,20 +169,31 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     if not found:
         click.echo(f"No devices are registered, {note}.", err=True)
     if as_json:
-        content = [
-            {
-                "id": each.id,
-                "name": each.name,
-                "createdAt": _iso(each.created_at_ms),
-                "lastSeen": _iso(each.last_seen_ms),
-            }
-            for each in found
-        ]
-        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(
+            [
+                {
+                    "id": each.id,
+                    "name": each.name,
+                    "createdAt": iso(each.created_at_ms),
+                    "lastSeen": iso(each.last_seen_ms),
+                    "users": [user_as_json(user) for user in users],
+                }
+                for each, users in found
+            ]
+        )
     elif found:
-        rows = [("ID", "LAST SEEN", "NAME")]
-        rows += [(each.id, _iso(each.last_seen_ms) or "never", each.name or "") for each in found]
-        click.echo("\n".join(f"{id_:<12}  {seen:<24}  {name}".rstrip() for id_, seen, name in rows))
+        print_table(
+            ("ID", "LAST SEEN", "NAME", "USERS"),
+            [
+                (
+                    each.id,
+                    iso(each.last_seen_ms) or "never",
+                    each.name or "",
+                    ", ".join(f"{user.email or user.user_id} ({user.role})" for user in users),
+                )
+                for each, users in found
+            ],
+        )
 
 
 @device.command()
@@ -183,89 +202,34 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 def remove(device_id: str, data_dir: Path | None) -> None:
     """Forget a machine, its key, and who had it.
 
-    A connection that it has at the moment goes on until it ends.
+    A running server closes its connection, and those of its apps, within a second.
 
     \b
     Example:
       brewos-relay device remove BRW-12AB34CD
     """
-    with failing_with(Failed), _existing(data_dir) as database:
-        removed = database.remove_device(device_id)
-    if not removed:
-        raise Failed(
-            f"{device_id} is not registered in {database.location}; `brewos-relay device list` shows what is"
-        )
+    from brewos_relay.registry.devices import remove_device
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        if not remove_device(db, device_id, now_ms=now_ms()):
+            raise DeviceUnknown(device_id)
     click.echo(f"Removed {device_id}.", err=True)
 
 
-@device.command()
-@click.argument("device_id", metavar="ID", type=device_id)
-@_users_option
-@data_dir_option
-def give(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
-    """Give a machine that is registered to users.
-
-    Their tokens reach it from then on. Either all of them get it or nobody does.
-
-    \b
-    Example:
-      brewos-relay device give BRW-12AB34CD --user ada --user bob
-    """
-    with failing_with(Failed), _existing(data_dir) as database:
-        had_it = database.give_device(device_id, users)
-    for user in dict.fromkeys(users):
-        done = f"{user} has {device_id} already" if user in had_it else f"{user} has {device_id} now"
-        click.echo(f"{done}.", err=True)
+def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
+    """Give somebody who has a machine as it stands in JSON."""
+    return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso(user.until_ms)}
 
 
-@device.command()
-@click.argument("device_id", metavar="ID", type=device_id)
-@_users_option
-@data_dir_option
-def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
-    """Take a machine away from users.
-
-    If one of them does not have it, nobody loses it. A token that names the machine reaches it still, and an
-    app that is attached stays until its connection ends.
-
-    \b
-    Example:
-      brewos-relay device take BRW-12AB34CD --user bob
-    """
-    with failing_with(Failed), _existing(data_dir) as database:
-        database.take_device(device_id, users)
-    for user in dict.fromkeys(users):
-        click.echo(f"{user} does not have {device_id} any more.", err=True)
-
-
-class NoRegistry(Failed):
-    """Ends a command that works on what is registered where nothing ever was."""
-
-
-@contextmanager
-def _existing(data_dir: Path | None) -> Iterator["Database"]:
-    """Open the registry for as long as the body runs; NoRegistry if its file is missing, and none is made."""
-    from brewos_relay.registry.database import Database, database_file
-
-    url = _database_url(data_dir)
-    file = database_file(url)
-    if file is not None and not file.exists():
-        raise NoRegistry(
-            f"there is no registry {file.absolute()}; go to the folder of the relay, or name its data folder"
-            " with --data-dir"
-        )
-    with Database.open(url) as database:
-        yield database
+def _for_accounts(db: "Connection", new: "NewDevice") -> "NewDevice":
+    """Put the ids of accounts in the place of their e-mail addresses."""
+    return replace(new, user_id=None, more_user_ids=tuple(find_user_id(db, user) for user in new.user_ids))
 
 
 def _read_key() -> str:
     """Read a key from the first line of stdin."""
     # What is not UTF-8 is no key, which is for `check_key` to say.
     return sys.stdin.buffer.readline(_LINE_BYTES).decode(errors="replace").strip()
-
-
-def _database_url(data_dir: Path | None) -> str:
-    return settings_from(data_dir=data_dir).resolved_database_url()
 
 
 @contextmanager
@@ -276,9 +240,3 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
         return
     with click.progressbar(length=total, label="Registering", file=sys.stderr) as bar:
         yield bar.update
-
-
-def _iso(at_ms: int | None) -> str | None:
-    if at_ms is None:
-        return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

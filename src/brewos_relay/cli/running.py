@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -20,7 +19,9 @@ from brewos_relay.errors import SettingsError
 
 # The names that `settings` knows, without importing it for `--help`.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_LOG_FORMATS = ("auto", "console", "json")
 _PORT = click.IntRange(0, 65535)
+_FILE = click.Path(dir_okay=False)
 
 _URL = "http://127.0.0.1:3001"
 
@@ -34,24 +35,64 @@ _token_option = click.option(
 @click.command()
 @click.option("--host", help="Address to listen on (BREWOS_RELAY_HOST; default: all interfaces).")
 @click.option("--port", type=_PORT, help="Port to listen on; 0 takes a free one (PORT; default: 3001).")
+@click.option("--public-url", metavar="URL", help="The address that links lead to (PUBLIC_URL).")
+@click.option("--tls-cert", type=_FILE, help="PEM file of a certificate (BREWOS_RELAY_TLS_CERT).")
+@click.option("--tls-key", type=_FILE, help="PEM file of its private key (BREWOS_RELAY_TLS_KEY).")
+@click.option(
+    "--tls-self-signed",
+    is_flag=True,
+    help="Make a certificate for a home network, and keep it (BREWOS_RELAY_TLS_SELF_SIGNED).",
+)
+@click.option(
+    "--redirect-port",
+    type=_PORT,
+    help="Port that leads from http to https (BREWOS_RELAY_REDIRECT_PORT).",
+)
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="CIDR",
+    help="Who may say where a connection comes from; can be repeated (BREWOS_RELAY_TRUSTED_PROXIES).",
+)
+@click.option(
+    "--proxy-protocol",
+    is_flag=True,
+    help="Such a proxy says it with the PROXY protocol (BREWOS_RELAY_PROXY_PROTOCOL).",
+)
 @data_dir_option
 @click.option(
     "--log-level",
     type=click.Choice(_LOG_LEVELS, case_sensitive=False),
     help="How much to log (BREWOS_RELAY_LOG_LEVEL; default: info).",
 )
-def serve(host: str | None, port: int | None, data_dir: Path | None, log_level: str | None) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(_LOG_FORMATS, case_sensitive=False),
+    help="Lines to read, or JSON; auto: lines on a terminal (BREWOS_RELAY_LOG_FORMAT; default: auto).",
+)
+def serve(
+    *, tls_self_signed: bool, proxy_protocol: bool, trusted_proxies: tuple[str, ...], **options: object
+) -> None:
     """Run the relay until SIGTERM or Ctrl-C.
 
-    JWT_SECRET must be set; `brewos-relay secret` makes a value for it.
+    JWT_SECRET must be set; `brewos-relay secret` makes a value for it. SIGHUP reads the certificate anew.
 
     \b
     Example:
-      JWT_SECRET=$(brewos-relay secret) brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
+      echo "JWT_SECRET=$(brewos-relay secret)" > .env
+      brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
+      brewos-relay serve --port 443 --redirect-port 80 --tls-self-signed
     """
     with failing_with(NotStarted, hint="; choose another address with --host and --port"):
-        settings = settings_from(host=host, port=port, data_dir=data_dir, log_level=log_level)
-        settings.require_jwt_secret()
+        settings = settings_from(
+            # What is not given must not go before what the environment says.
+            tls_self_signed=tls_self_signed or None,
+            proxy_protocol=proxy_protocol or None,
+            trusted_proxies=",".join(trusted_proxies) or None,
+            **options,
+        )
+        settings.require_jwt_secrets()
         from brewos_relay.server.run import run_server
 
         run_server(settings)
@@ -86,9 +127,9 @@ def demo(port: int | None) -> None:
 )
 @click.pass_context
 def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None, as_json: bool) -> NoReturn:
-    """Print what a machine says, as it says it.
+    """Print what a machine says, a line for each change, until Ctrl-C.
 
-    It is asked for its state first, as apps do.
+    It is asked for its state first, as apps do. A connection that is lost is made anew, which stderr tells.
 
     \b
     Example:
@@ -117,9 +158,10 @@ def send(
     url: str | None,
     token: str | None,
 ) -> NoReturn:
-    """Send a command to a machine, with fields if it needs some.
+    """Send a command to a machine, and say what became of it.
 
-    A value that is JSON is sent as such, any other as text.
+    It may have fields. A value that is JSON is sent as such, any other as text. The exit code is 0 only if
+    the command was delivered. A harmless command waits up to 10 s for a machine that is offline.
 
     \b
     Example:

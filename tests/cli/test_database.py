@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from brewos_relay.registry.migrations import HEAD
+
+from .conftest import Run, assert_refused, opened
+
+FILE = Path("data", "brewos-relay.db")
+
+
+def make_old() -> None:
+    """Make a registry as it was before there were versions."""
+    FILE.parent.mkdir()
+    engine = create_engine(f"sqlite:///{FILE}")
+    with engine.begin() as db:
+        db.execute(
+            text(
+                "CREATE TABLE devices (id VARCHAR(12) PRIMARY KEY, key_hash BLOB NOT NULL, name VARCHAR(100),"
+                " created_at_ms BIGINT NOT NULL, last_seen_ms BIGINT) WITHOUT ROWID"
+            )
+        )
+        db.execute(
+            text(
+                "CREATE TABLE device_users (user_id VARCHAR(256),"
+                " device_id VARCHAR(12) REFERENCES devices(id) ON DELETE CASCADE,"
+                " PRIMARY KEY (user_id, device_id)) WITHOUT ROWID"
+            )
+        )
+        db.execute(text("CREATE INDEX device_users_by_device ON device_users (device_id)"))
+    engine.dispose()
+
+
+def test_a_registry_that_is_up_to_date(run: Run) -> None:
+    with opened():
+        pass
+    outcome = run("db", "status")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"registry  {FILE.absolute()}\nversion   {HEAD}\n"
+    outcome = run("db", "upgrade")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"The tables are up to date: they have version {HEAD}.\n"
+
+
+def test_an_old_registry_is_shown_as_it_is_and_brought_up_to_date(run: Run) -> None:
+    make_old()
+    for _ in range(2):  # looking does not change it
+        outcome = run("db", "status")
+        assert outcome.code == 1
+        assert outcome.out == f"registry  {FILE.absolute()}\nversion   0001\n"
+        assert "`brewos-relay db upgrade`" in outcome.err
+    outcome = run("db", "upgrade")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"The tables went from version 0001 to version {HEAD}.\n"
+    assert run("db", "status").code == 0
+
+
+def test_a_registry_is_made(run: Run) -> None:
+    assert_refused(run("db", "status"), 1, f"there is no registry {FILE.absolute()}")
+    assert not FILE.exists()
+    assert run("db", "upgrade").err == f"The tables went from none to version {HEAD}.\n"
+    assert run("db", "status").code == 0
+
+
+@pytest.mark.parametrize("command", ["status", "upgrade"])
+def test_a_registry_of_a_newer_program(run: Run, command: str) -> None:
+    with opened() as db:
+        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    assert_refused(run("db", command), 1, "9999", "newer")
+
+
+@pytest.mark.parametrize("command", ["status", "upgrade"])
+def test_what_is_no_registry(run: Run, command: str) -> None:
+    FILE.parent.mkdir()
+    FILE.write_bytes(b"espresso" * 1000)
+    assert_refused(run("db", command), 1, "cannot open the database", "file is not a database")
+
+
+def test_a_copy_is_made_and_put_back(run: Run) -> None:
+    with opened():
+        pass
+    outcome = run("db", "backup", "copy.db")
+    assert (outcome.code, outcome.out) == (0, "")
+    size_bytes = Path("copy.db").stat().st_size
+    what = f"0 devices, tables of version {HEAD}, {size_bytes} bytes"
+    assert outcome.err == f"copy.db has {what}.\n"
+    assert_refused(run("db", "backup", "copy.db"), 1, "copy.db exists already", "--force")
+    assert run("db", "backup", "--force", "copy.db").code == 0
+    with opened() as db:
+        db.execute(
+            text("INSERT INTO devices (id, key_hash, created_at_ms) VALUES ('BRW-0000001A', X'00', 1)")
+        )
+    outcome = run("db", "restore", "copy.db")
+    assert (outcome.code, outcome.out) == (0, "")
+    first, second = outcome.err.splitlines()
+    assert first == f"{FILE.absolute()} is copy.db now, with {what}."
+    assert second.startswith(f"What was there is kept as {FILE.absolute()}.before-20")
+    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db has 0 devices")
+    assert run("db", "restore", second.removeprefix("What was there is kept as ").rstrip(".")).code == 0
+    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db has 1 device,")
+
+
+def test_a_copy_of_nothing(run: Run) -> None:
+    assert_refused(run("db", "backup", "copy.db"), 1, f"there is no registry {FILE.absolute()}")
+    assert not FILE.parent.exists()
+    assert_refused(run("db", "restore", "copy.db"), 2, "copy.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "hints"),
+    [
+        ("postgresql+psycopg://relay:secret@db/relay", {"backup": "pg_dump", "restore": "pg_restore"}),
+        ("mysql://relay:secret@db/relay", {"backup": "tools", "restore": "tools"}),
+    ],
+)
+def test_other_databases_have_tools_of_their_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str, hints: dict[str, str]
+) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_DATABASE_URL", url)
+    Path("copy.db").write_bytes(b"")
+    for command, hint in hints.items():
+        outcome = run("db", command, "copy.db")
+        assert_refused(outcome, 1, hint)
+        assert "secret" not in outcome.err

@@ -1,0 +1,85 @@
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.process import SECRET, run_command, serve_process
+
+from .conftest import Run
+
+OTHER_SECRET = "another-secret-" + "x" * 32
+
+
+def states(out: str) -> dict[str, tuple[str, str]]:
+    return {each["name"].split(" ")[0]: (each["state"], each["text"]) for each in json.loads(out)["findings"]}
+
+
+async def test_a_server_that_is_well(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with serve_process(tmp_path, BREWOS_RELAY_DRAIN_S=0.1) as server:
+            url = f"http://127.0.0.1:{server.address[1]}"
+            ran = await run_command(
+                tmp_path, "doctor", "--json", "--url", url, "--clock", url, PORT=server.address[1]
+            )
+            found = states(ran.stdout.decode())
+            assert ran.returncode == 0, ran
+            assert {state for state, _ in found.values()} == {"ok"}
+            assert "served by a relay" in found["port"][1]
+            assert "device to app" in found["canary"][1]
+            assert "agrees with" in found["clock"][1]
+            # With another secret than the server's: refused, and nothing is left behind either.
+            ran = await run_command(tmp_path, "doctor", "--url", url, PORT=0, JWT_SECRET=OTHER_SECRET)
+            assert ran.returncode == 1
+            assert b"see that JWT_SECRET is that of the server" in ran.stdout
+            assert OTHER_SECRET.encode() not in ran.stdout + ran.stderr
+        with sqlite3.connect(tmp_path / "data" / "brewos-relay.db") as db:
+            assert db.execute("SELECT count(*) FROM devices").fetchone() == (0,)
+
+
+def test_settings_are_shown_with_where_they_stand(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("BREWOS_RELAY_DATABASE_URL", "postgresql://relay:pw-in-url@127.0.0.1:1/relay")
+    (tmp_path / ".env").write_text("PORT=0\n")
+    outcome = run("doctor", "--settings", "--data-dir", "elsewhere")
+    lines = {line.split(" ")[0]: " ".join(line.split()) for line in outcome.out.splitlines() if line}
+    assert lines["JWT_SECRET"] == f"JWT_SECRET set ({len(SECRET)} bytes) the environment"
+    assert lines["PORT"] == "PORT 0 .env"
+    assert lines["DATA_DIR"] == "DATA_DIR elsewhere the command line"
+    assert lines["BREWOS_RELAY_DRAIN_S"].endswith("default")
+    assert SECRET not in outcome.out
+    assert "pw-in-url" not in outcome.out + outcome.err
+    assert outcome.code == 1, "there is no such database"
+
+
+def test_a_setting_that_makes_no_sense(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "70000")
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert "failed   settings  PORT is '70000'" in outcome.out
+
+
+def test_nothing_is_made_where_nothing_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("PORT", "0")
+    outcome = run("doctor")
+    assert outcome.code == 0
+    assert "warning  database" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expired_certificate_is_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datetime
+
+    from support.certificates import write_certificate
+
+    for ends_days, state in ((-0.5, "failed"), (5, "warning"), (80, "ok")):
+        files = write_certificate(tmp_path, ends=datetime.timedelta(days=ends_days))
+        monkeypatch.setenv("JWT_SECRET", SECRET)
+        monkeypatch.setenv("PORT", "0")
+        monkeypatch.setenv("BREWOS_RELAY_TLS_CERT", str(files.cert))
+        monkeypatch.setenv("BREWOS_RELAY_TLS_KEY", str(files.key))
+        assert states(run("doctor", "--json").out)["certificate"][0] == state

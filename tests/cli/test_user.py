@@ -1,0 +1,264 @@
+import json
+import re
+import sys
+from collections.abc import Callable
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+
+import click
+import pytest
+
+from brewos_relay.auth.passwords import password_matches
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.accounts import all_users, password_hash_of, redeem_invite
+from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.sessions import open_session, sessions_of
+
+from .conftest import Run, add_account, assert_refused, opened
+
+ADA = "ada@example.org"
+FILE = Path("data", "brewos-relay.db")
+PASSWORD = "a long enough one"
+
+TypeIn = Callable[[bytes], None]
+
+
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
+    """Give a function that puts something on stdin."""
+
+    def type_in(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(content)))
+
+    return type_in
+
+
+@pytest.fixture
+def ada(run: Run) -> None:
+    """Make an account."""
+    add_account("u1", ADA, is_admin=True)
+
+
+def begin_session(session_id: str) -> None:
+    with opened() as db:
+        open_session(
+            db,
+            session_id=session_id,
+            user_id="u1",
+            refresh_hash=hash_token(session_id),
+            user_agent=None,
+            address=None,
+            now_ms=0,
+            expires_at_ms=10**15,
+        )
+
+
+def changes() -> list[tuple[str, str | None]]:
+    with opened() as db:
+        return [(change.kind, change.user_id or change.session_id) for change in read_changes(db, 0)]
+
+
+# invite
+
+
+def test_a_link_signs_in_once(run: Run) -> None:
+    outcome = run("user", "invite", "Ada@Example.org", "--url", "https://relay.example.com/")
+    assert outcome.code == 0
+    match = re.fullmatch(r"https://relay\.example\.com/login#invite=([\w-]{43})\n", outcome.out)
+    assert match
+    assert re.fullmatch(rf"It signs {ADA} in, once, until 20\S+Z:\n", outcome.err)
+    with opened() as db:
+        user = redeem_invite(db, hash_token(match[1]), now_ms=0)
+        assert user is not None
+        assert (user.email, user.is_admin) == (ADA, True), "the first one is an administrator"
+        assert redeem_invite(db, hash_token(match[1]), now_ms=0) is None
+
+
+def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None:
+    for args, is_admin in (((), False), (("--admin",), True)):
+        email = f"{len(args)}@example.org"
+        token = run("user", "invite", email, "--ttl", "1h", *args).out.rpartition("=")[2].strip()
+        with opened() as db:
+            assert redeem_invite(db, hash_token(token), now_ms=32_503_680_000_000) is None, "expired by then"
+            user = redeem_invite(db, hash_token(token), now_ms=0)
+            assert user is not None
+            assert user.is_admin == is_admin
+
+
+@pytest.mark.parametrize(
+    ("environ", "base"),
+    [
+        ({}, "http://localhost:3001"),
+        ({"PORT": "8080"}, "http://localhost:8080"),
+        ({"BREWOS_RELAY_TLS_SELF_SIGNED": "yes"}, "https://localhost:3001"),
+        ({"PUBLIC_URL": "https://relay.example.com"}, "https://relay.example.com"),
+    ],
+)
+def test_where_the_link_leads_to(
+    run: Run, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], base: str
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    outcome = run("user", "invite", ADA)
+    assert outcome.out.startswith(f"{base}/login#invite=")
+    assert ("--url or PUBLIC_URL" in outcome.err) == base.startswith(("http://", "https://localhost"))
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["ada"], ["no e-mail address", "ada@example.org"]),
+        ([ADA, "--ttl", "7"], ["'7' is not a duration"]),
+        ([ADA, "--url", "relay.example.com"], ["--url", "an http or https address without a path"]),
+        ([ADA, "--url", "https://relay.example.com/app"], ["--url"]),
+    ],
+)
+def test_what_is_no_invite(run: Run, args: list[str], parts: list[str]) -> None:
+    assert_refused(run("user", "invite", *args), 2, *parts, "See `brewos-relay user invite --help`.")
+    assert not FILE.exists()
+
+
+# list
+
+
+def test_listing_for_people(run: Run, ada: None) -> None:
+    add_account("u2", "bob@example.org")
+    outcome = run("user", "list")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line.split() for line in outcome.out.splitlines()] == [
+        ["EMAIL", "ID", "ADMIN", "PASSWORD", "CREATED", "NAME"],
+        [ADA, "u1", "yes", "no", "2023-11-14T22:13:20.123Z"],
+        ["bob@example.org", "u2", "no", "no", "2023-11-14T22:13:20.123Z"],
+    ]
+
+
+def test_listing_for_programs(run: Run, ada: None) -> None:
+    assert json.loads(run("user", "list", "--json").out) == [
+        {
+            "id": "u1",
+            "email": ADA,
+            "name": None,
+            "isAdmin": True,
+            "hasPassword": False,
+            "createdAt": "2023-11-14T22:13:20.123Z",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
+def test_nobody_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
+    with opened():
+        pass
+    outcome = run("user", "list", *args)
+    assert (outcome.code, outcome.out) == (0, out)
+    assert outcome.err == (
+        f"There are no accounts in {FILE.absolute()}; `brewos-relay user invite` makes one.\n"
+    )
+
+
+# remove, admin, sign-out
+
+
+def test_removing(run: Run, ada: None) -> None:
+    run("device", "add", "BRW-0000000A", "--user", ADA)
+    outcome = run("user", "remove", ADA.upper())
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", f"Removed {ADA}.\n")
+    with opened() as db:
+        assert all_users(db) == []
+        assert users_of(db, "BRW-0000000A", now_ms=0) == []
+    assert ("user_removed", "u1") in changes()
+
+
+def test_administrators(run: Run, ada: None) -> None:
+    outcome = run("user", "admin", ADA, "--off")
+    assert (outcome.code, outcome.err) == (0, f"{ADA} is an ordinary user now.\n")
+    with opened() as db:
+        assert not all_users(db)[0].is_admin
+    assert run("user", "admin", ADA).err == f"{ADA} is an administrator now.\n"
+    with opened() as db:
+        assert all_users(db)[0].is_admin
+
+
+def test_signing_out(run: Run, ada: None) -> None:
+    begin_session("s1")
+    assert run("user", "sign-out", ADA).err == f"Ended 1 session of {ADA}.\n"
+    with opened() as db:
+        assert sessions_of(db, "u1", now_ms=0) == []
+    assert ("session_ended", "u1") in changes() or ("session_ended", "s1") in changes()
+    assert run("user", "sign-out", ADA).err == f"Ended 0 sessions of {ADA}.\n"
+
+
+# password
+
+
+def stored() -> str:
+    with opened() as db:
+        found = password_hash_of(db, ADA)
+        assert found is not None
+        return found[1]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\nmore"])
+def test_a_password_from_stdin(run: Run, ada: None, type_in: TypeIn, end: bytes) -> None:
+    type_in(PASSWORD.encode() + end)
+    outcome = run("user", "password", ADA, "--stdin")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"{ADA} can sign in with this password now.\n"
+    assert password_matches(PASSWORD, stored())
+
+
+@pytest.mark.parametrize(
+    ("typed", "part"),
+    [
+        (b"short\n", "10 to 200"),
+        (b"", "10 to 200"),
+        (b"\xff" * 12, "is not UTF-8"),
+        (b"x" * 2000, "10 to 200"),
+    ],
+)
+def test_a_password_that_is_no_good(run: Run, ada: None, type_in: TypeIn, typed: bytes, part: str) -> None:
+    type_in(typed)
+    assert_refused(run("user", "password", ADA, "--stdin"), 2, part)
+
+
+def test_a_password_is_asked_for_twice_and_not_shown(
+    run: Run, ada: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    asked: list[str] = []
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        return PASSWORD
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(click.termui, "hidden_prompt_func", ask)
+    assert run("user", "password", ADA).code == 0
+    assert asked == ["Password: ", "Once more: "]
+    assert password_matches(PASSWORD, stored())
+
+
+def test_nobody_to_ask(run: Run, ada: None, type_in: TypeIn) -> None:
+    type_in(PASSWORD.encode())
+    assert_refused(run("user", "password", ADA), 2, "nobody to ask", "--stdin")
+
+
+# nobody
+
+
+@pytest.mark.parametrize("command", ["remove", "password", "admin", "sign-out"])
+def test_nobody_of_that_name(run: Run, ada: None, command: str) -> None:
+    refused = run("user", command, "eve@example.org")
+    assert_refused(refused, 1, "there is no account eve@example.org; `brewos-relay user list`")
+
+
+@pytest.mark.parametrize(
+    "args", [["list"], ["remove", ADA], ["password", ADA], ["admin", ADA], ["sign-out", ADA]]
+)
+def test_no_registry(run: Run, tmp_path: Path, args: list[str]) -> None:
+    assert_refused(run("user", *args), 1, f"there is no registry {FILE.absolute()}", "--data-dir")
+    assert list(tmp_path.iterdir()) == []
