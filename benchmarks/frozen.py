@@ -20,19 +20,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
+from pinning import Pins, choose_pins, describe, pinned_to
 from run import describe_machine, say
 from servers import BUILD, BenchError, Fleet, Server, build_programs, prepare_relay, run_quietly, running
 from workloads import FIRST_DEVICE, Workload
 
 WORKLOAD = Workload(
     name="frozen-1x99",
+    group="frozen",
     mode="rate",
     devices=1,
     apps=99,
     arguments=("--rate", "50", "--size", "600"),
-    figure="p99_us",
-    limit=1.2,
 )
+LATENCY_LIMIT = 1.2
 MEMORY_LIMIT_KIB = 256
 RECEIVE_BUFFER_BYTES = 4096
 DEVICE_ID = f"BRW-{FIRST_DEVICE:08X}"
@@ -72,14 +73,19 @@ def talk(server: Server, port: int) -> None:
         time.sleep(0.5)
 
 
-def measure(server: Server, *, frozen: bool, secs: float) -> tuple[float, float]:
+def measure(server: Server, *, frozen: bool, secs: float, pins: Pins) -> tuple[float, float]:
     """Run the workload against a fresh server; return p99 in µs and the server's memory in KiB."""
     target = f"/ws/client?token={server.token}&device={DEVICE_ID}"
-    with running(server) as (port, pid), upgrade(target, port) if frozen else nullcontext():
+    with (
+        running(server, cpu=pins.server) as (port, pid),
+        upgrade(target, port) if frozen else nullcontext(),
+    ):
         talk(server, port)
         command = [str(BUILD / "load"), *WORKLOAD.command, "--port", str(port), "--pid", str(pid)]
         secrets_and_length = ["--key", server.key, "--token", server.token, "--secs", str(secs)]
-        report = json.loads(run_quietly([*command, *secrets_and_length]))
+        report = json.loads(
+            run_quietly([*command, *secrets_and_length], preexec_fn=pinned_to(pins.generator))
+        )
     if frozen and " lags" not in (BUILD / "relay.log").read_text():
         raise BenchError("the relay did not have to hold anything for the frozen app")
     return report["p99_us"], report["pss_kib"]
@@ -104,6 +110,7 @@ def main() -> int:
     p99_us: dict[bool, list[float]] = {False: [], True: []}
     pss_kib: dict[bool, list[float]] = {False: [], True: []}
     failures = 0
+    pins = choose_pins()
     with tempfile.TemporaryDirectory(prefix="brewos-relay-frozen-") as folder:
         try:
             build_programs()
@@ -115,7 +122,7 @@ def main() -> int:
             for frozen in (run % 2 == 1, run % 2 == 0):
                 label = f"[{run + 1}/{arguments.runs}] {'with' if frozen else 'without'} a frozen app"
                 try:
-                    p99, pss = measure(server, frozen=frozen, secs=arguments.secs)
+                    p99, pss = measure(server, frozen=frozen, secs=arguments.secs, pins=pins)
                 except (BenchError, OSError) as error:
                     failures += 1
                     say(f"{label}: {error}")
@@ -131,12 +138,12 @@ def main() -> int:
     noise_kib = max(pss_kib[False]) - min(pss_kib[False])
     slower = with_us / without_us
     print(f"p99 of the 99 others: {without_us:.0f} µs without, {with_us:.0f} µs with a frozen app:", end=" ")
-    print(f"{slower:.2f} x, limit {WORKLOAD.limit} x: {'ok' if slower <= WORKLOAD.limit else 'MISSED'}")
+    print(f"{slower:.2f} x, limit {LATENCY_LIMIT} x: {'ok' if slower <= LATENCY_LIMIT else 'MISSED'}")
     small = growth_kib <= MEMORY_LIMIT_KIB + noise_kib
     print(f"memory: {growth_kib:+.0f} KiB with it, limit {MEMORY_LIMIT_KIB} KiB", end=" ")
     print(f"(runs without it differ by {noise_kib:.0f} KiB): {'ok' if small else 'MISSED'}")
-    print(f"\nMedians of {arguments.runs}. {describe_machine()}.")
-    return 0 if slower <= WORKLOAD.limit and small and not failures else 1
+    print(f"\nMedians of {arguments.runs}. {describe_machine()}, {describe(pins)}.")
+    return 0 if slower <= LATENCY_LIMIT and small and not failures else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
  *   fanout    each device keeps --window messages in flight; one is over when as many deliveries
  *             as the device has apps came back (saturation)
  *   rate      each device sends --rate messages a second, evenly spread (latency at a given load)
+ *   fleet     devices say what machines in kitchens say, most of them off, --rate times as often
  *   command   each app keeps --window messages in flight to its device
  *   idle      connect, hold for --secs, read the server's memory
  *   storm     connect as fast as the server accepts, --concurrency attempts at a time
@@ -30,17 +31,12 @@
 #include "common.h"
 #include "connection.h"
 #include "figures.h"
+#include "messages.h"
 
-enum {
-    STAMP_DIGITS = 16,            /* microseconds of the monotonic clock, zero-padded */
-    CONNECT_TIMEOUT_S = 120,
-};
+enum { CONNECT_TIMEOUT_S = 120 };
 
-/* The sending time travels in each message, so a delivery's latency needs no table of messages. */
-#define STAMP_FIELD "\"bt\":\""
-
-enum mode { FANOUT, RATE, COMMAND, IDLE, STORM, MODES };
-static const char *const MODE_NAMES[MODES] = {"fanout", "rate", "command", "idle", "storm"};
+enum mode { FANOUT, RATE, FLEET, COMMAND, IDLE, STORM, MODES };
+static const char *const MODE_NAMES[MODES] = {"fanout", "rate", "fleet", "command", "idle", "storm"};
 
 struct device {
     struct connection *socket;
@@ -64,34 +60,27 @@ static struct {
 static struct device *devices;
 static struct connection *connections;    /* all devices, then all apps */
 static int connection_count;
+static double device_hz = 1;              /* messages of one device at --rate 1 */
 static bool driving;                      /* deliveries are answered with new messages */
 static bool measuring;                    /* deliveries are counted */
-
-static struct {
-    char *text;
-    size_t length;
-    char *stamp;
-} message;
 
 /* ---- Messages -------------------------------------------------------------------------------- */
 
 /* Send one message at once: a write for each message, as separate devices and apps would do. */
 static void send_message(struct connection *connection) {
     if (connection->state != OPEN) return;
-    char stamp[32];
-    snprintf(stamp, sizeof stamp, "%0*.0f", STAMP_DIGITS, now_s() * 1e6);
-    memcpy(message.stamp, stamp, STAMP_DIGITS);
-    append_frame(connection, options.binary ? OP_BINARY : OP_TEXT, message.text, message.length);
+    const struct message *message = next_message();
+    append_frame(connection, !message->stamp ? OP_PING : message->binary ? OP_BINARY : OP_TEXT, message->bytes,
+                 message->length);
     if (!connection->wants_write) flush(connection);
 }
 
 /* Count a delivery, and keep the window full. Whatever carries no stamp is the relay's own talk. */
 static void take_message(struct connection *connection, const char *payload, size_t length) {
-    const size_t field_length = sizeof STAMP_FIELD - 1;
-    const char *field = memmem(payload, length, STAMP_FIELD, field_length);
-    if (!field || field + field_length + STAMP_DIGITS > payload + length) return;
+    double sent_us = sending_time_us(payload, length);
+    if (sent_us < 0) return;
     if (measuring) {
-        double latency_us = now_s() * 1e6 - strtod(field + field_length, NULL);
+        double latency_us = now_s() * 1e6 - sent_us;
         count_delivery(latency_us < 0 ? 0 : (uint64_t)latency_us, length);
     }
     if (!driving) return;
@@ -140,11 +129,11 @@ static void fill_windows(void) {
 static void drive_for(double seconds) {
     static double start_s;
     static uint64_t sent;
-    if (options.mode != RATE) {
+    if (options.mode != RATE && options.mode != FLEET) {
         serve_for(seconds);
         return;
     }
-    double all_hz = options.rate_hz * options.devices, time_s = now_s(), end_s = time_s + seconds;
+    double all_hz = options.rate_hz * device_hz * options.devices, time_s = now_s(), end_s = time_s + seconds;
     if (!start_s) start_s = time_s;
     for (; time_s < end_s; time_s = now_s()) {
         for (; start_s + sent / all_hz <= time_s; sent++) send_message(devices[sent % options.devices].socket);
@@ -154,21 +143,9 @@ static void drive_for(double seconds) {
 
 /* ---- Set-up and report ----------------------------------------------------------------------- */
 
-static void compose_message(void) {
-    const char *kind = options.mode == COMMAND ? "command" : "status";
-    size_t capacity = options.size + 1024, length;
-    message.text = allocate(capacity, 1);
-    length = snprintf(message.text, capacity,
-                      "{\"type\":\"%s\"," STAMP_FIELD "0000000000000000\",\"machine\":{\"state\":\"brewing\"},", kind);
-    if (options.size >= 400)
-        length += snprintf(message.text + length, capacity - length,
-                           "\"temps\":{\"brew\":93.4,\"setpoint\":93.5,\"steam\":131.2},"
-                           "\"pressure\":9.02,\"power\":1340,");
-    length += snprintf(message.text + length, capacity - length, "\"pad\":\"");
-    while (length + 2 < (size_t)options.size) message.text[length++] = 'x';
-    length += snprintf(message.text + length, capacity - length, "\"}");
-    message.length = length;
-    message.stamp = strstr(message.text, STAMP_FIELD) + sizeof STAMP_FIELD - 1;
+static void compose_messages(void) {
+    if (options.mode == FLEET) device_hz = compose_fleet();
+    else compose_message(options.mode == COMMAND ? "command" : "status", options.size, options.binary);
 }
 
 static void lay_out_connections(void) {
@@ -241,9 +218,9 @@ static void read_options(int argc, char **argv) {
         default: exit(2);
         }
     }
-    if (optind != argc - 1) fail("give one mode: fanout, rate, command, idle or storm");
+    if (optind != argc - 1) fail("give one mode: fanout, rate, fleet, command, idle or storm");
     for (options.mode = 0; strcmp(MODE_NAMES[options.mode], argv[optind]);)
-        if (++options.mode == MODES) fail("unknown mode '%s': fanout, rate, command, idle or storm", argv[optind]);
+        if (++options.mode == MODES) fail("unknown mode '%s': fanout, rate, fleet, command, idle or storm", argv[optind]);
     if (!options.apps && (options.mode == FANOUT || options.mode == COMMAND))
         fail("%s needs at least one app for each device (--apps)", argv[optind]);
 }
@@ -279,14 +256,14 @@ static void measure_messages(void) {
     measuring = driving = false;
     double elapsed_s = now_s() - start_s, cpu_s = server_cpu_s() - cpu_before_s;
 
-    printf("{\"mode\":\"%s\",\"devices\":%d,\"apps\":%d,\"window\":%d,\"size\":%zu,\"open\":%d,\"failed\":%d,"
+    printf("{\"mode\":\"%s\",\"devices\":%d,\"apps\":%d,\"window\":%d,\"size\":%d,\"open\":%d,\"failed\":%d,"
            "\"deliveries\":%llu,\"per_s\":%.0f,\"MiB_per_s\":%.1f,\"cpu_us_per_delivery\":%.2f,"
-           "\"server_cpu_pct\":%.0f,\"p50_us\":%llu,\"p99_us\":%llu,\"p999_us\":%llu,\"max_us\":%llu,"
+           "\"cpu_ms_per_s\":%.4f,\"server_cpu_pct\":%.0f,\"p50_us\":%llu,\"p99_us\":%llu,\"p999_us\":%llu,\"max_us\":%llu,"
            "\"pss_kib\":%ld}\n",
-           MODE_NAMES[options.mode], options.devices, options.apps, options.window, message.length, open_count,
+           MODE_NAMES[options.mode], options.devices, options.apps, options.window, options.size, open_count,
            failed_count, (unsigned long long)deliveries.count, deliveries.count / elapsed_s,
            deliveries.bytes / elapsed_s / 1048576, deliveries.count ? cpu_s * 1e6 / deliveries.count : 0,
-           cpu_s / elapsed_s * 100, (unsigned long long)percentile_us(0.5),
+           cpu_s / elapsed_s * 1e3, cpu_s / elapsed_s * 100, (unsigned long long)percentile_us(0.5),
            (unsigned long long)percentile_us(0.99), (unsigned long long)percentile_us(0.999),
            (unsigned long long)deliveries.longest_us, server_pss_kib());
 }
@@ -297,7 +274,7 @@ int main(int argc, char **argv) {
     const struct target target = {.port = options.port, .token = options.token, .key = options.key,
                                   .verbose = options.verbose, .take_message = take_message};
     prepare_connections(&target);
-    compose_message();
+    compose_messages();
     lay_out_connections();
     if (options.mode == IDLE || options.mode == STORM)
         measure_connecting();

@@ -1,6 +1,6 @@
-"""Measure brewos-relay beside the floor and a plain Node relay, and print one table.
+"""Measure brewos-relay beside the floor and other relays; print one table and draw one chart.
 
-    python benchmarks/run.py [--runs 5] [--workload NAME]... [--servers floor,relay,node]
+    python benchmarks/run.py [--quick] [--only NAME,NAME] [--runs 5] [--servers floor,relay]
 
 Only Linux has what this reads (/proc) and uses (epoll). Exit codes: 0 all limits kept, 1 a limit missed or
 a measurement failed, 2 wrong usage, 3 could not start.
@@ -16,10 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from chart import chart
+from pinning import Pins, choose_pins, describe, pinned_to
+from results import Results, count_missed
 from servers import (
     BUILD,
+    HERE,
     BenchError,
     Fleet,
     MissingError,
@@ -27,14 +32,19 @@ from servers import (
     build_programs,
     prepare_floor,
     prepare_node,
+    prepare_python_relay,
     prepare_relay,
     running,
 )
-from workloads import WORKLOADS, Workload, table
+from table import growth_sentences, table
+from workloads import GROUPS, SERVERS, WORKLOADS, Workload, choose
 
-SERVERS = ("floor", "relay", "node")
 SPARE_FILES = 200
 """Open files that a server needs besides its connections."""
+RUNS, QUICK_RUNS = 5, 1
+SECS, QUICK_SECS = 5.0, 1.0
+AROUND_S = 3.5
+"""What a measurement takes besides its length: starting, connecting, warming up."""
 
 
 def say(text: str) -> None:
@@ -46,33 +56,59 @@ def warn(text: str) -> None:
     say(f"{rule}\n!! {text}\n{rule}")
 
 
+def _names(text: str, known: Sequence[str]) -> list[str]:
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(known):
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
+    return chosen
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    names = [workload.name for workload in WORKLOADS]
-
-    def server_names(text: str) -> list[str]:
-        chosen = text.split(",")
-        if unknown := set(chosen) - set(SERVERS):
-            raise argparse.ArgumentTypeError(
-                f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}"
-            )
-        return chosen
-
-    parser = argparse.ArgumentParser(
-        description="Measure brewos-relay beside the floor and a plain Node relay."
-    )
-    parser.add_argument("--runs", type=int, default=5, help="rounds; the table has their medians (default 5)")
+    names = [*GROUPS, *(workload.name for workload in WORKLOADS)]
+    parser = argparse.ArgumentParser(description="Measure brewos-relay beside the floor and other relays.")
     parser.add_argument(
-        "--workload",
-        action="append",
-        choices=names,
-        metavar="NAME",
-        help=f"again for more: {', '.join(names)}",
+        "--quick", action="store_true", help="one short round of some workloads: a look, no figures"
     )
     parser.add_argument(
-        "--servers", type=server_names, default=list(SERVERS), help="default floor,relay,node"
+        "--only",
+        type=partial(_names, known=names),
+        action="extend",
+        metavar="NAME,…",
+        help=f"groups or workloads; groups are {', '.join(GROUPS)}",
     )
-    parser.add_argument("--secs", type=float, default=5.0, help="length of one measurement (default 5)")
+    parser.add_argument(
+        "--servers",
+        type=partial(_names, known=SERVERS),
+        default=list(SERVERS),
+        metavar="NAME,…",
+        help=f"default {','.join(SERVERS)}",
+    )
+    parser.add_argument(
+        "--runs", type=int, help=f"rounds; the table has their medians (default {RUNS}, quick {QUICK_RUNS})"
+    )
+    parser.add_argument(
+        "--secs", type=float, help=f"length of one measurement (default {SECS:g}, quick {QUICK_SECS:g})"
+    )
+    parser.add_argument(
+        "--no-pin", action="store_true", help="let the system choose processors; see the README"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement to FILE")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="from_file",
+        metavar="FILE",
+        help="measure nothing; make the table and the chart of a FILE that --json wrote",
+    )
+    parser.add_argument(
+        "--chart",
+        type=Path,
+        metavar="FILE",
+        default=BUILD / "bench.svg",
+        help="where the chart goes (default benchmarks/build/bench.svg; the table is put beside it, .md)",
+    )
     parser.add_argument(
         "--relay-command",
         metavar="COMMAND",
@@ -80,6 +116,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "starts must be the server itself, because its CPU time and memory are read (default: this Python)",
     )
     chosen = parser.parse_args(arguments)
+    chosen.runs = (QUICK_RUNS if chosen.quick else RUNS) if chosen.runs is None else chosen.runs
+    chosen.secs = (QUICK_SECS if chosen.quick else SECS) if chosen.secs is None else chosen.secs
     if chosen.runs < 1 or chosen.secs <= 0:
         parser.error("--runs and --secs must be above 0")
     return chosen
@@ -92,48 +130,51 @@ def raise_open_files() -> int:
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
-def choose_workloads(names: Sequence[str] | None, open_files: int) -> tuple[list[Workload], list[str]]:
-    """Return the workloads that were asked for and fit into the limit of open files, and what to warn of."""
-    chosen, warnings = [], []
-    for workload in WORKLOADS:
-        if names and workload.name not in names:
-            continue
-        needed = workload.connections + SPARE_FILES
-        if needed <= open_files:
-            chosen.append(workload)
-        else:
-            warnings.append(
-                f"{workload.name} LEFT OUT: it needs {needed} open files, and ulimit -Hn is {open_files}"
-            )
-    return chosen, warnings
+def keep_fitting(workloads: Sequence[Workload], open_files: int) -> tuple[list[Workload], list[str]]:
+    """Return the workloads that fit into the limit of open files, and what to warn of."""
+    fitting = [w for w in workloads if w.connections + SPARE_FILES <= open_files]
+    return fitting, [
+        f"{w.name} LEFT OUT: {w.connections + SPARE_FILES} open files are needed, ulimit -Hn is {open_files}"
+        for w in workloads
+        if w not in fitting
+    ]
 
 
 def prepare_servers(
     chosen: Sequence[str], fleet: Fleet, relay_command: str | None
-) -> tuple[list[Server], list[str]]:
+) -> tuple[dict[str, Server], list[str]]:
     """Return the servers that can be measured here, and what to warn of for those that cannot."""
     prepare: dict[str, Callable[[], Server]] = {
         "floor": lambda: prepare_floor(fleet),
         "relay": lambda: prepare_relay(fleet, command=relay_command),
         "node": lambda: prepare_node(fleet),
+        "picows": lambda: prepare_python_relay(fleet, "picows"),
+        "websockets": lambda: prepare_python_relay(fleet, "websockets"),
     }
-    servers, warnings = [], []
+    servers, warnings = {}, []
     for name in SERVERS:
         if name not in chosen:
             continue
         try:
-            servers.append(prepare[name]())
+            servers[name] = prepare[name]()
         except MissingError as error:
             warnings.append(f"{name} LEFT OUT: {error}")
     return servers, warnings
 
 
-def measure(server: Server, workload: Workload, *, secs: float) -> dict[str, float]:
+def measure(server: Server, workload: Workload, *, secs: float, pins: Pins) -> dict[str, float]:
     """Run one workload against a fresh process of the server; return what `load` reports."""
-    with running(server) as (port, pid):
-        command = [str(BUILD / "load"), *workload.command, "--port", str(port), "--pid", str(pid)]
+    load = [sys.executable, str(HERE / "tls_load.py")] if workload.tls else [str(BUILD / "load")]
+    with running(server, tls=workload.tls, cpu=pins.server) as (port, pid):
+        command = [*load, *workload.command, "--port", str(port), "--pid", str(pid)]
         secrets_and_length = ["--key", server.key, "--token", server.token, "--secs", str(secs), "--verbose"]
-        done = subprocess.run([*command, *secrets_and_length], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, *secrets_and_length],
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=pinned_to(pins.generator),
+        )
     if done.returncode:
         raise BenchError(f"{workload.name} on {server.name} failed:\n{done.stderr.strip()[:2000]}")
     report: dict[str, float] = json.loads(done.stdout)
@@ -141,7 +182,7 @@ def measure(server: Server, workload: Workload, *, secs: float) -> dict[str, flo
 
 
 def measure_rounds(
-    servers: Sequence[Server], workloads: Sequence[Workload], *, runs: int, secs: float
+    servers: dict[str, Server], workloads: Sequence[Workload], *, runs: int, secs: float, pins: Pins
 ) -> tuple[list[dict[str, object]], int]:
     """Measure everything `runs` times; return each report with its workload and server, and the failures.
 
@@ -149,32 +190,32 @@ def measure_rounds(
     begins in each round.
     """
     reports: list[dict[str, object]] = []
-    failures = 0
+    failures = done = 0
+    turns = {w.name: [servers[name] for name in w.servers if name in servers] for w in workloads}
+    total = runs * sum(map(len, turns.values()))
+    say(f"{total} measurements; about {total * (secs + AROUND_S) / 60:.0f} min; {describe(pins)}")
+    began_s = time.monotonic()
     for run in range(runs):
         for workload in workloads:
-            for place in range(len(servers)):
-                server = servers[(run + place) % len(servers)]
-                label = f"[{run + 1}/{runs}] {workload.name:<18} {server.name:<6}"
+            taking_part = turns[workload.name]
+            for place in range(len(taking_part)):
+                server = taking_part[(run + place) % len(taking_part)]
+                left_min = (time.monotonic() - began_s) / done * (total - done) / 60 if done else None
+                left = f"{left_min:3.0f} min left" if left_min is not None else " " * 12
+                done += 1
+                label = f"[{done}/{total} {left}] {workload.name:<18} {server.name:<10}"
                 try:
-                    report = measure(server, workload, secs=secs)
+                    report = measure(server, workload, secs=secs, pins=pins)
                 except BenchError as error:
                     failures += 1
                     warn(f"{label} {error}")
                     continue
-                say(f"{label} {report[workload.figure]:8.2f} {workload.unit}")
+                figures = (
+                    f"{figure.title} {report[figure.key]:.2f} {figure.unit}" for figure in workload.figures
+                )
+                say(f"{label} {', '.join(figures)}")
                 reports.append({"run": run, "workload": workload.name, "server": server.name} | report)
     return reports, failures
-
-
-def collect(reports: Sequence[dict[str, object]]) -> dict[str, dict[str, list[float]]]:
-    figure_of = {workload.name: workload.figure for workload in WORKLOADS}
-    samples: dict[str, dict[str, list[float]]] = {}
-    for report in reports:
-        workload, server = str(report["workload"]), str(report["server"])
-        value = report[figure_of[workload]]
-        assert isinstance(value, int | float)
-        samples.setdefault(workload, {}).setdefault(server, []).append(float(value))
-    return samples
 
 
 def describe_machine() -> str:
@@ -190,19 +231,31 @@ def describe_machine() -> str:
     )
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    if not sys.platform.startswith("linux"):
-        warn("NOTHING MEASURED: the benchmarks need Linux (epoll and /proc)")
-        return 3
+def show(reports: Sequence[dict[str, object]], caption: str, chart_file: Path) -> Results:
+    """Print the table, draw the chart, and put the table beside it."""
+    results = Results(reports)
+    text = "\n".join([table(results), "", *growth_sentences(results), caption, ""])
+    print(text, flush=True)
+    chart_file.parent.mkdir(parents=True, exist_ok=True)
+    chart_file.write_text(chart(results, caption=caption), encoding="utf-8")
+    chart_file.with_suffix(".md").write_text(text, encoding="utf-8")
+    say(f"The chart is in {chart_file}, the table in {chart_file.with_suffix('.md')}.")
+    return results
+
+
+def measure_all(arguments: argparse.Namespace) -> int:
+    """Measure what was asked for, and show it; return the exit code."""
     try:
         build_programs()
     except BenchError as error:
         warn(f"NOTHING MEASURED: {error}")
         return 3
-
-    machine = describe_machine()
-    workloads, warnings = choose_workloads(arguments.workload, raise_open_files())
+    pins = Pins() if arguments.no_pin else choose_pins()
+    machine = f"{describe_machine()}, {describe(pins)}"
+    asked = choose(frozenset(arguments.only or ()), quick=arguments.quick)
+    workloads, warnings = keep_fitting(asked, raise_open_files())
+    if pins.server is None and not arguments.no_pin:
+        warnings.append("there is ONE PROCESSOR for server and generator: ratios say less than they should")
     with tempfile.TemporaryDirectory(prefix="brewos-relay-bench-") as folder:
         fleet = Fleet(folder=Path(folder), devices=max(workload.devices for workload in WORKLOADS))
         try:
@@ -213,23 +266,38 @@ def main() -> int:
         warnings += missing
         for text in warnings:
             warn(text)
-        if not servers or not workloads:
+        if not any(set(w.servers) & set(servers) for w in workloads):
             warn("NOTHING MEASURED: nothing is left to be measured")
             return 3
-        reports, failures = measure_rounds(servers, workloads, runs=arguments.runs, secs=arguments.secs)
-
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"machine": machine, "reports": reports}, indent=1), encoding="utf-8"
+        reports, failures = measure_rounds(
+            servers, workloads, runs=arguments.runs, secs=arguments.secs, pins=pins
         )
-    text, missed = table(collect(reports))
-    print(text)
-    print(f"\nMedians of {arguments.runs}. {machine}.", flush=True)
+
+    caption = f"Medians of {arguments.runs}. {machine}."
+    if arguments.json:
+        content = {"caption": caption, "reports": reports}
+        arguments.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    missed = count_missed(show(reports, caption, arguments.chart)) if reports else 0
     for warning in warnings:
         warn(warning)
     if failures:
         warn(f"{failures} measurements FAILED, and are in none of the medians")
     return 1 if missed or failures else 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.from_file is not None:
+        try:
+            saved = json.loads(arguments.from_file.read_text(encoding="utf-8"))
+            return 1 if count_missed(show(saved["reports"], saved["caption"], arguments.chart)) else 0
+        except (OSError, ValueError, KeyError) as error:
+            warn(f"NOTHING SHOWN: {arguments.from_file} cannot be read ({error!r})")
+            return 3
+    if not sys.platform.startswith("linux"):
+        warn("NOTHING MEASURED: the benchmarks need Linux (epoll and /proc)")
+        return 3
+    return measure_all(arguments)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from pinning import pinned_to
 from workloads import FIRST_DEVICE
+
+from brewos_relay.server.self_signed import ensure_self_signed
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
-PROGRAMS = {"load": ("load.c", "connection.c", "figures.c"), "floor": ("floor.c",)}
+PROGRAMS = {"load": ("load.c", "connection.c", "messages.c", "figures.c"), "floor": ("floor.c",)}
 START_TIMEOUT_S = 20.0
 SETTLE_S = 0.3
 """What is left of starting up belongs to no measurement."""
@@ -51,6 +55,8 @@ class Server:
     key: str
     environ: Mapping[str, str]
     cwd: Path
+    tls_arguments: tuple[str, ...] | None = None
+    """What its command needs besides to serve TLS; None if it cannot."""
 
 
 def run_quietly(command: Sequence[str], **options: object) -> str:
@@ -89,6 +95,8 @@ class Fleet:
         self.csv = folder / "devices.csv"
         lines = (f"BRW-{FIRST_DEVICE + i:08X},{self.key}\n" for i in range(devices))
         self.csv.write_text("".join(lines), encoding="ascii")
+        self.pem = ensure_self_signed(folder, now=datetime.now(UTC))
+        """A certificate and its key, for the servers that serve TLS."""
 
     def environ(self) -> dict[str, str]:
         """Return the environment for a server: ours, without settings that would change what is measured."""
@@ -116,7 +124,14 @@ class Fleet:
         signature = hmac.digest(self.secret.encode(), f"{header}.{body}".encode(), hashlib.sha256)
         return f"{header}.{body}.{encode(signature)}"
 
-    def server(self, name: str, command: Sequence[str], token: str) -> Server:
+    def server(
+        self,
+        name: str,
+        command: Sequence[str],
+        token: str,
+        *,
+        tls_arguments: tuple[str, ...] | None = None,
+    ) -> Server:
         return Server(
             name=name,
             command=tuple(command),
@@ -124,6 +139,7 @@ class Fleet:
             key=self.key,
             environ=self.environ(),
             cwd=self.folder,
+            tls_arguments=tls_arguments,
         )
 
 
@@ -145,9 +161,19 @@ def prepare_node(fleet: Fleet) -> Server:
             run_quietly([npm, "install", "--no-audit", "--no-fund", "--no-package-lock"], cwd=folder)
         except BenchError as error:
             raise MissingError(f"npm could not install `ws`: {error}") from error
-    return fleet.server(
-        "node", [node, str(folder / "relay.mjs"), "{port}", str(fleet.csv)], fleet.sign_token()
-    )
+    command = [node, str(folder / "relay.mjs"), "{port}", str(fleet.csv)]
+    return fleet.server("node", command, fleet.sign_token(), tls_arguments=(str(fleet.pem),))
+
+
+def prepare_python_relay(fleet: Fleet, name: str) -> Server:
+    """Look whether this Python has what a relay of python-relays/ is made of; raise MissingError if not."""
+    script = HERE / "python-relays" / f"on_{name}.py"
+    try:
+        run_quietly([sys.executable, str(script), "--help"], env=fleet.environ())
+    except BenchError as error:
+        raise MissingError(f"it needs `pip install {name} uvloop`: {str(error)[-300:]}") from error
+    command = [sys.executable, str(script), "{port}", str(fleet.csv)]
+    return fleet.server(name, command, fleet.sign_token(), tls_arguments=("--pem", str(fleet.pem)))
 
 
 def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
@@ -168,7 +194,8 @@ def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
         cwd=cwd,
     ).strip()
     serve = ["serve", "--host", "127.0.0.1", "--port", "{port}", "--data-dir", str(data_dir)]
-    server = fleet.server("relay", [*relay, *serve], token)
+    tls_arguments = ("--tls-cert", str(fleet.pem), "--tls-key", str(fleet.pem))
+    server = fleet.server("relay", [*relay, *serve], token, tls_arguments=tls_arguments)
     return replace(server, environ={**server.environ, **RATES_OFF})
 
 
@@ -227,11 +254,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[tuple[int, int]]:
-    """Run a fresh process of the server; give its port and the process id to be measured."""
+def running(server: Server, *, tls: bool = False, cpu: int | None = None) -> Iterator[tuple[int, int]]:
+    """Run a fresh process of the server, pinned to a processor; give its port and the id of the process."""
     port = _free_port()
     log = BUILD / f"{server.name}.log"
     command = [part.replace("{port}", str(port)) for part in server.command]
+    if tls:
+        assert server.tls_arguments is not None
+        command += server.tls_arguments
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -241,6 +271,7 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
             env=server.environ,
             cwd=server.cwd,
             start_new_session=True,
+            preexec_fn=pinned_to(cpu),
         )
         try:
             _await_start(process, port, log, server.name)

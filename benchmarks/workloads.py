@@ -1,31 +1,57 @@
-"""What is measured, against which limit, and the table that says how it came out."""
+"""What is measured, on which servers, and against which limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 
 FIRST_DEVICE = 0x100
+SERVERS = ("floor", "relay", "node", "picows", "websockets")
+WITH_TLS = ("relay", "node", "picows", "websockets")
+GROWING = ("floor", "relay", "picows")
+"""Those whose growth is measured: each takes as many measurements as there are sizes."""
+FASTER = 10
+"""How many times as often as in life the machines of the fleet speak: else there is too little to measure."""
 
-Samples = Mapping[str, Mapping[str, Sequence[float]]]
-"""Workload name → server name → one figure for each round."""
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a measurement: its key in what `load` reports, what to call it, and its unit."""
+
+    key: str
+    title: str
+    unit: str
+
+
+CPU = Figure("cpu_us_per_delivery", "CPU per delivery", "µs")
+CPU_OF_ALL = Figure("cpu_ms_per_s", "CPU per second", "ms")
+LATENCIES = (
+    Figure("p50_us", "p50", "µs"),
+    Figure("p99_us", "p99", "µs"),
+    Figure("p999_us", "p99.9", "µs"),
+)
+MEMORY = Figure("kib_per_conn", "memory per connection", "KiB")
+CONNECTING = Figure("cpu_us_per_conn", "CPU per connection", "µs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One row of the table: what `load` is told, which of its figures counts, and how high that may be.
+    """What `load` is told, which of its figures count, and how high the first one may be for the relay.
 
-    `limit` is a multiple of the floor's figure where `is_ratio` is true, and the figure itself elsewhere.
+    `limit` is a multiple of the floor's figure where `limits_ratio` is true, and the figure itself elsewhere;
+    None is no limit. `is_quick` says whether a quick look takes it.
     """
 
     name: str
+    group: str
     mode: str
     devices: int
     apps: int
-    limit: float
+    figures: tuple[Figure, ...] = (CPU,)
     arguments: tuple[str, ...] = ()
-    figure: str = "cpu_us_per_delivery"
-    unit: str = "µs"
-    is_ratio: bool = True
+    limit: float | None = None
+    limits_ratio: bool = True
+    servers: tuple[str, ...] = SERVERS
+    tls: bool = False
+    is_quick: bool = False
 
     @property
     def connections(self) -> int:
@@ -38,120 +64,160 @@ class Workload:
         return [self.mode, *sizes, *self.arguments]
 
 
-def _fanout(devices: int, apps: int, window: int, limit: float) -> Workload:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How a cost grows with a size, over the workloads of a group.
+
+    The cost is that of all the work: of a message to all apps, of a second of all devices. `limit` is by how
+    much it may grow when the size doubles; 2 is in proportion.
+    """
+
+    group: str
+    title: str
+    axis: str
+    cost: str
+    limit: float
+    sizes: Mapping[str, int]
+
+
+def _fanout(devices: int, apps: int, window: int, limit: float, *, is_quick: bool = False) -> Workload:
     return Workload(
         name=f"fanout-{devices}x{apps}-w{window}",
+        group="delivery",
         mode="fanout",
         devices=devices,
         apps=apps,
         arguments=("--window", str(window)),
         limit=limit,
+        is_quick=is_quick,
     )
 
 
-WORKLOADS = (
-    _fanout(50, 1, 1, 2.0),
-    _fanout(50, 1, 4, 1.6),
-    _fanout(1, 100, 1, 1.4),
-    _fanout(20, 10, 4, 1.6),
-    Workload(
-        name="command-50x1-w1", mode="command", devices=50, apps=1, arguments=("--window", "1"), limit=2.4
-    ),
-    Workload(
+def _latency(devices: int, apps: int, rate_hz: float, *, is_quick: bool = False) -> Workload:
+    deliveries_per_s = devices * apps * rate_hz
+    return Workload(
+        name=f"latency-{devices}x{apps}-{deliveries_per_s / 1000:g}k",
+        group="latency",
+        mode="rate",
+        devices=devices,
+        apps=apps,
+        figures=LATENCIES,
+        arguments=("--rate", f"{rate_hz:g}", "--size", "600"),
+        is_quick=is_quick,
+    )
+
+
+def _delivery() -> Iterator[Workload]:
+    yield _fanout(50, 1, 1, 2.0, is_quick=True)
+    yield _fanout(50, 1, 4, 1.6)
+    yield _fanout(1, 100, 1, 1.4, is_quick=True)
+    yield _fanout(20, 10, 4, 1.6)
+    yield Workload(
+        name="command-50x1-w1",
+        group="delivery",
+        mode="command",
+        devices=50,
+        apps=1,
+        arguments=("--window", "1"),
+        limit=2.4,
+    )
+    yield Workload(
         name="rate-2000x1",
+        group="delivery",
         mode="rate",
         devices=2000,
         apps=1,
         arguments=("--rate", "1", "--size", "130"),
         limit=3.8,
-    ),
-    Workload(
-        name="idle-4000x1",
-        mode="idle",
-        devices=4000,
-        apps=1,
-        limit=7.0,
-        figure="kib_per_conn",
-        unit="KiB",
-        is_ratio=False,
-    ),
-    Workload(
-        name="storm-4000x1",
-        mode="storm",
-        devices=4000,
-        apps=1,
-        limit=350.0,
-        figure="cpu_us_per_conn",
-        unit="µs",
-        is_ratio=False,
-    ),
-)
-
-NOISE = 1.5
-"""From how many times the least figure on the greatest one shows that others use the machine."""
-
-NOT_MEASURED = "-"
-HEADER = ("Workload", "Limit", "Floor", "Relay", "Relay ÷ floor", "Verdict", "Node", "Relay ÷ Node")
-
-
-def _number(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return NOT_MEASURED
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}".rstrip()
-
-
-def _quotient(dividend: float | None, divisor: float | None) -> float | None:
-    return dividend / divisor if dividend is not None and divisor else None
-
-
-def judge(workload: Workload, figures: Mapping[str, float]) -> bool | None:
-    """Say whether the relay kept the limit; None when what it takes to say so was not measured."""
-    relay = figures.get("relay")
-    value = _quotient(relay, figures.get("floor")) if workload.is_ratio else relay
-    return None if value is None else value <= workload.limit
-
-
-def is_noisy(samples: Mapping[str, Sequence[float]]) -> bool:
-    """Say whether the floor or the relay differs so much between rounds that a verdict means little."""
-    return any(
-        max(values) > NOISE * min(values)
-        for server, values in samples.items()
-        if server in {"floor", "relay"} and min(values) > 0
     )
 
 
-def medians(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {server: median(values) for server, values in samples.items() if values}
+def _connections() -> Iterator[Workload]:
+    both = {"memory": ("idle", MEMORY, 7.0), "storm": ("storm", CONNECTING, 350.0)}
+    for group, (mode, figure, limit) in both.items():
+        yield Workload(
+            name=f"{mode}-4000x1",
+            group=group,
+            mode=mode,
+            devices=4000,
+            apps=1,
+            figures=(figure,),
+            limit=limit,
+            limits_ratio=False,
+        )
+        yield Workload(
+            name=f"{mode}-tls-500x1",
+            group=group,
+            mode=mode,
+            devices=500,
+            apps=1,
+            figures=(figure,),
+            servers=WITH_TLS,
+            tls=True,
+            is_quick=True,
+        )
 
 
-def table(samples: Samples) -> tuple[str, int]:
-    """Return the Markdown table of medians, and how many limits were missed."""
-    rows: list[tuple[str, ...]] = [HEADER, ("---",) * len(HEADER)]
-    missed = 0
-    for workload in WORKLOADS:
-        if workload.name not in samples:
-            continue
-        figures = medians(samples[workload.name])
-        kept = judge(workload, figures)
-        missed += kept is False
-        floor, relay, node = (figures.get(server) for server in ("floor", "relay", "node"))
-        verdict = NOT_MEASURED if kept is None else "ok" if kept else "**MISSED**"
-        if kept is not None and workload.is_ratio and is_noisy(samples[workload.name]):
-            verdict += ", noisy"
-        limit = (
-            f"{workload.limit:.1f} x floor" if workload.is_ratio else _number(workload.limit, workload.unit)
+def _growing() -> Iterator[Workload]:
+    for apps in (1, 3, 10, 30, 100, 300, 1000):
+        yield Workload(
+            name=f"apps-1x{apps}",
+            group="apps",
+            mode="fanout",
+            devices=1,
+            apps=apps,
+            servers=GROWING,
+            is_quick=apps in {1, 30, 1000},
         )
-        rows.append(
-            (
-                f"`{workload.name}`",
-                limit,
-                _number(floor, workload.unit),
-                _number(relay, workload.unit),
-                _number(_quotient(relay, floor)) if workload.is_ratio else NOT_MEASURED,
-                verdict,
-                _number(node, workload.unit),
-                _number(_quotient(relay, node)),
-            )
+    for devices in (10, 40, 160, 640, 2000, 4000):
+        yield Workload(
+            name=f"devices-{devices}x1",
+            group="devices",
+            mode="fleet",
+            devices=devices,
+            apps=1,
+            figures=(CPU_OF_ALL,),
+            arguments=("--rate", str(FASTER)),
+            servers=GROWING,
+            is_quick=devices in {10, 640, 4000},
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows), missed
+
+
+WORKLOADS = (
+    *_delivery(),
+    _latency(200, 1, 5, is_quick=True),
+    _latency(1000, 1, 5),
+    _latency(10, 10, 50),
+    _latency(1, 100, 20),
+    *_connections(),
+    *_growing(),
+)
+GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS))
+GROWTHS = (
+    Growth(
+        group="apps",
+        title="1 to 1,000 apps of one device",
+        axis="apps",
+        cost="CPU of a message to all apps, µs",
+        limit=2.1,
+        sizes={w.name: w.apps for w in WORKLOADS if w.group == "apps"},
+    ),
+    Growth(
+        group="devices",
+        title="10 to 4,000 devices of a fleet",
+        axis="devices",
+        cost=f"CPU of a second, ms (the fleet speaks {FASTER} times as often as in life)",
+        limit=2.1,
+        sizes={w.name: w.devices for w in WORKLOADS if w.group == "devices"},
+    ),
+)
+
+
+def choose(only: frozenset[str], *, quick: bool) -> list[Workload]:
+    """Return the workloads of these names or groups (else all), or those among them for a quick look."""
+    return [
+        workload
+        for workload in WORKLOADS
+        if (not only or workload.name in only or workload.group in only)
+        and (not quick or workload.is_quick or workload.name in only)
+    ]

@@ -1,18 +1,20 @@
-// A plain Node relay on `ws`, to compare with: node relay.mjs PORT DEVICES.csv
+// A plain Node relay on `ws`, to compare with: node relay.mjs PORT DEVICES.csv [PEM]
 //
 // It does what a straightforward relay does: it parses each message, looks at its type, and encodes
 // it again once for all receivers. Device keys are checked against their SHA-256, client tokens as
-// HS256 JWTs signed with JWT_SECRET. DEVICES.csv has the lines `id,key`.
+// HS256 JWTs signed with JWT_SECRET. DEVICES.csv has the lines `id,key`. Binary messages are passed on as they
+// are. With PEM, a file with certificate and key, it serves TLS.
 
 import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { WebSocketServer } from "ws";
 
-const [port, devicesFile] = process.argv.slice(2);
+const [port, devicesFile, pemFile] = process.argv.slice(2);
 const secret = process.env.JWT_SECRET;
 if (!port || !devicesFile || !secret) {
-  console.error("usage: JWT_SECRET=... node relay.mjs PORT DEVICES.csv");
+  console.error("usage: JWT_SECRET=... node relay.mjs PORT DEVICES.csv [PEM]");
   process.exit(2);
 }
 
@@ -69,9 +71,12 @@ function parseMessage(data) {
 const say = (socket, message) => socket.send(JSON.stringify({ ...message, timestamp: Date.now() }));
 
 function broadcast(session, message) {
-  const text = JSON.stringify(message);
+  sendToAll(session, JSON.stringify(message));
+}
+
+function sendToAll(session, data) {
   for (const client of session.clients) {
-    if (client.readyState === client.OPEN) client.send(text);
+    if (client.readyState === client.OPEN) client.send(data);
   }
 }
 
@@ -81,7 +86,8 @@ function attachDevice(socket, id) {
   session.device = socket;
   say(socket, { type: "connected" });
   broadcast(session, { type: "device_online" });
-  socket.on("message", (data) => {
+  socket.on("message", (data, isBinary) => {
+    if (isBinary) return sendToAll(session, data);
     const message = parseMessage(data);
     if (message) broadcast(session, message);
   });
@@ -110,7 +116,9 @@ function attachClient(socket, id) {
 }
 
 const sockets = new WebSocketServer({ noServer: true, perMessageDeflate: false });
-const server = createServer((request, response) => response.writeHead(404).end());
+const notFound = (request, response) => response.writeHead(404).end();
+const pem = pemFile && readFileSync(pemFile);
+const server = pem ? createTlsServer({ cert: pem, key: pem }, notFound) : createServer(notFound);
 
 server.on("upgrade", (request, stream, head) => {
   const refuse = (status) => stream.end(`HTTP/1.1 ${status}\r\nConnection: close\r\n\r\n`);

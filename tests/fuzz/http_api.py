@@ -1,0 +1,180 @@
+"""Ask a running server whatever its OpenAPI document lets one think of, as everybody that there is.
+
+schemathesis makes the requests and looks at the answers. What is asked for is done, so that everybody is
+given the device back that they are to have, over and over.
+"""
+
+import argparse
+import secrets
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from brewos_relay.api.throttle import Throttle
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_user
+from brewos_relay.registry.records import Role
+from brewos_relay.registry.sessions import open_session
+from support.process import HereServer, machine_id, serve_here
+from support.wire_client import Ended, WireClient
+
+HERE: Final = Path(__file__).parent
+MACHINE: Final = machine_id(1)
+"""One that is online, and that the owner, the member and the viewer have."""
+DAY_MS: Final = 24 * 3_600_000
+STEP_S: Final = 0.2
+
+# Without looking for garbage: Python 3.11 trips over that while hypothesis reads sources.
+_SCHEMATHESIS: Final = "import gc; gc.disable(); from schemathesis.cli import schemathesis; schemathesis()"
+
+# These end what the rest of a pass needs.
+LAST: Final = "^/api/auth/(logout|logout-all|sessions/)|^/api/me/password"
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Somebody who asks; `token` is None for nobody, `leaves` if they have a session that they can end."""
+
+    name: str
+    token: str | None
+    leaves: bool = False
+
+
+async def main(arguments: argparse.Namespace) -> list[str]:
+    """Run every pass; return as whom something was found."""
+    # All of it comes from one address, and faster than anybody's.
+    Throttle.admit = lambda _self, _key: None  # type: ignore[assignment,method-assign]
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            serve_here(Path(folder), within_s=arguments.within_s) as server,
+            trio.open_nursery() as nursery,
+        ):
+            users = await people(server)
+            await nursery.start(be_a_machine, server)
+            nursery.start_soon(put_back, server, users)
+            schema = Path(folder) / "openapi.json"
+            schema.write_bytes(await document(server, users))
+            for asker in await askers(server, users):
+                if arguments.askers and asker.name not in arguments.askers:
+                    continue
+                if not await ask(server, asker, schema, arguments):
+                    failed.append(asker.name)
+            nursery.cancel_scope.cancel()
+    return failed
+
+
+async def people(server: HereServer) -> dict[str, str]:
+    """Make an account for each role; the first is the administrator. Gives user ids by role."""
+    made = {}
+    for role in ("admin", "owner", "member", "viewer", "stranger"):
+        user = await server.server.store.write(
+            add_user, email=f"{role}@example.org", name=role.capitalize(), now_ms=now_ms()
+        )
+        made[role] = user.id
+    return made
+
+
+async def askers(server: HereServer, users: dict[str, str]) -> list[Asker]:
+    """Make a token for everybody there is: of sessions, of the command line, and what is none."""
+    found = []
+    for role, user_id in users.items():
+        session_id = secrets.token_hex(16)
+        await server.server.store.write(
+            open_session,
+            session_id=session_id,
+            user_id=user_id,
+            refresh_hash=hash_token(secrets.token_urlsafe()),
+            user_agent=None,
+            address=None,
+            now_ms=now_ms(),
+            expires_at_ms=now_ms() + DAY_MS,
+        )
+        token = server.signer.issue(user_id=user_id, email=f"{role}@example.org", session_id=session_id)
+        found.append(Asker(role, token, leaves=True))
+    issue = server.signer.issue
+    by_command_line = {
+        "star-owner": issue(user_id="ops", email="o@example.org", devices="*"),
+        "named-owner": issue(user_id="ops", email="o@example.org", devices=[MACHINE]),
+        "named-viewer": issue(user_id="ops", email="o@example.org", devices=[MACHINE], role="viewer"),
+        "expired": issue(user_id="ops", email="o@example.org", devices="*", ttl_s=1, now_s=1),
+    }
+    return [*found, *[Asker(name, token) for name, token in by_command_line.items()], Asker("nobody", None)]
+
+
+async def be_a_machine(
+    server: HereServer, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Be there as MACHINE, and come back whenever it has to."""
+    while True:
+        try:
+            connection: WireClient = await server.device(MACHINE)
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+            while True:
+                with trio.move_on_after(5):
+                    await connection.read_message()
+                await connection.show_life()
+        except (Ended, AssertionError, OSError):
+            await trio.sleep(STEP_S)
+
+
+async def put_back(server: HereServer, users: dict[str, str]) -> None:
+    """Give MACHINE back to those who are to have it."""
+    roles: tuple[Role, ...] = ("owner", "member", "viewer")
+    while True:
+        for role in roles:
+            await server.server.store.write(give, MACHINE, users[role], role=role, now_ms=now_ms())
+        await trio.sleep(STEP_S)
+
+
+async def document(server: HereServer, users: dict[str, str]) -> bytes:
+    """Fetch the document, and let it name devices and users that there are."""
+    connection = await server.connect()
+    response = await connection.ask(b"GET /api/openapi.json HTTP/1.1\r\nHost: relay.example\r\n\r\n")
+    content = msgspec.json.decode(response.body)
+    there: dict[str, list[str]] = {
+        "device_id": [MACHINE, MACHINE.lower(), machine_id(2), machine_id(99)],
+        "user_id": [*users.values(), "nobody"],
+    }
+    for operations in content["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in there:
+                    parameter["schema"] = {"type": "string", "enum": there[parameter["name"]]}
+    return msgspec.json.encode(content)
+
+
+async def ask(server: HereServer, asker: Asker, schema: Path, arguments: argparse.Namespace) -> bool:
+    """Let schemathesis ask as somebody; True if it found nothing."""
+    passes: list[list[str]] = [[]]
+    if asker.leaves:
+        passes = [["--exclude-path-regex", LAST], ["--include-path-regex", LAST]]
+    fine = True
+    for selection in passes:
+        command: list[Any] = [
+            *(sys.executable, "-c", _SCHEMATHESIS),
+            *("--config-file", HERE / "schemathesis.toml"),
+            *("run", schema, "--url", f"http://127.0.0.1:{server.address[1]}"),
+            *("--max-examples", arguments.examples, "--request-timeout", 10),
+            *("--phases", "examples,coverage,fuzzing", "--continue-on-failure"),
+            *("--suppress-health-check", "all", "--warnings", "off"),
+            # Whether somebody may do a thing is for the other tests; here, it may be refused.
+            *("--checks", "all", "--exclude-checks", "use_after_free,ensure_resource_availability"),
+            *selection,
+        ]
+        if asker.token is not None:
+            command += ["--header", f"Authorization: Bearer {asker.token}"]
+        if arguments.seed is not None:
+            command += ["--seed", arguments.seed]
+        print(f"\n===== as {asker.name} {' '.join(selection)}", flush=True)
+        done = await trio.run_process([str(part) for part in command], check=False)
+        fine = fine and done.returncode == 0
+    return fine

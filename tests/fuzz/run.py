@@ -1,0 +1,128 @@
+"""Look for inputs that the relay does not expect: in its parts, on its sockets, and in its HTTP API.
+
+    python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
+
+Each part takes `--secs`, apart from `http`, which takes as long as it takes. Another seed is used each time,
+and said, so that what was found is found again.
+
+Exit codes: 0 nothing was found, 1 something was, 2 wrong usage, 3 could not start.
+"""
+
+import argparse
+import importlib.util
+import logging
+import secrets
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
+
+from fuzz.mutation import Mutator
+from fuzz.targets import TARGETS, Target
+
+PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "http")
+MOST_FINDINGS: Final = 5
+SHOWN_BYTES: Final = 2000
+
+
+def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[str]]:
+    """Try inputs for a while; return how many, and what was found (the same thing once)."""
+    found: dict[str, str] = {}
+    tried = 0
+    end_s = time.monotonic() + secs
+    while time.monotonic() < end_s and len(found) < MOST_FINDINGS:
+        mutator = Mutator(seed + tried)
+        data = mutator.mutated(target.corpus)
+        tried += 1
+        try:
+            target.check(data, mutator)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+            how = f"--only {target.name} --seed {seed + tried - 1}"
+            found.setdefault(
+                place, f"{place}: {str(error)[:300]}\n  with {data[:SHOWN_BYTES]!r}\n  again by {how}"
+            )
+    return tried, list(found.values())
+
+
+def fuzz_live(*, secs: float, seed: int, behind_proxy: bool) -> tuple[int, list[str]]:
+    """Attack a server for a while; return how often, and what was found."""
+    from fuzz.live import fuzz_server  # not before it is needed: the parts above run without a server
+
+    with tempfile.TemporaryDirectory(prefix="brewos-relay-fuzz-") as folder:
+
+        async def attack() -> tuple[int, list[str]]:
+            seen = await fuzz_server(Path(folder), secs=secs, seed=seed, behind_proxy=behind_proxy)
+            answers = dict(sorted(seen.statuses.items()))
+            print(f"  {seen.upgraded} were let in, {seen.echoes} messages of bystanders, answers {answers}")
+            return seen.attacks, seen.problems
+
+        return trio.run(attack)
+
+
+def fuzz_http(arguments: argparse.Namespace) -> tuple[int, list[str]]:
+    """Let schemathesis ask as everybody that there is."""
+    from fuzz import http_api
+
+    failed = trio.run(http_api.main, arguments)
+    return 0, [f"as {name}: see above" for name in failed]
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Look for inputs that the relay does not expect.")
+    parser.add_argument(
+        "--only",
+        type=lambda names: names.split(","),
+        default=list(PARTS),
+        metavar="NAME,…",
+        help=f"parts, of {', '.join(PARTS)}",
+    )
+    parser.add_argument("--secs", type=float, default=20.0, help="the time for each part (default 20)")
+    parser.add_argument("--seed", type=int, help="try the same inputs as another time")
+    http = parser.add_argument_group("http")
+    http.add_argument(
+        "--examples", type=int, default=25, help="requests of each kind, for each operation (default 25)"
+    )
+    http.add_argument("--within-s", type=float, default=1200, help="the time for everything (default 1200)")
+    http.add_argument("--as", action="append", dest="askers", metavar="NAME", help="ask as these only")
+    chosen = parser.parse_args(given)
+    if unknown := set(chosen.only) - set(PARTS):
+        parser.error(f"--only: unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return chosen
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if "http" in arguments.only and importlib.util.find_spec("schemathesis") is None:
+        print("`http` needs schemathesis: use `nox -s fuzz`, or leave it out with --only", file=sys.stderr)
+        return 3
+    logging.basicConfig(level=logging.WARNING)
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    targets = {target.name: target for target in TARGETS}
+    found_anything = []
+    for part in arguments.only:
+        print(f"{part}: seed {seed}", flush=True)
+        if part in targets:
+            tried, found = fuzz_target(targets[part], secs=arguments.secs, seed=seed)
+        elif part == "http":
+            tried, found = fuzz_http(arguments)
+        else:
+            tried, found = fuzz_live(secs=arguments.secs, seed=seed, behind_proxy=part == "live-proxy")
+        print(*[f"  FOUND {finding}" for finding in found], sep="\n", end="\n" if found else "")
+        print(f"  {f'{tried} inputs' if tried else 'done'}; {len(found) or 'nothing'} found", flush=True)
+        if found:
+            found_anything.append(part)
+    print(f"found something in: {', '.join(found_anything)}" if found_anything else "found nothing")
+    return 1 if found_anything else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from brewos_relay.core import snapshot
+from brewos_relay.messages import Head, Message
+from brewos_relay.wire.frames import FrameParser
+from brewos_relay.wire.handshake import Refusal, Request
+from brewos_relay.wire.proxy_protocol import ProxyHeader
+from fuzz import targets
+from fuzz.run import fuzz_target, parse_arguments
+from fuzz.targets import TARGETS, Target
+
+SECS = 0.4
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_nothing_is_found(target: Target) -> None:
+    tried, found = fuzz_target(target, secs=SECS, seed=11)
+    assert found == []
+    assert tried > 20
+
+
+def find(name: str) -> list[str]:
+    (target,) = [target for target in TARGETS if target.name == name]
+    return fuzz_target(target, secs=1, seed=11)[1]
+
+
+def forgetful(feed: Callable[[FrameParser, bytes], list[Message]]) -> Callable[..., list[Message]]:
+    """Break a parser: what is left of a frame is forgotten."""
+
+    def broken(self: FrameParser, data: bytes) -> list[Message]:
+        messages = feed(self, data)
+        self._partial = None
+        return messages
+
+    return broken
+
+
+def test_a_parser_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrameParser, "feed", forgetful(FrameParser.feed))
+    assert find("frames")
+
+
+def test_a_header_that_is_passed_on_as_it_came_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(head: bytes) -> Request:
+        line = head.split(b"\r\n")[0].decode("latin-1")
+        raise Refusal(400, "no", headers={"X-Asked": line})
+
+    monkeypatch.setattr(targets, "parse_head", careless)
+    assert find("handshake")
+
+
+def test_a_proxy_header_that_comes_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "parse_proxy_header", lambda data: (ProxyHeader(), len(data)))
+    assert find("proxy")
+
+
+def test_a_peek_that_sees_what_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Message, "peek", lambda _: Head(type="status"))
+    assert find("messages")
+
+
+def test_a_snapshot_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swollen(content: Any, *, is_text: bool) -> bytes:
+        return b'{"type":"status","x":"' + b"x" * 80_000 + b'"}'
+
+    monkeypatch.setattr(snapshot, "_encode", swollen)
+    monkeypatch.setattr(snapshot, "_MOST_BYTES", 10**6)
+    assert find("snapshot")
+
+
+def test_what_was_found_is_told_once_with_its_seed() -> None:
+    def fail(data: bytes, _: object) -> None:
+        assert data != data
+
+    tried, found = fuzz_target(Target("frames", (b"a",), fail), secs=0.05, seed=3)
+    assert tried > 1
+    assert len(found) == 1
+    assert "AssertionError at test_targets.py" in found[0]
+    assert "--only frames --seed 3" in found[0]
+
+
+def test_parts_that_are_unknown_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--only", "frames,nothing"])
+    assert "nothing" in capsys.readouterr().err
