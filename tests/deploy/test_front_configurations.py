@@ -1,0 +1,93 @@
+"""The examples for nginx, HAProxy and Caddy, as their own programs see them, and what they must have."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.core.limits import Limits
+from support.certificates import Files, write_certificate
+from support.fronts import (
+    DEPLOY,
+    Place,
+    Start,
+    caddy,
+    free_port,
+    haproxy,
+    haproxy_passthrough,
+    nginx,
+    nginx_passthrough,
+)
+
+LIMITS = Limits()
+FILES = ["nginx.conf", "nginx-passthrough.conf", "haproxy.cfg", "haproxy-passthrough.cfg"]
+
+
+def place(folder: Path) -> Place:
+    files: Files = write_certificate(folder, names=["relay.example.org"])
+    return Place(folder, free_port(), 3001, files, 120)
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> str:
+    """Run a program that has to find nothing wrong; give what it said."""
+    outcome = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+    said = outcome.stdout + outcome.stderr
+    assert outcome.returncode == 0, said
+    return said
+
+
+@pytest.mark.parametrize("fit", [nginx, nginx_passthrough], ids=lambda fit: fit.__name__)
+def test_nginx(fit: Callable[[Place], Start], tmp_path: Path) -> None:
+    said = run([*fit(place(tmp_path)).arguments, "-t"], {})
+    assert "[warn]" not in said
+
+
+@pytest.mark.parametrize("fit", [haproxy, haproxy_passthrough], ids=lambda fit: fit.__name__)
+def test_haproxy(fit: Callable[[Place], Start], tmp_path: Path) -> None:
+    program, _, *rest = fit(place(tmp_path)).arguments
+    said = run([program, "-c", *rest], {})
+    assert "WARNING" not in said
+
+
+def test_caddy(tmp_path: Path) -> None:
+    start = caddy(place(tmp_path))
+    program, _, *rest = start.arguments
+    run([program, "validate", *rest], start.environment)
+    text = (DEPLOY / "Caddyfile").read_text()
+    run([program, "fmt", str(DEPLOY / "Caddyfile"), "--diff"], start.environment)
+    delay = re.search(r"stream_close_delay (\d+)h", text)
+    assert delay is not None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_relay_notices_silence_first(name: str) -> None:
+    """Whoever is in front gives up later than the relay does, which says goodbye."""
+    times = [
+        int(found)
+        for found in re.findall(
+            r"(?:proxy_(?:read_|send_)?timeout|timeout (?:client|server|tunnel))\s+(\d+)s",
+            (DEPLOY / name).read_text(),
+        )
+    ]
+    assert times
+    longest_s = max(LIMITS.device_silence_s, LIMITS.client_silence_s, LIMITS.http_request_s)
+    assert all(time_s > longest_s + 10 for time_s in times)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nobody_is_cut_off_by_a_reload(name: str) -> None:
+    text = re.sub(r"#.*", "", (DEPLOY / name).read_text())
+    for word in ("hard-stop-after", "worker_shutdown_timeout", "shutdown-sessions"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("name", ["haproxy.cfg", "nginx.conf"])
+def test_no_log_has_what_is_asked_for(name: str) -> None:
+    text = re.sub(r"#.*", "", (DEPLOY / name).read_text())
+    for word in ("httplog", "%r", "%HU", "%HQ", "$request ", "log_format", "capture request"):
+        assert word not in text

@@ -1,0 +1,546 @@
+"""The live console in a real browser, with a real server and a simulated machine.
+
+With BREWOS_RELAY_SCREENSHOTS=FOLDER, the pictures of the docs are made.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.client.habits import Barista
+from brewos_relay.client.machine import Machine
+from brewos_relay.client.manners import RICH
+from brewos_relay.client.simulator import Simulator
+from brewos_relay.core.clock import now_ms
+from brewos_relay.core.limits import Limits
+from brewos_relay.demo import demonstrate, find_port, prepare
+from brewos_relay.registry.access import give
+from brewos_relay.registry.accounts import add_invite, add_user, find_user_by_email, set_admin
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice, Role, User
+from brewos_relay.server.run import Server, open_server
+from brewos_relay.settings import Settings
+from support.chromium import Page, needs_browser, open_page
+
+pytestmark = needs_browser
+
+MACHINE = "BRW-0000001A"
+KEY = "k" * 43
+EMAIL = "ada@example.org"
+INVITE = "invite-" + "i" * 36
+DEADLINE_S = 45
+KIND = 4 if os.environ.get("CI") else 2
+"""How much longer than they should things may take on a busy computer."""
+SCREENS: dict[str, dict[str, Any]] = {
+    "light": {"width": 1160, "height": 1112},
+    "dark": {"width": 1160, "height": 850, "dark": True},
+    "phone-light": {"width": 390, "height": 844},
+    "phone-dark": {"width": 390, "height": 844, "dark": True},
+}
+PICTURES = os.environ.get("BREWOS_RELAY_SCREENSHOTS")
+# What a browser says of a server that is away, which is what these tests are about.
+EXPECTED = ("Failed to load resource", "WebSocket connection to")
+
+
+class Kitchen:
+    """A server with one machine, and people who have it."""
+
+    def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
+        self.folder = folder
+        self.port = 0
+        self.machine: Any = Machine(device_id=MACHINE, now_ms=now_ms)
+        self._nursery = nursery
+        self._running = trio.CancelScope()
+
+    @asynccontextmanager
+    async def serving(self, **changed: Any) -> AsyncIterator[Server]:
+        """Run a server for a block, always on the same port and with the same registry."""
+        settings = Settings(
+            host="127.0.0.1",
+            port=self.port,
+            data_dir=self.folder,
+            jwt_secret="tests-only-" + "s" * 32,
+            limits=Limits(device_min_age_s=0.0, drain_s=0.3, close_s=0.3),
+            **changed,
+        )
+        async with open_server(settings) as server:
+            self.port = server.addresses[0][1]
+            yield server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def switch_on(
+        self, *, speed: float = 1.0, tick_s: float = 0.5, shot_every_s: float = float("inf")
+    ) -> None:
+        """Connect the machine; its time may pass faster than ours."""
+        self._running = trio.CancelScope()
+        pauses: dict[str, Any] = {"reconnect_s": 0.5, "refused_s": 0.5, "unreachable_s": 0.5}
+        simulator = Simulator(
+            self.machine,
+            url=self.url,
+            key=KEY,
+            manners=replace(RICH, tick_s=tick_s, **pauses),
+            habits=Barista(shot_every_s),
+            speed=speed,
+        )
+
+        async def run() -> None:
+            with self._running:
+                await simulator.run()
+
+        self._nursery.start_soon(run)
+
+    def cut(self) -> None:
+        """Take the machine off the net."""
+        self._running.cancel()
+
+
+class Wire:
+    """A way to a port on which nothing arrives any more once it is cut, and nobody is told."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._whole = trio.Event()
+        self._whole.set()
+
+    def cut(self) -> None:
+        self._whole = trio.Event()
+
+    def mend(self) -> None:
+        self._whole.set()
+
+    async def carry(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for content in source:
+                await self._whole.wait()
+                await sink.send_all(content)
+            await sink.send_eof()
+
+
+@asynccontextmanager
+async def open_wire(port: int) -> AsyncIterator[Wire]:
+    """Lay a wire to a port of this computer."""
+
+    async def take(stream: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as further, trio.open_nursery() as both:
+            both.start_soon(wire.carry, stream, further)
+            both.start_soon(wire.carry, further, stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
+        wire = Wire(listeners[0].socket.getsockname()[1])
+        yield wire
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
+    """Make a kitchen; nothing runs in it yet."""
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            yield Kitchen(folder, nursery)
+            nursery.cancel_scope.cancel()
+
+
+async def settle_in(server: Server, *, role: Role = "owner") -> User:
+    """Register the machine, and give it to somebody who is invited."""
+    at_ms = now_ms()
+    store = server.store
+    await store.write(
+        add_devices, [NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen")], now_ms=at_ms
+    )
+    user = await store.write(add_user, email=EMAIL, name="Ada", now_ms=at_ms)
+    if role != "owner":
+        await store.write(give, MACHINE, "somebody-else", role="owner", now_ms=at_ms)
+    await store.write(give, MACHINE, user.id, role=role, now_ms=at_ms)
+    await store.write(
+        add_invite,
+        email=EMAIL,
+        token_hash=hash_token(INVITE),
+        is_admin=False,
+        expires_at_ms=at_ms + 600_000,
+        now_ms=at_ms,
+    )
+    return user
+
+
+async def furnish(server: Server) -> None:
+    """Add a second machine and more people, for a page that looks lived in."""
+    at_ms = now_ms()
+    more = [NewDevice(id="BRW-12AB34CD", key_hash=hash_key(KEY), name="Office")]
+    await server.store.write(add_devices, more, now_ms=at_ms)
+    roles: dict[str, Role] = {"Ben": "member", "Cleo": "viewer"}
+    for name, role in roles.items():
+        someone = await server.store.write(
+            add_user, email=f"{name.lower()}@example.org", name=name, now_ms=at_ms
+        )
+        await server.store.write(give, MACHINE, someone.id, role=role, now_ms=at_ms)
+    ada = await server.store.read(find_user_by_email, EMAIL)
+    assert ada is not None
+    await server.store.write(give, "BRW-12AB34CD", ada.id, role="owner", now_ms=at_ms)
+
+
+async def sign_in(page: Page, kitchen: Kitchen, path: str = f"/machine/{MACHINE}") -> None:
+    """Sign in with the invite, and go to a page."""
+    await page.go(f"{kitchen.url}/login?next={path}#invite={INVITE}")
+    await page.press("#accept")
+    await page.press("#skip")
+    await page.wait_for(f"location.pathname === {path!r}")
+
+
+async def brew_temp(page: Page) -> float:
+    """Read the brew boiler's gauge once it shows something."""
+    shown = "document.querySelector('#gauge-brew .figure')?.textContent"
+    return float(await page.wait_for(f"{shown} && Number({shown}) && {shown}"))
+
+
+def complaints(page: Page, *, expected: tuple[str, ...] = ()) -> list[str]:
+    return [problem for problem in page.problems if not problem.startswith(expected)]
+
+
+async def picture(page: Page, name: str, **screen: Any) -> None:
+    """Take a picture for the docs, if they are wanted."""
+    if PICTURES is not None:
+        await page.look(Path(PICTURES) / f"{name}.png", **screen)
+
+
+async def test_the_machine_is_seen_and_obeys(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on(speed=10)
+        await sign_in(page, kitchen, "/")
+        await page.see("Kitchen")
+        await page.press("#machines a")
+        await page.wait_for(f"location.pathname === '/machine/{MACHINE}'")
+        await page.see("Standby")
+        await page.see("Live")
+        cold = await brew_temp(page)
+        assert cold < 30
+
+        # A button is pressed, and the machine heats.
+        await page.press("#mode-on")
+        await page.see("Mode “on”: delivered to the machine.")
+        await page.see("Heating")
+        assert kitchen.machine.mode == "on"
+        await page.wait_for(f"Number(document.querySelector('#gauge-brew .figure').textContent) > {cold + 5}")
+        await page.wait_for("document.querySelector('#mode-on').getAttribute('aria-pressed') === 'true'")
+
+        # A temperature is set, and the machine says so.
+        await page.run("document.querySelector('#brew-target').value = ''")
+        await page.write("#brew-target", "95.5")
+        await page.press("#set-brew button")
+        await page.see("Brew at 95.5 °C: delivered to the machine.")
+        await page.wait_for("document.querySelector('#gauge-brew .aim').textContent === 'to 95.5'")
+        assert kitchen.machine.brew.setpoint_c == 95.5
+        await page.wait_for("document.querySelectorAll('#log li').length > 0")
+
+        # What it said and who did it is kept.
+        await page.wait_for("document.querySelectorAll('#activity li').length > 0 || null")
+        assert complaints(page) == []
+        assert {url.split("/")[2] for url in page.requests if "://" in url} == {f"127.0.0.1:{kitchen.port}"}
+
+
+async def test_a_machine_that_goes_and_comes(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Standby")
+        kitchen.cut()
+        await page.wait_for("document.querySelector('#now').textContent === 'Offline'")
+        await page.wait_for("document.querySelector('main').classList.contains('away')")
+        await page.press("#tare")
+        await page.see("Tare: waits for the machine.")
+        await page.press("#mode-on")
+        await page.see("the machine is offline, and did not get it")
+        kitchen.switch_on()
+        await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+        assert await page.run("document.querySelector('main').classList.contains('away')") is False
+        assert complaints(page) == []
+
+
+async def test_the_page_survives_a_restart_of_the_server(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, open_page() as page:
+        async with kitchen.serving() as server:
+            await settle_in(server)
+            kitchen.switch_on()
+            await sign_in(page, kitchen)
+            await page.see("Standby")
+        await page.see("The server restarts")
+        await page.see("next attempt in")
+        async with kitchen.serving():
+            await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
+            await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+            await page.press("#mode-on")
+            await page.see("Heating")
+        assert complaints(page, expected=EXPECTED) == []
+
+
+async def test_the_page_survives_the_loss_of_its_network(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Live")
+        await page.set_network(is_there=False)
+        await page.see("No network")
+        await page.press("#retry")
+        await page.see("No network")
+        await page.set_network(is_there=True)
+        await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
+        await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+        assert complaints(page, expected=EXPECTED) == []
+
+
+async def test_a_viewer_only_watches(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server, role="viewer")
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Standby")
+        await page.see("viewer")
+        visible = "[...document.querySelectorAll('main button')].filter((one) => one.offsetParent)"
+        assert await page.run(f"{visible}.map((one) => one.id)") == ["leave"]
+        assert complaints(page) == []
+
+
+async def test_whoever_loses_the_machine_is_told(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        user = await settle_in(server, role="member")
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Live")
+        from brewos_relay.registry.access import take
+
+        await server.store.write(take, MACHINE, user.id, by_user_id="somebody-else", now_ms=now_ms())
+        await page.see("You have no access to this machine any more.")
+
+
+async def test_a_viewer_and_a_stranger_see_no_server_page(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await server.store.write(add_user, email="root@example.org", name=None, now_ms=now_ms())
+        await settle_in(server)
+        await sign_in(page, kitchen, "/admin")
+        await page.see("Only an administrator of this server may do this.")
+        await page.go(kitchen.url + "/machine/BRW-99999999")
+        await page.see("You have no access to this machine any more.")
+        await page.see("There is no such device, or you have no access to it.")
+
+
+async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        await furnish(server)
+        await sign_in(page, kitchen)
+        await page.see("watching")
+        await page.press("#share button")
+        await page.wait_for("document.querySelector('#share-qr').naturalWidth > 0")
+        code = await page.run("document.querySelector('#share-code').textContent")
+        assert len(code) == 9
+        await page.see("link good until")
+        await page.press("#shares button")
+        await page.wait_for("document.querySelector('#shares').hidden")
+
+        await page.run(
+            "(() => { const role = document.querySelector('[aria-label=\"Role of Ben\"]');"
+            " role.value = 'viewer'; role.dispatchEvent(new Event('change')); })()"
+        )
+        await page.see("made somebody a viewer")
+        await page.press("[aria-label='Take the machine from Cleo']")
+        await page.press("#confirm-do")
+        await page.wait_for("!document.querySelector('#users').innerText.includes('Cleo')")
+
+        await page.run("document.querySelector('#new-name').value = ''")
+        await page.write("#new-name", "Bar <i>1</i>")
+        await page.press("#rename button")
+        await page.wait_for("document.querySelector('h1').textContent === 'Bar <i>1</i>'")
+        await page.press("#leave")
+        await page.press("#confirm-not")
+        await page.press("#leave")
+        await page.press("#confirm-do")
+        await page.wait_for("location.pathname === '/'")
+        await page.wait_for("document.querySelectorAll('#machines li').length === 1")
+        assert complaints(page) == []
+
+
+async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        await furnish(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen, "/")
+        await page.press("#to-admin")
+        await page.see("BRW-12AB34CD")
+        await page.wait_for("document.querySelector('#devices-online').textContent === '1'")
+        await page.wait_for("document.querySelector('#rate-devices').textContent.includes('.')")
+        await page.write("#find-device", "offi")
+        await page.wait_for("!document.querySelector('#devices').innerText.includes('Kitchen')")
+        await page.press("[aria-label='Make administrator: ben@example.org']")
+        await page.wait_for("document.querySelectorAll('#accounts .tag').length === 2")
+        await page.press("[aria-label='Remove cleo@example.org']")
+        await page.press("#confirm-do")
+        await page.wait_for("document.querySelectorAll('#accounts li').length === 2")
+        await page.write("#invite-email", "dora@example.org")
+        await page.press("#invite button")
+        link = await page.wait_for("document.querySelector('#invited-url').value")
+        assert link.startswith(f"{kitchen.url}/login#invite=")
+        assert complaints(page) == []
+
+
+async def test_the_machine_is_reached_with_the_keyboard_alone(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Standby")
+        await page.see("Activity")
+
+        async def tab_to(element_id: str) -> None:
+            while await page.run("document.activeElement.id") != element_id:
+                await page.key("Tab")
+
+        await tab_to("mode-on")
+        assert await page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        await page.key("Enter", text="\r")
+        await page.see("Heating")
+        # What cannot be taken back is asked for, and the keyboard gets out of it again.
+        await tab_to("restart")
+        await page.key("Enter", text="\r")
+        await page.see("Restart the machine?")
+        assert await page.run("document.activeElement.id") == "confirm-not"
+        await page.key("Escape")
+        await page.wait_for("!document.querySelector('dialog').open")
+        assert await page.run("document.activeElement.id") == "restart"
+
+
+@pytest.mark.parametrize("path", ["/", f"/machine/{MACHINE}", "/pair", "/admin"])
+async def test_pages_fit_on_a_phone_and_all_buttons_have_names(tmp_path: Path, path: str) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        await furnish(server)
+        kitchen.switch_on()
+        await page.be(width=390, height=844, dark=True)
+        await sign_in(page, kitchen, path)
+        await page.see({"/pair": "Short code"}.get(path, "Kitchen"))
+        assert await page.run("document.documentElement.scrollWidth") <= 390
+        nameless = (
+            "[...document.querySelectorAll('button, a, input, select')].filter((one) => one.offsetParent"
+            " && !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).length"
+        )
+        assert await page.run(nameless) == 0
+
+
+async def test_beside_a_web_app_it_is_all_below_console(tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    dist.mkdir()
+    (dist / "index.html").write_text("<!doctype html><title>app</title><p>The app")
+    async with (
+        open_kitchen(tmp_path) as kitchen,
+        kitchen.serving(web_dist_path=dist) as server,
+        open_page() as page,
+    ):
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen, "/console")
+        await page.press("#machines a")
+        await page.wait_for(f"location.pathname === '/console/machine/{MACHINE}'")
+        await page.see("Standby")
+        await page.press("#to-admin")
+        await page.wait_for("location.pathname === '/console/admin'")
+        await page.see(MACHINE)
+        await page.press("header .mark")
+        await page.see("Where you are signed in")
+        assert complaints(page) == []
+
+
+async def test_a_connection_that_falls_silent_is_given_up_after_ten_seconds(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        async with open_wire(kitchen.port) as wire:
+            await page.go(f"http://127.0.0.1:{wire.port}/login?next=/machine/{MACHINE}#invite={INVITE}")
+            await page.press("#accept")
+            await page.press("#skip")
+            await page.see("Standby")
+            wire.cut()
+            began = trio.current_time()
+            await page.see("No connection")
+            assert 8 < trio.current_time() - began < 14
+            wire.mend()
+            await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
+
+
+async def test_the_demo_shows_a_machine_heating_up_at_once(tmp_path: Path) -> None:
+    demo = prepare(tmp_path, port=find_port())
+    said: list[str] = []
+    async with open_page() as page:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: demonstrate(demo, say=said.append, until=trio.sleep_forever))
+                while not any("disconnected" in line or "connected" in line for line in said):  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+                link = next(word for line in said for word in line.split() if "#" in word)
+                began = trio.current_time()
+                await page.go(link)
+                await page.see("Heating")
+                first = await brew_temp(page)
+                figure = "Number(document.querySelector('#gauge-brew .figure').textContent)"
+                await page.wait_for(f"{figure} > {first}")
+                # Three seconds where nothing else runs.
+                assert trio.current_time() - began < 3 * KIND
+                assert await page.run("location.pathname") == f"/machine/{demo.device_id}"
+                assert page.problems == []
+                nursery.cancel_scope.cancel()
+
+
+WARP = 20.0
+
+
+@pytest.mark.skipif(PICTURES is None, reason="pictures are made if BREWOS_RELAY_SCREENSHOTS names a folder")
+async def test_pictures_for_the_docs(tmp_path: Path) -> None:
+    began_ms = now_ms()
+
+    def warped_ms() -> int:
+        return began_ms + round((now_ms() - began_ms) * WARP)
+
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        user = await settle_in(server)
+        await server.store.write(set_admin, user.id, True)
+        await furnish(server)
+        kitchen.machine = Machine(device_id=MACHINE, now_ms=warped_ms, rich=True)
+        kitchen.machine.switch_on()
+        # Ten minutes go by in half a minute: for the machine, and for the page.
+        warp = (
+            f"const real = Date.now, began = {began_ms}; Date.now = () => began + (real() - began) * {WARP};"
+        )
+        warped = await page.call("Page.addScriptToEvaluateOnNewDocument", source=f"(() => {{{warp}}})()")
+        await page.be(width=1280, height=900)
+        kitchen.switch_on(speed=WARP, tick_s=0.5 / WARP * 2, shot_every_s=100.0)
+        await sign_in(page, kitchen)
+        for state in ("Brewing", "Ready", "Brewing", "Ready"):
+            await page.wait_for(f"document.querySelector('#now').textContent === {state!r}")
+        for name, screen in SCREENS.items():
+            await picture(page, f"machine-{name}", **screen)
+        await page.press("#share button")
+        await page.wait_for("document.querySelector('#share-qr').src.startsWith('data:')")
+        await page.run("document.querySelector('#people').scrollIntoView()")
+        await picture(page, "sharing", width=1280, height=720)
+        await page.call("Page.removeScriptToEvaluateOnNewDocument", **warped)
+        await page.go(kitchen.url + "/")
+        await page.see("Office")
+        await picture(page, "machines", width=900, height=620)
+        await page.press("#to-admin")
+        await page.wait_for("document.querySelector('#rate-devices').textContent.includes('.')")
+        await picture(page, "server", width=1280, height=900)
+        assert complaints(page) == []

@@ -1,0 +1,258 @@
+"""The relay behind nginx, HAProxy and Caddy, set up as in `deploy/`: a machine and an app through each."""
+
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from support.certificates import write_certificate
+from support.firmware_wire import upgrade_request
+from support.fronts import (
+    HOST,
+    Front,
+    Place,
+    Start,
+    TlsWireClient,
+    caddy,
+    caddy_is_gentle,
+    free_port,
+    haproxy,
+    haproxy_passthrough,
+    need_program,
+    nginx,
+    nginx_passthrough,
+    open_front,
+)
+from support.process import KEY, ProcessServer, machine_id, serve_process
+from support.wire_client import (
+    BINARY,
+    NO_MASK,
+    PING,
+    TEXT,
+    WEBSOCKET_KEY,
+    Ended,
+    Response,
+    accept_value,
+    close,
+    frame,
+    packed,
+    text,
+    upgrade_head,
+)
+
+MACHINE = machine_id(1)
+TOKEN_OF_CLAIM = "c" * 32
+IDLE_S = 4
+"""What the configurations' 120 s are in these tests; a machine pings every 0.5 s then, not every 15 s."""
+PINGS = 12
+
+FRONTS = [nginx, nginx_passthrough, haproxy, haproxy_passthrough, caddy]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, this computer has no 127.0.0.2")
+every_front = pytest.mark.parametrize("fit", FRONTS, ids=lambda fit: fit.__name__)
+
+Fit = Callable[[Place], Start]
+
+
+@asynccontextmanager
+async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[Front, ProcessServer]]:
+    """Start a relay, and a front before it."""
+    files = write_certificate(folder, names=[HOST])
+    settings: dict[str, object] = {
+        "BREWOS_RELAY_TRUSTED_PROXIES": "127.0.0.1",
+        "PUBLIC_URL": f"https://{HOST}",
+        "BREWOS_RELAY_DEVICE_MIN_AGE_S": 0.5,
+        "BREWOS_RELAY_DRAIN_S": 1,
+        "BREWOS_RELAY_KEEPALIVE_S": 3,
+    }
+    if "passthrough" in fit.__name__:
+        settings["BREWOS_RELAY_PROXY_PROTOCOL"] = "true"
+        settings["BREWOS_RELAY_TLS_CERT"], settings["BREWOS_RELAY_TLS_KEY"] = files
+    front_folder = folder / "front"
+    front_folder.mkdir()
+    place = Place(front_folder, port=free_port(), relay_port=0, files=files, seconds=IDLE_S)
+    fit(place)  # skips the test if something is missing
+    with trio.fail_after(60):
+        async with serve_process(folder, **settings) as server:
+            place = Place(front_folder, place.port, server.address[1], files, IDLE_S)
+            async with open_front(fit(place), place) as front:
+                yield front, server
+
+
+async def register(front: Front) -> None:
+    """Register as a machine does: in pieces, and it takes what comes first for the whole answer."""
+    body = msgspec.json.encode({"deviceId": MACHINE, "token": TOKEN_OF_CLAIM, "deviceKey": KEY})
+    lines = [
+        "POST /api/devices/register-claim HTTP/1.1",
+        f"Host: {HOST}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        "",
+    ]
+    connection = await front.connect()
+    for line in lines:
+        await connection.send(f"{line}\r\n".encode())
+        await trio.sleep(0.005)
+    await connection.send(body)
+    first = bytes(await connection.stream.receive_some(65536))
+    assert first.startswith(b"HTTP/1.1 200 "), first
+    head, _, content = first.partition(b"\r\n\r\n")
+    assert msgspec.json.decode(content)["success"] is True, first
+    lengths = Response(200, head, b"").header("content-length")
+    assert lengths == [str(len(content))]
+    connection.abort()
+
+
+async def connect_machine(front: Front, *, source: str = "127.0.0.2") -> TlsWireClient:
+    """Connect as a machine does, byte for byte, with what it insists on in the answer."""
+    request = upgrade_request(MACHINE, KEY, port=443, websocket_key=WEBSOCKET_KEY)
+    connection = await front.connect(source)
+    with trio.fail_after(5):
+        answer = await connection.ask(request.replace(b"cloud.example", HOST.encode()))
+        assert answer.status == 101, answer
+        assert re.findall(rb"(?im)^connection: ?upgrade\r?$", answer.head + b"\r\n") != [], answer
+        assert len(answer.header("connection")) == 1
+        assert answer.header("sec-websocket-accept") == [accept_value()]
+        assert answer.header("sec-websocket-extensions") == []
+        connection.connected = await connection.read_json()
+        await connection.show_life()
+    return connection
+
+
+async def connect_app(front: Front, token: str) -> TlsWireClient:
+    connection = await front.connect("127.0.0.3")
+    # As a page of the relay's own does.
+    head = upgrade_head(
+        f"/ws/client?token={token}&device={MACHINE}",
+        Host=HOST,
+        Origin=f"https://{HOST}",
+        Connection="keep-alive, Upgrade",
+    )
+    answer = await connection.ask(head)
+    assert answer.status == 101, answer
+    connection.connected = await connection.read_json()
+    assert connection.connected["deviceOnline"] is True
+    return connection
+
+
+async def exchange(machine: TlsWireClient, app: TlsWireClient, seq: int) -> None:
+    """Say something each way, as text and as MessagePack."""
+    with trio.fail_after(5):
+        log = {"type": "log", "seq": seq}
+        await machine.send(text(log))
+        assert await hear(app, log) == TEXT
+        status = {"type": "status_delta", "seq": seq, "pressure": 9.0}
+        await machine.send(packed(status))
+        assert await hear(app, status) == BINARY
+        command = {"type": "command", "cmd": "tare", "seq": seq}
+        await app.send(text(command))
+        assert await hear(machine, command) == TEXT
+
+
+async def hear(peer: TlsWireClient, content: dict[str, Any]) -> int:
+    """Wait for a message, and tell whether it came as text or as MessagePack."""
+    while True:
+        found = await peer.read_message()
+        decode = msgspec.json.decode if found.opcode == TEXT else msgspec.msgpack.decode
+        if decode(found.payload) == content:
+            return found.opcode
+
+
+async def stay_idle(machine: TlsWireClient) -> None:
+    """Do what a sleeping machine does, for longer than any front waits."""
+    began_at = trio.current_time()
+    for _ in range(PINGS):
+        await machine.send(frame(PING, mask=NO_MASK))
+        await trio.sleep(0.5)
+    assert trio.current_time() - began_at > IDLE_S
+
+
+async def ask_until_refused(front: Front) -> None:
+    """Use up what one address may ask for; another one may, and nobody can say that he is somebody else."""
+    body = msgspec.json.encode({"refreshToken": "n" * 43})
+
+    async def ask(connection: TlsWireClient, more: str = "") -> int:
+        head = f"POST /api/auth/refresh HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n{more}"
+        answer = await connection.ask(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return answer.status
+
+    connection = await front.connect("127.0.0.4")
+    asked = 1
+    while (status := await ask(connection)) != 429:
+        assert status == 401
+        assert asked < 160, "a limit for each address does not hold"
+        asked += 1
+    assert asked > 120
+    assert await ask(await front.connect("127.0.0.5")) == 401
+    liar = await front.connect("127.0.0.4")
+    assert await ask(liar, "X-Forwarded-For: 127.0.0.6\r\n") == 429
+
+
+@every_front
+async def test_a_machine_and_an_app(fit: Fit, tmp_path: Path) -> None:
+    async with behind(fit, tmp_path) as (front, server):
+        await register(front)
+        machine = await connect_machine(front)
+        app = await connect_app(front, server.token())
+        await exchange(machine, app, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay_idle, machine)
+            nursery.start_soon(ask_until_refused, front)
+        await exchange(machine, app, 2)
+
+        server.send_signal(signal.SIGTERM)
+        for peer in (app, machine):
+            assert (await peer.read_close())[0] == 1012
+            await peer.send(close(1000))
+            with trio.fail_after(5):
+                assert await read_to_end(peer) == b""
+        assert await server.wait(within_s=15) == 0
+
+        # The relay has gone: nobody is let in, and nothing of what they asked for comes into a log.
+        for target in (
+            f"/ws/device?id={MACHINE}&key={KEY}",
+            f"/ws/client?token={server.token()}&device={MACHINE}",
+        ):
+            assert await upgrade_is_refused(front, target)
+        logged = front.logged()
+        for secret in (KEY, TOKEN_OF_CLAIM, server.token()[:30]):
+            assert secret not in logged
+
+
+async def read_to_end(connection: TlsWireClient) -> bytes:
+    try:
+        return await connection.read_to_end()
+    except trio.BrokenResourceError:
+        return b""
+
+
+async def upgrade_is_refused(front: Front, target: str) -> bool:
+    try:
+        connection = await front.connect()
+        return (await connection.ask(upgrade_head(target, Host=HOST))).status in {502, 503}
+    except (Ended, OSError, trio.BrokenResourceError):
+        return True
+
+
+@every_front
+async def test_a_reload_leaves_a_young_machine_alone(fit: Fit, tmp_path: Path) -> None:
+    if fit is caddy and not caddy_is_gentle(need_program("caddy")):
+        pytest.skip("Caddy before 2.7 closes WebSockets when it is reloaded, as the documents say")
+    async with behind(fit, tmp_path) as (front, server):
+        await register(front)
+        machine = await connect_machine(front)
+        app = await connect_app(front, server.token())
+        await front.reload()
+        await trio.sleep(1.5)
+        await exchange(machine, app, 1)
+        newcomer = await connect_app(front, server.token())
+        await exchange(machine, newcomer, 2)
+        await machine.send(frame(PING, mask=NO_MASK))
+        await exchange(machine, app, 3)

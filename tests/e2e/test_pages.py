@@ -1,0 +1,192 @@
+"""The relay's own pages in a real browser, over TLS, as people walk them."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.accounts import add_invite
+from brewos_relay.registry.pairing import register_claim
+from brewos_relay.server.run import Server, open_server
+from brewos_relay.settings import Settings
+from support.chromium import Page, needs_browser, open_page
+
+pytestmark = needs_browser
+
+EMAIL = "ada@example.org"
+PASSWORD = "correct horse battery"
+MACHINE = "BRW-0000001A"
+INVITE = "invite-" + "i" * 36
+CLAIM = "c" * 32
+DEADLINE_S = 90
+
+
+@asynccontextmanager
+async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, Page]]:
+    """Open a server with a certificate of its own, an invite and a claim in it, and a browser."""
+    with trio.fail_after(DEADLINE_S):
+        async with (
+            open_server(
+                Settings(
+                    host="127.0.0.1",
+                    port=0,
+                    data_dir=folder,
+                    jwt_secret="tests-only-" + "s" * 32,
+                    tls_self_signed=True,
+                    **settings,
+                )
+            ) as server,
+            open_page() as page,
+        ):
+            at_ms = now_ms()
+            until = {"now_ms": at_ms, "expires_at_ms": at_ms + 600_000}
+            token_hash = hash_token(INVITE)
+            await server.store.write(add_invite, email=EMAIL, token_hash=token_hash, is_admin=False, **until)
+            await server.store.write(
+                register_claim,
+                device_id=MACHINE,
+                key_hash=hash_key("k" * 43),
+                token_hash=hash_token(CLAIM),
+                **until,
+            )
+            assert server.url.startswith("https://")
+            yield server, page
+
+
+async def kept(page: Page) -> Any:
+    """Read the session that the page keeps."""
+    return json.loads(await page.run("localStorage.getItem('brewos_session')"))
+
+
+async def at(page: Page, path: str) -> None:
+    """Wait until the browser is on a page."""
+    await page.wait_for(f"location.pathname === {json.dumps(path)}")
+
+
+async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_path: Path) -> None:
+    async with open_walk(tmp_path) as (server, page):
+        # Who is not signed in is sent to the page for that.
+        await page.go(server.url + "/")
+        await at(page, "/login")
+        await page.see("E-mail address")
+
+        # A link signs in when its button is pressed, and is taken out of the address.
+        await page.go(f"{server.url}/login#invite={INVITE}")
+        await page.press("#accept")
+        await page.see("Set the password")
+        assert await page.run("location.hash") == ""
+        session = await kept(page)
+        assert set(session) == {"accessToken", "refreshToken", "expiresAt", "user"}
+        assert session["user"]["email"] == EMAIL
+        await page.write("#chosen", PASSWORD)
+        await page.press("#choose button")
+        await page.see("You have no machine yet.")
+
+        # What was scanned leads to a machine, and out of the address as well.
+        await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
+        await page.see(MACHINE)
+        assert await page.run("location.search") == ""
+        await page.write("#name", "Kitchen <b>1</b>")
+        await page.press("#scanned button")
+        await page.press("#done a")
+        await page.see("Kitchen <b>1</b>")
+        await page.see("never seen")
+        await page.see("this one")
+
+        # An access token that has run out is renewed without a word.
+        await page.run(
+            "localStorage.setItem('brewos_session', JSON.stringify("
+            "{...JSON.parse(localStorage.getItem('brewos_session')), expiresAt: 0}))"
+        )
+        await page.go(server.url + "/")
+        await page.see("Kitchen")
+        assert (await kept(page))["expiresAt"] > now_ms()
+
+        # Signing out forgets everything here, and ends the session there.
+        await page.press("#sign-out")
+        await at(page, "/login")
+        assert await page.run("localStorage.getItem('brewos_session')") is None
+
+        # The browser complained of nothing so far: no page asks for what its policy forbids.
+        assert page.problems == []
+
+        await page.write("#email", EMAIL)
+        await page.write("#password", "a wrong password")
+        await page.press("#sign-in button")
+        await page.see("The e-mail address or the password is wrong.")
+        await page.run("document.querySelector('#password').value = ''")
+        await page.write("#password", PASSWORD)
+        await page.press("#sign-in button")
+        await page.see("Kitchen")
+
+
+async def test_a_session_that_was_ended_elsewhere_ends_here(tmp_path: Path) -> None:
+    async with open_walk(tmp_path) as (server, page):
+        await page.go(f"{server.url}/login#invite={INVITE}")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see("this one")
+        ended = "fetch('/api/auth/logout-all', {method: 'POST', headers: {Authorization: 'Bearer ' + token}})"
+        script = (
+            f"(async token => (await {ended}).status)(JSON.parse(localStorage.brewos_session).accessToken)"
+        )
+        assert await page.run(script) == 200
+        await page.go(server.url + "/console")
+        await at(page, "/login")
+        await page.see("Your session has ended. Sign in again.")
+        assert await page.run("localStorage.getItem('brewos_session')") is None
+        assert await page.run("location.search") == "?next=%2Fconsole&expired=true"
+
+
+@pytest.mark.parametrize(
+    ("next_page", "path"),
+    [
+        ("/console", "/console"),
+        ("//elsewhere.example/", "/"),
+        ("https://elsewhere.example/", "/"),
+        ("/\\elsewhere.example", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/login", "/"),
+    ],
+)
+async def test_signing_in_leads_nowhere_else(tmp_path: Path, next_page: str, path: str) -> None:
+    async with open_walk(tmp_path) as (server, page):
+        await page.go(f"{server.url}/login?next={next_page}#invite={INVITE}")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see("Where you are signed in")
+        assert await page.run("location.origin") == server.url
+        assert await page.run("location.pathname") == path
+
+
+async def test_what_was_scanned_waits_until_somebody_is_signed_in(tmp_path: Path) -> None:
+    async with open_walk(tmp_path) as (server, page):
+        await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
+        await at(page, "/login")
+        assert await page.run("location.search") == "?next=%2Fpair"
+        await page.run(f"location.hash = 'invite={INVITE}'")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see(MACHINE)
+        await page.press("#scanned button")
+        await page.see("Done")
+
+
+async def test_beside_a_web_app_signing_in_leads_to_it(tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    dist.mkdir()
+    (dist / "index.html").write_text("<!doctype html><title>app</title><p>The app")
+    async with open_walk(tmp_path, web_dist_path=dist, google_client_ids=("an-id",)) as (server, page):
+        await page.go(f"{server.url}/login#invite={INVITE}")
+        await page.see("You can also sign in with Google.")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see("The app")
+        assert (await kept(page))["user"]["email"] == EMAIL

@@ -1,0 +1,449 @@
+"""Apps that keep sending while they lose their access: by the API, by a command line, by time."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.home import MACHINE, SOON_S, Home, Person, command, commands_before, open_home, see_it_work
+from support.http_client import ask
+from support.process import KEY, run_command, serve_process
+from support.wire_client import Ended, WireClient, text
+
+_GONE = (Ended, trio.BrokenResourceError, trio.ClosedResourceError)
+_LATE_S = 0.05
+
+TakeAway = Callable[[Home, Person, Person], Awaitable[object]]
+"""Takes from the third what the second has given them."""
+
+
+class InsistentApp:
+    """An app that sends numbered commands, closed or not, until nobody is there any more."""
+
+    def __init__(self, client: WireClient) -> None:
+        self.client = client
+        self.sent_at: list[float] = []
+        """When each was sent (wall clock)."""
+        self.forbidden = 0
+        self.heard = 0
+        """How much of what the machine says it has heard."""
+        self.code: int | None = None
+        self._more = trio.Event()
+        self.closed = trio.Event()
+        self.ended = trio.Event()
+
+    @property
+    def sent(self) -> int:
+        return len(self.sent_at)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._insist)
+            try:
+                while (found := await self.client.read_message()).opcode != 0x8:
+                    self.forbidden += b'"forbidden"' in found.payload
+                    self.heard += b'"status"' in found.payload
+                self.code = int.from_bytes(found.payload[:2], "big")
+            except _GONE:
+                pass
+            self.closed.set()
+            await self.ended.wait()
+
+    async def _insist(self) -> None:
+        try:
+            while True:
+                self.sent_at.append(time.time())
+                self._more.set()
+                self._more = trio.Event()
+                await self.client.send(command(number=self.sent))
+                await trio.sleep(0.002)
+        except _GONE:
+            self.ended.set()
+
+    async def wait_for_more(self, count: int = 20) -> None:
+        """Wait until so many more were sent."""
+        enough = self.sent + count
+        while self.sent < enough:
+            await self._more.wait()
+
+
+class Scene:
+    """A machine, an app of a guest's that does not stop, and one that stays whatever happens."""
+
+    def __init__(self, *, device: WireClient, witness: WireClient, app: InsistentApp) -> None:
+        self.device = device
+        self.witness = witness
+        self.app = app
+
+    async def numbers(self) -> list[int]:
+        """Give the numbers of the guest's commands that have reached the machine since the last time."""
+        return [found["number"] for found in await commands_before(self.device, self.witness)]
+
+
+@asynccontextmanager
+async def open_scene(home: Home, guest: Person) -> AsyncIterator[Scene]:
+    device = await home.server.device(MACHINE)
+    witness = await home.server.client(MACHINE)  # by a token that names the machine itself
+    app = InsistentApp(await guest.app())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.run)
+        scene = Scene(device=device, witness=witness, app=app)
+        await app.wait_for_more()
+        assert await scene.numbers()
+        yield scene
+        nursery.cancel_scope.cancel()
+
+
+async def see_access_end(
+    home: Home, ada: Person, guest: Person, take_away: TakeAway, code: int, *, at_once: bool = True
+) -> None:
+    """See that a guest's app is closed within a second, and that nothing that it says after that counts.
+
+    `at_once` is for what is done once it is answered: what is sent after the answer is lost.
+    """
+    async with open_scene(home, guest) as scene:
+        app = scene.app
+        await take_away(home, ada, guest)
+        answered = app.sent
+        with trio.fail_after(SOON_S):
+            await app.closed.wait()
+        if not at_once:
+            answered = app.sent
+        assert app.code == code
+        await app.ended.wait()
+        assert app.sent > answered  # it did go on
+        numbers = await scene.numbers()
+        assert max(numbers, default=0) <= answered, (answered, numbers[-5:])
+        await see_it_work(scene.device, scene.witness)
+
+
+async def remove_user(home: Home, ada: Person, guest: Person) -> None:
+    await ada.must("DELETE", f"/api/devices/{MACHINE}/users/{guest.user_id}")
+
+
+async def leave(home: Home, ada: Person, guest: Person) -> None:
+    await guest.must("DELETE", f"/api/devices/{MACHINE}")
+
+
+async def release(home: Home, ada: Person, guest: Person) -> None:
+    await ada.must("DELETE", f"/api/devices/{MACHINE}?everyone=true")
+
+
+async def log_out(home: Home, ada: Person, guest: Person) -> None:
+    await guest.must("POST", "/api/auth/logout")
+
+
+async def log_out_everywhere(home: Home, ada: Person, guest: Person) -> None:
+    await (await home.person(guest.name)).must("POST", "/api/auth/logout-all")
+
+
+async def end_the_session(home: Home, ada: Person, guest: Person) -> None:
+    elsewhere = await home.person(guest.name)
+    session_id = (await guest.must("GET", "/api/auth/me"))["sessionId"]
+    await elsewhere.must("DELETE", f"/api/auth/sessions/{session_id}")
+
+
+async def change_the_password(home: Home, ada: Person, guest: Person) -> None:
+    elsewhere = await home.person(guest.name)
+    await elsewhere.must("PUT", "/api/me/password", {"password": "a first password"})
+    await elsewhere.must(
+        "PUT",
+        "/api/me/password",
+        {"password": "another password", "currentPassword": "a first password"},
+    )
+
+
+BY_API: dict[str, tuple[TakeAway, int]] = {
+    "the owner removes them": (remove_user, 4003),
+    "they leave": (leave, 4003),
+    "the owner gives the machine up": (release, 4003),
+    "they log out": (log_out, 4002),
+    "they log out everywhere": (log_out_everywhere, 4002),
+    "they end that session in another": (end_the_session, 4002),
+    "they change their password": (change_the_password, 4002),
+}
+
+
+@pytest.mark.parametrize(("take_away", "code"), BY_API.values(), ids=BY_API)
+async def test_what_is_sent_after_the_answer_is_lost(tmp_path: Path, take_away: TakeAway, code: int) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        await see_access_end(home, ada, await home.lend(ada, "mel"), take_away, code)
+
+
+async def test_whoever_lost_their_access_does_not_come_back(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel")
+        await remove_user(home, ada, mel)
+        target = f"/ws/client?token={mel.token}&device={MACHINE}"
+        assert (await home.knock(target)).status == 403
+        assert (await mel.ask("GET", f"/api/devices/{MACHINE}")).status == 404
+        assert (await mel.must("GET", "/api/devices"))["devices"] == []
+
+
+async def test_the_same_person_s_other_sessions_go_on(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada, elsewhere = await home.person("ada"), await home.person("ada")
+        await home.pair(ada)
+        device, app, other = await home.server.device(MACHINE), await ada.app(), await elsewhere.app()
+        await ada.must("POST", "/api/auth/logout")
+        assert (await app.read_close())[0] == 4002
+        await see_it_work(device, other)
+
+
+# By a command line, in another process
+
+
+def by_command_line(*arguments: str) -> TakeAway:
+    async def take_away(home: Home, ada: Person, guest: Person) -> None:
+        folder = Path(home.database_url.removeprefix("sqlite:///")).parent
+        done = await run_command(folder, *arguments, DATA_DIR=folder)
+        assert done.returncode == 0, done.stderr
+
+    return take_away
+
+
+BY_COMMAND: dict[str, tuple[TakeAway, int]] = {
+    "device take": (by_command_line("device", "take", MACHINE, "--user", "mel@example.org"), 4003),
+    "user sign-out": (by_command_line("user", "sign-out", "mel@example.org"), 4002),
+    "user remove": (by_command_line("user", "remove", "mel@example.org"), 4002),
+}
+
+
+@pytest.mark.parametrize(("take_away", "code"), BY_COMMAND.values(), ids=BY_COMMAND)
+async def test_a_command_line_takes_effect_within_a_second(
+    tmp_path: Path, take_away: TakeAway, code: int
+) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        await see_access_end(home, ada, await home.lend(ada, "mel"), take_away, code, at_once=False)
+
+
+async def test_a_machine_that_is_removed_goes_with_everybody(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        device, app = await home.server.device(MACHINE), await ada.app()
+        await by_command_line("device", "remove", MACHINE)(home, ada, ada)
+        with trio.fail_after(SOON_S):
+            assert (await app.read_close())[0] == 4003
+            assert (await device.read_close())[0] == 4003
+        assert await home.status_of_key(KEY) == 401
+        assert (await home.knock(f"/ws/client?token={ada.token}&device={MACHINE}")).status == 403
+
+
+async def test_a_server_of_its_own_hears_of_it_as_well(tmp_path: Path) -> None:
+    with trio.fail_after(30):
+        async with serve_process(
+            tmp_path, DATA_DIR=tmp_path, BREWOS_RELAY_CLIENT_RATE=0, BREWOS_RELAY_DEVICE_MIN_AGE_S=0.1
+        ) as server:
+            home = Home(server, f"sqlite:///{tmp_path / 'brewos-relay.db'}")
+            ada = await home.person("ada")
+            await home.pair(ada)
+            mel = await home.lend(ada, "mel")
+            take_away, code = BY_COMMAND["device take"]
+            await see_access_end(home, ada, mel, take_away, code, at_once=False)
+            vic = await home.lend(ada, "vic")
+            await see_access_end(home, ada, vic, log_out, 4002)
+
+
+# Less, instead of none
+
+
+@pytest.mark.parametrize("by_api", [True, False])
+async def test_a_member_who_becomes_a_viewer_goes_on_watching(tmp_path: Path, by_api: bool) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel")
+        async with open_scene(home, mel) as scene:
+            app = scene.app
+            assert app.forbidden == 0
+            if by_api:
+                path = f"/api/devices/{MACHINE}/users/{mel.user_id}"
+                await ada.must("PATCH", path, {"role": "viewer"})
+            else:
+                give = ("device", "give", MACHINE, "--user", mel.user_id, "--role", "viewer")
+                await by_command_line(*give)(home, ada, mel)
+                await trio.sleep(SOON_S)
+            answered = app.sent
+            await app.wait_for_more()
+            with trio.fail_after(1):
+                while not app.forbidden:
+                    await app.wait_for_more(1)
+            assert max(await scene.numbers()) <= answered
+            assert await scene.numbers() == []
+            assert app.code is None
+            heard = app.heard
+            await see_it_work(scene.device, scene.witness)
+            await app.wait_for_more()
+            assert app.heard > heard
+            if by_api:
+                await ada.must("PATCH", path, {"role": "member"})
+                await app.wait_for_more()
+                assert await scene.numbers()
+
+
+async def test_an_owner_who_becomes_a_member_keeps_what_is_a_member_s(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        bob = await home.lend(ada, "bob")
+        path = f"/api/devices/{MACHINE}/users/{bob.user_id}"
+        await ada.must("PATCH", path, {"role": "owner"})
+        device, witness, app = await home.server.device(MACHINE), await ada.app(), await bob.app()
+        restart = text({"type": "command", "cmd": "restart"})
+        await app.send(restart)
+        assert (await device.read_until("command"))["cmd"] == "restart"
+        await ada.must("PATCH", path, {"role": "member"})
+        await app.send(restart)
+        assert (await app.read_until("error"))["error"] == "forbidden"
+        assert await commands_before(device, witness) == []
+        await see_it_work(device, app)
+
+
+async def test_an_owner_who_is_made_less_does_not_make_himself_one_again(tmp_path: Path) -> None:
+    """Requests that were let through before, and come to be carried out after."""
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        bob = await home.lend(ada, "bob")
+        path = f"/api/devices/{MACHINE}/users/{bob.user_id}"
+        await ada.must("PATCH", path, {"role": "owner"})
+        statuses: list[int] = []
+        refused = trio.Event()
+
+        async def insist() -> None:
+            for _ in range(5):
+                statuses.append((await bob.ask("PATCH", path, {"role": "owner"})).status)
+                if statuses[-1] == 403:
+                    refused.set()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(insist)
+            while 200 not in statuses:
+                await trio.lowlevel.checkpoint()
+            await ada.must("PATCH", path, {"role": "viewer"})
+            await refused.wait()
+        users = (await ada.must("GET", f"/api/devices/{MACHINE}/users"))["users"]
+        assert [user["role"] for user in users if user["userId"] == bob.user_id] == ["viewer"]
+
+
+async def test_an_access_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel", for_s=60)
+        async with open_scene(home, mel) as scene:
+            app = scene.app
+            until_s = time.time() + 0.5
+            path = f"/api/devices/{MACHINE}/users/{mel.user_id}"
+            await ada.must("PATCH", path, {"until": round(until_s * 1000)})
+            with trio.fail_after(0.5 + 1 + SOON_S):
+                await app.closed.wait()
+            assert app.code == 4003
+            await app.ended.wait()
+            numbers = await scene.numbers()
+            last_sent_at = max(app.sent_at[number - 1] for number in numbers)
+            assert until_s - 0.3 < last_sent_at < until_s + _LATE_S
+        assert (await home.knock(f"/ws/client?token={mel.token}&device={MACHINE}")).status == 403
+
+
+async def test_an_access_that_was_given_until_a_time_ends_then(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel", for_s=0.8)
+        app = await mel.app()
+        with trio.fail_after(0.8 + 1 + SOON_S):
+            assert (await app.read_close())[0] == 4003
+
+
+# What waits for an absent machine
+
+
+async def become_viewer(home: Home, ada: Person, guest: Person) -> None:
+    await ada.must("PATCH", f"/api/devices/{MACHINE}/users/{guest.user_id}", {"role": "viewer"})
+
+
+async def run_out_of_time(home: Home, ada: Person, guest: Person) -> None:
+    path = f"/api/devices/{MACHINE}/users/{guest.user_id}"
+    await ada.must("PATCH", path, {"until": round(time.time() * 1000) + 200})
+    await trio.sleep(0.3)
+
+
+async def see_alone(client: WireClient) -> None:
+    """Wait until the relay has noticed that nobody else is there."""
+    with trio.fail_after(2):
+        clients = 0
+        while clients != 1:
+            await client.send(text({"type": "get_metrics"}))
+            clients = (await client.read_until("metrics"))["connection"]["clients"]
+
+
+LOSSES: dict[str, TakeAway] = {
+    **{what: take_away for what, (take_away, _) in BY_API.items()},
+    "they become a viewer": become_viewer,
+    "their time runs out": run_out_of_time,
+}
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["connected", "gone"])
+@pytest.mark.parametrize("take_away", LOSSES.values(), ids=LOSSES)
+async def test_what_waits_goes_with_the_access_of_whoever_sent_it(
+    tmp_path: Path, take_away: TakeAway, stays: bool
+) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel")
+        witness, app = await home.server.client(MACHINE), await mel.app()
+        for client, who in ((app, "mel"), (witness, "the witness")):
+            await client.send(command(by=who))
+            assert (await client.read_until("device_status"))["messageQueued"] is True
+        if not stays:
+            app.abort()
+            await see_alone(witness)
+        await take_away(home, ada, mel)
+        device = await home.server.device(MACHINE)
+        found = await commands_before(device, witness)
+        assert [each["by"] for each in found] == ["the witness"]
+
+
+async def test_what_waits_is_delivered_as_long_as_its_sender_has_access(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        mel = await home.lend(ada, "mel")
+        witness, app = await home.server.client(MACHINE), await mel.app()
+        await app.send(command(by="mel"))
+        assert (await app.read_until("device_status"))["messageQueued"] is True
+        app.abort()
+        await see_alone(witness)
+        device = await home.server.device(MACHINE)
+        assert [each["by"] for each in await commands_before(device, witness)] == ["mel"]
+
+
+async def test_a_key_that_was_replaced_has_no_say_from_the_answer_on(tmp_path: Path) -> None:
+    async with open_home(tmp_path, device_min_age_s=1.0) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        thief, app = await home.server.device(MACHINE), await ada.app()
+        assert (await ada.claim(await home.show(key="m" * 43))).status == 200
+        for number in range(20):
+            await thief.send(text({"type": "status", "by": "the thief", "number": number}))
+        await app.send(command(by="ada"))
+        assert (await app.read_until("device_status"))["messageQueued"] is True
+        machine = await home.server.device(MACHINE, key="m" * 43)
+        assert [each["by"] for each in await commands_before(machine, app)] == ["ada"]
+        told = await ask(home.server, "GET", f"/api/devices/{MACHINE}/state", token=ada.token)
+        assert "thief" not in str(told.content)
+        assert b'"command"' not in await thief.read_to_end()

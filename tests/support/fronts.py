@@ -1,0 +1,308 @@
+"""Servers to put before the relay: nginx, HAProxy and Caddy, each with its configuration from `deploy/`."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NoReturn
+
+import pytest
+import trio
+
+from support.certificates import Files, client_context
+from support.wire_client import WireClient
+
+DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+HOST: Final = "relay.example.org"
+REQUIRED: Final = os.environ.get("BREWOS_RELAY_PROXY_TESTS") == "required"
+
+_PLACES: Final = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+_STREAM_MODULES: Final = [
+    Path(folder, "ngx_stream_module.so") for folder in ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules")
+]
+
+
+def need_program(name: str) -> str:
+    """Find a program; without it, the test is skipped, or fails where it is required."""
+    found = shutil.which(name, path=_PLACES)
+    if found is None:
+        lack(f"there is no {name} here")
+    return found
+
+
+def lack(what: str) -> NoReturn:
+    """Skip the test that lacks something, or let it fail where it is required."""
+    if REQUIRED:
+        pytest.fail(f"{what}, and BREWOS_RELAY_PROXY_TESTS=required")
+    pytest.skip(f"{what}; BREWOS_RELAY_PROXY_TESTS=required makes this a failure")
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    """Replace texts, each of which has to be there."""
+    for old, new in changes.items():
+        assert old in text, f"the configuration has no {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a front is started, and how it is told to take its configuration anew."""
+
+    arguments: list[str]
+    reload: list[str] | signal.Signals
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a configuration is fitted to. `seconds` stands for each of its 120 s."""
+
+    folder: Path
+    port: int
+    relay_port: int
+    files: Files
+    seconds: int
+
+
+def nginx(place: Place) -> Start:
+    site = replaced(
+        (DEPLOY / "nginx.conf").read_text(),
+        {
+            "    listen [::]:80;\n": "",
+            "    listen [::]:443 ssl;\n": "",
+            "listen 80;": f"listen 127.0.0.1:{free_port()};",
+            "listen 443 ssl;": f"listen 127.0.0.1:{place.port} ssl;",
+            "/etc/letsencrypt/live/relay.example.org/fullchain.pem": str(place.files.cert),
+            "/etc/letsencrypt/live/relay.example.org/privkey.pem": str(place.files.key),
+            "/var/log/nginx/": f"{place.folder}/",
+            "127.0.0.1:3001": f"127.0.0.1:{place.relay_port}",
+            "120s": f"{place.seconds}s",
+        },
+    )
+    temporary = "".join(
+        f"{kind}_temp_path {place.folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return _nginx(place, f"http {{\naccess_log off;\n{temporary}{site}\n}}\n")
+
+
+def nginx_passthrough(place: Place) -> Start:
+    stream = replaced(
+        (DEPLOY / "nginx-passthrough.conf").read_text(),
+        {
+            "        listen [::]:443;\n": "",
+            "listen 443;": f"listen 127.0.0.1:{place.port};",
+            "127.0.0.1:3443": f"127.0.0.1:{place.relay_port}",
+            "120s": f"{place.seconds}s",
+        },
+    )
+    built_in = subprocess.run(
+        [need_program("nginx"), "-V"], capture_output=True, text=True, check=True
+    ).stderr
+    if re.search(r"--with-stream(?!\S)", built_in):
+        return _nginx(place, stream)
+    module = next(filter(Path.exists, _STREAM_MODULES), None)
+    if module is None:
+        lack("this nginx has no stream module (libnginx-mod-stream)")
+    return _nginx(place, stream, module=module)
+
+
+def _nginx(place: Place, content: str, *, module: Path | None = None) -> Start:
+    file = place.folder / "nginx.conf"
+    load = f"load_module {module};\n" if module is not None else ""
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    file.write_text(
+        f"{load}{user}daemon off;\nworker_processes 2;\npid {place.folder}/nginx.pid;\n"
+        f"error_log {place.folder}/nginx.log crit;\nevents {{}}\n{content}"
+    )
+    start = [
+        need_program("nginx"),
+        "-p",
+        str(place.folder),
+        "-c",
+        str(file),
+        "-e",
+        f"{place.folder}/start.log",
+    ]
+    return Start(start, signal.SIGHUP)
+
+
+def haproxy(place: Place) -> Start:
+    pem = place.folder / "haproxy.pem"
+    pem.write_bytes(place.files.cert.read_bytes() + place.files.key.read_bytes())
+    return _haproxy(
+        place,
+        "haproxy.cfg",
+        {
+            "bind :::80 v4v6": f"bind 127.0.0.1:{free_port()}",
+            "bind :::443 v4v6": f"bind 127.0.0.1:{place.port}",
+            "/etc/haproxy/relay.example.org.pem": str(pem),
+            "127.0.0.1:3001": f"127.0.0.1:{place.relay_port}",
+        },
+    )
+
+
+def haproxy_passthrough(place: Place) -> Start:
+    return _haproxy(
+        place,
+        "haproxy-passthrough.cfg",
+        {
+            "bind :::443 v4v6": f"bind 127.0.0.1:{place.port}",
+            "127.0.0.1:3443": f"127.0.0.1:{place.relay_port}",
+        },
+    )
+
+
+def _haproxy(place: Place, name: str, changes: dict[str, str]) -> Start:
+    changes |= {
+        "log /dev/log local0": "log stdout format raw local0",
+        "    user haproxy\n    group haproxy\n": "",
+        "maxconn 20000": "maxconn 200",  # as many files as anybody may open
+        "120s": f"{place.seconds}s",
+    }
+    file = place.folder / name
+    file.write_text(replaced((DEPLOY / name).read_text(), changes))
+    return Start([need_program("haproxy"), "-W", "-f", str(file)], signal.SIGUSR2)
+
+
+def caddy(place: Place) -> Start:
+    program = need_program("caddy")
+    admin = f"127.0.0.1:{free_port()}"
+    text = replaced(
+        (DEPLOY / "Caddyfile").read_text(),
+        {
+            "\nservers {"
+            if False
+            else "\tservers {": f"\tadmin {admin}\n\tauto_https disable_redirects\n\tservers {{",
+            "{$PUBLIC_URL} {": f"{{$PUBLIC_URL}} {{\n\ttls {place.files.cert} {place.files.key}",
+        },
+    )
+    if not caddy_is_gentle(program):
+        text = text.replace("\t\tstream_close_delay 12h\n", "")
+    file = place.folder / "Caddyfile"
+    file.write_text(text)
+    return Start(
+        [program, "run", "--config", str(file), "--adapter", "caddyfile"],
+        [program, "reload", "--force", "--config", str(file), "--adapter", "caddyfile", "--address", admin],
+        {
+            "PUBLIC_URL": f"https://{HOST}:{place.port}",
+            "RELAY": f"127.0.0.1:{place.relay_port}",
+            "HOME": str(place.folder),
+            "XDG_DATA_HOME": str(place.folder / "share"),
+            "XDG_CONFIG_HOME": str(place.folder / "config"),
+        },
+    )
+
+
+def caddy_is_gentle(program: str) -> bool:
+    """Tell whether it can leave connections alone when it is reloaded: those before 2.7 cannot."""
+    version = subprocess.run([program, "version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    assert found, version
+    return (int(found[1]), int(found[2])) >= (2, 7)
+
+
+class Front:
+    """A front that runs."""
+
+    def __init__(self, start: Start, process: trio.Process, place: Place) -> None:
+        self.address = ("127.0.0.1", place.port)
+        self._start = start
+        self._process = process
+        self._folder = place.folder
+        self._connections: list[TlsWireClient] = []
+
+    async def connect(self, source: str = "127.0.0.2") -> "TlsWireClient":
+        """Open a TLS connection to it, from an address of this computer."""
+        connection = await TlsWireClient.connect_tls(self.address, source)
+        self._connections.append(connection)
+        return connection
+
+    async def reload(self) -> None:
+        if isinstance(self._start.reload, signal.Signals):
+            self._process.send_signal(self._start.reload)
+        else:
+            await trio.run_process(self._start.reload, env={**os.environ, **self._start.environment})
+
+    def logged(self) -> str:
+        """Give all that it wrote anywhere."""
+        return "".join(path.read_text(errors="replace") for path in self._folder.rglob("*.log"))
+
+    def abort(self) -> None:
+        for connection in self._connections:
+            connection.abort()
+
+
+@asynccontextmanager
+async def open_front(start: Start, place: Place) -> AsyncIterator[Front]:
+    """Start a front, and wait until it accepts connections; in the end, all of its processes are gone."""
+    with (place.folder / "output.log").open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            start.arguments,
+            env={**os.environ, **start.environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    front = Front(start, process, place)
+    try:
+        with trio.move_on_after(15) as patience:
+            while process.poll() is None:
+                with suppress(OSError):
+                    await (await trio.open_tcp_stream(*front.address)).aclose()
+                    break
+                await trio.sleep(0.05)
+        assert process.returncode is None, front.logged()
+        assert not patience.cancelled_caught, front.logged()
+        try:
+            yield front
+        finally:
+            front.abort()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await process.wait()
+
+
+class TlsWireClient(WireClient):
+    """A client of exact bytes inside TLS; like a machine, it checks no certificate and names no protocol."""
+
+    @classmethod
+    async def connect_tls(cls, address: tuple[str, int], source: str) -> "TlsWireClient":
+        sock = trio.socket.socket(socket.AF_INET)
+        try:
+            await sock.bind((source, 0))
+            await sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+        stream = trio.SSLStream(
+            trio.SocketStream(sock), client_context(), server_hostname=HOST, https_compatible=True
+        )
+        connection = cls(stream)  # type: ignore[arg-type]
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    def abort(self) -> None:
+        """Drop the connection, without a word."""
+        stream: trio.SSLStream[trio.SocketStream] = self.stream  # type: ignore[assignment]
+        stream.transport_stream.socket.close()
