@@ -9,7 +9,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False  # also in CI: test on what is there
-nox.options.sessions = ["lint", "types", "imports", "coverage", "tests"]
+nox.options.sessions = ["lint", "types", "imports", "docs", "coverage", "tests"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
 SUPPORTED = ["3.11", "3.12", "3.13"]
@@ -52,6 +52,14 @@ def imports(session: nox.Session) -> None:
 
 
 @nox.session(python=AT_HAND)
+def docs(session: nox.Session) -> None:
+    """Make the documentation as a site, in docs/_build/html; any warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "-n", "-E", "-q", "--keep-going", "docs", "docs/_build/html")
+    session.run("towncrier", "build", "--draft", "--version", "next")
+
+
+@nox.session(python=AT_HAND)
 def coverage(session: nox.Session) -> None:
     """Check that each module of core, wire and auth is covered, every branch, by its own test file."""
     install(session, "tests")
@@ -82,16 +90,32 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=AT_HAND)
 def bench(session: nox.Session) -> None:
-    """Measure the relay against the floor and a Node relay; arguments after -- go to benchmarks/run.py."""
-    session.install(".")
+    """Measure the relay beside the floor and other relays; arguments after -- go to benchmarks/run.py."""
+    install(session)
+    # Those that cannot be had here are left out of the measurement, which says so.
+    session.install(*nox.project.dependency_groups(PROJECT, "bench"), success_codes=[0, 1, 2])
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)
 def soak(session: nox.Session) -> None:
-    """Keep peers coming and going for 10 minutes, and see that nothing grows; arguments go to the script."""
-    session.install(".")
-    session.run("python", "benchmarks/soak.py", *session.posargs)
+    """Keep peers coming and going for an hour, and see that nothing grows; arguments go to the script."""
+    install(session)
+    session.run("python", "benchmarks/soak.py", "--minutes", "60", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def storm(session: nox.Session) -> None:
+    """Kill a server under 2,000 machines, restart it, see who is back when; arguments go to the script."""
+    install(session, "tests")
+    session.run("python", "tests/storm/run.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def fuzz(session: nox.Session) -> None:
+    """Look for inputs that nothing expects: frames, messages, HTTP; arguments go to the script."""
+    install(session, "fuzz", "tests")
+    session.run("python", "tests/fuzz/run.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)

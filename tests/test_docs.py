@@ -1,12 +1,7 @@
 """The documents say what the code does: tables are compared, links followed, examples run."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,27 +11,36 @@ import click
 import pytest
 
 from brewos_relay import messages
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
+from brewos_relay.api.throttle import Throttles
+from brewos_relay.auth.caller import Front
 from brewos_relay.cli import cli, common
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
-from support.process import SOURCES, environment
+from expanding import expand
+from said import HEARD, SAID
+from support.process import SOURCES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
-DEADLINE_S = 60.0
+PAGES = [
+    README,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "changelog.d/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
 
-_FENCE = re.compile(r"^(?P<mark><!-- runs -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`]+)`")
 
 
 def read(page: Path | str) -> str:
-    return (DOCS / page if isinstance(page, str) else page).read_text("utf-8")
+    """Give a page as its readers see it, with what is generated in its place."""
+    return expand((DOCS / page if isinstance(page, str) else page).read_text("utf-8"))
 
 
 def section(text: str, heading: str) -> str:
@@ -69,11 +73,13 @@ def default_of(value: object) -> str:
     """Write a default as the documents do."""
     if value is None:
         return "not set"
-    return f"`{written(value)}`" if value != "" else "empty"
+    return f"`{written(value)}`" if value not in ("", ()) else "empty"
 
 
 def written(value: object) -> str:
     """Write a value as it stands in a variable."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -128,7 +134,7 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             client_burst=60,
             device_rate=50,
             device_burst=200,
-            admit_rate=200,
+            admit_rate=500,
             request_head_s=10,
             admission_s=4,
             message_s=30,
@@ -149,6 +155,7 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             pending_commands=50,
             pending_s=10,
             never_wait=Limits().never_wait,  # see below
+            owner_commands=Limits().owner_commands,  # see below
         )
         == Limits()
     ), "change these figures in docs/ as well: protocol, http, and all of explanation/"
@@ -199,7 +206,7 @@ def test_the_defaults_of_options_are_those_of_the_code() -> None:
     page = read("reference/cli.md")
     settings = all_settings()
     for path, command in commands(cli):
-        documented = {code(row[0])[0]: row[1].strip("`") for row in rows(section(page, f"## {path}"))}
+        documented = {code(row[0])[0]: row[2].strip("`") for row in rows(section(page, f"## {path}"))}
         for param in command.params:
             if not isinstance(param, click.Option) or param.name == "version":
                 continue
@@ -233,7 +240,7 @@ def test_the_table_of_close_codes_is_that_of_the_code() -> None:
 
 def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     documented = [int(row[0]) for row in rows(section(read("reference/protocol.md"), "## Refusals"))]
-    sources = ("server/admission.py", "server/listener.py", "wire/handshake.py")
+    sources = ("server/admission.py", "server/arrival.py", "server/listener.py", "wire/handshake.py")
     raised = {
         int(status)
         for source in sources
@@ -242,66 +249,35 @@ def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     assert documented == sorted(raised)
 
 
-def said_by_the_relay() -> dict[str, list[Message]]:
-    """Give an example of each form of the messages that the relay says, by the name of what makes it."""
-    found = {name: [value] for name, value in vars(messages).items() if isinstance(value, Message)}
-    seen = {"last_seen": "2026-01-02T03:04:05.678Z"}
-    return found | {
-        "connected_device": [messages.connected_device(1)],
-        "connected_client": [
-            messages.connected_client("x", "BRW-12AB34CD", device_online=False, timestamp_ms=1)
-        ],
-        "device_offline_error": [messages.device_offline_error("BRW-12AB34CD")],
-        "device_status": [
-            messages.device_status("BRW-12AB34CD", online=False, **seen),
-            messages.device_status("BRW-12AB34CD", online=True, snapshotAgeMs=1, **seen),
-            messages.device_status(
-                "BRW-12AB34CD", online=False, messageQueued=True, queuedMessages=1, queueTTL=10000, **seen
-            ),
-        ],
-        "request_state": [messages.request_state(1)],
-        "keepalive": [messages.keepalive(1)],
-        "pong": [messages.pong(1, 1)],
-        "metrics": [
-            messages.metrics(1, session_id="x", clients=1, device_online=True, queued_messages=0),
-        ],
-        "queued_message_sent": [messages.queued_message_sent("command", 1)],
-        "command_status": [messages.command_status("x", "delivered", 1)],
-        "token_expiring": [messages.token_expiring("x", 1)],
-        "auth_refreshed": [messages.auth_refreshed("x"), messages.auth_refreshed(None, error="x")],
-        "restarting": [messages.restarting(1)],
-    }
-
-
-def test_no_message_of_the_relay_is_forgotten_here() -> None:
+def test_no_message_of_the_relay_is_forgotten() -> None:
+    constants = {name for name, value in vars(messages).items() if isinstance(value, Message)}
     makers = {
         name
         for name, value in vars(messages).items()
         if getattr(value, "__annotations__", {}).get("return") is Message and name != "encode"
     }
-    assert makers == {name for name in said_by_the_relay() if name.islower()}
+    assert [each.made_by for each in SAID if each.made_by in constants | makers] == [
+        each.made_by for each in SAID
+    ]
+    assert {each.made_by for each in SAID} == constants | makers
 
 
-def test_the_messages_of_the_relay_are_documented_as_they_are() -> None:
-    text = section(read("reference/protocol.md"), "## What the relay says")
-    documented = [json.loads(fence["code"]) for fence in _FENCE.finditer(text) if fence["language"] == "json"]
-    said = [each for examples in said_by_the_relay().values() for each in examples]
-    assert sorted(map(shape, documented)) == sorted(shape(each.payload) for each in said)
+def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
+    text = read("reference/messages.md")
+    shown = [json.loads(fence["code"]) for fence in _FENCE.finditer(text) if fence["language"] == "json"]
+    said = [json.loads(form.payload) for each in SAID for form in each.forms]
+    assert shown == [*said[:3], *said[3:], *(each.example for each in HEARD)]
 
 
-def shape(content: dict[str, Any] | bytes) -> str:
-    """Give a message with its fixed values, and just the types of the others."""
-    content = json.loads(content) if isinstance(content, bytes) else content
-    fixed = {"type", "message", "online", "success", "messageQueued", "queueTTL", "refreshRequired"}
-    if content["type"] == "error":
-        fixed.add("error")
-    return repr([(key, value if key in fixed else type(value).__name__) for key, value in content.items()])
+def test_the_commands_of_owners_are_those_of_the_code() -> None:
+    # The table of settings has them; they re-point, wipe or update a machine, or take it off the net.
+    assert set(Limits().owner_commands) < set(Limits().never_wait)
 
 
 def test_every_status_of_a_command_is_documented_and_no_other() -> None:
     source = read(SOURCES / "brewos_relay" / "core" / "commands.py")
     # Each status is written out where it is given, and nowhere else stands a text alone.
-    given = set(re.findall(r'"(delivered|queued|expired|device_offline)"', source))
+    given = set(re.findall(r'"(delivered|queued|expired|device_offline|forbidden)"', source))
     table = section(read("reference/protocol.md"), "## Commands for an absent device")
     documented = {code(row[0])[0] for row in rows(table[table.index("| `status` |") :])}
     assert documented == given
@@ -309,14 +285,43 @@ def test_every_status_of_a_command_is_documented_and_no_other() -> None:
 
 def test_every_route_of_the_http_api_is_documented() -> None:
     anything = cast("Any", None)
-    app = create_app(relay=anything, store=anything, tokens=anything, web_dist_path=None)
+    app = create_app(
+        relay=anything,
+        store=anything,
+        keys=anything,
+        front=Front(),
+        accounts=AccountRules(),
+        web_dist_path=None,
+    )
     served = {
-        f"{method} {rule.rule}"
+        f"{method} {re.sub(r'<[a-z]+:', '<', rule.rule)}"
         for rule in app.url_map.iter_rules()
         if rule.rule.startswith("/api")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert set(re.findall(r"^## `(\w+ /api\S*)`$", read("reference/http.md"), re.M)) == served
+    documented = {
+        route for row in rows(read("reference/http.md")) for route in code(row[0]) if " /api" in route
+    }
+    assert documented == served
+
+
+def test_the_limits_on_requests_are_those_of_the_code() -> None:
+    page = read("reference/http.md")
+    for throttle in vars(Throttles()).values():
+        each_minute = round(throttle._rate_s * 60)
+        often = f"{each_minute} a minute" if each_minute < 600 else f"{each_minute // 60} a second"
+        assert f"| {often}, {throttle._burst} at once | 429 |" in page, throttle._what
+
+
+def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
+    tree = section(read("explanation/architecture.md"), "## Who owns what")
+    fence = next(_FENCE.finditer(tree))["code"]
+    named = re.findall(r"─ (?:(\w+)\.)?(\w+)(?=  |\n)", fence)
+    assert len(named) > 15
+    source = "".join(read(path) for path in (SOURCES / "brewos_relay").rglob("*.py"))
+    for owner, task in named:
+        assert not owner or f"class {owner}" in source, owner
+        assert re.search(rf"def {task}\b", source), task
 
 
 # All pages
@@ -339,7 +344,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_links_to_every_page() -> None:
     linked = {(ROOT / target).resolve() for target in _LINK.findall(read(README))}
-    assert linked >= set(DOCS.rglob("*.md"))
+    assert linked >= set(DOCS.glob("*/*.md"))
 
 
 def test_the_readme_has_the_two_commands() -> None:
@@ -354,114 +359,3 @@ def test_every_nox_session_is_documented() -> None:
     chosen = json.loads(re.findall(r"^nox\.options\.sessions = (\[.*\])$", noxfile, re.M)[0])
     documented = {code(row[0])[0]: row[2] for row in rows(read("how-to/run-the-checks.md"))}
     assert documented == {name: "yes" if name in chosen else "no" for name in sessions}
-
-
-# Examples
-
-
-def runnable(language: str) -> list[Any]:
-    """Give the examples that are marked to be run, each with what is said to be printed, if it is said."""
-    found = []
-    for page in PAGES:
-        fences = list(_FENCE.finditer(read(page)))
-        for number, fence in enumerate(fences):
-            if fence["mark"] is None or fence["language"] != language:
-                continue
-            follower = fences[number + 1] if number + 1 < len(fences) else None
-            output = follower["code"] if follower is not None and follower["language"] == "text" else None
-            found.append(pytest.param(fence["code"], output, id=f"{page.name}-{number}"))
-    return found
-
-
-@pytest.mark.parametrize(("example", "output"), runnable("python"))
-def test_the_python_examples_print_what_they_are_said_to(
-    example: str, output: str | None, tmp_path: Path
-) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert (ran.stderr, ran.returncode) == ("", 0)
-    assert output is not None
-    assert ran.stdout == output
-
-
-def test_there_are_examples() -> None:
-    assert len(runnable("python")) >= 3
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> dict[str, str]:
-    """Give an environment with the command `brewos-relay` in it, and nothing that sets it up."""
-    command = tmp_path / "bin" / "brewos-relay"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m brewos_relay "$@"\n')
-    command.chmod(0o755)
-    (tmp_path / "here").mkdir()
-    settings = environment(PATH=f"{command.parent}{os.pathsep}{os.environ['PATH']}")
-    del settings["JWT_SECRET"]  # the README makes one
-    return settings
-
-
-def test_the_commands_of_the_readme_work(tmp_path: Path, shell: dict[str, str]) -> None:
-    text = section(read(README), "## Use it for real")
-    block = next(fence["code"] for fence in _FENCE.finditer(text) if fence["mark"])
-    *before, serve, tail = block.splitlines()
-    assert serve == "brewos-relay serve"
-    here = tmp_path / "here"
-    for line in [*before, "brewos-relay device list"]:
-        ran = subprocess.run(
-            ["/bin/sh", "-ec", line], cwd=here, env=shell, capture_output=True, text=True, timeout=DEADLINE_S
-        )
-        assert ran.returncode == 0, (line, ran.stderr)
-    assert "BRW-12AB34CD" in ran.stdout
-    with running(f"exec {serve} --host 127.0.0.1 --port 0", here, shell) as server:
-        match = re.search(r"\((http://\S+)\)", line_of(server))
-        assert match
-        with running(f"exec {tail}", here, shell | {"BREWOS_RELAY_URL": match[1]}) as app:
-            assert "attached to BRW-12AB34CD; the machine is offline" in line_of(app)
-
-
-class running:  # noqa: N801 - it reads as a word in a `with`
-    """Run a shell command for as long as the block; it must end well when it is interrupted.
-
-    It is killed after `DEADLINE_S`, so that nobody waits for its output for ever.
-    """
-
-    def __init__(self, line: str, folder: Path, environ: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-ec", line],
-            cwd=folder,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._deadline = threading.Timer(DEADLINE_S, self._process.kill)
-        self._deadline.start()
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        return self._process
-
-    def __exit__(self, *_: object) -> None:
-        process = self._process
-        assert process.stdout is not None
-        try:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=DEADLINE_S) == 0
-        finally:
-            self._deadline.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    """Read one line, or an empty text once there will be none."""
-    assert process.stdout is not None
-    return process.stdout.readline()

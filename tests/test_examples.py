@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from trio.testing import MockClock
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
@@ -21,10 +22,16 @@ from trio_websocket import (
 )
 
 from brewos_relay import Limits
+from brewos_relay.client import Command, KeyStore, open_app
+from support.kitchen import open_kitchen
+from support.process import machine_id, serve_here
+from support.relay_here import token as kitchen_token
+from support.waiting import until as _until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHILD_S = 20
 TEST_S = 10
+MACHINE = machine_id(7)
 
 
 def _example(name: str) -> ModuleType:
@@ -37,7 +44,10 @@ def _example(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"core_in_memory", "embedded_in_trio_websocket"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        *("bot", "bridge", "import_devices"),
+        *("core_in_memory", "embedded_in_trio_websocket"),
+    }
 
 
 def test_core_in_memory() -> None:
@@ -154,3 +164,147 @@ async def test_embedded_server_survives_a_path_that_it_does_not_serve() -> None:
                     await lost.get_message()
         async with embedded.connect("/app/BRW-00000001") as app:
             assert await _receive_types(app, 1) == ["connected"]
+
+
+# A bridge
+
+
+async def _datagrams() -> trio.socket.SocketType:
+    socket = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+    await socket.bind(("127.0.0.1", 0))
+    return socket
+
+
+async def test_bridge_makes_a_machine_of_readings_and_obeys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bridge = _example("bridge")
+    with await _datagrams() as free:
+        port = free.getsockname()[1]
+    async with serve_here(tmp_path, within_s=TEST_S) as server:
+        url = f"http://127.0.0.1:{server.address[1]}"
+        with await _datagrams() as sensor:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bridge.main, url, MACHINE, str(tmp_path / "key.json"), port)
+                async with open_app(url, server.token(), MACHINE) as app:
+                    await _until(lambda: server.server.relay.is_online(MACHINE))
+                    await sensor.sendto(b"nonsense", ("127.0.0.1", port))
+                    await sensor.sendto(b'{"brew":92.8,"on":true,"other":1}', ("127.0.0.1", port))
+                    status = (await app.state()).status
+                    assert status["temps"]["brew"] == {"current": 92.8, "setpoint": 93.0}
+                    assert status["machine"]["mode"] == "on"
+                    assert (await app.command("set_temp", boiler="brew", temp=94.5)).delivered
+                    assert msgspec.json.decode(await sensor.recv(100)) == {"set": "brew", "to": 94.5}
+                    assert (await app.command("set_mode", mode="standby")).delivered
+                    assert msgspec.json.decode(await sensor.recv(100)) == {"set": "on", "to": False}
+                    await app.command("set_temp")
+                    await app.command("tare")
+                    said: list[str] = []
+                    while len(said) < 4:
+                        message = await anext(app)
+                        if message["type"] == "log":
+                            said.append(message["message"])
+                assert said == [
+                    "set_temp: passed on",
+                    "set_mode: passed on",
+                    "set_temp: that makes no sense",
+                    "tare: this machine cannot do that",
+                ]
+                nursery.cancel_scope.cancel()
+    printed = capsys.readouterr().out
+    assert f"{url}/pair?id={MACHINE}&token=" in printed
+    assert "connected" in printed
+
+
+async def test_bridge_says_that_there_is_nobody_to_tell(tmp_path: Path) -> None:
+    bridge = _example("bridge")
+    with await _datagrams() as socket:
+        machine = bridge.Machine(socket)
+        told = Command("command", "set_mode", {"mode": "on"}, 0.0)
+        assert "nobody to tell" in await machine.obey(told)
+
+
+# A bot
+
+
+async def test_bot_switches_a_machine_off_that_was_on_for_too_long(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bot = _example("bot")
+    on = {"state": "ready", "mode": "on"}
+    off = {"state": "idle", "mode": "standby"}
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        await trio.sleep(20)
+
+        def told() -> list[str]:
+            return [message["mode"] for message in device.received if message.get("cmd") == "set_mode"]
+
+        url = f"http://127.0.0.1:{kitchen.here.address[1]}"
+        async with open_app(url, kitchen_token(), device.device_id) as app, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(bot.watch, app, after_s=600))
+            await trio.sleep(1000)
+            device.change(machine=on)
+            await trio.sleep(500)
+            device.change(machine=off)
+            await trio.sleep(500)
+            assert told() == []
+            device.change(machine=on)
+            await trio.sleep(590)
+            assert told() == []
+            await trio.sleep(20)
+            assert told() == ["standby"]
+            await trio.sleep(61)
+            assert told() == ["standby", "standby"]  # it is still on
+            device.change(machine=off)
+            await trio.sleep(1000)
+            assert told() == ["standby", "standby"]
+            nursery.cancel_scope.cancel()
+    assert "switching it off: delivered" in capsys.readouterr().out
+
+
+# A bulk importer
+
+
+def _run(*arguments: str | Path, status: int = 0) -> str:
+    child = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env=_environment(),
+        timeout=CHILD_S,
+        check=False,
+    )
+    assert child.returncode == status, child.stderr
+    return child.stdout + child.stderr
+
+
+def test_import_devices_makes_what_the_relay_takes(tmp_path: Path) -> None:
+    inventory, out, data = tmp_path / "inventory.csv", tmp_path / "out", tmp_path / "data"
+    inventory.write_text('name,user,id\nKitchen,ada,brw-0000000a\nOffice,"ada;grace",\n', "utf-8")
+    for _ in range(2):
+        said = _run(EXAMPLES / "import_devices.py", inventory, out)
+        assert said == f"2 devices in {out / 'devices.csv'}\n"
+        made = (out / "devices.csv").read_text()
+    inventory.write_text(
+        "name,user,id\nCellar,,\n" + inventory.read_text("utf-8").partition("\n")[2], "utf-8"
+    )
+    _run(EXAMPLES / "import_devices.py", inventory, out)
+    rows = (out / "devices.csv").read_text().splitlines()
+    assert set(made.splitlines()) < set(rows)
+    assert (out / "devices.csv").stat().st_mode & 0o777 == 0o600
+    for row in rows[1:]:
+        device_id, key = row.split(",")[:2]
+        assert KeyStore(out / f"{device_id}.json").load().key == key
+    options = ("-m", "brewos_relay", "device")
+    _run(*options, "import", out / "devices.csv", "--data-dir", data)
+    listed = _run(*options, "list", "--data-dir", data)
+    assert all(name in listed for name in ("BRW-0000000A", "Kitchen", "Office", "Cellar"))
+
+
+@pytest.mark.parametrize("inventory", ["name,user\n,ada\n", "id,name\nkitchen,Kitchen\n"])
+def test_import_devices_says_what_is_wrong(tmp_path: Path, inventory: str) -> None:
+    (tmp_path / "inventory.csv").write_text(inventory)
+    said = _run(EXAMPLES / "import_devices.py", tmp_path / "inventory.csv", tmp_path / "out", status=1)
+    assert said.startswith("import_devices: ")
+    assert len(said.splitlines()) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import KeyRing
 from support.process import (
     HereServer,
     ProcessServer,
@@ -33,7 +33,12 @@ def target(token: str, device_id: str = MACHINE, *, path: str = "/ws/client") ->
 async def ask(server: Reach, path: str) -> tuple[WireClient, Response]:
     connection = await server.connect()
     return connection, await connection.ask(
-        upgrade_head(path, Origin="https://relay.example", Sec_WebSocket_Extensions="permessage-deflate")
+        upgrade_head(
+            path,
+            Host="relay.example",
+            Origin="https://relay.example",
+            Sec_WebSocket_Extensions="permessage-deflate",
+        )
     )
 
 
@@ -48,7 +53,7 @@ def bad_tokens() -> dict[str, str]:
         "no token at all": "x",
         "not base64": "a.b.c",
         "expired": signer.issue(user_id="ada", email="a@b.c", devices="*", ttl_s=60, now_s=past_s),
-        "of another secret": TokenSigner("another " * 8).issue(user_id="ada", email="a@b.c", devices="*"),
+        "of another secret": KeyRing(["another " * 8]).issue(user_id="ada", email="a@b.c", devices="*"),
         "unsigned": "eyJhbGciOiJub25lIn0." + good.split(".")[1] + ".",
         "changed": good[:-8] + ("A" if good[-8] != "A" else "B") + good[-7:],
         "cut off": good[:-1],

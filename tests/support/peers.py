@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
+from brewos_relay.core.ends import End
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.messages import Delivery, Message, encode
 
@@ -59,6 +60,8 @@ class ScriptedPeer:
         self.gone_at: float | None = None
         """When nothing was left of it (trio time)."""
         self.runs = 0
+        self.end: End | None = None
+        """What `run` says of how it ended."""
         self.acloses_begun = 0
         self.acloses = 0
         self.tasks: Tasks | None = None
@@ -119,7 +122,7 @@ class ScriptedPeer:
 
     # Peer
 
-    async def run(self, tasks: Tasks, receive: Receive) -> None:
+    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
         self.runs += 1
         self.tasks = tasks
         self._receive = receive
@@ -130,6 +133,7 @@ class ScriptedPeer:
         await self._leaving.wait()
         if self._error is not None:
             raise self._error
+        return self.end
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
         if self.deliver_error is not None:

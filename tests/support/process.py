@@ -13,9 +13,11 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
@@ -26,7 +28,7 @@ KEY: Final = "k3y_Of-the_Machine" + "0" * 25
 WRONG_KEY: Final = "An0ther-key_" + "1" * 31
 SOURCES: Final = Path(__file__).parents[2] / "src"
 
-_READY = re.compile(r"http://127\.0\.0\.1:(\d+)")
+_READY = re.compile(r"https?://127\.0\.0\.1:(\d+)")
 
 
 def machine_id(number: int) -> str:
@@ -39,7 +41,7 @@ class Reach:
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.address = address
-        self.signer = TokenSigner(SECRET)
+        self.signer = KeyRing([SECRET])
         self._connections: list[WireClient] = []
 
     def token(self, devices: Collection[str] | str = "*", *, user_id: str = "ada") -> str:
@@ -115,16 +117,11 @@ async def serve_here(
     among the `limits`, and all peers at once, unless `drain_s` is.
     """
     bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, "drain_s": 0.0, **limits}
-    chosen = Settings(
-        host="127.0.0.1",
-        port=0,
-        jwt_secret=SECRET,
-        data_dir=folder,
-        limits=Limits(**bounds),
-        **(settings or {}),
-    )
-    with Database.open(chosen.resolved_database_url()) as database:
-        database.add_devices([NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in machines])
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "jwt_secret": SECRET, "data_dir": folder}
+    chosen = Settings(**{**given, "limits": Limits(**bounds), **(settings or {})})
+    devices = [NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in machines]
+    with Database.open(chosen.resolved_database_url()) as database, database.writing() as db:
+        add_devices(db, devices, now_ms=now_ms())
     failure: Exception | None = None
     with trio.fail_after(within_s + 5):
         async with open_server(chosen) as server:
@@ -147,6 +144,10 @@ class ProcessServer(Reach):
         super().__init__(address)
         self.process = process
         self.log_file = log_file
+
+    async def read_line(self) -> str:
+        """Read the next line of what it prints, beyond the one that says that it is ready."""
+        return await _read_line(self.process)
 
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -7,18 +7,21 @@ from typing import Any, Final, cast
 
 import trio
 
+from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.tokens import TokenSigner
+from brewos_relay.auth.tokens import KeyRing, Role
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.registry.records import Device
+from brewos_relay.registry.records import Access, Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller
+from brewos_relay.wire.stream import TransportStream
 
 SECRET: Final = "tests-only-" + "s" * 32
+APP_ORIGIN: Final = "https://cloud.example"
 _BACKLOG: Final = 4096
 
 
@@ -28,6 +31,7 @@ class MemoryStore(Store):
     def __init__(self, keys: dict[str, str]) -> None:
         self.keys = keys
         self.seen: dict[str, int] = {}
+        self.accesses: dict[tuple[str, str], Access] = {}
         self.answer_s = 0.0
 
     async def find_device(self, device_id: str) -> Device | None:
@@ -38,9 +42,9 @@ class MemoryStore(Store):
         seen = self.seen.get(device_id)
         return Device(id=device_id, key_hash=hash_key(key), name=None, created_at_ms=1, last_seen_ms=seen)
 
-    async def user_has_device(self, user_id: str, device_id: str) -> bool:
+    async def access_of(self, user_id: str, device_id: str) -> Access | None:
         await trio.sleep(self.answer_s)
-        return False
+        return self.accesses.get((user_id, device_id))
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         self.seen[device_id] = at_ms
@@ -75,7 +79,14 @@ async def open_relay_here(
         listening.setblocking(False)
         bounds = limits or Limits(**changed)
         async with open_poller() as poller, open_relay(limits=bounds, on_seen=store.note_seen) as relay:
-            admission = Admission(relay=relay, store=store, tokens=TokenSigner(SECRET))
+            admission = Admission(
+                relay=relay,
+                store=store,
+                keys=KeyRing([SECRET]),
+                front=Front(),
+                allowed_origins=[APP_ORIGIN],
+                revision=lambda: 0,
+            )
             async with trio.open_nursery() as nursery:
                 listener = Listener(
                     [listening], relay=relay, poller=poller, admission=admission, take_http=_hang_up
@@ -88,11 +99,16 @@ async def open_relay_here(
                 nursery.cancel_scope.cancel()
 
 
-def _hang_up(stream: trio.SocketStream, _initial: bytes) -> None:
-    stream.socket.close()
+def _hang_up(stream: trio.abc.Stream, initial: bytes, *, client: tuple[str, int], secure: bool) -> None:
+    assert isinstance(stream, TransportStream)
+    stream._transport.close()
 
 
-def token(devices: Iterable[str] | None = None, *, user_id: str = "ada", ttl_s: int = 86_400) -> str:
+def token(
+    devices: Iterable[str] | None = None, *, user_id: str = "ada", ttl_s: int = 86_400, role: Role = "owner"
+) -> str:
     """Make a token for these devices, or for all of them."""
     named = "*" if devices is None else list(devices)
-    return TokenSigner(SECRET).issue(user_id=user_id, email="a@example.org", devices=named, ttl_s=ttl_s)
+    return KeyRing([SECRET]).issue(
+        user_id=user_id, email="a@example.org", devices=named, ttl_s=ttl_s, role=role
+    )

@@ -1,0 +1,33 @@
+"""The table of metrics, made from what /metrics is written from."""
+
+from collections.abc import Iterator
+
+import trio
+from prometheus_client import Metric
+
+from brewos_relay import open_relay
+from brewos_relay.telemetry.metrics import RelayCollector, Sources
+
+
+def metrics() -> list[Metric]:
+    """List the metrics of a relay that has just been opened."""
+    found: list[Metric] = []
+
+    async def collect() -> None:
+        async with open_relay() as relay:
+            found.extend(RelayCollector(relay, Sources(version="")).collect())
+
+    trio.run(collect)
+    return found
+
+
+def table() -> str:
+    """Make the table of all metrics."""
+    return "\n".join(["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|", *_rows()])
+
+
+def _rows() -> Iterator[str]:
+    for metric in metrics():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = ", ".join(f"`{label}`" for label in getattr(metric, "_labelnames", ()))
+        yield f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |"

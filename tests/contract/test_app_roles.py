@@ -1,0 +1,239 @@
+"""Who may do what with a machine, seen with faithful apps of everybody in a household, on a virtual clock."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from brewos_relay.auth.access import grant_of
+from brewos_relay.registry.records import Access, Role
+from support.faithful_device import FaithfulDevice
+from support.kitchen import Kitchen, open_kitchen
+from support.process import machine_id
+from support.relay_here import token
+
+MACHINE = machine_id(1)
+
+# What an app says to a machine, each by its type.
+MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("command", {"cmd": "set_mode", "mode": "on", "strategy": 1}),
+    ("command", {"cmd": "set_mode", "mode": "standby"}),
+    ("command", {"cmd": "set_temp", "boiler": "brew", "temp": 99.5}),
+    ("command", {"cmd": "set_eco", "enabled": True}),
+    ("command", {"cmd": "tare"}),
+    ("command", {"cmd": "brew_start"}),
+    ("command", {"cmd": "add_schedule", "name": "Morning"}),
+    ("command", {"cmd": "set_preferences", "currency": "EUR"}),
+    ("command", {"cmd": "clear_logs"}),
+    ("backflush", {"cmd": "record_maintenance"}),
+    ("getConfig", {}),
+    ("setLogLevel", {"level": "debug"}),
+    ("anything", {}),
+)
+OWNERS_MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("command", {"cmd": "ota_start", "version": "0.9.0"}),
+    ("command", {"cmd": "esp32_ota_start", "version": "0.9.0"}),
+    ("command", {"cmd": "pico_ota_start", "version": "0.9.0"}),
+    ("command", {"cmd": "set_cloud_config", "enabled": True, "serverUrl": "wss://other.example"}),
+    ("command", {"cmd": "wifi_config", "staticIp": True}),
+    ("command", {"cmd": "wifi_forget"}),
+    ("command", {"cmd": "restart"}),
+    ("command", {"cmd": "factory_reset"}),
+)
+
+
+def tokens_of(role: Role) -> Callable[[], str]:
+    return lambda: token([MACHINE], user_id=role, role=role)
+
+
+def told_by_apps(device: FaithfulDevice) -> list[object]:
+    """Give what a machine has received that an app has said: the relay says nothing but two things itself."""
+    return [
+        message
+        for message in device.received
+        if message["type"] != "connected" and set(message) != {"type", "timestamp"}
+    ]
+
+
+def lend(kitchen: Kitchen, user_id: str, role: Role, *, for_s: float | None = None) -> Callable[[], str]:
+    """Let a user have the machine by the registry; give what makes their tokens."""
+    until_ms = None if for_s is None else round((time.time() + for_s) * 1000)
+    kitchen.store.accesses[user_id, MACHINE] = Access(
+        user_id=user_id, device_id=MACHINE, role=role, until_ms=until_ms, claimed_at_ms=1
+    )
+    return lambda: token([], user_id=user_id)
+
+
+async def test_a_viewer_sees_all_that_an_owner_sees(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device, owner = kitchen.device(), kitchen.app()
+        viewer = kitchen.app(new_token=tokens_of("viewer"))
+        await trio.sleep(10)
+        assert viewer.state == owner.state != {}
+        assert viewer.info["deviceId"] == MACHINE
+        for pressure in (3.5, 6.5, 9.0):
+            device.change(pressure=pressure)
+            await trio.sleep(0.6)
+            assert viewer.state["pressure"] == pressure
+        device.change(machine={**device.state["machine"], "mode": "on"})
+        await owner.send("command", cmd="set_temp", boiler="brew", temp=94.5)
+        await trio.sleep(2)
+        assert viewer.state == owner.state
+        assert viewer.info["brewSetpoint"] == 94.5
+        assert [log["message"] for log in viewer.of_type("log")] == ["set_temp"]
+        device.lose_connection()
+        await trio.sleep(1)
+        assert viewer.shows_online() is False
+        await trio.sleep(40)
+        assert viewer.shows_online()
+        await trio.sleep(600)
+        assert (len(viewer.opened_at), viewer.toasts, viewer.undecodable) == (1, [], 0)
+        assert viewer.longest_silence_s <= 7.1
+
+
+async def test_a_viewer_triggers_nothing(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device, viewer = kitchen.device(), kitchen.app(new_token=tokens_of("viewer"))
+        await trio.sleep(10)
+        state, info = dict(device.state), dict(device.info)
+        for message_type, payload in (*MESSAGES, *OWNERS_MESSAGES):
+            await viewer.send(message_type, **payload)
+            await trio.sleep(0.2)
+        await trio.sleep(30)
+        assert told_by_apps(device) == []
+        assert (device.state, device.info) == (state, info)
+        errors = viewer.of_type("error")
+        assert [error["error"] for error in errors] == ["forbidden"] * len(MESSAGES + OWNERS_MESSAGES)
+        assert viewer.toasts == [errors[0]["message"]] * len(errors)  # its user reads why
+        assert viewer.ends == []
+        assert len(device.opened_at) == 1
+
+
+async def test_a_viewer_gets_the_state_that_it_asks_for(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        await trio.sleep(10)
+        viewer = kitchen.app(new_token=tokens_of("viewer"))
+        await trio.sleep(3)
+        assert viewer.info["deviceId"] == MACHINE
+        device.seq += 7
+        device.change(pressure=2.5)
+        await trio.sleep(5)
+        assert viewer.full_status_requests == 1
+        assert viewer.state["pressure"] == 2.5
+        asked = [message for message in device.received if message["type"] == "request_state"]
+        assert len(asked) == 2  # when the app came, and for the gap; with none of the app's bytes
+        assert told_by_apps(device) == []
+        assert viewer.toasts == []
+
+
+async def test_a_viewer_s_commands_do_not_wait_for_the_machine(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        viewer, device = kitchen.app(new_token=tokens_of("viewer")), kitchen.device(grace_s=6)
+        await trio.sleep(2)
+        assert viewer.toasts == []  # asking for the state of an absent machine is no trouble
+        await viewer.send("command", cmd="tare", requestId="r1")
+        await trio.sleep(1)
+        assert [error["error"] for error in viewer.of_type("error")] == ["forbidden"]
+        assert [status["status"] for status in viewer.of_type("command_status")] == ["forbidden"]
+        await trio.sleep(20)
+        assert device.online
+        assert told_by_apps(device) == []
+
+
+@pytest.mark.parametrize("role", ["member", "owner"])
+async def test_a_member_does_all_but_what_could_take_the_machine_away(
+    autojump_clock: MockClock, role: Role
+) -> None:
+    async with open_kitchen() as kitchen:
+        device, app = kitchen.device(), kitchen.app(new_token=tokens_of(role))
+        await trio.sleep(10)
+        device.received.clear()
+        for message_type, payload in (*MESSAGES, *OWNERS_MESSAGES):
+            await app.send(message_type, **payload)
+            await trio.sleep(0.2)
+        await trio.sleep(2)
+        expected = [*MESSAGES, *(OWNERS_MESSAGES if role == "owner" else ())]
+        assert device.received == [
+            {"type": message_type, "deviceId": MACHINE, **payload} for message_type, payload in expected
+        ]
+        refused = 0 if role == "owner" else len(OWNERS_MESSAGES)
+        assert [error["error"] for error in app.of_type("error")] == ["forbidden"] * refused
+        assert app.ends == []
+
+
+async def test_access_until_a_time_ends_at_that_time(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        app = kitchen.app(new_token=lend(kitchen, "guest", "member", for_s=60))
+        await trio.sleep(50)
+        await app.send("command", cmd="tare")
+        await trio.sleep(1)
+        assert [message["cmd"] for message in device.received if message["type"] == "command"] == ["tare"]
+        del kitchen.store.accesses["guest", MACHINE]
+        await trio.sleep(60)
+        [(ended_at, code)] = app.ends
+        assert code == 4003
+        assert 59.5 <= ended_at - app.opened_at[0] <= 61.5
+        assert {status for _, status in app.refused} == {403}  # before the upgrade, so that it backs off
+        assert len(app.refused) <= 15
+        assert kitchen.relay.client_count == 0
+        assert device.ends == []
+
+
+async def test_access_that_is_taken_ends_what_is_open_and_what_waits(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        owner = kitchen.app(new_token=lend(kitchen, "ada", "owner"))
+        app = kitchen.app(new_token=lend(kitchen, "bob", "member"))
+        await trio.sleep(1)
+        await app.send("command", cmd="tare")
+        await trio.sleep(0.1)
+        assert app.of_type("device_status")[-1]["messageQueued"] is True
+        del kitchen.store.accesses["bob", MACHINE]
+        kitchen.relay.set_grant(MACHINE, "bob", None)
+        await app.send("command", cmd="scale_reset")
+        await trio.sleep(0.9)
+        assert [code for _, code in app.ends] == [4003]
+        device = kitchen.device()
+        await trio.sleep(10)
+        assert device.online
+        assert told_by_apps(device) == []
+        assert owner.ends == []
+        assert {status for _, status in app.refused} == {403}
+
+
+async def test_another_role_counts_from_the_next_message_on(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        app = kitchen.app(new_token=lend(kitchen, "bob", "viewer"))
+        await trio.sleep(10)
+        for role in ("member", "viewer", "owner"):
+            kitchen.relay.set_grant(MACHINE, "bob", grant_of(role, user_id="bob"))
+            await app.send("command", cmd="set_eco", enabled=role)
+            await app.send("command", cmd="restart", reason=role)
+            await trio.sleep(1)
+        assert told_by_apps(device) == [
+            {"type": "command", "deviceId": MACHINE, "cmd": "set_eco", "enabled": "member"},
+            {"type": "command", "deviceId": MACHINE, "cmd": "set_eco", "enabled": "owner"},
+            {"type": "command", "deviceId": MACHINE, "cmd": "restart", "reason": "owner"},
+        ]
+        assert len(app.opened_at) == 1
+        assert [error["error"] for error in app.of_type("error")] == ["forbidden"] * 3
+
+
+async def test_the_machine_that_a_message_names_is_not_the_one_that_counts(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kitchen() as kitchen:
+        mine, theirs = kitchen.device(1), kitchen.device(2)
+        kitchen.app(2)
+        app = kitchen.app(new_token=tokens_of("owner"))
+        await trio.sleep(10)
+        await app.send("command", cmd="tare", deviceId=machine_id(2))
+        await app.send("request_full_status", deviceId=machine_id(2))
+        await trio.sleep(1)
+        assert [message["cmd"] for message in mine.received if message["type"] == "command"] == ["tare"]
+        assert [message for message in theirs.received if message["type"] == "command"] == []

@@ -1,0 +1,205 @@
+"""A home on a real server: people who are signed in, and the machines that they have.
+
+Everybody goes through the front door: HTTP and WebSockets, with tokens that the server itself has made.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.accounts import add_invite
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import find_devices
+from brewos_relay.registry.records import Role
+from brewos_relay.registry.sharing import shares_of
+from brewos_relay.settings import DATABASE_FILE
+from support.http_client import Told, ask
+from support.process import KEY, Reach, machine_id, serve_here
+from support.wire_client import Response, WireClient, text, upgrade_head
+
+MACHINE: Final = machine_id(1)
+SOON_S: Final = 1.0
+"""Within which time whoever has lost their access is sent away."""
+
+REGISTER: Final = "/api/devices/register-claim"
+CLAIM: Final = "/api/devices/claim"
+CLAIM_SHARE: Final = "/api/devices/claim-share"
+
+
+@dataclass
+class Person:
+    """Somebody who is signed in."""
+
+    home: "Home"
+    name: str
+    session: dict[str, Any]
+
+    @property
+    def token(self) -> str:
+        return str(self.session["accessToken"])
+
+    @property
+    def user_id(self) -> str:
+        return str(self.session["user"]["id"])
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Told:
+        """Ask the API."""
+        return await ask(self.home.server, method, path, body, token=self.token)
+
+    async def must(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the API for what it does not refuse; gives the answer."""
+        told = await self.ask(method, path, body)
+        assert told.status == 200, told
+        return told.content
+
+    async def app(self, number: int = 1) -> WireClient:
+        """Attach an app to a machine, as far as its greeting."""
+        return await self.home.server.client(machine_id(number), token=self.token)
+
+    async def claim(self, token: str, number: int = 1) -> Told:
+        """Scan what a machine shows."""
+        return await self.ask("POST", CLAIM, {"deviceId": machine_id(number), "token": token})
+
+    async def claim_share(self, token: str, number: int = 1) -> Told:
+        """Open the link of a share."""
+        return await self.ask("POST", CLAIM_SHARE, {"deviceId": machine_id(number), "token": token})
+
+    async def type_code(self, code: str) -> Told:
+        """Type a short code, as the app does."""
+        return await self.ask("POST", CLAIM, {"deviceId": code, "token": ""})
+
+    async def share(self, number: int = 1, **wanted: Any) -> dict[str, Any]:
+        """Share a machine; gives the link's token, the code and all the rest."""
+        made: dict[str, Any] = await self.must("POST", f"/api/devices/{machine_id(number)}/share", wanted)
+        return made
+
+
+class Home:
+    """A server, and its registry."""
+
+    def __init__(self, server: Reach, database_url: str) -> None:
+        self.server = server
+        self.database_url = database_url
+
+    @contextmanager
+    def registry(self) -> Iterator[Any]:
+        """Open the registry for writing, as another process does."""
+        with Database.open(self.database_url) as database, database.writing() as db:
+            yield db
+
+    async def person(self, name: str) -> Person:
+        """Let somebody sign in by a one-time link; the same name is the same account, in another session."""
+        token = secrets.token_urlsafe(32)
+        with self.registry() as db:
+            add_invite(
+                db,
+                email=f"{name}@example.org",
+                token_hash=hash_token(token),
+                is_admin=False,
+                expires_at_ms=now_ms() + 60_000,
+                now_ms=now_ms(),
+            )
+        told = await ask(self.server, "POST", "/api/auth/invite", {"token": token})
+        assert told.status == 200, told
+        return Person(self, name, told.content)
+
+    async def show(self, number: int = 1, *, key: str = KEY) -> str:
+        """Let a machine register a new token, and whatever key it says; gives what its screen shows."""
+        token = secrets.token_urlsafe(24)
+        await self.register(token, number, key=key)
+        return token
+
+    async def register(self, token: str, number: int = 1, *, key: str = KEY) -> None:
+        """Let a machine, or somebody who says so, register a token; everybody is told the same."""
+        body = {"deviceId": machine_id(number), "token": token, "deviceKey": key}
+        told = await ask(self.server, "POST", REGISTER, body)
+        assert (told.status, told.content) == (200, {"success": True}), told
+
+    async def pair(self, owner: Person, number: int = 1, *, key: str = KEY) -> None:
+        """Let somebody who stands before a machine that nobody has become its owner."""
+        told = await owner.claim(await self.show(number, key=key), number)
+        assert told.status == 200, told
+        assert told.content["role"] == "owner"
+
+    async def lend(
+        self, owner: Person, name: str, role: Role = "member", *, for_s: float | None = None
+    ) -> Person:
+        """Let somebody sign in, and take up a share of the first machine."""
+        wanted: dict[str, Any] = {"role": role}
+        if for_s is not None:
+            wanted["until"] = round((time.time() + for_s) * 1000)
+        guest = await self.person(name)
+        told = await guest.claim_share((await owner.share(**wanted))["token"])
+        assert told.status == 200, told
+        assert told.content["role"] == role
+        return guest
+
+    async def knock(self, target: str, **headers: str) -> Response:
+        """Ask for a WebSocket, and leave."""
+        connection = await self.server.connect()
+        try:
+            return await connection.ask(upgrade_head(target, **headers))
+        finally:
+            connection.abort()
+
+    async def status_of_key(self, key: str, number: int = 1) -> int:
+        """Come as a machine with this key, and leave."""
+        return (await self.knock(f"/ws/device?id={machine_id(number)}&key={key}")).status
+
+    def standing(self, number: int = 1) -> object:
+        """Read all that a takeover would change: a machine's keys, who has it as what, and its shares."""
+        device_id = machine_id(number)
+        with self.registry() as db:
+            keys = [(device.key_hash, device.next_key_hashes) for device in find_devices(db, [device_id])]
+            users = [
+                (user.user_id, user.role, user.until_ms) for user in users_of(db, device_id, now_ms=now_ms())
+            ]
+            return keys, users, shares_of(db, device_id, now_ms=now_ms())
+
+
+@asynccontextmanager
+async def open_home(folder: Path, *, within_s: float = 10.0, **options: Any) -> AsyncIterator[Home]:
+    """Open a server that knows no machine yet; `options` are those of `serve_here`.
+
+    Apps may say as much as they like, unless `client_rate` is among them.
+    """
+    options = {"machines": (), "client_rate": 0.0, **options}
+    async with serve_here(folder, within_s=within_s, **options) as server:
+        yield Home(server, f"sqlite:///{folder / DATABASE_FILE}")
+
+
+async def see_it_work(device: WireClient, client: WireClient) -> None:
+    """See a message arrive each way."""
+    mark = secrets.token_hex(4)
+    with trio.fail_after(2):
+        await device.send(text({"type": "status", "mark": mark}))
+        while (await client.read_until("status")).get("mark") != mark:
+            pass
+        await client.send(text({"type": "command", "cmd": "tare", "mark": mark}))
+        while (await device.read_until("command")).get("mark") != mark:
+            pass
+
+
+async def commands_before(device: WireClient, client: WireClient) -> list[dict[str, Any]]:
+    """Let a client send a command that it may send, and give those that the machine got before that."""
+    mark = secrets.token_hex(4)
+    found: list[dict[str, Any]] = []
+    with trio.fail_after(2):
+        await client.send(text({"type": "command", "cmd": "tare", "mark": mark}))
+        while (command := await device.read_until("command")).get("mark") != mark:
+            found.append(command)
+    return found
+
+
+def command(**content: Any) -> bytes:
+    """Build a frame of a command that everybody may give who may command at all."""
+    return text({"type": "command", "cmd": "tare", **content})

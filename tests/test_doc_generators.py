@@ -1,0 +1,238 @@
+"""What the documents get from the code: nothing is forgotten, and the documents for programs are sound."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import brewos_relay
+import brewos_relay.client
+import from_cli
+import from_http
+import from_messages
+import from_metrics
+import from_settings
+from brewos_relay.core.limits import Limits
+from brewos_relay.errors import CloseCode
+from brewos_relay.messages import CommandHead, Head
+from brewos_relay.settings import Settings
+from expanding import asked_for, expand, name_files
+from said import HEARD, SAID, Heard, Said
+
+DOCS = Path(__file__).parents[1] / "docs"
+EVERYTHING = [pytest.param(each, id=from_messages._name(each)) for each in from_messages.EVERYTHING]
+
+
+def asked_of(page: str, generator: str) -> list[str]:
+    return asked_for((DOCS / page).read_text("utf-8"), generator)
+
+
+# Pages
+
+
+def test_a_comment_that_asks_for_something_unknown_is_named() -> None:
+    with pytest.raises(ValueError, match=r"<!-- generated: weather today -->: there is no such generator"):
+        expand("Above\n<!-- generated: weather today -->\n")
+
+
+def test_nothing_but_the_comment_is_touched() -> None:
+    text = expand("Above\n\n<!-- generated: options brewos-relay secret -->\n\nBelow\n")
+    assert text.startswith("Above\n\n```text\nbrewos-relay secret")
+    assert text.endswith("```\n\n\nBelow\n")
+
+
+def test_links_out_of_the_site_name_the_file(tmp_path: Path) -> None:
+    site = tmp_path / "docs"
+    text = (
+        "[a page](../reference/cli.md#x), [an example](../../examples/core.py#main), [far](https://a.example)"
+    )
+    assert name_files(text, site / "how-to", site) == (
+        "[a page](../reference/cli.md#x), an example (`examples/core.py` in the project), [far](https://a.example)"
+    )
+
+
+# Commands and settings
+
+
+def test_every_command_has_its_options_below_its_heading() -> None:
+    page = (DOCS / "reference/cli.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## (brewos-relay[^\n]*)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    assert set(sections) == {path for path, _ in from_cli.commands()}
+    for path, text in sections.items():
+        assert asked_for(text, "options") == [path], f"write `<!-- generated: options {path} -->` there"
+
+
+def test_where_a_value_comes_from_is_told_apart_from_what_it_means() -> None:
+    (row,) = (row for row in from_cli.options_of("brewos-relay serve").splitlines() if "`--port`" in row)
+    assert row.startswith("| `--port` | `PORT` | `3001` | Port to listen on")
+    assert "PORT;" not in row
+    table = from_cli.options_of("brewos-relay token")
+    assert "| `--user` ID |  | required |" in table
+    assert "| `--ttl` DURATION |  | `7d` |" in table
+    assert "`owner`, `member`, `viewer`." in table
+
+
+def test_every_group_of_settings_is_on_the_page() -> None:
+    groups = from_settings.groups()
+    assert asked_of("reference/settings.md", "settings") == groups
+    assert asked_of("reference/settings.md", "limits") == [""]
+    headings = re.findall(r"^## (.+)$", (DOCS / "reference/settings.md").read_text("utf-8"), re.M)
+    assert [heading for heading in headings if heading in groups] == groups
+    with pytest.raises(KeyError, match="no settings stand under # Weather"):
+        from_settings.table_of("Weather")
+
+
+@pytest.mark.parametrize("kind", [Settings, Limits])
+def test_every_setting_says_what_it_is(kind: type[Any]) -> None:
+    for setting in from_settings.settings_of(kind):
+        assert setting.meaning.endswith("."), f"write below {setting.name} what it is"
+        assert setting.group, f"{setting.name} stands under no comment"
+
+
+# HTTP
+
+
+def test_every_route_and_every_type_has_a_section() -> None:
+    text = from_http.routes()
+    document = from_http.document()
+    operations = {f"{method.upper()} {path}" for path, each in document["paths"].items() for method in each}
+    headings = set(re.findall(r"^### (.+)$", text, re.M))
+    assert headings == operations | set(document["components"]["schemas"])
+    anchors = {heading.lower() for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) - {"refusals"} <= anchors
+    refused = set(re.findall(r"^Refused with \[(.+?)\]", text, re.M))
+    assert {status for each in refused for status in each.split(", ")} == {
+        row.split("|")[1].strip() for row in from_http.refusals().splitlines()[2:]
+    }
+
+
+# Messages
+
+
+@pytest.fixture(scope="module")
+def asyncapi() -> dict[str, Any]:
+    return from_messages.document()
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def look_up(document: dict[str, Any], reference: str) -> Any:
+    found: Any = document
+    for name in reference.removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def test_the_document_has_the_form_of_asyncapi_3(asyncapi: dict[str, Any]) -> None:
+    assert asyncapi["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= set(asyncapi["info"])
+    parts = [
+        "asyncapi",
+        "id",
+        "info",
+        "servers",
+        "defaultContentType",
+        "channels",
+        "operations",
+        "components",
+    ]
+    assert {name for name in asyncapi if not name.startswith("x-")} <= set(parts)
+    for server in asyncapi["servers"].values():
+        assert {"host", "protocol"} <= set(server)
+    for channel in asyncapi["channels"].values():
+        assert channel["address"].startswith("/ws/")
+        assert {"address", "messages", "servers", "bindings", "title"} >= set(channel)
+        Draft202012Validator.check_schema(channel["bindings"]["ws"]["query"])
+    for operation in asyncapi["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        assert set(operation) <= {"action", "channel", "summary", "messages", "reply"}
+        assert operation["channel"]["$ref"].startswith("#/channels/")
+    assert json.loads(json.dumps(asyncapi)) == asyncapi
+
+
+def test_every_reference_leads_to_something(asyncapi: dict[str, Any]) -> None:
+    for reference in references(asyncapi):
+        assert look_up(asyncapi, reference), reference
+
+
+def test_operations_speak_of_messages_of_their_channel(asyncapi: dict[str, Any]) -> None:
+    spoken_of = set()
+    for operation in asyncapi["operations"].values():
+        for part in (operation, operation.get("reply", operation)):
+            for message in part["messages"]:
+                assert message["$ref"].startswith(f"{part['channel']['$ref']}/messages/")
+                spoken_of.add(message["$ref"].rpartition("/")[2])
+    assert spoken_of == set(asyncapi["components"]["messages"])
+
+
+def test_the_document_has_every_close_code(asyncapi: dict[str, Any]) -> None:
+    assert [(each["code"], each["name"]) for each in asyncapi["x-close-codes"]] == [
+        (int(code), name) for name, code in CloseCode.__members__.items()
+    ]
+
+
+@pytest.mark.parametrize("each", EVERYTHING)
+def test_examples_are_as_their_schema_says(each: Said | Heard) -> None:
+    schema = from_messages.schema_of(each)
+    Draft202012Validator.check_schema(schema)
+    for example in from_messages.examples_of(each):
+        Draft202012Validator(schema).validate(example)
+    assert not Draft202012Validator(schema).is_valid({})
+
+
+@pytest.mark.parametrize("each", [pytest.param(each, id=each.made_by) for each in SAID])
+def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: Said) -> None:
+    there: set[str] = set()
+    for form in each.forms:
+        for name, value in json.loads(form.payload).items():
+            there.add(name)
+            if isinstance(value, dict):
+                there |= {f"{name}.{inner}" for inner in value}
+    assert set(each.fields) == there - {"type"}
+
+
+def test_the_fields_that_the_relay_reads_are_those_of_the_code() -> None:
+    def fields_of(sender: str) -> set[str]:
+        return {name for each in HEARD if each.sender == sender for name in each.fields}
+
+    assert fields_of("device") == set(Head.__struct_encode_fields__) - {"type"}
+    assert fields_of("client") == set(CommandHead.__struct_encode_fields__) - {"type"}
+
+
+def test_a_direction_that_there_is_not_is_named() -> None:
+    with pytest.raises(KeyError, match="no such direction as 'to-nobody'"):
+        from_messages.table_of("to-nobody")
+    assert asked_of("reference/messages.md", "messages") == list(from_messages._TITLES)
+
+
+# Metrics and Python
+
+
+def test_every_metric_says_what_it_is() -> None:
+    assert asked_of("reference/metrics.md", "metrics") == [""]
+    for metric in from_metrics.metrics():
+        assert metric.documentation.endswith("."), metric.name
+        assert f"| `{metric.name}" in from_metrics.table()
+
+
+def test_every_public_name_is_on_the_page() -> None:
+    page = expand((DOCS / "reference/python.md").read_text("utf-8"))
+    shown = re.findall(r"^\.\. auto\w+:: ([\w.]+)(?:\(\))?$", page, re.M)
+    assert shown == [
+        f"{package.__name__}.{name}"
+        for package in (brewos_relay, brewos_relay.client)
+        for name in package.__all__
+    ]
