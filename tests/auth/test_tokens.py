@@ -463,7 +463,7 @@ def test_a_ring_of_private_keys_only_takes_no_token_of_a_secret() -> None:
 # A token never chooses how it is verified
 
 
-@pytest.mark.parametrize("kid", [RSA_KEY.id, None])
+@pytest.mark.parametrize("kid", [RSA_KEY.id, None], ids=["its own", "none"])
 def test_a_public_key_is_no_secret(kid: str | None) -> None:
     public = RSA.public_key()
     ring = KeyRing([SECRET], [RSA_KEY])

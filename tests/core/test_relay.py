@@ -17,6 +17,7 @@ from brewos_relay.core.memory import memory_peer
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.core.relay import open_relay
 from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import encode
 from support.peers import ScriptedPeer
@@ -435,6 +436,16 @@ async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
 
 
 # What is known of devices
+
+
+async def test_what_a_device_is_can_be_asked_for() -> None:
+    async with open_relay() as relay:
+        assert relay.info_of(ONE) == DeviceInfo()
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say({"type": "device_info", "machineType": "dual_boiler"})
+        assert relay.info_of(ONE) == DeviceInfo(machine_type="dual_boiler")
 
 
 async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brewos_relay.core import snapshot as module
-from brewos_relay.core.snapshot import Snapshot, decode, must_reach, readable, unnumbered
+from brewos_relay.core.snapshot import DeviceInfo, Snapshot, decode, must_reach, readable, unnumbered
 from brewos_relay.messages import Message, encode
 
 
@@ -482,3 +482,16 @@ def test_a_status_can_be_given_without_its_number(is_text: bool) -> None:
     assert decode(without) == {"type": "status", "pressure": 9.1}
     assert without.is_text == is_text
     assert unnumbered(without) is without
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool) -> None:
+    snapshot = Snapshot()
+    assert snapshot.info() == DeviceInfo()
+    content = {"type": "device_info", "firmwareVersion": "1.2", "machineType": 5, "more": [1.5]}
+    payload = (msgspec.json if is_text else msgspec.msgpack).encode(content)
+    snapshot.note(Message(payload, is_text), "device_info", None)
+    assert snapshot.info() == DeviceInfo(firmware_version="1.2", machine_type=5)
+    malformed = Message(b'{"type":"device_info","firmwareVersion":')
+    snapshot.note(malformed, "device_info", None)
+    assert snapshot.info() == DeviceInfo()

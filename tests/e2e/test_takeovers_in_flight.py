@@ -4,7 +4,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -447,3 +449,58 @@ async def test_a_key_that_was_replaced_has_no_say_from_the_answer_on(tmp_path: P
         told = await ask(home.server, "GET", f"/api/devices/{MACHINE}/state", token=ada.token)
         assert "thief" not in str(told.content)
         assert b'"command"' not in await thief.read_to_end()
+
+
+# Requests that have begun, and whose body comes when it is too late
+
+
+async def ask_late(person: Person, method: str, path: str, body: Any, meanwhile: Callable[[], Any]) -> int:
+    """Send the head of a request, wait for something to be done, send its body; gives the status."""
+    data = msgspec.json.encode(body)
+    head = [
+        f"{method} {path} HTTP/1.1",
+        "Host: relay.example",
+        "Connection: close",
+        f"Authorization: Bearer {person.token}",
+        f"Content-Length: {len(data)}",
+    ]
+    connection = await person.home.server.connect()
+    await connection.send("\r\n".join([*head, "", ""]).encode())
+    await person.home.server.client(MACHINE)  # which comes after it, and takes longer
+    await trio.sleep(_LATE_S)
+    await meanwhile()
+    return (await connection.ask(data)).status
+
+
+async def test_a_session_that_has_ended_shares_nothing_any_more(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        elsewhere = await home.person("ada")
+        before = home.standing()
+
+        async def log_out() -> None:
+            await elsewhere.must("POST", "/api/auth/logout-all")
+
+        assert await ask_late(ada, "POST", f"/api/devices/{MACHINE}/share", {}, log_out) == 401
+        assert home.standing() == before
+
+
+async def test_whoever_is_no_administrator_any_more_makes_none(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        ada, bob = await home.person("ada"), await home.person("bob")
+        await home.pair(ada)
+        account = f"/api/admin/users/{bob.user_id}"
+        invite = {"email": "eve@example.org", "isAdmin": True}
+
+        async def raise_bob() -> None:
+            await ada.must("PATCH", account, {"isAdmin": True})
+
+        async def lower_bob() -> None:
+            await ada.must("PATCH", account, {"isAdmin": False})
+
+        await raise_bob()
+        assert await ask_late(bob, "PATCH", account, {"isAdmin": True}, lower_bob) == 403
+        assert (await bob.must("GET", "/api/auth/me"))["isAdmin"] is False
+        await raise_bob()
+        assert await ask_late(bob, "POST", "/api/admin/invites", invite, lower_bob) == 403

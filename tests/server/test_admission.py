@@ -1,5 +1,6 @@
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -522,6 +523,50 @@ async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
         refusal = await see_refusal(admission(store=store, full=True), asking, 503)
         assert refusal.headers["Retry-After"]
     assert store.asked == []
+
+
+async def test_whoever_comes_to_nothing_takes_no_more_than_a_share(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FakeStore()
+    gate = admission(store=store)
+    wrong, at_once = device_request(key="w" * 43), int(Limits().admit_rate / 4)
+    for attempt in (wrong, request(f"/ws/client?token=no&device={DEVICE_ID}")):
+        attempt.peer_address = "203.0.113.66"
+        for _ in range(at_once // 2 + 1):
+            with suppress(Refusal):
+                await gate.check(attempt)
+    asked = len(store.asked)
+    refusal = await see_refusal(gate, wrong, 503)
+    assert refusal.headers["Retry-After"]
+    assert len(store.asked) == asked
+    # Others come in as ever, and so does whoever is that slow.
+    assert isinstance(await gate.check(device_request()), DeviceEntry)
+    await trio.sleep(1)
+    await see_refusal(gate, wrong, 401)
+
+
+async def test_those_who_are_let_in_are_not_counted() -> None:
+    gate = admission()
+    for _ in range(500):
+        assert isinstance(await gate.check(device_request()), DeviceEntry)
+
+
+async def test_no_rate_means_no_share() -> None:
+    gate = admission()
+    gate._relay.limits = Limits(admit_rate=0.0)
+    for _ in range(500):
+        await see_refusal(gate, device_request(key="w" * 43), 401)
+
+
+async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brewos_relay.server.admission._STRANGERS_KEPT", 3)
+    gate = admission()
+    for number in range(9):
+        asking = device_request(key="w" * 43)
+        asking.peer_address = f"203.0.113.{number}"
+        await see_refusal(gate, asking, 401)
+    assert list(gate._strangers) == [f"203.0.113.{number}" for number in (6, 7, 8)]
 
 
 @pytest.mark.parametrize("trouble", ["failing", "slow"])

@@ -152,9 +152,7 @@ async def test_many_sessions_that_end_cost_one_look_at_everybody() -> None:
 
         it.relay.end_clients = count  # type: ignore[method-assign]
         ended = [
-            Change(
-                id=n, at_ms=1, kind="session_ended", device_id=None, user_id="ada", session_id=f"s{n}"
-            )
+            Change(id=n, at_ms=1, kind="session_ended", device_id=None, user_id="ada", session_id=f"s{n}")
             for n in range(2)
         ]
         await it.revoking.apply(ended)

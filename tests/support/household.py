@@ -21,6 +21,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
@@ -62,6 +63,10 @@ class PlainRelay:
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
         return self.states.get(device_id)
+
+    def info_of(self, device_id: str) -> DeviceInfo:
+        told = self.states.get(device_id, {"messages": {}})["messages"].get("device_info")
+        return msgspec.convert(told, DeviceInfo) if isinstance(told, dict) else DeviceInfo()
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
         if not self.takes:

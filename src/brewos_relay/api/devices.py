@@ -92,7 +92,7 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
     def describe(listed: _Listed) -> DeviceAnswer:
         device, device_id = listed.device, listed.device_id
         role, until_ms = combined(listed.access, listed.named_as)
-        info = _told_by_machine(relay, device_id)
+        info = relay.info_of(device_id)
         claimed_at_ms = listed.access.claimed_at_ms if listed.access is not None else None
         if claimed_at_ms is None and device is not None:
             claimed_at_ms = device.created_at_ms
@@ -101,8 +101,8 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
             name=(device.name if device is not None else None) or device_id,
             is_online=relay.is_online(device_id),
             last_seen=iso_utc(device.last_seen_ms) if device is not None else None,
-            firmware_version=info.get("firmwareVersion") or (device.firmware_version if device else None),
-            machine_type=info.get("machineType") or (device.machine_type if device else None),
+            firmware_version=_text(info.firmware_version) or (device.firmware_version if device else None),
+            machine_type=_text(info.machine_type) or (device.machine_type if device else None),
             claimed_at=iso_utc(claimed_at_ms),
             user_count=msgspec.UNSET if listed.user_count is None else listed.user_count,
             role=role,
@@ -218,12 +218,6 @@ def _names(named: Collection[str] | Literal["*"], device_id: str) -> bool:
     return named == "*" or device_id in named
 
 
-def _told_by_machine(relay: RelayView, device_id: str) -> dict[str, str]:
-    """Read what a machine said of itself; what is no short text is left out."""
-    known = relay.state_of(device_id)
-    info = known["messages"].get("device_info") if known is not None else None
-    if not isinstance(info, dict):
-        return {}
-    return {
-        name: value for name, value in info.items() if isinstance(value, str) and len(value) <= _SHOWN_CHARS
-    }
+def _text(told: object) -> str | None:
+    """Take what a machine said of itself if it is a short text."""
+    return told if isinstance(told, str) and len(told) <= _SHOWN_CHARS else None

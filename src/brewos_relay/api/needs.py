@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 
 
@@ -40,6 +41,10 @@ class RelayView(Protocol):
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Give what is known of a device's state: `snapshotAgeMs`, and `messages` by type."""
+        ...
+
+    def info_of(self, device_id: str) -> DeviceInfo:
+        """Read what a device says that it is; cheaper than its state."""
         ...
 
     def send_to_device(self, device_id: str, message: Message) -> bool:

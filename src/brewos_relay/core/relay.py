@@ -19,7 +19,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import Snapshot
+from brewos_relay.core.snapshot import DeviceInfo, Snapshot
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
 
@@ -216,12 +216,19 @@ class Relay:
 
         None if nothing is known. `snapshotAgeMs` says how old it is.
         """
-        session = self._sessions.get(device_id)
-        snapshot = session.snapshot if session else self._left_behind.get(device_id, (Snapshot(), 0))[0]
+        snapshot = self._snapshot(device_id)
         if snapshot.empty:
             return None
         age_s = snapshot.age_s(trio.current_time())
         return {"snapshotAgeMs": round(age_s * 1000), "messages": snapshot.as_dict()}
+
+    def info_of(self, device_id: str) -> DeviceInfo:
+        """Read what a device says that it is, as far as it is known."""
+        return self._snapshot(device_id).info()
+
+    def _snapshot(self, device_id: str) -> Snapshot:
+        session = self._sessions.get(device_id)
+        return session.snapshot if session else self._left_behind.get(device_id, (Snapshot(), 0))[0]
 
     async def run(self) -> None:
         """Do what is due by time, for ever: one task for all connections."""

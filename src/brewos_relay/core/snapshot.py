@@ -28,7 +28,17 @@ _MERGE_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 """The same for bytes; and no state is larger than this."""
 
+
+class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
+    """What is read of a `device_info` to tell machines apart in a list; whatever it is that stands there."""
+
+    firmware_version: Any = None
+    machine_type: Any = None
+
+
 _Fields = dict[str, msgspec.Raw]
+_decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
+_decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _decode_json = msgspec.json.Decoder(_Fields).decode
 _decode_msgpack = msgspec.msgpack.Decoder(_Fields).decode
 _MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -120,6 +130,16 @@ class Snapshot:
         """
         self._merge()
         return [*([self._status] if self._status is not None else []), *self._others.values()]
+
+    def info(self) -> DeviceInfo:
+        """Read what the device says that it is. Cheap, as the rest, which may be large, is passed over."""
+        told = self._others.get("device_info")
+        if told is None:
+            return DeviceInfo()
+        try:
+            return (_decode_info_json if told.is_text else _decode_info_msgpack)(told.payload)
+        except _MALFORMED:
+            return DeviceInfo()
 
     def as_dict(self) -> dict[str, Any]:
         """Give the known messages by type, with numbers as people write them; JSON can hold all of it.

@@ -2,17 +2,21 @@
 
 import functools
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
+from brewos_relay.api.throttle import network_of
 from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id, valid_key
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Grant
+from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
@@ -22,6 +26,10 @@ from brewos_relay.wire.handshake import Refusal, Request
 
 DEVICE_PATH = "/ws/device"
 CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
+
+_SHARE_OF_STRANGERS: Final = 0.25
+"""How much of what is looked at, at most, one address may use for what comes to nothing."""
+_STRANGERS_KEPT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +86,27 @@ class Admission:
         self._front = front
         self._allowed_origins = allowed_origins
         self._revision = revision
+        self._strangers: OrderedDict[str, TokenBucket] = OrderedDict()
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         """Decide about a request. Raises Refusal."""
         if self._relay.closing:
             raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
+        if self._strangers:
+            self._refuse_insisting(request)
         if not self._relay.admits():
             raise Refusal(503, "too many connections at once", headers={"Retry-After": "5"})
+        try:
+            entry = await self._check_in_time(request)
+        except Refusal as refusal:
+            if refusal.status < 500:
+                self._note_stranger(request)
+            raise
+        if isinstance(entry, TokenRefused):
+            self._note_stranger(request)
+        return entry
+
+    async def _check_in_time(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         try:
             with trio.fail_after(self._relay.limits.admission_s):
                 while True:
@@ -94,6 +116,30 @@ class Admission:
                         return entry
         except (RegistryError, trio.TooSlowError):
             raise Refusal(503, "the registry does not answer", headers={"Retry-After": "5"}) from None
+
+    def _refuse_insisting(self, request: Request) -> None:
+        """Refuse whoever has come to nothing too often: they would use up what there is for everybody."""
+        bucket = self._strangers.get(self._network(request))
+        if bucket is not None and bucket.take(0, trio.current_time()) > 0:
+            raise Refusal(503, "too many connections that came to nothing", headers={"Retry-After": "5"})
+
+    def _note_stranger(self, request: Request) -> None:
+        """Count an attempt that came to nothing; those that are let in are never counted."""
+        rate_per_s = self._relay.limits.admit_rate * _SHARE_OF_STRANGERS
+        if rate_per_s <= 0:
+            return
+        network, now = self._network(request), trio.current_time()
+        bucket = self._strangers.pop(network, None) or TokenBucket(
+            rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), now=now
+        )
+        bucket.take(1, now)
+        self._strangers[network] = bucket
+        if len(self._strangers) > _STRANGERS_KEPT:
+            self._strangers.popitem(last=False)
+
+    def _network(self, request: Request) -> str:
+        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
+        return network_of(caller.address)
 
     async def _check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         if request.path == DEVICE_PATH:

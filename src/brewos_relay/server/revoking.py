@@ -84,7 +84,7 @@ class Revoking:
                 log.warning("a change of the kind %s means nothing to this version", change.kind)
 
     def _end_sessions(self, ended: Sequence[Change]) -> None:
-        """End sessions, all at once: one person can end many, and it takes a look at all who are connected."""
+        """End sessions, all at once: one person can end many, and it takes a look at everybody here."""
         if not ended:
             return
         log.info("%d sessions have ended", len(ended))

@@ -104,8 +104,8 @@ class FrameParser:
         self.oversized = 0
         """How many messages were read past; the caller may reset it."""
         self.small = 0
-        """How many control frames and small fragments have come, which cost much for what they say; the caller
-        may reset it."""
+        """How many control frames and small fragments have come, which cost much for what they say; the
+        caller may reset it."""
 
     @property
     def incomplete(self) -> bool:
