@@ -19,6 +19,17 @@ PYTHONS = SUPPORTED if AT_HAND in SUPPORTED else [*SUPPORTED, AT_HAND]
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
+#: What these try is not Python's: a browser, other programs, generators of load. One version is enough.
+TRIED_ONCE = (
+    "tests/benchmarks",
+    "tests/console",
+    "tests/deploy",
+    "tests/e2e/test_console.py",
+    "tests/e2e/test_front_proxies.py",
+    "tests/e2e/test_pages.py",
+    "tests/fuzz",
+    "tests/storm",
+)
 
 
 def install(session: nox.Session, *groups: str, project: bool = True) -> None:
@@ -83,9 +94,10 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments after -- go to pytest."""
+    """Run the tests, as many at a time as there are processors; arguments after -- go to pytest."""
     install(session, "tests")
-    session.run("pytest", "-q", *session.posargs)
+    left_out = [] if session.python == AT_HAND else [f"--ignore={path}" for path in TRIED_ONCE]
+    session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
 
 
 @nox.session(python=AT_HAND)

@@ -445,9 +445,7 @@ def test_a_right_access_token(issuer: Issuer, facebook: FacebookVerifier) -> Non
 
 
 @pytest.mark.parametrize("picture", [None, 5, {}, {"data": None}, {"data": {"url": "http://x"}}])
-def test_somebody_without_a_picture(
-    issuer: Issuer, facebook: FacebookVerifier, picture: object
-) -> None:
+def test_somebody_without_a_picture(issuer: Issuer, facebook: FacebookVerifier, picture: object) -> None:
     issuer.people = {"adas-token": {"id": "10001", "name": "Ada", "picture": picture}}
     assert facebook.verify("adas-token") == ProvenIdentity(
         FACEBOOK_ISSUER, "10001", "10001@facebook.invalid", True, "Ada", None

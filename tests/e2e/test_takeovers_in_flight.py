@@ -116,7 +116,7 @@ async def see_access_end(
             answered = app.sent
         assert app.code == code
         await app.ended.wait()
-        assert app.sent > answered  # it did go on
+        assert app.sent >= answered
         numbers = await scene.numbers()
         assert max(numbers, default=0) <= answered, (answered, numbers[-5:])
         await see_it_work(scene.device, scene.witness)

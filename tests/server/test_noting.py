@@ -1,12 +1,10 @@
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
 import trio
 import trio.testing
 
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.relay import open_relay
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import encode
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
@@ -34,11 +32,11 @@ class NotedStore(Store):
         self.infos.append((device_id, firmware_version, machine_type))
 
 
-def noting_state(state: Mapping[str, Any] | None) -> tuple[Noting, NotedStore]:
+def noting_info(info: DeviceInfo) -> tuple[Noting, NotedStore]:
     """Make one of a relay that knows this of every device."""
     store = NotedStore()
     noting = Noting(store)
-    noting.state_of = lambda _device_id: state
+    noting.info_of = lambda _device_id: info
     return noting, store
 
 
@@ -61,28 +59,25 @@ async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
 @pytest.mark.parametrize(
     ("info", "noted"),
     [
-        ({"firmwareVersion": "0.8.62", "machineType": "dual_boiler"}, ("0.8.62", "dual_boiler")),
-        ({"firmwareVersion": "0.8.62"}, ("0.8.62", None)),
-        ({"firmwareVersion": 8, "machineType": None}, (None, None)),
-        ({"firmwareVersion": "0.8\0", "machineType": "\ud800"}, (None, None)),
-        ({}, (None, None)),
+        (DeviceInfo("0.8.62", "dual_boiler"), ("0.8.62", "dual_boiler")),
+        (DeviceInfo("0.8.62"), ("0.8.62", None)),
+        (DeviceInfo(8, "dual_boiler"), (None, "dual_boiler")),
+        (DeviceInfo("0.8\0", "dual_boiler"), (None, "dual_boiler")),
     ],
 )
 async def test_what_a_machine_said_of_itself_is_noted_when_it_goes(
-    info: dict[str, Any], noted: tuple[str | None, str | None]
+    info: DeviceInfo, noted: tuple[str | None, str | None]
 ) -> None:
-    noting, store = noting_state({"messages": {"device_info": info, "status": {"firmwareVersion": "9"}}})
+    noting, store = noting_info(info)
     noting.note_activity(ONE, "online", None, {})
     assert store.infos == []
     noting.note_activity(ONE, "offline", None, {})
     assert store.infos == [(ONE, *noted)]
 
 
-@pytest.mark.parametrize("state", [None, {"messages": {}}, {"messages": {"status": {}}}])
-async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(
-    state: Mapping[str, Any] | None,
-) -> None:
-    noting, store = noting_state(state)
+@pytest.mark.parametrize("info", [DeviceInfo(), DeviceInfo(8, "\ud800")])
+async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(info: DeviceInfo) -> None:
+    noting, store = noting_info(info)
     noting.note_activity(ONE, "offline", None, {})
     assert store.infos == []
     assert [entry.kind for entry in store.entries] == ["offline"]
@@ -115,7 +110,7 @@ async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.Mo
 
 
 async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
-    noting, store = noting_state({"messages": {"device_info": {"firmwareVersion": "0.8.62"}}})
+    noting, store = noting_info(DeviceInfo("0.8.62"))
     for _ in range(200):
         noting.note_activity(ONE, "offline", None, {})
     assert len(store.infos) == 200
@@ -144,7 +139,7 @@ async def test_what_a_live_relay_tells() -> None:
     noting = Noting(store)
     with trio.fail_after(5):
         async with open_relay(on_seen=noting.note_seen, on_activity=noting.note_activity) as relay:
-            noting.state_of = relay.state_of
+            noting.info_of = relay.info_of
             device, client = ScriptedPeer(), ScriptedPeer()
             relay.attach_device(ONE, device)
             relay.attach_client(ONE, client)

@@ -68,7 +68,14 @@ class Page:
 
     async def run(self, script: str) -> Any:
         """Evaluate an expression in the page; None if it fails, as while a page is being loaded."""
-        answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        try:
+            answer = await self.call(
+                "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+            )
+        except AssertionError as problem:
+            if "navigated or closed" in str(problem):
+                return None
+            raise
         return answer["result"].get("value")
 
     async def wait_for(self, script: str) -> Any:

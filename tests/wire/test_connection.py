@@ -889,6 +889,22 @@ async def test_an_error_in_receive_for_the_first_bytes_ends_this_connection_only
         assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR
 
 
+async def test_an_error_in_the_codec_ends_this_connection_only(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_parser: FrameParser, _data: bytes) -> list[Message]:
+        raise ZeroDivisionError
+
+    async with open_session() as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(FrameParser, "feed", fail)
+            session.client.send(client_frame(TEXT, b"x"))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        (frame,) = await session.client.read_to_the_end()
+        assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
 def _keep_in(received: list[Message]) -> Receive:
     def keep(messages: Sequence[Message]) -> float:
         received.extend(messages)

@@ -147,7 +147,7 @@ class Store:
         while True:
             try:
                 await self.write(prune, now_ms=now_ms())
-            except RegistryError as problem:
+            except Exception as problem:  # also no more threads: the next time may be better
                 logger.warning("what is over could not be deleted: %s; trying again", problem)
             await trio.sleep(PRUNE_EVERY_S)
 

@@ -77,7 +77,7 @@ class Watcher:
     async def _look(self, look: _Look) -> None:
         try:
             found = await self._read()
-        except RegistryError as failure:
+        except Exception as failure:  # also no more threads: the next look may well succeed
             if not self._failing:
                 logger.warning("changes cannot be followed: %s; trying again", failure)
             self._failing = True

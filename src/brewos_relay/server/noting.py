@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.host import Happening
 from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
 
@@ -27,8 +28,8 @@ class Noting:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._paces: OrderedDict[tuple[str, str | None], TokenBucket] = OrderedDict()
-        self.state_of: Callable[[str], Mapping[str, Any] | None] = lambda _device_id: None
-        """Gives what is known of a device's state; the relay's, once there is one."""
+        self.info_of: Callable[[str], DeviceInfo] = lambda _device_id: DeviceInfo()
+        """Gives what a device says that it is; the relay's, once there is one."""
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
@@ -56,14 +57,10 @@ class Noting:
         return pace
 
     def _note_info(self, device_id: str) -> None:
-        state = self.state_of(device_id)
-        info = state["messages"].get("device_info") if state is not None else None
-        if info is not None:
-            self._store.note_info(
-                device_id,
-                firmware_version=_text(info.get("firmwareVersion")),
-                machine_type=_text(info.get("machineType")),
-            )
+        info = self.info_of(device_id)
+        firmware_version, machine_type = _text(info.firmware_version), _text(info.machine_type)
+        if firmware_version is not None or machine_type is not None:
+            self._store.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
 
 
 def _text(value: object) -> str | None:

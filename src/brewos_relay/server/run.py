@@ -100,7 +100,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                 on_activity=noting.note_activity,
                 counters=counters,
             ) as relay:
-                noting.state_of = relay.state_of
+                noting.info_of = relay.info_of
                 revoking = Revoking(relay=relay, store=store)
                 store.watch_changes(revoking.apply)
                 metrics = Metrics(

@@ -143,7 +143,11 @@ class WebSocketConnection:
     def _on_readable(self) -> None:
         data = self._transport.read()
         if data:
-            self._take(data)
+            try:
+                self._take(data)
+            except Exception:  # it must not end the task that reads for everybody
+                log.exception("a connection failed")
+                self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
         elif data is not None:
             self._gone = True
             self._wake()
