@@ -120,6 +120,7 @@ async def test_a_client_that_lags_misses_only_what_is_said_again() -> None:
     lagging.refuses = True
     lagging.backlog_bytes = 70_000
     opened.broadcast(STATUS, INFO)
+    assert (opened.audience.lagging_count, len(opened.audience)) == (1, 2)
     lagging.refuses = False  # there would be room for a little
     opened.broadcast(DELTA)
     opened.broadcast(DELTA, ERROR, DELTA)

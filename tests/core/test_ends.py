@@ -27,3 +27,19 @@ def test_what_is_kept_of_an_end() -> None:
 def test_texts_of_others_stay_on_their_line_and_short() -> None:
     assert shown("a\x1b[2J\nb") == "a [2J b"
     assert len(shown("x" * 500)) == 120
+
+
+@pytest.mark.parametrize(
+    ("code", "label"),
+    [
+        (None, "none"),
+        (1000, "1000"),
+        (1015, "1015"),
+        (4002, "4002"),
+        (4003, "4003"),
+        (3000, "other"),
+        (4999, "other"),
+    ],
+)
+def test_metrics_have_few_close_codes_whatever_peers_think_of(code: int | None, label: str) -> None:
+    assert End("peer", code).label == label

@@ -706,6 +706,8 @@ async def test_whoever_has_access_by_their_own_token_is_left_alone() -> None:
         await wait_all_tasks_blocked()
         assert relay.users_of(ONE) == {"ada"}
         assert relay.users_of(TWO) == set()
+        assert relay.grants_of(ONE) == [ADA, by_token, Grant()]
+        assert relay.grants_of(TWO) == []
         relay.set_grant(ONE, "ada", VIEWER)
         for peer in peers:
             peer.say(COMMAND)

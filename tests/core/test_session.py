@@ -490,6 +490,7 @@ async def test_a_client_that_lags_catches_up_with_a_snapshot(autojump_clock: Moc
         await wait_all_tasks_blocked()
         assert stuck.messages == [messages.DEVICE_OFFLINE]
         assert opened.counters.left_out == 2
+        assert opened.session.lagging_count == 1
         stuck.refuses, stuck.backlog_bytes = False, 0
         await opened.pass_s(1)
         status, snapshot = stuck.received[1:]
@@ -591,7 +592,9 @@ async def test_what_waited_for_too_long_has_expired(autojump_clock: MockClock) -
     async with open_session() as opened:
         client = await opened.client()
         client.say(TARE)
+        assert opened.session.pending_count == 1
         await opened.pass_s(11)
+        assert opened.session.pending_count == 0
         assert [kind for kind in client.types if kind != "keepalive"] == ["device_status", "error"]
         device = await opened.device()
         assert device.messages == []

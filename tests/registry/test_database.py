@@ -141,6 +141,7 @@ def test_sqlite_is_set_up_for_keeping(database: Database, tmp_path: Path) -> Non
     with database._engine.connect() as checked:
         assert checked.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
         assert checked.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+        assert checked.exec_driver_sql("PRAGMA cache_size").scalar_one() == -512  # KiB
         assert checked.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 10_000
 
 

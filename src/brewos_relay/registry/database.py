@@ -216,6 +216,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        # KiB for each connection; the system keeps the file in memory anyway, once for all of them.
+        cursor.execute("PRAGMA cache_size = -512")
         cursor.close()
 
     @event.listens_for(engine, "begin")
