@@ -1,5 +1,6 @@
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ async def test_a_server_that_is_well(tmp_path: Path) -> None:
             assert ran.returncode == 1
             assert b"see that JWT_SECRET is that of the server" in ran.stdout
             assert OTHER_SECRET.encode() not in ran.stdout + ran.stderr
-        with sqlite3.connect(tmp_path / "data" / "brewos-relay.db") as db:
+        with closing(sqlite3.connect(tmp_path / "data" / "brewos-relay.db")) as db, db:
             assert db.execute("SELECT count(*) FROM devices").fetchone() == (0,)
 
 
