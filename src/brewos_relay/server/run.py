@@ -29,6 +29,7 @@ from brewos_relay.server.arrival import Door
 from brewos_relay.server.http import open_http_side
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
+from brewos_relay.server.memory import give_memory_back
 from brewos_relay.server.metrics_port import MetricsPort
 from brewos_relay.server.notify import open_starter
 from brewos_relay.server.noting import Noting
@@ -151,6 +152,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     )
                     listening.start_soon(listener.run)
                     listening.start_soon(late.run)
+                    listening.start_soon(give_memory_back)
                     if measured:
                         port = MetricsPort(
                             measured,
