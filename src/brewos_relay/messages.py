@@ -42,7 +42,8 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
     def name(self) -> str:
         """What to call it in a list of what was done: its `cmd`, else its `type`, of bounded length."""
         name = self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type
-        return "".join(char if char.isprintable() else "?" for char in name[:_NAME_CHARS])
+        name = name[:_NAME_CHARS]
+        return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
 _peek_json = msgspec.json.Decoder(Head).decode

@@ -18,6 +18,8 @@ CLOSE_S: Final = 5.0
 """The longest that closing waits for what was noted to be written."""
 ENTRIES_AT_MOST: Final = 10_000
 """How many entries of activity wait to be written."""
+ENTRIES_AT_ONCE: Final = 500
+"""With so many, writing does not wait any longer: a crowd that comes would leave much memory behind."""
 
 _Said = Mapping[str, tuple[str | None, str | None]]
 
@@ -35,6 +37,7 @@ class Notes:
         self._entries: deque[Activity] = deque()
         self._dropped = 0
         self._noted = trio.Event()
+        self._many = trio.Event()
         self._closing = False
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
@@ -54,6 +57,8 @@ class Notes:
             return
         self._entries.append(entry)
         self._noted.set()
+        if len(self._entries) >= ENTRIES_AT_ONCE:
+            self._many.set()
 
     async def run(self) -> None:
         """Write what is noted, until cancelled; then write the rest, which takes 5 s at the longest."""
@@ -61,7 +66,9 @@ class Notes:
             while True:
                 await self._noted.wait()
                 await self._flush()
-                await trio.sleep(FLUSH_EVERY_S)
+                self._many = trio.Event()
+                with trio.move_on_after(FLUSH_EVERY_S):
+                    await self._many.wait()
         finally:
             self._closing = True
             with trio.move_on_after(CLOSE_S, shield=True):
