@@ -26,7 +26,7 @@ class Grant:
 
     def allows(self, head: CommandHead, owner_commands: Sequence[str]) -> bool:
         """Whether a message of the client may go to the machine."""
-        if _as_read(head.type) in _RELAYS_OWN:
+        if head.type != "command" and _as_read(head.type) in _RELAYS_OWN:
             return False
         return self.may_command and (self.may_manage or not is_named(head, owner_commands))
 
