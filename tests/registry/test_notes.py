@@ -14,7 +14,7 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry import notes as notes_module
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices
-from brewos_relay.registry.notes import ENTRIES_AT_MOST, FLUSH_EVERY_S, Notes
+from brewos_relay.registry.notes import ENTRIES_AT_MOST, ENTRIES_AT_ONCE, FLUSH_EVERY_S, Notes
 from brewos_relay.registry.records import Activity
 from support.registry import device_id, new_device, register
 
@@ -165,6 +165,29 @@ async def test_notes_that_could_not_be_written_are_tried_again(
         await flushes.wait_for(1)
     assert flushes.written[0][1:] == ({"a": 2, "b": 5}, [1, 2])
     assert "database is locked" in caplog.text
+
+
+async def test_a_crowd_is_written_before_its_time_but_not_again_and_again(
+    mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_notes(flushes) as notes:
+        notes.note_activity(entry(0))
+        await flushes.wait_for(1)
+        for at_ms in range(1, ENTRIES_AT_ONCE + 1):
+            notes.note_activity(entry(at_ms))
+        await flushes.wait_for(2)  # no time has passed
+        assert flushes.written[1][2] == list(range(1, ENTRIES_AT_ONCE + 1))
+        flushes.failure = RegistryError("the registry could not be changed: database is locked")
+        for at_ms in range(ENTRIES_AT_ONCE):
+            notes.note_activity(entry(at_ms))
+        while not caplog.messages:
+            await trio.to_thread.run_sync(lambda: None)
+        notes.note_activity(entry(ENTRIES_AT_ONCE))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(flushes.written) == 2
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(3)
+        assert flushes.written[2][2] == list(range(ENTRIES_AT_ONCE + 1))
 
 
 async def test_what_cannot_be_written_at_all_does_not_keep_the_rest_from_being(

@@ -57,7 +57,7 @@ class Notes:
             return
         self._entries.append(entry)
         self._noted.set()
-        if len(self._entries) >= ENTRIES_AT_ONCE:
+        if len(self._entries) == ENTRIES_AT_ONCE:  # not beyond: what could not be written waits its time
             self._many.set()
 
     async def run(self) -> None:
@@ -66,7 +66,6 @@ class Notes:
             while True:
                 await self._noted.wait()
                 await self._flush()
-                self._many = trio.Event()
                 with trio.move_on_after(FLUSH_EVERY_S):
                     await self._many.wait()
         finally:
@@ -82,7 +81,7 @@ class Notes:
             self._dropped = 0
         seen, self._seen, self._noted = self._seen, {}, trio.Event()
         said, self._said = self._said, {}
-        entries, self._entries = self._entries, deque()
+        entries, self._entries, self._many = self._entries, deque(), trio.Event()
         try:
             # Left behind rather than waited for when time is up: another process may hold the database. What
             # a thread was given is its to write, or some of it would be written twice.
