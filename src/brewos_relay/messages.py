@@ -92,7 +92,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             head = _peek_command(self.payload)
         except _MALFORMED:
             return None
-        if _NUL in self.payload:
+        if self.payload.find(_NUL) >= 0:  # `in` looks for a number first, and takes an exception for it
             head.type, head.cmd = "command", None
         return head
 

@@ -1,5 +1,6 @@
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ class FakeSession:
     known: list[Message] = field(default_factory=lambda: list(SNAPSHOT))
     noted: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def note(self, kind: str, client: ClientAttachment, **detail: str) -> None:
+    def note(self, kind: str, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         self.noted.append((kind, client.grant.user_id, *detail.values()))
         assert list(detail) == ["name", "outcome"]
 
@@ -52,14 +53,14 @@ class Opened:
     def __init__(self, **limits: Any) -> None:
         self.session = FakeSession()
         self.counters = Counters()
-        self.commands = Commands(self.session, limits=Limits(**limits), counters=self.counters)
+        self.commands = Commands(limits=Limits(**limits), counters=self.counters)
         self.device = ScriptedPeer()
 
     def comes(self) -> None:
         """Let the device be there, and get what waits for it."""
         device = DeviceAttachment(self.session, self.device, bucket=None)
         self.session.device = device
-        self.commands.flush(device, trio.current_time())
+        self.commands.flush(self.session, device, trio.current_time())
 
     def goes(self) -> None:
         self.session.device = None
@@ -80,7 +81,7 @@ class Client:
 
     def say(self, *contents: dict[str, Any] | Message) -> None:
         received = [content if isinstance(content, Message) else encode(content) for content in contents]
-        self._opened.commands.take(self.attachment, received, trio.current_time())
+        self._opened.commands.take(self._opened.session, self.attachment, received, trio.current_time())
 
     def heard(self) -> list[Any]:
         """Give what the client was told since the last time, without the texts and times that vary."""
@@ -386,18 +387,18 @@ async def test_a_command_that_waited_for_too_long_has_expired(autojump_clock: Mo
     client.say(TARE)
     client.heard()
     await trio.sleep(5.9)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == []
     await trio.sleep(0.2)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE]
     assert opened.commands.pending_count == 1
     assert opened.counters.undeliverable == 1
     await trio.sleep(4)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE]
     assert opened.commands.pending_count == 0
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     opened.comes()
     assert (opened.device.messages, client.heard()) == ([], [])
 
@@ -463,7 +464,7 @@ async def test_which_commands_wait_and_for_how_long_is_a_setting(autojump_clock:
     client.say(TARE, HEAT, HEAT)
     assert client.heard() == [OFFLINE, queued(1, ttl_ms=3000), OFFLINE]
     await trio.sleep(3)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE]
 
 
@@ -510,7 +511,7 @@ async def test_a_command_with_a_request_id_is_told_what_became_of_it(autojump_cl
         command_status({"any": "thing"}, "device_offline"),
     ]
     await trio.sleep(10)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE, command_status("waits", "expired")]
     client.say({"type": "command", "cmd": "tare", "requestId": 2})
     client.heard()
@@ -569,10 +570,10 @@ async def test_a_command_waits_no_longer_than_it_may(autojump_clock: MockClock) 
     client.say({"type": "command", "cmd": "tare", "notAfter": in_s(4)})
     assert client.heard()[1:] == [command_status(None, "queued")]
     await trio.sleep(3.5)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == []
     await trio.sleep(0.6)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE, command_status(None, "expired")]
 
 
@@ -582,7 +583,7 @@ async def test_a_command_that_may_wait_for_long_waits_as_long_as_any(autojump_cl
     client.say({"type": "command", "cmd": "tare", "notAfter": in_s(3600)})
     client.heard()
     await trio.sleep(10)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE, command_status(None, "expired")]
 
 
@@ -807,7 +808,7 @@ async def test_every_command_is_noted_with_what_became_of_it(autojump_clock: Moc
     ]
     noted.clear()
     await trio.sleep(11)
-    opened.commands.expire(trio.current_time())
+    opened.commands.expire(opened.session, trio.current_time())
     assert noted == [("command", "ada", "tare", "expired")]
     owner.say({"type": "setLogLevel", "level": "info"})
     noted.clear()

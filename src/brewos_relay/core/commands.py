@@ -1,7 +1,7 @@
 """What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 from brewos_relay import messages
@@ -18,6 +18,7 @@ from brewos_relay.messages import CommandHead, Delivery, Message
 log = logging.getLogger(__name__)
 
 _LATEST_MS = 2**53
+_FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
 _STATE_REQUESTS = frozenset({"request_state", "request_full_status"})
 
 
@@ -38,30 +39,35 @@ class Session(Protocol):
     def snapshot_messages(self) -> list[Message]:
         """Give what is known of the device's state."""
 
-    def note(self, kind: Literal["command"], client: ClientAttachment, **detail: str) -> None:
+    def note(self, kind: Literal["command"], client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Let it be known that a client did something."""
 
 
 class Commands:
-    """Takes what the clients of one device say. Commands for an absent device wait here, if they may."""
+    """Takes what the clients of one device say. Commands for an absent device wait here, if they may.
 
-    __slots__ = ("_asked_at", "_counters", "_limits", "_pending", "_session")
+    The session is given to each call, as it would never go if what it holds held it.
+    """
 
-    def __init__(self, session: Session, *, limits: Limits, counters: Counters) -> None:
-        self._session = session
+    __slots__ = ("_asked_at", "_counters", "_limits", "_pending")
+
+    def __init__(self, *, limits: Limits, counters: Counters) -> None:
         self._limits = limits
         self._counters = counters
         self._pending: PendingCommands[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
-    def take(self, client: ClientAttachment, received: Sequence[Message], now: float) -> None:
+    def take(
+        self, session: Session, client: ClientAttachment, received: Sequence[Message], now: float
+    ) -> None:
         """Answer a client, or pass on to the device what it says."""
         self._counters.received_from_clients += len(received)
+        device = session.device
         to_device: list[Message] = []
-        answers: list[Message] = []
         passed_on: list[CommandHead] = []
+        answers: list[Message] = []
         for message in received:
-            text = message.as_text()
+            text = message if message.is_text else message.as_text()
             head = text.peek_command() if text is not None else None
             if text is None or head is None:
                 self._counters.invalid += 1
@@ -69,65 +75,74 @@ class Commands:
             elif len(text.payload) > self._limits.client_message_bytes:
                 self._counters.too_big += 1
                 answers.append(messages.MESSAGE_TOO_BIG)
-            elif (answer := self._answer(client, head)) is not None:
-                answers.append(answer)
+            elif head.type in _FOR_THE_RELAY:
+                answers.append(self._answer(session, client, head))
             elif head.type in _STATE_REQUESTS and client.access_ends_at > now:
-                answers += self._ask_for_state(client, text, head, to_device, now)
+                answers += self._ask_for_state(session, client, text, head, to_device, now)
             elif not self._allows(client, head, now):
-                refusal = messages.forbidden(self._session.device_id)
-                answers += self._became(client, head, "forbidden", refusal)
+                refusal = messages.forbidden(session.device_id)
+                answers += self._became(session, client, head, "forbidden", refusal)
+            elif head.not_after is not None and _left_s(head) <= 0:
+                answers += self._became(session, client, head, "expired")
+            elif device is None:
+                answers += self._wait(session, client, text, head, now)
             else:
-                answers += self._pass_on(client, text, head, to_device, passed_on, now)
-        device = self._session.device
-        became = "delivered"
-        if to_device and device is not None:
+                to_device.append(text)
+                passed_on.append(head)
+        if device is not None and to_device:
             if device.deliver(Delivery(to_device)):
+                became = "delivered"
                 self._note_sent(to_device)
             else:
+                became = "device_offline"
                 self._counters.undeliverable += len(to_device)
                 answers.append(messages.DEVICE_BUSY)
-                became = "device_offline"
-        for head in passed_on:
-            answers += self._became(client, head, became)
+            for head in passed_on:
+                answers += self._became(session, client, head, became)
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
-    def _answer(self, client: ClientAttachment, head: CommandHead) -> Message | None:
-        """Answer what is meant for the relay; None if it is meant for the device."""
+    def _answer(self, session: Session, client: ClientAttachment, head: CommandHead) -> Message:
+        """Answer what is meant for the relay."""
         if head.type == "ping":
             return messages.pong(now_ms(), head.timestamp)
-        if head.type == "get_metrics":
-            return messages.metrics(
-                now_ms(),
-                session_id=client.id,
-                clients=self._session.client_count,
-                device_online=self._session.device is not None,
-                queued_messages=self.pending_count,
-            )
         if head.type == "refresh_auth":
             return _refresh(client, head.token)
-        return None
+        return messages.metrics(
+            now_ms(),
+            session_id=client.id,
+            clients=session.client_count,
+            device_online=session.device is not None,
+            queued_messages=self.pending_count,
+        )
 
     def _allows(self, client: ClientAttachment, head: CommandHead, now: float) -> bool:
         return client.access_ends_at > now and client.grant.allows(head, self._limits.owner_commands)
 
     def _became(
-        self, client: ClientAttachment, head: CommandHead, status: str, told: Message | None = None
+        self,
+        session: Session,
+        client: ClientAttachment,
+        head: CommandHead,
+        status: str,
+        told: Message | None = None,
     ) -> list[Message]:
         """Note what became of a command, and say so as far as its sender wants to know."""
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
         self._counters.note_command(status)
-        self._session.note("command", client, name=head.name, outcome=status)
+        session.note("command", client, {"name": head.name, "outcome": status})
         return answers
 
     def _note_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)
-        self._counters.bytes_to_devices += sum(len(message.payload) for message in sent)
+        for message in sent:
+            self._counters.bytes_to_devices += len(message.payload)
 
     def _ask_for_state(
         self,
+        session: Session,
         client: ClientAttachment,
         text: Message,
         head: CommandHead,
@@ -135,8 +150,8 @@ class Commands:
         now: float,
     ) -> list[Message]:
         """Ask the device for its state, unless somebody has just done so; whoever has a gap is helped now."""
-        if self._session.device is None:
-            return [self._absent_status()]
+        if session.device is None:
+            return [self._absent_status(session)]
         # Nothing of what somebody says who only looks on goes to the machine: the relay asks by itself.
         may_ask = client.grant.may_command
         question = head.type if may_ask else "request_state"
@@ -145,42 +160,12 @@ class Commands:
             to_device.append(text if may_ask else messages.request_state(now_ms()))
         if head.type == "request_state":
             return []
-        known = self._session.snapshot_messages()
+        known = session.snapshot_messages()
         return [unnumbered(message) for message in known if message.peek_type() == "status"]
 
     def note_asked(self, now: float) -> None:
         """Note that the relay itself has asked the device for its state."""
         self._asked_at["request_state"] = now
-
-    def _pass_on(
-        self,
-        client: ClientAttachment,
-        text: Message,
-        head: CommandHead,
-        to_device: list[Message],
-        passed_on: list[CommandHead],
-        now: float,
-    ) -> list[Message]:
-        left_s = self._left_s(head)
-        if left_s <= 0:
-            return self._became(client, head, "expired")
-        if self._session.device is not None:
-            to_device.append(text)
-            passed_on.append(head)
-            return []
-        if self._wait(client, text, head, min(left_s, self._limits.pending_s), now):
-            return self._became(client, head, "queued", self._absent_status(queued=True))
-        self._counters.undeliverable += 1
-        offline = messages.device_offline_error(self._session.device_id)
-        return self._became(client, head, "device_offline", offline)
-
-    @staticmethod
-    def _left_s(head: CommandHead) -> float:
-        """Look for how long a command may still be delivered, in s."""
-        if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
-            return float("inf")
-        # JSON has whole numbers that are too large to be divided.
-        return (max(0, min(head.not_after, _LATEST_MS)) - now_ms()) / 1000
 
     @property
     def pending_count(self) -> int:
@@ -193,13 +178,22 @@ class Commands:
         return (command.sender for command in self._pending or ())
 
     def forget(self) -> None:
-        """Forget what waits, without a word: nobody is here any more. It leads back to the session."""
+        """Forget what waits, without a word: nobody is here any more, and its senders lead back here."""
         self._pending = None
 
     def _wait(
-        self, client: ClientAttachment, text: Message, head: CommandHead, wait_s: float, now: float
-    ) -> bool:
-        """Let a command wait for the device; False if it must not, or cannot."""
+        self, session: Session, client: ClientAttachment, text: Message, head: CommandHead, now: float
+    ) -> list[Message]:
+        """Let a command wait for the device that is away, if it may; tell its sender."""
+        if self._keep(client, text, head, now):
+            told = self._absent_status(session, queued=True)
+            return self._became(session, client, head, "queued", told)
+        self._counters.undeliverable += 1
+        offline = messages.device_offline_error(session.device_id)
+        return self._became(session, client, head, "device_offline", offline)
+
+    def _keep(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
+        """Keep a command for when the device is back; False if it must not be, or cannot."""
         if is_named(head, self._limits.never_wait):
             return False
         if self._pending is None:
@@ -210,13 +204,13 @@ class Commands:
                 head=head,
                 sender=client,
                 queued_at_ms=now_ms(),
-                expires_at=now + wait_s,
+                expires_at=now + min(_left_s(head), self._limits.pending_s),
             )
         )
 
-    def flush(self, device: Attachment, now: float) -> None:
+    def flush(self, session: Session, device: Attachment, now: float) -> None:
         """Give the device that has come what waited for it, and tell the senders."""
-        self.expire(now)
+        self.expire(session, now)
         if self._pending is None:
             return
         waiting: list[PendingCommand[ClientAttachment]] = []
@@ -224,32 +218,34 @@ class Commands:
             if self._allows(command.sender, command.head, now):
                 waiting.append(command)
             else:  # not any more
-                self._tell(command, messages.forbidden(self._session.device_id), "forbidden")
+                self._tell(session, command, messages.forbidden(session.device_id), "forbidden")
         self._pending = None
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
             for command in waiting:
-                self._tell(command, messages.DEVICE_BUSY, "device_offline")
+                self._tell(session, command, messages.DEVICE_BUSY, "device_offline")
             return
         self._note_sent([command.message for command in waiting])
         for command in waiting:
             sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
-            self._tell(command, sent, "delivered")
+            self._tell(session, command, sent, "delivered")
 
-    def expire(self, now: float) -> None:
+    def expire(self, session: Session, now: float) -> None:
         """Tell the senders of commands that have waited for too long."""
         if self._pending is None:
             return
         for command in self._pending.take_expired(now):
             self._counters.undeliverable += 1
-            self._tell(command, messages.device_offline_error(self._session.device_id), "expired")
+            self._tell(session, command, messages.device_offline_error(session.device_id), "expired")
         if not self._pending:
             self._pending = None
 
-    def _tell(self, command: PendingCommand[ClientAttachment], message: Message, status: str) -> None:
-        told = self._became(command.sender, command.head, status, message)
+    def _tell(
+        self, session: Session, command: PendingCommand[ClientAttachment], message: Message, status: str
+    ) -> None:
+        told = self._became(session, command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 
-    def _absent_status(self, *, queued: bool = False) -> Message:
+    def _absent_status(self, session: Session, *, queued: bool = False) -> Message:
         more: dict[str, object] = {}
         if queued:
             more = {
@@ -258,8 +254,16 @@ class Commands:
                 "queueTTL": round(self._limits.pending_s * 1000),
             }
         return messages.device_status(
-            self._session.device_id, online=False, last_seen=iso_time(self._session.last_seen_ms), **more
+            session.device_id, online=False, last_seen=iso_time(session.last_seen_ms), **more
         )
+
+
+def _left_s(head: CommandHead) -> float:
+    """Look for how long a command may still be delivered, in s."""
+    if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
+        return float("inf")
+    # JSON has whole numbers that are too large to be divided.
+    return (max(0, min(head.not_after, _LATEST_MS)) - now_ms()) / 1000
 
 
 def _refresh(client: ClientAttachment, token: object) -> Message:

@@ -3,8 +3,7 @@
 import functools
 import logging
 import math
-import weakref
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import trio
 
@@ -62,7 +61,7 @@ class DeviceSession:
         self._limits = host.limits
         self._heard_before = 0  # how many messages came from the device before its present connection
         self._presence = Presence(host.limits)
-        self._commands = Commands(weakref.proxy(self), limits=host.limits, counters=host.counters)
+        self._commands = Commands(limits=host.limits, counters=host.counters)
         self._audience = Audience(limits=host.limits, counters=host.counters)
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
@@ -144,7 +143,7 @@ class DeviceSession:
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
         log_came(client)
-        self.note("client_came", client)
+        self.note("client_came", client, {})
         online = self.device is not None
         told = [
             messages.connected_client(client.id, self.device_id, device_online=online, timestamp_ms=now_ms())
@@ -205,7 +204,7 @@ class DeviceSession:
             self._audience.leave(attachment)
             self._host.counters.note_end("client", end)
             log_went(attachment)
-            self.note("client_went", attachment, **end_of(attachment))
+            self.note("client_went", attachment, end_of(attachment))
         self._audience.settle()
         if not (self._audience or self._presence.present or self._presence.arriving):
             self._commands.forget()
@@ -240,7 +239,7 @@ class DeviceSession:
         if self.client_count:
             device.deliver(Delivery((messages.request_state(now_ms()),)))
             self._commands.note_asked(now)
-        self._commands.flush(device, now)
+        self._commands.flush(self, device, now)
 
     def _device_went(self, device: DeviceAttachment) -> bool:
         """Believe nothing more that a connection of the device says; False if it did not stand for it."""
@@ -262,7 +261,7 @@ class DeviceSession:
                 connection.close(code, reason)
                 self._device_went(connection)
 
-    def note(self, kind: Happening, client: ClientAttachment, **detail: str) -> None:
+    def note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Let it be known that a client did something."""
         self._host.note(self.device_id, kind, client.grant.user_id, detail)
 
@@ -304,8 +303,9 @@ class DeviceSession:
             return 0.0
         now = trio.current_time()
         client.received += len(received)
-        self._host.counters.bytes_from_clients += sum([len(message.payload) for message in received])
-        self._commands.take(client, received, now)
+        for message in received:
+            self._host.counters.bytes_from_clients += len(message.payload)
+        self._commands.take(self, client, received, now)
         return client.bucket.take(len(received), now) if client.bucket is not None else 0.0
 
     def state(self) -> list[Message]:
@@ -332,7 +332,7 @@ class DeviceSession:
         """Do what is due by time; called about once a second."""
         if self._presence.look_after(now, self._host.counters):
             self._device_came(now)
-        self._commands.expire(now)
+        self._commands.expire(self, now)
         self.snapshot.age_s(now)
         self._audience.look_after(now, self.state)
         if self.device is None and now - self.gone_at >= self._limits.snapshot_s:

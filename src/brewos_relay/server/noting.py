@@ -19,7 +19,7 @@ class Noting:
     """Tells the registry who came, went and did what, and what a machine that goes has said of itself.
 
     The registry keeps a bounded number of entries for each device. Nobody can push out what others did: what
-    one user does with one device beyond 120 entries in four minutes is not noted.
+    one user does with one device beyond 120 entries in a window of four minutes or more is not noted.
     """
 
     def __init__(self, store: Store) -> None:
@@ -39,21 +39,24 @@ class Noting:
         """Note what happened to a device, and who did it."""
         if kind == "offline":
             self._note_info(device_id)
-        if self._count(device_id, user_id) > _NOTES_IN_WINDOW:
-            return
-        self._store.note_activity(
-            Activity(device_id=device_id, at_ms=now_ms(), kind=kind, user_id=user_id, detail=dict(detail))
-        )
+        key = hash((device_id, user_id))
+        count = self._counts.get(key, 0)
+        if count == 0 or count >= _NOTES_IN_WINDOW:
+            count = self._look_at_window(key)
+        if count < _NOTES_IN_WINDOW:
+            self._counts[key] = count + 1
+            entry = Activity(
+                device_id=device_id, at_ms=now_ms(), kind=kind, user_id=user_id, detail=dict(detail)
+            )
+            self._store.note_activity(entry)
 
-    def _count(self, device_id: str, user_id: str | None) -> int:
-        """Count what a user has done with a device in this window, with what they are doing now."""
+    def _look_at_window(self, key: int) -> int:
+        """Begin another window if this one is over; give the count of `key` in it."""
         now = trio.current_time()
         if now >= self._counts_end_at:
             self._counts = {}
             self._counts_end_at = now + _WINDOW_S
-        key = hash((device_id, user_id))
-        count = self._counts[key] = self._counts.get(key, 0) + 1
-        return count
+        return self._counts.get(key, 0)
 
     def _note_info(self, device_id: str) -> None:
         info = self.info_of(device_id)

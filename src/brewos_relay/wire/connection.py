@@ -143,33 +143,24 @@ class WebSocketConnection:
     def _on_readable(self) -> None:
         data = self._transport.read()
         if data:
-            try:
-                self._take(data)
-            except Exception:  # it must not end the task that reads for everybody
-                log.exception("a connection failed")
-                self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+            self._take(data)
         elif data is not None:
             self._gone = True
             self._wake()
 
     def _take(self, data: bytes) -> None:
-        messages = self._parser.feed(data)
-        if self._parser.attention:
-            self._attend(messages)
-        elif self._ending is None:
-            self._hand_on(messages)
-
-    def _hand_on(self, messages: Sequence[Message], least_pause_s: float = 0.0) -> float:
-        """Give messages to the session; return for how many seconds nothing is read from here on."""
+        """Do with what has come whatever is to be done; no failure leaves this connection."""
         try:
-            pause_s = max(self._receive(messages), least_pause_s)
-            if pause_s > 0:
-                self._pause(pause_s)
-        except Exception:
+            messages = self._parser.feed(data)
+            if self._parser.attention:
+                self._attend(messages)
+            elif self._ending is None:
+                pause_s = self._receive(messages)
+                if pause_s > 0:
+                    self._pause(pause_s)
+        except Exception:  # it must not end the task that reads for everybody
             log.exception("a connection failed")
             self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
-            return 0.0
-        return pause_s
 
     def _attend(self, messages: Sequence[Message]) -> None:
         """Do what is to be done when more has come than whole messages."""
@@ -186,7 +177,9 @@ class WebSocketConnection:
         pause_s = self._count_small(parser.small)
         parser.small = 0
         if (messages or parser.heard or pause_s) and self._ending is None:
-            pause_s = self._hand_on(messages, pause_s)
+            pause_s = max(self._receive(messages), pause_s)
+            if pause_s > 0:
+                self._pause(pause_s)
         parser.heard = False
         if parser.ending is not None and self._ending is None:
             self._ending = parser.ending

@@ -334,6 +334,11 @@ def encode_delivery(delivery: Delivery) -> bytes:
     """Give a delivery as frames, one for each message, building them at the first call."""
     encoded = delivery.encoded
     if encoded is None:
-        frames = [encode_frame(TEXT if m.is_text else BINARY, m.payload) for m in delivery.messages]
-        encoded = delivery.encoded = frames[0] if len(frames) == 1 else b"".join(frames)
+        messages = delivery.messages
+        if len(messages) == 1:  # nearly always
+            message = messages[0]
+            encoded = encode_frame(TEXT if message.is_text else BINARY, message.payload)
+        else:
+            encoded = b"".join([encode_frame(TEXT if m.is_text else BINARY, m.payload) for m in messages])
+        delivery.encoded = encoded
     return encoded
