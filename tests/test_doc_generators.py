@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 import brewos_relay
 import brewos_relay.client
+import contents
 import from_cli
 import from_http
 import from_messages
@@ -53,6 +54,30 @@ def test_links_out_of_the_site_name_the_file(tmp_path: Path) -> None:
     assert name_files(text, site / "how-to", site) == (
         "[a page](../reference/cli.md#x), an example (`examples/core.py` in the project), [far](https://a.example)"
     )
+
+
+def test_a_section_of_the_first_page_is_a_part_of_the_tree() -> None:
+    page = (
+        "# T\n\n[no](a.md)\n\n"
+        "## How to\n\n- [Sign in](how-to/sign-in.md): with [x](y.md)\n- [B](b.md)\n\n"
+        "## Not\n\nText\n"
+    )
+    assert contents.trees(page) == (
+        "```{toctree}\n:hidden:\n:caption: How to\n\nSign in <how-to/sign-in>\nB <b>\n```\n"
+    )
+
+
+def test_a_column_in_which_nothing_stands_is_left_away() -> None:
+    text = "Above\n\n| A | B | C |\n|---|---|---|\n| `a` |  | x \\| y |\n| b | | c |\n\nBelow | it\n"
+    assert contents.narrowed(text) == (
+        "Above\n\n| A | C |\n| --- | --- |\n| `a` | x \\| y |\n| b | c |\n\nBelow | it\n"
+    )
+
+
+def test_a_long_list_of_values_may_break_between_them() -> None:
+    values = [f"set_mode:{mode}" for mode in ("on", "ready", "brew", "steam", "eco")]
+    table = f"| A |\n|---|\n| `{','.join(values)}` |\n"
+    assert contents.narrowed(table).endswith(f"| {', '.join(f'`{value}`' for value in values)} |\n")
 
 
 # Commands and settings

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import contents
 import from_cli
 import from_http
 import from_messages
@@ -24,6 +25,7 @@ MAKERS: Final[Mapping[str, Callable[[str], str]]] = {
     "routes": lambda _: from_http.routes(),
     "refusals": lambda _: from_http.refusals(),
     "messages": from_messages.table_of,
+    "download": lambda name: f'Download it: <a href="../{name}" download>{name}</a>.',
     "metrics": lambda _: from_metrics.table(),
     "python": from_python.reference_of,
 }
@@ -58,7 +60,10 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def _expand_page(app: Any, page: str, source: list[str]) -> None:
-    source[0] = name_files(expand(source[0]), (Path(app.srcdir) / page).parent, Path(app.srcdir))
+    if page == app.config.root_doc:
+        source[0] += f"\n{contents.trees(source[0])}"
+    text = name_files(expand(source[0]), (Path(app.srcdir) / page).parent, Path(app.srcdir))
+    source[0] = contents.narrowed(text)
 
 
 def name_files(text: str, folder: Path, site: Path) -> str:
