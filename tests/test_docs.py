@@ -324,6 +324,28 @@ def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
         assert re.search(rf"def {task}\b", source), task
 
 
+def test_every_task_of_a_server_is_in_the_tree() -> None:
+    tree = section(read("explanation/architecture.md"), "## Who owns what")
+    source = "".join(
+        read(path)
+        for package in ("core", "registry", "server", "wire")
+        for path in (SOURCES / "brewos_relay" / package).rglob("*.py")
+    )
+    started = re.findall(r"\.start(?:_soon)?\(\s*([\w.]+)", source)
+    named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
+    handed_on = {"async_fn", "_run_beside"}  # what a peer wants to have run, which is in the tree itself
+    there = set(re.findall(r"\w+", tree)) | {"welcome"}  # which _welcome is given as
+    assert named - handed_on - {"serve"} <= there  # serve is around _Connection.run
+    runners = {name for name in started if name.endswith(".run")}
+    assert len(set(re.findall(r"\b[A-Z]\w+\.run\b", tree))) == len(runners)
+
+
+def test_every_module_of_the_core_has_its_subject() -> None:
+    table = rows(section(read("explanation/architecture.md"), "## Layers"))
+    modules = (SOURCES / "brewos_relay/core").glob("[!_]*.py")
+    assert sorted(name for row in table for name in code(row[0])) == sorted(path.stem for path in modules)
+
+
 # All pages
 
 
