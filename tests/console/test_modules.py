@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,31 @@ async def test_a_history_forgets_and_knows_its_gaps(tmp_path: Path) -> None:
             [9500, 30, True],
             [13000, 40, False],
         ]
+
+
+async def test_what_stands_below_a_chart_never_overlaps(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "chart.js") as page:
+        drawn = await page.run(
+            """(() => {
+              const canvas = document.createElement("canvas");
+              document.body.append(canvas);
+              const pen = canvas.getContext("2d");
+              const ticks = Array.from({ length: 6 }, (_, number) => [number, `${10 - 2 * number} min`]);
+              return [300, 900].map((width) => {
+                const words = [];
+                canvas.style.cssText = `width: ${width}px; height: 300px`;
+                pen.fillText = (text, x) => {
+                  if (text.endsWith("min")) words.push([x, pen.measureText(text).width / 2]);
+                };
+                const panel = { share: 1, floor: 0, ceiling: 1, unit: "", lines: [] };
+                new module.Chart(canvas, [panel]).draw({ samples: [], from: 0, to: 5, ticks });
+                return words;
+              });
+            })()"""
+        )
+    narrow, wide = drawn
+    assert len(wide) == 6
+    assert 2 < len(narrow) < 6
+    for words in drawn:
+        for (right, half_right), (left, half_left) in pairwise(words):
+            assert left + half_left < right - half_right

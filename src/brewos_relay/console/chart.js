@@ -104,10 +104,14 @@ export class Chart {
   #drawTicks({ pen, width, toX }, ticks, height) {
     pen.fillStyle = this.#colour("--soft");
     pen.textBaseline = "alphabetic";
-    for (const [x, words] of ticks) {
+    pen.textAlign = "center";
+    let free = width;
+    for (const [x, words] of [...ticks].reverse()) {
       const half = pen.measureText(words).width / 2;
-      pen.textAlign = "center";
-      pen.fillText(words, Math.min(width - RIGHT - half, Math.max(LEFT + half, toX(x))), height - 6);
+      const at = Math.min(width - RIGHT - half, Math.max(LEFT + half, toX(x)));
+      if (at + half > free) continue; // on a phone there is no room for all of them
+      pen.fillText(words, at, height - 6);
+      free = at - half - 4;
     }
   }
 
