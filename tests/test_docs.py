@@ -20,51 +20,9 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
-from expanding import expand
 from said import HEARD, SAID
+from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section
 from support.process import SOURCES
-
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-README = ROOT / "README.md"
-PAGES = [
-    README,
-    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "changelog.d/README.md")),
-    *sorted(DOCS.rglob("*.md")),
-]
-
-_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-_CODE = re.compile(r"`([^`]+)`")
-
-
-def read(page: Path | str) -> str:
-    """Give a page as its readers see it, with what is generated in its place."""
-    return expand((DOCS / page if isinstance(page, str) else page).read_text("utf-8"))
-
-
-def section(text: str, heading: str) -> str:
-    """Give what stands below a heading, up to the next one of its level or above."""
-    level = len(heading) - len(heading.lstrip("#"))
-    match = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.M | re.S)
-    assert match, f"no heading {heading!r}"
-    return match[1]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Give the cells of all table rows in a text, without heads and rules."""
-    lines = text.splitlines()
-    found = []
-    for number, line in enumerate(lines):
-        is_head = number + 1 < len(lines) and lines[number + 1].startswith("|---")
-        if line.startswith("|") and not line.startswith("|---") and not is_head:
-            found.append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
-
-
-def code(cell: str) -> list[str]:
-    return _CODE.findall(cell)
-
 
 # Settings
 
@@ -264,7 +222,7 @@ def test_no_message_of_the_relay_is_forgotten() -> None:
 
 def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
     text = read("reference/messages.md")
-    shown = [json.loads(fence["code"]) for fence in _FENCE.finditer(text) if fence["language"] == "json"]
+    shown = [json.loads(fence["code"]) for fence in FENCE.finditer(text) if fence["language"] == "json"]
     said = [json.loads(form.payload) for each in SAID for form in each.forms]
     assert shown == [*said[:3], *said[3:], *(each.example for each in HEARD)]
 
@@ -313,45 +271,12 @@ def test_the_limits_on_requests_are_those_of_the_code() -> None:
         assert f"| {often}, {throttle._burst} at once | 429 |" in page, throttle._what
 
 
-def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
-    tree = section(read("explanation/architecture.md"), "## Who owns what")
-    fence = next(_FENCE.finditer(tree))["code"]
-    named = re.findall(r"─ (?:(\w+)\.)?(\w+)(?=  |\n)", fence)
-    assert len(named) > 15
-    source = "".join(read(path) for path in (SOURCES / "brewos_relay").rglob("*.py"))
-    for owner, task in named:
-        assert not owner or f"class {owner}" in source, owner
-        assert re.search(rf"def {task}\b", source), task
-
-
-def test_every_task_of_a_server_is_in_the_tree() -> None:
-    tree = section(read("explanation/architecture.md"), "## Who owns what")
-    source = "".join(
-        read(path)
-        for package in ("core", "registry", "server", "wire")
-        for path in (SOURCES / "brewos_relay" / package).rglob("*.py")
-    )
-    started = re.findall(r"\.start(?:_soon)?\(\s*([\w.]+)", source)
-    named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
-    handed_on = {"async_fn", "_run_beside"}  # what a peer wants to have run, which is in the tree itself
-    there = set(re.findall(r"\w+", tree)) | {"welcome"}  # which _welcome is given as
-    assert named - handed_on - {"serve"} <= there  # serve is around _Connection.run
-    runners = {name for name in started if name.endswith(".run")}
-    assert len(set(re.findall(r"\b[A-Z]\w+\.run\b", tree))) == len(runners)
-
-
-def test_every_module_of_the_core_has_its_subject() -> None:
-    table = rows(section(read("explanation/architecture.md"), "## Layers"))
-    modules = (SOURCES / "brewos_relay/core").glob("[!_]*.py")
-    assert sorted(name for row in table for name in code(row[0])) == sorted(path.stem for path in modules)
-
-
 # All pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in _LINK.findall(_FENCE.sub("", read(page))):
+    for target in LINK.findall(FENCE.sub("", read(page))):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
@@ -359,13 +284,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{target} does not exist"
         assert file.is_relative_to(ROOT), f"{target} leads out of the project"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", read(file)), re.M)
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", read(file)), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
             assert anchor in slugs, f"{target}: no such heading"
 
 
 def test_the_readme_leads_to_every_page_by_way_of_the_first_one() -> None:
-    linked = {(ROOT / target).resolve() for target in _LINK.findall(read(README))}
+    linked = {(ROOT / target).resolve() for target in LINK.findall(read(README))}
     assert DOCS / "index.md" in linked
     text = (DOCS / "index.md").read_text("utf-8")
     listed = [(DOCS / target).resolve() for target in re.findall(r"^- \[[^\]]+\]\(([^)\s]+)\)", text, re.M)]
@@ -374,7 +299,7 @@ def test_the_readme_leads_to_every_page_by_way_of_the_first_one() -> None:
 
 
 def test_the_readme_has_the_two_commands() -> None:
-    fences = [fence["code"] for fence in _FENCE.finditer(read(README))]
+    fences = [fence["code"] for fence in FENCE.finditer(read(README))]
     assert "python3 -m pip install . && brewos-relay demo\n" in fences
     assert "python3 -m pip install 'nox[uv]' && nox\n" in fences
 

@@ -95,6 +95,8 @@ class WebSocket:
 
         What is unread when a socket is closed makes the kernel reset the connection, and the frame may be
         lost with it. From now on it is read here, as `reader` may have been cancelled by whatever ends us.
+
+        **Owns:** the task that says goodbye, beside the reading.
         """
         with trio.move_on_after(CLOSE_S, shield=True):
             reader.life.cancel()

@@ -25,6 +25,7 @@ def run_fleet(make: Callable[[Callable[[str], None]], Fleet]) -> None:
 
 
 async def _run(make: Callable[[Callable[[str], None]], Fleet]) -> None:
+    """Run a fleet until a signal. **Owns:** the fleet's task."""
     fleet = make(_say)
     _allow_files(len(fleet.simulators) + _FILES_BESIDE)
     hang_up = getattr(signal, "SIGHUP", None)

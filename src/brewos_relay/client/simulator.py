@@ -111,7 +111,11 @@ class Simulator:
         return f"{self._url.rstrip('/')}/pair?id={self.machine.device_id}&token={self.token}"
 
     async def run(self) -> None:
-        """Live, with a clock of its own. **Ends when:** cancelled; it says goodbye then."""
+        """Live, with a clock of its own.
+
+        **Owns:** the clock's task, and all that living takes.
+        **Ends when:** cancelled; it says goodbye then.
+        """
         clock = Clock()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(clock.run)
@@ -199,7 +203,10 @@ class Simulator:
                 return
 
     async def _connect_once(self, clock: Clock, spawn: Spawn) -> End | None:
-        """Have one connection, from its attempt to the pause after it; how it ended, None without one."""
+        """Have one connection, from its attempt to the pause after it; how it ended, None without one.
+
+        **Owns:** what a machine leaves behind that was cut off, for as long as the pause takes.
+        """
         manners = self.manners
         try:
             async with self._open(spawn, self._new_key or self.key) as link:

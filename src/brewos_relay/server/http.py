@@ -130,6 +130,8 @@ async def open_http_side(
     """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
 
     Every bound is one of `limits`: heads, bodies, how long an answer may take or an idle connection may stay.
+
+    **Owns:** a nursery with the app's lifespan, and one in it with a task for each connection.
     """
     config = Config()
     config.accesslog = None  # a request line has a query string, and that may have a token
