@@ -202,7 +202,9 @@ def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     raised = {
         int(status)
         for source in sources
-        for status in re.findall(r"Refusal\(\s*(\d{3})", read(SOURCES / "brewos_relay" / source))
+        for status in re.findall(
+            r"(?:Refusal|Denied)\((?:\s*\"\w+\",)?\s*(\d{3})", read(SOURCES / "brewos_relay" / source)
+        )
     }
     assert documented == sorted(raised)
 

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import h11
 import pytest
 
@@ -40,6 +42,22 @@ def test_a_refusal_can_be_answered_and_nothing_else_can_be_read() -> None:
     assert gate.their_state is h11.ERROR
     answer = gate.send(h11.Response(status_code=400, headers=[("content-length", "0")]))
     assert answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x00\x01\r\n\r\n", "malformed"),
+        (b"GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\n\r\n", "malformed"),
+        (b"GET / HTTP/1.1\r\nHost: relay\r\nX: " + b"x" * 300 + b"\r\n\r\n", "head_too_large"),
+        (b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Length: 11\r\n\r\n", "body_too_large"),
+        (b"CONNECT relay:1 HTTP/1.1\r\nHost: relay\r\n\r\n", "other_protocol"),
+    ],
+)
+def test_refusals_are_counted_by_reason(data: bytes, reason: str) -> None:
+    refused: Counter[str] = Counter()
+    refusal_of(RequestGate(head_bytes=200, body_bytes=10, refused=refused), data)
+    assert refused == {reason: 1}
 
 
 def test_the_body_of_each_request_is_measured_on_its_own() -> None:

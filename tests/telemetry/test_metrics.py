@@ -5,6 +5,7 @@ from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import open_relay
 from brewos_relay.messages import encode
 from brewos_relay.telemetry.metrics import PREFIX, Metrics, Sources
+from brewos_relay.telemetry.requests import RequestCounters
 from support.peers import ScriptedPeer
 
 DEVICE = "BRW-12AB34CD"
@@ -27,8 +28,13 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
     timing.observe(0.05)
     timing.observe(0.5)
     timing.observe(7)
+    requests = RequestCounters()
+    requests.note_answered("GET", "/api/devices", "200", 0.3)
+    requests.in_flight = 3
+    requests.refused["wrong_key"] = 4
     sources = Sources(
         version="1.2.3",
+        requests=requests,
         handshakes={("device", "101"): 2},
         registry={"read": timing},
         registry_failures={"read": 1},
@@ -57,6 +63,12 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
     assert found["blocked_peers", "device"] == 1
     assert found["blocked_peers", "client"] == 0
     assert found["handshakes_total", "device", "101"] == 2
+    assert found["http_requests_total", "GET", "/api/devices", "200"] == 1
+    assert found["http_request_seconds_bucket", "0.25", "/api/devices"] == 0
+    assert found["http_request_seconds_bucket", "0.5", "/api/devices"] == 1
+    assert found["http_request_seconds_sum", "/api/devices"] == 0.3
+    assert found["http_requests_in_flight",] == 3
+    assert found["refused_total", "wrong_key"] == 4
     assert found["registry_failures_total", "read"] == 1
     assert found["registry_seconds_bucket", "0.1", "read"] == 1
     assert found["registry_seconds_bucket", "1.0", "read"] == 2

@@ -14,13 +14,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Refused(Exception):
-    """A request that is not fulfilled; the app answers it with `error_answer`. People read `problem`."""
+    """A request that is not fulfilled; the app answers it with `error_answer`. People read `problem`.
 
-    def __init__(self, problem: str, *, status: int, headers: Mapping[str, str] | None = None) -> None:
+    One that has a `reason`, a word of ours, is counted by it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.status = status
         self.headers = dict(headers or {})
+        self.reason = reason
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -20,6 +20,7 @@ from brewos_relay.api.devices import devices_blueprint
 from brewos_relay.api.health import Problems, health_blueprint
 from brewos_relay.api.info import info_blueprint
 from brewos_relay.api.keys import keys_blueprint
+from brewos_relay.api.measured import note_route
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
 from brewos_relay.api.needs import RelayView
 from brewos_relay.api.openapi import openapi_blueprint
@@ -38,6 +39,7 @@ from brewos_relay.auth.caller import Front
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import DeviceUnknown, NotAnOwner, RegistryError, TokenRejected
 from brewos_relay.registry.store import Store
+from brewos_relay.telemetry.requests import RequestCounters
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +61,14 @@ def create_app(
     throttles: Throttles | None = None,
     problems: Problems | None = None,
     metrics: MetricsPage | None = None,
+    counters: RequestCounters | None = None,
 ) -> QuartTrio:
     """Make the application that answers everything that is not a WebSocket.
 
     `web_dist_path` is the folder of a built single-page app; None for the pages that come with the relay.
     `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
     `problems` gives the reasons why nobody should be sent here now; `metrics` is what /metrics shows, None
-    for nothing.
+    for nothing; `counters` count what is refused since somebody asks too often.
     Raises errors.SettingsError if that folder holds no app.
     """
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
@@ -85,6 +88,7 @@ def create_app(
     app.url_map.converters["device"] = DeviceIdPart
 
     throttles = throttles or Throttles()
+    counters = counters or RequestCounters()
     signed_in = SignedIn(keys=keys, store=store)
     rules = HeaderRules(
         google=accounts.google_client_id is not None,
@@ -94,6 +98,7 @@ def create_app(
 
     async def look_at_request() -> None:
         note_caller(request, front=front)
+        note_route(request)
         if _is_api(request.path) and request.path not in _NOT_COUNTED:
             throttles.requests.admit(network_of(current_caller().address))
 
@@ -104,6 +109,11 @@ def create_app(
             secure=current_caller().scheme == "https",
             is_api=_is_api(request.path),
         )
+
+    async def say_no(refusal: Refused) -> Response:
+        if refusal.reason is not None:
+            counters.refused[refusal.reason] += 1
+        return _say_no(refusal)
 
     app.before_request(look_at_request)
     app.after_request(add_headers)
@@ -146,7 +156,7 @@ def create_app(
     if web_dist_path is not None:
         app.register_blueprint(web_blueprint(web_dist_path))
 
-    app.register_error_handler(Refused, _say_no)
+    app.register_error_handler(Refused, say_no)
     app.register_error_handler(TokenRejected, _no_token)
     app.register_error_handler(RegistryError, _no_registry)
     # These have changed since it was looked whether they may.
@@ -156,7 +166,7 @@ def create_app(
     return app
 
 
-async def _say_no(refusal: Refused) -> Response:
+def _say_no(refusal: Refused) -> Response:
     return error_answer(refusal.problem, status=refusal.status, headers=refusal.headers)
 
 
@@ -175,11 +185,11 @@ async def _no_registry(problem: RegistryError) -> Response:
 
 
 async def _no_device(_problem: DeviceUnknown) -> Response:
-    return await _say_no(no_device())
+    return _say_no(no_device())
 
 
 async def _not_an_owner(_problem: NotAnOwner) -> Response:
-    return await _say_no(not_allowed("owner"))
+    return _say_no(not_allowed("owner"))
 
 
 async def _refuse(problem: HTTPException) -> Response:

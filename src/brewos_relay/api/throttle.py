@@ -38,6 +38,7 @@ class Throttle:
                 f"Too many {self._what}; try again in {_in_words(wait_s)}.",
                 status=429,
                 headers={"Retry-After": str(wait_s)},
+                reason=f"too_many_{self._what.replace(' ', '_')}",
             )
         self._keep(key, level - 1, now_s)
 

@@ -32,6 +32,16 @@ _SHARE_OF_STRANGERS: Final = 0.25
 _STRANGERS_KEPT: Final = 4096
 
 
+class Denied(Refusal):
+    """A refusal with a reason, a word of ours for those who count."""
+
+    def __init__(
+        self, reason: str, status: int, message: str, *, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, headers=headers)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
     """A device that has proved itself; `key_hash` is that of the key that it came with."""
@@ -91,11 +101,13 @@ class Admission:
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         """Decide about a request. Raises Refusal."""
         if self._relay.closing:
-            raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
+            raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         if self._strangers:
             self._refuse_insisting(request)
         if not self._relay.admits():
-            raise Refusal(503, "too many connections at once", headers={"Retry-After": "5"})
+            raise Denied(
+                "too_many_connections", 503, "too many connections at once", headers={"Retry-After": "5"}
+            )
         try:
             entry = await self._check_in_time(request)
         except Refusal as refusal:
@@ -115,13 +127,20 @@ class Admission:
                     if revision == self._revision():
                         return entry
         except (RegistryError, trio.TooSlowError):
-            raise Refusal(503, "the registry does not answer", headers={"Retry-After": "5"}) from None
+            raise Denied(
+                "registry", 503, "the registry does not answer", headers={"Retry-After": "5"}
+            ) from None
 
     def _refuse_insisting(self, request: Request) -> None:
         """Refuse whoever has come to nothing too often: they would use up what there is for everybody."""
         bucket = self._strangers.get(self._network(request))
         if bucket is not None and bucket.take(0, trio.current_time()) > 0:
-            raise Refusal(503, "too many connections that came to nothing", headers={"Retry-After": "5"})
+            raise Denied(
+                "too_many_failures",
+                503,
+                "too many connections that came to nothing",
+                headers={"Retry-After": "5"},
+            )
 
     def _note_stranger(self, request: Request) -> None:
         """Count an attempt that came to nothing; those that are let in are never counted."""
@@ -147,25 +166,25 @@ class Admission:
         if request.path in CLIENT_PATHS:
             self._check_origin(request)
             return await self._check_client(request.parameters())
-        raise Refusal(404, "no WebSocket is served at this path")
+        raise Denied("no_websocket_here", 404, "no WebSocket is served at this path")
 
     async def _check_device(self, parameters: dict[str, str]) -> DeviceEntry:
         key = parameters.get("key", "")
         device_id = _device_id(parameters.get("id"), name="id")
         if not valid_key(key):
-            raise Refusal(400, "the parameter 'key' is missing or malformed")
+            raise Denied("parameters", 400, "the parameter 'key' is missing or malformed")
         device = await self._store.find_device(device_id)
         is_key = key_matches(key, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(key_matches(key, key_hash) for key_hash in next_hashes)
         if not is_key and not is_next_key:
-            raise Refusal(401, "unknown device or wrong key")
+            raise Denied("wrong_key", 401, "unknown device or wrong key")
         if self._relay.is_contested(device_id):
-            raise Refusal(409, "another machine with this id is connected")
+            raise Denied("two_machines", 409, "another machine with this id is connected")
         if is_next_key and not await self._store.write(
             use_next_key, device_id, hash_key(key), now_ms=time.time_ns() // 1_000_000
         ):
-            raise Refusal(401, "unknown device or wrong key")
+            raise Denied("wrong_key", 401, "unknown device or wrong key")
         return DeviceEntry(device_id, hash_key(key))
 
     def _check_origin(self, request: Request) -> None:
@@ -173,12 +192,12 @@ class Admission:
         origin = request.headers.get("origin")
         caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
         if not self._front.origin_allowed(origin, caller, self._allowed_origins):
-            raise Refusal(403, "pages of this origin may not connect")
+            raise Denied("origin", 403, "pages of this origin may not connect")
 
     async def _check_client(self, parameters: dict[str, str]) -> ClientEntry | TokenRefused:
         token = parameters.get("token")
         if not token:
-            raise Refusal(400, "the parameter 'token' is missing")
+            raise Denied("parameters", 400, "the parameter 'token' is missing")
         device_id = _device_id(parameters.get("device"), name="device")
         try:
             claims = self._keys.verify(token)
@@ -203,7 +222,7 @@ class Admission:
             return grant
         access = await self._store.access_of(claims.user_id, device_id)
         if access is None:
-            raise Refusal(403, "no access to this device")
+            raise Denied("no_access", 403, "no access to this device")
         return grant_of(
             access.role, until_ms=access.until_ms, user_id=claims.user_id, session_id=claims.session_id
         )
@@ -231,4 +250,6 @@ def _device_id(text: str | None, *, name: str) -> str:
     try:
         return parse_device_id(text or "")
     except ValueError:
-        raise Refusal(400, f"the parameter '{name}' must be BRW- and 8 hexadecimal digits") from None
+        raise Denied(
+            "parameters", 400, f"the parameter '{name}' must be BRW- and 8 hexadecimal digits"
+        ) from None

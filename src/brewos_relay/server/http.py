@@ -31,6 +31,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
 from brewos_relay.server.containing import contained
 from brewos_relay.server.request_gate import RequestGate
+from brewos_relay.telemetry.requests import RequestCounters
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,12 @@ class HttpSide:
         nursery: trio.Nursery,
         config: Config,
         limits: Limits,
+        counters: RequestCounters,
     ) -> None:
         self.app = app
         self.config = config
         self.limits = limits
+        self.counters = counters
         self.context = WorkerContext(None)
         self._nursery = nursery
         self._connections: set[_Connection] = set()
@@ -126,13 +129,16 @@ async def open_http_side(
     app: ASGIFramework,
     *,
     limits: Limits | None = None,
+    counters: RequestCounters | None = None,
 ) -> AsyncIterator[HttpSide]:
     """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
 
     Every bound is one of `limits`: heads, bodies, how long an answer may take or an idle connection may stay.
+    `counters` count what is refused before the app sees it.
 
     **Owns:** a nursery with the app's lifespan, and one in it with a task for each connection.
     """
+    limits, counters = limits or Limits(), counters or RequestCounters()
     config = Config()
     config.accesslog = None  # a request line has a query string, and that may have a token
     config.errorlog = log
@@ -142,10 +148,7 @@ async def open_http_side(
         await app_nursery.start(_run_lifespan, app, leaving)
         async with trio.open_nursery() as nursery:
             side = HttpSide(
-                ASGIWrapper(app),
-                nursery=nursery,
-                config=config,
-                limits=limits or Limits(),
+                ASGIWrapper(app), nursery=nursery, config=config, limits=limits, counters=counters
             )
             yield side
             await side.close_idle()
@@ -201,7 +204,9 @@ class _Connection:
         self._holding = False
         self._scope = trio.CancelScope(deadline=trio.current_time() + side.limits.request_head_s)
         self._h11 = RequestGate(
-            head_bytes=side.limits.request_head_bytes, body_bytes=side.limits.http_body_bytes
+            head_bytes=side.limits.request_head_bytes,
+            body_bytes=side.limits.http_body_bytes,
+            refused=side.counters.refused,
         )
         self._reading_head = True
         self._answering = False
@@ -308,6 +313,7 @@ class _Connection:
         timed_out = trio.current_time() >= self._scope.deadline
         if timed_out and self._h11.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             late = self._h11.their_state in {h11.IDLE, h11.SEND_BODY}
+            self._side.counters.refused["too_slow" if late else "no_answer_in_time"] += 1
             await self._stream.send_all(_TOO_LATE if late else _TOO_SLOW)
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()

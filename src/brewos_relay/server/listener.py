@@ -18,10 +18,12 @@ from brewos_relay.server.admission import (
     DEVICE_PATH,
     Admission,
     ClientEntry,
+    Denied,
     DeviceEntry,
     TokenRefused,
 )
 from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.request_gate import reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
@@ -58,11 +60,12 @@ class Listener:
         take_http: TakeHttp,
         door: Door = _PLAIN,
         handshakes: Counter[tuple[str, str]] | None = None,
+        refused: Counter[str] | None = None,
     ) -> None:
         """Take listening sockets.
 
         `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
-        status), with 4002 for a token that was refused.
+        status), with 4002 for a token that was refused; `refused` counts refusals by reason.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -71,6 +74,7 @@ class Listener:
         self._take_http = take_http
         self._door = door
         self._handshakes = handshakes if handshakes is not None else Counter()
+        self._refused = refused if refused is not None else Counter()
 
     @property
     def _limits(self) -> Limits:
@@ -89,7 +93,9 @@ class Listener:
             try:
                 await self._answer(arrival)
             except Refusal as refusal:
-                fields = {"address": arrival.address, "status": refusal.status}
+                reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
+                self._refused[reason] += 1
+                fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
                 log.info("refused %s: %s", arrival.address, refusal, extra=fields)
                 await arrival.refuse(refusal, within_s=self._limits.close_s)
         except PeerGone:
@@ -116,7 +122,11 @@ class Listener:
             return
         if request.wants_upgrade:
             self._handshakes["other", "400"] += 1
-            raise Refusal(400, "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client")
+            raise Denied(
+                "no_websocket_here",
+                400,
+                "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client",
+            )
         self._take_http(
             TransportStream(arrival.transport),
             head + HEAD_END + rest,
@@ -134,7 +144,7 @@ class Listener:
     ) -> int:
         """Attach whoever may come in; return 101, or the close code for one that was let in to be told it."""
         if self._relay.closing:
-            raise Refusal(503, "the relay is restarting", headers={"Retry-After": "5"})
+            raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         transport = arrival.transport
         transport.write(answer)
         if isinstance(entry, DeviceEntry):
@@ -164,7 +174,8 @@ class Listener:
             arrival.release()
             _log_let_in(arrival, attached, "client")
             return 101
-        log.info("client closed: %s", entry.reason, extra={"address": arrival.address})
+        self._refused["token"] += 1
+        log.info("client closed: %s", entry.reason, extra={"address": arrival.address, "reason": "token"})
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()
         return CloseCode.TOKEN_REJECTED

@@ -1,6 +1,7 @@
 """What an HTTP connection may ask for: plain HTTP/1.x requests of bounded size, and nothing else."""
 
 import re
+from collections import Counter
 from typing import Final
 
 import h11
@@ -9,19 +10,33 @@ import h11
 _HOST: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?)?(?::\d{0,5})?",
 )
+_REASONS: Final = {
+    408: "too_slow",
+    413: "body_too_large",
+    431: "head_too_large",
+    501: "other_protocol",
+    505: "other_protocol",
+}
+
+
+def reason_of(status: int) -> str:
+    """Say in a word, for those who count, why a request was refused that nobody has looked into."""
+    return _REASONS.get(status, "malformed")
 
 
 class RequestGate(h11.Connection):
     """HTTP/1.1 as h11 reads it, but nothing gets through that is too large or asks for another protocol.
 
     Whatever is refused looks like a protocol error to Hypercorn, which answers it and closes the connection.
+    It is counted in `refused`, by reason.
     """
 
-    def __init__(self, *, head_bytes: int, body_bytes: int) -> None:
+    def __init__(self, *, head_bytes: int, body_bytes: int, refused: Counter[str] | None = None) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=head_bytes)
         self._head_limit_bytes = head_bytes
         self._body_limit_bytes = body_bytes
         self._body_bytes = 0
+        self._refused = refused if refused is not None else Counter()
 
     def receive_data(self, data: bytes) -> None:
         """Take what was read; what comes behind a request that is the last one is dropped."""
@@ -32,7 +47,15 @@ class RequestGate(h11.Connection):
         """Read the next event. Raises h11.RemoteProtocolError with the status of the refusal."""
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA  # or h11 would complain about it, and the answer under way would be lost
-        event = super().next_event()
+        try:
+            return self._let_through(super().next_event())
+        except h11.RemoteProtocolError as problem:
+            self._refused[reason_of(problem.error_status_hint)] += 1
+            raise
+
+    def _let_through(
+        self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
+    ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         status = None
         if isinstance(event, h11.Request):
             self._body_bytes = 0

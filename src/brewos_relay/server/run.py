@@ -18,6 +18,7 @@ import trio
 
 from brewos_relay.api.app import create_app
 from brewos_relay.api.info import own_version
+from brewos_relay.api.measured import Measured
 from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.auth.caller import Front
 from brewos_relay.core.counters import Counters
@@ -42,6 +43,7 @@ from brewos_relay.settings import Settings
 from brewos_relay.telemetry.lag import LoopLag
 from brewos_relay.telemetry.logs import LogFormat, configure_logging
 from brewos_relay.telemetry.metrics import Metrics, Sources
+from brewos_relay.telemetry.requests import RequestCounters
 from brewos_relay.wire.poller import open_poller
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
     redirecting: list[socket.socket] = []
     measured: list[socket.socket] = []
     counters, late, handshakes = Counters(), LoopLag(), Counter[tuple[str, str]]()
+    requests = RequestCounters()
     try:
         if settings.redirect_port is not None:
             redirecting = await _bind(settings.host, settings.redirect_port)
@@ -109,6 +112,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     Sources(
                         version=own_version(),
                         handshakes=handshakes,
+                        requests=requests,
                         registry=store.timings,
                         registry_failures=store.failures,
                         late=late.late,
@@ -128,9 +132,12 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     metrics=MetricsPage(metrics.render, settings.metrics_token)
                     if settings.metrics_token
                     else None,
+                    counters=requests,
                 )
                 async with (
-                    open_http_side(app, limits=settings.limits) as http,
+                    open_http_side(
+                        Measured(app, requests), limits=settings.limits, counters=requests
+                    ) as http,
                     trio.open_nursery() as listening,
                 ):
                     admission = Admission(
@@ -149,6 +156,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                         take_http=http.take,
                         door=Door(tls_context=tls.current if tls else None, is_proxy=is_proxy),
                         handshakes=handshakes,
+                        refused=requests.refused,
                     )
                     listening.start_soon(listener.run)
                     listening.start_soon(late.run)

@@ -57,6 +57,7 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
 
     def __init__(self, redact: Redaction, *, is_json: bool, colors: bool) -> None:
         shared: list[structlog.typing.Processor] = [
+            structlog.contextvars.merge_contextvars,
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),

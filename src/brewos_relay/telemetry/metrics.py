@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import Relay
+from brewos_relay.telemetry.requests import RequestCounters
 
 PREFIX: Final = "brewos_relay_"
 
@@ -30,6 +31,7 @@ class Sources:
 
     `handshakes` counts requests for a WebSocket by (`device`, `client` or `other`; status), `registry` how
     long the registry took, in s, and `registry_failures` how often it failed, both by what was done; `late`
+    is how late the event loop was, in s, and `requests` is what was asked for over HTTP.
     `certificate_expires_at_s` is in s since the epoch, None without a certificate.
     """
 
@@ -37,6 +39,7 @@ class Sources:
     handshakes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     registry: Mapping[str, Histogram] = field(default_factory=dict)
     registry_failures: Mapping[str, int] = field(default_factory=dict)
+    requests: RequestCounters = field(default_factory=RequestCounters)
     late: Histogram = field(default_factory=lambda: Histogram(()))
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
 
@@ -67,6 +70,7 @@ class RelayCollector(Collector):
         yield from self._people()
         yield from self._messages()
         yield from self._outboxes()
+        yield from self._requests()
         yield from self._work()
 
     def describe(self) -> Iterator[Metric]:
@@ -169,6 +173,29 @@ class RelayCollector(Collector):
         yield _gauges("blocked_peers", "Peers with something in their outbox.", ("peer",), blocked)
         yield _gauge("lagging_clients", "Clients that are too far behind now.", self._relay.lagging_count)
         yield _counters("lagged", "How often clients fell behind.", (), {(): self._relay.counters.lagged})
+
+    def _requests(self) -> Iterator[Metric]:
+        requests = self._sources.requests
+        yield _counters(
+            "http_requests",
+            "HTTP requests by route and the status of the answer (none: nobody was there to take it).",
+            ("method", "route", "status"),
+            requests.answered,
+        )
+        yield _histogram(
+            "http_request_seconds",
+            "From the head of an HTTP request to the end of its answer.",
+            ("route",),
+            {(route,): took for route, took in requests.took.items()},
+        )
+        yield _gauge("http_requests_in_flight", "HTTP requests that are being answered.", requests.in_flight)
+        yield _counters(
+            "refused",
+            "Requests that were refused before anything was done for them, by reason; also those for a"
+            " WebSocket.",
+            ("reason",),
+            {(reason,): count for reason, count in requests.refused.items()},
+        )
 
     def _work(self) -> Iterator[Metric]:
         sources = self._sources

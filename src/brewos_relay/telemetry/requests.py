@@ -1,0 +1,36 @@
+"""What was asked for over HTTP, and what was refused: plain numbers, for whoever wants to look."""
+
+from collections import Counter
+from typing import Final
+
+from brewos_relay.core.counters import Histogram
+
+_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def method_label(method: str) -> str:
+    """Give a method, or `other` for one that somebody has thought of."""
+    return method if method in _METHODS else "other"
+
+
+class RequestCounters:
+    """Running totals of requests. Routes are patterns of ours, never paths: so there are only so many."""
+
+    __slots__ = ("answered", "in_flight", "refused", "took")
+
+    def __init__(self) -> None:
+        self.answered: Counter[tuple[str, str, str]] = Counter()
+        """By (method, route, status); a status is `none` if nobody was there to take the answer."""
+        self.took: dict[str, Histogram] = {}
+        """From the request's head to the end of the answer, by route, in s."""
+        self.in_flight = 0
+        self.refused: Counter[str] = Counter()
+        """What was refused before anything was done for it, by reason; requests for a WebSocket as well."""
+
+    def note_answered(self, method: str, route: str, status: str, took_s: float) -> None:
+        """Count a request that is over, with its `method_label`."""
+        self.answered[method, route, status] += 1
+        if route not in self.took:
+            self.took[route] = Histogram(_BOUNDS_S)
+        self.took[route].observe(took_s)

@@ -1,0 +1,21 @@
+import pytest
+
+from brewos_relay.telemetry.requests import RequestCounters, method_label
+
+
+@pytest.mark.parametrize(
+    ("method", "label"), [("GET", "GET"), ("DELETE", "DELETE"), ("BREW", "other"), ("get", "other")]
+)
+def test_methods_that_somebody_thinks_of_are_one(method: str, label: str) -> None:
+    assert method_label(method) == label
+
+
+def test_requests_are_counted_and_timed_by_route() -> None:
+    counters = RequestCounters()
+    counters.note_answered("GET", "/api/devices", "200", 0.02)
+    counters.note_answered("GET", "/api/devices", "200", 3.0)
+    counters.note_answered("POST", "none", "404", 0.0)
+    assert counters.answered == {("GET", "/api/devices", "200"): 2, ("POST", "none", "404"): 1}
+    assert counters.took["/api/devices"].total == 3.02
+    assert sum(counters.took["/api/devices"].counts) == 2
+    assert sum(counters.took["none"].counts) == 1
