@@ -1,4 +1,8 @@
+import json
+import re
 import secrets
+from collections.abc import Callable
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -46,6 +50,42 @@ def test_keys_are_hidden_wherever_they_stand() -> None:
 def test_known_secrets_are_hidden_whatever_they_look_like() -> None:
     redact = Redaction(["open sesame", "", "abc"])
     assert redact("he said open sesame, abc") == "he said [hidden], abc"
+
+
+SECRETS = ['pa%40ss"wo\\rd/', "Zauberwört er", "it's-a-secret", "a+b c/d=e&f"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize(
+    "written",
+    [
+        str,
+        repr,
+        json.dumps,
+        lambda text: json.dumps(text, ensure_ascii=False),
+        lambda text: json.dumps(f"ValueError: {text}"),
+        lambda text: json.dumps(f"KeyError: {text!r}"),
+        lambda text: json.dumps({"body": json.dumps({"a": text})}),
+        unquote,
+        lambda text: quote(text, safe=""),
+    ],
+)
+def test_known_secrets_are_hidden_however_they_were_written(
+    secret: str, written: Callable[[str], str]
+) -> None:
+    redacted = Redaction([secret])(written(secret))
+    assert "[hidden]" in redacted
+    for part in re.findall(r"\w{3,}", unquote(secret)):
+        assert part not in redacted
+
+
+@pytest.mark.parametrize(
+    "entry", [{"code": 1234567}, {"key": 1234567.5, "a": 1}, {"monkey": [1234567]}, {"token": {"a": 123456}}]
+)
+def test_json_stays_json(entry: object) -> None:
+    text = json.dumps(entry)
+    assert json.loads(Redaction()(text)) == entry
+    assert json.loads(Redaction()(json.dumps({"event": text})))["event"] == text
 
 
 def test_passwords_in_urls_are_hidden() -> None:

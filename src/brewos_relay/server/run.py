@@ -44,6 +44,7 @@ from brewos_relay.telemetry.lag import LoopLag
 from brewos_relay.telemetry.logs import LogFormat, configure_logging
 from brewos_relay.telemetry.metrics import Metrics, Sources
 from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.uncaught import log_uncaught
 from brewos_relay.wire.poller import open_poller
 
 log = logging.getLogger(__name__)
@@ -231,6 +232,7 @@ def run_server(settings: Settings, *, announce: Callable[[str], None] | None = N
         log_format=cast("LogFormat", settings.log_format),
         secrets=settings.secrets(),
     )
+    log_uncaught()
     _prepare_process()
     trio.run(_serve, settings, announce or _print_line)
 

@@ -1,8 +1,10 @@
 """The last filter before anything is logged: what looks like a secret is taken out, whoever wrote it."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
+from urllib.parse import quote, unquote
 
 HIDDEN: Final = "[hidden]"
 
@@ -14,6 +16,7 @@ _NAMED: Final = re.compile(
     r"""(?ix)
     (key|token|secret|password|passwd|authorization|credential|code)
     (\\?["']?\s{0,3}[=:]\s{0,3}\\?["']?)
+    (?<!":)(?<!":\ )                          # in JSON, a number: what is a secret is a text
     (?:(?:bearer|basic)\s{1,3})?
     (?!\d{1,5}\b)([^\s"'&,;<>\\]{6,})"""
 )
@@ -31,18 +34,31 @@ class Redaction:
     """Takes secrets out of texts: those that are known, and whatever has the form of one."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted(
-            {secret for secret in secrets if len(secret) >= _MIN_SECRET_CHARS}, key=len, reverse=True
-        )
-        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+        known = [secret for secret in secrets if len(secret) >= _MIN_SECRET_CHARS]
+        forms = {form for secret in known for form in _forms(secret) if len(form) >= _MIN_SECRET_CHARS}
+        self._known = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         """Give the text with `[hidden]` in the place of secrets, and without query strings."""
-        if self._known is not None:
-            text = self._known.sub(HIDDEN, text)
+        for secret in self._known:
+            text = text.replace(secret, HIDDEN)
         text = _QUERY.sub(f"?{HIDDEN}", text)
         text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
         text = _JWT.sub(HIDDEN, text)
         text = _BEARER.sub(rf"\1 {HIDDEN}", text)
         text = _NAMED.sub(rf"\1\2{HIDDEN}", text)
         return _RANDOM.sub(HIDDEN, text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Give all that a text may have become before it is logged: as it is, escaped, and in or out of a URL."""
+    plain = unquote(secret)
+    for text in (secret, plain):
+        yield text
+        yield quote(text, safe="")
+        yield repr(text)[1:-1]
+        for all_ascii in (False, True):
+            written = json.dumps(text, ensure_ascii=all_ascii)[1:-1]
+            yield written
+            yield json.dumps(written, ensure_ascii=all_ascii)[1:-1]  # a text in a text, as in a traceback
+            yield json.dumps(repr(text)[1:-1], ensure_ascii=all_ascii)[1:-1]
