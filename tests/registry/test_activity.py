@@ -1,9 +1,15 @@
 import pytest
 from sqlalchemy import Connection
 
-from brewos_relay.registry.activity import activity_of, add_activity, forget_activity
+from brewos_relay.registry.activity import (
+    activity_of,
+    add_activity,
+    add_activity_of_registered,
+    forget_activity,
+)
+from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Activity, StoredActivity
-from support.registry import NOW_MS, device_id
+from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)
 
@@ -54,3 +60,14 @@ def test_forgetting(db: Connection) -> None:
     forget_activity(db, ONE)
     assert activity_of(db, ONE) == []
     assert len(activity_of(db, TWO)) == 1
+
+
+def test_what_was_done_with_a_device_that_is_gone_is_not_kept(db: Connection) -> None:
+    numbers, gone = range(1, 600), device_id(1000)
+    add_devices(db, [new_device(number) for number in numbers], now_ms=NOW_MS)
+    there = [device_id(number) for number in numbers]
+    entries = [Activity(device_id=id_, at_ms=NOW_MS, kind="offline") for id_ in (*there, gone)]
+    add_activity_of_registered(db, entries)
+    add_activity_of_registered(db, [])
+    assert all(len(activity_of(db, id_)) == 1 for id_ in there)
+    assert activity_of(db, gone) == []

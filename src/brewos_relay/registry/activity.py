@@ -7,12 +7,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from brewos_relay.registry.records import Activity, StoredActivity
-from brewos_relay.registry.schema import activity
+from brewos_relay.registry.schema import activity, devices
 
 KEPT_MS: Final = 90 * 24 * 3600 * 1000
 KEPT_PER_DEVICE: Final = 5000
 
 _USER_ID_CHARS: Final = 256
+_IDS_AT_ONCE: Final = 500
 _GREATEST_ID: Final = 2**63 - 1
 
 _OF_DEVICE: Final = (
@@ -23,11 +24,22 @@ _OF_DEVICE: Final = (
     .limit(bindparam("limit"))
 )
 
+_REGISTERED: Final = select(devices.c.id).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+
 
 def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
     """Write entries, in their order; what a user id has too much of is cut off."""
     if entries:
         db.execute(insert(activity), [_row(entry) for entry in entries])
+
+
+def add_activity_of_registered(db: Connection, entries: Sequence[Activity]) -> None:
+    """Write those entries that are about devices that there are: some may have been removed meanwhile."""
+    ids = list({entry.device_id for entry in entries})
+    there: set[str] = set()
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        there.update(db.scalars(_REGISTERED, {"ids": ids[start : start + _IDS_AT_ONCE]}))
+    add_activity(db, [entry for entry in entries if entry.device_id in there])
 
 
 def activity_of(
