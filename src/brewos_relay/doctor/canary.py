@@ -1,13 +1,17 @@
 """A message from a device to an app and back, through the address that everybody uses."""
 
 import secrets
+import signal
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import Final
 
 import trio
+from sqlalchemy import Connection, exists, select
 
 from brewos_relay.auth.keys import generate_key, hash_key
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
@@ -15,11 +19,12 @@ from brewos_relay.client.dialing import dial_app, dial_device
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.core.clock import now_ms
 from brewos_relay.doctor.finding import Finding
-from brewos_relay.errors import RegistryError, RelayError, SettingsError
+from brewos_relay.errors import CloseCode, RegistryError, RelayError, SettingsError
 from brewos_relay.messages import encode
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import add_devices, remove_device
+from brewos_relay.registry.devices import add_devices, find_devices, remove_device
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.registry.schema import device_users, devices
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
 
@@ -28,22 +33,35 @@ NAME: Final = "Canary of the doctor"
 _WITHIN_S: Final = 10.0
 _TOKEN_S: Final = 60
 _SLOW_S: Final = 1.0
+_LEFT_MS: Final = 60_000
+"""What is older than this was left behind by a doctor that was killed."""
+_ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class DeviceLeft(RegistryError):
+    """The device of the canary could not be removed."""
+
+    def __init__(self, device_id: str, problem: RegistryError) -> None:
+        super().__init__(f"its device {device_id} may still be registered: {problem}")
+        self.device_id = device_id
 
 
 def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) -> list[Finding]:
     """Register a device for a moment, and let it and an app talk through the server at `url`.
 
-    Whatever happens, the device is removed, and with it everything that its token is good for.
+    Whatever happens, the device is removed, and with it everything that its token is good for; signals that
+    end the process wait for that. To be called in the main thread.
     """
     name = "canary"
     try:
         token = ""
-        with _temporary_device(settings) as (device_id, key):
+        signals = _Signals()
+        with signals.caught(), _temporary_device(settings) as (device_id, key):
             # It names this device only, ends by itself, and leads nowhere once the device is gone.
             token = read_key_ring(settings).issue(
                 user_id="doctor", email="doctor@localhost", devices=[device_id], ttl_s=_TOKEN_S
             )
-            there_s, back_s = trio.run(_talk, url, device_id, key, token, context)
+            there_s, back_s = trio.run(signals.run, partial(_talk, url, device_id, key, token, context))
     except RelayRefused as problem:
         advice = {
             401: "the server has another registry than these settings name",
@@ -55,7 +73,13 @@ def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) ->
     except RelayUnreachable as problem:
         return [Finding(name, "failed", str(problem), "start the server, or name it with --url")]
     except ConnectionEnded as problem:
-        return [Finding(name, "failed", f"{url}: {problem}", "see that JWT_SECRET is that of the server")]
+        advice = "look at the server's log"
+        if problem.close_code == CloseCode.TOKEN_REJECTED:
+            advice = "see that JWT_SECRET is that of the server"
+        return [Finding(name, "failed", f"{url}: {problem}", advice)]
+    except DeviceLeft as problem:
+        advice = f"remove it: brewos-relay device remove {problem.device_id}"
+        return [Finding(name, "failed", str(problem), advice)]
     except (trio.TooSlowError, RelayError, RegistryError, SettingsError, OSError) as problem:
         said = str(problem) or f"no message came through within {_WITHIN_S:g} s"
         return [Finding(name, "failed", f"{url}: {said}", "look at the server's log")]
@@ -70,13 +94,70 @@ def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
     """Register a device with a key for as long as the body runs."""
     device_id, key = f"BRW-{secrets.token_hex(4).upper()}", generate_key()
     with Database.open(settings.resolved_database_url()) as database:
-        with database.writing() as db:
-            add_devices(db, [NewDevice(id=device_id, key_hash=hash_key(key), name=NAME)], now_ms=now_ms())
         try:
+            with database.writing() as db:
+                _remove_what_was_left(db)
+                add_devices(db, [NewDevice(id=device_id, key_hash=hash_key(key), name=NAME)], now_ms=now_ms())
             yield device_id, key
         finally:
-            with database.writing() as db:
-                remove_device(db, device_id, now_ms=now_ms())
+            try:
+                with database.writing() as db:
+                    # Should somebody else have this id, nothing was added, and theirs stays.
+                    if any(each.key_hash == hash_key(key) for each in find_devices(db, [device_id])):
+                        remove_device(db, device_id, now_ms=now_ms())
+            except RegistryError as problem:
+                raise DeviceLeft(device_id, problem) from problem
+
+
+def _remove_what_was_left(db: Connection) -> None:
+    """Remove devices of doctors that could not do so themselves, such as one that was killed."""
+    left = (
+        select(devices.c.id)
+        .where(devices.c.name == NAME)
+        .where(devices.c.created_at_ms <= now_ms() - _LEFT_MS)
+        .where(~exists().where(device_users.c.device_id == devices.c.id))
+    )
+    for device_id in db.scalars(left).all():
+        remove_device(db, device_id, now_ms=now_ms())
+
+
+class _Signals:
+    """Lets signals that end the process wait until what was made is undone, and hurries that."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._hurry: Callable[[], None] | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch signals while the body runs, in the main thread; then raise what they stand for."""
+        earlier = {number: signal.signal(number, self._note) for number in _ENDINGS}
+        try:
+            yield
+        finally:
+            for number, action in earlier.items():
+                signal.signal(number, action)
+            if self._received == signal.SIGINT:
+                raise KeyboardInterrupt
+            if self._received is not None:
+                raise SystemExit(128 + self._received)
+
+    async def run(self, talk: Callable[[], Awaitable[tuple[float, float]]]) -> tuple[float, float]:
+        """Run something in Trio, until a signal comes."""
+        took = 0.0, 0.0
+        with trio.CancelScope() as scope:
+            self._hurry = partial(trio.lowlevel.current_trio_token().run_sync_soon, scope.cancel)
+            try:
+                if self._received is None:
+                    took = await talk()
+            finally:
+                self._hurry = None
+        return took
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._received = number
+        if self._hurry is not None:
+            self._hurry()
 
 
 async def _talk(
