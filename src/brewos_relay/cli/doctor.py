@@ -57,11 +57,12 @@ def doctor(
         found += checks.check_certificate(settings)
         found += checks.check_port(settings)
         found += checks.check_open_files()
-        if clock is not None:
-            found += checks.check_clock(clock)
+        found += checks.check_kept_clock() if clock is None else checks.check_clock(clock)
+        trust = checks.trust_of(settings, where)
+        found += checks.check_served_certificate(where, trust)
         is_ready = next(finding for finding in found if finding.name == "database").state == "ok"
         if is_ready and all(finding.state != "failed" for finding in found):
-            found += send_canary(settings, where, checks.trust_of(settings, where))
+            found += send_canary(settings, where, trust)
     if as_json:
         content: dict[str, object] = {"findings": [asdict(finding) for finding in found]}
         if show_settings:

@@ -1,5 +1,6 @@
 """Examining what a server stands on: database, certificate, port, open files, clock."""
 
+import ctypes
 import errno
 import http.client
 import json
@@ -9,7 +10,7 @@ import ssl
 import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
 from sqlalchemy import text
@@ -26,6 +27,7 @@ _SOON_DAYS: Final = 21
 _FEW_FILES: Final = 4096
 _CLOCK_OFF_S: Final = 30.0
 _ANSWER_S: Final = 5.0
+_STA_UNSYNC: Final = 0x40
 
 
 def check_database(settings: Settings) -> list[Finding]:
@@ -87,6 +89,32 @@ def _days_left(name: str, what: str, expires_at_s: float) -> Finding:
     return Finding(name, "ok", said)
 
 
+def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[Finding]:
+    """Look at what those who come by `url` get to see: a proxy may have a certificate of its own.
+
+    None if it takes no certificate to come, or if nobody answers, which the canary finds out.
+    """
+    if context is None:
+        return []
+    name, parts = "served certificate", urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_ANSWER_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as stream,
+        ):
+            served = stream.getpeercert() or {}
+            return [_days_left(name, f"that at {url}", ssl.cert_time_to_seconds(str(served["notAfter"])))]
+    except ssl.SSLCertVerificationError as problem:
+        said = f"that at {url} is not trusted: {problem.verify_message}"
+        advice = (
+            "renew it, and let the server send the certificates in between; or see that the name is right"
+        )
+        return [Finding(name, "failed", said, advice)]
+    except (OSError, LookupError, ValueError):
+        return []
+
+
 def check_port(settings: Settings) -> list[Finding]:
     """Look whether the port can be had, or is this relay's already."""
     name = f"port {settings.port}"
@@ -123,6 +151,43 @@ def check_open_files() -> list[Finding]:
         advice = f"raise it to {_FEW_FILES} or more: LimitNOFILE= in a unit, ulimits in compose"
         return [Finding("open files", "warning", f"{said} at most, one for each connection", advice)]
     return [Finding("open files", "ok", f"{said} at most, one for each connection")]
+
+
+def check_kept_clock() -> list[Finding]:
+    """Look whether anything keeps this machine's clock right, as the kernel knows."""
+    name, compare = "clock", "compare it: --clock https://HOST"
+    kept = _is_clock_kept()
+    if kept is None:
+        return [Finding(name, "warning", "this system does not say whether anything keeps it right", compare)]
+    if not kept:
+        advice = f"start chrony or systemd-timesyncd, or {compare}"
+        return [Finding(name, "warning", "nothing on this machine is known to keep it right", advice)]
+    return [Finding(name, "ok", "kept right by this machine")]
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of `struct timex`, and room for the rest of it (adjtimex(2))."""
+
+    _fields_: ClassVar = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_byte * 512),
+    ]
+
+
+def _is_clock_kept() -> bool | None:
+    """Ask the kernel, which changes nothing; None if it does not say."""
+    try:
+        state: int = ctypes.CDLL(None).adjtimex(ctypes.byref(timex := _Timex()))
+    except (AttributeError, OSError):
+        return None
+    if state < 0:
+        return None
+    return not timex.status & _STA_UNSYNC
 
 
 def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
