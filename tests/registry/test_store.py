@@ -59,6 +59,19 @@ async def test_devices_and_access_are_found(url: str) -> None:
             assert await store.access_of("ada", "BRW-FFFFFFFF") is None
 
 
+async def test_a_registry_that_lost_its_tables_does_not_answer(url: str) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            await store.check()
+            with Database.open(url) as other, other.writing() as db:
+                db.exec_driver_sql("ALTER TABLE devices RENAME TO gone")
+            with pytest.raises(RegistryError):
+                await store.check()
+            with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
+                file.execute("ALTER TABLE gone RENAME TO devices")
+            await store.check()
+
+
 async def test_access_ends_with_its_time(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import trio
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select
 
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Histogram
@@ -22,11 +22,13 @@ from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.records import Access, Activity, Change, Device, Session
+from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
 from brewos_relay.registry.watching import Apply, Watcher
 
 PRUNE_EVERY_S: Final = 3600.0
 _THREADS: Final = 4
+_ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 P = ParamSpec("P")
@@ -156,7 +158,7 @@ class Store:
 
     def _ask(self) -> None:
         with self._database.reading() as db:
-            db.execute(text("SELECT 1"))
+            db.execute(_ANY_DEVICE).first()  # SQLite looks into its file for nothing less
 
     def _query_devices(self, ids: list[str]) -> Mapping[str, Device]:
         with self._database.reading() as db:
