@@ -62,7 +62,7 @@ async def test_requests_are_counted_by_method_route_and_status(measuring: Measur
     ]
     assert measuring.counters.answered == {
         ("GET", "/api/health", "200"): 2,
-        ("GET", "/api/devices/<device:device_id>/users", "401"): 1,
+        ("GET", "/api/devices/{device_id}/users", "401"): 1,
         ("GET", "none", "404"): 1,
         ("other", "none", "405"): 1,
     }

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from quart import Request
 from structlog.contextvars import bound_contextvars
 
+from brewos_relay.api.openapi import pattern_of
 from brewos_relay.telemetry.requests import RequestCounters, method_label
 
 log = logging.getLogger(__name__)
@@ -65,4 +66,4 @@ class Measured:
 def note_route(request: Request) -> None:
     """Note which route a request is for, as a pattern."""
     if request.url_rule is not None:
-        request.scope[_ROUTE] = request.url_rule.rule  # type: ignore[typeddict-unknown-key]
+        request.scope[_ROUTE] = pattern_of(request.url_rule.rule)  # type: ignore[typeddict-unknown-key]

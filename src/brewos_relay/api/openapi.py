@@ -138,6 +138,11 @@ class Route:
     """None for a view that does not say what it does."""
 
 
+def pattern_of(rule: str) -> str:
+    """Write the path of a route as everybody does who writes of it: with names in braces."""
+    return _PARAMETER.sub(r"{\1}", rule)
+
+
 def routes_of(app: Quart) -> list[Route]:
     """List every route of an app under /api, in the order of paths and methods."""
     routes = []
@@ -150,7 +155,7 @@ def routes_of(app: Quart) -> list[Route]:
         routes += [
             Route(
                 method.lower(),
-                _PARAMETER.sub(r"{\1}", rule.rule),
+                pattern_of(rule.rule),
                 tuple(_PARAMETER.findall(rule.rule)),
                 name if len(methods) == 1 else f"{name}_{method.lower()}",
                 getattr(view, _ATTRIBUTE, None),
