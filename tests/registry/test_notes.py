@@ -70,8 +70,8 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> Flushes:
 
 
 @contextlib.asynccontextmanager
-async def open_notes(flushes: Any) -> Any:
-    notes = Notes(flushes, limiter=trio.CapacityLimiter(1))
+async def open_notes(flushes: Any, limiter: trio.CapacityLimiter | None = None) -> Any:
+    notes = Notes(flushes, limiter=limiter or trio.CapacityLimiter(1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notes.run)
         yield notes
@@ -140,6 +140,24 @@ async def test_what_is_being_written_when_the_end_comes_is_written_once(
             notes.note_activity(entry(2))
             trio.lowlevel.spawn_system_task(release, leave)
     assert [written[2] for written in flushes.written] == [[1], [2]]
+
+
+async def test_what_waits_for_a_thread_when_the_end_comes_is_written_once(flushes: Flushes) -> None:
+    limiter = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("another")
+    with trio.fail_after(DEADLINE_S):
+        async with open_notes(flushes, limiter) as notes:
+            notes.note_seen("a", 1)
+            notes.note_activity(entry(1))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            notes.note_activity(entry(2))
+            trio.lowlevel.spawn_system_task(free, limiter)
+    assert [written[1:] for written in flushes.written] == [({"a": 1}, [1, 2])]
+
+
+async def free(limiter: trio.CapacityLimiter) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    limiter.release_on_behalf_of("another")
 
 
 async def release(leave: threading.Event) -> None:

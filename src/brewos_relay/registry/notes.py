@@ -1,6 +1,7 @@
 """What a running server notes all the time, written every few seconds in one go."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -82,12 +83,20 @@ class Notes:
         seen, self._seen, self._noted = self._seen, {}, trio.Event()
         said, self._said = self._said, {}
         entries, self._entries, self._many = self._entries, deque(), trio.Event()
+        claim = threading.Lock()  # whoever gets it writes what was noted, or puts it back
+
+        def write() -> None:
+            if claim.acquire(blocking=False):
+                self._write(seen, said, list(entries))
+
         try:
             # Left behind rather than waited for when time is up: another process may hold the database. What
             # a thread was given is its to write, or some of it would be written twice.
-            await trio.to_thread.run_sync(
-                self._write, seen, said, list(entries), limiter=self._limiter, abandon_on_cancel=True
-            )
+            await trio.to_thread.run_sync(write, limiter=self._limiter, abandon_on_cancel=True)
+        except trio.Cancelled:
+            if claim.acquire(blocking=False):  # it was still waiting for a thread
+                self._put_back(seen, said, entries)
+            raise
         except RegistryError as problem:
             logger.warning("%s; trying again", problem)
             self._put_back(seen, said, entries)
