@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
 #: What these try is not Python's: a browser, other programs, generators of load. One version is enough.
+#: So it is for tests that are marked `postgresql`.
 TRIED_ONCE = (
     "tests/benchmarks",
     "tests/console",
@@ -96,7 +97,9 @@ def coverage(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, as many at a time as there are processors; arguments after -- go to pytest."""
     install(session, "tests")
-    left_out = [] if session.python == AT_HAND else [f"--ignore={path}" for path in TRIED_ONCE]
+    left_out = [f"--ignore={path}" for path in TRIED_ONCE] + ["-m", "not postgresql"]
+    if session.python == AT_HAND:
+        left_out = []
     session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
 
 

@@ -1,3 +1,5 @@
+"""A registry to test with: what goes for every kind of database is tried with each."""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,11 +7,24 @@ import pytest
 from sqlalchemy import Connection
 
 from brewos_relay.registry.database import Database
+from support.postgresql import PostgreSQL
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What kind of database it is; a test that goes for one of them only is marked `ON_SQLITE`, say."""
+    return str(request.param)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/registry.db"
+def url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a registry with nothing in it: a file that will be made, or a database with the tables."""
+    if kind == "sqlite":
+        yield f"sqlite:///{tmp_path}/registry.db"
+        return
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    with postgresql.new_database() as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select
@@ -40,18 +38,6 @@ ADA = Identity(
     picture_url="https://pictures.example/ada",
 )
 UNCHECKED = replace(ADA, email_verified=False)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database:
-        yield database
-
-
-@pytest.fixture
-def db(database: Database) -> Iterator[Connection]:
-    with database.writing() as db:
-        yield db
 
 
 @pytest.fixture
@@ -135,20 +121,6 @@ def test_whoever_is_not_the_first_after_all_needs_an_invite(
     monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", another_is_faster)
     with pytest.raises(SignInRefused, match="ask an administrator"):
         come(db, ADA, open_to_all=False)
-
-
-@pytest.mark.parametrize(("dialect", "locks"), [("sqlite", 0), ("postgresql", 1)])
-def test_on_postgresql_the_first_account_is_made_under_a_lock(
-    db: Connection, monkeypatch: pytest.MonkeyPatch, dialect: str, locks: int
-) -> None:
-    locked: list[int] = []
-    raw = db.connection.dbapi_connection
-    assert raw is not None
-    raw.create_function("pg_advisory_xact_lock", 1, locked.append)
-    monkeypatch.setattr(db.dialect, "name", dialect)
-    add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
-    add_user(db, email="bob@example.org", name=None, now_ms=NOW_MS)
-    assert len(locked) == locks
 
 
 def test_an_administrator_who_was_invited_is_waited_for_too(
@@ -280,7 +252,7 @@ def test_an_invite_that_has_expired_invites_nobody(db: Connection, root: User) -
 
 
 @pytest.mark.parametrize(
-    ("name", "url", "kept"),
+    ("name", "picture_url", "kept"),
     [
         (None, None, (None, None)),
         (" ", "http://plain.example/p", (None, None)),
@@ -290,9 +262,9 @@ def test_an_invite_that_has_expired_invites_nobody(db: Connection, root: User) -
     ],
 )
 def test_names_and_pictures_that_cannot_be_kept(
-    db: Connection, name: str | None, url: str | None, kept: tuple[str | None, str | None]
+    db: Connection, name: str | None, picture_url: str | None, kept: tuple[str | None, str | None]
 ) -> None:
-    ada = come(db, replace(ADA, name=name, picture_url=url))
+    ada = come(db, replace(ADA, name=name, picture_url=picture_url))
     assert (ada.name, ada.picture_url) == kept
 
 

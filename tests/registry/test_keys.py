@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,15 +14,15 @@ from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key, drop_nex
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.schema import claims
-from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of, open_registry
+from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 ID = "BRW-0000001A"
 FIRST = hash_of("first")
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[Connection]:
-    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database, database.writing() as db:
+def db(url: str) -> Iterator[Connection]:
+    with Database.open(url) as database, database.writing() as db:
         add_devices(db, [NewDevice(id=ID, key_hash=FIRST, user_id="olga")], now_ms=NOW_MS)
         yield db
 
@@ -179,36 +178,34 @@ STEPS = st.lists(
 )
 
 
-def test_no_machine_is_ever_locked_out() -> None:
-    with open_registry() as database:
+def test_no_machine_is_ever_locked_out(database: Database) -> None:
+    @settings(max_examples=150, deadline=None)
+    @given(steps=STEPS)
+    def lives(steps: list[str]) -> None:
+        machine = Machine(fresh_device_id())
+        with database.writing() as db:
+            new = NewDevice(id=machine.device_id, key_hash=FIRST, user_id="olga")
+            add_devices(db, [new], now_ms=NOW_MS)
+            for number, step in enumerate([*steps, "connects", "boots", "connects"]):
+                if step == "connects":
+                    machine.connect(db)
+                elif step == "boots":
+                    machine.boot(db)
+                elif step == "is attacked":
+                    register_claim(
+                        db,
+                        device_id=machine.device_id,
+                        key_hash=hash_of("eve's"),
+                        token_hash=hash_of(f"eve's {number}"),
+                        now_ms=NOW_MS,
+                        expires_at_ms=NOW_MS + MINUTE_MS,
+                    )
+                    assert not works(device(db, machine.device_id), hash_of("eve's"))
+                else:
+                    try:
+                        add_next_key(db, machine.device_id, hash_of(f"key {number}"), now_ms=NOW_MS)
+                    except TooManyKeys:
+                        continue
+                    machine.receive(f"key {number}", step)
 
-        @settings(max_examples=150, deadline=None)
-        @given(steps=STEPS)
-        def lives(steps: list[str]) -> None:
-            machine = Machine(fresh_device_id())
-            with database.writing() as db:
-                new = NewDevice(id=machine.device_id, key_hash=FIRST, user_id="olga")
-                add_devices(db, [new], now_ms=NOW_MS)
-                for number, step in enumerate([*steps, "connects", "boots", "connects"]):
-                    if step == "connects":
-                        machine.connect(db)
-                    elif step == "boots":
-                        machine.boot(db)
-                    elif step == "is attacked":
-                        register_claim(
-                            db,
-                            device_id=machine.device_id,
-                            key_hash=hash_of("eve's"),
-                            token_hash=hash_of(f"eve's {number}"),
-                            now_ms=NOW_MS,
-                            expires_at_ms=NOW_MS + MINUTE_MS,
-                        )
-                        assert not works(device(db, machine.device_id), hash_of("eve's"))
-                    else:
-                        try:
-                            add_next_key(db, machine.device_id, hash_of(f"key {number}"), now_ms=NOW_MS)
-                        except TooManyKeys:
-                            continue
-                        machine.receive(f"key {number}", step)
-
-        lives()
+    lives()

@@ -284,8 +284,5 @@ async def test_what_was_noted_is_in_the_database(database: Database, url: str) -
         async with open_notes(database) as notes:
             notes.note_seen("BRW-00000001", 1)
             notes.note_activity(Activity(device_id="BRW-00000001", at_ms=1, kind="online"))
-    with (
-        Database.open(database.location and f"sqlite:///{database.location}") as other,
-        other.reading() as db,
-    ):
+    with Database.open(url) as other, other.reading() as db:
         assert db.exec_driver_sql("SELECT kind FROM activity").scalars().all() == ["online"]

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from brewos_relay.registry.access import give
@@ -13,8 +11,8 @@ IDS = ["BRW-0000000A", "BRW-0000000B", "BRW-0000000C"]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    database = Database.open(f"sqlite:///{tmp_path / 'registry.db'}")
+def database(url: str) -> Database:
+    database = Database.open(url)
     with database.writing() as db:
         names = ["Kitchen", None, "100 % Office"]
         new = [NewDevice(id=id_, key_hash=b"k" * 32, name=name) for id_, name in zip(IDS, names, strict=True)]

@@ -1,9 +1,7 @@
 """Who gets a machine by its token, and which key it has then; random lives are in test_takeovers.py."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -23,18 +21,6 @@ from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 ID: Final = "BRW-0000001A"
 OTHER_ID: Final = "BRW-0000002B"
 LIFE_MS: Final = 10 * MINUTE_MS
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database:
-        yield database
-
-
-@pytest.fixture
-def db(database: Database) -> Iterator[Connection]:
-    with database.writing() as db:
-        yield db
 
 
 def register(

@@ -1,6 +1,4 @@
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,21 +17,9 @@ from brewos_relay.registry.sessions import (
     refresh,
     sessions_of,
 )
-from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of, open_registry
+from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 
 GRACE_MS = MINUTE_MS
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database:
-        yield database
-
-
-@pytest.fixture
-def db(database: Database) -> Iterator[Connection]:
-    with database.writing() as db:
-        yield db
 
 
 @pytest.fixture
@@ -225,39 +211,38 @@ def test_one_token_from_many_threads_at_once(database: Database) -> None:
         assert all(take(db, f"t0.{number}", f"t1.{number}") for number in range(8))
 
 
-def test_no_token_is_good_after_its_session() -> None:
+def test_no_token_is_good_after_its_session(database: Database) -> None:
     """Tabs and thieves with any token of a session, at any time, with the session ended now and then."""
     steps = st.lists(
         st.tuples(st.sampled_from(["refresh"] * 8 + ["end"]), st.integers(0, 9), st.integers(0, 90_000)),
         max_size=25,
     )
     names = iter(range(1_000_000))
-    with open_registry() as database:
+    with database.writing() as db:
+        ada = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+
+    @settings(max_examples=100, deadline=None)
+    @given(steps=steps)
+    def lives(steps: list[tuple[str, int, int]]) -> None:
+        session_id = f"session {next(names)}"
+        tokens = [f"{session_id} first"]
+        replaced_at_ms: dict[str, int] = {}
+        now_ms, over = NOW_MS, False
         with database.writing() as db:
-            ada = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
+            sign_in(db, ada, session_id, token=tokens[0])
+            for what, which, passes_ms in steps:
+                now_ms += passes_ms
+                if what == "end":
+                    assert end_session(db, session_id, now_ms=now_ms) is not over
+                    over = True
+                    continue
+                token, new = tokens[which % len(tokens)], f"{session_id} {len(tokens)}"
+                late = now_ms - replaced_at_ms.setdefault(token, now_ms) > GRACE_MS
+                good = take(db, token, new, now_ms=now_ms) is not None
+                assert good is (not over and not late)
+                over = over or late
+                assert bool(find_sessions(db, [session_id], now_ms=now_ms)) is not over
+                if good:
+                    tokens.append(new)
 
-        @settings(max_examples=100, deadline=None)
-        @given(steps=steps)
-        def lives(steps: list[tuple[str, int, int]]) -> None:
-            session_id = f"session {next(names)}"
-            tokens = [f"{session_id} first"]
-            replaced_at_ms: dict[str, int] = {}
-            now_ms, over = NOW_MS, False
-            with database.writing() as db:
-                sign_in(db, ada, session_id, token=tokens[0])
-                for what, which, passes_ms in steps:
-                    now_ms += passes_ms
-                    if what == "end":
-                        assert end_session(db, session_id, now_ms=now_ms) is not over
-                        over = True
-                        continue
-                    token, new = tokens[which % len(tokens)], f"{session_id} {len(tokens)}"
-                    late = now_ms - replaced_at_ms.setdefault(token, now_ms) > GRACE_MS
-                    good = take(db, token, new, now_ms=now_ms) is not None
-                    assert good is (not over and not late)
-                    over = over or late
-                    assert bool(find_sessions(db, [session_id], now_ms=now_ms)) is not over
-                    if good:
-                        tokens.append(new)
-
-        lives()
+    lives()

@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -22,8 +21,8 @@ SUNDAY_MS: Final = NOW_MS + 3 * DAY_MS
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with Database.open(f"sqlite:///{tmp_path}/registry.db") as database, database.writing() as db:
+def database(url: str) -> Iterator[Database]:
+    with Database.open(url) as database, database.writing() as db:
         rows = [
             NewDevice(id=id_, key_hash=hash_of("k"), name="Küche", user_id="olga") for id_ in (ID, OTHER_ID)
         ]

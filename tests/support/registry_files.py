@@ -1,14 +1,8 @@
-"""Registries in real files, and the hashes that stand for the secrets of a test."""
+"""Times, ids and the hashes that stand for the secrets of a test."""
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
-
-from brewos_relay.registry.database import Database
 
 NOW_MS: Final = 1_800_000_000_000
 MINUTE_MS: Final = 60_000
@@ -25,10 +19,3 @@ def hash_of(secret: str) -> bytes:
 def fresh_device_id() -> str:
     """Give an id that no other test has used."""
     return f"BRW-{next(_numbers):08X}"
-
-
-@contextmanager
-def open_registry() -> Iterator[Database]:
-    """Open a new registry, which is gone afterwards; for many examples in one file."""
-    with TemporaryDirectory() as folder, Database.open(f"sqlite:///{Path(folder)}/registry.db") as database:
-        yield database

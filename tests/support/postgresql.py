@@ -1,0 +1,165 @@
+"""A PostgreSQL of the tests' own: a cluster in a temporary folder, which only a Unix socket leads to."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from brewos_relay.registry.database import upgrade
+
+REQUIRED: Final = os.environ.get("BREWOS_RELAY_POSTGRESQL_TESTS") == "required"
+USER: Final = "relay"
+
+_WITHIN_S: Final = 30.0
+_MIGRATED: Final = "migrated"
+_SETTINGS: Final = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "deadlock_timeout": "50ms",
+    "shared_buffers": "16MB",
+    "max_wal_size": "256MB",
+    "timezone": "UTC",
+}
+
+
+def find_programs() -> Path | None:
+    """Find the folder with `initdb` and `postgres`, the newest one where there are several."""
+    # Debian keeps them out of PATH, in a folder for each version.
+    by_version = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
+    folders = sorted(by_version, key=lambda path: int(path.parent.name), reverse=True)
+    found = shutil.which("initdb")
+    # What is in PATH may be a link to somewhere else.
+    folders += [Path(found).parent, Path(found).resolve().parent] if found else []
+    for folder in folders:
+        if all((folder / name).exists() for name in ("initdb", "postgres")):
+            return folder
+    return None
+
+
+class PostgreSQL:
+    """A cluster. It can be stopped as by a crash, and started again; `new_database` gives URLs."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs = programs
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = count(1)
+        # It refuses to be root.
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        self._data = folder / "data"
+        command = [str(programs / "initdb"), "--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        subprocess.run(
+            [*command, f"--username={USER}", str(self._data)],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=_WITHIN_S,
+            **self._as,
+        )
+        self.start()
+        self._admin = create_engine(self.url_of("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        self._run(f"CREATE DATABASE {_MIGRATED}")
+        upgrade(self.url_of(_MIGRATED))
+
+    def url_of(self, name: str) -> str:
+        """Give the URL of a database."""
+        return f"postgresql+psycopg://{USER}:hunter2@/{name}?host={quote(str(self._folder), safe='')}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._folder), *options]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                **self._as,
+            )
+        deadline_s = time.monotonic() + _WITHIN_S
+        while "ready" not in self._status():
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            assert time.monotonic() < deadline_s, (self._folder / "log").read_text()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it at once: connections break, transactions are lost, and the next start recovers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            try:
+                self._process.wait(_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                raise
+        self._process = None
+
+    def close(self) -> None:
+        """End it for good."""
+        self.stop()
+
+    @contextmanager
+    def new_database(self, *, empty: bool = False) -> Iterator[str]:
+        """Give the URL of a database with the registry's tables, or with none; gone afterwards."""
+        name = f"test_{next(self._numbers)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else _MIGRATED}")
+        try:
+            yield self.url_of(name)
+        finally:
+            self._run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def wait_until_one_waits(self) -> None:
+        """Wait until a transaction waits for another one."""
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        deadline_s = time.monotonic() + _WITHIN_S
+        with self._admin.connect() as db:
+            while db.exec_driver_sql(waiting).scalar_one() == 0:
+                assert time.monotonic() < deadline_s, "nobody waits"
+                time.sleep(0.01)
+
+    def _run(self, statement: str) -> None:
+        with self._admin.connect() as db:
+            db.exec_driver_sql(statement)
+
+    def _status(self) -> str:
+        # Its last line is "ready" from when connections are accepted.
+        file = self._data / "postmaster.pid"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return lines[7] if len(lines) > 7 else ""
+
+
+@contextmanager
+def open_postgresql() -> Iterator[PostgreSQL]:
+    """Run a cluster for as long as the body does; without the programs, the test is skipped or fails."""
+    programs = find_programs()
+    if programs is None:
+        if REQUIRED:
+            pytest.fail("there is no PostgreSQL here, and BREWOS_RELAY_POSTGRESQL_TESTS=required")
+        pytest.skip(
+            "there is no PostgreSQL here; BREWOS_RELAY_POSTGRESQL_TESTS=required makes this a failure"
+        )
+    with tempfile.TemporaryDirectory(prefix="relay-pg-", ignore_cleanup_errors=True) as folder:
+        cluster = PostgreSQL(programs, Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.close()
