@@ -3,7 +3,7 @@ import time
 import pytest
 from sqlalchemy import Connection, delete, insert
 
-from brewos_relay.registry.changes import LATE_AT_MOST, LATE_S, ChangeFollower, note_change, read_changes
+from brewos_relay.registry.changes import GAP_S, GAPS_AT_MOST, ChangeFollower, note_change, read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import changes
@@ -80,32 +80,47 @@ def test_a_change_of_before_the_start_that_appears_later(db: Connection) -> None
     assert read_ids(follower, db) == []
 
 
+def gaps(follower: ChangeFollower) -> list[tuple[int, int]]:
+    return [(gap.first, gap.last) for gap in follower._gaps]
+
+
 def test_ids_that_never_appear_are_given_up(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     follower = ChangeFollower(db)
     commit(db, 2)
     assert read_ids(follower, db) == [2]
     now_s = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now_s + LATE_S - 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + GAP_S - 1)
     assert read_ids(follower, db) == []
-    assert list(follower._late_since_s) == [1]
-    monkeypatch.setattr(time, "monotonic", lambda: now_s + LATE_S + 1)
+    assert gaps(follower) == [(1, 1)]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + GAP_S + 1)
     assert read_ids(follower, db) == []
-    assert list(follower._late_since_s) == []
+    assert gaps(follower) == []
 
 
-def test_only_so_many_ids_are_looked_for_again(db: Connection) -> None:
+def test_a_thousand_changes_that_appear_after_a_later_one(db: Connection) -> None:
+    commit(db, 10)
     follower = ChangeFollower(db)
-    commit(db, 60, 10_000, 10_050)
-    assert read_ids(follower, db) == [60, 10_000, 10_050]
-    late = list(follower._late_since_s)
-    assert len(late) == LATE_AT_MOST
-    assert late[-1] == 10_049
-    commit(db, 10_049, 9_999, 1)
-    assert read_ids(follower, db) == [9_999, 10_049]
+    commit(db, 1500)
+    assert read_ids(follower, db) == [1500]
+    commit(db, *range(11, 1011))
+    assert read_ids(follower, db) == [*range(11, 1011)]
+    assert gaps(follower) == [(1, 9), (1011, 1499)]
+    commit(db, 1200, 1499)
+    assert read_ids(follower, db) == [1200, 1499]
+    assert gaps(follower) == [(1, 9), (1011, 1199), (1201, 1498)]
+
+
+def test_only_so_many_gaps_are_looked_into_again(db: Connection) -> None:
+    follower = ChangeFollower(db)
+    commit(db, *range(2, 2 * GAPS_AT_MOST + 6, 2))
+    assert len(read_ids(follower, db)) == GAPS_AT_MOST + 2
+    assert len(gaps(follower)) == GAPS_AT_MOST
+    commit(db, 3, 5)
+    assert read_ids(follower, db) == [5]
 
 
 def test_looking_again_does_not_read_all_again(db: Connection) -> None:
     follower = ChangeFollower(db)
     commit(db, 1, 2, 3)
     assert read_ids(follower, db) == [1, 2, 3]
-    assert follower._late_since_s == {}
+    assert gaps(follower) == []

@@ -1,29 +1,23 @@
 """What running servers have to act on, whoever changed it: this process, another one, a command line."""
 
 import time
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select
+from sqlalchemy import Connection, bindparam, insert, or_, select
 
 from brewos_relay.registry.records import Change, ChangeKind
 from brewos_relay.registry.schema import changes
 
 _CHANGES: Final = select(changes).order_by(changes.c.id)
 _AFTER: Final = _CHANGES.where(changes.c.id > bindparam("after_id"))
-_AFTER_AND_LATE: Final = _CHANGES.where(
-    or_(changes.c.id > bindparam("after_id"), changes.c.id.in_(bindparam("late_ids", expanding=True)))
-)
-_IDS: Final = (
-    select(changes.c.id)
-    .where(changes.c.id > bindparam("after_id"))
-    .where(changes.c.id <= bindparam("last_id"))
-)
-_LAST_ID: Final = select(func.max(changes.c.id))
+_IDS: Final = select(changes.c.id).order_by(changes.c.id)
 
-LATE_AT_MOST: Final = 100
-LATE_S: Final = 600.0
-"""How many ids that were jumped over are looked for again, and for how long."""
+GAPS_AT_MOST: Final = 100
+GAP_S: Final = 600.0
+"""How many ranges of ids that were jumped over are looked into again, and for how long."""
 
 
 def note_change(
@@ -51,49 +45,59 @@ def read_changes(db: Connection, after_id: int) -> list[Change]:
     return [_change(row) for row in db.execute(_AFTER, {"after_id": after_id})]
 
 
+@dataclass(slots=True)
+class _Gap:
+    """Ids that have not been seen, from the first to the last, and when they were first missed."""
+
+    first: int
+    last: int
+    since_s: float
+
+
 class ChangeFollower:
     """Reads each change that is committed after it was made, once.
 
     Ids are given out when a row is written, and a row is seen when its transaction ends. So where there are
-    several writers, an id may appear after a greater one: those that were jumped over are looked for again.
+    several writers, ids may appear after greater ones, many of them if much was changed in one go: what was
+    jumped over is looked into again.
     """
 
     def __init__(self, db: Connection) -> None:
-        self._last_id: int = db.execute(_LAST_ID).scalar_one() or 0
-        first_id = max(self._last_id - LATE_AT_MOST, 0) + 1
-        there = set(db.scalars(_IDS, {"after_id": first_id - 1, "last_id": self._last_id}))
-        # When each of them was first missed, in the order of that.
-        self._late_since_s: dict[int, float] = {}
-        self._look_for(id_ for id_ in range(first_id, self._last_id) if id_ not in there)
+        self._last_id = 0
+        self._gaps: list[_Gap] = []
+        self._see(list(db.scalars(_IDS)))
 
     def read(self, db: Connection) -> list[Change]:
         """Read what was committed since the last time, in the order of the ids."""
-        late = self._late_since_s
-        if not late:
-            found = read_changes(db, self._last_id)
-        else:
-            rows = db.execute(_AFTER_AND_LATE, {"after_id": self._last_id, "late_ids": list(late)})
-            found = [_change(row) for row in rows]
-        for change in found:
-            if change.id > self._last_id:
-                self._look_for(range(max(self._last_id + 1, change.id - LATE_AT_MOST), change.id))
-                self._last_id = change.id
-            else:
-                del late[change.id]
-        self._give_up()
+        self._forget_old_gaps()
+        new = changes.c.id > self._last_id
+        missed = (changes.c.id.between(gap.first, gap.last) for gap in self._gaps)
+        found = [_change(row) for row in db.execute(_CHANGES.where(or_(new, *missed)))]
+        self._see([change.id for change in found])
         return found
 
-    def _look_for(self, ids: Iterable[int]) -> None:
-        now_s = time.monotonic()
-        self._late_since_s.update(dict.fromkeys(ids, now_s))
+    def _see(self, ids: Sequence[int]) -> None:
+        """Take note of ids in their order: each is in a gap, or beyond the last one."""
+        last_id = max([self._last_id, *ids[-1:]])
+        gaps = [*self._gaps, _Gap(self._last_id + 1, last_id, time.monotonic())]
+        self._gaps = [rest for gap in gaps for rest in _without(gap, ids)][-GAPS_AT_MOST:]
+        self._last_id = last_id
 
-    def _give_up(self) -> None:
-        late = self._late_since_s
-        before_s = time.monotonic() - LATE_S
-        for id_ in list(late):
-            if len(late) <= LATE_AT_MOST and late[id_] > before_s:
-                return
-            del late[id_]
+    def _forget_old_gaps(self) -> None:
+        # What is missed for so long was undone, or deleted.
+        before_s = time.monotonic() - GAP_S
+        self._gaps = [gap for gap in self._gaps if gap.since_s > before_s]
+
+
+def _without(gap: _Gap, ids: Sequence[int]) -> Iterator[_Gap]:
+    """Give what is left of a gap without these ids, which are in order."""
+    first = gap.first
+    for id_ in ids[bisect_left(ids, gap.first) : bisect_right(ids, gap.last)]:
+        if first < id_:
+            yield _Gap(first, id_ - 1, gap.since_s)
+        first = id_ + 1
+    if first <= gap.last:
+        yield _Gap(first, gap.last, gap.since_s)
 
 
 def _change(row: Sequence[Any]) -> Change:
