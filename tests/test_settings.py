@@ -276,6 +276,9 @@ def test_secrets_stay_out_of_texts() -> None:
     assert "hush" not in repr(settings)
     assert SECRET not in repr(settings)
     assert "hunter2" not in repr(settings)
+    assert "hunter2" in settings.secrets()
+    written = Settings(database_url="postgresql://relay:hunter%402@db/relay?password=hunter3")
+    assert written.secrets() == ["hunter%402", "hunter@2", "hunter3"]
     with pytest.raises(SettingsError) as caught:
         Settings(jwt_secret="short-secret").require_jwt_secrets()
     assert "short-secret" not in str(caught.value)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
@@ -196,10 +196,12 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """List what must never be shown, neither in a log nor elsewhere."""
-        password = ""
+        passwords: list[str] = []
         with suppress(ValueError):
-            password = urlsplit(self.database_url).password or ""
-        named = (*parse_texts(self.jwt_secret), self.facebook_app_secret, self.metrics_token, password)
+            parts = urlsplit(self.database_url)
+            written = parts.password or ""
+            passwords = [written, unquote(written), *parse_qs(parts.query).get("password", [])]
+        named = (*parse_texts(self.jwt_secret), self.facebook_app_secret, self.metrics_token, *passwords)
         return [secret for secret in named if secret]
 
     def resolved_database_url(self) -> str:

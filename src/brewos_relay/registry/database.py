@@ -18,9 +18,22 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 
 BUSY_TIMEOUT_S: Final = 10.0
-"""How long a write waits for another process's, say for an import to end."""
+"""How long a write waits for another one, say for an import to end."""
 
 _READING: Final = "brewos_relay_reading"
+
+_PASSWORDS: Final = ("password", "sslpassword")
+"""Where in the query of a URL there may be one."""
+
+# A computer that is gone says nothing, and the system would wait for it for a quarter of an hour or for ever,
+# with each of the registry's threads. postgresql.org/docs/current/libpq-connect.html
+_LIBPQ: Final = {
+    "connect_timeout": 10,  # s
+    "keepalives_idle": 30,  # s
+    "keepalives_interval": 10,  # s
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 
 
 class Database:
@@ -48,7 +61,8 @@ class Database:
         other database has to be up to date. RegistryError says what to do if this program and the database
         do not fit.
 
-        `url` is an SQLAlchemy URL, as in `sqlite:///data/brewos-relay.db`. No error repeats its password.
+        `url` is an SQLAlchemy URL, as in `sqlite:///data/brewos-relay.db`; for PostgreSQL, those that other
+        programs take are good too. No error repeats its password.
         """
         database = cls(_connect(url))
         try:
@@ -91,7 +105,7 @@ class Database:
         file = _file_of(self._engine.url)
         if file is not None:
             return str(file.absolute())
-        return self._engine.url.render_as_string(hide_password=True)
+        return _shown(self._engine.url)
 
     @property
     def one_writer(self) -> bool:
@@ -158,15 +172,20 @@ def database_file(url: str) -> Path | None:
 
 def _connect(url: str) -> Engine:
     parsed = _parse_url(url)
-    shown = parsed.render_as_string(hide_password=True)
+    shown = _shown(parsed)
     try:
         # Parameters are kept out of errors: some of them are key hashes.
         engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed))
     except (SQLAlchemyError, ImportError, TypeError, ValueError) as problem:
-        raise RegistryError(f"cannot use the database {shown}: {_reason(problem)}") from None
+        reason = _reason(problem)
+        if isinstance(problem, ImportError) and parsed.get_driver_name() == "psycopg":
+            reason += "; install its driver with `pip install 'brewos-relay[postgresql]'`"
+        raise RegistryError(f"cannot use the database {shown}: {reason}") from None
     try:
         if _is_sqlite(engine):
             _prepare_sqlite(engine)
+        elif _is_postgresql(engine.url):
+            _prepare_postgresql(engine)
     except (SQLAlchemyError, OSError) as problem:
         engine.dispose()
         raise RegistryError(f"cannot open the database {shown}: {_reason(problem)}") from problem
@@ -175,6 +194,16 @@ def _connect(url: str) -> Engine:
 
 def _is_sqlite(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
+
+
+def _is_postgresql(url: URL) -> bool:
+    return url.get_backend_name() == "postgresql"
+
+
+def _shown(url: URL) -> str:
+    """Write a URL without its password, wherever in it that is."""
+    hidden = {name: "hidden" for name in _PASSWORDS if name in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _file_of(url: URL) -> Path | None:
@@ -186,7 +215,11 @@ def _file_of(url: URL) -> Path | None:
 
 def _parse_url(url: str) -> URL:
     try:
-        return make_url(url)
+        parsed = make_url(url)
+        # As platforms and other programs write it: whichever driver that is.
+        if parsed.drivername in {"postgres", "postgresql"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return parsed
     except (ArgumentError, ValueError):
         raise RegistryError(
             "the database's URL cannot be read: it must be like sqlite:////var/lib/brewos-relay/relay.db"
@@ -194,6 +227,10 @@ def _parse_url(url: str) -> URL:
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
+    if _is_postgresql(url):
+        is_libpq = url.get_driver_name().startswith("psycopg")
+        chosen = {name: value for name, value in _LIBPQ.items() if is_libpq and name not in url.query}
+        return {"pool_pre_ping": True, "connect_args": chosen}
     if url.get_backend_name() != "sqlite":
         return {"pool_pre_ping": True}
     if url.database in (None, "", ":memory:"):
@@ -237,6 +274,16 @@ def _prepare_sqlite(engine: Engine) -> None:
             if "locked" not in str(problem.orig) or time.monotonic() > deadline_s:
                 raise
         time.sleep(0.02)
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:
+        # Not among the parameters of the connection: what pools connections between does not take it there.
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+        cursor.close()
+        connection.commit()
 
 
 @contextmanager

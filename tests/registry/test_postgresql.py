@@ -1,0 +1,235 @@
+"""What is different about a registry in PostgreSQL; what is not is in the other tests, which try both."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Connection, inspect, update
+from sqlalchemy.engine import make_url
+
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry import database as database_module
+from brewos_relay.registry import migrations
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.database import Database, database_file, upgrade, version
+from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.records import Device, DeviceUser
+from brewos_relay.registry.schema import devices, metadata
+from support.postgresql import PostgreSQL
+from support.registry import NOW_MS, device_id, new_device, register
+
+pytestmark = pytest.mark.postgresql
+
+# As the first release made them.
+_FIRST_TABLES = """
+CREATE TABLE devices (
+    id VARCHAR(12) NOT NULL, key_hash BYTEA NOT NULL, name VARCHAR(100), created_at_ms BIGINT NOT NULL,
+    last_seen_ms BIGINT, PRIMARY KEY (id)
+);
+CREATE TABLE device_users (
+    user_id VARCHAR(256) NOT NULL, device_id VARCHAR(12) NOT NULL, PRIMARY KEY (user_id, device_id),
+    FOREIGN KEY(device_id) REFERENCES devices (id) ON DELETE CASCADE
+);
+CREATE INDEX device_users_by_device ON device_users (device_id);
+INSERT INTO devices VALUES ('BRW-00000007', decode(repeat('07', 32), 'hex'), 'No. 7', 7, NULL);
+INSERT INTO device_users VALUES ('ada', 'BRW-00000007'), ('bob', 'BRW-00000007');
+"""
+
+
+@pytest.fixture
+def kind() -> str:
+    return "postgresql"
+
+
+@pytest.fixture
+def empty(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of a database without a table."""
+    with postgresql.new_database(empty=True) as url:
+        yield url
+
+
+@pytest.fixture
+def old(empty: str) -> str:
+    """The URL of a database of the first release, with rows."""
+    database = Database(database_module._connect(empty))
+    with database, database.writing() as db:
+        db.exec_driver_sql(_FIRST_TABLES)
+    return empty
+
+
+# Where it is
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_a_url_as_others_write_it(url: str, scheme: str) -> None:
+    with Database.open(url.replace("postgresql+psycopg", scheme)) as database:
+        register(database, [new_device(1)])
+        assert database.location.startswith("postgresql+psycopg://relay:***@/test_")
+    assert database_file(url) is None
+
+
+@pytest.mark.parametrize("where", ["", "&password=hunter2", "&sslpassword=hunter2"])
+def test_no_password_is_shown(url: str, where: str) -> None:
+    with Database.open(url + where) as database:
+        assert "hunter2" not in database.location
+    gone = make_url(url + where).set(database="hunter3").render_as_string(hide_password=False)
+    assert "hunter2" in gone
+    for attempt in (Database.open, upgrade, version):
+        with pytest.raises(RegistryError, match='database "hunter3" does not exist') as caught:
+            attempt(gone)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "advice"), [("postgresql", "brewos-relay[postgresql]"), ("postgresql+pg8000", "pg8000")]
+)
+def test_without_its_driver(monkeypatch: pytest.MonkeyPatch, scheme: str, advice: str) -> None:
+    for name in ("psycopg", "pg8000"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RegistryError) as caught:
+        Database.open(f"{scheme}://relay:hunter2@db/relay")
+    assert advice in str(caught.value)
+    assert ("pip install" in str(caught.value)) is (scheme == "postgresql")
+    assert "hunter2" not in str(caught.value)
+
+
+def parameters_of(url: str) -> dict[str, str]:
+    with Database.open(url) as database, database.reading() as db:
+        found: dict[str, str] = db.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+        return found
+
+
+def test_nobody_waits_for_ever_for_a_computer_that_is_gone(url: str) -> None:
+    wanted = {"connect_timeout": "10", "keepalives_idle": "30", "tcp_user_timeout": "30000"}
+    assert wanted.items() <= parameters_of(url).items()
+    assert parameters_of(f"{url}&connect_timeout=3")["connect_timeout"] == "3"
+
+
+# Its tables
+
+
+def test_tables_are_made_on_request_only(empty: str) -> None:
+    assert version(empty)[1] is None
+    with pytest.raises(RegistryError, match=r"none of its tables, .*`brewos-relay db upgrade` brings"):
+        Database.open(empty)
+    assert version(empty)[1] is None
+    assert upgrade(empty) == list(migrations.VERSIONS)
+    assert upgrade(empty) == []
+    Database.open(empty).close()
+
+
+def test_an_old_database_keeps_its_rows(old: str) -> None:
+    with pytest.raises(RegistryError, match=r"version 0001, .* \d+; `brewos-relay db upgrade` brings"):
+        Database.open(old)
+    assert upgrade(old) == list(migrations.VERSIONS[1:])
+    with Database.open(old) as database, database.reading() as db:
+        assert all_devices(db) == [
+            Device(id=device_id(7), key_hash=b"\x07" * 32, name="No. 7", created_at_ms=7, last_seen_ms=None)
+        ]
+        assert users_of(db, device_id(7), now_ms=NOW_MS) == [
+            DeviceUser(user_id=user, device_id=device_id(7), role="owner") for user in ("ada", "bob")
+        ]
+
+
+def describe(url: str) -> dict[str, object]:
+    with Database.open(url) as database, database.reading() as db:
+        tables = inspect(db)
+        return {
+            name: [
+                sorted((column["name"], str(column["type"]), column["nullable"]) for column in columns),
+                sorted(str(index) for index in tables.get_indexes(name)),
+                sorted(str(key) for key in tables.get_foreign_keys(name)),
+            ]
+            for name in [*metadata.tables, "alembic_version"]
+            if (columns := tables.get_columns(name))
+        }
+
+
+def test_an_old_database_ends_up_like_a_new_one(old: str, url: str) -> None:
+    upgrade(old)
+    assert describe(old) == describe(url)
+
+
+def test_all_of_it_or_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_alembic = migrations._run_alembic
+
+    def fail_in_the_end(*args: object) -> None:
+        run_alembic(*args)  # type: ignore[arg-type]
+        raise RegistryError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "_run_alembic", fail_in_the_end)
+        with pytest.raises(RegistryError, match="the disk is full"):
+            upgrade(old)
+    assert version(old)[1] == "0001"
+    assert upgrade(old) == list(migrations.VERSIONS[1:])
+
+
+def test_several_may_bring_it_up_to_date_at_once(empty: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        added = list(pool.map(upgrade, [empty] * 4))
+    assert sorted(added) == [[], [], [], list(migrations.VERSIONS)]
+
+
+def test_a_database_of_a_newer_program_is_left_alone(url: str) -> None:
+    with Database.open(url) as database, database.writing() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    for refused in (Database.open, upgrade):
+        with pytest.raises(
+            RegistryError, match=r"a newer brewos-relay .* version 9999, .* up to \d+; install"
+        ):
+            refused(url)
+
+
+# Reading and writing
+
+
+def rename(db: Connection, name: str) -> None:
+    db.execute(update(devices).values(name=name))
+
+
+def names(database: Database) -> list[str | None]:
+    with database.reading() as db:
+        return [device.name for device in all_devices(db)]
+
+
+def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
+    register(database, [new_device(1, name="old")])
+    with database.writing() as db:
+        rename(db, "new")
+        assert names(database) == ["old"]
+    assert names(database) == ["new"]
+
+
+def test_reading_needs_no_transaction(database: Database) -> None:
+    with database.reading() as db:
+        assert all_devices(db) == []
+        register(database, [new_device(1)])
+        assert len(all_devices(db)) == 1  # what somebody else has committed meanwhile is seen
+
+
+def test_a_writer_waits_for_another(database: Database, postgresql: PostgreSQL) -> None:
+    register(database, [new_device(1)])
+
+    def rename_second() -> None:
+        with database.writing() as db:
+            rename(db, "second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as db:
+            rename(db, "first")
+            second = pool.submit(rename_second)
+            postgresql.wait_until_one_waits()
+        second.result(30)
+    assert names(database) == ["second"]
+
+
+def test_a_writer_does_not_wait_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.1)
+    with Database.open(url) as database:
+        register(database, [new_device(1)])
+        with database.writing() as db:
+            rename(db, "first")
+            with pytest.raises(RegistryError, match="lock timeout"), database.writing() as other:
+                rename(other, "second")
