@@ -22,6 +22,10 @@ BUSY_TIMEOUT_S: Final = 10.0
 
 _READING: Final = "brewos_relay_reading"
 
+# Rows that are there already, or are there no more; a deadlock, and a transaction that cannot be serialized.
+# postgresql.org/docs/current/errcodes-appendix.html
+_CROSSED: Final = ("23505", "23503", "40P01", "40001")
+
 _PASSWORDS: Final = ("password", "sslpassword")
 """Where in the query of a URL there may be one."""
 
@@ -160,6 +164,16 @@ def version(url: str) -> tuple[str, str | None]:
             return database.location, migrations.version_of(db)
     finally:
         database.close()
+
+
+def crossed(problem: RegistryError) -> bool:
+    """Tell whether a change failed for what another one did meanwhile: tried anew, it may well succeed.
+
+    Each waited for the other, or both added the same. SQLite has one writer at a time, and nothing of this.
+    """
+    cause = problem.__cause__
+    state = getattr(cause.orig, "sqlstate", None) if isinstance(cause, DBAPIError) else None
+    return state is not None and state.startswith(_CROSSED)
 
 
 def database_file(url: str) -> Path | None:

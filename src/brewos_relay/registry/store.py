@@ -17,7 +17,7 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
 from brewos_relay.registry.batching import Batcher
 from brewos_relay.registry.changes import ChangeFollower
-from brewos_relay.registry.database import Database
+from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.notes import Notes
@@ -73,7 +73,8 @@ class Store:
     ) -> T:
         """Call a function that writes, in a transaction: committed on return, undone if the function raises.
 
-        Once it is under way, a cancellation waits for its end.
+        It is called once more if what somebody else wrote meanwhile was in its way. Once it is under way, a
+        cancellation waits for its end.
         """
         call = functools.partial(self._call_writing, function, *args, **kwargs)
         with self._timed("write"):
@@ -181,6 +182,12 @@ class Store:
     def _call_writing(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        try:
+            with self._database.writing() as db:
+                return function(db, *args, **kwargs)
+        except RegistryError as problem:
+            if not crossed(problem):
+                raise
         with self._database.writing() as db:
             return function(db, *args, **kwargs)
 

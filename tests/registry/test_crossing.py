@@ -1,0 +1,250 @@
+"""What several writers do at the same time, where they can: on PostgreSQL, over connections of their own."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import trio
+from sqlalchemy import Connection, insert
+
+from brewos_relay.errors import DeviceExists, RegistryError
+from brewos_relay.registry.access import leave
+from brewos_relay.registry.accounts import add_user, all_users, remove_user, sign_in
+from brewos_relay.registry.changes import ChangeFollower, note_change, read_changes
+from brewos_relay.registry.database import Database, crossed
+from brewos_relay.registry.devices import add_devices, lock_device
+from brewos_relay.registry.records import Identity
+from brewos_relay.registry.schema import devices
+from brewos_relay.registry.store import Store, open_store
+from support.postgresql import PostgreSQL
+from support.registry import NOW_MS, device_id, new_device, register
+
+pytestmark = pytest.mark.postgresql
+
+DEADLINE_S = 30.0
+ADA = Identity(
+    issuer="https://accounts.example.org",
+    subject="1",
+    email="ada@example.org",
+    email_verified=True,
+    name="Ada",
+    picture_url=None,
+)
+
+
+@pytest.fixture
+def kind() -> str:
+    return "postgresql"
+
+
+@pytest.fixture
+def follow(database: Database) -> Iterator[Callable[[], list[int]]]:
+    """Follow changes as a server does: a function that gives the ids of new ones."""
+    with Database.open(database._engine.url.render_as_string(hide_password=False)) as server:
+        with server.reading() as db:
+            follower = ChangeFollower(db)
+
+        def follow() -> list[int]:
+            with server.reading() as db:
+                return [change.id for change in follower.read(db)]
+
+        yield follow
+
+
+# The feed of changes
+
+
+def test_a_change_that_is_committed_after_a_later_one(
+    database: Database, follow: Callable[[], list[int]]
+) -> None:
+    with database.writing() as slow:
+        note_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
+        with database.writing() as fast:
+            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+        (later,) = follow()
+        assert follow() == []
+    (earlier,) = follow()
+    assert earlier < later
+    assert follow() == []
+
+
+def test_one_that_began_before_the_server(database: Database) -> None:
+    with database.writing() as slow:
+        note_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
+        with database.writing() as fast:
+            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+        with database.reading() as db:
+            follower = ChangeFollower(db)
+            assert follower.read(db) == []
+    with database.reading() as db:
+        assert [change.device_id for change in follower.read(db)] == [device_id(1)]
+        assert follower.read(db) == []
+
+
+def test_a_great_change_is_committed_after_a_small_one(
+    database: Database, follow: Callable[[], list[int]]
+) -> None:
+    register(database, [new_device(number, "ada") for number in range(300)])
+    with database.writing() as db:
+        user = add_user(db, email="bob@example.org", name=None, now_ms=1)
+        many = [
+            {"user_id": user.id, "device_id": device_id(number), "role": "member"} for number in range(300)
+        ]
+        db.execute(insert(devices.metadata.tables["device_users"]), many)
+    with database.writing() as slow:
+        assert remove_user(slow, user.id, now_ms=1)
+        with database.writing() as fast:
+            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+        assert len(follow()) == 1
+    assert len(follow()) == 301
+    assert follow() == []
+
+
+def test_a_change_that_was_undone_is_not_waited_for(
+    database: Database, follow: Callable[[], list[int]]
+) -> None:
+    with contextlib.suppress(ZeroDivisionError), database.writing() as db:
+        note_change(db, "key_changed", now_ms=1)
+        raise ZeroDivisionError
+    with database.writing() as db:
+        note_change(db, "key_changed", now_ms=1)
+    assert len(follow()) == 1
+    assert follow() == []
+    with database.reading() as db:
+        assert len(read_changes(db, 0)) == 1
+
+
+# Two who do the same, or wait for each other
+
+
+async def cross(
+    store: Store,
+    url: str,
+    postgresql: PostgreSQL,
+    first: Callable[[Connection], object],
+    second: Callable[..., object],
+    *args: Any,
+    **kwargs: Any,
+) -> list[object]:
+    """Let somebody do something while a server's change waits for that; give what came of the change."""
+    outcome: list[object] = []
+
+    async def write() -> None:
+        outcome.append(await store.write(second, *args, **kwargs))
+
+    with Database.open(url) as other:
+        async with trio.open_nursery() as nursery:
+            with other.writing() as db:
+                first(db)
+                nursery.start_soon(write)
+                await trio.to_thread.run_sync(postgresql.wait_until_one_waits)
+    return outcome
+
+
+async def test_somebody_who_signs_in_twice_at_once_has_one_account(url: str, postgresql: PostgreSQL) -> None:
+    def come(db: Connection) -> Any:
+        return sign_in(db, ADA, open_to_all=True, now_ms=NOW_MS)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            (user,) = await cross(store, url, postgresql, come, come)
+            assert await store.read(all_users) == [user]
+
+
+async def test_the_first_account_alone_is_an_administrators(url: str, postgresql: PostgreSQL) -> None:
+    def add(db: Connection, email: str = "ada@example.org") -> Any:
+        return add_user(db, email=email, name=None, now_ms=NOW_MS)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            await cross(store, url, postgresql, add, add, "bob@example.org")
+            users = await store.read(all_users)
+    assert [(user.email, user.is_admin) for user in users] == [
+        ("ada@example.org", True),
+        ("bob@example.org", False),
+    ]
+
+
+async def test_a_device_that_two_register_at_once(url: str, postgresql: PostgreSQL) -> None:
+    def add(db: Connection) -> bool:
+        try:
+            add_devices(db, [new_device(1)], now_ms=NOW_MS)
+        except DeviceExists:
+            return False
+        return True
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            assert await cross(store, url, postgresql, add, add) == [False]
+
+
+async def test_two_who_wait_for_each_other_both_come_to_their_end(url: str, postgresql: PostgreSQL) -> None:
+    attempts: list[str] = []
+    with Database.open(url) as database:
+        register(database, [new_device(1, "ada", "bob"), new_device(2, "ada", "bob")])
+
+    async def lock(store: Store, here: trio.Event, there: trio.Event, first: int, second: int) -> None:
+        def both(db: Connection) -> None:
+            attempts.append(device_id(first))
+            lock_device(db, device_id(first))
+            trio.from_thread.run_sync(here.set)
+            trio.from_thread.run(there.wait)
+            leave(db, device_id(second), "bob", now_ms=NOW_MS)
+
+        await store.write(both)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store, trio.open_nursery() as nursery:
+            one, other = trio.Event(), trio.Event()
+            nursery.start_soon(lock, store, one, other, 1, 2)
+            nursery.start_soon(lock, store, other, one, 2, 1)
+    assert len(attempts) == 3
+
+
+async def test_what_fails_by_itself_is_tried_twice_at_most(url: str) -> None:
+    attempts: list[Connection] = []
+
+    def add(db: Connection) -> None:
+        attempts.append(db)
+        row = {"id": device_id(1), "key_hash": b"k" * 32, "created_at_ms": 1}
+        db.execute(insert(devices), [row, row])
+
+    def break_off(db: Connection) -> None:
+        attempts.append(db)
+        db.exec_driver_sql("SELECT 1 / 0")
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            for function, times in ((add, 2), (break_off, 1)):
+                attempts.clear()
+                with pytest.raises(RegistryError) as caught:
+                    await store.write(function)
+                assert len(attempts) == times
+                assert crossed(caught.value) is (times == 2)
+
+
+def test_a_machine_that_registers_twice_at_once(database: Database, postgresql: PostgreSQL) -> None:
+    from brewos_relay.registry.pairing import register_claim
+
+    def boot(db: Connection) -> str:
+        return register_claim(
+            db,
+            device_id=device_id(1),
+            key_hash=b"k" * 32,
+            token_hash=b"t" * 32,
+            now_ms=NOW_MS,
+            expires_at_ms=NOW_MS + 1000,
+        )
+
+    def boot_again() -> str:
+        with database.writing() as db:
+            return boot(db)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as db:
+            assert boot(db) == "stored"
+            second = pool.submit(boot_again)
+            postgresql.wait_until_one_waits()
+        assert second.result(DEADLINE_S) == "refreshed"
