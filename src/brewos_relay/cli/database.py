@@ -1,6 +1,7 @@
 """`brewos-relay db …`: the tables of the registry, and copies of it."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -30,7 +31,7 @@ def upgrade(data_dir: Path | None) -> None:
 
     \b
     Example:
-      BREWOS_RELAY_DATABASE_URL=postgresql+psycopg://relay@db/relay brewos-relay db upgrade
+      BREWOS_RELAY_DATABASE_URL=postgresql://relay@db/relay brewos-relay db upgrade
     """
     from brewos_relay.registry import migrations
     from brewos_relay.registry.database import upgrade
@@ -90,7 +91,11 @@ def backup(file: Path, force: bool, data_dir: Path | None) -> None:
 
     with failing_with(Failed):
         url = database_url(data_dir)
-        source = _require_sqlite(url, "pg_dump copies it, also while the server runs")
+        source = _require_sqlite(
+            url,
+            "pg_dump copies it, also while the server runs:"
+            f" pg_dump --format=custom --file={quote(str(file))} {{database}}",
+        )
         require_file(url)
         copy = back_up(source, file, replace=force)
     click.echo(f"{file} has {_describe(copy.devices, copy.version, copy.size_bytes)}.", err=True)
@@ -113,7 +118,11 @@ def restore(file: Path, data_dir: Path | None) -> None:
 
     with failing_with(Failed):
         url = database_url(data_dir)
-        target = _require_sqlite(url, "pg_restore brings it back, once the server is stopped")
+        target = _require_sqlite(
+            url,
+            "pg_restore brings a copy of pg_dump back, once every server is stopped:"
+            f" pg_restore --clean --if-exists --single-transaction --dbname={{database}} {quote(str(file))}",
+        )
         copy = restore(file, target)
     what = _describe(copy.devices, copy.version, copy.size_bytes)
     click.echo(f"{target.absolute()} is {file} now, with {what}.", err=True)
@@ -122,14 +131,17 @@ def restore(file: Path, data_dir: Path | None) -> None:
 
 
 def _require_sqlite(url: str, hint: str) -> Path:
-    """Give the file of the registry; Failed says what to do about one that is not simply a file."""
-    from brewos_relay.registry.database import database_file
+    """Give the file of the registry; Failed says what to do about one that is not simply a file.
+
+    The hint is for PostgreSQL, with `{database}` where its URL belongs.
+    """
+    from brewos_relay.registry.database import database_file, postgresql_url
 
     file = database_file(url)
     if file is not None:
         return file
-    if url.startswith("postgresql"):
-        raise Failed(f"the registry is in PostgreSQL: {hint}")
+    if (shown := postgresql_url(url)) is not None:
+        raise Failed(f"the registry is in PostgreSQL: {hint.replace('{database}', quote(shown))}")
     raise Failed("the registry is not simply an SQLite file; use the tools of its database")
 
 

@@ -40,9 +40,13 @@ def check_database(settings: Settings) -> list[Finding]:
             advice = "the server makes it when it starts; look at DATA_DIR if there should be one"
             return [Finding(name, "warning", f"there is no {file.absolute()} yet", advice)]
         location, tables = version(url)
+        if tables is None:
+            said = f"{location} has none of the registry's tables"
+            return [Finding(name, "failed", said, "run `brewos-relay db upgrade`, which makes them")]
         if tables != migrations.HEAD:
             said = f"{location} has tables of version {tables}, and this program wants {migrations.HEAD}"
             return [Finding(name, "failed", said, "run `brewos-relay db upgrade`, after a copy was made")]
+        said = f"{location}, version {tables}, can be written"
         with Database.open(url) as database:
             with database.writing() as db:
                 db.execute(text("UPDATE devices SET name = name WHERE 1 = 0"))
@@ -52,11 +56,12 @@ def check_database(settings: Settings) -> list[Finding]:
                 if wrong:
                     advice = "stop the server and restore a copy: `brewos-relay db restore`"
                     return [Finding(name, "failed", f"{location} is damaged: {'; '.join(wrong)}", advice)]
+                said += ", no damage found"
     except (RegistryError, SettingsError) as problem:
         return [
             Finding(name, "failed", str(problem), "see that it is there and that this user may write to it")
         ]
-    return [Finding(name, "ok", f"{location}, version {tables}, can be written, no damage found")]
+    return [Finding(name, "ok", said)]
 
 
 def check_certificate(settings: Settings) -> list[Finding]:

@@ -184,6 +184,20 @@ def database_file(url: str) -> Path | None:
     return _file_of(_parse_url(url))
 
 
+def postgresql_url(url: str) -> str | None:
+    """Give the URL of a PostgreSQL as its own programs take it, without the password; None for others.
+
+    RegistryError if the URL cannot be read.
+    """
+    parsed = _parse_url(url)
+    if not _is_postgresql(parsed):
+        return None
+    shown = parsed.set(drivername="postgresql").difference_update_query(_PASSWORDS)
+    return URL.create(
+        shown.drivername, shown.username, None, shown.host, shown.port, shown.database, shown.query
+    ).render_as_string()
+
+
 def _connect(url: str) -> Engine:
     parsed = _parse_url(url)
     shown = _shown(parsed)

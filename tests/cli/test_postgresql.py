@@ -1,0 +1,95 @@
+"""Commands on a registry in PostgreSQL."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.migrations import HEAD
+from support.postgresql import PostgreSQL, find_programs
+from support.process import SECRET
+
+from .conftest import Run, assert_refused
+
+pytestmark = pytest.mark.postgresql
+
+ID = "BRW-0000001A"
+
+
+@pytest.fixture
+def url(postgresql: PostgreSQL, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL, in the environment, of a database without a table."""
+    with postgresql.new_database(empty=True) as url:
+        monkeypatch.setenv("BREWOS_RELAY_DATABASE_URL", url)
+        monkeypatch.setenv("JWT_SECRET", SECRET)
+        monkeypatch.setenv("PORT", "0")
+        yield url
+
+
+def test_its_tables(run: Run, url: str) -> None:
+    assert_refused(run("device", "list"), 1, "none of its tables", "`brewos-relay db upgrade`")
+    outcome = run("db", "status")
+    assert outcome.code == 1
+    assert outcome.out.endswith("version   none\n")
+    assert "hunter2" not in outcome.out
+    assert run("db", "upgrade").err == f"The tables went from none to version {HEAD}.\n"
+    assert run("db", "upgrade").err == f"The tables are up to date: they have version {HEAD}.\n"
+    outcome = run("db", "status")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert run("device", "add", ID).code == 0
+    assert ID in run("device", "list").out
+    assert_refused(run("device", "add", ID), 1, f"{ID}")
+
+
+def examine(run: Run) -> str:
+    lines = run("doctor").out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.split()[1] == "database")
+    return " ".join(" ".join(lines[place : place + 2]).split())
+
+
+def test_examining_it(run: Run, url: str, postgresql: PostgreSQL) -> None:
+    found = examine(run)
+    assert found.startswith("failed database postgresql+psycopg://relay:***@/")
+    assert "has none of the registry's tables → run `brewos-relay db upgrade`, which makes them" in found
+    run("db", "upgrade")
+    found = examine(run)
+    assert found.startswith("ok database postgresql+psycopg://relay:***@/")
+    assert f"version {HEAD}, can be written ok" in found  # nobody has looked for damage
+    postgresql.stop()
+    try:
+        found = examine(run)
+    finally:
+        postgresql.start()
+    assert found.startswith("failed database")
+    assert "connection to server on socket" in found
+    assert "hunter2" not in found
+
+
+def test_a_copy_and_the_way_back_as_the_command_says(run: Run, url: str) -> None:
+    programs = find_programs()
+    if programs is None or not (programs / "pg_dump").exists():
+        pytest.skip("there is no pg_dump")
+
+    def advice(command: str) -> str:
+        outcome = run("db", command, "a copy.dump")
+        assert_refused(outcome, 1, "the registry is in PostgreSQL: pg_")
+        assert "hunter2" not in outcome.err
+        return outcome.err.rpartition(": ")[2]
+
+    def follow(advice: str) -> None:
+        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PGPASSWORD": "hunter2"}
+        subprocess.run(advice, shell=True, check=True, env=environment, timeout=30)
+
+    run("db", "upgrade")
+    assert run("device", "add", ID).code == 0
+    follow(advice("backup"))
+    assert Path("a copy.dump").exists()
+    assert run("device", "remove", ID).code == 0
+    follow(advice("restore"))
+    assert ID in run("device", "list").out
+    with Database.open(url) as database, database.reading() as db:
+        assert db.execute(text("SELECT count(*) FROM devices")).scalar_one() == 1
