@@ -78,7 +78,7 @@ def test_it_says_how_it_is_and_has_time_to_leave() -> None:
     assert float(service["TimeoutStopSec"][0]) > LONGEST_DRAIN_S
     assert int(service["LimitNOFILE"][0]) >= 10_000
     assert service["Restart"] == ["always"]
-    # SIGTERM goes to all, but nobody is killed before the time is over.
+    # SIGTERM is for the relay; what it may have started is killed when it has gone.
     assert service["KillMode"] == ["mixed"]
 
 
@@ -111,6 +111,21 @@ def test_the_calls_that_a_relay_makes_are_allowed() -> None:
     assert "prlimit64" in default.split()
     for line in section(UNIT, "Service")["SystemCallFilter"]:
         assert "prlimit64" not in line
+
+
+def test_a_relay_with_tls_may_list_its_addresses() -> None:
+    """Its own certificate names them all; no other part of the unit gives what this takes."""
+    assert section(TLS, "Service")["RestrictAddressFamilies"] == ["AF_NETLINK"]
+
+
+def test_the_relay_can_reach_its_certificate() -> None:
+    """Its folder is in one that everybody may pass through; the secret in there is guarded by itself."""
+    guide = (DEPLOY.parent / "docs" / "how-to" / "deploy-with-systemd.md").read_text()
+    assert "\ninstall -d /etc/brewos-relay\n" in guide
+    assert "(umask 077 && /opt/brewos-relay/bin/brewos-relay secret > /etc/brewos-relay/jwt-secret)" in guide
+    group = section(TLS, "Service")["SupplementaryGroups"][0]
+    assert f"install -d -g {group} -m 0750 /etc/brewos-relay/tls\n" in guide
+    assert f"install -g {group} -m 0640 " in guide
 
 
 def test_the_unit_is_one_that_other_tools_can_read() -> None:

@@ -97,6 +97,18 @@ def test_addresses_are_found_where_the_system_knows_none(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_process_that_may_not_list_interfaces_gets_its_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise OSError("Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "if_nameindex", fail)
+    _, certificate = load_certificate(*[ensure_self_signed(tmp_path)] * 2)
+    assert certificate.is_for("127.0.0.1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_addresses_of_interfaces_are_found() -> None:
     assert "127.0.0.1" in self_signed._addresses_of_interfaces()
     assert all(ipaddress.ip_address(address) for address in self_signed._addresses_of_interfaces())
