@@ -56,6 +56,19 @@ def test_settings_are_shown_with_where_they_stand(
     assert outcome.code == 1, "there is no such database"
 
 
+def test_a_registry_that_this_user_may_not_look_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> bool:
+        if path.suffix != ".db":
+            return False
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setattr(Path, "exists", refuse)
+    outcome = run("doctor", "--json", "--data-dir", "/var/lib/others")
+    assert outcome.code == 1
+    assert states(outcome.out)["database"] == ("failed", "/var/lib/others/brewos-relay.db: Permission denied")
+
+
 def test_a_setting_that_makes_no_sense(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "70000")
     outcome = run("doctor")

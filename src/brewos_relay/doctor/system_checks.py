@@ -57,10 +57,11 @@ def check_database(settings: Settings) -> list[Finding]:
                     advice = "stop the server and restore a copy: `brewos-relay db restore`"
                     return [Finding(name, "failed", f"{location} is damaged: {'; '.join(wrong)}", advice)]
                 said += ", no damage found"
-    except (RegistryError, SettingsError) as problem:
-        return [
-            Finding(name, "failed", str(problem), "see that it is there and that this user may write to it")
-        ]
+    except (RegistryError, SettingsError, PermissionError) as problem:
+        what = str(problem)
+        if isinstance(problem, PermissionError):
+            what = f"{problem.filename}: {problem.strerror}"
+        return [Finding(name, "failed", what, "see that it is there and that this user may write to it")]
     return [Finding(name, "ok", said)]
 
 
