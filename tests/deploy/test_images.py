@@ -30,8 +30,8 @@ def test_the_dockerfile_keeps_the_rules() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("python:3.13-slim-bookworm AS", "python AS", "no tag that stays"),
-        ("python:3.13-slim-bookworm AS", "python:latest AS", "no tag that stays"),
+        ("python:3.13-slim-trixie AS", "python AS", "no tag that stays"),
+        ("python:3.13-slim-trixie AS", "python:latest AS", "no tag that stays"),
         ("COPY src", "ADD https://example.org/src", "ADD fetches"),
         ("COPY src", "COPY sources", "no such file"),
         ("COPY src", "COPY docs", "left out by .dockerignore"),
@@ -45,6 +45,8 @@ def test_the_dockerfile_keeps_the_rules() -> None:
         ("VOLUME /data", "", "no VOLUME"),
         ('CMD ["python"', 'CMD python #"', "HEALTHCHECK starts a shell"),
         ('CMD ["serve"]', "CMD serve", "CMD starts a shell"),
+        ("RUN install -d -o 10001", "RUN install -d -o 0", "not its user's alone"),
+        ("-m 0700 /data", "/data", "not its user's alone"),
         ("--no-cache-dir ", "", "leaves its cache"),
     ],
 )

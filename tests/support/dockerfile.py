@@ -73,6 +73,11 @@ def lint(text: str, context: Path, ignored: str = "") -> list[str]:
     }.items():
         if not any(step.name == name for step in final):
             problems.append(f"the last stage has no {name}: {why}")
+    for folder in [step.rest for step in final if step.name == "VOLUME"]:
+        owner, _, group = users[-1].partition(":") if users else ("", "", "")
+        made = f"install -d -o {owner} -g {group or owner} -m 0700 {folder}"
+        if not any(step.name == "RUN" and step.rest == made for step in final):
+            problems.append(f"{folder} is not its user's alone: `RUN {made}` makes it so everywhere")
     for step in final:
         command = re.sub(r"^(--\S+ )*(CMD )?", "", step.rest) if step.name == "HEALTHCHECK" else step.rest
         if step.name in {"CMD", "ENTRYPOINT", "HEALTHCHECK"} and not _is_list(command):
