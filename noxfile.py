@@ -43,8 +43,9 @@ def install(session: nox.Session, *groups: str, project: bool = True) -> None:
 
 @nox.session(python=AT_HAND)
 def lint(session: nox.Session) -> None:
-    """Check format and style."""
+    """Check format and style, and that compose knows all that its file says."""
     install(session, "lint", project=False)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
 
@@ -96,10 +97,9 @@ def coverage(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests, as many at a time as there are processors; arguments after -- go to pytest."""
-    install(session, "tests")
-    left_out = [f"--ignore={path}" for path in TRIED_ONCE] + ["-m", "not postgresql"]
-    if session.python == AT_HAND:
-        left_out = []
+    tries_all = session.python == AT_HAND
+    install(session, "tests", *(["fronts"] if tries_all else []))
+    left_out = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
     session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
 
 
