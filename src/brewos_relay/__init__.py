@@ -13,8 +13,6 @@
 #   core          THE REUSABLE RELAY: sessions, peers, limits
 #   messages      what passes through        errors      the exception tree, close codes
 #   settings      the one reader of the environment; only cli, demo and server use it
-#   settings_parsing   how each setting is read
-#   settings_sources   where settings stand in files
 #
 # The names below are the library. They are fetched when first used, so that a command line that needs no
 # relay does not load one.

@@ -11,7 +11,7 @@ import pytest
 
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.errors import RegistryError, SettingsError
-from brewos_relay.settings import LOG_LEVELS, Settings
+from brewos_relay.settings import LOG_FORMATS, LOG_LEVELS, Settings
 
 from .conftest import SECRET, Run, assert_refused
 
@@ -152,8 +152,10 @@ def test_a_bug_is_not_taken_for_a_failure_to_start(
     assert caught.value is problem
 
 
-def test_the_log_levels_are_those_of_the_settings(run: Run) -> None:
-    assert f"[{'|'.join(LOG_LEVELS)}]" in run("serve", "--help").out
+def test_what_logs_can_be_is_that_of_the_settings(run: Run) -> None:
+    said = run("serve", "--help").out
+    assert f"[{'|'.join(LOG_LEVELS)}]" in said
+    assert f"[{'|'.join(LOG_FORMATS)}]" in said
 
 
 # demo

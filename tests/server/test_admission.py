@@ -16,7 +16,7 @@ from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.records import Access, Device, Session
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
-from brewos_relay.settings_parsing import parse_networks
+from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
 from support.wire_client import upgrade_head
 

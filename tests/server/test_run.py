@@ -31,7 +31,7 @@ from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
-from brewos_relay.settings_parsing import parse_networks
+from brewos_relay.settings.parsing import parse_networks
 from support.certificates import client_context, write_certificate
 from support.process import (
     KEY,

@@ -26,7 +26,7 @@ _LINE_BYTES: Final = 1024
 
 
 def _base_url(text: str) -> str:
-    from brewos_relay.settings_parsing import parse_public_url
+    from brewos_relay.settings.parsing import parse_public_url
 
     try:
         return parse_public_url(text)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay import settings_parsing as parsing
+from brewos_relay.settings import parsing
 
 
 @pytest.mark.parametrize("text", ["true", "Yes", "ON", "1"])

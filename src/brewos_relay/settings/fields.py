@@ -1,54 +1,19 @@
-"""Settings: the command line over the environment over credentials over `.env` over defaults.
+"""Everything that can be set from outside, and what of it belongs together."""
 
-The one module that reads the environment; everything else is handed what it needs.
-"""
-
-import os
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
-from brewos_relay.settings_parsing import (
-    LOG_FORMATS,
-    LOG_LEVELS,
-    Network,
-    parse_count,
-    parse_duration_s,
-    parse_flag,
-    parse_issuer,
-    parse_log_format,
-    parse_log_level,
-    parse_networks,
-    parse_number,
-    parse_origins,
-    parse_paths,
-    parse_patterns,
-    parse_port,
-    parse_public_url,
-    parse_secure_url,
-    parse_sign_up,
-    parse_texts,
-)
-from brewos_relay.settings_sources import PREFIX as _PREFIX
-from brewos_relay.settings_sources import Found, find_texts, read_variable, variable_names
-
-__all__ = [
-    "DATABASE_FILE", "LOG_FORMATS", "LOG_LEVELS", "MIN_JWT_SECRET_BYTES", "Found", "Settings",
-    "find_settings",
-    "load_settings", "read_variable", "variable_names",
-]  # fmt: skip
+from brewos_relay.settings.parsing import Network, parse_texts
+from brewos_relay.settings.sources import PREFIX
 
 DATABASE_FILE: Final = "brewos-relay.db"
 MIN_JWT_SECRET_BYTES: Final = 32
 MIN_METRICS_TOKEN_CHARS: Final = 16
-
-#: Options that are not named like their fields, as each use of them gives one value.
-_OPTIONS: Final = {"trusted_proxies": "--trusted-proxy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +152,7 @@ class Settings:
             ),
         ):
             if wrong:
-                raise SettingsError(f"{_PREFIX}{problem}")
+                raise SettingsError(f"{PREFIX}{problem}")
 
     @property
     def speaks_tls(self) -> bool:
@@ -239,90 +204,3 @@ def _secret_problem(problem: str) -> SettingsError:
         f"JWT_SECRET {problem}: it must be a text of at least {MIN_JWT_SECRET_BYTES} bytes;"
         " `brewos-relay secret` makes one, to be put into the environment or into .env"
     )
-
-
-def load_settings(
-    *,
-    environ: Mapping[str, str] = os.environ,
-    dotenv_path: Path = Path(".env"),
-    **overrides: object,
-) -> Settings:
-    """Gather the settings from all sources and check them; SettingsError names the first bad one.
-
-    `overrides` are fields of `Settings` or of `Limits` that the command line gave; None is the same as not
-    given. Neither is an empty variable: it counts as unset.
-    """
-    found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
-    values: dict[str, Any] = {}
-    for name, parse in _PARSERS.items():
-        override = overrides.pop(name, None)
-        if override is not None:
-            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-            values[name] = _parse(parse, option, str(override))
-        elif name in found:
-            values[name] = _parse(parse, found[name].variable, found[name].text)
-    if overrides:
-        raise TypeError(f"no such setting: {', '.join(overrides)}")
-    limits = Limits(**{name: values.pop(name) for name in _LIMIT_NAMES if name in values})
-    return Settings(**values, limits=limits)
-
-
-def find_settings(
-    *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
-) -> dict[str, Found | None]:
-    """Tell for each setting where its value stands; None for those that have their default.
-
-    SettingsError if a file cannot be read.
-    """
-    found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
-    return {name: found.get(name) for name in _PARSERS}
-
-
-def _parse(parse: Callable[[str], object], name: str, text: str) -> object:
-    try:
-        return parse(text)
-    except ValueError as problem:
-        raise SettingsError(f"{name} is {text!r}: it must be {problem}") from None
-
-
-def _parser_of(name: str, kind: object) -> Callable[[str], object]:
-    """Find how a limit is read."""
-    if name.endswith(("_rate", "_burst")):
-        return parse_number
-    if kind is int:
-        return parse_count
-    return parse_duration_s if kind is float else parse_patterns
-
-
-_LIMIT_NAMES: Final = tuple(limit.name for limit in fields(Limits))
-
-_PARSERS: Final[dict[str, Callable[[str], object]]] = {
-    "host": str,
-    "port": parse_port,
-    "public_url": parse_public_url,
-    "tls_cert": Path,
-    "tls_key": Path,
-    "tls_self_signed": parse_flag,
-    "redirect_port": parse_port,
-    "trusted_proxies": parse_networks,
-    "proxy_protocol": parse_flag,
-    "jwt_secret": str,
-    "jwt_key_files": parse_paths,
-    "sign_up": parse_sign_up,
-    "google_client_ids": parse_texts,
-    "oidc_issuer": parse_issuer,
-    "oidc_audiences": parse_texts,
-    "oidc_jwks_url": parse_secure_url,
-    "facebook_app_id": str,
-    "facebook_app_secret": str,
-    "web_dist_path": Path,
-    "allowed_origins": parse_origins,
-    "metrics_token": str,
-    "metrics_host": str,
-    "metrics_port": parse_port,
-    "data_dir": Path,
-    "database_url": str,
-    "log_level": parse_log_level,
-    "log_format": parse_log_format,
-    **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(Limits)},
-}

@@ -1,0 +1,100 @@
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.errors import SettingsError
+from brewos_relay.settings import Settings
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def test_a_secret_is_required_and_must_be_long_enough() -> None:
+    assert Settings(jwt_secret=SECRET).require_jwt_secrets() == [SECRET]
+    assert Settings(jwt_secret="ä" * 16).require_jwt_secrets() == ["ä" * 16]
+    with pytest.raises(SettingsError, match=r"JWT_SECRET is not set: .* `brewos-relay secret`"):
+        Settings().require_jwt_secrets()
+    with pytest.raises(SettingsError, match=r"JWT_SECRET has 31 bytes: .* 32 bytes; `brewos-relay secret`"):
+        Settings(jwt_secret=SECRET[1:]).require_jwt_secrets()
+    with pytest.raises(SettingsError, match=r"JWT_SECRET is not UTF-8: .* `brewos-relay secret`"):
+        Settings(jwt_secret=SECRET + "\udcff").require_jwt_secrets()
+
+
+def test_several_secrets_keep_their_order() -> None:
+    assert Settings(jwt_secret=f"{SECRET[::-1]}, {SECRET},").require_jwt_secrets() == [SECRET[::-1], SECRET]
+    with pytest.raises(SettingsError, match=r"JWT_SECRET has 5 bytes \(number 2 of 2\): ") as caught:
+        Settings(jwt_secret=f"{SECRET},short").require_jwt_secrets()
+    assert SECRET not in str(caught.value)
+    assert "short" not in str(caught.value)
+
+
+def test_keys_in_files_need_no_secret() -> None:
+    assert Settings(jwt_key_files=(Path("k.pem"),)).require_jwt_secrets() == []
+    assert Settings(jwt_key_files=(Path("k.pem"),), jwt_secret=SECRET).require_jwt_secrets() == [SECRET]
+    with pytest.raises(SettingsError, match="JWT_SECRET has 5 bytes"):
+        Settings(jwt_key_files=(Path("k.pem"),), jwt_secret="short").require_jwt_secrets()
+
+
+CERT: dict[str, Any] = {"tls_cert": Path("cert.pem"), "tls_key": Path("key.pem")}
+NETWORK = ip_network("10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"tls_cert": Path("cert.pem")}, "TLS_CERT needs BREWOS_RELAY_TLS_KEY"),
+        ({"tls_key": Path("key.pem")}, "TLS_KEY needs BREWOS_RELAY_TLS_CERT"),
+        (CERT | {"tls_self_signed": True}, "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude"),
+        ({"redirect_port": 80}, "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or"),
+        (CERT | {"redirect_port": 443, "port": 443}, "REDIRECT_PORT is 443, where the relay itself listens"),
+        ({"proxy_protocol": True}, "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES"),
+        ({"oidc_issuer": "https://id.example.com"}, "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE"),
+        ({"oidc_audiences": ("relay",)}, "need BREWOS_RELAY_OIDC_ISSUER"),
+        ({"oidc_jwks_url": "https://id.example.com/keys"}, "need BREWOS_RELAY_OIDC_ISSUER"),
+        ({"facebook_app_id": "123"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
+        ({"facebook_app_secret": "hush"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem) as caught:
+        Settings(**values)
+    assert str(caught.value).startswith("BREWOS_RELAY_")
+    assert "hush" not in str(caught.value)
+
+
+def test_settings_that_do_go_together() -> None:
+    assert not Settings().speaks_tls
+    assert Settings(**CERT, redirect_port=80).speaks_tls
+    assert Settings(tls_self_signed=True, redirect_port=0, port=0).speaks_tls, "0 takes any free ones"
+    assert Settings(proxy_protocol=True, trusted_proxies=(NETWORK,)).proxy_protocol
+    assert Settings(oidc_issuer="https://id.example.com", oidc_audiences=("relay",)).oidc_jwks_url is None
+    assert Settings(facebook_app_id="123", facebook_app_secret="hush").facebook_app_id == "123"
+
+
+def test_secrets_stay_out_of_texts() -> None:
+    settings = Settings(
+        jwt_secret=SECRET,
+        database_url="postgresql://relay:hunter2@db/relay",
+        facebook_app_id="123",
+        facebook_app_secret="hush",
+    )
+    assert "hush" not in repr(settings)
+    assert SECRET not in repr(settings)
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" in settings.secrets()
+    written = Settings(database_url="postgresql://relay:hunter%402@db/relay?password=hunter3")
+    assert written.secrets() == ["hunter%402", "hunter@2", "hunter3"]
+    with pytest.raises(SettingsError) as caught:
+        Settings(jwt_secret="short-secret").require_jwt_secrets()
+    assert "short-secret" not in str(caught.value)
+
+
+def test_the_database_lies_in_the_data_dir() -> None:
+    assert Settings(data_dir=Path("/a b/c")).resolved_database_url() == "sqlite:////a b/c/brewos-relay.db"
+
+
+@pytest.mark.parametrize("data_dir", ["what?", "100%"])
+def test_a_data_dir_that_no_url_can_hold(data_dir: str) -> None:
+    with pytest.raises(SettingsError, match=r"DATA_DIR is '.*': choose a folder without"):
+        Settings(data_dir=Path(data_dir)).resolved_database_url()

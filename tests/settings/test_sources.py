@@ -1,0 +1,100 @@
+"""Where settings stand: variables, files like those of systemd's LoadCredential=, a `.env`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.errors import SettingsError
+from brewos_relay.settings import Settings, load_settings, read_variable, variable_names
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def load(
+    environ: dict[str, str] | None = None, *, dotenv: Path = Path("nowhere"), **overrides: Any
+) -> Settings:
+    return load_settings(environ=environ or {}, dotenv_path=dotenv, **overrides)
+
+
+def write_dotenv(folder: Path, content: str | bytes) -> Path:
+    path = folder / ".env"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_credential(folder: Path, name: str, content: bytes) -> dict[str, str]:
+    (folder / name).write_bytes(content)
+    return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
+def test_short_names_go_before_prefixed_ones() -> None:
+    assert variable_names("port") == ("PORT", "BREWOS_RELAY_PORT")
+    assert variable_names("host") == ("BREWOS_RELAY_HOST",)
+    assert variable_names("google_client_ids") == ("GOOGLE_CLIENT_ID", "BREWOS_RELAY_GOOGLE_CLIENT_ID")
+    assert variable_names("oidc_audiences") == ("BREWOS_RELAY_OIDC_AUDIENCE",)
+    assert load({"BREWOS_RELAY_PORT": "81"}).port == 81
+    assert load({"BREWOS_RELAY_PORT": "81", "PORT": "82"}).port == 82
+
+
+def test_the_command_line_goes_before_the_environment_before_dotenv(tmp_path: Path) -> None:
+    dotenv = write_dotenv(tmp_path, "PORT=1\nBREWOS_RELAY_HOST=a\nBREWOS_RELAY_LOG_LEVEL=error\n")
+    environ = {"BREWOS_RELAY_PORT": "2", "BREWOS_RELAY_HOST": "b"}
+    settings = load(environ, dotenv=dotenv, port=3, host=None)
+    assert (settings.port, settings.host, settings.log_level) == (3, "b", "error")
+
+
+def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    dotenv = write_dotenv(tmp_path, "PORT=5\nDATA_DIR=\nWEB_DIST_PATH\n")
+    settings = load({"PORT": "", "JWT_SECRET": ""}, dotenv=dotenv)
+    assert settings == Settings(port=5)
+
+
+def test_a_dotenv_is_taken_literally(tmp_path: Path) -> None:
+    dotenv = write_dotenv(tmp_path, f"# a comment\nexport JWT_SECRET='${{HOME}}{SECRET}'\n")
+    assert load(dotenv=dotenv).jwt_secret == "${HOME}" + SECRET
+
+
+def test_a_dotenv_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\.env cannot be read: it is not UTF-8"):
+        load(dotenv=write_dotenv(tmp_path, b"PORT=\xff\n"))
+    with pytest.raises(SettingsError, match="cannot be read: Not a directory"):
+        load(dotenv=tmp_path / ".env" / ".env")
+
+
+def test_a_folder_in_the_place_of_a_dotenv_is_ignored(tmp_path: Path) -> None:
+    assert load(dotenv=tmp_path) == Settings()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_credential_is_as_good_as_a_variable(tmp_path: Path, end: bytes) -> None:
+    environ = write_credential(tmp_path, "JWT_SECRET", SECRET.encode() + end)
+    assert load(environ).require_jwt_secrets() == [SECRET]
+    assert read_variable("JWT_SECRET", environ=environ, dotenv_path=tmp_path / ".env") == SECRET
+    assert read_variable("OTHER", environ=environ, dotenv_path=tmp_path / ".env") is None
+
+
+def test_every_setting_can_be_a_credential(tmp_path: Path) -> None:
+    write_credential(tmp_path, "BREWOS_RELAY_DRAIN_S", b"7\n")
+    environ = write_credential(tmp_path, "BREWOS_RELAY_HOST", b"127.0.0.1")
+    found = load(environ)
+    assert (found.limits.drain_s, found.host) == (7, "127.0.0.1")
+
+
+def test_the_environment_goes_before_credentials_before_dotenv(tmp_path: Path) -> None:
+    environ = write_credential(tmp_path, "PORT", b"2")
+    dotenv = write_dotenv(tmp_path, "PORT=3\n")
+    assert load({**environ, "PORT": "1"}, dotenv=dotenv).port == 1
+    assert load(environ, dotenv=dotenv).port == 2
+    assert load(environ, dotenv=dotenv, port=4).port == 4
+    assert load({}, dotenv=dotenv).port == 3
+
+
+def test_a_credential_that_cannot_be_read(tmp_path: Path) -> None:
+    environ = write_credential(tmp_path, "JWT_SECRET", b"\xff\xfe")
+    with pytest.raises(SettingsError, match="JWT_SECRET cannot be read: it is not UTF-8"):
+        load(environ)
+    (tmp_path / "JWT_SECRET").unlink()
+    (tmp_path / "JWT_SECRET").mkdir()
+    with pytest.raises(SettingsError, match="JWT_SECRET cannot be read: Is a directory"):
+        load(environ)
