@@ -14,8 +14,6 @@ from brewos_relay.client.endpoint import parse_url
 from brewos_relay.client.http_call import post_json
 from brewos_relay.client.key_store import KeyStore
 
-#: How long a relay takes a token that was registered.
-TOKEN_S: Final = 600.0
 _TOKEN_BYTES: Final = 24
 
 
