@@ -268,9 +268,9 @@ def test_every_route_of_the_http_api_is_documented() -> None:
 def test_the_limits_on_requests_are_those_of_the_code() -> None:
     page = read("reference/http.md")
     for throttle in vars(Throttles()).values():
-        each_minute = round(throttle._rate_s * 60)
+        each_minute = throttle.each_minute
         often = f"{each_minute} a minute" if each_minute < 600 else f"{each_minute // 60} a second"
-        assert f"| {often}, {throttle._burst} at once | 429 |" in page, throttle._what
+        assert f"| {often}, {throttle.burst} at once | 429 |" in page, throttle._what
 
 
 # All pages

@@ -3,7 +3,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.core.pace import TokenBucket, open_bucket
+from brewos_relay.core.pace import TokenBucket, TokenBuckets, open_bucket
 
 
 def bucket(*, rate_per_s: float = 20.0, burst: float = 60.0, now: float = 100.0) -> TokenBucket:
@@ -82,6 +82,48 @@ def test_no_more_are_admitted_in_a_second_than_the_rate() -> None:
     admitted = [sum(door.admit(second + number / 1000) for number in range(1000)) for second in range(5)]
     assert admitted[0] <= 400
     assert all(198 <= count <= 201 for count in admitted[1:])
+
+
+def test_how_long_there_is_nothing_to_take() -> None:
+    door = bucket(rate_per_s=0.5, burst=1.0)
+    assert door.admit(100.0)
+    assert not door.admit(100.0)
+    assert door.empty_s == pytest.approx(2.0)
+    assert not door.admit(101.5)
+    assert door.empty_s == pytest.approx(0.5)
+    assert door.admit(102.0)
+    door.give_back()
+    assert door.empty_s == 0.0
+
+
+def test_what_is_given_back_never_adds_up() -> None:
+    door = bucket(rate_per_s=1.0, burst=2.0)
+    for _ in range(5):
+        assert door.admit(100.0)
+        door.give_back()
+    door.give_back()
+    assert [door.admit(100.0) for _ in range(3)] == [True, True, False]
+
+
+def test_each_key_has_a_bucket_of_its_own() -> None:
+    doors = TokenBuckets(rate_per_s=1.0, burst=1.0, kept=9)
+    assert doors.find("a") is None
+    assert not doors
+    assert doors.use("a", 100.0).admit(100.0)
+    assert not doors.use("a", 100.0).admit(100.0)
+    assert doors.use("b", 100.0).admit(100.0)
+    assert doors.find("a") is doors.use("a", 100.0)
+    assert len(doors) == 2
+
+
+def test_the_bucket_that_was_used_least_recently_is_forgotten() -> None:
+    doors = TokenBuckets(rate_per_s=1.0, burst=1.0, kept=2)
+    for key in ("a", "b", "a", "c"):
+        doors.use(key, 100.0)
+    assert doors.find("b") is None
+    assert doors.find("a")
+    assert doors.find("c")
+    assert len(doors) == 2
 
 
 async def test_a_rate_of_0_lets_everything_through() -> None:

@@ -566,7 +566,8 @@ async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyP
         asking = device_request(key="w" * 43)
         asking.peer_address = f"203.0.113.{number}"
         await see_refusal(gate, asking, 401)
-    assert list(gate._strangers) == [f"203.0.113.{number}" for number in (6, 7, 8)]
+    known = [number for number in range(9) if gate._strangers.find(f"203.0.113.{number}")]
+    assert known == [6, 7, 8]
 
 
 @pytest.mark.parametrize("trouble", ["failing", "slow"])

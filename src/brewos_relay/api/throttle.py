@@ -1,16 +1,16 @@
-"""How often somebody may ask: token buckets, for so many at most at a time. Times are on trio's clock."""
+"""How often somebody may ask. Times are on trio's clock."""
 
 import ipaddress
 import math
-from collections import OrderedDict
 from typing import Final
 
 import trio
 
 from brewos_relay.api.answers import Refused
+from brewos_relay.core.pace import TokenBuckets
 
 _KEPT: Final = 4096
-"""Buckets of one kind; beyond that, the one that was used least recently is forgotten, and so full again."""
+"""Buckets of one kind."""
 
 
 class Throttle:
@@ -18,12 +18,9 @@ class Throttle:
 
     def __init__(self, what: str, *, burst: int, each_minute: float, kept: int = _KEPT) -> None:
         """Take what there is too much of ("attempts to sign in"), for the answer that says so."""
+        self.burst, self.each_minute = burst, each_minute
         self._what = what
-        self._burst = burst
-        self._rate_s = each_minute / 60
-        self._kept = kept
-        # What was in the bucket, and when.
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets = TokenBuckets(rate_per_s=each_minute / 60, burst=burst, kept=kept)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -31,31 +28,19 @@ class Throttle:
     def admit(self, key: str) -> None:
         """Let pass who is named by `key`; raises Refused (429) that says when to come back."""
         now_s = trio.current_time()
-        level = self._level(key, now_s)
-        if level < 1:
-            wait_s = math.ceil((1 - level) / self._rate_s)
+        bucket = self._buckets.use(key, now_s)
+        if not bucket.admit(now_s):
+            wait_s = math.ceil(bucket.empty_s)
             raise Refused(
                 f"Too many {self._what}; try again in {_in_words(wait_s)}.",
                 status=429,
                 headers={"Retry-After": str(wait_s)},
                 reason=f"too_many_{self._what.replace(' ', '_')}",
             )
-        self._keep(key, level - 1, now_s)
 
     def give_back(self, key: str) -> None:
         """Undo an `admit`, for what turned out to be nothing to count."""
-        now_s = trio.current_time()
-        self._keep(key, min(self._burst, self._level(key, now_s) + 1), now_s)
-
-    def _level(self, key: str, now_s: float) -> float:
-        level, at_s = self._buckets.get(key, (float(self._burst), now_s))
-        return min(self._burst, level + (now_s - at_s) * self._rate_s)
-
-    def _keep(self, key: str, level: float, now_s: float) -> None:
-        self._buckets[key] = (level, now_s)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > self._kept:
-            self._buckets.popitem(last=False)
+        self._buckets.use(key, trio.current_time()).give_back()
 
 
 def _in_words(wait_s: int) -> str:

@@ -1,5 +1,6 @@
-"""Token buckets: how fast a peer may speak before the relay stops listening for a moment."""
+"""Token buckets: how fast somebody may speak or ask, and for how long nobody listens to who is faster."""
 
+from collections import OrderedDict
 from typing import Final
 
 import trio
@@ -36,6 +37,42 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+    def give_back(self) -> None:
+        """Put a token back that was taken for nothing."""
+        self._tokens = min(self._burst, self._tokens + 1)
+
+    @property
+    def empty_s(self) -> float:
+        """For how many seconds from the last look at it there is no token to take."""
+        return max(0.0, (1 - self._tokens) / self._rate_per_s)
+
+
+class TokenBuckets:
+    """A bucket for each key; beyond `kept`, that which was used least recently is forgotten, and so full."""
+
+    def __init__(self, *, rate_per_s: float, burst: float, kept: int) -> None:
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._kept = kept
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def find(self, key: str) -> TokenBucket | None:
+        """Look for a bucket that was used before."""
+        return self._buckets.get(key)
+
+    def use(self, key: str, now: float) -> TokenBucket:
+        """Give the bucket of a key; one that was not used before is full."""
+        bucket = self._buckets.pop(key, None) or TokenBucket(
+            rate_per_s=self._rate_per_s, burst=self._burst, now=now
+        )
+        self._buckets[key] = bucket
+        if len(self._buckets) > self._kept:
+            self._buckets.popitem(last=False)
+        return bucket
 
 
 def open_bucket(rate_per_s: float, *, burst: float) -> TokenBucket | None:

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +15,7 @@ from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id, valid
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Grant
-from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.pace import TokenBuckets
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
@@ -96,7 +95,10 @@ class Admission:
         self._front = front
         self._allowed_origins = allowed_origins
         self._revision = revision
-        self._strangers: OrderedDict[str, TokenBucket] = OrderedDict()
+        rate_per_s = relay.limits.admit_rate * _SHARE_OF_STRANGERS
+        self._strangers = TokenBuckets(
+            rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), kept=_STRANGERS_KEPT
+        )
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         """Decide about a request. Raises Refusal."""
@@ -133,7 +135,7 @@ class Admission:
 
     def _refuse_insisting(self, request: Request) -> None:
         """Refuse whoever has come to nothing too often: they would use up what there is for everybody."""
-        bucket = self._strangers.get(self._network(request))
+        bucket = self._strangers.find(self._network(request))
         if bucket is not None and bucket.take(0, trio.current_time()) > 0:
             raise Denied(
                 "too_many_failures",
@@ -144,17 +146,9 @@ class Admission:
 
     def _note_stranger(self, request: Request) -> None:
         """Count an attempt that came to nothing; those that are let in are never counted."""
-        rate_per_s = self._relay.limits.admit_rate * _SHARE_OF_STRANGERS
-        if rate_per_s <= 0:
-            return
-        network, now = self._network(request), trio.current_time()
-        bucket = self._strangers.pop(network, None) or TokenBucket(
-            rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), now=now
-        )
-        bucket.take(1, now)
-        self._strangers[network] = bucket
-        if len(self._strangers) > _STRANGERS_KEPT:
-            self._strangers.popitem(last=False)
+        if self._relay.limits.admit_rate > 0:
+            now = trio.current_time()
+            self._strangers.use(self._network(request), now).take(1, now)
 
     def _network(self, request: Request) -> str:
         caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
