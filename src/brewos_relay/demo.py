@@ -13,8 +13,8 @@ from typing import Final
 import trio
 
 from brewos_relay.auth.keys import generate_key, hash_key
-from brewos_relay.auth.secrets import generate_secret_token, hash_token
-from brewos_relay.auth.tokens import KeyRing, generate_secret
+from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_token
+from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.client.cli_app import drop_output, format_line, tail, write_out
 from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine

@@ -8,11 +8,18 @@ from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import (
     generate_code,
+    generate_secret,
     generate_secret_token,
     hash_code,
     hash_token,
     normalise_code,
 )
+
+
+def test_secrets_that_sign_are_long_and_new_each_time() -> None:
+    secrets = {generate_secret() for _ in range(50)}
+    assert len(secrets) == 50
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{64}", secret) for secret in secrets)
 
 
 def test_tokens_are_long_and_new_each_time() -> None:

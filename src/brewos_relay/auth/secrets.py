@@ -1,9 +1,10 @@
-"""Secrets to carry around: long tokens, short codes to type, and the hashes that are kept of both."""
+"""Secrets of this server, and to carry around: long tokens, short codes to type, the hashes that are kept."""
 
 import hashlib
 import secrets
 from typing import Final
 
+_SIGNING_BYTES: Final = 48
 _TOKEN_BYTES: Final = 32
 
 # Crockford's base32: no I, L, O or U, which are taken for other characters, or make words.
@@ -18,6 +19,11 @@ _CODE_SALT: Final = b"brewos-relay short code"
 _SCRYPT_N: Final = 2**14
 _SCRYPT_R: Final = 8
 _HASH_BYTES: Final = 32
+
+
+def generate_secret() -> str:
+    """Make a secret to sign tokens with: 64 characters, 384 random bits."""
+    return secrets.token_urlsafe(_SIGNING_BYTES)
 
 
 def generate_secret_token() -> str:

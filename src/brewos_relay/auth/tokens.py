@@ -1,7 +1,6 @@
 """JSON Web Tokens (RFC 7519) that say who a client is, which devices it may reach and as what."""
 
 import json
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,11 +43,6 @@ class Claims:
     devices: NamedDevices
     session_id: str | None = None
     role: Role = "owner"
-
-
-def generate_secret() -> str:
-    """Make a secret to sign tokens with: 64 characters, 384 random bits."""
-    return secrets.token_urlsafe(48)
 
 
 class KeyRing:

@@ -30,7 +30,7 @@ def secret() -> None:
     Example:
       echo "JWT_SECRET=$(brewos-relay secret)" > .env
     """
-    from brewos_relay.auth.tokens import generate_secret
+    from brewos_relay.auth.secrets import generate_secret
 
     click.echo(generate_secret())
 
