@@ -264,7 +264,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -299,7 +299,6 @@ def test_signed_garbage_is_rejected_or_makes_sense(shared: Issuer, changed: dict
     assert proven.subject == claimed["sub"]
 
 
-@settings(deadline=None)
 @given(
     st.text(st.characters(codec=None))
     | st.lists(st.binary(max_size=40), max_size=4).map(

@@ -82,7 +82,7 @@ def test_the_same_letters_match_however_they_are_encoded() -> None:
     assert not password_matches("cafe au lait", phc)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.text(st.characters(codec=None), min_size=10, max_size=30))
 def test_any_text_can_be_a_password(password: str) -> None:
     assert password_matches(password, hash_password(password))

@@ -92,7 +92,7 @@ def assert_physical(machine: Machine) -> None:
     assert 0 <= status["scale"]["weight"] <= 110
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(commands, st.floats(0, 300), st.booleans()), max_size=8), st.booleans())
 def test_stays_within_bounds_whatever_it_is_told(
     story: list[tuple[dict[str, Any], float, bool]], rich: bool
@@ -110,7 +110,7 @@ def test_stays_within_bounds_whatever_it_is_told(
         machine.stats()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["on", "off", "eco", "shot", "steam", "wait"]), max_size=8), st.integers(0, 3)
 )
@@ -133,7 +133,7 @@ def test_energy_adds_up(story: list[str], strategy: int) -> None:
         assert boiler.given_j == pytest.approx(kept_j + boiler.lost_j, abs=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(temp_c=st.floats(60, 101), strategy=st.integers(0, 3))
 def test_reaches_its_setpoint_and_holds_it(temp_c: float, strategy: int) -> None:
     machine = make_machine()

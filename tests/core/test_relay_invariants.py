@@ -497,7 +497,7 @@ def run_in_trio(main: Callable[[], Any]) -> None:
     trio.run(within_a_deadline, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=STEPS)
 def test_a_relay_does_what_its_model_does(steps: Sequence[tuple[str, int, int, int]]) -> None:
     async def main() -> None:
@@ -746,7 +746,7 @@ class Crowd:
                 assert any(other.device_number == device.device_number for other in later)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=HASTY_STEPS, end=st.sampled_from(["drain", "leave", "cancel"]))
 def test_nothing_is_lost_mixed_up_or_left_over_in_a_hurry(
     steps: Sequence[tuple[str, int, int, int]], end: str

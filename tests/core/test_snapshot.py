@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay.core import snapshot as module
@@ -240,7 +240,6 @@ def compact(content: Any) -> Message:
 
 @pytest.mark.parametrize("write", [compact, binary])
 @given(said=SAID)
-@settings(deadline=None)
 def test_a_lazy_merge_is_the_same_as_an_eager_one_to_the_byte(
     write: Any, said: Sequence[tuple[str, int, dict[str, Any]]]
 ) -> None:
@@ -271,7 +270,6 @@ def rounded(value: Any) -> Any:
 
 
 @given(said=SAID, texts=st.lists(st.booleans(), min_size=25, max_size=25))
-@settings(deadline=None)
 def test_text_and_binary_may_be_mixed(
     said: Sequence[tuple[str, int, dict[str, Any]]], texts: list[bool]
 ) -> None:

@@ -179,7 +179,7 @@ STEPS = st.lists(
 
 
 def test_no_machine_is_ever_locked_out(database: Database) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(steps=STEPS)
     def lives(steps: list[str]) -> None:
         machine = Machine(fresh_device_id())

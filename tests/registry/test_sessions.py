@@ -221,7 +221,7 @@ def test_no_token_is_good_after_its_session(database: Database) -> None:
     with database.writing() as db:
         ada = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(steps=steps)
     def lives(steps: list[tuple[str, int, int]]) -> None:
         session_id = f"session {next(names)}"

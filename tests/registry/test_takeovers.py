@@ -266,7 +266,7 @@ def check(life: Life, action: str, before: Device | None, owners: set[str], user
 
 def test_nobody_takes_a_device_over(database: Database) -> None:
     # The rules are the same everywhere; what differs between databases shows in a few lives.
-    @settings(max_examples=300 if database.one_writer else 40, deadline=None)
+    @settings(max_examples=300 if database.one_writer else 40)
     @given(steps=STEPS)
     def lives(steps: list[tuple[str, int, int]]) -> None:
         with database.writing() as db:

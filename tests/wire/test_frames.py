@@ -14,7 +14,7 @@ import websockets.frames
 import wsproto
 import wsproto.connection
 import wsproto.events
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.protocol import OPEN
@@ -429,7 +429,6 @@ def test_tiny_fragments_take_no_more_memory_than_large_ones() -> None:
 # -- Masks ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
 def test_unmasking_is_the_same_without_c(payload: bytes, mask: bytes) -> None:
     expected = bytes(octet ^ mask[i % 4] for i, octet in enumerate(payload))
@@ -678,7 +677,7 @@ RARE = [
 streams = st.one_of(st.sampled_from(RARE), well_formed, faulty, mutated(), st.binary(max_size=60))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(streams)
 def test_agrees_with_websockets_and_wsproto(stream: bytes) -> None:
     # The others look into frames that have not wholly come, or do not look at headers before that; nothing
@@ -690,7 +689,7 @@ def test_agrees_with_websockets_and_wsproto(stream: bytes) -> None:
     assert parsed == by_websockets(whole_frames)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(st.lists(valid_messages(), max_size=6).map(b"".join), st.integers(125, 260))
 def test_agrees_with_websockets_on_what_is_too_large(stream: bytes, limit: int) -> None:
     # Pings are left out: websockets counts them into the message that they interrupt, which RFC 6455 §5.4
@@ -700,7 +699,7 @@ def test_agrees_with_websockets_on_what_is_too_large(stream: bytes, limit: int) 
     assert parsed == by_websockets(data_frames, limit=limit)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(streams, st.integers(0, 300), st.booleans(), st.lists(st.integers(0, 500), max_size=12))
 def test_the_result_does_not_depend_on_where_the_stream_is_cut(
     stream: bytes, limit: int, skip_oversize: bool, cuts: list[int]
@@ -713,7 +712,7 @@ def test_the_result_does_not_depend_on_where_the_stream_is_cut(
     assert repr(other.ending) == repr(parser.ending)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(st.lists(st.one_of(well_formed, faulty), max_size=3).map(b"".join), st.integers(0, 300))
 def test_the_result_is_the_same_byte_by_byte(stream: bytes, limit: int) -> None:
     stream = stream[:3000]
@@ -723,7 +722,7 @@ def test_the_result_is_the_same_byte_by_byte(stream: bytes, limit: int) -> None:
     assert other.oversized == parser.oversized
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.text(max_size=40), st.lists(st.integers(0, 60), max_size=4)), max_size=8
@@ -815,7 +814,6 @@ def test_a_close_frame_without_a_code_is_empty() -> None:
     assert read_server_frames(encode_close(None)) == [(CLOSE, b"")]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_a_long_reason_loses_whole_characters_at_its_end(reason: str) -> None:
     (frame,) = read_server_frames(encode_close(1000, reason))

@@ -8,7 +8,7 @@ import h11
 import pytest
 import wsproto
 import wsproto.events
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
@@ -426,14 +426,12 @@ def read_everything(head: bytes) -> Request | None:
     return request
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 @example(b"")
 def test_no_bytes_end_in_anything_but_a_refusal(head: bytes) -> None:
     read_everything(head)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -455,7 +453,6 @@ def test_no_changed_request_ends_in_anything_but_a_refusal(
     read_everything(bytes(changed))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), max_size=8), st.binary(max_size=60)
 )
@@ -464,7 +461,6 @@ def test_no_headers_end_in_anything_but_a_refusal(headers: list[tuple[bytes, byt
     read_everything(b"\r\n".join(lines))
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16))
 def test_every_key_is_answered(nonce: bytes) -> None:
     assert accept(upgrade_head(sec_websocket_key=base64.b64encode(nonce).decode()))
