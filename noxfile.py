@@ -19,6 +19,8 @@ PYTHONS = SUPPORTED if AT_HAND in SUPPORTED else [*SUPPORTED, AT_HAND]
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
+#: Parts whose tests need no other program, and nobody's WebSockets but ours.
+ALONE = ("api", "auth", "cli", "core", "registry", "server", "settings", "telemetry", "wire")
 #: What these try is not Python's: a browser, other programs, generators of load. One version is enough.
 #: So it is for tests that are marked `postgresql`.
 TRIED_ONCE = (
@@ -101,6 +103,16 @@ def tests(session: nox.Session) -> None:
     install(session, "tests", *(["fronts"] if tries_all else []))
     left_out = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
     session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
+
+
+@nox.session(python=SUPPORTED[0], venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """Run the tests of each part on the oldest dependencies that we say will do; arguments go to pytest."""
+    install(session, "tests", project=False)
+    # After what the tests need, which is a newer websockets, for its server.
+    session.install("--resolution=lowest-direct", "--upgrade", ".")
+    parts = session.posargs or [f"tests/{part}" for part in ALONE]
+    session.run("pytest", "-q", "-n", "auto", *parts)
 
 
 @nox.session(python=AT_HAND)

@@ -78,6 +78,7 @@ def test_the_id_of_a_secret_is_always_the_same_and_tells_nothing() -> None:
         (PUBLIC_RSA_PEM.decode(), "is a key"),
         ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI", "is a key"),
     ],
+    ids=["short", "empty", "not UTF-8", "private", "public", "ssh"],
 )
 def test_a_secret_that_is_none(secret: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
