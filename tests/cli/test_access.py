@@ -57,7 +57,9 @@ def test_the_first_secret_signs(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_key_file_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREWOS_RELAY_JWT_KEY_FILES", "nowhere.pem")
-    assert_refused(run(*TOKEN), 1, "nowhere.pem: No such file")
+    assert_refused(
+        run(*TOKEN), 1, "BREWOS_RELAY_JWT_KEY_FILES names nowhere.pem: it cannot be read: No such file"
+    )
 
 
 def test_more_devices_than_a_token_can_hold(run: Run, secret: str) -> None:
@@ -99,9 +101,9 @@ def test_the_longest_of_everything(run: Run, secret: str) -> None:
         (["--ttl", "999999999999999d"], ["--ttl", "is too long"]),
         (["--device", "espresso"], ["--device", "'espresso' is not a device id"]),
         (["--device", "BRW-00000001", "--all-devices"], ["exclude each other"]),
-        (["--user", ""], ["--user", "1 to 256 printable characters"]),
+        (["--user", ""], ["--user", "'': it must have 1 to 256 printable characters"]),
         (["--user", "a" * 257], ["--user"]),
-        (["--email", "a\nb"], ["--email", "1 to 320 printable characters"]),
+        (["--email", "a\nb"], ["--email", "'a\\nb': it must have 1 to 320 printable characters"]),
         (["--email", "a" * 321], ["--email"]),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_machine_is_not_registered_twice(run: Run) -> None:
         (["BRW-1"], ["'BRW-1' is not a device id"]),
         (["BRW-00000001", "--key", "my-secret-key"], ["the key has 13 characters", "32 to 128"]),
         (["BRW-00000001", "--name", ""], ["a name must have 1 to 100"]),
-        (["BRW-00000001", "--user", "a\tb"], ["--user", "1 to 256 printable characters"]),
+        (["BRW-00000001", "--user", "a\tb"], ["--user", "'a\\tb'", "1 to 256 printable characters"]),
     ],
 )
 def test_what_cannot_be_added(run: Run, args: list[str], parts: list[str]) -> None:

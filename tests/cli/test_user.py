@@ -108,7 +108,8 @@ def test_where_the_link_leads_to(
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["ada"], ["no e-mail address", "ada@example.org"]),
+        (["ada"], ["'ada': that is no e-mail address", "ada@example.org"]),
+        (["a" * 999], [f"'{'a' * 40}…': that is no e-mail address"]),
         ([ADA, "--ttl", "7"], ["'7' is not a duration"]),
         ([ADA, "--url", "relay.example.com"], ["--url", "an http or https address without a path"]),
         ([ADA, "--url", "https://relay.example.com/app"], ["--url"]),

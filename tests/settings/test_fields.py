@@ -48,6 +48,7 @@ NETWORK = ip_network("10.0.0.0/8")
         (CERT | {"tls_self_signed": True}, "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude"),
         ({"redirect_port": 80}, "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or"),
         (CERT | {"redirect_port": 443, "port": 443}, "REDIRECT_PORT is 443, where the relay itself listens"),
+        ({"metrics_token": "hush"}, "METRICS_TOKEN has 4 characters: it must have 16 or more"),
         ({"proxy_protocol": True}, "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES"),
         ({"oidc_issuer": "https://id.example.com"}, "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE"),
         ({"oidc_audiences": ("relay",)}, "need BREWOS_RELAY_OIDC_ISSUER"),

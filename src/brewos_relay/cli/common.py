@@ -28,6 +28,7 @@ _LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
 ROLES: Final = ("owner", "member", "viewer")
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
+_SHOWN_CHARS: Final = 40
 
 
 class Failed(click.ClickException):
@@ -89,7 +90,7 @@ def account_email(text: str) -> str:
     try:
         return normal_email(text)
     except ValueError as problem:
-        raise click.BadParameter(str(problem)) from None
+        raise click.BadParameter(f"{_quoted(text)}: {problem}") from None
 
 
 data_dir_option = click.option(
@@ -141,8 +142,12 @@ def variable(name: str) -> str | None:
 
 def _check_text(text: str, *, longest_chars: int) -> str:
     if not 0 < len(text) <= longest_chars or not text.isprintable():
-        raise click.BadParameter(f"it must have 1 to {longest_chars} printable characters")
+        raise click.BadParameter(f"{_quoted(text)}: it must have 1 to {longest_chars} printable characters")
     return text
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…")
 
 
 def _describe(problem: BaseException, hint: str) -> str:

@@ -72,7 +72,7 @@ async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContex
     try:
         tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     except OSError as error:
-        raise RelayUnreachable(f"cannot connect to {shown} ({_reasons(error)})") from None
+        raise RelayUnreachable(f"cannot connect to {shown} ({reasons_of(error)})") from None
     if not endpoint.tls:
         return tcp
     context = ssl_context or ssl.create_default_context()
@@ -93,7 +93,7 @@ def printable(text: str, *, at_most: int = 300) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:at_most]).strip()
 
 
-def _reasons(error: OSError) -> str:
+def reasons_of(error: OSError) -> str:
     """Say why there is no connection, once for all addresses that were tried, and without them."""
     tried = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else (error,)
     reasons = {

@@ -144,7 +144,10 @@ class Settings:
             ),
             (
                 0 < len(self.metrics_token) < MIN_METRICS_TOKEN_CHARS,
-                f"METRICS_TOKEN needs {MIN_METRICS_TOKEN_CHARS} characters; `brewos-relay secret` makes one",
+                (
+                    f"METRICS_TOKEN has {len(self.metrics_token)} characters: it must have"
+                    f" {MIN_METRICS_TOKEN_CHARS} or more; `brewos-relay secret` makes one"
+                ),
             ),
             (
                 bool(self.facebook_app_id) != bool(self.facebook_app_secret),

@@ -85,7 +85,7 @@ async def test_nobody_there(faithful: bool) -> None:
         port = taken.getsockname()[1]
     problem = await problem_with(Endpoint("127.0.0.1", port, tls=False), faithful=faithful)
     assert isinstance(problem, RelayUnreachable)
-    assert "cannot connect" in str(problem)
+    assert str(problem) == f"cannot connect to 127.0.0.1 port {port} (Connection refused)"
 
 
 async def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import trio
 
 from brewos_relay.client.backoff import parse_retry_after
 from brewos_relay.client.connection import RelayRefused
-from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, printable
+from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, printable, reasons_of
 from brewos_relay.client.firmware.frames import CLOSE, Frame, FrameReader, build, close_payload
 from brewos_relay.client.firmware.upgrade import (
     FAREWELL,
@@ -306,7 +306,7 @@ async def _ask(stream: trio.abc.Stream, request: bytes, endpoint: Endpoint) -> t
 
 
 def _no_connection(endpoint: Endpoint, error: OSError) -> RelayUnreachable:
-    return RelayUnreachable(f"cannot connect to {endpoint.host} port {endpoint.port} ({error.strerror})")
+    return RelayUnreachable(f"cannot connect to {endpoint.host} port {endpoint.port} ({reasons_of(error)})")
 
 
 def _retry_after_s(answer: Answer) -> float | None:
