@@ -11,7 +11,7 @@ import trio
 from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
-from brewos_relay.errors import CloseCode, PeerGone
+from brewos_relay.errors import CloseCode
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import (
     CLIENT_PATHS,
@@ -82,28 +82,23 @@ class Listener:
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for listening in self._sockets:
-                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
+        await accept_connections(
+            self._sockets,
+            self._welcome,
+            limits=self._limits,
+            failure="a connection failed during its first request",
+        )
 
-    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
-        """Answer the first request of a connection. Whatever goes wrong ends that connection only."""
-        arrival = Arrival(accepted, address, port, limits=self._limits)
+    async def _welcome(self, arrival: Arrival) -> None:
+        """Answer the first request of a connection."""
         try:
-            try:
-                await self._answer(arrival)
-            except Refusal as refusal:
-                reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
-                self._refused[reason] += 1
-                fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
-                log.info("refused %s: %s", arrival.address, refusal, extra=fields)
-                await arrival.refuse(refusal, within_s=self._limits.close_s)
-        except PeerGone:
-            pass  # before it had asked for anything
-        except Exception:
-            log.exception("a connection failed during its first request")
-        finally:
-            arrival.close()
+            await self._answer(arrival)
+        except Refusal as refusal:
+            reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
+            self._refused[reason] += 1
+            fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
+            log.info("refused %s: %s", arrival.address, refusal, extra=fields)
+            await arrival.refuse(refusal, within_s=self._limits.close_s)
 
     async def _answer(self, arrival: Arrival) -> None:
         """Answer a request; a connection that goes on belongs to somebody else from here on."""

@@ -1,6 +1,5 @@
 """A port of its own for metrics, where nobody else comes: GET /metrics and nothing more."""
 
-import logging
 import socket
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -9,12 +8,9 @@ import trio
 
 from brewos_relay.api.metrics import CONTENT_TYPE, bearer_matches
 from brewos_relay.core.limits import Limits
-from brewos_relay.errors import PeerGone
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
-
-log = logging.getLogger(__name__)
 
 _PLAIN: Final = Door()
 
@@ -37,25 +33,17 @@ class MetricsPort:
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for listening in self._sockets:
-                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
+        await accept_connections(
+            self._sockets, self._welcome, limits=self._limits, failure="metrics could not be given"
+        )
 
-    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
-        arrival = Arrival(accepted, address, port, limits=self._limits)
+    async def _welcome(self, arrival: Arrival) -> None:
         try:
-            try:
-                head, _ = await arrival.receive_head(door=_PLAIN, limits=self._limits)
-                answer = self._answer(parse_head(head))
-            except Refusal as refusal:
-                answer = refusal.encode()
-            await self._send(arrival, answer)
-        except PeerGone:
-            pass
-        except Exception:
-            log.exception("metrics could not be given")
-        finally:
-            arrival.close()
+            head, _ = await arrival.receive_head(door=_PLAIN, limits=self._limits)
+            answer = self._answer(parse_head(head))
+        except Refusal as refusal:
+            answer = refusal.encode()
+        await self._send(arrival, answer)
 
     def _answer(self, request: Request) -> bytes:
         """Build the whole response. Raises Refusal."""

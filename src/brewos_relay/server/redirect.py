@@ -5,10 +5,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import trio
-
 from brewos_relay.core.limits import Limits
-from brewos_relay.errors import PeerGone
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.wire.handshake import Refusal, parse_head
@@ -47,26 +44,21 @@ class Redirect:
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for listening in self._sockets:
-                nursery.start_soon(accept_connections, listening, nursery, self._welcome)
+        await accept_connections(
+            self._sockets,
+            self._welcome,
+            limits=self._limits,
+            failure="a connection failed during its redirect",
+        )
 
-    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
-        arrival = Arrival(accepted, address, port, limits=self._limits)
+    async def _welcome(self, arrival: Arrival) -> None:
         try:
-            try:
-                head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
-                answer = self._answer(head)
-            except Refusal as refusal:
-                log.info("refused %s: %s", arrival.address, refusal)
-                answer = refusal
-            await arrival.refuse(answer, within_s=self._limits.close_s)
-        except PeerGone:
-            pass
-        except Exception:
-            log.exception("a connection failed during its redirect")
-        finally:
-            arrival.close()
+            head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
+            answer = self._answer(head)
+        except Refusal as refusal:
+            log.info("refused %s: %s", arrival.address, refusal)
+            answer = refusal
+        await arrival.refuse(answer, within_s=self._limits.close_s)
 
     def _answer(self, head: bytes) -> Refusal:
         """Say where to go. Raises Refusal if that would be another's host, or none at all."""
