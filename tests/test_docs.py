@@ -5,21 +5,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
 
 import click
 import pytest
 
 from brewos_relay import messages
-from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.app import create_app
 from brewos_relay.api.throttle import Throttles
-from brewos_relay.auth.caller import Front
 from brewos_relay.cli import cli, common
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
+from from_http import application
 from said import HEARD, SAID
 from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section
 from support.process import SOURCES
@@ -244,18 +241,9 @@ def test_every_status_of_a_command_is_documented_and_no_other() -> None:
 
 
 def test_every_route_of_the_http_api_is_documented() -> None:
-    anything = cast("Any", None)
-    app = create_app(
-        relay=anything,
-        store=anything,
-        keys=anything,
-        front=Front(),
-        accounts=AccountRules(),
-        web_dist_path=None,
-    )
     served = {
         f"{method} {re.sub(r'<[a-z]+:', '<', rule.rule)}"
-        for rule in app.url_map.iter_rules()
+        for rule in application().url_map.iter_rules()
         if rule.rule.startswith("/api")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, Final, cast
 
 import msgspec
+from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
@@ -22,10 +23,10 @@ _SCHEMAS: Final = "#/components/schemas/"
 
 
 @cache
-def document() -> dict[str, Any]:
-    """Make the OpenAPI document of a server, without one."""
+def application() -> QuartTrio:
+    """Make the application of a server, without one: it answers nothing."""
     anything = cast("Any", None)
-    app = create_app(
+    return create_app(
         relay=anything,
         store=anything,
         keys=anything,
@@ -33,7 +34,12 @@ def document() -> dict[str, Any]:
         accounts=AccountRules(),
         web_dist_path=None,
     )
-    made: dict[str, Any] = msgspec.to_builtins(document_of(routes_of(app)))
+
+
+@cache
+def document() -> dict[str, Any]:
+    """Make the OpenAPI document of a server."""
+    made: dict[str, Any] = msgspec.to_builtins(document_of(routes_of(application())))
     return made
 
 
