@@ -14,7 +14,17 @@ from brewos_relay.registry.accounts import all_users, remove_user
 from brewos_relay.registry.sessions import sessions_of
 from support.household import Household, open_household
 from support.issuer import CLIENT_ID, IssuerKey, open_issuer
-from support.sign_ins import EMAIL, PASSWORD, PlainVerifier, add_account, ask, invited, proven, sign_in
+from support.sign_ins import (
+    EMAIL,
+    PASSWORD,
+    PlainVerifier,
+    add_account,
+    admitted,
+    ask,
+    invited,
+    proven,
+    sign_in,
+)
 
 BODIES = {
     "google": {"credential": "good"},
@@ -162,10 +172,7 @@ async def test_a_body_of_another_shape_is_a_400(house: Household, path: str, bod
 
 
 async def test_attempts_are_limited_by_address(house: Household) -> None:
-    statuses = [
-        (await ask(house, "/auth/invite", {"token": f"guess {number}"})).status for number in range(32)
-    ]
-    assert statuses == [401] * 30 + [429] * 2
+    assert await admitted(house, "/auth/invite", {"token": "a guess"}, but=401) >= 30
     refused = await ask(house, "/auth/google", BODIES["google"])
     assert refused.status == 429
     assert int(refused.headers["Retry-After"]) > 0
