@@ -135,11 +135,12 @@ def open_port(reply: bytes, *, pause_s: float = 0.0) -> Iterator[str]:
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b""])
 def test_an_answer_that_drips(head: bytes) -> None:
+    threads = threading.active_count()
     with open_port(head + b" " * 1000, pause_s=0.01) as url:
         began_s = time.monotonic()
         assert "does not answer in time" in unavailable(url, timeout_s=0.2)
         assert time.monotonic() - began_s < 5
-    assert threading.active_count() == 1
+    assert threading.active_count() <= threads
 
 
 def test_nothing_is_left_of_a_fetch(issuer: Issuer) -> None:
