@@ -2,6 +2,7 @@ import pytest
 from sqlalchemy import Connection, Table, func, insert, select
 
 from brewos_relay.registry import activity as activity_module
+from brewos_relay.registry import housekeeping
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import KEPT_MS, add_activity
@@ -126,35 +127,45 @@ def test_of_each_device_the_newest_activity_stays(db: Connection, monkeypatch: p
     ]
 
 
-def test_devices_that_nobody_took_and_that_never_came_go(db: Connection) -> None:
+def register(db: Connection, number: int, *, at_ms: int, until_ms: int = NOW_MS) -> None:
+    register_claim(
+        db,
+        device_id=device_id(number),
+        key_hash=HASH,
+        token_hash=HASH,
+        now_ms=at_ms,
+        expires_at_ms=until_ms,
+    )
+
+
+def test_devices_that_nobody_took_and_that_were_not_seen_for_long_go(db: Connection) -> None:
     old_ms = NOW_MS - UNUSED_DEVICES_KEPT_MS
-    for number in range(1, 6):
-        register_claim(
-            db,
-            device_id=device_id(number),
-            key_hash=HASH,
-            token_hash=HASH,
-            now_ms=old_ms + (number == 5),
-            expires_at_ms=NOW_MS + (number == 3),
-        )
-    note_seen(db, {device_id(2): old_ms})
+    for number in range(1, 8):
+        register(db, number, at_ms=old_ms + (number == 5), until_ms=NOW_MS + (number == 3))
     give(db, device_id(4), "ada", role="owner", now_ms=NOW_MS)
+    note_seen(db, {device_id(2): old_ms + 1, device_id(4): old_ms, device_id(6): old_ms})
     prune(db, now_ms=NOW_MS)
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (2, 3, 4, 5)]
+
+
+def test_of_devices_that_nobody_took_those_stay_that_were_seen_last(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "UNUSED_DEVICES_KEPT", 3)
+    for number in range(1, 7):
+        register(db, number, at_ms=NOW_MS - 100 + number)
+    register(db, 7, at_ms=NOW_MS - 1000, until_ms=NOW_MS + 1)
+    note_seen(db, {device_id(2): NOW_MS - 10})
+    give(db, device_id(1), "ada", role="owner", now_ms=NOW_MS)
+    prune(db, now_ms=NOW_MS)
+    assert [device.id for device in all_devices(db)] == [device_id(number) for number in (1, 2, 5, 6, 7)]
 
 
 def test_what_was_added_by_hand_waits_for_its_machine(db: Connection) -> None:
     old_ms = NOW_MS - 10 * UNUSED_DEVICES_KEPT_MS
     add_devices(db, [new_device(1), new_device(2)], now_ms=old_ms)
     # That such a machine registers a token makes it none that came by itself.
-    register_claim(
-        db,
-        device_id=device_id(2),
-        key_hash=HASH,
-        token_hash=HASH,
-        now_ms=old_ms,
-        expires_at_ms=old_ms + 1,
-    )
+    register(db, 2, at_ms=old_ms, until_ms=old_ms + 1)
     prune(db, now_ms=NOW_MS)
     assert [device.id for device in all_devices(db)] == [device_id(1), device_id(2)]
 

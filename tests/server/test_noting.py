@@ -3,12 +3,13 @@ import trio
 import trio.testing
 
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import encode
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
-from brewos_relay.server.noting import Noting
+from brewos_relay.server.noting import SEEN_EVERY_S, Noting
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
@@ -141,3 +142,21 @@ async def test_what_a_live_relay_tells() -> None:
     kinds = [entry.kind for entry in store.entries]
     assert kinds == ["client_came", "online", "command", "offline", "client_went"]
     assert [device_id for device_id, _ in store.seen] == [ONE, ONE]
+
+
+async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
+    store = NotedStore()
+    noting = Noting(store)
+    patient = Limits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
+    async with open_relay(limits=patient) as relay, trio.open_nursery() as nursery:
+        relay.attach_device(ONE, ScriptedPeer())
+        relay.attach_device(TWO, ScriptedPeer(silent=True))
+        relay.attach_client(TWO, ScriptedPeer())
+        nursery.start_soon(noting.keep_seeing, relay)
+        await trio.sleep(SEEN_EVERY_S - 1)
+        assert store.seen == []
+        before = now_ms()
+        await trio.sleep(2)
+        assert [device_id for device_id, _ in store.seen] == [ONE]
+        assert before <= store.seen[0][1] <= now_ms()
+        nursery.cancel_scope.cancel()

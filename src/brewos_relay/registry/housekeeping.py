@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import Connection, delete, exists, func, select
+from sqlalchemy import Connection, and_, delete, exists, func, select
 
 from brewos_relay.registry import activity as activity_module
 from brewos_relay.registry.schema import (
@@ -19,29 +19,40 @@ from brewos_relay.registry.schema import (
 
 CHANGES_KEPT_MS: Final = 3600 * 1000
 UNUSED_DEVICES_KEPT_MS: Final = 30 * 24 * 3600 * 1000
+UNUSED_DEVICES_KEPT: Final = 50_000
 
 
 def prune(db: Connection, *, now_ms: int) -> None:
     """Delete what is over: sessions, refresh tokens, invites, claims, shares, access until a time.
 
     Also old activity, changes that every running server has seen long ago, and devices that registered
-    themselves, that nobody took in a month and that never connected.
+    themselves and that nobody has: those that were not seen for a month, and all but the 50,000 that were
+    seen last, since anybody can register as many as they like.
     """
     for table in (sessions, refresh_tokens, invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
     db.execute(delete(device_users).where(device_users.c.until_ms <= now_ms))
     db.execute(delete(changes).where(changes.c.at_ms <= now_ms - CHANGES_KEPT_MS))
     _prune_activity(db, now_ms=now_ms)
+    _prune_devices(db, now_ms=now_ms)
+
+
+def _prune_devices(db: Connection, *, now_ms: int) -> None:
+    # A machine registers whenever it is switched on, so that one that comes back after that is there again.
     # Whoever was added by hand waits for its machine for as long as it takes. Nor does a device go that
     # somebody has, or that may be about to be claimed.
-    db.execute(
-        delete(devices)
-        .where(devices.c.registered_itself)
-        .where(devices.c.last_seen_ms.is_(None))
-        .where(devices.c.created_at_ms <= now_ms - UNUSED_DEVICES_KEPT_MS)
-        .where(~exists().where(device_users.c.device_id == devices.c.id))
-        .where(~exists().where(claims.c.device_id == devices.c.id))
+    seen_ms = func.coalesce(devices.c.last_seen_ms, devices.c.created_at_ms)
+    unused = and_(
+        devices.c.registered_itself,
+        ~exists().where(device_users.c.device_id == devices.c.id),
+        ~exists().where(claims.c.device_id == devices.c.id),
     )
+    until_ms = now_ms - UNUSED_DEVICES_KEPT_MS
+    first_too_many = select(seen_ms).where(unused).order_by(seen_ms.desc()).offset(UNUSED_DEVICES_KEPT)
+    crowd_until_ms = db.scalar(first_too_many.limit(1))
+    if crowd_until_ms is not None:
+        until_ms = max(until_ms, crowd_until_ms)
+    db.execute(delete(devices).where(unused).where(seen_ms <= until_ms))
 
 
 def _prune_activity(db: Connection, *, now_ms: int) -> None:

@@ -7,12 +7,15 @@ import trio
 
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.host import Happening
+from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
 
 _WINDOW_S: Final = 240.0
 _NOTES_IN_WINDOW: Final = 120
+SEEN_EVERY_S: Final = 3600.0
+"""How often the registry is told who is there, so that it knows of them after a crash as well."""
 
 
 class Noting:
@@ -32,6 +35,15 @@ class Noting:
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
         self._store.note_seen(device_id, at_ms)
+
+    async def keep_seeing(self, relay: Relay) -> None:
+        """Note now and then that the devices that are online are seen, until cancelled."""
+        while True:
+            await trio.sleep(SEEN_EVERY_S)
+            at_ms = now_ms()
+            for device_id in {attachment.session.device_id for attachment in relay.attached}:
+                if relay.is_online(device_id):
+                    self.note_seen(device_id, at_ms)
 
     def note_activity(
         self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]

@@ -161,6 +161,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                     )
                     listening.start_soon(listener.run)
                     listening.start_soon(late.run)
+                    listening.start_soon(noting.keep_seeing, relay)
                     listening.start_soon(give_memory_back)
                     if measured:
                         port = MetricsPort(
