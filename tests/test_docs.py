@@ -90,6 +90,8 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             device_rate=50,
             device_burst=200,
             admit_rate=500,
+            clients_per_device=1000,
+            clients_per_user=200,
             request_head_s=10,
             admission_s=4,
             message_s=30,

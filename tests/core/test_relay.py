@@ -4,6 +4,7 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.grant import Grant
+from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.memory import memory_peer
 from brewos_relay.core.peer import Receive, Tasks
@@ -537,6 +538,40 @@ async def test_a_rate_of_less_than_one_a_second_lets_somebody_in(autojump_clock:
 async def test_a_rate_of_0_lets_everybody_in() -> None:
     async with open_relay(limits=Limits(admit_rate=0.0)) as relay:
         assert all(relay.admits() for _ in range(10_000))
+
+
+async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(clients_per_device=2)) as relay:
+        peers = [ScriptedPeer(), ScriptedPeer()]
+        for peer in peers:
+            assert relay.crowd_of(ONE, FULL) is None
+            relay.attach_client(ONE, peer)
+        assert relay.crowd_of(ONE, FULL) == "this machine"
+        assert relay.crowd_of(TWO, FULL) is None
+        peers[0].leave()
+        await wait_all_tasks_blocked()
+        assert relay.crowd_of(ONE, FULL) is None
+
+
+async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(clients_per_user=2)) as relay:
+        ada, bob = Grant(user_id="ada"), Grant(user_id="bob")
+        peers = {ONE: ScriptedPeer(), TWO: ScriptedPeer()}
+        for device_id, peer in peers.items():
+            assert relay.crowd_of(device_id, ada) is None
+            relay.attach_client(device_id, peer, grant=ada)
+        for device_id in (ONE, TWO, "BRW-00000003"):
+            assert relay.crowd_of(device_id, ada) == "this user"
+            assert relay.crowd_of(device_id, bob) is None
+            assert relay.crowd_of(device_id, FULL) is None
+            # Whoever made a token that names devices knows how many clients it is for.
+            assert relay.crowd_of(device_id, replace(ada, by_token=True)) is None
+        peers[TWO].leave()
+        await wait_all_tasks_blocked()
+        assert relay.crowd_of(ONE, ada) is None
+        peers[ONE].leave()
+        await wait_all_tasks_blocked()
+        assert relay._clients_of == {}, "nobody is remembered who has gone"
 
 
 async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:

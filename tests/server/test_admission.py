@@ -9,6 +9,7 @@ import trio
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
@@ -33,11 +34,15 @@ T = TypeVar("T")
 
 
 class FakeRelay(Relay):
-    def __init__(self, *, closing: bool = False, full: bool = False, contested: bool = False) -> None:
+    def __init__(
+        self, *, closing: bool = False, full: bool = False, contested: bool = False, crowd: str | None = None
+    ) -> None:
         self.closing = closing
         self.limits = Limits()
         self.full = full
         self.contested = contested
+        self.crowd = crowd
+        self.asked_for: list[Grant] = []
 
     def admits(self) -> bool:
         return not self.full
@@ -45,6 +50,10 @@ class FakeRelay(Relay):
     def is_contested(self, device_id: str) -> bool:
         assert device_id == DEVICE_ID
         return self.contested
+
+    def crowd_of(self, device_id: str, grant: Grant) -> str | None:
+        self.asked_for.append(grant)
+        return self.crowd
 
 
 class FakeStore(Store):
@@ -142,7 +151,7 @@ def admission(
     store: Store | None = None,
     front: Front | None = None,
     revision: Callable[[], int] = lambda: 0,
-    **relay: bool,
+    **relay: Any,
 ) -> Admission:
     return Admission(
         relay=FakeRelay(**relay),
@@ -523,6 +532,25 @@ async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
         refusal = await see_refusal(admission(store=store, full=True), asking, 503)
         assert refusal.headers["Retry-After"]
     assert store.asked == []
+
+
+async def test_a_client_of_a_crowd_is_429() -> None:
+    gate = admission(crowd="this user")
+    refusal = await see_refusal(gate, client_request(), 429)
+    assert refusal.message == "too many clients of this user are connected"
+    assert isinstance(gate._relay, FakeRelay)
+    assert [grant.user_id for grant in gate._relay.asked_for] == ["ada"]
+    assert isinstance(await gate.check(device_request()), DeviceEntry)
+
+
+async def test_a_place_is_looked_for_last_of_all() -> None:
+    """Nobody who asks at the same time may find the same place free."""
+    store, gate = FakeStore(), admission()
+    gate._store, relay = store, gate._relay
+    assert isinstance(relay, FakeRelay)
+    store.answers_soon = lambda: setattr(relay, "crowd", "this machine" if relay.asked_for == [] else None)
+    await see_refusal(gate, client_request(), 429)
+    assert store.asked == ["ada", DEVICE_ID]
 
 
 async def test_whoever_comes_to_nothing_takes_no_more_than_a_share(

@@ -37,6 +37,13 @@ class Limits:
     """WebSockets a second that are looked at, and as many at once after a quiet time; the rest are refused
     with 503; 0 switches this off."""
 
+    # Numbers of clients
+    clients_per_device: int = 1000
+    """Clients that one device may have at a time; more are refused with 429."""
+    clients_per_user: int = 200
+    """Clients that one user may have at a time, of all their devices; more are refused with 429. Clients
+    whose token itself names the device, or all devices, count for the device only."""
+
     # Times of connections
     request_head_s: float = 10.0
     """From accepting a connection to the end of its request head; 408 after that."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
 _SPARE_S: Final = 1.0
 """What draining may take beyond the times that it has to wait."""
+_COUNTS: Final[Mapping[Happening, int]] = {"client_came": 1, "client_went": -1}
+"""What happenings do to the number of a user's clients."""
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
@@ -60,6 +63,8 @@ class Relay:
         self._on_seen = on_seen
         self._on_activity = on_activity
         self._sessions: dict[str, DeviceSession] = {}
+        self._clients_of: Counter[str] = Counter()
+        """How many clients each user has; there is nobody in it who has none."""
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
         """What is known of devices without a session, and when they went."""
         self._admitting = open_bucket(limits.admit_rate, burst=max(1.0, limits.admit_rate))
@@ -105,6 +110,15 @@ class Relay:
             return False
         self.counters.conflicts += 1
         return True
+
+    def crowd_of(self, device_id: str, grant: Grant) -> str | None:
+        """Say of what there are as many clients as may be, if one with this grant is one too many."""
+        session = self._sessions.get(device_id)
+        if session is not None and session.client_count >= self.limits.clients_per_device:
+            return "this machine"
+        if grant.user_id is None or grant.by_token:
+            return None
+        return "this user" if self._clients_of[grant.user_id] >= self.limits.clients_per_user else None
 
     def attach_device(
         self, device_id: str, peer: Peer, *, credential: bytes | None = None
@@ -256,7 +270,11 @@ class Relay:
             log.exception("nobody could note that device %s was seen", device_id)
 
     def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
-        """Tell whoever opened the relay what happened."""
+        """Count who has clients, and tell whoever opened the relay what happened."""
+        if user_id is not None and kind in _COUNTS:
+            self._clients_of[user_id] += _COUNTS[kind]
+            if self._clients_of[user_id] == 0:
+                del self._clients_of[user_id]
         if self._on_activity is None:
             return
         try:
