@@ -12,7 +12,13 @@ def test_everybody_has_as_many_waves_as_the_server_needs_to_let_them_in() -> Non
 def test_ways_to_stop_come_in_any_row() -> None:
     assert parse_arguments([]).stops == ["kill", "restart"]
     assert parse_arguments(["--stops", "kill,kill"]).stops == ["kill", "kill"]
-    for wrong in (["--stops", "hang"], ["--devices", "0"], ["--apps", "-1"], ["--admit-rate", "0"]):
+    for wrong in (
+        ["--stops", "hang"],
+        ["--devices", "0"],
+        ["--apps", "-1"],
+        ["--admit-rate", "0"],
+        ["--newcomers", "-1"],
+    ):
         with pytest.raises(SystemExit) as ended:
             parse_arguments(wrong)
         assert ended.value.code == 2

@@ -1,6 +1,7 @@
 """The web app as it runs in people's browsers: when it reconnects, when it gives up, what it asks for."""
 
 import itertools
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -44,6 +45,7 @@ class FaithfulApp:
 
     def __init__(self, address: tuple[str, int], device_id: str, new_token: Callable[[], str]) -> None:
         self.address = address
+        self.tls_context: ssl.SSLContext | None = None
         self.device_id = device_id
         self.new_token = new_token
         # What tests ask
@@ -127,7 +129,7 @@ class FaithfulApp:
         target = f"/ws/client?dev=true&token={self.new_token()}&device={self.device_id}"
         status = 0
         try:
-            link = await WireClient.connect(self.address)
+            link = await WireClient.connect(self.address, tls_context=self.tls_context)
         except OSError:
             self.refused.append((trio.current_time(), status))
             return None

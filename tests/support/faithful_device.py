@@ -6,6 +6,7 @@ It loses its key, and is off the net until somebody switches it off and on again
 
 import math
 import random
+import ssl
 from base64 import b64encode
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeAlias
@@ -59,6 +60,7 @@ class FaithfulDevice:
         self, address: tuple[str, int], device_id: str, key: str, *, grace_s: float = GRACE_S
     ) -> None:
         self.address = address
+        self.tls_context: ssl.SSLContext | None = None
         self.device_id = device_id
         self.key = key
         self._grace_s = grace_s
@@ -81,11 +83,8 @@ class FaithfulDevice:
         self.largest_bytes = 0
         # What it is
         self.seq = 0
-        self.info: dict[str, Any] = {
-            "deviceName": "Kitchen",
-            "machineType": "dual_boiler",
-            "brewSetpoint": 93.0,
-        }
+        self.info: dict[str, Any] = {"deviceName": "Kitchen", "machineType": "dual_boiler"}
+        self.info["brewSetpoint"] = 93.0
         self.state: dict[str, Any] = {
             "machine": {"state": "idle", "mode": "standby", "isHeating": False, "isBrewing": False},
             "temps": {
@@ -161,8 +160,8 @@ class FaithfulDevice:
     async def _connect(self) -> WireClient | None:
         """Try to connect; None if that did not work out."""
         for pause_s in (0.011, 0.0):
-            with suppress(OSError):
-                link = await WireClient.connect(self.address)
+            with suppress(OSError), trio.move_on_after(ANSWER_S):
+                link = await WireClient.connect(self.address, tls_context=self.tls_context)
                 break
             await trio.sleep(pause_s)
         else:
@@ -203,7 +202,7 @@ class FaithfulDevice:
         """Connect as what the firmware has forgotten: let in, it says nothing and reads nothing."""
         await trio.sleep(0.006)
         with suppress(OSError):
-            link = await WireClient.connect(self.address)
+            link = await WireClient.connect(self.address, tls_context=self.tls_context)
             try:
                 response = await self._ask(link)
                 self.zombies += response is not None and response.status == 101
@@ -328,7 +327,7 @@ class FaithfulDevice:
         with suppress(trio.BrokenResourceError):
             async with self._sending:
                 await self._link.send(close(code))
-        await self._link.stream.aclose()
+        await self._link.aclose()
 
     async def _take(self, payload: bytes) -> None:
         try:

@@ -1,6 +1,7 @@
 """A WebSocket client of exact bytes: what goes out is built by hand, what comes in is shown as it is."""
 
 import socket
+import ssl
 import struct
 from base64 import b64encode
 from hashlib import sha1
@@ -114,29 +115,49 @@ def upgrade_head(target: str, *, method: str = "GET", version: str = "1.1", **ch
 class WireClient:
     """One TCP connection to the server under test."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, tls: "trio.SSLStream[trio.SocketStream] | None" = None
+    ) -> None:
         self.stream = stream
+        self.tls = tls
         self.connected: dict[str, Any] = {}
         """The greeting, once somebody has read it."""
         self._received = bytearray()
 
     @classmethod
     async def connect(
-        cls, address: tuple[str, int], *, receive_buffer_bytes: int | None = None
+        cls,
+        address: tuple[str, int],
+        *,
+        receive_buffer_bytes: int | None = None,
+        tls_context: ssl.SSLContext | None = None,
     ) -> "WireClient":
+        """Connect, over TLS if there is a context for it. Raises OSError."""
         sock = trio.socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         try:
             if receive_buffer_bytes is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
             await sock.connect(address)
+            stream = trio.SocketStream(sock)
+            if tls_context is None:
+                return cls(stream)
+            tls = trio.SSLStream(stream, tls_context, https_compatible=True)
+            try:
+                await tls.do_handshake()
+            except trio.BrokenResourceError as error:
+                raise ConnectionError("no TLS came about") from error
         except BaseException:
             sock.close()
             raise
-        return cls(trio.SocketStream(sock))
+        return cls(stream, tls)
 
     async def send(self, *data: bytes) -> None:
         """Send all of it in one go."""
-        await self.stream.send_all(b"".join(data))
+        await (self.tls or self.stream).send_all(b"".join(data))
+
+    async def aclose(self) -> None:
+        """Close the connection in an orderly way."""
+        await (self.tls or self.stream).aclose()
 
     async def send_eof(self) -> None:
         await self.stream.send_eof()
@@ -223,7 +244,7 @@ class WireClient:
 
     async def _receive_more(self) -> None:
         try:
-            data = await self.stream.receive_some(_READ_BYTES)
+            data = await (self.tls or self.stream).receive_some(_READ_BYTES)
         except trio.BrokenResourceError as error:
             raise Ended("reset by the server") from error
         if not data:

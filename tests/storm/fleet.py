@@ -1,0 +1,123 @@
+"""The machines and apps that are to come back."""
+
+import random
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from support.faithful_app import FaithfulApp
+from support.faithful_device import UNFORGIVING_S, FaithfulDevice
+from support.process import KEY, Reach, machine_id
+
+SPREAD_S: Final = 10.0
+"""Over how long the fleet is switched on, for each thousand."""
+LOOK_EVERY_S: Final = 0.25
+LINE_EVERY_S: Final = 5.0
+
+
+class Fleet:
+    """All machines and apps."""
+
+    def __init__(
+        self, address: tuple[str, int], *, devices: int, apps: int, tls_context: ssl.SSLContext | None
+    ) -> None:
+        self._chance = random.Random(7)
+        self._address, self._tls_context = address, tls_context
+        reach = Reach(address)
+        spread_s = SPREAD_S * max(devices, 500) / 1000
+        self.devices = [self._device(number, spread_s) for number in range(devices)]
+        self.apps = [
+            FaithfulApp(address, machine_id(number % devices), lambda: reach.token())
+            for number in range(apps)
+        ]
+        for app in self.apps:
+            app.tls_context = tls_context
+
+    def add_devices(self, count: int, *, within_s: float) -> list[FaithfulDevice]:
+        """Give new machines, to be switched on, each of which connects within that time."""
+        number = len(self.devices)
+        added = [self._device(number + more, within_s) for more in range(count)]
+        self.devices += added
+        return added
+
+    def _device(self, number: int, within_s: float) -> FaithfulDevice:
+        grace_s = self._chance.uniform(0, within_s)
+        device = FaithfulDevice(self._address, machine_id(number), KEY, grace_s=grace_s)
+        device.tls_context = self._tls_context
+        return device
+
+    @property
+    def young(self) -> int:
+        """How many machines lose their key if their connection ends now, whatever the server does."""
+        youngest = trio.current_time() - UNFORGIVING_S
+        return sum(device.online and device.opened_at[-1] > youngest for device in self.devices)
+
+    @property
+    def devices_there(self) -> int:
+        return sum(device.online for device in self.devices)
+
+    @property
+    def apps_there(self) -> int:
+        return sum(app.connected for app in self.apps)
+
+    @property
+    def keys_destroyed(self) -> int:
+        return sum(device.keys_destroyed for device in self.devices)
+
+    def complete(self) -> bool:
+        """Whether everybody is there who can be."""
+        return self.devices_there + self.keys_destroyed >= len(self.devices) and self.apps_there == len(
+            self.apps
+        )
+
+    def back_after_s(self, since: float) -> list[float]:
+        """Give after how many seconds each machine was let in for the last time."""
+        last = [device.opened_at[-1] for device in self.devices if device.opened_at]
+        return [at - since for at in last if at > since]
+
+
+@asynccontextmanager
+async def switched_on(fleet: Fleet) -> AsyncIterator[trio.Nursery]:
+    async with trio.open_nursery() as nursery:
+        for device in fleet.devices:
+            nursery.start_soon(device.run)
+        for app in fleet.apps:
+            nursery.start_soon(app.run)
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
+async def wait_complete(fleet: Fleet, *, within_s: float) -> tuple[bool, float]:
+    """Wait until everybody is there, and say now and then how many are.
+
+    Returns whether they are, and by how much this process was late at most: so much later than it was, it
+    may believe that a machine was let in.
+    """
+    began_at = line_at = trio.current_time()
+    late_s = 0.0
+    with trio.move_on_after(within_s):
+        while not fleet.complete():
+            looked_at = trio.current_time()
+            await trio.sleep(LOOK_EVERY_S)
+            late_s = max(late_s, trio.current_time() - looked_at - LOOK_EVERY_S)
+            if trio.current_time() >= line_at:
+                line_at += LINE_EVERY_S
+                print(
+                    f"  {trio.current_time() - began_at:5.0f} s  machines {fleet.devices_there:6d}, "
+                    f"apps {fleet.apps_there:5d}",
+                    flush=True,
+                )
+        return True, late_s
+    return False, late_s
+
+
+def machines_context() -> ssl.SSLContext:
+    """Make what machines encrypt with: they look at no certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return context
