@@ -1,6 +1,8 @@
 """What fuzzing begins with: inputs as they should be."""
 
 import random
+import ssl
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -97,4 +99,21 @@ PROXY_HEADERS: Final = (
     + b"\x21\x11\x00\x17\xc0\x00\x02\x01\xc6\x33\x64\x02\xdc\x04\x01\xbb"
     + b"\x20\x00\x05\x01\0\0\0\0"
     + b"\x04\x00\x00",
+)
+
+
+def _client_hello() -> bytes:
+    outgoing = ssl.MemoryBIO()
+    connection = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="a.example")
+    with suppress(ssl.SSLWantReadError):
+        connection.do_handshake()
+    return outgoing.read()
+
+
+TLS_BEGINNINGS: Final = (
+    _client_hello(),
+    b"\x16\x03\x01\x40\x00" + bytes(0x4000),
+    b"\x15\x03\x03\x00\x02\x01\x00",
+    b"\x80\x2e\x01\x00\x02",
+    b"GET / HTTP/1.1\r\n\r\n",
 )

@@ -1,6 +1,7 @@
 """Send nonsense to a real server on raw sockets, while a machine and its app go on talking through it."""
 
 import random
+import ssl
 import subprocess
 import sys
 from contextlib import suppress
@@ -11,10 +12,12 @@ from typing import Final
 import msgspec
 import trio
 
-from fuzz import corpus
+from fuzz import corpus, patience
 from fuzz.mutation import Mutator
+from support.certificates import client_context
 from support.logs import errors_in
 from support.process import KEY, ProcessServer, environment, machine_id, serve_process
+from support.resources import most_memory_mib, open_files
 from support.wire_client import BINARY, TEXT, Ended, Response, WireClient, frame, text, upgrade_head
 
 CANARY: Final = machine_id(0x7FFFFFFF)
@@ -30,6 +33,12 @@ FROM_ELSEWHERE: Final = b"PROXY TCP4 203.0.113.7 127.0.0.1 50000 443\r\n"
 MOST_PAYLOAD_BYTES: Final = 10_000
 PATIENCE_S: Final = 0.5
 """How long an attacker waits for an answer."""
+TRICKLE_S: Final = 0.05
+"""The longest pause within what an attacker says."""
+MOST_MIB: Final = 256
+"""What a server may need, whatever it is sent: three times what it needs for a few connections."""
+FILES_MORE: Final = 30
+"""How many more files it may have open when all have gone: each thread of the registry keeps some."""
 
 
 @dataclass
@@ -38,6 +47,8 @@ class Seen:
 
     attacks: int = 0
     upgraded: int = 0
+    outlasted: int = 0
+    """How many connections of machines were held for as long as they must be."""
     echoes: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -46,8 +57,17 @@ class Seen:
 class Attacker:
     """Somebody who connects again and again."""
 
-    def __init__(self, server: ProcessServer, seed: int, seen: Seen, *, behind_proxy: bool) -> None:
+    def __init__(
+        self,
+        server: ProcessServer,
+        seed: int,
+        seen: Seen,
+        *,
+        behind_proxy: bool,
+        tls_context: ssl.SSLContext | None,
+    ) -> None:
         self._server = server
+        self._tls_context = tls_context
         self._mutator = Mutator(seed)
         self._seen = seen
         self._behind_proxy = behind_proxy
@@ -64,7 +84,14 @@ class Attacker:
 
     async def attack(self) -> None:
         """Connect, say something, look at what is answered, and leave in one of several ways."""
-        connection = await WireClient.connect(self._server.address)
+        if self._tls_context is not None and self._chance.random() < 0.2:
+            await self._spoil_tls()
+            return
+        try:
+            connection = await WireClient.connect(self._server.address, tls_context=self._tls_context)
+        except ConnectionError as problem:
+            self._seen.problems.append(f"nobody can connect: {problem!r}")
+            return
         try:
             with suppress(Ended, trio.BrokenResourceError), trio.move_on_after(ECHO_S):
                 await self._talk(connection)
@@ -74,6 +101,17 @@ class Attacker:
                 connection.abort()
             else:
                 await trio.aclose_forcefully(connection.stream)
+
+    async def _spoil_tls(self) -> None:
+        """Begin with what is no TLS, or not quite."""
+        connection = await WireClient.connect(self._server.address)
+        try:
+            with suppress(Ended, trio.BrokenResourceError), trio.move_on_after(PATIENCE_S):
+                await self._send(connection, self._mutator.mutated(corpus.TLS_BEGINNINGS))
+                await connection.read_to_end()
+        finally:
+            self._seen.attacks += 1
+            connection.abort()
 
     async def _talk(self, connection: WireClient) -> None:
         chance = self._chance
@@ -99,6 +137,8 @@ class Attacker:
         self._seen.upgraded += 1
         for _ in range(chance.randrange(1, 12)):
             await self._send(connection, self._frame())
+        if self._chance.random() < 0.2:
+            await connection.send_eof()
         with trio.move_on_after(PATIENCE_S):
             await connection.read_to_end()
 
@@ -113,10 +153,11 @@ class Attacker:
         return frame(kind, payload[:MOST_PAYLOAD_BYTES])
 
     async def _send(self, connection: WireClient, data: bytes) -> None:
+        trickles = self._chance.random() < 0.1
         for piece in self._mutator.split(data):
             await connection.send(piece)
-            if self._chance.random() < 0.3:
-                await trio.lowlevel.checkpoint()
+            if trickles:
+                await trio.sleep(self._chance.uniform(0, TRICKLE_S))
 
     async def _answer(self, connection: WireClient) -> Response | None:
         with trio.move_on_after(PATIENCE_S):
@@ -132,10 +173,22 @@ class Attacker:
         return None
 
 
-async def stand_by(server: ProcessServer, seen: Seen, *, behind_proxy: bool, within_s: float) -> None:
+async def stand_by(
+    server: ProcessServer,
+    seen: Seen,
+    *,
+    behind_proxy: bool,
+    tls_context: ssl.SSLContext | None,
+    within_s: float,
+) -> None:
     """Be a machine and its app that send each other messages, for a while."""
-    device = await _connect(server, f"/ws/device?id={CANARY}&key={KEY}", behind_proxy)
-    app = await _connect(server, f"/ws/client?token={server.token([CANARY])}&device={CANARY}", behind_proxy)
+    device, app = [
+        await _connect(server, target, behind_proxy, tls_context)
+        for target in (
+            f"/ws/device?id={CANARY}&key={KEY}",
+            f"/ws/client?token={server.token([CANARY])}&device={CANARY}",
+        )
+    ]
     await device.show_life()
     with trio.move_on_after(within_s):
         while True:
@@ -154,9 +207,11 @@ async def stand_by(server: ProcessServer, seen: Seen, *, behind_proxy: bool, wit
             await trio.sleep(0.2)
 
 
-async def _connect(server: ProcessServer, target: str, behind_proxy: bool) -> WireClient:
-    connection = await server.connect()
+async def _connect(
+    server: ProcessServer, target: str, behind_proxy: bool, tls_context: ssl.SSLContext | None
+) -> WireClient:
     with trio.fail_after(ECHO_S):
+        connection = await server.connect(tls_context=tls_context)
         if behind_proxy:
             await connection.send(FROM_ELSEWHERE)
         answer = await connection.ask(upgrade_head(target))
@@ -164,12 +219,14 @@ async def _connect(server: ProcessServer, target: str, behind_proxy: bool) -> Wi
     return connection
 
 
-async def wait_calm(server: ProcessServer, *, behind_proxy: bool) -> str | None:
+async def wait_calm(
+    server: ProcessServer, *, behind_proxy: bool, tls_context: ssl.SSLContext | None
+) -> str | None:
     """Wait until nobody is counted any more; say who is, if that does not happen."""
     counted: object = "nothing"
     with trio.move_on_after(CALM_S):
         while True:
-            connection = await server.connect()
+            connection = await server.connect(tls_context=tls_context)
             if behind_proxy:
                 await connection.send(FROM_ELSEWHERE)
             answer = await connection.ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -182,38 +239,76 @@ async def wait_calm(server: ProcessServer, *, behind_proxy: bool) -> str | None:
     return f"{CALM_S:.0f} s after everybody has left, the server counts {counted}"
 
 
-async def fuzz_server(folder: Path, *, secs: float, seed: int, behind_proxy: bool) -> Seen:
-    """Attack a server of its own for a while."""
+async def fuzz_server(
+    folder: Path, *, secs: float, seed: int, behind_proxy: bool = False, tls: bool = False
+) -> Seen:
+    """Attack a server of its own for a while.
+
+    Over TLS, it keeps its promise to machines that no connection of theirs ends too young. Otherwise it does
+    not, so that more can be tried in the same time.
+    """
     settings: dict[str, object] = {
         "DATA_DIR": folder,
         "BREWOS_RELAY_LOG_LEVEL": "warning",
         "BREWOS_RELAY_LOG_FORMAT": "json",
         "BREWOS_RELAY_ADMIT_RATE": 0,
-        "BREWOS_RELAY_DEVICE_MIN_AGE_S": 0.001,
     }
+    if tls:
+        settings |= patience.SETTINGS
+    else:
+        settings |= {"BREWOS_RELAY_DEVICE_MIN_AGE_S": 0.001}
     if behind_proxy:
         settings |= {"BREWOS_RELAY_PROXY_PROTOCOL": "true", "BREWOS_RELAY_TRUSTED_PROXIES": "127.0.0.1"}
     machines = folder / "machines.csv"
-    machines.write_text("".join(f"{device},{KEY}\n" for device in [*ATTACKED, CANARY]))
+    machines.write_text("".join(f"{device},{KEY}\n" for device in [*ATTACKED, *patience.PATIENT, CANARY]))
     command = [sys.executable, "-m", "brewos_relay", "device", "import", str(machines)]
     await trio.run_process(
         command, cwd=folder, env=environment(**settings), capture_stdout=True, stderr=subprocess.STDOUT
     )
     seen = Seen()
+    tls_context = client_context() if tls else None
     async with serve_process(folder, **settings) as server:
+        files = open_files(server.process.pid)
         with trio.move_on_after(secs):
             async with trio.open_nursery() as nursery:
                 for number in range(ATTACKERS):
-                    attacker = Attacker(server, seed * ATTACKERS + number, seen, behind_proxy=behind_proxy)
+                    attacker = Attacker(
+                        server,
+                        seed * ATTACKERS + number,
+                        seen,
+                        behind_proxy=behind_proxy,
+                        tls_context=tls_context,
+                    )
                     nursery.start_soon(attacker.attack_on)
-                await stand_by(server, seen, behind_proxy=behind_proxy, within_s=secs)
+                if tls:
+                    for number, device in enumerate(patience.PATIENT):
+                        mutator = Mutator(seed * len(patience.PATIENT) + number)
+                        nursery.start_soon(patience.be_patient, server, device, mutator, tls_context, seen)
+                await stand_by(
+                    server, seen, behind_proxy=behind_proxy, tls_context=tls_context, within_s=secs
+                )
                 nursery.cancel_scope.cancel()
         server.abort()
         if server.process.poll() is not None:
             seen.problems.append(f"the server has ended, with exit code {server.process.returncode}")
-        elif left := await wait_calm(server, behind_proxy=behind_proxy):
-            seen.problems.append(left)
+        else:
+            seen.problems += await _look_at_the_rest(server, files, behind_proxy, tls_context)
         seen.problems += errors_in(server.log_file.read_text(errors="replace"))[:5]
     if not seen.echoes:
         seen.problems.append("the bystanders had no word")
     return seen
+
+
+async def _look_at_the_rest(
+    server: ProcessServer, files: int, behind_proxy: bool, tls_context: ssl.SSLContext | None
+) -> list[str]:
+    """Say what is left of the attacks."""
+    problems = []
+    if left := await wait_calm(server, behind_proxy=behind_proxy, tls_context=tls_context):
+        problems.append(left)
+    if (mib := most_memory_mib(server.process.pid)) > MOST_MIB:
+        problems.append(f"the server needed {mib} MiB")
+    left_files = open_files(server.process.pid) - files
+    if left_files > FILES_MORE:
+        problems.append(f"the server has {left_files} more files open than before")
+    return problems

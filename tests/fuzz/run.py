@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 from fuzz.mutation import Mutator
 from fuzz.targets import TARGETS, Target
 
-PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "http")
+PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "live-tls", "http")
 MOST_FINDINGS: Final = 5
 SHOWN_BYTES: Final = 2000
 
@@ -53,16 +53,18 @@ def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[st
     return tried, list(found.values())
 
 
-def fuzz_live(*, secs: float, seed: int, behind_proxy: bool) -> tuple[int, list[str]]:
+def fuzz_live(*, secs: float, seed: int, behind_proxy: bool, tls: bool) -> tuple[int, list[str]]:
     """Attack a server for a while; return how often, and what was found."""
     from fuzz.live import fuzz_server  # not before it is needed: the parts above run without a server
 
     with tempfile.TemporaryDirectory(prefix="brewos-relay-fuzz-") as folder:
 
         async def attack() -> tuple[int, list[str]]:
-            seen = await fuzz_server(Path(folder), secs=secs, seed=seed, behind_proxy=behind_proxy)
+            seen = await fuzz_server(Path(folder), secs=secs, seed=seed, behind_proxy=behind_proxy, tls=tls)
             answers = dict(sorted(seen.statuses.items()))
             print(f"  {seen.upgraded} were let in, {seen.echoes} messages of bystanders, answers {answers}")
+            if tls:
+                print(f"  {seen.outlasted} connections of machines were held for as long as they must be")
             return seen.attacks, seen.problems
 
         return trio.run(attack)
@@ -115,7 +117,9 @@ def main() -> int:
         elif part == "http":
             tried, found = fuzz_http(arguments)
         else:
-            tried, found = fuzz_live(secs=arguments.secs, seed=seed, behind_proxy=part == "live-proxy")
+            tried, found = fuzz_live(
+                secs=arguments.secs, seed=seed, behind_proxy=part == "live-proxy", tls=part == "live-tls"
+            )
         print(*[f"  FOUND {finding}" for finding in found], sep="\n", end="\n" if found else "")
         print(f"  {f'{tried} inputs' if tried else 'done'}; {len(found) or 'nothing'} found", flush=True)
         if found:

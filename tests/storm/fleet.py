@@ -112,12 +112,3 @@ async def wait_complete(fleet: Fleet, *, within_s: float) -> tuple[bool, float]:
                 )
         return True, late_s
     return False, late_s
-
-
-def machines_context() -> ssl.SSLContext:
-    """Make what machines encrypt with: they look at no certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    return context

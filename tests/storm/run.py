@@ -24,9 +24,10 @@ import trio
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 
 from brewos_relay.core.limits import Limits
-from storm.fleet import LINE_EVERY_S, Fleet, machines_context, switched_on, wait_complete
+from storm.fleet import LINE_EVERY_S, Fleet, switched_on, wait_complete
 from storm.server import Relay
 from storm.timeline import histogram, most_in_a_second, share_back_after
+from support.certificates import client_context
 from support.faithful_device import RECONNECT_S
 from support.wire_client import WireClient
 
@@ -112,7 +113,7 @@ def judge(verdicts: dict[str, tuple[bool, str]]) -> bool:
 
 async def run(arguments: argparse.Namespace) -> bool:
     """Do it all; True if all is well."""
-    tls_context = machines_context() if arguments.tls else None
+    tls_context = client_context(ssl.TLSVersion.TLSv1_2) if arguments.tls else None
     with tempfile.TemporaryDirectory(prefix="brewos-relay-storm-") as folder:
         relay = Relay(Path(folder), admit_rate=arguments.admit_rate, tls=arguments.tls)
         await relay.import_machines(arguments.devices + arguments.newcomers * len(arguments.stops))

@@ -1,6 +1,5 @@
 """The server that is stopped and started again."""
 
-import os
 import re
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import trio
 
 from support.logs import errors_in
 from support.process import KEY, environment, machine_id
+from support.resources import most_memory_mib, processor_s
 
 START_S: Final = 20.0
 APP_ORIGIN: Final = "https://cloud.example"
@@ -74,11 +74,7 @@ class Relay:
     def used(self) -> tuple[float, int]:
         """Read how much processor time it has taken, in s, and how much memory it had at most, in MiB."""
         assert self._process is not None
-        of_process = Path(f"/proc/{self._process.pid}")
-        times = of_process.joinpath("stat").read_text().rpartition(")")[2].split()
-        most = re.search(r"VmHWM:\s+(\d+) kB", of_process.joinpath("status").read_text())
-        assert most is not None
-        return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"), int(most[1]) // 1024
+        return processor_s(self._process.pid), most_memory_mib(self._process.pid)
 
     def errors(self) -> list[str]:
         return errors_in(self.log_file.read_text(errors="replace"))

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
@@ -51,9 +52,13 @@ class Reach:
             return self.signer.issue(user_id=user_id, email="ada@example.org", devices="*")
         return self.signer.issue(user_id=user_id, email="ada@example.org", devices=list(devices))
 
-    async def connect(self, *, receive_buffer_bytes: int | None = None) -> WireClient:
-        """Open a TCP connection."""
-        connection = await WireClient.connect(self.address, receive_buffer_bytes=receive_buffer_bytes)
+    async def connect(
+        self, *, receive_buffer_bytes: int | None = None, tls_context: ssl.SSLContext | None = None
+    ) -> WireClient:
+        """Open a TCP connection, with TLS if there is a context for it."""
+        connection = await WireClient.connect(
+            self.address, receive_buffer_bytes=receive_buffer_bytes, tls_context=tls_context
+        )
         self._connections.append(connection)
         return connection
 
