@@ -23,6 +23,7 @@ from brewos_relay.server.admission import (
     TokenRefused,
 )
 from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.request_gate import reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
@@ -73,6 +74,7 @@ class Listener:
         self._admission = admission
         self._take_http = take_http
         self._door = door
+        self._refusals = RefusalLog()
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
 
@@ -97,7 +99,7 @@ class Listener:
             reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
             self._refused[reason] += 1
             fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
-            log.info("refused %s: %s", arrival.address, refusal, extra=fields)
+            self._refusals.tell("refused %s: %s", arrival.address, refusal, extra=fields)
             await arrival.refuse(refusal, within_s=self._limits.close_s)
 
     async def _answer(self, arrival: Arrival) -> None:
@@ -170,7 +172,8 @@ class Listener:
             _log_let_in(arrival, attached, "client")
             return 101
         self._refused["token"] += 1
-        log.info("client closed: %s", entry.reason, extra={"address": arrival.address, "reason": "token"})
+        fields = {"address": arrival.address, "reason": "token"}
+        self._refusals.tell("client closed: %s", entry.reason, extra=fields)
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()
         return CloseCode.TOKEN_REJECTED

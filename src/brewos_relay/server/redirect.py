@@ -8,6 +8,7 @@ from typing import Final
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.wire.handshake import Refusal, parse_head
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Redirect:
         self._is_own_host = is_own_host
         self._limits = limits
         self._door = door
+        self._refusals = RefusalLog()
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
@@ -56,7 +58,8 @@ class Redirect:
             head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
             answer = self._answer(head)
         except Refusal as refusal:
-            log.info("refused %s: %s", arrival.address, refusal)
+            fields = {"address": arrival.address, "status": refusal.status}
+            self._refusals.tell("refused %s: %s", arrival.address, refusal, extra=fields)
             answer = refusal
         await arrival.refuse(answer, within_s=self._limits.close_s)
 
