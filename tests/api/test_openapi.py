@@ -50,7 +50,7 @@ async def test_every_operation_says_what_it_does_and_how_it_refuses(tmp_path: Pa
         assert operation["summary"]
         assert not operation["summary"].endswith(".")
         statuses = set(operation["responses"])
-        assert {"429", "503"} <= statuses
+        assert {"429", "431", "503"} <= statuses
         assert any(status.startswith("2") for status in statuses)
         if operation["security"]:
             assert "401" in statuses
@@ -96,7 +96,7 @@ def test_an_operation_is_made_of_its_description() -> None:
     assert made.paths.keys() == {"/api/some/{user_id}", "/api/openapi.json"}
     assert operation["operationId"] == "some"
     assert operation["security"] == []
-    assert operation["responses"].keys() == {"202", "400", "404", "409", "413", "429", "503"}
+    assert operation["responses"].keys() == {"202", "400", "404", "409", "413", "429", "431", "503"}
     assert operation["requestBody"]["required"] is True
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/Given"}

@@ -5,6 +5,8 @@ given the device back that they are to have, over and over.
 """
 
 import argparse
+import logging
+import random
 import secrets
 import sys
 import tempfile
@@ -30,6 +32,8 @@ MACHINE: Final = machine_id(1)
 """One that is online, and that the owner, the member and the viewer have."""
 DAY_MS: Final = 24 * 3_600_000
 STEP_S: Final = 0.2
+LAST_S: Final = 300.0
+"""What asking as the last one may take beyond the time that there is."""
 
 # Without looking for garbage: Python 3.11 trips over that while hypothesis reads sources.
 _SCHEMATHESIS: Final = "import gc; gc.disable(); from schemathesis.cli import schemathesis; schemathesis()"
@@ -48,13 +52,16 @@ class Asker:
 
 
 async def main(arguments: argparse.Namespace) -> list[str]:
-    """Run every pass; return as whom something was found."""
+    """Ask as everybody, in any order, until time is up; return as whom something was found."""
+    logged = Errors()
+    logging.getLogger().addHandler(logged)
+    end_s = trio.current_time() + arguments.minutes * 60
     # All of it comes from one address, and faster than anybody's.
     Throttle.admit = lambda _self, _key: None  # type: ignore[assignment,method-assign]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            serve_here(Path(folder), within_s=arguments.within_s) as server,
+            serve_here(Path(folder), within_s=arguments.minutes * 60 + LAST_S) as server,
             trio.open_nursery() as nursery,
         ):
             users = await people(server)
@@ -62,13 +69,30 @@ async def main(arguments: argparse.Namespace) -> list[str]:
             nursery.start_soon(put_back, server, users)
             schema = Path(folder) / "openapi.json"
             schema.write_bytes(await document(server, users))
-            for asker in await askers(server, users):
+            everybody = await askers(server, users)
+            random.Random(arguments.seed).shuffle(everybody)
+            for asker in everybody:
                 if arguments.askers and asker.name not in arguments.askers:
+                    continue
+                if trio.current_time() > end_s:
+                    print(f"\n===== no time is left to ask as {asker.name}", flush=True)
                     continue
                 if not await ask(server, asker, schema, arguments):
                     failed.append(asker.name)
             nursery.cancel_scope.cancel()
-    return failed
+    logging.getLogger().removeHandler(logged)
+    return [*failed, *logged.found[:5]]
+
+
+class Errors(logging.Handler):
+    """Keeps what the server logs as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(f"the server, which logs {record.getMessage()!r}")
 
 
 async def people(server: HereServer) -> dict[str, str]:
@@ -172,8 +196,7 @@ async def ask(server: HereServer, asker: Asker, schema: Path, arguments: argpars
         ]
         if asker.token is not None:
             command += ["--header", f"Authorization: Bearer {asker.token}"]
-        if arguments.seed is not None:
-            command += ["--seed", arguments.seed]
+        command += ["--seed", arguments.seed]
         print(f"\n===== as {asker.name} {' '.join(selection)}", flush=True)
         done = await trio.run_process([str(part) for part in command], check=False)
         fine = fine and done.returncode == 0

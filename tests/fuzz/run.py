@@ -2,8 +2,8 @@
 
     python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
 
-Each part takes `--secs`, apart from `http`, which takes as long as it takes. Another seed is used each time,
-and said, so that what was found is found again.
+Each part takes `--secs`, apart from `http`, which asks as everybody in turn until `--minutes` are over.
+Another seed is used each time, and said, so that what was found is found again.
 
 Exit codes: 0 nothing was found, 1 something was, 2 wrong usage, 3 could not start.
 """
@@ -88,12 +88,17 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"parts, of {', '.join(PARTS)}",
     )
     parser.add_argument("--secs", type=float, default=20.0, help="the time for each part (default 20)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="when to begin with nothing more (default 10); what was left out is said",
+    )
     parser.add_argument("--seed", type=int, help="try the same inputs as another time")
     http = parser.add_argument_group("http")
     http.add_argument(
         "--examples", type=int, default=25, help="requests of each kind, for each operation (default 25)"
     )
-    http.add_argument("--within-s", type=float, default=1200, help="the time for everything (default 1200)")
     http.add_argument("--as", action="append", dest="askers", metavar="NAME", help="ask as these only")
     chosen = parser.parse_args(given)
     if unknown := set(chosen.only) - set(PARTS):
@@ -107,10 +112,17 @@ def main() -> int:
         print("`http` needs schemathesis: use `nox -s fuzz`, or leave it out with --only", file=sys.stderr)
         return 3
     logging.basicConfig(level=logging.WARNING)
-    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    if arguments.seed is None:
+        arguments.seed = secrets.randbelow(2**31)
+    seed = arguments.seed
     targets = {target.name: target for target in TARGETS}
     found_anything = []
+    end_s = time.monotonic() + arguments.minutes * 60
     for part in arguments.only:
+        arguments.minutes = (end_s - time.monotonic()) / 60
+        if arguments.minutes <= 0:
+            print(f"{part}: no time is left", flush=True)
+            continue
         print(f"{part}: seed {seed}", flush=True)
         if part in targets:
             tried, found = fuzz_target(targets[part], secs=arguments.secs, seed=seed)

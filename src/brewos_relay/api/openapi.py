@@ -91,7 +91,7 @@ def described(
 
     `answer` and `body` are types that msgspec knows; `query` is a struct with a field for each parameter of
     the query. `refusals` are statuses beyond those that follow from the rest: 400 and 413 with a body, 400
-    with a query, 401 with a token, 404 with an id in the path, 429 and 503 always.
+    with a query, 401 with a token, 404 with an id in the path, 429, 431 and 503 always.
     """
     description = Description(
         summary=summary,
@@ -210,7 +210,8 @@ class _Types:
 
 def _operation(route: Route, description: Description, types: _Types) -> dict[str, Any]:
     refusals = {429, 503} | description.refusals
-    too_large: dict[str, Any] = {}
+    # These are answered by whoever reads requests, before anybody knows what is asked for.
+    too_large = {"431": {"description": "the request line and the headers are too large together"}}
     operation: dict[str, Any] = {
         "summary": description.summary,
         "operationId": route.name,
@@ -230,7 +231,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
         operation["parameters"] = parameters
     if description.body is not None:
         refusals.add(400)
-        too_large = {"413": {"description": "the body is too large; nothing of it was looked at"}}
+        too_large["413"] = {"description": "the body is too large; nothing of it was looked at"}
         operation["requestBody"] = {
             "required": not description.body_optional,
             "content": _json_content(types.schema_of(description.body)),
@@ -246,7 +247,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
         **{
             str(status): {"description": _REFUSALS[status], "content": problem} for status in sorted(refusals)
         },
-        **too_large,
+        **dict(sorted(too_large.items())),
     }
     return operation
 
