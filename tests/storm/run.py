@@ -94,7 +94,7 @@ async def storm(
                 f"{len(back_s)} machines, {fleet.apps_there} apps, {within_s:.0f} s",
             ),
             "the machines' own times": (late_s < MOST_LATE_S, f"kept to within {late_s:.1f} s"),
-            "keys destroyed as it went": (lost == doomed, f"{lost}, of machines that had just come {young}"),
+            "keys destroyed as it went": (lost <= doomed, f"{lost}, of machines that had just come {young}"),
             "keys destroyed after that": (lost_later == 0, str(lost_later)),
             "let in within one second": (fullest <= most, f"{fullest}, limit {most}"),
             "counted by the server": (
