@@ -161,6 +161,14 @@ def test_of_devices_that_nobody_took_those_stay_that_were_seen_last(
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (1, 2, 5, 6, 7)]
 
 
+def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
+    for number in range(1, 6):
+        register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
+    assert [prune(db, now_ms=NOW_MS) for _ in range(4)] == [True, True, False, False]
+    assert all_devices(db) == []
+
+
 def test_what_was_added_by_hand_waits_for_its_machine(db: Connection) -> None:
     old_ms = NOW_MS - 10 * UNUSED_DEVICES_KEPT_MS
     add_devices(db, [new_device(1), new_device(2)], now_ms=old_ms)

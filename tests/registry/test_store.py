@@ -24,7 +24,7 @@ from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.records import Activity, Change
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.sessions import end_session, open_session
-from brewos_relay.registry.store import PRUNE_EVERY_S, Store, open_store
+from brewos_relay.registry.store import PRUNE_EVERY_S, PRUNE_PAUSE_S, Store, open_store
 from support.kinds import ON_SQLITE
 from support.registry import device_id, new_device, register
 
@@ -326,6 +326,23 @@ async def test_what_is_over_is_deleted_every_hour(
         started_s = trio.current_time()
         await trio.sleep(2.5 * PRUNE_EVERY_S)
     assert pruned_s == [started_s + hours * PRUNE_EVERY_S for hours in range(3)]
+
+
+async def test_very_much_that_is_over_is_deleted_in_steps(
+    url: str, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned_s: list[float] = []
+
+    async def write(_store: Store, _function: object, **_arguments: object) -> bool:
+        await trio.lowlevel.checkpoint()
+        pruned_s.append(trio.current_time())
+        return len(pruned_s) < 3
+
+    monkeypatch.setattr(Store, "write", write)
+    async with open_store(url):
+        started_s = trio.current_time()
+        await trio.sleep(PRUNE_EVERY_S)
+    assert pruned_s == [started_s + steps * PRUNE_PAUSE_S for steps in range(3)]
 
 
 # What is noted

@@ -20,24 +20,26 @@ from brewos_relay.registry.schema import (
 CHANGES_KEPT_MS: Final = 3600 * 1000
 UNUSED_DEVICES_KEPT_MS: Final = 30 * 24 * 3600 * 1000
 UNUSED_DEVICES_KEPT: Final = 50_000
+DEVICES_AT_ONCE: Final = 10_000
+"""How many devices go in one transaction: others want to write as well."""
 
 
-def prune(db: Connection, *, now_ms: int) -> None:
+def prune(db: Connection, *, now_ms: int) -> bool:
     """Delete what is over: sessions, refresh tokens, invites, claims, shares, access until a time.
 
     Also old activity, changes that every running server has seen long ago, and devices that registered
     themselves and that nobody has: those that were not seen for a month, and all but the 50,000 that were
-    seen last, since anybody can register as many as they like.
+    seen last, since anybody can register as many as they like. True if there are more of these to delete.
     """
     for table in (sessions, refresh_tokens, invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
     db.execute(delete(device_users).where(device_users.c.until_ms <= now_ms))
     db.execute(delete(changes).where(changes.c.at_ms <= now_ms - CHANGES_KEPT_MS))
     _prune_activity(db, now_ms=now_ms)
-    _prune_devices(db, now_ms=now_ms)
+    return _prune_devices(db, now_ms=now_ms)
 
 
-def _prune_devices(db: Connection, *, now_ms: int) -> None:
+def _prune_devices(db: Connection, *, now_ms: int) -> bool:
     # A machine registers whenever it is switched on, so that one that comes back after that is there again.
     # Whoever was added by hand waits for its machine for as long as it takes. Nor does a device go that
     # somebody has, or that may be about to be claimed.
@@ -52,7 +54,8 @@ def _prune_devices(db: Connection, *, now_ms: int) -> None:
     crowd_until_ms = db.scalar(first_too_many.limit(1))
     if crowd_until_ms is not None:
         until_ms = max(until_ms, crowd_until_ms)
-    db.execute(delete(devices).where(unused).where(seen_ms <= until_ms))
+    some = select(devices.c.id).where(unused).where(seen_ms <= until_ms).limit(DEVICES_AT_ONCE)
+    return db.execute(delete(devices).where(devices.c.id.in_(some))).rowcount == DEVICES_AT_ONCE
 
 
 def _prune_activity(db: Connection, *, now_ms: int) -> None:

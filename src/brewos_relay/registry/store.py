@@ -27,6 +27,8 @@ from brewos_relay.registry.sessions import find_sessions
 from brewos_relay.registry.watching import Apply, Watcher
 
 PRUNE_EVERY_S: Final = 3600.0
+PRUNE_PAUSE_S: Final = 1.0
+"""What others get to write while there is very much to prune."""
 _THREADS: Final = 4
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -148,11 +150,12 @@ class Store:
 
     async def _prune_regularly(self) -> None:
         while True:
+            more = False
             try:
-                await self.write(prune, now_ms=now_ms())
+                more = await self.write(prune, now_ms=now_ms())
             except Exception as problem:  # also no more threads: the next time may be better
                 logger.warning("what is over could not be deleted: %s; trying again", problem)
-            await trio.sleep(PRUNE_EVERY_S)
+            await trio.sleep(PRUNE_PAUSE_S if more else PRUNE_EVERY_S)
 
     async def _read_changes(self) -> Sequence[Change]:
         return await self.read(self._follower.read)
