@@ -51,9 +51,15 @@ class Fleet:
 
     @property
     def young(self) -> int:
-        """How many machines lose their key if their connection ends now, whatever the server does."""
+        """How many machines may lose their key if connections end now, whatever the server does.
+
+        Some of them have not read yet that they were let in.
+        """
         youngest = trio.current_time() - UNFORGIVING_S
-        return sum(device.online and device.opened_at[-1] > youngest for device in self.devices)
+        return sum(
+            not device.keys_destroyed and not (device.online and device.opened_at[-1] <= youngest)
+            for device in self.devices
+        )
 
     @property
     def devices_there(self) -> int:
