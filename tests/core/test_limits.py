@@ -83,7 +83,8 @@ def test_every_limit_is_bounded_and_says_its_unit(field: "dataclasses.Field[obje
     if field.name in {"never_wait", "owner_commands"}:
         assert isinstance(field.default, tuple)
         return
-    assert field.name.endswith(("_bytes", "_s", "_rate", "_burst", "_commands"))
+    counts = ("_commands", "clients_per_device", "clients_per_user")
+    assert field.name.endswith(("_bytes", "_s", "_rate", "_burst", *counts))
     assert isinstance(field.default, int | float)
     assert field.default > 0
 
