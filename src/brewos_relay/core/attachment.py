@@ -149,7 +149,7 @@ class DeviceAttachment(Attachment):
 class ClientAttachment(Attachment):
     """A client, with the token that it came with and what it may do."""
 
-    __slots__ = ("access_ends_at", "expires_at", "grant", "id", "renew", "warned")
+    __slots__ = ("access_ends_at", "due_at", "expires_at", "grant", "id", "renew", "warned")
 
     def __init__(
         self,
@@ -165,6 +165,8 @@ class ClientAttachment(Attachment):
         self.id = secrets.token_hex(8)
         self.access_ends_at = math.inf
         """When it may do nothing any more (trio time)."""
+        self.due_at = -math.inf
+        """When either end is to be looked at again (trio time): not before that, and at once after a change."""
         self.set_grant(grant)
         self.expires_at = math.inf
         """When its token ends (trio time)."""
@@ -178,10 +180,11 @@ class ClientAttachment(Attachment):
         if self.access_ends_at > -math.inf:
             self.grant = grant
             self.access_ends_at = trio.current_time() + grant.until_s - time.time()
+            self.due_at = -math.inf
 
     def end_access(self, code: int, reason: str) -> None:
         """Close the client; nothing of it goes to the machine any more, nor does what waits."""
-        self.access_ends_at = -math.inf
+        self.access_ends_at = self.due_at = -math.inf
         self.close(code, reason)
 
     def set_token_end(self, expires_at_s: float) -> None:
@@ -190,3 +193,4 @@ class ClientAttachment(Attachment):
         if expires_at > self.expires_at + _SAME_END_S:  # a browser may give the same one again
             self.warned = False
         self.expires_at = expires_at
+        self.due_at = -math.inf

@@ -81,6 +81,8 @@ class Audience:
         As often as the clients change, and now and then: each message goes to all of them, so that it need
         not be counted for each.
         """
+        if self.heard == self._settled:
+            return
         told, told_bytes = self.heard - self._settled, self.heard_bytes - self._settled_bytes
         self._settled, self._settled_bytes = self.heard, self.heard_bytes
         self._counters.bytes_from_devices += told_bytes
@@ -133,36 +135,47 @@ class Audience:
 
         `state` gives what a client that lagged has to be told of the device when it has caught up.
         """
+        limits = self._limits
         self.settle()
         if self._fed:
             self._fed, self._fed_at = False, now
-        elif now - self._fed_at >= self._limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
+        elif now - self._fed_at >= limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
             self._fed_at = now
             self.tell(messages.keepalive(now_ms()))
         for client in self:
-            self._look_for_life(client, now)
-            self._look_at_token(client, now)
+            silent_s = client.silent_s(now)
+            if silent_s >= limits.client_ping_s:
+                self._look_for_life(client, silent_s, now)
+            if client.due_at <= now:
+                self._look_at_ends(client, now)
+        if self._lagging:
+            self._let_catch_up(state)
+
+    def _let_catch_up(self, state: Callable[[], list[Message]]) -> None:
         for client in [client for client in self._lagging if client.peer.backlog_bytes == 0]:
             self._lagging.pop(client, None)
             self.join(client)
             client.deliver(Delivery(state()), keep=True)
 
-    def _look_for_life(self, client: ClientAttachment, now: float) -> None:
-        silent_s = client.silent_s(now)
+    def _look_for_life(self, client: ClientAttachment, silent_s: float, now: float) -> None:
         if silent_s >= self._limits.client_silence_s:
             client.close(CloseCode.POLICY_VIOLATION, "no sign of life for too long")
-        elif silent_s >= self._limits.client_ping_s <= now - client.pinged_at:
+        elif now - client.pinged_at >= self._limits.client_ping_s:
             client.pinged_at = now
             client.ping()
 
-    def _look_at_token(self, client: ClientAttachment, now: float) -> None:
+    def _look_at_ends(self, client: ClientAttachment, now: float) -> None:
+        """Close a client whose token or access has ended, warn one whose token soon will."""
+        warning_s = self._limits.token_warning_s
+        left_s = client.expires_at - now
         if client.access_ends_at <= now:
             client.end_access(CloseCode.ACCESS_ENDED, "the access to the machine has ended")
-            return
-        left_s = client.expires_at - now
-        if left_s <= 0:
+        elif left_s <= 0:
             client.close(CloseCode.TOKEN_REJECTED, "the token has expired")
-        elif left_s <= self._limits.token_warning_s and not client.warned:
-            client.warned = True
-            ends_at = iso_time(now_ms() + round(left_s * 1000)) or ""
-            client.deliver(Delivery((messages.token_expiring(ends_at, round(left_s)),)), keep=True)
+        else:
+            if left_s <= warning_s and not client.warned:
+                client.warned = True
+                ends_at = iso_time(now_ms() + round(left_s * 1000)) or ""
+                client.deliver(Delivery((messages.token_expiring(ends_at, round(left_s)),)), keep=True)
+            token_due_at = client.expires_at - (0 if client.warned else warning_s)
+            client.due_at = min(client.access_ends_at, token_due_at)

@@ -248,14 +248,15 @@ class Relay:
         """Do what is due by time, for ever: one task for all connections."""
         while True:
             await trio.sleep(LOOK_EVERY_S)
+            now = trio.current_time()
             for number, session in enumerate(list(self._sessions.values()), start=1):
                 try:
-                    session.look_after(trio.current_time())
+                    session.look_after(now)
                 except Exception:
                     log.exception("looking after device %s failed", session.device_id)
                 if number % _LOOKS_PER_PASS == 0:
                     await trio.lowlevel.checkpoint()
-            now = trio.current_time()
+                    now = trio.current_time()
             for device_id, (_, gone_at) in list(self._left_behind.items()):
                 if now - gone_at >= self.limits.snapshot_s:
                     del self._left_behind[device_id]
