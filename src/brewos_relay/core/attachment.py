@@ -166,7 +166,7 @@ class ClientAttachment(Attachment):
         self.access_ends_at = math.inf
         """When it may do nothing any more (trio time)."""
         self.due_at = -math.inf
-        """When either end is to be looked at again (trio time): not before that, and at once after a change."""
+        """When these ends are to be looked at again (trio time): not before; at once after a change."""
         self.set_grant(grant)
         self.expires_at = math.inf
         """When its token ends (trio time)."""
