@@ -281,13 +281,25 @@ async def test_a_fresh_token_puts_off_the_end_and_is_told_of_again(autojump_cloc
     client = opened.join(expires_at_s=time.time() + 20)
     await opened.pass_s(10)
     opened.clients[client].set_token_end(time.time() + 31)
-    await opened.pass_s(15)
+    await opened.pass_s(1)
+    assert client.types.count("token_expiring") == 2
+    await opened.pass_s(14)
     opened.clients[client].heard = True
     await opened.pass_s(5)
     assert client.closes == []
     assert client.types.count("token_expiring") == 2
     await opened.pass_s(12)
     assert client.close_code == CloseCode.TOKEN_REJECTED
+
+
+async def test_a_fresh_token_that_ends_earlier_counts_too(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    client = opened.join(expires_at_s=time.time() + 1000)
+    await opened.pass_s(1, alive=True)
+    opened.clients[client].set_token_end(time.time() + 5)
+    await opened.pass_s(6, alive=True)
+    assert client.close_code == CloseCode.TOKEN_REJECTED
+    assert 6 <= client.closed_at[0] <= 7
 
 
 # Access
@@ -320,9 +332,10 @@ async def test_access_may_be_made_longer_and_shorter(autojump_clock: MockClock) 
     opened = Opened()
     now_s = time.time()
     longer, shorter = (opened.join(grant=Grant(until_s=now_s + 20)) for _ in range(2))
-    opened.clients[longer].set_grant(Grant(until_s=now_s + 40))
-    opened.clients[shorter].set_grant(Grant(until_s=now_s + 5))
-    await opened.pass_s(30, alive=True)
+    await opened.pass_s(1, alive=True)
+    opened.clients[longer].set_grant(Grant(until_s=now_s + 39))
+    opened.clients[shorter].set_grant(Grant(until_s=now_s + 4))
+    await opened.pass_s(29, alive=True)
     assert longer.closes == []
     assert 5 <= shorter.closed_at[0] <= 6
     await opened.pass_s(12, alive=True)

@@ -184,7 +184,7 @@ class ClientAttachment(Attachment):
 
     def end_access(self, code: int, reason: str) -> None:
         """Close the client; nothing of it goes to the machine any more, nor does what waits."""
-        self.access_ends_at = self.due_at = -math.inf
+        self.access_ends_at = -math.inf
         self.close(code, reason)
 
     def set_token_end(self, expires_at_s: float) -> None:
