@@ -6,7 +6,7 @@ must never be able to outlive its deadlines, to become anything but HTTP/1.1, or
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, NoReturn, cast
 
@@ -28,8 +28,8 @@ from hypercorn.typing import (
 )
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.errors import RelayError
 from brewos_relay.server.containing import contained
+from brewos_relay.server.lifespan import open_lifespan
 from brewos_relay.server.request_gate import RequestGate
 from brewos_relay.telemetry.requests import RequestCounters
 
@@ -40,8 +40,6 @@ _WRITE_BYTES: Final = 16 * 1024
 """What a peer has to take within `stall_s`; an answer that is smaller leaves in one piece."""
 _HOLD_S: Final = 0.25
 """How long the beginning of an answer may wait for the rest of it."""
-_LIFESPAN_S: Final = 5.0
-"""What the app is given to stop."""
 _FAREWELL_S: Final = 0.5
 """What requests that are being answered are given when the HTTP side closes."""
 
@@ -136,48 +134,18 @@ async def open_http_side(
     Every bound is one of `limits`: heads, bodies, how long an answer may take or an idle connection may stay.
     `counters` count what is refused before the app sees it.
 
-    **Owns:** a nursery with the app's lifespan, and one in it with a task for each connection.
+    **Owns:** (within that of `open_lifespan`) a nursery with a task for each connection.
     """
     limits, counters = limits or Limits(), counters or RequestCounters()
     config = Config()
     config.accesslog = None  # a request line has a query string, and that may have a token
     config.errorlog = log
     config.include_server_header = False
-    async with trio.open_nursery() as app_nursery:
-        leaving = trio.Event()
-        await app_nursery.start(_run_lifespan, app, leaving)
-        async with trio.open_nursery() as nursery:
-            side = HttpSide(
-                ASGIWrapper(app), nursery=nursery, config=config, limits=limits, counters=counters
-            )
-            yield side
-            await side.close_idle()
-            nursery.cancel_scope.deadline = trio.current_time() + _FAREWELL_S
-        leaving.set()
-        app_nursery.cancel_scope.deadline = trio.current_time() + _LIFESPAN_S
-
-
-async def _run_lifespan(
-    app: ASGIFramework, leaving: trio.Event, *, task_status: trio.TaskStatus[None]
-) -> None:
-    """Start the app and, once `leaving` is set, let it stop. Raises RelayError if it cannot do either."""
-    steps: Iterator[ASGIReceiveEvent] = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
-
-    async def receive() -> ASGIReceiveEvent:
-        step = next(steps)
-        if step["type"] == "lifespan.shutdown":
-            await leaving.wait()
-        return step
-
-    async def send(event: ASGISendEvent) -> None:
-        if event["type"] == "lifespan.startup.complete":
-            task_status.started()
-        elif event["type"] in {"lifespan.startup.failed", "lifespan.shutdown.failed"}:
-            raise RelayError(f"the web application could not start or stop: {event.get('message', '')}")
-
-    await app(
-        {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}, receive, send
-    )
+    async with open_lifespan(app), trio.open_nursery() as nursery:
+        side = HttpSide(ASGIWrapper(app), nursery=nursery, config=config, limits=limits, counters=counters)
+        yield side
+        await side.close_idle()
+        nursery.cancel_scope.deadline = trio.current_time() + _FAREWELL_S
 
 
 class _Connection:
