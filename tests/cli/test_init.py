@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from typing import NoReturn
 
@@ -255,7 +256,12 @@ main(["demo"])
 
 def test_ctrl_c_leaves_no_traceback() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", _WAIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _WAIT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background of a shell does not hear Ctrl-C, and hands that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as child:
         watchdog = threading.Timer(DEADLINE_S, child.kill)
         watchdog.start()

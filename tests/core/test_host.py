@@ -15,3 +15,4 @@ async def test_a_relay_is_what_a_session_asks_for() -> None:
         host.note("BRW-00000001", "online", None, {})
         host.device_seen("BRW-00000001", 1)
         assert host.attached == set()
+        assert len(host.crowds) == 0

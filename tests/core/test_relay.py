@@ -564,14 +564,13 @@ async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockCloc
             assert relay.crowd_of(device_id, ada) == "this user"
             assert relay.crowd_of(device_id, bob) is None
             assert relay.crowd_of(device_id, FULL) is None
-            # Whoever made a token that names devices knows how many clients it is for.
             assert relay.crowd_of(device_id, replace(ada, by_token=True)) is None
         peers[TWO].leave()
         await wait_all_tasks_blocked()
         assert relay.crowd_of(ONE, ada) is None
         peers[ONE].leave()
         await wait_all_tasks_blocked()
-        assert relay._clients_of == {}, "nobody is remembered who has gone"
+        assert len(relay.crowds) == 0, "nobody is remembered who has gone"
 
 
 async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.ends import End
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
@@ -39,6 +40,7 @@ class ScriptedHost:
         self.seen: list[tuple[str, int]] = []
         self.noted: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
+        self.crowds = Crowds()
 
     def session_emptied(self, session: DeviceSession) -> None:
         self.emptied.append(session)

@@ -63,12 +63,13 @@ async def test_a_registry_that_lost_its_tables_does_not_answer(url: str) -> None
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             await store.check()
-            with Database.open(url) as other, other.writing() as db:
-                db.exec_driver_sql("ALTER TABLE devices RENAME TO gone")
-            with pytest.raises(RegistryError):
-                await store.check()
-            with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
-                file.execute("ALTER TABLE gone RENAME TO devices")
+            with Database.open(url) as other:
+                with other.writing() as db:
+                    db.exec_driver_sql("ALTER TABLE devices RENAME TO gone")
+                with pytest.raises(RegistryError):
+                    await store.check()
+                with other.writing() as db:
+                    db.exec_driver_sql("ALTER TABLE gone RENAME TO devices")
             await store.check()
 
 

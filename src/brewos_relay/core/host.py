@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.limits import Limits
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class Host(Protocol):
     counters: Counters
     attached: set[Attachment]
     """Every peer whose goodbye is not said yet."""
+    crowds: Crowds
+    """How many clients each user has."""
     logs_messages: bool
     """Whether each pass of messages is logged."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import LOOK_EVERY_S
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.host import Happening
 from brewos_relay.core.limits import Limits
@@ -30,8 +30,6 @@ _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
 _SPARE_S: Final = 1.0
 """What draining may take beyond the times that it has to wait."""
-_COUNTS: Final[Mapping[Happening, int]] = {"client_came": 1, "client_went": -1}
-"""What happenings do to the number of a user's clients."""
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
@@ -59,12 +57,12 @@ class Relay:
         """Set once the relay takes nobody on any more."""
         self.attached: set[Attachment] = set()
         """Every peer whose goodbye is not said yet."""
+        self.crowds = Crowds()
+        """How many clients each user has."""
         self._nursery = nursery
         self._on_seen = on_seen
         self._on_activity = on_activity
         self._sessions: dict[str, DeviceSession] = {}
-        self._clients_of: Counter[str] = Counter()
-        """How many clients each user has; there is nobody in it who has none."""
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
         """What is known of devices without a session, and when they went."""
         self._admitting = open_bucket(limits.admit_rate, burst=max(1.0, limits.admit_rate))
@@ -116,9 +114,7 @@ class Relay:
         session = self._sessions.get(device_id)
         if session is not None and session.client_count >= self.limits.clients_per_device:
             return "this machine"
-        if grant.user_id is None or grant.by_token:
-            return None
-        return "this user" if self._clients_of[grant.user_id] >= self.limits.clients_per_user else None
+        return "this user" if self.crowds.around(grant) >= self.limits.clients_per_user else None
 
     def attach_device(
         self, device_id: str, peer: Peer, *, credential: bytes | None = None
@@ -271,11 +267,7 @@ class Relay:
             log.exception("nobody could note that device %s was seen", device_id)
 
     def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
-        """Count who has clients, and tell whoever opened the relay what happened."""
-        if user_id is not None and kind in _COUNTS:
-            self._clients_of[user_id] += _COUNTS[kind]
-            if self._clients_of[user_id] == 0:
-                del self._clients_of[user_id]
+        """Tell whoever opened the relay what happened."""
         if self._on_activity is None:
             return
         try:

@@ -142,6 +142,7 @@ class DeviceSession:
         )
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
+        self._host.crowds.came(grant)
         log_came(client)
         self.note("client_came", client, {})
         online = self.device is not None
@@ -202,6 +203,7 @@ class DeviceSession:
         else:
             assert isinstance(attachment, ClientAttachment)
             self._audience.leave(attachment)
+            self._host.crowds.went(attachment.grant)
             self._host.counters.note_end("client", end)
             log_went(attachment)
             self.note("client_went", attachment, end_of(attachment))

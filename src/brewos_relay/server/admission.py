@@ -205,7 +205,7 @@ class Admission:
         device = await self._store.find_device(device_id)
         # Last of all, so that nobody comes in between.
         if crowd := self._relay.crowd_of(device_id, grant):
-            raise Refusal(429, f"too many clients of {crowd} are connected")
+            raise Denied("too_many_clients", 429, f"too many clients of {crowd} are connected")
         return ClientEntry(
             device_id,
             device.last_seen_ms if device is not None else None,
