@@ -22,7 +22,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
 #: Parts whose tests need no other program, and nobody's WebSockets but ours.
 ALONE = ("api", "auth", "cli", "core", "registry", "server", "settings", "telemetry", "wire")
-#: What these try is not Python's: a browser, other programs, generators of load. One version is enough.
+#: What these try is not Python's: a browser, other programs, generators of load, SQL, documents. One version
+#: is enough.
 #: So it is for tests that are marked `postgresql`.
 TRIED_ONCE = (
     "tests/benchmarks",
@@ -31,8 +32,12 @@ TRIED_ONCE = (
     "tests/e2e/test_console.py",
     "tests/e2e/test_front_proxies.py",
     "tests/e2e/test_pages.py",
+    "tests/e2e/test_takeovers.py",
     "tests/fuzz",
+    "tests/registry/test_takeovers.py",
     "tests/storm",
+    "tests/test_doc_snippets.py",
+    "tests/test_docs.py",
 )
 
 

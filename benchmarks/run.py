@@ -42,7 +42,7 @@ from workloads import GROUPS, SERVERS, WORKLOADS, Workload, choose
 SPARE_FILES = 200
 """Open files that a server needs besides its connections."""
 RUNS, QUICK_RUNS = 5, 1
-SECS, QUICK_SECS = 5.0, 1.0
+SECS, QUICK_SECS = 2.0, 1.0
 AROUND_S = 3.5
 """What a measurement takes besides its length: starting, connecting, warming up."""
 
