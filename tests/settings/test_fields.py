@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import Settings
@@ -86,9 +87,21 @@ def test_secrets_stay_out_of_texts() -> None:
     assert "hunter2" in settings.secrets()
     written = Settings(database_url="postgresql://relay:hunter%402@db/relay?password=hunter3")
     assert written.secrets() == ["hunter%402", "hunter@2", "hunter3"]
+    assert "hunter4" in Settings(database_url="postgresql://relay@db/relay?sslpassword=hunter4").secrets()
     with pytest.raises(SettingsError) as caught:
         Settings(jwt_secret="short-secret").require_jwt_secrets()
     assert "short-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["hun/ter", "hun?ter", "hun#ter", "[hunter", "hunter:2"])
+def test_a_password_in_a_database_url_need_not_be_escaped(password: str) -> None:
+    url = f"postgresql://relay:{password}@db/relay"
+    assert make_url(url).password == password
+    assert password in Settings(database_url=url).secrets()
+
+
+def test_a_password_in_a_database_url_that_should_have_been_escaped() -> None:
+    assert Settings(database_url="postgresql://relay:hun@ter@db/relay").secrets() == ["hun", "hun@ter"]
 
 
 def test_the_database_lies_in_the_data_dir() -> None:

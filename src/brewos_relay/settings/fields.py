@@ -1,10 +1,10 @@
 """Everything that can be set from outside, and what of it belongs together."""
 
-from contextlib import suppress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
@@ -14,6 +14,10 @@ from brewos_relay.settings.sources import PREFIX
 DATABASE_FILE: Final = "brewos-relay.db"
 MIN_JWT_SECRET_BYTES: Final = 32
 MIN_METRICS_TOKEN_CHARS: Final = 16
+
+# SQLAlchemy takes all up to the first `@`, also what would end the host of any other URL; others to the last.
+_PASSWORDS: Final = (re.compile(r"://[^:/]*:([^@]+)@"), re.compile(r"://[^:/]*:([^/?#]+)@"))
+_PASSWORD_NAMES: Final = ("password", "sslpassword")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +168,11 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """List what must never be shown, neither in a log nor elsewhere."""
-        passwords: list[str] = []
-        with suppress(ValueError):
-            parts = urlsplit(self.database_url)
-            written = parts.password or ""
-            passwords = [written, unquote(written), *parse_qs(parts.query).get("password", [])]
-        named = (*parse_texts(self.jwt_secret), self.facebook_app_secret, self.metrics_token, *passwords)
-        return [secret for secret in named if secret]
+        return [
+            *parse_texts(self.jwt_secret),
+            *filter(None, (self.facebook_app_secret, self.metrics_token)),
+            *_passwords_in(self.database_url),
+        ]
 
     def resolved_database_url(self) -> str:
         """Give the URL of the registry's database; SettingsError if `data_dir` cannot be part of one."""
@@ -200,6 +202,14 @@ class Settings:
         if not secrets and not self.jwt_key_files:
             raise _secret_problem("is not set")
         return secrets
+
+
+def _passwords_in(database_url: str) -> list[str]:
+    """Find the passwords of a database's URL, as they are written there and as they are meant."""
+    written = [found[1] for pattern in _PASSWORDS if (found := pattern.search(database_url))]
+    query = parse_qs(database_url.rpartition("?")[2])
+    named = [each for name in _PASSWORD_NAMES for each in query.get(name, ())]
+    return list(dict.fromkeys([*(form for each in written for form in (each, unquote(each))), *named]))
 
 
 def _secret_problem(problem: str) -> SettingsError:
