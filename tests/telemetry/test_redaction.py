@@ -80,12 +80,30 @@ def test_known_secrets_are_hidden_however_they_were_written(
 
 
 @pytest.mark.parametrize(
-    "entry", [{"code": 1234567}, {"key": 1234567.5, "a": 1}, {"monkey": [1234567]}, {"token": {"a": 123456}}]
+    "entry",
+    [
+        {"code": 1234567},
+        {"key": 1234567.5, "a": 1},
+        {"key": -1.5e300},
+        {"monkey": [1234567]},
+        {"monkey": [[[1234567, 1]]]},
+        {"token": {"a": 123456}},
+        {"keys": [False]},
+        {"keys": [[[[[[[]]]]]]]},
+    ],
 )
 def test_json_stays_json(entry: object) -> None:
     text = json.dumps(entry)
     assert json.loads(Redaction()(text)) == entry
     assert json.loads(Redaction()(json.dumps({"event": text})))["event"] == text
+
+
+@pytest.mark.parametrize(
+    "secret", ["correcthorse", "2correcthorse", "2e4-horse", "nullhorse", "[correcthorse"]
+)
+@pytest.mark.parametrize("between", [":", ": "])
+def test_what_looks_like_json_and_is_none_hides_nothing_less(secret: str, between: str) -> None:
+    assert Redaction()(f'{{"password"{between}{secret}}}') == f'{{"password"{between}[hidden]'
 
 
 def test_passwords_in_urls_are_hidden() -> None:

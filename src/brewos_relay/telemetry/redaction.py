@@ -16,7 +16,8 @@ _NAMED: Final = re.compile(
     r"""(?ix)
     (key|token|secret|password|passwd|authorization|credential|code)
     (\\?["']?\s{0,3}[=:]\s{0,3}\\?["']?)
-    (?<!":)(?<!":\ )                          # in JSON, a number: what is a secret is a text
+    # No number of JSON, nor any other value of it but a text: what is a secret is a text.
+    (?! (?:(?<=":)|(?<=":\ )) [\[{]* (?:["\]}]|(?:-?\d[\d.e+-]*|true|false|null)(?:[\s,\]}\\]|$)) )
     (?:(?:bearer|basic)\s{1,3})?
     (?!\d{1,5}\b)([^\s"'&,;<>\\]{6,})"""
 )
