@@ -63,6 +63,11 @@ def test_a_certificate_that_nobody_trusts_or_of_another_name(tmp_path: Path) -> 
         assert said in finding.text
 
 
+@pytest.mark.parametrize("url", ["https://localhost:99999", "https://[::1"])
+def test_an_address_that_cannot_be_read_is_for_the_canary_to_tell(url: str) -> None:
+    assert check_served_certificate(url, ssl.create_default_context()) == []
+
+
 def test_where_there_is_no_certificate_nothing_is_said() -> None:
     assert check_served_certificate("http://localhost:1", None) == []
     assert check_served_certificate(f"https://localhost:{free_port()}", ssl.create_default_context()) == []

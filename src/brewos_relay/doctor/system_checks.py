@@ -102,9 +102,10 @@ def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[F
     """
     if context is None:
         return []
-    name, parts = "served certificate", urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
+    name = "served certificate"
     try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 443
         with (
             socket.create_connection((host, port), timeout=_ANSWER_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as stream,
