@@ -1,6 +1,5 @@
 """What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -14,8 +13,6 @@ from brewos_relay.core.pending import PendingCommand, PendingCommands
 from brewos_relay.core.snapshot import unnumbered
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
-
-log = logging.getLogger(__name__)
 
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})

@@ -1,6 +1,5 @@
 """A second port, where plain HTTP is told to come back with TLS."""
 
-import logging
 import socket
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -10,8 +9,6 @@ from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.wire.handshake import Refusal, parse_head
-
-log = logging.getLogger(__name__)
 
 _HTTPS_PORT: Final = 443
 _PLAIN: Final = Door()
