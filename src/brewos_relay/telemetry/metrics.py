@@ -178,7 +178,8 @@ class RelayCollector(Collector):
         requests = self._sources.requests
         yield _counters(
             "http_requests",
-            "HTTP requests by route and the status of the answer (none: nobody was there to take it).",
+            "HTTP requests by route and the status of the answer (none: whoever asked had gone, or it took"
+            " too long).",
             ("method", "route", "status"),
             requests.answered,
         )

@@ -21,7 +21,7 @@ class RequestCounters:
 
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str, str]] = Counter()
-        """By (method, route, status); a status is `none` if nobody was there to take the answer."""
+        """By (method, route, status); a status is `none` if whoever asked had gone, or it took too long."""
         self.took: dict[str, Histogram] = {}
         """From the request's head to the end of the answer, by route, in s."""
         self.in_flight = 0
