@@ -5,7 +5,7 @@ from brewos_relay.registry import activity as activity_module
 from brewos_relay.registry import housekeeping
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
-from brewos_relay.registry.activity import KEPT_MS, add_activity
+from brewos_relay.registry.activity import KEPT_MS, activity_of, add_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen
 from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, prune
@@ -167,6 +167,19 @@ def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pyte
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
     assert [prune(db, now_ms=NOW_MS) for _ in range(4)] == [True, True, False, False]
     assert all_devices(db) == []
+
+
+def test_whoever_adds_a_device_that_was_forgotten_does_not_read_what_others_did(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "IDS_AT_ONCE", 2)
+    for number in range(1, 5):
+        register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS + (number == 2))
+        entry = Activity(device_id=device_id(number), at_ms=NOW_MS - 1, kind="command", user_id="ada")
+        add_activity(db, [entry])
+    prune(db, now_ms=NOW_MS)
+    add_devices(db, [new_device(number, "bob") for number in (1, 3, 4)], now_ms=NOW_MS)
+    assert [len(activity_of(db, device_id(number))) for number in range(1, 5)] == [0, 1, 0, 0]
 
 
 def test_what_was_added_by_hand_waits_for_its_machine(db: Connection) -> None:

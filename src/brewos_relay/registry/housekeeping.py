@@ -5,6 +5,7 @@ from typing import Final
 from sqlalchemy import Connection, and_, delete, exists, func, select
 
 from brewos_relay.registry import activity as activity_module
+from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.schema import (
     activity,
     changes,
@@ -55,7 +56,11 @@ def _prune_devices(db: Connection, *, now_ms: int) -> bool:
     if crowd_until_ms is not None:
         until_ms = max(until_ms, crowd_until_ms)
     some = select(devices.c.id).where(unused).where(seen_ms <= until_ms).limit(DEVICES_AT_ONCE)
-    return db.execute(delete(devices).where(devices.c.id.in_(some))).rowcount == DEVICES_AT_ONCE
+    gone = db.scalars(delete(devices).where(devices.c.id.in_(some)).returning(devices.c.id)).all()
+    # Whoever has one of these ids next must not read what others did.
+    for ids in chunks(gone, IDS_AT_ONCE):
+        db.execute(delete(activity).where(activity.c.device_id.in_(ids)))
+    return len(gone) == DEVICES_AT_ONCE
 
 
 def _prune_activity(db: Connection, *, now_ms: int) -> None:
