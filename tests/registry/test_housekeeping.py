@@ -161,6 +161,16 @@ def test_of_devices_that_nobody_took_those_stay_that_were_seen_last(
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (1, 2, 5, 6, 7)]
 
 
+def test_of_devices_that_are_seen_at_the_same_time_not_all_go(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "UNUSED_DEVICES_KEPT", 3)
+    for number in range(1, 6):
+        register(db, number, at_ms=NOW_MS - 100)
+    prune(db, now_ms=NOW_MS)
+    assert len(all_devices(db)) == 3
+
+
 def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
     for number in range(1, 6):

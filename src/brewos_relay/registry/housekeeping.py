@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import Connection, and_, delete, exists, func, select
+from sqlalchemy import Connection, and_, delete, exists, func, or_, select, tuple_
 
 from brewos_relay.registry import activity as activity_module
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
@@ -50,12 +50,13 @@ def _prune_devices(db: Connection, *, now_ms: int) -> bool:
         ~exists().where(device_users.c.device_id == devices.c.id),
         ~exists().where(claims.c.device_id == devices.c.id),
     )
-    until_ms = now_ms - UNUSED_DEVICES_KEPT_MS
-    first_too_many = select(seen_ms).where(unused).order_by(seen_ms.desc()).offset(UNUSED_DEVICES_KEPT)
-    crowd_until_ms = db.scalar(first_too_many.limit(1))
-    if crowd_until_ms is not None:
-        until_ms = max(until_ms, crowd_until_ms)
-    some = select(devices.c.id).where(unused).where(seen_ms <= until_ms).limit(DEVICES_AT_ONCE)
+    # With the id, as machines that are online are seen at the same time.
+    newest_first = select(seen_ms, devices.c.id).where(unused).order_by(seen_ms.desc(), devices.c.id.desc())
+    first_too_many = db.execute(newest_first.offset(UNUSED_DEVICES_KEPT).limit(1)).one_or_none()
+    is_over = seen_ms <= now_ms - UNUSED_DEVICES_KEPT_MS
+    if first_too_many is not None:
+        is_over = or_(is_over, tuple_(seen_ms, devices.c.id) <= tuple_(*first_too_many))
+    some = select(devices.c.id).where(unused).where(is_over).limit(DEVICES_AT_ONCE)
     gone = db.scalars(delete(devices).where(devices.c.id.in_(some)).returning(devices.c.id)).all()
     # Whoever has one of these ids next must not read what others did.
     for ids in chunks(gone, IDS_AT_ONCE):
