@@ -268,6 +268,14 @@ async def test_the_end_of_a_token_is_told_5_minutes_before_and_enforced(autojump
     assert "token_expiring" not in other.types
 
 
+async def test_a_client_may_be_given_up_before_it_would_be_asked(autojump_clock: MockClock) -> None:
+    opened = Opened(client_silence_s=5.0, client_ping_s=60.0)
+    client = opened.join()
+    await opened.pass_s(6)
+    assert client.close_code == CloseCode.POLICY_VIOLATION
+    assert client.closed_at[0] <= 6
+
+
 async def test_a_token_that_ends_soon_is_told_of_at_once(autojump_clock: MockClock) -> None:
     opened = Opened()
     client = opened.join(expires_at_s=time.time() + 20)

@@ -538,6 +538,8 @@ async def test_a_client_of_a_crowd_is_429() -> None:
     gate = admission(crowd="this user")
     refusal = await see_refusal(gate, client_request(), 429)
     assert refusal.message == "too many clients of this user are connected"
+    assert refusal.headers["Retry-After"]
+    assert not gate._strangers, "they have proved who they are"
     assert isinstance(gate._relay, FakeRelay)
     assert [grant.user_id for grant in gate._relay.asked_for] == ["ada"]
     assert isinstance(await gate.check(device_request()), DeviceEntry)
