@@ -29,7 +29,6 @@ CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
 _SHARE_OF_STRANGERS: Final = 0.25
 """How much of what is looked at, at most, one address may use for what comes to nothing."""
 _STRANGERS_KEPT: Final = 4096
-_TOO_MANY: Final = 429
 
 
 class Denied(Refusal):
@@ -114,7 +113,7 @@ class Admission:
         try:
             entry = await self._check_in_time(request)
         except Refusal as refusal:
-            if refusal.status < 500 and refusal.status != _TOO_MANY:  # of whom we know who they are
+            if refusal.status < 500 and refusal.status != 429:  # of whom we know who they are
                 self._note_stranger(request)
             raise
         if isinstance(entry, TokenRefused):
@@ -207,7 +206,7 @@ class Admission:
         # Last of all, so that nobody comes in between.
         if crowd := self._relay.crowd_of(device_id, grant):
             told = f"too many clients of {crowd} are connected"
-            raise Denied("too_many_clients", _TOO_MANY, told, headers={"Retry-After": "5"})
+            raise Denied("too_many_clients", 429, told, headers={"Retry-After": "5"})
         return ClientEntry(
             device_id,
             device.last_seen_ms if device is not None else None,
