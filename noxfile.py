@@ -115,12 +115,11 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, one more at a time than there are processors; arguments after -- go to pytest."""
+    """Run the tests, as many at a time as there are processors; arguments after -- go to pytest."""
     tries_all = session.python == AT_HAND
     install(session, "tests", *(["fronts"] if tries_all else []))
     left_out = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
-    at_once = (os.cpu_count() or 1) + 1  # many of them wait
-    session.run("pytest", "-q", "-n", str(at_once), *left_out, *session.posargs)
+    session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
 
 
 @nox.session(python=SUPPORTED[0], venv_backend="uv")
