@@ -81,8 +81,7 @@ async def storm(
         half_s, all_s = (share_back_after(back_s, share) for share in (0.5, 1.0))
         print(f"half of the machines are back after {half_s:.1f} s, the last one after {all_s:.1f} s")
     print(f"meanwhile the server took {used_s:.1f} s of its processor, and {most_mib} MiB at most")
-    # So many at once, and then so many a second; what was late here seems to have come together.
-    fullest, most = most_in_a_second(back_s), math.ceil((2 + late_s) * arguments.admit_rate) + 1
+    fullest, most = most_in_a_second(back_s), math.ceil(2 * arguments.admit_rate) + 1
     lost, lost_later = before - destroyed, fleet.keys_destroyed - before
     # Nobody can keep what is lost with a server that is killed; one that is asked to leave loses nothing.
     doomed = young if kind == "kill" else 0

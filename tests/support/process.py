@@ -112,7 +112,7 @@ async def serve_here(
     folder: Path,
     *,
     machines: Iterable[int] = (1, 2, 3, 4),
-    within_s: float = 20.0,
+    within_s: float = 5.0,
     settings: dict[str, Any] | None = None,
     **limits: float,
 ) -> AsyncIterator[HereServer]:

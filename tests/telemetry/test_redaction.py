@@ -39,6 +39,20 @@ def test_what_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
     assert "[hidden]" in redacted
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sent BEARER %s",
+        "sent Basic %s",
+        "TOKEN=%s",
+        "pa\N{LATIN SMALL LETTER LONG S}sword=%s",
+        "to\N{KELVIN SIGN}en: %s",
+    ],
+)
+def test_names_are_known_in_whatever_letters_they_are_written(text: str) -> None:
+    assert "hunter-hunter" not in Redaction()(text % "hunter-hunter")
+
+
 def test_keys_are_hidden_wherever_they_stand() -> None:
     redact = Redaction()
     for _ in range(200):

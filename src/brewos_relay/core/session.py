@@ -34,7 +34,6 @@ class DeviceSession:
     """
 
     __slots__ = (
-        "__weakref__",
         "_audience",
         "_commands",
         "_heard_before",
