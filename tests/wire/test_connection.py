@@ -18,7 +18,7 @@ from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
 from brewos_relay.wire.frames import FrameParser
-from brewos_relay.wire.poller import OnReadable, Poller, open_poller
+from brewos_relay.wire.poller import Poller, open_poller
 from brewos_relay.wire.transport import Transport
 from support.frames import (
     BINARY,
@@ -379,20 +379,6 @@ async def test_a_peer_that_is_paused_can_be_closed() -> None:
         assert await session.client.read_to_the_end() == []
         await session.closed.wait()
         await trio.sleep(0.3)  # what was to go on by then has nothing to go on with
-
-
-async def test_a_connection_with_nothing_to_read_is_left_alone() -> None:
-    class TalkativePoller(Poller):
-        """Calls its owners although there is nothing to read, as the system is free to do."""
-
-        def watch(self, fd: int, on_readable: OnReadable) -> None:
-            on_readable()
-
-    async with open_session(poller_class=TalkativePoller) as session:
-        await trio.testing.wait_all_tasks_blocked()
-        assert not session.ran.is_set()
-        assert session.connection.deliver(HELLO)
-        assert await session.client.read_frame() == (TEXT, b"hello")
 
 
 # -- Closing by the peer ----------------------------------------------------------------------------------
@@ -962,7 +948,9 @@ async def test_what_comes_after_close_is_not_handed_on() -> None:
         session.received.clear()
         session.client.send(client_frame(TEXT, b"too late"))
         session.connection.close(4002, "replaced")
-        session.connection._on_readable()
+        data = session.connection._transport.read()
+        assert data
+        session.connection._take(data)
         assert session.received == []
 
 

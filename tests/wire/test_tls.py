@@ -202,14 +202,8 @@ async def test_every_record_shows_in_the_socket_until_it_is_read(
     sizes = [1, 16_384, 5, 600, 16_384, 1]
     async with tls_pair(server, version) as (transport, client), open_poller() as poller:
         received: list[bytes] = []
-
-        def on_readable() -> None:
-            data = transport.read()
-            if data is not None:
-                received.append(data)
-
         await client.send_raw(b"".join(client.record(bytes(size)) for size in sizes))
-        poller.watch(transport.fd, on_readable)
+        poller.watch(transport.fd, transport.read, received.append)
         while sum(map(len, received)) < sum(sizes):
             await trio.lowlevel.checkpoint()
         assert [len(data) for data in received] == sizes

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.wire.transport import READ_BYTES, Transport
+from brewos_relay.wire.transport import READ_BYTES, Sends, Transport
 from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
 
 LIMIT = 10_000
@@ -129,6 +129,62 @@ async def test_the_bounds_of_the_outbox_can_be_asked_for() -> None:
         transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=100)
         assert transport.outbox_limits == (LIMIT, 100)
         transport.close()
+
+
+# -- Holding writes back ----------------------------------------------------------------------------------
+
+
+async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
+    with transport_pair() as (one, far_one), transport_pair() as (two, far_two):
+        sends = one.sends = two.sends = Sends()
+        assert one.write(b"at once ")
+        sends.holding = True
+        for number in range(4):
+            assert one.write(b"one%d " % number)
+        assert two.write(b"two")
+        assert read_available(far_one) == b"at once one0 one1 one2 "  # one is held, not more
+        assert read_available(far_two) == b""
+        sends.release()
+        assert read_available(far_one) == b"one3 "
+        assert read_available(far_two) == b"two"
+        assert one.write(b"at once again")
+        assert read_available(far_one) == b"at once again"
+        sends.release()
+        assert read_available(far_one) == b""
+
+
+async def test_what_is_held_and_finds_no_room_waits_in_the_outbox() -> None:
+    with transport_pair() as (transport, far):
+        blocked: list[int] = []
+        transport.on_blocked = lambda: blocked.append(transport.outbox_bytes)
+        sends = transport.sends = Sends()
+        filled_bytes = fill(transport._socket)
+        sends.holding = True
+        assert transport.write(bytes(LIMIT - 10))
+        assert not blocked
+        assert not transport.write(bytes(11))
+        assert blocked == [LIMIT - 10]
+        assert transport.write(bytes(10))
+        sends.release()
+        assert transport.outbox_bytes == LIMIT
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_exactly, far, filled_bytes + LIMIT)
+            assert await transport.flush(stall_s=5)
+
+
+async def test_what_is_held_of_a_broken_or_closed_stream_is_forgotten() -> None:
+    with tcp_pair() as (near, far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        sends = transport.sends = Sends()
+        sends.holding = True
+        assert transport.write(b"to nobody")
+        reset(far)
+        sends.release()
+        assert transport.broken
+        sends.holding = True
+        assert transport.write(b"to nobody")
+        transport.close()
+        sends.release()
 
 
 # -- Writing ----------------------------------------------------------------------------------------------

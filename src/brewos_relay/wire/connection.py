@@ -22,7 +22,7 @@ from brewos_relay.wire.frames import (
     encode_pongs,
 )
 from brewos_relay.wire.poller import Poller
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.transport import AT_ONCE, Transport
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class WebSocketConnection:
         if transport.outbox_bytes:
             transport.on_blocked()
         data, self._initial = self._initial, b""
-        self._poller.watch(transport.fd, self._on_readable)
+        transport.sends = self._poller.sends
+        self._poller.watch(transport.fd, transport.read, self._take)
         try:
             if data:
                 self._take(data)
@@ -116,7 +117,7 @@ class WebSocketConnection:
                 await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
             self._poller.unwatch(transport.fd)
-            transport.on_blocked = None
+            transport.sends, transport.on_blocked = AT_ONCE, None
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
@@ -140,16 +141,12 @@ class WebSocketConnection:
             trio.lowlevel.reschedule(self._sleeper)
             self._sleeper = None
 
-    def _on_readable(self) -> None:
-        data = self._transport.read()
-        if data:
-            self._take(data)
-        elif data is not None:
+    def _take(self, data: bytes) -> None:
+        """Do with what has come whatever is to be done; empty bytes are the end. No failure leaves it."""
+        if not data:
             self._gone = True
             self._wake()
-
-    def _take(self, data: bytes) -> None:
-        """Do with what has come whatever is to be done; no failure leaves this connection."""
+            return
         try:
             messages = self._parser.feed(data)
             if self._parser.attention:
@@ -218,7 +215,7 @@ class WebSocketConnection:
     async def _go_on_after(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
         if self._sleeper is not None:
-            self._poller.watch(self._transport.fd, self._on_readable)
+            self._poller.watch(self._transport.fd, self._transport.read, self._take)
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
         """Close the peer if the message that has begun is not complete in time."""

@@ -20,14 +20,40 @@ _NOTHING_TO_READ: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadErr
 _NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
+class Sends:
+    """Holds the writes of many transports while `holding` is set, and then makes them one after the other.
+
+    So the processor has the system's code for sending at hand for all of them, instead of fetching it anew
+    for each, after everything that happens between two of them.
+    """
+
+    __slots__ = ("held", "holding")
+
+    def __init__(self) -> None:
+        self.holding = False
+        self.held: list[Transport] = []
+
+    def release(self) -> None:
+        """Make the writes that are held, and hold no others."""
+        self.holding = False
+        held, self.held = self.held, []
+        for transport in held:
+            transport.release()
+
+
+AT_ONCE: Final = Sends()
+"""Holds nothing."""
+
+
 class Transport:
     """Owns a connected, non-blocking socket until `close`.
 
-    Bytes are written at once as far as the operating system takes them; the rest waits in the outbox, at most
-    `outbox_limit_bytes` of it, until somebody runs `flush`.
+    Bytes are written at once, or when `sends` lets them go, as far as the operating system takes them; the
+    rest waits in the outbox, at most `outbox_limit_bytes` of it, until somebody runs `flush`.
     """
 
     __slots__ = (
+        "_held",
         "_lag_bytes",
         "_outbox",
         "_outbox_limit_bytes",
@@ -39,6 +65,7 @@ class Transport:
         "fd",
         "on_blocked",
         "outbox_bytes",
+        "sends",
     )
 
     def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
@@ -46,6 +73,9 @@ class Transport:
         self.fd = sock.fileno()
         self._send: Callable[[bytes], int] = sock.send
         self._recv: Callable[[int], bytes] = sock.recv
+        self.sends = AT_ONCE
+        """What may hold writes back; only for as long as nobody waits for anything."""
+        self._held: bytes | None = None
         self._outbox: deque[bytes] | None = None
         self._outbox_limit_bytes = outbox_limit_bytes
         self._lag_bytes = outbox_limit_bytes if lag_bytes is None else min(lag_bytes, outbox_limit_bytes)
@@ -100,24 +130,39 @@ class Transport:
         A broken stream takes everything: its end shows when it is read.
         """
         if self._outbox is None:
-            try:
-                sent = self._send(data)
-            except _NO_ROOM:
-                sent = 0
-            except OSError:
-                self._break()
-                return True
-            if sent != len(data):
-                self._outbox = deque((data[sent:],))
-                self.outbox_bytes = len(data) - sent
-                if self.on_blocked is not None:
-                    self.on_blocked()
+            if self._held is not None:  # one is enough: what becomes of it decides about the next
+                self.release()
+                return self.write(data, keep)
+            self._held = data
+            if self.sends.holding:
+                self.sends.held.append(self)
+            else:
+                self.release()
             return True
         if self.outbox_bytes + len(data) > (self._outbox_limit_bytes if keep else self._lag_bytes):
             return False
         self._outbox.append(data)
         self.outbox_bytes += len(data)
         return True
+
+    def release(self) -> None:
+        """Make the write that `sends` has held, if there is one."""
+        data = self._held
+        if data is None:
+            return
+        self._held = None
+        try:
+            sent = self._send(data)
+        except _NO_ROOM:
+            sent = 0
+        except OSError:
+            self._break()
+            return
+        if sent != len(data):
+            self._outbox = deque((data[sent:],))
+            self.outbox_bytes = len(data) - sent
+            if self.on_blocked is not None:
+                self.on_blocked()
 
     def _try_send(self, data: bytes) -> int:
         try:
@@ -203,6 +248,6 @@ class Transport:
         if not self.closed:
             self.wake()
             self.fd = -1
-            self._outbox = None
+            self._held = self._outbox = None
             self.outbox_bytes = 0
             self._socket.close()
