@@ -115,11 +115,17 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, as many at a time as there are processors; arguments after -- go to pytest."""
+    """Run the tests, as many at a time as there are processors; arguments after -- go to pytest.
+
+    All of them on the Python at hand, what is Python's on the oldest and the newest, and on those in between
+    what needs no other process.
+    """
     tries_all = session.python == AT_HAND
     install(session, "tests", *(["fronts"] if tries_all else []))
-    left_out = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
-    session.run("pytest", "-q", "-n", "auto", *left_out, *session.posargs)
+    chosen = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
+    if not tries_all and not session.posargs and session.python in SUPPORTED[1:-1]:
+        chosen += [f"tests/{part}" for part in ALONE]
+    session.run("pytest", "-q", "-n", "auto", *chosen, *session.posargs)
 
 
 @nox.session(python=SUPPORTED[0], venv_backend="uv")
