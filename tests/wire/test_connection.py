@@ -948,9 +948,9 @@ async def test_what_comes_after_close_is_not_handed_on() -> None:
         session.received.clear()
         session.client.send(client_frame(TEXT, b"too late"))
         session.connection.close(4002, "replaced")
-        data = session.connection._transport.read()
+        data = session.connection.read()
         assert data
-        session.connection._take(data)
+        session.connection.take(data)
         assert session.received == []
 
 

@@ -5,6 +5,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import pytest
@@ -52,8 +53,16 @@ class Owner:
         self.noticed.set()
 
     def watched_by(self, poller: Poller) -> "Owner":
-        poller.watch(self.sock.fileno(), self.read, self.take)
+        poller.watch(self.sock.fileno(), self)
         return self
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Owns a socket by means of two functions."""
+
+    read: Callable[[], bytes | None]
+    take: Callable[[bytes], None]
 
 
 def never(_data: bytes) -> None:
@@ -92,7 +101,7 @@ async def test_an_owner_is_called_again_for_what_it_left(open_poller: OpenPoller
                 complete.set()
 
         async with open_poller() as poller:
-            poller.watch(near.fileno(), lambda: near.recv(1), take)
+            poller.watch(near.fileno(), Calls(lambda: near.recv(1), take))
             far.send(b"abcde")
             await complete.wait()
             await settle()
@@ -110,7 +119,7 @@ async def test_an_owner_is_called_at_the_end_of_the_stream(open_poller: OpenPoll
                 poller.unwatch(near.fileno())
                 ended.set()
 
-            poller.watch(near.fileno(), lambda: near.recv(1), take)
+            poller.watch(near.fileno(), Calls(lambda: near.recv(1), take))
             far.close()
             await ended.wait()
 
@@ -139,7 +148,7 @@ async def test_an_owner_can_end_another_of_the_same_pass(open_poller: OpenPoller
                     called.append(own)
                     poller.unwatch(other.fileno())
 
-                poller.watch(own.fileno(), lambda: own.recv(1), end_the_other)
+                poller.watch(own.fileno(), Calls(lambda: own.recv(1), end_the_other))
 
             watch(near_1, near_2)
             watch(near_2, near_1)
@@ -181,7 +190,7 @@ async def test_others_get_their_turn_beside_a_socket_that_is_always_readable(ope
                 calls += 1
 
             far.send(b"x")
-            poller.watch(near.fileno(), leave_it, never)
+            poller.watch(near.fileno(), Calls(leave_it, never))
             await settle()
             assert calls > 1
             poller.unwatch(near.fileno())
@@ -195,7 +204,7 @@ async def test_an_error_in_an_owner_shows_where_the_poller_was_opened(open_polle
     with trio.fail_after(5), socket_pair() as (near, far):
         with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with open_poller() as poller:
-                poller.watch(near.fileno(), lambda: near.recv(1), fail)
+                poller.watch(near.fileno(), Calls(lambda: near.recv(1), fail))
                 far.send(b"x")
                 await trio.sleep_forever()
         assert caught.group_contains(ZeroDivisionError)
@@ -224,7 +233,7 @@ async def test_some_passes_are_timed_if_messages_came() -> None:
                 owner.take(data)
                 counters.received_from_devices += data.count(b"m")
 
-            poller.watch(near.fileno(), owner.read, take)
+            poller.watch(near.fileno(), Calls(owner.read, take))
             for count in range(40):
                 owner.noticed = trio.Event()
                 far.send(b"p" if count == 0 else b"mm")  # what carries no message is not timed
@@ -250,7 +259,7 @@ async def test_owners_that_went_in_a_pass_are_not_called(open_poller: OpenPoller
                 await owner.noticed.wait()
                 poller.unwatch(one.fileno())
             for sock in (one, two):
-                poller.watch(sock.fileno(), Owner(sock).read, end_both)
+                poller.watch(sock.fileno(), Calls(Owner(sock).read, end_both))
             far_one.send(b"x")
             far_two.send(b"x")
             await settle()
@@ -281,7 +290,7 @@ async def test_all_are_read_before_any_is_dealt_with_and_then_what_they_wrote_is
                         happened.append(f"{len(read_available(listener))} sent")
                         done.set()
 
-                poller.watch(near.fileno(), read, take)
+                poller.watch(near.fileno(), Calls(read, take))
 
             for near, far in pairs:
                 far.send(b"x")
@@ -304,7 +313,7 @@ async def test_what_an_owner_wrote_is_sent_if_another_fails(open_poller: OpenPol
         with pytest.raises(ExceptionGroup):  # noqa: PT012
             async with open_poller() as poller:
                 transport.sends = poller.sends
-                poller.watch(near.fileno(), lambda: near.recv(1), fail)
+                poller.watch(near.fileno(), Calls(lambda: near.recv(1), fail))
                 far.send(b"x")
                 await trio.sleep_forever()
         assert read_available(listener) == b"x"
@@ -325,7 +334,7 @@ async def test_where_many_are_busy_it_looks_again_before_all_else_has_its_turn(
 
             for near, far in pairs:
                 far.send(b"x")
-                poller.watch(near.fileno(), read, never)
+                poller.watch(near.fileno(), Calls(read, never))
             for turns in range(1, 20):  # noqa: B007
                 await trio.lowlevel.checkpoint()
             for near, _ in pairs:

@@ -66,6 +66,7 @@ class WebSocketConnection:
         "_small",
         "_tasks",
         "_transport",
+        "read",
     )
 
     def __init__(
@@ -80,6 +81,7 @@ class WebSocketConnection:
         initial: bytes = b"",
     ) -> None:
         self._transport = transport
+        self.read = transport.read
         self._parser = parser
         self._poller = poller
         self._limits = limits
@@ -107,10 +109,10 @@ class WebSocketConnection:
             transport.on_blocked()
         data, self._initial = self._initial, b""
         transport.sends = self._poller.sends
-        self._poller.watch(transport.fd, transport.read, self._take)
+        self._poller.watch(transport.fd, self)
         try:
             if data:
-                self._take(data)
+                self.take(data)
             if self._ending is None:
                 # Not an Event in a CancelScope: an idle connection is little else than this.
                 self._sleeper = trio.lowlevel.current_task()
@@ -141,7 +143,7 @@ class WebSocketConnection:
             trio.lowlevel.reschedule(self._sleeper)
             self._sleeper = None
 
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Do with what has come whatever is to be done; empty bytes are the end. No failure leaves it."""
         if not data:
             self._gone = True
@@ -215,7 +217,7 @@ class WebSocketConnection:
     async def _go_on_after(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
         if self._sleeper is not None:
-            self._poller.watch(self._transport.fd, self._transport.read, self._take)
+            self._poller.watch(self._transport.fd, self)
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
         """Close the peer if the message that has begun is not complete in time."""

@@ -12,7 +12,7 @@ import selectors
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -21,10 +21,17 @@ from brewos_relay.wire.transport import Sends
 
 log = logging.getLogger(__name__)
 
-Read = Callable[[], bytes | None]
-"""Reads once; None if nothing is there."""
-Take = Callable[[bytes], None]
-"""Does with what was read whatever is to be done; empty bytes are the end."""
+
+class Owner(Protocol):
+    """Whose socket is watched."""
+
+    @property
+    def read(self) -> Callable[[], bytes | None]:
+        """Reads once; None if nothing is there, empty bytes at the end."""
+
+    def take(self, data: bytes) -> None:
+        """Do with what was read whatever is to be done."""
+
 
 _READABLE_PER_PASS: Final = 64
 _READABLE_PER_TURN: Final = 128
@@ -44,14 +51,14 @@ class Poller:
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = counters if counters is not None else Counters()
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
-        self._owners: dict[int, tuple[Read, Take]] = {}
+        self._owners: dict[int, Owner] = {}
         self.sends = Sends()
         """Holds what transports write in a pass until its end, if it is made theirs."""
 
-    def watch(self, fd: int, read: Read, take: Take) -> None:
-        """Whenever `fd` is readable call `read`, and `take` with what it gave; again for what it left."""
+    def watch(self, fd: int, owner: Owner) -> None:
+        """Whenever `fd` is readable let its owner read once, and take what that gave; again for the rest."""
         self._epoll.register(fd, select.POLLIN)
-        self._owners[fd] = (read, take)
+        self._owners[fd] = owner
 
     def unwatch(self, fd: int) -> None:
         """Stop calling for `fd`, and forget what this pass has read of it; harmless if it is not watched."""
@@ -84,14 +91,14 @@ class Poller:
         received = []
         for fd, _event in readable:
             owner = owners[fd]
-            data = owner[0]()
+            data = owner.read()
             if data is not None:
                 received.append((fd, owner, data))
         self.sends.holding = True
         try:
             for fd, owner, data in received:
                 if owners.get(fd) is owner:  # an earlier one may have ended it
-                    owner[1](data)
+                    owner.take(data)
         finally:
             self.sends.release()
 
