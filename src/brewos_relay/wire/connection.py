@@ -22,7 +22,7 @@ from brewos_relay.wire.frames import (
     encode_pongs,
 )
 from brewos_relay.wire.poller import Poller
-from brewos_relay.wire.transport import AT_ONCE, Transport
+from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class WebSocketConnection:
     ) -> None:
         self._transport = transport
         self.read = transport.read
+        transport.sends = poller.sends
         self._parser = parser
         self._poller = poller
         self._limits = limits
@@ -108,7 +109,6 @@ class WebSocketConnection:
         if transport.outbox_bytes:
             transport.on_blocked()
         data, self._initial = self._initial, b""
-        transport.sends = self._poller.sends
         self._poller.watch(transport.fd, self)
         try:
             if data:
@@ -119,7 +119,7 @@ class WebSocketConnection:
                 await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
             self._poller.unwatch(transport.fd)
-            transport.sends, transport.on_blocked = AT_ONCE, None
+            transport.on_blocked = None
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None

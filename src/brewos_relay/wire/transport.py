@@ -41,7 +41,7 @@ class Sends:
             transport.release()
 
 
-AT_ONCE: Final = Sends()
+_AT_ONCE: Final = Sends()
 """Holds nothing."""
 
 
@@ -73,7 +73,7 @@ class Transport:
         self.fd = sock.fileno()
         self._send: Callable[[bytes], int] = sock.send
         self._recv: Callable[[int], bytes] = sock.recv
-        self.sends = AT_ONCE
+        self.sends = _AT_ONCE
         """What may hold writes back; only for as long as nobody waits for anything."""
         self._held: bytes | None = None
         self._outbox: deque[bytes] | None = None
