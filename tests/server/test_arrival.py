@@ -53,6 +53,13 @@ async def test_a_plain_request() -> None:
         assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
 
 
+async def test_a_request_that_is_there_already_is_not_waited_for() -> None:
+    async with arriving() as (arrival, far):
+        far.send(REQUEST)
+        with trio.testing.assert_no_checkpoints():
+            assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"")
+
+
 @pytest.mark.parametrize("piece", [1, 7])
 async def test_a_request_in_tiny_pieces(context: ssl.SSLContext, piece: int) -> None:
     door = Door(tls_context=lambda: context)

@@ -383,12 +383,10 @@ async def test_a_peer_that_is_paused_can_be_closed() -> None:
 
 async def test_what_is_delivered_in_a_pass_is_sent_at_its_end() -> None:
     async with open_session() as session:
-        sends = session.connection._poller.sends
-        sends.holding = True
-        assert session.connection.deliver(HELLO)
-        with pytest.raises(BlockingIOError):
-            session.client.sock.recv(1)
-        sends.release()
+        with session.connection._poller.sends:
+            assert session.connection.deliver(HELLO)
+            with pytest.raises(BlockingIOError):
+                session.client.sock.recv(1)
         assert await session.client.read_frame() == (TEXT, b"hello")
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from brewos_relay.wire.transport import READ_BYTES, Sends, Transport
 from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
@@ -138,53 +140,88 @@ async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
     with transport_pair() as (one, far_one), transport_pair() as (two, far_two):
         sends = one.sends = two.sends = Sends()
         assert one.write(b"at once ")
-        sends.holding = True
-        for number in range(4):
-            assert one.write(b"one%d " % number)
-        assert two.write(b"two")
-        assert read_available(far_one) == b"at once one0 one1 one2 "  # one is held, not more
-        assert read_available(far_two) == b""
-        sends.release()
-        assert read_available(far_one) == b"one3 "
+        with sends:
+            for number in range(4):
+                assert one.write(b"one%d " % number)
+            assert two.write(b"two")
+            assert read_available(far_one) == b"at once "
+            assert read_available(far_two) == b""
+        assert read_available(far_one) == b"one0 one1 one2 one3 "
         assert read_available(far_two) == b"two"
         assert one.write(b"at once again")
         assert read_available(far_one) == b"at once again"
-        sends.release()
+        with sends:
+            pass
         assert read_available(far_one) == b""
+
+
+async def test_small_writes_that_are_held_go_in_one_piece() -> None:
+    sent: list[bytes] = []
+
+    def send(data: bytes) -> int:
+        sent.append(data)
+        return len(data)
+
+    with tcp_pair() as (near, _):
+        transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=10)
+        transport._send = send
+        transport.sends = Sends()
+        with transport.sends:
+            for piece in (b"1", b"2" * 8, b"3", b"4", b"5" * 10):
+                assert transport.write(piece)
+        transport.close()
+    assert sent == [b"1" + b"2" * 8 + b"3", b"4", b"5" * 10]
 
 
 async def test_what_is_held_and_finds_no_room_waits_in_the_outbox() -> None:
     with transport_pair() as (transport, far):
         blocked: list[int] = []
         transport.on_blocked = lambda: blocked.append(transport.outbox_bytes)
-        sends = transport.sends = Sends()
         filled_bytes = fill(transport._socket)
-        sends.holding = True
-        assert transport.write(bytes(LIMIT - 10))
-        assert not blocked
-        assert not transport.write(bytes(11))
-        assert blocked == [LIMIT - 10]
-        assert transport.write(bytes(10))
-        sends.release()
+        transport.sends = Sends()
+        with transport.sends:
+            assert transport.write(bytes(LIMIT - 10))
+            assert not blocked
+            assert not transport.write(bytes(11))
+            assert blocked == [LIMIT - 10]
+            assert transport.write(bytes(10))
         assert transport.outbox_bytes == LIMIT
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_exactly, far, filled_bytes + LIMIT)
             assert await transport.flush(stall_s=5)
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 80), st.booleans()), max_size=12),
+    st.integers(10, 100),
+)
+async def test_what_is_held_finds_room_where_it_would_have_found_it_at_once(
+    writes: list[tuple[int, bool]], lag_bytes: int
+) -> None:
+    with tcp_pair() as (near_one, _), tcp_pair() as (near_two, _):
+        at_once = Transport(near_one, outbox_limit_bytes=200, lag_bytes=lag_bytes)
+        held = Transport(near_two, outbox_limit_bytes=200, lag_bytes=lag_bytes)
+        at_once._send = held._send = lambda _data: 0
+        held.sends = Sends()
+        with held.sends:
+            for size, keep in writes:
+                assert held.write(bytes(size), keep) == at_once.write(bytes(size), keep)
+        assert held.outbox_bytes == at_once.outbox_bytes
+        at_once.close()
+        held.close()
+
+
 async def test_what_is_held_of_a_broken_or_closed_stream_is_forgotten() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         sends = transport.sends = Sends()
-        sends.holding = True
-        assert transport.write(b"to nobody")
-        reset(far)
-        sends.release()
+        with sends:
+            assert transport.write(b"to nobody")
+            reset(far)
         assert transport.broken
-        sends.holding = True
-        assert transport.write(b"to nobody")
-        transport.close()
-        sends.release()
+        with sends:
+            assert transport.write(b"to nobody")
+            transport.close()
 
 
 # -- Writing ----------------------------------------------------------------------------------------------

@@ -57,5 +57,10 @@ def hash_key(key: str) -> bytes:
 
 def key_matches(key: str, key_hash: bytes | None) -> bool:
     """Compare a key with a stored hash in constant time; None (no such device) is as much work, and False."""
+    return hash_matches(hash_key(key), key_hash)
+
+
+def hash_matches(presented_hash: bytes, key_hash: bytes | None) -> bool:
+    """Compare the hash of a key that somebody has with a stored one, as `key_matches` does."""
     expected = _NO_KEY_HASH if key_hash is None else key_hash
-    return hmac.compare_digest(hash_key(key), expected) and key_hash is not None
+    return hmac.compare_digest(presented_hash, expected) and key_hash is not None

@@ -25,8 +25,21 @@ Algorithm: TypeAlias = Literal["HS256", "EdDSA", "RS256"]
 _SECRET_ID: Final = b"brewos-relay key id"
 _SECRET_ID_BYTES: Final = 12
 
-_JWS: Final = jwt.PyJWS(algorithms=get_args(Algorithm))
 _HS256: Final = HMACAlgorithm(HMACAlgorithm.SHA256)
+
+
+class _CheckedHs256(HMACAlgorithm):
+    """HS256 with secrets that were looked at once, as SecretKey does, and not again for each token."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        """Give the secret as it is."""
+        assert isinstance(key, bytes)
+        return key
+
+
+_JWS: Final = jwt.PyJWS(algorithms=get_args(Algorithm))
+_JWS.unregister_algorithm("HS256")
+_JWS.register_algorithm("HS256", _CheckedHs256(HMACAlgorithm.SHA256))
 
 
 class SigningKey:

@@ -136,16 +136,15 @@ class Audience:
         `state` gives what a client that lagged has to be told of the device when it has caught up.
         """
         limits = self._limits
-        quiet_s = min(limits.client_ping_s, limits.client_silence_s)
         self.settle()
         if self._fed:
             self._fed, self._fed_at = False, now
         elif now - self._fed_at >= limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
             self._fed_at = now
             self.tell(messages.keepalive(now_ms()))
-        for client in self:
+        for client in (*self._clients, *self._lagging):
             silent_s = client.silent_s(now)
-            if silent_s >= quiet_s:
+            if silent_s >= limits.client_ping_s or silent_s >= limits.client_silence_s:
                 self._look_for_life(client, silent_s, now)
             if client.due_at <= now:
                 self._look_at_ends(client, now)

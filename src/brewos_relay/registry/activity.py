@@ -24,6 +24,7 @@ _OF_DEVICE: Final = (
     .limit(bindparam("limit"))
 )
 
+_encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 _REGISTERED: Final = select(devices.c.id).where(devices.c.id.in_(bindparam("ids", expanding=True)))
 
 
@@ -65,7 +66,7 @@ def _row(entry: Activity) -> dict[str, Any]:
         "at_ms": entry.at_ms,
         "kind": entry.kind,
         "user_id": None if entry.user_id is None else _storable(entry.user_id),
-        "detail": json.dumps(dict(entry.detail), separators=(",", ":")),
+        "detail": _encode_json(dict(entry.detail)),
     }
 
 

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,7 @@ import trio
 from brewos_relay.api.throttle import network_of
 from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
 from brewos_relay.auth.caller import Front
-from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id, valid_key
+from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Grant
@@ -121,17 +122,13 @@ class Admission:
         return entry
 
     async def _check_in_time(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
-        try:
-            with trio.fail_after(self._relay.limits.admission_s):
-                while True:
-                    revision = self._revision()
-                    entry = await self._check(request)
-                    if revision == self._revision():
-                        return entry
-        except (RegistryError, trio.TooSlowError):
-            raise Denied(
-                "registry", 503, "the registry does not answer", headers={"Retry-After": "5"}
-            ) from None
+        with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s):
+            while True:
+                revision = self._revision()
+                entry = await self._check(request)
+                if revision == self._revision():
+                    return entry
+        raise Denied("registry", 503, "the registry does not answer", headers={"Retry-After": "5"})
 
     def _refuse_insisting(self, request: Request) -> None:
         """Refuse whoever has come to nothing too often: they would use up what there is for everybody."""
@@ -168,22 +165,25 @@ class Admission:
         if not valid_key(key):
             raise Denied("parameters", 400, "the parameter 'key' is missing or malformed")
         device = await self._store.find_device(device_id)
-        is_key = key_matches(key, device.key_hash if device is not None else None)
+        presented_hash = hash_key(key)
+        is_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
-        is_next_key = any(key_matches(key, key_hash) for key_hash in next_hashes)
+        is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
         if not is_key and not is_next_key:
             raise Denied("wrong_key", 401, "unknown device or wrong key")
         if self._relay.is_contested(device_id):
             raise Denied("two_machines", 409, "another machine with this id is connected")
         if is_next_key and not await self._store.write(
-            use_next_key, device_id, hash_key(key), now_ms=time.time_ns() // 1_000_000
+            use_next_key, device_id, presented_hash, now_ms=time.time_ns() // 1_000_000
         ):
             raise Denied("wrong_key", 401, "unknown device or wrong key")
-        return DeviceEntry(device_id, hash_key(key))
+        return DeviceEntry(device_id, presented_hash)
 
     def _check_origin(self, request: Request) -> None:
-        """Refuse a browser that shows somebody else's page."""
+        """Refuse a browser that shows somebody else's page; other programs have none."""
         origin = request.headers.get("origin")
+        if origin is None:
+            return
         caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
         if not self._front.origin_allowed(origin, caller, self._allowed_origins):
             raise Denied("origin", 403, "pages of this origin may not connect")

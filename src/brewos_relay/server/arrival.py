@@ -75,8 +75,13 @@ class Arrival:
         Returns it without the empty line at its end, and what came behind it. Raises Refusal, or PeerGone if
         there is nobody to refuse.
         """
+        behind_proxy = door.is_proxy is not None and door.is_proxy(self.address)
+        if not behind_proxy and door.tls_context is None:
+            found = self._look_for_head(limits.request_head_bytes)
+            if found is not None:  # it came while others were accepted: a crowd needs no timers
+                return found
         with trio.move_on_after(limits.request_head_s):
-            if door.is_proxy is not None and door.is_proxy(self.address):
+            if behind_proxy:
                 self._believe(await self._read_proxy_header())
             if door.tls_context is not None:
                 if not begins_like_tls(await self._peek(1)):
@@ -98,21 +103,26 @@ class Arrival:
                 await transport.wait_readable()
 
     async def _read_head(self, limit_bytes: int) -> tuple[bytes, bytes]:
-        while True:
+        while (found := self._look_for_head(limit_bytes)) is None:
             await self.transport.wait_readable()
-            data = self.transport.read()
-            if data is None:
-                continue
-            received = self._received = self._received + data
-            if received and not begins_like_http(received):
-                raise Refusal(400, _NOT_HTTP if self.secure else _NOT_PLAIN)
-            end = received.find(HEAD_END)
-            if end > limit_bytes or (end < 0 and len(received) > limit_bytes):
-                raise Refusal(431, f"the request head is larger than {limit_bytes} bytes")
-            if end >= 0:
-                return received[:end], received[end + len(HEAD_END) :]
-            if not data:
-                raise PeerGone("the peer left in the middle of its request")
+        return found
+
+    def _look_for_head(self, limit_bytes: int) -> tuple[bytes, bytes] | None:
+        """Read what is there, and return the head and what is behind it once all of the head has come."""
+        data = self.transport.read()
+        if data is None:
+            return None
+        received = self._received = self._received + data
+        if received and not begins_like_http(received):
+            raise Refusal(400, _NOT_HTTP if self.secure else _NOT_PLAIN)
+        end = received.find(HEAD_END)
+        if end > limit_bytes or (end < 0 and len(received) > limit_bytes):
+            raise Refusal(431, f"the request head is larger than {limit_bytes} bytes")
+        if end >= 0:
+            return received[:end], received[end + len(HEAD_END) :]
+        if not data:
+            raise PeerGone("the peer left in the middle of its request")
+        return None
 
     async def _peek(self, most_bytes: int) -> bytes:
         """Wait for something, and leave it there. Raises PeerGone."""

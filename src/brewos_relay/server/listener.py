@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import trio
 
-from brewos_relay.core.attachment import Attachment
+from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode
@@ -142,24 +142,32 @@ class Listener:
         """Attach whoever may come in; return 101, or the close code for one that was let in to be told it."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
-        transport = arrival.transport
-        transport.write(answer)
+        if not isinstance(entry, TokenRefused):
+            with self._poller.sends:  # the answer goes with what is said first
+                self._attach(arrival, answer, entry, rest)
+            return 101
+        arrival.transport.write(answer)
+        client = client_connection(arrival.transport, poller=self._poller, limits=self._limits, initial=rest)
+        self._refused["token"] += 1
+        fields = {"address": arrival.address, "reason": "token"}
+        self._refusals.tell("client closed: %s", entry.reason, extra=fields)
+        client.close(CloseCode.TOKEN_REJECTED, entry.reason)
+        await client.aclose()
+        return CloseCode.TOKEN_REJECTED
+
+    def _attach(self, arrival: Arrival, answer: bytes, entry: DeviceEntry | ClientEntry, rest: bytes) -> None:
+        """Answer a peer that may come in, and hand it to the relay."""
+        transport, poller, limits = arrival.transport, self._poller, self._limits
+        attached: Attachment
         if isinstance(entry, DeviceEntry):
             device = device_connection(
-                transport,
-                poller=self._poller,
-                limits=self._limits,
-                counters=self._relay.counters,
-                initial=rest,
+                transport, poller=poller, limits=limits, counters=self._relay.counters, initial=rest
             )
-            attached: Attachment = self._relay.attach_device(
-                entry.device_id, device, credential=entry.key_hash
-            )
-            arrival.release()
-            _log_let_in(arrival, attached, "device")
-            return 101
-        client = client_connection(transport, poller=self._poller, limits=self._limits, initial=rest)
-        if isinstance(entry, ClientEntry):
+            transport.write(answer)
+            attached = self._relay.attach_device(entry.device_id, device, credential=entry.key_hash)
+        else:
+            client = client_connection(transport, poller=poller, limits=limits, initial=rest)
+            transport.write(answer)
             attached = self._relay.attach_client(
                 entry.device_id,
                 client,
@@ -168,18 +176,14 @@ class Listener:
                 renew=entry.renew,
                 grant=entry.grant,
             )
-            arrival.release()
-            _log_let_in(arrival, attached, "client")
-            return 101
-        self._refused["token"] += 1
-        fields = {"address": arrival.address, "reason": "token"}
-        self._refusals.tell("client closed: %s", entry.reason, extra=fields)
-        client.close(CloseCode.TOKEN_REJECTED, entry.reason)
-        await client.aclose()
-        return CloseCode.TOKEN_REJECTED
+        arrival.release()
+        _log_let_in(arrival, attached)
 
 
-def _log_let_in(arrival: Arrival, attached: Attachment, what: str) -> None:
+def _log_let_in(arrival: Arrival, attached: Attachment) -> None:
     """Log where a connection comes from, which only who let it in knows."""
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    what = "client" if isinstance(attached, ClientAttachment) else "device"
     fields = {"device": attached.session.device_id, "connection": attached.number, "address": arrival.address}
     log.debug("let a %s in from %s", what, arrival.address, extra=fields)

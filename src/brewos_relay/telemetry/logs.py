@@ -4,10 +4,12 @@ Everything in this process, also what libraries say, is logged with the standard
 rendered here. Fields that an entry has (`extra`) become fields of the JSON object.
 """
 
+import json
 import logging
 import sys
-from collections.abc import Iterable
-from typing import Any, Final, Literal, TextIO, cast
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 
@@ -25,6 +27,10 @@ _LIBRARIES: Final = (
     "trio-websocket",
 )
 """Those that have little to say that matters here."""
+_OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What a record has beside the fields of an entry, some of it left there by others' formatters."""
+
+_encode_json: Final = json.JSONEncoder(default=str).encode
 
 
 def configure_logging(
@@ -41,8 +47,9 @@ def configure_logging(
     """
     stream = stream if stream is not None else sys.stderr
     is_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
+    render = _render_json if is_json else _console(colors=stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(Redaction(secrets), is_json=is_json, colors=stream.isatty()))
+    handler.setFormatter(_Formatter(Redaction(secrets), render))
     root = logging.getLogger()
     for earlier in [each for each in root.handlers if isinstance(each.formatter, _Formatter)]:
         root.removeHandler(earlier)
@@ -50,56 +57,51 @@ def configure_logging(
     root.setLevel(level.upper())
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    _look_for_less()
 
 
-class _Formatter(structlog.stdlib.ProcessorFormatter):
+def _look_for_less() -> None:
+    """Let `logging` find out nothing that is not shown here, as its manual says in "Optimization"."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    vars(logging).update(logAsyncioTasks=False, _srcfile=None)
+
+
+class _Formatter(logging.Formatter):
     """Renders what any library logs, and takes secrets out of what came of it."""
 
-    def __init__(self, redact: Redaction, *, is_json: bool, colors: bool) -> None:
-        shared: list[structlog.typing.Processor] = [
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
-            _drop_rendered,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-        ]
-        rendering: list[structlog.typing.Processor] = (
-            [structlog.processors.format_exc_info, _order, structlog.processors.JSONRenderer(default=str)]
-            if is_json
-            else [
-                structlog.dev.ConsoleRenderer(
-                    colors=colors,
-                    timestamp_key="at",
-                    sort_keys=False,
-                    pad_event_to=0,
-                    exception_formatter=structlog.dev.plain_traceback,
-                )
-            ]
-        )
-        super().__init__(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-            foreign_pre_chain=shared,
-        )
+    def __init__(self, redact: Redaction, render: Callable[[dict[str, Any]], str]) -> None:
+        super().__init__()
         self._redact = redact
+        self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render an entry."""
-        return self._redact(super().format(record))
+        """Render an entry: what every entry has, what belongs to its context, and its own fields."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
+        entry: dict[str, Any] = {
+            "at": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **structlog.contextvars.get_contextvars(),
+            **{name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD},
+        }
+        if record.exc_info:
+            entry["exc_info"] = record.exc_info
+        if record.stack_info:
+            entry["stack"] = record.stack_info
+        return self._redact(self._render(entry))
 
 
-def _drop_rendered(
-    _logger: object, _name: str, entry: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Leave out what another handler's formatter has left on the record."""
-    for name in ("message", "asctime"):
-        entry.pop(name, None)
-    return entry
+def _render_json(entry: dict[str, Any]) -> str:
+    return _encode_json(structlog.processors.format_exc_info(None, "", entry))
 
 
-def _order(_logger: object, _name: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Put what every entry has first."""
-    first: dict[str, Any] = {
-        name: entry.pop(name) for name in ("at", "level", "logger", "event") if name in entry
-    }
-    return cast("structlog.typing.EventDict", {**first, **entry})
+def _console(*, colors: bool) -> Callable[[dict[str, Any]], str]:
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        timestamp_key="at",
+        sort_keys=False,
+        pad_event_to=0,
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    return lambda entry: renderer(None, "", entry)

@@ -27,7 +27,7 @@ _QUERY: Final = re.compile(r"""\?[^\s"'<>\\=?]*=[^\s"'<>\\]*""")
 _URL_PASSWORD: Final = re.compile(r"(://[^\s:/@]*):[^\s/@]+@")
 # Keys and tokens of ours are random, in letters and digits: no word of a language is.
 _RANDOM: Final = re.compile(
-    r"(?<![A-Za-z0-9_-])(?=[a-z_-]*[A-Z0-9])(?=[^0-9]*[0-9])[A-Za-z0-9_-]{32,}(?![A-Za-z0-9_-])"
+    r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]{32})(?=[a-z_-]*[A-Z0-9])(?=[^0-9]*[0-9])[A-Za-z0-9_-]+"
 )
 
 

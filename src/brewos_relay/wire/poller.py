@@ -53,7 +53,7 @@ class Poller:
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
         self._owners: dict[int, Owner] = {}
         self.sends = Sends()
-        """Holds what transports write in a pass until its end, if it is made theirs."""
+        """Holds what transports write in a pass until its end, if it is made theirs; free between passes."""
 
     def watch(self, fd: int, owner: Owner) -> None:
         """Whenever `fd` is readable let its owner read once, and take what that gave; again for the rest."""
@@ -94,13 +94,10 @@ class Poller:
             data = owner.read()
             if data is not None:
                 received.append((fd, owner, data))
-        self.sends.holding = True
-        try:
+        with self.sends:
             for fd, owner, data in received:
                 if owners.get(fd) is owner:  # an earlier one may have ended it
                     owner.take(data)
-        finally:
-            self.sends.release()
 
     def _go_over_timed(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass, and note how long its messages waited and took, together."""

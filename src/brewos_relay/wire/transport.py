@@ -21,10 +21,10 @@ _NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
 class Sends:
-    """Holds the writes of many transports while `holding` is set, and then makes them one after the other.
+    """Holds the writes of many transports while its block runs, and then makes them one after the other.
 
     So the processor has the system's code for sending at hand for all of them, instead of fetching it anew
-    for each, after everything that happens between two of them.
+    for each, after everything that happens between two of them. Small writes of one transport go as one.
     """
 
     __slots__ = ("held", "holding")
@@ -33,8 +33,10 @@ class Sends:
         self.holding = False
         self.held: list[Transport] = []
 
-    def release(self) -> None:
-        """Make the writes that are held, and hold no others."""
+    def __enter__(self) -> None:
+        self.holding = True
+
+    def __exit__(self, *_exception: object) -> None:
         self.holding = False
         held, self.held = self.held, []
         for transport in held:
@@ -130,8 +132,11 @@ class Transport:
         A broken stream takes everything: its end shows when it is read.
         """
         if self._outbox is None:
-            if self._held is not None:  # one is enough: what becomes of it decides about the next
-                self.release()
+            if self._held is not None:
+                if len(self._held) + len(data) <= self._lag_bytes:  # the outbox would take both
+                    self._held += data
+                    return True
+                self.release()  # what becomes of it decides about this
                 return self.write(data, keep)
             self._held = data
             if self.sends.holding:
