@@ -12,6 +12,8 @@ import trio
 
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.peer import Peer
+from brewos_relay.core.relay import Relay
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
@@ -85,6 +87,22 @@ async def test_a_defect_ends_one_connection_and_is_logged_without_secrets(
         await server.device(MACHINE)
     assert "ZeroDivisionError" in caplog.text
     assert KEY not in caplog.text
+
+
+async def test_nobody_is_let_in_and_then_dropped_by_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def attach(self: Relay, device_id: str, peer: Peer, **_options: object) -> Any:
+        raise ZeroDivisionError
+
+    async with serve_here(tmp_path) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Relay, "attach_device", attach)
+            connection = await server.connect()
+            await connection.send(upgrade_head(DEVICE))
+            assert await connection.read_to_end() == b""
+        await server.device(MACHINE)
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_a_relay_that_begins_to_leave_during_the_lookup_takes_nobody_on(

@@ -144,7 +144,11 @@ class Listener:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         if not isinstance(entry, TokenRefused):
             with self._poller.sends:  # the answer goes with what is said first
-                self._attach(arrival, answer, entry, rest)
+                try:
+                    self._attach(arrival, answer, entry, rest)
+                except BaseException:
+                    arrival.close()  # before the answer has gone: who was let in must not be dropped
+                    raise
             return 101
         arrival.transport.write(answer)
         client = client_connection(arrival.transport, poller=self._poller, limits=self._limits, initial=rest)
