@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from brewos_relay import messages
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
@@ -19,7 +20,7 @@ from brewos_relay.core.relay import open_relay
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
-from brewos_relay.messages import encode
+from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
@@ -100,6 +101,34 @@ async def test_sessions_end_with_their_last_peer_and_are_forgotten() -> None:
             await wait_all_tasks_blocked()
             assert tasks_living() == before
             assert relay._sessions == {}
+
+
+@pytest.mark.parametrize("somebody_is_there", [False, True])
+async def test_a_peer_that_cannot_be_attached_leaves_nothing_behind(
+    somebody_is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_fields: object) -> Message:
+        raise ZeroDivisionError
+
+    grant = replace(FULL, user_id="ada", by_token=False)
+    async with open_relay() as relay:
+        if somebody_is_there:
+            relay.attach_client(ONE, ScriptedPeer(), grant=grant)
+        with monkeypatch.context() as patch:
+            patch.setattr(messages, "connected_device", fail)
+            patch.setattr(messages, "connected_client", fail)
+            with pytest.raises(ZeroDivisionError):
+                relay.attach_device(ONE, ScriptedPeer())
+            with pytest.raises(ZeroDivisionError):
+                relay.attach_client(ONE, ScriptedPeer(), grant=grant)
+        await wait_all_tasks_blocked()
+        assert len(relay.attached) == relay.session_count == relay.crowds.around(grant) == somebody_is_there
+        device, client = ScriptedPeer(), ScriptedPeer()
+        relay.attach_client(ONE, client)
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say(STATUS)
+        assert client.types == ["connected", "device_online", "status"]
 
 
 async def test_whoever_comes_during_the_last_goodbye_finds_a_new_session(autojump_clock: MockClock) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import socket
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
+from brewos_relay import messages
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.clock import now_ms
-from brewos_relay.core.peer import Peer
-from brewos_relay.core.relay import Relay
+from brewos_relay.messages import Message
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
@@ -92,16 +93,18 @@ async def test_a_defect_ends_one_connection_and_is_logged_without_secrets(
 async def test_nobody_is_let_in_and_then_dropped_by_a_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def attach(self: Relay, device_id: str, peer: Peer, **_options: object) -> Any:
+    def connected_device(timestamp_ms: int) -> Message:
         raise ZeroDivisionError
 
     async with serve_here(tmp_path) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(Relay, "attach_device", attach)
+            patch.setattr(messages, "connected_device", connected_device)
             connection = await server.connect()
             await connection.send(upgrade_head(DEVICE))
             assert await connection.read_to_end() == b""
         await server.device(MACHINE)
+        health = await (await server.connect()).ask(HEALTH)
+    assert json.loads(health.body)["devices"] == 1
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from brewos_relay.telemetry.logs import configure_logging
 
@@ -39,6 +40,16 @@ def test_json_has_one_object_a_line_with_the_fields_of_the_entry() -> None:
         "device": "BRW-12AB34CD",
         "connection": 7,
     }
+
+
+def test_what_every_entry_has_is_its_own() -> None:
+    stream = io.StringIO()
+    configure_logging(stream=stream)
+    with structlog.contextvars.bound_contextvars(request="r1", event="other", logger="other"):
+        log.info("said", extra={"at": "other", "level": "other"})
+    (entry,) = map(json.loads, stream.getvalue().splitlines())
+    assert list(entry) == ["at", "level", "logger", "event", "request"]
+    assert "other" not in entry.values()
 
 
 def test_exceptions_stay_on_their_line_in_json() -> None:

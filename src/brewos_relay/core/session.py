@@ -102,12 +102,15 @@ class DeviceSession:
             for attachment in waiting:
                 nursery.start_soon(self._keep, attachment)
         self._nursery = None  # it leads back here
+        if not waiting:  # whoever it was for could not be attached
+            self._host.session_emptied(self)
 
     # Coming and going
 
     def attach_device(self, peer: Peer, *, credential: bytes | None = None) -> DeviceAttachment:
         """Take a connection of the device on. It stands for the device from its first frame on."""
         limits = self._limits
+        greeting = Delivery((messages.connected_device(now_ms()),))
         attachment = DeviceAttachment(
             self,
             peer,
@@ -119,7 +122,7 @@ class DeviceSession:
         earlier = self._presence.arrive(attachment)
         if earlier is not None:
             earlier.close(CloseCode.REPLACED, "a newer connection took this one's place")
-        attachment.deliver(Delivery((messages.connected_device(now_ms()),)))
+        attachment.deliver(greeting)
         attachment.ping()  # whoever only listens answers this, and is there
         self._start(attachment)
         if attachment.heard:
@@ -139,17 +142,17 @@ class DeviceSession:
             renew=renew,
             grant=grant,
         )
-        self._host.counters.clients_attached += 1
-        client.number = self._host.counters.clients_attached
-        self._host.crowds.came(grant)
-        log_came(client)
-        self.note("client_came", client, {})
         online = self.device is not None
         told = [
             messages.connected_client(client.id, self.device_id, device_online=online, timestamp_ms=now_ms())
         ]
         if not self.snapshot.empty:
             told += self.state()
+        self._host.counters.clients_attached += 1
+        client.number = self._host.counters.clients_attached
+        self._host.crowds.came(grant)
+        log_came(client)
+        self.note("client_came", client, {})
         client.deliver(Delivery(told), keep=True)
         self._audience.join(client)
         self._start(client)

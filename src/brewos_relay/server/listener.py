@@ -147,7 +147,7 @@ class Listener:
                 try:
                     self._attach(arrival, answer, entry, rest)
                 except BaseException:
-                    arrival.close()  # before the answer has gone: who was let in must not be dropped
+                    arrival.close()  # as a rule before the answer has gone: nobody is let in and dropped
                     raise
             return 101
         arrival.transport.write(answer)

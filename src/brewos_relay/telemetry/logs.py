@@ -61,7 +61,10 @@ def configure_logging(
 
 
 def _look_for_less() -> None:
-    """Let `logging` find out nothing that is not shown here, as its manual says in "Optimization"."""
+    """Let `logging` find out nothing that is not shown here, as its manual says in "Optimization".
+
+    Not shown are threads and processes, and where in the code an entry was made.
+    """
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     vars(logging).update(logAsyncioTasks=False, _srcfile=None)
 
@@ -77,18 +80,16 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render an entry: what every entry has, what belongs to its context, and its own fields."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
-        entry: dict[str, Any] = {
+        always = {
             "at": at.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **structlog.contextvars.get_contextvars(),
-            **{name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD},
         }
+        fields = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        entry: dict[str, Any] = {**always, **structlog.contextvars.get_contextvars(), **fields, **always}
         if record.exc_info:
             entry["exc_info"] = record.exc_info
-        if record.stack_info:
-            entry["stack"] = record.stack_info
         return self._redact(self._render(entry))
 
 
