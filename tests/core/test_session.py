@@ -239,6 +239,12 @@ async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: boo
     assert [peer.acloses for peer in leaving] == [1, 1]
 
 
+async def test_a_session_that_nobody_could_be_attached_to_is_forgotten() -> None:
+    opened = Opened()
+    await opened.session.run()
+    assert opened.host.emptied == [opened.session]
+
+
 async def test_the_host_knows_everybody_whose_goodbye_is_not_said(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         slow = ScriptedPeer(goodbye_s=5)
