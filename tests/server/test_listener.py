@@ -20,6 +20,7 @@ from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.store import Store
 from brewos_relay.wire.frames import PING_FRAME
+from brewos_relay.wire.transport import Transport
 from support.certificates import write_certificate
 from support.process import KEY, HereServer, machine_id, serve_here, serve_process
 from support.tls_client import TlsClient
@@ -243,19 +244,27 @@ class TestOverTls:
         assert "ERROR" not in caplog.text
 
 
-async def test_the_answer_goes_with_what_is_said_first(tmp_path: Path) -> None:
+async def test_the_answer_goes_with_what_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    release = Transport.release
+
+    def noting(self: Transport) -> None:
+        sent.append(self._held or b"")
+        release(self)
+
+    monkeypatch.setattr(Transport, "release", noting)
     async with serve_here(tmp_path) as server:
         for target, said_last in (
             (DEVICE, PING_FRAME),
             (f"/ws/client?token={server.token()}&device={MACHINE}", b"}"),
         ):
-            stream = await trio.open_tcp_stream(*server.address)
-            async with stream:
-                await stream.send_all(upgrade_head(target))
-                came = await stream.receive_some()
-                assert came.startswith(b"HTTP/1.1 101 ")
-                assert b'"type":"connected"' in came
-                assert came.endswith(said_last)
+            await server.upgrade(target)
+            (came,) = (data for data in sent if data.startswith(b"HTTP/1.1 101 "))
+            assert b'"type":"connected"' in came
+            assert came.endswith(said_last)
+            sent.clear()
 
 
 async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:

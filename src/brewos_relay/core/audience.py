@@ -142,7 +142,7 @@ class Audience:
         elif now - self._fed_at >= limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
             self._fed_at = now
             self.tell(messages.keepalive(now_ms()))
-        for client in (*self._clients, *self._lagging):
+        for client in self:
             silent_s = client.silent_s(now)
             if silent_s >= limits.client_ping_s or silent_s >= limits.client_silence_s:
                 self._look_for_life(client, silent_s, now)

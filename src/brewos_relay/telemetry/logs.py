@@ -87,6 +87,7 @@ class _Formatter(logging.Formatter):
             "event": record.getMessage(),
         }
         fields = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        # Once to be first, and once more so that nothing else takes its place.
         entry: dict[str, Any] = {**always, **structlog.contextvars.get_contextvars(), **fields, **always}
         if record.exc_info:
             entry["exc_info"] = record.exc_info
