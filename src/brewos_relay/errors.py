@@ -12,6 +12,7 @@ RelayError
 │   ├── LastOwner        what would leave a device to people who do not own it
 │   ├── NotAnOwner       sharing a device that somebody else owns
 │   ├── TooManyKeys      sending a machine yet another key that it will not use
+│   ├── QuotaReached     giving a user more machines than an account may have
 │   ├── SignInRefused    somebody whom nobody let in, or whose e-mail address nobody vouches for
 │   ├── UserExists       making an account with an e-mail address that has one
 │   └── DeviceFileError  a device file with a line that cannot be taken
@@ -152,6 +153,19 @@ class TooManyKeys(RegistryError):
         super().__init__(
             f"{device_id} was sent {keys} new keys and has used none of them: it gets no more until it does."
             " Its firmware may not know how to change its key"
+        )
+
+
+class QuotaReached(RegistryError):
+    """A user would have more machines than an account may have."""
+
+    code = "quota_reached"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"an account may have {limit} machines: leave one first, or ask the server's administrator for a"
+            " larger BREWOS_RELAY_MACHINES_PER_ACCOUNT"
         )
 
 

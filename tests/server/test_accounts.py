@@ -70,3 +70,7 @@ def test_all_of_them() -> None:
         )
     )
     assert set(rules.verifiers) == {"google", "oidc", "facebook"}
+
+
+def test_machines_per_account_come_from_the_settings() -> None:
+    assert account_rules(Settings(machines_per_account=3)).machines_per_account == 3

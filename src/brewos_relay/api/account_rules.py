@@ -32,6 +32,8 @@ class AccountRules:
     oidc_audience: str | None = None
     open_to_all: bool = True
     """Whether signing in gives somebody new an account; else it takes an invite for their e-mail address."""
+    machines_per_account: int = 50
+    """How many machines one account may have, in any role."""
     access_ttl_s: int = 3600
     refresh_ttl_s: int = 30 * DAY_S
     refresh_grace_s: int = 60

@@ -37,7 +37,7 @@ from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.errors import DeviceUnknown, NotAnOwner, RegistryError, TokenRejected
+from brewos_relay.errors import DeviceUnknown, NotAnOwner, QuotaReached, RegistryError, TokenRejected
 from brewos_relay.registry.store import Store
 from brewos_relay.telemetry.requests import RequestCounters
 
@@ -162,6 +162,7 @@ def create_app(
     # These have changed since it was looked whether they may.
     app.register_error_handler(DeviceUnknown, _no_device)
     app.register_error_handler(NotAnOwner, _not_an_owner)
+    app.register_error_handler(QuotaReached, _quota_reached)
     app.register_error_handler(HTTPException, _refuse)
     return app
 
@@ -190,6 +191,11 @@ async def _no_device(_problem: DeviceUnknown) -> Response:
 
 async def _not_an_owner(_problem: NotAnOwner) -> Response:
     return _say_no(not_allowed("owner"))
+
+
+async def _quota_reached(problem: QuotaReached) -> Response:
+    text = str(problem)
+    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=409)
 
 
 async def _refuse(problem: HTTPException) -> Response:

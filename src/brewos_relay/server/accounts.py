@@ -26,4 +26,5 @@ def account_rules(settings: Settings) -> AccountRules:
         oidc_issuer=settings.oidc_issuer,
         oidc_audience=next(iter(settings.oidc_audiences), None),
         open_to_all=settings.sign_up == "open",
+        machines_per_account=settings.machines_per_account,
     )

@@ -81,6 +81,11 @@ class Settings:
     facebook_app_secret: str = field(default="", repr=False)
     """The secret of that app."""
 
+    # Pairing
+    machines_per_account: int = 50
+    """Machines that one account may have, in any role; claims, shares and gifts beyond that are refused.
+    Accounts that have more keep them."""
+
     # The web app
     web_dist_path: Path | None = None
     """Folder of a built web app to serve; without it, the relay's own pages."""

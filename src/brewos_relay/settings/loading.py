@@ -107,6 +107,7 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "oidc_jwks_url": parse_secure_url,
     "facebook_app_id": str,
     "facebook_app_secret": str,
+    "machines_per_account": parse_count,
     "web_dist_path": Path,
     "allowed_origins": parse_origins,
     "metrics_token": str,
