@@ -7,6 +7,7 @@ RelayError
 ├── IdentityRejected     what somebody else says about who signs in is not good enough
 ├── IdentityUnavailable  whoever would have to say it cannot be asked now
 ├── RegistryError
+│   ├── RegistryBusy     a write that did not get its turn in time
 │   ├── DeviceExists     registering an id that is registered already
 │   ├── DeviceUnknown    what can only be done to a device that is registered
 │   ├── LastOwner        what would leave a device to people who do not own it
@@ -101,6 +102,17 @@ class RegistryError(RelayError):
     """The registry refused a change; nothing of it was stored."""
 
     code = "registry_error"
+
+
+class RegistryBusy(RegistryError):
+    """A write did not get its turn in time. `undone` is false if it may have been committed all the same."""
+
+    code = "registry_busy"
+    retry = True
+
+    def __init__(self, problem: str, *, undone: bool = True) -> None:
+        self.undone = undone
+        super().__init__(problem)
 
 
 class DeviceExists(RegistryError):

@@ -37,7 +37,14 @@ from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.errors import DeviceUnknown, NotAnOwner, QuotaReached, RegistryError, TokenRejected
+from brewos_relay.errors import (
+    DeviceUnknown,
+    NotAnOwner,
+    QuotaReached,
+    RegistryBusy,
+    RegistryError,
+    TokenRejected,
+)
 from brewos_relay.registry.store import Store
 from brewos_relay.telemetry.requests import RequestCounters
 
@@ -177,12 +184,16 @@ async def _no_token(problem: TokenRejected) -> Response:
 
 
 async def _no_registry(problem: RegistryError) -> Response:
-    log.warning("the registry could not be read: %s", problem.code)
-    return error_answer(
-        "The registry cannot be read at the moment; try again soon.",
-        status=503,
-        headers={"Retry-After": "5"},
-    )
+    log.warning("the registry failed a request: %s", problem.code)
+    said = "The registry cannot be used at the moment; try again soon."
+    if isinstance(problem, RegistryBusy):
+        said = (
+            "The registry is busy, and nothing was changed; try again soon."
+            if problem.undone
+            else "The registry did not answer in time, and the change may have been made; look before you"
+            " try again."
+        )
+    return error_answer(said, status=503, headers={"Retry-After": "5"})
 
 
 async def _no_device(_problem: DeviceUnknown) -> Response:

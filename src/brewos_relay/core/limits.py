@@ -48,7 +48,8 @@ class Limits:
     request_head_s: float = 10.0
     """From accepting a connection to the end of its request head; 408 after that."""
     admission_s: float = 4.0
-    """From the end of a WebSocket's request head to its answer; 503 after that. A machine waits 5 s."""
+    """From the end of a WebSocket's request head to its answer; 503 after that. A machine waits 5 s. Every
+    other write to the registry has as long, with the wait for its turn."""
     message_s: float = 30.0
     """From the first byte of a message to its last; 1008 after that."""
     stall_s: float = 10.0

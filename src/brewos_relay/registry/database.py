@@ -14,17 +14,22 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
-from brewos_relay.errors import RegistryError
+from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.registry import migrations
 
 BUSY_TIMEOUT_S: Final = 10.0
-"""How long a write waits for another one, say for an import to end."""
+"""How long a write waits for another one, say for an import to end, unless it is given a time of its own."""
 
+# Execution options of a connection.
 _READING: Final = "brewos_relay_reading"
+_WITHIN_S: Final = "brewos_relay_within_s"
 
 # Rows that are there already, or are there no more; a deadlock, and a transaction that cannot be serialized.
 # postgresql.org/docs/current/errcodes-appendix.html
 _CROSSED: Final = ("23505", "23503", "40P01", "40001")
+
+# A lock that was not to be had in time, and a statement that took longer than it had.
+_BUSY: Final = ("55P03", "57014")
 
 _PASSWORDS: Final = ("password", "sslpassword")
 """Where in the query of a URL there may be one."""
@@ -49,6 +54,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._closed = False
         # Reading needs no transaction around a single statement. On SQLite, there is one only where
         # `_begin` makes one; a change of the isolation level would undo that.
         self._reading = (
@@ -91,7 +97,8 @@ class Database:
         return database
 
     def close(self) -> None:
-        """Close every connection that is not in use; closing again closes those that were."""
+        """Close every connection that is not in use, and from now on each one when it comes back."""
+        self._closed = True
         # Not the engine's `dispose`, after which nobody would close what comes back to the old pool.
         self._engine.pool.dispose()
 
@@ -119,17 +126,39 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection for reading; each statement sees what is committed at its start."""
-        with _translated("could not be read"), self._reading.connect() as connection:
+        with (
+            self._closing_late_ones(),
+            _translated("could not be read"),
+            self._reading.connect() as connection,
+        ):
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, *, within_s: float | None = None) -> Iterator[Connection]:
         """Give a connection in a transaction, which is undone if the body fails.
+
+        `within_s` bounds each wait for a lock, 10 s without it, and on PostgreSQL also each statement.
+        Raises RegistryBusy if that was not enough.
 
         On SQLite nobody else writes meanwhile, so what was read stays so; elsewhere, that is for row locks.
         """
-        with _translated("could not be changed"), self._engine.begin() as connection:
-            yield connection
+        with (
+            self._closing_late_ones(),
+            _translated("could not be changed"),
+            self._engine.connect() as connection,
+        ):
+            connection.execution_options(**{_WITHIN_S: within_s})
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _closing_late_ones(self) -> Iterator[None]:
+        """Close a connection that comes back to a database that was closed meanwhile."""
+        try:
+            yield
+        finally:
+            if self._closed:
+                self._engine.pool.dispose()
 
     def _upgrade(self) -> list[str]:
         with self.reading() as db:
@@ -287,8 +316,18 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if not connection.get_execution_options().get(_READING):
+        options = connection.get_execution_options()
+        if options.get(_READING):
+            return
+        if (within_s := options.get(_WITHIN_S)) is None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {max(0, within_s) * 1000:.0f}")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            # The connection goes back to others, and this transaction waits for no other lock.
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
 
     # The file remembers this one. Changing it needs the file for oneself, and SQLite does not always wait
     # for that, whatever the timeout: of processes that start together, now and then one would be refused.
@@ -313,13 +352,30 @@ def _prepare_postgresql(engine: Engine) -> None:
         cursor.close()
         connection.commit()
 
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if (within_s := connection.get_execution_options().get(_WITHIN_S)) is not None:
+            ms = max(1, round(within_s * 1000))  # 0 would be for ever
+            connection.exec_driver_sql(
+                f"SELECT set_config('lock_timeout', '{ms}', true),"
+                f" set_config('statement_timeout', '{ms}', true)"
+            )
+
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as problem:
-        raise RegistryError(f"the registry {what}: {_reason(problem)}") from problem
+        text = f"the registry {what}: {_reason(problem)}"
+        raise (RegistryBusy(text) if _is_busy(problem) else RegistryError(text)) from problem
+
+
+def _is_busy(problem: SQLAlchemyError) -> bool:
+    """Tell whether a lock was not to be had, or a statement took too long."""
+    inner = problem.orig if isinstance(problem, DBAPIError) else None
+    state = getattr(inner, "sqlstate", None)
+    return getattr(inner, "sqlite_errorname", "").startswith("SQLITE_BUSY") or state in _BUSY
 
 
 def _reason(problem: Exception) -> str:

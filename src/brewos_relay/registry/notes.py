@@ -39,7 +39,6 @@ class Notes:
         self._dropped = 0
         self._noted = trio.Event()
         self._many = trio.Event()
-        self._closing = False
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Remember when a device was connected (Unix ms)."""
@@ -70,7 +69,6 @@ class Notes:
                 with trio.move_on_after(FLUSH_EVERY_S):
                     await self._many.wait()
         finally:
-            self._closing = True
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._flush()
 
@@ -114,12 +112,8 @@ class Notes:
         self._noted.set()
 
     def _write(self, seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]) -> None:
-        try:
-            with self._database.writing() as db:
-                note_seen(db, seen)
-                for device_id, (firmware_version, machine_type) in said.items():
-                    note_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
-                add_activity_of_registered(db, entries)
-        finally:
-            if self._closing:  # left behind, perhaps: the connection came back after all others were closed
-                self._database.close()
+        with self._database.writing() as db:
+            note_seen(db, seen)
+            for device_id, (firmware_version, machine_type) in said.items():
+                note_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
+            add_activity_of_registered(db, entries)

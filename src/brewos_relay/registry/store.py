@@ -15,6 +15,7 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
+from brewos_relay.registry.attempt import Attempt
 from brewos_relay.registry.batching import Batcher
 from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database, crossed
@@ -26,6 +27,8 @@ from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
 from brewos_relay.registry.watching import Apply, Watcher
 
+WRITE_S: Final = 4.0
+"""How long a write may take, with every wait for others, unless the store is opened with another time."""
 PRUNE_EVERY_S: Final = 3600.0
 PRUNE_PAUSE_S: Final = 1.0
 """What others get to write while there is very much to prune."""
@@ -46,9 +49,10 @@ class Store:
     asked for.
     """
 
-    def __init__(self, database: Database, follower: ChangeFollower) -> None:
+    def __init__(self, database: Database, follower: ChangeFollower, *, write_s: float = WRITE_S) -> None:
         self._database = database
         self._follower = follower
+        self._write_s = write_s
         self.timings = {name: Histogram(_BOUNDS_S) for name in ("read", "write", "lookup")}
         """How long whoever asked had to wait, in s."""
         self.failures: Counter[str] = Counter()
@@ -75,12 +79,15 @@ class Store:
     ) -> T:
         """Call a function that writes, in a transaction: committed on return, undone if the function raises.
 
-        It is called once more if what somebody else wrote meanwhile was in its way. Once it is under way, a
-        cancellation waits for its end.
+        It is called once more if another write was in its way. All of it may take `write_s`, with the queue
+        of writers and the waits for locks, or what is left until the caller's own deadline. Raises
+        RegistryBusy after that: the change was undone, unless its commit was under way, which the error says.
+        Once it is under way, a cancellation waits for its end.
         """
-        call = functools.partial(self._call_writing, function, *args, **kwargs)
+        attempt = Attempt(self._writers, within_s=self._write_s)
+        call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)
         with self._timed("write"):
-            return await trio.to_thread.run_sync(call, limiter=self._writers)
+            return await attempt.run(call)
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id; lookups that arrive together share one query."""
@@ -183,28 +190,45 @@ class Store:
             return function(db, *args, **kwargs)
 
     def _call_writing(
-        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self,
+        attempt: Attempt,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         try:
-            with self._database.writing() as db:
-                return function(db, *args, **kwargs)
+            return self._write_once(attempt, function, *args, **kwargs)
         except RegistryError as problem:
             if not crossed(problem):
                 raise
-        with self._database.writing() as db:
-            return function(db, *args, **kwargs)
+        attempt.not_committed()
+        return self._write_once(attempt, function, *args, **kwargs)
+
+    def _write_once(
+        self,
+        attempt: Attempt,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        with self._database.writing(within_s=attempt.left_s()) as db:
+            result = function(db, *args, **kwargs)
+            attempt.before_commit()
+        return result
 
 
 @asynccontextmanager
-async def open_store(url: str) -> AsyncIterator[Store]:
+async def open_store(url: str, *, write_s: float = WRITE_S) -> AsyncIterator[Store]:
     """Open the registry at an SQLAlchemy URL, and close it with everything noted written.
+
+    `write_s` is how long a write may take before its caller gets RegistryBusy.
 
     **Owns:** a nursery around the body, with the store's task in it.
     **Ends when:** the body does.
     """
     database, follower = await trio.to_thread.run_sync(_open, url)
     try:
-        store = Store(database, follower)
+        store = Store(database, follower, write_s=write_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             try:

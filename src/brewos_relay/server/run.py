@@ -95,7 +95,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
         if settings.metrics_port is not None:
             measured = await _bind(settings.metrics_host, settings.metrics_port)
         async with (
-            open_store(settings.resolved_database_url()) as store,
+            open_store(settings.resolved_database_url(), write_s=settings.limits.admission_s) as store,
             open_poller(counters) as poller,
         ):
             noting = Noting(store)

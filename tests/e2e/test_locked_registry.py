@@ -1,0 +1,77 @@
+"""Another process holds the registry's lock: what writes is refused in time, and everything else goes on."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from support.home import MACHINE, open_home, see_it_work
+from support.process import KEY
+
+ADMISSION_S = 1.0
+_HOLD = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    (file,) = folder.glob("*.db")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+async def test_writes_are_answered_with_503_in_time_and_never_done_later(tmp_path: Path) -> None:
+    statuses: list[int] = []
+    async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        device = await home.server.device(MACHINE, key=KEY)
+
+        async def rename(number: int) -> None:
+            told = await ada.ask("PATCH", f"/api/devices/{MACHINE}", {"name": f"late {number}"})
+            statuses.append(told.status)
+            assert told.response.header("retry-after") == ["5"]
+            assert "nothing was changed" in told.content["error"]
+
+        with locked(tmp_path):
+            began_at = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for number in range(6):  # each of them also behind the others
+                    nursery.start_soon(rename, number)
+                await see_it_work(device, await ada.app())  # what only reads goes on
+            assert trio.current_time() - began_at < 3 * ADMISSION_S
+        assert statuses == [503] * 6
+        assert (await ada.must("GET", f"/api/devices/{MACHINE}"))["device"]["name"] == MACHINE
+        await ada.must("PATCH", f"/api/devices/{MACHINE}", {"name": "Kitchen"})
+        assert (await ada.must("GET", f"/api/devices/{MACHINE}"))["device"]["name"] == "Kitchen"
+
+
+async def test_machine_with_its_next_key_is_answered_in_time_and_comes_in_later(tmp_path: Path) -> None:
+    async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        device = await home.server.device(MACHINE, key=KEY)
+        assert (await ada.ask("POST", f"/api/devices/{MACHINE}/rotate-key")).status == 202
+        key = (await device.read_until("key_rotate"))["key"]
+        with locked(tmp_path):
+            began_at = trio.current_time()
+            assert await home.status_of_key(key) == 503
+            assert trio.current_time() - began_at < 3 * ADMISSION_S
+            assert await home.status_of_key(KEY) == 101
+        assert await home.status_of_key(key) == 101
