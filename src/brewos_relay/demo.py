@@ -200,5 +200,5 @@ async def _watch(demo: Demo, url: str, say: Callable[[str], None]) -> None:
 
 
 async def _run_until_interrupted(demo: Demo) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         await demonstrate(demo, say=write_out, until=signals.__anext__)

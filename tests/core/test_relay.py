@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import gc
 import logging
 import time
@@ -340,6 +341,29 @@ async def test_draining_spreads_everybody_evenly_over_20_s(autojump_clock: MockC
             assert device.gone_at is not None
             assert device.gone_at - device.opened_at >= 8
             assert (device.close_code, device.acloses) == (CloseCode.SERVICE_RESTART, 1)
+
+
+async def test_a_hurried_drain_closes_the_rest_at_once_and_holds_young_devices(
+    autojump_clock: MockClock,
+) -> None:
+    hurry = trio.Event()
+    async with open_relay() as relay:
+        began = trio.current_time()
+        devices = [ScriptedPeer(min_age_s=8.0) for _ in range(10)]
+        clients = [ScriptedPeer() for _ in range(10)]
+        for number, (device, client) in enumerate(zip(devices, clients, strict=True)):
+            relay.attach_device(str(number), device)
+            relay.attach_client(str(number), client)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(relay.drain, hurry=hurry))
+            await trio.sleep(2.5)
+            hurry.set()
+        for peers in (devices, clients):
+            assert {peer.close_code for peer in peers} == {1012}
+            assert sorted(peer.closed_at[0] - began for peer in peers) == [0.0, 2.0, *[2.5] * 8]
+        assert {device.gone_at for device in devices} == {began + 8.0}
+        assert trio.current_time() - began == 8.0, "the hold of the youngest device"
 
 
 async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(

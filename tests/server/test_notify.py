@@ -1,5 +1,7 @@
 import logging
+import math
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from brewos_relay.core.limits import Limits
 from brewos_relay.server.notify import Starter, open_starter
 from support.process import serve_process
 
@@ -70,11 +73,11 @@ def test_what_is_said(address: str, kind: str) -> None:
         starter = Starter.from_environment({"NOTIFY_SOCKET": where})
         starter.ready("ready on 127.0.0.1:80")
         starter.show_life()
-        starter.stopping("going")
+        starter.stopping("going", within_s=30.5)
         assert told(sock) == [
             "READY=1\nSTATUS=ready on 127.0.0.1:80",
             "WATCHDOG=1",
-            "STOPPING=1\nSTATUS=going",
+            "STOPPING=1\nSTATUS=going\nEXTEND_TIMEOUT_USEC=30500000",
         ]
         starter.reloading()
         first, second = told(sock)[0].split("\n")
@@ -145,5 +148,7 @@ async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: 
             server.send_signal(signal.SIGCONT)
             await hear("WATCHDOG=1")
             server.send_signal(signal.SIGTERM)
-            await hear("STOPPING=1")
+            stopping = await hear("STOPPING=1")
+            extended_us = int(re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)[1])  # type: ignore[index]
+            assert extended_us == math.ceil(Limits(drain_s=0.1).longest_drain_s * 1e6)
             assert await server.wait(within_s=10) == 0

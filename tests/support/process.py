@@ -6,7 +6,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -28,6 +28,8 @@ SECRET: Final = "tests-only-" + "s" * 32
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25
 WRONG_KEY: Final = "An0ther-key_" + "1" * 31
 SOURCES: Final = Path(__file__).parents[2] / "src"
+
+SERVE: Final = (sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", "0")
 
 _READY = re.compile(r"https?://127\.0\.0\.1:(\d+)")
 
@@ -149,18 +151,26 @@ class ProcessServer(Reach):
         super().__init__(address)
         self.process = process
         self.log_file = log_file
+        self.pid = process.pid
+        """Of the server itself, also where another command has started it."""
 
     async def read_line(self) -> str:
         """Read the next line of what it prints, beyond the one that says that it is ready."""
         return await _read_line(self.process)
 
     def send_signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
     async def wait(self, *, within_s: float) -> int:
         """Wait for its end; return the exit code, or minus the signal that ended it."""
         with trio.fail_after(within_s):
             return await self.process.wait()
+
+
+def only_child(pid: int) -> int:
+    """Find the one process that this process has started."""
+    [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -188,10 +198,19 @@ async def run_command(
 @asynccontextmanager
 async def serve_process(folder: Path, **settings: object) -> AsyncIterator[ProcessServer]:
     """Start `brewos-relay serve` in a folder and wait until it is ready; kill it in the end."""
+    async with serve_process_through((), folder, **settings) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serve_process_through(
+    command: Sequence[str], folder: Path, **settings: object
+) -> AsyncIterator[ProcessServer]:
+    """Start a server as `serve_process` does, as the only child of a command that runs what follows it."""
     log_file = folder / "server.log"
     with log_file.open("ab") as log:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", "0"],
+            [*command, *SERVE],
             cwd=folder,
             env=environment(**settings),
             stdout=subprocess.PIPE,
@@ -203,6 +222,8 @@ async def serve_process(folder: Path, **settings: object) -> AsyncIterator[Proce
         match = _READY.search(ready)
         assert match, f"no ready line but {ready!r}: {log_file.read_text()}"
         server = ProcessServer(("127.0.0.1", int(match[1])), process, log_file)
+        if command:
+            server.pid = only_child(process.pid)
         try:
             yield server
         finally:

@@ -4,6 +4,8 @@ Commands are thin, and import what they need when they run: `--help` loads neith
 Quart. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -79,6 +81,9 @@ for _command in (
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error becomes one line on stderr and an exit code."""
+    if os.getpid() == 1:
+        # In a container: the system ignores a signal for process 1 unless the process handles it.
+        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     try:
         result = cli.main(args, prog_name=PROGRAM, standalone_mode=False)
         code = result if isinstance(result, int) else 0

@@ -76,7 +76,9 @@ def serve(
 ) -> None:
     """Run the relay until SIGTERM or Ctrl-C.
 
-    JWT_SECRET must be set; `brewos-relay secret` makes a value for it. SIGHUP reads the certificate anew.
+    JWT_SECRET must be set; `brewos-relay secret` makes a value for it. The first SIGTERM or Ctrl-C closes
+    every connection gently, over 20 s; a second one as soon as no machine can lose its key; a third ends the
+    process at once. SIGHUP reloads the certificate.
 
     \b
     Example:
@@ -84,7 +86,12 @@ def serve(
       brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
       brewos-relay serve --port 443 --redirect-port 80 --tls-self-signed
     """
-    with failing_with(NotStarted, hint="; choose another address with --host and --port"):
+    from brewos_relay.server.signals import ServerSignals
+
+    with (
+        ServerSignals().caught() as signals,
+        failing_with(NotStarted, hint="; choose another address with --host and --port"),
+    ):
         settings = settings_from(
             # What is not given must not go before what the environment says.
             tls_self_signed=tls_self_signed or None,
@@ -95,7 +102,7 @@ def serve(
         settings.require_jwt_secrets()
         from brewos_relay.server.run import run_server
 
-        run_server(settings)
+        run_server(settings, signals=signals)
 
 
 @click.command()

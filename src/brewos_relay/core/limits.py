@@ -1,6 +1,10 @@
 """Every bound of the relay, in one place."""
 
 from dataclasses import dataclass
+from typing import Final
+
+_SPARE_S: Final = 1.0
+"""What a drain may take beyond the times that it has to wait for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,3 +123,8 @@ class Limits:
     )
     """Commands that only owners may give, as patterns of the same kind: they re-point, wipe or update the
     machine, or take it off the net."""
+
+    @property
+    def longest_drain_s(self) -> float:
+        """How long a drain takes at most: what runs the relay has to wait longer than this."""
+        return self.drain_s + self.device_min_age_s + self.close_s + _SPARE_S

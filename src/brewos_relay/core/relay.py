@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
-_SPARE_S: Final = 1.0
-"""What draining may take beyond the times that it has to wait."""
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
@@ -275,34 +273,37 @@ class Relay:
         except Exception:
             log.exception("nobody could note what happened to device %s", device_id)
 
-    async def drain(self) -> None:
-        """Take nobody on, send every peer away (1012), and wait until all have gone.
+    async def drain(self, *, hurry: trio.Event | None = None) -> None:
+        """Refuse new peers, close every peer (1012), and wait until all have ended.
 
-        Clients are told when to come back; they and the devices are closed one after the other, evenly over
-        `limits.drain_s`, so that they return as evenly. A device that is too young for that is waited for.
+        Clients are told when to come back. Clients and devices are closed one after the other, evenly over
+        `limits.drain_s`, so that they return as evenly. Once `hurry` is set the rest are closed at once. A
+        young device is held until its key is safe, in either case.
         """
+        hurry = hurry if hurry is not None else trio.Event()
         self.closing = True
         window_s = self.limits.drain_s
         clients = [peer for peer in self.attached if isinstance(peer, ClientAttachment)]
         devices = sorted(self.attached.difference(clients), key=lambda device: device.attached_at)
-        longest_s = window_s + self.limits.device_min_age_s + self.limits.close_s + _SPARE_S
+        longest_s = self.limits.longest_drain_s
         with trio.move_on_after(longest_s) as deadline:
             for number, client in enumerate(clients):
                 back_in_ms = 1000 + round(1000 * window_s * (1 + number / len(clients)))
                 client.deliver(Delivery((messages.restarting(back_in_ms),)), keep=True)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_close_evenly, clients, window_s)
-                nursery.start_soon(_close_evenly, devices, window_s)
+                nursery.start_soon(_close_evenly, clients, window_s, hurry)
+                nursery.start_soon(_close_evenly, devices, window_s, hurry)
             for attachment in list(self.attached):
                 await attachment.wait_closed()
         if deadline.cancelled_caught:
             log.warning("not everybody had gone after %g s", longest_s)
 
 
-async def _close_evenly(attachments: Sequence[Attachment], window_s: float) -> None:
+async def _close_evenly(attachments: Sequence[Attachment], window_s: float, hurry: trio.Event) -> None:
     began_at = trio.current_time()
     for number, attachment in enumerate(attachments):
-        await trio.sleep_until(began_at + window_s * number / len(attachments))
+        with trio.move_on_at(began_at + window_s * number / len(attachments)):
+            await hurry.wait()
         attachment.close(CloseCode.SERVICE_RESTART, "the relay is restarting")
 
 

@@ -4,6 +4,7 @@ A few words in a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3)).
 """
 
 import logging
+import math
 import os
 import socket
 import time
@@ -52,9 +53,12 @@ class Starter:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._say("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
-    def stopping(self, status: str) -> None:
-        """Say that the process is about to leave by itself, which takes a while."""
-        self._say("STOPPING=1", f"STATUS={status}")
+    def stopping(self, status: str, *, within_s: float) -> None:
+        """Say that the process is ending, and ask for the time that this may take.
+
+        systemd then waits at least that long, also where `TimeoutStopSec` is shorter.
+        """
+        self._say("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={math.ceil(within_s * 1e6)}")
 
     def show_life(self) -> None:
         """Say that the process still does its work."""

@@ -3,7 +3,6 @@
 import gc
 import logging
 import resource
-import signal
 import socket
 import sys
 from collections import Counter
@@ -38,6 +37,7 @@ from brewos_relay.server.readiness import Readiness
 from brewos_relay.server.redirect import Redirect
 from brewos_relay.server.revoking import Revoking
 from brewos_relay.server.self_signed import ensure_self_signed
+from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.lag import LoopLag
@@ -72,8 +72,10 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings) -> AsyncIterator[Server]:
+async def open_server(settings: Settings, *, hurry: trio.Event | None = None) -> AsyncIterator[Server]:
     """Open the whole server. Leaving the block drains it: new peers are refused, those there are closed well.
+
+    Setting `hurry` shortens the drain, see `Relay.drain`.
 
     Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is no good.
 
@@ -183,7 +185,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Server]:
                         )
                         listening.start_soon(redirect.run)
                     yield Server(addresses, relay, store, tls, [s.getsockname()[:2] for s in measured])
-                    await relay.drain()
+                    await relay.drain(hurry=hurry)
                     listening.cancel_scope.cancel()
     finally:
         for listening_socket in (*sockets, *redirecting, *measured):
@@ -223,10 +225,16 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def run_server(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT, then leave cleanly; a second signal ends the process at once.
+def run_server(
+    settings: Settings,
+    *,
+    announce: Callable[[str], None] | None = None,
+    signals: ServerSignals | None = None,
+) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain it; see `server.signals`.
 
-    Raises what `open_server` raises if the server could not start.
+    `signals` are those of a caller that has caught them before. Raises what `open_server` raises if the
+    server could not start.
     """
     configure_logging(
         level=settings.log_level,
@@ -235,7 +243,11 @@ def run_server(settings: Settings, *, announce: Callable[[str], None] | None = N
     )
     log_uncaught()
     _prepare_process()
-    trio.run(_serve, settings, announce or _print_line)
+    if signals is not None:
+        trio.run(_serve, settings, announce or _print_line, signals)
+        return
+    with ServerSignals().caught() as caught:
+        trio.run(_serve, settings, announce or _print_line, caught)
 
 
 def _print_line(line: str) -> None:
@@ -257,9 +269,14 @@ def _prepare_process() -> None:
     gc.set_threshold(1_000, 5, 400)
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    async with open_starter() as starter, open_server(settings) as server:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+async def _serve(settings: Settings, announce: Callable[[str], None], signals: ServerSignals) -> None:
+    signals.listen()
+    with signals.start_scope():
+        async with (
+            open_starter() as starter,
+            open_server(settings, hurry=signals.hurry) as server,
+        ):
+            signals.note_started()
             bound = ", ".join(
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.addresses
             )
@@ -267,15 +284,12 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
             starter.ready(f"ready on {bound}")
             if server.tls is not None and settings.tls_self_signed:
                 announce(f"certificate's SHA-256 fingerprint: {server.tls.certificate.fingerprint}")
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    break
+            while await signals.wait_for_reload():
                 starter.reloading()
                 if server.tls is not None:
                     server.tls.reload()
                 starter.ready(f"ready on {bound}")
-        starter.stopping("sending everybody away")
-        # From here on either signal ends the process at once.
-        for ending in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(ending, signal.SIG_DFL)
-        log.info("leaving after %s", signal.Signals(number).name)
+            starter.stopping("closing every peer", within_s=settings.limits.longest_drain_s)
+            log.info("leaving after %s", signals.first.name)
+            return
+    log.info("leaving during start-up, after %s", signals.first.name)

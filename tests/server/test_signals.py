@@ -1,0 +1,253 @@
+"""Signals: every pair of SIGTERM, SIGINT and SIGHUP, in real processes, in every phase, also as process 1."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from itertools import product
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM, Signals
+from typing import Final
+
+import pytest
+import trio
+
+from brewos_relay.server.signals import ServerSignals
+from support.process import (
+    KEY,
+    SERVE,
+    ProcessServer,
+    environment,
+    machine_id,
+    only_child,
+    run_command,
+    serve_process_through,
+)
+from support.waiting import until
+from support.wire_client import Ended, WireClient
+
+HOLD_S: Final = 1.0
+"""How old a device has to be here before it is closed."""
+HEALTH: Final = b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n"
+ENDING: Final = (SIGTERM, SIGINT)
+PAIRS: Final = list(product((SIGTERM, SIGINT, SIGHUP), repeat=2))
+
+
+def name(numbers: Sequence[Signals]) -> str:
+    return "-".join(number.name for number in numbers)
+
+
+def as_process_one() -> tuple[str, ...]:
+    """Give the command that runs another one as process 1 of a namespace of its own."""
+    for command in (("unshare", "--pid", "--fork"), ("unshare", "-r", "--pid", "--fork")):
+        with suppress(OSError):
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+    return ()
+
+
+PROCESS_ONE: Final = as_process_one()
+needs_namespaces = pytest.mark.skipif(not PROCESS_ONE, reason="no namespace for process ids may be made here")
+
+
+class Home:
+    """A server process with two machines: one is closed as soon as a drain begins, the other in 15 s."""
+
+    def __init__(self, server: ProcessServer, first: WireClient, second: WireClient) -> None:
+        self.server = server
+        self.first = first
+        self.second = second
+        self.opened_at = trio.current_time()
+
+    async def send(self, *numbers: Signals) -> None:
+        """Send signals, each once the one before it has had its effect."""
+        for number in numbers:
+            self.server.send_signal(number)
+            await self.look_for_effects()
+
+    async def look_for_effects(self) -> None:
+        with suppress(OSError, Ended):
+            await (await self.server.connect()).ask(HEALTH)
+
+    async def assert_serving(self) -> None:
+        assert (await (await self.server.connect()).ask(HEALTH)).status == 200
+        with trio.move_on_after(0.2) as open_:
+            await self.second.read_close()
+        assert open_.cancelled_caught
+
+    async def assert_draining(self) -> None:
+        """The first device is closed in its turn, once it is old enough; the second is there."""
+        assert (await (await self.server.connect()).ask(HEALTH)).status == 503
+        assert (await self.first.read_close())[0] == 1012
+        assert trio.current_time() - self.opened_at >= HOLD_S - 0.05
+        with trio.move_on_after(0.3) as open_:
+            await self.second.read_close()
+        assert open_.cancelled_caught
+        assert self.server.process.poll() is None
+
+    async def assert_hurried(self) -> None:
+        """Both are closed, as soon as they are old enough, and the process ends."""
+        for device in (self.first, self.second):
+            assert (await device.read_close())[0] == 1012
+            assert trio.current_time() - self.opened_at >= HOLD_S - 0.05
+        assert await self.server.wait(within_s=5) == 0
+
+
+@asynccontextmanager
+async def at_home(folder: Path, *, through: Sequence[str] = ()) -> AsyncIterator[Home]:
+    ids = [machine_id(1), machine_id(2)]
+    for device_id in ids:
+        assert (await run_command(folder, "device", "add", device_id, "--key", KEY)).returncode == 0
+    limits = {"DRAIN_S": 30, "CLOSE_S": 0.2, "DEVICE_MIN_AGE_S": HOLD_S}
+    bounds = {f"BREWOS_RELAY_{limit}": value for limit, value in limits.items()}
+    with trio.fail_after(30):
+        async with serve_process_through(through, folder, **bounds) as server:
+            yield Home(server, await server.device(ids[0]), await server.device(ids[1]))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=name)
+async def test_a_pair_of_signals(tmp_path: Path, pair: tuple[Signals, Signals]) -> None:
+    async with at_home(tmp_path) as home:
+        await home.send(*pair)
+        match sum(number in ENDING for number in pair):
+            case 0:
+                await home.assert_serving()
+            case 1:
+                await home.assert_draining()
+            case _:
+                await home.assert_hurried()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("pair", [(SIGHUP, SIGHUP), (SIGTERM, SIGHUP), (SIGTERM, SIGTERM)], ids=name)
+async def test_a_pair_of_signals_to_process_1(tmp_path: Path, pair: tuple[Signals, Signals]) -> None:
+    async with at_home(tmp_path, through=PROCESS_ONE) as home:
+        await home.send(*pair)
+        match sum(number in ENDING for number in pair):
+            case 0:
+                await home.assert_serving()
+            case 1:
+                await home.assert_draining()
+            case _:
+                await home.assert_hurried()
+
+
+@pytest.mark.parametrize("third", ENDING, ids=str)
+async def test_the_third_signal_ends_the_process_at_once(tmp_path: Path, third: Signals) -> None:
+    async with at_home(tmp_path) as home:
+        await home.send(SIGTERM, SIGINT)
+        home.server.send_signal(third)
+        assert await home.server.wait(within_s=2) == -third
+        assert trio.current_time() - home.opened_at < HOLD_S, "it waited for nothing"
+
+
+@needs_namespaces
+async def test_the_third_signal_ends_process_1_at_once(tmp_path: Path) -> None:
+    async with at_home(tmp_path, through=PROCESS_ONE) as home:
+        await home.send(SIGTERM, SIGINT)
+        home.server.send_signal(SIGTERM)
+        assert await home.server.wait(within_s=2) == 128 + SIGTERM
+
+
+# Start-up
+
+
+@contextmanager
+def locked_registry(folder: Path) -> Iterator[None]:
+    """Keep a server from getting past its start: the registry cannot be written to."""
+    (folder / "data").mkdir()
+    with closing(sqlite3.connect(folder / "data/brewos-relay.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield
+        database.execute("ROLLBACK")
+
+
+def catches(pid: int, number: Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    "through", [(), pytest.param(PROCESS_ONE, marks=needs_namespaces)], ids=["plain", "process 1"]
+)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+async def test_a_signal_during_start_up_ends_it_and_hangups_do_not(
+    tmp_path: Path, through: Sequence[str]
+) -> None:
+    with trio.fail_after(20):
+        with locked_registry(tmp_path):
+            process = await trio.lowlevel.open_process(
+                [*through, *SERVE],
+                cwd=tmp_path,
+                env=environment(DATA_DIR=tmp_path / "data"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            await trio.sleep(0.1)
+            pid = only_child(process.pid) if through else process.pid
+            await until(lambda: catches(pid, SIGHUP))
+            for number in (SIGHUP, SIGTERM, SIGHUP):
+                os.kill(pid, number)
+                await trio.sleep(0.1)
+            assert process.poll() is None, "what is being done with the registry is finished first"
+        assert await process.wait() == 0
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.receive_some() == b"", "it was never ready"
+        assert b"during start-up" in await process.stderr.receive_some()
+        await process.stdout.aclose()
+        await process.stderr.aclose()
+
+
+async def test_signals_before_trio_runs_count() -> None:
+    signals = ServerSignals()
+    with signals.caught():
+        os.kill(os.getpid(), SIGHUP)
+        os.kill(os.getpid(), SIGTERM)
+        signals.listen()
+        assert signals.leave.is_set()
+        assert not signals.hurry.is_set()
+        with trio.fail_after(1), signals.start_scope():
+            await trio.sleep_forever()
+        assert not await signals.wait_for_reload(), "a process that leaves reloads nothing"
+        os.kill(os.getpid(), SIGINT)
+        with trio.fail_after(1):
+            await signals.hurry.wait()
+    assert signals.first == SIGTERM
+    assert signal.getsignal(SIGHUP) == signal.SIG_IGN
+    signal.signal(SIGHUP, signal.SIG_DFL)
+
+
+async def test_signals_elsewhere_than_in_the_main_thread_are_left_alone() -> None:
+    def look() -> bool:
+        with ServerSignals().caught():
+            return signal.getsignal(SIGTERM) == earlier
+
+    earlier = signal.getsignal(SIGTERM)
+    assert await trio.to_thread.run_sync(look)
+
+
+# Commands
+
+
+@needs_namespaces
+async def test_other_commands_end_at_sigterm_as_process_1(tmp_path: Path) -> None:
+    command = [*PROCESS_ONE, sys.executable, "-m", "brewos_relay", "tail", machine_id(1)]
+    nowhere = environment(BREWOS_RELAY_URL="http://127.0.0.1:9", BREWOS_RELAY_TOKEN="x.y.z")
+    with trio.fail_after(20):
+        process = await trio.lowlevel.open_process(
+            command, cwd=tmp_path, env=nowhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        await trio.sleep(0.1)
+        pid = only_child(process.pid)
+        await until(lambda: catches(pid, SIGTERM))
+        os.kill(pid, SIGTERM)
+        assert await process.wait() == 128 + SIGTERM
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            await pipe.aclose()
