@@ -121,7 +121,7 @@ def tests(session: nox.Session) -> None:
     what needs no other process.
     """
     tries_all = session.python == AT_HAND
-    install(session, "tests", *(["fronts"] if tries_all else []))
+    install(session, "tests", *(["fronts", "bench"] if tries_all else []))
     chosen = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
     if not tries_all and not session.posargs and session.python in SUPPORTED[1:-1]:
         chosen += [f"tests/{part}" for part in ALONE]

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,7 +28,6 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
-from brewos_relay.errors import PeerGone
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.server.self_signed import ensure_self_signed
@@ -58,32 +58,27 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
     listening.setblocking(False)
     async with open_poller() as poller, open_relay(limits=LIMITS) as relay, trio.open_nursery() as nursery:
 
-        async def welcome(accepted: socket.socket, address: str, port: int) -> None:
-            arrival = Arrival(accepted, address, port, limits=LIMITS)
-            try:
-                head, rest = await arrival.receive_head(door=door, limits=LIMITS)
-                request = parse_head(head)
-                arrival.transport.write(accept_upgrade(request))
-                device_id = request.parameters()["id"]
-                if request.path == "/ws/device":
-                    device = device_connection(
-                        arrival.transport,
-                        poller=poller,
-                        limits=LIMITS,
-                        counters=relay.counters,
-                        initial=rest,
-                    )
-                    relay.attach_device(device_id, device)
-                else:
-                    client = client_connection(arrival.transport, poller=poller, limits=LIMITS, initial=rest)
-                    relay.attach_client(device_id, client)
-                arrival.release()
-            except PeerGone:
-                pass
-            finally:
-                arrival.close()
+        async def answer(arrival: Arrival) -> None:
+            head, rest = await arrival.receive_head(door=door, limits=LIMITS)
+            request = parse_head(head)
+            arrival.transport.write(accept_upgrade(request))
+            device_id = request.parameters()["id"]
+            if request.path == "/ws/device":
+                device = device_connection(
+                    arrival.transport,
+                    poller=poller,
+                    limits=LIMITS,
+                    counters=relay.counters,
+                    initial=rest,
+                )
+                relay.attach_device(device_id, device)
+            else:
+                client = client_connection(arrival.transport, poller=poller, limits=LIMITS, initial=rest)
+                relay.attach_client(device_id, client)
+            arrival.release()
 
-        nursery.start_soon(accept_connections, listening, nursery, welcome)
+        accept = partial(accept_connections, limits=LIMITS, failure="a connection failed")
+        nursery.start_soon(accept, [listening], answer)
         told.send(listening.getsockname())
         await trio.sleep_forever()
 
@@ -224,6 +219,11 @@ class Side:
         return used_s / count * 1e6
 
 
+def _ratio(plain: float, tls: float) -> str:
+    """Format a figure with TLS as a multiple of the plain one, which may be 0 in a short run."""
+    return f"{tls / plain:8.2f}" if plain > 0 else f"{'-':>8}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -247,12 +247,9 @@ def main() -> int:
                 middle = [statistics.median(side) for side in zip(*pairs, strict=True)]
                 print(f"{name:34}{middle[0]:9.1f}{middle[1]:9.1f}{ratio:8.2f}", flush=True)
             idle = [side.measure_idle(chosen.idle) for side in (plain, tls)]
-            print(f"{'idle, KiB per connection':34}{idle[0]:9.1f}{idle[1]:9.1f}{idle[1] / idle[0]:8.2f}")
+            print(f"{'idle, KiB per connection':34}{idle[0]:9.1f}{idle[1]:9.1f}{_ratio(*idle)}")
             connecting = [side.measure_connecting(100) for side in (plain, tls)]
-            print(
-                f"{'connecting, CPU µs':34}{connecting[0]:9.0f}{connecting[1]:9.0f}"
-                f"{connecting[1] / connecting[0]:8.2f}"
-            )
+            print(f"{'connecting, CPU µs':34}{connecting[0]:9.0f}{connecting[1]:9.0f}{_ratio(*connecting)}")
         finally:
             for side in (plain, tls):
                 side.process.terminate()

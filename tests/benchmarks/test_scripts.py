@@ -1,0 +1,96 @@
+"""Every script of the repository starts and ends as it says; what it measures is not looked at."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("benchmarks", "tests", "docs", "examples")
+CHILD_S = 100
+MISSED = 1
+"""The exit code of a benchmark that kept no limit: a run as short as these tells nothing about that."""
+
+#: What is run here: the arguments that make it short, and the exit codes that are fine.
+RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
+    "benchmarks/run.py": (
+        ["--only", "fanout-1x100-w1", "--servers", "floor,relay", "--runs", "1", "--secs", "0.2", "--no-pin"],
+        {0, MISSED},
+    ),
+    "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
+    "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
+    "benchmarks/soak.py": (["--minutes", "0.2", "--devices", "2", "--apps", "2"], {0, MISSED}),
+    "tests/fuzz/run.py": (["--only", "frames,handshake,live", "--secs", "1"], {0}),
+    "tests/storm/run.py": (
+        ["--devices", "3", "--apps", "1", "--newcomers", "1", "--stops", "restart"],
+        {0},
+    ),
+    "tests/conformance/run.py": (["--help"], {0}),  # the suite itself needs a Python 2.7
+}
+#: What other tests run: a part of the command, and where.
+RUN_BY = {
+    "benchmarks/tls_load.py": "test_servers_of_the_comparison_start_and_serve_tls",
+    "benchmarks/python-relays/on_picows.py": "test_servers_of_the_comparison_start_and_serve_tls",
+    "benchmarks/python-relays/on_websockets.py": "test_servers_of_the_comparison_start_and_serve_tls",
+    "tests/conformance/echo_server.py": "test_echo_server_announces_its_port",
+}
+
+
+def _scripts() -> set[str]:
+    marked = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+    return {
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        if marked.search(path.read_text(encoding="utf-8")) and "build" not in path.parts
+    }
+
+
+def _run(script: str, arguments: list[str], *, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=CHILD_S,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    examples = {name for name in _scripts() if name.startswith("examples/")}  # tests/test_examples.py
+    assert _scripts() - examples == RUN_HERE.keys() | RUN_BY.keys()
+    assert set(RUN_BY.values()) <= globals().keys()
+
+
+@pytest.mark.parametrize("script", RUN_HERE)
+def test_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
+    arguments, fine = RUN_HERE[script]
+    if script == "benchmarks/run.py":
+        arguments = [*arguments, "--chart", str(tmp_path / "bench.svg")]
+    done = _run(script, arguments)
+    assert done.returncode in fine, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
+    pytest.importorskip("picows")
+    pytest.importorskip("uvloop")
+    chart = str(tmp_path / "bench.svg")
+    chosen = ["--only", "storm-tls-500x1", "--servers", "picows,websockets", "--runs", "1", "--secs", "0.2"]
+    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LEFT OUT" not in done.stderr
+
+
+def test_echo_server_announces_its_port() -> None:
+    command = [sys.executable, str(ROOT / "tests/conformance/echo_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", cwd=ROOT) as server:
+        try:
+            assert server.stdout is not None
+            assert re.fullmatch(r"listening on 127\.0\.0\.1:[0-9]+\n", server.stdout.readline())
+        finally:
+            server.terminate()
+            server.wait(CHILD_S)
