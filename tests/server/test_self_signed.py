@@ -53,6 +53,34 @@ def test_it_stays_until_30_days_before_its_end(tmp_path: Path) -> None:
     assert x509.load_pem_x509_certificate(second).not_valid_after_utc == ends - 30 * DAY + 396 * DAY
 
 
+@pytest.mark.parametrize(
+    ("made_at", "because"),
+    [
+        (datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC), "has expired on 1971"),
+        (NOW + 400 * DAY, "was made while this machine's clock was wrong"),
+        (NOW + 2 * DAY, "was made while this machine's clock was wrong"),
+    ],
+)
+def test_certificate_made_while_the_clock_was_wrong_is_renewed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, made_at: datetime.datetime, because: str
+) -> None:
+    path = ensure_self_signed(tmp_path, now=made_at)
+    wrong = path.read_bytes()
+    ensure_self_signed(tmp_path, now=NOW)
+    right = path.read_bytes()
+    assert right != wrong
+    certificate = x509.load_pem_x509_certificate(right)
+    assert certificate.not_valid_before_utc < NOW < certificate.not_valid_after_utc
+    assert because in caplog.text
+
+
+def test_certificate_stays_while_the_clock_is_not_set(tmp_path: Path) -> None:
+    """A computer without a battery for its clock starts in 1970 at each boot."""
+    first = ensure_self_signed(tmp_path, now=NOW).read_bytes()
+    for not_set in (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), NOW.replace(year=2025)):
+        assert ensure_self_signed(tmp_path, now=not_set).read_bytes() == first
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN CERTIFICATE-----\n"])
 def test_a_file_that_is_no_good_is_made_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -20,31 +21,50 @@ from brewos_relay.errors import SettingsError
 
 FILE_NAME: Final = "tls-self-signed.pem"
 
+log = logging.getLogger(__name__)
+
 _VALID: Final = datetime.timedelta(days=397)
 """Longer than this is what browsers refuse."""
 _RENEW_BEFORE: Final = datetime.timedelta(days=30)
 _CLOCKS_DIFFER: Final = datetime.timedelta(days=1)
+_CLOCK_SET: Final = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+"""An earlier time is that of a computer without a battery for its clock, before it has asked the network."""
 _ANYWHERE: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 _SIOCGIFADDR: Final = 0x8915
 
 
 def ensure_self_signed(data_dir: Path, *, now: datetime.datetime | None = None) -> Path:
-    """Give the file with a key and its certificate, for all names and addresses of this machine.
+    """Return the file with a key and its certificate, for all names and addresses of this machine.
 
-    It is made if there is none, and anew 30 days before its end. It stays as it is when addresses change:
-    people have compared its fingerprint, and would have to do so again. Raises SettingsError.
+    Make a new one if there is none, 30 days before it expires, and if it was made while the clock was wrong.
+    Keep it when addresses change: people have compared its fingerprint, and would have to do so again.
+    Raises SettingsError.
     """
     path = data_dir / FILE_NAME
     now = now or datetime.datetime.now(datetime.UTC)
     try:
         with suppress(FileNotFoundError, ValueError):
-            if x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc - now > _RENEW_BEFORE:
+            reason = _reason_to_renew(x509.load_pem_x509_certificate(path.read_bytes()), now)
+            if reason is None:
                 return path
+            log.warning("making a new certificate: the one in %s %s", path, reason)
         data_dir.mkdir(parents=True, exist_ok=True)
         _replace(path, _make(now))
     except OSError as error:
         raise SettingsError(f"the certificate cannot be kept in {path}: {error.strerror}") from None
     return path
+
+
+def _reason_to_renew(certificate: x509.Certificate, now: datetime.datetime) -> str | None:
+    """Say what is wrong with a certificate at this time; None if nothing is, or if the clock is not set."""
+    if now < _CLOCK_SET:
+        return None
+    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < starts:
+        return f"is valid from {starts:%Y-%m-%d} on: it was made while this machine's clock was wrong"
+    if ends - now <= _RENEW_BEFORE:
+        return f"{'has expired' if ends <= now else 'expires'} on {ends:%Y-%m-%d}"
+    return None
 
 
 def _make(now: datetime.datetime) -> bytes:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: forward secret, and among them what a small machine can do. TLS 1.3 brings its own."""
 _LOOK_EVERY_S: Final = 5.0
-_RENEW_EVERY_S: Final = 3600.0
+_RENEW_EVERY_S: Final = 60.0
 _SOON_S: Final = 7 * 86_400.0
 
 
@@ -54,7 +54,10 @@ class Tls:
     """
 
     def __init__(self, cert_path: Path, key_path: Path, *, renew: Callable[[], object] | None = None) -> None:
-        """Load the files; `renew` is called now and then, and may write new ones. Raises SettingsError."""
+        """Load the files. Raises SettingsError.
+
+        `renew` is called every minute and at each reload, and writes new files if they are due.
+        """
         self._cert_path = cert_path
         self._key_path = key_path
         self._renew = renew
@@ -67,35 +70,44 @@ class Tls:
         return self.context
 
     def reload(self) -> bool:
-        """Take the files anew; False if they are no good, and everything stays as it is."""
+        """Renew the files if they are due, and load them. Return False, and change nothing, if that fails."""
+        self._renew_if_due()
+        return self._load()
+
+    def _load(self) -> bool:
         self._stamp = self._look()
         try:
             context, certificate = load_certificate(self._cert_path, self._key_path)
         except SettingsError as problem:
-            log.error("the certificate in use stays, since the new one is no good: %s", problem)
+            log.error("the certificate in use stays: the new one cannot be used: %s", problem)
             return False
         self.context, self.certificate = context, certificate
-        log.info("the certificate was taken anew; SHA-256 fingerprint %s", certificate.fingerprint)
+        log.info("the certificate was loaded; SHA-256 fingerprint %s", certificate.fingerprint)
         self._say_when_it_ends()
         return True
 
     def reload_if_changed(self) -> None:
-        """Take the files anew if they are others than those that were looked at last."""
+        """Load the files if they have changed since the last look."""
         if self._look() != self._stamp:
-            self.reload()
+            self._load()
 
     async def watch(self) -> None:
-        """Look after the files for ever."""
+        """Renew the files when they are due and load them when they change, until cancelled."""
         renew_at = trio.current_time() + _RENEW_EVERY_S
         while True:
             await trio.sleep(_LOOK_EVERY_S)
-            if self._renew is not None and trio.current_time() >= renew_at:
+            if trio.current_time() >= renew_at:
                 renew_at = trio.current_time() + _RENEW_EVERY_S
-                try:
-                    self._renew()
-                except SettingsError as problem:
-                    log.error("the certificate cannot be renewed: %s", problem)
+                self._renew_if_due()
             self.reload_if_changed()
+
+    def _renew_if_due(self) -> None:
+        if self._renew is None:
+            return
+        try:
+            self._renew()
+        except SettingsError as problem:
+            log.error("the certificate cannot be renewed: %s", problem)
 
     def _look(self) -> tuple[object, ...]:
         """Tell one state of the files from another, without reading them."""
