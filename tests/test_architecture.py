@@ -3,7 +3,10 @@
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from brewos_relay.api.needs import Registry
+from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
 from support.pages import FENCE, code, read, rows, section
 from support.process import SOURCES
 
@@ -58,3 +61,37 @@ def test_every_module_of_the_core_has_its_subject() -> None:
     table = rows(section(read("explanation/architecture.md"), "## Layers"))
     modules = (SOURCES / "brewos_relay/core").glob("[!_]*.py")
     assert sorted(name for row in table for name in code(row[0])) == sorted(path.stem for path in modules)
+
+
+def calls(path: Path, wanted: str) -> Iterator[str]:
+    """Give the first argument of each call of a method of this name, as source text."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == wanted:
+            receiver = ast.unparse(node.func.value)
+            if receiver.endswith("store"):
+                yield ast.unparse(node.args[0])
+
+
+def test_the_api_writes_nothing_without_an_authority_or_a_reason() -> None:
+    package = SOURCES / "brewos_relay"
+    anonymous = {function.__name__ for function in ANONYMOUS_WRITES}
+    seen = set()
+    for path in (package / "api").rglob("*.py"):
+        assert list(calls(path, "write")) == [], path
+        seen |= {argument.rpartition(".")[2] for argument in calls(path, "write_anonymous")}
+    assert seen == anonymous
+    # A machine has no account: the transaction checks the key that it connects with.
+    in_server = [name for path in (package / "server").rglob("*.py") for name in calls(path, "write")]
+    assert in_server == ["use_next_key"]
+
+
+def test_the_api_is_given_no_store_that_writes_without_an_authority() -> None:
+    for path in (SOURCES / "brewos_relay/api").rglob("*.py"):
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        assert not imported & {"Store", "open_store", "Database"}, path
+    assert not hasattr(Registry, "write")

@@ -12,6 +12,8 @@ RelayError
 │   ├── DeviceUnknown    what can only be done to a device that is registered
 │   ├── LastOwner        what would leave a device to people who do not own it
 │   ├── NotAnOwner       sharing a device that somebody else owns
+│   ├── RoleTooLow       a write that takes a higher role for the device
+│   ├── NotAnAdministrator   a write that takes an administrator
 │   ├── TooManyKeys      sending a machine yet another key that it will not use
 │   ├── QuotaReached     giving a user more machines than an account may have
 │   ├── SignInRefused    somebody whom nobody let in, or whose e-mail address nobody vouches for
@@ -153,6 +155,26 @@ class NotAnOwner(RegistryError):
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
         super().__init__(f"only an owner of {device_id} may do this")
+
+
+class RoleTooLow(RegistryError):
+    """A principal reaches a device, with a role that does not allow this."""
+
+    code = "role_too_low"
+
+    def __init__(self, device_id: str, at_least: str) -> None:
+        self.device_id = device_id
+        self.at_least = at_least
+        super().__init__(f"this takes the role {at_least} for {device_id}")
+
+
+class NotAnAdministrator(RegistryError):
+    """A principal is no administrator of this server, or is none any more."""
+
+    code = "not_an_administrator"
+
+    def __init__(self) -> None:
+        super().__init__("only an administrator of this server may do this")
 
 
 class TooManyKeys(RegistryError):

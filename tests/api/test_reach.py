@@ -4,10 +4,11 @@ import pytest
 
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.bearer import Who
-from brewos_relay.api.reach import Reach, combined, reach, role_is
-from brewos_relay.auth.tokens import Claims, NamedDevices
+from brewos_relay.api.reach import Reach, reach
+from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.clock import now_ms
-from brewos_relay.registry.records import Access, Role
+from brewos_relay.core.rights import NamedDevices
+from brewos_relay.registry.records import Role
 from support.household import MACHINE, SECOND, STRANGE, Household, open_household
 
 UNKNOWN = "BRW-0000004D"
@@ -101,18 +102,3 @@ async def test_access_that_is_over_is_none(tmp_path: Path) -> None:
         assert (await refusal(house, who("bob"), MACHINE))[0] == 404
         found = await reach(who("cleo"), MACHINE, store=house.store)
         assert found.until_ms is not None
-
-
-def test_the_higher_role_counts_with_its_own_end() -> None:
-    member = Access(user_id="u", device_id=MACHINE, role="member", until_ms=5)
-    assert combined(member, None) == ("member", 5)
-    assert combined(None, "viewer") == ("viewer", None)
-    assert combined(member, "viewer") == ("viewer", None)
-    assert combined(member, "member") == ("member", None)
-    assert combined(member, "owner") == ("owner", None)
-
-
-def test_each_role_is_all_that_the_lower_ones_are() -> None:
-    assert role_is("owner", "viewer")
-    assert role_is("member", "member")
-    assert not role_is("viewer", "member")

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
-from brewos_relay.auth.tokens import Claims, NamedDevices, Role
+from brewos_relay.auth.access import grant_of, grant_to, principal_of
+from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.grant import FULL
+from brewos_relay.core.rights import NamedDevices, Principal, Rights, Role
 from brewos_relay.messages import CommandHead
 
 OWNER_COMMANDS = ("factory_reset",)
@@ -22,17 +24,11 @@ def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | Non
     )
 
 
-def test_a_token_reaches_the_devices_it_names() -> None:
-    assert claims_name_device(claims(frozenset({"BRW-00000001", "BRW-00000002"})), "BRW-00000002")
-
-
-def test_a_token_reaches_no_other_device() -> None:
-    assert not claims_name_device(claims(frozenset({"BRW-00000001"})), "BRW-00000002")
-    assert not claims_name_device(claims(frozenset()), "BRW-00000002")
-
-
-def test_a_token_for_all_devices_reaches_each() -> None:
-    assert claims_name_device(claims("*"), "BRW-00000002")
+def test_the_principal_of_a_token_has_its_limits() -> None:
+    named = claims(frozenset({"BRW-00000001"}), role="viewer", session_id="s-1")
+    assert principal_of(named) == Principal(
+        user_id="ada", session_id="s-1", role="viewer", devices=frozenset({"BRW-00000001"})
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,10 +60,10 @@ def test_an_owner_for_ever_may_do_everything() -> None:
     assert grant_of("owner") == FULL
 
 
-def test_a_token_grants_its_role_for_the_devices_that_it_names() -> None:
-    named = claims(frozenset({"BRW-00000001"}), role="viewer", session_id="s-1")
-    assert grant_of_claims(named, "BRW-00000001") == grant_of(
-        "viewer", user_id="ada", session_id="s-1", by_token=True
+def test_a_principal_is_granted_its_rights_and_keeps_the_limit_of_its_token() -> None:
+    principal = principal_of(claims(frozenset(), role="member", session_id="s-1"))
+    grant = grant_to(principal, Rights("viewer", until_ms=1_500))
+    assert grant == replace(
+        grant_of("viewer", until_ms=1_500, user_id="ada", session_id="s-1"), highest_role="member"
     )
-    assert grant_of_claims(named, "BRW-00000002") is None
-    assert grant_of_claims(claims("*"), "BRW-00000002") == grant_of("owner", user_id="ada", by_token=True)
+    assert grant_to(principal, Rights("member", by_token=True)).by_token

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import generate_secret
 from brewos_relay.auth.signing import PrivateKey, SecretKey, load_private_key
-from brewos_relay.auth.tokens import MAX_TOKEN_CHARS, Claims, KeyRing, Role
+from brewos_relay.auth.tokens import MAX_TOKEN_CHARS, Claims, KeyRing
+from brewos_relay.core.rights import Role
 from brewos_relay.errors import TokenRejected
 
 SECRET = "0123456789abcdef0123456789abcdef"

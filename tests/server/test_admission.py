@@ -376,9 +376,13 @@ async def test_a_token_is_renewed_by_one_that_reaches_as_far(
 async def test_a_token_is_renewed_by_one_that_lets_its_user_do_as_much_or_more(role: Any) -> None:
     entry = await let_in(client_request(devices=[DEVICE_ID], role="viewer"))
     entry.renew(issue(devices="*", role=role))
+
+
+async def test_a_token_of_a_lower_role_does_not_extend_what_the_registry_gave() -> None:
     by_registry = await let_in(client_request())
-    by_registry.renew(issue(devices=[DEVICE_ID], role=role))
-    assert by_registry.grant.may_manage
+    with pytest.raises(TokenRejected, match="less than the one before"):
+        by_registry.renew(issue(devices=[DEVICE_ID], role="member"))
+    by_registry.renew(issue(devices=[DEVICE_ID]))
 
 
 # Pages of other origins

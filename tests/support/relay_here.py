@@ -9,9 +9,10 @@ import trio
 
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.tokens import KeyRing, Role
+from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.core.rights import Role
 from brewos_relay.registry.records import Access, Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission

@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 from brewos_relay.api.answers import iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import query_of
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
 from brewos_relay.registry.accounts import find_user
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.records import ActivityKind, StoredActivity
-from brewos_relay.registry.store import Store
 
 
 class Page(msgspec.Struct):
@@ -42,7 +42,7 @@ class ActivityAnswer(msgspec.Struct):
     next: int | None
 
 
-def activity_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
+def activity_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("activity", __name__)
 

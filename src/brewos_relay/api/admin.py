@@ -10,7 +10,7 @@ from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, query_of
 from brewos_relay.api.callers import current_caller
-from brewos_relay.api.needs import RelayView
+from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
@@ -23,9 +23,9 @@ from brewos_relay.registry.accounts import (
     set_admin,
     some_users,
 )
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.overview import DeviceOverview, some_devices, totals
 from brewos_relay.registry.records import User
-from brewos_relay.registry.store import Store
 
 INVITE_S: Final = 7 * 24 * 3600
 """How long an invite can be taken up."""
@@ -134,7 +134,7 @@ class AccountChange(msgspec.Struct, rename="camel"):
     is_admin: bool
 
 
-def admin_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn, front: Front) -> Blueprint:
+def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, front: Front) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("admin", __name__)
 
@@ -142,7 +142,7 @@ def admin_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn, fron
         # What they are is read with their session, each time: it may have been taken from them.
         who = await signed_in(request)
         if not who.is_admin:
-            raise Refused(_NOT_ADMIN, status=403)
+            raise not_an_administrator()
         return who
 
     @blueprint.get("/api/admin/users")
@@ -168,13 +168,14 @@ def admin_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn, fron
         refusals=[403],
     )
     async def invite_somebody() -> Response:
-        await administrator()
+        who = await administrator()
         body = await body_of(request, NewInvite)
         token = generate_secret_token()
         at_ms = now_ms()
         expires_at_ms = at_ms + INVITE_S * 1000
         try:
-            await store.write(
+            await store.write_as(
+                Authority(who.principal, is_admin=True),
                 add_invite,
                 email=body.email,
                 token_hash=hash_token(token),
@@ -201,16 +202,17 @@ def admin_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn, fron
         refusals=[403, 409],
     )
     async def change_account(user_id: str) -> Response:
-        await administrator()
+        who = await administrator()
         body = await body_of(request, AccountChange)
-        user = await store.write(_set_admin, user_id, body.is_admin)
+        authority = Authority(who.principal, is_admin=True)
+        user = await store.write_as(authority, _set_admin, user_id, body.is_admin)
         return json_answer(_account(user))
 
     @blueprint.delete("/api/admin/users/<user_id>")
     @described("Remove an account, its sessions, and what it has", answer=Done, refusals=[403, 409])
     async def remove_account(user_id: str) -> Response:
-        await administrator()
-        await store.write(_remove, user_id, now_ms=now_ms())
+        who = await administrator()
+        await store.write_as(Authority(who.principal, is_admin=True), _remove, user_id, now_ms=now_ms())
         await store.catch_up()
         return json_answer(Done())
 
@@ -245,6 +247,11 @@ def admin_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn, fron
         )
 
     return blueprint
+
+
+def not_an_administrator() -> Refused:
+    """Refuse (403) what only an administrator may do."""
+    return Refused(_NOT_ADMIN, status=403)
 
 
 def _set_admin(db: Connection, user_id: str, is_admin: bool) -> User:

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.activity import activity_blueprint
-from brewos_relay.api.admin import admin_blueprint
+from brewos_relay.api.admin import admin_blueprint, not_an_administrator
 from brewos_relay.api.answers import Refused, error_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.callers import current_caller, note_caller
@@ -22,7 +22,7 @@ from brewos_relay.api.info import info_blueprint
 from brewos_relay.api.keys import keys_blueprint
 from brewos_relay.api.measured import note_route
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
-from brewos_relay.api.needs import RelayView
+from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import pairing_blueprint
 from brewos_relay.api.passwords import PasswordCheck, passwords_blueprint
@@ -39,13 +39,14 @@ from brewos_relay.auth.caller import Front
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import (
     DeviceUnknown,
+    NotAnAdministrator,
     NotAnOwner,
     QuotaReached,
     RegistryBusy,
     RegistryError,
+    RoleTooLow,
     TokenRejected,
 )
-from brewos_relay.registry.store import Store
 from brewos_relay.telemetry.requests import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ _NOT_COUNTED: Final = frozenset({"/api/devices/register-claim", "/api/health"})
 def create_app(
     *,
     relay: RelayView,
-    store: Store,
+    store: Registry,
     keys: KeyRing,
     front: Front,
     accounts: AccountRules,
@@ -170,6 +171,8 @@ def create_app(
     app.register_error_handler(DeviceUnknown, _no_device)
     app.register_error_handler(NotAnOwner, _not_an_owner)
     app.register_error_handler(QuotaReached, _quota_reached)
+    app.register_error_handler(RoleTooLow, _role_too_low)
+    app.register_error_handler(NotAnAdministrator, _not_an_administrator)
     app.register_error_handler(HTTPException, _refuse)
     return app
 
@@ -207,6 +210,14 @@ async def _not_an_owner(_problem: NotAnOwner) -> Response:
 async def _quota_reached(problem: QuotaReached) -> Response:
     text = str(problem)
     return error_answer(f"{text[:1].upper()}{text[1:]}.", status=409)
+
+
+async def _role_too_low(problem: RoleTooLow) -> Response:
+    return _say_no(not_allowed(problem.at_least))
+
+
+async def _not_an_administrator(_problem: NotAnAdministrator) -> Response:
+    return _say_no(not_an_administrator())
 
 
 async def _refuse(problem: HTTPException) -> Response:

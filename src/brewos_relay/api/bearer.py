@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from quart import Request
 
+from brewos_relay.api.needs import Registry
+from brewos_relay.auth.access import principal_of
 from brewos_relay.auth.tokens import Claims, KeyRing
+from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
-from brewos_relay.registry.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +21,16 @@ class Who:
     claims: Claims
     is_admin: bool
 
+    @property
+    def principal(self) -> Principal:
+        """The principal, for rights and for writes."""
+        return principal_of(self.claims)
+
 
 class SignedIn:
     """Finds out who asks: `who = await signed_in(request)`."""
 
-    def __init__(self, *, keys: KeyRing, store: Store) -> None:
+    def __init__(self, *, keys: KeyRing, store: Registry) -> None:
         self._keys = keys
         self._store = store
 

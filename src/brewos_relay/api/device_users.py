@@ -1,6 +1,5 @@
 """Who has a device, as what and until when."""
 
-import functools
 from typing import Final
 
 import msgspec
@@ -9,14 +8,16 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import body_of
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.reach import reach, write_as_owner
+from brewos_relay.api.reach import not_allowed, reach
 from brewos_relay.api.sharing import When, to_ms
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.rights import role_is
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.access import set_role, take, users_of
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import DeviceUser, Role
-from brewos_relay.registry.store import Store
 
 _NO_USER: Final = "Nobody of that id has this device."
 _LAST_OWNER: Final = (
@@ -49,7 +50,7 @@ class NewRole(msgspec.Struct):
     until: When | msgspec.UnsetType = msgspec.UNSET
 
 
-def device_users_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
+def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("device_users", __name__)
 
@@ -83,10 +84,8 @@ def device_users_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
                 raise Refused("An owner is one for ever: leave 'until' out.", status=422)
             until_ms = None
         try:
-            changed = await write_as_owner(
-                store,
-                who,
-                device_id,
+            changed = await store.write_as(
+                Authority(who.principal, device_id, "owner", about_user_id=user_id),
                 set_role,
                 device_id,
                 user_id,
@@ -112,14 +111,21 @@ def device_users_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
         who = await signed_in(request)
         own = user_id == who.user_id
         reached = await reach(who, device_id, store=store, at_least="viewer" if own else "owner")
+        at_least: Role = "owner"
+        if own and reached.access is not None:
+            # A token that may do less than its user must not give up what it could not use.
+            at_least = reached.access.role
+            if not role_is(reached.role, at_least):
+                raise not_allowed(at_least)
         try:
-            taking = functools.partial(take, by_user_id=who.user_id, now_ms=now_ms())
-            if own:
-                taken = await store.write(taking, reached.device_id, user_id)
-            else:
-                taken = await write_as_owner(
-                    store, who, reached.device_id, taking, reached.device_id, user_id
-                )
+            taken = await store.write_as(
+                Authority(who.principal, reached.device_id, at_least, about_user_id=user_id),
+                take,
+                reached.device_id,
+                user_id,
+                by_user_id=who.user_id,
+                now_ms=now_ms(),
+            )
         except LastOwner:
             raise Refused(_LAST_OWNER, status=409) from None
         if not taken:
@@ -130,7 +136,7 @@ def device_users_blueprint(*, store: Store, signed_in: SignedIn) -> Blueprint:
     return blueprint
 
 
-async def _user_of(device_id: str, user_id: str, *, store: Store) -> DeviceUser:
+async def _user_of(device_id: str, user_id: str, *, store: Registry) -> DeviceUser:
     for user in await store.read(users_of, device_id, now_ms=now_ms()):
         if user.user_id == user_id:
             return user

@@ -1,8 +1,7 @@
 """/api/devices: the machines that somebody reaches, how they are, and what they are called."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from quart import Blueprint, Response, request
@@ -11,14 +10,15 @@ from sqlalchemy import Connection
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, printable, query_of
-from brewos_relay.api.needs import RelayView
+from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.reach import combined, no_device, reach, write_as_owner
+from brewos_relay.api.reach import no_device, not_allowed, reach
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.rights import Rights, rights_of, role_is
 from brewos_relay.registry.access import devices_of, leave, release
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.devices import all_devices, find_devices, set_name
 from brewos_relay.registry.records import Access, Device, Role
-from brewos_relay.registry.store import Store
 
 _NAME_CHARS = 100
 _SHOWN_CHARS = 50
@@ -74,24 +74,23 @@ class Leaving(msgspec.Struct):
     everyone: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Listed:
     """A device that somebody reaches; `device` is None if it is not registered."""
 
     device_id: str
     device: Device | None
     access: Access | None
-    named_as: Role | None
+    rights: Rights
     user_count: int | None = None
 
 
-def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Blueprint:
+def devices_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
     blueprint = Blueprint("devices", __name__)
 
     def describe(listed: _Listed) -> DeviceAnswer:
         device, device_id = listed.device, listed.device_id
-        role, until_ms = combined(listed.access, listed.named_as)
         info = relay.info_of(device_id)
         claimed_at_ms = listed.access.claimed_at_ms if listed.access is not None else None
         if claimed_at_ms is None and device is not None:
@@ -105,8 +104,8 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
             machine_type=_text(info.machine_type) or (device.machine_type if device else None),
             claimed_at=iso_utc(claimed_at_ms),
             user_count=msgspec.UNSET if listed.user_count is None else listed.user_count,
-            role=role,
-            until=iso_utc(until_ms),
+            role=listed.rights.role,
+            until=iso_utc(listed.rights.until_ms),
             key_pending=device is not None and device.key_pending_since_ms is not None,
         )
 
@@ -152,10 +151,8 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
         body = await body_of(request, NewName)
         name = printable(body.name, what="A name", longest_chars=_NAME_CHARS)
         reached = await reach(who, device_id, store=store, at_least="owner")
-        await write_as_owner(
-            store,
-            who,
-            reached.device_id,
+        await store.write_as(
+            Authority(who.principal, reached.device_id, "owner"),
             set_name,
             reached.device_id,
             name,
@@ -176,9 +173,14 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
         everyone = query_of(request, Leaving).everyone
         reached = await reach(who, device_id, store=store, at_least="owner" if everyone else "viewer")
         if everyone:
-            await write_as_owner(store, who, reached.device_id, release, reached.device_id, now_ms=now_ms())
+            authority = Authority(who.principal, reached.device_id, "owner")
+            await store.write_as(authority, release, reached.device_id, now_ms=now_ms())
         elif reached.access is not None:
-            await store.write(leave, reached.device_id, who.user_id, now_ms=now_ms())
+            # A token that may do less than its user must not give up what it could not use.
+            if not role_is(reached.role, reached.access.role):
+                raise not_allowed(reached.access.role)
+            authority = Authority(who.principal, reached.device_id, reached.access.role)
+            await store.write_as(authority, leave, reached.device_id, who.user_id, now_ms=now_ms())
         else:
             raise Refused(
                 "It is your token that names this device: there is nothing that you could leave.", status=409
@@ -191,7 +193,8 @@ def devices_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) ->
 
 def _reachable(db: Connection, who: Who, *, only: str | None = None, now_ms: int) -> list[_Listed]:
     """Find the devices that a token names or that its user has, or `only` one, in the order of ids."""
-    named = who.claims.devices
+    principal = who.principal
+    named = principal.devices
     owned = {one.device.id: one for one in devices_of(db, who.user_id, now_ms=now_ms)}
     found: dict[str, Device | None] = {device_id: one.device for device_id, one in owned.items()}
     if named == "*":
@@ -201,21 +204,15 @@ def _reachable(db: Connection, who: Who, *, only: str | None = None, now_ms: int
         unread = named - found.keys()
         found |= dict.fromkeys(unread)
         found |= {device.id: device for device in find_devices(db, sorted(unread))}
-    return [
-        _Listed(
-            device_id=device_id,
-            device=device,
-            access=owned[device_id].access if device_id in owned else None,
-            named_as=who.claims.role if _names(named, device_id) else None,
-            user_count=owned[device_id].user_count if device_id in owned else None,
-        )
-        for device_id, device in sorted(found.items())
-        if only is None or device_id == only
-    ]
-
-
-def _names(named: Collection[str] | Literal["*"], device_id: str) -> bool:
-    return named == "*" or device_id in named
+    listed = []
+    for device_id, device in sorted(found.items()):
+        own = owned.get(device_id)
+        access = own.access if own is not None else None
+        rights = rights_of(principal, device_id, access)
+        if rights is not None and only in (None, device_id):
+            count = own.user_count if own is not None else None
+            listed.append(_Listed(device_id, device, access, rights, count))
+    return listed
 
 
 def _text(told: object) -> str | None:

@@ -7,15 +7,15 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.needs import RelayView
+from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
 from brewos_relay.auth.keys import generate_key, hash_key
 from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import TooManyKeys
 from brewos_relay.messages import key_rotate
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.keys import add_next_key, drop_next_key
-from brewos_relay.registry.store import Store
 
 Outcome = Literal["sent", "offline", "too_many"]
 
@@ -38,7 +38,7 @@ class RotationAnswer(msgspec.Struct):
     message: str
 
 
-def keys_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Blueprint:
+def keys_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("keys", __name__)
 
@@ -49,7 +49,10 @@ def keys_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Bl
     async def rotate_key(device_id: str) -> Response:
         who = await signed_in(request)
         device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        outcome = await send_new_key(device_id, relay=relay, store=store, user_id=who.user_id)
+        authority = Authority(who.principal, device_id, "owner")
+        outcome = await send_new_key(
+            device_id, relay=relay, store=store, user_id=who.user_id, authority=authority
+        )
         if outcome != "sent":
             raise Refused(_REFUSALS[outcome], status=409)
         return json_answer(RotationAnswer(status="sent", message=_WHAT_NEXT), status=202)
@@ -57,9 +60,17 @@ def keys_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Bl
     return blueprint
 
 
-async def send_new_key(device_id: str, *, relay: RelayView, store: Store, user_id: str | None) -> Outcome:
-    """Send a machine a new key, on somebody's behalf, and tell what came of it.
+async def send_new_key(
+    device_id: str,
+    *,
+    relay: RelayView,
+    store: Registry,
+    user_id: str | None,
+    authority: Authority | None = None,
+) -> Outcome:
+    """Send a machine a new key, on behalf of a user, and tell what came of it.
 
+    `authority` is that of a request; None for a change that the command line made.
     Raises DeviceUnknown, and RegistryError if the key could not be kept; it was not sent then.
     """
     if not relay.is_online(device_id):
@@ -67,10 +78,17 @@ async def send_new_key(device_id: str, *, relay: RelayView, store: Store, user_i
     key = generate_key()
     try:
         # Kept before it is sent: a machine must never have a key that nobody else knows.
-        await store.write(add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms())
+        if authority is None:
+            await store.write_anonymous(
+                add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+            )
+        else:
+            await store.write_as(
+                authority, add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+            )
     except TooManyKeys:
         return "too_many"
     if relay.send_to_device(device_id, key_rotate(key)):
         return "sent"
-    await store.write(drop_next_key, device_id, hash_key(key))
+    await store.write_anonymous(drop_next_key, device_id, hash_key(key))
     return "offline"

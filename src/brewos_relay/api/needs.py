@@ -1,11 +1,19 @@
-"""What the HTTP API needs of the live relay, as a narrow protocol: anything of this shape will do."""
+"""What the HTTP API needs of the live relay and of the registry, as narrow protocols."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
+from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.records import Access, Device, Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RelayView(Protocol):
@@ -49,4 +57,46 @@ class RelayView(Protocol):
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
         """Send a message to a device; False if it is not connected."""
+        ...
+
+
+class Registry(Protocol):
+    """The registry, with no write that has neither an authority nor a listed reason. A Store is one."""
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a function that reads."""
+        ...
+
+    async def write_as(
+        self,
+        authority: Authority,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Verify an authority and call a function that writes, in one transaction."""
+        ...
+
+    async def write_anonymous(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a function that `registry.anonymous` lists, in a transaction."""
+        ...
+
+    async def find_device(self, device_id: str) -> Device | None:
+        """Find a device by its id."""
+        ...
+
+    async def access_of(self, user_id: str, device_id: str) -> Access | None:
+        """Find the access of a user to a device."""
+        ...
+
+    async def find_session(self, session_id: str) -> Session | None:
+        """Find a session that has neither ended nor expired."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Wait until every change that is committed by now was applied."""
         ...

@@ -10,14 +10,15 @@ from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, printable
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
 from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
 from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import claim, claim_code, claim_share, register_claim
 from brewos_relay.registry.records import Claimed, Role
-from brewos_relay.registry.store import Store
 
 CLAIM_MS: Final = 10 * 60_000
 """For how long a machine shows a token before it makes another one."""
@@ -60,7 +61,7 @@ class ClaimedAnswer(msgspec.Struct, rename="camel", kw_only=True):
     role: Role
 
 
-def pairing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles) -> Blueprint:
+def pairing_blueprint(*, store: Registry, signed_in: SignedIn, throttles: Throttles) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("pairing", __name__)
     hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
@@ -74,7 +75,7 @@ def pairing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles
         device_id = parse_device_id(body.device_id)
         await _admit_machine(device_id, body.device_key, store=store, throttles=throttles)
         at_ms = now_ms()
-        await store.write(
+        await store.write_anonymous(
             register_claim,
             device_id=device_id,
             key_hash=hash_key(body.device_key),
@@ -128,7 +129,7 @@ def pairing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles
     return blueprint
 
 
-async def _admit_machine(device_id: str, key: str, *, store: Store, throttles: Throttles) -> None:
+async def _admit_machine(device_id: str, key: str, *, store: Registry, throttles: Throttles) -> None:
     """Let a registration pass, or raise Refused (429); by device first, since a whole street has one address.
 
     One with the working key always passes the first: somebody who sends others must not keep it out. Nor can
@@ -146,17 +147,19 @@ async def _admit_machine(device_id: str, key: str, *, store: Store, throttles: T
 
 
 async def _claim_by_code(
-    text: str, who: Who, *, store: Store, hashing: trio.CapacityLimiter
+    text: str, who: Who, *, store: Registry, hashing: trio.CapacityLimiter
 ) -> Claimed | None:
     code = normalise_code(text)
     if code is None:
         return None
     code_hash = await trio.to_thread.run_sync(hash_code, code, limiter=hashing)
-    return await store.write(claim_code, code_hash=code_hash, user_id=who.user_id, now_ms=now_ms())
+    return await store.write_as(
+        Authority(who.principal), claim_code, code_hash=code_hash, user_id=who.user_id, now_ms=now_ms()
+    )
 
 
 async def _claim_by_token(
-    body: Claim, who: Who, *, name: str | None, shared: bool, store: Store
+    body: Claim, who: Who, *, name: str | None, shared: bool, store: Registry
 ) -> Claimed | None:
     try:
         device_id = parse_device_id(body.device_id)
@@ -164,9 +167,20 @@ async def _claim_by_token(
         return None
     token_hash = hash_token(body.token)
     if shared:
-        return await store.write(
-            claim_share, device_id=device_id, token_hash=token_hash, user_id=who.user_id, now_ms=now_ms()
+        return await store.write_as(
+            Authority(who.principal),
+            claim_share,
+            device_id=device_id,
+            token_hash=token_hash,
+            user_id=who.user_id,
+            now_ms=now_ms(),
         )
-    return await store.write(
-        claim, device_id=device_id, token_hash=token_hash, user_id=who.user_id, name=name, now_ms=now_ms()
+    return await store.write_as(
+        Authority(who.principal),
+        claim,
+        device_id=device_id,
+        token_hash=token_hash,
+        user_id=who.user_id,
+        name=name,
+        now_ms=now_ms(),
     )

@@ -13,14 +13,15 @@ from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, Unshown, body_of
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry import sessions
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import User
-from brewos_relay.registry.store import Store
 
 FRESH_S: Final = 15 * 60
 """Who has signed in so lately may set a password without the old one: a one-time link helps who forgot it.
@@ -56,7 +57,7 @@ class PasswordCheck:
     so addresses from which somebody signed in to it lately are left out of that.
     """
 
-    def __init__(self, *, store: Store, throttles: Throttles) -> None:
+    def __init__(self, *, store: Registry, throttles: Throttles) -> None:
         self._store = store
         self._throttles = throttles
         self._limiter = trio.CapacityLimiter(_THREADS)
@@ -104,7 +105,7 @@ def _account_of(email: str) -> str:
 
 
 def passwords_blueprint(
-    *, store: Store, signed_in: SignedIn, passwords: PasswordCheck, throttles: Throttles
+    *, store: Registry, signed_in: SignedIn, passwords: PasswordCheck, throttles: Throttles
 ) -> Blueprint:
     """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
     blueprint = Blueprint("passwords", __name__)
@@ -125,8 +126,13 @@ def passwords_blueprint(
             password_hash = await passwords.run(hash_password, body.password)
         except ValueError as problem:
             raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
-        ended = await store.write(
-            _set_password, who.user_id, password_hash, keep=who.session_id, now_ms=now_ms()
+        ended = await store.write_as(
+            Authority(who.principal),
+            _set_password,
+            who.user_id,
+            password_hash,
+            keep=who.session_id,
+            now_ms=now_ms(),
         )
         await store.catch_up()
         return json_answer(PasswordIsSet(ended))

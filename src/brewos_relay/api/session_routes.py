@@ -7,13 +7,14 @@ from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import LongText, Unshown, body_of
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.sessions import Person, SessionStarter, SessionTokens
 from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry import sessions
-from brewos_relay.registry.store import Store
+from brewos_relay.registry.authority import Authority
 
 
 class RefreshBody(Unshown, rename="camel"):
@@ -56,7 +57,7 @@ class Me(msgspec.Struct, rename="camel"):
 
 
 def sessions_blueprint(
-    *, store: Store, starter: SessionStarter, signed_in: SignedIn, throttles: Throttles
+    *, store: Registry, starter: SessionStarter, signed_in: SignedIn, throttles: Throttles
 ) -> Blueprint:
     """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer.
 
@@ -84,7 +85,7 @@ def sessions_blueprint(
     @described("End the session that asks; one that is over already is no failure", answer=Ended)
     async def logout() -> Response:
         session_id, user_id = signed_in.session_of(request)
-        ended = session_id is not None and await store.write(
+        ended = session_id is not None and await store.write_anonymous(
             sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
         )
         await store.catch_up()
@@ -94,7 +95,9 @@ def sessions_blueprint(
     @described("End all sessions of whoever asks", answer=Ended)
     async def logout_all() -> Response:
         who = await signed_in(request)
-        ended = await store.write(sessions.end_sessions, who.user_id, now_ms=now_ms())
+        ended = await store.write_as(
+            Authority(who.principal), sessions.end_sessions, who.user_id, now_ms=now_ms()
+        )
         await store.catch_up()
         return json_answer(Ended(ended))
 
@@ -124,7 +127,13 @@ def sessions_blueprint(
     @described("End one session of whoever asks", answer=Ended)
     async def end_session(session_id: str) -> Response:
         who = await signed_in(request)
-        if not await store.write(sessions.end_session, session_id, user_id=who.user_id, now_ms=now_ms()):
+        if not await store.write_as(
+            Authority(who.principal),
+            sessions.end_session,
+            session_id,
+            user_id=who.user_id,
+            now_ms=now_ms(),
+        ):
             raise Refused("No such session: it may have ended already.", status=404)
         await store.catch_up()
         return json_answer(Ended(1))

@@ -10,12 +10,12 @@ from quart import Request
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.bodies import Unshown
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import sessions
 from brewos_relay.registry.records import Session, User
-from brewos_relay.registry.store import Store
 
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
@@ -42,7 +42,7 @@ class SessionTokens(Unshown, rename="camel"):
 class SessionStarter:
     """Begins sessions, and makes the tokens of those that go on."""
 
-    def __init__(self, *, store: Store, keys: KeyRing, accounts: AccountRules) -> None:
+    def __init__(self, *, store: Registry, keys: KeyRing, accounts: AccountRules) -> None:
         self._store = store
         self._keys = keys
         self._accounts = accounts
@@ -52,7 +52,7 @@ class SessionStarter:
         session_id = uuid.uuid4().hex
         refresh_token = generate_secret_token()
         started_ms = now_ms()
-        await self._store.write(
+        await self._store.write_anonymous(
             sessions.open_session,
             session_id=session_id,
             user_id=user.id,
@@ -69,7 +69,7 @@ class SessionStarter:
         """Exchange a refresh token for new tokens; None if it is no good. Raises RegistryError."""
         new_token = generate_secret_token()
         at_ms = now_ms()
-        session: Session | None = await self._store.write(
+        session: Session | None = await self._store.write_anonymous(
             sessions.refresh,
             hash_token(refresh_token),
             new_refresh_hash=hash_token(new_token),

@@ -15,15 +15,16 @@ from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import body_of
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.pairing import HASHING_AT_ONCE
-from brewos_relay.api.reach import reach, write_as_owner
+from brewos_relay.api.reach import reach
 from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
 from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
-from brewos_relay.registry.store import Store
 
 SHARE_S: Final = 24 * 3600
 """How long a share can be taken up."""
@@ -86,7 +87,9 @@ class _Secrets:
     code_hash: bytes
 
 
-def sharing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles, front: Front) -> Blueprint:
+def sharing_blueprint(
+    *, store: Registry, signed_in: SignedIn, throttles: Throttles, front: Front
+) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("sharing", __name__)
     hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
@@ -112,7 +115,8 @@ def sharing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles
         made = await trio.to_thread.run_sync(_make_secrets, limiter=hashing)
         share_id = secrets.token_hex(16)
         expires_at_ms = at_ms + SHARE_S * 1000
-        await store.write(
+        await store.write_as(
+            Authority(who.principal, device_id, "owner"),
             new_share,
             share_id=share_id,
             device_id=device_id,
@@ -168,8 +172,9 @@ def sharing_blueprint(*, store: Store, signed_in: SignedIn, throttles: Throttles
     async def revoke(device_id: str, share_id: str) -> Response:
         who = await signed_in(request)
         device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        if not await write_as_owner(
-            store, who, device_id, revoke_share, device_id, share_id, user_id=who.user_id, now_ms=now_ms()
+        authority = Authority(who.principal, device_id, "owner")
+        if not await store.write_as(
+            authority, revoke_share, device_id, share_id, user_id=who.user_id, now_ms=now_ms()
         ):
             raise Refused("There is no such share of this device.", status=404)
         return json_answer(Done())

@@ -10,6 +10,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bodies import LongText, ShortText, Unshown, body_of
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.sessions import SessionStarter, SessionTokens
@@ -19,7 +20,6 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry.records import Identity, User
-from brewos_relay.registry.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class PasswordBody(Unshown):
 
 def sign_in_blueprint(
     *,
-    store: Store,
+    store: Registry,
     accounts: AccountRules,
     starter: SessionStarter,
     passwords: PasswordCheck,
@@ -68,7 +68,7 @@ def sign_in_blueprint(
     async def by_proof(kind: str, proof: str) -> Response:
         identity = await _identity_of(kind, proof, accounts=accounts, limiter=limiter)
         try:
-            user = await store.write(
+            user = await store.write_anonymous(
                 registered.sign_in, identity, open_to_all=accounts.open_to_all, now_ms=now_ms()
             )
         except SignInRefused as problem:
@@ -131,7 +131,7 @@ def sign_in_blueprint(
     async def invite() -> Response:
         count_attempt()
         body = await body_of(request, InviteBody)
-        user = await store.write(registered.redeem_invite, hash_token(body.token), now_ms=now_ms())
+        user = await store.write_anonymous(registered.redeem_invite, hash_token(body.token), now_ms=now_ms())
         if user is None:
             raise Refused(
                 "This link is no good any more: it was used, or it has expired. Ask for a new one.",

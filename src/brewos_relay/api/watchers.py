@@ -8,12 +8,11 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.needs import RelayView
+from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.records import User
-from brewos_relay.registry.store import Store
 
 
 class Watcher(msgspec.Struct, rename="camel", kw_only=True):
@@ -32,7 +31,7 @@ class Watchers(msgspec.Struct):
     watchers: list[Watcher]
 
 
-def watchers_blueprint(*, relay: RelayView, store: Store, signed_in: SignedIn) -> Blueprint:
+def watchers_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("watchers", __name__)
 

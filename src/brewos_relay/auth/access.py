@@ -1,17 +1,21 @@
-"""Who may do what with a device: from roles, and from what a token says, to what the relay enforces."""
+"""From the claims of a token and from a role, to what the relay enforces."""
 
 import math
+from dataclasses import replace
 
-from brewos_relay.auth.tokens import Claims, Role
+from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.grant import Grant
+from brewos_relay.core.rights import Principal, Rights, Role
 
 
-def claims_name_device(claims: Claims, device_id: str) -> bool:
-    """Tell whether a token names this device (an id in upper case) or all devices.
-
-    If it does not, its user may still have the device: that is for the registry to say.
-    """
-    return claims.devices == "*" or device_id in claims.devices
+def principal_of(claims: Claims) -> Principal:
+    """Take the principal and the limits of the token out of the claims of a token."""
+    return Principal(
+        user_id=claims.user_id,
+        session_id=claims.session_id,
+        role=claims.role,
+        devices=claims.devices,
+    )
 
 
 def grant_of(
@@ -24,8 +28,8 @@ def grant_of(
 ) -> Grant:
     """Say what a role allows: a viewer looks on, a member commands, an owner commands everything.
 
-    `until_ms` is when it ends, in ms since the epoch; None is never. `by_token` is for what a token says by
-    itself, in which nobody else has a say.
+    `until_ms` is when it ends, in ms since the epoch; None is never. `by_token` is for a device that a token
+    names itself, so that the registry has no say in it.
     """
     return Grant(
         user_id=user_id,
@@ -37,11 +41,12 @@ def grant_of(
     )
 
 
-def grant_of_claims(claims: Claims, device_id: str) -> Grant | None:
-    """Say what a token by itself allows with a device (an id in upper case); None if it does not name it.
-
-    The grant has no end of its own: the token has one.
-    """
-    if not claims_name_device(claims, device_id):
-        return None
-    return grant_of(claims.role, user_id=claims.user_id, session_id=claims.session_id, by_token=True)
+def grant_to(principal: Principal, rights: Rights) -> Grant:
+    """Say what a principal may do with a device to which it has these rights."""
+    grant = grant_of(rights.role, until_ms=rights.until_ms, by_token=rights.by_token)
+    return replace(
+        grant,
+        user_id=principal.user_id,
+        session_id=principal.session_id,
+        highest_role=principal.role,
+    )

@@ -5,12 +5,13 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, get_args
 
 import jwt
 
 from brewos_relay.auth.keys import parse_device_id
 from brewos_relay.auth.signing import PrivateKey, SecretKey, SigningKey
+from brewos_relay.core.rights import NamedDevices, Role
 from brewos_relay.errors import TokenRejected
 
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
@@ -21,12 +22,6 @@ _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _SESSION_ID_CHARS: Final = 128
 
-NamedDevices: TypeAlias = frozenset[str] | Literal["*"]
-"""Device ids in upper case, or "*" for all of them."""
-
-Role: TypeAlias = Literal["owner", "member", "viewer"]
-"""What somebody is to a device."""
-
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
@@ -34,7 +29,8 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 class Claims:
     """What a valid token says. Times are Unix times in seconds.
 
-    `role` is what its bearer is to the devices that the token itself names; of all others the registry knows.
+    `role` is what its bearer is to the devices that the token itself names, and the most that the bearer may
+    do with any other device of the user.
     """
 
     user_id: str

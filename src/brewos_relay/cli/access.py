@@ -16,7 +16,7 @@ from brewos_relay.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from brewos_relay.auth.tokens import Role
+    from brewos_relay.core.rights import Role
 
 
 @click.command()

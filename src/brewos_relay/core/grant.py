@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from brewos_relay.core.rights import Role
 from brewos_relay.messages import CommandHead
 
 
@@ -15,6 +16,8 @@ class Grant:
 
     user_id: str | None = None
     session_id: str | None = None
+    highest_role: Role = "owner"
+    """The highest role that the token lends, whatever the registry says later."""
     may_command: bool = True
     """Whether what it says reaches the machine."""
     may_manage: bool = True

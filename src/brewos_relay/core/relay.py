@@ -19,6 +19,7 @@ from brewos_relay.core.host import Happening
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.peer import Peer
+from brewos_relay.core.rights import Role
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, Snapshot
 from brewos_relay.errors import CloseCode, RelayClosing
@@ -146,18 +147,29 @@ class Relay:
             session.last_seen_ms = last_seen_ms
         return session.attach_client(peer, expires_at_s=expires_at_s, renew=renew, grant=grant)
 
-    def set_grant(self, device_id: str, user_id: str, grant: Grant | None) -> None:
+    def set_grant(
+        self, device_id: str, user_id: str, grant: Grant | None, *, highest_role: Role | None = None
+    ) -> None:
         """Let a user's clients of a device do this from now on; None ends them (4003).
 
-        Each stays part of its own login, whatever the grant says of that; those whose own token names the
-        device are left alone.
+        With `highest_role`, only clients whose token lends this role at most. Each client keeps its session,
+        whatever the grant says of it; clients whose own token names the device are left alone.
         """
         for client in self._clients(device_id):
-            if client.grant.user_id == user_id and not client.grant.by_token:
-                if grant is None:
-                    client.end_access(CloseCode.ACCESS_ENDED, "the access to the machine has ended")
-                else:
-                    client.set_grant(replace(grant, user_id=user_id, session_id=client.grant.session_id))
+            had = client.grant
+            if had.user_id != user_id or had.by_token or highest_role not in (None, had.highest_role):
+                continue
+            if grant is None:
+                client.end_access(CloseCode.ACCESS_ENDED, "the access to the machine has ended")
+            else:
+                client.set_grant(
+                    replace(
+                        grant,
+                        user_id=user_id,
+                        session_id=had.session_id,
+                        highest_role=had.highest_role,
+                    )
+                )
 
     def users_of(self, device_id: str) -> set[str]:
         """Tell whose clients of a device are there by what the registry says, not by their own token."""

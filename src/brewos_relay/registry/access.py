@@ -28,6 +28,9 @@ _ACCESS: Final = (
     device_users.c.until_ms,
     device_users.c.claimed_at_ms,
 )
+_ACCOUNT: Final = (
+    select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update(read=True, key_share=True)
+)
 _BY_PAIR: Final = (
     select(*_ACCESS)
     .where(tuple_(device_users.c.user_id, device_users.c.device_id).in_(bindparam("pairs", expanding=True)))
@@ -58,6 +61,14 @@ _USERS_OF: Final = (
     .where(_NOT_OVER)
     .order_by(device_users.c.claimed_at_ms.nulls_first(), device_users.c.user_id)
 )
+
+
+def lock_account(db: Connection, user_id: str) -> bool:
+    """Keep an account from being removed until the transaction ends; False if no account has this id.
+
+    Accounts are locked before devices: see `registry.authority`.
+    """
+    return db.scalar(_ACCOUNT, {"of_user": user_id}) is not None
 
 
 def access_of(

@@ -41,6 +41,7 @@ _BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=Tru
 _BY_EMAIL: Final = _USERS.where(users.c.email == bindparam("wanted"))
 _ALL: Final = _USERS.order_by(users.c.email)
 _ADMINS: Final = select(users.c.id).where(users.c.is_admin).order_by(users.c.id).with_for_update()
+_TO_REMOVE: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update()
 _PASSWORD: Final = (
     select(users.c.id, users.c.password_hash)
     .where(users.c.email == bindparam("wanted"))
@@ -204,9 +205,11 @@ def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
 
     A device of which they were the last owner is nobody's then, as when they leave it.
     """
-    user = find_user(db, user_id)
-    if user is None:
+    # Before the devices: a writer that verified the account holds its row and goes on to a device.
+    if db.scalar(_TO_REMOVE, {"of_user": user_id}) is None:
         return False
+    user = find_user(db, user_id)
+    assert user is not None
     # Before what they had: their apps are to hear that nobody knows them any more, rather than to try again.
     note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
     for device_id in db.scalars(_DEVICES, {"of_user": user_id}).all():

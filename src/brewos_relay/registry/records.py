@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Role = Literal["owner", "member", "viewer"]
-
-ROLES: Final[tuple[Role, ...]] = ("viewer", "member", "owner")
-"""What somebody may be to a device; each may do all that those before it may."""
+from brewos_relay.core.rights import ROLES as ROLES
+from brewos_relay.core.rights import Role as Role
 
 GuestRole = Literal["member", "viewer"]
 """What somebody may become by a share, or until a time."""

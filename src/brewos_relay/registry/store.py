@@ -1,4 +1,8 @@
-"""Store: the registry for the server, over a Database in worker threads."""
+"""Store: the registry for the server, over a Database in worker threads.
+
+The HTTP API sees a Store without `write` (`api.needs.Registry`): what it writes has an authority, which is
+verified in the same transaction (`write_as`), or is one of the few writes that `registry.anonymous` lists.
+"""
 
 import functools
 import logging
@@ -15,7 +19,9 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
+from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
 from brewos_relay.registry.attempt import Attempt
+from brewos_relay.registry.authority import Authority, verify
 from brewos_relay.registry.batching import Batcher
 from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database, crossed
@@ -74,15 +80,45 @@ class Store:
         with self._timed("read"):
             return await trio.to_thread.run_sync(call, limiter=self._readers)
 
+    async def write_as(
+        self,
+        authority: Authority,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Verify an authority and call a function that writes, in one transaction.
+
+        It is committed on return and undone if the function raises. Raises what `authority.verify` does:
+        nothing was written then. A transaction that lost to another writer runs once more, with its
+        verification. All of it may take `write_s`, with the queue of writers and the waits for locks, or what
+        is left until the caller's own deadline. Raises RegistryBusy after that: the change was undone, unless
+        its commit was under way, which the error says. Once under way, a cancellation waits for its end.
+        """
+
+        def verified(db: Connection) -> T:
+            verify(db, authority, now_ms=now_ms())
+            return function(db, *args, **kwargs)
+
+        return await self.write(verified)
+
+    async def write_anonymous(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a function that writes without an authority; as `write_as` otherwise.
+
+        TypeError unless `registry.anonymous` lists the function with the reason.
+        """
+        if function not in ANONYMOUS_WRITES:
+            raise TypeError(f"{function!r} needs an authority: call write_as")
+        return await self.write(function, *args, **kwargs)
+
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function that writes, in a transaction: committed on return, undone if the function raises.
+        """Call a function that writes, in a transaction; for the work of the server itself.
 
-        It is called once more if another write was in its way. All of it may take `write_s`, with the queue
-        of writers and the waits for locks, or what is left until the caller's own deadline. Raises
-        RegistryBusy after that: the change was undone, unless its commit was under way, which the error says.
-        Once it is under way, a cancellation waits for its end.
+        As `write_as` without the verification.
         """
         attempt = Attempt(self._writers, within_s=self._write_s)
         call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)

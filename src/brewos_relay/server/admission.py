@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from brewos_relay.api.throttle import network_of
-from brewos_relay.auth.access import claims_name_device, grant_of, grant_of_claims
+from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
 from brewos_relay.auth.tokens import Claims, KeyRing
@@ -18,9 +18,9 @@ from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.pace import TokenBuckets
 from brewos_relay.core.relay import Relay
+from brewos_relay.core.rights import Principal, rights_of, role_is
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
-from brewos_relay.registry.records import ROLES
 from brewos_relay.registry.store import Store
 from brewos_relay.wire.handshake import Refusal, Request
 
@@ -201,7 +201,7 @@ class Admission:
             session = await self._store.find_session(claims.session_id)
             if session is None or session.user_id != claims.user_id:
                 return TokenRefused("the session has ended")
-        grant = await self._grant(claims, device_id)
+        grant = await self._grant(principal_of(claims), device_id)
         device = await self._store.find_device(device_id)
         # Last of all, so that nobody comes in between.
         if crowd := self._relay.crowd_of(device_id, grant):
@@ -215,15 +215,13 @@ class Admission:
             grant,
         )
 
-    async def _grant(self, claims: Claims, device_id: str) -> Grant:
-        if (grant := grant_of_claims(claims, device_id)) is not None:
-            return grant
-        access = await self._store.access_of(claims.user_id, device_id)
-        if access is None:
+    async def _grant(self, principal: Principal, device_id: str) -> Grant:
+        named = principal.names(device_id)
+        access = None if named else await self._store.access_of(principal.user_id, device_id)
+        rights = rights_of(principal, device_id, access)
+        if rights is None:
             raise Denied("no_access", 403, "no access to this device")
-        return grant_of(
-            access.role, until_ms=access.until_ms, user_id=claims.user_id, session_id=claims.session_id
-        )
+        return grant_to(principal, rights)
 
     def _renew(self, earlier: Claims, device_id: str, token: str) -> int:
         """Take a fresh token of the same login that reaches as far; raises TokenRejected.
@@ -236,11 +234,11 @@ class Admission:
             raise TokenRejected("the token is another user's")
         if claims.session_id != earlier.session_id:
             raise TokenRejected("the token is another session's")
-        if claims_name_device(earlier, device_id):
-            if not claims_name_device(claims, device_id):
-                raise TokenRejected("the token does not name this device any more")
-            if ROLES.index(claims.role) < ROLES.index(earlier.role):
-                raise TokenRejected("the token lets its bearer do less than the one before")
+        before, now = principal_of(earlier), principal_of(claims)
+        if before.names(device_id) and not now.names(device_id):
+            raise TokenRejected("the token does not name this device any more")
+        if not role_is(now.role, before.role):
+            raise TokenRejected("the token lets its bearer do less than the one before")
         return claims.expires_at_s
 
 

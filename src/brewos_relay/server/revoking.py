@@ -11,8 +11,8 @@ from typing import Final, TypedDict
 from brewos_relay import messages
 from brewos_relay.api.keys import send_new_key
 from brewos_relay.auth.access import grant_of
-from brewos_relay.core.grant import Grant
 from brewos_relay.core.relay import Relay
+from brewos_relay.core.rights import ROLES, lower_role
 from brewos_relay.errors import CloseCode, RegistryError
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.store import Store
@@ -114,10 +114,12 @@ class Revoking:
                 lambda grant: grant.user_id == user_id and not grant.by_token, **_COME_BACK
             )
             return
-        grant: Grant | None = None
-        if access is not None:
-            grant = grant_of(access.role, until_ms=access.until_ms, user_id=user_id)
-        self._relay.set_grant(device_id, user_id, grant)
+        if access is None:
+            self._relay.set_grant(device_id, user_id, None)
+            return
+        for highest_role in ROLES:
+            grant = grant_of(lower_role(highest_role, access.role), until_ms=access.until_ms)
+            self._relay.set_grant(device_id, user_id, grant, highest_role=highest_role)
 
     async def _renew_keys(self, device_id: str) -> None:
         try:

@@ -1,0 +1,82 @@
+"""Authority: what a write depends on, verified inside the transaction of that write.
+
+A request waits: for its body, for a thread, for another writer. Its session may end meanwhile. So each write
+verifies the session, the user, the token, the role and the device first, and locks the rows that say so until
+it is committed.
+
+Rows are locked in one order everywhere, so that no two writers wait for each other: administrators, the
+principal's account, its session, its token, other accounts, devices.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select
+
+from brewos_relay.core.rights import Principal, Role, rights_of, role_is
+from brewos_relay.errors import DeviceUnknown, NotAnAdministrator, RoleTooLow, TokenRejected
+from brewos_relay.registry.access import access_of, lock_account
+from brewos_relay.registry.accounts import lock_admins
+from brewos_relay.registry.devices import lock_device
+from brewos_relay.registry.schema import sessions, users
+
+# NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
+_USER: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update(key_share=True)
+_SESSION: Final = (
+    select(sessions.c.id)
+    .where(sessions.c.id == bindparam("of_session"))
+    .where(sessions.c.user_id == bindparam("of_user"))
+    .where(sessions.c.expires_at_ms > bindparam("now_ms"))
+    .with_for_update(key_share=True)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A principal, and the role that it must have when it writes.
+
+    `device_id` and `at_least` name a device and the lowest role for it. `is_admin` asks for an administrator.
+    `about_user_id` is another user whom the write concerns; their account stays until it is committed.
+    """
+
+    principal: Principal
+    device_id: str | None = None
+    at_least: Role = "viewer"
+    is_admin: bool = False
+    about_user_id: str | None = None
+
+
+def verify(db: Connection, authority: Authority, *, now_ms: int) -> None:
+    """Verify an authority, and keep it valid until the transaction ends.
+
+    Raises TokenRejected if the session or the account is gone, NotAnAdministrator, DeviceUnknown if
+    the principal does not reach the device, and RoleTooLow.
+    """
+    principal = authority.principal
+    if authority.is_admin and (principal.session_id is None or principal.user_id not in lock_admins(db)):
+        raise NotAnAdministrator
+    if principal.session_id is not None:
+        _verify_session(db, principal.user_id, principal.session_id, now_ms=now_ms)
+    if authority.about_user_id is not None:
+        lock_account(db, authority.about_user_id)
+    if authority.device_id is not None:
+        _verify_device(db, principal, authority.device_id, authority.at_least, now_ms=now_ms)
+
+
+def _verify_session(db: Connection, user_id: str, session_id: str, *, now_ms: int) -> None:
+    user = db.scalar(_USER, {"of_user": user_id})
+    session = db.scalar(_SESSION, {"of_session": session_id, "of_user": user_id, "now_ms": now_ms})
+    if user is None or session is None:
+        raise TokenRejected("the session has ended: sign in again")
+
+
+def _verify_device(
+    db: Connection, principal: Principal, device_id: str, at_least: Role, *, now_ms: int
+) -> None:
+    lock_device(db, device_id)
+    pair = (principal.user_id, device_id)
+    rights = rights_of(principal, device_id, access_of(db, [pair], now_ms=now_ms).get(pair))
+    if rights is None:
+        raise DeviceUnknown(device_id)
+    if not role_is(rights.role, at_least):
+        raise RoleTooLow(device_id, at_least)
