@@ -115,7 +115,7 @@ async def demonstrate(
     **Owns:** the server, and the tasks of the machine and of the app.
     **Ends when:** `until` returns; machine and app say goodbye first, then the server drains.
     """
-    async with open_server(demo.settings) as server:
+    async with open_server(demo.settings, demo=True) as server:
         for line in introduction(demo, server.url):
             say(line)
         machine = Machine(device_id=demo.device_id, now_ms=now_ms, rich=True)

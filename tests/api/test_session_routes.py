@@ -1,14 +1,29 @@
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import trio
+from sqlalchemy import select
 
+from brewos_relay.auth.secrets import derive_token, hash_token
 from brewos_relay.core import clock
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.records import Change
-from support.household import Household
+from brewos_relay.registry.schema import refresh_tokens
+from support.household import MACHINE, Household
 from support.sign_ins import EMAIL, add_account, admitted, ask, sign_in
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let sessions see a time that is so many seconds after the test began."""
+    began_ms = clock.now_ms()
+
+    def pass_s(seconds: float) -> None:
+        monkeypatch.setattr("brewos_relay.api.sessions.now_ms", lambda: began_ms + round(seconds * 1000))
+
+    return pass_s
 
 
 async def status_of(house: Household, session: dict[str, Any], path: str = "/auth/me") -> int:
@@ -35,29 +50,98 @@ async def test_refreshing_gives_all_that_an_app_keeps(house: Household) -> None:
     assert await status_of(house, first) == 200
 
 
-async def test_two_tabs_may_refresh_with_the_same_token(house: Household) -> None:
+async def test_two_tabs_that_refresh_with_the_same_token_get_the_same_successor(house: Household) -> None:
     session = await sign_in(house)
-    tabs = [(await refresh(house, session)).content for _ in range(2)]
-    assert tabs[0]["refreshToken"] != tabs[1]["refreshToken"]
-    for tab in tabs:
-        assert (await refresh(house, tab)).status == 200
+    for _ in range(3):
+        tabs = [(await refresh(house, session)).content for _ in range(2)]
+        assert tabs[0]["refreshToken"] == tabs[1]["refreshToken"] != session["refreshToken"]
+        assert [await status_of(house, tab) for tab in tabs] == [200, 200]
+        session = tabs[0]
 
 
-async def test_a_token_that_comes_back_after_a_minute_ends_the_session(
-    house: Household, monkeypatch: pytest.MonkeyPatch
+async def test_requests_of_two_tabs_at_the_same_time_get_the_same_successor(house: Household) -> None:
+    session = await sign_in(house)
+    tokens: list[str] = []
+
+    async def tab() -> None:
+        tokens.append((await refresh(house, session)).content["refreshToken"])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(tab)
+    assert len(tokens) == 8
+    assert len(set(tokens)) == 1
+
+
+async def test_a_token_whose_answer_was_lost_is_good_after_a_night(
+    house: Household, later: Callable[[float], None]
+) -> None:
+    session = await sign_in(house)
+    lost = (await refresh(house, session)).content
+    later(8 * 3600)
+    again = await refresh(house, session)
+    assert (again.status, again.content["refreshToken"]) == (200, lost["refreshToken"])
+    assert await status_of(house, again.content) == 200
+    assert (await refresh(house, again.content)).status == 200
+
+
+async def test_a_token_used_after_its_successor_ends_the_session(
+    house: Household, later: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     stolen = await sign_in(house)
+    user_id = stolen["user"]["id"]
+    await house.give(user_id)
     owner = (await refresh(house, stolen)).content
-    began_ms = clock.now_ms()
-    monkeypatch.setattr("brewos_relay.api.sessions.now_ms", lambda: began_ms + 59_000)
+    owner = (await refresh(house, owner)).content
+    later(59)
     tab = await refresh(house, stolen)
     assert tab.status == 200
-    monkeypatch.setattr("brewos_relay.api.sessions.now_ms", lambda: began_ms + 61_000)
+    later(61)
     assert await status_of(house, owner) == 200
     assert (await refresh(house, stolen)).status == 401
     assert await status_of(house, owner) == 401
-    for session in (owner, tab.content):
+    for session in (owner, tab.content, stolen):
         assert (await refresh(house, session)).status == 401
+    # The owner of the machine sees it, and so does the log.
+    fresh = await sign_in(house)
+    told = await ask(house, f"/devices/{MACHINE}/activity", method="GET", token=fresh["accessToken"])
+    entry = told.content["activity"][0]
+    assert (entry["kind"], entry["userId"], entry["email"]) == ("session_copied", user_id, EMAIL)
+    [line] = [record.getMessage() for record in caplog.records if "copied" in record.getMessage()]
+    assert user_id in line
+    assert stolen["refreshToken"] not in caplog.text
+
+
+async def test_a_thief_who_refreshes_first_is_signed_out_when_the_owner_comes_back(
+    house: Household, later: Callable[[float], None]
+) -> None:
+    session = await sign_in(house)
+    thief = (await refresh(house, session)).content
+    later(3300)
+    thief = (await refresh(house, thief)).content
+    later(3600)
+    assert (await refresh(house, session)).status == 401
+    assert await status_of(house, thief) == 401
+    assert (await refresh(house, thief)).status == 401
+
+
+async def test_no_refresh_token_is_stored(house: Household) -> None:
+    session = await sign_in(house)
+    for _ in range(3):
+        following = (await refresh(house, session)).content
+        rows = await house.store.read(lambda db: db.execute(select(refresh_tokens)).all())
+        stored = [value for row in rows for value in row]
+        for token in (session["refreshToken"], following["refreshToken"]):
+            assert token not in stored
+            assert token.encode() not in stored
+        # Nor does it follow from what is stored.
+        salts = [row.successor_salt for row in rows if row.successor_salt is not None]
+        hashes = [row.token_hash for row in rows]
+        assert salts
+        for salt in salts:
+            for hash_ in hashes:
+                assert hash_token(derive_token(hash_.hex(), salt)) not in hashes
+        session = following
 
 
 @pytest.mark.parametrize("token", ["", "never-was", "x" * 5000, "é\0", "eyJhbGciOiJub25lIn0.e30."])
@@ -164,7 +248,8 @@ async def test_the_answer_comes_after_the_change_was_applied(house: Household, p
         session_id = listed.content["sessions"][0]["id"]
         await ask(house, f"/auth/sessions/{session_id}", method="DELETE", token=token)
     elif path == "refresh":
-        await refresh(house, session)
+        following = (await refresh(house, session)).content
+        await refresh(house, following)
         late = clock.now_ms() + 61_000
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("brewos_relay.api.sessions.now_ms", lambda: late)

@@ -9,6 +9,7 @@ import trio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.identity import GoogleVerifier
+from brewos_relay.core import clock
 from brewos_relay.errors import IdentityUnavailable
 from brewos_relay.registry.accounts import all_users, remove_user
 from brewos_relay.registry.sessions import sessions_of
@@ -130,6 +131,30 @@ async def test_a_link_works_once(house: Household) -> None:
     second = await ask(house, "/auth/invite", {"token": token})
     assert second.status == 401
     assert "used" in second.content["error"]
+
+
+async def test_the_browser_whose_answer_was_lost_redeems_its_link_again(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, nonce = await invited(house), "n" * 22
+    lost = await ask(house, "/auth/invite", {"token": token, "nonce": nonce})
+    assert lost.status == 200
+    for other in ({"nonce": "o" * 22}, {}):
+        assert (await ask(house, "/auth/invite", {"token": token, **other})).status == 401
+    again = await ask(house, "/auth/invite", {"token": token, "nonce": nonce})
+    assert (again.status, again.content["user"]) == (200, lost.content["user"])
+    late_ms = clock.now_ms() + 61_000
+    monkeypatch.setattr("brewos_relay.api.sign_in.now_ms", lambda: late_ms)
+    assert (await ask(house, "/auth/invite", {"token": token, "nonce": nonce})).status == 401
+
+
+@pytest.mark.parametrize("nonce", ["", "short", "n" * 129, 1, ["n" * 22]])
+async def test_a_nonce_that_could_be_guessed_is_refused_and_uses_nothing_up(
+    house: Household, nonce: object
+) -> None:
+    token = await invited(house)
+    assert (await ask(house, "/auth/invite", {"token": token, "nonce": nonce})).status == 400
+    assert (await ask(house, "/auth/invite", {"token": token, "nonce": None})).status == 200
 
 
 async def test_a_link_that_has_expired_and_one_that_never_was_are_refused_alike(house: Household) -> None:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import (
+    derive_token,
     generate_code,
+    generate_salt,
     generate_secret,
     generate_secret_token,
     hash_code,
@@ -26,6 +28,20 @@ def test_tokens_are_long_and_new_each_time() -> None:
     tokens = {generate_secret_token() for _ in range(50)}
     assert len(tokens) == 50
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", token) for token in tokens)
+
+
+def test_a_successor_follows_from_its_token_and_a_salt() -> None:
+    token, salt = generate_secret_token(), generate_salt()
+    successor = derive_token(token, salt)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", successor)
+    assert derive_token(token, salt) == successor
+    assert len({successor, derive_token(token, generate_salt()), derive_token(successor, salt), token}) == 4
+    assert derive_token("\udc80", salt)
+
+
+def test_salts_are_long_and_new_each_time() -> None:
+    assert {len(salt) for salt in {generate_salt() for _ in range(50)}} == {32}
+    assert len({generate_salt() for _ in range(50)}) == 50
 
 
 def test_of_a_token_a_sha256_is_kept() -> None:

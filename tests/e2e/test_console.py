@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine
@@ -24,7 +25,13 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.demo import demonstrate, find_port, prepare
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_invite, add_user, find_user_by_email, set_admin
+from brewos_relay.registry.accounts import (
+    add_invite,
+    add_user,
+    find_user_by_email,
+    set_admin,
+    set_password_hash,
+)
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, Role, User
 from brewos_relay.server.run import Server, open_server
@@ -36,6 +43,7 @@ pytestmark = needs_browser
 MACHINE = "BRW-0000001A"
 KEY = "k" * 43
 EMAIL = "ada@example.org"
+PASSWORD = "correct horse battery"
 INVITE = "invite-" + "i" * 36
 DEADLINE_S = 45
 KIND = 4 if os.environ.get("CI") else 2
@@ -145,6 +153,33 @@ async def open_wire(port: int) -> AsyncIterator[Wire]:
 
 
 @asynccontextmanager
+async def open_breaking_wire(port: int, *, at: bytes) -> AsyncIterator[int]:
+    """Give a port that leads to another one, and breaks once: in the first answer that has `at` in it."""
+    whole = True
+
+    async def carry(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        nonlocal whole
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for content in source:
+                if whole and at in content:
+                    whole = False
+                    await sink.send_all(content[:-20])
+                    break
+                await sink.send_all(content)
+            await sink.aclose()
+
+    async def take(stream: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as further, trio.open_nursery() as both:
+            both.start_soon(carry, stream, further)
+            both.start_soon(carry, further, stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
     """Make a kitchen; nothing runs in it yet."""
     with trio.fail_after(DEADLINE_S):
@@ -249,6 +284,85 @@ async def test_the_machine_is_seen_and_obeys(tmp_path: Path) -> None:
         await page.wait_for("document.querySelectorAll('#activity li').length > 0 || null")
         assert complaints(page) == []
         assert {url.split("/")[2] for url in page.requests if "://" in url} == {f"127.0.0.1:{kitchen.port}"}
+
+
+@pytest.mark.parametrize("signed_in", [True, False])
+async def test_signing_in_leads_to_no_foreign_site(tmp_path: Path, signed_in: bool) -> None:
+    foreign = [
+        "/..//evil.example",
+        "/.//evil.example/",
+        "/machine/..//evil.example",
+        "//evil.example",
+        "/%09/evil.example",
+        "/%5Cevil.example",
+        "%5C%5Cevil.example",
+        "https:%2F%2Fevil.example",
+        "http:%2F%2F{host}@evil.example",
+        "http:%2F%2Fevil.example@{host}/machine/x",
+        "javascript:document.title='evil'",
+        "data:text/html,evil",
+        "blob:{url}/evil",
+        "/login?next=//evil.example",
+    ]
+    own = {"/pair%3Fx=1%23y": "/pair?x=1#y", "/..//pair": "//pair", "{url}/pair": "/pair"}
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        user = await settle_in(server)
+        await server.store.write(set_password_hash, user.id, hash_password(PASSWORD))
+        if signed_in:
+            await sign_in(page, kitchen, "/")
+        names = {"host": kitchen.url.removeprefix("http://"), "url": kitchen.url}
+        ways = (
+            {next_.format(**names): None for next_ in foreign}
+            if signed_in
+            else {foreign[0]: "//evil.example"}
+        )
+        for next_, expected in {**ways, **{key.format(**names): path for key, path in own.items()}}.items():
+            if not signed_in:
+                await page.run("localStorage.clear()")
+            await page.go(f"{kitchen.url}/login?next={next_}")
+            if signed_in:
+                await page.press("#go-on")
+            else:
+                await page.write("#email", EMAIL)
+                await page.write("#password", PASSWORD)
+                await page.press("#sign-in button")
+            await page.wait_for("location.pathname !== '/login'")
+            assert await page.run("location.origin") == kitchen.url, next_
+            if expected is not None:
+                assert await page.run("location.href") == kitchen.url + expected
+        assert {url.split("/")[2] for url in page.requests if "://" in url} == {names["host"]}
+        assert await page.run("document.title") != "evil"
+
+
+async def test_a_link_signs_in_with_a_click_alone_and_names_the_server(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        await page.go(f"{kitchen.url}/login#demo&invite={INVITE}")
+        await page.see(f"a link that signs you in at 127.0.0.1:{kitchen.port}")
+        # What the page asks about the server has been answered by now.
+        assert await page.run("fetch('/api/info').then((it) => it.json()).then((it) => it.demo)") is False
+        assert not any("/api/auth/" in url for url in page.requests)
+        await page.press("#accept")
+        await page.see("Set a password")
+        assert await page.run("document.querySelector('#account').value") == EMAIL
+        # A second link tells whose session it would replace.
+        await page.go(f"{kitchen.url}/login?again#demo&invite=another")
+        await page.see(f"You are signed in as {EMAIL}. This link replaces that")
+
+
+async def test_a_tab_whose_answer_was_cut_off_redeems_its_link_again(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        async with open_breaking_wire(kitchen.port, at=b'"accessToken"') as port:
+            await page.go(f"http://127.0.0.1:{port}/login#invite={INVITE}")
+            await page.press("#accept")
+            await page.see("Try again")
+            await page.press("#accept")
+            await page.see("Set a password")
+        # Another browser has no part in that.
+        await page.go(f"{kitchen.url}/login?again#invite={INVITE}")
+        await page.press("#accept")
+        await page.see("This link is no good any more")
 
 
 async def test_a_machine_that_goes_and_comes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, insert, select
 from brewos_relay.errors import SignInRefused, UserExists
 from brewos_relay.registry.access import access_of, give
 from brewos_relay.registry.accounts import (
+    REDEEMED_MS,
     add_invite,
     add_user,
     all_users,
@@ -296,6 +297,39 @@ def test_the_first_who_is_invited_is_the_administrator(db: Connection) -> None:
     ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
     assert ada is not None
     assert ada.is_admin
+
+
+def test_the_browser_that_redeemed_an_invite_may_do_so_again_for_a_minute(db: Connection, root: User) -> None:
+    invite(db, "ada@example.org")
+    mine, other = hash_of("my nonce"), hash_of("another nonce")
+    ada = redeem_invite(db, hash_of("t"), nonce_hash=mine, now_ms=NOW_MS)
+    assert ada is not None
+    last_ms = NOW_MS + REDEEMED_MS - 1
+    assert redeem_invite(db, hash_of("t"), nonce_hash=mine, now_ms=last_ms) == ada
+    for nonce_hash in (other, None):
+        assert redeem_invite(db, hash_of("t"), nonce_hash=nonce_hash, now_ms=NOW_MS) is None
+    assert redeem_invite(db, hash_of("guessed"), nonce_hash=mine, now_ms=NOW_MS) is None
+    assert redeem_invite(db, hash_of("t"), nonce_hash=mine, now_ms=last_ms + 1) is None
+
+
+def test_without_a_nonce_an_invite_is_redeemed_once(db: Connection, root: User) -> None:
+    invite(db, "ada@example.org")
+    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    for nonce_hash in (hash_of("nonce"), None):
+        assert redeem_invite(db, hash_of("t"), nonce_hash=nonce_hash, now_ms=NOW_MS) is None
+
+
+def test_redeeming_again_does_not_give_back_what_was_taken_since(db: Connection, root: User) -> None:
+    invite(db, "ada@example.org", is_admin=True)
+    nonce = hash_of("nonce")
+    ada = redeem_invite(db, hash_of("t"), nonce_hash=nonce, now_ms=NOW_MS)
+    assert ada is not None
+    assert ada.is_admin
+    set_admin(db, ada.id, False)
+    again = redeem_invite(db, hash_of("t"), nonce_hash=nonce, now_ms=NOW_MS)
+    assert again == replace(ada, is_admin=False)
+    assert remove_user(db, ada.id, now_ms=NOW_MS)
+    assert redeem_invite(db, hash_of("t"), nonce_hash=nonce, now_ms=NOW_MS) is None
 
 
 def test_of_two_who_redeem_an_invite_at_once_one_wins(database: Database) -> None:

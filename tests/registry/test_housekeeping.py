@@ -17,6 +17,7 @@ from brewos_relay.registry.schema import (
     claims,
     device_users,
     invites,
+    redeemed_invites,
     refresh_tokens,
     sessions,
     shares,
@@ -45,6 +46,8 @@ def test_what_is_over_goes(db: Connection) -> None:
         )
         invite = {"token_hash": hash_, "email": "x@example.org", "is_admin": False, "created_at_ms": 1}
         db.execute(insert(invites), {**invite, "expires_at_ms": end_ms})
+        redeemed = {"token_hash": hash_, "nonce_hash": hash_, "user_id": "u"}
+        db.execute(insert(redeemed_invites), {**redeemed, "expires_at_ms": end_ms})
         claim = {"device_id": device_id(1), "token_hash": hash_, "key_hash": HASH}
         db.execute(insert(claims), {**claim, "expires_at_ms": end_ms})
         share = {
@@ -59,7 +62,7 @@ def test_what_is_over_goes(db: Connection) -> None:
         db.execute(insert(shares), {**share, "expires_at_ms": end_ms})
         give(db, device_id(1), f"guest{number}", role="viewer", until_ms=end_ms, now_ms=1)
     prune(db, now_ms=NOW_MS)
-    for table in (sessions, refresh_tokens, invites, claims, shares):
+    for table in (sessions, refresh_tokens, invites, redeemed_invites, claims, shares):
         assert count(db, table) == 1, table.name
     assert sorted(db.scalars(select(device_users.c.user_id))) == ["ada", "guest1"]
     assert count(db, users) == 1
@@ -77,12 +80,12 @@ def test_refresh_tokens_that_ran_out_go_while_their_session_goes_on(db: Connecti
         now_ms=NOW_MS,
         expires_at_ms=NOW_MS + 10,
     )
-    for number in (1, 2):  # the first one is replaced, and its second sibling is never used
-        new = b"%d" % number * 32
+    for number in (1, 2):
         assert refresh(
             db,
-            b"0" * 32,
-            new_refresh_hash=new,
+            b"%d" % (number - 1) * 32,
+            successor_hash=b"%d" % number * 32,
+            successor_salt=b"salt",
             now_ms=NOW_MS + number,
             grace_ms=9,
             expires_at_ms=NOW_MS + number + 10,
@@ -91,7 +94,8 @@ def test_refresh_tokens_that_ran_out_go_while_their_session_goes_on(db: Connecti
     for at_ms in (9, 10, 11):
         prune(db, now_ms=NOW_MS + at_ms)
         left.append({hash_[:1] for hash_ in db.scalars(select(refresh_tokens.c.token_hash))})
-    assert left == [{b"0", b"1", b"2"}, {b"1", b"2"}, {b"2"}]
+    # A token that was exchanged lives as long as its successor did then.
+    assert left == [{b"0", b"1", b"2"}, {b"0", b"1", b"2"}, {b"1", b"2"}]
     assert find_sessions(db, ["s"], now_ms=NOW_MS + 11) != {}
 
 

@@ -3,13 +3,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
-from brewos_relay.registry.accounts import add_user
+from brewos_relay.registry.accounts import add_invite, add_user, redeem_invite
+from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.records import Session, User
+from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.records import NewDevice, Session, User
+from brewos_relay.registry.schema import refresh_tokens
 from brewos_relay.registry.sessions import (
+    NOTED_DEVICES,
+    Copied,
+    Refreshed,
     end_session,
     end_sessions,
     find_sessions,
@@ -17,7 +23,7 @@ from brewos_relay.registry.sessions import (
     refresh,
     sessions_of,
 )
-from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
+from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 GRACE_MS = MINUTE_MS
 
@@ -42,15 +48,28 @@ def sign_in(
     )
 
 
-def take(db: Connection, token: str, new: str, *, now_ms: int = NOW_MS) -> Session | None:
-    return refresh(
+def take(db: Connection, token: str, new: str, *, now_ms: int = NOW_MS) -> str | None:
+    """Exchange a token; gives the name of its successor, which is `new` at the first exchange.
+
+    Its salt is its name. "copied" if that ended the session.
+    """
+    outcome = refresh(
         db,
         hash_of(token),
-        new_refresh_hash=hash_of(new),
+        successor_hash=hash_of(new),
+        successor_salt=new.encode(),
         now_ms=now_ms,
         grace_ms=GRACE_MS,
         expires_at_ms=now_ms + DAY_MS,
     )
+    match outcome:
+        case Refreshed(session, salt):
+            assert find_sessions(db, [session.id], now_ms=now_ms) == {session.id: session}
+            assert session.expires_at_ms == now_ms + DAY_MS
+            return salt.decode()
+        case Copied():
+            return "copied"
+    return None
 
 
 def test_a_session_tells_where_and_who(db: Connection, ada: User) -> None:
@@ -106,10 +125,10 @@ def test_sessions_of_a_user_the_last_used_first(db: Connection, ada: User) -> No
 
 def test_refreshing_lengthens_a_session(db: Connection, ada: User) -> None:
     sign_in(db, ada)
-    session = take(db, "t0", "t1", now_ms=NOW_MS + MINUTE_MS)
-    assert session is not None
+    assert take(db, "t0", "t1", now_ms=NOW_MS + MINUTE_MS)
+    session = find_sessions(db, ["s"], now_ms=NOW_MS)["s"]
     assert (session.used_at_ms, session.expires_at_ms) == (NOW_MS + MINUTE_MS, NOW_MS + MINUTE_MS + DAY_MS)
-    assert take(db, "t1", "t2", now_ms=NOW_MS + DAY_MS) is not None
+    assert take(db, "t1", "t2", now_ms=NOW_MS + DAY_MS) == "t2"
 
 
 def test_an_unknown_token_ends_nothing(db: Connection, ada: User) -> None:
@@ -119,58 +138,150 @@ def test_an_unknown_token_ends_nothing(db: Connection, ada: User) -> None:
     assert find_sessions(db, ["s"], now_ms=NOW_MS) != {}
 
 
-def test_two_tabs_that_refresh_at_the_same_time_both_go_on(db: Connection, ada: User) -> None:
+def test_two_tabs_get_the_same_successor_and_go_on_together(db: Connection, ada: User) -> None:
     sign_in(db, ada)
-    assert take(db, "t0", "a1")
-    assert take(db, "t0", "b1", now_ms=NOW_MS + GRACE_MS)
-    for tab in ("a", "b"):
-        for number in range(1, 5):
-            at_ms = NOW_MS + number * 55 * MINUTE_MS
-            assert take(db, f"{tab}{number}", f"{tab}{number + 1}", now_ms=at_ms), (tab, number)
-
-
-def test_a_token_that_nobody_used_runs_out_while_its_session_goes_on(db: Connection, ada: User) -> None:
-    sign_in(db, ada)
-    assert take(db, "t0", "a1")
-    assert take(db, "t0", "unused", now_ms=NOW_MS + 1)
-    assert take(db, "t0", "used in the end", now_ms=NOW_MS + 1)
-    assert take(db, "a1", "a2", now_ms=NOW_MS + DAY_MS // 2)
-    assert take(db, "used in the end", "b2", now_ms=NOW_MS + DAY_MS)
-    late_ms = NOW_MS + 1 + DAY_MS
-    assert take(db, "unused", "stolen", now_ms=late_ms) is None
-    assert take(db, "stolen", "more", now_ms=late_ms) is None
-    # Nothing else is wrong, and both tabs go on.
-    assert find_sessions(db, ["s"], now_ms=late_ms) != {}
-    assert take(db, "a2", "a3", now_ms=late_ms)
-    assert take(db, "b2", "b3", now_ms=late_ms)
+    for number in range(5):
+        at_ms = NOW_MS + number * 55 * MINUTE_MS
+        new = f"t{number + 1}"
+        assert take(db, f"t{number}", new, now_ms=at_ms) == new
+        assert take(db, f"t{number}", "another", now_ms=at_ms + GRACE_MS) == new
     assert read_changes(db, 0) == []
 
 
-def test_a_token_is_as_good_as_unknown_when_it_has_run_out(db: Connection, ada: User) -> None:
+def test_a_slow_tab_gets_the_same_successor_in_the_grace_period_although_that_was_used(
+    db: Connection, ada: User
+) -> None:
+    sign_in(db, ada)
+    assert take(db, "t0", "t1") == "t1"
+    assert take(db, "t1", "t2", now_ms=NOW_MS + 1) == "t2"
+    assert take(db, "t0", "another", now_ms=NOW_MS + GRACE_MS) == "t1"
+    assert take(db, "t1", "another", now_ms=NOW_MS + GRACE_MS) == "t2"
+    # That does not lengthen the grace period.
+    assert take(db, "t0", "another", now_ms=NOW_MS + GRACE_MS + 1) == "copied"
+
+
+@pytest.mark.parametrize("hours", [1, 10, 23])
+def test_a_token_whose_answer_was_lost_is_valid_until_its_successor_is_used(
+    db: Connection, ada: User, hours: int
+) -> None:
+    """As with a laptop that slept while it was answered."""
+    sign_in(db, ada)
+    assert take(db, "t0", "t1") == "t1"
+    awake_ms = NOW_MS + hours * 60 * MINUTE_MS
+    assert take(db, "t0", "another", now_ms=awake_ms) == "t1"
+    # The grace period begins again with the answer that arrived, for the other tab.
+    assert take(db, "t1", "t2", now_ms=awake_ms + 1) == "t2"
+    assert take(db, "t0", "another", now_ms=awake_ms + GRACE_MS) == "t1"
+    assert take(db, "t2", "t3", now_ms=awake_ms + 55 * MINUTE_MS) == "t3"
+    assert read_changes(db, 0) == []
+
+
+def test_a_token_lives_as_long_as_the_successor_that_it_leads_to(db: Connection, ada: User) -> None:
+    sign_in(db, ada)
+    last_ms = NOW_MS + DAY_MS - 1
+    assert take(db, "t0", "t1", now_ms=last_ms) == "t1"
+    assert take(db, "t0", "another", now_ms=last_ms + DAY_MS - 1) == "t1"
+    # The successor was sent a second time, and lives a day from then on.
+    assert take(db, "t1", "t2", now_ms=last_ms + 2 * DAY_MS - 2) == "t2"
+
+
+def test_a_token_that_has_expired_is_as_good_as_unknown(db: Connection, ada: User) -> None:
     # Whether or not it has been forgotten by then.
     sign_in(db, ada)
-    assert take(db, "t0", "t1", now_ms=NOW_MS + 1)
+    assert take(db, "t0", "t1") == "t1"
+    assert take(db, "t1", "t2", now_ms=NOW_MS + 2 * GRACE_MS) == "t2"
     assert take(db, "t0", "stolen", now_ms=NOW_MS + DAY_MS) is None
-    assert take(db, "t1", "t2", now_ms=NOW_MS + DAY_MS)
+    assert take(db, "t2", "t3", now_ms=NOW_MS + DAY_MS) == "t3"
+    assert read_changes(db, 0) == []
 
 
-def test_an_old_token_that_comes_back_ends_the_session(db: Connection, ada: User) -> None:
+def test_a_token_used_after_its_successor_ends_the_session(db: Connection, ada: User) -> None:
     sign_in(db, ada)
     sign_in(db, ada, "elsewhere", token="e0")
     assert take(db, "t0", "t1")
-    assert take(db, "t0", "stolen", now_ms=NOW_MS + GRACE_MS + 1) is None
+    assert take(db, "t1", "t2")
+    late_ms = NOW_MS + GRACE_MS + 1
+    assert take(db, "t0", "stolen", now_ms=late_ms) == "copied"
     assert find_sessions(db, ["s"], now_ms=NOW_MS) == {}
-    for token in ("t0", "t1", "stolen"):
-        assert take(db, token, f"new {token}", now_ms=NOW_MS + GRACE_MS + 2) is None
+    for token in ("t0", "t1", "t2", "stolen"):
+        assert take(db, token, f"new {token}", now_ms=late_ms) is None
     [change] = read_changes(db, 0)
     assert (change.kind, change.session_id, change.user_id) == ("session_ended", "s", ada.id)
-    assert take(db, "e0", "e1", now_ms=NOW_MS + GRACE_MS + 2)
+    assert take(db, "e0", "e1", now_ms=late_ms) == "e1"
+
+
+def test_a_thief_who_refreshes_first_is_signed_out_when_the_owner_comes_back(
+    db: Connection, ada: User
+) -> None:
+    sign_in(db, ada)
+    assert take(db, "t0", "t1") == "t1", "by the thief"
+    assert take(db, "t1", "t2", now_ms=NOW_MS + 55 * MINUTE_MS) == "t2", "by the thief"
+    assert take(db, "t0", "another", now_ms=NOW_MS + 60 * MINUTE_MS) == "copied", "by the owner"
+    assert take(db, "t2", "t3", now_ms=NOW_MS + 60 * MINUTE_MS) is None, "by the thief"
+
+
+def test_a_thief_who_is_behind_ends_the_session_also_after_the_owner_went_on(
+    db: Connection, ada: User
+) -> None:
+    sign_in(db, ada)
+    assert take(db, "t0", "t1") == "t1", "by the thief"
+    assert take(db, "t0", "another", now_ms=NOW_MS + 55 * MINUTE_MS) == "t1", "by the owner"
+    assert take(db, "t1", "t2", now_ms=NOW_MS + 110 * MINUTE_MS) == "t2", "by the owner"
+    assert take(db, "t2", "t3", now_ms=NOW_MS + 165 * MINUTE_MS) == "t3", "by the owner"
+    assert take(db, "t1", "another", now_ms=NOW_MS + 170 * MINUTE_MS) == "copied", "by the thief"
+    assert take(db, "t3", "t4", now_ms=NOW_MS + 220 * MINUTE_MS) is None, "by the owner"
+
+
+def test_the_end_of_a_copied_session_is_in_the_activity_of_its_users_devices(
+    db: Connection, ada: User
+) -> None:
+    ids = sorted(fresh_device_id() for _ in range(NOTED_DEVICES + 1))
+    add_devices(db, [NewDevice(id=id_, key_hash=hash_of(id_), user_id=ada.id) for id_ in ids], now_ms=NOW_MS)
+    sign_in(db, ada)
+    take(db, "t0", "t1")
+    take(db, "t1", "t2")
+    late_ms = NOW_MS + GRACE_MS + 1
+    assert [take(db, "t0", "stolen", now_ms=late_ms) for _ in range(2)] == ["copied", None]
+    for device_id in ids[:-1]:
+        [entry] = activity_of(db, device_id)
+        assert (entry.kind, entry.user_id, entry.at_ms) == ("session_copied", ada.id, late_ms)
+    # A user of very many machines does not make that slow.
+    assert activity_of(db, ids[-1]) == []
+
+
+def test_a_token_exchanged_by_an_earlier_version_is_valid_in_its_grace_period_alone(
+    db: Connection, ada: User
+) -> None:
+    sign_in(db, ada)
+    sign_in(db, ada, "elsewhere", token="e0")
+    db.execute(update(refresh_tokens).values(replaced_at_ms=NOW_MS))
+    assert take(db, "t0", "t1", now_ms=NOW_MS + GRACE_MS) == "t1"
+    assert take(db, "t0", "another", now_ms=NOW_MS + 10 * GRACE_MS) == "t1"
+    assert take(db, "e0", "e1", now_ms=NOW_MS + GRACE_MS + 1) == "copied"
+    assert take(db, "t1", "t2", now_ms=NOW_MS + 10 * GRACE_MS) == "t2"
 
 
 def test_a_clock_that_was_set_back_ends_no_session(db: Connection, ada: User) -> None:
     sign_in(db, ada)
-    assert take(db, "t0", "a1")
-    assert take(db, "t0", "b1", now_ms=NOW_MS - 10 * MINUTE_MS)
+    assert take(db, "t0", "t1") == "t1"
+    assert take(db, "t1", "t2") == "t2"
+    assert take(db, "t0", "another", now_ms=NOW_MS - 10 * MINUTE_MS) == "t1"
+
+
+def test_a_link_is_not_redeemed_again_once_a_session_was_ended(db: Connection, ada: User) -> None:
+    add_invite(
+        db,
+        email=ada.email,
+        token_hash=hash_of("link"),
+        is_admin=False,
+        expires_at_ms=NOW_MS + DAY_MS,
+        now_ms=NOW_MS,
+    )
+    assert redeem_invite(db, hash_of("link"), nonce_hash=hash_of("nonce"), now_ms=NOW_MS) == ada
+    sign_in(db, ada)
+    assert redeem_invite(db, hash_of("link"), nonce_hash=hash_of("nonce"), now_ms=NOW_MS) == ada
+    assert end_sessions(db, ada.id, now_ms=NOW_MS) == 1
+    assert redeem_invite(db, hash_of("link"), nonce_hash=hash_of("nonce"), now_ms=NOW_MS) is None
 
 
 def test_ending_a_session(db: Connection, ada: User) -> None:
@@ -197,18 +308,34 @@ def test_ending_all_sessions_of_a_user(db: Connection, ada: User) -> None:
     assert list(find_sessions(db, ["one", "two", "his"], now_ms=NOW_MS)) == ["his"]
 
 
-def test_one_token_from_many_threads_at_once(database: Database) -> None:
+def test_one_token_from_many_threads_at_once_has_one_successor(database: Database) -> None:
     with database.writing() as db:
         sign_in(db, add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS))
 
-    def go(number: int) -> Session | None:
+    def go(number: int) -> str | None:
         with database.writing() as db:
-            return take(db, "t0", f"t0.{number}")
+            return take(db, "t0", f"t1.{number}")
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(go, range(8)))
+        (successor,) = set(pool.map(go, range(8)))
+    assert successor is not None
     with database.writing() as db:
-        assert all(take(db, f"t0.{number}", f"t1.{number}") for number in range(8))
+        assert take(db, successor, "t2") == "t2"
+
+
+def test_a_token_and_its_successor_from_many_threads_at_once_cross_nothing(database: Database) -> None:
+    with database.writing() as db:
+        sign_in(db, add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS))
+        take(db, "t0", "t1")
+
+    def go(number: int) -> str | None:
+        with database.writing() as db:
+            return take(db, f"t{number % 2}", f"t2.{number}", now_ms=NOW_MS + number)
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(go, range(32)))
+    assert set(outcomes[::2]) == {"t1"}
+    assert len(set(outcomes[1::2])) == 1
 
 
 def test_no_token_is_good_after_its_session(database: Database) -> None:
@@ -225,8 +352,8 @@ def test_no_token_is_good_after_its_session(database: Database) -> None:
     @given(steps=steps)
     def lives(steps: list[tuple[str, int, int]]) -> None:
         session_id = f"session {next(names)}"
-        tokens = [f"{session_id} first"]
-        replaced_at_ms: dict[str, int] = {}
+        tokens = [f"{session_id} 0"]  # each is the successor of the one before
+        exchanged_at_ms: list[int] = []
         now_ms, over = NOW_MS, False
         with database.writing() as db:
             sign_in(db, ada, session_id, token=tokens[0])
@@ -236,13 +363,22 @@ def test_no_token_is_good_after_its_session(database: Database) -> None:
                     assert end_session(db, session_id, now_ms=now_ms) is not over
                     over = True
                     continue
-                token, new = tokens[which % len(tokens)], f"{session_id} {len(tokens)}"
-                late = now_ms - replaced_at_ms.setdefault(token, now_ms) > GRACE_MS
-                good = take(db, token, new, now_ms=now_ms) is not None
-                assert good is (not over and not late)
-                over = over or late
+                number = which % len(tokens)
+                outcome = take(db, tokens[number], f"{session_id} {len(tokens)}", now_ms=now_ms)
+                successor_used = number + 1 < len(exchanged_at_ms)
+                late = successor_used and now_ms - exchanged_at_ms[number] > GRACE_MS
+                if over:
+                    assert outcome is None
+                elif late:
+                    assert outcome == "copied"
+                    over = True
+                else:
+                    if number + 1 == len(tokens):
+                        tokens.append(f"{session_id} {len(tokens)}")
+                        exchanged_at_ms.append(now_ms)
+                    elif not successor_used:
+                        exchanged_at_ms[number] = now_ms
+                    assert outcome == tokens[number + 1]
                 assert bool(find_sessions(db, [session_id], now_ms=now_ms)) is not over
-                if good:
-                    tokens.append(new)
 
     lives()

@@ -66,6 +66,7 @@ def create_app(
     web_dist_path: Path | None,
     body_bytes: int = 64 * 1024,
     hsts: bool = True,
+    demo: bool = False,
     throttles: Throttles | None = None,
     problems: Problems | None = None,
     metrics: MetricsPage | None = None,
@@ -75,6 +76,7 @@ def create_app(
 
     `web_dist_path` is the folder of a built single-page app; None for the pages that come with the relay.
     `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
+    `demo` tells pages that this is a demo.
     `problems` gives the reasons why nobody should be sent here now; `metrics` is what /metrics shows, None
     for nothing; `counters` count what is refused since somebody asks too often.
     Raises errors.SettingsError if that folder holds no app.
@@ -157,7 +159,7 @@ def create_app(
     if metrics is not None:
         app.register_blueprint(metrics_blueprint(metrics))
     app.register_blueprint(
-        info_blueprint(accounts=accounts, keys=keys, has_web_app=web_dist_path is not None)
+        info_blueprint(accounts=accounts, keys=keys, has_web_app=web_dist_path is not None, demo=demo)
     )
     app.register_blueprint(openapi_blueprint())
     app.register_blueprint(console_blueprint(beside_app=web_dist_path is not None))

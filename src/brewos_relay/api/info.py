@@ -34,6 +34,7 @@ class WaysIn(msgspec.Struct):
 
 class Info(msgspec.Struct, rename="camel"):
     """What this server is; `web_app` says whether a built web app is served beside the relay's own pages.
+    `demo` is whether this is `brewos-relay demo`, whose own link signs in without a click.
 
     The firmware is the machine's, and an app knows which build of itself it is: it shows that for None.
     """
@@ -45,6 +46,7 @@ class Info(msgspec.Struct, rename="camel"):
     firmware_version: str | None
     web_version: str | None
     web_app: bool
+    demo: bool
     sign_in: WaysIn
 
 
@@ -69,7 +71,9 @@ def own_version() -> str:
         return "0+unknown"
 
 
-def info_blueprint(*, accounts: AccountRules, keys: KeyRing, has_web_app: bool) -> Blueprint:
+def info_blueprint(
+    *, accounts: AccountRules, keys: KeyRing, has_web_app: bool, demo: bool = False
+) -> Blueprint:
     """Make the blueprint. Without `mode: cloud` an app would take this server for a machine."""
     blueprint = Blueprint("info", __name__)
     answer = Info(
@@ -80,6 +84,7 @@ def info_blueprint(*, accounts: AccountRules, keys: KeyRing, has_web_app: bool) 
         firmware_version=None,
         web_version=None,
         web_app=has_web_app,
+        demo=demo,
         sign_in=WaysIn(
             google=accounts.google_client_id,
             facebook="facebook" in accounts.verifiers,

@@ -1,5 +1,6 @@
 """A session, from its start on: what an app keeps of it, and how a new one is begun."""
 
+import logging
 import time
 import uuid
 from typing import Final
@@ -11,11 +12,13 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.bodies import Unshown
 from brewos_relay.api.callers import current_caller
 from brewos_relay.api.needs import Registry
-from brewos_relay.auth.secrets import generate_secret_token, hash_token
+from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import sessions
-from brewos_relay.registry.records import Session, User
+from brewos_relay.registry.records import User
+
+log = logging.getLogger(__name__)
 
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
@@ -66,23 +69,31 @@ class SessionStarter:
         return self._tokens(person, session_id, refresh_token)
 
     async def go_on(self, refresh_token: str) -> SessionTokens | None:
-        """Exchange a refresh token for new tokens; None if it is no good. Raises RegistryError."""
-        new_token = generate_secret_token()
+        """Exchange a refresh token for new tokens; None if it is not valid. Raises RegistryError."""
+        salt = generate_salt()
         at_ms = now_ms()
-        session: Session | None = await self._store.write_anonymous(
+        outcome = await self._store.write_anonymous(
             sessions.refresh,
             hash_token(refresh_token),
-            new_refresh_hash=hash_token(new_token),
+            successor_hash=hash_token(derive_token(refresh_token, salt)),
+            successor_salt=salt,
             now_ms=at_ms,
             grace_ms=self._accounts.refresh_grace_s * 1000,
             expires_at_ms=at_ms + self._accounts.refresh_ttl_s * 1000,
         )
-        if session is None:
-            # If it was one that had been replaced long ago, its session has just been ended.
+        if isinstance(outcome, sessions.Copied):
+            log.warning(
+                "session %s of user %s was ended: a copied refresh token was used",
+                outcome.session_id,
+                outcome.user_id,
+            )
             await self._store.catch_up()
             return None
+        if outcome is None:
+            return None
+        session = outcome.session
         person = Person(session.user_id, session.email, session.name or "", session.picture_url)
-        return self._tokens(person, session.id, new_token)
+        return self._tokens(person, session.id, derive_token(refresh_token, outcome.salt))
 
     def _tokens(self, person: Person, session_id: str, refresh_token: str) -> SessionTokens:
         now_s = int(time.time())

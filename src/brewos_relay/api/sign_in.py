@@ -1,8 +1,9 @@
 """POST /api/auth/google, oidc, facebook, invite and password: the ways in."""
 
 import logging
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 import trio
 from quart import Blueprint, Response, request
 
@@ -28,6 +29,10 @@ _THREADS: Final = 4
 """How many proofs are looked at at a time: it can take asking whoever made them."""
 
 
+Nonce = Annotated[str, msgspec.Meta(min_length=22, max_length=128)]
+"""At least 128 random bits in base64, made by a browser and kept there."""
+
+
 class CredentialBody(Unshown):
     """What `POST /api/auth/google` and `POST /api/auth/oidc` take: an ID token."""
 
@@ -41,9 +46,13 @@ class FacebookBody(Unshown, rename="camel"):
 
 
 class InviteBody(Unshown):
-    """What `POST /api/auth/invite` takes: what a one-time link has after `#invite=`."""
+    """What `POST /api/auth/invite` takes: what a one-time link has after `#invite=`.
+
+    With a `nonce`, a random text of its own, a browser can send the same request again for a minute.
+    """
 
     token: ShortText
+    nonce: Nonce | None = None
 
 
 class PasswordBody(Unshown):
@@ -131,7 +140,12 @@ def sign_in_blueprint(
     async def invite() -> Response:
         count_attempt()
         body = await body_of(request, InviteBody)
-        user = await store.write_anonymous(registered.redeem_invite, hash_token(body.token), now_ms=now_ms())
+        user = await store.write_anonymous(
+            registered.redeem_invite,
+            hash_token(body.token),
+            nonce_hash=None if body.nonce is None else hash_token(body.nonce),
+            now_ms=now_ms(),
+        )
         if user is None:
             raise Refused(
                 "This link is no good any more: it was used, or it has expired. Ask for a new one.",

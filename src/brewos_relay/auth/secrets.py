@@ -1,11 +1,14 @@
 """Secrets of this server, and to carry around: long tokens, short codes to type, the hashes that are kept."""
 
 import hashlib
+import hmac
 import secrets
+from base64 import urlsafe_b64encode
 from typing import Final
 
 _SIGNING_BYTES: Final = 48
 _TOKEN_BYTES: Final = 32
+_SUCCESSOR: Final = b"brewos-relay successor of a token\0"
 
 # Crockford's base32: no I, L, O or U, which are taken for other characters, or make words.
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -29,6 +32,21 @@ def generate_secret() -> str:
 def generate_secret_token() -> str:
     """Make a token of 256 random bits: 43 characters that need no escaping in a URL."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
+
+
+def generate_salt() -> bytes:
+    """Make a salt for `derive_token`: 256 random bits."""
+    return secrets.token_bytes(_TOKEN_BYTES)
+
+
+def derive_token(token: str, salt: bytes) -> str:
+    """Derive a token's successor: HMAC-SHA256 of a salt, with the token as its key, 43 characters.
+
+    It takes both: the registry has the salt, and of the token a hash; a client has the token alone.
+    """
+    key = token.encode("utf-8", "surrogatepass")
+    digest = hmac.digest(key, _SUCCESSOR + salt, "sha256")
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def hash_token(text: str) -> bytes:

@@ -92,8 +92,8 @@ class _Session(msgspec.Struct, frozen=True, rename="camel"):
 class SessionTokens:
     """The tokens of a session that goes on for as long as somebody uses it: an app can live on it for weeks.
 
-    The session is in a file that only its owner can read (0600), and that is written anew at each exchange,
-    as a refresh token is good once: so each app, and each process, needs a session and a file of its own.
+    The session is in a file that only its owner can read (0600). Each exchange replaces the refresh token in
+    it, so each app, and each process, needs a session and a file of its own.
     The file has what the relay answers to somebody who signs in; `sign_in` makes one.
     """
 

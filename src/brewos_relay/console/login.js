@@ -4,7 +4,10 @@ import { ask, askSignedIn } from "./api.js";
 import { byId, nextPage, tell, whenAsked } from "./page.js";
 import { forget, keep, kept } from "./session.js";
 
+const NONCE = "brewos_relay_nonce";
 const problem = byId("problem");
+const info = ask("GET", "/api/info");
+info.catch(() => {}); // the page works without it
 const sections = ["invited", "here", "sign-in", "choose"];
 
 function show(name, title) {
@@ -21,19 +24,33 @@ function inviteToken() {
   return new URLSearchParams(location.hash.slice(1)).get("invite");
 }
 
-/** Whether a link signs in as soon as it is opened: that of a demo does, on the computer that it runs on. */
-function isDemo() {
-  const isHere = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  return isHere && new URLSearchParams(location.hash.slice(1)).has("demo");
+/** Whether this link may sign in without a click: the server says that it is a demo, and the link is the demo's. */
+async function isDemo() {
+  const linked = new URLSearchParams(location.hash.slice(1)).has("demo");
+  return linked && (await info.catch(() => null))?.demo === true;
+}
+
+/** Give this tab's nonce: with it, the tab can redeem a link again for a minute, if the answer was lost. */
+function nonce() {
+  if (!sessionStorage.getItem(NONCE)) {
+    const bytes = crypto.getRandomValues(new Uint8Array(32));
+    sessionStorage.setItem(NONCE, Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(""));
+  }
+  return sessionStorage.getItem(NONCE);
+}
+
+async function showInvited() {
+  byId("server").textContent = location.host;
+  byId("current").textContent = kept()?.user?.email ?? "";
+  byId("replaces").hidden = !kept();
+  show("invited", "Welcome");
+  const token = inviteToken();
+  if ((await isDemo()) && token === inviteToken()) byId("accept").click();
 }
 
 function start() {
   tell(problem);
-  if (inviteToken()) {
-    show("invited", "Welcome");
-    if (isDemo()) byId("accept").click();
-    return;
-  }
+  if (inviteToken()) return showInvited();
   if (new URLSearchParams(location.search).has("expired")) {
     tell(byId("notice"), "Your session has ended. Sign in again.");
   } else if (kept()) {
@@ -44,7 +61,7 @@ function start() {
 }
 
 async function tellOtherWays() {
-  const { webApp, signIn } = await ask("GET", "/api/info");
+  const { webApp, signIn } = await info;
   // Those need scripts of others, which the web app loads; here nothing is loaded from anywhere else.
   const others = [signIn.google && "Google", signIn.facebook && "Facebook"].filter(Boolean);
   if (webApp && others.length) {
@@ -54,10 +71,10 @@ async function tellOtherWays() {
 }
 
 whenAsked(byId("accept"), problem, async () => {
-  const inDemo = isDemo();
+  const inDemo = await isDemo();
   let session;
   try {
-    session = await ask("POST", "/api/auth/invite", { token: inviteToken() });
+    session = await ask("POST", "/api/auth/invite", { token: inviteToken(), nonce: nonce() });
   } catch (failure) {
     if (failure.status === 401) {
       history.replaceState(null, "", location.pathname + location.search);
@@ -66,6 +83,7 @@ whenAsked(byId("accept"), problem, async () => {
     throw failure;
   }
   keep(session);
+  sessionStorage.removeItem(NONCE);
   history.replaceState(null, "", location.pathname + location.search);
   if (inDemo) return goOn();
   byId("account").value = session.user.email;

@@ -45,18 +45,17 @@ export function goToLogin({ expired = false } = {}) {
   location.replace(`/login?${asked}`);
 }
 
-/** Give the page to go on to after signing in: one of this server, whatever the address says. */
+/** Give the URL of the page to go on to after signing in: one of this server, whatever the address asks for. */
 export function nextPage() {
-  const next = new URLSearchParams(location.search).get("next") ?? "/";
   try {
-    const url = new URL(next, location.origin);
-    if (next.startsWith("/") && url.origin === location.origin && url.pathname !== "/login") {
-      return url.pathname + url.search + url.hash;
-    }
+    const url = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
+    // The parsed URL alone says where a browser goes: "/..//evil" is a path here, and its path read again a host.
+    const isHere = url.protocol === location.protocol && url.host === location.host && !url.username && !url.password;
+    if (isHere && url.pathname !== "/login") return url.href;
   } catch {
     // no address at all
   }
-  return "/";
+  return new URL("/", location.origin).href;
 }
 
 /** Write a time (ISO 8601) as people say it: "3 minutes ago". */

@@ -18,7 +18,10 @@ from brewos_relay.registry.access import leave
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.records import Identity, User
-from brewos_relay.registry.schema import device_users, identities, invites, users
+from brewos_relay.registry.schema import device_users, identities, invites, redeemed_invites, users
+
+REDEEMED_MS: Final = 60_000
+"""For how long the browser that redeemed an invite may do so again."""
 
 _EMAIL_CHARS: Final = 320
 _NAME_CHARS: Final = 100
@@ -61,6 +64,12 @@ _INVITED: Final = (
     select(invites.c.is_admin)
     .where(invites.c.email == bindparam("wanted"))
     .where(invites.c.expires_at_ms > bindparam("now_ms"))
+)
+_REDEEMED_BY: Final = (
+    select(redeemed_invites.c.user_id)
+    .where(redeemed_invites.c.token_hash == bindparam("token"))
+    .where(redeemed_invites.c.nonce_hash == bindparam("nonce"))
+    .where(redeemed_invites.c.expires_at_ms > bindparam("now_ms"))
 )
 _ANY: Final = select(exists(select(users.c.id)))
 _DEVICES: Final = select(device_users.c.device_id).where(device_users.c.user_id == bindparam("of_user"))
@@ -164,18 +173,29 @@ def add_invite(
     db.execute(insert(invites), row)
 
 
-def redeem_invite(db: Connection, token_hash: bytes, *, now_ms: int) -> User | None:
-    """Use an invite up, and give the account, which is made if there is none; None if it is not good."""
+def redeem_invite(
+    db: Connection, token_hash: bytes, *, nonce_hash: bytes | None = None, now_ms: int
+) -> User | None:
+    """Use an invite up, and give the account, which is made if there is none; None if it is not good.
+
+    A browser that sends the same nonce again within `REDEEMED_MS` gets the same account again, since it may
+    not have received the first answer.
+    """
     # One statement: of two that come with the same token, one finds nothing to delete.
     used = delete(invites).where(invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
     invite = db.execute(used.returning(invites.c.email, invites.c.is_admin)).one_or_none()
     if invite is None:
-        return None
+        again = {"token": token_hash, "nonce": nonce_hash, "now_ms": now_ms}
+        user_id = None if nonce_hash is None else db.scalar(_REDEEMED_BY, again)
+        return None if user_id is None else find_user(db, user_id)
     user = find_user_by_email(db, invite.email)
     if user is None:
-        return _make(db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms)
-    if invite.is_admin:
+        user = _make(db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms)
+    elif invite.is_admin:
         set_admin(db, user.id, True)
+    if nonce_hash is not None:
+        row = {"token_hash": token_hash, "nonce_hash": nonce_hash, "user_id": user.id}
+        db.execute(insert(redeemed_invites), {**row, "expires_at_ms": now_ms + REDEEMED_MS})
     return find_user(db, user.id)
 
 

@@ -13,6 +13,7 @@ from brewos_relay.registry.schema import (
     device_users,
     devices,
     invites,
+    redeemed_invites,
     refresh_tokens,
     sessions,
     shares,
@@ -32,7 +33,7 @@ def prune(db: Connection, *, now_ms: int) -> bool:
     themselves and that nobody has: those that were not seen for a month, and all but the 50,000 that were
     seen last, since anybody can register as many as they like. True if there are more of these to delete.
     """
-    for table in (sessions, refresh_tokens, invites, claims, shares):
+    for table in (sessions, refresh_tokens, invites, redeemed_invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
     db.execute(delete(device_users).where(device_users.c.until_ms <= now_ms))
     db.execute(delete(changes).where(changes.c.at_ms <= now_ms - CHANGES_KEPT_MS))

@@ -117,6 +117,18 @@ invites = Table(
     sqlite_with_rowid=False,
 )
 
+# Invites that a browser has just redeemed: it may ask again if the answer was lost.
+redeemed_invites = Table(
+    "redeemed_invites",
+    metadata,
+    Column("token_hash", LargeBinary(32), primary_key=True),
+    # SHA-256 of a random text that the browser sent along.
+    Column("nonce_hash", LargeBinary(32), nullable=False),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 sessions = Table(
     "sessions",
     metadata,
@@ -130,7 +142,7 @@ sessions = Table(
     sqlite_with_rowid=False,
 )
 
-# Those that were replaced stay until they would have run out, so that one that comes back late is noticed.
+# A token that was exchanged stays until it expires, so that its use after its successor's is detected.
 refresh_tokens = Table(
     "refresh_tokens",
     metadata,
@@ -140,7 +152,10 @@ refresh_tokens = Table(
     ),
     # Its own: a session goes on with others, and one that nobody uses must not stay good for as long.
     Column("expires_at_ms", BigInteger, nullable=False),
+    # When it was exchanged, and what its successor is derived with. The successor itself is not stored.
     Column("replaced_at_ms", BigInteger),
+    Column("successor_hash", LargeBinary(32)),
+    Column("successor_salt", LargeBinary(32)),
     Index("refresh_tokens_by_end", "expires_at_ms"),
     sqlite_with_rowid=False,
 )

@@ -1,20 +1,26 @@
 """Sessions: where people are signed in, and the refresh tokens that keep them so.
 
-A refresh token is good once, and then for a moment more, so that two tabs that refresh at the same time both
-go on. One that comes back later than that is a copy, or its owner's after a copy was used: nobody can tell,
-so the session ends for both. Each token runs out by itself, whether or not its session goes on with others,
-and is as good as unknown then.
+A refresh token is exchanged for its successor. It has exactly one, which two tabs both receive, and which is
+sent again if the first answer was lost. The successor is derived from the token and a stored salt, so only a
+holder of the token can compute it. A token stays valid until its successor was used, and during a grace
+period after its own exchange. A later use means that there are two holders: one of them has a copy, and
+the session ends for both. A token that has expired is treated as unknown.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
-from brewos_relay.registry.records import Session
-from brewos_relay.registry.schema import refresh_tokens, sessions, users
+from brewos_relay.registry.records import Activity, Session
+from brewos_relay.registry.schema import device_users, redeemed_invites, refresh_tokens, sessions, users
+
+NOTED_DEVICES: Final = 100
+"""The end of a copied session is noted with at most this many devices of its user."""
 
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
@@ -32,8 +38,35 @@ _TOKEN: Final = (
     select(refresh_tokens)
     .where(refresh_tokens.c.token_hash == bindparam("token"))
     .where(refresh_tokens.c.expires_at_ms > bindparam("now_ms"))
-    .with_for_update()
 )
+_LOCKED: Final = (
+    select(sessions.c.id)
+    .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
+    .where(refresh_tokens.c.token_hash == bindparam("token"))
+    .with_for_update(of=sessions)
+)
+_DEVICES: Final = (
+    select(device_users.c.device_id)
+    .where(device_users.c.user_id == bindparam("of_user"))
+    .order_by(device_users.c.device_id)
+    .limit(NOTED_DEVICES)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A session that goes on; `salt` is what the successor of the token is derived with."""
+
+    session: Session
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A session that was ended because a token was used after its successor."""
+
+    session_id: str
+    user_id: str
 
 
 def open_session(
@@ -71,29 +104,50 @@ def refresh(
     db: Connection,
     refresh_hash: bytes,
     *,
-    new_refresh_hash: bytes,
+    successor_hash: bytes,
+    successor_salt: bytes,
     now_ms: int,
     grace_ms: int,
     expires_at_ms: int,
-) -> Session | None:
-    """Take a refresh token in exchange for a new one, and let its session go on; None if it is not good.
+) -> Refreshed | Copied | None:
+    """Exchange a refresh token for its successor, and prolong the session; None if the token is unknown.
 
-    One that was taken at most `grace_ms` ago is taken again; one that was taken before that ends its session.
-    `expires_at_ms` is when the new one runs out, and the session, if nothing of it is used until then.
+    The first exchange stores `successor_hash` and `successor_salt`; later ones give the stored salt. If the
+    successor was used, the session ends, unless the token was exchanged at most `grace_ms` ago.
+    `expires_at_ms` is the new end of the session and of the successor, and of the token while it leads there.
     """
-    token = db.execute(_TOKEN, {"token": refresh_hash, "now_ms": now_ms}).one_or_none()
-    if token is None or not find_sessions(db, [token.session_id], now_ms=now_ms):
+    # The session's row comes first, as when a session ends: two tokens of one session take turns.
+    db.execute(_LOCKED, {"token": refresh_hash})
+    token = _find_token(db, refresh_hash, now_ms=now_ms)
+    session = None if token is None else _find_session(db, token.session_id, now_ms=now_ms)
+    if token is None or session is None:
         return None
-    if token.replaced_at_ms is None:
-        taken = update(refresh_tokens).where(refresh_tokens.c.token_hash == refresh_hash)
-        db.execute(taken.values(replaced_at_ms=now_ms))
-    elif now_ms - token.replaced_at_ms > grace_ms:
-        end_session(db, token.session_id, now_ms=now_ms)
-        return None
-    _add_token(db, token.session_id, new_refresh_hash, expires_at_ms=expires_at_ms)
-    used = update(sessions).where(sessions.c.id == token.session_id)
+    salt = successor_salt
+    successor = None
+    if token.successor_hash is not None:  # earlier versions stored none
+        successor = _find_token(db, token.successor_hash, now_ms=now_ms)
+    is_current = successor is not None and successor.replaced_at_ms is None
+    in_grace = token.replaced_at_ms is None or now_ms - token.replaced_at_ms <= grace_ms
+    if not (is_current or in_grace):
+        _end_copied(db, session, now_ms=now_ms)
+        return Copied(session.id, session.user_id)
+    if successor is None:
+        _add_token(db, session.id, successor_hash, expires_at_ms=expires_at_ms)
+    else:
+        successor_hash, salt = token.successor_hash, token.successor_salt
+    if successor is None or is_current:
+        _change_token(
+            db,
+            refresh_hash,
+            replaced_at_ms=now_ms,
+            successor_hash=successor_hash,
+            successor_salt=salt,
+            expires_at_ms=expires_at_ms,
+        )
+        _change_token(db, successor_hash, expires_at_ms=expires_at_ms)
+    used = update(sessions).where(sessions.c.id == session.id)
     db.execute(used.values(used_at_ms=now_ms, expires_at_ms=expires_at_ms))
-    return find_sessions(db, [token.session_id], now_ms=now_ms).get(token.session_id)
+    return Refreshed(replace(session, used_at_ms=now_ms, expires_at_ms=expires_at_ms), salt)
 
 
 def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[str, Session]:
@@ -124,8 +178,10 @@ def end_sessions(db: Connection, user_id: str, *, now_ms: int) -> int:
 
 
 def _end(db: Connection, ended: Any, *, now_ms: int) -> int:
-    # Their refresh tokens go with them.
+    # Their refresh tokens go with them, and the right to redeem a link again, which would begin another.
     rows = db.execute(ended.returning(sessions.c.id, sessions.c.user_id)).all()
+    for user_id in {user_id for _, user_id in rows}:
+        db.execute(delete(redeemed_invites).where(redeemed_invites.c.user_id == user_id))
     for session_id, user_id in rows:
         note_change(db, "session_ended", session_id=session_id, user_id=user_id, now_ms=now_ms)
     return len(rows)
@@ -134,6 +190,31 @@ def _end(db: Connection, ended: Any, *, now_ms: int) -> int:
 def _add_token(db: Connection, session_id: str, refresh_hash: bytes, *, expires_at_ms: int) -> None:
     row = {"token_hash": refresh_hash, "session_id": session_id, "expires_at_ms": expires_at_ms}
     db.execute(insert(refresh_tokens), row)
+
+
+def _change_token(db: Connection, token_hash: bytes, **values: Any) -> None:
+    db.execute(update(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash).values(**values))
+
+
+def _find_token(db: Connection, token_hash: bytes, *, now_ms: int) -> Any:
+    return db.execute(_TOKEN, {"token": token_hash, "now_ms": now_ms}).one_or_none()
+
+
+def _find_session(db: Connection, session_id: str, *, now_ms: int) -> Session | None:
+    return find_sessions(db, [session_id], now_ms=now_ms).get(session_id)
+
+
+def _end_copied(db: Connection, session: Session, *, now_ms: int) -> None:
+    """End a session of which a token was copied, and tell the owners of what its user could reach."""
+    end_session(db, session.id, now_ms=now_ms)
+    devices = db.scalars(_DEVICES, {"of_user": session.user_id}).all()
+    add_activity(
+        db,
+        [
+            Activity(device_id=device_id, at_ms=now_ms, kind="session_copied", user_id=session.user_id)
+            for device_id in devices
+        ],
+    )
 
 
 def _cut(text: str | None, chars: int) -> str | None:

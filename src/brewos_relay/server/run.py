@@ -72,10 +72,12 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings, *, hurry: trio.Event | None = None) -> AsyncIterator[Server]:
+async def open_server(
+    settings: Settings, *, hurry: trio.Event | None = None, demo: bool = False
+) -> AsyncIterator[Server]:
     """Open the whole server. Leaving the block drains it: new peers are refused, those there are closed well.
 
-    Setting `hurry` shortens the drain, see `Relay.drain`.
+    Setting `hurry` shortens the drain, see `Relay.drain`. `demo` tells pages that this is a demo.
 
     Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is no good.
 
@@ -131,6 +133,7 @@ async def open_server(settings: Settings, *, hurry: trio.Event | None = None) ->
                     web_dist_path=settings.web_dist_path,
                     body_bytes=settings.limits.http_body_bytes,
                     hsts=not settings.tls_self_signed,
+                    demo=demo,
                     problems=Readiness(relay=relay, store=store, tls=tls).problems,
                     metrics=MetricsPage(metrics.render, settings.metrics_token)
                     if settings.metrics_token
