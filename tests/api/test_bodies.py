@@ -9,6 +9,8 @@ from brewos_relay.api import passwords, session_routes, sessions, sign_in
 from brewos_relay.api.answers import Refused, error_answer
 from brewos_relay.api.bodies import Unshown, body_of, printable, query_of
 
+JSON = {"Content-Type": "application/json"}
+
 
 class Thing(msgspec.Struct, rename="camel"):
     device_id: Annotated[str, msgspec.Meta(max_length=12)]
@@ -36,13 +38,28 @@ def app() -> QuartTrio:
     return app
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "multipart/form-data", None])
-async def test_a_body_is_read_whatever_it_claims_to_be(app: QuartTrio, content_type: str | None) -> None:
-    headers = {"Content-Type": content_type} if content_type is not None else {}
-    sent = app.test_client().post("/thing", data=b'{"deviceId":"a","more":[1]}', headers=headers)
-    response = await sent
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"]
+)
+async def test_a_body_that_is_declared_as_json_is_read(app: QuartTrio, content_type: str) -> None:
+    headers = {"Content-Type": content_type}
+    response = await app.test_client().post("/thing", data=b'{"deviceId":"a","more":[1]}', headers=headers)
     assert response.status_code == 200
     assert await response.get_json() == {"id": "a", "count": 0}
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *(None, "", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded"),
+        *("text/plain; application/json", "text/plain, application/json", "application/jsonp", "json"),
+    ],
+)
+async def test_a_body_that_a_form_can_send_is_refused(app: QuartTrio, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type is not None else {}
+    response = await app.test_client().post("/thing", data=b'{"deviceId":"a"}', headers=headers)
+    assert response.status_code == 415
+    assert "application/json" in (await response.get_json())["error"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +83,7 @@ async def test_a_body_is_read_whatever_it_claims_to_be(app: QuartTrio, content_t
     ],
 )
 async def test_a_body_of_another_shape_is_a_400_that_does_not_repeat_it(app: QuartTrio, body: bytes) -> None:
-    response = await app.test_client().post("/thing", data=body)
+    response = await app.test_client().post("/thing", data=body, headers=JSON)
     assert response.status_code == 400
     error = (await response.get_json())["error"]
     assert error.endswith(".")
@@ -74,7 +91,7 @@ async def test_a_body_of_another_shape_is_a_400_that_does_not_repeat_it(app: Qua
 
 
 async def test_the_place_of_a_mistake_is_told(app: QuartTrio) -> None:
-    response = await app.test_client().post("/thing", data=b'{"deviceId":"a","count":[]}')
+    response = await app.test_client().post("/thing", data=b'{"deviceId":"a","count":[]}', headers=JSON)
     assert "$.count" in (await response.get_json())["error"]
 
 

@@ -52,7 +52,7 @@ async def test_health_and_pages_are_not_counted(tmp_path: Path, path: str) -> No
 async def test_registrations_have_limits_of_their_own(tmp_path: Path) -> None:
     async with open_household(tmp_path, throttles=one_request_each()) as house:
         for _ in range(3):
-            assert (await house.app.test_client().post("/api/devices/register-claim")).status_code == 400
+            assert (await house.app.test_client().post("/api/devices/register-claim")).status_code == 415
 
 
 async def test_a_refusal_is_json_and_says_when_to_come_back(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ class Household:
             headers["Authorization"] = f"Bearer {token}"
         if body is not None:
             data = msgspec.json.encode(body)
+        if data is not None:
+            headers["Content-Type"] = "application/json"
         with trio.fail_after(10):
             response = await self.app.test_client().open(
                 f"/api{path}", method=method, headers=headers, data=data, json=sentinel

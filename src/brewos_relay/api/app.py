@@ -1,6 +1,7 @@
 """The web application: every blueprint, and what holds for all of them."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from brewos_relay.api.answers import Refused, error_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.callers import current_caller, note_caller
 from brewos_relay.api.console import console_blueprint
+from brewos_relay.api.cross_site import CrossSite
 from brewos_relay.api.device_users import device_users_blueprint
 from brewos_relay.api.devices import devices_blueprint
 from brewos_relay.api.health import Problems, health_blueprint
@@ -64,6 +66,7 @@ def create_app(
     front: Front,
     accounts: AccountRules,
     web_dist_path: Path | None,
+    allowed_origins: Collection[str] = (),
     body_bytes: int = 64 * 1024,
     hsts: bool = True,
     demo: bool = False,
@@ -75,6 +78,7 @@ def create_app(
     """Make the application that answers everything that is not a WebSocket.
 
     `web_dist_path` is the folder of a built single-page app; None for the pages that come with the relay.
+    `allowed_origins` are those of foreign pages that may send requests that change something.
     `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
     `demo` tells pages that this is a demo.
     `problems` gives the reasons why nobody should be sent here now; `metrics` is what /metrics shows, None
@@ -100,6 +104,7 @@ def create_app(
     throttles = throttles or Throttles()
     counters = counters or RequestCounters()
     signed_in = SignedIn(keys=keys, store=store)
+    cross_site = CrossSite(front=front, allowed_origins=allowed_origins)
     rules = HeaderRules(
         google=accounts.google_client_id is not None,
         facebook="facebook" in accounts.verifiers,
@@ -111,6 +116,7 @@ def create_app(
         note_route(request)
         if _is_api(request.path) and request.path not in _NOT_COUNTED:
             throttles.requests.admit(network_of(current_caller().address))
+        cross_site.check(request, current_caller())
 
     async def add_headers(response: Response) -> Response:
         return rules.complete(

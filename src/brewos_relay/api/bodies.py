@@ -1,11 +1,13 @@
 """What a request carries: a JSON body, or a query, decoded by the shape that it must have."""
 
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 from quart import Request
 
 from brewos_relay.api.answers import Refused
+
+_JSON: Final = "application/json"
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -23,11 +25,14 @@ class Unshown(msgspec.Struct):
 
 
 async def body_of(request: Request, shape: type[Struct]) -> Struct:
-    """Decode a request's body, whatever content type it claims to have; more members are let pass.
+    """Decode a request's body; more members are let pass.
 
-    Raises Refused (400) that says where the mistake is, without repeating what was sent.
+    Raises Refused: 415 unless it is declared as JSON, since forms of foreign pages cannot do so without
+    asking first; 400 that says where the mistake is, without repeating what was sent.
     """
     content = await request.get_data(as_text=False)
+    if request.mimetype != _JSON:
+        raise Refused(f"Send the body as JSON, with 'Content-Type: {_JSON}'.", status=415)
     try:
         return msgspec.json.decode(content, type=shape)
     except msgspec.ValidationError as problem:

@@ -32,9 +32,10 @@ _PATH_PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 _REFUSALS: Final[Mapping[int, str]] = {
     400: "the request cannot be read; the text says what is wrong with it",
     401: "a token is missing or no good",
-    403: "whoever asks may not do this",
+    403: "whoever asks may not do this, or a page of another site asks",
     404: "there is no such thing, or it is not theirs who ask",
     409: "not as things stand now",
+    415: "the body is not declared as application/json",
     422: "the request can be read and makes no sense",
     429: "too many requests; Retry-After says when to come back",
     503: "not at the moment; Retry-After says when to come back",
@@ -90,8 +91,9 @@ def described(
     """Say what the view below does; stands directly above its function, under the route.
 
     `answer` and `body` are types that msgspec knows; `query` is a struct with a field for each parameter of
-    the query. `refusals` are statuses beyond those that follow from the rest: 400 and 413 with a body, 400
-    with a query, 401 with a token, 404 with an id in the path, 429, 431 and 503 always.
+    the query. `refusals` are statuses beyond those that follow from the rest: 400, 413 and 415 with a body,
+    400 with a query, 401 with a token, 403 for all methods but GET, 404 with an id in the path, 429, 431 and
+    503 always.
     """
     description = Description(
         summary=summary,
@@ -230,7 +232,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
     if parameters:
         operation["parameters"] = parameters
     if description.body is not None:
-        refusals.add(400)
+        refusals |= {400, 415}
         too_large["413"] = {"description": "the body is too large; nothing of it was looked at"}
         operation["requestBody"] = {
             "required": not description.body_optional,
@@ -238,6 +240,8 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
         }
     if description.needs_token:
         refusals.add(401)
+    if route.method.upper() != "GET":
+        refusals.add(403)  # to pages of other sites
     problem = _json_content(types.schema_of(Problem))
     operation["responses"] = {
         str(description.status): {

@@ -131,6 +131,7 @@ async def open_server(
                     front=front,
                     accounts=accounts,
                     web_dist_path=settings.web_dist_path,
+                    allowed_origins=settings.allowed_origins,
                     body_bytes=settings.limits.http_body_bytes,
                     hsts=not settings.tls_self_signed,
                     demo=demo,

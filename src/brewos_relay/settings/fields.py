@@ -90,8 +90,8 @@ class Settings:
     web_dist_path: Path | None = None
     """Folder of a built web app to serve; without it, the relay's own pages."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins of pages that may connect as clients, besides the server's own, as in
-    `https://app.example.com`."""
+    """Origins of pages that may connect as clients and send requests that change something, besides the
+    server's own, as in `https://app.example.com`."""
 
     # What can be seen from outside
     metrics_token: str = field(default="", repr=False)
