@@ -1,6 +1,6 @@
 import mimetypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,11 @@ async def get(app: QuartTrio, path: str, *, method: str = "GET", **headers: str)
     response = await ask(path, headers=named, scope_base=scope)
     assert isinstance(response, Response)
     return response
+
+
+def open_files() -> list[Path]:
+    """Give what this process has open."""
+    return [each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +155,96 @@ async def test_links_do_not_lead_out(app: QuartTrio, dist: Path, path: str) -> N
     (dist / "out").symlink_to(dist.parent)
     (dist / "loop").symlink_to(dist / "loop")
     assert SECRET not in await (await get(app, path)).get_data()
+
+
+@pytest.mark.parametrize("path", ["/public.txt", "/settings/config", "/chain.txt", "/well/known"])
+async def test_links_do_not_lead_to_private_files(app: QuartTrio, dist: Path, path: str) -> None:
+    (dist / ".git").mkdir()
+    (dist / ".git" / "config").write_bytes(SECRET)
+    (dist / "assets" / ".well-known").mkdir()
+    (dist / "assets" / ".well-known" / "known").write_bytes(SECRET)
+    (dist / "public.txt").symlink_to(".env")
+    (dist / "settings").symlink_to(".git")
+    (dist / "chain.txt").symlink_to("public.txt")
+    (dist / "well").symlink_to("assets/.well-known")
+    assert await (await get(app, path)).get_data() == INDEX
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/.env", "/%2eenv", "/%2Eenv", "/assets//.env", "/assets/.well-known/known", "/.well-known/.env"),
+        *("/.git/config", "/.git%2fconfig", "/.well-known/.well-known", "/.Well-Known/x", "/..well-known"),
+    ],
+)
+async def test_a_name_that_begins_with_a_dot_is_refused(app: QuartTrio, dist: Path, path: str) -> None:
+    for folder in ("assets/.well-known", ".git", ".Well-Known"):
+        (dist / folder).mkdir()
+        for name in ("known", "config", "x"):
+            (dist / folder / name).write_bytes(SECRET)
+    (dist / ".well-known" / ".env").write_bytes(SECRET)
+    (dist / ".well-known" / ".well-known").write_bytes(SECRET)
+    assert (await get(app, path)).status_code == 404
+
+
+async def test_an_index_that_is_a_link_out_of_the_folder_is_a_wrong_setting(
+    make_app: MakeApp, dist: Path
+) -> None:
+    (dist / "index.html").unlink()
+    (dist / "index.html").symlink_to(dist.parent / "secret.txt")
+    with pytest.raises(SettingsError, match="leads out"):
+        make_app(dist)
+
+
+@pytest.mark.parametrize("swapped", ["sw.js", "assets"])
+async def test_a_link_made_between_the_look_and_the_opening_leads_nowhere(
+    app: QuartTrio, dist: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    elsewhere = dist.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "style-77aa.css").write_bytes(SECRET)
+    target = elsewhere if swapped == "assets" else dist.parent / "secret.txt"
+    open_below = web._open_below
+
+    def swap_first(root: Path, names: Sequence[str]) -> int:
+        if not (dist / swapped).is_symlink():
+            (dist / swapped).rename(dist.parent / "moved")
+            (dist / swapped).symlink_to(target)
+        return open_below(root, names)
+
+    monkeypatch.setattr(web, "_open_below", swap_first)
+    path = "/assets/style-77aa.css" if swapped == "assets" else "/sw.js"
+    response = await get(app, path)
+    assert SECRET not in await response.get_data()
+    assert response.status_code == (404 if swapped == "assets" else 200)
+
+
+async def test_a_file_replaced_after_it_was_found_is_not_sent_in_its_place(
+    app: QuartTrio, dist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = web._find
+
+    def find_and_swap(root: Path, path: str) -> web._File | None:
+        found = find(root, path)
+        (dist / "sw.js").unlink()
+        (dist / "sw.js").write_bytes(SECRET)
+        return found
+
+    monkeypatch.setattr(web, "_find", find_and_swap)
+    # The head was sent; the connection ends.
+    with pytest.raises(ExceptionGroup) as problem:
+        await get(app, "/sw.js")
+    assert problem.value.subgroup(OSError) is not None
+
+
+async def test_no_file_stays_open(app: QuartTrio, dist: Path) -> None:
+    (dist / "leak").symlink_to("/etc")
+    first = await get(app, "/sw.js")
+    for path in ("/sw.js", "/", "/assets/style-77aa.css", "/assets", "/.well-known/x", "/leak/passwd"):
+        await get(app, path)
+        await get(app, path, method="HEAD")
+        await get(app, path, If_None_Match=first.headers["ETag"])
+    assert [file for file in open_files() if file.is_relative_to(dist)] == []
 
 
 async def test_links_inside_are_followed_and_so_is_the_root(

@@ -1,12 +1,15 @@
 """Files for browsers: those of somebody's built single-page app."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import Final
+from typing import BinaryIO, Final, Self
 
 import trio
 from quart import Blueprint, Response, abort, current_app, request
+from quart.wrappers.response import ResponseBody
 from werkzeug.routing import PathConverter
 
 from brewos_relay.errors import SettingsError
@@ -56,11 +59,43 @@ class PagePath(PathConverter):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file that may be sent, as it was when it was found."""
+    """A file that may be sent, as it was when it was found: below `root`, by names that are no links."""
 
-    path: Path
+    root: Path
+    names: tuple[str, ...]
+    device: int
+    inode: int
     size_bytes: int
     changed_ns: int
+
+
+class _FileBody(ResponseBody):
+    """The content of a file. It is opened when it is sent, and must be the one that was found."""
+
+    def __init__(self, found: _File) -> None:
+        self._found = found
+        self._left = found.size_bytes
+        self._file: BinaryIO | None = None
+
+    async def __aenter__(self) -> Self:
+        self._file = await trio.to_thread.run_sync(_open, self._found)
+        return self
+
+    async def __aexit__(self, *_problem: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._file is None or self._left == 0:
+            raise StopAsyncIteration
+        chunk = await trio.to_thread.run_sync(self._file.read, min(READ_BYTES, self._left))
+        if not chunk:
+            raise StopAsyncIteration
+        self._left -= len(chunk)
+        return chunk
 
 
 def web_blueprint(root: Path) -> Blueprint:
@@ -69,9 +104,9 @@ def web_blueprint(root: Path) -> Blueprint:
     Every path that is no file is answered with the app's index.html, since the app has its own idea of paths;
     only below /assets, where names are hashed, a missing file is missing. Raises errors.SettingsError.
     """
-    if not (root / INDEX).is_file():
+    if _find(root, INDEX) is None:
         raise SettingsError(
-            f"WEB_DIST_PATH is {str(root)!r}, where there is no {INDEX}: "
+            f"WEB_DIST_PATH is {str(root)!r}, where there is no {INDEX}, or a link that leads out: "
             "give the folder of a built web app, or leave it out"
         )
     blueprint = Blueprint("web", __name__)
@@ -98,8 +133,7 @@ async def _send(found: _File, *, immutable: bool) -> Response:
 
     Range requests get the whole file, which HTTP allows (RFC 9110 §14.2).
     """
-    body = current_app.response_class.file_body_class(found.path, buffer_size=READ_BYTES)
-    response = current_app.response_class(body, content_type=_content_type(found.path))
+    response = current_app.response_class(_FileBody(found), content_type=_content_type(found.names))
     response.content_length = found.size_bytes
     response.headers["Cache-Control"] = _IMMUTABLE if immutable else REVALIDATE
     response.set_etag(f"{found.changed_ns:x}-{found.size_bytes:x}")
@@ -113,25 +147,64 @@ def _is_plain(path: str, raw_path: bytes) -> bool:
         return False
     if "\\" in path or any(character < " " or character == "\x7f" for character in path):
         return False
-    return all(not part.startswith(".") or part == ".well-known" for part in path.split("/"))
+    return _is_public(path.split("/"))
+
+
+def _is_public(names: Sequence[str]) -> bool:
+    """Whether no name on the way begins with a dot. RFC 8615's folder may, at the top."""
+    return all(
+        not name.startswith(".") or (number == 0 and name == ".well-known")
+        for number, name in enumerate(names)
+    )
 
 
 def _find(root: Path, path: str) -> _File | None:
     """Find a regular file inside of `root`; links may not lead out of it. Runs in a worker thread."""
     try:
         root = root.resolve(strict=True)
-        target = (root / PurePosixPath(path)).resolve(strict=True)
-        if not target.is_relative_to(root):
+        names = (root / PurePosixPath(path)).resolve(strict=True).relative_to(root).parts
+        if not names or not _is_public(names):  # a link may lead to a private file
             return None
-        status = target.stat()
+        file = _open_below(root, names)
+        try:
+            status = os.fstat(file)
+        finally:
+            os.close(file)
     except (OSError, RuntimeError, ValueError):
         return None
     if not S_ISREG(status.st_mode):
         return None
-    return _File(target, status.st_size, status.st_mtime_ns)
+    return _File(root, names, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _content_type(path: Path) -> str:
-    if not path.suffix and path.parent.name == ".well-known":
+def _open(found: _File) -> BinaryIO:
+    """Open a file that was found; OSError if another one has taken its place. Runs in a worker thread."""
+    file = _open_below(found.root, found.names)
+    status = os.fstat(file)
+    now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if now != (found.device, found.inode, found.size_bytes, found.changed_ns):
+        os.close(file)
+        raise OSError(f"{'/'.join(found.names)} was replaced while it was asked for")
+    return os.fdopen(file, "rb", buffering=0)
+
+
+def _open_below(root: Path, names: Sequence[str]) -> int:
+    """Open a file by its names below a folder, of which none may be a link: not even one made just now."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names[:-1]:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(name, flags, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        # A pipe is opened without waiting for its other end.
+        return os.open(names[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _content_type(names: Sequence[str]) -> str:
+    suffix = PurePosixPath(names[-1]).suffix
+    if not suffix and names[:-1] == (".well-known",):
         return "application/json"  # association files have no suffix and are JSON
-    return CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    return CONTENT_TYPES.get(suffix.lower(), "application/octet-stream")
