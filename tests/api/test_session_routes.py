@@ -106,7 +106,7 @@ async def test_a_token_used_after_its_successor_ends_the_session(
     fresh = await sign_in(house)
     told = await ask(house, f"/devices/{MACHINE}/activity", method="GET", token=fresh["accessToken"])
     entry = told.content["activity"][0]
-    assert (entry["kind"], entry["userId"], entry["email"]) == ("session_copied", user_id, EMAIL)
+    assert (entry["kind"], entry["userId"], entry["email"]) == ("token_copied", user_id, EMAIL)
     [line] = [record.getMessage() for record in caplog.records if "copied" in record.getMessage()]
     assert user_id in line
     assert stolen["refreshToken"] not in caplog.text

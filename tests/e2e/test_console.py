@@ -3,6 +3,7 @@
 With BREWOS_RELAY_SCREENSHOTS=FOLDER, the pictures of the docs are made.
 """
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -348,6 +349,57 @@ async def test_a_link_signs_in_with_a_click_alone_and_names_the_server(tmp_path:
         # A second link tells whose session it would replace.
         await page.go(f"{kitchen.url}/login?again#demo&invite=another")
         await page.see(f"You are signed in as {EMAIL}. This link replaces that")
+
+
+@pytest.mark.parametrize("origin", ["null", "same-site"])
+async def test_a_foreign_page_registers_no_machine(tmp_path: Path, origin: str) -> None:
+    """By none of the ways in which a page can send a request without asking first."""
+    document = b"<!doctype html><title>foreign</title>"
+
+    async def serve_foreign(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(document)}\r\n\r\n"
+            await stream.send_all(head.encode() + document)
+
+    async with (
+        open_kitchen(tmp_path) as kitchen,
+        kitchen.serving() as server,
+        open_page() as page,
+        trio.open_nursery() as nursery,
+    ):
+        listeners = await nursery.start(partial(trio.serve_tcp, serve_foreign, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        foreign = "data:text/html,foreign" if origin == "null" else f"http://127.0.0.1:{port}/"
+        target = f"{kitchen.url}/api/devices/register-claim"
+        fields = {"deviceId": "BRW-0BADC0DE", "token": "t" * 32, "deviceKey": "k" * 43}
+        body = json.dumps(fields)
+        bodies = [f"'{body}'", f"new Blob(['{body}'])", f"new Blob(['{body}'], {{type: 'text/plain'}})"]
+        await page.go(foreign)
+        await page.wait_for("document.readyState === 'complete' && location.protocol !== 'about:'")
+        for sent in bodies:
+            for how in ("", "mode: 'no-cors', "):
+                await page.run(f"fetch('{target}', {{{how}method: 'POST', body: {sent}}}).catch(() => 1)")
+            await page.run(f"navigator.sendBeacon('{target}', {sent})")
+        declared = "headers: {'Content-Type': 'application/json'}"
+        await page.run(f"fetch('{target}', {{method: 'POST', {declared}, body: '{body}'}}).catch(() => 1)")
+        # A form whose only field has the JSON as its name.
+        name = body.removesuffix("}") + ', "x": "'
+        await page.run(
+            f"(() => {{ const form = document.createElement('form'); form.action = '{target}';"
+            " form.method = 'POST'; form.enctype = 'text/plain';"
+            " const field = document.createElement('input');"
+            f" field.name = '{name}'; field.value = '\"}}'; form.append(field);"
+            " document.body.append(form); form.submit(); })()"
+        )
+        await page.see("another site")
+        assert await server.store.find_device("BRW-0BADC0DE") is None
+        # The page of the server itself can send that.
+        await page.go(f"{kitchen.url}/login")
+        await page.wait_for(f"location.origin === '{kitchen.url}'")
+        await page.run(f"fetch('{target}', {{method: 'POST', {declared}, body: '{body}'}})")
+        assert await server.store.find_device("BRW-0BADC0DE") is not None
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_tab_whose_answer_was_cut_off_redeems_its_link_again(tmp_path: Path) -> None:

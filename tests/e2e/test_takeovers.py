@@ -379,7 +379,9 @@ async def test_a_stolen_refresh_token_ends_the_session_that_it_is_of(tmp_path: P
         await home.pair(ada)
         app, bystander = await ada.app(), await other.app()
         stolen = {"refreshToken": ada.session["refreshToken"]}
-        assert (await ask(home.server, "POST", "/api/auth/refresh", stolen)).status == 200
+        told = await ask(home.server, "POST", "/api/auth/refresh", stolen)
+        successor = {"refreshToken": told.content["refreshToken"]}
+        assert (await ask(home.server, "POST", "/api/auth/refresh", successor)).status == 200
         with home.registry() as db:  # a minute and more passes
             old = update(refresh_tokens).where(refresh_tokens.c.replaced_at_ms.is_not(None))
             db.execute(old.values(replaced_at_ms=now_ms() - 61_000))

@@ -244,7 +244,7 @@ def test_the_end_of_a_copied_session_is_in_the_activity_of_its_users_devices(
     assert [take(db, "t0", "stolen", now_ms=late_ms) for _ in range(2)] == ["copied", None]
     for device_id in ids[:-1]:
         [entry] = activity_of(db, device_id)
-        assert (entry.kind, entry.user_id, entry.at_ms) == ("session_copied", ada.id, late_ms)
+        assert (entry.kind, entry.user_id, entry.at_ms) == ("token_copied", ada.id, late_ms)
     # A user of very many machines does not make that slow.
     assert activity_of(db, ids[-1]) == []
 

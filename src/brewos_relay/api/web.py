@@ -1,4 +1,4 @@
-"""Files for browsers: those of somebody's built single-page app."""
+"""The files of a built single-page app, for browsers."""
 
 import os
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class PagePath(PathConverter):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file that may be sent, as it was when it was found: below `root`, by names that are no links."""
+    """A file that may be sent, as it was when it was found. None of its `names` below `root` is a link."""
 
     root: Path
     names: tuple[str, ...]

@@ -19,7 +19,7 @@ const WORDS = {
   offline: () => "went offline",
   client_came: () => "began to watch",
   client_went: () => "stopped watching",
-  session_copied: () => "was signed out: a copy of their session was used",
+  token_copied: () => "was signed out: a copy of their session was used",
   command: ({ name, outcome }) => `${(name ?? "command").replace(":", " ")}${outcome && outcome !== "delivered" ? ` (${outcome.replace("_", " ")})` : ""}`,
 };
 

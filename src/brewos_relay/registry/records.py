@@ -39,7 +39,7 @@ ActivityKind = Literal[
     "client_came",
     "client_went",
     "command",
-    "session_copied",
+    "token_copied",
 ]
 
 _NAME_CHARS: Final = 100

@@ -205,13 +205,13 @@ def _find_session(db: Connection, session_id: str, *, now_ms: int) -> Session | 
 
 
 def _end_copied(db: Connection, session: Session, *, now_ms: int) -> None:
-    """End a session of which a token was copied, and tell the owners of what its user could reach."""
+    """End a session of which a token was copied, and note it in the activity of its user's devices."""
     end_session(db, session.id, now_ms=now_ms)
     devices = db.scalars(_DEVICES, {"of_user": session.user_id}).all()
     add_activity(
         db,
         [
-            Activity(device_id=device_id, at_ms=now_ms, kind="session_copied", user_id=session.user_id)
+            Activity(device_id=device_id, at_ms=now_ms, kind="token_copied", user_id=session.user_id)
             for device_id in devices
         ],
     )
