@@ -15,7 +15,7 @@ import trio
 from brewos_relay.auth.keys import generate_key, hash_key
 from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.client.cli_app import drop_output, format_line, tail, write_out
+from brewos_relay.client.cli_app import drop_output, format_line, tail
 from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine
 from brewos_relay.client.manners import RICH
@@ -31,6 +31,7 @@ from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import open_server
 from brewos_relay.settings import Settings
+from brewos_relay.telemetry.lines import LineWriter
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 3001
@@ -200,5 +201,19 @@ async def _watch(demo: Demo, url: str, say: Callable[[str], None]) -> None:
 
 
 async def _run_until_interrupted(demo: Demo) -> None:
+    output = LineWriter(sys.stdout)
+
+    def say(line: str) -> None:
+        if output.is_broken:
+            raise BrokenPipeError
+        output.put(line)
+
+    try:
+        await _demonstrate_until_interrupted(demo, say)
+    finally:
+        output.flush()
+
+
+async def _demonstrate_until_interrupted(demo: Demo, say: Callable[[str], None]) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        await demonstrate(demo, say=write_out, until=signals.__anext__)
+        await demonstrate(demo, say=say, until=signals.__anext__)

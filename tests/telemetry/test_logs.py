@@ -1,12 +1,18 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
-from brewos_relay.telemetry.logs import configure_logging
+from brewos_relay.telemetry import lines
+from brewos_relay.telemetry.logs import configure_logging, dropped_lines, flush_logs
 
 log = logging.getLogger("brewos_relay.tests")
 
@@ -16,11 +22,24 @@ class Terminal(io.StringIO):
         return True
 
 
+def configure_alone(stream: io.StringIO) -> None:
+    """Configure the log without the handlers of pytest, which raise what cannot be rendered."""
+    configure_logging(stream=stream)
+    logging.getLogger().handlers[:-1] = []
+
+
+def written(stream: io.StringIO) -> str:
+    assert flush_logs()
+    return stream.getvalue()
+
+
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    for handler in set(root.handlers).difference(handlers):
+        handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -30,7 +49,7 @@ def test_json_has_one_object_a_line_with_the_fields_of_the_entry() -> None:
     configure_logging(stream=stream)
     log.info("device %s came", "BRW-12AB34CD", extra={"device": "BRW-12AB34CD", "connection": 7})
     log.debug("not this")
-    (entry,) = map(json.loads, stream.getvalue().splitlines())
+    (entry,) = map(json.loads, written(stream).splitlines())
     assert list(entry)[:4] == ["at", "level", "logger", "event"]
     assert entry.pop("at").endswith("Z")
     assert entry == {
@@ -47,7 +66,7 @@ def test_what_every_entry_has_is_its_own() -> None:
     configure_logging(stream=stream)
     with structlog.contextvars.bound_contextvars(request="r1", event="other", logger="other"):
         log.info("said", extra={"at": "other", "level": "other"})
-    (entry,) = map(json.loads, stream.getvalue().splitlines())
+    (entry,) = map(json.loads, written(stream).splitlines())
     assert list(entry) == ["at", "level", "logger", "event", "request"]
     assert "other" not in entry.values()
 
@@ -59,7 +78,7 @@ def test_exceptions_stay_on_their_line_in_json() -> None:
         raise ValueError("token=abcdefgh")
     except ValueError:
         log.exception("failed")
-    (entry,) = map(json.loads, stream.getvalue().splitlines())
+    (entry,) = map(json.loads, written(stream).splitlines())
     assert "ValueError: token=[hidden]" in entry["exception"]
 
 
@@ -70,7 +89,7 @@ def test_a_terminal_gets_lines_to_read(log_format: str, stream: io.StringIO) -> 
         raise ValueError("no")
     except ValueError:
         log.exception("failed", extra={"device": "BRW-12AB34CD"})
-    text = stream.getvalue()
+    text = written(stream)
     assert "failed" in text
     assert "BRW-12AB34CD" in text
     assert "ValueError: no" in text
@@ -84,8 +103,8 @@ def test_the_last_word_counts() -> None:
     configure_logging(stream=second, level="warning")
     log.info("a")
     log.warning("b")
-    assert first.getvalue() == ""
-    assert second.getvalue().count("\n") == 1
+    assert written(first) == ""
+    assert written(second).count("\n") == 1
 
 
 def test_libraries_are_rendered_alike_and_say_little() -> None:
@@ -93,7 +112,7 @@ def test_libraries_are_rendered_alike_and_say_little() -> None:
     configure_logging(stream=stream, level="debug")
     logging.getLogger("hypercorn.error").info("running")
     logging.getLogger("alembic.runtime").warning("odd")
-    entries = [json.loads(line) for line in stream.getvalue().splitlines()]
+    entries = [json.loads(line) for line in written(stream).splitlines()]
     assert [entry["event"] for entry in entries] == ["odd"]
 
 
@@ -101,4 +120,90 @@ def test_known_secrets_are_never_written() -> None:
     stream = io.StringIO()
     configure_logging(stream=stream, secrets=["open-sesame"])
     log.warning("x", extra={"said": "open-sesame"})
-    assert json.loads(stream.getvalue())["said"] == "[hidden]"
+    assert json.loads(written(stream))["said"] == "[hidden]"
+
+
+def test_an_entry_that_cannot_be_rendered_says_so_and_raises_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("secret")
+
+    stream = io.StringIO()
+    configure_alone(stream)
+    log.info("%d", "no number")
+    log.info("said %s", Odd())
+    events = [json.loads(line)["event"] for line in written(stream).splitlines()]
+    assert events == ["cannot render '%d': TypeError", "cannot render 'said %s': ValueError"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_entry_that_memory_is_missing_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_handler: object, _record: object) -> str:
+        raise MemoryError
+
+    stream = io.StringIO()
+    configure_alone(stream)
+    with monkeypatch.context() as patched:
+        patched.setattr(logging.Handler, "format", fail)
+        log.info("lost")
+    assert dropped_lines() == 1
+    log.info("after")
+    events = [json.loads(line)["event"] for line in written(stream).splitlines()]
+    assert events == ["1 log lines were dropped", "after"]
+
+
+def test_lines_that_are_not_read_are_dropped_and_told_of_in_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lines, "LINES_AT_MOST", 1000)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as reader, os.fdopen(writing, "w") as stream:
+        configure_logging(stream=stream, log_format="json")
+        for number in range(5_000):  # more than the pipe and the queue take
+            log.info("line %d", number, extra={"pad": "x" * 200})
+        assert not flush_logs()
+        dropped = dropped_lines()
+        assert dropped > 1000
+        told: list[dict[str, object]] = []
+        thread = threading.Thread(target=lambda: told.extend(map(json.loads, reader)))
+        thread.start()
+        while not flush_logs():
+            time.sleep(0.01)
+        log.info("after")
+        logging.getLogger().handlers[-1].close()
+        stream.close()
+        thread.join(10)
+    numbers = [entry["event"] for entry in told]
+    place = numbers.index(f"{dropped} log lines were dropped")
+    assert numbers[:place] == [f"line {number}" for number in range(place)]
+    assert numbers[place + 1 :] == ["after"]
+    assert (told[place]["dropped"], told[place]["level"]) == (dropped, "warning")
+
+
+BLOCKED = """
+import logging, sys
+from brewos_relay.telemetry.logs import configure_logging
+from brewos_relay.telemetry.uncaught import log_uncaught
+configure_logging(log_format="json")
+log_uncaught()
+for number in range(5000):
+    logging.warning("x" * 200)
+raise RuntimeError("last words")
+"""
+
+
+def test_process_whose_log_is_not_read_ends_with_its_exit_code() -> None:
+    with subprocess.Popen([sys.executable, "-c", BLOCKED], stderr=subprocess.PIPE) as process:
+        assert process.wait(20) == 1
+
+
+def test_last_words_are_written_before_the_process_ends() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", BLOCKED.replace("5000", "50")], capture_output=True, timeout=20
+    )
+    assert ran.returncode == 1
+    last = json.loads(ran.stderr.splitlines()[-1])
+    assert last["level"] == "critical"
+    assert "last words" in last["exception"]

@@ -1,6 +1,7 @@
 """What the commands share: exit codes, one-line errors, and the types of their parameters."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from brewos_relay.errors import RelayError
+from brewos_relay.telemetry.lines import write_last_line
 
 if TYPE_CHECKING:
     from brewos_relay.settings import Settings
@@ -101,8 +103,8 @@ data_dir_option = click.option(
 
 
 def say_error(message: str) -> None:
-    """Print one line on stderr."""
-    click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+    """Print the last line of a command on stderr. One that is not read keeps it for 2 s at the longest."""
+    write_last_line(sys.stderr, f"{PROGRAM}: {' '.join(message.split())}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, cast
@@ -41,7 +41,8 @@ from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.lag import LoopLag
-from brewos_relay.telemetry.logs import LogFormat, configure_logging
+from brewos_relay.telemetry.lines import LineWriter
+from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs
 from brewos_relay.telemetry.metrics import Metrics, Sources
 from brewos_relay.telemetry.requests import RequestCounters
 from brewos_relay.telemetry.uncaught import log_uncaught
@@ -121,6 +122,7 @@ async def open_server(
                         registry=store.timings,
                         registry_failures=store.failures,
                         late=late.late,
+                        log_lines_dropped=dropped_lines,
                         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
                     ),
                 )
@@ -247,16 +249,12 @@ def run_server(
     )
     log_uncaught()
     _prepare_process()
-    if signals is not None:
-        trio.run(_serve, settings, announce or _print_line, signals)
-        return
-    with ServerSignals().caught() as caught:
-        trio.run(_serve, settings, announce or _print_line, caught)
-
-
-def _print_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    output = LineWriter(sys.stdout)
+    with ExitStack() as stack:
+        stack.callback(flush_logs)
+        stack.callback(output.flush)
+        caught = signals or stack.enter_context(ServerSignals().caught())
+        trio.run(_serve, settings, announce or output.put, caught)
 
 
 def _prepare_process() -> None:

@@ -2,6 +2,9 @@
 
 Everything in this process, also what libraries say, is logged with the standard library's `logging`, and
 rendered here. Fields that an entry has (`extra`) become fields of the JSON object.
+
+An entry is rendered where it is made, which knows its context and its secrets. A thread writes it, so that a
+pipe or a terminal that is not read stops nothing but the log.
 """
 
 import json
@@ -13,6 +16,7 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from brewos_relay.telemetry.lines import LineWriter
 from brewos_relay.telemetry.redaction import Redaction
 
 LogFormat = Literal["auto", "console", "json"]
@@ -42,22 +46,79 @@ def configure_logging(
 ) -> None:
     """Send everything that is logged to stderr, or to `stream`, from this level on; may be called again.
 
+    A bounded queue and a thread are in between; `logging.shutdown`, which Python calls at the end, waits 2 s
+    for what is left.
+
     `auto` takes `console` for a terminal and `json` for everything else. `secrets` are never written, and
     neither is what has the form of a key, a token or a query string.
     """
     stream = stream if stream is not None else sys.stderr
     is_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
     render = _render_json if is_json else _console(colors=stream.isatty())
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(Redaction(secrets), render))
     root = logging.getLogger()
-    for earlier in [each for each in root.handlers if isinstance(each.formatter, _Formatter)]:
+    for earlier in _own_handlers():
         root.removeHandler(earlier)
-    root.addHandler(handler)
+        earlier.close()
+    root.addHandler(_QueuedHandler(stream, _Formatter(Redaction(secrets), render)))
     root.setLevel(level.upper())
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     _look_for_less()
+
+
+def dropped_lines() -> int:
+    """Count the lines of the log that were dropped, or could not be written."""
+    return sum(handler.writer.dropped for handler in _own_handlers())
+
+
+def flush_logs() -> bool:
+    """Wait until every line of the log is written, 2 s at the longest; False if some are not."""
+    return all(handler.writer.flush() for handler in _own_handlers())
+
+
+def _own_handlers() -> "list[_QueuedHandler]":
+    return [each for each in logging.getLogger().handlers if isinstance(each, _QueuedHandler)]
+
+
+class _QueuedHandler(logging.Handler):
+    """Renders an entry and leaves it to a LineWriter."""
+
+    def __init__(self, stream: TextIO, formatter: "_Formatter") -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.writer = LineWriter(stream, tell_dropped=self._tell_dropped)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Render an entry and queue it; nothing is raised, and nothing else is written to stderr."""
+        try:
+            line = self._render(record)
+        except Exception:  # also no memory
+            self.writer.drop()
+        else:
+            self.writer.put(line)
+
+    def flush(self) -> None:
+        """Wait until everything is written, 2 s at the longest."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        self.writer.close()
+        super().close()
+
+    def _render(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as problem:
+            said = "cannot render %.80r: %s"
+            args = (record.msg, type(problem).__name__)
+            return self.format(logging.LogRecord(record.name, record.levelno, "", 0, said, args, None))
+
+    def _tell_dropped(self, count: int) -> str:
+        said = "%d log lines were dropped"
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, said, (count,), None)
+        record.dropped = count
+        return self.format(record)
 
 
 def _look_for_less() -> None:

@@ -29,10 +29,11 @@ _Labelled = Mapping[Any, float]
 class Sources:
     """What metrics are read from besides the relay; all of it goes on counting meanwhile.
 
-    `handshakes` counts requests for a WebSocket by (`device`, `client` or `other`; status), `registry` how
-    long the registry took, in s, and `registry_failures` how often it failed, both by what was done; `late`
-    is how late the event loop was, in s, and `requests` is what was asked for over HTTP.
-    `certificate_expires_at_s` is in s since the epoch, None without a certificate.
+    `handshakes` counts requests for a WebSocket by (`device`, `client` or `other`; status), `registry`
+    how long the registry took, in s, and `registry_failures` how often it failed, both by what was done;
+    `late` is how late the event loop was, in s, and `requests` is what was asked for over HTTP.
+    `log_lines_dropped` counts lines of the log that were not written. `certificate_expires_at_s` is in s
+    since the epoch, None without a certificate.
     """
 
     version: str
@@ -41,6 +42,7 @@ class Sources:
     registry_failures: Mapping[str, int] = field(default_factory=dict)
     requests: RequestCounters = field(default_factory=RequestCounters)
     late: Histogram = field(default_factory=lambda: Histogram(()))
+    log_lines_dropped: Callable[[], int] = lambda: 0
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
 
 
@@ -211,6 +213,12 @@ class RelayCollector(Collector):
             "How often the registry could not be used.",
             ("operation",),
             {(name,): count for name, count in list(sources.registry_failures.items())},
+        )
+        yield _counters(
+            "log_lines_dropped",
+            "Lines of the log that were dropped since stderr was not read, or could not be written.",
+            (),
+            {(): sources.log_lines_dropped()},
         )
         yield _histogram(
             "loop_late_seconds", "How late the event loop got to what was due.", (), {(): sources.late}
