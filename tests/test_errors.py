@@ -38,7 +38,7 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
         (CloseCode.GOING_AWAY, 1001, True),
         (CloseCode.PROTOCOL_ERROR, 1002, False),
         (CloseCode.INVALID_DATA, 1007, False),
-        (CloseCode.POLICY_VIOLATION, 1008, False),
+        (CloseCode.POLICY_VIOLATION, 1008, True),
         (CloseCode.MESSAGE_TOO_BIG, 1009, False),
         (CloseCode.INTERNAL_ERROR, 1011, True),
         (CloseCode.SERVICE_RESTART, 1012, True),

@@ -22,6 +22,7 @@ from brewos_relay.client.manners import RICH
 from brewos_relay.client.simulator import Simulator
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
@@ -69,7 +70,7 @@ def run_demo(port: int | None) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="brewos-relay-demo-") as folder:
             demo = prepare(Path(folder), port=find_port() if port is None else check_port(port))
-            trio.run(_run_until_interrupted, demo)
+            trio.run(_run_until_interrupted, demo, clock=RunningClock())
     except* KeyboardInterrupt:
         pass
     except* BrokenPipeError:

@@ -53,7 +53,13 @@ class CloseCode(IntEnum):
 
 
 _COME_BACK = frozenset(
-    {CloseCode.GOING_AWAY, CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER}
+    {
+        CloseCode.GOING_AWAY,
+        CloseCode.POLICY_VIOLATION,  # of silence, mostly
+        CloseCode.INTERNAL_ERROR,
+        CloseCode.SERVICE_RESTART,
+        CloseCode.TRY_AGAIN_LATER,
+    }
 )
 
 

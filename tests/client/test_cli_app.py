@@ -12,6 +12,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from brewos_relay.client import cli_app
+from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.cli_app import (
     CommandRefused,
     build_command,
@@ -156,8 +157,9 @@ def test_where_nobody_answers_there_is_advice() -> None:
     assert "`brewos-relay serve`" in str(caught.value)
 
 
+@pytest.mark.parametrize("code", [1008, 1012])
 def test_tail_comes_back_after_a_loss(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
     visits: list[int] = []
 
@@ -167,7 +169,7 @@ def test_tail_comes_back_after_a_loss(
         await connection.get_message()
         if len(visits) == 1:
             await connection.send_message('{"type":"restarting","reconnectInMs":10}')
-            await connection.aclose(1012, "restarting")
+            await connection.aclose(code, "restarting")
         await connection.aclose(4002, "expired")
 
     with serving(converse) as url, pytest.raises(ConnectionEnded, match="4002"):
@@ -175,7 +177,7 @@ def test_tail_comes_back_after_a_loss(
     printed = capsys.readouterr()
     kinds = [json.loads(line)["type"] for line in printed.out.splitlines()]
     assert kinds == ["connected", "restarting", "connected"]
-    assert printed.err == "the connection was closed with code 1012: restarting; again in 0.1 s\n"
+    assert printed.err == f"the connection was closed with code {code}: restarting; again in 0.1 s\n"
 
 
 def send_and_answer(
@@ -256,6 +258,44 @@ def test_send_does_not_wait_for_ever_to_be_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cli_app, "FATE_S", 0.05)
     with pytest.raises(CommandRefused, match=r"did not say in 0\.05 s"):
         send_and_answer()
+
+
+def send_after_ends(*codes: int, greets: bool = False) -> tuple[int, list[str | bytes]]:
+    """Run `send` against a relay that ends as many connections with these codes before it answers."""
+    received: list[str | bytes] = []
+    ends = list(codes)
+
+    async def converse(connection: WebSocketConnection) -> None:
+        if greets or not ends:
+            await connection.send_message(CONNECTED)
+            received.append(await connection.get_message())
+        if ends:
+            await connection.aclose(ends.pop(0), "later")
+        await connection.send_message(fate("delivered"))
+        await trio.sleep_forever()
+
+    with serving(converse) as url:
+        code = run_send(
+            url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=("requestId=r-1",)
+        )
+    return code, received
+
+
+def test_send_connects_again_if_its_command_was_not_sent_yet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Backoff, "next_s", lambda _: 0.01)
+    code, received = send_after_ends(1008, 1012)
+    assert code == 0
+    assert len(received) == 1
+    assert "code 1008: later; again in 0.0 s" in capsys.readouterr().err
+    with pytest.raises(ConnectionEnded, match="1008"):
+        send_after_ends(1008, 1008, 1008, 1008)
+
+
+def test_send_never_sends_a_command_twice() -> None:
+    with pytest.raises(ConnectionEnded, match="1008"):
+        send_after_ends(1008, greets=True)
 
 
 @pytest.mark.parametrize(("reason", "told"), [("bad token", "bad token"), ("", "the token is not accepted")])

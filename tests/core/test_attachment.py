@@ -225,3 +225,22 @@ async def test_the_access_ends_even_if_the_peer_cannot_be_closed(
     peer.close_error = ValueError("no close")
     client.end_access(CloseCode.TOKEN_REJECTED, "signed out")
     assert client.access_ends_at == -math.inf
+
+
+async def test_after_a_pause_silence_begins_again(device: DeviceAttachment, mock_clock: MockClock) -> None:
+    mock_clock.jump(50)
+    device.restart_silence(trio.current_time())
+    assert device.silent_s(trio.current_time()) == 0
+    assert device.pinged_at == trio.current_time()
+
+
+async def test_a_pause_that_the_clock_did_not_count_brings_ends_closer(
+    peer: ScriptedPeer, nursery: trio.Nursery
+) -> None:
+    client = ClientAttachment(InNursery(nursery), peer, bucket=None, expires_at_s=time.time() + 100)
+    ends = client.expires_at
+    client.due_at = ends
+    client.count_pause(60.0)
+    assert client.expires_at == ends - 60
+    assert client.access_ends_at == math.inf
+    assert client.due_at == -math.inf

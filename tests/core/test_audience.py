@@ -369,3 +369,17 @@ async def test_a_client_that_lags_is_ended_as_well(by_time: bool, autojump_clock
     assert lagging.messages == heard == (STATE if by_time else [])
     opened.audience.leave(opened.clients[lagging])
     assert len(opened.audience) == 0
+
+
+async def test_after_a_pause_silence_begins_again_and_a_keepalive_is_due(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    app = opened.join(expires_at_s=time.time() + 500)
+    [client] = opened.clients.values()
+    await trio.sleep(50)
+    opened.broadcast(STATUS)
+    app.forget()
+    opened.audience.resume(trio.current_time(), 350.0)
+    opened.look()
+    assert app.types == ["keepalive", "token_expiring"], "the wall clock went on"
+    assert (client.heard_at, client.pinged_at) == (50, 50)
+    assert app.closes == []

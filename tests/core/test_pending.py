@@ -1,14 +1,17 @@
 from brewos_relay.core.pending import PendingCommand, PendingCommands
 from brewos_relay.messages import CommandHead, Message
 
+NOW_MS = 1_000
 
-def command(name: str, *, expires_at: float = 10.0) -> PendingCommand[str]:
+
+def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_000) -> PendingCommand[str]:
     return PendingCommand(
         message=Message(name.encode()),
         head=CommandHead(type=name),
         sender="app",
         queued_at_ms=0,
         expires_at=expires_at,
+        expires_at_ms=expires_at_ms,
     )
 
 
@@ -38,7 +41,15 @@ def test_what_has_expired_is_taken_out_and_the_rest_stays_in_order() -> None:
     waiting = PendingCommands[str](50)
     for name, expires_at in (("a", 3.0), ("b", 10.0), ("c", 2.0), ("d", 5.0)):
         waiting.add(command(name, expires_at=expires_at))
-    assert waiting.take_expired(1.9) == []
-    assert names(waiting.take_expired(3.0)) == ["a", "c"], "also if what came later expires earlier"
-    assert waiting.take_expired(3.0) == []
+    assert waiting.take_expired(1.9, NOW_MS) == []
+    assert names(waiting.take_expired(3.0, NOW_MS)) == ["a", "c"], "also if what came later expires earlier"
+    assert waiting.take_expired(3.0, NOW_MS) == []
     assert names(waiting.take_all()) == ["b", "d"]
+
+
+def test_a_command_also_expires_by_the_wall_clock_which_counts_while_the_process_does_not_run() -> None:
+    waiting = PendingCommands[str](50)
+    for name, expires_at_ms in (("a", 1_000), ("b", 1_001)):
+        waiting.add(command(name, expires_at_ms=expires_at_ms))
+    assert names(waiting.take_expired(0.0, NOW_MS)) == ["a"]
+    assert names(waiting.take_all()) == ["b"]

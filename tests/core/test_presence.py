@@ -153,10 +153,36 @@ async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock
     presence.arrive(arriving)
     await trio.sleep(5)
     assert not presence.look_after(trio.current_time(), counters)
-    arriving.heard = True
+    arriving.heard, arriving.spoke_at = True, trio.current_time()
     assert presence.look_after(trio.current_time(), counters), "it has spoken by now"
     await trio.sleep(10)
     assert not presence.look_after(trio.current_time(), counters)
     assert counters.zombies == 1
     assert isinstance(arriving.peer, ScriptedPeer)
     assert arriving.peer.close_code == 1008
+
+
+async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojump_clock: MockClock) -> None:
+    presence, counters = Presence(Limits()), Counters()
+    presence.resume(trio.current_time())
+    present, arriving = connection(), connection()
+    presence.arrive(present)
+    presence.replace(trio.current_time())
+    presence.arrive(arriving)
+    await trio.sleep(50)
+    presence.resume(trio.current_time())
+    assert not presence.look_after(trio.current_time(), counters)
+    for device in (present, arriving):
+        assert isinstance(device.peer, ScriptedPeer)
+        assert device.peer.closes == []
+        assert device.peer.pinged_at == []
+
+
+async def test_what_was_replaced_before_a_pause_is_no_sign_of_a_fight(autojump_clock: MockClock) -> None:
+    presence = Presence(Limits())
+    for _ in range(4):
+        presence.arrive(connection())
+        presence.replace(trio.current_time())
+    assert presence.is_contested(trio.current_time())
+    presence.resume(trio.current_time())
+    assert not presence.is_contested(trio.current_time())

@@ -1049,3 +1049,90 @@ async def test_nothing_of_a_session_is_left_when_it_has_ended(
             assert sessions_in_memory() == 0, "it leads back to itself, and has to be looked for"
         finally:
             gc.enable()
+
+
+# Pauses of the process
+
+
+async def test_no_peer_is_closed_for_its_silence_in_a_pause(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_relay() as relay:
+        device, arriving, client = ScriptedPeer(), ScriptedPeer(silent=True), ScriptedPeer()
+        relay.attach_device(ONE, device)
+        relay.attach_device(TWO, arriving)
+        relay.attach_client(ONE, client)
+        await trio.sleep(5.5)
+        client.forget()
+        autojump_clock.jump(50)
+        await trio.sleep(1.1)
+        assert client.types == ["keepalive"], "apps wait for one"
+        assert "did not run for" in caplog.text
+        await trio.sleep(8)
+        assert not relay.is_online(TWO), "a pause is no sign of life"
+        assert [peer.closes for peer in (device, arriving, client)] == [[], [], []]
+        await trio.sleep(2)
+        assert arriving.close_code == 1008
+        await trio.sleep(23)
+        assert client.closes == []
+        await trio.sleep(2)
+        assert client.close_code == 1008
+        assert device.closes == []
+        await trio.sleep(10)
+        assert device.close_code == 1008, "silence counts from the end of the pause"
+
+
+async def test_what_ends_by_the_wall_clock_ends_in_a_pause(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended_s = 0.0
+    monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
+    async with open_relay() as relay:
+        device, expiring, ending, staying = (ScriptedPeer() for _ in range(4))
+        relay.attach_device(ONE, device)
+        relay.attach_client(ONE, expiring, expires_at_s=time.time() + 40)
+        relay.attach_client(ONE, ending, grant=replace(FULL, until_s=time.time() + 40))
+        relay.attach_client(ONE, staying, expires_at_s=time.time() + 4000)
+        await trio.sleep(2)
+        device.say(STATUS)
+        await trio.sleep(2)
+        suspended_s = 50.0
+        await trio.sleep(2)
+        assert expiring.close_code == CloseCode.TOKEN_REJECTED
+        assert ending.close_code == CloseCode.ACCESS_ENDED
+        assert staying.closes == []
+        state = relay.state_of(ONE)
+        assert state is not None
+        assert state["snapshotAgeMs"] >= 50_000
+
+
+async def test_what_is_known_of_an_absent_device_is_forgotten_by_the_end_of_a_pause(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended_s = 0.0
+    monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
+    async with open_relay() as relay:
+        for device_id in (ONE, TWO):
+            device = ScriptedPeer()
+            relay.attach_device(device_id, device)
+            await wait_all_tasks_blocked()
+            device.say(STATUS)
+            device.leave()
+        relay.attach_client(TWO, ScriptedPeer())
+        await trio.sleep(2)
+        assert relay.state_of(ONE)
+        assert relay.state_of(TWO)
+        suspended_s = 60.0
+        await trio.sleep(2)
+        assert relay.state_of(ONE) is None
+        assert relay.state_of(TWO) is None
+
+
+async def test_connections_that_were_replaced_after_a_pause_are_no_fight(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        for _ in range(5):
+            relay.attach_device(ONE, ScriptedPeer())
+            await trio.sleep(12)
+            autojump_clock.jump(50)
+            await trio.sleep(2)
+            assert not relay.is_contested(ONE)

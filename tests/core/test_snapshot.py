@@ -493,3 +493,11 @@ def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool)
     malformed = Message(b'{"type":"device_info","firmwareVersion":')
     snapshot.note(malformed, "device_info", None)
     assert snapshot.info() == DeviceInfo()
+
+
+def test_a_pause_that_the_clock_did_not_count_makes_what_is_known_older() -> None:
+    snapshot = Snapshot()
+    snapshot.note(encode({"type": "status"}), "status", None)
+    assert snapshot.age_s(100.0) == 0
+    snapshot.count_pause(50.0)
+    assert snapshot.age_s(101.0) == 51

@@ -544,6 +544,31 @@ async def test_every_message_has_its_own_time() -> None:
             session.client.send(frame[3:] + frame[:3])
 
 
+@pytest.mark.parametrize("begins_another", [False, True])
+async def test_what_has_arrived_counts_before_a_message_is_judged(begins_another: bool) -> None:
+    frame = client_frame(TEXT, b"abc")
+    async with open_session(message_s=0.2) as session:
+        session.client.send(frame[:3])
+        await trio.sleep(0.05)
+        session.connection._poller.unwatch(session.connection._transport.fd)  # it does not get its turn
+        session.client.send(frame[3:] + (frame[:3] if begins_another else b""))
+        await session.wait_received(1)
+        assert not session.ran.is_set()
+        if begins_another:
+            (close_frame_,) = await session.client.read_to_the_end()
+            assert read_close(close_frame_)[0] == CloseCode.POLICY_VIOLATION
+
+
+async def test_a_peer_that_has_gone_is_not_closed_for_its_incomplete_message() -> None:
+    async with open_session(message_s=0.2) as session:
+        session.client.send(client_frame(TEXT, b"abc")[:3])
+        await trio.sleep(0.05)
+        session.connection._poller.unwatch(session.connection._transport.fd)
+        session.client.sock.close()
+        await session.ran.wait()
+        assert session.end == End("peer", None)
+
+
 # -- Closing by the relay ---------------------------------------------------------------------------------
 
 

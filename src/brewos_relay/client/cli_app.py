@@ -21,6 +21,8 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
 from brewos_relay.messages import Message, encode
 
+_ATTEMPTS: Final = 4
+"""How often `send` connects at most before its command is sent."""
 GREETING_S: Final = 10.0  # the longest that the relay may take to greet
 FATE_S: Final = 15.0  # longer than any command waits for its machine
 ANSWER_S: Final = 0.7  # how long a machine may take to say something of a command
@@ -119,27 +121,47 @@ async def send(
     """Attach to a device, send it a command that has a `requestId`, and wait until it is known what became
     of it.
 
+    A connection that ends before the command was sent is made again, a few times. No command is sent twice.
     `say` is told that it was delivered, and what the machine logs right after that; `note`, that it waits.
     Raises CommandRefused, ConnectionEnded, or what `dial_app` raises.
     """
     request_id = msgspec.json.decode(command.payload)["requestId"]
-    async with dial_app(url, token=token, device_id=device_id) as websocket:
-        with trio.move_on_after(GREETING_S) as greeting:
-            await _wait_for(websocket, "connected")
-        if greeting.cancelled_caught:
-            raise CommandRefused(f"the relay said nothing in {GREETING_S:g} s; the command was not sent")
-        await websocket.send(command)
-        with trio.move_on_after(FATE_S) as waiting:
-            await _wait_for_delivery(websocket, request_id, note)
-        if waiting.cancelled_caught:
-            raise CommandRefused(
-                f"the relay did not say in {FATE_S:g} s what became of the command;"
-                " it may have been delivered"
-            )
-        say("delivered")
-        with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
-            log = await _wait_for(websocket, "log")
-            say(f"the machine says: {printable(str(log.get('message')))}")
+    backoff = Backoff()
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        async with dial_app(url, token=token, device_id=device_id) as websocket:
+            try:
+                with trio.move_on_after(GREETING_S) as greeting:
+                    await _wait_for(websocket, "connected")
+            except ConnectionEnded as problem:
+                if not attempts_left or not _worth_another_try(problem):
+                    raise
+                pause_s = backoff.next_s()
+                note(f"{problem}; again in {pause_s:.1f} s")
+            else:
+                if greeting.cancelled_caught:
+                    raise CommandRefused(
+                        f"the relay said nothing in {GREETING_S:g} s; the command was not sent"
+                    )
+                await websocket.send(command)
+                await _wait_for_outcome(websocket, request_id, say=say, note=note)
+                return
+        await trio.sleep(pause_s)
+
+
+async def _wait_for_outcome(
+    websocket: WebSocket, request_id: Any, *, say: Callable[[str], None], note: Callable[[str], None]
+) -> None:
+    """Wait until it is known what became of a command; raises CommandRefused."""
+    with trio.move_on_after(FATE_S) as waiting:
+        await _wait_for_delivery(websocket, request_id, note)
+    if waiting.cancelled_caught:
+        raise CommandRefused(
+            f"the relay did not say in {FATE_S:g} s what became of the command; it may have been delivered"
+        )
+    say("delivered")
+    with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
+        log = await _wait_for(websocket, "log")
+        say(f"the machine says: {printable(str(log.get('message')))}")
 
 
 def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Message:

@@ -117,6 +117,10 @@ class Attachment:
             self.heard_at = now
         return now - self.heard_at
 
+    def restart_silence(self, now: float) -> None:
+        """Let the peer's silence begin now, after a time in which nothing was read."""
+        self.heard_at = self.pinged_at = now
+
     async def wait_closed(self) -> None:
         """Wait until the peer has ended and everything of it is closed."""
         if self._ended is False:
@@ -136,7 +140,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential",)
+    __slots__ = ("credential", "spoke_at")
 
     def __init__(
         self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None, credential: bytes | None = None
@@ -144,6 +148,8 @@ class DeviceAttachment(Attachment):
         super().__init__(session, peer, bucket=bucket)
         self.credential = credential
         """What it proved itself with, as far as whoever let it in wants to know that again."""
+        self.spoke_at: float | None = None
+        """When its first frame was read (trio time)."""
 
 
 class ClientAttachment(Attachment):
@@ -186,6 +192,12 @@ class ClientAttachment(Attachment):
         """Close the client; nothing of it goes to the machine any more, nor does what waits."""
         self.access_ends_at = -math.inf
         self.close(code, reason)
+
+    def count_pause(self, unseen_s: float) -> None:
+        """Bring the ends closer by a time that Trio's clock has not counted: tokens end by the wall clock."""
+        self.expires_at -= unseen_s
+        self.access_ends_at -= unseen_s
+        self.due_at = -math.inf
 
     def set_token_end(self, expires_at_s: float) -> None:
         """Note that the client has a token that ends at this time, in s since the epoch."""

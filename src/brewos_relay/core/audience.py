@@ -1,6 +1,7 @@
 """Audience: the clients of one device, those that keep up and those that lag."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -150,6 +151,13 @@ class Audience:
                 self._look_at_ends(client, now)
         if self._lagging:
             self._let_catch_up(state)
+
+    def resume(self, now: float, unseen_s: float) -> None:
+        """Start every silence timer again after a pause, and send a keepalive; see `core.pauses`."""
+        self._fed, self._fed_at = False, -math.inf
+        for client in self:
+            client.restart_silence(now)
+            client.count_pause(unseen_s)
 
     def _let_catch_up(self, state: Callable[[], list[Message]]) -> None:
         for client in [client for client in self._lagging if client.peer.backlog_bytes == 0]:

@@ -195,13 +195,15 @@ class Commands:
             return False
         if self._pending is None:
             self._pending = PendingCommands(self._limits.pending_commands)
+        queued_at_ms, left_s = now_ms(), min(_left_s(head), self._limits.pending_s)
         return self._pending.add(
             PendingCommand(
                 message=text,
                 head=head,
                 sender=client,
-                queued_at_ms=now_ms(),
-                expires_at=now + min(_left_s(head), self._limits.pending_s),
+                queued_at_ms=queued_at_ms,
+                expires_at=now + left_s,
+                expires_at_ms=queued_at_ms + left_s * 1000,
             )
         )
 
@@ -230,7 +232,7 @@ class Commands:
         """Tell the senders of commands that have waited for too long."""
         if self._pending is None:
             return
-        for command in self._pending.take_expired(now):
+        for command in self._pending.take_expired(now, now_ms()):
             self._counters.undeliverable += 1
             self._tell(session, command, messages.device_offline_error(session.device_id), "expired")
         if not self._pending:

@@ -1,5 +1,6 @@
 """Commands that wait for an absent device: few, and not for long."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class PendingCommand(Generic[Sender]):
     queued_at_ms: int
     expires_at: float
     """When it is no longer to be delivered (trio time)."""
+    expires_at_ms: float = math.inf
+    """The same by the wall clock, which also counts while the process does not run."""
 
 
 class PendingCommands(Generic[Sender]):
@@ -44,11 +47,14 @@ class PendingCommands(Generic[Sender]):
         self._commands.append(command)
         return True
 
-    def take_expired(self, now: float) -> list[PendingCommand[Sender]]:
-        """Take out what is not to be delivered any more."""
-        expired = [command for command in self._commands if command.expires_at <= now]
-        if expired:
-            self._commands = deque(command for command in self._commands if command.expires_at > now)
+    def take_expired(self, now: float, now_ms: int) -> list[PendingCommand[Sender]]:
+        """Take out the commands that have expired by either clock."""
+        expired: list[PendingCommand[Sender]] = []
+        waiting: deque[PendingCommand[Sender]] = deque()
+        for command in self._commands:
+            is_over = command.expires_at <= now or command.expires_at_ms <= now_ms
+            (expired if is_over else waiting).append(command)
+        self._commands = waiting
         return expired
 
     def take_all(self) -> list[PendingCommand[Sender]]:

@@ -69,6 +69,16 @@ class Presence:
         self.present = None
         return True
 
+    def resume(self, now: float) -> None:
+        """Start every silence timer again after a pause; see `core.pauses`.
+
+        What was replaced before it is no sign of a fight: machines lose their connections in a pause.
+        """
+        self._swapped_at = None
+        for device in (self.present, self.arriving):
+            if device is not None:
+                device.restart_silence(now)
+
     def look_after(self, now: float, counters: Counters) -> bool:
         """Close what is silent for too long; True if the arriving connection may stand for the device now."""
         limits, device, arriving = self._limits, self.present, self.arriving
@@ -78,7 +88,7 @@ class Presence:
                 counters.zombies += 1
                 arriving.close(CloseCode.POLICY_VIOLATION, "nothing was sent")
             else:
-                comes = arriving.heard_at > arriving.attached_at and self.may_replace(now)
+                comes = arriving.spoke_at is not None and self.may_replace(now)
         if device is not None:
             silent_s = device.silent_s(now)
             if silent_s >= limits.device_silence_s:

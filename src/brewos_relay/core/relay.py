@@ -18,6 +18,7 @@ from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.host import Happening
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pace import open_bucket
+from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rights import Role
 from brewos_relay.core.session import DeviceSession
@@ -252,9 +253,15 @@ class Relay:
 
     async def run(self) -> None:
         """Do what is due by time, for ever: one task for all connections."""
+        watch = PauseWatch()
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            due_at = trio.current_time() + LOOK_EVERY_S
+            watch.expect(due_at)
+            await trio.sleep_until(due_at)
             now = trio.current_time()
+            paused_s, unseen_s = watch.look(now)
+            if paused_s:
+                self._resume(now, paused_s, unseen_s)
             for number, session in enumerate(list(self._sessions.values()), start=1):
                 try:
                     session.look_after(now)
@@ -266,6 +273,15 @@ class Relay:
             for device_id, (_, gone_at) in list(self._left_behind.items()):
                 if now - gone_at >= self.limits.snapshot_s:
                     del self._left_behind[device_id]
+
+    def _resume(self, now: float, paused_s: float, unseen_s: float) -> None:
+        """Judge no peer by a pause that has just ended."""
+        log.warning("the process did not run for %.1f s; every silence timer starts again", paused_s)
+        for session in self._sessions.values():
+            session.resume(now, unseen_s)
+        for device_id, (snapshot, gone_at) in self._left_behind.items():
+            snapshot.count_pause(unseen_s)
+            self._left_behind[device_id] = (snapshot, gone_at - unseen_s)
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Tell whoever opened the relay that a device came or went."""

@@ -217,6 +217,8 @@ class DeviceSession:
     def _arrives(self, device: DeviceAttachment) -> bool:
         """Let a connection that has given its first sign of life stand for the device, if it may."""
         now = trio.current_time()
+        if device.spoke_at is None:
+            device.spoke_at = now
         if device is not self._presence.arriving or not self._presence.may_replace(now):
             return False
         self._device_came(now)
@@ -331,6 +333,13 @@ class DeviceSession:
         return self.snapshot.messages()
 
     # What time brings
+
+    def resume(self, now: float, unseen_s: float) -> None:
+        """Judge no peer by a pause that has just ended; `unseen_s` of it Trio's clock has not counted."""
+        self._presence.resume(now)
+        self._audience.resume(now, unseen_s)
+        self.snapshot.count_pause(unseen_s)
+        self.gone_at -= unseen_s
 
     def look_after(self, now: float) -> None:
         """Do what is due by time; called about once a second."""

@@ -100,6 +100,10 @@ class Snapshot:
             self._noted_at = now
         return now - self._noted_at
 
+    def count_pause(self, unseen_s: float) -> None:
+        """Let what is known be older by a time that Trio's clock has not counted."""
+        self._noted_at -= unseen_s
+
     def note(self, message: Message, message_type: str, seq: Any) -> None:
         """Take note of a message of the device, if it is about its state."""
         if message_type == "status":

@@ -21,6 +21,7 @@ from brewos_relay.api.measured import Measured
 from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.auth.caller import Front
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.accounts import account_rules
@@ -254,7 +255,7 @@ def run_server(
         stack.callback(flush_logs)
         stack.callback(output.flush)
         caught = signals or stack.enter_context(ServerSignals().caught())
-        trio.run(_serve, settings, announce or output.put, caught)
+        trio.run(_serve, settings, announce or output.put, caught, clock=RunningClock())
 
 
 def _prepare_process() -> None:

@@ -5,6 +5,7 @@ from typing import Final
 import trio
 
 from brewos_relay.core.counters import Histogram
+from brewos_relay.core.pauses import left_out_s
 
 LOOK_EVERY_S: Final = 0.25
 _BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -23,6 +24,6 @@ class LoopLag:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            due_at = trio.current_time() + LOOK_EVERY_S
+            due_at, left_out_before_s = trio.current_time() + LOOK_EVERY_S, left_out_s()
             await trio.sleep_until(due_at)
-            self.late.observe(max(0.0, trio.current_time() - due_at))
+            self.late.observe(max(0.0, trio.current_time() - due_at) + left_out_s() - left_out_before_s)

@@ -221,10 +221,17 @@ class WebSocketConnection:
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
         """Close the peer if the message that has begun is not complete in time."""
-        with overdue:
-            await trio.sleep_forever()
-        if overdue is self._overdue:
-            self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
+        while True:
+            with overdue:
+                await trio.sleep_forever()
+            if overdue is self._overdue and (data := self.read()) is not None:
+                self.take(data)  # bytes that have arrived count, however late this task runs
+            if overdue is not self._overdue or self._gone:
+                return
+            if trio.current_time() >= overdue.deadline:
+                self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
+                return
+            overdue = self._overdue = trio.CancelScope(deadline=overdue.deadline)  # of another message
 
     @property
     def backlog_bytes(self) -> int:
