@@ -1,3 +1,6 @@
+import itertools
+import time
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -6,8 +9,11 @@ import trio
 from brewos_relay.api import passwords
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.core import clock
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry import known_networks
+from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.records import Change
 from support.household import Household
 from support.sign_ins import EMAIL, PASSWORD, add_account, ask, sign_in
@@ -127,38 +133,150 @@ async def test_many_strangers_do_not_guess_more_and_lock_nobody_out(
         assert await guess(house, check, "home", PASSWORD) == "right"
 
 
-async def test_only_so_many_addresses_are_known(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "password_matches", lambda *_: True)
-    monkeypatch.setattr(passwords, "_KNOWN", 3)
+async def test_other_accounts_cannot_push_out_the_networks_that_an_account_knows(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
+    monkeypatch.setattr(known_networks, "KEPT_PER_ACCOUNT", 3)
+    await add_account(house)
+    other = await house.store.write(add_user, email="eve@example.org", name=None, now_ms=1)
+    await house.store.write(set_password_hash, other.id, "a hash")
+    check = PasswordCheck(store=house.store, throttles=Throttles())
+    assert await guess(house, check, "home", PASSWORD) == "right"
+    for number in range(20):
+        user = await check.user_with(email="eve@example.org", password=PASSWORD, network=f"eve {number}")
+        assert user is not None
+    await lock_out_strangers(house, check)
+    assert await guess(house, check, "home", PASSWORD) == "right"
+
+
+async def test_known_networks_outlast_a_restart(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
+    await add_account(house)
+    before = PasswordCheck(store=house.store, throttles=Throttles())
+    assert await guess(house, before, "home", PASSWORD) == "right"
+    after = PasswordCheck(store=house.store, throttles=Throttles())
+    await lock_out_strangers(house, after)
+    assert await guess(house, after, "home", PASSWORD) == "right"
+
+
+async def lock_out_strangers(house: Household, check: PasswordCheck) -> None:
+    """Use up what the account has for networks that are new to it."""
+    for number in range(100):
+        if await guess(house, check, f"stranger {number}") == "limited":
+            return
+    raise AssertionError("strangers are not limited")
+
+
+def neighbours(count: int) -> list[str]:
+    """Give as many /64 of one /56."""
+    return [network_of(f"2001:db8:0:{number:x}::1") for number in range(count)]
+
+
+async def test_a_56_has_no_more_attempts_at_an_account_than_two_64(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
     check = PasswordCheck(store=house.store, throttles=Throttles())
-    for number in range(10):
-        assert await guess(house, check, f"home {number}") == "right"
-    assert len(check._known) == 3
+    results = [await guess(house, check, network) for network in neighbours(45)]
+    assert results == ["wrong"] * 16 + ["limited"] * 29
 
 
-async def test_passwords_that_wait_are_bounded(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "_WAITING", 1)
-    check = PasswordCheck(store=house.store, throttles=Throttles())
-    refused: list[Refused] = []
-    running = 0
+async def test_45_connections_of_one_56_keep_no_owner_from_signing_in(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner signs in from a known network, and another user from one that is new."""
+    monkeypatch.setattr(passwords, "password_matches", slow_match)
+    await add_account(house)
+    other = await house.store.write(add_user, email="bob@example.org", name=None, now_ms=1)
+    await house.store.write(set_password_hash, other.id, "a hash")
+    throttles = Throttles()
+    check = PasswordCheck(store=house.store, throttles=throttles)
+    assert await guess(house, check, "home", PASSWORD) == "right"
+    ended, crowded = Counter[str](), trio.Event()
 
-    def work() -> None:
-        nonlocal running
-        running += 1
-        trio.from_thread.run(trio.lowlevel.checkpoint)
+    async def attack(network: str) -> None:
+        for number in itertools.count():
+            try:
+                await check.user_with(email=f"{number}@example.org", password="guess", network=network)
+                ended["wrong"] += 1
+            except Refused as refusal:
+                ended[str(refusal.status)] += 1
+                if ended["503"] == 10:
+                    crowded.set()
+                await trio.sleep(0.001)
 
-    async def one() -> None:
-        try:
-            await check.run(work)
-        except Refused as refusal:
-            refused.append(refusal)
-
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(one)
-    assert refused
-    assert running + len(refused) == 10
-    assert {refusal.status for refusal in refused} == {503}
-    assert refused[0].headers["Retry-After"] == "2"
+            for network in neighbours(45):
+                nursery.start_soon(attack, network)
+            with trio.fail_after(20):
+                await crowded.wait()
+            for _ in range(25):
+                assert await guess(house, check, "home", PASSWORD) == "right"
+                user = await check.user_with(email="bob@example.org", password=PASSWORD, network="192.0.2.9")
+                assert user is not None
+            nursery.cancel_scope.cancel()
+
+
+def slow_match(given: str, _phc: str | None) -> bool:
+    time.sleep(0.002)
+    return given == PASSWORD
+
+
+async def test_an_attempt_that_ends_in_503_is_not_counted(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_account(house)
+    check = PasswordCheck(store=house.store, throttles=Throttles())
+
+    async def busy(*_: object, **__: object) -> bool:
+        raise Refused("busy", status=503)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "run", busy)
+        for _ in range(100):
+            with pytest.raises(Refused, match="busy"):
+                await check.user_with(email=EMAIL, password=PASSWORD, network="192.0.2.1")
+    monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
+    results = [await guess(house, check, "192.0.2.1") for _ in range(10)]
+    assert results == ["wrong"] * 8 + ["limited"] * 2
+
+
+@pytest.mark.parametrize("way", ["password", "invite", "google", "refresh", "me"])
+async def test_a_registry_that_fails_costs_no_attempt(
+    house: Household, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Every way in is refunded, through HTTP."""
+    await add_account(house)
+    token = (await sign_in(house))["accessToken"] if way == "me" else None
+    throttles = house.throttles
+    limited = throttles.refreshes if way == "refresh" else throttles.sign_ins
+    path, body, method = {
+        "password": ("/auth/password", {"email": EMAIL, "password": PASSWORD}, "POST"),
+        "invite": ("/auth/invite", {"token": "t" * 43}, "POST"),
+        "google": ("/auth/google", {"credential": "c"}, "POST"),
+        "refresh": ("/auth/refresh", {"refreshToken": "t" * 43}, "POST"),
+        "me": ("/me/password", {"password": NEW}, "PUT"),
+    }[way]
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RegistryError("closed for the day")
+
+    for name in ("read", "write", "write_anonymous", "write_as"):
+        monkeypatch.setattr(house.store, name, fail)
+    given_back = 0
+    give_back = limited.give_back
+
+    def count(key: str, *, about: str = "") -> None:
+        nonlocal given_back
+        given_back += 1
+        give_back(key, about=about)
+
+    monkeypatch.setattr(limited, "give_back", count)
+    answer = await ask(house, path, body, method=method, token=token)
+    if way == "google":  # it is not set up, which is no 503
+        assert (answer.status, given_back) == (404, 0)
+    else:
+        assert (answer.status, given_back) == (503, 1)

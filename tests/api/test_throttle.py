@@ -3,7 +3,8 @@ import trio
 import trio.testing
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.api.throttle import Throttle, Throttles, network_of
+from brewos_relay.api.throttle import Throttle, Throttles, network_of, networks_of
+from brewos_relay.errors import RegistryError
 
 
 def admitted(throttle: Throttle, key: str) -> bool:
@@ -136,3 +137,73 @@ async def test_a_machine_that_tries_every_30_s_is_never_limited(
     for _ in range(500):
         throttles.register_by_device.admit("BRW-00000001")
         await trio.sleep(30)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "networks", "shares"),
+    [
+        ("2001:db8:0:{:x}::1", 256, 2),  # a /56
+        ("2001:db8:0:{:x}01::1", 256, 3),  # a /48
+        ("192.0.2.{}", 256, 16),
+    ],
+)
+async def test_a_wider_network_has_a_few_times_the_budget_of_one_address(
+    autojump_clock: trio.testing.MockClock, pattern: str, networks: int, shares: int
+) -> None:
+    throttle = Throttle("tries", burst=4, each_minute=4, by_network=True)
+    keys = [network_of(pattern.format(number)) for number in range(networks)]
+    assert sum(count(throttle, key) for key in keys) == shares * 4
+    await trio.sleep(60)
+    assert sum(count(throttle, key) for key in keys) == shares * 4
+
+
+async def test_what_a_wider_network_refuses_costs_the_narrow_one_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle("tries", burst=4, each_minute=4, by_network=True)
+    first, second, third = [network_of(f"2001:db8:0:{number}::1") for number in range(3)]
+    assert (count(throttle, first), count(throttle, second), count(throttle, third)) == (4, 4, 0)
+    throttle.give_back(first)
+    assert count(throttle, third) == 1
+
+
+async def test_keys_about_different_things_have_buckets_of_their_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle("tries", burst=1, each_minute=1, by_network=True)
+    for about in ("ada", "eve"):
+        throttle.admit("192.0.2.1", about=about)
+        with pytest.raises(Refused):
+            throttle.admit("192.0.2.1", about=about)
+        throttle.give_back("192.0.2.1", about=about)
+        throttle.admit("192.0.2.1", about=about)
+
+
+@pytest.mark.parametrize(
+    ("problem", "given_back"),
+    [
+        (Refused("busy", status=503), True),
+        (RegistryError("the disk is gone"), True),
+        (Refused("wrong", status=401), False),
+        (ValueError("a defect"), False),
+    ],
+)
+async def test_an_attempt_that_ends_in_503_is_given_back(
+    autojump_clock: trio.testing.MockClock, problem: Exception, given_back: bool
+) -> None:
+    throttle = Throttle("tries", burst=1, each_minute=0.001)
+    with pytest.raises(type(problem)), throttle.attempt("a"):
+        raise problem
+    assert admitted(throttle, "a") is given_back
+
+
+@pytest.mark.parametrize(
+    ("network", "around"),
+    [
+        ("2001:db8:1:2::", ("2001:db8:1::/48", "2001:db8:1::/56", "2001:db8:1:2::")),
+        ("192.0.2.7", ("192.0.2.0/24", "192.0.2.7")),
+        ("<local>", ("<local>",)),
+    ],
+)
+def test_the_networks_around_an_address(network: str, around: tuple[str, ...]) -> None:
+    assert tuple(networks_of(network)) == around

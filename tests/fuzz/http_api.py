@@ -57,7 +57,7 @@ async def main(arguments: argparse.Namespace) -> list[str]:
     logging.getLogger().addHandler(logged)
     end_s = trio.current_time() + arguments.minutes * 60
     # All of it comes from one address, and faster than anybody's.
-    Throttle.admit = lambda _self, _key: None  # type: ignore[assignment,method-assign]
+    Throttle.admit = lambda *_args, **_named: None  # type: ignore[method-assign]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         async with (

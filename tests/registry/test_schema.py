@@ -35,6 +35,7 @@ def test_with_what_rows_belong_to_they_go() -> None:
         ("claims", "device_id"),
         ("shares", "device_id"),
         ("identities", "user_id"),
+        ("known_networks", "user_id"),
         ("sessions", "user_id"),
         ("redeemed_invites", "user_id"),
         ("refresh_tokens", "session_id"),

@@ -34,7 +34,7 @@ from brewos_relay.api.session_routes import sessions_blueprint
 from brewos_relay.api.sessions import SessionStarter
 from brewos_relay.api.sharing import sharing_blueprint
 from brewos_relay.api.sign_in import sign_in_blueprint
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttle, Throttles, network_of
 from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import Front
@@ -54,8 +54,9 @@ from brewos_relay.telemetry.requests import RequestCounters
 log = logging.getLogger(__name__)
 
 _BODY_S: Final = 30
-# A machine's registration has limits of its own, and whoever watches over the server must always be answered.
-_NOT_COUNTED: Final = frozenset({"/api/devices/register-claim", "/api/health"})
+_REGISTER: Final = "/api/devices/register-claim"
+"""This has limits of its own, for machines."""
+_HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
 
 
 def create_app(
@@ -114,8 +115,8 @@ def create_app(
     async def look_at_request() -> None:
         note_caller(request, front=front)
         note_route(request)
-        if _is_api(request.path) and request.path not in _NOT_COUNTED:
-            throttles.requests.admit(network_of(current_caller().address))
+        if request.path != _REGISTER:
+            _budget_of(request.path, throttles).admit(network_of(current_caller().address))
         cross_site.check(request, current_caller())
 
     async def add_headers(response: Response) -> Response:
@@ -185,7 +186,20 @@ def create_app(
     return app
 
 
+def _budget_of(path: str, throttles: Throttles) -> Throttle:
+    if path in _HEALTH:
+        return throttles.health
+    return throttles.requests if _is_api(path) else throttles.pages
+
+
 def _say_no(refusal: Refused) -> Response:
+    if not _is_api(request.path):
+        return Response(
+            f"{refusal.problem}\n",
+            status=refusal.status,
+            headers=refusal.headers,
+            content_type="text/plain; charset=utf-8",
+        )
     return error_answer(refusal.problem, status=refusal.status, headers=refusal.headers)
 
 

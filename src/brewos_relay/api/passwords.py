@@ -1,7 +1,7 @@
 """PUT /api/me/password, and how a password is checked without anybody being able to guess or to lock out."""
 
-from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final, TypeVar
 
 import msgspec
@@ -13,13 +13,14 @@ from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, Unshown, body_of
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles, network_of, networks_of
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import accounts as registered
-from brewos_relay.registry import sessions
+from brewos_relay.registry import known_networks, sessions
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import User
 
@@ -29,9 +30,9 @@ FRESH_S: Final = 15 * 60
 Nobody else sets a first one: whoever gets hold of a token would have the account for ever.
 """
 _THREADS: Final = 2
-_WAITING: Final = 32
+_PLACES: Final = 32
 """Passwords that wait for one of the threads; each takes about as long as a few hundred other requests."""
-_KNOWN: Final = 4096
+_WAIT_S: Final = 10.0
 
 T = TypeVar("T")
 
@@ -52,48 +53,56 @@ class PasswordIsSet(msgspec.Struct, rename="camel"):
 class PasswordCheck:
     """Checks passwords in a few threads, and counts the attempts.
 
-    Attempts from one address at one account are limited tightly. All attempts at one account together are
-    limited too, since whoever guesses may have many addresses; but that must not lock out who it belongs to,
-    so addresses from which somebody signed in to it lately are left out of that.
+    Attempts from one network at one account are limited tightly. All attempts at one account together are
+    limited too, since whoever guesses may have many addresses. That must not lock its owner out, so networks
+    in which somebody signed in to it lately are left out of that, and go first where passwords wait. The
+    registry has a list of these for each account.
     """
 
     def __init__(self, *, store: Registry, throttles: Throttles) -> None:
         self._store = store
         self._throttles = throttles
+        self._queue = FairQueue(at_once=_THREADS, places=_PLACES, wait_s=_WAIT_S)
         self._limiter = trio.CapacityLimiter(_THREADS)
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def user_with(self, *, email: str, password: str, network: str) -> User | None:
         """Find the account with an e-mail address and a password; None, after as much work, if there is none.
 
-        `network` is where that comes from. Raises Refused (429, 503), RegistryError.
+        `network` is that of the caller. An attempt that ends in a 503 is not counted. Raises Refused (429,
+        503), RegistryError.
         """
         account = _account_of(email)
-        known = (account, network)
-        narrow = f"{network} {account}"
-        self._throttles.passwords.admit(narrow)
-        if known not in self._known:
-            self._throttles.strange_passwords.admit(account)
-        found = await self._store.read(registered.password_hash_of, account)
-        user_id, stored = found or (None, None)
-        if not await self.run(password_matches, password, stored) or user_id is None:
-            return None
-        self._throttles.passwords.give_back(narrow)
-        self._known[known] = None
-        self._known.move_to_end(known)
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
-        return await self._store.read(registered.find_user, user_id)
+        with ExitStack() as attempts:
+            attempts.enter_context(self._throttles.passwords.attempt(network, about=account))
+            user_id, stored, seen_ms = await self._store.read(_look_up, account, network)
+            known = known_networks.is_known(seen_ms, now_ms=now_ms())
+            if not known:
+                attempts.enter_context(self._throttles.strange_passwords.attempt(account))
+            matches = await self.run(password_matches, password, stored, network=network, known=known)
+            if not matches or user_id is None:
+                return None
+            if known_networks.is_due(seen_ms, now_ms=now_ms()):
+                await self._store.write_anonymous(
+                    known_networks.note_network, user_id, network, now_ms=now_ms()
+                )
+            user = await self._store.read(registered.find_user, user_id)
+            self._throttles.passwords.give_back(network, about=account)
+            return user
 
-    async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do work with a password in a thread. Raises Refused (503) if too much of it waits."""
-        if self._limiter.statistics().tasks_waiting >= _WAITING:
-            raise Refused(
-                "Too many passwords are being checked; try again soon.",
-                status=503,
-                headers={"Retry-After": "2"},
-            )
-        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+    async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
+        """Do work with a password in a thread. Raises Refused (503) if too much of it waits.
+
+        Networks have turns; those that are known come first.
+        """
+        async with self._queue.turn(networks_of(network), first=known):
+            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+
+def _look_up(db: Connection, account: str, network: str) -> tuple[str | None, str | None, int | None]:
+    """Find the id and the password's hash of an account, and when it was last signed in to from a network."""
+    user_id, stored = registered.password_hash_of(db, account) or (None, None)
+    seen_ms = None if user_id is None else known_networks.seen_at(db, user_id, network)
+    return user_id, stored, seen_ms
 
 
 def _account_of(email: str) -> str:
@@ -119,13 +128,15 @@ def passwords_blueprint(
     )
     async def set_password() -> Response:
         who = await signed_in(request)
-        throttles.sign_ins.admit(network_of(current_caller().address))
-        body = await body_of(request, NewPasswordBody)
-        await _check_may_set(who, body.current_password)
-        try:
-            password_hash = await passwords.run(hash_password, body.password)
-        except ValueError as problem:
-            raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
+        network = network_of(current_caller().address)
+        with throttles.sign_ins.attempt(network):
+            body = await body_of(request, NewPasswordBody)
+            await _check_may_set(who, body.current_password, network)
+            try:
+                # Whoever gets so far has proved who they are.
+                password_hash = await passwords.run(hash_password, body.password, network=network, known=True)
+            except ValueError as problem:
+                raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
         ended = await store.write_as(
             Authority(who.principal),
             _set_password,
@@ -137,7 +148,7 @@ def passwords_blueprint(
         await store.catch_up()
         return json_answer(PasswordIsSet(ended))
 
-    async def _check_may_set(who: Who, current_password: str | None) -> None:
+    async def _check_may_set(who: Who, current_password: str | None, network: str) -> None:
         session = await store.find_session(who.session_id) if who.session_id is not None else None
         user = await store.read(registered.find_user, who.user_id)
         if session is None or user is None:
@@ -148,7 +159,6 @@ def passwords_blueprint(
             raise Refused("Sign in anew to set a first password: this session is too old.", status=403)
         if current_password is None:
             raise Refused("The current password is needed to set another.", status=403)
-        network = network_of(current_caller().address)
         if not await passwords.user_with(email=user.email, password=current_password, network=network):
             raise Refused("The current password is wrong.", status=403)
 

@@ -74,9 +74,9 @@ def sessions_blueprint(
         needs_token=False,
     )
     async def refresh() -> Response:
-        throttles.refreshes.admit(network_of(current_caller().address))
-        body = await body_of(request, RefreshBody)
-        tokens = await starter.go_on(body.refresh_token)
+        with throttles.refreshes.attempt(network_of(current_caller().address)):
+            body = await body_of(request, RefreshBody)
+            tokens = await starter.go_on(body.refresh_token)
         if tokens is None:
             raise Refused("The session has ended: sign in again.", status=401)
         return json_answer(tokens)

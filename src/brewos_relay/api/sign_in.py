@@ -1,6 +1,7 @@
 """POST /api/auth/google, oidc, facebook, invite and password: the ways in."""
 
 import logging
+from contextlib import AbstractContextManager
 from typing import Annotated, Final
 
 import msgspec
@@ -87,8 +88,9 @@ def sign_in_blueprint(
     async def begin(user: User) -> Response:
         return json_answer(await starter.begin(user, request))
 
-    def count_attempt() -> None:
-        throttles.sign_ins.admit(network_of(current_caller().address))
+    def attempt() -> AbstractContextManager[None]:
+        """Count an attempt to sign in, unless it ends in a 503."""
+        return throttles.sign_ins.attempt(network_of(current_caller().address))
 
     @blueprint.post("/api/auth/google")
     @described(
@@ -99,9 +101,9 @@ def sign_in_blueprint(
         needs_token=False,
     )
     async def google() -> Response:
-        count_attempt()
-        body = await body_of(request, CredentialBody)
-        return await by_proof("google", body.credential)
+        with attempt():
+            body = await body_of(request, CredentialBody)
+            return await by_proof("google", body.credential)
 
     @blueprint.post("/api/auth/oidc")
     @described(
@@ -112,9 +114,9 @@ def sign_in_blueprint(
         needs_token=False,
     )
     async def oidc() -> Response:
-        count_attempt()
-        body = await body_of(request, CredentialBody)
-        return await by_proof("oidc", body.credential)
+        with attempt():
+            body = await body_of(request, CredentialBody)
+            return await by_proof("oidc", body.credential)
 
     @blueprint.post("/api/auth/facebook")
     @described(
@@ -125,9 +127,9 @@ def sign_in_blueprint(
         needs_token=False,
     )
     async def facebook() -> Response:
-        count_attempt()
-        body = await body_of(request, FacebookBody)
-        return await by_proof("facebook", body.access_token)
+        with attempt():
+            body = await body_of(request, FacebookBody)
+            return await by_proof("facebook", body.access_token)
 
     @blueprint.post("/api/auth/invite")
     @described(
@@ -138,20 +140,20 @@ def sign_in_blueprint(
         needs_token=False,
     )
     async def invite() -> Response:
-        count_attempt()
-        body = await body_of(request, InviteBody)
-        user = await store.write_anonymous(
-            registered.redeem_invite,
-            hash_token(body.token),
-            nonce_hash=None if body.nonce is None else hash_token(body.nonce),
-            now_ms=now_ms(),
-        )
-        if user is None:
-            raise Refused(
-                "This link is no good any more: it was used, or it has expired. Ask for a new one.",
-                status=401,
+        with attempt():
+            body = await body_of(request, InviteBody)
+            user = await store.write_anonymous(
+                registered.redeem_invite,
+                hash_token(body.token),
+                nonce_hash=None if body.nonce is None else hash_token(body.nonce),
+                now_ms=now_ms(),
             )
-        return await begin(user)
+            if user is None:
+                raise Refused(
+                    "This link is no good any more: it was used, or it has expired. Ask for a new one.",
+                    status=401,
+                )
+            return await begin(user)
 
     @blueprint.post("/api/auth/password")
     @described(
@@ -162,14 +164,14 @@ def sign_in_blueprint(
         needs_token=False,
     )
     async def password() -> Response:
-        count_attempt()
-        body = await body_of(request, PasswordBody)
-        user = await passwords.user_with(
-            email=body.email, password=body.password, network=network_of(current_caller().address)
-        )
-        if user is None:
-            raise Refused("The e-mail address or the password is wrong.", status=401)
-        return await begin(user)
+        with attempt():
+            body = await body_of(request, PasswordBody)
+            user = await passwords.user_with(
+                email=body.email, password=body.password, network=network_of(current_caller().address)
+            )
+            if user is None:
+                raise Refused("The e-mail address or the password is wrong.", status=401)
+            return await begin(user)
 
     return blueprint
 

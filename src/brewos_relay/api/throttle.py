@@ -1,46 +1,107 @@
-"""How often somebody may ask. Times are on trio's clock."""
+"""Rate limits of the API, by network, account or device. Times are on trio's clock."""
 
+import functools
 import ipaddress
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.core.pace import TokenBuckets
+from brewos_relay.core.pace import TokenBucket, TokenBuckets
+from brewos_relay.errors import RegistryError
 
 _KEPT: Final = 4096
 """Buckets of one kind."""
+_V6_SHARES: Final = {56: 2, 48: 3}
+"""Budgets of an IPv6 /56 and /48, as multiples of that of a /64."""
+_V4_SHARES: Final = {24: 16}
+"""The same for IPv4, in multiples of the budget of an address: neighbours there are other households."""
 
 
 class Throttle:
-    """Token buckets by key. A bucket holds `burst` and gains `each_minute`; what asks takes 1 of it."""
+    """Token buckets by key. A bucket holds `burst` and gains `each_minute`; a request takes 1 of it.
 
-    def __init__(self, what: str, *, burst: int, each_minute: float, kept: int = _KEPT) -> None:
-        """Take what there is too much of ("attempts to sign in"), for the answer that says so."""
+    With `by_network`, keys are what `network_of` gives, and the wider networks around it have budgets, too: a
+    provider gives one customer a /56 or a /48 of IPv6, which holds thousands of /64.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        burst: int,
+        each_minute: float,
+        by_network: bool = False,
+        kept: int = _KEPT,
+    ) -> None:
+        """Take what is limited ("attempts to sign in"), for the answer that says so."""
         self.burst, self.each_minute = burst, each_minute
         self._what = what
-        self._buckets = TokenBuckets(rate_per_s=each_minute / 60, burst=burst, kept=kept)
+        self._by_network = by_network
+        self._kept = kept
+        self._levels: dict[int, TokenBuckets] = {}
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        return len(self._level(1))
 
-    def admit(self, key: str) -> None:
-        """Let pass who is named by `key`; raises Refused (429) that says when to come back."""
-        now_s = trio.current_time()
-        bucket = self._buckets.use(key, now_s)
-        if not bucket.admit(now_s):
-            wait_s = math.ceil(bucket.empty_s)
-            raise Refused(
-                f"Too many {self._what}; try again in {_in_words(wait_s)}.",
-                status=429,
-                headers={"Retry-After": str(wait_s)},
-                reason=f"too_many_{self._what.replace(' ', '_')}",
+    def _level(self, share: int) -> TokenBuckets:
+        """Give the buckets of the networks that have `share` times the budget."""
+        if share not in self._levels:
+            self._levels[share] = TokenBuckets(
+                rate_per_s=share * self.each_minute / 60, burst=share * self.burst, kept=self._kept
             )
+        return self._levels[share]
 
-    def give_back(self, key: str) -> None:
-        """Undo an `admit`, for what turned out to be nothing to count."""
-        self._buckets.use(key, trio.current_time()).give_back()
+    def _keys(self, key: str, about: str) -> list[tuple[TokenBuckets, str]]:
+        wider = wider_networks(key) if self._by_network else ()
+        shares = ((key, 1), *wider)
+        return [(self._level(share), f"{name} {about}" if about else name) for name, share in shares]
+
+    def admit(self, key: str, *, about: str = "") -> None:
+        """Take one token from the bucket of `key`. Raises Refused (429, with Retry-After) if it is empty.
+
+        Keys with different `about` have buckets of their own.
+        """
+        now_s = trio.current_time()
+        taken: list[TokenBucket] = []
+        for buckets, name in self._keys(key, about):
+            bucket = buckets.use(name, now_s)
+            if not bucket.admit(now_s):
+                for other in taken:
+                    other.give_back()
+                raise self._refusal(math.ceil(bucket.empty_s))
+            taken.append(bucket)
+
+    def give_back(self, key: str, *, about: str = "") -> None:
+        """Undo an `admit`, for a request that is not to be counted."""
+        now_s = trio.current_time()
+        for buckets, name in self._keys(key, about):
+            buckets.use(name, now_s).give_back()
+
+    @contextmanager
+    def attempt(self, key: str, *, about: str = "") -> Iterator[None]:
+        """Admit what the block does, and give the token back if it ends in a 503.
+
+        A server that is busy is no fault of the one who asks.
+        """
+        self.admit(key, about=about)
+        try:
+            yield
+        except (Refused, RegistryError) as problem:
+            if not isinstance(problem, Refused) or problem.status == 503:
+                self.give_back(key, about=about)
+            raise
+
+    def _refusal(self, wait_s: int) -> Refused:
+        return Refused(
+            f"Too many {self._what}; try again in {_in_words(wait_s)}.",
+            status=429,
+            headers={"Retry-After": str(wait_s)},
+            reason=f"too_many_{self._what.replace(' ', '_')}",
+        )
 
 
 def _in_words(wait_s: int) -> str:
@@ -49,8 +110,9 @@ def _in_words(wait_s: int) -> str:
     return f"{math.ceil(wait_s / 60)} minutes"
 
 
+@functools.lru_cache(maxsize=_KEPT)
 def network_of(address: str) -> str:
-    """Give the key of an address: for IPv6 its /64, since whoever has one address there has all of them."""
+    """Give the key of an address: an IPv4 address, or the /64 of an IPv6 one, which belongs to one host."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -62,28 +124,50 @@ def network_of(address: str) -> str:
     return str(ipaddress.IPv6Network((parsed, 64), strict=False).network_address)
 
 
+def networks_of(network: str) -> Sequence[str]:
+    """Give the networks around what `network_of` gave, the widest first, and it itself."""
+    return (*[name for name, _share in reversed(wider_networks(network))], network)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def wider_networks(network: str) -> tuple[tuple[str, int], ...]:
+    """Give the networks around one, the widest last, with how many times its budget each has."""
+    try:
+        parsed = ipaddress.ip_address(network)
+    except ValueError:
+        return ()
+    shares = _V4_SHARES if parsed.version == 4 else _V6_SHARES
+    return tuple(
+        (str(ipaddress.ip_network((parsed, bits), strict=False)), share) for bits, share in shares.items()
+    )
+
+
 class Throttles:
-    """Every limit on how often somebody may ask; keys of addresses are made by `network_of`.
+    """Every rate limit of the API; keys of addresses are made by `network_of`.
 
     A whole street can come from one address, after a power cut all at once; and a normal page asks for its
     devices every 10 s, and for everything anew when it is loaded.
     """
 
     def __init__(self) -> None:
-        # Everything under /api but register-claim and health, by address.
-        self.requests = Throttle("requests", burst=600, each_minute=1200)
-        # By address.
-        self.sign_ins = Throttle("attempts to sign in", burst=30, each_minute=20)
-        # By account and address; and by account, from addresses from which nobody signed in to it lately.
-        self.passwords = Throttle("attempts with this password", burst=8, each_minute=4)
+        # Everything under /api but register-claim, by network.
+        self.requests = Throttle("requests", burst=600, each_minute=1200, by_network=True)
+        # Everything else: pages and their files. One visit to a large app loads some hundred, twice.
+        self.pages = Throttle("requests for pages", burst=2000, each_minute=3000, by_network=True)
+        # Health endpoints. They have a budget of their own, so that no flood of pages turns them into 429.
+        self.health = Throttle("health checks", burst=300, each_minute=600, by_network=True)
+        # By network.
+        self.sign_ins = Throttle("attempts to sign in", burst=30, each_minute=20, by_network=True)
+        # By account and network; and by account, from networks in which nobody signed in to it lately.
+        self.passwords = Throttle("attempts with this password", burst=8, each_minute=4, by_network=True)
         self.strange_passwords = Throttle("attempts with this password", burst=30, each_minute=6)
-        # By address.
-        self.refreshes = Throttle("new tokens", burst=120, each_minute=60)
+        # By network.
+        self.refreshes = Throttle("new tokens", burst=120, each_minute=60, by_network=True)
         # Those that came to nothing.
         self.claims_by_user = Throttle("attempts to pair", burst=10, each_minute=6)
-        self.claims_by_address = Throttle("attempts to pair", burst=40, each_minute=20)
+        self.claims_by_address = Throttle("attempts to pair", burst=40, each_minute=20, by_network=True)
         self.shares_by_user = Throttle("invitations", burst=20, each_minute=6)
         # By device and address first: whoever registers a foreign machine over and over takes nothing from
         # its street, nor, from elsewhere, from the machine itself.
         self.register_by_device = Throttle("registrations", burst=10, each_minute=6)
-        self.register_by_address = Throttle("registrations", burst=500, each_minute=300)
+        self.register_by_address = Throttle("registrations", burst=500, each_minute=300, by_network=True)

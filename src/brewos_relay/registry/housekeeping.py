@@ -5,6 +5,7 @@ from typing import Final
 from sqlalchemy import Connection, and_, delete, exists, func, or_, select, tuple_
 
 from brewos_relay.registry import activity as activity_module
+from brewos_relay.registry import known_networks as known_networks_module
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.schema import (
     activity,
@@ -13,6 +14,7 @@ from brewos_relay.registry.schema import (
     device_users,
     devices,
     invites,
+    known_networks,
     redeemed_invites,
     refresh_tokens,
     sessions,
@@ -29,13 +31,16 @@ DEVICES_AT_ONCE: Final = 10_000
 def prune(db: Connection, *, now_ms: int) -> bool:
     """Delete what is over: sessions, refresh tokens, invites, claims, shares, access until a time.
 
-    Also old activity, changes that every running server has seen long ago, and devices that registered
-    themselves and that nobody has: those that were not seen for a month, and all but the 50,000 that were
-    seen last, since anybody can register as many as they like. True if there are more of these to delete.
+    Also old activity, networks that an account was not signed in to from for long, changes that every running
+    server has seen, and devices that registered themselves and that no user has: those that were not seen for
+    a month, and all but the 50,000 that were seen last, since anybody can register as many as they like. True
+    if there are more of these to delete.
     """
     for table in (sessions, refresh_tokens, invites, redeemed_invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
     db.execute(delete(device_users).where(device_users.c.until_ms <= now_ms))
+    unused_since_ms = now_ms - known_networks_module.KEPT_MS
+    db.execute(delete(known_networks).where(known_networks.c.seen_at_ms <= unused_since_ms))
     db.execute(delete(changes).where(changes.c.at_ms <= now_ms - CHANGES_KEPT_MS))
     _prune_activity(db, now_ms=now_ms)
     return _prune_devices(db, now_ms=now_ms)

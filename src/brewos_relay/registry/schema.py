@@ -106,6 +106,17 @@ identities = Table(
     sqlite_with_rowid=False,
 )
 
+# The networks from which the owner of an account signed in to it lately, as `api.throttle.network_of` says.
+known_networks = Table(
+    "known_networks",
+    metadata,
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("network", String(64), primary_key=True),
+    Column("seen_at_ms", BigInteger, nullable=False),
+    Index("known_networks_by_time", "seen_at_ms"),
+    sqlite_with_rowid=False,
+)
+
 invites = Table(
     "invites",
     metadata,

@@ -1,0 +1,116 @@
+"""FairQueue: turns at something scarce, shared fairly between networks."""
+
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from brewos_relay.api.answers import Refused
+
+_REMEMBERED: Final = 4096
+"""Networks whose last turn is remembered."""
+_FIRST_IN_A_ROW: Final = 3
+"""So many turns of those who go first are followed by one of the others, if any wait."""
+
+
+class _Waiting:
+    """A request that waits for its turn, until `settled`: it was called, or lost its place."""
+
+    __slots__ = ("called", "first", "networks", "number", "settled")
+
+    def __init__(self, networks: Sequence[str], *, first: bool, number: int) -> None:
+        self.networks = networks
+        self.first = first
+        self.number = number
+        self.called = False
+        self.settled = trio.Event()
+
+
+class FairQueue:
+    """Gives `at_once` turns at a time; `places` more requests wait, each for `wait_s` at most.
+
+    A turn goes to the network whose last turn was the longest ago, from the widest network to the narrowest.
+    If all places are taken, the newest request of the network that has most of them gives its place up.
+    """
+
+    def __init__(self, *, at_once: int, places: int, wait_s: float) -> None:
+        self._free = at_once
+        self._places = places
+        self._wait_s = wait_s
+        self._waiting: list[_Waiting] = []
+        self._count = 0
+        self._turns: OrderedDict[str, int] = OrderedDict()  # the number of each network's last turn
+        self._turn = self._first_in_a_row = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def turn(self, networks: Sequence[str], *, first: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn, which lasts until the block is left. Raises Refused (503).
+
+        `networks` are those of the caller, the widest first. With `first`, the request goes before those
+        without it, but leaves every fourth turn to them.
+        """
+        self._count += 1
+        one = _Waiting(networks, first=first, number=self._count)
+        if self._free:
+            self._free -= 1
+            self._note_turn(one)
+        else:
+            await self._wait(one)
+        try:
+            yield
+        finally:
+            self._next()
+
+    async def _wait(self, one: _Waiting) -> None:
+        self._waiting.append(one)
+        if len(self._waiting) > self._places:
+            self._drop_one()
+        try:
+            with trio.move_on_after(self._wait_s):
+                await one.settled.wait()
+        finally:
+            if one in self._waiting:
+                self._waiting.remove(one)
+        if not one.called:
+            raise Refused(
+                "Too many passwords are being checked; try again soon.",
+                status=503,
+                headers={"Retry-After": "2"},
+                reason="too_many_passwords",
+            )
+
+    def _drop_one(self) -> None:
+        """Take the place of the newest request of the network that has most of them."""
+        taken = Counter(one.networks[0] for one in self._waiting)
+        dropped = max(self._waiting, key=lambda one: (not one.first, taken[one.networks[0]], one.number))
+        self._waiting.remove(dropped)
+        dropped.settled.set()
+
+    def _next(self) -> None:
+        """Call the next request, or note that a turn is free."""
+        if not self._waiting:
+            self._free += 1
+            return
+        one = min(self._waiting, key=self._rank)
+        self._waiting.remove(one)
+        self._note_turn(one)
+        one.called = True
+        one.settled.set()
+
+    def _rank(self, one: _Waiting) -> tuple[bool, list[int], int]:
+        behind = one.first == (self._first_in_a_row >= _FIRST_IN_A_ROW)
+        return behind, [self._turns.get(network, 0) for network in one.networks], one.number
+
+    def _note_turn(self, one: _Waiting) -> None:
+        self._turn += 1
+        self._first_in_a_row = self._first_in_a_row + 1 if one.first else 0
+        for network in one.networks:
+            self._turns[network] = self._turn
+            self._turns.move_to_end(network)
+        while len(self._turns) > _REMEMBERED:
+            self._turns.popitem(last=False)

@@ -1,0 +1,153 @@
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.api.answers import Refused
+from brewos_relay.api.fair_queue import FairQueue
+
+
+class Scene:
+    """A queue with one turn at a time, which the test holds until it lets go."""
+
+    def __init__(self, nursery: trio.Nursery, *, places: int = 32, wait_s: float = 10.0) -> None:
+        self.queue = FairQueue(at_once=1, places=places, wait_s=wait_s)
+        self.nursery = nursery
+        self.ended: list[str] = []
+        self.refused: list[str] = []
+        self.statuses: set[tuple[int, str]] = set()
+        self._let_go = trio.Event()
+
+    async def begin(self) -> None:
+        self.nursery.start_soon(self._hold)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def _hold(self) -> None:
+        async with self.queue.turn(("holder",)):
+            await self._let_go.wait()
+
+    async def ask(self, name: str, networks: Sequence[str], *, first: bool = False) -> None:
+        async def one() -> None:
+            try:
+                async with self.queue.turn(networks, first=first):
+                    self.ended.append(name)
+                    await trio.lowlevel.checkpoint()
+            except Refused as refusal:
+                self.refused.append(name)
+                self.statuses.add((refusal.status, refusal.headers["Retry-After"]))
+
+        self.nursery.start_soon(one)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def finish(self) -> None:
+        self._let_go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(self.queue) == 0
+
+
+async def test_networks_take_turns(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(nursery)
+        await scene.begin()
+        for number in range(4):
+            await scene.ask(f"a{number}", ("a",))
+        await scene.ask("b0", ("b",))
+        await scene.ask("c0", ("c",))
+        await scene.finish()
+        assert scene.ended == ["a0", "b0", "c0", "a1", "a2", "a3"]
+
+
+async def test_a_wide_network_has_one_turn_however_many_are_in_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(nursery)
+        await scene.begin()
+        for name, networks in (
+            ("a1", ("a", "a1")),
+            ("a2", ("a", "a2")),
+            ("a1", ("a", "a1")),
+            ("b", ("b", "b1")),
+        ):
+            await scene.ask(name, networks)
+        await scene.finish()
+        assert scene.ended == ["a1", "b", "a2", "a1"]
+
+
+async def test_those_that_are_known_go_first_and_leave_a_turn_in_four(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(nursery)
+        await scene.begin()
+        for number in range(2):
+            await scene.ask(f"new {number}", (f"n{number}",))
+        for number in range(5):
+            await scene.ask(f"known {number}", (f"k{number}",), first=True)
+        await scene.finish()
+        assert scene.ended == ["known 0", "known 1", "known 2", "new 0", "known 3", "known 4", "new 1"]
+
+
+async def test_whoever_has_most_places_gives_one_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(nursery, places=3)
+        await scene.begin()
+        for number in range(3):
+            await scene.ask(f"a{number}", ("a",))
+        await scene.ask("b0", ("b",))
+        assert scene.refused == ["a2"]
+        await scene.ask("a3", ("a",))
+        assert scene.refused == ["a2", "a3"]
+        await scene.ask("known", ("a",), first=True)
+        assert scene.refused == ["a2", "a3", "a1"]
+        await scene.finish()
+        assert scene.ended == ["known", "b0", "a0"]
+
+
+async def test_nobody_waits_longer_than_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(nursery, wait_s=2.0)
+        await scene.begin()
+        await scene.ask("late", ("a",))
+        await trio.sleep(1.9)
+        assert scene.refused == []
+        await trio.sleep(0.2)
+        assert (scene.refused, scene.statuses) == (["late"], {(503, "2")})
+        await scene.finish()
+
+
+async def test_a_caller_that_leaves_keeps_no_turn(autojump_clock: trio.testing.MockClock) -> None:
+    queue = FairQueue(at_once=1, places=4, wait_s=10.0)
+
+    async def one(scope: trio.CancelScope) -> None:
+        with scope:
+            async with queue.turn(("a",)):
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        waiting, called = trio.CancelScope(), trio.CancelScope()
+        async with queue.turn(("b",)):
+            nursery.start_soon(one, waiting)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(queue) == 0
+            nursery.start_soon(one, called)
+            await trio.testing.wait_all_tasks_blocked()
+        called.cancel()  # at the same moment as it is called
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(1):
+            async with queue.turn(("c",)):
+                pass
+
+
+async def test_only_so_many_networks_are_remembered(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brewos_relay.api.fair_queue._REMEMBERED", 3)
+    queue = FairQueue(at_once=1, places=4, wait_s=10.0)
+    for number in range(10):
+        async with queue.turn((f"network {number}",)):
+            pass
+    assert list(queue._turns) == ["network 7", "network 8", "network 9"]
