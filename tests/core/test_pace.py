@@ -3,7 +3,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.core.pace import TokenBucket, TokenBuckets, open_bucket
+from brewos_relay.core.pace import RecentRates, TokenBucket, TokenBuckets, open_bucket
 
 
 def bucket(*, rate_per_s: float = 20.0, burst: float = 60.0, now: float = 100.0) -> TokenBucket:
@@ -131,3 +131,32 @@ async def test_a_rate_of_0_lets_everything_through() -> None:
     full = open_bucket(1, burst=2)
     assert full is not None
     assert full.take(2, trio.current_time()) == 0.0
+
+
+def test_a_reserve_is_left_for_others() -> None:
+    one = bucket(burst=10)
+    assert [one.admit(100.0, reserve=7.0) for _ in range(4)] == [True, True, True, False]
+    assert one.level(100.0) == 7
+    assert one.admit(100.0, reserve=6.0)
+    assert one.admit(100.0)
+
+
+def test_a_recent_rate_is_an_average_that_fades() -> None:
+    rates = RecentRates(over_s=10.0, kept=3)
+    assert rates.of("a", 100.0) == 0
+    now = 100.0
+    for _ in range(1000):
+        now += 0.1
+        rates.note("a", now)
+    assert rates.of("a", now) == pytest.approx(10, rel=0.02)
+    assert rates.of("a", now + 10) == pytest.approx(10 / 2.718, rel=0.02)
+    assert rates.of("b", now) == 0
+
+
+def test_only_so_many_rates_are_kept_and_the_last_used_stay() -> None:
+    rates = RecentRates(over_s=10.0, kept=3)
+    for number in range(20):
+        rates.note("watched", 100.0)
+        rates.note(f"stranger {number}", 100.0)
+    assert len(rates) == 3
+    assert rates.of("watched", 100.0) == pytest.approx(2)

@@ -4,7 +4,15 @@ import pytest
 
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
 from brewos_relay.core.ends import End
-from brewos_relay.core.recording import end_of, fields_of, log_came, log_went, receive_logged
+from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.recording import (
+    end_of,
+    fields_of,
+    log_came,
+    log_replaced,
+    log_went,
+    receive_logged,
+)
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
 
@@ -38,14 +46,19 @@ async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level(logging.INFO)
     one, other = device(), client()
     other.end = End("peer", None)
-    log_came(one)
-    log_came(other)
-    log_went(one)
-    log_went(one, stood_for_device=False)
-    log_went(other)
+    lines = LineLimits("connections", rate_per_s=1.0, burst=6.0, each_at_once=10.0)
+    log_came(one, lines)
+    log_came(other, lines)
+    log_replaced(one, lines)
+    log_went(one, lines)
+    log_went(one, lines, stood_for_device=False)
+    log_went(other, lines)
+    for tell in (log_came, log_replaced, log_went):
+        tell(one, lines)
     assert caplog.messages == [
         "device BRW-12AB34CD came",
         f"client {other.id} of device BRW-12AB34CD came",
+        "device BRW-12AB34CD replaced its earlier connection",
         "device BRW-12AB34CD went: the relay ended it with 1001: the relay is leaving",
         "a connection of device BRW-12AB34CD is over: the relay ended it with 1001: the relay is leaving",
         f"client {other.id} of device BRW-12AB34CD went: the peer ended it without a goodbye",

@@ -16,6 +16,7 @@ from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.ends import End
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
@@ -36,6 +37,7 @@ class ScriptedHost:
         self.limits = limits
         self.counters = Counters()
         self.logs_messages = False
+        self.lines = LineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
         self.noted: list[tuple[str, str | None, dict[str, str]]] = []

@@ -4,7 +4,7 @@ from sqlalchemy import Connection
 from brewos_relay.registry.activity import (
     activity_of,
     add_activity,
-    add_activity_of_registered,
+    add_activity_of_owned,
     forget_activity,
 )
 from brewos_relay.registry.devices import add_devices
@@ -62,12 +62,13 @@ def test_forgetting(db: Connection) -> None:
     assert len(activity_of(db, TWO)) == 1
 
 
-def test_what_was_done_with_a_device_that_is_gone_is_not_kept(db: Connection) -> None:
-    numbers, gone = range(1, 600), device_id(1000)
-    add_devices(db, [new_device(number) for number in numbers], now_ms=NOW_MS)
+def test_what_was_done_with_a_device_that_is_gone_or_has_no_user_is_not_kept(db: Connection) -> None:
+    numbers, gone, unowned = range(1, 600), device_id(1000), device_id(1001)
+    add_devices(db, [new_device(number, "ada", "eve") for number in numbers], now_ms=NOW_MS)
+    add_devices(db, [new_device(1001)], now_ms=NOW_MS)
     there = [device_id(number) for number in numbers]
-    entries = [Activity(device_id=id_, at_ms=NOW_MS, kind="offline") for id_ in (*there, gone)]
-    add_activity_of_registered(db, entries)
-    add_activity_of_registered(db, [])
+    entries = [Activity(device_id=id_, at_ms=NOW_MS, kind="offline") for id_ in (*there, gone, unowned)]
+    add_activity_of_owned(db, entries)
+    add_activity_of_owned(db, [])
     assert all(len(activity_of(db, id_)) == 1 for id_ in there)
-    assert activity_of(db, gone) == []
+    assert activity_of(db, gone) == activity_of(db, unowned) == []

@@ -1,6 +1,7 @@
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.records import Access, Device, Session
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
+from brewos_relay.server.connection_budgets import DEVICE_BURST
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
 from support.wire_client import upgrade_head
@@ -44,7 +46,7 @@ class FakeRelay(Relay):
         self.crowd = crowd
         self.asked_for: list[Grant] = []
 
-    def admits(self) -> bool:
+    def admits(self, *, reserve: float = 0.0) -> bool:
         return not self.full
 
     def is_contested(self, device_id: str) -> bool:
@@ -184,7 +186,7 @@ async def see_refusal(admission: Admission, asking: Request, status: int) -> Ref
 async def test_a_device_with_its_key_is_let_in() -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     entry = await admission(store=store).check(device_request(DEVICE_ID.lower()))
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY))
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
     assert store.used == []  # the next one stays a next one
 
 
@@ -202,7 +204,7 @@ async def test_a_device_without_its_key_is_refused_after_the_same_question(devic
 async def test_a_key_that_was_sent_becomes_the_device_s_before_it_is_let_in(key: str) -> None:
     store = FakeStore(next_keys=[NEXT_KEY, NEWEST_KEY])
     entry = await admission(store=store).check(device_request(key=key))
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(key))
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(key), "192.0.2.7")
     assert store.used == [hash_key(key)]
     assert key not in repr(entry)
 
@@ -580,10 +582,86 @@ async def test_whoever_comes_to_nothing_takes_no_more_than_a_share(
     await see_refusal(gate, wrong, 401)
 
 
-async def test_those_who_are_let_in_are_not_counted() -> None:
+async def test_those_who_are_let_in_are_no_strangers() -> None:
     gate = admission()
-    for _ in range(500):
+    for _ in range(10):
         assert isinstance(await gate.check(device_request()), DeviceEntry)
+    assert not gate._strangers
+
+
+async def test_a_device_that_comes_back_at_once_again_and_again_is_503_and_asks_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FakeStore()
+    gate = admission(store=store)
+    let_in = int(DEVICE_BURST + Limits().admit_rate / 10)
+    for _ in range(let_in):
+        await gate.check(device_request())
+    refusal = await see_refusal(gate, device_request(), 503)
+    assert (refusal.message, refusal.headers["Retry-After"]) == ("this peer connects too often", "30")
+    assert len(store.asked) == let_in
+    assert not gate._strangers, "it has proved itself"
+    # Its id in small letters is the same device, and strangers use up nothing of another one.
+    await see_refusal(gate, device_request(DEVICE_ID.lower()), 503)
+    for _ in range(100):
+        await see_refusal(gate, device_request("BRW-00000000"), 401)
+    await trio.sleep(60)
+    assert isinstance(await gate.check(device_request()), DeviceEntry)
+
+
+async def test_a_user_s_clients_that_come_back_at_once_again_and_again_are_503(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FakeStore()
+    gate = admission(store=store)
+    let_in = int(Limits().clients_per_user + Limits().admit_rate / 10)
+    for _ in range(let_in):
+        await gate.check(client_request())
+    refusal = await see_refusal(gate, client_request(), 503)
+    assert refusal.message == "this peer connects too often"
+    assert len(store.asked) == 2 * let_in
+    assert isinstance(await gate.check(client_request(user_id="mel")), ClientEntry)
+
+
+async def test_a_48_has_no_more_attempts_that_come_to_nothing_than_three_64(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = FakeStore()
+    gate = admission(store=store)
+    for number in range(1000):
+        attempt = device_request(key="w" * 43)
+        attempt.peer_address = f"2001:db8:0:{number:x}::1"
+        with suppress(Refusal):
+            await gate.check(attempt)
+    # A /56, of which there are four here, has as many as two /64.
+    assert len(store.asked) == pytest.approx(3 * Limits().admit_rate / 4, abs=3)
+
+
+async def test_a_network_leaves_to_others_what_it_used(autojump_clock: trio.testing.MockClock) -> None:
+    gate = admission()
+    reserves: list[float] = []
+
+    def admits(*, reserve: float = 0.0) -> bool:
+        reserves.append(reserve)
+        return True
+
+    gate._relay.admits = admits  # type: ignore[method-assign]
+    for number in range(40):
+        await gate.check(client_request(user_id=("ada", "mel", "vic")[number % 3]))
+    asking = client_request()
+    asking.peer_address = "198.51.100.1"
+    await gate.check(asking)
+    assert reserves[0] == reserves[-1] == 0
+    assert reserves[:-1] == sorted(reserves[:-1])
+    assert reserves[-2] > 0
+
+
+async def test_a_device_that_nobody_vouches_for_is_let_in_as_anonymous() -> None:
+    store = FakeStore()
+    store.device = replace(store.device, anonymous=True)
+    entry = await admission(store=store).check(device_request())
+    assert isinstance(entry, DeviceEntry)
+    assert entry.anonymous
 
 
 async def test_no_rate_means_no_share() -> None:
@@ -594,7 +672,7 @@ async def test_no_rate_means_no_share() -> None:
 
 
 async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brewos_relay.server.admission._STRANGERS_KEPT", 3)
+    monkeypatch.setattr("brewos_relay.server.admission._STRANGERS_KEPT", 4)
     gate = admission()
     for number in range(9):
         asking = device_request(key="w" * 43)

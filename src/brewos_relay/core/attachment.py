@@ -44,6 +44,7 @@ class Attachment:
         "end",
         "heard",
         "heard_at",
+        "network",
         "number",
         "peer",
         "pinged_at",
@@ -51,10 +52,14 @@ class Attachment:
         "session",
     )
 
-    def __init__(self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None) -> None:
+    def __init__(
+        self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None, network: str = ""
+    ) -> None:
         self.session = session
         self.peer = peer
         self.bucket = bucket
+        self.network = network
+        """Where it comes from, as far as the caller of the relay tells networks apart."""
         self.attached_at = trio.current_time()
         self.heard_at = self.attached_at
         """When the peer last gave a sign of life, as of the last look."""
@@ -143,9 +148,15 @@ class DeviceAttachment(Attachment):
     __slots__ = ("credential", "spoke_at")
 
     def __init__(
-        self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None, credential: bytes | None = None
+        self,
+        session: StartSoon,
+        peer: Peer,
+        *,
+        bucket: TokenBucket | None,
+        credential: bytes | None = None,
+        network: str = "",
     ) -> None:
-        super().__init__(session, peer, bucket=bucket)
+        super().__init__(session, peer, bucket=bucket, network=network)
         self.credential = credential
         """What it proved itself with, as far as whoever let it in wants to know that again."""
         self.spoke_at: float | None = None
@@ -166,8 +177,9 @@ class ClientAttachment(Attachment):
         expires_at_s: float = math.inf,
         renew: Renew | None = None,
         grant: Grant = FULL,
+        network: str = "",
     ) -> None:
-        super().__init__(session, peer, bucket=bucket)
+        super().__init__(session, peer, bucket=bucket, network=network)
         self.id = secrets.token_hex(8)
         self.access_ends_at = math.inf
         """When it may do nothing any more (trio time)."""

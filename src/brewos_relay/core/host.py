@@ -7,6 +7,7 @@ from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.line_limits import LineLimits
 
 if TYPE_CHECKING:
     from brewos_relay.core.session import DeviceSession
@@ -24,6 +25,8 @@ class Host(Protocol):
     """Every peer whose goodbye is not said yet."""
     crowds: Crowds
     """How many clients each user has."""
+    lines: LineLimits
+    """Which lines about peers that come and go are logged."""
     logs_messages: bool
     """Whether each pass of messages is logged."""
 

@@ -1,5 +1,6 @@
-"""Token buckets: how fast somebody may speak or ask, and for how long nobody listens to who is faster."""
+"""Token buckets: how long to pause reading from a peer that exceeds its rate, and whom to refuse."""
 
+import math
 from collections import OrderedDict
 from typing import Final
 
@@ -19,7 +20,7 @@ class TokenBucket:
         self._tokens = burst
         self._at = now
 
-    def take(self, count: int, now: float) -> float:
+    def take(self, count: float, now: float) -> float:
         """Count messages that have come; return for how many seconds to take no more (0.0: go on).
 
         At most 5 s at a time, so that a peer's pings are answered before it gives up; what is left then is
@@ -29,11 +30,15 @@ class TokenBucket:
         self._at = now
         return min(-self._tokens / self._rate_per_s, _MOST_PAUSE_S) if self._tokens < 0 else 0.0
 
-    def admit(self, now: float) -> bool:
-        """Take one token if there is one."""
+    def level(self, now: float) -> float:
+        """Tell how many tokens there are."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate_per_s)
         self._at = now
-        if self._tokens < 1:
+        return self._tokens
+
+    def admit(self, now: float, *, reserve: float = 0.0) -> bool:
+        """Take one token if there is one, and `reserve` more are left after it."""
+        if self.level(now) < 1 + reserve:
             return False
         self._tokens -= 1
         return True
@@ -73,6 +78,33 @@ class TokenBuckets:
         if len(self._buckets) > self._kept:
             self._buckets.popitem(last=False)
         return bucket
+
+
+class RecentRates:
+    """How often each key was used lately, a second: an average in which older uses count less.
+
+    Beyond `kept` keys, that which was used least recently is forgotten.
+    """
+
+    def __init__(self, *, over_s: float, kept: int) -> None:
+        self._over_s = over_s
+        self._kept = kept
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rates)
+
+    def of(self, key: str, now: float) -> float:
+        """Give the rate of a key, a second."""
+        rate, at = self._rates.get(key, (0.0, now))
+        return rate * math.exp((at - now) / self._over_s)
+
+    def note(self, key: str, now: float) -> None:
+        """Count a use."""
+        self._rates[key] = self.of(key, now) + 1 / self._over_s, now
+        self._rates.move_to_end(key)
+        if len(self._rates) > self._kept:
+            self._rates.popitem(last=False)
 
 
 def open_bucket(rate_per_s: float, *, burst: float) -> TokenBucket | None:

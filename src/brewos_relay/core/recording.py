@@ -8,6 +8,7 @@ import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.ends import LEAVING, End, detail_of, shown
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.peer import Receive
 from brewos_relay.messages import Message
 
@@ -38,21 +39,34 @@ def end_of(attachment: Attachment) -> dict[str, str]:
     )
 
 
-def log_came(attachment: Attachment) -> None:
-    """Log that a peer is there from now on."""
+def log_came(attachment: Attachment, lines: LineLimits) -> None:
+    """Log that a peer is there from now on, if there are not too many such lines."""
+    is_client = isinstance(attachment, ClientAttachment)
+    if not lines.admit("client came" if is_client else "device came", attachment.network):
+        return
     who = f"client {attachment.id} of " if isinstance(attachment, ClientAttachment) else ""
     log.info("%sdevice %s came", who, attachment.session.device_id, extra=fields_of(attachment))
 
 
-def log_went(attachment: Attachment, *, stood_for_device: bool = True) -> None:
-    """Log that a peer has ended, by whom and why."""
+def log_replaced(attachment: Attachment, lines: LineLimits) -> None:
+    """Log that a device has another connection from now on, likewise."""
+    if lines.admit("device replaced its connection", attachment.network):
+        device_id = attachment.session.device_id
+        log.info("device %s replaced its earlier connection", device_id, extra=fields_of(attachment))
+
+
+def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: bool = True) -> None:
+    """Log that a peer has ended, by whom and why, likewise."""
     device_id, end = attachment.session.device_id, attachment.end or LEAVING
+    is_client = isinstance(attachment, ClientAttachment)
+    kind = "client" if is_client else "device"
+    became = "went" if is_client or stood_for_device else "is over"
+    if not lines.admit(f"{kind} {became} ({end.by}, {end.label})", attachment.network):
+        return
     if isinstance(attachment, ClientAttachment):
-        what, became = f"client {attachment.id} of device {device_id}", "went"
-    elif stood_for_device:
-        what, became = f"device {device_id}", "went"
+        what = f"client {attachment.id} of device {device_id}"
     else:
-        what, became = f"a connection of device {device_id}", "is over"
+        what = f"device {device_id}" if stood_for_device else f"a connection of device {device_id}"
     log.info("%s %s: %s", what, became, end, extra=fields_of(attachment))
 
 

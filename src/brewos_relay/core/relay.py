@@ -17,6 +17,7 @@ from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.host import Happening
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
@@ -30,6 +31,12 @@ log = logging.getLogger(__name__)
 
 _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
+
+_LINES_PER_S: Final = 20.0
+_LINES_AT_ONCE: Final = 2000.0
+"""Log lines about peers that come and go, of all networks together."""
+_LINES_AT_ONCE_OF_EACH: Final = 200.0
+"""Those of one cause and network."""
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
@@ -65,6 +72,15 @@ class Relay:
         self._sessions: dict[str, DeviceSession] = {}
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
         """What is known of devices without a session, and when they went."""
+        self.lines = LineLimits(
+            "connections",
+            rate_per_s=_LINES_PER_S,
+            burst=_LINES_AT_ONCE,
+            each_at_once=_LINES_AT_ONCE_OF_EACH,
+        )
+        """Which lines about peers that come and go are logged."""
+        self.line_limits = [self.lines]
+        """What reports once a minute how many lines were suppressed."""
         self._admitting = open_bucket(limits.admit_rate, burst=max(1.0, limits.admit_rate))
 
     @property
@@ -97,9 +113,9 @@ class Relay:
         session = self._sessions.get(device_id)
         return session is not None and session.device is not None
 
-    def admits(self) -> bool:
-        """Note that one more wants to come in; False if they are too many at once, and it has to wait."""
-        return self._admitting is None or self._admitting.admit(trio.current_time())
+    def admits(self, *, reserve: float = 0.0) -> bool:
+        """Take one connection from what `admit_rate` allows, if it allows `reserve` more; False if not."""
+        return self._admitting is None or self._admitting.admit(trio.current_time(), reserve=reserve)
 
     def is_contested(self, device_id: str) -> bool:
         """Whether another machine with this id is here and had better stay; a newcomer is to be refused."""
@@ -117,14 +133,23 @@ class Relay:
         return "this user" if self.crowds.around(grant) >= self.limits.clients_per_user else None
 
     def attach_device(
-        self, device_id: str, peer: Peer, *, credential: bytes | None = None
+        self,
+        device_id: str,
+        peer: Peer,
+        *,
+        credential: bytes | None = None,
+        network: str = "",
+        anonymous: bool = False,
     ) -> DeviceAttachment:
         """Make `peer` a connection of a device; it belongs to the relay from here on.
 
         It stands for the device from its first sign of life on; an earlier connection of the same device is
-        then closed with 4002. `credential` is what `end_device` goes by. Raises RelayClosing.
+        then closed with 4002. `credential` is what `end_device` goes by. `network` is where it comes from:
+        its log lines are limited by that. Of an `anonymous` device little is kept. Raises RelayClosing.
         """
-        return self._session(device_id).attach_device(peer, credential=credential)
+        return self._session(device_id).attach_device(
+            peer, credential=credential, network=network, anonymous=anonymous
+        )
 
     def attach_client(
         self,
@@ -135,18 +160,21 @@ class Relay:
         expires_at_s: float = math.inf,
         renew: Renew | None = None,
         grant: Grant = FULL,
+        network: str = "",
     ) -> ClientAttachment:
         """Attach `peer` to a device as one of its clients; it belongs to the relay from here on.
 
         `last_seen_ms` says when the device was last seen, in ms since the epoch, as far as the caller knows.
         `expires_at_s` is the end of the client's token, in s since the epoch: it is warned before that, and
         closed then (4002). `renew` takes a fresh token and gives its end, or raises TokenRejected.
-        `grant` says what the client may do. Raises RelayClosing.
+        `grant` says what the client may do. `network` is where it comes from. Raises RelayClosing.
         """
         session = self._session(device_id)
         if session.last_seen_ms is None:
             session.last_seen_ms = last_seen_ms
-        return session.attach_client(peer, expires_at_s=expires_at_s, renew=renew, grant=grant)
+        return session.attach_client(
+            peer, expires_at_s=expires_at_s, renew=renew, grant=grant, network=network
+        )
 
     def set_grant(
         self, device_id: str, user_id: str, grant: Grant | None, *, highest_role: Role | None = None
@@ -229,7 +257,7 @@ class Relay:
         if self._sessions.get(session.device_id) is not session:
             return  # said before: a connection that was replaced may be the last to go
         del self._sessions[session.device_id]
-        if not session.snapshot.empty:
+        if not (session.snapshot.empty or session.anonymous):
             self._left_behind[session.device_id] = (session.snapshot, session.gone_at)
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
@@ -262,6 +290,8 @@ class Relay:
             paused_s, unseen_s = watch.look(now)
             if paused_s:
                 self._resume(now, paused_s, unseen_s)
+            for lines in self.line_limits:
+                lines.report_if_due(now)
             for number, session in enumerate(list(self._sessions.values()), start=1):
                 try:
                     session.look_after(now)
@@ -362,3 +392,5 @@ async def open_relay(
         finally:
             relay.closing = True
             nursery.cancel_scope.cancel()
+            for lines in relay.line_limits:
+                lines.report()

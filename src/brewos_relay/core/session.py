@@ -18,8 +18,8 @@ from brewos_relay.core.host import Happening, Host
 from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.peer import Peer, Receive
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.recording import LEFT, end_of, fields_of, log_came, log_went, receive_logged
-from brewos_relay.core.snapshot import Snapshot
+from brewos_relay.core.recording import LEFT, end_of, log_came, log_replaced, log_went, receive_logged
+from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
@@ -42,6 +42,7 @@ class DeviceSession:
         "_nursery",
         "_presence",
         "_waiting",
+        "anonymous",
         "device_id",
         "gone_at",
         "last_seen_ms",
@@ -54,6 +55,8 @@ class DeviceSession:
         self.device_id = device_id
         self.last_seen_ms: int | None = None
         self.snapshot = snapshot if snapshot is not None else Snapshot()
+        self.anonymous = False
+        """Whether nobody vouches for the device: little is kept of it, and nothing once it has gone."""
         self.gone_at = gone_at
         """When the device went (trio time)."""
         self._host = host
@@ -107,15 +110,19 @@ class DeviceSession:
 
     # Coming and going
 
-    def attach_device(self, peer: Peer, *, credential: bytes | None = None) -> DeviceAttachment:
+    def attach_device(
+        self, peer: Peer, *, credential: bytes | None = None, network: str = "", anonymous: bool = False
+    ) -> DeviceAttachment:
         """Take a connection of the device on. It stands for the device from its first frame on."""
         limits = self._limits
+        self._set_anonymous(anonymous)
         greeting = Delivery((messages.connected_device(now_ms()),))
         attachment = DeviceAttachment(
             self,
             peer,
             bucket=open_bucket(limits.device_rate, burst=limits.device_burst),
             credential=credential,
+            network=network,
         )
         self._host.counters.devices_attached += 1
         attachment.number = self._host.counters.devices_attached
@@ -129,8 +136,20 @@ class DeviceSession:
             self._arrives(attachment)
         return attachment
 
+    def _set_anonymous(self, anonymous: bool) -> None:
+        """Keep little of the device's state if nobody vouches for the device, from its next message on."""
+        if anonymous != self.anonymous:
+            self.anonymous = anonymous
+            self.snapshot = SmallSnapshot() if anonymous else self.snapshot.grown()
+
     def attach_client(
-        self, peer: Peer, *, expires_at_s: float = math.inf, renew: Renew | None = None, grant: Grant = FULL
+        self,
+        peer: Peer,
+        *,
+        expires_at_s: float = math.inf,
+        renew: Renew | None = None,
+        grant: Grant = FULL,
+        network: str = "",
     ) -> ClientAttachment:
         """Take a client on, and tell it what is known of the device."""
         limits = self._limits
@@ -141,6 +160,7 @@ class DeviceSession:
             expires_at_s=expires_at_s,
             renew=renew,
             grant=grant,
+            network=network,
         )
         online = self.device is not None
         told = [
@@ -151,7 +171,7 @@ class DeviceSession:
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
         self._host.crowds.came(grant)
-        log_came(client)
+        log_came(client, self._host.lines)
         self.note("client_came", client, {})
         client.deliver(Delivery(told), keep=True)
         self._audience.join(client)
@@ -201,13 +221,13 @@ class DeviceSession:
         if isinstance(attachment, DeviceAttachment):
             self._host.counters.note_end("device", end)
             if not self._device_went(attachment):
-                log_went(attachment, stood_for_device=False)
+                log_went(attachment, self._host.lines, stood_for_device=False)
         else:
             assert isinstance(attachment, ClientAttachment)
             self._audience.leave(attachment)
             self._host.crowds.went(attachment.grant)
             self._host.counters.note_end("client", end)
-            log_went(attachment)
+            log_went(attachment, self._host.lines)
             self.note("client_went", attachment, end_of(attachment))
         self._audience.settle()
         if not (self._audience or self._presence.present or self._presence.arriving):
@@ -234,11 +254,11 @@ class DeviceSession:
         assert device is not None
         self._note_seen()
         if replaced is None:
-            log_came(device)
+            log_came(device, self._host.lines)
             self._host.note(self.device_id, "online", None, {})
             self._audience.tell(messages.DEVICE_ONLINE)
         else:
-            log.info("device %s replaced its earlier connection", self.device_id, extra=fields_of(device))
+            log_replaced(device, self._host.lines)
             replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
             if self._presence.is_contested(now):
                 log.warning("two machines use the id %s; only one of them is let in", self.device_id)
@@ -255,7 +275,7 @@ class DeviceSession:
         self.gone_at = trio.current_time()
         self.snapshot.age_s(self.gone_at)  # nobody may look again for long
         self._note_seen()
-        log_went(device)
+        log_went(device, self._host.lines)
         self._host.note(self.device_id, "offline", None, end_of(device))
         self._audience.tell(messages.DEVICE_OFFLINE)
         return True
@@ -349,4 +369,4 @@ class DeviceSession:
         self.snapshot.age_s(now)
         self._audience.look_after(now, self.state)
         if self.device is None and now - self.gone_at >= self._limits.snapshot_s:
-            self.snapshot = Snapshot()
+            self.snapshot = SmallSnapshot() if self.anonymous else Snapshot()

@@ -28,6 +28,10 @@ _MERGE_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 """The same for bytes; and no state is larger than this."""
 
+_SMALL_MERGE_AT: Final = 10
+_SMALL_BYTES: Final = 4 * 1024
+"""The same two for an anonymous device."""
+
 
 class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
     """What is read of a `device_info` to tell machines apart in a list; whatever it is that stands there."""
@@ -161,6 +165,13 @@ class Snapshot:
                 contents[name] = readable(decode(text)) if text is not None else None
         return {name: content for name, content in contents.items() if content is not None}
 
+    def grown(self) -> "Snapshot":
+        """Give a snapshot of the usual size that knows as much."""
+        usual = Snapshot()
+        for name in Snapshot.__slots__:
+            setattr(usual, name, getattr(self, name))
+        return usual
+
     def _merge(self) -> None:
         status = self._status
         if status is None or (not self._changes and self._status_seq == self.seq):
@@ -178,6 +189,27 @@ class Snapshot:
         self._status_seq = self.seq
         self._changes.clear()
         self._changes_bytes = 0
+
+
+class SmallSnapshot(Snapshot):
+    """What an anonymous device has said of its state: its status with few changes, and what it is.
+
+    Enough for a machine's own state, whose messages have 2 KiB at most, and for nothing else.
+    """
+
+    __slots__ = ()
+
+    def note(self, message: Message, message_type: str, seq: Any) -> None:
+        """Take note of a message, unless there is no room for it."""
+        if message_type in _KEPT_WHOLE and message_type != "device_info":
+            return
+        if len(message.payload) > _SMALL_BYTES:
+            return
+        super().note(message, message_type, seq)
+        if len(self._changes) >= _SMALL_MERGE_AT or self._changes_bytes > _SMALL_BYTES:
+            self._merge()
+            if self._status is not None and len(self._status.payload) > _SMALL_BYTES:
+                self._status = None
 
 
 def unnumbered(message: Message) -> Message:

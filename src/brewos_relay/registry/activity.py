@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from brewos_relay.registry.records import Activity, StoredActivity
-from brewos_relay.registry.schema import activity, devices
+from brewos_relay.registry.schema import activity, device_users
 
 KEPT_MS: Final = 90 * 24 * 3600 * 1000
 KEPT_PER_DEVICE: Final = 5000
@@ -25,7 +25,11 @@ _OF_DEVICE: Final = (
 )
 
 _encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
-_REGISTERED: Final = select(devices.c.id).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+_OWNED: Final = (
+    select(device_users.c.device_id)
+    .where(device_users.c.device_id.in_(bindparam("ids", expanding=True)))
+    .distinct()
+)
 
 
 def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
@@ -34,12 +38,15 @@ def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
         db.execute(insert(activity), [_row(entry) for entry in entries])
 
 
-def add_activity_of_registered(db: Connection, entries: Sequence[Activity]) -> None:
-    """Write those entries that are about devices that there are: some may have been removed meanwhile."""
+def add_activity_of_owned(db: Connection, entries: Sequence[Activity]) -> None:
+    """Write the entries about devices that a user has: nobody else could read them.
+
+    Anyone can register devices and connect with them, and some may have been removed meanwhile.
+    """
     ids = list({entry.device_id for entry in entries})
     there: set[str] = set()
     for start in range(0, len(ids), _IDS_AT_ONCE):
-        there.update(db.scalars(_REGISTERED, {"ids": ids[start : start + _IDS_AT_ONCE]}))
+        there.update(db.scalars(_OWNED, {"ids": ids[start : start + _IDS_AT_ONCE]}))
     add_activity(db, [entry for entry in entries if entry.device_id in there])
 
 

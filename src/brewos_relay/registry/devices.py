@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, or_, select, update
 
 from brewos_relay.errors import DeviceExists, DeviceUnknown
 from brewos_relay.registry.activity import add_activity, forget_activity
@@ -20,7 +20,10 @@ _KEY_HASH_BYTES: Final = 32
 _INFO_CHARS: Final = 50
 
 _DEVICES: Final = select(devices).order_by(devices.c.id)
-_BY_ID: Final = select(devices).where(devices.c.id.in_(bindparam("ids", expanding=True)))
+_HAS_USER: Final = exists().where(device_users.c.device_id == devices.c.id)
+_BY_ID: Final = select(devices, and_(devices.c.registered_itself, ~_HAS_USER)).where(
+    devices.c.id.in_(bindparam("ids", expanding=True))
+)
 _LOCKED: Final = select(devices).where(devices.c.id == bindparam("of_device")).with_for_update()
 _NOTE_SEEN: Final = (
     update(devices)
@@ -72,7 +75,7 @@ def all_devices(db: Connection) -> list[Device]:
 def find_devices(db: Connection, ids: Sequence[str]) -> list[Device]:
     """Read those of these devices that are registered, in any order."""
     return [
-        device_of(row)
+        device_of(row, anonymous=bool(row[-1]))
         for chunk in chunks(ids, IDS_AT_ONCE)
         for row in db.execute(_BY_ID, {"ids": chunk}).all()  # many at once cost less than one by one
     ]
@@ -122,8 +125,8 @@ def note_info(
         db.execute(update(devices).where(devices.c.id == device_id).where(differs).values(**values))
 
 
-def device_of(row: Sequence[Any]) -> Device:
-    """Make a record of a row of all columns of `devices`."""
+def device_of(row: Sequence[Any], *, anonymous: bool = False) -> Device:
+    """Make a record of a row of all columns of `devices`; the caller may know whether it is anonymous."""
     # What comes after these is for housekeeping only.
     id_, key_hash, name, created_at_ms, last_seen_ms, next_keys, pending_since_ms, firmware, machine, *_ = row
     return Device(
@@ -136,6 +139,7 @@ def device_of(row: Sequence[Any]) -> Device:
         key_pending_since_ms=pending_since_ms,
         firmware_version=firmware,
         machine_type=machine,
+        anonymous=anonymous,
     )
 
 

@@ -52,6 +52,7 @@ class Device:
 
     `next_key_hashes` are those of keys that were sent to it and not used yet, the newest last.
     `key_pending_since_ms` is when another key was registered for it, which waits for an owner's claim.
+    An `anonymous` one has registered itself, and no user has it, as far as the lookup asked for that.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Device:
     key_pending_since_ms: int | None = None
     firmware_version: str | None = None
     machine_type: str | None = None
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

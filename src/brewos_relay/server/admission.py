@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.throttle import network_of
+from brewos_relay.api.throttle import network_of, networks_of, wider_networks
 from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
@@ -22,13 +22,14 @@ from brewos_relay.core.rights import Principal, rights_of, role_is
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.store import Store
+from brewos_relay.server.connection_budgets import Budget, NetworkShares, PeerBudgets
 from brewos_relay.wire.handshake import Refusal, Request
 
 DEVICE_PATH = "/ws/device"
 CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
 
 _SHARE_OF_STRANGERS: Final = 0.25
-"""How much of what is looked at, at most, one address may use for what comes to nothing."""
+"""How much of `admit_rate`, at most, one network may use for attempts that come to nothing."""
 _STRANGERS_KEPT: Final = 4096
 
 
@@ -44,10 +45,15 @@ class Denied(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
-    """A device that has proved itself; `key_hash` is that of the key that it came with."""
+    """A device that has proved itself; `key_hash` is that of the key that it came with.
+
+    An `anonymous` one has registered itself, and no user has it.
+    """
 
     device_id: str
     key_hash: bytes
+    network: str = ""
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class ClientEntry:
     expires_at_s: int
     renew: Renew
     grant: Grant
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,8 @@ class Admission:
         self._front = front
         self._allowed_origins = allowed_origins
         self._revision = revision
+        self._peers = PeerBudgets(relay.limits)
+        self._networks = NetworkShares()
         rate_per_s = relay.limits.admit_rate * _SHARE_OF_STRANGERS
         self._strangers = TokenBuckets(
             rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), kept=_STRANGERS_KEPT
@@ -105,61 +114,86 @@ class Admission:
         """Decide about a request. Raises Refusal."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
+        network = self.network(request)
         if self._strangers:
-            self._refuse_insisting(request)
-        if not self._relay.admits():
+            self._refuse_insisting(network)
+        if request.path == DEVICE_PATH:
+            # A machine comes back after 30 s whatever the answer says.
+            self._refuse_repeating(self._peers.of_device(request.parameters().get("id", "").upper()))
+        if not self._relay.admits(reserve=self._networks.reserve(network)):
             raise Denied(
                 "too_many_connections", 503, "too many connections at once", headers={"Retry-After": "5"}
             )
+        self._networks.note(network)
         try:
-            entry = await self._check_in_time(request)
+            entry = await self._check_in_time(request, network)
         except Refusal as refusal:
             if refusal.status < 500 and refusal.status != 429:  # of whom we know who they are
-                self._note_stranger(request)
+                self._note_stranger(network)
             raise
         if isinstance(entry, TokenRefused):
-            self._note_stranger(request)
+            self._note_stranger(network)
+        else:
+            self._budget_of(entry).note()
         return entry
 
-    async def _check_in_time(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
+    def _budget_of(self, entry: DeviceEntry | ClientEntry) -> Budget:
+        if isinstance(entry, DeviceEntry):
+            return self._peers.of_device(entry.device_id)
+        grant = entry.grant
+        return self._peers.of_client(grant.user_id, entry.device_id, by_token=grant.by_token)
+
+    def _refuse_repeating(self, budget: Budget) -> None:
+        """Refuse a peer that connects more often than its budget allows, if there are too many of these."""
+        if not budget.admit():
+            message = "this peer connects too often"
+            raise Denied("too_many_repeats", 503, message, headers={"Retry-After": "30"})
+
+    def network(self, request: Request) -> str:
+        """Tell which network a request comes from."""
+        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
+        return network_of(caller.address)
+
+    async def _check_in_time(
+        self, request: Request, network: str
+    ) -> DeviceEntry | ClientEntry | TokenRefused:
         with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s):
             while True:
                 revision = self._revision()
-                entry = await self._check(request)
+                entry = await self._check(request, network)
                 if revision == self._revision():
                     return entry
         raise Denied("registry", 503, "the registry does not answer", headers={"Retry-After": "5"})
 
-    def _refuse_insisting(self, request: Request) -> None:
-        """Refuse whoever has come to nothing too often: they would use up what there is for everybody."""
-        bucket = self._strangers.find(self._network(request))
-        if bucket is not None and bucket.take(0, trio.current_time()) > 0:
-            raise Denied(
-                "too_many_failures",
-                503,
-                "too many connections that came to nothing",
-                headers={"Retry-After": "5"},
-            )
+    def _refuse_insisting(self, network: str) -> None:
+        """Refuse a network whose attempts came to nothing too often: it would use up what all others have."""
+        for name in networks_of(network):
+            bucket = self._strangers.find(name)
+            if bucket is not None and bucket.level(trio.current_time()) < 0:
+                raise Denied(
+                    "too_many_failures",
+                    503,
+                    "too many connections that came to nothing",
+                    headers={"Retry-After": "5"},
+                )
 
-    def _note_stranger(self, request: Request) -> None:
+    def _note_stranger(self, network: str) -> None:
         """Count an attempt that came to nothing; those that are let in are never counted."""
         if self._relay.limits.admit_rate > 0:
             now = trio.current_time()
-            self._strangers.use(self._network(request), now).take(1, now)
+            self._strangers.use(network, now).take(1, now)
+            for name, share in wider_networks(network):
+                self._strangers.use(name, now).take(1 / share, now)
 
-    def _network(self, request: Request) -> str:
-        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
-        return network_of(caller.address)
-
-    async def _check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
+    async def _check(self, request: Request, network: str) -> DeviceEntry | ClientEntry | TokenRefused:
         if request.path == DEVICE_PATH:
-            return await self._check_device(request.parameters())
+            return await self._check_device(request.parameters(), network)
         if request.path in CLIENT_PATHS:
             self._check_origin(request)
-            return await self._check_client(request.parameters())
+            return await self._check_client(request.parameters(), network)
         raise Denied("no_websocket_here", 404, "no WebSocket is served at this path")
 
-    async def _check_device(self, parameters: dict[str, str]) -> DeviceEntry:
+    async def _check_device(self, parameters: dict[str, str], network: str) -> DeviceEntry:
         key = parameters.get("key", "")
         device_id = _device_id(parameters.get("id"), name="id")
         if not valid_key(key):
@@ -177,7 +211,8 @@ class Admission:
             use_next_key, device_id, presented_hash, now_ms=time.time_ns() // 1_000_000
         ):
             raise Denied("wrong_key", 401, "unknown device or wrong key")
-        return DeviceEntry(device_id, presented_hash)
+        anonymous = device is not None and device.anonymous
+        return DeviceEntry(device_id, presented_hash, network, anonymous)
 
     def _check_origin(self, request: Request) -> None:
         """Refuse a browser that shows somebody else's page; other programs have none."""
@@ -188,7 +223,7 @@ class Admission:
         if not self._front.origin_allowed(origin, caller, self._allowed_origins):
             raise Denied("origin", 403, "pages of this origin may not connect")
 
-    async def _check_client(self, parameters: dict[str, str]) -> ClientEntry | TokenRefused:
+    async def _check_client(self, parameters: dict[str, str], network: str) -> ClientEntry | TokenRefused:
         token = parameters.get("token")
         if not token:
             raise Denied("parameters", 400, "the parameter 'token' is missing")
@@ -197,11 +232,14 @@ class Admission:
             claims = self._keys.verify(token)
         except TokenRejected as error:
             return TokenRefused(str(error))
+        principal = principal_of(claims)
+        by_token = principal.names(device_id)
+        self._refuse_repeating(self._peers.of_client(claims.user_id, device_id, by_token=by_token))
         if claims.session_id is not None:
             session = await self._store.find_session(claims.session_id)
             if session is None or session.user_id != claims.user_id:
                 return TokenRefused("the session has ended")
-        grant = await self._grant(principal_of(claims), device_id)
+        grant = await self._grant(principal, device_id)
         device = await self._store.find_device(device_id)
         # Last of all, so that nobody comes in between.
         if crowd := self._relay.crowd_of(device_id, grant):
@@ -213,6 +251,7 @@ class Admission:
             claims.expires_at_s,
             functools.partial(self._renew, claims, device_id),
             grant,
+            network,
         )
 
     async def _grant(self, principal: Principal, device_id: str) -> Grant:

@@ -43,7 +43,7 @@ class Arrival:
     **Owns:** the transport, until `release` was called.
     """
 
-    __slots__ = ("_received", "_released", "address", "port", "secure", "transport")
+    __slots__ = ("_received", "_released", "address", "network", "port", "secure", "transport")
 
     def __init__(self, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> None:
         try:
@@ -55,6 +55,8 @@ class Arrival:
             accepted, outbox_limit_bytes=limits.outbox_bytes, lag_bytes=limits.lag_bytes
         )
         self.address = address
+        self.network = ""
+        """The network of the caller, once the request is known: a proxy may have named another one."""
         self.port = port
         self.secure = False
         self._received = b""

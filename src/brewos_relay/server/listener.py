@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import trio
 
+from brewos_relay.api.throttle import network_of
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
@@ -62,11 +63,13 @@ class Listener:
         door: Door = _PLAIN,
         handshakes: Counter[tuple[str, str]] | None = None,
         refused: Counter[str] | None = None,
+        refusals: RefusalLog | None = None,
     ) -> None:
         """Take listening sockets.
 
         `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
-        status), with 4002 for a token that was refused; `refused` counts refusals by reason.
+        status), with 4002 for a token that was refused; `refused` counts refusals by reason, and `refusals`
+        logs them.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -74,7 +77,8 @@ class Listener:
         self._admission = admission
         self._take_http = take_http
         self._door = door
-        self._refusals = RefusalLog()
+        self._refusals = refusals or RefusalLog()
+        relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
 
@@ -99,7 +103,14 @@ class Listener:
             reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
             self._refused[reason] += 1
             fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
-            self._refusals.tell("refused %s: %s", arrival.address, refusal, extra=fields)
+            self._refusals.tell(
+                "refused %s: %s",
+                arrival.address,
+                refusal,
+                cause=reason,
+                network=arrival.network or network_of(arrival.address),
+                extra=fields,
+            )
             await arrival.refuse(refusal, within_s=self._limits.close_s)
 
     async def _answer(self, arrival: Arrival) -> None:
@@ -107,6 +118,7 @@ class Listener:
         head, rest = await arrival.receive_head(door=self._door, limits=self._limits)
         request = parse_head(head)
         request.peer_address, request.secure = arrival.address, arrival.secure
+        arrival.network = self._admission.network(request)
         if request.path == DEVICE_PATH or request.path in CLIENT_PATHS:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
@@ -154,7 +166,9 @@ class Listener:
         client = client_connection(arrival.transport, poller=self._poller, limits=self._limits, initial=rest)
         self._refused["token"] += 1
         fields = {"address": arrival.address, "reason": "token"}
-        self._refusals.tell("client closed: %s", entry.reason, extra=fields)
+        self._refusals.tell(
+            "client closed: %s", entry.reason, cause="token", network=arrival.network, extra=fields
+        )
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()
         return CloseCode.TOKEN_REJECTED
@@ -165,10 +179,21 @@ class Listener:
         attached: Attachment
         if isinstance(entry, DeviceEntry):
             device = device_connection(
-                transport, poller=poller, limits=limits, counters=self._relay.counters, initial=rest
+                transport,
+                poller=poller,
+                limits=limits,
+                counters=self._relay.counters,
+                initial=rest,
+                anonymous=entry.anonymous,
             )
             transport.write(answer)
-            attached = self._relay.attach_device(entry.device_id, device, credential=entry.key_hash)
+            attached = self._relay.attach_device(
+                entry.device_id,
+                device,
+                credential=entry.key_hash,
+                network=entry.network,
+                anonymous=entry.anonymous,
+            )
         else:
             client = client_connection(transport, poller=poller, limits=limits, initial=rest)
             transport.write(answer)
@@ -179,15 +204,15 @@ class Listener:
                 expires_at_s=entry.expires_at_s,
                 renew=entry.renew,
                 grant=entry.grant,
+                network=entry.network,
             )
         arrival.release()
-        _log_let_in(arrival, attached)
+        if log.isEnabledFor(logging.DEBUG) and self._relay.lines.admit("let in", entry.network):
+            _log_let_in(arrival, attached)
 
 
 def _log_let_in(arrival: Arrival, attached: Attachment) -> None:
     """Log where a connection comes from, which only who let it in knows."""
-    if not log.isEnabledFor(logging.DEBUG):
-        return
     what = "client" if isinstance(attached, ClientAttachment) else "device"
     fields = {"device": attached.session.device_id, "connection": attached.number, "address": arrival.address}
     log.debug("let a %s in from %s", what, arrival.address, extra=fields)

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
@@ -29,17 +30,18 @@ class Redirect:
         is_own_host: Callable[[str], bool],
         limits: Limits,
         door: Door = _PLAIN,
+        refusals: RefusalLog | None = None,
     ) -> None:
         """Take listening sockets. `is_own_host` is asked for a name or an address, without a port.
 
-        `door` is for the PROXY protocol, and must be one without TLS.
+        `door` is for the PROXY protocol, and must be one without TLS. `refusals` logs what is refused.
         """
         self._sockets = list(sockets)
         self._https_port = https_port
         self._is_own_host = is_own_host
         self._limits = limits
         self._door = door
-        self._refusals = RefusalLog()
+        self._refusals = refusals or RefusalLog()
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
@@ -56,7 +58,14 @@ class Redirect:
             answer = self._answer(head)
         except Refusal as refusal:
             fields = {"address": arrival.address, "status": refusal.status}
-            self._refusals.tell("refused %s: %s", arrival.address, refusal, extra=fields)
+            self._refusals.tell(
+                "refused %s: %s",
+                arrival.address,
+                refusal,
+                cause=f"plain HTTP, {refusal.status}",
+                network=network_of(arrival.address),
+                extra=fields,
+            )
             answer = refusal
         await arrival.refuse(answer, within_s=self._limits.close_s)
 

@@ -1,36 +1,34 @@
-"""The log of whoever is turned away, of which anybody can make as much as they like."""
+"""The log of refused connections, which anyone can make as many of as they like."""
 
 import logging
 from collections.abc import Mapping
 from typing import Final
 
-import trio
-
-from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.line_limits import LineLimits
 
 log = logging.getLogger(__name__)
 
 LINES_PER_S: Final = 5.0
 LINES_AT_ONCE: Final = 100.0
+LINES_AT_ONCE_OF_EACH: Final = 50.0
 
 
 class RefusalLog:
-    """Logs that somebody was turned away, 100 lines at once and 5 a second.
+    """Logs refused connections: 100 lines at once and 5 a second, of one cause and network 50 and one.
 
-    A line takes longer than what it tells of, and would fill the disk of whoever is attacked. How many were
-    left out stands in the next line, and the metrics count them all.
+    A line takes longer to write than a refusal, and would fill the disk of a server under attack. `lines`
+    reports what was suppressed; the metrics count all of it.
     """
 
     def __init__(self) -> None:
-        self._lines = TokenBucket(rate_per_s=LINES_PER_S, burst=LINES_AT_ONCE, now=trio.current_time())
-        self._left_out = 0
+        self.lines = LineLimits(
+            "refused connections",
+            rate_per_s=LINES_PER_S,
+            burst=LINES_AT_ONCE,
+            each_at_once=LINES_AT_ONCE_OF_EACH,
+        )
 
-    def tell(self, text: str, *args: object, extra: Mapping[str, object]) -> None:
-        """Log this at level info, unless there is too much of it."""
-        if not self._lines.admit(trio.current_time()):
-            self._left_out += 1
-            return
-        if self._left_out:
-            text = f"{text} (before that, %d more were turned away)"
-            args, self._left_out = (*args, self._left_out), 0
-        log.info(text, *args, extra=extra)
+    def tell(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
+        """Log a refusal at level info, unless there are too many of them."""
+        if self.lines.admit(cause, network):
+            log.info(text, *args, extra=extra)

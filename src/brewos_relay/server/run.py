@@ -36,6 +36,7 @@ from brewos_relay.server.notify import open_starter
 from brewos_relay.server.noting import Noting
 from brewos_relay.server.readiness import Readiness
 from brewos_relay.server.redirect import Redirect
+from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.revoking import Revoking
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
@@ -158,6 +159,7 @@ async def open_server(
                         allowed_origins=settings.allowed_origins,
                         revision=lambda: revoking.revision,
                     )
+                    refusals = RefusalLog()
                     listener = Listener(
                         sockets,
                         relay=relay,
@@ -167,6 +169,7 @@ async def open_server(
                         door=Door(tls_context=tls.current if tls else None, is_proxy=is_proxy),
                         handshakes=handshakes,
                         refused=requests.refused,
+                        refusals=refusals,
                     )
                     listening.start_soon(listener.run)
                     listening.start_soon(late.run)
@@ -189,6 +192,7 @@ async def open_server(
                             is_own_host=partial(_is_own_host, tls, settings.public_url),
                             limits=settings.limits,
                             door=Door(is_proxy=is_proxy),
+                            refusals=refusals,
                         )
                         listening.start_soon(redirect.run)
                     yield Server(addresses, relay, store, tls, [s.getsockname()[:2] for s in measured])

@@ -32,6 +32,11 @@ _SMALL_PER_S: Final = 50.0
 _SMALL_IN_A_READ: Final = 4
 """So many cost less than the reading itself."""
 
+_ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
+"""The largest message of a device that nobody vouches for. Those of machines have 2 KiB at most."""
+_ANONYMOUS_OUTBOX_BYTES: Final = 8 * 1024
+"""What waits for it. Without apps, little but pongs is sent to it."""
+
 _UNREAD = Counters()
 """Where connections count that nobody asked to."""
 
@@ -327,12 +332,25 @@ class WebSocketConnection:
 
 
 def device_connection(
-    transport: Transport, *, poller: Poller, limits: Limits, counters: Counters, initial: bytes = b""
+    transport: Transport,
+    *,
+    poller: Poller,
+    limits: Limits,
+    counters: Counters,
+    initial: bytes = b"",
+    anonymous: bool = False,
 ) -> WebSocketConnection:
-    """Make the connection of a device: large messages are read past, and it is never ended too young."""
+    """Make the connection of a device: large messages are read past, and it is never ended too young.
+
+    For an `anonymous` device, little memory is held: what a machine needs, and no more.
+    """
+    message_bytes = limits.device_message_bytes
+    if anonymous:
+        message_bytes = min(message_bytes, _ANONYMOUS_MESSAGE_BYTES)
+        transport.limit_outbox(_ANONYMOUS_OUTBOX_BYTES)
     return WebSocketConnection(
         transport,
-        FrameParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True),
+        FrameParser(max_message_bytes=message_bytes, skip_oversize=True),
         poller=poller,
         limits=limits,
         counters=counters,

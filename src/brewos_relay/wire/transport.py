@@ -99,6 +99,11 @@ class Transport:
         """The most that may wait, in bytes, and how much of it what need not be kept finds no room."""
         return self._outbox_limit_bytes, self._lag_bytes
 
+    def limit_outbox(self, limit_bytes: int) -> None:
+        """Let no more than this wait, whether it must be kept or not."""
+        self._outbox_limit_bytes = min(self._outbox_limit_bytes, limit_bytes)
+        self._lag_bytes = min(self._lag_bytes, limit_bytes)
+
     def read(self) -> bytes | None:
         """Read what is there, up to 64 KiB; None if nothing is, empty bytes once the stream is over."""
         try:

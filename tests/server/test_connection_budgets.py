@@ -1,0 +1,222 @@
+"""Floods of connections that succeed, on a virtual clock: who is let in, and who has to wait."""
+
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.api.throttle import network_of
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.server import connection_budgets
+from brewos_relay.server.connection_budgets import DEVICE_BURST, NetworkShares, PeerBudgets
+
+STEP_S = 0.05
+
+
+class Door:
+    """Lets peers in as `Admission` does, without a registry."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.peers = PeerBudgets(relay.limits)
+        self.networks = NetworkShares()
+        self.let_in: Counter[str] = Counter()
+
+    def connect(self, network: str, device_id: str) -> bool:
+        budget = self.peers.of_device(device_id)
+        if not budget.admit():
+            return False
+        if not self.relay.admits(reserve=self.networks.reserve(network)):
+            return False
+        self.networks.note(network)
+        budget.note()
+        self.let_in[network] += 1
+        return True
+
+
+class Flood:
+    """Devices that connect again as soon as they were let in, `per_s` times a second together."""
+
+    def __init__(self, door: Door, *, devices: int, per_s: float, networks: list[str]) -> None:
+        self.door = door
+        self.devices = [f"BRW-F{number:07X}" for number in range(devices)]
+        self.per_s = per_s
+        self.networks = networks
+        self.count = self.let_in = 0
+
+    def step(self) -> None:
+        for _ in range(round(self.per_s * STEP_S)):
+            self.count += 1
+            device = self.devices[self.count % len(self.devices)]
+            self.let_in += self.door.connect(self.networks[self.count % len(self.networks)], device)
+
+
+class Street:
+    """Machines behind one address after a power cut: each comes back 30.3 s after it was refused."""
+
+    def __init__(self, door: Door, *, machines: int, network: str = "198.51.100.7") -> None:
+        self.door = door
+        self.network = network
+        began_at = trio.current_time()
+        # All boot in the same second; a machine waits 10 s for its first attempt.
+        self.due_at = {f"BRW-A{n:07X}": began_at + n / machines for n in range(machines)}
+        self.came_at: dict[str, float] = {}
+
+    def step(self) -> None:
+        now = trio.current_time()
+        for device, due_at in list(self.due_at.items()):
+            if due_at <= now:
+                if self.door.connect(self.network, device):
+                    self.came_at[device] = now
+                    del self.due_at[device]
+                else:
+                    self.due_at[device] = now + 30.3
+
+
+async def test_a_flood_of_60_machines_that_reconnect_keeps_no_other_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_relay() as relay:
+        door = Door(relay)
+        flood = Flood(door, devices=60, per_s=515, networks=["203.0.113.66"])
+        others = refused = 0
+        while trio.current_time() < 60:
+            flood.step()
+            if others < trio.current_time() * 40 / 60:
+                others += 1
+                refused += not door.connect("192.0.2.1", f"BRW-0{others % 20:07X}")
+            await trio.sleep(STEP_S)
+        assert (others, refused) == (40, 0)
+        # They have 10 connections each, 10 a minute more, and all together 50 a second.
+        assert flood.let_in < 60 * 10 + 60 * 10 + 51 * 60
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["203.0.113.66"],
+        [f"203.0.113.{number}" for number in range(200)],
+        [network_of(f"2001:db8:0:{number:x}::1") for number in range(1000)],
+    ],
+    ids=["one address", "a /24", "a /48"],
+)
+@pytest.mark.parametrize("devices", [60, 100_000])
+async def test_a_street_reconnects_within_60_s_during_a_flood(
+    autojump_clock: trio.testing.MockClock, networks: list[str], devices: int
+) -> None:
+    """With 100,000 devices of its own, the flood stays within every budget of a device."""
+    async with open_relay() as relay:
+        door = Door(relay)
+        flood = Flood(door, devices=devices, per_s=1000, networks=networks)
+        while trio.current_time() < 20:
+            flood.step()
+            await trio.sleep(STEP_S)
+        street = Street(door, machines=500)
+        for _ in range(round(60 / STEP_S)):
+            flood.step()
+            street.step()
+            await trio.sleep(STEP_S)
+        assert len(street.came_at) == 500
+        # Hardly any had to come twice.
+        assert sum(at < 22 for at in street.came_at.values()) >= 450
+
+
+async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_relay() as relay:
+        door = Door(relay)
+        flood = Flood(door, devices=60, per_s=515, networks=["198.51.100.7"])
+        while trio.current_time() < 20:
+            flood.step()
+            await trio.sleep(STEP_S)
+        street = Street(door, machines=500)
+        for _ in range(round(60 / STEP_S)):
+            flood.step()
+            street.step()
+            await trio.sleep(STEP_S)
+        assert len(street.came_at) == 500
+
+
+async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_relay() as relay:
+        door = Door(relay)
+        flood = Flood(door, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
+        while trio.current_time() < 60:
+            flood.step()
+            await trio.sleep(STEP_S)
+        assert flood.let_in >= 0.98 * 60 * relay.limits.admit_rate
+
+
+async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_relay() as relay:
+        door = Door(relay)
+        fast = Flood(door, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
+        slow = Flood(door, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
+        slow.count = 500_000  # other devices
+        for second in range(120):
+            if second == 60:
+                fast.let_in = slow.let_in = 0
+            for _ in range(round(1 / STEP_S)):
+                fast.step()
+                slow.step()
+                await trio.sleep(STEP_S)
+        assert slow.let_in == pytest.approx(fast.let_in, rel=0.1)
+
+
+async def test_a_machine_that_behaves_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
+    """Not even one whose line breaks whenever it can: it comes back at once, and again after 30 s."""
+    async with open_relay(limits=Limits(admit_rate=10)) as relay:
+        door = Door(relay)
+        for _ in range(100):
+            assert door.connect("192.0.2.1", "BRW-00000001")
+            assert door.connect("192.0.2.1", "BRW-00000001")
+            await trio.sleep(30.25)
+
+
+async def test_peers_beyond_their_budget_share_a_tenth(autojump_clock: trio.testing.MockClock) -> None:
+    budgets = PeerBudgets(Limits(admit_rate=100.0))
+    device = budgets.of_device("BRW-00000001")
+    for _ in range(int(DEVICE_BURST)):
+        assert device.admit()
+        device.note()
+    assert [device.admit() for _ in range(12)] == [True] * 10 + [False] * 2
+    other = budgets.of_device("BRW-00000002")
+    assert other.admit(), "it is within its own"
+    await trio.sleep(60)
+    assert device.admit()
+
+
+async def test_clients_have_a_budget_by_user_or_by_the_device_that_their_token_names(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    budgets = PeerBudgets(Limits(admit_rate=10.0, clients_per_user=3, clients_per_device=5))
+    for by_token, at_once in ((False, 3), (True, 5)):
+        client = budgets.of_client("ada", "BRW-00000001", by_token=by_token)
+        admitted = 0
+        while client.admit():
+            client.note()
+            admitted += 1
+        assert admitted == at_once + (1 if not by_token else 0), "one for both that are beyond it"
+    assert budgets.of_client("eve", "BRW-00000001", by_token=False).admit()
+    assert budgets.of_client(None, "BRW-00000002", by_token=False).admit()
+
+
+async def test_no_rate_means_no_budget() -> None:
+    device = PeerBudgets(Limits(admit_rate=0.0)).of_device("BRW-00000001")
+    for _ in range(100):
+        assert device.admit()
+        device.note()
+
+
+async def test_only_so_many_networks_and_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_budgets, "_NETWORKS_KEPT", 10)
+    monkeypatch.setattr(connection_budgets, "_PEERS_KEPT", 10)
+    networks, peers = NetworkShares(), PeerBudgets(Limits())
+    for number in range(100):
+        networks.note(f"10.0.{number}.1")
+        peers.of_device(f"BRW-{number:08X}").note()
+    assert len(networks._rates) == 10
+    assert len(peers._devices) == 10
