@@ -68,6 +68,48 @@ async def test_memory_peers_meet(autojump_clock: MockClock) -> None:
             await machine.receive()
 
 
+async def test_of_an_anonymous_device_that_has_gone_nothing_is_known(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        for device_id, anonymous in ((ONE, False), (TWO, True)):
+            device = ScriptedPeer()
+            attachment = relay.attach_device(device_id, device, anonymous=anonymous)
+            await wait_all_tasks_blocked()
+            device.say(STATUS)
+            assert relay.state_of(device_id) is not None
+            device.leave()
+            await attachment.wait_closed()
+        assert relay.state_of(ONE) is not None
+        assert relay.state_of(TWO) is None
+
+
+async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with open_relay() as relay:
+        for _ in range(500):
+            device = ScriptedPeer()
+            attachment = relay.attach_device(ONE, device, network="203.0.113.66")
+            await wait_all_tasks_blocked()
+            device.leave()
+            await attachment.wait_closed()
+        lines = len(caplog.messages)
+        assert lines <= 2 * 200
+        other = ScriptedPeer()
+        relay.attach_device(TWO, other, network="192.0.2.1")
+        await wait_all_tasks_blocked()
+        assert caplog.messages[lines:] == [f"device {TWO} came"]
+        # In between, the flood was over.
+        await trio.sleep(61)
+        reports = [message for message in caplog.messages if "suppressed" in message]
+        assert len(reports) == 2
+        assert all("about connections from 203.0.113.66" in report for report in reports)
+        device = ScriptedPeer()
+        for _ in range(300):
+            relay.lines.admit("device came", "203.0.113.66")
+    assert "were suppressed: device came" in caplog.text.rpartition("203.0.113.66")[2], "also in the end"
+
+
 async def test_who_is_here_is_counted() -> None:
     async with open_relay() as relay:
         assert (relay.device_count, relay.client_count, relay.is_online(ONE)) == (0, 0, False)

@@ -18,6 +18,7 @@ from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.snapshot import SmallSnapshot
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
@@ -1083,3 +1084,31 @@ async def test_waiting_only_after_the_end() -> None:
         await wait_all_tasks_blocked()
         with trio.testing.assert_checkpoints():
             await attachment.wait_closed()
+
+
+# Anonymous devices
+
+
+async def test_of_an_anonymous_device_little_is_kept_until_it_is_known() -> None:
+    status, power = encode({"type": "status", "n": 1}), encode({"type": "power_meter_status", "w": 2})
+    async with open_session() as opened:
+        device = await opened.device(anonymous=True)
+        device.say(status, power)
+        assert opened.session.snapshot_messages() == [status]
+        # Somebody has it by now: it comes back as itself, with what was known.
+        device = await opened.device(anonymous=False)
+        await opened.pass_s(10, device)
+        device.say(power)
+        assert opened.session.snapshot_messages() == [status, power]
+        # Its last owner has left it.
+        await opened.device(anonymous=True)
+        assert opened.session.snapshot.empty
+
+
+async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> None:
+    async with open_session(snapshot_s=0.0) as opened:
+        client = await opened.client()
+        await opened.device(ScriptedPeer(silent=True), anonymous=True)
+        opened.session.look_after(trio.current_time())
+        assert type(opened.session.snapshot) is SmallSnapshot
+        client.leave()

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay.core import snapshot as module
-from brewos_relay.core.snapshot import DeviceInfo, Snapshot, decode, must_reach, readable, unnumbered
+from brewos_relay.core.snapshot import (
+    DeviceInfo,
+    SmallSnapshot,
+    Snapshot,
+    decode,
+    must_reach,
+    readable,
+    unnumbered,
+)
 from brewos_relay.messages import Message, encode
 
 
@@ -501,3 +509,64 @@ def test_a_pause_that_the_clock_did_not_count_makes_what_is_known_older() -> Non
     assert snapshot.age_s(100.0) == 0
     snapshot.count_pause(50.0)
     assert snapshot.age_s(101.0) == 51
+
+
+# Of anonymous devices
+
+
+def size_of(snapshot: Snapshot) -> int:
+    """Count the bytes of all messages that are kept."""
+    kept = [*snapshot._others.values(), *snapshot._changes, snapshot._status]
+    return sum(len(message.payload) for message in kept if message is not None)
+
+
+def large(message_type: str, size_bytes: int, name: str = "x") -> Message:
+    return encode({"type": message_type, name: "y" * size_bytes})
+
+
+def test_a_small_snapshot_has_the_state_of_a_real_machine() -> None:
+    snapshot = SmallSnapshot()
+    note(
+        snapshot,
+        encode({"type": "device_info", "firmwareVersion": "0.8.62", "machineType": "dual_boiler"}),
+        encode({"type": "status", "seq": 1, "temps": {"brew": 20.0}, "rest": "y" * 1900}),
+        *[encode({"type": "status_delta", "seq": seq, "temps": {"brew": 1.0 * seq}}) for seq in range(2, 40)],
+    )
+    assert snapshot.info().machine_type == "dual_boiler"
+    told = status_of(snapshot)
+    assert (told["seq"], told["temps"]) == (39, {"brew": 39.0})
+
+
+def test_a_small_snapshot_keeps_few_bytes_whatever_is_sent() -> None:
+    snapshot = SmallSnapshot()
+    most = 0
+    for size_bytes in (100, 4000, 16_000):
+        for name in "abcdefgh":
+            for message_type in ("status", *["status_delta"] * 30, *module._KEPT_WHOLE):
+                note(snapshot, large(message_type, size_bytes, name))
+                most = max(most, size_of(snapshot))
+                assert len(snapshot._changes) < 10
+    assert most < 14_000
+    usual = noted(large("status", 16_000), *[large(kind, 16_000) for kind in module._KEPT_WHOLE])
+    assert size_of(usual) > 90_000
+
+
+def test_a_small_snapshot_that_grows_knows_as_much() -> None:
+    small = SmallSnapshot()
+    note(
+        small,
+        encode({"type": "status", "seq": 1, "a": 1}),
+        encode({"type": "status_delta", "seq": 2, "a": 2}),
+    )
+    usual = small.grown()
+    assert type(usual) is Snapshot
+    assert status_of(usual) == {"type": "status", "seq": 2, "a": 2}
+    note(usual, encode({"type": "pico_status", "b": 3}))
+    assert len(usual.messages()) == 2
+
+
+def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -> None:
+    snapshot = SmallSnapshot()
+    note(snapshot, encode({"type": "status"}))
+    note(snapshot, *[large("status_delta", 900, name) for name in "abcdefghij"])
+    assert snapshot.empty

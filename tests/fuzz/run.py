@@ -2,7 +2,8 @@
 
     python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
 
-Each part takes `--secs`, apart from `http`, which asks as everybody in turn until `--minutes` are over.
+Each part takes `--secs`, apart from `floods`, which takes twice as long and a minute more, and `http`, which
+asks as everybody in turn until `--minutes` are over.
 Another seed is used each time, and said, so that what was found is found again.
 
 Exit codes: 0 nothing was found, 1 something was, 2 wrong usage, 3 could not start.
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 from fuzz.mutation import Mutator
 from fuzz.targets import TARGETS, Target
 
-PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "live-tls", "http")
+PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "live-tls", "floods", "http")
 MOST_FINDINGS: Final = 5
 SHOWN_BYTES: Final = 2000
 
@@ -68,6 +69,20 @@ def fuzz_live(*, secs: float, seed: int, behind_proxy: bool, tls: bool) -> tuple
             return seen.attacks, seen.problems
 
         return trio.run(attack)
+
+
+def fuzz_floods(*, secs: float, seed: int) -> tuple[int, list[str]]:
+    """Flood a server with valid requests; return how many, and what a bystander noticed."""
+    from fuzz.floods import flood_server
+
+    with tempfile.TemporaryDirectory(prefix="brewos-relay-floods-") as folder:
+
+        async def flood() -> tuple[int, list[str]]:
+            seen = await flood_server(Path(folder), secs=secs, seed=seed)
+            print(*[f"  {line}" for line in seen.lines()], sep="\n")
+            return seen.answers.total(), seen.problems
+
+        return trio.run(flood)
 
 
 def fuzz_http(arguments: argparse.Namespace) -> tuple[int, list[str]]:
@@ -126,6 +141,8 @@ def main() -> int:
         print(f"{part}: seed {seed}", flush=True)
         if part in targets:
             tried, found = fuzz_target(targets[part], secs=arguments.secs, seed=seed)
+        elif part == "floods":
+            tried, found = fuzz_floods(secs=2 * arguments.secs, seed=seed)
         elif part == "http":
             tried, found = fuzz_http(arguments)
         else:

@@ -1,14 +1,15 @@
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from brewos_relay.registry.activity import (
     activity_of,
     add_activity,
-    add_activity_of_owned,
+    add_activity_of_known,
     forget_activity,
 )
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Activity, StoredActivity
+from brewos_relay.registry.schema import devices
 from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)
@@ -63,12 +64,17 @@ def test_forgetting(db: Connection) -> None:
 
 
 def test_what_was_done_with_a_device_that_is_gone_or_has_no_user_is_not_kept(db: Connection) -> None:
-    numbers, gone, unowned = range(1, 600), device_id(1000), device_id(1001)
+    numbers, gone, unowned, by_hand = range(1, 600), *[device_id(number) for number in (1000, 1001, 1002)]
     add_devices(db, [new_device(number, "ada", "eve") for number in numbers], now_ms=NOW_MS)
-    add_devices(db, [new_device(1001)], now_ms=NOW_MS)
+    add_devices(db, [new_device(1001), new_device(1002)], now_ms=NOW_MS)
+    db.execute(update(devices).where(devices.c.id == unowned).values(registered_itself=True))
+    db.execute(update(devices).where(devices.c.id == device_id(1)).values(registered_itself=True))
     there = [device_id(number) for number in numbers]
-    entries = [Activity(device_id=id_, at_ms=NOW_MS, kind="offline") for id_ in (*there, gone, unowned)]
-    add_activity_of_owned(db, entries)
-    add_activity_of_owned(db, [])
+    entries = [
+        Activity(device_id=id_, at_ms=NOW_MS, kind="offline") for id_ in (*there, gone, unowned, by_hand)
+    ]
+    add_activity_of_known(db, entries)
+    add_activity_of_known(db, [])
     assert all(len(activity_of(db, id_)) == 1 for id_ in there)
     assert activity_of(db, gone) == activity_of(db, unowned) == []
+    assert len(activity_of(db, by_hand)) == 1

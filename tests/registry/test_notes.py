@@ -34,7 +34,7 @@ class Flushes:
         self.failure: Exception | None = None
         self._seen: dict[str, int] = {}
         monkeypatch.setattr(notes_module, "note_seen", self._note_seen)
-        monkeypatch.setattr(notes_module, "add_activity_of_owned", self._add_activity)
+        monkeypatch.setattr(notes_module, "add_activity_of_known", self._add_activity)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -132,7 +132,7 @@ async def test_what_is_being_written_when_the_end_comes_is_written_once(
         leave.wait(DEADLINE_S)
         add(db, entries)
 
-    monkeypatch.setattr(notes_module, "add_activity_of_owned", slow)
+    monkeypatch.setattr(notes_module, "add_activity_of_known", slow)
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes) as notes:
             notes.note_activity(entry(1))
@@ -261,7 +261,7 @@ async def test_the_oldest_activity_stays_when_it_cannot_be_written(
 async def test_what_devices_say_of_themselves(
     mock_clock: trio.testing.MockClock, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    register(database, [new_device(1, "ada"), new_device(2, "ada")])
+    register(database, [new_device(1), new_device(2)])
     with database.writing() as db:
         db.exec_driver_sql("ALTER TABLE activity RENAME TO gone")
     async with open_notes(database) as notes:
@@ -279,7 +279,7 @@ async def test_what_devices_say_of_themselves(
 
 
 async def test_what_was_noted_is_in_the_database(database: Database, url: str) -> None:
-    register(database, [new_device(1, "ada")])
+    register(database, [new_device(1)])
     with trio.fail_after(DEADLINE_S):
         async with open_notes(database) as notes:
             notes.note_seen("BRW-00000001", 1)

@@ -959,6 +959,31 @@ async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_
             assert read_close(read_server_frames(far.recv(100))[0])[0] == CloseCode.PROTOCOL_ERROR
 
 
+async def test_of_an_anonymous_device_little_is_buffered() -> None:
+    usual = Limits()
+    with trio.fail_after(5), socket_pair() as (near, far):
+        async with open_poller() as poller, trio.open_nursery() as nursery:
+            transport = Transport(near, outbox_limit_bytes=usual.outbox_bytes, lag_bytes=usual.lag_bytes)
+            counters = Counters()
+            connection = device_connection(
+                transport,
+                poller=poller,
+                limits=dataclasses.replace(usual, device_min_age_s=0.0),
+                counters=counters,
+                initial=client_frame(BINARY, bytes(4097))
+                + client_frame(BINARY, bytes(4096))
+                + client_frame(5),
+                anonymous=True,
+            )
+            assert transport.outbox_limits == (8192, 8192)
+            received: list[Message] = []
+            await connection.run(nursery, _keep_in(received))
+            assert [len(message.payload) for message in received] == [4096]
+            assert counters.oversized == 1
+            far.close()
+            await connection.aclose()
+
+
 async def test_a_client_s_large_message_ends_its_connection() -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller, trio.open_nursery() as nursery:

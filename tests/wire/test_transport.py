@@ -130,6 +130,10 @@ async def test_the_bounds_of_the_outbox_can_be_asked_for() -> None:
     with tcp_pair() as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=100)
         assert transport.outbox_limits == (LIMIT, 100)
+        transport.limit_outbox(LIMIT + 1)
+        assert transport.outbox_limits == (LIMIT, 100)
+        transport.limit_outbox(50)
+        assert transport.outbox_limits == (50, 50)
         transport.close()
 
 

@@ -10,7 +10,7 @@ from brewos_relay.core.pace import TokenBucket
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S: Final = 60.0
-_EACH_PER_S: Final = 1.0
+_EACH_PER_S: Final = 0.2
 _KEPT: Final = 1024
 """Pairs of a cause and a network that have a bucket of their own."""
 _REPORTED: Final = 20
@@ -30,7 +30,7 @@ class _Cause:
 class LineLimits:
     """Decides which lines are logged, and reports how many were not.
 
-    One cause from one network may have `each_at_once` lines at once and one a second; all together have
+    One cause from one network may have `each_at_once` lines at once and 12 a minute; all together have
     `burst` at once and `rate_per_s`. What is suppressed is counted, and reported once a minute by cause and
     network, also if no more lines come.
     """

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _LOOKS_PER_PASS: Final = 50
 """How many sessions are looked after before everything else in the process gets its turn."""
 
-_LINES_PER_S: Final = 20.0
+_LINES_PER_S: Final = 5.0
 _LINES_AT_ONCE: Final = 2000.0
 """Log lines about peers that come and go, of all networks together."""
 _LINES_AT_ONCE_OF_EACH: Final = 200.0

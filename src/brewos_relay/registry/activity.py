@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select
 
 from brewos_relay.registry.records import Activity, StoredActivity
-from brewos_relay.registry.schema import activity, device_users
+from brewos_relay.registry.schema import activity, device_users, devices
 
 KEPT_MS: Final = 90 * 24 * 3600 * 1000
 KEPT_PER_DEVICE: Final = 5000
@@ -25,10 +25,10 @@ _OF_DEVICE: Final = (
 )
 
 _encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
-_OWNED: Final = (
-    select(device_users.c.device_id)
-    .where(device_users.c.device_id.in_(bindparam("ids", expanding=True)))
-    .distinct()
+_KNOWN: Final = (
+    select(devices.c.id)
+    .where(devices.c.id.in_(bindparam("ids", expanding=True)))
+    .where(or_(~devices.c.registered_itself, exists().where(device_users.c.device_id == devices.c.id)))
 )
 
 
@@ -38,15 +38,15 @@ def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
         db.execute(insert(activity), [_row(entry) for entry in entries])
 
 
-def add_activity_of_owned(db: Connection, entries: Sequence[Activity]) -> None:
-    """Write the entries about devices that a user has: nobody else could read them.
+def add_activity_of_known(db: Connection, entries: Sequence[Activity]) -> None:
+    """Write the entries about devices that a user has, or that were added by hand.
 
-    Anyone can register devices and connect with them, and some may have been removed meanwhile.
+    Anyone can register other devices and connect with them, and some may have been removed meanwhile.
     """
     ids = list({entry.device_id for entry in entries})
     there: set[str] = set()
     for start in range(0, len(ids), _IDS_AT_ONCE):
-        there.update(db.scalars(_OWNED, {"ids": ids[start : start + _IDS_AT_ONCE]}))
+        there.update(db.scalars(_KNOWN, {"ids": ids[start : start + _IDS_AT_ONCE]}))
     add_activity(db, [entry for entry in entries if entry.device_id in there])
 
 

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.activity import add_activity_of_owned
+from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.records import Activity
@@ -116,4 +116,4 @@ class Notes:
             note_seen(db, seen)
             for device_id, (firmware_version, machine_type) in said.items():
                 note_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
-            add_activity_of_owned(db, entries)
+            add_activity_of_known(db, entries)

@@ -14,7 +14,7 @@ LINES_AT_ONCE_OF_EACH: Final = 50.0
 
 
 class RefusalLog:
-    """Logs refused connections: 100 lines at once and 5 a second, of one cause and network 50 and one.
+    """Logs refused connections: 100 lines at once and 5 a second; 50 and 12 a minute for a cause and network.
 
     A line takes longer to write than a refusal, and would fill the disk of a server under attack. `lines`
     reports what was suppressed; the metrics count all of it.
