@@ -267,6 +267,16 @@ def test_origins_that_are_allowed() -> None:
         assert not FRONT.origin_allowed(origin, HERE, allowed)
 
 
+@pytest.mark.parametrize("origin", ["capacitor://localhost", "ionic://localhost", "tauri://localhost"])
+def test_origin_of_an_app_shell_has_to_be_allowed(origin: str) -> None:
+    for scheme in ("http", "https"):
+        local = Caller("192.0.2.1", scheme, "localhost")
+        assert not FRONT.origin_allowed(origin, local)
+        assert FRONT.origin_allowed(origin, local, [origin])
+        assert not FRONT.origin_allowed(origin, local, ["http://localhost", "https://localhost"])
+    assert not FRONT.origin_allowed(origin + ":80", local, [origin])
+
+
 def test_the_public_address_is_our_own_origin() -> None:
     front = Front(NETWORKS, "https://public.example")
     assert front.origin_allowed("https://public.example", HERE)

@@ -1,5 +1,5 @@
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,8 +79,9 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, sent_at_s: float | None) -> None:
         self.now_s = 0.0
         self._sent_at_s = sent_at_s
-        monkeypatch.setattr(time, "sleep", self.sleep)
-        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        # Of this command alone: the thread that writes its last line has the real time.
+        mine = SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now_s)
+        monkeypatch.setattr("brewos_relay.cli.device_history.time", mine)
 
     def sleep(self, delay_s: float) -> None:
         self.now_s += delay_s

@@ -76,6 +76,17 @@ def test_a_setting_that_makes_no_sense(run: Run, monkeypatch: pytest.MonkeyPatch
     assert "failed   settings  PORT is '70000'" in outcome.out
 
 
+def test_misspelt_setting_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("PORT", "0")
+    monkeypatch.setenv("BREWOS_RELAY_PROXY_PROTOCOLL", "true")
+    outcome = run("doctor", "--json")
+    assert outcome.code == 0
+    state, text = states(outcome.out)["unknown"]
+    assert state == "warning"
+    assert "did you mean BREWOS_RELAY_PROXY_PROTOCOL?" in text
+
+
 def test_nothing_is_made_where_nothing_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JWT_SECRET", SECRET)
     monkeypatch.setenv("PORT", "0")

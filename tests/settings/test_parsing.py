@@ -114,3 +114,18 @@ def test_no_issuer(text: str) -> None:
 def test_an_issuer_has_no_query() -> None:
     with pytest.raises(ValueError, match="without a query"):
         parsing.parse_issuer("https://id.example.com?a=b")
+
+
+@pytest.mark.parametrize("text", ["capacitor://localhost", "Ionic://localhost", "tauri://LOCALHOST"])
+def test_origins_of_app_shells_are_allowed(text: str) -> None:
+    assert parsing.parse_origins(f"{text},https://a.example") == (text.lower(), "https://a.example")
+    with pytest.raises(ValueError, match="an http or https address"):
+        parsing.parse_public_url(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["capacitor://example.org", "tauri://localhost/x", "ionic://localhost:80", "app://localhost"]
+)
+def test_other_schemes_are_no_origins(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^origins like"):
+        parsing.parse_origins(text)

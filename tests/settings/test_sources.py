@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from brewos_relay.errors import SettingsError
-from brewos_relay.settings import Settings, load_settings, read_variable, variable_names
+from brewos_relay.settings import (
+    Settings,
+    find_settings,
+    load_settings,
+    read_variable,
+    unknown_variables,
+    variable_names,
+)
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -98,3 +105,76 @@ def test_a_credential_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "JWT_SECRET").mkdir()
     with pytest.raises(SettingsError, match="JWT_SECRET cannot be read: Is a directory"):
         load(environ)
+
+
+# What Kubernetes tells every process beside a service of this name. kubernetes.io: "Environment variables"
+SERVICE_LINKS = {
+    "BREWOS_RELAY_SERVICE_HOST": "10.0.0.1",
+    "BREWOS_RELAY_SERVICE_PORT": "80",
+    "BREWOS_RELAY_SERVICE_PORT_HTTP": "80",
+    "BREWOS_RELAY_PORT": "tcp://10.0.0.1:80",
+    "BREWOS_RELAY_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "BREWOS_RELAY_PORT_80_TCP_PROTO": "tcp",
+    "BREWOS_RELAY_PORT_80_TCP_PORT": "80",
+    "BREWOS_RELAY_PORT_80_TCP_ADDR": "10.0.0.1",
+    "BREWOS_RELAY_METRICS_SERVICE_HOST": "10.0.0.2",
+    "BREWOS_RELAY_METRICS_SERVICE_PORT": "9100",
+    "BREWOS_RELAY_METRICS_PORT": "udp://10.0.0.2:9100",
+    "BREWOS_RELAY_METRICS_PORT_9100_UDP": "udp://10.0.0.2:9100",
+    "BREWOS_RELAY_REDIRECT_PORT": "tcp://[fd00::1]:80",
+}
+
+
+def test_service_links_of_an_orchestrator_set_nothing() -> None:
+    assert load(SERVICE_LINKS) == Settings()
+    assert unknown_variables(environ=SERVICE_LINKS, dotenv_path=Path("nowhere")) == []
+    assert read_variable("BREWOS_RELAY_PORT", environ=SERVICE_LINKS, dotenv_path=Path("nowhere")) is None
+
+
+def test_service_links_leave_ports_of_files_in_force(tmp_path: Path) -> None:
+    dotenv = write_dotenv(tmp_path, "BREWOS_RELAY_PORT=81\n")
+    assert load(SERVICE_LINKS, dotenv=dotenv).port == 81
+
+
+def test_no_setting_is_named_like_a_service_link() -> None:
+    every = {variable: "x" for name in find_settings(environ={}) for variable in variable_names(name)}
+    found = find_settings(environ=every, dotenv_path=Path("nowhere"))
+    assert all(one is not None for one in found.values())
+
+
+def test_wrong_port_is_still_refused() -> None:
+    with pytest.raises(SettingsError, match="BREWOS_RELAY_PORT is 'http://a:80'"):
+        load({"BREWOS_RELAY_PORT": "http://a:80"})
+
+
+def test_unknown_variables_are_found_with_the_nearest_name(tmp_path: Path) -> None:
+    write_credential(tmp_path, "BREWOS_RELAY_OIDC_ISUER", b"https://a.example")
+    environ = write_credential(tmp_path, "unrelated", b"x") | {
+        "BREWOS_RELAY_PROT": "80",
+        "BREWOS_RELAY_ZZZZ": "1",
+        "BREWOS_RELAY_URL": "http://a",
+        "BREWOS_RELAY_BROWSER_TESTS": "required",
+        "BREWOS_RELAY_HOST": "a",
+        "OTHER": "1",
+    }
+    dotenv = write_dotenv(tmp_path, "BREWOS_RELAY_LOG_LEVLE=info\nPORT=1\n")
+    texts = [str(each) for each in unknown_variables(environ=environ, dotenv_path=dotenv)]
+    no_effect = "is not a setting and has no effect"
+    assert texts == [
+        f"BREWOS_RELAY_PROT in the environment {no_effect}; did you mean BREWOS_RELAY_PORT?",
+        f"BREWOS_RELAY_ZZZZ in the environment {no_effect}",
+        f"BREWOS_RELAY_OIDC_ISUER in the credentials {no_effect}; did you mean BREWOS_RELAY_OIDC_ISSUER?",
+        f"BREWOS_RELAY_LOG_LEVLE in {dotenv} {no_effect}; did you mean BREWOS_RELAY_LOG_LEVEL?",
+    ]
+
+
+def test_credentials_folder_that_is_missing_has_no_unknown_variables(tmp_path: Path) -> None:
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / "missing")}
+    assert unknown_variables(environ=environ, dotenv_path=Path("nowhere")) == []
+
+
+def test_byte_order_mark_is_no_part_of_a_dotenv_or_a_credential(tmp_path: Path) -> None:
+    dotenv = write_dotenv(tmp_path, b"\xef\xbb\xbfPORT=81\n")
+    assert load(dotenv=dotenv).port == 81
+    environ = write_credential(tmp_path, "JWT_SECRET", b"\xef\xbb\xbf" + SECRET.encode())
+    assert load(environ).jwt_secret == SECRET

@@ -14,7 +14,7 @@ _HOST: Final = (
     r"(?P<name>[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _HOST_ALONE: Final = re.compile(_HOST, re.ASCII)
-_ORIGIN: Final = re.compile(rf"(?P<scheme>https?)://{_HOST}", re.ASCII)
+_ORIGIN: Final = re.compile(rf"(?P<scheme>https?|capacitor|ionic|tauri)://{_HOST}", re.ASCII)
 _FORWARDED_V4: Final = re.compile(r"(?P<address>[0-9.]{7,15})(?::[0-9]{1,5})?", re.ASCII)
 _FORWARDED_V6: Final = re.compile(
     r"(?P<address>[0-9A-Fa-f:.]{2,45})|\[(?P<inside>[0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?", re.ASCII
@@ -87,7 +87,7 @@ class Front:
         scheme, host = read
         # A page that came unencrypted may have been written by anybody on its way. The other way round, a
         # proxy may take the encryption off without a word.
-        if host == caller.host and (scheme == "https" or caller.scheme == "http"):
+        if host == caller.host and (scheme == "https" or scheme == caller.scheme == "http"):
             return True
         ours = () if self._public_url is None else (self._public_url,)
         return any(read == _read_origin(one) for one in (*ours, *allowed))
@@ -162,4 +162,4 @@ def _without_default_port(found: re.Match[str], scheme: str) -> str | None:
     port = int(found["port"])
     if not 0 < port < 65_536:
         return None
-    return found["name"] if port == _DEFAULT_PORTS[scheme] else f"{found['name']}:{port}"
+    return found["name"] if port == _DEFAULT_PORTS.get(scheme) else f"{found['name']}:{port}"

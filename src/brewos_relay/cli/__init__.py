@@ -23,8 +23,16 @@ from brewos_relay.cli import (
     simulate,
     user,
 )
-from brewos_relay.cli.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, HelpfulGroup, say_error
+from brewos_relay.cli.common import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    PROGRAM,
+    HelpfulGroup,
+    say_error,
+)
 from brewos_relay.cli.device import device
+from brewos_relay.cli.streams import drop_output, finish_output, prepare_streams
 
 __all__ = ["cli", "main"]
 
@@ -84,21 +92,41 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if os.getpid() == 1:
         # In a container: the system ignores a signal for process 1 unless the process handles it.
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
+    prepare_streams()
+    code = _run(args)
+    try:
+        finish_output()
+    except OSError as problem:
+        drop_output()
+        if code == 0:
+            code = _fail_writing(problem)
+    sys.exit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         result = cli.main(args, prog_name=PROGRAM, standalone_mode=False)
-        code = result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0
     except click.UsageError as problem:
         path = problem.ctx.command_path if problem.ctx is not None else PROGRAM
         say_error(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
-        code = EXIT_USAGE
+        return EXIT_USAGE
     except click.ClickException as problem:
         say_error(problem.format_message())
-        code = problem.exit_code
+        return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
+    except OSError as problem:
+        return _fail_writing(problem)
     except BaseExceptionGroup as group:
         # Trio wraps an interrupt that arrives while several tasks run.
         if group.subgroup(KeyboardInterrupt) is None:
             raise
-        code = EXIT_INTERRUPTED
-    sys.exit(code)
+        return EXIT_INTERRUPTED
+
+
+def _fail_writing(problem: OSError) -> int:
+    """Say that the output could not be written, unless its reader has gone on purpose, as `head` does."""
+    if not isinstance(problem, BrokenPipeError):
+        say_error(f"the output cannot be written: {problem.strerror or problem}")
+    return EXIT_FAILED

@@ -101,8 +101,9 @@ def serve(
         )
         settings.require_jwt_secrets()
         from brewos_relay.server.run import run_server
+        from brewos_relay.settings import unknown_variables
 
-        run_server(settings, signals=signals)
+        run_server(settings, signals=signals, warnings=map(str, unknown_variables()))
 
 
 @click.command()

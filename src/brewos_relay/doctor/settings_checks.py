@@ -8,7 +8,7 @@ from typing import Final
 from brewos_relay.doctor.finding import Finding
 from brewos_relay.errors import RelayError, SettingsError
 from brewos_relay.server.key_ring import read_key_ring
-from brewos_relay.settings import Settings, find_settings, load_settings, variable_names
+from brewos_relay.settings import Settings, find_settings, load_settings, unknown_variables, variable_names
 
 _SECRET: Final = frozenset({"jwt_secret", "facebook_app_secret", "metrics_token"})
 _DEFAULT: Final = "default"
@@ -63,6 +63,10 @@ def check_settings(
     changed = [each for each in list_settings(environ, dotenv_path, **overrides) if each.source != _DEFAULT]
     text = f"{len(changed)} set, all others at their defaults; --settings shows each one"
     found = [Finding("settings", "ok", text)]
+    found += [
+        Finding("unknown setting", "warning", str(unknown), "correct its name, or remove it")
+        for unknown in unknown_variables(environ=environ, dotenv_path=dotenv_path)
+    ]
     try:
         read_key_ring(settings)
     except (RelayError, OSError) as problem:

@@ -6,7 +6,7 @@ import resource
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -241,9 +241,11 @@ def run_server(
     *,
     announce: Callable[[str], None] | None = None,
     signals: ServerSignals | None = None,
+    warnings: Iterable[str] = (),
 ) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it; see `server.signals`.
 
+    `warnings` are logged first: what is wrong with the settings, and stops nothing.
     `signals` are those of a caller that has caught them before. Raises what `open_server` raises if the
     server could not start.
     """
@@ -253,6 +255,8 @@ def run_server(
         secrets=settings.secrets(),
     )
     log_uncaught()
+    for warning in warnings:
+        log.warning("%s", warning)
     _prepare_process()
     output = LineWriter(sys.stdout)
     with ExitStack() as stack:

@@ -91,7 +91,8 @@ class Settings:
     """Folder of a built web app to serve; without it, the relay's own pages."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of pages that may connect as clients and send requests that change something, besides the
-    server's own, as in `https://app.example.com`."""
+    server's own, as in `https://app.example.com`; of an app, `capacitor://localhost`, `ionic://localhost`
+    or `tauri://localhost`."""
 
     # What can be seen from outside
     metrics_token: str = field(default="", repr=False)

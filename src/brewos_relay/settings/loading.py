@@ -27,7 +27,7 @@ from brewos_relay.settings.parsing import (
     parse_sign_up,
     parse_texts,
 )
-from brewos_relay.settings.sources import Found, find_texts
+from brewos_relay.settings.sources import Found, Unknown, find_texts, find_unknown
 
 #: Options that are not named like their fields, as each use of them gives one value.
 _OPTIONS: Final = {"trusted_proxies": "--trusted-proxy"}
@@ -68,6 +68,16 @@ def find_settings(
     """
     found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
     return {name: found.get(name) for name in _PARSERS}
+
+
+def unknown_variables(
+    *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
+) -> list[Unknown]:
+    """Find the variables with our prefix that are no settings, such as misspelt ones.
+
+    SettingsError if a file cannot be read.
+    """
+    return find_unknown(_PARSERS, environ=environ, dotenv_path=dotenv_path)
 
 
 def _parse(parse: Callable[[str], object], name: str, text: str) -> object:

@@ -19,6 +19,8 @@ _YES: Final = ("true", "yes", "on", "1")
 _NO: Final = ("false", "no", "off", "0")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_APP_ORIGINS: Final = ("capacitor://localhost", "ionic://localhost", "tauri://localhost")
+"""Origins of pages that an app brings along, in the shells that are in use."""
 
 
 def parse_port(text: str) -> int:
@@ -107,8 +109,13 @@ def parse_public_url(text: str) -> str:
 
 def parse_origins(text: str) -> tuple[str, ...]:
     """Read origins as browsers send them, with a comma between them."""
-    must_be = "origins like https://app.example.com, without a path, with commas between"
-    return tuple(_origin(part, must_be) for part in parse_texts(text))
+    must_be = (
+        f"origins like https://app.example.com, or one of {', '.join(_APP_ORIGINS)};"
+        " without a path, with commas between"
+    )
+    return tuple(
+        part.lower() if part.lower() in _APP_ORIGINS else _origin(part, must_be) for part in parse_texts(text)
+    )
 
 
 def parse_secure_url(text: str) -> str:

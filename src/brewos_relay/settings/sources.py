@@ -1,6 +1,8 @@
 """Where settings come from besides the command line: variables in the environment, and in files."""
 
+import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -24,6 +26,19 @@ _SHORT_NAMES: Final = {
 _SINGULAR: Final = {"google_client_ids": "google_client_id", "oidc_audiences": "oidc_audience"}
 _CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
 
+#: Variables with our prefix that are no settings: those of `tail` and `send`, and those of the tests.
+_OTHER_VARIABLES: Final = ("BREWOS_RELAY_URL", "BREWOS_RELAY_TOKEN")
+_OF_TESTS: Final = re.compile(r"BREWOS_RELAY_[A-Z]+_TESTS")
+
+# Kubernetes and container links describe each service to every process beside it. The variables of a service
+# whose name begins with `brewos-relay` have our prefix.
+# kubernetes.io/docs/concepts/services-networking/service
+_SERVICE_LINK: Final = re.compile(
+    r"BREWOS_RELAY_(.+_)?"
+    r"(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|NAME)"
+)
+_SERVICE_URL: Final = re.compile(r"(tcp|udp|sctp)://\S+")
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -32,6 +47,19 @@ class Found:
     text: str
     variable: str
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A variable with our prefix that is no setting, its source, and the setting that was probably meant."""
+
+    variable: str
+    source: str
+    nearest: str | None
+
+    def __str__(self) -> str:
+        meant = f"; did you mean {self.nearest}?" if self.nearest is not None else ""
+        return f"{self.variable} in {self.source} is not a setting and has no effect{meant}"
 
 
 def variable_names(name: str) -> tuple[str, ...]:
@@ -43,12 +71,12 @@ def variable_names(name: str) -> tuple[str, ...]:
 def read_variable(
     name: str, *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
 ) -> str | None:
-    """Find a variable that may be none of the settings; None if unset or empty.
+    """Find a variable that need not be a setting; None if unset or empty.
 
     SettingsError if a file is looked into and cannot be read.
     """
     in_file = read_credentials(environ, [name]).get(name)
-    return environ.get(name) or in_file or read_dotenv(dotenv_path).get(name) or None
+    return _without_service_links(environ).get(name) or in_file or read_dotenv(dotenv_path).get(name) or None
 
 
 def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> dict[str, Found]:
@@ -58,7 +86,7 @@ def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path:
     """
     variables = {name: variable_names(name) for name in names}
     sources = {
-        "the environment": environ,
+        "the environment": _without_service_links(environ),
         "a credential": read_credentials(environ, (each for some in variables.values() for each in some)),
         str(dotenv_path): read_dotenv(dotenv_path),
     }
@@ -69,6 +97,45 @@ def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path:
             if variable is not None:
                 found.setdefault(name, Found(texts[variable], variable, source))
     return found
+
+
+def find_unknown(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> list[Unknown]:
+    """Find the variables and credentials with our prefix that belong to no setting, each once.
+
+    `names` are the fields of `Settings` and `Limits`. SettingsError if a file cannot be read.
+    """
+    known = [*(variable for name in names for variable in variable_names(name)), *_OTHER_VARIABLES]
+    sources: dict[str, Iterable[str]] = {
+        "the environment": _without_service_links(environ),
+        "the credentials": _credential_names(environ),
+        str(dotenv_path): read_dotenv(dotenv_path),
+    }
+    unknown: dict[str, Unknown] = {}
+    for source, variables in sources.items():
+        for variable in sorted(variables):
+            if not variable.startswith(PREFIX) or variable in known or _OF_TESTS.fullmatch(variable):
+                continue
+            nearest = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+            unknown.setdefault(variable, Unknown(variable, source, nearest[0] if nearest else None))
+    return list(unknown.values())
+
+
+def _without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the variables that describe a service of an orchestrator, and set nothing here."""
+    return {
+        name: text
+        for name, text in environ.items()
+        if not name.startswith(PREFIX)
+        or not (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_URL.fullmatch(text)))
+    }
+
+
+def _credential_names(environ: Mapping[str, str]) -> list[str]:
+    folder = environ.get(_CREDENTIALS)
+    try:
+        return os.listdir(folder) if folder else []  # noqa: PTH208 - names alone are needed
+    except OSError:
+        return []  # reading one that is a setting tells what is wrong
 
 
 def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
@@ -83,7 +150,7 @@ def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[s
     for name in names:
         path = Path(folder, name)
         try:
-            found[name] = path.read_text("utf-8").rstrip("\r\n")
+            found[name] = path.read_text("utf-8-sig").rstrip("\r\n")
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as problem:
@@ -95,7 +162,7 @@ def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[s
 def read_dotenv(path: Path) -> dict[str, str]:
     """Read a `.env`; one that is not there has nothing in it. SettingsError if it cannot be read."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):  # a folder of that name is somebody's virtual environment
         return {}
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,0 +1,61 @@
+"""Standard streams as a command may find them: closed, full, or unable to write every character."""
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Final, TextIO
+
+_CLOSED_AS: Final = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
+"""What stands in for closed streams: an empty input, an output that refuses writes, and lost errors."""
+
+
+def prepare_streams() -> None:
+    """Make the standard streams safe to use, before anything else opens a file.
+
+    Open the closed ones: the next file or socket would get their numbers, and what is printed would go there.
+    Let characters that a terminal cannot show be written as escapes instead of failing.
+    """
+    for number, flags in _CLOSED_AS:
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_as(number, flags)
+    if sys.stdout is None:
+        sys.stdout = _text_on(1)
+    if sys.stderr is None:
+        sys.stderr = _text_on(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def finish_output() -> None:
+    """Write the rest of both streams. Raises OSError if that of stdout cannot be written."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Discard what is printed from here on, and what the interpreter would flush while it ends."""
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        _open_as(stream.fileno(), os.O_WRONLY)
+
+
+def _text_on(number: int) -> io.TextIOWrapper:
+    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _open_as(number: int, flags: int) -> None:
+    """Open the null device under a number."""
+    opened = os.open(os.devnull, flags)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
