@@ -13,6 +13,7 @@ import brewos_relay
 import brewos_relay.client
 import contents
 import from_cli
+import from_dialect
 import from_http
 import from_messages
 import from_metrics
@@ -241,6 +242,12 @@ def test_a_direction_that_there_is_not_is_named() -> None:
     with pytest.raises(KeyError, match="no such direction as 'to-nobody'"):
         from_messages.table_of("to-nobody")
     assert asked_of("reference/messages.md", "messages") == list(from_messages._TITLES)
+
+
+def test_a_table_of_commands_that_there_is_not_is_named() -> None:
+    with pytest.raises(KeyError, match="no table of 'nothing'; choose from cmd, type"):
+        from_dialect.table_of("nothing")
+    assert asked_of("reference/protocol.md", "commands") == ["cmd", "type"]
 
 
 # Metrics and Python

@@ -13,6 +13,7 @@ from brewos_relay import messages
 from brewos_relay.api.throttle import Throttles
 from brewos_relay.cli import cli, common
 from brewos_relay.core.limits import Limits
+from brewos_relay.dialect import BREWOS, CommandClass
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
@@ -111,20 +112,24 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             state_request_s=2,
             pending_commands=50,
             pending_s=10,
-            never_wait=Limits().never_wait,  # see below
-            owner_commands=Limits().owner_commands,  # see below
+            never_wait=(),
+            owner_commands=(),
         )
         == Limits()
     ), "change these figures in docs/ as well: protocol, http, and all of explanation/"
 
 
-def test_the_commands_that_never_wait_are_those_of_the_code() -> None:
-    table = rows(section(read("reference/protocol.md"), "## Commands for an absent device"))
-    named = [name for row in table[:3] for name in code(row[0])]
-    assert named[:2] == ["set_mode", "mode"]
-    modes = [name for name in named[2:] if f"set_mode:{name}" in Limits().never_wait]
-    others = [name for name in named[2:] if name not in modes]
-    assert (*(f"set_mode:{mode}" for mode in modes), *others) == Limits().never_wait
+def test_the_tables_of_commands_are_those_of_the_code() -> None:
+    text = section(read("reference/protocol.md"), "## Classes of commands")
+    shown = [(code(row[0])[0], row[1], row[2]) for row in rows(text) if code(row[0])]
+    rules = [*BREWOS.commands, *BREWOS.types]
+    assert [(name, kind) for name, kind, _ in shown] == [(rule.name, rule.command_class) for rule in rules]
+    for (_, _, waits), rule in zip(shown, rules, strict=True):
+        assert set(code(waits)) - {"mode"} == rule.waits_in_modes
+        assert waits in {"yes", "no"} or rule.waits_in_modes
+        assert (waits == "yes") == rule.waits
+    classes = [row[0] for row in rows(text) if not code(row[0])]
+    assert classes == list(CommandClass)
 
 
 # Commands
@@ -226,11 +231,6 @@ def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
     shown = [json.loads(fence["code"]) for fence in FENCE.finditer(text) if fence["language"] == "json"]
     said = [json.loads(form.payload) for each in SAID for form in each.forms]
     assert shown == [*said[:3], *said[3:], *(each.example for each in HEARD)]
-
-
-def test_the_commands_of_owners_are_those_of_the_code() -> None:
-    # The table of settings has them; they re-point, wipe or update a machine, or take it off the net.
-    assert set(Limits().owner_commands) < set(Limits().never_wait)
 
 
 def test_every_status_of_a_command_is_documented_and_no_other() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import contents
 import from_cli
+import from_dialect
 import from_http
 import from_messages
 import from_metrics
@@ -26,6 +27,7 @@ MAKERS: Final[Mapping[str, Callable[[str], str]]] = {
     "refusals": lambda _: from_http.refusals(),
     "messages": from_messages.table_of,
     "download": lambda name: f'Download it: <a href="../{name}" download>{name}</a>.',
+    "commands": from_dialect.table_of,
     "metrics": lambda _: from_metrics.table(),
     "python": from_python.reference_of,
 }

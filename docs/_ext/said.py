@@ -284,7 +284,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         " it](protocol.md#who-may-say-what). The relay reads these of it",
         example={"type": "command", "cmd": "set_temp", "boiler": "brew", "temp": 93.5, "requestId": "r-17"},
         fields={
-            "cmd": "the command: may it wait, and may this client give it?",
+            "cmd": "the command; its class says whether this client may send it, and whether it may wait",
             "mode": "of `set_mode`",
             "requestId": "anything; comes back in a `command_status`",
             "notAfter": "milliseconds since 1970: the command is not delivered after that",

@@ -7,9 +7,7 @@ from brewos_relay.auth.access import grant_of, grant_to, principal_of
 from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.grant import FULL
 from brewos_relay.core.rights import NamedDevices, Principal, Rights, Role
-from brewos_relay.messages import CommandHead
-
-OWNER_COMMANDS = ("factory_reset",)
+from brewos_relay.dialect import CommandClass
 
 
 def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | None = None) -> Claims:
@@ -37,11 +35,14 @@ def test_the_principal_of_a_token_has_its_limits() -> None:
 )
 def test_what_a_role_allows(role: Role, may_command: bool, may_manage: bool) -> None:
     grant = grant_of(role)
-    harmless, grave = (
-        CommandHead(type="command", cmd=cmd, mode=None) for cmd in ("brew_start", "factory_reset")
-    )
-    assert grant.allows(harmless, OWNER_COMMANDS) == may_command
-    assert grant.allows(grave, OWNER_COMMANDS) == may_manage
+    assert grant.allows(CommandClass.USE) == may_command
+    assert grant.allows(CommandClass.HOUSEHOLD) == may_command
+    assert grant.allows(CommandClass.MANAGE) == may_manage
+
+
+def test_a_member_with_an_end_time_changes_nothing_that_outlasts_it() -> None:
+    assert not grant_of("member", until_ms=2**50).allows(CommandClass.HOUSEHOLD)
+    assert grant_of("member", until_ms=2**50).allows(CommandClass.USE)
 
 
 def test_a_grant_knows_whose_it_is_and_when_it_ends() -> None:

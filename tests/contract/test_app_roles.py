@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import trio
@@ -22,17 +22,15 @@ MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("command", {"cmd": "set_mode", "mode": "on", "strategy": 1}),
     ("command", {"cmd": "set_mode", "mode": "standby"}),
     ("command", {"cmd": "set_temp", "boiler": "brew", "temp": 99.5}),
-    ("command", {"cmd": "set_eco", "enabled": True}),
+    ("command", {"cmd": "set_bbw", "targetWeight": 36}),
     ("command", {"cmd": "tare"}),
     ("command", {"cmd": "brew_start"}),
     ("command", {"cmd": "add_schedule", "name": "Morning"}),
     ("command", {"cmd": "set_preferences", "currency": "EUR"}),
-    ("command", {"cmd": "clear_logs"}),
     ("backflush", {"cmd": "record_maintenance"}),
     ("getConfig", {}),
-    ("setLogLevel", {"level": "debug"}),
-    ("anything", {}),
 )
+HOUSEHOLD_MESSAGES: Final = MESSAGES[6:8]
 OWNERS_MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("command", {"cmd": "ota_start", "version": "0.9.0"}),
     ("command", {"cmd": "esp32_ota_start", "version": "0.9.0"}),
@@ -42,6 +40,13 @@ OWNERS_MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("command", {"cmd": "wifi_forget"}),
     ("command", {"cmd": "restart"}),
     ("command", {"cmd": "factory_reset"}),
+    ("command", {"cmd": "mqtt_config", "enabled": True, "broker": "mqtt.example"}),
+    ("command", {"cmd": "mqtt_test", "broker": "mqtt.example"}),
+    ("command", {"cmd": "configure_power_meter", "source": "mqtt"}),
+    ("command", {"cmd": "clear_logs"}),
+    ("command", {"cmd": "new_command"}),
+    ("setLogLevel", {"level": "debug"}),
+    ("anything", {}),
 )
 
 
@@ -163,6 +168,40 @@ async def test_a_member_does_all_but_what_could_take_the_machine_away(
         refused = 0 if role == "owner" else len(OWNERS_MESSAGES)
         assert [error["error"] for error in app.of_type("error")] == ["forbidden"] * refused
         assert app.ends == []
+
+
+async def test_a_guest_does_not_change_what_outlasts_the_visit(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        app = kitchen.app(new_token=lend(kitchen, "guest", "member", for_s=600))
+        await trio.sleep(10)
+        device.received.clear()
+        for message_type, payload in (*MESSAGES, *OWNERS_MESSAGES):
+            await app.send(message_type, **payload)
+            await trio.sleep(0.2)
+        await trio.sleep(2)
+        assert told_by_apps(device) == [
+            {"type": message_type, "deviceId": MACHINE, **payload}
+            for message_type, payload in MESSAGES
+            if (message_type, payload) not in HOUSEHOLD_MESSAGES
+        ]
+        refused = len(HOUSEHOLD_MESSAGES) + len(OWNERS_MESSAGES)
+        assert [error["error"] for error in app.of_type("error")] == ["forbidden"] * refused
+        assert app.ends == []
+
+
+async def test_an_end_time_that_is_set_meanwhile_counts_at_once(autojump_clock: MockClock) -> None:
+    async with open_kitchen() as kitchen:
+        device = kitchen.device()
+        app = kitchen.app(new_token=lend(kitchen, "bob", "member"))
+        await trio.sleep(10)
+        soon_ms = round((time.time() + 600) * 1000)
+        for number, until_ms in enumerate((None, soon_ms, None)):
+            kitchen.relay.set_grant(MACHINE, "bob", grant_of("member", user_id="bob", until_ms=until_ms))
+            await app.send("command", cmd="add_schedule", name=str(number))
+            await trio.sleep(1)
+        assert [message["name"] for message in device.received if "name" in message] == ["0", "2"]
+        assert [error["error"] for error in app.of_type("error")] == ["forbidden"]
 
 
 async def test_access_until_a_time_ends_at_that_time(autojump_clock: MockClock) -> None:

@@ -290,6 +290,9 @@ async def test_3_a_command_that_waited_for_too_long_is_told_and_forgotten(autoju
     "command",
     [
         {"cmd": "set_mode", "mode": "on"},
+        {"cmd": "enter_eco"},
+        {"cmd": "mqtt_config", "broker": "mqtt.example"},
+        {"cmd": "new_command"},
         {"cmd": "brew_start"},
         {"cmd": "ota_start"},
         {"cmd": "restart"},

@@ -15,6 +15,7 @@ from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
@@ -22,6 +23,9 @@ from support.peers import ScriptedPeer
 DEVICE_ID = "BRW-00000001"
 HEAT = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
 TARE = encode({"type": "command", "cmd": "tare"})
+SCHEDULE = encode({"type": "command", "cmd": "add_schedule", "name": "Morning"})
+BROKER = encode({"type": "command", "cmd": "mqtt_config", "broker": "mqtt.example"})
+UNKNOWN = encode({"type": "command", "cmd": "new_command"})
 SNAPSHOT = [encode({"type": "status", "seq": 7}), encode({"type": "device_info"})]
 
 
@@ -53,7 +57,9 @@ class Opened:
     def __init__(self, **limits: Any) -> None:
         self.session = FakeSession()
         self.counters = Counters()
-        self.commands = Commands(limits=Limits(**limits), counters=self.counters)
+        bounds = Limits(**limits)
+        policy = Policy(BREWOS, owner_commands=bounds.owner_commands, never_wait=bounds.never_wait)
+        self.commands = Commands(limits=bounds, policy=policy, counters=self.counters)
         self.device = ScriptedPeer()
 
     def comes(self) -> None:
@@ -458,11 +464,13 @@ async def test_what_could_harm_later_fails_at_once(content: dict[str, Any]) -> N
     assert opened.device.messages == []
 
 
-async def test_which_commands_wait_and_for_how_long_is_a_setting(autojump_clock: MockClock) -> None:
+async def test_settings_keep_more_commands_from_waiting_and_say_for_how_long(
+    autojump_clock: MockClock,
+) -> None:
     opened = Opened(never_wait=("tare",), pending_s=3.0, pending_commands=1)
     client = opened.client()
-    client.say(TARE, HEAT, HEAT)
-    assert client.heard() == [OFFLINE, queued(1, ttl_ms=3000), OFFLINE]
+    client.say(TARE, SCHEDULE, SCHEDULE, HEAT)
+    assert client.heard() == [OFFLINE, queued(1, ttl_ms=3000), OFFLINE, OFFLINE]
     await trio.sleep(3)
     opened.commands.expire(opened.session, trio.current_time())
     assert client.heard() == [OFFLINE]
@@ -676,22 +684,73 @@ async def test_what_is_the_owner_s_is_refused_to_a_member_and_the_rest_goes_out(
     opened.comes()
     member, owner = opened.client(grant=MEMBER), opened.client(grant=OWNER)
     restart = {"type": "command", "cmd": "restart", "requestId": "r"}
-    hidden = Message(rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}')
-    member.say(TARE, restart, hidden, HEAT)
+    member.say(TARE, restart, BROKER, UNKNOWN, {"type": "anything"}, {"type": "command"}, HEAT)
     assert opened.device.messages == [TARE, HEAT]
-    assert member.heard() == [FORBIDDEN, command_status("r", "forbidden"), FORBIDDEN]
-    owner.say(restart, hidden)
-    assert opened.device.messages[2:] == [encode(restart), hidden]
+    assert member.heard() == [FORBIDDEN, command_status("r", "forbidden"), *[FORBIDDEN] * 4]
+    owner.say(restart, BROKER, UNKNOWN)
+    assert opened.device.messages[2:] == [encode(restart), BROKER, UNKNOWN]
     assert owner.heard() == [command_status("r", "delivered")]
 
 
-async def test_which_commands_are_the_owner_s_is_a_setting() -> None:
+async def test_a_guest_uses_the_machine_and_sets_nothing_that_acts_later() -> None:
+    opened = Opened()
+    opened.comes()
+    guest = opened.client(grant=Grant(user_id="guest", may_manage=False, until_s=time.time() + 60))
+    guest.say(TARE, SCHEDULE, HEAT, BROKER)
+    assert opened.device.messages == [TARE, HEAT]
+    assert guest.heard() == [FORBIDDEN] * 2
+
+
+async def test_an_end_time_that_is_set_or_taken_away_counts_from_the_next_message_on() -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client(grant=MEMBER)
+    for until_s in (float("inf"), time.time() + 60, float("inf")):
+        client.attachment.set_grant(Grant(user_id="bob", may_manage=False, until_s=until_s))
+        client.say(SCHEDULE)
+    assert opened.device.messages == [SCHEDULE] * 2
+    assert client.heard() == [FORBIDDEN]
+
+
+async def test_a_setting_that_waits_is_refused_if_its_sender_got_an_end_time() -> None:
+    opened = Opened()
+    client = opened.client(grant=MEMBER)
+    client.say(SCHEDULE, TARE)
+    client.heard()
+    client.attachment.set_grant(Grant(user_id="bob", may_manage=False, until_s=time.time() + 60))
+    opened.comes()
+    assert opened.device.messages == [TARE]
+    assert [answer["type"] for answer in client.heard()] == ["error", "queued_message_sent"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "command", "cmd": "enter_eco"},
+        {"type": "command", "cmd": "set_mode", "mode": "eco"},
+        {"type": "command", "cmd": "mqtt_config"},
+        {"type": "command", "cmd": "new_command"},
+        {"type": "command", "cmd": "Tare"},
+        {"type": "command"},
+        {"type": "anything"},
+    ],
+)
+async def test_what_is_not_known_to_be_harmless_never_waits(content: dict[str, Any]) -> None:
+    opened = Opened()
+    client = opened.client()
+    client.say(content)
+    assert client.heard() == [OFFLINE]
+    opened.comes()
+    assert opened.device.messages == []
+
+
+async def test_a_setting_reserves_more_commands_for_owners_and_frees_none() -> None:
     opened = Opened(owner_commands=("tare",))
     opened.comes()
     member = opened.client(grant=MEMBER)
-    member.say(TARE, {"type": "command", "cmd": "restart"})
-    assert member.heard() == [FORBIDDEN]
-    assert [content["cmd"] for content in opened.device.received] == ["restart"]
+    member.say(TARE, {"type": "command", "cmd": "restart"}, HEAT)
+    assert member.heard() == [FORBIDDEN] * 2
+    assert opened.device.messages == [HEAT]
 
 
 async def test_what_is_forbidden_is_not_called_expired() -> None:

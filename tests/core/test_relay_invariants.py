@@ -25,6 +25,8 @@ GARBAGE: Final = Message(b"[]")
 LIMITS: Final = Limits()
 
 # What happens more often, so that there is somebody whom the rest can happen to.
+SAID: Final = "getConfig"
+"""A type that members may send, that may wait, and that is no status."""
 OFTEN: Final = ("device comes", "device says", "client comes", "client says", "time passes")
 SELDOM: Final = (
     "zombie comes",
@@ -362,10 +364,10 @@ class Model:
     # Everybody
 
     def _say(self, peer: ScriptedPeer, count: int, *, garbage: bool) -> list[Any]:
-        contents = [{"type": "numbered", "n": next(self._numbers)} for _ in range(count)]
+        contents = [{"type": SAID, "n": next(self._numbers)} for _ in range(count)]
         peer.say(*([GARBAGE] if garbage else []), *contents)
         self.invalid += garbage
-        return [("numbered", content["n"]) for content in contents]
+        return [(SAID, content["n"]) for content in contents]
 
     def _go(self, peer: ScriptedPeer, action: str) -> None:
         self.left.add(peer)
@@ -379,7 +381,7 @@ class Model:
         for client in at.clients:
             if client.refuses:
                 at.lagging.add(client)
-            heard = [one for one in said if client not in at.lagging or one[0] == "numbered"]
+            heard = [one for one in said if client not in at.lagging or one[0] == SAID]
             self.left_out += len(said) - len(heard)
             self.expected[client] += heard
 
@@ -476,7 +478,7 @@ def _tell(content: dict[str, Any]) -> Any:
     match content:
         case {"type": "connected", "deviceId": device_id, "deviceOnline": online}:
             return ("connected", device_id, online)
-        case {"type": "numbered" | "status" | "command" as kind, "n": number}:
+        case {"type": "getConfig" | "status" | "command" as kind, "n": number}:
             return (kind, number)
         case {"type": "error", "error": "device_offline"}:
             return "device_offline_error"
@@ -572,13 +574,13 @@ class Speaker:
 
     def say(self, kind: str | None = None) -> None:
         self.said += 1
-        kind = kind or ("status" if self.said % 2 else "said")  # of which the latter must reach everybody
+        kind = kind or ("status" if self.said % 2 else SAID)  # of which the latter must reach everybody
         self.peer.say({"type": kind, "device": self.device_number, "by": self.number, "n": self.said})
 
     def may(self, kind: str) -> bool:
         """Tell whether what it says may reach the device at this moment."""
         in_time = trio.current_time() < min(self.ends_at, self.ended_at)
-        return in_time and self.grant.may_command and (self.grant.may_manage or kind != "restart")
+        return in_time and self.grant.may_command and (self.grant.may_manage or kind == SAID)
 
 
 class Watched(ScriptedPeer):
@@ -680,7 +682,7 @@ class Crowd:
                 self.trespasses.append(content)
 
     def _look_at_report(self, content: dict[str, Any]) -> None:
-        if content["type"] == "said" and self.devices[content["by"]].ended_at < math.inf:
+        if content["type"] == SAID and self.devices[content["by"]].ended_at < math.inf:
             self.trespasses.append(content)
 
     def check(self) -> None:
@@ -690,7 +692,7 @@ class Crowd:
         for device in self.devices:
             greeting, *received = device.peer.received
             assert greeting["type"] == "connected"
-            said = [content for content in received if content["type"] in {"said", "status", "restart"}]
+            said = [content for content in received if content["type"] in {SAID, "status", "restart"}]
             assert {content["device"] for content in said} <= {device.device_number}
             for by in {content["by"] for content in said}:
                 numbers = [content["n"] for content in said if content["by"] == by]
@@ -709,7 +711,7 @@ class Crowd:
             if content["type"] in {"device_online", "device_offline"}:
                 assert online != (content["type"] == "device_online"), "it is said when it changes"
                 online = not online
-            elif content["type"] in {"said", "status"}:
+            elif content["type"] in {SAID, "status"}:
                 assert content["device"] == client.device_number
                 if not is_snapshot:
                     assert online

@@ -19,6 +19,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import SmallSnapshot
+from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
@@ -36,6 +37,7 @@ class ScriptedHost:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.policy = Policy(BREWOS)
         self.counters = Counters()
         self.logs_messages = False
         self.lines = LineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)

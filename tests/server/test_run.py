@@ -83,6 +83,29 @@ async def test_url(tmp_path: Path, address: str, url: str) -> None:
         assert Server([(address, 80)], here.server.relay, here.server.store).url == url
 
 
+async def test_lists_of_commands_that_are_set_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        caplog.clear()
+        return [warning for warning in found if "can only add commands" in warning]
+
+    async with open_server(settings(tmp_path)):
+        assert warnings() == []
+    lists = Limits(owner_commands=("restart", "ota_*"), never_wait=("",))
+    async with open_server(settings(tmp_path, limits=lists)) as server:
+        owners, never_wait = warnings()
+        assert owners.startswith("BREWOS_RELAY_OWNER_COMMANDS can only add commands that are for owners only")
+        assert "mqtt_config" in owners
+        assert ", restart" not in owners
+        assert never_wait.startswith("BREWOS_RELAY_NEVER_WAIT can only add commands that never wait")
+        assert "enter_eco" in never_wait
+        assert "set_mode:on" in never_wait
+        assert server.relay.policy.class_of("command", "mqtt_config") == "manage"
+        assert not server.relay.policy.may_wait("command", "restart")
+
+
 async def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = settings(tmp_path, port=taken.getsockname()[1])

@@ -133,11 +133,11 @@ def test_a_burst_may_be_nothing() -> None:
         load({"BREWOS_RELAY_CLIENT_BURST": "-1"})
 
 
-def test_which_commands_never_wait_is_a_list() -> None:
+def test_lists_of_commands_are_empty_unless_they_are_set() -> None:
     settings = load({"BREWOS_RELAY_NEVER_WAIT": "set_mode:on, brew_*,,restart "})
     assert settings.limits.never_wait == ("set_mode:on", "brew_*", "restart")
-    assert load({"BREWOS_RELAY_NEVER_WAIT": ","}).limits.never_wait == (), "everything may wait"
-    assert load({"BREWOS_RELAY_NEVER_WAIT": ""}).limits.never_wait == Limits().never_wait
+    assert load({"BREWOS_RELAY_NEVER_WAIT": ","}).limits.never_wait == ("",), "set, so that the server warns"
+    assert load({"BREWOS_RELAY_NEVER_WAIT": ""}).limits.never_wait == ()
     assert load({"BREWOS_RELAY_OWNER_COMMANDS": "ota_*"}).limits.owner_commands == ("ota_*",)
 
 

@@ -7,10 +7,10 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.grant import is_named
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pending import PendingCommand, PendingCommands
 from brewos_relay.core.snapshot import unnumbered
+from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
 
@@ -46,10 +46,11 @@ class Commands:
     The session is given to each call, as it would never go if what it holds held it.
     """
 
-    __slots__ = ("_asked_at", "_counters", "_limits", "_pending")
+    __slots__ = ("_asked_at", "_counters", "_limits", "_pending", "_policy")
 
-    def __init__(self, *, limits: Limits, counters: Counters) -> None:
+    def __init__(self, *, limits: Limits, policy: Policy, counters: Counters) -> None:
         self._limits = limits
+        self._policy = policy
         self._counters = counters
         self._pending: PendingCommands[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
@@ -114,7 +115,9 @@ class Commands:
         )
 
     def _allows(self, client: ClientAttachment, head: CommandHead, now: float) -> bool:
-        return client.access_ends_at > now and client.grant.allows(head, self._limits.owner_commands)
+        if client.access_ends_at <= now:
+            return False
+        return client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
 
     def _became(
         self,
@@ -191,7 +194,7 @@ class Commands:
 
     def _keep(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
         """Keep a command for when the device is back; False if it must not be, or cannot."""
-        if is_named(head, self._limits.never_wait):
+        if not self._policy.may_wait(head.type, head.cmd, head.mode):
             return False
         if self._pending is None:
             self._pending = PendingCommands(self._limits.pending_commands)

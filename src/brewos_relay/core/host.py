@@ -8,6 +8,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.dialect import Policy
 
 if TYPE_CHECKING:
     from brewos_relay.core.session import DeviceSession
@@ -20,6 +21,8 @@ class Host(Protocol):
     """What a session asks of the relay that it is part of."""
 
     limits: Limits
+    policy: Policy
+    """What each message of a client needs, and which commands may wait."""
     counters: Counters
     attached: set[Attachment]
     """Every peer whose goodbye is not said yet."""

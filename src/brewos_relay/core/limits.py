@@ -96,33 +96,12 @@ class Limits:
     """Commands that may wait for one absent device."""
     pending_s: float = 10.0
     """How long they wait."""
-    never_wait: tuple[str, ...] = (
-        "set_mode:on",
-        "set_mode:ready",
-        "set_mode:brew",
-        "set_mode:steam",
-        "set_mode:eco",
-        "exit_eco",
-        "brew_*",
-        "ota_start",
-        "*_ota_start",
-        "restart",
-        "factory_reset",
-        "wifi_*",
-        "set_cloud_config",
-    )
-    """Commands that never wait, as patterns of `cmd` or `cmd:mode` with a comma between them: they could
-    start heat or water later than was meant, or take the machine off the net."""
-    owner_commands: tuple[str, ...] = (
-        "ota_start",
-        "*_ota_start",
-        "restart",
-        "factory_reset",
-        "wifi_*",
-        "set_cloud_config",
-    )
-    """Commands that only owners may give, as patterns of the same kind: they re-point, wipe or update the
-    machine, or take it off the net."""
+    never_wait: tuple[str, ...] = ()
+    """More commands that never wait, as patterns of `cmd` or `cmd:mode` with a comma between them. The list
+    cannot let a command wait."""
+    owner_commands: tuple[str, ...] = ()
+    """More commands for owners only, as patterns of the same kind. The list cannot allow members a
+    command."""
 
     @property
     def longest_drain_s(self) -> float:

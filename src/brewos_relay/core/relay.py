@@ -24,6 +24,7 @@ from brewos_relay.core.peer import Peer
 from brewos_relay.core.rights import Role
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, Snapshot
+from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
 
@@ -58,6 +59,7 @@ class Relay:
         counters: Counters | None = None,
     ) -> None:
         self.limits = limits
+        self.policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False

@@ -63,7 +63,7 @@ class DeviceSession:
         self._limits = host.limits
         self._heard_before = 0  # how many messages came from the device before its present connection
         self._presence = Presence(host.limits)
-        self._commands = Commands(limits=host.limits, counters=host.counters)
+        self._commands = Commands(limits=host.limits, policy=host.policy, counters=host.counters)
         self._audience = Audience(limits=host.limits, counters=host.counters)
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open

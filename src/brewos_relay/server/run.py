@@ -23,6 +23,7 @@ from brewos_relay.auth.caller import Front
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.accounts import account_rules
 from brewos_relay.server.admission import Admission
@@ -42,6 +43,7 @@ from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
+from brewos_relay.settings.sources import PREFIX
 from brewos_relay.telemetry.lag import LoopLag
 from brewos_relay.telemetry.lines import LineWriter
 from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs
@@ -86,6 +88,7 @@ async def open_server(
 
     **Owns:** the nurseries of the HTTP side and of the listeners, and the relay's.
     """
+    _warn_of_command_lists(settings)
     keys = read_key_ring(settings)
     accounts = account_rules(settings)
     front = Front(settings.trusted_proxies, settings.public_url)
@@ -201,6 +204,25 @@ async def open_server(
     finally:
         for listening_socket in (*sockets, *redirecting, *measured):
             listening_socket.close()
+
+
+def _warn_of_command_lists(settings: Settings) -> None:
+    """Warn an operator whose lists of commands were meant to allow some: they can only restrict more."""
+    limits = settings.limits
+    policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
+    owners, never_wait = policy.unlisted()
+    for name, patterns, what, unlisted in (
+        ("OWNER_COMMANDS", limits.owner_commands, "are for owners only", owners),
+        ("NEVER_WAIT", limits.never_wait, "never wait", never_wait),
+    ):
+        if patterns:
+            log.warning(
+                "%s%s can only add commands that %s. These do so although it does not list them: %s",
+                PREFIX,
+                name,
+                what,
+                ", ".join(unlisted) or "none",
+            )
 
 
 def _read_certificate(settings: Settings) -> Tls | None:

@@ -81,8 +81,11 @@ def parse_texts(text: str) -> tuple[str, ...]:
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
-    """Read patterns of commands, which are told in lower case, with a comma between them."""
-    return parse_texts(text.lower())
+    """Read patterns of commands, in lower case, with a comma between them.
+
+    A comma alone is one empty pattern, which names nothing: a list that was set is never an empty tuple.
+    """
+    return parse_texts(text.lower()) or ("",)
 
 
 def parse_paths(text: str) -> tuple[Path, ...]:

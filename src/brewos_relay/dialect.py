@@ -1,0 +1,270 @@
+"""Dialect: the messages of BrewOS machines, the class of each, and which of them may wait for a machine.
+
+The tables at the end are the single source of these rules; the reference page is generated from them. A name
+that a table does not hold is for owners only and never waits. Names are compared exactly, as the firmware
+compares them.
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final, TypeAlias
+
+
+class CommandClass(enum.StrEnum):
+    """What a sender needs for a message to reach the machine."""
+
+    USE = "use"
+    """Making coffee: members and owners."""
+    HOUSEHOLD = "household"
+    """Settings that act after the sender has left: members whose access has no end time, and owners."""
+    MANAGE = "manage"
+    """Networks, services, calibration, updates and resets: owners."""
+    RESERVED = "reserved"
+    """Messages that a machine believes because the relay sends them: no client may send them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `cmd` or one `type`: its class, and whether it may wait for an absent machine."""
+
+    name: str
+    command_class: CommandClass
+    effect: str
+    """What the machine does with it, for the reference page."""
+    waits: bool = False
+    waits_in_modes: frozenset[str] = frozenset()
+    """It may also wait with these values of `mode`."""
+
+
+Rules: TypeAlias = tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Everything that a machine of one kind understands."""
+
+    commands: Rules
+    """By `cmd`; these come in messages of the type `command`."""
+    types: Rules
+    """By `type`: the other messages."""
+    modes: frozenset[str]
+    """The values of `mode` that the machine knows."""
+
+
+class Policy:
+    """A dialect, tightened by two lists of patterns.
+
+    A pattern names a `cmd`, a `cmd` and its `mode` as `cmd:mode`, or a `type`; `*` stands for any characters.
+    A match makes a command an owner's, or keeps it from waiting. No pattern allows more than the dialect.
+    """
+
+    __slots__ = ("_commands", "_dialect", "_never_wait", "_owner_commands", "_reserved", "_types")
+
+    def __init__(
+        self, dialect: Dialect, *, owner_commands: Sequence[str] = (), never_wait: Sequence[str] = ()
+    ) -> None:
+        self._dialect = dialect
+        self._commands = {rule.name: rule for rule in dialect.commands}
+        self._types = {rule.name: rule for rule in dialect.types}
+        self._reserved = {
+            _folded(rule.name) for rule in dialect.types if rule.command_class is CommandClass.RESERVED
+        }
+        self._owner_commands = _split(owner_commands)
+        self._never_wait = _split(never_wait)
+
+    def class_of(self, kind: str, cmd: object = None, mode: object = None) -> CommandClass:
+        """Give the class of a message by its `type`, `cmd` and `mode`, of any type."""
+        rule = self._find(kind, cmd)
+        if rule is None:
+            is_reserved = kind != "command" and _folded(kind) in self._reserved
+            return CommandClass.RESERVED if is_reserved else CommandClass.MANAGE
+        if (
+            self._owner_commands
+            and rule.command_class is not CommandClass.RESERVED
+            and self._names(self._owner_commands, rule, mode)
+        ):
+            return CommandClass.MANAGE
+        return rule.command_class
+
+    def may_wait(self, kind: str, cmd: object = None, mode: object = None) -> bool:
+        """Whether a message may wait for an absent machine."""
+        rule = self._find(kind, cmd)
+        if rule is None or not (rule.waits or (isinstance(mode, str) and mode in rule.waits_in_modes)):
+            return False
+        return not (self._never_wait and self._names(self._never_wait, rule, mode))
+
+    def unlisted(self) -> tuple[list[str], list[str]]:
+        """List the commands of owners, and those that never wait, as far as no pattern names them.
+
+        The dialect restricts them all the same. In earlier versions a list without them allowed them.
+        """
+        owners, never = [], []
+        for rule in self._dialect.commands:
+            if rule.command_class is CommandClass.MANAGE and not self._names(
+                self._owner_commands, rule, None
+            ):
+                owners.append(rule.name)
+            for mode in sorted(self._dialect.modes) if rule.waits_in_modes else (None,):
+                waits = rule.waits or mode in rule.waits_in_modes
+                if not waits and not self._names(self._never_wait, rule, mode):
+                    never.append(rule.name if mode is None else f"{rule.name}:{mode}")
+        return owners, never
+
+    def _find(self, kind: str, cmd: object) -> Rule | None:
+        if kind != "command":
+            return self._types.get(kind)
+        return self._commands.get(cmd) if isinstance(cmd, str) else None
+
+    def _names(self, patterns: Sequence[tuple[str, str]], rule: Rule, mode: object) -> bool:
+        """Whether a pattern names this message. A `mode` that the machine does not know matches any."""
+        name = _folded(rule.name)
+        known = isinstance(mode, str) and mode in self._dialect.modes
+        return any(
+            fnmatchcase(name, of_name) and (not of_mode or not known or fnmatchcase(str(mode), of_mode))
+            for of_name, of_mode in patterns
+        )
+
+
+def _split(patterns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Split patterns into those of a name and of a mode; an empty one names nothing."""
+    parts = (_folded(pattern).partition(":") for pattern in patterns if pattern)
+    return tuple((name.strip(), mode.strip()) for name, _, mode in parts)
+
+
+def _folded(text: str) -> str:
+    return text.strip().lower()
+
+
+def _rules(command_class: CommandClass, effects: dict[str, str], *, waits: bool = False) -> Rules:
+    return tuple(Rule(name, command_class, effect, waits) for name, effect in effects.items())
+
+
+_MODES: Final = frozenset({"on", "ready", "brew", "steam", "off", "standby", "idle", "eco"})
+
+# A command may wait if a machine that gets it 10 s late stays off if it was off, moves no water, and stays on
+# the net. So most settings may wait: they change what a later command does.
+BREWOS: Final = Dialect(
+    modes=_MODES,
+    commands=(
+        Rule(
+            "set_mode",
+            CommandClass.USE,
+            "switches the machine on or off, or to eco",
+            waits_in_modes=frozenset({"off", "standby", "idle"}),
+        ),
+        *_rules(
+            CommandClass.USE,
+            {
+                "enter_eco": "the same as `set_mode` with `eco`",
+                "exit_eco": "heats up from eco",
+                "brew_start": "starts a shot; the firmware ignores it",
+                "brew_stop": "ends a shot; the firmware ignores it",
+            },
+        ),
+        *_rules(
+            CommandClass.USE,
+            {
+                "set_temp": "sets the target of a boiler",
+                "set_bbw": "sets brewing by weight",
+                "set_preinfusion": "sets the preinfusion",
+                "tare": "tares the scale",
+                "scale_tare": "tares the scale",
+                "scale_reset": "resets the scale's reading",
+                "scale_scan": "looks for scales",
+                "scale_scan_stop": "stops looking for scales",
+                "scale_connect": "connects a scale",
+                "scale_disconnect": "disconnects the scale",
+                "set_scale_connected": "from the app's developer page; the firmware ignores it",
+                "record_maintenance": "notes a cleaning; the firmware ignores it",
+                "get_schedules": "reports the schedules",
+                "get_time_status": "reports the clock",
+                "get_log_config": "reports which log lines are kept",
+            },
+            waits=True,
+        ),
+        *_rules(
+            CommandClass.HOUSEHOLD,
+            {
+                "add_schedule": "adds a schedule",
+                "update_schedule": "changes a schedule",
+                "delete_schedule": "deletes a schedule",
+                "toggle_schedule": "enables or disables a schedule",
+                "set_auto_off": "sets when the machine switches itself off",
+                "set_eco": "sets eco: when it begins, and its temperature",
+                "set_preferences": "sets units, currency, the price of electricity and the like",
+                "sync_time": "asks the time server for the time",
+            },
+            waits=True,
+        ),
+        *_rules(
+            CommandClass.MANAGE,
+            {
+                "set_machine_info": "sets name, brand, model and type of the machine",
+                "set_device_info": "the same",
+                "set_log_config": "sets which log lines are kept",
+                "clear_logs": "deletes the kept log lines",
+            },
+            waits=True,
+        ),
+        *_rules(
+            CommandClass.MANAGE,
+            {
+                "set_power": "sets voltage and greatest current",
+                "set_power_config": "the same",
+                "set_time_config": "sets time zone and time server",
+                "mqtt_test": "connects to an MQTT broker",
+                "mqtt_config": "sets the MQTT broker, which can send commands from then on",
+                "configure_power_meter": "sets where the power meter's values come from",
+                "test_power_meter": "tries a power meter",
+                "start_power_meter_discovery": "does nothing",
+                "run_diagnostics": "runs all diagnostics",
+                "run_diagnostic_test": "runs one of them",
+                "check_update": "asks GitHub for updates; blocks the machine's connection meanwhile",
+                "check_version_mismatch": "compares the versions of its two processors",
+                "ota_start": "installs an update",
+                "esp32_ota_start": "installs an update",
+                "pico_ota_start": "installs an update",
+                "set_cloud_config": "points the machine to another server, with its key",
+                "wifi_config": "sets its address in the network",
+                "wifi_forget": "forgets the network",
+                "restart": "restarts the machine",
+                "factory_reset": "forgets everything",
+            },
+        ),
+    ),
+    types=(
+        *_rules(
+            CommandClass.USE,
+            {
+                "request_state": "[merged by the relay](#what-the-relay-answers); viewers may ask too",
+                "request_full_status": "the same",
+                "ping": "answered by the relay; viewers may ask too",
+                "get_metrics": "the same",
+                "refresh_auth": "the same",
+            },
+        ),
+        *_rules(
+            CommandClass.USE,
+            {
+                "getConfig": "asks the machine's second processor for its settings",
+                "backflush": "what the app sends as `record_maintenance`; the firmware ignores it",
+                "group_clean": "the same",
+                "groupClean": "the same",
+                "descale": "the same",
+            },
+            waits=True,
+        ),
+        *_rules(CommandClass.MANAGE, {"setLogLevel": "sets which log lines are written"}, waits=True),
+        *_rules(
+            CommandClass.RESERVED,
+            {
+                "key_rotate": "gives the machine another key",
+                "connected": "greets the machine",
+                "error": "the machine logs it as the relay's word",
+            },
+        ),
+    ),
+)
+"""Firmware 0.8.62, and the apps for it."""
