@@ -360,28 +360,12 @@ def test_who_is_told_what_became_of_a_command(content: dict[str, Any], wants: bo
         ({"type": "y" * 100}, "y" * 64),
         ({"type": "command", "cmd": "Größe 1"}, "Größe 1"),
         ({"type": "command", "cmd": "a\x1b[2J\nb\u202ec"}, "a?[2J?b?c"),
-        ({"type": "command", "cmd": "tare\0"}, "command"),
     ],
 )
 def test_a_command_has_a_name_that_can_be_shown_anywhere(content: dict[str, Any], name: str) -> None:
     head = encode(content).peek_command()
     assert head is not None
     assert head.name == name
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        rb'{"type":"command","cmd":"tare\u0000"}',
-        rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}',
-        rb'{"type":"ping\u0000","cmd":"tare"}',
-        rb'{"type":"ping","cmd":"tare","deep":{"a":["\u0000"]}}',
-    ],
-)
-def test_a_command_with_a_nul_does_not_tell_what_it_is(payload: bytes) -> None:
-    head = Message(payload).peek_command()
-    assert head is not None
-    assert (head.type, head.cmd) == ("command", None)
 
 
 def test_a_nul_as_it_is_makes_a_text_malformed() -> None:

@@ -4,14 +4,18 @@ The relay passes messages on as they came. It looks at one key, the text `type` 
 or MessagePack map, without decoding the rest.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 _NAME_CHARS: Final = 64
-_NUL: Final = b"\\u0000"
-"""The only way to write one in JSON."""
+_MOST_DEPTH: Final = 10
+"""Objects and arrays inside each other; a machine's parser ignores a message with more."""
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The only way to write a NUL in JSON, but not a backslash in front of `u0000`."""
 
 
 class Head(msgspec.Struct, gc=False):
@@ -23,7 +27,7 @@ class Head(msgspec.Struct, gc=False):
 
 
 class CommandHead(msgspec.Struct, gc=False, rename="camel"):
-    """What is read of what a client says; only `type` is sure to be there, and only its kind is checked."""
+    """The fields of a client's message that the relay reads. Only `type` is required, and is a text."""
 
     type: str
     cmd: Any = None
@@ -50,6 +54,7 @@ _peek_json = msgspec.json.Decoder(Head).decode
 _peek_msgpack = msgspec.msgpack.Decoder(Head).decode
 _peek_command = msgspec.json.Decoder(CommandHead).decode
 _encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 
 # A document that is deeply nested (RecursionError) or has text that is no UTF-8 (UnicodeDecodeError, which is
@@ -85,16 +90,27 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     def peek_command(self) -> CommandHead | None:
         """Read the head of a text message of a client; None if it is not an object with a text `type`.
 
-        One with a NUL in it is a command that does not tell its `cmd`: a machine that ends texts there may
-        find other keys in it than we do.
+        None also if another JSON parser could read the message differently: the head decides what the sender
+        may do, and the machine has its own parser. See `_is_unambiguous`.
         """
         try:
             head = _peek_command(self.payload)
+            return head if _is_unambiguous(self.payload) else None
         except _MALFORMED:
             return None
-        if self.payload.find(_NUL) >= 0:  # `in` looks for a number first, and takes an exception for it
-            head.type, head.cmd = "command", None
-        return head
+
+    def as_command(self) -> "Message | None":
+        """Give a client's message as JSON text, which is what `peek_command` reads and a machine gets.
+
+        None if the message has no such form, or is a MessagePack map with a key that comes twice.
+        """
+        if self.is_text:
+            return self
+        text = self.as_text()
+        size = _map_size(self.payload)
+        if text is None or size is None or size > len(_decode_json(text.payload)):
+            return None
+        return text
 
     def as_text(self) -> "Message | None":
         """Give the message as JSON text, which is all that a machine reads; None if it has no such form."""
@@ -104,6 +120,51 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             return Message(_encode_json(_decode_msgpack(self.payload)))
         except (*_MALFORMED, TypeError):
             return None
+
+
+def _is_unambiguous(payload: bytes) -> bool:
+    """Whether every JSON parser reads the same in a text; raises one of `_MALFORMED` if it is no JSON.
+
+    Parsers disagree about a key that comes twice, a NUL, half a surrogate pair, numbers without a value (as
+    1e999), and deep nesting. The usual text has none of the characters that could hide these.
+    """
+    content = _decode_json(payload)  # the head alone leaves texts and numbers of other fields unchecked
+    if payload.find(b"\\") < 0 and payload.count(b"{") + payload.count(b"[") <= _MOST_DEPTH:
+        if payload.count(b":") == len(content):  # each key has a colon, so none was lost
+            return True
+        texts = payload.split(b'"')[1::2]
+        if len(set(texts)) == len(texts):
+            return True
+    if _NUL.search(payload):
+        return False
+    content = json.loads(payload, object_pairs_hook=_dict_without_repetition)
+    _encode_json(content)  # finds half a surrogate pair
+    return _depth(content) <= _MOST_DEPTH
+
+
+def _dict_without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key comes twice")
+    return content
+
+
+def _depth(content: Any) -> int:
+    """Count how many objects and arrays are inside each other."""
+    if isinstance(content, dict):
+        content = content.values()
+    elif not isinstance(content, list):
+        return 0
+    return 1 + max(map(_depth, content), default=0)
+
+
+def _map_size(payload: bytes) -> int | None:
+    """Read how many pairs a MessagePack map announces; None if the payload is no map."""
+    first = payload[0] if payload else 0
+    if 0x80 <= first <= 0x8F:
+        return first & 0x0F
+    size_bytes = {0xDE: 2, 0xDF: 4}.get(first, 0)
+    return int.from_bytes(payload[1 : 1 + size_bytes]) if size_bytes else None
 
 
 class Delivery(msgspec.Struct, gc=False):
@@ -128,7 +189,7 @@ INVALID_MESSAGE: Final = encode(
     {
         "type": "error",
         "error": "invalid_message",
-        "message": "The message was dropped: it must be a JSON object with a text 'type'.",
+        "message": "The message was dropped: it must be a JSON object with a text 'type', and no key twice.",
     }
 )
 MESSAGE_TOO_BIG: Final = encode(

@@ -744,6 +744,46 @@ async def test_what_is_not_known_to_be_harmless_never_waits(content: dict[str, A
     assert opened.device.messages == []
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        rb'{"type":"key_rotate","x":"\u0000","key":"k"}',
+        rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}',
+        b'{"type":"command","cmd":"tare","cmd":"restart"}',
+        rb'{"type":"command","cmd":"restart","\u0063md":"tare"}',
+        rb'{"type":"command","cmd":"tare","x":"\ud800"}',
+    ],
+)
+async def test_what_two_parsers_could_read_differently_reaches_no_machine(payload: bytes) -> None:
+    opened = Opened()
+    opened.comes()
+    owner = opened.client(grant=OWNER)
+    owner.say(Message(payload))
+    opened.goes()
+    owner.say(Message(payload))
+    opened.comes()
+    assert opened.device.messages == []
+    assert owner.heard() == [{"type": "error", "error": "invalid_message"}] * 2
+    assert opened.session.noted == []
+
+
+async def test_messagepack_with_a_key_twice_is_refused() -> None:
+    opened = Opened()
+    opened.comes()
+    client = opened.client()
+    pair = msgspec.msgpack.encode("cmd") + msgspec.msgpack.encode("tare")
+    other = msgspec.msgpack.encode("type") + msgspec.msgpack.encode("command")
+    client.say(
+        Message(b"\x83" + other + pair + pair, is_text=False),
+        Message(b"\x82" + other + pair, is_text=False),
+        Message(b"\xde\x00\x02" + other + pair, is_text=False),
+        Message(b"\xdf\x00\x00\x00\x02" + other + pair, is_text=False),
+        Message(b"\xa1x", is_text=False),
+    )
+    assert opened.device.messages == [TARE] * 3
+    assert [answer["error"] for answer in client.heard()] == ["invalid_message"] * 2
+
+
 async def test_a_setting_reserves_more_commands_for_owners_and_frees_none() -> None:
     opened = Opened(owner_commands=("tare",))
     opened.comes()

@@ -51,6 +51,21 @@ NO_MESSAGES = {
     "packed: type is not UTF-8": packed(b"\x81\xa4type\xa1\xff"),
     "packed: key is not UTF-8": packed(b"\x81\xa4typ\xff\xa1x"),
 }
+AMBIGUOUS = {
+    "escaped NUL": text(rb'{"type":"key_rotate","x":"\u0000","key":"k"}'),
+    "escaped NUL in a key": text(rb'{"type":"command","cmd":"tare","cmd\u0000":"restart"}'),
+    "NUL": text(b'{"type":"command","cmd":"tare\x00"}'),
+    "key twice": text('{"type":"command","cmd":"restart","cmd":"tare"}'),
+    "key twice, once escaped": text(rb'{"type":"key_rotate","\u0074ype":"command"}'),
+    "key twice, deep": text('{"type":"command","a":{"b":1,"b":2}}'),
+    "half a surrogate pair": text(rb'{"type":"command","cmd":"\ud800"}'),
+    "a number without a value": text('{"type":"command","temp":1e999}'),
+    "eleven levels": text('{"type":"x","a":' + "[" * 10 + "]" * 10 + "}"),
+    "packed: NUL": packed(b"\x81\xa4type\xa2x\x00"),
+    "packed: key twice": packed(b"\x82\xa4type\xa1x\xa4type\xa1y"),
+    "packed: key twice, once as a number": packed(b"\x83\xa4type\xa1x\x01\xa1x\xa11\xa1y"),
+}
+"""What two parsers could read differently."""
 no_messages = pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
 
 
@@ -62,7 +77,7 @@ async def invalid(server: HereServer, count: int) -> None:
     assert server.server.relay.counters.invalid == count
 
 
-@no_messages
+@pytest.mark.parametrize("data", (NO_MESSAGES | AMBIGUOUS).values(), ids=NO_MESSAGES | AMBIGUOUS)
 async def test_no_message_of_a_client_is_dropped_and_told(unharmed: Unharmed, data: bytes) -> None:
     async with unharmed() as server:
         device, client = await server.device(VICTIM), await server.client(VICTIM)

@@ -52,6 +52,13 @@ CONTENTS: Final[tuple[dict[str, Any], ...]] = (
 )
 
 JSON: Final = tuple(msgspec.json.encode(content) for content in CONTENTS)
+COMMANDS: Final = (
+    *JSON,
+    rb'{"type":"command","cmd":"tare","x":"\u0000\ud83d\ude00\\u0000"}',
+    rb'{"type":"command","\u0063md":"set_mode","mode":"on","name":"a\/b"}',
+    b'{"type":"command","cmd":"set_temp","cmd":"restart","temp":93.5}',
+    b'{"type":"x","a":[[[[[[[[[1e300]]]]]]]]],"b":{"c":{"d":1},"e":{"d":2}}}',
+)
 PACKED: Final = tuple(msgspec.msgpack.encode(content) for content in CONTENTS)
 
 FRAMES: Final = (

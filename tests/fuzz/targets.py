@@ -15,6 +15,7 @@ from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse
 from brewos_relay.wire.proxy_protocol import MOST_HEADER_BYTES, ProxyProtocolError, parse_proxy_header
 from fuzz import corpus
 from fuzz.mutation import Mutator
+from support.meaning import check_meaning
 
 MOST_MESSAGE_BYTES: Final = 2048
 MOST_STATE_BYTES: Final = 64 * 1024
@@ -129,6 +130,15 @@ def fuzz_messages(data: bytes, mutator: Mutator) -> None:
                 assert command.wants_status in (True, False)
 
 
+def fuzz_commands(data: bytes, mutator: Mutator) -> None:
+    """A client's message that is accepted has one meaning, whichever parser reads it."""
+    if is_utf8(data):
+        check_meaning(data)
+    text = Message(data, is_text=False).as_command()
+    if text is not None:
+        check_meaning(text.payload)
+
+
 def is_utf8(data: bytes) -> bool:
     try:
         data.decode()
@@ -178,5 +188,6 @@ TARGETS: Final = (
     Target("handshake", corpus.HEADS, fuzz_handshake),
     Target("proxy", corpus.PROXY_HEADERS, fuzz_proxy),
     Target("messages", MESSAGES, fuzz_messages),
+    Target("commands", corpus.COMMANDS, fuzz_commands),
     Target("snapshot", MESSAGES, fuzz_snapshot),
 )

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+import brewos_relay.messages
 from brewos_relay.core import snapshot
 from brewos_relay.messages import Head, Message
 from brewos_relay.wire.frames import FrameParser
@@ -60,6 +61,11 @@ def test_a_proxy_header_that_comes_too_early_is_found(monkeypatch: pytest.Monkey
 def test_a_peek_that_sees_what_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Message, "peek", lambda _: Head(type="status"))
     assert find("messages")
+
+
+def test_a_message_with_two_meanings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brewos_relay.messages, "_is_unambiguous", lambda payload: True)
+    assert find("commands")
 
 
 def test_a_snapshot_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ class Commands:
         passed_on: list[CommandHead] = []
         answers: list[Message] = []
         for message in received:
-            text = message if message.is_text else message.as_text()
+            text = message.as_command()
             head = text.peek_command() if text is not None else None
             if text is None or head is None:
                 self._counters.invalid += 1
