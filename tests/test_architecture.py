@@ -29,7 +29,8 @@ def test_every_task_of_a_server_is_in_the_tree() -> None:
         for package in ("core", "registry", "server", "wire")
         for path in (SOURCES / "brewos_relay" / package).rglob("*.py")
     )
-    started = re.findall(r"\.start(?:_soon)?\(\s*([\w.]+)", source)
+    kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?)?'  # which runs what is named after it
+    started = re.findall(rf"\.start(?:_soon)?\(\s*{kept}([\w.]+)", source)
     named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
     handed_on = {"async_fn", "_run_beside"}  # what a peer wants to have run, which is in the tree itself
     there = set(re.findall(r"\w+", tree)) | {"welcome"}  # which _welcome is given as

@@ -16,8 +16,9 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.memory import memory_peer
+from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Receive, Tasks
-from brewos_relay.core.relay import open_relay
+from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
@@ -528,6 +529,26 @@ async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
         assert "keepalive" in clients[1].types
         assert "ValueError: scripted" in caplog.text
         assert ONE in caplog.text
+
+
+async def test_looks_go_on_after_one_that_failed_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    look = Relay._look_after_all
+    left = [MemoryError()]
+
+    async def fail_once(relay: Relay, watch: PauseWatch) -> None:
+        if left:
+            raise left.pop()
+        await look(relay, watch)
+
+    monkeypatch.setattr(Relay, "_look_after_all", fail_once)
+    async with open_relay() as relay:
+        client = ScriptedPeer()
+        relay.attach_client(ONE, client)
+        await trio.sleep(10)
+        assert "keepalive" in client.types
+    assert "could be looked after" in caplog.text
 
 
 # What is known of devices

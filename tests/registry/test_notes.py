@@ -185,6 +185,29 @@ async def test_notes_that_could_not_be_written_are_tried_again(
     assert "database is locked" in caplog.text
 
 
+async def test_notes_wait_while_no_thread_can_be_started(
+    mock_clock: trio.testing.MockClock,
+    flushes: Flushes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with open_notes(flushes) as notes:
+        with caplog.at_level(logging.WARNING), monkeypatch.context() as patched:
+            patched.setattr(trio._threads, "start_thread_soon", refuse)
+            notes.note_seen("a", 1)
+            notes.note_activity(entry(1))
+            while not caplog.messages:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(FLUSH_EVERY_S)
+        await flushes.wait_for(1)
+    assert flushes.written[0][1:] == ({"a": 1}, [1])
+    assert "can't start new thread; trying again" in caplog.text
+
+
 async def test_a_crowd_is_written_before_its_time_but_not_again_and_again(
     mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
 ) -> None:

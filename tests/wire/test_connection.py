@@ -727,6 +727,45 @@ async def test_a_young_connection_is_held(end: Callable[[Session], None], code: 
             assert trio.current_time() - began_s < 3
 
 
+class OutOfMemory(Transport):
+    """Reads nothing for want of memory, until `left` failures have passed."""
+
+    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
+        super().__init__(sock, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes)
+        self.fails = True
+        self._recv = self._receive
+
+    def _receive(self, most_bytes: int) -> bytes:
+        if self.fails:
+            self.fails = False
+            raise MemoryError
+        return self._socket.recv(most_bytes)
+
+
+@pytest.mark.parametrize("min_age_s", [0.0, 0.3])
+async def test_no_memory_to_read_ends_this_connection_with_1011_and_holds_a_young_one(
+    min_age_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    began_s = trio.current_time()
+    async with open_session(min_age_s=min_age_s, transport_class=OutOfMemory) as session:
+        session.client.send(client_frame(TEXT, b"hello"))
+        assert read_close(await session.client.read_frame())[0] == CloseCode.INTERNAL_ERROR
+        assert trio.current_time() - began_s >= min_age_s - 0.01
+        session.client.send(close_frame(CloseCode.INTERNAL_ERROR))
+        await session.closed.wait()
+    assert not session.received
+    assert caplog.text.count("a connection failed") == 1
+
+
+async def test_a_connection_that_fails_twice_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_session() as session:
+        await trio.testing.wait_all_tasks_blocked()
+        session.connection.fail(MemoryError())
+        session.connection.fail(MemoryError())
+        assert read_close(await session.client.read_frame())[0] == CloseCode.INTERNAL_ERROR
+    assert caplog.text.count("a connection failed") == 1
+
+
 async def test_a_connection_that_is_old_enough_is_not_held() -> None:
     async with open_session(min_age_s=0.1, close_s=4.0) as session:
         await trio.sleep(0.12)

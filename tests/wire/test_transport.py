@@ -159,6 +159,44 @@ async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
         assert read_available(far_one) == b""
 
 
+@pytest.mark.parametrize("is_watched", [True, False])
+async def test_held_write_that_fails_harms_no_other(is_watched: bool) -> None:
+    failures: list[Exception] = []
+
+    def fail(_data: bytes) -> int:
+        raise MemoryError
+
+    with transport_pair() as (bad, _), transport_pair() as (good, far_good):
+        sends = bad.sends = good.sends = Sends()
+        if is_watched:
+            bad.on_failed = failures.append
+        bad._send = fail
+        with sends:
+            assert bad.write(b"lost")
+            assert good.write(b"sent")
+        assert read_available(far_good) == b"sent"
+        assert [type(each) for each in failures] == [MemoryError] * is_watched
+        assert bad.broken is not is_watched
+        bad._send = lambda data: len(data)
+        with sends:
+            assert bad.write(b"later")
+
+
+async def test_write_that_cannot_be_held_leaves_nothing() -> None:
+    class NoRoom(list[Transport]):
+        def append(self, _transport: Transport) -> None:
+            raise MemoryError
+
+    with transport_pair() as (transport, far):
+        transport.sends = Sends()
+        with transport.sends:
+            transport.sends.held = NoRoom()
+            with pytest.raises(MemoryError):
+                transport.write(b"lost")
+        assert transport.write(b"sent")
+        assert read_available(far) == b"sent"
+
+
 async def test_small_writes_that_are_held_go_in_one_piece() -> None:
     sent: list[bytes] = []
 

@@ -5,6 +5,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 import trio
@@ -82,7 +83,8 @@ class Attachment:
         try:
             self.peer.close(code, reason)
         except Exception:
-            log.exception("a peer of device %s cannot be closed", self.session.device_id)
+            with suppress(Exception):
+                log.exception("a peer of device %s cannot be closed", self.session.device_id)
 
     def deliver(self, delivery: Delivery, *, keep: bool = False) -> bool:
         """Deliver to the peer, also if it lags when the messages are to be kept; one that fails is closed."""
@@ -93,9 +95,10 @@ class Attachment:
             return False
 
     def fail(self, error: Exception) -> None:
-        """Close the peer because of an exception, which is nobody else's concern."""
-        log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
+        """Close the peer because of an exception, which ends no other peer; raises nothing."""
         self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+        with suppress(Exception):  # there may be no memory for it
+            log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task of the peer, beside its reading; see `peer.Tasks`."""

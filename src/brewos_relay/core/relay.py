@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -288,23 +288,30 @@ class Relay:
             due_at = trio.current_time() + LOOK_EVERY_S
             watch.expect(due_at)
             await trio.sleep_until(due_at)
-            now = trio.current_time()
-            paused_s, unseen_s = watch.look(now)
-            if paused_s:
-                self._resume(now, paused_s, unseen_s)
-            for lines in self.line_limits:
-                lines.report_if_due(now)
-            for number, session in enumerate(list(self._sessions.values()), start=1):
-                try:
-                    session.look_after(now)
-                except Exception:
-                    log.exception("looking after device %s failed", session.device_id)
-                if number % _LOOKS_PER_PASS == 0:
-                    await trio.lowlevel.checkpoint()
-                    now = trio.current_time()
-            for device_id, (_, gone_at) in list(self._left_behind.items()):
-                if now - gone_at >= self.limits.snapshot_s:
-                    del self._left_behind[device_id]
+            try:
+                await self._look_after_all(watch)
+            except Exception:  # no memory for a list of them: the next look may have some
+                with suppress(Exception):
+                    log.exception("not every device could be looked after")
+
+    async def _look_after_all(self, watch: PauseWatch) -> None:
+        now = trio.current_time()
+        paused_s, unseen_s = watch.look(now)
+        if paused_s:
+            self._resume(now, paused_s, unseen_s)
+        for lines in self.line_limits:
+            lines.report_if_due(now)
+        for number, session in enumerate(list(self._sessions.values()), start=1):
+            try:
+                session.look_after(now)
+            except Exception:
+                log.exception("looking after device %s failed", session.device_id)
+            if number % _LOOKS_PER_PASS == 0:
+                await trio.lowlevel.checkpoint()
+                now = trio.current_time()
+        for device_id, (_, gone_at) in list(self._left_behind.items()):
+            if now - gone_at >= self.limits.snapshot_s:
+                del self._left_behind[device_id]
 
     def _resume(self, now: float, paused_s: float, unseen_s: float) -> None:
         """Judge no peer by a pause that has just ended."""

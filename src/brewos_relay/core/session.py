@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -211,7 +212,8 @@ class DeviceSession:
                 finally:
                     await attachment.peer.aclose()
         except* Exception:
-            log.exception("a peer of device %s could not say goodbye", self.device_id)
+            with suppress(Exception):  # there may be no memory for it
+                log.exception("a peer of device %s could not say goodbye", self.device_id)
         finally:
             self._host.attached.discard(attachment)
             attachment.note_ended()

@@ -98,7 +98,11 @@ class Notes:
         except RegistryError as problem:
             logger.warning("%s; trying again", problem)
             self._put_back(seen, said, entries)
-        except Exception:
+        except Exception as problem:
+            if claim.acquire(blocking=False):  # it never began: no thread is to be had
+                logger.warning("what was noted cannot be written yet: %s; trying again", problem)
+                self._put_back(seen, said, entries)
+                return
             # It would fail for ever, and take what comes later with it.
             logger.exception("what was noted cannot be written and is lost")
 

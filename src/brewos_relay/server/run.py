@@ -28,6 +28,7 @@ from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.accounts import account_rules
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.arrival import Door
+from brewos_relay.server.containing import keep_running
 from brewos_relay.server.http import open_http_side
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
@@ -175,9 +176,11 @@ async def open_server(
                         refusals=refusals,
                     )
                     listening.start_soon(listener.run)
-                    listening.start_soon(late.run)
-                    listening.start_soon(noting.keep_seeing, relay)
-                    listening.start_soon(give_memory_back)
+                    listening.start_soon(keep_running, "measuring the event loop", late.run)
+                    listening.start_soon(
+                        keep_running, "noting who is online", partial(noting.keep_seeing, relay)
+                    )
+                    listening.start_soon(keep_running, "giving memory back", give_memory_back)
                     if measured:
                         port = MetricsPort(
                             measured,
@@ -188,7 +191,7 @@ async def open_server(
                         listening.start_soon(port.run)
                     addresses = [s.getsockname()[:2] for s in sockets]
                     if tls is not None:
-                        listening.start_soon(tls.watch)
+                        listening.start_soon(keep_running, "watching the certificate", tls.watch)
                         redirect = Redirect(
                             redirecting,
                             https_port=_https_port(settings.public_url, addresses[0][1]),

@@ -1,5 +1,6 @@
 """WebSocketConnection: a transport and a codec that make a core Peer."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -36,6 +37,8 @@ _ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
 """The largest message of a device that nobody vouches for. Those of machines have 2 KiB at most."""
 _ANONYMOUS_OUTBOX_BYTES: Final = 8 * 1024
 """What waits for it. Without apps, little but pongs is sent to it."""
+_FAILED: Final = Ending(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer=False)
+"""Made beforehand: there may be no memory for it."""
 
 _UNREAD = Counters()
 """Where connections count that nobody asked to."""
@@ -111,6 +114,7 @@ class WebSocketConnection:
         self._tasks = tasks
         transport = self._transport
         transport.on_blocked = self._start_writing
+        transport.on_failed = self.fail
         if transport.outbox_bytes:
             transport.on_blocked()
         data, self._initial = self._initial, b""
@@ -124,7 +128,7 @@ class WebSocketConnection:
                 await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
             self._poller.unwatch(transport.fd)
-            transport.on_blocked = None
+            transport.on_blocked = transport.on_failed = None
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
@@ -162,9 +166,17 @@ class WebSocketConnection:
                 pause_s = self._receive(messages)
                 if pause_s > 0:
                     self._pause(pause_s)
-        except Exception:  # it must not end the task that reads for everybody
-            log.exception("a connection failed")
-            self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
+        except Exception as error:  # it must not end the task that reads for everybody
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of an exception, and log it; raises nothing, also without memory."""
+        if self._ending is None:
+            self._ending = _FAILED
+            with contextlib.suppress(Exception):
+                self._wake()
+            with contextlib.suppress(Exception):
+                log.error("a connection failed", exc_info=error)
 
     def _attend(self, messages: Sequence[Message]) -> None:
         """Do what is to be done when more has come than whole messages."""
@@ -273,7 +285,7 @@ class WebSocketConnection:
         """Let `run` end; `aclose` will give this code and reason. The first call counts."""
         if self._ending is None:
             self._ending = Ending(code, reason, by_peer=False)
-            self._wake()
+        self._wake()
 
     async def aclose(self) -> None:
         """End the connection as well as the peer lets us: hold it until it is old enough, close frame, close.

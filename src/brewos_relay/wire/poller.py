@@ -11,7 +11,7 @@ import select
 import selectors
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
 import trio
@@ -32,6 +32,9 @@ class Owner(Protocol):
     def take(self, data: bytes) -> None:
         """Do with what was read whatever is to be done."""
 
+    def fail(self, error: Exception) -> None:
+        """End the connection, of which some bytes were lost."""
+
 
 _READABLE_PER_PASS: Final = 64
 _READABLE_PER_TURN: Final = 128
@@ -40,6 +43,8 @@ _WORTH_ANOTHER_LOOK: Final = 8
 """Where so many had something, others have by now: looking costs less than a turn of everything."""
 _SAMPLE_EVERY: Final = 32
 """One pass out of so many is timed."""
+_PAUSE_S: Final = 0.1
+"""How long the poller waits after a failure of its own, before it tries again."""
 
 
 class Poller:
@@ -66,7 +71,16 @@ class Poller:
             self._epoll.unregister(fd)
 
     async def run(self) -> None:
-        """Look and call, for ever."""
+        """Look and call, for ever; a failure that belongs to no connection, such as no memory, passes."""
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                with suppress(Exception):
+                    log.exception("the sockets could not be polled; trying again")
+                await trio.sleep(_PAUSE_S)
+
+    async def _run(self) -> None:
         poll = self._epoll.poll
         epoll_fd = self._epoll.fileno()
         until_sample = 1
@@ -91,13 +105,19 @@ class Poller:
         received = []
         for fd, _event in readable:
             owner = owners[fd]
-            data = owner.read()
-            if data is not None:
-                received.append((fd, owner, data))
+            try:
+                data = owner.read()
+                if data is not None:
+                    received.append((fd, owner, data))
+            except Exception as error:  # also no memory: the others go on
+                _fail(owner, error)
         with self.sends:
             for fd, owner, data in received:
                 if owners.get(fd) is owner:  # an earlier one may have ended it
-                    owner.take(data)
+                    try:
+                        owner.take(data)
+                    except Exception as error:
+                        _fail(owner, error)
 
     def _go_over_timed(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass, and note how long its messages waited and took, together."""
@@ -112,6 +132,12 @@ class Poller:
     def close(self) -> None:
         """Give the system's resources back."""
         self._epoll.close()
+
+
+def _fail(owner: Owner, error: Exception) -> None:
+    """Tell an owner that its connection failed; where even that fails, the next look at it will end it."""
+    with suppress(Exception):
+        owner.fail(error)
 
 
 class _Selector:

@@ -40,7 +40,10 @@ class Sends:
         self.holding = False
         held, self.held = self.held, []
         for transport in held:
-            transport.release()
+            try:
+                transport.release()
+            except Exception as error:  # also no memory: the others go on
+                transport.fail(error)
 
 
 _AT_ONCE: Final = Sends()
@@ -66,6 +69,7 @@ class Transport:
         "broken",
         "fd",
         "on_blocked",
+        "on_failed",
         "outbox_bytes",
         "sends",
     )
@@ -88,6 +92,8 @@ class Transport:
         """What waits to be written."""
         self.on_blocked: Callable[[], None] | None = None
         """Called when the outbox ceases to be empty: somebody has to run `flush`."""
+        self.on_failed: Callable[[Exception], None] | None = None
+        """Called when a held write failed otherwise than by the stream; some of it may be lost."""
 
     @property
     def closed(self) -> bool:
@@ -143,10 +149,11 @@ class Transport:
                     return True
                 self.release()  # what becomes of it decides about this
                 return self.write(data, keep)
-            self._held = data
             if self.sends.holding:
                 self.sends.held.append(self)
+                self._held = data
             else:
+                self._held = data
                 self.release()
             return True
         if self.outbox_bytes + len(data) > (self._outbox_limit_bytes if keep else self._lag_bytes):
@@ -173,6 +180,14 @@ class Transport:
             self.outbox_bytes = len(data) - sent
             if self.on_blocked is not None:
                 self.on_blocked()
+
+    def fail(self, error: Exception) -> None:
+        """Give up the write that `sends` has held, and what is left of the stream with it."""
+        self._held = None
+        if self.on_failed is not None:
+            self.on_failed(error)
+        else:
+            self._break()
 
     def _try_send(self, data: bytes) -> int:
         try:
