@@ -9,7 +9,7 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.grant import Grant
 from brewos_relay.registry.accounts import find_user, find_user_by_email, redeem_invite, set_admin
 from support.household import BASE_URL, MACHINE, SECOND, STRANGE, Household, open_household
-from support.sign_ins import EMAIL, sign_in
+from support.sign_ins import EMAIL, ask, sign_in
 
 BEN = "ben@example.org"
 ROUTES = [
@@ -39,8 +39,9 @@ class Office:
 @pytest.fixture
 async def office(tmp_path: Path) -> AsyncIterator[Office]:
     async with open_household(tmp_path) as house:
-        # The first account is an administrator's.
-        yield Office(house, await sign_in(house), await sign_in(house, BEN))
+        ada, ben = await sign_in(house), await sign_in(house, BEN)
+        await house.store.write(set_admin, ada["user"]["id"], True)
+        yield Office(house, ada, ben)
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
@@ -63,6 +64,14 @@ async def test_whoever_is_none_any_more_is_refused_at_once(
         403,
         "Only an administrator of this server may do this.",
     )
+
+
+async def test_the_invites_of_an_administrator_end_with_their_administration(office: Office) -> None:
+    body = {"email": "backdoor@example.org", "isAdmin": True}
+    link = (await office.ask("POST", "/invites", body))["url"]
+    await office.house.store.write(set_admin, office.ada_id, False)
+    answer = await ask(office.house, "/auth/invite", {"token": link.rpartition("=")[2]})
+    assert answer.status == 401
 
 
 async def test_accounts_are_listed_by_their_addresses(office: Office) -> None:

@@ -81,4 +81,5 @@ def add_account(user_id: str, email: str, *, is_admin: bool = False) -> None:
     """Put an account into the registry as it stands."""
     with opened() as db:
         row = {"id": user_id, "email": email, "is_admin": is_admin, "created_at_ms": 1_700_000_000_123}
+        row["email_key"] = email
         db.execute(insert(users), row)

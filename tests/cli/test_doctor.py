@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from sqlalchemy import insert
 
+from brewos_relay.registry.accounts import add_user, set_admin
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.schema import users
 from support.process import SECRET, run_command, serve_process
 
 from .conftest import Run
@@ -21,12 +25,17 @@ async def test_a_server_that_is_well(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with serve_process(tmp_path, BREWOS_RELAY_DRAIN_S=0.1) as server:
             url = f"http://127.0.0.1:{server.address[1]}"
+            url_of_file = f"sqlite:///{tmp_path}/data/brewos-relay.db"
+            with Database.open(url_of_file) as database, database.writing() as writing:
+                ada = add_user(writing, email="ada@example.org", name=None, now_ms=1)
+                set_admin(writing, ada.id, True)
             ran = await run_command(
                 tmp_path, "doctor", "--json", "--url", url, "--clock", url, PORT=server.address[1]
             )
             found = states(ran.stdout.decode())
             assert ran.returncode == 0, ran
             assert {state for state, _ in found.values()} == {"ok"}
+            assert found["accounts"] == ("ok", "there is an administrator")
             assert "served by a relay" in found["port"][1]
             assert "device to app" in found["canary"][1]
             assert "agrees with" in found["clock"][1]
@@ -37,6 +46,28 @@ async def test_a_server_that_is_well(tmp_path: Path) -> None:
             assert OTHER_SECRET.encode() not in ran.stdout + ran.stderr
         with closing(sqlite3.connect(tmp_path / "data" / "brewos-relay.db")) as db, db:
             assert db.execute("SELECT count(*) FROM devices").fetchone() == (0,)
+
+
+def test_a_registry_without_an_administrator_is_a_warning(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setattr("brewos_relay.doctor.canary.send_canary", lambda *_: [])
+    with Database.open("sqlite:///data/brewos-relay.db") as database:
+        found = json.loads(run("doctor", "--json").out)["findings"]
+        (accounts,) = (each for each in found if each["name"] == "accounts")
+        assert (accounts["state"], accounts["text"]) == ("warning", "there is no account yet")
+        assert f"user invite EMAIL --data-dir {tmp_path}/data" in accounts["advice"]
+        with database.writing() as db:
+            ada = add_user(db, email="ada@example.org", name=None, now_ms=1)
+        outcome = run("doctor")
+        assert "no account is an administrator's" in outcome.out
+        assert "user admin EMAIL" in outcome.out
+        with database.writing() as db:
+            set_admin(db, ada.id, True)
+            row = {"email": "Ada@example.org", "email_key": "ada@example.org x", "is_admin": False}
+            db.execute(insert(users), {**row, "id": "x", "created_at_ms": 1})
+        assert "Ada@example.org: the same as another account's address" in run("doctor").out
 
 
 def test_settings_are_shown_with_where_they_stand(

@@ -67,7 +67,7 @@ def test_a_link_signs_in_once(run: Run) -> None:
     assert outcome.code == 0
     match = re.fullmatch(r"https://relay\.example\.com/login#invite=([\w-]{43})\n", outcome.out)
     assert match
-    assert re.fullmatch(rf"It signs {ADA} in, once, until 20\S+Z:\n", outcome.err)
+    assert re.fullmatch(rf"It signs {ADA} in as an administrator, once, until 20\S+Z:\n", outcome.err)
     with opened() as db:
         user = redeem_invite(db, hash_token(match[1]), now_ms=0)
         assert user is not None
@@ -84,6 +84,18 @@ def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None
             user = redeem_invite(db, hash_token(token), now_ms=0)
             assert user is not None
             assert user.is_admin == is_admin
+
+
+def test_of_several_first_links_one_makes_an_administrator(run: Run) -> None:
+    assert "as an administrator" in run("user", "invite", ADA).err
+    assert "as an administrator" not in run("user", "invite", "bob@example.org").err
+    assert "as an administrator" in run("user", "invite", ADA).err, "the first link was lost"
+    assert "as an administrator" not in run("user", "invite", ADA, "--no-admin").err
+
+
+def test_no_link_for_an_address_that_looks_like_an_accounts(run: Run) -> None:
+    add_account("u1", "strasse@example.org")
+    assert_refused(run("user", "invite", "straße@example.org"), 1, "too much like", "strasse@example.org")
 
 
 @pytest.mark.parametrize(

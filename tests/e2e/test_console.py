@@ -189,14 +189,15 @@ async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
             nursery.cancel_scope.cancel()
 
 
-async def settle_in(server: Server, *, role: Role = "owner") -> User:
-    """Register the machine, and give it to somebody who is invited."""
+async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False) -> User:
+    """Register the machine, and give it to a user who is invited."""
     at_ms = now_ms()
     store = server.store
     await store.write(
         add_devices, [NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen")], now_ms=at_ms
     )
     user = await store.write(add_user, email=EMAIL, name="Ada", now_ms=at_ms)
+    await store.write(set_admin, user.id, admin)
     if role != "owner":
         await store.write(give, MACHINE, "somebody-else", role="owner", now_ms=at_ms)
     await store.write(give, MACHINE, user.id, role=role, now_ms=at_ms)
@@ -495,7 +496,6 @@ async def test_whoever_loses_the_machine_is_told(tmp_path: Path) -> None:
 
 async def test_a_viewer_and_a_stranger_see_no_server_page(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
-        await server.store.write(add_user, email="root@example.org", name=None, now_ms=now_ms())
         await settle_in(server)
         await sign_in(page, kitchen, "/admin")
         await page.see("Only an administrator of this server may do this.")
@@ -542,7 +542,7 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
 
 async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
-        await settle_in(server)
+        await settle_in(server, admin=True)
         await furnish(server)
         kitchen.switch_on()
         await sign_in(page, kitchen, "/")
@@ -593,7 +593,7 @@ async def test_the_machine_is_reached_with_the_keyboard_alone(tmp_path: Path) ->
 @pytest.mark.parametrize("path", ["/", f"/machine/{MACHINE}", "/pair", "/admin"])
 async def test_pages_fit_on_a_phone_and_all_buttons_have_names(tmp_path: Path, path: str) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
-        await settle_in(server)
+        await settle_in(server, admin=True)
         await furnish(server)
         kitchen.switch_on()
         await page.be(width=390, height=844, dark=True)
@@ -616,7 +616,7 @@ async def test_beside_a_web_app_it_is_all_below_console(tmp_path: Path) -> None:
         kitchen.serving(web_dist_path=dist) as server,
         open_page() as page,
     ):
-        await settle_in(server)
+        await settle_in(server, admin=True)
         kitchen.switch_on()
         await sign_in(page, kitchen, "/console")
         await page.press("#machines a")
@@ -681,8 +681,7 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
         return began_ms + round((now_ms() - began_ms) * WARP)
 
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
-        user = await settle_in(server)
-        await server.store.write(set_admin, user.id, True)
+        await settle_in(server, admin=True)
         await furnish(server)
         kitchen.machine = Machine(device_id=MACHINE, now_ms=warped_ms, rich=True)
         kitchen.machine.switch_on()

@@ -46,7 +46,7 @@ async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server
             open_page() as page,
         ):
             at_ms = now_ms()
-            until = {"now_ms": at_ms, "expires_at_ms": at_ms + 600_000}
+            until: dict[str, Any] = {"now_ms": at_ms, "expires_at_ms": at_ms + 600_000}
             token_hash = hash_token(INVITE)
             await server.store.write(add_invite, email=EMAIL, token_hash=token_hash, is_admin=False, **until)
             await server.store.write(

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import trio
 
+from brewos_relay.registry.accounts import set_admin
 from support.home import MACHINE, SOON_S, Home, Person, command, commands_before, open_home, see_it_work
 from support.http_client import ask
 from support.process import KEY, run_command, serve_process
@@ -489,6 +490,8 @@ async def test_a_session_that_has_ended_shares_nothing_any_more(tmp_path: Path) 
 async def test_whoever_is_no_administrator_any_more_makes_none(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
+        with home.registry() as db:
+            set_admin(db, ada.user_id, True)
         await home.pair(ada)
         account = f"/api/admin/users/{bob.user_id}"
         invite = {"email": "eve@example.org", "isAdmin": True}

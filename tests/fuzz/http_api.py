@@ -21,7 +21,7 @@ from brewos_relay.api.throttle import Throttle
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_user
+from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.records import Role
 from brewos_relay.registry.sessions import open_session
 from support.process import HereServer, machine_id, serve_here
@@ -96,13 +96,14 @@ class Errors(logging.Handler):
 
 
 async def people(server: HereServer) -> dict[str, str]:
-    """Make an account for each role; the first is the administrator. Gives user ids by role."""
+    """Make an account for each role, and give the user ids by role."""
     made = {}
     for role in ("admin", "owner", "member", "viewer", "stranger"):
         user = await server.server.store.write(
             add_user, email=f"{role}@example.org", name=role.capitalize(), now_ms=now_ms()
         )
         made[role] = user.id
+    await server.server.store.write(set_admin, made["admin"], True)
     return made
 
 

@@ -11,19 +11,24 @@ from brewos_relay.registry.accounts import (
     add_invite,
     add_user,
     all_users,
+    colliding_addresses,
     find_user,
     find_user_by_email,
-    normal_email,
+    has_accounts,
+    has_administrator,
+    is_first_administrator,
     password_hash_of,
     redeem_invite,
     remove_user,
     set_admin,
     set_password_hash,
     sign_in,
+    some_users,
 )
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.emails import normal_email
 from brewos_relay.registry.records import Identity, NewDevice, User
 from brewos_relay.registry.schema import identities, refresh_tokens, users
 from brewos_relay.registry.sessions import find_sessions, open_session
@@ -43,14 +48,23 @@ UNCHECKED = replace(ADA, email_verified=False)
 
 @pytest.fixture
 def root(db: Connection) -> User:
-    return add_user(db, email="root@example.org", name=None, now_ms=NOW_MS)
+    root = add_user(db, email="root@example.org", name=None, now_ms=NOW_MS)
+    set_admin(db, root.id, True)
+    return replace(root, is_admin=True)
 
 
 def come(db: Connection, ident: Identity, *, open_to_all: bool = True) -> User:
     return sign_in(db, ident, open_to_all=open_to_all, now_ms=NOW_MS)
 
 
-def invite(db: Connection, email: str, token: str = "t", *, is_admin: bool = False) -> None:
+def invite(
+    db: Connection,
+    email: str,
+    token: str = "t",
+    *,
+    is_admin: bool = False,
+    created_by: str | None = None,
+) -> None:
     add_invite(
         db,
         email=email,
@@ -58,20 +72,21 @@ def invite(db: Connection, email: str, token: str = "t", *, is_admin: bool = Fal
         is_admin=is_admin,
         expires_at_ms=NOW_MS + DAY_MS,
         now_ms=NOW_MS,
+        created_by=created_by,
     )
 
 
 # Accounts
 
 
-def test_the_first_account_is_an_administrators(db: Connection) -> None:
+def test_accounts_are_found_and_listed(db: Connection) -> None:
     first = add_user(db, email=" Ada@Example.ORG ", name=" Ada\n L. ", now_ms=NOW_MS)
     assert first == User(
         id=first.id,
         email="ada@example.org",
         name="Ada L.",
         picture_url=None,
-        is_admin=True,
+        is_admin=False,
         has_password=False,
         created_at_ms=NOW_MS,
     )
@@ -83,55 +98,65 @@ def test_the_first_account_is_an_administrators(db: Connection) -> None:
     assert find_user(db, "unknown") is find_user_by_email(db, "eve@example.org") is None
 
 
-@pytest.mark.parametrize("way", ["by hand", "by another party", "by an invite"])
-def test_of_two_who_are_first_at_once_one_is_the_administrator(
-    db: Connection, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    # Where writers do not wait for each other anyway, they do here, until the first account is there.
-    waited: list[Connection] = []
+# The first administrator
 
-    def another_is_faster(db: Connection) -> None:
-        waited.append(db)
-        row = {"id": "other", "email": "other@example.org", "is_admin": True, "created_at_ms": NOW_MS}
-        db.execute(insert(users), row)
 
-    invite(db, "ada@example.org")
-    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", another_is_faster)
-    if way == "by hand":
-        add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
-    elif way == "by another party":
-        come(db, ADA)
+@pytest.mark.parametrize("open_to_all", [True, False])
+def test_signing_in_to_an_empty_registry_makes_no_administrator(db: Connection, open_to_all: bool) -> None:
+    invite(db, "zoe@example.org")
+    if open_to_all:
+        assert not come(db, ADA).is_admin
     else:
-        redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
-    assert [(user.email, user.is_admin) for user in all_users(db)] == [
-        ("ada@example.org", False),
-        ("other@example.org", True),
-    ]
-    # Nobody waits for long: it is about the first one only.
-    come(db, replace(ADA, subject="2", email="bob@example.org"))
-    assert waited == [db]
+        with pytest.raises(SignInRefused, match="ask an administrator for an invite"):
+            come(db, ADA, open_to_all=False)
+    assert not any(user.is_admin for user in all_users(db))
 
 
-def test_whoever_is_not_the_first_after_all_needs_an_invite(
-    db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def another_is_faster(db: Connection) -> None:
-        row = {"id": "other", "email": "other@example.org", "is_admin": True, "created_at_ms": NOW_MS}
-        db.execute(insert(users), row)
-
-    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", another_is_faster)
-    with pytest.raises(SignInRefused, match="ask an administrator"):
-        come(db, ADA, open_to_all=False)
+def test_the_first_ordinary_invite_makes_no_administrator(db: Connection) -> None:
+    invite(db, "ada@example.org")
+    ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
+    assert ada is not None
+    assert not ada.is_admin
 
 
-def test_an_administrator_who_was_invited_is_waited_for_too(
-    db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[Connection] = []
-    monkeypatch.setattr("brewos_relay.registry.accounts._wait_for_others", waited.append)
+def test_an_issuer_leaves_the_link_that_makes_an_administrator(db: Connection, root: User) -> None:
+    invite(db, "ADA@example.org", "admin", is_admin=True)
+    invite(db, "ada@example.org", "plain")
+    ada = come(db, ADA, open_to_all=False)
+    assert not ada.is_admin
+    assert redeem_invite(db, hash_of("plain"), now_ms=NOW_MS) is None, "it would sign in its holder"
+    assert redeem_invite(db, hash_of("admin"), now_ms=NOW_MS) == replace(ada, is_admin=True)
+
+
+def test_the_first_administrators_invite(db: Connection) -> None:
+    assert not has_accounts(db)
+    assert is_first_administrator(db, "ada@example.org", now_ms=NOW_MS)
     invite(db, "ada@example.org", is_admin=True)
-    assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
-    assert waited == [db]
+    assert is_first_administrator(db, "ADA@example.org", now_ms=NOW_MS), "a link that was lost"
+    assert not is_first_administrator(db, "bob@example.org", now_ms=NOW_MS)
+    assert is_first_administrator(db, "bob@example.org", now_ms=NOW_MS + DAY_MS), "the other has expired"
+    bob = add_user(db, email="bob@example.org", name=None, now_ms=NOW_MS)
+    assert (has_accounts(db), has_administrator(db)) == (True, False)
+    set_admin(db, bob.id, True)
+    assert has_administrator(db)
+    assert not is_first_administrator(db, "ada@example.org", now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_the_invites_of_a_former_administrator_end(db: Connection, root: User, removed: bool) -> None:
+    other = add_user(db, email="other@example.org", name=None, now_ms=NOW_MS)
+    set_admin(db, other.id, True)
+    invite(db, "backdoor@example.org", "theirs", is_admin=True, created_by=other.id)
+    invite(db, "bob@example.org", "mine", created_by=root.id)
+    if removed:
+        assert remove_user(db, other.id, now_ms=NOW_MS)
+    else:
+        set_admin(db, other.id, False)
+    assert redeem_invite(db, hash_of("theirs"), now_ms=NOW_MS) is None
+    assert redeem_invite(db, hash_of("mine"), now_ms=NOW_MS)
+
+
+# Addresses
 
 
 def test_an_address_has_one_account(db: Connection, root: User) -> None:
@@ -152,12 +177,70 @@ def test_what_is_no_address(db: Connection, email: str) -> None:
     assert password_hash_of(db, email) is None
 
 
-def test_a_letter_that_only_looks_like_another_in_lower_case_is_not_that(db: Connection) -> None:
-    mike = add_user(db, email="mike@example.org", name=None, now_ms=NOW_MS)
-    kelvin = "mi\N{KELVIN SIGN}e@example.org"
-    assert kelvin.lower() == mike.email
-    assert find_user_by_email(db, kelvin) is None
-    assert come(db, replace(ADA, email=kelvin)).id != mike.id
+SAME = {
+    "case": ("ünal@example.org", "ÜNAL@Example.org"),
+    "sharp s": ("strasse@example.org", "Straße@example.org"),
+    "a Kelvin sign": ("mike@example.org", "mi\N{KELVIN SIGN}e@example.org"),
+    "full width": ("mike@example.org", "\N{FULLWIDTH LATIN SMALL LETTER M}ike@example.org"),
+    "composition": ("u\N{COMBINING DIAERESIS}nal@example.org", "ünal@example.org"),
+    "the domain's case": ("ada@bücher.example", "ada@BÜCHER.example"),
+    "an A-label": ("ada@bücher.example", "ada@XN--bcher-kva.example"),
+    "a domain that looks alike": ("ada@strasse.example", "ada@straße.example"),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), SAME.values(), ids=SAME)
+def test_two_accounts_do_not_differ_in_case_or_look_alike_letters_only(
+    db: Connection, one: str, other: str
+) -> None:
+    user = add_user(db, email=one, name=None, now_ms=NOW_MS)
+    set_password_hash(db, user.id, "hash")
+    assert (user.email, password_hash_of(db, other)) == (one, (user.id, "hash"))
+    found = find_user_by_email(db, other)
+    assert found is not None
+    assert found.id == user.id
+    assert [each.id for each in some_users(db, find=other.upper(), limit=9)] == [user.id]
+    with pytest.raises(UserExists):
+        add_user(db, email=other, name=None, now_ms=NOW_MS)
+
+
+LOOK_ALIKES = ("sharp s", "a Kelvin sign", "full width", "a domain that looks alike")
+
+
+@pytest.mark.parametrize(("one", "other"), [SAME[name] for name in LOOK_ALIKES], ids=LOOK_ALIKES)
+def test_an_issuers_word_for_an_address_is_none_for_another_that_looks_like_it(
+    db: Connection, root: User, one: str, other: str
+) -> None:
+    known = add_user(db, email=one, name=None, now_ms=NOW_MS)
+    with pytest.raises(SignInRefused, match="too much like the address"):
+        come(db, replace(ADA, email=other))
+    assert come(db, replace(ADA, email=one)).id == known.id
+
+
+def test_an_issuer_may_write_the_domain_in_another_way(db: Connection) -> None:
+    known = add_user(db, email="ada@bücher.example", name=None, now_ms=NOW_MS)
+    assert come(db, replace(ADA, email="Ada@xn--bcher-kva.EXAMPLE")).id == known.id
+
+
+def test_an_invite_is_for_its_mailbox_and_no_other(db: Connection, root: User) -> None:
+    invite(db, "ada@strasse.example", "early")
+    with pytest.raises(SignInRefused, match="has no account here"):
+        come(db, replace(ADA, email="ada@straße.example"), open_to_all=False)
+    add_user(db, email="ada@straße.example", name=None, now_ms=NOW_MS)
+    with pytest.raises(ValueError, match=r"too much like the address of an account, ada@straße\.example"):
+        invite(db, "ada@strasse.example", "late", is_admin=True)
+    assert redeem_invite(db, hash_of("early"), now_ms=NOW_MS) is None, "it would open another's account"
+
+
+def test_accounts_that_were_the_same_before_are_found_by_their_own_addresses(db: Connection) -> None:
+    kelvin, wide = "mi\N{KELVIN SIGN}e@x.org", "MI\N{FULLWIDTH LATIN SMALL LETTER K}E@x.org"
+    for id_, email, key in (("a", "mike@x.org", "mike@x.org"), ("b", kelvin, "mike@x.org b")):
+        row = {"id": id_, "email": email, "is_admin": False, "created_at_ms": 1, "password_hash": id_}
+        db.execute(insert(users), {**row, "email_key": key})
+        assert password_hash_of(db, email) == (id_, id_)
+    found = [find_user_by_email(db, email) for email in ("Mike@x.org", kelvin, wide)]
+    assert [user and user.id for user in found] == ["a", "b", "a"]
+    assert colliding_addresses(db) == [kelvin]
 
 
 def test_passwords_and_administrators(db: Connection, root: User) -> None:
@@ -177,14 +260,13 @@ def test_passwords_and_administrators(db: Connection, root: User) -> None:
 # Signing in by another party
 
 
-def test_whoever_signs_in_first_is_the_administrator(db: Connection) -> None:
-    ada = come(db, ADA, open_to_all=False)
+def test_name_and_picture_are_what_the_issuer_says(db: Connection) -> None:
+    ada = come(db, ADA)
     assert (ada.email, ada.name, ada.picture_url) == (
         "ada@example.org",
         "Ada",
         "https://pictures.example/ada",
     )
-    assert ada.is_admin
     assert come(db, ADA, open_to_all=False) == ada
 
 
@@ -228,7 +310,7 @@ def test_an_address_that_became_somebody_elses_does_not_lead_to_the_account(
     db: Connection, root: User
 ) -> None:
     ada = come(db, ADA)
-    with pytest.raises(SignInRefused, match="somebody else"):
+    with pytest.raises(SignInRefused, match="another person"):
         come(db, replace(ADA, subject="2"))
     assert come(db, ADA) == ada
 
@@ -236,10 +318,10 @@ def test_an_address_that_became_somebody_elses_does_not_lead_to_the_account(
 def test_by_invitation_only(db: Connection, root: User) -> None:
     with pytest.raises(SignInRefused, match="ask an administrator for an invite"):
         come(db, ADA, open_to_all=False)
-    invite(db, "ADA@example.org", "first", is_admin=True)
+    invite(db, "ADA@example.org", "first")
     invite(db, "ada@example.org", "second")
     ada = come(db, ADA, open_to_all=False)
-    assert ada.is_admin
+    assert not ada.is_admin
     # The links are used up, and let nobody else in.
     assert redeem_invite(db, hash_of("first"), now_ms=NOW_MS) is None
     assert redeem_invite(db, hash_of("second"), now_ms=NOW_MS) is None
@@ -290,13 +372,6 @@ def test_an_invite_for_somebody_who_has_an_account(db: Connection, root: User) -
     assert redeem_invite(db, hash_of("admin"), now_ms=NOW_MS) == replace(ada, is_admin=True)
     invite(db, ada.email, "plain again")
     assert redeem_invite(db, hash_of("plain again"), now_ms=NOW_MS) == replace(ada, is_admin=True)
-
-
-def test_the_first_who_is_invited_is_the_administrator(db: Connection) -> None:
-    invite(db, "ada@example.org")
-    ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
-    assert ada is not None
-    assert ada.is_admin
 
 
 def test_the_browser_that_redeemed_an_invite_may_do_so_again_for_a_minute(db: Connection, root: User) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import inspect
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.access import users_of
+from brewos_relay.registry.accounts import all_users, find_user_by_email
 from brewos_relay.registry.database import Database, upgrade
 from brewos_relay.registry.devices import all_devices
 from brewos_relay.registry.records import Device, DeviceUser
@@ -237,3 +238,31 @@ def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> Non
             subprocess.run(command, capture_output=True, check=True, timeout=DEADLINE_S).stdout.strip()
         )
     assert said == [b"True", b"False"]
+
+
+@ON_SQLITE
+def test_addresses_that_are_the_same_all_keep_their_accounts(url: str, file: Path) -> None:
+    kelvin = "mi\N{KELVIN SIGN}e@x.org"
+    broken = "\ufdfa" * 30 + "@x.org"  # its key is too long
+    Database.open(url).close()
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        for index in ("users_by_email_key", "invites_by_email_key"):
+            connection.execute(f"DROP INDEX {index}")
+        for table, column in (("users", "email_key"), ("invites", "email_key"), ("invites", "created_by")):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("UPDATE alembic_version SET version_num = '0004'")
+        rows = [("young", "mike@x.org", 2), ("old", kelvin, 1), ("odd", broken, 3), ("ada", "ada@x.org", 4)]
+        connection.executemany(
+            "INSERT INTO users (id, email, is_admin, created_at_ms) VALUES (?, ?, 0, ?)", rows
+        )
+        connection.execute("INSERT INTO invites VALUES (x'00', 'Straße@x.org', 1, 1, ?)", (NOW_MS + 1,))
+        connection.execute("INSERT INTO invites VALUES (x'01', ?, 1, 1, ?)", (broken, NOW_MS + 1))
+    with Database.open(url) as database, database.reading() as db:
+        for id_, email, _ in rows:
+            found = find_user_by_email(db, email)
+            assert email == broken or (found is not None and found.id == id_)
+        assert {user.id for user in all_users(db)} == {"young", "old", "odd", "ada"}
+        keys = {row[0]: row[1] for row in db.exec_driver_sql("SELECT id, email_key FROM users")}
+        invited = set(db.exec_driver_sql("SELECT email_key FROM invites").scalars())
+    assert keys == {"old": "mike@x.org", "young": "mike@x.org young", "odd": " odd", "ada": "ada@x.org"}
+    assert invited == {"strasse@x.org", broken}

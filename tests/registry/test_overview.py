@@ -70,6 +70,8 @@ def test_administrators_and_totals_are_counted(database: Database) -> None:
     with database as opened:
         with opened.writing() as db:
             ada, ben = some_users(db, limit=10)
+            assert lock_admins(db) == []
+            set_admin(db, ada.id, True)
             assert lock_admins(db) == [ada.id]
             set_admin(db, ben.id, True)
             assert lock_admins(db) == sorted([ada.id, ben.id])

@@ -85,7 +85,7 @@ def test_a_session_tells_where_and_who(db: Connection, ada: User) -> None:
         email="ada@example.org",
         name="Ada",
         picture_url=None,
-        is_admin=True,
+        is_admin=False,
     )
     assert find_sessions(db, ["s", "unknown"], now_ms=NOW_MS) == {"s": session}
 

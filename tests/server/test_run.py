@@ -508,6 +508,17 @@ async def test_the_fingerprint_of_a_certificate_of_its_own_is_announced(tmp_path
             assert (await server.read_line()).strip().endswith(await fingerprint(server))
 
 
+async def test_a_registry_without_accounts_is_announced_with_the_command(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with serve_process(tmp_path) as server:
+            line = await server.read_line()
+            assert "there is no account yet" in line
+            command = line.partition("brewos-relay user invite ")[2].split()
+            assert command == ["EMAIL", "--data-dir", str(tmp_path / "data")]
+            done = await run_command(tmp_path, "user", "invite", "ada@example.org", *command[1:])
+            assert b"It signs ada@example.org in as an administrator" in done.stderr
+
+
 async def test_the_ready_line_and_the_exit(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with serve_process(tmp_path) as server:

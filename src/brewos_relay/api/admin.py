@@ -182,6 +182,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
                 is_admin=body.is_admin,
                 expires_at_ms=expires_at_ms,
                 now_ms=at_ms,
+                created_by=who.user_id,
             )
         except ValueError as problem:
             text = str(problem)

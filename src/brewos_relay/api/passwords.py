@@ -22,6 +22,7 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry import known_networks, sessions
 from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.emails import email_key
 from brewos_relay.registry.records import User
 
 FRESH_S: Final = 15 * 60
@@ -74,7 +75,7 @@ class PasswordCheck:
         account = _account_of(email)
         with ExitStack() as attempts:
             attempts.enter_context(self._throttles.passwords.attempt(network, about=account))
-            user_id, stored, seen_ms = await self._store.read(_look_up, account, network)
+            user_id, stored, seen_ms = await self._store.read(_look_up, email, network)
             known = known_networks.is_known(seen_ms, now_ms=now_ms())
             if not known:
                 attempts.enter_context(self._throttles.strange_passwords.attempt(account))
@@ -98,9 +99,9 @@ class PasswordCheck:
             return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
 
 
-def _look_up(db: Connection, account: str, network: str) -> tuple[str | None, str | None, int | None]:
+def _look_up(db: Connection, email: str, network: str) -> tuple[str | None, str | None, int | None]:
     """Find the id and the password's hash of an account, and when it was last signed in to from a network."""
-    user_id, stored = registered.password_hash_of(db, account) or (None, None)
+    user_id, stored = registered.password_hash_of(db, email) or (None, None)
     seen_ms = None if user_id is None else known_networks.seen_at(db, user_id, network)
     return user_id, stored, seen_ms
 
@@ -108,7 +109,7 @@ def _look_up(db: Connection, account: str, network: str) -> tuple[str | None, st
 def _account_of(email: str) -> str:
     """Give what attempts at an account are counted by: the same for every way to write its address."""
     try:
-        return registered.normal_email(email)
+        return email_key(email)
     except ValueError:
         return ""  # nobody's, and all of those together
 

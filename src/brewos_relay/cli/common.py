@@ -87,7 +87,7 @@ def email(text: str) -> str:
 
 def account_email(text: str) -> str:
     """Take the e-mail address of an account, in any case; commands get it as accounts have it."""
-    from brewos_relay.registry.accounts import normal_email
+    from brewos_relay.registry.emails import normal_email
 
     try:
         return normal_email(text)

@@ -54,6 +54,8 @@ def doctor(
 
         where = url or settings.public_url or checks.local_url(settings)
         found += checks.check_database(settings)
+        if found[-1].state == "ok":
+            found += checks.check_accounts(settings)
         found += checks.check_certificate(settings)
         found += checks.check_port(settings)
         found += checks.check_open_files()

@@ -51,7 +51,11 @@ def user() -> None:
 
 @user.command()
 @_email_argument
-@click.option("--admin", is_flag=True, help="Make it an administrator's account.")
+@click.option(
+    "--admin/--no-admin",
+    default=None,
+    help="Make it an administrator's account. Default: only the first administrator's invite.",
+)
 @click.option(
     "--ttl",
     "ttl_s",
@@ -63,18 +67,18 @@ def user() -> None:
 )
 @click.option("--url", metavar="URL", type=_base_url, help="The address of the server (PUBLIC_URL).")
 @data_dir_option
-def invite(email: str, admin: bool, ttl_s: int, url: str | None, data_dir: Path | None) -> None:
-    """Print a link that signs somebody in, once.
+def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir: Path | None) -> None:
+    """Print a link that signs a person in, once.
 
-    Their account is made when they open it, if there is none yet. The first account is an administrator's.
-    Whoever has the link can use it: hand it over in a way that you trust.
+    The link makes their account if they have none. The first link makes an administrator; others do so with
+    --admin. Everyone who has the link can use it: hand it over in a way that you trust.
 
     \b
     Example:
       brewos-relay user invite ada@example.com --url https://relay.example.com
     """
     from brewos_relay.auth.secrets import generate_secret_token, hash_token
-    from brewos_relay.registry.accounts import add_invite
+    from brewos_relay.registry.accounts import add_invite, is_first_administrator
     from brewos_relay.registry.database import Database
 
     token = generate_secret_token()
@@ -83,19 +87,25 @@ def invite(email: str, admin: bool, ttl_s: int, url: str | None, data_dir: Path 
         with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
             at_ms = now_ms()
             expires_at_ms = at_ms + ttl_s * 1000
-            add_invite(
-                db,
-                email=email,
-                token_hash=hash_token(token),
-                is_admin=admin,
-                expires_at_ms=expires_at_ms,
-                now_ms=at_ms,
-            )
+            if admin is None:
+                admin = is_first_administrator(db, email, now_ms=at_ms)
+            try:
+                add_invite(
+                    db,
+                    email=email,
+                    token_hash=hash_token(token),
+                    is_admin=admin,
+                    expires_at_ms=expires_at_ms,
+                    now_ms=at_ms,
+                )
+            except ValueError as problem:
+                raise Failed(str(problem)) from None
     base = settings.public_url
     if base is None:
         base = f"{'https' if settings.speaks_tls else 'http'}://localhost:{settings.port}"
         click.echo("The link is good on this computer only; --url or PUBLIC_URL makes others.", err=True)
-    click.echo(f"It signs {email} in, once, until {iso(expires_at_ms)}:", err=True)
+    role = " as an administrator" if admin else ""
+    click.echo(f"It signs {email} in{role}, once, until {iso(expires_at_ms)}:", err=True)
     click.echo(f"{base}/login#invite={token}")
 
 

@@ -18,13 +18,16 @@ from sqlalchemy import text
 from brewos_relay.doctor.finding import Finding
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry import migrations
+from brewos_relay.registry.accounts import colliding_addresses
 from brewos_relay.registry.database import Database, database_file, version
+from brewos_relay.server.accounts import missing_administrator
 from brewos_relay.server.self_signed import FILE_NAME
 from brewos_relay.server.tls import load_certificate
 from brewos_relay.settings import Settings
 
 _SOON_DAYS: Final = 21
 _FEW_FILES: Final = 4096
+_SHOWN_ADDRESSES: Final = 5
 _CLOCK_OFF_S: Final = 30.0
 _ANSWER_S: Final = 5.0
 _STA_UNSYNC: Final = 0x40
@@ -63,6 +66,28 @@ def check_database(settings: Settings) -> list[Finding]:
             what = f"{problem.filename}: {problem.strerror}"
         return [Finding(name, "failed", what, "see that it is there and that this user may write to it")]
     return [Finding(name, "ok", said)]
+
+
+def check_accounts(settings: Settings) -> list[Finding]:
+    """Look whether the server has an administrator, and whether accounts have addresses that are the same.
+
+    Nothing is found if the registry cannot be read, of which `check_database` tells.
+    """
+    name = "accounts"
+    try:
+        with Database.open(settings.resolved_database_url()) as database, database.reading() as db:
+            missing = missing_administrator(db, settings)
+            same = colliding_addresses(db)
+    except (RegistryError, SettingsError):
+        return []
+    if missing is not None:
+        return [Finding(name, "warning", missing.text, missing.advice)]
+    if same:
+        shown = ", ".join(same[:_SHOWN_ADDRESSES])
+        more = f" and {len(same) - _SHOWN_ADDRESSES} more" if len(same) > _SHOWN_ADDRESSES else ""
+        said = f"{shown}{more}: the same as another account's address, but for case or look-alike letters"
+        return [Finding(name, "warning", said, "remove the account that is not used: brewos-relay user list")]
+    return [Finding(name, "ok", "there is an administrator")]
 
 
 def check_certificate(settings: Settings) -> list[Finding]:

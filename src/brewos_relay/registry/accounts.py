@@ -1,34 +1,35 @@
 """Accounts: people, how they prove who they are, and whom an administrator has invited.
 
-Who somebody is, at whom they sign in, never changes; their e-mail address may, and may become somebody
-else's. So an address leads to an account once, when the issuer vouches for it, and never past another account
-of the same issuer. Addresses are compared without regard to the case of A to Z, and of nothing else: there
-are letters that only become an ordinary one in lower case.
+A person's subject at an issuer never changes. Their e-mail address may change, and may become another
+person's. So an address leads to an account once, when the issuer vouches for exactly this mailbox, and never
+past another account of the same issuer.
+
+Accounts and invites are found by `emails.email_key`, and no two accounts have the same key. Two accounts from
+before there were keys may: the younger one's key has its id behind it, and both are found by the address that
+they have.
+
+Signing in never makes an administrator. An invite does if it says so, and `set_admin`.
 """
 
-import string
 import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, update
 
 from brewos_relay.errors import SignInRefused, UserExists
 from brewos_relay.registry.access import leave
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
+from brewos_relay.registry.emails import email_key, fold, is_same_mailbox, normal_email
 from brewos_relay.registry.records import Identity, User
 from brewos_relay.registry.schema import device_users, identities, invites, redeemed_invites, users
 
 REDEEMED_MS: Final = 60_000
 """For how long the browser that redeemed an invite may do so again."""
 
-_EMAIL_CHARS: Final = 320
 _NAME_CHARS: Final = 100
 _PICTURE_URL_CHARS: Final = 2000
-_LOCK: Final = 0x6272_7573
-"""A number for PostgreSQL, as `migrations` has one: who makes the first account."""
-_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 _USERS: Final = select(
     users.c.id,
@@ -41,14 +42,15 @@ _USERS: Final = select(
 )
 _BY_ID: Final = _USERS.where(users.c.id == bindparam("of_user"))
 _BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=True)))
-_BY_EMAIL: Final = _USERS.where(users.c.email == bindparam("wanted"))
+# Of two that are the same by the key, the one that has just this address.
+_HAS_ADDRESS: Final = or_(users.c.email_key == bindparam("key"), users.c.email == bindparam("wanted"))
+_THIS_FIRST: Final = (users.c.email == bindparam("wanted")).desc()
+_BY_EMAIL: Final = _USERS.where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
 _ALL: Final = _USERS.order_by(users.c.email)
 _ADMINS: Final = select(users.c.id).where(users.c.is_admin).order_by(users.c.id).with_for_update()
 _TO_REMOVE: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update()
 _PASSWORD: Final = (
-    select(users.c.id, users.c.password_hash)
-    .where(users.c.email == bindparam("wanted"))
-    .where(users.c.password_hash.is_not(None))
+    select(users.c.id, users.c.password_hash).where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
 )
 _USER_OF: Final = (
     select(identities.c.user_id)
@@ -61,8 +63,8 @@ _SUBJECT_AT: Final = (
     .where(identities.c.user_id == bindparam("of_user"))
 )
 _INVITED: Final = (
-    select(invites.c.is_admin)
-    .where(invites.c.email == bindparam("wanted"))
+    select(invites.c.email)
+    .where(invites.c.email_key == bindparam("key"))
     .where(invites.c.expires_at_ms > bindparam("now_ms"))
 )
 _REDEEMED_BY: Final = (
@@ -71,20 +73,18 @@ _REDEEMED_BY: Final = (
     .where(redeemed_invites.c.nonce_hash == bindparam("nonce"))
     .where(redeemed_invites.c.expires_at_ms > bindparam("now_ms"))
 )
+_COLLIDING: Final = select(users.c.email).where(users.c.email_key.contains(" ")).order_by(users.c.email)
 _ANY: Final = select(exists(select(users.c.id)))
+_ANY_ADMIN: Final = select(exists(select(users.c.id).where(users.c.is_admin)))
+_ANY_ADMIN_INVITE: Final = select(
+    exists(
+        select(invites.c.token_hash)
+        .where(invites.c.is_admin)
+        .where(invites.c.expires_at_ms > bindparam("now_ms"))
+        .where(invites.c.email_key != bindparam("key"))
+    )
+)
 _DEVICES: Final = select(device_users.c.device_id).where(device_users.c.user_id == bindparam("of_user"))
-
-
-def normal_email(text: str) -> str:
-    """Give an e-mail address as it is kept; ValueError if the text cannot be one."""
-    email = text.strip().translate(_LOWER)
-    local, at, domain = email.rpartition("@")
-    if not (local and at and domain) or len(email) > _EMAIL_CHARS or not email.isprintable() or " " in email:
-        raise ValueError(
-            "that is no e-mail address: it must be like ada@example.org,"
-            f" without spaces and of at most {_EMAIL_CHARS} characters"
-        )
-    return email
 
 
 def find_user(db: Connection, user_id: str) -> User | None:
@@ -101,9 +101,9 @@ def find_users(db: Connection, ids: Sequence[str]) -> dict[str, User]:
 
 
 def find_user_by_email(db: Connection, email: str) -> User | None:
-    """Find an account by its e-mail address, in any case."""
+    """Find the account with the same e-mail address as this one, by `email_key`."""
     try:
-        return _one(db, _BY_EMAIL, wanted=normal_email(email))
+        return _one(db, _BY_EMAIL, wanted=normal_email(email), key=email_key(email))
     except ValueError:
         return None
 
@@ -120,8 +120,11 @@ def some_users(db: Connection, *, find: str = "", after: str = "", limit: int) -
     """
     query = _ALL.where(users.c.email > after).limit(limit)
     if find:
-        columns = (users.c.email, func.lower(users.c.name))
-        query = query.where(or_(*(each.contains(find.lower(), autoescape=True) for each in columns)))
+        wanted = ((users.c.email, find.lower()), (users.c.email_key, fold(find)))
+        name = (func.lower(users.c.name), find.lower())
+        query = query.where(
+            or_(*(column.contains(part, autoescape=True) for column, part in (*wanted, name)))
+        )
     return [_user(row) for row in db.execute(query)]
 
 
@@ -130,11 +133,32 @@ def lock_admins(db: Connection) -> list[str]:
     return list(db.scalars(_ADMINS))
 
 
-def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> User:
-    """Make an account; the first one is an administrator's.
+def colliding_addresses(db: Connection) -> list[str]:
+    """List the addresses of accounts that are the same as an older account's, by `email_key`."""
+    return list(db.scalars(_COLLIDING))
 
-    Raises UserExists, and ValueError for what is no e-mail address.
+
+def has_accounts(db: Connection) -> bool:
+    """Tell whether there is any account."""
+    return bool(db.scalar(_ANY))
+
+
+def has_administrator(db: Connection) -> bool:
+    """Tell whether any account is an administrator's."""
+    return bool(db.scalar(_ANY_ADMIN))
+
+
+def is_first_administrator(db: Connection, email: str, *, now_ms: int) -> bool:
+    """Tell whether an invite for this address is the first administrator's.
+
+    It is if no account is an administrator's, and no invite to become one is open for another address.
     """
+    open_for_another = {"now_ms": now_ms, "key": email_key(email)}
+    return not (has_administrator(db) or db.scalar(_ANY_ADMIN_INVITE, open_for_another))
+
+
+def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> User:
+    """Make an ordinary account. Raises UserExists, and ValueError if `email` is no e-mail address."""
     email = normal_email(email)
     if find_user_by_email(db, email) is not None:
         raise UserExists(email)
@@ -142,10 +166,11 @@ def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> Us
 
 
 def sign_in(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> User:
-    """Find or make the account of somebody who has proved who they are; raises SignInRefused.
+    """Find or make the account of a person whom an issuer has identified; raises SignInRefused.
 
-    An account is made if sign-up is open to all, if there is none yet (it is an administrator's), or for an
-    address that was invited, whose invites are used up then. Name and picture become what the issuer says.
+    An ordinary account is made if sign-up is open to all, or for an invited mailbox. That uses up its
+    invites, except those to become an administrator: only their links do that. Name and picture become what
+    the issuer says.
     """
     user_id = db.scalar(_USER_OF, {"issuer": ident.issuer, "subject": ident.subject})
     if user_id is None:
@@ -160,15 +185,34 @@ def sign_in(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) 
 
 
 def add_invite(
-    db: Connection, *, email: str, token_hash: bytes, is_admin: bool, expires_at_ms: int, now_ms: int
+    db: Connection,
+    *,
+    email: str,
+    token_hash: bytes,
+    is_admin: bool,
+    expires_at_ms: int,
+    now_ms: int,
+    created_by: str | None = None,
 ) -> None:
-    """Let whoever has a token sign in once, as the user with this address; ValueError if it is none."""
+    """Let the holder of a token sign in once, as the user with this address.
+
+    `created_by` is the administrator who invites; None is the command line. ValueError if `email` is no
+    address, or differs from an account's address only in what `email_key` does not regard.
+    """
+    email = normal_email(email)
+    user = find_user_by_email(db, email)
+    if user is not None and not is_same_mailbox(user.email, email):
+        raise ValueError(
+            f"{email} is too much like the address of an account, {user.email}; write it like that"
+        )
     row = {
         "token_hash": token_hash,
-        "email": normal_email(email),
+        "email": email,
         "is_admin": is_admin,
         "created_at_ms": now_ms,
         "expires_at_ms": expires_at_ms,
+        "email_key": email_key(email),
+        "created_by": created_by,
     }
     db.execute(insert(invites), row)
 
@@ -176,12 +220,12 @@ def add_invite(
 def redeem_invite(
     db: Connection, token_hash: bytes, *, nonce_hash: bytes | None = None, now_ms: int
 ) -> User | None:
-    """Use an invite up, and give the account, which is made if there is none; None if it is not good.
+    """Use an invite up, and give its account, made if there is none; None if the invite is not valid.
 
-    A browser that sends the same nonce again within `REDEEMED_MS` gets the same account again, since it may
-    not have received the first answer.
+    It makes an administrator if it says so. A browser that sends the same nonce again within `REDEEMED_MS`
+    gets the same account again, since it may not have received the first answer.
     """
-    # One statement: of two that come with the same token, one finds nothing to delete.
+    # One statement: of two requests with the same token, one finds nothing to delete.
     used = delete(invites).where(invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
     invite = db.execute(used.returning(invites.c.email, invites.c.is_admin)).one_or_none()
     if invite is None:
@@ -191,6 +235,8 @@ def redeem_invite(
     user = find_user_by_email(db, invite.email)
     if user is None:
         user = _make(db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms)
+    elif not is_same_mailbox(user.email, invite.email):
+        return None  # an account that came after the invite
     elif invite.is_admin:
         set_admin(db, user.id, True)
     if nonce_hash is not None:
@@ -208,14 +254,20 @@ def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -
 def password_hash_of(db: Connection, email: str) -> tuple[str, str] | None:
     """Find the id and the password's hash of the account with an e-mail address; None if it has none."""
     try:
-        row = db.execute(_PASSWORD, {"wanted": normal_email(email)}).one_or_none()
+        wanted = {"wanted": normal_email(email), "key": email_key(email)}
     except ValueError:
         return None
-    return None if row is None else (row[0], row[1])
+    row = db.execute(_PASSWORD, wanted).one_or_none()
+    return None if row is None or row[1] is None else (row[0], row[1])
 
 
 def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
-    """Make a user an administrator or an ordinary one; False if there is no such account."""
+    """Make a user an administrator or an ordinary one; False if there is no such account.
+
+    The open invites of a former administrator end.
+    """
+    if not is_admin:
+        db.execute(delete(invites).where(invites.c.created_by == user_id))
     changed = update(users).where(users.c.id == user_id).values(is_admin=is_admin)
     return db.execute(changed).rowcount > 0
 
@@ -236,7 +288,9 @@ def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
         leave(db, device_id, user_id, now_ms=now_ms)
     # What is left are times that have passed.
     db.execute(delete(device_users).where(device_users.c.user_id == user_id))
-    db.execute(delete(invites).where(invites.c.email == user.email))
+    for invited in _invites_of(db, user.email):
+        db.execute(delete(invites).where(invites.c.email == invited))
+    db.execute(delete(invites).where(invites.c.created_by == user_id))
     db.execute(delete(users).where(users.c.id == user_id))
     return True
 
@@ -246,37 +300,50 @@ def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -
     email = _vouched_email(ident)
     user = find_user_by_email(db, email)
     if user is not None:
+        if not is_same_mailbox(user.email, email):
+            raise SignInRefused(
+                f"{email} is too much like the address of another account;"
+                " if that is yours, sign in with a password, or with the address that the account has"
+            )
         # Another person may have the address by now.
         if db.scalar(_SUBJECT_AT, {"issuer": ident.issuer, "of_user": user.id}) is not None:
             raise SignInRefused(
-                f"{email} belongs to an account that somebody else has signed in to with this address;"
+                f"{email} belongs to an account that another person has signed in to with this address;"
                 " an administrator can invite you to it"
             )
         return user.id
-    invited = db.scalars(_INVITED, {"wanted": email, "now_ms": now_ms}).all()
-    if not (open_to_all or invited or _is_empty(db)):
+    invited = _invites_of(db, email, now_ms=now_ms)
+    if not (open_to_all or invited):
         raise SignInRefused(f"{email} has no account here: ask an administrator for an invite")
-    # Otherwise the link would go on letting whoever has it in.
-    db.execute(delete(invites).where(invites.c.email == email))
+    # Otherwise the link would go on signing in its holder. An administrator's stays: it gives more than this
+    # does.
+    for each in invited:
+        db.execute(delete(invites).where(invites.c.email == each, ~invites.c.is_admin))
     return _make(
         db,
         email,
         name=_clean_name(ident.name),
         picture_url=_clean_url(ident.picture_url),
-        is_admin=any(invited),
+        is_admin=False,
         now_ms=now_ms,
     ).id
 
 
+def _invites_of(db: Connection, email: str, *, now_ms: int = 0) -> set[str]:
+    """Give the addresses of open invites, as they are kept, that name this mailbox."""
+    found = db.scalars(_INVITED, {"key": email_key(email), "now_ms": now_ms})
+    return {invited for invited in found if is_same_mailbox(invited, email)}
+
+
 def _vouched_email(ident: Identity) -> str:
-    # An account with an address that nobody has checked would wait for the one whose it is.
+    # An account with an unverified address would wait for the address's owner to sign in to it.
     try:
         if ident.email_verified and ident.email is not None:
             return normal_email(ident.email)
     except ValueError:
         pass
     raise SignInRefused(
-        "whom you signed in with does not confirm your e-mail address:"
+        "the service that you signed in with does not confirm your e-mail address:"
         " confirm it there, or sign in another way"
     )
 
@@ -289,7 +356,7 @@ def _make(
         email=email,
         name=_clean_name(name),
         picture_url=picture_url,
-        is_admin=_is_empty(db) or is_admin,  # asked in any case: others wait then
+        is_admin=is_admin,
         has_password=False,
         created_at_ms=now_ms,
     )
@@ -302,23 +369,10 @@ def _make(
             "picture_url": user.picture_url,
             "is_admin": user.is_admin,
             "created_at_ms": user.created_at_ms,
+            "email_key": email_key(user.email),
         },
     )
     return user
-
-
-def _is_empty(db: Connection) -> bool:
-    """Tell whether there is no account; if so, nobody else makes one first until the transaction ends."""
-    if db.scalar(_ANY):
-        return False
-    _wait_for_others(db)
-    return not db.scalar(_ANY)
-
-
-def _wait_for_others(db: Connection) -> None:
-    # There is no row to lock. On SQLite, nobody else writes anyway.
-    if db.dialect.name == "postgresql":
-        db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
 def _clean_name(text: str | None) -> str | None:

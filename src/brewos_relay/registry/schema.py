@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 metadata = MetaData()
@@ -94,6 +95,9 @@ users = Table(
     Column("password_hash", String(200)),
     Column("is_admin", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    # What addresses are compared by. Behind a space is the account's id, if an older account has the same.
+    Column("email_key", String(360), nullable=False, server_default=text("''")),
+    Index("users_by_email_key", "email_key", unique=True),
     sqlite_with_rowid=False,
 )
 
@@ -125,6 +129,10 @@ invites = Table(
     Column("is_admin", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
+    Column("email_key", String(360), nullable=False, server_default=text("''")),
+    # The administrator who invites; NULL is the command line.
+    Column("created_by", String(32)),
+    Index("invites_by_email_key", "email_key"),
     sqlite_with_rowid=False,
 )
 

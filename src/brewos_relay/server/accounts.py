@@ -1,7 +1,13 @@
-"""Ways to sign in, as the settings name them."""
+"""Ways to sign in, as the settings name them, and how a server gets its first administrator."""
+
+import shlex
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, ProvesIdentity
 from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
+from brewos_relay.registry.accounts import has_accounts, has_administrator
 from brewos_relay.settings import Settings
 
 
@@ -27,4 +33,28 @@ def account_rules(settings: Settings) -> AccountRules:
         oidc_audience=next(iter(settings.oidc_audiences), None),
         open_to_all=settings.sign_up == "open",
         machines_per_account=settings.machines_per_account,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MissingAdministrator:
+    """The reason why a server has no administrator, and the command that makes one."""
+
+    text: str
+    advice: str
+
+
+def missing_administrator(db: Connection, settings: Settings) -> MissingAdministrator | None:
+    """Tell whether the registry has no administrator; None if it has one."""
+    if has_administrator(db):
+        return None
+    # The command may run in another folder, and without what `serve` was given.
+    folder = shlex.quote(str(settings.data_dir.absolute()))
+    where = "" if settings.database_url else f" --data-dir {folder}"
+    if has_accounts(db):
+        return MissingAdministrator(
+            "no account is an administrator's", f"make one of them: brewos-relay user admin EMAIL{where}"
+        )
+    return MissingAdministrator(
+        "there is no account yet", f"make the first administrator: brewos-relay user invite EMAIL{where}"
     )

@@ -25,7 +25,7 @@ from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.registry.store import Store, open_store
-from brewos_relay.server.accounts import account_rules
+from brewos_relay.server.accounts import account_rules, missing_administrator
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.arrival import Door
 from brewos_relay.server.containing import keep_running
@@ -320,6 +320,8 @@ async def _serve(settings: Settings, announce: Callable[[str], None], signals: S
             starter.ready(f"ready on {bound}")
             if server.tls is not None and settings.tls_self_signed:
                 announce(f"certificate's SHA-256 fingerprint: {server.tls.certificate.fingerprint}")
+            if (missing := await server.store.read(missing_administrator, settings)) is not None:
+                announce(f"brewos-relay: {missing.text}; {missing.advice}")
             while await signals.wait_for_reload():
                 starter.reloading()
                 if server.tls is not None:
