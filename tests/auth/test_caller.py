@@ -56,7 +56,10 @@ def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
         ([], PROXY),
         (["unknown"], PROXY),
         (["198.51.100.1, unknown"], PROXY),
-        (["198.51.100.1,"], PROXY),
+        (["198.51.100.1,"], "198.51.100.1"),  # empty elements count for nothing
+        ([",198.51.100.1, ,", " ", ","], "198.51.100.1"),
+        (["198.51.100.1,, 10.0.0.3,"], "198.51.100.1"),
+        ([", ,"], PROXY),
         (["198.51.100.1, unknown, 10.0.0.7"], "10.0.0.7"),
         (["300.1.1.1"], PROXY),
         (["1.2.3"], PROXY),
@@ -85,6 +88,29 @@ def test_the_name_of_a_header_in_any_case() -> None:
 def test_a_proxy_is_recognised_in_any_form(peer: str) -> None:
     assert FRONT.trusts(peer)
     assert address_of(peer, "198.51.100.1") == "198.51.100.1"
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:a00:1"])
+@pytest.mark.parametrize(
+    "network", ["::ffff:10.0.0.0/104", "::ffff:a00:0/104", "::ffff:0:0/96", "10.0.0.0/8"]
+)
+def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, peer: str) -> None:
+    front = Front([ipaddress.ip_network(network)])
+    assert front.trusts(peer)
+    assert address_of(peer, "198.51.100.1", front=front) == "198.51.100.1"
+    assert not front.trusts("::a00:1")
+
+
+@pytest.mark.parametrize("network", ["::ffff:10.0.0.1/128", "10.0.0.1/32"])
+def test_a_mapped_address_is_that_of_ipv4(network: str) -> None:
+    front = Front([ipaddress.ip_network(network)])
+    assert front.trusts("10.0.0.1")
+    assert not front.trusts("10.0.0.2")
+
+
+@pytest.mark.parametrize("network", ["::/0", "::/64", "2001:db8::/32"])
+def test_a_network_of_more_than_mapped_addresses_has_none_of_ipv4(network: str) -> None:
+    assert not Front([ipaddress.ip_network(network)]).trusts("10.0.0.1")
 
 
 @pytest.mark.parametrize("peer", ["", "11.0.0.1", "fe80::1%eth0", "/run/relay.sock", "10.0.0", "::1"])
@@ -122,6 +148,16 @@ def test_of_several_values_the_one_of_the_nearest_proxy_counts() -> None:
     assert called(proto, host, *more, peer=PROXY) == ("http", "other.example")
 
 
+@pytest.mark.parametrize(
+    ("proto", "scheme"),
+    [("wss", "https"), ("WSS", "https"), ("ws", "http"), ("https,", "https"), (",", "http")],
+)
+def test_a_proxy_may_name_the_scheme_of_the_websocket(proto: str, scheme: str) -> None:
+    assert called(("X-Forwarded-Proto", proto), peer=PROXY)[0] == scheme
+    plain = called(("X-Forwarded-Proto", "ws"), ("Host", "relay.example:80"), peer=PROXY, secure=True)
+    assert plain == ("http", "relay.example")
+
+
 @pytest.mark.parametrize("proto", ["", "ftp", "javascript", "https "])
 def test_a_scheme_that_makes_no_sense(proto: str) -> None:
     expected = proto.strip() if proto.strip() == "https" else "http"
@@ -144,6 +180,10 @@ def test_an_encrypted_connection_from_the_proxy_may_stand_for_one_that_was_not()
         ("192.0.2.1", False, "192.0.2.1"),
         ("[::1]:3001", False, "[::1]:3001"),
         ("[2001:DB8::1]", False, "[2001:db8::1]"),
+        ("relay.example.", False, "relay.example"),
+        ("Relay.Example.:443", True, "relay.example"),
+        ("relay.example.:3001", False, "relay.example:3001"),
+        ("192.0.2.1.", False, "192.0.2.1"),
     ],
 )
 def test_a_host_that_is_believed(host: str, secure: bool, expected: str) -> None:
@@ -166,6 +206,11 @@ BAD_HOSTS = [
     "-relay",
     "relay-",
     ".relay",
+    ".",
+    "relay..",
+    "relay.example..:80",
+    "[::1].",
+    "[::1].:80",
     "relay example",
     "relay,example",
     "a.example, b.example",
@@ -217,10 +262,26 @@ HERE = Caller("192.0.2.9", "https", "relay.example")
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "https://relay.example", "https://relay.example:443", "HTTPS://Relay.Example"]
+    "origin",
+    [
+        None,
+        "https://relay.example",
+        "https://relay.example:443",
+        "HTTPS://Relay.Example",
+        "https://relay.example.",
+        "https://relay.example.:443",
+    ],
 )
 def test_our_own_origin(origin: str | None) -> None:
     assert FRONT.origin_allowed(origin, HERE)
+
+
+def test_a_page_of_a_host_with_the_dot_of_the_root_is_our_own() -> None:
+    dotted = FRONT.caller("192.0.2.9", True, [("Host", "relay.example.:443")])
+    assert FRONT.origin_allowed("https://relay.example.", dotted)
+    assert FRONT.base_url(dotted) == "https://relay.example"
+    assert FRONT.origin_allowed("https://app.example.", HERE, ["https://app.example"])
+    assert FRONT.origin_allowed("https://app.example", HERE, ["https://app.example."])
 
 
 @pytest.mark.parametrize(
@@ -238,6 +299,8 @@ def test_our_own_origin(origin: str | None) -> None:
         "http://relay.example",
         "http://relay.example:443",
         "https://relay.example/",
+        "https://relay.example..",
+        "https://relay.example.evil.example.",
         "https://relay.example@evil.example",
         "https://relay.example https://evil.example",
         "https://relay.example:99999",
@@ -307,6 +370,9 @@ def unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
+empty_elements = st.sampled_from(["", " ", ",", ", ,\t"])
+
+
 @given(untrusted, st.lists(trusted, max_size=4), trusted, st.text(max_size=40), st.data())
 def test_whatever_a_caller_writes_the_proxies_say_who_he_is(
     caller: ipaddress.IPv4Address | ipaddress.IPv6Address,
@@ -315,7 +381,7 @@ def test_whatever_a_caller_writes_the_proxies_say_who_he_is(
     invented: str,
     data: st.DataObject,
 ) -> None:
-    chain = [data.draw(written(address)) for address in (caller, *proxies)]
+    chain = [data.draw(written(address)) + data.draw(empty_elements) for address in (caller, *proxies)]
     assert address_of(str(nearest), ", ".join([invented, *chain])) == unmapped(caller)
     assert address_of(str(nearest), invented, *chain) == unmapped(caller)
 

@@ -1,9 +1,15 @@
 """Tests of client.endpoint: URLs, and what is shown of foreign text."""
 
-import pytest
+import ssl
+from contextlib import suppress
+from pathlib import Path
 
-from brewos_relay.client.endpoint import Endpoint, parse_url, printable
+import pytest
+import trio
+
+from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, open_stream, parse_url, printable
 from brewos_relay.errors import SettingsError
+from support.certificates import server_context, write_certificate
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,31 @@ from brewos_relay.errors import SettingsError
 )
 def test_reads_the_forms_of_urls(url: str, endpoint: Endpoint) -> None:
     assert parse_url(url) == endpoint
+
+
+async def test_a_certificate_is_for_a_name_with_the_dot_of_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_certificate(tmp_path, names=["relay.example"])
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    here = listeners[0].socket.getsockname()
+    connect = trio.open_tcp_stream
+    monkeypatch.setattr(trio, "open_tcp_stream", lambda _host, _port: connect(*here))
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await trio.SSLStream(stream, server_context(files), server_side=True).do_handshake()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            context = ssl.create_default_context(cafile=files.cert)
+            for name in ("relay.example", "relay.example."):
+                stream = await open_stream(Endpoint(name, 443, tls=True), name, context)
+                await trio.aclose_forcefully(stream)
+            with pytest.raises(RelayUnreachable):
+                await open_stream(Endpoint("other.example.", 443, tls=True), "other", context)
+            nursery.cancel_scope.cancel()
 
 
 def test_host_header_always_has_the_port() -> None:
@@ -50,6 +81,7 @@ def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
     ("host", "is_here"),
     [
         ("localhost", True),
+        ("localhost.", True),
         ("127.0.0.1", True),
         ("127.9.9.9", True),
         ("::1", True),

@@ -103,9 +103,15 @@ def test_a_certificate_and_its_key_may_be_in_one_file(tmp_path: Path) -> None:
 def test_what_a_certificate_is_for(tmp_path: Path) -> None:
     names = ["Relay.example.org", "*.home.example", "192.0.2.7", "2001:db8::7"]
     _, certificate = load_certificate(*write_certificate(tmp_path, names=names))
-    for host in ("relay.example.org", "RELAY.example.org.", "a.home.example", "192.0.2.7", "[2001:DB8:0::7]"):
+    for host in (
+        "relay.example.org",
+        "RELAY.example.org.",
+        "a.home.example.",
+        "192.0.2.7",
+        "[2001:DB8:0::7]",
+    ):
         assert certificate.is_for(host), host
-    for host in ("example.org", "home.example", "a.b.home.example", "192.0.2.8", "localhost", ""):
+    for host in ("example.org", "home.example", "a.b.home.example", "192.0.2.8", "localhost", "", "."):
         assert not certificate.is_for(host), host
     assert len(certificate.fingerprint) == 32 * 3 - 1
 

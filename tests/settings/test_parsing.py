@@ -57,6 +57,8 @@ def test_no_networks(text: str) -> None:
         ("http://relay.example.com:443", "http://relay.example.com:443"),
         ("http://192.168.1.4:3001", "http://192.168.1.4:3001"),
         ("http://[fd00::1]:80/", "http://[fd00::1]"),
+        ("https://relay.example.com.", "https://relay.example.com"),
+        ("https://relay.example.com.:8443/", "https://relay.example.com:8443"),
     ],
 )
 def test_public_urls_and_origins_are_written_as_browsers_do(text: str, origin: str) -> None:
@@ -72,6 +74,7 @@ def test_public_urls_and_origins_are_written_as_browsers_do(text: str, origin: s
         "ftp://relay.example.com",
         "https://",
         "https:///x",
+        "https://.",
         "https://relay.example.com/app",
         "https://relay.example.com?",
         "https://relay.example.com/#",

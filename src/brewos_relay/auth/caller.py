@@ -11,7 +11,9 @@ _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Only what can stand in a link as it is: a host name, an IPv4 address, or an IPv6 address in brackets.
 _HOST: Final = (
-    r"(?P<name>[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<name>[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
+    r"(?:(?<=[a-z0-9])\.)?"  # the root of the domain name system: the name is the same without it
+    r"(?::(?P<port>[0-9]{1,5}))?"
 )
 _HOST_ALONE: Final = re.compile(_HOST, re.ASCII)
 _ORIGIN: Final = re.compile(rf"(?P<scheme>https?|capacitor|ionic|tauri)://{_HOST}", re.ASCII)
@@ -22,6 +24,9 @@ _FORWARDED_V6: Final = re.compile(
 
 _LISTS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+"""By what a proxy may call them: some name the scheme of the WebSocket."""
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Front:
 
     def __init__(self, trusted_networks: Iterable[Network] = (), public_url: str | None = None) -> None:
         """Take the networks of proxies to trust, and the public address, without a `/` at its end."""
-        self._trusted = tuple(trusted_networks)
+        self._trusted = tuple(map(_unmapped, trusted_networks))
         self._public_url = public_url
 
     def trusts(self, peer_address: str) -> bool:
@@ -65,8 +70,8 @@ class Front:
             peer = self._walk_back(peer, values["x-forwarded-for"])
             # The last value is the one that the trusted peer itself has written.
             claimed = values["x-forwarded-proto"][-1:]
-            if claimed and claimed[0].lower() in _DEFAULT_PORTS:
-                scheme = claimed[0].lower()
+            if claimed:
+                scheme = _SCHEMES.get(claimed[0].lower(), scheme)
             hosts = values["x-forwarded-host"][-1:] + hosts
         return Caller(str(peer), scheme, _first_host(hosts, scheme))
 
@@ -108,15 +113,27 @@ class Front:
 
 
 def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Collect the values that count here, in the order in which they were added; a header may come often."""
+    """Collect the values that count here, in the order in which they were added; a header may come often.
+
+    Empty elements of a list count for nothing (RFC 9110 §5.6.1).
+    """
     values: dict[str, list[str]] = {name: [] for name in ("host", *_LISTS)}
     for name, value in headers:
         lower = name.lower()
         if lower in _LISTS:
-            values[lower].extend(part.strip() for part in value.split(","))
+            values[lower].extend(part for each in value.split(",") if (part := each.strip()))
         elif lower == "host":
             values[lower].append(value.strip())
     return values
+
+
+def _unmapped(network: Network) -> Network:
+    """Write a network of IPv4 addresses that is written as IPv6 (::ffff:10.0.0.0/104) as IPv4."""
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        first = network.network_address.ipv4_mapped
+        assert first is not None, "all of that network is mapped"
+        return ipaddress.IPv4Network((first, network.prefixlen - _MAPPED.prefixlen))
+    return network
 
 
 def _parse_peer(text: str) -> _Address | None:

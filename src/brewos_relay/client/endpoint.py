@@ -34,12 +34,17 @@ class Endpoint:
     @property
     def is_here(self) -> bool:
         """Whether it is on this very computer, so that nobody can listen on the way."""
-        if self.host == "localhost":
+        if self.dotless_host == "localhost":
             return True
         try:
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def dotless_host(self) -> str:
+        """The host as it is in certificates: without the dot of the root of the domain name system."""
+        return self.host.removesuffix(".")
 
     @property
     def host_header(self) -> str:
@@ -76,7 +81,7 @@ async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContex
     if not endpoint.tls:
         return tcp
     context = ssl_context or ssl.create_default_context()
-    tls = trio.SSLStream(tcp, context, server_hostname=endpoint.host, https_compatible=True)
+    tls = trio.SSLStream(tcp, context, server_hostname=endpoint.dotless_host, https_compatible=True)
     try:
         await tls.do_handshake()
     except BaseException as error:

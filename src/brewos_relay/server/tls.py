@@ -41,7 +41,7 @@ class Certificate:
 
     def is_for(self, host: str) -> bool:
         """Whether it is for this host: a name or an address, without a port."""
-        host = host.lower().rstrip(".").strip("[]")
+        host = host.lower().removesuffix(".").strip("[]")
         with suppress(ValueError):
             return str(ip_address(host)) in self.names
         return host in self.names or f"*.{host.partition('.')[2]}" in self.names

@@ -168,9 +168,10 @@ def _origin(text: str, must_be: str) -> str:
     found = _split(text)
     if found is None or found.scheme not in _DEFAULT_PORTS or found.hostname is None:
         raise ValueError(must_be)
-    if found.path not in ("", "/") or "?" in text or "#" in text:
+    name = found.hostname.removesuffix(".")  # which is the same host
+    if not name or found.path not in ("", "/") or "?" in text or "#" in text:
         raise ValueError(must_be)
-    host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
+    host = f"[{name}]" if ":" in name else name
     # As browsers write it: an origin never names the port that its scheme has anyway.
     port = "" if found.port in (None, _DEFAULT_PORTS[found.scheme]) else f":{found.port}"
     return f"{found.scheme}://{host}{port}"
