@@ -56,6 +56,16 @@ async def test_pages_are_there_without_a_redirect(app: QuartTrio, path: str, nam
     assert await response.get_data(as_text=True) == text_of(name)
 
 
+async def test_a_part_of_a_page_can_be_asked_for(app: QuartTrio) -> None:
+    client = app.test_client()
+    content = text_of("index.html").encode()
+    response = await client.get("/console", headers={"Range": "bytes=2-9"})
+    assert (response.status_code, await response.get_data()) == (206, content[2:10])
+    assert response.headers["Content-Range"] == f"bytes 2-9/{len(content)}"
+    behind = await client.get("/console", headers={"Range": "bytes=9999999-"})
+    assert (behind.status_code, await behind.get_data()) == (416, b"")
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html")])
 async def test_what_pages_are_made_of_is_there(app: QuartTrio, name: str) -> None:
     response = await app.test_client().get(f"/console/{name}")

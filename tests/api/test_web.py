@@ -293,12 +293,68 @@ async def test_a_changed_file_is_sent_again(app: QuartTrio, dist: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", ["bytes=0-3", "bytes=-5", "bytes=2-999999999", "bytes=9-2", "lines=1-2", "x"]
+    ("wanted", "first", "stop"),
+    [
+        ("bytes=0-3", 0, 4),
+        ("bytes=-5", len(SCRIPT) - 5, len(SCRIPT)),
+        ("bytes=2-999999999", 2, len(SCRIPT)),
+        (f"bytes=1-{web.READ_BYTES + 1}", 1, web.READ_BYTES + 2),
+    ],
 )
-async def test_a_range_gets_the_whole_file(app: QuartTrio, wanted: str) -> None:
+async def test_a_part_of_a_file_can_be_asked_for(app: QuartTrio, wanted: str, first: int, stop: int) -> None:
+    response = await get(app, "/assets/index-3f2a.js", Range=wanted)
+    assert response.status_code == 206
+    assert await response.get_data() == SCRIPT[first:stop]
+    assert response.content_length == stop - first
+    assert response.headers["Content-Range"] == f"bytes {first}-{stop - 1}/{len(SCRIPT)}"
+    assert response.headers["Accept-Ranges"] == "bytes"
+    assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert response.content_type == "text/javascript; charset=utf-8"
+    whole = await get(app, "/assets/index-3f2a.js")
+    assert whole.headers["Accept-Ranges"] == "bytes"
+    assert whole.headers["ETag"] == response.headers["ETag"]
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-1,4-5", "bytes=9-2", "bytes=0-", "lines=1-2", "x"])
+async def test_what_is_no_single_range_gets_the_whole_file(app: QuartTrio, wanted: str) -> None:
     response = await get(app, "/", Range=wanted)
     assert response.status_code == 200
     assert await response.get_data() == INDEX
+    assert "Content-Range" not in response.headers
+
+
+async def test_a_range_behind_the_end_is_refused(app: QuartTrio) -> None:
+    response = await get(app, "/assets/style-77aa.css", Range="bytes=6-")
+    assert response.status_code == 416
+    assert await response.get_data() == b""
+    assert response.headers["Content-Range"] == "bytes */6"
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_part_is_sent_only_of_the_file_that_is_meant(app: QuartTrio) -> None:
+    tag = (await get(app, "/assets/style-77aa.css")).headers["ETag"]
+    same = await get(app, "/assets/style-77aa.css", Range="bytes=4-", If_Range=tag)
+    assert (same.status_code, await same.get_data()) == (206, b"{}")
+    for other in ('"other"', f"W/{tag}", "Wed, 21 Oct 2015 07:28:00 GMT", ""):
+        response = await get(app, "/assets/style-77aa.css", Range="bytes=4-", If_Range=other)
+        assert (response.status_code, await response.get_data()) == (200, b"body{}")
+    known = await get(app, "/assets/style-77aa.css", Range="bytes=4-", If_None_Match=tag)
+    assert known.status_code == 304
+    assert "Content-Range" not in known.headers
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-3", "bytes=999-"])
+async def test_only_get_has_ranges(app: QuartTrio, wanted: str) -> None:
+    response = await get(app, "/assets/style-77aa.css", method="HEAD", Range=wanted)
+    assert response.status_code == 200
+    assert response.content_length == 6
+
+
+async def test_a_range_reaches_no_private_file(app: QuartTrio, dist: Path) -> None:
+    (dist / "link.txt").symlink_to(dist.parent / "secret.txt")
+    for path in ("/.env", "/link.txt"):
+        response = await get(app, path, Range="bytes=0-3")
+        assert SECRET[:4] not in await response.get_data()
 
 
 async def test_an_app_that_is_just_being_replaced_is_a_503(app: QuartTrio, dist: Path) -> None:

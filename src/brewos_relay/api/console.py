@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from quart import Blueprint, Response, abort, current_app, request
 
+from brewos_relay.api.ranges import limit_to_range
 from brewos_relay.api.web import CONTENT_TYPES, REVALIDATE
 
 # The first is there beside a built web app too: that one may be built without any way to sign in.
@@ -70,8 +71,12 @@ def _read_pages() -> dict[str, _Page]:
 
 
 async def _send(page: _Page) -> Response:
-    """Send a page, or 304 to somebody who has it."""
+    """Send a page or the part that is asked for, or 304 to a browser that has it."""
     response = current_app.response_class(page.content, content_type=page.content_type)
     response.headers["Cache-Control"] = REVALIDATE
     response.set_etag(page.tag)
-    return await response.make_conditional(request)
+    await response.make_conditional(request)
+    first, stop = limit_to_range(response, request, size_bytes=len(page.content))
+    if (first, stop) != (0, len(page.content)):
+        response.set_data(page.content[first:stop])
+    return response

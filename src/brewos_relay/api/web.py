@@ -12,6 +12,7 @@ from quart import Blueprint, Response, abort, current_app, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.routing import PathConverter
 
+from brewos_relay.api.ranges import limit_to_range
 from brewos_relay.errors import SettingsError
 
 INDEX: Final = "index.html"
@@ -70,15 +71,16 @@ class _File:
 
 
 class _FileBody(ResponseBody):
-    """The content of a file. It is opened when it is sent, and must be the one that was found."""
+    """A file or a part of it. It is opened when it is sent, and must be the file that was found."""
 
-    def __init__(self, found: _File) -> None:
+    def __init__(self, found: _File, first: int, stop: int) -> None:
         self._found = found
-        self._left = found.size_bytes
+        self._first = first
+        self._left = stop - first
         self._file: BinaryIO | None = None
 
     async def __aenter__(self) -> Self:
-        self._file = await trio.to_thread.run_sync(_open, self._found)
+        self._file = await trio.to_thread.run_sync(_open, self._found, self._first)
         return self
 
     async def __aexit__(self, *_problem: object) -> None:
@@ -129,15 +131,17 @@ def web_blueprint(root: Path) -> Blueprint:
 
 
 async def _send(found: _File, *, immutable: bool) -> Response:
-    """Send a file, or 304 to somebody who has it.
-
-    Range requests get the whole file, which HTTP allows (RFC 9110 §14.2).
-    """
-    response = current_app.response_class(_FileBody(found), content_type=_content_type(found.names))
+    """Send a file or the part that is asked for, or 304 to a browser that has it."""
+    whole = _FileBody(found, 0, found.size_bytes)
+    response = current_app.response_class(whole, content_type=_content_type(found.names))
     response.content_length = found.size_bytes
     response.headers["Cache-Control"] = _IMMUTABLE if immutable else REVALIDATE
     response.set_etag(f"{found.changed_ns:x}-{found.size_bytes:x}")
-    return await response.make_conditional(request)
+    await response.make_conditional(request)
+    first, stop = limit_to_range(response, request, size_bytes=found.size_bytes)
+    if (first, stop) != (0, found.size_bytes):
+        response.response = _FileBody(found, first, stop)
+    return response
 
 
 def _is_plain(path: str, raw_path: bytes) -> bool:
@@ -177,14 +181,18 @@ def _find(root: Path, path: str) -> _File | None:
     return _File(root, names, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _open(found: _File) -> BinaryIO:
-    """Open a file that was found; OSError if another one has taken its place. Runs in a worker thread."""
+def _open(found: _File, first: int) -> BinaryIO:
+    """Open a file that was found, at a byte. OSError if another file has taken its place.
+
+    Runs in a worker thread.
+    """
     file = _open_below(found.root, found.names)
     status = os.fstat(file)
     now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if now != (found.device, found.inode, found.size_bytes, found.changed_ns):
         os.close(file)
         raise OSError(f"{'/'.join(found.names)} was replaced while it was asked for")
+    os.lseek(file, first, os.SEEK_SET)
     return os.fdopen(file, "rb", buffering=0)
 
 
