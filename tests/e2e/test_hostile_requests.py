@@ -196,7 +196,7 @@ async def test_a_bad_handshake_is_refused(unharmed: Unharmed, request_head: byte
         connection = await server.connect()
         response = await connection.ask(request_head)
         assert response.status in {400, 405, 426}
-        assert response.header("connection") == ["close"]
+        assert response.header("connection") == ["Upgrade, close" if response.status == 426 else "close"]
         await connection.read_to_end()
 
 
@@ -210,12 +210,21 @@ async def test_an_upgrade_elsewhere_is_refused(unharmed: Unharmed, path: str, be
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "TLS/1.3", "", "\xff"])
-async def test_another_protocol_is_refused(unharmed: Unharmed, protocol: str) -> None:
+async def test_another_protocol_is_ignored_and_its_request_is_the_last(
+    unharmed: Unharmed, protocol: str
+) -> None:
     async with unharmed() as server:
         head = plain(
             more=f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: A\r\n"
         )
-        assert (await (await server.connect()).ask(head)).status == 400
+        for before in (b"", plain()):
+            connection = await server.connect()
+            await connection.send(before + head + plain())
+            for _ in range(1 if before == b"" else 2):
+                response = await connection.read_response()
+                assert response.status == 200
+            assert response.header("connection") == ["close"]
+            assert await connection.read_to_end() == b""
 
 
 @pytest.mark.parametrize("path", ["/api/health", DEVICE], ids=["api", "device"])
@@ -236,7 +245,11 @@ async def test_an_upgrade_as_a_second_request_is_refused(unharmed: Unharmed, pat
         b"POST /api/health HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n" + bytes(100_000),
         b"POST /api/health HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         b"DELETE /api/devices HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"OPTIONS *x HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://ada@a/api/health HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET ftp://a/api/health HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://a/api/health HTTP/1.1\r\n\r\n",
         b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
 )

@@ -136,6 +136,29 @@ async def test_a_proxy_that_speaks_for_itself_keeps_its_address() -> None:
         assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
 
 
+@pytest.mark.parametrize("line", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("piece", [1, 100])
+async def test_an_empty_line_before_a_request_is_skipped(line: bytes, piece: int) -> None:
+    sent = line + REQUEST + b"rest"
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for start in range(0, len(sent), piece):
+                far.send(sent[start : start + piece])
+                await trio.testing.wait_all_tasks_blocked()
+
+        nursery.start_soon(send)
+        head, rest = await arrival.receive_head(door=Door(), limits=LIMITS)
+        assert head == HEAD
+        assert b"rest".startswith(rest)
+
+
+@pytest.mark.parametrize("sent", [b"\r\n\r\n", b"\n\n", b"\r\n\r", b"\rGET", b"\r\nget", b" \r\nGET"])
+async def test_more_than_an_empty_line_is_no_request(sent: bytes) -> None:
+    refused = await refusal(Door(), sent + REQUEST)
+    assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
+
+
 async def refusal(door: Door, *sent: bytes) -> Refusal:
     """Give what these bytes are refused with."""
     async with arriving() as (arrival, far):
@@ -268,6 +291,29 @@ async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
 
         nursery.start_soon(read)
         await arrival.refuse(Refusal(400, "no"), within_s=5)
+
+
+@pytest.mark.parametrize(
+    ("sent", "has_body"),
+    [
+        (b"GET /" + b"a" * 9000, True),
+        (b"HEAD /" + b"a" * 9000, False),
+        (b"\r\nHEAD /" + b"a" * 9000, False),
+        (b"HEAD /", False),
+        (b"POST /", True),
+    ],
+)
+async def test_the_refusal_of_a_head_has_no_body(
+    sent: bytes, has_body: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with arriving() as (arrival, far):
+        far.send(sent)
+        with pytest.raises(Refusal) as caught:
+            await arrival.receive_head(door=Door(), limits=LIMITS)
+        await arrival.refuse(caught.value, within_s=1)
+        head, _, body = far.recv(10_000).partition(b"\r\n\r\n")
+    assert f"HTTP/1.1 {caught.value.status} ".encode() in head
+    assert bool(body) is has_body
 
 
 async def test_a_refusal_waits_only_so_long(autojump_clock: trio.testing.MockClock) -> None:

@@ -364,8 +364,6 @@ class TestRefusals:
             (UPGRADE, 400),
             (UPGRADE + b"x", 400),
             (UPGRADE + b"\x81\x00" * 2000, 400),
-            (H2C, 400),
-            (H2C + PREFACE, 400),
             (PREFACE, 505),
             (PREFACE + b"\0\0\0\4\0\0\0\0\0", 505),
             (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400),
@@ -395,6 +393,33 @@ class TestRefusals:
                 await browser.expect_end()
             await there.expect_connections(0)
             await there.expect_alive()
+
+    @pytest.mark.parametrize("before", [b"", GET])
+    @pytest.mark.parametrize("behind", [b"", PREFACE, GET, UPGRADE])
+    async def test_an_ignored_upgrade_is_the_last_request(self, before: bytes, behind: bytes) -> None:
+        """A proxy may take the connection for a tunnel: nothing more may come through it."""
+        async with loopback() as there, there.browser() as browser:
+            await browser.send(before + H2C + behind)
+            for _ in range(before.count(GET) + 1):
+                assert await browser.answer() == (200, b"hello")
+            await browser.expect_end()
+
+    async def test_an_empty_line_behind_a_body_begins_no_request(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        post = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\n\r\nabc"
+        limits = Limits(request_head_s=2, http_idle_s=20)
+        with trio.fail_after(100):
+            async with open_http_side(demo_app, limits=limits) as side:
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, post)
+                browser = Browser(ours)
+                assert await browser.answer() == (200, b"abc")
+                await browser.send(b"\r\n")
+                await trio.sleep(10)
+                assert await browser.ask(post) == (200, b"abc")
+                await browser.send(b"\r\n" + GET)
+                assert await browser.answer() == (200, b"hello")
 
     async def test_an_upgrade_while_an_answer_is_under_way_is_refused(self) -> None:
         async with loopback(send_buffer_bytes=4096) as there, there.browser() as browser:

@@ -49,6 +49,23 @@ async def test_there_is_nothing_else(line: str, status: int) -> None:
         assert (await ask(address, line)).status == status
 
 
+async def test_a_head_has_the_length_and_no_body() -> None:
+    async with open_port() as address:
+        client = await WireClient.connect(address)
+        await client.send(b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, _, body = (await client.read_to_end()).partition(b"\r\n\r\n")
+        client.abort()
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: %d\r\n" % len(BODY) in head
+    assert body == b""
+
+
+async def test_options_tell_what_can_be_asked_for() -> None:
+    async with open_port() as address:
+        response = await ask(address, "OPTIONS *")
+    assert (response.status, response.header("allow")) == (200, ["GET, HEAD"])
+
+
 @pytest.mark.parametrize(
     ("header", "status"),
     [("X: y", 401), ("Authorization: Bearer wrong", 401), ("Authorization: Bearer s3cret", 200)],

@@ -83,6 +83,27 @@ async def test_the_port_is_that_of_tls(host: str, where: str) -> None:
     assert response.header("location") == [f"https://{where}/a"]
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "where"),
+    [
+        ("/a", "relay.example.", "https://relay.example/a"),
+        ("/a", "relay.example.:80", "https://relay.example/a"),
+        ("http://relay.example/a?b", "other.example", "https://relay.example/a?b"),
+        ("http://relay.example.:80/a", "other.example", "https://relay.example/a"),
+    ],
+)
+async def test_every_form_of_an_address_is_sent_to_the_same_one(target: str, host: str, where: str) -> None:
+    async with redirecting() as address:
+        response = await ask(address, request(target, host))
+    assert response.header("location") == [where]
+
+
+async def test_options_of_the_server_have_no_path() -> None:
+    async with redirecting() as address:
+        response = await ask(address, request("*", method="OPTIONS"))
+    assert (response.status, response.header("location")) == (308, ["https://relay.example"])
+
+
 @pytest.mark.parametrize("host", ["other.example", "relay.example.other.example", "192.0.2.8", "[::1]"])
 async def test_nobody_is_sent_to_another_host(host: str) -> None:
     async with redirecting() as address:
@@ -96,7 +117,7 @@ async def test_nobody_is_sent_to_another_host(host: str) -> None:
     [
         (request("/", None), 400),
         (b"GET / HTTP/1.0\r\n\r\n", 421),
-        (request("http://other.example/"), 400),
+        (request("http://other.example/"), 421),
         (request("/", "a@relay.example"), 400),
         (b"\x16\x03\x01", 400),
         (b"GET /" + b"a" * 9000, 431),

@@ -19,7 +19,11 @@ from brewos_relay.wire.handshake import (
     Request,
     accept_upgrade,
     begins_like_http,
+    encode_response,
+    is_head_only,
     parse_head,
+    skip_empty_line,
+    split_target,
 )
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of the example in RFC 6455 §1.3
@@ -102,7 +106,7 @@ def test_a_device_s_request_is_read() -> None:
     assert request.headers["host"] == "cloud.example:443"
     assert request.headers["origin"] == "file://"
     assert request.minor_version == 1
-    assert request.wants_upgrade
+    assert request.wants_websocket
 
 
 def test_a_plain_request_is_read() -> None:
@@ -110,7 +114,80 @@ def test_a_plain_request_is_read() -> None:
     assert (request.method, request.path, request.query) == ("POST", "/api/x", "")
     assert request.headers == {"content-length": "3", "x-empty": "", "x-tabs": "a \t b"}
     assert request.minor_version == 0
-    assert not request.wants_upgrade
+    assert not request.wants_websocket
+
+
+@pytest.mark.parametrize(
+    ("version", "upgrade", "wanted"),
+    [
+        ("1.1", "websocket", True),
+        ("1.1", "h2c, WebSocket", True),
+        ("1.1", "h2c", False),
+        ("1.1", "websocket2", False),
+        ("1.1", "", False),
+        ("1.0", "websocket", False),  # which has no upgrades
+    ],
+)
+def test_a_request_may_want_a_websocket(version: str, upgrade: str, wanted: bool) -> None:
+    head = f"GET / HTTP/{version}\r\nHost: a\r\nUpgrade: {upgrade}".encode()
+    assert parse_head(head).wants_websocket is wanted
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query", "host"),
+    [
+        ("http://relay.example/ws?a=b", "/ws", "a=b", "relay.example"),
+        ("https://relay.example:8443/ws", "/ws", "", "relay.example:8443"),
+        ("ws://relay.example/ws/client?token=x", "/ws/client", "token=x", "relay.example"),
+        ("WSS://Relay.Example//a//b", "//a//b", "", "Relay.Example"),
+        ("http://[2001:db8::7]:80/", "/", "", "[2001:db8::7]:80"),
+        ("http://relay.example", "/", "", "relay.example"),
+        ("http://relay.example?a=b/c", "/", "a=b/c", "relay.example"),
+        ("http://relay.example./a", "/a", "", "relay.example."),
+    ],
+)
+def test_the_authority_of_a_whole_address_replaces_the_host(
+    target: str, path: str, query: str, host: str
+) -> None:
+    request = parse_head(f"GET {target} HTTP/1.1\r\nHost: other.example".encode())
+    assert (request.path, request.query, request.headers["host"]) == (path, query, host)
+
+
+def test_a_whole_address_takes_no_host_header_away() -> None:
+    assert refuse(b"GET http://relay.example/ HTTP/1.1\r\nX: y").status == 400
+    assert refuse(b"GET http://relay.example/ HTTP/1.1\r\nHost: a b").status == 400
+    assert parse_head(b"GET http://relay.example/ HTTP/1.0").headers == {"host": "relay.example"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ftp://relay.example/",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "http:///path",
+        "http://",
+        "http:relay.example",
+        "http:/relay.example/",
+        "relay.example/",
+        "http://ada@relay.example/",
+        "http://ada:secret@relay.example/",
+        "http://relay.example:port/",
+        "http://relay.example#x",
+        "http://[::1/",
+        "http://a\\b/",
+        "*x",
+    ],
+)
+def test_another_target_is_refused(target: str) -> None:
+    assert refuse(f"GET {target} HTTP/1.1\r\nHost: a".encode()).status == 400
+
+
+@pytest.mark.parametrize("target", ["*", "http://relay.example"])
+def test_options_may_be_about_the_server(target: str) -> None:
+    assert parse_head(f"OPTIONS {target} HTTP/1.1\r\nHost: a".encode()).path == "*"
+    assert split_target("OPTIONS", "http://relay.example/") == ("/", "relay.example")
+    assert refuse(b"GET * HTTP/1.1\r\nHost: a").status == 400
 
 
 def test_headers_that_come_again_are_joined() -> None:
@@ -184,7 +261,6 @@ BAD_HEADS = {
     "a target with a byte above ASCII": b"GET /\xe9 HTTP/1.1\r\nHost: a",
     "a target without a slash": b"GET ws HTTP/1.1\r\nHost: a",
     "a target for CONNECT": b"CONNECT relay.example:443 HTTP/1.1\r\nHost: a",
-    "a target for OPTIONS": b"OPTIONS * HTTP/1.1\r\nHost: a",
     "a very long method": b"G" * 21 + b" / HTTP/1.1\r\nHost: a",
     "a NUL in the target": b"GET /\0 HTTP/1.1\r\nHost: a",
     "a NUL in a header": b"GET / HTTP/1.1\r\nHost: a\r\nX: \0",
@@ -222,6 +298,39 @@ def test_a_bad_head_costs_little_time(line: bytes) -> None:
     began_s = time.process_time()
     refuse(b"GET / HTTP/1.1\r\nHost: a\r\n" + line)
     assert time.process_time() - began_s < 0.02
+
+
+@pytest.mark.parametrize(
+    ("data", "rest"),
+    [
+        (b"", b""),
+        (b"GET", b"GET"),
+        (b"\r\nGET", b"GET"),
+        (b"\nGET", b"GET"),
+        (b"\r", b""),  # perhaps the beginning of an empty line
+        (b"\r\n", b""),
+        (b"\rGET", b"\rGET"),
+        (b"\r\n\r\nGET", b"\r\nGET"),
+        (b"\n\nGET", b"\nGET"),
+        (b" \r\nGET", b" \r\nGET"),
+    ],
+)
+def test_one_empty_line_before_a_request_is_skipped(data: bytes, rest: bytes) -> None:
+    assert skip_empty_line(data) == rest
+
+
+@pytest.mark.parametrize(
+    ("data", "head_only"),
+    [
+        (b"HEAD / HTTP/1.1", True),
+        (b"HEA", True),  # as far as it has come
+        (b"HEADER / HTTP/1.1", False),
+        (b"GET /", False),
+        (b"", False),
+    ],
+)
+def test_a_request_for_a_head_is_recognised(data: bytes, head_only: bool) -> None:
+    assert is_head_only(data) is head_only
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1", b"P", b"Z"])
@@ -308,6 +417,7 @@ def test_another_protocol_is_refused_with_the_name_of_this_one(upgrade: str | No
     refusal = refuse(upgrade_head(upgrade=upgrade))
     assert refusal.status == 426
     assert refusal.headers["Upgrade"] == "websocket"
+    assert b"\r\nConnection: Upgrade, close\r\n" in refusal.encode()
 
 
 @pytest.mark.parametrize("version", [None, "", "8", "12", "14", "13, 8", "13, 13", "013", "xiii"])
@@ -315,6 +425,7 @@ def test_another_version_is_refused_with_the_number_of_this_one(version: str | N
     refusal = refuse(upgrade_head(sec_websocket_version=version))
     assert refusal.status == 426
     assert refusal.headers["Sec-WebSocket-Version"] == "13"
+    assert b"\r\nConnection: Upgrade, close\r\n" in refusal.encode()
 
 
 @pytest.mark.parametrize("connection", [None, "", "keep-alive", "close", "upgraded"])
@@ -344,7 +455,12 @@ def test_a_bad_key_is_refused(key: str | None) -> None:
     assert refuse(upgrade_head(sec_websocket_key=key)).status == 400
 
 
-@pytest.mark.parametrize("length", ["0", "5", "x"])
+@pytest.mark.parametrize("length", ["0", "00"])
+def test_a_body_without_content_is_none(length: str) -> None:
+    assert accept(upgrade_head(content_length=length))
+
+
+@pytest.mark.parametrize("length", ["5", "x", "", "-0", "+0", "0, 5", "0x0", "0" * 30])
 def test_a_body_is_refused(length: str) -> None:
     assert refuse(upgrade_head(content_length=length)).status == 400
     assert refuse(upgrade_head(transfer_encoding="chunked")).status == 400
@@ -405,6 +521,15 @@ def test_a_refusal_is_an_http_response_that_ends_the_connection(status: int) -> 
     assert json.loads(bytes(data.data)) == {"error": 'not with "this"'}
     assert isinstance(client.next_event(), h11.EndOfMessage)
     assert client.their_state is h11.MUST_CLOSE
+
+
+def test_the_answer_to_head_has_every_header_and_no_body() -> None:
+    refusal = Refusal(404, "nothing here", headers={"Retry-After": "30"})
+    head, end, body = refusal.encode().partition(HEAD_END)
+    assert body
+    assert refusal.encode(head_only=True) == head + end
+    assert encode_response(200, {"X": "y"}, b"abc", head_only=True).endswith(HEAD_END)
+    assert b"\r\nContent-Length: 3\r\n" in encode_response(200, {}, b"abc", head_only=True)
 
 
 def test_a_refusal_needs_no_headers() -> None:

@@ -54,6 +54,7 @@ from brewos_relay.telemetry.requests import RequestCounters
 log = logging.getLogger(__name__)
 
 _BODY_S: Final = 30
+_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _REGISTER: Final = "/api/devices/register-claim"
 """This has limits of its own, for machines."""
 _HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
@@ -119,6 +120,12 @@ def create_app(
             _budget_of(request.path, throttles).admit(network_of(current_caller().address))
         cross_site.check(request, current_caller())
 
+    async def answer_for_server() -> Response | None:
+        """Answer OPTIONS *, which asks about the server and no resource of it (RFC 9110 §9.3.7)."""
+        if request.method == "OPTIONS" and request.scope.get("raw_path") == b"*":
+            return Response("", headers={"Allow": _METHODS})
+        return None
+
     async def add_headers(response: Response) -> Response:
         return rules.complete(
             response,
@@ -133,6 +140,7 @@ def create_app(
         return _say_no(refusal)
 
     app.before_request(look_at_request)
+    app.before_request(answer_for_server)
     app.after_request(add_headers)
 
     # What people do with their machines, and what machines do here.
@@ -246,7 +254,8 @@ async def _refuse(problem: HTTPException) -> Response:
     """Answer what Quart refuses or what failed, in JSON under /api and as plain text elsewhere."""
     status = problem.code or 500
     headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}
-    text = f"{problem.name}: {request.method} {request.path}" if status in {404, 405} else problem.name
+    method = "GET" if request.method == "HEAD" else request.method  # whose answers have the same length
+    text = f"{problem.name}: {method} {request.path}" if status in {404, 405} else problem.name
     if _is_api(request.path):
         return error_answer(f"{text}.", status=status, headers=headers)
     return Response(

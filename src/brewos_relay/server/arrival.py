@@ -10,7 +10,13 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import PeerGone
-from brewos_relay.wire.handshake import HEAD_END, Refusal, begins_like_http
+from brewos_relay.wire.handshake import (
+    HEAD_END,
+    Refusal,
+    begins_like_http,
+    is_head_only,
+    skip_empty_line,
+)
 from brewos_relay.wire.proxy_protocol import (
     MOST_HEADER_BYTES,
     ProxyHeader,
@@ -62,6 +68,11 @@ class Arrival:
         self._received = b""
         self._released = False
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the request gets no body, as far as it has come."""
+        return is_head_only(skip_empty_line(self._received))
+
     def release(self) -> None:
         """Note that the transport belongs to somebody else from here on."""
         self._released = True
@@ -98,7 +109,7 @@ class Arrival:
     async def refuse(self, refusal: Refusal, *, within_s: float) -> None:
         """Send a refusal and give the peer a moment to read it: closing at once could take it back."""
         transport = self.transport
-        transport.write(refusal.encode())
+        transport.write(refusal.encode(head_only=self.head_only))
         transport.finish_writing()
         with trio.move_on_after(within_s):
             while transport.read() != b"":
@@ -114,7 +125,8 @@ class Arrival:
         data = self.transport.read()
         if data is None:
             return None
-        received = self._received = self._received + data
+        self._received += data
+        received = skip_empty_line(self._received)
         if received and not begins_like_http(received):
             raise Refusal(400, _NOT_HTTP if self.secure else _NOT_PLAIN)
         end = received.find(HEAD_END)

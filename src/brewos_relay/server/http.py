@@ -210,7 +210,7 @@ class _Connection:
         protocol.connection = self._h11
         data = initial or await self._receive()
         while data:
-            if not self._answering and not self._reading_head:
+            if not self._answering and not self._reading_head and data.strip(b"\r\n"):
                 self._reading_head = True
                 self._scope.deadline = trio.current_time() + self._limits.request_head_s
             await protocol.handle(RawData(data))

@@ -129,7 +129,7 @@ class Listener:
                 raise
             self._handshakes[peer, str(status)] += 1
             return
-        if request.wants_upgrade:
+        if request.wants_websocket:  # any other protocol is ignored, as RFC 9110 §7.8 allows
             self._handshakes["other", "400"] += 1
             raise Denied(
                 "no_websocket_here",

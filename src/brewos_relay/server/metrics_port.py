@@ -1,4 +1,4 @@
-"""A port of its own for metrics, where nobody else comes: GET /metrics and nothing more."""
+"""A port of its own for metrics: GET and HEAD of /metrics, and nothing more."""
 
 import socket
 from collections.abc import Callable, Iterable
@@ -10,9 +10,10 @@ from brewos_relay.api.metrics import CONTENT_TYPE, bearer_matches
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.arrival import Arrival, Door
-from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
+from brewos_relay.wire.handshake import Refusal, Request, encode_response, parse_head
 
 _PLAIN: Final = Door()
+_ALLOW: Final = {"Allow": "GET, HEAD"}
 
 
 class MetricsPort:
@@ -42,25 +43,24 @@ class MetricsPort:
             head, _ = await arrival.receive_head(door=_PLAIN, limits=self._limits)
             answer = self._answer(parse_head(head))
         except Refusal as refusal:
-            answer = refusal.encode()
+            answer = refusal.encode(head_only=arrival.head_only)
         await self._send(arrival, answer)
 
     def _answer(self, request: Request) -> bytes:
-        """Build the whole response. Raises Refusal."""
+        """Build the response. Raises Refusal."""
+        if request.path == "*":
+            return encode_response(200, _ALLOW, head_only=False)
         if request.path != "/metrics":
             raise Refusal(404, "there is nothing but /metrics here")
-        if request.method != "GET":
-            raise Refusal(405, "metrics can only be read", headers={"Allow": "GET"})
+        if request.method not in ("GET", "HEAD"):
+            raise Refusal(405, "metrics can only be read", headers=_ALLOW)
         if self._token and not bearer_matches(request.headers.get("authorization"), self._token):
             raise Refusal(
                 401, "the metrics need their token as a bearer", headers={"WWW-Authenticate": "Bearer"}
             )
-        body = self._render()
-        head = (
-            f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            "Cache-Control: no-store\r\nConnection: close"
+        return encode_response(
+            200, {"Content-Type": CONTENT_TYPE}, self._render(), head_only=request.method == "HEAD"
         )
-        return head.encode() + HEAD_END + body
 
     async def _send(self, arrival: Arrival, answer: bytes) -> None:
         """Send an answer, and give the peer a moment to read it."""

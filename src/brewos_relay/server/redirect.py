@@ -75,8 +75,10 @@ class Redirect:
         host, _, port = request.headers.get("host", "").rpartition(":")
         if not host or not port.isdecimal():
             host = request.headers.get("host", "").removesuffix(":")
+        host = host.removesuffix(".")
         if not host or not self._is_own_host(host):
             raise Refusal(421, "this server is not known under that name; use https and the right name")
         where = host if self._https_port == _HTTPS_PORT else f"{host}:{self._https_port}"
-        target = f"{request.path}?{request.query}" if request.query else request.path
+        path = request.path if request.path != "*" else ""
+        target = f"{path}?{request.query}" if request.query else path
         return Refusal(308, "this server speaks HTTPS", headers={"Location": f"https://{where}{target}"})

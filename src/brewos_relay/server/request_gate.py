@@ -1,4 +1,4 @@
-"""What an HTTP connection may ask for: plain HTTP/1.x requests of bounded size, and nothing else."""
+"""What an HTTP connection may ask for: HTTP/1.x requests of bounded size, in one form."""
 
 import re
 from collections import Counter
@@ -6,10 +6,13 @@ from typing import Final
 
 import h11
 
+from brewos_relay.wire.handshake import Refusal, names_websocket, skip_empty_line, split_target
+
 # A name, an IPv4 address or an IPv6 one, with or without a port; a name's labels have at most 63 characters.
 _HOST: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?)?(?::\d{0,5})?",
 )
+_OF_UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 _REASONS: Final = {
     408: "too_slow",
     413: "body_too_large",
@@ -20,15 +23,17 @@ _REASONS: Final = {
 
 
 def reason_of(status: int) -> str:
-    """Say in a word, for those who count, why a request was refused that nobody has looked into."""
+    """Name the reason of a refusal that has only a status, for the metrics."""
     return _REASONS.get(status, "malformed")
 
 
 class RequestGate(h11.Connection):
-    """HTTP/1.1 as h11 reads it, but nothing gets through that is too large or asks for another protocol.
+    """HTTP/1.1 as h11 reads it, without requests that are too large or ask for a WebSocket.
 
-    Whatever is refused looks like a protocol error to Hypercorn, which answers it and closes the connection.
-    It is counted in `refused`, by reason.
+    A refused request looks like a protocol error to Hypercorn, which answers it and closes the connection.
+    It is counted in `refused`, by reason. The others come out in one form: the target is a path (or `*`), the
+    Host header is the one that counts, and no upgrade is left in them. A request with an ignored upgrade is
+    the last of its connection. A proxy that mistakes the connection for a tunnel can then send nothing more.
     """
 
     def __init__(self, *, head_bytes: int, body_bytes: int, refused: Counter[str] | None = None) -> None:
@@ -37,9 +42,10 @@ class RequestGate(h11.Connection):
         self._body_limit_bytes = body_bytes
         self._body_bytes = 0
         self._refused = refused if refused is not None else Counter()
+        self._at_start = True
 
     def receive_data(self, data: bytes) -> None:
-        """Take what was read; what comes behind a request that is the last one is dropped."""
+        """Take data from the peer. Data behind the last request of a connection is dropped."""
         if self.their_state is not h11.MUST_CLOSE:
             super().receive_data(data)
 
@@ -47,6 +53,8 @@ class RequestGate(h11.Connection):
         """Read the next event. Raises h11.RemoteProtocolError with the status of the refusal."""
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA  # or h11 would complain about it, and the answer under way would be lost
+        if self._at_start and self.their_state is h11.IDLE and self._skip_empty_line():
+            return h11.NEED_DATA
         try:
             return self._let_through(super().next_event())
         except h11.RemoteProtocolError as problem:
@@ -56,18 +64,52 @@ class RequestGate(h11.Connection):
     def _let_through(
         self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
     ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        status = None
-        if isinstance(event, h11.Request):
-            self._body_bytes = 0
-            status = self._refusal(event)
-        elif isinstance(event, h11.Data):
-            self._body_bytes += len(event.data)
-            status = 413 if self._body_bytes > self._body_limit_bytes else None
-        if status is not None:
+        try:
+            if isinstance(event, h11.Request):
+                self._body_bytes, self._at_start = 0, True
+                return self._in_one_form(event)
+            if isinstance(event, h11.Data):
+                self._body_bytes += len(event.data)
+                if self._body_bytes > self._body_limit_bytes:
+                    raise Refusal(413, "the body is too large")
+        except Refusal as refusal:
             # h11 does the same before it raises; it makes whatever the app still sends harmless.
             self._process_error(self.their_role)
-            raise h11.RemoteProtocolError("refused", error_status_hint=status)
+            raise h11.RemoteProtocolError("refused", error_status_hint=refusal.status) from None
         return event
+
+    def _skip_empty_line(self) -> bool:
+        """Drop an empty line before a request; return True if more is needed to tell whether it is one."""
+        waiting = self.trailing_data[0]
+        if waiting in (b"", b"\r"):
+            return waiting == b"\r"
+        self._at_start = False
+        if line_bytes := len(waiting) - len(skip_empty_line(waiting)):
+            self._receive_buffer.maybe_extract_at_most(line_bytes)
+        return len(waiting) == line_bytes
+
+    def _in_one_form(self, request: h11.Request) -> h11.Request:
+        """Return the request as the app gets it. Raises Refusal."""
+        if (status := self._refusal(request)) is not None:
+            raise Refusal(status, "refused")
+        target, authority = split_target(request.method.decode(), request.target.decode())
+        headers: list[tuple[bytes, bytes]] = list(request.headers)
+        if authority is not None:
+            headers = [(b"host", authority.encode()), *(each for each in headers if each[0] != b"host")]
+        if not _HOST.fullmatch(dict(headers).get(b"host", b"")):
+            raise Refusal(400, "no host")
+        upgrade = b",".join(value for name, value in headers if name == b"upgrade")
+        if request.http_version == b"1.1" and names_websocket(upgrade.decode("latin-1")):
+            raise Refusal(400, "no WebSocket here")
+        if any(name == b"upgrade" for name, _ in headers):
+            headers = [each for each in headers if each[0] not in _OF_UPGRADES]
+            self._cstate.pending_switch_proposals.clear()
+            self._cstate.process_keep_alive_disabled()
+        elif authority is None:
+            return request
+        return h11.Request(
+            method=request.method, target=target, headers=headers, http_version=request.http_version
+        )
 
     def _refusal(self, request: h11.Request) -> int | None:
         """Decide about a request head; a status, or None if it may pass."""
@@ -80,10 +122,6 @@ class RequestGate(h11.Connection):
             return 505  # among them the preface of HTTP/2
         if request.method == b"CONNECT":
             return 501
-        if b"upgrade" in headers or not request.target.startswith(b"/"):
-            return 400
-        if not _HOST.fullmatch(headers.get(b"host", b"")):
-            return 400
         if b"transfer-encoding" in headers and b"content-length" in headers:
             return 400  # two opinions on where the body ends (RFC 9112 §6.1)
         if int(headers.get(b"content-length", b"0")) > self._body_limit_bytes:

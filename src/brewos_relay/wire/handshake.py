@@ -18,13 +18,16 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _request_line = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])").fullmatch
 _header_line = re.compile(rb"(%s):[ \t]*+([\t -~\x80-\xff]*+)" % _TOKEN).fullmatch
+_empty_line = re.compile(rb"\r?\n|\r\Z").match
+_absolute_target = re.compile(r"(?i:https?|wss?)://([^/?#]+)([/?].*)?").fullmatch
+_no_content = re.compile(r"0{1,20}").fullmatch
 _host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?").fullmatch
 _subprotocol = re.compile(_TOKEN.decode()).fullmatch
 _MAX_QUERY_FIELDS: Final = 50
 
 
 class Refusal(Exception):
-    """The request is answered with an HTTP status and a sentence, and the connection is closed."""
+    """An HTTP status and a sentence that answer a request. The connection is closed after it."""
 
     def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(f"{status} {message}")
@@ -32,25 +35,18 @@ class Refusal(Exception):
         self.message = message
         self.headers = headers or {}
 
-    def encode(self) -> bytes:
-        """Build the whole response; it never asks for another request on this connection."""
+    def encode(self, *, head_only: bool = False) -> bytes:
+        """Build the response; `head_only` leaves the body out, as in every answer to HEAD."""
         body = json.dumps({"error": self.message}).encode()
-        lines = [
-            f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
-            *(f"{name}: {value}" for name, value in self.headers.items()),
-            "Connection: close",
-        ]
-        return "\r\n".join(lines).encode("latin-1") + HEAD_END + body
+        headers = {"Content-Type": "application/json", **self.headers}
+        return encode_response(self.status, headers, body, head_only=head_only)
 
 
 class Request:
     """A request head: `method`, `path` and `query` as they came, `headers` by lower-case name.
 
-    Headers that came several times are joined with commas (RFC 9110 §5.3). Whoever has the connection
-    fills in `peer_address`, where it comes from, and `secure`, whether TLS protects it.
+    Headers that came several times are joined with commas (RFC 9110 §5.3). The owner of the
+    connection sets `peer_address`, and `secure` if TLS protects the connection.
     """
 
     __slots__ = ("headers", "method", "minor_version", "path", "peer_address", "query", "secure")
@@ -67,9 +63,9 @@ class Request:
         self.secure = False
 
     @property
-    def wants_upgrade(self) -> bool:
-        """Whether the request asks for another protocol on this connection, whichever."""
-        return "upgrade" in self.headers
+    def wants_websocket(self) -> bool:
+        """Whether the request asks for a WebSocket. HTTP/1.0 has no upgrades (RFC 9110 §7.8)."""
+        return self.minor_version == 1 and names_websocket(self.headers.get("upgrade", ""))
 
     def parameters(self) -> dict[str, str]:
         """Read the query string. Of a name that is there several times, the last value counts.
@@ -85,6 +81,52 @@ class Request:
             )
         except ValueError:
             raise Refusal(400, "the query string cannot be read") from None
+
+
+def encode_response(status: int, headers: dict[str, str], body: bytes = b"", *, head_only: bool) -> bytes:
+    """Build the last response of a connection; `head_only` leaves out the body, and changes no header."""
+    lines = [
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        *(f"{name}: {value}" for name, value in headers.items()),
+        "Connection: Upgrade, close" if "Upgrade" in headers else "Connection: close",
+    ]
+    return "\r\n".join(lines).encode("latin-1") + HEAD_END + (b"" if head_only else body)
+
+
+def skip_empty_line(data: bytes) -> bytes:
+    """Drop one empty line, or its beginning, before a request line: old clients send one after a body.
+
+    RFC 9112 §2.2 asks for that. A second empty line stays, and is no request line.
+    """
+    line = _empty_line(data)
+    return data[line.end() :] if line is not None else data
+
+
+def is_head_only(data: bytes) -> bool:
+    """Whether a request that begins with this data gets no body, as far as it can be told."""
+    return bool(data) and b"HEAD ".startswith(data[:5])
+
+
+def names_websocket(upgrade: str) -> bool:
+    """Whether WebSocket is among the protocols of an Upgrade header."""
+    return "websocket" in _tokens(upgrade)
+
+
+def split_target(method: str, target: str) -> tuple[str, str | None]:
+    """Return a request target in origin form, and the authority of one in absolute form. Raises Refusal.
+
+    An origin server has to accept both (RFC 9112 §3.2). The target `*`, for the server as a whole, is for
+    OPTIONS only; with OPTIONS, an address without a path stands for it.
+    """
+    if target.startswith("/") or (target == "*" and method == "OPTIONS"):
+        return target, None
+    found = _absolute_target(target)
+    if found is None or not _host(found[1]):
+        raise Refusal(400, "the request target must be a path, or a whole address of http, https, ws or wss")
+    path = found[2] or ("*" if method == "OPTIONS" else "/")
+    return f"/{path}" if path.startswith("?") else path, found[1]
 
 
 def begins_like_http(data: bytes) -> bool:
@@ -110,12 +152,12 @@ def parse_head(head: bytes) -> Request:
     host = headers.get("host")
     if (host is None and minor_version == 1) or (host and not _host(host)):
         raise Refusal(400, "the Host header is missing or cannot be read")
-    path, _, query = start[2].decode().partition("?")
-    if not path.startswith("/"):
-        raise Refusal(400, "the request target must begin with a slash")
-    return Request(
-        method=start[1].decode(), path=path, query=query, minor_version=minor_version, headers=headers
-    )
+    method = start[1].decode()
+    target, authority = split_target(method, start[2].decode())
+    if authority is not None:
+        headers["host"] = authority
+    path, _, query = target.partition("?")
+    return Request(method=method, path=path, query=query, minor_version=minor_version, headers=headers)
 
 
 def accept_upgrade(request: Request) -> bytes:
@@ -127,9 +169,9 @@ def accept_upgrade(request: Request) -> bytes:
     headers = request.headers
     if request.method != "GET" or request.minor_version != 1:
         raise Refusal(400, "a WebSocket begins with GET and HTTP/1.1")
-    if "content-length" in headers or "transfer-encoding" in headers:
+    if "transfer-encoding" in headers or not _no_content(headers.get("content-length", "0")):
         raise Refusal(400, "a WebSocket handshake has no body")
-    if "websocket" not in _tokens(headers.get("upgrade", "")):
+    if not names_websocket(headers.get("upgrade", "")):
         raise Refusal(
             426,
             "this address speaks WebSocket",
