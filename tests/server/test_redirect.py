@@ -58,12 +58,13 @@ async def test_a_request_is_sent_to_the_same_path_over_tls(method: str, target: 
     async with redirecting() as address:
         client = await WireClient.connect(address)
         await client.send(request(target, method=method))
-        head = (await client.read_to_end()).partition(b"\r\n\r\n")[0]
+        head, _, body = (await client.read_to_end()).partition(b"\r\n\r\n")
         await client.stream.aclose()
     assert head.startswith(b"HTTP/1.1 308 Permanent Redirect\r\n")
     assert f"\r\nLocation: https://relay.example{target}\r\n".encode() in head
     assert b"\r\nCache-Control: no-store" in head
     assert b"200 " not in head
+    assert (body == b"") == (method == "HEAD")
 
 
 @pytest.mark.parametrize(
