@@ -207,3 +207,26 @@ async def test_an_attempt_that_ends_in_503_is_given_back(
 )
 def test_the_networks_around_an_address(network: str, around: tuple[str, ...]) -> None:
     assert tuple(networks_of(network)) == around
+
+
+async def test_what_would_be_refused_can_be_asked_without_taking_anything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttles = Throttles()
+    for path, throttle in (
+        ("/api/auth/password", throttles.sign_ins),
+        ("/api/auth/refresh", throttles.refreshes),
+        ("/api/devices", throttles.requests),
+        ("/", throttles.pages),
+        ("/livez", throttles.health),
+    ):
+        for _ in range(3 * throttle.burst):
+            throttles.check_request(path, "192.0.2.1")
+        assert count(throttle, "192.0.2.1") == throttle.burst
+        with pytest.raises(Refused) as refused:
+            throttles.check_request(path, "192.0.2.1")
+        assert (refused.value.status, refused.value.reason) == (429, throttle._refusal(1).reason)
+        throttles.check_request(path, "192.0.2.2")
+    # A machine with its working key may always register.
+    count(throttles.register_by_address, "192.0.2.1")
+    throttles.check_request("/api/devices/register-claim", "192.0.2.1")

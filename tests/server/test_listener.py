@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from brewos_relay import messages
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.clock import now_ms
 from brewos_relay.messages import Message
@@ -19,6 +20,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.store import Store
+from brewos_relay.server.http import HttpSide
 from brewos_relay.wire.frames import PING_FRAME
 from brewos_relay.wire.transport import Transport
 from support.certificates import write_certificate
@@ -296,3 +298,30 @@ async def test_accepting_goes_on_after_the_process_was_out_of_files(tmp_path: Pa
                 connection.abort()
             await server.client(MACHINE)
             assert server.process.poll() is None
+
+
+async def test_a_request_that_is_throttled_is_refused_before_the_http_side_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bytes] = []
+    take = HttpSide.take
+
+    def note(self: HttpSide, stream: trio.abc.Stream, initial: bytes, **told: Any) -> None:
+        taken.append(initial.partition(b"\r\n")[0])
+        take(self, stream, initial, **told)
+
+    monkeypatch.setattr(HttpSide, "take", note)
+    sign_in = b"POST /api/auth/password HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    sign_in += b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
+    async with serve_here(tmp_path, within_s=20) as server:
+        statuses = []
+        for _ in range(Throttles().sign_ins.burst + 2):
+            answer = await (await server.connect()).ask(sign_in)
+            statuses.append(answer.status)
+        assert set(statuses[:-2]) == {400}
+        assert len(taken) in {len(statuses) - 1, len(statuses) - 2}  # one may have come back meanwhile
+        assert answer.status == 429
+        assert int(answer.header("retry-after")[0]) > 0
+        assert "Too many attempts to sign in" in json.loads(answer.body)["error"]
+        # Nothing else is affected.
+        assert (await (await server.connect()).ask(HEALTH)).status == 200

@@ -34,7 +34,7 @@ from brewos_relay.api.session_routes import sessions_blueprint
 from brewos_relay.api.sessions import SessionStarter
 from brewos_relay.api.sharing import sharing_blueprint
 from brewos_relay.api.sign_in import sign_in_blueprint
-from brewos_relay.api.throttle import Throttle, Throttles, network_of
+from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import Front
@@ -55,9 +55,6 @@ log = logging.getLogger(__name__)
 
 _BODY_S: Final = 30
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_REGISTER: Final = "/api/devices/register-claim"
-"""This has limits of its own, for machines."""
-_HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
 
 
 def create_app(
@@ -116,8 +113,7 @@ def create_app(
     async def look_at_request() -> None:
         note_caller(request, front=front)
         note_route(request)
-        if request.path != _REGISTER:
-            _budget_of(request.path, throttles).admit(network_of(current_caller().address))
+        throttles.admit_request(request.path, network_of(current_caller().address))
         cross_site.check(request, current_caller())
 
     async def answer_for_server() -> Response | None:
@@ -192,12 +188,6 @@ def create_app(
     app.register_error_handler(NotAnAdministrator, _not_an_administrator)
     app.register_error_handler(HTTPException, _refuse)
     return app
-
-
-def _budget_of(path: str, throttles: Throttles) -> Throttle:
-    if path in _HEALTH:
-        return throttles.health
-    return throttles.requests if _is_api(path) else throttles.pages
 
 
 def _say_no(refusal: Refused) -> Response:

@@ -75,6 +75,14 @@ class Throttle:
                 raise self._refusal(math.ceil(bucket.empty_s))
             taken.append(bucket)
 
+    def check(self, key: str) -> None:
+        """Raise Refused as `admit` would, without taking anything."""
+        now_s = trio.current_time()
+        for buckets, name in self._keys(key, ""):
+            bucket = buckets.find(name)
+            if bucket is not None and bucket.level(now_s) < 1:
+                raise self._refusal(math.ceil(bucket.empty_s))
+
     def give_back(self, key: str, *, about: str = "") -> None:
         """Undo an `admit`, for a request that is not to be counted."""
         now_s = trio.current_time()
@@ -142,6 +150,14 @@ def wider_networks(network: str) -> tuple[tuple[str, int], ...]:
     )
 
 
+_HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
+_REGISTER: Final = "/api/devices/register-claim"
+"""This has limits of its own, for machines."""
+_SIGN_INS: Final = frozenset(
+    f"/api/auth/{way}" for way in ("password", "invite", "google", "oidc", "facebook")
+)
+
+
 class Throttles:
     """Every rate limit of the API; keys of addresses are made by `network_of`.
 
@@ -171,3 +187,22 @@ class Throttles:
         # its street, nor, from elsewhere, from the machine itself.
         self.register_by_device = Throttle("registrations", burst=10, each_minute=6)
         self.register_by_address = Throttle("registrations", burst=500, each_minute=300, by_network=True)
+
+    def admit_request(self, path: str, network: str) -> None:
+        """Count a request by its path alone. Raises Refused (429)."""
+        if path != _REGISTER:
+            self._by_path(path).admit(network)
+
+    def check_request(self, path: str, network: str) -> None:
+        """Raise Refused (429) for a request that would be refused, before any work is done for it."""
+        if path != _REGISTER:
+            self._by_path(path).check(network)
+        if path in _SIGN_INS:
+            self.sign_ins.check(network)
+        elif path == "/api/auth/refresh":
+            self.refreshes.check(network)
+
+    def _by_path(self, path: str) -> Throttle:
+        if path in _HEALTH:
+            return self.health
+        return self.requests if path == "/api" or path.startswith("/api/") else self.pages

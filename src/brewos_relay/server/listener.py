@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 import trio
 
-from brewos_relay.api.throttle import network_of
+from brewos_relay.api.answers import Refused
+from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
@@ -27,7 +28,7 @@ from brewos_relay.server.arrival import Arrival, Door
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.request_gate import reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
-from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
+from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.stream import TransportStream
 
@@ -64,12 +65,13 @@ class Listener:
         handshakes: Counter[tuple[str, str]] | None = None,
         refused: Counter[str] | None = None,
         refusals: RefusalLog | None = None,
+        throttles: Throttles | None = None,
     ) -> None:
         """Take listening sockets.
 
         `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
         status), with 4002 for a token that was refused; `refused` counts refusals by reason, and `refusals`
-        logs them.
+        logs them. `throttles` are those of the HTTP side.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -78,6 +80,7 @@ class Listener:
         self._take_http = take_http
         self._door = door
         self._refusals = refusals or RefusalLog()
+        self._throttles = throttles or Throttles()
         relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
@@ -136,6 +139,7 @@ class Listener:
                 400,
                 "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client",
             )
+        self._refuse_throttled(request, arrival.network)
         self._take_http(
             TransportStream(arrival.transport),
             head + HEAD_END + rest,
@@ -143,6 +147,15 @@ class Listener:
             secure=arrival.secure,
         )
         arrival.release()
+
+    def _refuse_throttled(self, request: Request, network: str) -> None:
+        """Refuse an HTTP request that the API would refuse, for a tenth of the cost."""
+        try:
+            self._throttles.check_request(request.path, network)
+        except Refused as refusal:
+            headers = {**refusal.headers, "Vary": "Authorization"}
+            reason = refusal.reason or "too_many_requests"
+            raise Denied(reason, refusal.status, refusal.problem, headers=headers) from None
 
     async def _let_in(
         self,

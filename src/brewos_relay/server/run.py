@@ -19,6 +19,7 @@ from brewos_relay.api.app import create_app
 from brewos_relay.api.info import own_version
 from brewos_relay.api.measured import Measured
 from brewos_relay.api.metrics import MetricsPage
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.caller import Front
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
@@ -132,6 +133,7 @@ async def open_server(
                         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
                     ),
                 )
+                throttles = Throttles()
                 app = create_app(
                     relay=relay,
                     store=store,
@@ -148,6 +150,7 @@ async def open_server(
                     if settings.metrics_token
                     else None,
                     counters=requests,
+                    throttles=throttles,
                 )
                 async with (
                     open_http_side(
@@ -174,6 +177,7 @@ async def open_server(
                         handshakes=handshakes,
                         refused=requests.refused,
                         refusals=refusals,
+                        throttles=throttles,
                     )
                     listening.start_soon(listener.run)
                     listening.start_soon(keep_running, "measuring the event loop", late.run)

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+import trio
+
+from fuzz import floods
+from fuzz.floods import Seen, flood_server, percentile
+
+
+async def test_a_bystander_signs_in_and_connects_during_floods(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """How long that takes is judged where nothing else runs: by `nox -s fuzz`."""
+    monkeypatch.setattr(floods, "WINDOWS", 1)
+    monkeypatch.setattr(floods, "MOST_RATIO", 100.0)
+    with trio.fail_after(90):
+        seen = await flood_server(tmp_path, secs=8, seed=5, with_street=False)
+    assert seen.problems == []
+    assert all(len(times) >= 5 for times in (*seen.quiet.values(), *seen.flooded.values()))
+
+
+def test_a_bystander_who_waits_is_found() -> None:
+    seen = Seen()
+    for times in (*seen.quiet.values(), seen.flooded["sign-in"]):
+        times.extend([0.010] * 100)
+    seen.flooded["connect"].extend([0.010] * 98 + [0.021] * 2)
+    floods._judge(seen)
+    assert seen.problems[0] == "a connect of the bystander takes 2.10 times as long in a flood"
+    assert len([line for line in seen.lines() if "2.10 times" in line]) == 1
+
+
+def test_percentiles() -> None:
+    times = [number / 1000 for number in range(1, 201)]
+    assert percentile(times, 50) == pytest.approx(0.101)
+    assert percentile(times) == pytest.approx(0.199)
+    assert percentile([0.5]) == 0.5
