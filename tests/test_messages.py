@@ -326,6 +326,12 @@ def test_owners_are_told_of_a_key_among_what_the_machine_logs() -> None:
     assert content == {"type": "log", "level": "warn", "source": "relay", "timestamp": 17}
 
 
+def test_owners_are_told_of_a_device_that_another_machine_has() -> None:
+    content = _decoded(messages.owner_changed(17))
+    assert "owns the device now" in content.pop("message")
+    assert content == {"type": "log", "level": "warn", "source": "relay", "timestamp": 17}
+
+
 def test_whoever_may_not_is_told_whom_to_ask() -> None:
     content = _decoded(messages.forbidden("BRW-00000001"))
     assert "owner" in content.pop("message")

@@ -195,6 +195,19 @@ SAID: Final[tuple[Said, ...]] = (
         fields={"error": "`device_busy`", "message": _TEXT},
     ),
     Said(
+        made_by="owner_changed",
+        to="client",
+        when="To owners, before they lose a device to [a machine that"
+        " connected](../explanation/security.md#machines-that-never-connected)",
+        forms=(messages.owner_changed(_NOW_MS),),
+        fields={
+            "level": "`warn`: apps show it among what the machine logs",
+            "source": "`relay`",
+            "timestamp": "when it registered it",
+            "message": _TEXT,
+        },
+    ),
+    Said(
         made_by="key_pending",
         to="client",
         when="To owners, when a machine [registered another"

@@ -16,6 +16,9 @@ RelayError
 │   ├── NotAnAdministrator   a write that takes an administrator
 │   ├── TooManyKeys      sending a machine yet another key that it will not use
 │   ├── QuotaReached     giving a user more machines than an account may have
+│   ├── TooManyUnproven  claiming yet another machine while so many others never connected
+│   ├── PairingClosed    registering a machine that is unknown while pairing is closed
+│   ├── TooManyNewDevices registering yet another id from a network
 │   ├── SignInRefused    somebody whom nobody let in, or whose e-mail address nobody vouches for
 │   ├── UserExists       making an account with an e-mail address that has one
 │   └── DeviceFileError  a device file with a line that cannot be taken
@@ -207,6 +210,38 @@ class QuotaReached(RegistryError):
             f"an account may have {limit} machines: leave one first, or ask the server's administrator for a"
             " larger BREWOS_RELAY_MACHINES_PER_ACCOUNT"
         )
+
+
+class TooManyUnproven(RegistryError):
+    """A user would own more machines that never connected than an account may."""
+
+    code = "too_many_unproven"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"{limit} of your machines have never connected: switch them on, or leave them, and try again"
+        )
+
+
+class PairingClosed(RegistryError):
+    """A machine that is unknown wants to register while pairing is closed."""
+
+    code = "pairing_closed"
+
+    def __init__(self) -> None:
+        super().__init__("pairing is closed: an administrator can open it with `brewos-relay pairing open`")
+
+
+class TooManyNewDevices(RegistryError):
+    """A network has registered as many new ids as it may in a day."""
+
+    code = "too_many_new_devices"
+
+    def __init__(self, *, retry_s: int) -> None:
+        self.retry_s = retry_s
+        # Without the number: a machine takes "200 " anywhere in an answer for success.
+        super().__init__("too many new machines were registered from this network within a day")
 
 
 class SignInRefused(RegistryError):

@@ -269,6 +269,21 @@ def key_pending(timestamp_ms: int) -> Message:
     )
 
 
+def owner_changed(timestamp_ms: int) -> Message:
+    """Tell an owner that a machine with another key has the device now, and its user with it."""
+    return encode(
+        {
+            "type": "log",
+            "level": "warn",
+            "source": "relay",
+            "timestamp": timestamp_ms,
+            "message": "A machine with this id and another key has connected, and the user who paired it owns"
+            " the device now. If the machine is yours, switch it on within a day of pairing it, or ask the"
+            " administrator of this server to release it.",
+        }
+    )
+
+
 def device_status(device_id: str, *, online: bool, last_seen: str | None, **more: Any) -> Message:
     """Say whether a device is there, in a way that apps take quietly.
 

@@ -19,6 +19,10 @@ ROUTES = [
     ("DELETE", "/admin/users/x", None),
     ("GET", "/admin/devices", None),
     ("GET", "/admin/stats", None),
+    ("GET", "/admin/pairing", None),
+    ("POST", "/admin/pairing", {"minutes": 5}),
+    ("DELETE", "/admin/pairing", None),
+    ("POST", f"/admin/devices/{STRANGE}/release", None),
 ]
 
 

@@ -36,10 +36,14 @@ COMMANDS = {
     ("device", "import"),
     ("device", "list"),
     ("device", "remove"),
+    ("device", "release"),
     ("device", "rotate-key"),
     ("device", "take"),
     ("device", "users"),
     ("doctor",),
+    ("pairing", "close"),
+    ("pairing", "open"),
+    ("pairing", "status"),
     ("secret",),
     ("send",),
     ("serve",),
@@ -53,7 +57,7 @@ COMMANDS = {
     ("user", "remove"),
     ("user", "sign-out"),
 }
-GROUPS = [("db",), ("device",), ("user",)]
+GROUPS = [("db",), ("device",), ("pairing",), ("user",)]
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:

@@ -301,7 +301,8 @@ def test_reading_needs_no_transaction(database: Database) -> None:
         assert all_devices(db) == []
         # What somebody else commits meanwhile is seen.
         other.execute(
-            "INSERT INTO devices VALUES ('BRW-00000001', x'00', null, 1, 1, null, null, null, null, 0)"
+            "INSERT INTO devices (id, key_hash, created_at_ms, last_seen_ms)"
+            " VALUES ('BRW-00000001', x'00', 1, 1)"
         )
         other.commit()
         assert len(all_devices(db)) == 1

@@ -241,16 +241,16 @@ def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> Non
 
 
 @ON_SQLITE
-def test_addresses_that_are_the_same_all_keep_their_accounts(url: str, file: Path) -> None:
+def test_addresses_that_are_the_same_all_keep_their_accounts(
+    url: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kelvin = "mi\N{KELVIN SIGN}e@x.org"
     broken = "\ufdfa" * 30 + "@x.org"  # its key is too long
-    Database.open(url).close()
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "VERSIONS", migrations.VERSIONS[:4])
+        before.setattr(migrations, "HEAD", "0004")
+        Database.open(url).close()
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
-        for index in ("users_by_email_key", "invites_by_email_key"):
-            connection.execute(f"DROP INDEX {index}")
-        for table, column in (("users", "email_key"), ("invites", "email_key"), ("invites", "created_by")):
-            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("UPDATE alembic_version SET version_num = '0004'")
         rows = [("young", "mike@x.org", 2), ("old", kelvin, 1), ("odd", broken, 3), ("ada", "ada@x.org", 4)]
         connection.executemany(
             "INSERT INTO users (id, email, is_admin, created_at_ms) VALUES (?, ?, 0, ?)", rows

@@ -2,18 +2,27 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import Connection, select
 
+from brewos_relay.errors import QuotaReached, TooManyUnproven
 from brewos_relay.registry.access import access_of, give, leave, take
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.keys import add_next_key, use_next_key
-from brewos_relay.registry.pairing import CLAIMS_AT_MOST, Registered, claim, register_claim
+from brewos_relay.registry.pairing import (
+    CLAIMS_AT_MOST,
+    NETWORKS_AT_MOST,
+    Registered,
+    claim,
+    register_claim,
+)
+from brewos_relay.registry.proof import UNPROVEN_PER_ACCOUNT, confirm_key
 from brewos_relay.registry.records import Activity, Claimed, Device
 from brewos_relay.registry.schema import claims
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
@@ -24,7 +33,13 @@ LIFE_MS: Final = 10 * MINUTE_MS
 
 
 def register(
-    db: Connection, token: str, *, key: str = "first", device_id: str = ID, now_ms: int = NOW_MS
+    db: Connection,
+    token: str,
+    *,
+    key: str = "first",
+    device_id: str = ID,
+    now_ms: int = NOW_MS,
+    network: str = "",
 ) -> Registered:
     return register_claim(
         db,
@@ -33,6 +48,7 @@ def register(
         token_hash=hash_of(token),
         now_ms=now_ms,
         expires_at_ms=now_ms + LIFE_MS,
+        networks=(network,),
     )
 
 
@@ -402,6 +418,39 @@ def test_no_more_than_eight_tokens_and_the_oldest_goes(db: Connection) -> None:
     assert scan(db, "t28", "olga") is not None
 
 
+def test_network_cannot_evict_the_token_of_another_one(db: Connection) -> None:
+    register(db, "its", network="home")
+    for number in range(30):
+        register(db, f"eve's {number}", key=f"eve's {number}", network="eve's", now_ms=NOW_MS + number)
+    assert len(tokens(db)) == CLAIMS_AT_MOST + 1
+    assert scan(db, "its", "olga")
+    assert device(db).key_hash == hash_of("first")
+
+
+def test_so_many_networks_at_most_have_tokens_of_a_device(db: Connection) -> None:
+    register(db, "its", network="home")
+    for number in range(2 * NETWORKS_AT_MOST):
+        register(db, f"eve's {number}", key="eve's", network=f"eve's {number}", now_ms=NOW_MS + number)
+    assert len(tokens(db)) == NETWORKS_AT_MOST
+    assert scan(db, "its", "olga")
+
+
+def test_working_key_of_an_owned_device_finds_room_beside_many_networks(db: Connection) -> None:
+    register(db, "its", network="home")
+    scan(db, "its", "olga")
+    for number in range(NETWORKS_AT_MOST):
+        register(db, f"eve's {number}", key="eve's", network=f"eve's {number}", now_ms=NOW_MS + number)
+    register(db, "on the road", network="elsewhere", now_ms=NOW_MS + 100)
+    assert hash_of("on the road") in tokens(db)
+    assert hash_of("its") in tokens(db)
+    assert len({*tokens(db)}) == NETWORKS_AT_MOST
+    # Where all of them have tokens of the working key, there is none to give way.
+    for number in range(NETWORKS_AT_MOST):
+        register(db, f"ours {number}", network=f"eve's {number}", now_ms=NOW_MS + 200)
+    register(db, "too many", network="one more", now_ms=NOW_MS + 300)
+    assert hash_of("too many") not in tokens(db)
+
+
 def test_a_flood_of_other_keys_costs_the_machine_none_of_its_tokens(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga")
@@ -454,3 +503,37 @@ def test_a_device_that_another_connection_added_a_moment_before(
     monkeypatch.setattr("brewos_relay.registry.pairing._lock", lambda *_: None)
     assert register(db, "u") == "refreshed"
     assert len(tokens(db)) == 2
+
+
+# Quotas
+
+
+def test_account_has_so_many_machines_at_most(db: Connection) -> None:
+    for number in range(3):
+        id_ = f"BRW-{number:08X}"
+        register(db, f"t{number}", device_id=id_)
+        confirm_key(db, id_, hash_of("first"))
+    got = partial(claim, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=2)
+    for number in range(2):
+        assert got(device_id=f"BRW-{number:08X}", token_hash=hash_of(f"t{number}"))
+    with pytest.raises(QuotaReached):
+        got(device_id="BRW-00000002", token_hash=hash_of("t2"))
+    # An answer that was lost can be had again, and a wrong token tells nothing.
+    assert got(device_id="BRW-00000000", token_hash=hash_of("t0"))
+    assert got(device_id="BRW-00000002", token_hash=hash_of("guessed")) is None
+
+
+def test_account_owns_few_machines_that_never_connected(db: Connection) -> None:
+    got = partial(claim, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=50)
+    for number in range(UNPROVEN_PER_ACCOUNT + 1):
+        register(db, f"t{number}", device_id=f"BRW-{number:08X}")
+    for number in range(UNPROVEN_PER_ACCOUNT):
+        assert got(device_id=f"BRW-{number:08X}", token_hash=hash_of(f"t{number}"))
+    last: Any = {
+        "device_id": f"BRW-{UNPROVEN_PER_ACCOUNT:08X}",
+        "token_hash": hash_of(f"t{UNPROVEN_PER_ACCOUNT}"),
+    }
+    with pytest.raises(TooManyUnproven):
+        got(**last)
+    confirm_key(db, "BRW-00000000", hash_of("first"))
+    assert got(**last)

@@ -38,6 +38,7 @@ def test_with_what_rows_belong_to_they_go() -> None:
         ("known_networks", "user_id"),
         ("sessions", "user_id"),
         ("redeemed_invites", "user_id"),
+        ("notices", "user_id"),
         ("refresh_tokens", "session_id"),
     }
     assert set(belonging.values()) == {"CASCADE"}

@@ -74,3 +74,8 @@ def test_all_of_them() -> None:
 
 def test_machines_per_account_come_from_the_settings() -> None:
     assert account_rules(Settings(machines_per_account=3)).machines_per_account == 3
+
+
+def test_new_devices_follow_the_settings() -> None:
+    rules = account_rules(Settings(pairing="window", new_machines_per_network=3)).new_devices
+    assert (rules.mode, rules.per_network) == ("window", 3)

@@ -15,6 +15,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
+from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted
 from brewos_relay.registry.records import Access, Device, Session
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
@@ -82,6 +83,9 @@ class FakeStore(Store):
         self.sessions = {"session of ada": "ada"}
         self.used: list[bytes] = []
         self.takes_keys = True
+        self.noted = self.goes_back = False
+        self.confirmed: list[Any] = []
+        self.challengers: list[Any] = []
         self.answers_soon: Callable[[], None] = lambda: None
         """Called before each answer."""
 
@@ -112,7 +116,21 @@ class FakeStore(Store):
             is_admin=False,
         )
 
+    async def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        assert function is is_noted
+        assert args[0] is self.device
+        await self._answer("is it noted")
+        return self.noted
+
     async def write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function is confirm_key:
+            await self._answer("confirm this key")
+            self.confirmed.append(args)
+            return None
+        if function is came_with_other_key:
+            await self._answer("note this key")
+            self.challengers.append(args)
+            return self.goes_back
         assert function is use_next_key
         device_id, key_hash = args
         assert device_id == DEVICE_ID
@@ -214,6 +232,33 @@ async def test_a_key_that_was_sent_and_taken_back_meanwhile_is_none() -> None:
     store.takes_keys = False
     refusal = await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
     assert refusal.message == "unknown device or wrong key"
+
+
+async def test_first_connection_with_a_key_that_registered_itself_is_written_down() -> None:
+    store = FakeStore()
+    store.device = replace(store.device, unproven_since_ms=1)
+    entry = await admission(store=store).check(device_request())
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
+    assert store.confirmed == [(DEVICE_ID, hash_key(KEY))]
+
+
+async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -> None:
+    store = FakeStore()
+    store.device = replace(store.device, unproven_since_ms=1)
+    for noted, asked in ((False, 1), (True, 1)):
+        store.noted = noted
+        await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
+        assert store.challengers == [(DEVICE_ID, hash_key(NEXT_KEY))] * asked
+
+
+async def test_key_of_an_earlier_claim_is_let_in_if_the_device_goes_back_to_it() -> None:
+    store = FakeStore()
+    store.device = replace(store.device, former_key_hash=hash_key(NEXT_KEY))
+    store.goes_back = True
+    entry = await admission(store=store).check(device_request(key=NEXT_KEY))
+    assert entry == DeviceEntry(DEVICE_ID, hash_key(NEXT_KEY), "192.0.2.7")
+    await see_refusal(admission(store=store), device_request(key=NEWEST_KEY), 401)
+    assert store.challengers == [(DEVICE_ID, hash_key(NEXT_KEY))]
 
 
 async def test_malformed_devices_cost_no_question() -> None:

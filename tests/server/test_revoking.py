@@ -279,6 +279,17 @@ async def test_a_connection_with_a_key_that_is_none_any_more_ends(
         assert client.types.count("device_offline") == (0 if code is None else 1)
 
 
+async def test_owners_hear_that_another_machine_has_the_device_before_they_lose_it() -> None:
+    async with scene() as it:
+        owner, member = it.client(user_id="ada"), it.client(user_id="bob", may_manage=False)
+        await wait_all_tasks_blocked()
+        await it.change("owner_changed", "access_changed", device_id=ONE, user_id="ada")
+        [told] = [message for message in owner.received if message["type"] == "log"]
+        assert told["level"] == "warn"
+        assert "owns the device now" in told["message"]
+        assert "log" not in member.types
+
+
 async def test_owners_are_told_that_another_key_waits() -> None:
     async with scene() as it:
         owners = [it.client(user_id="ada"), it.client(user_id="ada", by_token=True)]
@@ -339,7 +350,8 @@ async def test_a_registry_that_does_not_answer_ends_whom_it_is_about_and_they_ma
 
 
 @pytest.mark.parametrize(
-    "kind", ["access_changed", "device_removed", "key_changed", "key_pending", "rotate_key"]
+    "kind",
+    ["access_changed", "device_removed", "key_changed", "key_pending", "owner_changed", "rotate_key"],
 )
 async def test_a_change_about_nothing_changes_nothing(
     kind: ChangeKind, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from brewos_relay.auth.identity import ProvenIdentity
+from brewos_relay.registry.pairing_window import NewDeviceRules
 
 DAY_S: Final = 24 * 3600
 
@@ -34,6 +35,8 @@ class AccountRules:
     """Whether signing in gives somebody new an account; else it takes an invite for their e-mail address."""
     machines_per_account: int = 50
     """How many machines one account may have, in any role."""
+    new_devices: NewDeviceRules = field(default_factory=NewDeviceRules)
+    """Which machines may register that are unknown."""
     access_ttl_s: int = 3600
     refresh_ttl_s: int = 30 * DAY_S
     refresh_grace_s: int = 60

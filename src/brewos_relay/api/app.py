@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.activity import activity_blueprint
 from brewos_relay.api.admin import admin_blueprint, not_an_administrator
+from brewos_relay.api.admin_pairing import admin_pairing_blueprint
 from brewos_relay.api.answers import Refused, error_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.callers import current_caller, note_caller
@@ -25,6 +26,7 @@ from brewos_relay.api.keys import keys_blueprint
 from brewos_relay.api.measured import note_route
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
 from brewos_relay.api.needs import Registry, RelayView
+from brewos_relay.api.notices import notices_blueprint
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import pairing_blueprint
 from brewos_relay.api.passwords import PasswordCheck, passwords_blueprint
@@ -48,6 +50,7 @@ from brewos_relay.errors import (
     RegistryError,
     RoleTooLow,
     TokenRejected,
+    TooManyUnproven,
 )
 from brewos_relay.telemetry.requests import RequestCounters
 
@@ -142,7 +145,9 @@ def create_app(
     # What people do with their machines, and what machines do here.
     app.register_blueprint(devices_blueprint(relay=relay, store=store, signed_in=signed_in))
     app.register_blueprint(device_users_blueprint(store=store, signed_in=signed_in))
-    app.register_blueprint(pairing_blueprint(store=store, signed_in=signed_in, throttles=throttles))
+    app.register_blueprint(
+        pairing_blueprint(store=store, signed_in=signed_in, throttles=throttles, accounts=accounts)
+    )
     app.register_blueprint(
         sharing_blueprint(store=store, signed_in=signed_in, throttles=throttles, front=front)
     )
@@ -151,7 +156,11 @@ def create_app(
     app.register_blueprint(watchers_blueprint(relay=relay, store=store, signed_in=signed_in))
     # What they do with the server.
     app.register_blueprint(admin_blueprint(relay=relay, store=store, signed_in=signed_in, front=front))
+    app.register_blueprint(
+        admin_pairing_blueprint(store=store, signed_in=signed_in, rules=accounts.new_devices)
+    )
     # Who they are.
+    app.register_blueprint(notices_blueprint(store=store, signed_in=signed_in))
     starter = SessionStarter(store=store, keys=keys, accounts=accounts)
     passwords = PasswordCheck(store=store, throttles=throttles)
     app.register_blueprint(
@@ -186,6 +195,7 @@ def create_app(
     app.register_error_handler(QuotaReached, _quota_reached)
     app.register_error_handler(RoleTooLow, _role_too_low)
     app.register_error_handler(NotAnAdministrator, _not_an_administrator)
+    app.register_error_handler(TooManyUnproven, _quota_reached)
     app.register_error_handler(HTTPException, _refuse)
     return app
 
@@ -227,7 +237,7 @@ async def _not_an_owner(_problem: NotAnOwner) -> Response:
     return _say_no(not_allowed("owner"))
 
 
-async def _quota_reached(problem: QuotaReached) -> Response:
+async def _quota_reached(problem: QuotaReached | TooManyUnproven) -> Response:
     text = str(problem)
     return error_answer(f"{text[:1].upper()}{text[1:]}.", status=409)
 

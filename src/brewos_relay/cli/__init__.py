@@ -19,6 +19,7 @@ from brewos_relay.cli import (
     device_history,
     device_users,
     doctor,
+    pairing,
     running,
     simulate,
     user,
@@ -75,14 +76,15 @@ def cli() -> None:
 
 
 for _command in (
-    running.serve, running.demo, access.secret, access.token, user.user, device, database.database,
+    running.serve, running.demo, access.secret, access.token, user.user, device, pairing.pairing,
+    database.database,
     running.tail, running.send, doctor.doctor, simulate.simulate,
 ):  # fmt: skip
     cli.add_command(_command)
 
 for _command in (
     device_users.users, device_users.give, device_users.take, device_history.activity,
-    device_history.rotate_key, device_doctor.device_doctor,
+    device_history.rotate_key, device_doctor.device_doctor, pairing.release,
 ):  # fmt: skip
     device.add_command(_command)
 

@@ -103,6 +103,7 @@ def give(
       brewos-relay device give BRW-12AB34CD --user guest --role viewer --until 7d
     """
     from brewos_relay.registry import access
+    from brewos_relay.registry.proof import trust_key
 
     if role == "owner" and until_s is not None:
         raise click.UsageError("an owner is one for ever; leave out --until, or take --role member")
@@ -122,6 +123,8 @@ def give(
             else:
                 access.set_role(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
             done.append(f"{user} is {role} of {device_id} now{limit}.")
+        # The one who runs the server says whose it is: that holds without a machine that connects.
+        trust_key(db, device_id)
     click.echo("\n".join(done), err=True)
 
 

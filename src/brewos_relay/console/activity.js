@@ -6,6 +6,7 @@ import { byId, clock, make, whenAsked } from "./page.js";
 const SHOWN = 30;
 const WORDS = {
   claimed: () => "paired the machine",
+  owner_changed: () => "has the machine now: it connected, and the one paired before never did, or came later",
   shared: ({ role }) => (role ? `shared it with a ${role}` : "shared it"),
   share_claimed: ({ role }) => (role ? `took up a share as ${role}` : "took up a share"),
   share_revoked: () => "revoked a share",

@@ -2,7 +2,7 @@
 
 import { askSignedIn } from "./api.js";
 import { Listing } from "./listing.js";
-import { ago, byId, confirmed, day, goToLogin, make, tell, whenAsked, whileSeen } from "./page.js";
+import { ago, byId, clock, confirmed, day, goToLogin, make, tell, whenAsked, whileSeen } from "./page.js";
 import { SignedOut } from "./session.js";
 import { showTop } from "./top.js";
 
@@ -22,6 +22,7 @@ const accounts = new Listing({
 async function refresh() {
   try {
     showStats(await askSignedIn("GET", "/api/admin/stats"));
+    showPairing(await askSignedIn("GET", "/api/admin/pairing"));
     await devices.refresh();
     await accounts.refresh();
     tell(problem);
@@ -49,9 +50,36 @@ function showStats(stats) {
   before = stats;
 }
 
+function showPairing({ mode, isOpen, openUntil }) {
+  const words = {
+    open: "Any machine may register here.",
+    closed: "No new machine may register here (BREWOS_RELAY_PAIRING is closed).",
+    window: isOpen ? `New machines may register until ${clock(openUntil)}.` : "No new machine may register until you open pairing.",
+  };
+  tell(byId("pairing-state"), words[mode]);
+  byId("pairing-open").hidden = mode !== "window";
+  byId("pairing-close").hidden = mode !== "window" || !isOpen;
+}
+
+whenAsked(byId("pairing-open"), problem, async () => {
+  showPairing(await askSignedIn("POST", "/api/admin/pairing", { minutes: 10 }));
+});
+
+whenAsked(byId("pairing-close"), problem, async () => {
+  showPairing(await askSignedIn("DELETE", "/api/admin/pairing"));
+});
+
 function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, machineType, keyPending, owners }) {
   const apps = clients && `${clients} ${clients === 1 ? "app" : "apps"}`;
   const more = [id, owners.join(", ") || "nobody's", machineType?.replaceAll("_", " "), firmwareVersion && `firmware ${firmwareVersion}`, apps];
+  const release = make("button", "quiet small bad", "Release");
+  release.setAttribute("aria-label", `Release ${id}`);
+  whenAsked(release, problem, async () => {
+    const text = "All of its users lose it, and it can be paired again. Do this if a stranger has paired a machine that is not theirs.";
+    if (!(await confirmed({ title: `Release ${id}?`, text, act: "Release" }))) return;
+    await askSignedIn("POST", `/api/admin/devices/${encodeURIComponent(id)}/release`);
+    await devices.refresh();
+  });
   return make("li", "", [
     make("div", "what", [
       make("div", "name", name ?? id),
@@ -59,6 +87,7 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
       ...(keyPending ? [make("div", "more", "Another key waits for its owner to pair it again.")] : []),
     ]),
     isOnline ? make("span", "state online", "online") : make("span", "state", lastSeen ? `last seen ${ago(lastSeen)}` : "never seen"),
+    ...(owners.length ? [make("span", "acts", [release])] : []),
   ]);
 }
 

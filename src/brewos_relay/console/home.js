@@ -1,6 +1,7 @@
 // The page of somebody who is signed in: their machines and their sessions, kept up to date.
 
 import { refreshMachines } from "./machines.js";
+import { refreshNotices } from "./notices.js";
 import { byId, goToLogin, tell, whileSeen } from "./page.js";
 import { SignedOut } from "./session.js";
 import { refreshSessions } from "./sessions.js";
@@ -12,6 +13,7 @@ const problem = byId("problem");
 async function refresh() {
   try {
     await refreshMachines();
+    await refreshNotices();
     await refreshSessions(problem);
     tell(problem);
   } catch (failure) {

@@ -192,7 +192,7 @@ def leave(
     if (had := everybody.get(user_id)) is None:
         return None
     if _is_last_owner(had, everybody.values()):
-        _release(db, device_id, everybody, now_ms=now_ms)
+        release_from(db, device_id, everybody, now_ms=now_ms)
         return "removed"
     _take(db, device_id, [user_id], now_ms=now_ms)
     _note(db, device_id, "user_removed", by_user_id or user_id, {"user": user_id}, now_ms=now_ms)
@@ -202,10 +202,11 @@ def leave(
 def release(db: Connection, device_id: str, *, now_ms: int) -> None:
     """Take a device away from everybody, as when the last owner leaves it. Raises DeviceUnknown."""
     lock_device(db, device_id)
-    _release(db, device_id, current_users(db, device_id, now_ms=now_ms), now_ms=now_ms)
+    release_from(db, device_id, current_users(db, device_id, now_ms=now_ms), now_ms=now_ms)
 
 
-def _release(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
+def release_from(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
+    """Take a locked device from all of its users."""
     _take(db, device_id, list(user_ids), now_ms=now_ms)
     for table in (device_users, shares):
         db.execute(delete(table).where(table.c.device_id == device_id))

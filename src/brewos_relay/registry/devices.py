@@ -127,8 +127,8 @@ def note_info(
 
 def device_of(row: Sequence[Any], *, anonymous: bool = False) -> Device:
     """Make a record of a row of all columns of `devices`; the caller may know whether it is anonymous."""
-    # What comes after these is for housekeeping only.
-    id_, key_hash, name, created_at_ms, last_seen_ms, next_keys, pending_since_ms, firmware, machine, *_ = row
+    id_, key_hash, name, created_at_ms, last_seen_ms, next_keys, pending_since_ms, *rest = row
+    firmware, machine, _itself, unproven_since_ms, former_key, former_user, former_until_ms, *_ = rest
     return Device(
         id=id_,
         key_hash=key_hash,
@@ -140,6 +140,10 @@ def device_of(row: Sequence[Any], *, anonymous: bool = False) -> Device:
         firmware_version=firmware,
         machine_type=machine,
         anonymous=anonymous,
+        unproven_since_ms=unproven_since_ms,
+        former_key_hash=former_key,
+        former_user_id=former_user,
+        former_until_ms=former_until_ms,
     )
 
 

@@ -7,6 +7,9 @@ from sqlalchemy import Connection, and_, delete, exists, func, or_, select, tupl
 from brewos_relay.registry import activity as activity_module
 from brewos_relay.registry import known_networks as known_networks_module
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
+from brewos_relay.registry.notices import NOTICES_KEPT_MS
+from brewos_relay.registry.pairing_window import forget_counts
+from brewos_relay.registry.proof import expire_claims
 from brewos_relay.registry.schema import (
     activity,
     changes,
@@ -15,6 +18,7 @@ from brewos_relay.registry.schema import (
     devices,
     invites,
     known_networks,
+    notices,
     redeemed_invites,
     refresh_tokens,
     sessions,
@@ -31,10 +35,10 @@ DEVICES_AT_ONCE: Final = 10_000
 def prune(db: Connection, *, now_ms: int) -> bool:
     """Delete what is over: sessions, refresh tokens, invites, claims, shares, access until a time.
 
-    Also old activity, networks that an account was not signed in to from for long, changes that every running
-    server has seen, and devices that registered themselves and that no user has: those that were not seen for
-    a month, and all but the 50,000 that were seen last, since anybody can register as many as they like. True
-    if there are more of these to delete.
+    Also claims of machines that never connected, old activity, notices, networks that an account was not
+    signed in to from for long, changes that every running server has seen, and devices that registered
+    themselves and have no users: those that were not seen for a month, and all but the 50,000 that were seen
+    last, since anybody can register as many as they like. True if there are more of these to delete.
     """
     for table in (sessions, refresh_tokens, invites, redeemed_invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
@@ -42,8 +46,11 @@ def prune(db: Connection, *, now_ms: int) -> bool:
     unused_since_ms = now_ms - known_networks_module.KEPT_MS
     db.execute(delete(known_networks).where(known_networks.c.seen_at_ms <= unused_since_ms))
     db.execute(delete(changes).where(changes.c.at_ms <= now_ms - CHANGES_KEPT_MS))
+    db.execute(delete(notices).where(notices.c.at_ms <= now_ms - NOTICES_KEPT_MS))
+    forget_counts(db, now_ms=now_ms)
     _prune_activity(db, now_ms=now_ms)
-    return _prune_devices(db, now_ms=now_ms)
+    more_claims = expire_claims(db, now_ms=now_ms)
+    return _prune_devices(db, now_ms=now_ms) or more_claims
 
 
 def _prune_devices(db: Connection, *, now_ms: int) -> bool:

@@ -90,10 +90,26 @@ def replace_key(db: Connection, device: Device, key_hash: bytes, *, user_id: str
 
 
 def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_ms: int) -> Device:
-    """Make a key the key of a device that nobody has. Claims stay: any one may be the machine's own."""
-    _write(db, device.id, key_hash=key_hash, next_key_hashes=None, key_pending_since_ms=None)
+    """Make a key the key of a device that nobody has. Claims stay: any one may be the machine's own.
+
+    No machine has connected with the key yet.
+    """
+    _write(
+        db,
+        device.id,
+        key_hash=key_hash,
+        next_key_hashes=None,
+        key_pending_since_ms=None,
+        unproven_since_ms=now_ms,
+    )
     note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
-    return replace(device, key_hash=key_hash, next_key_hashes=(), key_pending_since_ms=None)
+    return replace(
+        device,
+        key_hash=key_hash,
+        next_key_hashes=(),
+        key_pending_since_ms=None,
+        unproven_since_ms=now_ms,
+    )
 
 
 def note_pending(db: Connection, device: Device, *, now_ms: int) -> None:

@@ -1,24 +1,26 @@
-"""Pairing: a machine shows a token, and whoever claims it gets the machine.
+"""Pairing: a machine shows a token, and the user who claims it gets the machine.
 
 | Whose claim | The token's key works | The token's key is another |
 | --- | --- | --- |
-| Anybody's, of a device that nobody has | becomes an owner | becomes an owner; the key becomes the device's |
+| Any user's, of a device without users | becomes an owner | becomes an owner; the key becomes the device's |
 | An owner's | stays an owner | the key becomes the device's |
-| Somebody else's | becomes a member | is refused |
-| Somebody's, of a device that has users and no owner | becomes an owner | is refused |
+| Another user's | becomes a member | is refused, unless its machine connected and the owner's never did |
+| Any user's, of a device with users and without owners | becomes an owner | as above |
 
-A token works once, for whoever claims it first; they get the same answer when they ask again. Tokens are
-found by their hashes alone. A machine that says it has another key than the one on file is not believed: its
-id can be guessed. That its owner holds the token that it shows is what proves it.
+A token works once, for the first user who claims it; that user gets the same answer when they ask again.
+Tokens are found by their hashes alone. A machine that says it has another key than the one on file is not
+believed: its id can be guessed. That its owner holds the token that it shows is what proves it. What a claim
+is worth before any machine has connected is in `registry.proof`.
 """
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from brewos_relay.errors import DeviceUnknown
-from brewos_relay.registry.access import current_users, give
+from brewos_relay.errors import DeviceUnknown, TooManyUnproven
+from brewos_relay.registry.access import current_users, give, lock_account
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import lock_device, set_name
@@ -30,6 +32,15 @@ from brewos_relay.registry.keys import (
     replace_unowned_key,
     works,
 )
+from brewos_relay.registry.pairing_window import NewDeviceRules, check_window, count_new_id
+from brewos_relay.registry.proof import (
+    UNPROVEN_PER_ACCOUNT,
+    count_unproven,
+    expire_claim,
+    seen_at,
+    take_over,
+)
+from brewos_relay.registry.quotas import check_quota
 from brewos_relay.registry.records import Access, Activity, Claimed, Device, Role, check_name
 from brewos_relay.registry.schema import claims, devices
 from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
@@ -48,7 +59,12 @@ __all__ = [
 Registered = Literal["stored", "refreshed", "replaced", "pending"]
 
 CLAIMS_AT_MOST: Final = 8
-"""How many tokens of one device are good at the same time."""
+"""How many tokens of one device are good at the same time, of those that one network registered."""
+
+NETWORKS_AT_MOST: Final = 32
+"""From how many networks tokens of one device are good at the same time."""
+
+_NO_RULES: Final = NewDeviceRules(per_network=None)
 
 _CLAIM: Final = (
     select(claims)
@@ -64,62 +80,99 @@ _CLAIMS: Final = (
 
 
 def register_claim(
-    db: Connection, *, device_id: str, key_hash: bytes, token_hash: bytes, now_ms: int, expires_at_ms: int
+    db: Connection,
+    *,
+    device_id: str,
+    key_hash: bytes,
+    token_hash: bytes,
+    now_ms: int,
+    expires_at_ms: int,
+    networks: Sequence[str] = ("",),
+    rules: NewDeviceRules = _NO_RULES,
 ) -> Registered:
-    """Take a token that a machine, or somebody who says so, shows; doing so again changes nothing.
+    """Take a token that a machine shows, or a stranger in its name; doing so again changes nothing.
 
     `stored`: the device was unknown and has this key now. `refreshed`: the key is one that works.
-    `replaced`: nobody has the device, so it has this key now. `pending`: somebody has it and its key stays;
-    an owner has to claim the token to make this key the device's.
+    `replaced`: the device has no users, so it has this key now. `pending`: the device has users and its key
+    stays; an owner has to claim the token to make this key the device's.
+
+    `networks` are the one that it came from and those around it, the widest first. Raises PairingClosed for
+    an unknown id, and for a new key of a device without users; TooManyNewDevices for an unknown id.
     """
+    network = networks[-1]
     device = _lock(db, device_id)
     if device is None:
+        check_window(db, rules.mode, now_ms=now_ms)
+        if rules.per_network is not None:
+            count_new_id(db, networks, per_network=rules.per_network, now_ms=now_ms)
         if _add_device(db, device_id, key_hash, now_ms=now_ms):
-            _add_claim(db, device_id, key_hash, token_hash, expires_at_ms)
+            _add_claim(db, device_id, key_hash, token_hash, expires_at_ms, network)
             return "stored"
         device = lock_device(db, device_id)  # another machine of this id, or this one twice, was faster
+    if expire_claim(db, device, now_ms=now_ms):
+        device = lock_device(db, device_id)
     outcome: Registered
     if works(device, key_hash):
         outcome = "refreshed"
-        # The machine is here, and has not lost its key: whoever said that it has another was somebody else.
+        # The machine is here, and has not lost its key: another key was registered by a stranger.
         forget_pending(db, device)
     elif current_users(db, device_id, now_ms=now_ms):
         outcome = "pending"
         _tell_of_pending(db, device, now_ms=now_ms)
     else:
         outcome = "replaced"
+        check_window(db, rules.mode, now_ms=now_ms)
         device = replace_unowned_key(db, device, key_hash, now_ms=now_ms)
-    _keep_claim(db, device, key_hash, token_hash, now_ms=now_ms, expires_at_ms=expires_at_ms)
+    _keep_claim(db, device, key_hash, token_hash, network=network, now_ms=now_ms, expires_at_ms=expires_at_ms)
     return outcome
 
 
 def claim(
-    db: Connection, *, device_id: str, token_hash: bytes, user_id: str, name: str | None, now_ms: int
+    db: Connection,
+    *,
+    device_id: str,
+    token_hash: bytes,
+    user_id: str,
+    name: str | None,
+    now_ms: int,
+    machines_at_most: int | None = None,
 ) -> Claimed | None:
     """Give a user the device that shows this token; None if the token is not good for that.
 
     `name` becomes the device's if the user owns it. ValueError if it cannot be one. What was done with a
-    device that nobody has is forgotten: those who had it before are no affair of the next owner's.
+    device without users is forgotten: it is no affair of its next owner. With `machines_at_most`, raises
+    QuotaReached if the user has so many, and TooManyUnproven.
     """
     if name is not None:
         check_name(name)
+    lock_account(db, user_id)
     # Both are asked for, whether or not the first is there: neither answer nor time tells which is wrong.
     device = _lock(db, device_id)
     token = db.execute(_CLAIM, {"of_device": device_id, "token": token_hash}).one_or_none()
     if device is None or token is None or token.expires_at_ms <= now_ms:
         return None
+    expired = token.used_by is None and expire_claim(db, device, now_ms=now_ms)
     users = current_users(db, device_id, now_ms=now_ms)
     before = users.get(user_id)
     if token.used_by is not None:
         # Never gives anything: it may have been taken from them since.
         return _answer(device.name, before) if before and token.used_by == user_id else None
+    if expired:
+        device = lock_device(db, device_id)
     owned = any(each.role == "owner" for each in users.values())
     owns = before is not None and before.role == "owner"
     good = works(device, token.key_hash)
+    takes_over = False
     if users and not good and not owns:
-        return None
+        takes_over = _has_precedence(device, token)
+        if not takes_over:
+            return None
+    role: Role = "member" if owned and not owns and not takes_over else "owner"
+    if not owns:
+        _check_quotas(db, device, user_id, role=role, machines_at_most=machines_at_most, now_ms=now_ms)
+    if takes_over:
+        take_over(db, device, token.key_hash, user_id=user_id, has=users, now_ms=now_ms)
     db.execute(_same(device_id, token_hash).values(used_by=user_id))
-    role: Role = "member" if owned and not owns else "owner"
     if not users:
         forget_activity(db, device_id)
     # Before what comes of it.
@@ -127,20 +180,47 @@ def claim(
         device_id=device_id, at_ms=now_ms, kind="claimed", user_id=user_id, detail={"role": role}
     )
     add_activity(db, [entry])
-    key_changed = False
+    key_changed = takes_over
     if owns and good:
         forget_pending(db, device)
-    elif owns or not users:
+    elif owns:
         key_changed = replace_key(db, device, token.key_hash, user_id=user_id, now_ms=now_ms)
+    elif not users:
+        key_changed = _give_key(db, device, token, user_id=user_id, now_ms=now_ms)
     if not owns:
         give(db, device_id, user_id, role=role, now_ms=now_ms)
     if name is not None and role == "owner":
         set_name(db, device_id, name, now_ms=now_ms, by_user_id=user_id)
     return _answer(
-        name if name is not None and role == "owner" else device.name,
+        name if name is not None and role == "owner" else None if takes_over else device.name,
         Access(user_id=user_id, device_id=device_id, role=role),
         key_changed=key_changed,
     )
+
+
+def _has_precedence(device: Device, token: Row[Any]) -> bool:
+    """Tell whether the machine of a token has connected, and the one of the device's users never has."""
+    return device.unproven_since_ms is not None and token.seen_at_ms is not None
+
+
+def _check_quotas(
+    db: Connection, device: Device, user_id: str, *, role: Role, machines_at_most: int | None, now_ms: int
+) -> None:
+    if machines_at_most is None:
+        return
+    check_quota(db, user_id, limit=machines_at_most, now_ms=now_ms, device_id=device.id)
+    is_unproven = role == "owner" and device.unproven_since_ms is not None
+    if is_unproven and count_unproven(db, user_id, but=device.id) >= UNPROVEN_PER_ACCOUNT:
+        raise TooManyUnproven(UNPROVEN_PER_ACCOUNT)
+
+
+def _give_key(db: Connection, device: Device, token: Row[Any], *, user_id: str, now_ms: int) -> bool:
+    """Make a token's key the key of a device without users; tell whether it was another one before."""
+    if not replace_key(db, device, token.key_hash, user_id=user_id, now_ms=now_ms):
+        return False
+    since_ms = now_ms if token.seen_at_ms is None else None
+    db.execute(update(devices).where(devices.c.id == device.id).values(unproven_since_ms=since_ms))
+    return True
 
 
 def _lock(db: Connection, device_id: str) -> Device | None:
@@ -168,7 +248,7 @@ def _add_device(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int)
     try:
         with db.begin_nested():
             row = {"id": device_id, "key_hash": key_hash, "created_at_ms": now_ms}
-            db.execute(insert(devices), {**row, "registered_itself": True})
+            db.execute(insert(devices), {**row, "registered_itself": True, "unproven_since_ms": now_ms})
     except IntegrityError:
         return False
     return True
@@ -184,43 +264,75 @@ def _tell_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
 
 
 def _keep_claim(
-    db: Connection, device: Device, key_hash: bytes, token_hash: bytes, *, now_ms: int, expires_at_ms: int
+    db: Connection,
+    device: Device,
+    key_hash: bytes,
+    token_hash: bytes,
+    *,
+    network: str,
+    now_ms: int,
+    expires_at_ms: int,
 ) -> None:
     there = db.execute(_CLAIM, {"of_device": device.id, "token": token_hash}).one_or_none()
     if there is None:
-        _make_room(db, device, good=works(device, key_hash), now_ms=now_ms)
-        _add_claim(db, device.id, key_hash, token_hash, expires_at_ms)
+        if _make_room(db, device, good=works(device, key_hash), network=network, now_ms=now_ms):
+            _add_claim(db, device.id, key_hash, token_hash, expires_at_ms, network)
         return
     same = _same(device.id, token_hash)
     if there.key_hash == key_hash or (works(device, key_hash) and works(device, there.key_hash)):
         db.execute(same.values(key_hash=key_hash, expires_at_ms=max(there.expires_at_ms, expires_at_ms)))
     elif there.used_by is None:
-        # Somebody saw the token, or the machine has made itself another key meanwhile. Neither key may
+        # A stranger saw the token, or the machine has made itself another key meanwhile. Neither key may
         # come out of a claim of this token; the machine's next token is good again.
         db.execute(same.values(used_by=NOBODY))
 
 
-def _make_room(db: Connection, device: Device, *, good: bool, now_ms: int) -> None:
-    """Drop the oldest tokens for a new one, but none of a key that works for one of a key that does not."""
+def _make_room(db: Connection, device: Device, *, good: bool, network: str, now_ms: int) -> bool:
+    """Drop the oldest tokens of a network for a new one of it; False if there is no room for this network.
+
+    None of a key that works is dropped for one of a key that does not, nor any of another network. Where too
+    many networks have tokens, only the key of a device with users takes the room of one that has none of it.
+    """
     there = db.execute(_CLAIMS, {"of_device": device.id, "now_ms": now_ms}).all()
-    ours = [row.token_hash for row in there if works(device, row.key_hash)]
-    others = [row.token_hash for row in there if not works(device, row.key_hash)]
+    networks = dict.fromkeys(row.network or "" for row in there)
+    if network not in networks and len(networks) >= NETWORKS_AT_MOST:
+        if not good or not current_users(db, device.id, now_ms=now_ms):
+            return False
+        for row in there:
+            if works(device, row.key_hash):
+                networks.pop(row.network or "", None)
+        dropped = next(iter(networks), None)
+        if dropped is None:
+            return False
+        drop_all = [row.token_hash for row in there if (row.network or "") == dropped]
+        _drop(db, device.id, drop_all)
+    mine = [row for row in there if (row.network or "") == network]
+    ours = [row.token_hash for row in mine if works(device, row.key_hash)]
+    others = [row.token_hash for row in mine if not works(device, row.key_hash)]
     drop: list[bytes] = []
     if good:
         # One place is always left for a machine that has lost its key.
         excess = max(len(ours) + 2 - CLAIMS_AT_MOST, 0)
         ours, drop = ours[excess:], ours[:excess]
     drop += others[: max(len(ours) + len(others) + 1 - CLAIMS_AT_MOST, 0)]
-    db.execute(delete(claims).where(claims.c.device_id == device.id, claims.c.token_hash.in_(drop)))
+    _drop(db, device.id, drop)
+    return True
+
+
+def _drop(db: Connection, device_id: str, token_hashes: Sequence[bytes]) -> None:
+    db.execute(delete(claims).where(claims.c.device_id == device_id, claims.c.token_hash.in_(token_hashes)))
 
 
 def _add_claim(
-    db: Connection, device_id: str, key_hash: bytes, token_hash: bytes, expires_at_ms: int
+    db: Connection, device_id: str, key_hash: bytes, token_hash: bytes, expires_at_ms: int, network: str
 ) -> None:
     row = {
         "device_id": device_id,
         "token_hash": token_hash,
         "key_hash": key_hash,
         "expires_at_ms": expires_at_ms,
+        "network": network,
+        # A machine that shows a new token is the one that has come with this key already.
+        "seen_at_ms": seen_at(db, device_id, key_hash),
     }
     db.execute(insert(claims), row)

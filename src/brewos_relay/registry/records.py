@@ -20,11 +20,13 @@ ChangeKind = Literal[
     "user_removed",
     "key_changed",
     "key_pending",
+    "owner_changed",
     "rotate_key",
 ]
 
 ActivityKind = Literal[
     "claimed",
+    "owner_changed",
     "shared",
     "share_claimed",
     "share_revoked",
@@ -42,6 +44,14 @@ ActivityKind = Literal[
     "token_copied",
 ]
 
+NoticeKind = Literal["lost_to_machine", "won_by_machine", "claim_expired", "released"]
+"""What an account is told about a machine.
+
+`lost_to_machine`: a machine with another key connected, and its owner has the device now. `won_by_machine`:
+the user has it now, and another user had claimed it. `claim_expired`: no machine connected for a day.
+`released`: an administrator took the device from everybody.
+"""
+
 _NAME_CHARS: Final = 100
 _USER_ID_CHARS: Final = 256
 
@@ -53,6 +63,9 @@ class Device:
     `next_key_hashes` are those of keys that were sent to it and not used yet, the newest last.
     `key_pending_since_ms` is when another key was registered for it, which waits for an owner's claim.
     An `anonymous` one has registered itself, and no user has it, as far as the lookup asked for that.
+    `unproven_since_ms` is when a machine registered the key, if none has connected with it since.
+    `former_key_hash` is the key of an earlier claim that comes back if its machine connects by
+    `former_until_ms`.
     """
 
     id: str
@@ -65,6 +78,10 @@ class Device:
     firmware_version: str | None = None
     machine_type: str | None = None
     anonymous: bool = False
+    unproven_since_ms: int | None = None
+    former_key_hash: bytes | None = None
+    former_user_id: str | None = None
+    former_until_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +160,16 @@ class StoredActivity(Activity):
     """An Activity as it was read; ids grow with time."""
 
     id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What an account is told about a machine; ids grow with time."""
+
+    id: int
+    at_ms: int
+    kind: NoticeKind
+    device_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,14 @@ devices = Table(
     Column("machine_type", String(50)),
     # Whether it is here because a machine, or somebody who says so, registered it, and nobody else did.
     Column("registered_itself", Boolean, nullable=False, server_default=false()),
+    # Since when the key is that of a machine that registered itself and has not connected with it yet. NULL
+    # once it has, for keys from the command line, and for those that are older than this column.
+    Column("unproven_since_ms", BigInteger),
+    # The claim that a machine that connected took precedence over: its key, its owner, and until when it
+    # comes back if its own machine connects after all.
+    Column("former_key_hash", LargeBinary(32)),
+    Column("former_user_id", String(256)),
+    Column("former_until_ms", BigInteger),
     sqlite_with_rowid=False,
 )
 
@@ -62,6 +70,10 @@ claims = Table(
     Column("key_hash", LargeBinary(32), nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("used_by", String(256)),
+    # Where it was registered: the networks of others cannot take its place.
+    Column("network", String(64)),
+    # When a machine came to the WebSocket with this key, which is not the device's.
+    Column("seen_at_ms", BigInteger),
     Index("claims_by_end", "expires_at_ms"),
     sqlite_with_rowid=False,
 )
@@ -82,6 +94,25 @@ shares = Table(
     # How many more may take it; None for any number.
     Column("uses_left", Integer),
     Index("shares_by_device", "device_id"),
+    sqlite_with_rowid=False,
+)
+
+# How many unknown ids a network has registered since a time; for a day.
+new_ids = Table(
+    "new_ids",
+    metadata,
+    Column("network", String(64), primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("count", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# One row: until when machines that are unknown may register.
+pairing_window = Table(
+    "pairing_window",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("open_until_ms", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -190,6 +221,19 @@ activity = Table(
     Column("detail", Text, nullable=False),  # a JSON object
     Index("activity_by_device", "device_id", "id"),
     Index("activity_by_time", "at_ms"),
+    sqlite_autoincrement=True,
+)
+
+# What an account is told of a machine that it may not have any more.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", _COUNT, primary_key=True, autoincrement=True),
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("device_id", String(12), nullable=False),
+    Index("notices_by_user", "user_id", "id"),
     sqlite_autoincrement=True,
 )
 

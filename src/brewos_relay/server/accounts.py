@@ -2,12 +2,14 @@
 
 import shlex
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, ProvesIdentity
 from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.registry.accounts import has_accounts, has_administrator
+from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
 from brewos_relay.settings import Settings
 
 
@@ -33,6 +35,9 @@ def account_rules(settings: Settings) -> AccountRules:
         oidc_audience=next(iter(settings.oidc_audiences), None),
         open_to_all=settings.sign_up == "open",
         machines_per_account=settings.machines_per_account,
+        new_devices=NewDeviceRules(
+            mode=cast("PairingMode", settings.pairing), per_network=settings.new_machines_per_network
+        ),
     )
 
 

@@ -21,6 +21,8 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.rights import Principal, rights_of, role_is
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
+from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted, is_of_interest
+from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_budgets import Budget, NetworkShares, PeerBudgets
 from brewos_relay.wire.handshake import Refusal, Request
@@ -204,15 +206,32 @@ class Admission:
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
         if not is_key and not is_next_key:
-            raise Denied("wrong_key", 401, "unknown device or wrong key")
+            if device is None or not await self._goes_back(device, presented_hash):
+                raise Denied("wrong_key", 401, "unknown device or wrong key")
+            return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
             raise Denied("two_machines", 409, "another machine with this id is connected")
         if is_next_key and not await self._store.write(
             use_next_key, device_id, presented_hash, now_ms=time.time_ns() // 1_000_000
         ):
             raise Denied("wrong_key", 401, "unknown device or wrong key")
+        if device is not None and device.unproven_since_ms is not None:
+            await self._store.write(confirm_key, device_id, presented_hash)
         anonymous = device is not None and device.anonymous
         return DeviceEntry(device_id, presented_hash, network, anonymous)
+
+    async def _goes_back(self, device: Device, presented_hash: bytes) -> bool:
+        """Note that a machine came with another key, where that decides who owns a device.
+
+        True if the device went back to an earlier claim, whose key this is.
+        """
+        if not is_of_interest(device, presented_hash):
+            return False
+        if await self._store.read(is_noted, device, presented_hash):
+            return False
+        return await self._store.write(
+            came_with_other_key, device.id, presented_hash, now_ms=time.time_ns() // 1_000_000
+        )
 
     def _check_origin(self, request: Request) -> None:
         """Refuse a browser that shows somebody else's page; other programs have none."""

@@ -78,6 +78,10 @@ class Revoking:
                 relay.tell_clients(
                     change.device_id, messages.key_pending(change.at_ms), lambda grant: grant.may_manage
                 )
+            case "owner_changed" if change.device_id:
+                relay.tell_clients(
+                    change.device_id, messages.owner_changed(change.at_ms), lambda grant: grant.may_manage
+                )
             case "rotate_key" if change.device_id:
                 await self._send_new_key(change.device_id, change.user_id)
             case _:

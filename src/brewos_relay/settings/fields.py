@@ -82,6 +82,12 @@ class Settings:
     """The secret of that app."""
 
     # Pairing
+    pairing: str = "open"
+    """Which machines may register that are unknown: `open` for any, `window` for those that do so while an
+    administrator has opened pairing (`brewos-relay pairing open`), `closed` for none."""
+    new_machines_per_network: int = 500
+    """Unknown machines that may register within a day from one network: an address, or a /64 of IPv6. The
+    next wider network may register twice as many, and so on."""
     machines_per_account: int = 50
     """Machines that one account may have, in any role; claims, shares and gifts beyond that are refused.
     Accounts that have more keep them."""

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS: Final = ("auto", "console", "json")
 SIGN_UP: Final = ("open", "invited")
+PAIRING: Final = ("open", "window", "closed")
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -43,6 +44,11 @@ def parse_log_format(text: str) -> str:
 def parse_sign_up(text: str) -> str:
     """Read who may make an account, in any case."""
     return _one_of(SIGN_UP, text)
+
+
+def parse_pairing(text: str) -> str:
+    """Read which unknown machines may register, in any case."""
+    return _one_of(PAIRING, text)
 
 
 def parse_flag(text: str) -> bool:

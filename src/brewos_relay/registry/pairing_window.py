@@ -1,0 +1,99 @@
+"""Which machines may register that the registry does not know: the pairing window, and quotas of new ids.
+
+Both are in the registry, so that they hold for all instances of a server.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, case, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from brewos_relay.errors import PairingClosed, TooManyNewDevices
+from brewos_relay.registry.schema import new_ids, pairing_window
+
+PairingMode = Literal["open", "window", "closed"]
+
+COUNTED_MS: Final = 24 * 3600 * 1000
+"""For how long the new ids of a network count."""
+WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
+"""The longest that the pairing window can be opened for."""
+
+_ROW: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDeviceRules:
+    """Who may register a machine that is unknown: by the pairing mode, and how many new ids a day.
+
+    `per_network` is for one network; each wider one around it may have twice as many. None is for no quota.
+    """
+
+    mode: PairingMode = "open"
+    per_network: int | None = 500
+
+
+def open_window(db: Connection, *, now_ms: int, for_ms: int) -> int:
+    """Open the pairing window from now on, also if it is open; give until when.
+
+    ValueError for a time that is not between 1 ms and a day.
+    """
+    if not 0 < for_ms <= WINDOW_AT_MOST_MS:
+        raise ValueError("pairing can be opened for a day at most")
+    until_ms = now_ms + for_ms
+    row = {"id": _ROW, "open_until_ms": until_ms}
+    db.execute(
+        _insert(db, pairing_window)
+        .values(row)
+        .on_conflict_do_update(index_elements=["id"], set_={"open_until_ms": until_ms})
+    )
+    return until_ms
+
+
+def close_window(db: Connection) -> None:
+    """Close the pairing window, if it is open."""
+    db.execute(delete(pairing_window))
+
+
+def window_open_until(db: Connection, *, now_ms: int) -> int | None:
+    """Tell until when the pairing window is open; None if it is closed."""
+    until_ms: int | None = db.scalar(select(pairing_window.c.open_until_ms))
+    return until_ms if until_ms is not None and until_ms > now_ms else None
+
+
+def check_window(db: Connection, mode: PairingMode, *, now_ms: int) -> None:
+    """Raise PairingClosed unless machines that are unknown may register now."""
+    if mode == "closed" or (mode == "window" and window_open_until(db, now_ms=now_ms) is None):
+        raise PairingClosed
+
+
+def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, now_ms: int) -> None:
+    """Count an id that a network registers for the first time. Raises TooManyNewDevices at the quota.
+
+    `networks` are the one that it came from and those around it, the widest first. Each row is locked until
+    the transaction ends, so that two instances cannot both count the last one.
+    """
+    for place, network in enumerate(networks):
+        limit = per_network << (len(networks) - 1 - place)
+        over = new_ids.c.since_ms <= now_ms - COUNTED_MS
+        counted = _insert(db, new_ids).values({"network": network, "since_ms": now_ms, "count": 1})
+        counted = counted.on_conflict_do_update(
+            index_elements=["network"],
+            set_={
+                "since_ms": case((over, now_ms), else_=new_ids.c.since_ms),
+                "count": case((over, 1), else_=new_ids.c.count + 1),
+            },
+        ).returning(new_ids.c.count, new_ids.c.since_ms)
+        count, since_ms = db.execute(counted).one()
+        if count > limit:
+            raise TooManyNewDevices(retry_s=-(-(since_ms + COUNTED_MS - now_ms) // 1000))
+
+
+def forget_counts(db: Connection, *, now_ms: int) -> None:
+    """Delete the counts that are over."""
+    db.execute(delete(new_ids).where(new_ids.c.since_ms <= now_ms - COUNTED_MS))
+
+
+def _insert(db: Connection, table: Any) -> Any:
+    return (postgresql if db.dialect.name == "postgresql" else sqlite).insert(table)

@@ -1,0 +1,112 @@
+"""Pairing as administrators control it: the window, and releasing a device."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.registry.accounts import set_admin
+from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
+from support.household import MACHINE, Answer, Household, open_household
+from support.sign_ins import sign_in
+
+NEW = "BRW-0000004D"
+REGISTRATION = {"deviceId": NEW, "token": "t" * 32, "deviceKey": "k" * 43}
+
+
+def rules(mode: PairingMode, per_network: int = 500) -> AccountRules:
+    return AccountRules(new_devices=NewDeviceRules(mode=mode, per_network=per_network))
+
+
+async def administrator(house: Household) -> str:
+    """Let an administrator sign in; gives their token."""
+    session = await sign_in(house)
+    await house.store.write(set_admin, session["user"]["id"], True)
+    return str(session["accessToken"])
+
+
+async def register(house: Household, **changed: Any) -> Answer:
+    return await house.ask("POST", "/devices/register-claim", {**REGISTRATION, **changed}, by=None)
+
+
+async def test_administrator_opens_and_closes_the_window(tmp_path: Path) -> None:
+    async with open_household(tmp_path, accounts=rules("window")) as house:
+        token = await administrator(house)
+        closed = {"mode": "window", "isOpen": False, "openUntil": None}
+        assert (await house.ask("GET", "/admin/pairing", token=token)).content == closed
+        refused = await register(house)
+        assert refused.status == 403
+        assert b"200 " not in refused.body
+        opened = await house.ask("POST", "/admin/pairing", {"minutes": 10}, token=token)
+        assert (opened.status, opened.content["isOpen"]) == (200, True)
+        assert (await house.ask("GET", "/admin/pairing", token=token)).content == opened.content
+        assert (await register(house)).status == 200
+        assert (await house.ask("DELETE", "/admin/pairing", token=token)).content == closed
+        assert (await register(house)).status == 200
+        assert (await register(house, deviceId="BRW-0000004E")).status == 403
+
+
+@pytest.mark.parametrize("minutes", [0, -1, 24 * 60 + 1, "10", 1.5])
+async def test_window_opens_for_a_day_at_most(tmp_path: Path, minutes: Any) -> None:
+    async with open_household(tmp_path, accounts=rules("window")) as house:
+        token = await administrator(house)
+        answer = await house.ask("POST", "/admin/pairing", {"minutes": minutes}, token=token)
+        assert answer.status in {400, 422}
+        assert not (await house.ask("GET", "/admin/pairing", token=token)).content["isOpen"]
+
+
+async def test_window_cannot_be_opened_where_pairing_is_closed(tmp_path: Path) -> None:
+    async with open_household(tmp_path, accounts=rules("closed")) as house:
+        token = await administrator(house)
+        assert (await house.ask("POST", "/admin/pairing", {}, token=token)).status == 409
+        assert (await register(house)).status == 403
+        # A known key and the reset machine of an owner are answered as ever.
+        known = {"deviceId": MACHINE, "token": "u" * 32, "deviceKey": "n" * 43}
+        assert (await register(house, **known)).status == 200
+
+
+async def test_pairing_is_open_unless_it_is_set(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = await administrator(house)
+        answer = await house.ask("GET", "/admin/pairing", token=token)
+        assert answer.content == {"mode": "open", "isOpen": True, "openUntil": None}
+
+
+async def test_network_that_registered_too_many_new_ids_is_told_to_wait(tmp_path: Path) -> None:
+    async with open_household(tmp_path, accounts=rules("open", per_network=2)) as house:
+        for number in range(2):
+            assert (await register(house, deviceId=f"BRW-0000005{number}")).status == 200
+        refused = await register(house)
+        assert refused.status == 429
+        assert b"200 " not in refused.body
+        assert int(refused.headers["Retry-After"]) > 3600
+        assert (await register(house, deviceId="BRW-00000051")).status == 200
+
+
+async def test_administrator_releases_a_device_and_its_owner_is_told(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = await administrator(house)
+        ben = await sign_in(house, "ben@example.org")
+        await house.give(ben["user"]["id"])
+        released = await house.ask("POST", f"/admin/devices/{MACHINE.lower()}/release", token=token)
+        assert released.status == 200
+        gone = await house.ask("GET", f"/devices/{MACHINE}", token=ben["accessToken"])
+        assert gone.status == 404
+        [notice] = (await house.ask("GET", "/notices", token=ben["accessToken"])).content["notices"]
+        assert (notice["kind"], notice["deviceId"]) == ("released", MACHINE)
+        assert (await house.ask("POST", "/admin/devices/BRW-0000009F/release", token=token)).status == 404
+
+
+async def test_notices_are_dismissed(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = await administrator(house)
+        ben = await sign_in(house, "ben@example.org")
+        await house.give(ben["user"]["id"])
+        await house.ask("POST", f"/admin/devices/{MACHINE}/release", token=token)
+        [notice] = (await house.ask("GET", "/notices", token=ben["accessToken"])).content["notices"]
+        path = f"/notices?upTo={notice['id']}"
+        assert (await house.ask("DELETE", path, token=token)).status == 200
+        assert len((await house.ask("GET", "/notices", token=ben["accessToken"])).content["notices"]) == 1
+        assert (await house.ask("DELETE", path, token=ben["accessToken"])).status == 200
+        assert (await house.ask("GET", "/notices", token=ben["accessToken"])).content == {"notices": []}
