@@ -35,9 +35,11 @@ async def test_whoever_answers_is_alive(app: QuartTrio, relay: Any) -> None:
 
 async def test_ready_until_it_leaves(app: QuartTrio, relay: Any) -> None:
     response = await app.test_client().get("/readyz")
-    assert (response.status_code, await response.get_json()) == (200, {"status": "ready", "reasons": []})
+    ready = {"status": "ready", "reasons": [], "degraded": []}
+    assert (response.status_code, await response.get_json()) == (200, ready)
     relay.closing = True
     response = await app.test_client().get("/readyz")
     assert response.status_code == 503
-    assert await response.get_json() == {"status": "not ready", "reasons": ["the relay is leaving"]}
+    leaving = {"status": "not ready", "reasons": ["the relay is leaving"], "degraded": []}
+    assert await response.get_json() == leaving
     assert response.headers["Cache-Control"] == "no-store"

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.settings import Settings
-from brewos_relay.wire.handshake import HEAD_END, accept_upgrade, parse_head
+from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from support.process import SECRET, environment, run_command
 from support.waiting import until
 
@@ -49,7 +49,8 @@ async def let_in_and_die(stream: trio.SocketStream) -> None:
     head = b""
     while HEAD_END not in head:
         head += await stream.receive_some()
-    await stream.send_all(accept_upgrade(parse_head(head.partition(HEAD_END)[0])))
+    with suppress(Refusal):  # of what is no WebSocket
+        await stream.send_all(accept_upgrade(parse_head(head.partition(HEAD_END)[0])))
 
 
 @asynccontextmanager

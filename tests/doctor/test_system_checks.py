@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from brewos_relay.doctor import system_checks
-from brewos_relay.doctor.system_checks import check_kept_clock, check_served_certificate
+from brewos_relay.doctor.system_checks import (
+    check_degraded,
+    check_disk,
+    check_kept_clock,
+    check_served_certificate,
+)
+from brewos_relay.server import storage
+from brewos_relay.settings import Settings
 from support.certificates import Files, server_context, write_certificate
 from support.fronts import free_port
 
@@ -94,3 +101,43 @@ def test_the_kernel_is_asked() -> None:
 def test_systems_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.doctor.system_checks.ctypes.CDLL", lambda _name: object())
     assert system_checks._is_clock_kept() is None
+
+
+def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path)
+    (finding,) = check_disk(settings)
+    assert (finding.name, finding.state) == ("disk", "ok")
+    monkeypatch.setattr(storage, "LOW_BYTES", 2**70)
+    monkeypatch.setattr(storage, "LOW_SHARE", 2.0)
+    (finding,) = check_disk(settings)
+    assert finding.state == "warning"
+    assert "almost full" in finding.text
+    assert "free some space" in finding.advice
+
+
+def test_a_disk_that_fails_is_worse_than_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = storage.Disk(problems={"read_only": "the registry's disk is read-only"})
+    monkeypatch.setattr(system_checks, "examine_disk", lambda _file: found)
+    (finding,) = check_disk(Settings(data_dir=tmp_path))
+    assert finding.state == "failed"
+
+
+@pytest.mark.parametrize("url", ["postgresql://db.example/relay", "no url"])
+def test_only_a_disk_of_this_machine_is_examined(tmp_path: Path, url: str) -> None:
+    assert check_disk(Settings(data_dir=tmp_path, database_url=url)) == []
+    assert check_disk(Settings(data_dir=tmp_path / "not there")) == []
+
+
+def test_a_running_server_says_that_it_is_degraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(_url: str, path: str, _context: object) -> tuple[int, dict[str, str], bytes]:
+        assert path == "/readyz"
+        return 200, {}, b'{"status":"ready","reasons":[],"degraded":["the registry\'s disk is full"]}'
+
+    monkeypatch.setattr(system_checks, "fetch", fetch)
+    (finding,) = check_degraded("http://localhost:1")
+    assert (finding.name, finding.state) == ("running server", "warning")
+    assert "disk is full" in finding.text
+
+
+def test_no_server_is_not_degraded() -> None:
+    assert check_degraded(f"http://localhost:{free_port()}") == []

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, inspect, select
+from sqlalchemy.exc import OperationalError
 
-from brewos_relay.errors import RegistryError
+from brewos_relay.errors import DeviceUnknown, RegistryError
 from brewos_relay.registry import database as database_module
 from brewos_relay.registry import migrations
 from brewos_relay.registry.database import Database, database_file, upgrade, version
 from brewos_relay.registry.devices import add_devices, all_devices, find_devices
 from brewos_relay.registry.schema import activity, changes, claims, device_users, devices
-from support.kinds import ON_SQLITE
+from support.kinds import ON_POSTGRESQL, ON_SQLITE
 from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0
@@ -408,3 +409,90 @@ def test_errors_of_the_database_are_translated_and_keep_their_parameters(databas
     ) as caught:
         count(database)
     assert "\n" not in str(caught.value)
+
+
+# What the storage does not take
+
+
+def fill_up(database: Database) -> None:
+    """Write until that fails."""
+    for _ in range(10_000):
+        with database.writing() as db:
+            db.exec_driver_sql("CREATE TABLE IF NOT EXISTS filler (data BLOB)")
+            db.exec_driver_sql("INSERT INTO filler VALUES (zeroblob(100000))")
+
+
+@ON_SQLITE
+def test_full_disk_is_noted_until_something_can_be_written(database: Database) -> None:
+    with database.reading() as db:
+        pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
+    with database.writing() as db:
+        db.exec_driver_sql(f"PRAGMA max_page_count = {pages + 5}")
+    with pytest.raises(RegistryError, match="disk is full"):
+        fill_up(database)
+    assert database.write_problem == ("disk_full", "the registry's disk is full")
+    with database.writing() as db:
+        database.probe(db)
+
+
+@ON_SQLITE
+def test_read_only_database_is_noted(database: Database) -> None:
+    def change() -> None:
+        with database.writing() as db:
+            db.exec_driver_sql("PRAGMA query_only = ON")
+            database.probe(db)
+
+    with pytest.raises(RegistryError):
+        change()
+    assert database.write_problem is not None
+    assert database.write_problem[0] == "read_only"
+
+
+@ON_POSTGRESQL
+def test_read_only_postgresql_is_noted(database: Database) -> None:
+    def change() -> None:
+        with database.writing() as db:
+            db.exec_driver_sql("SET TRANSACTION READ ONLY")
+            database.probe(db)
+
+    with pytest.raises(RegistryError, match="read-only"):
+        change()
+    assert database.write_problem == ("read_only", "the database is read-only")
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("SQLITE_FULL", "disk_full"),
+        ("SQLITE_IOERR_WRITE", "write_failed"),
+        ("SQLITE_CANTOPEN", "write_failed"),
+        ("SQLITE_CONSTRAINT", None),
+        ("53100", "disk_full"),
+        ("58030", "write_failed"),
+        ("23505", None),
+    ],
+)
+def test_what_the_storage_failed_with(database: Database, code: str, word: str | None) -> None:
+    class Failure(Exception):
+        pass
+
+    # Each driver has one of these.
+    setattr(Failure, "sqlite_errorname" if code.startswith("SQLITE") else "sqlstate", code)
+
+    def fail() -> None:
+        with database.writing():
+            raise OperationalError("UPDATE", {}, Failure("scripted"))
+
+    with pytest.raises(RegistryError):
+        fail()
+    assert (database.write_problem or (None,))[0] == word
+
+
+def test_refusal_of_the_program_is_no_problem_of_the_storage(database: Database) -> None:
+    def refuse() -> None:
+        with database.writing():
+            raise DeviceUnknown("BRW-00000001")
+
+    with pytest.raises(DeviceUnknown):
+        refuse()
+    assert database.write_problem is None

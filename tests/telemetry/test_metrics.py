@@ -38,6 +38,9 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
         handshakes={("device", "101"): 2},
         registry={"read": timing},
         registry_failures={"read": 1},
+        degraded=lambda: {"disk_full": True, "read_only": False},
+        disk_free_bytes=lambda: 4096,
+        log_lines_dropped=lambda: 5,
         certificate_expires_at_s=lambda: 1e9,
     )
     async with open_relay() as relay:
@@ -74,6 +77,9 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
     assert found["registry_seconds_bucket", "1.0", "read"] == 2
     assert found["registry_seconds_bucket", "+Inf", "read"] == found["registry_seconds_count", "read"] == 3
     assert found["registry_seconds_sum", "read"] == 7.55
+    assert (found["degraded", "disk_full"], found["degraded", "read_only"]) == (1, 0)
+    assert found["disk_free_bytes",] == 4096
+    assert found["log_lines_dropped_total",] == 5
     assert found["certificate_expires_timestamp_seconds",] == 1e9
     assert found["tasks",] > 2
     assert any(name[:2] == ("build_info", "3") or "1.2.3" in name for name in found)

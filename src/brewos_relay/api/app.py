@@ -20,7 +20,7 @@ from brewos_relay.api.console import console_blueprint
 from brewos_relay.api.cross_site import CrossSite
 from brewos_relay.api.device_users import device_users_blueprint
 from brewos_relay.api.devices import devices_blueprint
-from brewos_relay.api.health import Problems, health_blueprint
+from brewos_relay.api.health import Degraded, Problems, health_blueprint
 from brewos_relay.api.info import info_blueprint
 from brewos_relay.api.keys import keys_blueprint
 from brewos_relay.api.measured import note_route
@@ -74,6 +74,7 @@ def create_app(
     demo: bool = False,
     throttles: Throttles | None = None,
     problems: Problems | None = None,
+    degraded: Degraded = tuple,
     metrics: MetricsPage | None = None,
     counters: RequestCounters | None = None,
 ) -> QuartTrio:
@@ -83,8 +84,9 @@ def create_app(
     `allowed_origins` are those of foreign pages that may send requests that change something.
     `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
     `demo` tells pages that this is a demo.
-    `problems` gives the reasons why nobody should be sent here now; `metrics` is what /metrics shows, None
-    for nothing; `counters` count what is refused since somebody asks too often.
+    `problems` gives the reasons why nobody should be sent here now, `degraded` what is wrong otherwise;
+    `metrics` is what /metrics shows, None for nothing; `counters` count what is refused since somebody
+    asks too often.
     Raises errors.SettingsError if that folder holds no app.
     """
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
@@ -175,7 +177,7 @@ def create_app(
         passwords_blueprint(store=store, signed_in=signed_in, passwords=passwords, throttles=throttles)
     )
     # What this is.
-    app.register_blueprint(health_blueprint(relay=relay, problems=problems))
+    app.register_blueprint(health_blueprint(relay=relay, problems=problems, degraded=degraded))
     if metrics is not None:
         app.register_blueprint(metrics_blueprint(metrics))
     app.register_blueprint(

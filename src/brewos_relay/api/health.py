@@ -13,6 +13,8 @@ from brewos_relay.core.clock import now_ms
 
 Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 """Gives the reasons why nobody should be sent to this server now."""
+Degraded: TypeAlias = Callable[[], Sequence[str]]
+"""Gives what is wrong with a server that peers can still use."""
 
 
 class Health(msgspec.Struct):
@@ -29,12 +31,16 @@ class Readiness(msgspec.Struct):
 
     status: Literal["ready", "not ready"]
     reasons: Sequence[str]
+    degraded: Sequence[str]
 
 
-def health_blueprint(*, relay: RelayView, problems: Problems | None = None) -> Blueprint:
+def health_blueprint(
+    *, relay: RelayView, problems: Problems | None = None, degraded: Degraded = tuple
+) -> Blueprint:
     """Make the blueprint. The answer is 503 once the relay is leaving, so that nobody new is sent here.
 
-    `problems` is asked by /readyz; without it, the relay's leaving is the only one.
+    `problems` is asked by /readyz; without it, the relay's leaving is the only one. `degraded` is listed
+    there as well, and changes no status: machines must still be sent here.
     """
     blueprint = Blueprint("health", __name__)
 
@@ -65,7 +71,7 @@ def health_blueprint(*, relay: RelayView, problems: Problems | None = None) -> B
     async def readyz() -> Response:
         reasons = await find_problems()
         return json_answer(
-            Readiness("not ready" if reasons else "ready", reasons),
+            Readiness("not ready" if reasons else "ready", reasons, list(degraded())),
             status=503 if reasons else 200,
             headers={"Cache-Control": "no-store"},
         )

@@ -56,12 +56,14 @@ def doctor(
         found += checks.check_database(settings)
         if found[-1].state == "ok":
             found += checks.check_accounts(settings)
+        found += checks.check_disk(settings)
         found += checks.check_certificate(settings)
         found += checks.check_port(settings)
         found += checks.check_open_files()
         found += checks.check_kept_clock() if clock is None else checks.check_clock(clock)
         trust = checks.trust_of(settings, where)
         found += checks.check_served_certificate(where, trust)
+        found += checks.check_degraded(where, trust)
         is_ready = next(finding for finding in found if finding.name == "database").state == "ok"
         if is_ready and all(finding.state != "failed" for finding in found):
             found += send_canary(settings, where, trust)

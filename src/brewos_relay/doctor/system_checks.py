@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import text
 
-from brewos_relay.doctor.finding import Finding
+from brewos_relay.doctor.finding import Finding, State
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.accounts import colliding_addresses
 from brewos_relay.registry.database import Database, database_file, version
 from brewos_relay.server.accounts import missing_administrator
 from brewos_relay.server.self_signed import FILE_NAME
+from brewos_relay.server.storage import advice_for, examine_disk
 from brewos_relay.server.tls import load_certificate
 from brewos_relay.settings import Settings
 
@@ -88,6 +89,36 @@ def check_accounts(settings: Settings) -> list[Finding]:
         said = f"{shown}{more}: the same as another account's address, but for case or look-alike letters"
         return [Finding(name, "warning", said, "remove the account that is not used: brewos-relay user list")]
     return [Finding(name, "ok", "there is an administrator")]
+
+
+def check_disk(settings: Settings) -> list[Finding]:
+    """Look whether the disk of the registry has room, and can be written."""
+    name = "disk"
+    try:
+        file = database_file(settings.resolved_database_url())
+    except (RegistryError, SettingsError):
+        return []  # `check_database` says so
+    if file is None or not file.parent.exists():
+        return []
+    disk = examine_disk(file)
+    found: list[Finding] = []
+    for problem, said in disk.problems.items():
+        state: State = "failed" if problem in {"read_only", "write_failed"} else "warning"
+        found.append(Finding(name, state, said, advice_for(problem)))
+    if found or disk.free_bytes is None:
+        return found
+    return [Finding(name, "ok", f"{disk.free_bytes / 2**30:.1f} GiB are free where the registry is")]
+
+
+def check_degraded(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
+    """Ask a running server whether its registry can be written; none if no server of this version answers."""
+    try:
+        _, _, body = fetch(url, "/readyz", context)
+        said = json.loads(body)["degraded"]
+        advice = "its log says since when, and what to do"
+        return [Finding("running server", "warning", f"degraded: {each}", advice) for each in said]
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return []
 
 
 def check_certificate(settings: Settings) -> list[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
@@ -19,6 +19,8 @@ from brewos_relay.registry import migrations
 
 BUSY_TIMEOUT_S: Final = 10.0
 """How long a write waits for another one, say for an import to end, unless it is given a time of its own."""
+
+_KEPT_WAL_BYTES: Final = 16 * 1024 * 1024
 
 # Execution options of a connection.
 _READING: Final = "brewos_relay_reading"
@@ -30,6 +32,20 @@ _CROSSED: Final = ("23505", "23503", "40P01", "40001")
 
 # A lock that was not to be had in time, and a statement that took longer than it had.
 _BUSY: Final = ("55P03", "57014")
+
+# What says that nothing can be written, by the beginning of SQLite's name or PostgreSQL's code for it: the
+# word for it, and a text for everyone.
+_STORAGE: Final = {
+    "SQLITE_FULL": ("disk_full", "the registry's disk is full"),
+    "53100": ("disk_full", "the database's disk is full"),
+    "SQLITE_READONLY": ("read_only", "the registry's disk is read-only"),
+    "25006": ("read_only", "the database is read-only"),
+    "SQLITE_IOERR": ("write_failed", "the registry's disk failed a write"),
+    "SQLITE_CANTOPEN": ("write_failed", "the registry's files cannot be opened"),
+    "SQLITE_CORRUPT": ("write_failed", "the registry's file is damaged"),
+    "58030": ("write_failed", "the database's disk failed a write"),
+}
+_TOUCH: Final = text("UPDATE alembic_version SET version_num = version_num")
 
 _PASSWORDS: Final = ("password", "sslpassword")
 """Where in the query of a URL there may be one."""
@@ -55,6 +71,8 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._closed = False
+        self.write_problem: tuple[str, str] | None = None
+        """Why the storage failed the last write, as a word and a text; `probe` looks whether that is over."""
         # Reading needs no transaction around a single statement. On SQLite, there is one only where
         # `_begin` makes one; a change of the isolation level would undo that.
         self._reading = (
@@ -144,12 +162,25 @@ class Database:
         """
         with (
             self._closing_late_ones(),
+            self._noting_storage(),
             _translated("could not be changed"),
             self._engine.connect() as connection,
         ):
             connection.execution_options(**{_WITHIN_S: within_s})
             with connection.begin():
                 yield connection
+
+    def probe(self, db: Connection) -> None:
+        """Write what changes nothing, in a transaction."""
+        db.execute(_TOUCH)
+
+    @contextmanager
+    def _noting_storage(self) -> Iterator[None]:
+        try:
+            yield
+        except RegistryError as problem:
+            self.write_problem = _storage_problem(problem) or self.write_problem
+            raise
 
     @contextmanager
     def _closing_late_ones(self) -> Iterator[None]:
@@ -203,6 +234,13 @@ def crossed(problem: RegistryError) -> bool:
     cause = problem.__cause__
     state = getattr(cause.orig, "sqlstate", None) if isinstance(cause, DBAPIError) else None
     return state is not None and state.startswith(_CROSSED)
+
+
+def _storage_problem(problem: RegistryError) -> tuple[str, str] | None:
+    cause = problem.__cause__
+    inner = cause.orig if isinstance(cause, DBAPIError) else None
+    code = getattr(inner, "sqlite_errorname", None) or getattr(inner, "sqlstate", None) or ""
+    return next((found for begins, found in _STORAGE.items() if code.startswith(begins)), None)
 
 
 def database_file(url: str) -> Path | None:
@@ -310,6 +348,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        # What a large transaction or a long reader has made of the write-ahead log is given back after that.
+        cursor.execute(f"PRAGMA journal_size_limit = {_KEPT_WAL_BYTES}")
         # KiB for each connection; the system keeps the file in memory anyway, once for all of them.
         cursor.execute("PRAGMA cache_size = -512")
         cursor.close()

@@ -140,6 +140,16 @@ class Store:
         with self._timed("lookup"):
             return await self._sessions.find(session_id)
 
+    @property
+    def write_problem(self) -> tuple[str, str] | None:
+        """Why the storage failed the last write, as a word and a text; None once `probe` has succeeded."""
+        return self._database.write_problem
+
+    async def probe(self) -> None:
+        """Write something that changes nothing, and forget `write_problem`. Raises RegistryError."""
+        await self.write(self._database.probe)
+        self._database.write_problem = None
+
     async def check(self) -> None:
         """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)

@@ -25,6 +25,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS, Policy
+from brewos_relay.registry.database import database_file
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.accounts import account_rules, missing_administrator
 from brewos_relay.server.admission import Admission
@@ -43,6 +44,7 @@ from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.revoking import Revoking
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
+from brewos_relay.server.storage import PROBLEMS, StorageWatch
 from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
 from brewos_relay.settings.sources import PREFIX
@@ -110,6 +112,7 @@ async def open_server(
             open_store(settings.resolved_database_url(), write_s=settings.limits.admission_s) as store,
             open_poller(counters) as poller,
         ):
+            storage = StorageWatch(store, database_file(settings.resolved_database_url()))
             noting = Noting(store)
             async with open_relay(
                 limits=settings.limits,
@@ -129,6 +132,8 @@ async def open_server(
                         registry=store.timings,
                         registry_failures=store.failures,
                         late=late.late,
+                        degraded=lambda: {each: each in storage.problems for each in PROBLEMS},
+                        disk_free_bytes=lambda: storage.free_bytes,
                         log_lines_dropped=dropped_lines,
                         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
                     ),
@@ -146,6 +151,7 @@ async def open_server(
                     hsts=not settings.tls_self_signed,
                     demo=demo,
                     problems=Readiness(relay=relay, store=store, tls=tls).problems,
+                    degraded=lambda: list(storage.problems.values()),
                     metrics=MetricsPage(metrics.render, settings.metrics_token)
                     if settings.metrics_token
                     else None,
@@ -185,6 +191,7 @@ async def open_server(
                         keep_running, "noting who is online", partial(noting.keep_seeing, relay)
                     )
                     listening.start_soon(keep_running, "giving memory back", give_memory_back)
+                    listening.start_soon(keep_running, "watching the storage", storage.run)
                     if measured:
                         port = MetricsPort(
                             measured,

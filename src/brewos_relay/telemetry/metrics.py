@@ -42,6 +42,8 @@ class Sources:
     registry_failures: Mapping[str, int] = field(default_factory=dict)
     requests: RequestCounters = field(default_factory=RequestCounters)
     late: Histogram = field(default_factory=lambda: Histogram(()))
+    degraded: Callable[[], Mapping[str, bool]] = dict
+    disk_free_bytes: Callable[[], int | None] = lambda: None
     log_lines_dropped: Callable[[], int] = lambda: 0
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
 
@@ -213,6 +215,19 @@ class RelayCollector(Collector):
             "How often the registry could not be used.",
             ("operation",),
             {(name,): count for name, count in list(sources.registry_failures.items())},
+        )
+        yield _gauges(
+            "degraded",
+            "1 while the storage of the registry has this problem; machines and apps are still served.",
+            ("problem",),
+            {(problem,): is_so for problem, is_so in sources.degraded().items()},
+        )
+        free_bytes = sources.disk_free_bytes()
+        yield _gauges(
+            "disk_free_bytes",
+            "Free space of the disk that the registry's file is on.",
+            (),
+            {} if free_bytes is None else {(): free_bytes},
         )
         yield _counters(
             "log_lines_dropped",
