@@ -101,7 +101,7 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             http_request_s=60,
             http_idle_s=30,
             device_min_age_s=8,
-            device_first_frame_s=10,
+            device_first_frame_s=10.5,
             device_silence_s=45,
             drain_s=20,
             keepalive_s=7,

@@ -15,7 +15,7 @@ def test_defaults_are_those_that_are_promised() -> None:
     assert limits.stall_s == 10
     assert (limits.client_rate, limits.client_burst) == (20, 60)
     assert (limits.device_rate, limits.device_burst) == (50, 200)
-    assert limits.device_first_frame_s == 10
+    assert limits.device_first_frame_s == 10.5
     assert limits.device_silence_s == 45
     assert limits.drain_s == 20
     assert limits.token_warning_s == 300
@@ -28,10 +28,8 @@ def test_defaults_respect_what_machines_bear() -> None:
     assert limits.client_message_bytes <= 15_360, "a larger text makes a machine close"
     assert limits.admission_s < 5, "a machine waits 5 s for its 101"
     assert limits.device_min_age_s >= 8, "a machine that is closed younger gives up its key"
-    assert limits.drain_s > limits.device_min_age_s + limits.close_s, (
-        "the youngest machine outlasts the drain"
-    )
-    assert limits.device_first_frame_s >= limits.device_min_age_s
+    assert limits.drain_s > limits.longest_hold_s + limits.close_s, "the youngest machine outlasts the drain"
+    assert limits.device_first_frame_s >= 10.5, "an earlier one may come from a machine with a late 101"
     assert limits.device_silence_s >= 45, "some commands keep a machine from answering for that long"
 
 
@@ -66,3 +64,33 @@ def test_limits_are_given_by_name_and_stay() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Limits().stall_s = 1.0  # type: ignore[misc]
     assert dataclasses.replace(Limits(), stall_s=1.0).stall_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("spoke_at", "safe_at"),
+    [
+        (None, 110.5),  # no machine is behind a connection that says nothing for 10 s
+        (100.0, 108.0),
+        (102.5, 108.0),
+        (104.5, 110.0),  # its 101 was late, and so it is younger than it seems
+        (110.4, 115.9),
+    ],
+)
+def test_a_device_is_safe_to_end_once_its_101_and_its_first_frame_are_old_enough(
+    spoke_at: float | None, safe_at: float
+) -> None:
+    limits = Limits()
+    assert limits.safe_to_end_at(opened_at=100.0, spoke_at=spoke_at) == pytest.approx(safe_at)
+    assert safe_at <= 100 + limits.longest_hold_s
+
+
+def test_another_minimum_age_scales_every_hold() -> None:
+    strict, none = Limits(device_min_age_s=16.0), Limits(device_min_age_s=0.0)
+    assert strict.safe_to_end_at(opened_at=0.0, spoke_at=None) == 21
+    assert strict.safe_to_end_at(opened_at=0.0, spoke_at=8.0) == 19
+    assert none.safe_to_end_at(opened_at=0.0, spoke_at=8.0) == 8
+    assert none.longest_hold_s == 0
+
+
+def test_a_drain_takes_at_most_its_window_the_longest_hold_and_a_goodbye() -> None:
+    assert Limits().longest_drain_s == 20 + 16 + 1 + 1

@@ -50,14 +50,17 @@ async def test_of_two_that_arrive_the_newer_is_waited_for(presence: Presence) ->
     assert presence.arriving is newer
 
 
-async def test_only_a_connection_of_8_s_may_be_replaced(
-    presence: Presence, autojump_clock: MockClock
+@pytest.mark.parametrize(("spoke_after_s", "held_s"), [(0.0, 8.0), (4.5, 10.0), (None, 10.5)])
+async def test_only_a_connection_that_is_safe_to_end_may_be_replaced(
+    presence: Presence, autojump_clock: MockClock, spoke_after_s: float | None, held_s: float
 ) -> None:
     older, newer = connection(), connection()
+    if spoke_after_s is not None:
+        older.spoke_at = older.attached_at + spoke_after_s
     presence.arrive(older)
     presence.replace(trio.current_time())
     presence.arrive(newer)
-    await trio.sleep(7.99)
+    await trio.sleep(held_s - 0.01)
     assert not presence.may_replace(trio.current_time())
     await trio.sleep(0.01)
     assert presence.may_replace(trio.current_time())

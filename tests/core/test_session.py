@@ -366,10 +366,10 @@ async def test_a_zombie_replaces_nobody_and_is_dropped_after_10_s(autojump_clock
         await opened.pass_s(10)
         zombie = ScriptedPeer(silent=True, min_age_s=8)
         opened.session.attach_device(zombie)
-        await opened.pass_s(9)
+        await opened.pass_s(10)
         assert zombie.closes == []
         device.say()
-        await opened.pass_s(2)
+        await opened.pass_s(1)
         assert zombie.close_code == CloseCode.POLICY_VIOLATION
         assert (zombie.types, zombie.acloses) == (["connected"], 1)
         assert zombie.gone_at is not None
@@ -377,6 +377,22 @@ async def test_a_zombie_replaces_nobody_and_is_dropped_after_10_s(autojump_clock
         assert device.closes == []
         assert {"device_online", "device_offline"}.isdisjoint(str(kind) for kind in client.types)
         assert opened.counters.zombies == 1
+
+
+async def test_a_device_whose_101_was_late_is_replaced_once_its_key_is_safe(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        old, new = ScriptedPeer(silent=True), ScriptedPeer()
+        opened.session.attach_device(old)
+        await opened.pass_s(4)
+        old.say()
+        opened.session.attach_device(new)
+        await opened.pass_s(5)
+        assert old.closes == [], "it read its 101 5 s ago at the earliest"
+        await opened.pass_s(1)
+        assert old.close_code == CloseCode.REPLACED
+        assert old.closed_at[0] - old.opened_at >= 4 + 5.5
 
 
 async def test_a_zombie_alone_is_never_online(autojump_clock: MockClock) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import pytest
 import trio
 
 from support.process import ProcessServer, machine_id, run_command, serve_process
@@ -229,23 +228,6 @@ async def see_all_leave(server: ProcessServer, machines: list[Machine], apps: di
     await see_close(young)
     assert trio.current_time() - came_at >= MIN_AGE_S * 0.98
     assert await server.wait(within_s=3) == 0
-
-
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["then TERM", "then INT"])
-async def test_a_second_signal_ends_the_process_at_once(
-    tmp_path: Path, first: signal.Signals, second: signal.Signals
-) -> None:
-    with trio.fail_after(30):
-        await import_machines(tmp_path)
-        async with serve_process(tmp_path) as server:
-            app = await server.client(LOUD)
-            await server.device(LOUD, key=MACHINES[LOUD])  # too young to be closed for the next 8 s
-            server.send_signal(first)
-            assert (await app.read_close())[0] == 1012
-            assert server.process.poll() is None
-            server.send_signal(second)
-            assert await server.wait(within_s=1) != 0
 
 
 async def test_an_empty_server_leaves_at_once(tmp_path: Path) -> None:

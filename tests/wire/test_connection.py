@@ -146,6 +146,8 @@ async def open_session(
 
     **Owns:** the task that runs the connection. **Ends when:** the block is left.
     """
+    if min_age_s > 0:
+        limits["device_min_age_s"] = min_age_s
     all_limits = dataclasses.replace(LIMITS, **limits)  # type: ignore[arg-type]
     with trio.fail_after(5), pair() as (near, far):
         async with (
@@ -168,7 +170,7 @@ async def open_session(
                 poller=poller,
                 limits=all_limits,
                 counters=counters,
-                min_age_s=min_age_s,
+                is_held=min_age_s > 0,
                 initial=initial,
             )
             session = Session(connection, Client(far), transport, parser, counters, nursery)
@@ -803,6 +805,53 @@ async def test_a_peer_that_leaves_while_it_is_held_is_let_go() -> None:
         await session.ran.wait()
         session.client.sock.close()
         await session.closed.wait()
+
+
+AGE_S = 0.4  # so 0.275 s after the first frame, or 0.525 s without one
+
+
+async def closed_after_s(session: Session) -> float:
+    """Close a connection and wait for the close frame; gives its age by then."""
+    session.connection.close(4002, "replaced")
+    assert read_close(await session.client.read_frame())[0] == 4002
+    return trio.current_time() - session.connection._opened_at
+
+
+async def test_a_connection_that_has_said_nothing_is_held_longer() -> None:
+    async with open_session(min_age_s=AGE_S) as session:
+        assert await closed_after_s(session) >= AGE_S * 10.5 / 8
+
+
+async def test_a_hold_counts_from_the_first_frame() -> None:
+    async with open_session(min_age_s=AGE_S) as session:
+        await trio.sleep(AGE_S * 0.75)
+        session.client.send(client_frame(TEXT, b"the 101 was late"))
+        await session.wait_received(1)
+        assert await closed_after_s(session) >= AGE_S * (0.75 + 5.5 / 8)
+
+
+async def test_a_first_frame_while_a_connection_is_held_prolongs_the_hold() -> None:
+    async with open_session(min_age_s=AGE_S) as session, trio.open_nursery() as nursery:
+        session.connection.close(4002, "replaced")
+        await trio.sleep(AGE_S)
+        session.client.send(client_frame(TEXT, b"the 101 was very late"))
+        nursery.start_soon(session.closed.wait)
+        assert read_close(await session.client.read_frame())[0] == 4002
+        assert trio.current_time() - session.connection._opened_at >= AGE_S * (1 + 5.5 / 8)
+
+
+async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connection_is_ended() -> None:
+    async with open_session(min_age_s=AGE_S) as session:
+        session.connection._poller.unwatch(session.connection._transport.fd)  # it does not get its turn
+        await trio.sleep(AGE_S * 10.5 / 8)
+        session.client.send(client_frame(TEXT, b"the 101 was very late"))
+        assert await closed_after_s(session) >= AGE_S * (10.5 + 5.5) / 8
+
+
+async def test_what_came_before_the_101_does_not_prove_that_it_arrived() -> None:
+    async with open_session(min_age_s=AGE_S, initial=client_frame(TEXT, b"early")) as session:
+        await session.wait_received(1)
+        assert await closed_after_s(session) >= AGE_S * 10.5 / 8
 
 
 # -- Peers that do not read -------------------------------------------------------------------------------

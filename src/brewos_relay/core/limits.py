@@ -5,6 +5,10 @@ from typing import Final
 
 _SPARE_S: Final = 1.0
 """What a drain may take beyond the times that it has to wait for."""
+_HEARD_HOLD: Final = 5.5 / 8
+_UNHEARD_HOLD: Final = 10.5 / 8
+"""How long a device is held after its first frame, and after its upgrade if it has sent none, for each second
+of `device_min_age_s`: 5.5 s and 10.5 s for the 8 s that machines need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +71,10 @@ class Limits:
 
     # Times of devices
     device_min_age_s: float = 8.0
-    """No device is closed earlier after its upgrade: a younger one takes the loss for bad credentials."""
-    device_first_frame_s: float = 10.0
+    """No device is closed earlier after its upgrade: a younger one takes the loss for bad credentials. Nor
+    earlier than 5.5 s after its first frame, or 10.5 s after its upgrade if it has sent none; another value
+    scales these two."""
+    device_first_frame_s: float = 10.5
     """A device that has sent nothing for so long after its upgrade is dropped; it never counted as online."""
     device_ping_s: float = 30.0
     """A device that has sent nothing for so long is asked for a sign of life."""
@@ -106,4 +112,23 @@ class Limits:
     @property
     def longest_drain_s(self) -> float:
         """How long a drain takes at most: what runs the relay has to wait longer than this."""
-        return self.drain_s + self.device_min_age_s + self.close_s + _SPARE_S
+        return self.drain_s + self.longest_hold_s + self.close_s + _SPARE_S
+
+    @property
+    def longest_hold_s(self) -> float:
+        """How long after its upgrade a device is held at most, with a first frame at the last moment."""
+        return self.device_min_age_s * (_UNHEARD_HOLD + _HEARD_HOLD)
+
+    def safe_to_end_at(self, *, opened_at: float, spoke_at: float | None) -> float:
+        """Give the time from which a device's connection may end without costing the machine its key.
+
+        A machine loses its key within 5 s of reading its 101, which the network may have delayed. Its first
+        frame proves that it has read it; a connection that sends none in 10 s belongs to no machine. So
+        `spoke_at` is when the first frame was read, None before that, and `opened_at` when the 101 was sent.
+        Every end of a device's connection waits for this time, whatever its reason.
+        """
+        if spoke_at is None:
+            held_until = opened_at + self.device_min_age_s * _UNHEARD_HOLD
+        else:
+            held_until = spoke_at + self.device_min_age_s * _HEARD_HOLD
+        return max(held_until, opened_at + self.device_min_age_s)

@@ -38,7 +38,10 @@ class Presence:
 
     def may_replace(self, now: float) -> bool:
         """Whether the connection that stands for the device may be ended for a newer one."""
-        return self.present is None or now - self.present.attached_at >= self._limits.device_min_age_s
+        device = self.present
+        return device is None or now >= self._limits.safe_to_end_at(
+            opened_at=device.attached_at, spoke_at=device.spoke_at
+        )
 
     def replace(self, now: float) -> DeviceAttachment | None:
         """Let the arriving connection stand for the device; return the one that did before."""

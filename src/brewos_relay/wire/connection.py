@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -50,8 +51,8 @@ class WebSocketConnection:
     **Owns:** its transport, a writer task while the outbox is not empty, a timer task while a message is
     incomplete.
     **Ends when:** the peer closes or breaks the rules, `close` was called, or it is cancelled; then `aclose`
-    says goodbye. A connection younger than `min_age_s` is not ended before it has that age, unless the peer
-    has gone.
+    says goodbye. A connection that is held is not ended before `Limits.safe_to_end_at`, unless the peer has
+    gone.
     """
 
     __slots__ = (
@@ -59,9 +60,9 @@ class WebSocketConnection:
         "_ending",
         "_gone",
         "_initial",
+        "_is_held",
         "_leaving",
         "_limits",
-        "_min_age_s",
         "_opened_at",
         "_overdue",
         "_parser",
@@ -72,6 +73,7 @@ class WebSocketConnection:
         "_said_goodbye",
         "_sleeper",
         "_small",
+        "_spoke_at",
         "_tasks",
         "_transport",
         "read",
@@ -85,19 +87,20 @@ class WebSocketConnection:
         poller: Poller,
         limits: Limits,
         counters: Counters | None = None,
-        min_age_s: float = 0.0,
+        is_held: bool = False,
         initial: bytes = b"",
     ) -> None:
         self._transport = transport
-        self.read = transport.read
+        self.read = self._read_first if is_held else transport.read
         transport.sends = poller.sends
         self._parser = parser
         self._poller = poller
         self._limits = limits
         self._counters = counters or _UNREAD
-        self._min_age_s = min_age_s
+        self._is_held = is_held
         self._initial = initial
         self._opened_at = trio.current_time()
+        self._spoke_at: float | None = None  # when something was first read after the 101, if it is held
         self._ending: Ending | None = None
         self._gone = False
         self._leaving = False
@@ -151,6 +154,14 @@ class WebSocketConnection:
         if self._sleeper is not None:
             trio.lowlevel.reschedule(self._sleeper)
             self._sleeper = None
+
+    def _read_first(self) -> bytes | None:
+        """Read, until there is something for the first time: the peer has its 101 by then."""
+        data = self._transport.read()
+        if data:
+            self._spoke_at = trio.current_time()
+            self.read = self._transport.read
+        return data
 
     def take(self, data: bytes) -> None:
         """Do with what has come whatever is to be done; empty bytes are the end. No failure leaves it."""
@@ -288,9 +299,9 @@ class WebSocketConnection:
         self._wake()
 
     async def aclose(self) -> None:
-        """End the connection as well as the peer lets us: hold it until it is old enough, close frame, close.
+        """End the connection as well as the peer lets us: hold it as long as it must be, close frame, close.
 
-        Takes at most what is left of `min_age_s` and `close_s`, cancelled or not.
+        Takes at most what is left of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
         """
         transport = self._transport
         if transport.closed:
@@ -300,19 +311,34 @@ class WebSocketConnection:
         ending = self._ending or Ending(CloseCode.GOING_AWAY, "the relay is leaving", by_peer=False)
         self._ending = ending
         transport.wake()
-        old_enough_at = max(trio.current_time(), self._opened_at + self._min_age_s)
-        deadline = old_enough_at + self._limits.close_s
+        is_held = self._is_held and not ending.by_peer
+        held_until = self._opened_at + self._limits.longest_hold_s if is_held else -math.inf
+        close_s = self._limits.close_s
         try:
-            with trio.move_on_at(deadline, shield=True):
-                await self._say_goodbye(ending, old_enough_at)
+            with trio.move_on_at(max(trio.current_time(), held_until) + close_s, shield=True) as closing:
+                if is_held:
+                    await self._hold()
+                    closing.deadline = trio.current_time() + close_s
+                await self._say_goodbye(ending)
         finally:
             transport.close()
+            self.read = transport.read  # `_read_first` leads back here
         await trio.lowlevel.checkpoint()
 
-    async def _say_goodbye(self, ending: Ending, old_enough_at: float) -> None:
-        if not ending.by_peer:
-            with trio.move_on_at(old_enough_at):
-                await self._read_to_the_end()
+    async def _hold(self) -> None:
+        """Read and forget until the device can be ended without harm, or has ended by itself."""
+        while not self._peer_has_ended:
+            with trio.move_on_at(self._safe_to_end_at):
+                await self._transport.wait_readable()
+            self._read_and_forget()  # also where it is safe already: the first frame may wait to be read
+            if trio.current_time() >= self._safe_to_end_at:
+                return
+
+    @property
+    def _safe_to_end_at(self) -> float:
+        return self._limits.safe_to_end_at(opened_at=self._opened_at, spoke_at=self._spoke_at)
+
+    async def _say_goodbye(self, ending: Ending) -> None:
         if self._gone:
             return
         answered = self._parser.ending is not None and self._parser.ending.by_peer
@@ -331,16 +357,25 @@ class WebSocketConnection:
 
     async def _read_to_the_end(self) -> None:
         """Read and forget until the peer has closed, or has gone."""
-        while not (self._gone or (self._parser.ending is not None and self._parser.ending.by_peer)):
+        while not self._peer_has_ended:
             await self._transport.wait_readable()
-            received = self._transport.read()
-            if received:
-                self._parser.feed(received)
-                if self._parser.pings and not self._said_goodbye:
-                    self._transport.write(encode_pongs(self._parser.pings))
-                self._parser.pings.clear()
-            elif received is not None:
-                self._gone = True
+            self._read_and_forget()
+
+    @property
+    def _peer_has_ended(self) -> bool:
+        """Whether the peer has closed, or has gone."""
+        return self._gone or (self._parser.ending is not None and self._parser.ending.by_peer)
+
+    def _read_and_forget(self) -> None:
+        """Read once, and answer pings; the rest is forgotten."""
+        received = self.read()
+        if received:
+            self._parser.feed(received)
+            if self._parser.pings and not self._said_goodbye:
+                self._transport.write(encode_pongs(self._parser.pings))
+            self._parser.pings.clear()
+        elif received is not None:
+            self._gone = True
 
 
 def device_connection(
@@ -352,7 +387,7 @@ def device_connection(
     initial: bytes = b"",
     anonymous: bool = False,
 ) -> WebSocketConnection:
-    """Make the connection of a device: large messages are read past, and it is never ended too young.
+    """Make the connection of a device: large messages are read past, and it is held until its key is safe.
 
     For an `anonymous` device, little memory is held: what a machine needs, and no more.
     """
@@ -366,7 +401,7 @@ def device_connection(
         poller=poller,
         limits=limits,
         counters=counters,
-        min_age_s=limits.device_min_age_s,
+        is_held=True,
         initial=initial,
     )
 
