@@ -17,7 +17,7 @@ class RealTime:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(pauses, "perf_counter", lambda: self.now_s)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ deadline of the process from passing in a pause. `PauseWatch` notices one: silen
 import random
 import time
 from math import inf
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -18,30 +19,32 @@ PAUSE_S: Final = 2.0
 class RunningClock(trio.abc.Clock):
     """A clock for `trio.run` on which a pause takes no time, so that no deadline passes in it."""
 
+    __slots__ = ("_latest_s", "_offset_s", "left_out_s")
+
     def __init__(self) -> None:
         self.left_out_s = 0.0
         """How much time was left out so far."""
         self._offset_s = random.uniform(10_000, 1_000_000)  # noqa: S311 - as Trio's own: no time of another clock fits
-        self._expected_s = inf
-        """When the loop was to look at the clock again at the latest, before `PAUSE_S`."""
+        self._latest_s = inf
+        """When the loop has to look at the clock again at the latest, if the process runs."""
 
     def start_clock(self) -> None:
         """Do nothing: the clock runs already."""
 
     def current_time(self) -> float:
         """Read the clock; Trio does so in every turn of its loop."""
-        real_s = time.perf_counter()
-        late_s = real_s - self._expected_s
-        if late_s > PAUSE_S:
+        real_s = perf_counter()
+        if real_s > self._latest_s:
+            late_s = real_s - self._latest_s + PAUSE_S
             self.left_out_s += late_s
             self._offset_s -= late_s
-        self._expected_s = real_s
+        self._latest_s = real_s + PAUSE_S
         return real_s + self._offset_s
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Say how long to sleep, and expect the next look after that."""
         sleep_s = deadline - self.current_time()
-        self._expected_s += max(0.0, sleep_s)
+        self._latest_s += max(0.0, sleep_s)
         return sleep_s
 
 
