@@ -3,8 +3,11 @@
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 import trio
 
+from brewos_relay.core.limits import Limits
 from support.certificates import write_certificate
 from support.firmware_wire import upgrade_request
 from support.fronts import (
@@ -30,7 +34,7 @@ from support.fronts import (
     nginx_passthrough,
     open_front,
 )
-from support.process import KEY, ProcessServer, machine_id, serve_process
+from support.process import KEY, ProcessServer, machine_id, serve_here, serve_process
 from support.wire_client import (
     BINARY,
     NO_MASK,
@@ -52,6 +56,10 @@ TOKEN_OF_CLAIM = "c" * 32
 IDLE_S = 4
 """What the configurations' 120 s are in these tests; a machine pings every 0.5 s then, not every 15 s."""
 PINGS = 12
+HURRY = 30
+"""By how much the limits of idle connections are lowered in the tests of these."""
+POSTING, POSTS, SPREAD_S = 40, 4, 0.02
+"""How many connections post at the idle limit, how often each, and how far around the limit."""
 
 FRONTS = [nginx, nginx_passthrough, haproxy, haproxy_passthrough, caddy]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, this computer has no 127.0.0.2")
@@ -83,6 +91,24 @@ async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[Front, ProcessSe
             place = Place(front_folder, place.port, server.address[1], files, IDLE_S)
             async with open_front(fit(place), place) as front:
                 yield front, server
+
+
+@asynccontextmanager
+async def idling_behind(fit: Fit, folder: Path) -> AsyncIterator[Front]:
+    """Start a relay that soon closes idle connections, and a front whose own limit is lowered as much."""
+    files = write_certificate(folder, names=[HOST])
+    settings: dict[str, object] = {"trusted_proxies": (ip_network("127.0.0.1"),)}
+    if "passthrough" in fit.__name__:
+        settings |= {"proxy_protocol": True, "tls_cert": files.cert, "tls_key": files.key}
+    front_folder = folder / "front"
+    front_folder.mkdir()
+    place = Place(front_folder, free_port(), 0, files, seconds=IDLE_S, hurry=HURRY)
+    fit(place)  # skips the test if something is missing
+    idle_s = Limits().http_idle_s / HURRY
+    async with serve_here(folder, settings=settings, within_s=60, http_idle_s=idle_s) as server:
+        place = replace(place, relay_port=server.address[1])
+        async with open_front(fit(place), place) as front:
+            yield front
 
 
 async def register(front: Front) -> None:
@@ -247,6 +273,36 @@ async def read_to_end(connection: TlsWireClient) -> bytes:
         return await connection.read_to_end()
     except trio.BrokenResourceError:
         return b""
+
+
+@every_front
+async def test_posts_at_the_idle_limit_succeed(fit: Fit, tmp_path: Path) -> None:
+    """The front is the first to close its idle connections to the relay.
+
+    The relay would close them while a request is on its way, and no front may send a POST twice. Fronts that
+    pass bytes on have no such connections: there, the end of a connection reaches the client.
+    """
+    outcomes: Counter[str] = Counter()
+    async with idling_behind(fit, tmp_path) as front, trio.open_nursery() as nursery:
+        for number in range(POSTING):
+            spread_s = (number / POSTING - 0.5) * SPREAD_S
+            nursery.start_soon(post_at_the_idle_limit, front, spread_s, outcomes)
+    passes_bytes = fit in {nginx_passthrough, haproxy_passthrough}
+    ended = outcomes.pop("ended") if passes_bytes else 0
+    assert outcomes == {"405": POSTING * POSTS - ended}
+
+
+async def post_at_the_idle_limit(front: Front, spread_s: float, outcomes: Counter[str]) -> None:
+    """Post again and again over one connection, each time when the relay's patience ends."""
+    post = f"POST /api/health HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\npost".encode()
+    connection = await front.connect()
+    for _ in range(POSTS):
+        try:
+            outcomes[str((await connection.ask(post)).status)] += 1
+        except (Ended, trio.BrokenResourceError):
+            outcomes["ended"] += 1
+            connection = await front.connect()
+        await trio.sleep(Limits().http_idle_s / HURRY + spread_s)
 
 
 def notification() -> bytes:
