@@ -8,7 +8,8 @@ from pathlib import Path
 
 import trio
 
-from support.home import MACHINE, open_home, see_it_work
+from support.home import MACHINE, REGISTER, open_home, see_it_work
+from support.http_client import ask
 from support.process import KEY
 
 ADMISSION_S = 1.0
@@ -75,3 +76,15 @@ async def test_machine_with_its_next_key_is_answered_in_time_and_comes_in_later(
             assert trio.current_time() - began_at < 3 * ADMISSION_S
             assert await home.status_of_key(KEY) == 101
         assert await home.status_of_key(key) == 101
+
+
+async def test_registration_of_a_known_key_is_answered_with_200_while_nothing_can_be_written(
+    tmp_path: Path,
+) -> None:
+    async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
+        ada = await home.person("ada")
+        await home.pair(ada)
+        with locked(tmp_path):
+            await home.show()  # or the machine would not even try to connect
+            body = {"deviceId": MACHINE, "token": "t" * 32, "deviceKey": "x" * 43}
+            assert (await ask(home.server, "POST", REGISTER, body)).status == 503

@@ -3,6 +3,8 @@
 from typing import Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Connection, insert
 
 from brewos_relay.registry.access import current_users, give, leave
@@ -25,7 +27,7 @@ from brewos_relay.registry.proof import (
     trust_key,
 )
 from brewos_relay.registry.records import Claimed, Device, NewDevice
-from brewos_relay.registry.schema import users
+from brewos_relay.registry.schema import devices, users
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 
 ID: Final = "BRW-0000001A"
@@ -241,6 +243,51 @@ def test_machine_that_comes_again_and_again_is_written_down_once(db: Connection)
     connect(db, "real")
     assert is_noted(db, device(db), hash_of("real"))
     assert is_noted(db, device(db), hash_of("a key that was never registered"))
+
+
+STRANGERS_STEPS: Final = st.lists(
+    st.sampled_from(["registers", "registers again", "connects", "scans", "time passes"]), max_size=25
+)
+
+
+def test_whatever_a_stranger_does_the_owner_has_the_machine_once_it_connects(database: Database) -> None:
+    @settings(max_examples=100 if database.one_writer else 20)
+    @given(before=STRANGERS_STEPS, after=STRANGERS_STEPS)
+    def lives(before: list[str], after: list[str]) -> None:
+        with database.writing() as db:
+            try:
+                live(db, before, after)
+            finally:
+                db.execute(devices.delete())
+
+    def live(db: Connection, before: list[str], after: list[str]) -> None:
+        register(db, "real")
+        assert scan(db, "real", "buyer")
+        at_ms = act(db, before, NOW_MS, hour_ms=UNPROVEN_CLAIM_MS // 26)
+        register(db, "real", now_ms=at_ms, token="shown later")
+        assert connect(db, "real", now_ms=at_ms)
+        assert owners(db, now_ms=at_ms) == {"buyer"}
+        at_ms = act(db, after, at_ms, hour_ms=DAY_MS)
+        prune(db, now_ms=at_ms)
+        assert owners(db, now_ms=at_ms) == {"buyer"}
+        assert connect(db, "real", now_ms=at_ms)
+
+    def act(db: Connection, steps: list[str], now_ms: int, *, hour_ms: int) -> int:
+        for number, step in enumerate(steps):
+            match step:
+                case "registers":
+                    register(db, "squatter's", now_ms=now_ms)
+                case "registers again":
+                    register(db, "squatter's", now_ms=now_ms, token=f"{now_ms} {number}")
+                case "connects":
+                    connect(db, "squatter's", now_ms=now_ms)
+                case "scans":
+                    scan(db, "squatter's", "squatter", now_ms=now_ms)
+                case _:
+                    now_ms += hour_ms
+        return now_ms
+
+    lives()
 
 
 # Expiry
