@@ -106,7 +106,7 @@ def register_claim(
         if rules.per_network is not None:
             count_new_id(db, networks, per_network=rules.per_network, now_ms=now_ms)
         if _add_device(db, device_id, key_hash, now_ms=now_ms):
-            _add_claim(db, device_id, key_hash, token_hash, expires_at_ms, network)
+            _add_claim(db, device_id, key_hash, token_hash, expires_at_ms, network, seen_at_ms=None)
             return "stored"
         device = lock_device(db, device_id)  # another machine of this id, or this one twice, was faster
     if expire_claim(db, device, now_ms=now_ms):
@@ -276,7 +276,9 @@ def _keep_claim(
     there = db.execute(_CLAIM, {"of_device": device.id, "token": token_hash}).one_or_none()
     if there is None:
         if _make_room(db, device, good=works(device, key_hash), network=network, now_ms=now_ms):
-            _add_claim(db, device.id, key_hash, token_hash, expires_at_ms, network)
+            # A machine that shows a new token is the one that has come with this key already.
+            seen_at_ms = seen_at(db, device.id, key_hash)
+            _add_claim(db, device.id, key_hash, token_hash, expires_at_ms, network, seen_at_ms=seen_at_ms)
         return
     same = _same(device.id, token_hash)
     if there.key_hash == key_hash or (works(device, key_hash) and works(device, there.key_hash)):
@@ -324,7 +326,14 @@ def _drop(db: Connection, device_id: str, token_hashes: Sequence[bytes]) -> None
 
 
 def _add_claim(
-    db: Connection, device_id: str, key_hash: bytes, token_hash: bytes, expires_at_ms: int, network: str
+    db: Connection,
+    device_id: str,
+    key_hash: bytes,
+    token_hash: bytes,
+    expires_at_ms: int,
+    network: str,
+    *,
+    seen_at_ms: int | None,
 ) -> None:
     row = {
         "device_id": device_id,
@@ -332,7 +341,6 @@ def _add_claim(
         "key_hash": key_hash,
         "expires_at_ms": expires_at_ms,
         "network": network,
-        # A machine that shows a new token is the one that has come with this key already.
-        "seen_at_ms": seen_at(db, device_id, key_hash),
+        "seen_at_ms": seen_at_ms,
     }
     db.execute(insert(claims), row)

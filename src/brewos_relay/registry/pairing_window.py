@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, case, delete, select
+from sqlalchemy import Connection, Table, bindparam, case, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from brewos_relay.errors import PairingClosed, TooManyNewDevices
@@ -21,6 +21,26 @@ WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
 """The longest that the pairing window can be opened for."""
 
 _ROW: Final = 1
+
+
+def _insert(table: Table, *, is_postgresql: bool) -> Any:
+    return (postgresql if is_postgresql else sqlite).insert(table)
+
+
+def _count_one(*, is_postgresql: bool) -> Any:
+    over = new_ids.c.since_ms <= bindparam("over_ms")
+    values = {"network": bindparam("name"), "since_ms": bindparam("now_ms"), "count": 1}
+    set_ = {
+        "since_ms": case((over, bindparam("now_ms")), else_=new_ids.c.since_ms),
+        "count": case((over, 1), else_=new_ids.c.count + 1),
+    }
+    inserted = _insert(new_ids, is_postgresql=is_postgresql).values(values)
+    return inserted.on_conflict_do_update(index_elements=["network"], set_=set_).returning(
+        new_ids.c.count, new_ids.c.since_ms
+    )
+
+
+_COUNT_ONE: Final = {kind: _count_one(is_postgresql=kind) for kind in (False, True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +63,9 @@ def open_window(db: Connection, *, now_ms: int, for_ms: int) -> int:
         raise ValueError("pairing can be opened for a day at most")
     until_ms = now_ms + for_ms
     row = {"id": _ROW, "open_until_ms": until_ms}
-    db.execute(
-        _insert(db, pairing_window)
-        .values(row)
-        .on_conflict_do_update(index_elements=["id"], set_={"open_until_ms": until_ms})
-    )
+    opened = _insert(pairing_window, is_postgresql=db.dialect.name == "postgresql").values(row)
+    set_ = {"open_until_ms": until_ms}
+    db.execute(opened.on_conflict_do_update(index_elements=["id"], set_=set_))
     return until_ms
 
 
@@ -74,26 +92,14 @@ def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, n
     `networks` are the one that it came from and those around it, the widest first. Each row is locked until
     the transaction ends, so that two instances cannot both count the last one.
     """
+    count_one = _COUNT_ONE[db.dialect.name == "postgresql"]
     for place, network in enumerate(networks):
-        limit = per_network << (len(networks) - 1 - place)
-        over = new_ids.c.since_ms <= now_ms - COUNTED_MS
-        counted = _insert(db, new_ids).values({"network": network, "since_ms": now_ms, "count": 1})
-        counted = counted.on_conflict_do_update(
-            index_elements=["network"],
-            set_={
-                "since_ms": case((over, now_ms), else_=new_ids.c.since_ms),
-                "count": case((over, 1), else_=new_ids.c.count + 1),
-            },
-        ).returning(new_ids.c.count, new_ids.c.since_ms)
-        count, since_ms = db.execute(counted).one()
-        if count > limit:
+        values = {"name": network, "now_ms": now_ms, "over_ms": now_ms - COUNTED_MS}
+        count, since_ms = db.execute(count_one, values).one()
+        if count > per_network << (len(networks) - 1 - place):
             raise TooManyNewDevices(retry_s=-(-(since_ms + COUNTED_MS - now_ms) // 1000))
 
 
 def forget_counts(db: Connection, *, now_ms: int) -> None:
     """Delete the counts that are over."""
     db.execute(delete(new_ids).where(new_ids.c.since_ms <= now_ms - COUNTED_MS))
-
-
-def _insert(db: Connection, table: Any) -> Any:
-    return (postgresql if db.dialect.name == "postgresql" else sqlite).insert(table)

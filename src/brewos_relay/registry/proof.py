@@ -15,7 +15,7 @@ these rules.
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from brewos_relay.errors import DeviceUnknown
 from brewos_relay.registry.access import current_users, give, release, release_from
@@ -33,6 +33,12 @@ UNPROVEN_PER_ACCOUNT: Final = 5
 """How many machines that never connected one account may own."""
 
 EXPIRED_AT_ONCE: Final = 500
+
+_SEEN_AT: Final = (
+    select(func.max(claims.c.seen_at_ms))
+    .where(claims.c.device_id == bindparam("of_device"))
+    .where(claims.c.key_hash == bindparam("key"))
+)
 
 
 def confirm_key(db: Connection, device_id: str, key_hash: bytes) -> None:
@@ -80,10 +86,7 @@ def is_noted(db: Connection, device: Device, key_hash: bytes) -> bool:
 
 def seen_at(db: Connection, device_id: str, key_hash: bytes) -> int | None:
     """Tell when a machine came with this key, as noted with any of its tokens; None if none has."""
-    of_key = select(func.max(claims.c.seen_at_ms))
-    seen_at_ms: int | None = db.scalar(
-        of_key.where(claims.c.device_id == device_id, claims.c.key_hash == key_hash)
-    )
+    seen_at_ms: int | None = db.scalar(_SEEN_AT, {"of_device": device_id, "key": key_hash})
     return seen_at_ms
 
 
