@@ -25,8 +25,8 @@ async def test_lists_who_has_a_device(tmp_path: Path) -> None:
         users = await listed(house)
         assert users["ada"] == {
             "userId": "ada",
-            "email": "",
-            "displayName": "ada",
+            "email": "ada@example.org",
+            "displayName": "ada@example.org",
             "avatarUrl": None,
             "claimedAt": "1970-01-01T00:00:01.000Z",
             "role": "owner",

@@ -186,9 +186,9 @@ async def test_signing_out_ends_this_session_and_no_other(house: Household) -> N
 
 
 async def test_a_token_of_no_session_has_none_to_end(house: Household) -> None:
-    answer = await house.ask("POST", "/auth/logout", by="ada")
+    answer = await house.ask("POST", "/auth/logout", token=house.token("ada"))
     assert (answer.status, answer.content) == (200, {"ended": 0})
-    assert (await house.ask("GET", "/auth/me", by="ada")).status == 200
+    assert (await house.ask("GET", "/auth/me", token=house.token("ada"))).status == 200
 
 
 async def test_signing_out_needs_a_token(house: Household) -> None:
@@ -269,7 +269,7 @@ async def test_me_tells_who_asks(house: Household) -> None:
 
 
 async def test_me_with_a_token_of_no_account(house: Household) -> None:
-    me = (await house.ask("GET", "/auth/me", by="carol")).content
+    me = (await house.ask("GET", "/auth/me", token=house.token("carol"))).content
     assert me["user"] == {"id": "carol", "email": "carol@example.org", "name": "", "picture": None}
     assert (me["isAdmin"], me["hasPassword"], me["sessionId"]) == (False, False, None)
 

@@ -27,8 +27,8 @@ async def test_an_owner_sees_who_is_connected_and_how_often(tmp_path: Path) -> N
         assert found == {
             "ada": {
                 "userId": "ada",
-                "email": "",
-                "displayName": "ada",
+                "email": "ada@example.org",
+                "displayName": "ada@example.org",
                 "avatarUrl": None,
                 "connections": 2,
             },

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import delete, insert, inspect, select, text
 
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import all_users, find_user_by_email
-from brewos_relay.registry.database import Database, upgrade
+from brewos_relay.registry.database import Database, _connect, upgrade
 from brewos_relay.registry.devices import all_devices
 from brewos_relay.registry.records import Device, DeviceUser
-from brewos_relay.registry.schema import metadata
+from brewos_relay.registry.schema import claims, device_users, metadata, users
 from support.kinds import ON_SQLITE
 from support.registry import NOW_MS, device_id, new_device, register
 
@@ -38,6 +39,18 @@ CREATE TABLE IF NOT EXISTS device_users (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS device_users_by_device ON device_users (device_id);
 """
+
+
+def make_version(database: Database, version: str) -> None:
+    """Make the tables of an earlier version."""
+    with database.writing() as db:
+        if not database.one_writer:
+            db.exec_driver_sql("DROP SCHEMA public CASCADE")
+            db.exec_driver_sql("CREATE SCHEMA public")
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = db
+        command.upgrade(config, version)
 
 
 @pytest.fixture
@@ -241,15 +254,11 @@ def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> Non
 
 
 @ON_SQLITE
-def test_addresses_that_are_the_same_all_keep_their_accounts(
-    url: str, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_addresses_that_are_the_same_all_keep_their_accounts(url: str, file: Path) -> None:
     kelvin = "mi\N{KELVIN SIGN}e@x.org"
     broken = "\ufdfa" * 30 + "@x.org"  # its key is too long
-    with monkeypatch.context() as before:
-        before.setattr(migrations, "VERSIONS", migrations.VERSIONS[:4])
-        before.setattr(migrations, "HEAD", "0004")
-        Database.open(url).close()
+    with contextlib.closing(Database(_connect(url))) as database:
+        make_version(database, "0004")
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         rows = [("young", "mike@x.org", 2), ("old", kelvin, 1), ("odd", broken, 3), ("ada", "ada@x.org", 4)]
         connection.executemany(
@@ -266,3 +275,78 @@ def test_addresses_that_are_the_same_all_keep_their_accounts(
         invited = set(db.exec_driver_sql("SELECT email_key FROM invites").scalars())
     assert keys == {"old": "mike@x.org", "young": "mike@x.org young", "odd": " odd", "ada": "ada@x.org"}
     assert invited == {"strasse@x.org", broken}
+
+
+_ADA, _GONE = "0" * 12 + "4" + "0" * 3 + "8" + "0" * 15, "1" * 12 + "4" + "1" * 3 + "8" + "1" * 15
+_USERS = {0: [_GONE], 1: [_GONE, "bob"], 2: [_ADA], 3: ["script"]}
+
+
+def _with_orphans(database: Database) -> None:
+    """Make the tables of version 0003, with machines of an account, of a removed account and of tokens."""
+    make_version(database, "0003")
+    with database.writing() as db:
+        db.execute(
+            text(
+                "INSERT INTO users (id, email, is_admin, created_at_ms)"
+                " VALUES (:id, 'ada@example.org', :no, 1)"
+            ),
+            {"id": _ADA, "no": False},
+        )
+        for number, users in _USERS.items():
+            device = {"id": device_id(number), "hash": b"k" * 32}
+            db.execute(
+                text(
+                    "INSERT INTO devices (id, key_hash, name, created_at_ms) VALUES (:id, :hash, 'Mine', 1)"
+                ),
+                device,
+            )
+            db.execute(
+                text(
+                    "INSERT INTO claims (device_id, token_hash, key_hash, expires_at_ms)"
+                    " VALUES (:id, :hash, :hash, 1)"
+                ),
+                device,
+            )
+            for user in users:
+                row = {"user": user, "device": device_id(number)}
+                db.execute(text("INSERT INTO device_users (user_id, device_id) VALUES (:user, :device)"), row)
+
+
+@pytest.fixture
+def empty(kind: str, file: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database without tables."""
+    if kind == "sqlite":
+        url = f"sqlite:///{file}"
+        with contextlib.closing(Database(_connect(url))) as database:
+            yield database
+    else:
+        cluster = request.getfixturevalue("postgresql")
+        with cluster.new_database() as url, contextlib.closing(Database(_connect(url))) as database:
+            yield database
+
+
+def test_access_of_removed_accounts_is_repaired(empty: Database) -> None:
+    _with_orphans(empty)
+    with empty.writing() as db:
+        assert migrations.apply(db)[-1] == migrations.HEAD
+    with empty.reading() as db:
+        rows = db.execute(select(device_users.c.device_id, device_users.c.user_id, device_users.c.account_id))
+        assert {tuple(row) for row in rows} == {
+            (device_id(1), "bob", None),
+            (device_id(2), _ADA, _ADA),
+            (device_id(3), "script", None),
+        }
+        names = {device.id: device.name for device in all_devices(db)}
+        assert names == {device_id(0): None, **{device_id(n): "Mine" for n in (1, 2, 3)}}
+        used = db.scalars(select(claims.c.device_id).where(claims.c.used_by == "")).all()
+        assert used == [device_id(0)]
+    with empty.writing() as db:
+        db.execute(delete(users).where(users.c.id == _ADA))
+        assert db.scalars(select(device_users.c.user_id).order_by("user_id")).all() == ["bob", "script"]
+
+
+def test_access_cannot_name_an_account_that_is_missing(database: Database) -> None:
+    register(database, [new_device(1)])
+    row = {"user_id": _GONE, "device_id": device_id(1), "account_id": _GONE}
+    with pytest.raises(RegistryError), database.writing() as db:
+        db.execute(insert(device_users), row)

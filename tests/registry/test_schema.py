@@ -32,6 +32,7 @@ def test_with_what_rows_belong_to_they_go() -> None:
     }
     assert set(belonging) == {
         ("device_users", "device_id"),
+        ("device_users", "account_id"),
         ("claims", "device_id"),
         ("shares", "device_id"),
         ("identities", "user_id"),
@@ -45,5 +46,5 @@ def test_with_what_rows_belong_to_they_go() -> None:
 
 
 def test_no_user_of_a_device_needs_an_account() -> None:
-    (foreign_key,) = device_users.foreign_keys
-    assert foreign_key.column is devices.c.id
+    assert not device_users.c.user_id.foreign_keys
+    assert device_users.c.account_id.nullable

@@ -10,6 +10,7 @@ import msgspec
 import trio
 from quart.testing.utils import sentinel
 from quart_trio import QuartTrio
+from sqlalchemy import Connection, insert, update
 from werkzeug.datastructures import Headers
 
 from brewos_relay.api.account_rules import AccountRules
@@ -26,7 +27,9 @@ from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, Role
-from brewos_relay.registry.store import Store, open_store
+from brewos_relay.registry.schema import device_users, users
+from brewos_relay.registry.sessions import open_session
+from brewos_relay.registry.store import WRITE_S, Store, open_store
 
 SECRET: Final = "tests-only-" + "s" * 32
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25
@@ -92,10 +95,19 @@ class Household:
         self.relay = relay
         self.throttles = throttles
         self.keys = KeyRing([SECRET])
+        self._signed_in: set[str] = set()
 
     def token(self, user_id: str, **claims: Any) -> str:
         """Make a token of the kind that the command line makes; it belongs to no session."""
         return self.keys.issue(user_id=user_id, email=f"{user_id}@example.org", **claims)
+
+    async def signed_in(self, user_id: str) -> str:
+        """Make a token of a session, and the account of that id with it; the same session each time."""
+        session_id = f"session of {user_id}"[:32]
+        if user_id not in self._signed_in:
+            self._signed_in.add(user_id)
+            await self.store.write(_add_session, user_id, session_id)
+        return self.token(user_id, session_id=session_id)
 
     async def ask(
         self,
@@ -110,7 +122,7 @@ class Household:
         """Ask as somebody, or as nobody; every answer under /api is JSON, and is not kept."""
         headers = {}
         if token is None and by is not None:
-            token = self.token(by)
+            token = await self.signed_in(by)
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         if body is not None:
@@ -135,6 +147,23 @@ class Household:
         await self.store.write(give, MACHINE, user_id, role=role, until_ms=until_ms, now_ms=now_ms())
 
 
+def _add_session(db: Connection, user_id: str, session_id: str) -> None:
+    email = f"{user_id}@example.org"
+    row = {"id": user_id, "email": email, "email_key": email, "is_admin": False, "created_at_ms": 1_000}
+    db.execute(insert(users), row)
+    db.execute(update(device_users).where(device_users.c.user_id == user_id).values(account_id=user_id))
+    open_session(
+        db,
+        session_id=session_id,
+        user_id=user_id,
+        refresh_hash=session_id.encode().ljust(32, b"."),
+        user_agent=None,
+        address=None,
+        now_ms=now_ms(),
+        expires_at_ms=now_ms() + 3_600_000,
+    )
+
+
 @asynccontextmanager
 async def open_household(
     folder: Path,
@@ -143,11 +172,14 @@ async def open_household(
     front: Front | None = None,
     accounts: AccountRules | None = None,
     web_dist_path: Path | None = None,
+    url: str | None = None,
+    write_s: float = WRITE_S,
 ) -> AsyncIterator[Household]:
     """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
     throttles = throttles or Throttles()
     relay = PlainRelay()
-    async with open_store(f"sqlite:///{folder / 'registry.db'}") as store:
+    url = url or f"sqlite:///{folder / 'registry.db'}"
+    async with open_store(url, write_s=write_s) as store:
         new = [
             NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen", user_id="ada"),
             NewDevice(id=SECOND, key_hash=hash_key(KEY), user_id="ada"),

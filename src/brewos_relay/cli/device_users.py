@@ -112,8 +112,8 @@ def give(
     limit = "" if until_ms is None else f", until {iso(until_ms)}"
     done: list[str] = []
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
-        for user in dict.fromkeys(users):
-            id_ = find_user_id(db, user)
+        # All accounts before the device, as the server does, so that neither waits for the other.
+        for user, id_ in {user: find_user_id(db, user) for user in users}.items():
             had = access.access_of(db, [(id_, device_id)], now_ms=at_ms).get((id_, device_id))
             if had is not None and (had.role, had.until_ms) == (role, until_ms):
                 done.append(f"{user} is {role} of {device_id} already.")

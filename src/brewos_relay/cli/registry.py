@@ -67,10 +67,12 @@ def find_user_id(db: "Connection", given: str) -> str:
     """Give the id of the account with this e-mail address; what is none's is a user id as it stands."""
     if "@" not in given:
         return given
+    from brewos_relay.registry.access import lock_account
     from brewos_relay.registry.accounts import find_user_by_email
 
     account = find_user_by_email(db, given)
-    if account is None:
+    # Locked, so that the machine is not given to an account that is removed at the same time.
+    if account is None or not lock_account(db, account.id):
         click.echo(f"There is no account {given}: it is taken for the user id of a token.", err=True)
         return given
     return account.id

@@ -7,12 +7,12 @@ that takes something away tells running servers of it in the same transaction.
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
 
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change
-from brewos_relay.registry.devices import IDS_AT_ONCE, chunks, device_of, lock_device
+from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks, device_of, lock_device
 from brewos_relay.registry.keys import end_claims
 from brewos_relay.registry.records import ROLES, Access, Activity, ActivityKind, DeviceUser, OwnedDevice, Role
 from brewos_relay.registry.schema import device_users, devices, shares, users
@@ -118,6 +118,7 @@ def give(
     Raises DeviceUnknown, and ValueError for an owner until a time. Whoever calls has checked the user id.
     """
     _check_role(role, until_ms)
+    lock_account(db, user_id)
     lock_device(db, device_id)
     had = current_users(db, device_id, now_ms=now_ms).get(user_id)
     new = Access(user_id=user_id, device_id=device_id, role=role, until_ms=until_ms)
@@ -143,6 +144,7 @@ def set_role(
     Raises LastOwner, DeviceUnknown, and ValueError for an owner until a time.
     """
     _check_role(role, until_ms)
+    lock_account(db, user_id)
     lock_device(db, device_id)
     everybody = current_users(db, device_id, now_ms=now_ms)
     if (had := everybody.get(user_id)) is None:
@@ -243,7 +245,7 @@ def _grant(db: Connection, new: Access, had: Access | None, *, now_ms: int) -> N
         "until_ms": new.until_ms,
         "claimed_at_ms": now_ms if had is None else had.claimed_at_ms,
     }
-    db.execute(insert(device_users), row)
+    add_device_users(db, [row])
     # Whoever is connected already may do more from now on, or less.
     note_change(db, "access_changed", device_id=new.device_id, user_id=new.user_id, now_ms=now_ms)
 

@@ -19,6 +19,7 @@ from brewos_relay.registry.access import access_of, lock_account
 from brewos_relay.registry.accounts import lock_admins
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.schema import sessions, users
+from brewos_relay.registry.tokens import lock_token
 
 # NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
 _USER: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update(key_share=True)
@@ -49,14 +50,16 @@ class Authority:
 def verify(db: Connection, authority: Authority, *, now_ms: int) -> None:
     """Verify an authority, and keep it valid until the transaction ends.
 
-    Raises TokenRejected if the session or the account is gone, NotAnAdministrator, DeviceUnknown if
-    the principal does not reach the device, and RoleTooLow.
+    Raises TokenRejected if the session or the account is gone or the token was revoked, NotAnAdministrator,
+    DeviceUnknown if the principal does not reach the device, and RoleTooLow.
     """
     principal = authority.principal
     if authority.is_admin and (principal.session_id is None or principal.user_id not in lock_admins(db)):
         raise NotAnAdministrator
     if principal.session_id is not None:
         _verify_session(db, principal.user_id, principal.session_id, now_ms=now_ms)
+    if principal.token_id is not None and not lock_token(db, principal.token_id):
+        raise TokenRejected("the token has been revoked")
     if authority.about_user_id is not None:
         lock_account(db, authority.about_user_id)
     if authority.device_id is not None:

@@ -27,6 +27,7 @@ def note_change(
     device_id: str | None = None,
     user_id: str | None = None,
     session_id: str | None = None,
+    token_id: str | None = None,
     now_ms: int,
 ) -> None:
     """Tell running servers about a change, once the transaction that makes it is committed."""
@@ -36,6 +37,7 @@ def note_change(
         "device_id": device_id,
         "user_id": user_id,
         "session_id": session_id,
+        "token_id": token_id,
     }
     db.execute(insert(changes), row)
 
@@ -104,5 +106,13 @@ def _without(gap: _Gap, ids: Sequence[int]) -> Iterator[_Gap]:
 
 
 def _change(row: Sequence[Any]) -> Change:
-    id_, at_ms, kind, device_id, user_id, session_id = row
-    return Change(id=id_, at_ms=at_ms, kind=kind, device_id=device_id, user_id=user_id, session_id=session_id)
+    id_, at_ms, kind, device_id, user_id, session_id, token_id = row
+    return Change(
+        id=id_,
+        at_ms=at_ms,
+        kind=kind,
+        device_id=device_id,
+        user_id=user_id,
+        session_id=session_id,
+        token_id=token_id,
+    )

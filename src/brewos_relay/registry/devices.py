@@ -10,7 +10,7 @@ from brewos_relay.errors import DeviceExists, DeviceUnknown
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.records import Activity, Device, NewDevice, check_name
-from brewos_relay.registry.schema import device_users, devices
+from brewos_relay.registry.schema import device_users, devices, users
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ _HAS_USER: Final = exists().where(device_users.c.device_id == devices.c.id)
 _BY_ID: Final = select(devices, and_(devices.c.registered_itself, ~_HAS_USER)).where(
     devices.c.id.in_(bindparam("ids", expanding=True))
 )
+_ACCOUNTS: Final = select(users.c.id).where(users.c.id.in_(bindparam("ids", expanding=True)))
 _LOCKED: Final = select(devices).where(devices.c.id == bindparam("of_device")).with_for_update()
 _NOTE_SEEN: Final = (
     update(devices)
@@ -52,10 +53,23 @@ def add_devices(
         raise DeviceExists(taken)
     for chunk in chunks(rows, _ROWS_AT_ONCE):
         db.execute(insert(devices), [_device_row(row, now_ms) for row in chunk])
-        if users := [row for new in chunk for row in _user_rows(new, now_ms)]:
-            db.execute(insert(device_users), users)
+        add_device_users(db, [row for new in chunk for row in _user_rows(new, now_ms)])
         if on_progress is not None:
             on_progress(len(chunk))
+
+
+def add_device_users(db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows of `device_users`, each bound to the account of its user if the user has one.
+
+    The foreign key refuses a row whose account is removed at the same time.
+    """
+    user_ids = sorted({row["user_id"] for row in rows})
+    accounts = {
+        id_ for chunk in chunks(user_ids, IDS_AT_ONCE) for id_ in db.scalars(_ACCOUNTS, {"ids": chunk})
+    }
+    bound = [{**row, "account_id": row["user_id"] if row["user_id"] in accounts else None} for row in rows]
+    if bound:
+        db.execute(insert(device_users), bound)
 
 
 def remove_device(db: Connection, device_id: str, *, now_ms: int) -> bool:

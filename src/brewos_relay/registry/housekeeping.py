@@ -23,6 +23,7 @@ from brewos_relay.registry.schema import (
     refresh_tokens,
     sessions,
     shares,
+    tokens,
 )
 
 CHANGES_KEPT_MS: Final = 3600 * 1000
@@ -33,14 +34,14 @@ DEVICES_AT_ONCE: Final = 10_000
 
 
 def prune(db: Connection, *, now_ms: int) -> bool:
-    """Delete what is over: sessions, refresh tokens, invites, claims, shares, access until a time.
+    """Delete what is over: sessions, refresh tokens, tokens, invites, claims, shares, access until a time.
 
     Also claims of machines that never connected, old activity, notices, networks that an account was not
     signed in to from for long, changes that every running server has seen, and devices that registered
     themselves and have no users: those that were not seen for a month, and all but the 50,000 that were seen
     last, since anybody can register as many as they like. True if there are more of these to delete.
     """
-    for table in (sessions, refresh_tokens, invites, redeemed_invites, claims, shares):
+    for table in (sessions, refresh_tokens, tokens, invites, redeemed_invites, claims, shares):
         db.execute(delete(table).where(table.c.expires_at_ms <= now_ms))
     db.execute(delete(device_users).where(device_users.c.until_ms <= now_ms))
     unused_since_ms = now_ms - known_networks_module.KEPT_MS

@@ -18,14 +18,14 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from brewos_relay.errors import DeviceUnknown
-from brewos_relay.registry.access import current_users, give, release, release_from
+from brewos_relay.registry.access import current_users, give, lock_account, release, release_from
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.keys import replace_key, works
 from brewos_relay.registry.notices import add_notices
 from brewos_relay.registry.records import Access, Activity, Device
-from brewos_relay.registry.schema import claims, device_users, devices, users
+from brewos_relay.registry.schema import claims, device_users, devices
 
 UNPROVEN_CLAIM_MS: Final = 24 * 3600 * 1000
 """How long a claim lasts without a machine that connects."""
@@ -160,7 +160,7 @@ def reinstate(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -
     if device.former_until_ms is None or device.former_until_ms <= now_ms:
         return False
     user_id = device.former_user_id
-    if db.scalar(select(users.c.id).where(users.c.id == user_id)) is None:
+    if not lock_account(db, user_id):
         return False
     has = current_users(db, device_id, now_ms=now_ms)
     note_change(db, "owner_changed", device_id=device_id, now_ms=now_ms)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from brewos_relay.core.rights import ROLES as ROLES
+from brewos_relay.core.rights import NamedDevices
 from brewos_relay.core.rights import Role as Role
 
 GuestRole = Literal["member", "viewer"]
@@ -15,6 +16,7 @@ GuestRole = Literal["member", "viewer"]
 
 ChangeKind = Literal[
     "session_ended",
+    "token_revoked",
     "access_changed",
     "device_removed",
     "user_removed",
@@ -182,6 +184,24 @@ class Change:
     device_id: str | None = None
     user_id: str | None = None
     session_id: str | None = None
+    token_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredToken:
+    """A token without a session that was made here; the token itself is not kept.
+
+    `devices` are the ids that it names, or "*" for all devices.
+    """
+
+    id: str
+    name: str | None
+    user_id: str
+    role: Role
+    devices: NamedDevices
+    created_at_ms: int
+    expires_at_ms: int
+    revoked_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,8 @@ devices = Table(
     sqlite_with_rowid=False,
 )
 
-# A user id need not be that of an account: tokens can be made for anybody.
+# A user id need not be that of an account: tokens can be made for any id. `account_id` is the user id if it
+# is that of an account, so that no row outlives its account.
 device_users = Table(
     "device_users",
     metadata,
@@ -57,7 +58,9 @@ device_users = Table(
     Column("role", String(8), nullable=False, server_default="owner"),
     Column("until_ms", BigInteger),
     Column("claimed_at_ms", BigInteger),
+    Column("account_id", String(32), ForeignKey("users.id", ondelete="CASCADE")),
     Index("device_users_by_device", "device_id"),
+    Index("device_users_by_account", "account_id"),
     sqlite_with_rowid=False,
 )
 
@@ -210,6 +213,23 @@ refresh_tokens = Table(
     sqlite_with_rowid=False,
 )
 
+# Tokens without a session that the command line has made: never the token itself. One that is revoked stays
+# until it would have expired, so that it is refused.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(100)),
+    Column("user_id", String(256), nullable=False),
+    Column("role", String(8), nullable=False),
+    Column("devices", Text, nullable=False),  # ids with spaces between them, or "*"
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger),
+    Index("tokens_by_end", "expires_at_ms"),
+    sqlite_with_rowid=False,
+)
+
 activity = Table(
     "activity",
     metadata,
@@ -247,5 +267,6 @@ changes = Table(
     Column("device_id", String(12)),
     Column("user_id", String(256)),
     Column("session_id", String(32)),
+    Column("token_id", String(32)),
     sqlite_autoincrement=True,
 )

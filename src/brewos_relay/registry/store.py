@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -31,6 +31,7 @@ from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.records import Access, Activity, Change, Device, Session
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
+from brewos_relay.registry.tokens import revoked_tokens
 from brewos_relay.registry.watching import Apply, Watcher
 
 WRITE_S: Final = 4.0
@@ -55,7 +56,14 @@ class Store:
     asked for.
     """
 
-    def __init__(self, database: Database, follower: ChangeFollower, *, write_s: float = WRITE_S) -> None:
+    def __init__(
+        self,
+        database: Database,
+        follower: ChangeFollower,
+        *,
+        revoked: Collection[str] = (),
+        write_s: float = WRITE_S,
+    ) -> None:
         self._database = database
         self._follower = follower
         self._write_s = write_s
@@ -69,6 +77,8 @@ class Store:
         self._devices = Batcher(self._query_devices, limiter=self._readers)
         self._accesses = Batcher(self._query_accesses, limiter=self._readers)
         self._sessions = Batcher(self._query_sessions, limiter=self._readers)
+        self._revoked = Batcher(self._query_revoked, limiter=self._readers)
+        self._heard_of = set(revoked)
         self._notes = Notes(database, limiter=self._writers)
         self._watcher = Watcher(self._read_changes)
 
@@ -150,6 +160,18 @@ class Store:
         await self.write(self._database.probe)
         self._database.write_problem = None
 
+    async def is_revoked(self, token_id: str) -> bool:
+        """Tell whether a token was revoked. Shares queries likewise."""
+        with self._timed("lookup"):
+            return await self._revoked.find(token_id) is not None
+
+    def has_heard_of_revocation(self, token_id: str) -> bool:
+        """Tell at once whether a token was revoked, as far as changes were read by now.
+
+        A later change closes the connections of the token.
+        """
+        return token_id in self._heard_of
+
     async def check(self) -> None:
         """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
@@ -184,7 +206,7 @@ class Store:
         **Ends when:** cancelled, once what was noted is written, or 5 s later.
         """
         async with trio.open_nursery() as nursery:
-            for batcher in (self._devices, self._accesses, self._sessions):
+            for batcher in (self._devices, self._accesses, self._sessions, self._revoked):
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
             nursery.start_soon(self._prune_regularly)
@@ -211,7 +233,9 @@ class Store:
             await trio.sleep(PRUNE_PAUSE_S if more else PRUNE_EVERY_S)
 
     async def _read_changes(self) -> Sequence[Change]:
-        return await self.read(self._follower.read)
+        changes = await self.read(self._follower.read)
+        self._heard_of.update(change.token_id for change in changes if change.token_id is not None)
+        return changes
 
     def _ask(self) -> None:
         with self._database.reading() as db:
@@ -228,6 +252,10 @@ class Store:
     def _query_sessions(self, ids: list[str]) -> Mapping[str, Session]:
         with self._database.reading() as db:
             return find_sessions(db, ids, now_ms=now_ms())
+
+    def _query_revoked(self, ids: list[str]) -> Mapping[str, str]:
+        with self._database.reading() as db:
+            return {id_: id_ for id_ in revoked_tokens(db, ids)}
 
     def _call_reading(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -272,9 +300,9 @@ async def open_store(url: str, *, write_s: float = WRITE_S) -> AsyncIterator[Sto
     **Owns:** a nursery around the body, with the store's task in it.
     **Ends when:** the body does.
     """
-    database, follower = await trio.to_thread.run_sync(_open, url)
+    database, follower, revoked = await trio.to_thread.run_sync(_open, url)
     try:
-        store = Store(database, follower, write_s=write_s)
+        store = Store(database, follower, revoked=revoked, write_s=write_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             try:
@@ -285,11 +313,12 @@ async def open_store(url: str, *, write_s: float = WRITE_S) -> AsyncIterator[Sto
         database.close()
 
 
-def _open(url: str) -> tuple[Database, ChangeFollower]:
+def _open(url: str) -> tuple[Database, ChangeFollower, set[str]]:
     database = Database.open(url)
     try:
         with database.reading() as db:
-            return database, ChangeFollower(db)
+            follower = ChangeFollower(db)  # first: a token that is revoked meanwhile is in one of the two
+            return database, follower, revoked_tokens(db)
     except RegistryError:
         database.close()
         raise

@@ -1,0 +1,143 @@
+"""Requests that wait while what allowed them ends: each write verifies that inside its transaction."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import Connection, select
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.auth.secrets import hash_token
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.accounts import find_user, set_admin
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.schema import device_users, users
+from support.household import Household, open_household
+from support.postgresql import PostgreSQL
+
+DEADLINE_S = 60.0
+CLAIMS = 150
+PASSWORDS = 12
+TOKEN = "shown-on-the-screen"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/registry.db"
+        return
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    with postgresql.new_database() as url:
+        yield url
+
+
+@asynccontextmanager
+async def open_house(folder: Path, url: str) -> AsyncIterator[Household]:
+    throttles = Throttles()
+    throttles.claims_by_user = Throttle("attempts", burst=1000, each_minute=1)
+    throttles.claims_by_address = Throttle("attempts", burst=1000, each_minute=1)
+    accounts = AccountRules(machines_per_account=1000)
+    with trio.fail_after(DEADLINE_S):
+        async with open_household(
+            folder, throttles=throttles, accounts=accounts, url=url, write_s=DEADLINE_S
+        ) as house:
+            await house.signed_in("ada")
+            yield house
+
+
+def show_codes(db: Connection) -> None:
+    at_ms = now_ms()
+    for number in range(CLAIMS):
+        register_claim(
+            db,
+            device_id=f"BRW-{number + 0x1000:08X}",
+            key_hash=b"k" * 32,
+            token_hash=hash_token(TOKEN),
+            now_ms=at_ms,
+            expires_at_ms=at_ms + 600_000,
+        )
+
+
+def orphans(db: Connection) -> list[str]:
+    accounts = select(users.c.id)
+    return list(db.scalars(select(device_users.c.device_id).where(device_users.c.user_id.not_in(accounts))))
+
+
+async def test_claims_in_flight_leave_no_machine_with_a_removed_owner(tmp_path: Path, url: str) -> None:
+    async with open_house(tmp_path, url) as house:
+        await house.signed_in("root")
+        await house.store.write(set_admin, "root", True)
+        await house.store.write(show_codes)
+        statuses: list[int] = []
+
+        async def claim(number: int) -> None:
+            body = {"deviceId": f"BRW-{number + 0x1000:08X}", "token": TOKEN}
+            statuses.append((await house.ask("POST", "/devices/claim", body)).status)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(CLAIMS // 2):
+                nursery.start_soon(claim, number)
+            nursery.start_soon(remove_ada, house)
+            for number in range(CLAIMS // 2, CLAIMS):
+                nursery.start_soon(claim, number)
+        assert len(statuses) == CLAIMS
+        assert set(statuses) <= {200, 401}
+        assert await house.store.read(orphans) == []
+
+
+async def remove_ada(house: Household) -> None:
+    assert (await house.ask("DELETE", "/admin/users/ada", by="root")).status == 200
+
+
+async def test_password_changes_queued_behind_logout_all_fail(tmp_path: Path, url: str) -> None:
+    async with open_house(tmp_path, url) as house:
+        release, statuses = trio.Event(), list[int]()
+
+        async def change(number: int) -> None:
+            body = {"password": f"correct horse battery {number}"}
+            statuses.append((await house.ask("PUT", "/me/password", body)).status)
+
+        async def sign_out() -> None:
+            assert (await house.ask("POST", "/auth/logout-all")).content == {"ended": 1}
+
+        async with trio.open_nursery() as nursery, locked_account(url, "ada", until=release):
+            nursery.start_soon(sign_out)
+            await writes_waiting(house, 1)
+            for number in range(PASSWORDS):
+                nursery.start_soon(change, number)
+            await writes_waiting(house, 1 + PASSWORDS)
+            release.set()
+        assert statuses == [401] * PASSWORDS
+        user = await house.store.read(find_user, "ada")
+        assert user is not None
+        assert not user.has_password
+
+
+@asynccontextmanager
+async def locked_account(url: str, user_id: str, *, until: trio.Event) -> AsyncIterator[None]:
+    """Hold a row of another connection, which every writer of the account waits for."""
+    held = trio.Event()
+
+    def hold() -> None:
+        with Database.open(url) as database, database.writing() as db:
+            db.execute(select(users).where(users.c.id == user_id).with_for_update()).all()
+            trio.from_thread.run_sync(held.set)
+            trio.from_thread.run(until.wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, hold)
+        await held.wait()
+        yield
+
+
+async def writes_waiting(house: Household, count: int) -> None:
+    """Wait until so many writes are under way or in the queue."""
+    while True:
+        seen = house.store._writers.statistics()
+        if seen.borrowed_tokens + seen.tasks_waiting >= count:
+            return
+        await trio.sleep(0.01)
