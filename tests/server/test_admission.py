@@ -81,6 +81,7 @@ class FakeStore(Store):
             "vic": Access(user_id="vic", device_id=DEVICE_ID, role="viewer"),
         }
         self.sessions = {"session of ada": "ada"}
+        self.revoked: set[str] = set()
         self.used: list[bytes] = []
         self.takes_keys = True
         self.noted = self.goes_back = False
@@ -121,6 +122,13 @@ class FakeStore(Store):
         assert args[0] is self.device
         await self._answer("is it noted")
         return self.noted
+
+    async def is_revoked(self, token_id: str) -> bool:
+        await self._answer(token_id)
+        return token_id in self.revoked
+
+    def has_heard_of_revocation(self, token_id: str) -> bool:
+        return token_id in self.revoked
 
     async def write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if function is confirm_key:
@@ -430,6 +438,42 @@ async def test_a_token_of_a_lower_role_does_not_extend_what_the_registry_gave() 
     with pytest.raises(TokenRejected, match="less than the one before"):
         by_registry.renew(issue(devices=[DEVICE_ID], role="member"))
     by_registry.renew(issue(devices=[DEVICE_ID]))
+
+
+# Tokens with an id
+
+
+async def test_a_revoked_token_is_refused_and_an_unknown_id_is_not() -> None:
+    store = FakeStore()
+    store.revoked.add("known")
+    found = await admission(store=store).check(client_request(token_id="known"))
+    assert found == TokenRefused("the token has been revoked")
+    found = await admission(store=store).check(client_request(token_id="of-another-service"))
+    assert isinstance(found, ClientEntry)
+
+
+async def test_a_revoked_token_renews_nothing() -> None:
+    store = FakeStore()
+    found = await admission(store=store).check(client_request())
+    assert isinstance(found, ClientEntry)
+    store.revoked.add("known")
+    with pytest.raises(TokenRejected, match="revoked"):
+        found.renew(issue(token_id="known"))
+
+
+async def test_a_client_is_known_by_the_id_of_the_token_that_it_uses_now() -> None:
+    entry = await let_in(client_request(token_id="first"))
+    credential = entry.grant.credential
+    assert credential is not None
+    assert credential.token_id == "first"
+    entry.renew(issue(token_id="second"))
+    assert credential.token_id == "second"
+
+
+async def test_the_role_of_a_token_limits_what_the_registry_gives() -> None:
+    entry = await let_in(client_request(role="viewer"))
+    assert (entry.grant.may_command, entry.grant.may_manage) == (False, False)
+    assert entry.grant.highest_role == "viewer"
 
 
 # Pages of other origins

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.auth.keys import hash_key, valid_key
-from brewos_relay.core.grant import Grant
+from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
@@ -158,6 +158,35 @@ async def test_many_sessions_that_end_cost_one_look_at_everybody() -> None:
         await it.revoking.apply(ended)
         assert [client.close_code for client in clients] == [4002, 4002, None]
         assert (looks, it.revoking.revision) == (1, 2)
+
+
+async def test_a_revoked_token_closes_its_connections_at_every_device_and_no_others() -> None:
+    async with scene() as it:
+        ours = [
+            it.client(user_id="ada", credential=Credential("t1"), by_token=True),
+            it.client(TWO, user_id="ada", credential=Credential("t1")),
+        ]
+        others = [
+            it.client(user_id="ada", credential=Credential("t2")),
+            it.client(user_id="ada", credential=Credential()),
+            it.client(user_id="ada", session_id="s1"),
+        ]
+        await wait_all_tasks_blocked()
+        await it.change("token_revoked", token_id="t1")
+        assert [client.close_code for client in ours] == [4002, 4002]
+        assert [client.close_code for client in others] == [None] * 3
+        assert it.revoking.revision == 1
+
+
+async def test_a_token_of_a_lower_role_gets_no_more_when_its_user_does() -> None:
+    async with scene() as it:
+        it.let("bob", "owner")
+        viewer = it.client(user_id="bob", highest_role="viewer", may_command=False, may_manage=False)
+        full = it.client(user_id="bob", may_command=False, may_manage=False)
+        await wait_all_tasks_blocked()
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        assert it.reaches(full)
+        assert not it.reaches(viewer)
 
 
 async def test_a_session_has_ended_before_anything_else_of_its_batch_is_waited_for() -> None:

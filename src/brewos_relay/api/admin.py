@@ -3,7 +3,7 @@
 from typing import Annotated, Final
 
 import msgspec
-from quart import Blueprint, Response, request
+from quart import Blueprint, Request, Response, request
 from sqlalchemy import Connection
 
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
@@ -138,19 +138,12 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("admin", __name__)
 
-    async def administrator() -> Who:
-        # What they are is read with their session, each time: it may have been taken from them.
-        who = await signed_in(request)
-        if not who.is_admin:
-            raise not_an_administrator()
-        return who
-
     @blueprint.get("/api/admin/users")
     @described(
         "The accounts of this server, for an administrator", answer=Accounts, query=Listing, refusals=[403]
     )
     async def all_accounts() -> Response:
-        await administrator()
+        await administrator(signed_in, request)
         page = query_of(request, Listing)
         found = await store.read(some_users, find=page.find, after=page.after, limit=page.limit)
         return json_answer(
@@ -168,7 +161,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
         refusals=[403],
     )
     async def invite_somebody() -> Response:
-        who = await administrator()
+        who = await administrator(signed_in, request)
         body = await body_of(request, NewInvite)
         token = generate_secret_token()
         at_ms = now_ms()
@@ -203,7 +196,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
         refusals=[403, 409],
     )
     async def change_account(user_id: str) -> Response:
-        who = await administrator()
+        who = await administrator(signed_in, request)
         body = await body_of(request, AccountChange)
         authority = Authority(who.principal, is_admin=True)
         user = await store.write_as(authority, _set_admin, user_id, body.is_admin)
@@ -212,7 +205,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
     @blueprint.delete("/api/admin/users/<user_id>")
     @described("Remove an account, its sessions, and what it has", answer=Done, refusals=[403, 409])
     async def remove_account(user_id: str) -> Response:
-        who = await administrator()
+        who = await administrator(signed_in, request)
         await store.write_as(Authority(who.principal, is_admin=True), _remove, user_id, now_ms=now_ms())
         await store.catch_up()
         return json_answer(Done())
@@ -222,7 +215,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
         "All devices of this server, for an administrator", answer=AdminDevices, query=Listing, refusals=[403]
     )
     async def all_devices() -> Response:
-        await administrator()
+        await administrator(signed_in, request)
         page = query_of(request, Listing)
         found = await store.read(some_devices, find=page.find, after=page.after, limit=page.limit)
         return json_answer(
@@ -235,7 +228,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
     @blueprint.get("/api/admin/stats")
     @described("How much is going on in this server, for an administrator", answer=Stats, refusals=[403])
     async def server_stats() -> Response:
-        await administrator()
+        await administrator(signed_in, request)
         registered = await store.read(totals)
         return json_answer(
             Stats(
@@ -248,6 +241,17 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
         )
 
     return blueprint
+
+
+async def administrator(signed_in: SignedIn, request: Request) -> Who:
+    """Read the request's token. Raises Refused (403) unless it is the session of an administrator.
+
+    The account is read each time: it may be an ordinary one by now.
+    """
+    who = await signed_in.with_session(request)
+    if not who.is_admin:
+        raise not_an_administrator()
+    return who
 
 
 def not_an_administrator() -> Refused:

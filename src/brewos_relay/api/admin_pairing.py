@@ -5,7 +5,7 @@ from typing import Annotated, Final
 import msgspec
 from quart import Blueprint, Response, request
 
-from brewos_relay.api.admin import not_an_administrator
+from brewos_relay.api.admin import administrator as administrator_of
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import body_of
@@ -45,9 +45,7 @@ def admin_pairing_blueprint(*, store: Registry, signed_in: SignedIn, rules: NewD
     blueprint = Blueprint("admin_pairing", __name__)
 
     async def administrator() -> Authority:
-        who = await signed_in(request)
-        if not who.is_admin:
-            raise not_an_administrator()
+        who = await administrator_of(signed_in, request)
         return Authority(who.principal, is_admin=True)
 
     def answer(until_ms: int | None) -> Response:

@@ -37,6 +37,7 @@ from brewos_relay.api.sessions import SessionStarter
 from brewos_relay.api.sharing import sharing_blueprint
 from brewos_relay.api.sign_in import sign_in_blueprint
 from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.tokens import tokens_blueprint
 from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import Front
@@ -161,6 +162,7 @@ def create_app(
     app.register_blueprint(
         admin_pairing_blueprint(store=store, signed_in=signed_in, rules=accounts.new_devices)
     )
+    app.register_blueprint(tokens_blueprint(store=store, signed_in=signed_in))
     # Who they are.
     app.register_blueprint(notices_blueprint(store=store, signed_in=signed_in))
     starter = SessionStarter(store=store, keys=keys, accounts=accounts)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from quart import Request
 
+from brewos_relay.api.answers import Refused
 from brewos_relay.api.needs import Registry
 from brewos_relay.auth.access import principal_of
 from brewos_relay.auth.tokens import Claims, KeyRing
@@ -45,14 +46,29 @@ class SignedIn:
         await request.get_data()
         return await self.read(token)
 
+    async def with_session(self, request: Request) -> Who:
+        """Read the request's token, for a route about the account itself; as above.
+
+        Raises Refused (403) without a session: such a token is for devices, and may name any user.
+        """
+        who = await self(request)
+        if who.session_id is None:
+            raise Refused("This token belongs to no session: sign in to do this.", status=403)
+        return who
+
     def session_of(self, request: Request) -> tuple[str | None, str]:
         """Give the session and the user of the request's token, be that over or not. Raises TokenRejected."""
         claims = self._keys.verify(bearer_token(request))
         return claims.session_id, claims.user_id
 
     async def read(self, token: str) -> Who:
-        """Read a token, and find its session. Raises TokenRejected if the session is over; RegistryError."""
+        """Read a token, and find its session.
+
+        Raises TokenRejected if the session has ended or the token was revoked; RegistryError.
+        """
         claims = self._keys.verify(token)
+        if claims.token_id is not None and await self._store.is_revoked(claims.token_id):
+            raise TokenRejected("the token has been revoked")
         if claims.session_id is None:
             return Who(
                 user_id=claims.user_id,

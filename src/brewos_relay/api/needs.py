@@ -97,6 +97,10 @@ class Registry(Protocol):
         """Find a session that has neither ended nor expired."""
         ...
 
+    async def is_revoked(self, token_id: str) -> bool:
+        """Tell whether a token was revoked."""
+        ...
+
     async def catch_up(self) -> None:
         """Wait until every change that is committed by now was applied."""
         ...

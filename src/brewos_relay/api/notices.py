@@ -43,7 +43,7 @@ def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
     @blueprint.get("/api/notices")
     @described("What your account is told about machines", answer=Notices)
     async def notices() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         found = await store.read(notices_of, who.user_id)
         return json_answer(
             Notices(
@@ -57,7 +57,7 @@ def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
     @blueprint.delete("/api/notices")
     @described("Dismiss the notices up to one of them", answer=Done, query=Dismissing)
     async def dismiss() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         up_to_id = query_of(request, Dismissing).up_to
         await store.write_as(Authority(who.principal), dismiss_notices, who.user_id, up_to_id=up_to_id)
         return json_answer(Done())

@@ -27,6 +27,7 @@ _PATH_PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
     "device_id": ("the device, in any case", {"type": "string", "pattern": f"^{_DEVICE_ID}$"}),
     "user_id": ("a user, as listed", {"type": "string", "minLength": 1}),
     "share_id": ("a share, as listed", {"type": "string", "minLength": 1}),
+    "token_id": ("a token, as listed", {"type": "string", "minLength": 1}),
     "session_id": ("a session, as listed", {"type": "string", "minLength": 1}),
 }
 _REFUSALS: Final[Mapping[int, str]] = {

@@ -121,7 +121,7 @@ def pairing_blueprint(
         refusals=[404, 409],
     )
     async def claim_device() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         body = await body_of(request, Claim)
         return await _answer_claim(who, body, shared=False)
 
@@ -130,7 +130,7 @@ def pairing_blueprint(
         "Take up a share, by its link or by its short code", answer=ClaimedAnswer, body=Claim, refusals=[404]
     )
     async def claim_shared_device() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         body = await body_of(request, Claim)
         return await _answer_claim(who, body, shared=True)
 

@@ -128,7 +128,7 @@ def passwords_blueprint(
         refusals=[403],
     )
     async def set_password() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         network = network_of(current_caller().address)
         with throttles.sign_ins.attempt(network):
             body = await body_of(request, NewPasswordBody)

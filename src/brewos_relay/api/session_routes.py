@@ -94,7 +94,7 @@ def sessions_blueprint(
     @blueprint.post("/api/auth/logout-all")
     @described("End all sessions of whoever asks", answer=Ended)
     async def logout_all() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         ended = await store.write_as(
             Authority(who.principal), sessions.end_sessions, who.user_id, now_ms=now_ms()
         )
@@ -104,7 +104,7 @@ def sessions_blueprint(
     @blueprint.get("/api/auth/sessions")
     @described("List the sessions of whoever asks", answer=SessionList)
     async def list_sessions() -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         found = await store.read(sessions.sessions_of, who.user_id, now_ms=now_ms())
         return json_answer(
             SessionList(
@@ -126,7 +126,7 @@ def sessions_blueprint(
     @blueprint.delete("/api/auth/sessions/<session_id>")
     @described("End one session of whoever asks", answer=Ended)
     async def end_session(session_id: str) -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         if not await store.write_as(
             Authority(who.principal),
             sessions.end_session,
@@ -142,8 +142,9 @@ def sessions_blueprint(
     @described("Tell who asks", answer=Me)
     async def me() -> Response:
         who = await signed_in(request)
-        user = await store.read(registered.find_user, who.user_id)
-        if user is None:  # a token can be made for anybody
+        # A token without a session may name any user: it is told what it says itself.
+        user = await store.read(registered.find_user, who.user_id) if who.session_id is not None else None
+        if user is None:
             person, has_password = Person(who.user_id, who.email, "", None), False
         else:
             person = Person(user.id, user.email, user.name or "", user.picture_url)

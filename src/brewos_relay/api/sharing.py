@@ -103,7 +103,7 @@ def sharing_blueprint(
         refusals=[403, 422],
     )
     async def share(device_id: str) -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         wanted = await body_of(request, NewShare) if await request.get_data() else NewShare()
         reached = await reach(who, device_id, store=store, at_least="owner")
         if reached.access is None or reached.access.role != "owner":

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from brewos_relay.auth.tokens import Claims
-from brewos_relay.core.grant import Grant
+from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.rights import Principal, Rights, Role
 
 
@@ -13,6 +13,7 @@ def principal_of(claims: Claims) -> Principal:
     return Principal(
         user_id=claims.user_id,
         session_id=claims.session_id,
+        token_id=claims.token_id,
         role=claims.role,
         devices=claims.devices,
     )
@@ -49,4 +50,5 @@ def grant_to(principal: Principal, rights: Rights) -> Grant:
         user_id=principal.user_id,
         session_id=principal.session_id,
         highest_role=principal.role,
+        credential=None if principal.session_id is not None else Credential(principal.token_id),
     )

@@ -1,6 +1,7 @@
 """JSON Web Tokens (RFC 7519) that say who a client is, which devices it may reach and as what."""
 
 import json
+import re
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ _LAST_TIME_S: Final = 253_402_300_799  # the end of year 9999, which is as far a
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _SESSION_ID_CHARS: Final = 128
+_TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
 
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
@@ -30,7 +32,7 @@ class Claims:
     """What a valid token says. Times are Unix times in seconds.
 
     `role` is what its bearer is to the devices that the token itself names, and the most that the bearer may
-    do with any other device of the user.
+    do with any other device of the user. `token_id` is the id by which a token can be revoked by itself.
     """
 
     user_id: str
@@ -40,6 +42,7 @@ class Claims:
     devices: NamedDevices
     session_id: str | None = None
     role: Role = "owner"
+    token_id: str | None = None
 
 
 class KeyRing:
@@ -73,6 +76,7 @@ class KeyRing:
         now_s: int | None = None,
         session_id: str | None = None,
         role: Role = "owner",
+        token_id: str | None = None,
     ) -> str:
         """Sign a token; `devices` are ids, or "*". ValueError for anything that `verify` would not take."""
         issued_at_s = int(time.time()) if now_s is None else now_s
@@ -91,6 +95,8 @@ class KeyRing:
             content["sid"] = session_id
         if role != "owner":
             content["role"] = role
+        if token_id is not None:
+            content["jti"] = token_id
         _read_claims(content)
         token = self._signing.sign(json.dumps(content, separators=(",", ":")).encode())
         if len(token) > MAX_TOKEN_CHARS:
@@ -174,7 +180,13 @@ def _read_claims(content: dict[str, Any]) -> Claims:
         devices=_read_devices(content.get("devices", [])),
         session_id=_read_text(content, "sid", longest_chars=_SESSION_ID_CHARS) if "sid" in content else None,
         role=role,
+        token_id=_read_token_id(content.get("jti")),
     )
+
+
+def _read_token_id(value: object) -> str | None:
+    """Take an id that the registry can have; None for an id of another service, which may be any text."""
+    return value if isinstance(value, str) and _TOKEN_ID.fullmatch(value) else None
 
 
 def _read_text(content: dict[str, Any], name: str, *, longest_chars: int) -> str:

@@ -22,6 +22,7 @@ from brewos_relay.cli import (
     pairing,
     running,
     simulate,
+    token,
     user,
 )
 from brewos_relay.cli.common import (
@@ -76,7 +77,7 @@ def cli() -> None:
 
 
 for _command in (
-    running.serve, running.demo, access.secret, access.token, user.user, device, pairing.pairing,
+    running.serve, running.demo, access.secret, token.token, user.user, device, pairing.pairing,
     database.database,
     running.tail, running.send, doctor.doctor, simulate.simulate,
 ):  # fmt: skip

@@ -30,6 +30,7 @@ _LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
 ROLES: Final = ("owner", "member", "viewer")
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
+_NAME_CHARS: Final = 100
 _SHOWN_CHARS: Final = 40
 
 
@@ -83,6 +84,11 @@ def user_id(text: str) -> str:
 def email(text: str) -> str:
     """Take an e-mail address, if it is a text that can be kept and shown."""
     return _check_text(text, longest_chars=_EMAIL_CHARS)
+
+
+def token_name(text: str) -> str:
+    """Take the name of a token, if it is a text that can be kept and shown."""
+    return _check_text(text, longest_chars=_NAME_CHARS)
 
 
 def account_email(text: str) -> str:

@@ -1,4 +1,4 @@
-// The page about the server, for its administrators: what goes on, all machines, and everybody.
+// The page about the server, for its administrators: what goes on, machines, accounts and tokens.
 
 import { askSignedIn } from "./api.js";
 import { Listing } from "./listing.js";
@@ -19,12 +19,26 @@ const accounts = new Listing({
   list: "accounts", none: "no-accounts", more: "more-accounts", find: "find-user",
 });
 
+const tokens = byId("tokens");
+let shownTokens = "";
+
+async function refreshTokens() {
+  const { tokens: found } = await askSignedIn("GET", "/api/admin/tokens");
+  const shown = JSON.stringify(found);
+  // A button must not vanish under a finger: only a changed list is drawn.
+  if (shown !== shownTokens) tokens.replaceChildren(...found.map(tokenRow));
+  shownTokens = shown;
+  tokens.hidden = found.length === 0;
+  byId("no-tokens").hidden = found.length > 0;
+}
+
 async function refresh() {
   try {
     showStats(await askSignedIn("GET", "/api/admin/stats"));
     showPairing(await askSignedIn("GET", "/api/admin/pairing"));
     await devices.refresh();
     await accounts.refresh();
+    await refreshTokens();
     tell(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });
@@ -112,6 +126,23 @@ function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
     make("div", "what", [make("div", "name", name ?? email), make("div", "more", more.filter(Boolean).join(" · "))]),
     ...(isAdmin ? [make("span", "tag", "administrator")] : []),
     make("span", "acts", [change, remove]),
+  ]);
+}
+
+function tokenRow({ id, name, userId, role, devices, expiresAt, revokedAt }) {
+  const reach = devices === "*" ? "all machines" : devices.join(", ") || "the machines of the user";
+  const revoke = make("button", "quiet small bad", "Revoke");
+  revoke.setAttribute("aria-label", `Revoke ${name ?? id}`);
+  whenAsked(revoke, problem, async () => {
+    const text = "Its connections close within a second. Other tokens of the user stay good.";
+    if (!(await confirmed({ title: `Revoke ${name ?? id}?`, text, act: "Revoke" }))) return;
+    await askSignedIn("DELETE", `/api/admin/tokens/${encodeURIComponent(id)}`);
+    await refreshTokens();
+  });
+  const more = [name && id, userId, `${role} of ${reach}`, `until ${day(expiresAt)}`];
+  return make("li", "", [
+    make("div", "what", [make("div", "name", name ?? id), make("div", "more", more.filter(Boolean).join(" · "))]),
+    revokedAt ? make("span", "state", "revoked") : make("span", "acts", [revoke]),
   ]);
 }
 

@@ -1,11 +1,18 @@
 """Grant: what a client may do with its device."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from brewos_relay.core.rights import Role
 from brewos_relay.dialect import CommandClass
+
+
+@dataclass(slots=True)
+class Credential:
+    """The token that a client uses now: the id by which it can be revoked, if it has one."""
+
+    token_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +23,8 @@ class Grant:
     session_id: str | None = None
     highest_role: Role = "owner"
     """The highest role that the token lends, whatever the registry says later."""
+    credential: Credential | None = field(default=None, compare=False)
+    """None for a session: that ends with all its tokens."""
     may_command: bool = True
     """Whether its messages reach the machine."""
     may_manage: bool = True

@@ -199,6 +199,7 @@ class Relay:
                         user_id=user_id,
                         session_id=had.session_id,
                         highest_role=had.highest_role,
+                        credential=had.credential,
                     )
                 )
 

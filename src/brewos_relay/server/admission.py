@@ -15,7 +15,7 @@ from brewos_relay.auth.caller import Front
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
-from brewos_relay.core.grant import Grant
+from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.pace import TokenBuckets
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.rights import Principal, rights_of, role_is
@@ -258,6 +258,8 @@ class Admission:
             session = await self._store.find_session(claims.session_id)
             if session is None or session.user_id != claims.user_id:
                 return TokenRefused("the session has ended")
+        if claims.token_id is not None and await self._store.is_revoked(claims.token_id):
+            return TokenRefused("the token has been revoked")
         grant = await self._grant(principal, device_id)
         device = await self._store.find_device(device_id)
         # Last of all, so that nobody comes in between.
@@ -268,7 +270,7 @@ class Admission:
             device_id,
             device.last_seen_ms if device is not None else None,
             claims.expires_at_s,
-            functools.partial(self._renew, claims, device_id),
+            functools.partial(self._renew, claims, device_id, grant.credential),
             grant,
             network,
         )
@@ -281,11 +283,11 @@ class Admission:
             raise Denied("no_access", 403, "no access to this device")
         return grant_to(principal, rights)
 
-    def _renew(self, earlier: Claims, device_id: str, token: str) -> int:
+    def _renew(self, earlier: Claims, device_id: str, credential: Credential | None, token: str) -> int:
         """Take a fresh token of the same login that reaches as far; raises TokenRejected.
 
-        What the client may do stays as it was: a token that says less cannot make that last longer. Nobody
-        needs to look whether the login has ended: then this client was closed.
+        What the client may do stays as it was: a token that says less cannot make that last longer. A
+        session that has ended needs no check: it has closed this client.
         """
         claims = self._keys.verify(token)
         if claims.user_id != earlier.user_id:
@@ -297,6 +299,10 @@ class Admission:
             raise TokenRejected("the token does not name this device any more")
         if not role_is(now.role, before.role):
             raise TokenRejected("the token lets its bearer do less than the one before")
+        if claims.token_id is not None and self._store.has_heard_of_revocation(claims.token_id):
+            raise TokenRejected("the token has been revoked")
+        if credential is not None:
+            credential.token_id = claims.token_id
         return claims.expires_at_s
 
 

@@ -45,8 +45,9 @@ class Revoking:
         """
         failure: Exception | None = None
         self._end_sessions([change for change in changes if change.kind == "session_ended"])
+        self._end_tokens([change for change in changes if change.kind == "token_revoked"])
         for change in changes:
-            if change.kind == "session_ended":
+            if change.kind in ("session_ended", "token_revoked"):
                 continue
             log.info("applying %s to device %s", change.kind, change.device_id)
             try:
@@ -100,6 +101,23 @@ class Revoking:
         )
         # At once: nobody may be let in meanwhile because of what was true before.
         self.revision += len(ended)
+
+    def _end_tokens(self, revoked: Sequence[Change]) -> None:
+        """Close the clients of revoked tokens."""
+        if not revoked:
+            return
+        log.info("%d tokens were revoked", len(revoked))
+        ids = {change.token_id for change in revoked}
+        self._relay.end_clients(
+            lambda grant: (
+                grant.credential is not None
+                and grant.credential.token_id is not None
+                and grant.credential.token_id in ids
+            ),
+            code=CloseCode.TOKEN_REJECTED,
+            reason="the token has been revoked",
+        )
+        self.revision += len(revoked)
 
     async def _send_new_key(self, device_id: str, user_id: str | None) -> None:
         """Send a new key, if the machine is here; the activity tells whoever asked for it."""

@@ -1,0 +1,72 @@
+"""/api/admin/tokens: the tokens without a session, for administrators."""
+
+from typing import Literal
+
+import msgspec
+from quart import Blueprint, Response, request
+
+from brewos_relay.api.admin import administrator
+from brewos_relay.api.answers import Refused, iso_utc, json_answer
+from brewos_relay.api.bearer import SignedIn
+from brewos_relay.api.needs import Registry
+from brewos_relay.api.openapi import Done, described
+from brewos_relay.core.clock import now_ms
+from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.records import Role, StoredToken
+from brewos_relay.registry.tokens import all_tokens, revoke_token
+
+
+class TokenAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A token that was made on the command line; `devices` are ids, or "*" for all devices."""
+
+    id: str
+    name: str | None
+    user_id: str
+    role: Role
+    devices: list[str] | Literal["*"]
+    created_at: str
+    expires_at: str
+    revoked_at: str | None
+
+
+class Tokens(msgspec.Struct):
+    """Tokens that have not expired, the newest first."""
+
+    tokens: list[TokenAnswer]
+
+
+def tokens_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
+    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
+    blueprint = Blueprint("tokens", __name__)
+
+    @blueprint.get("/api/admin/tokens")
+    @described("The tokens made on the command line, for an administrator", answer=Tokens, refusals=[403])
+    async def list_tokens() -> Response:
+        await administrator(signed_in, request)
+        found = await store.read(all_tokens, now_ms=now_ms())
+        return json_answer(Tokens(tokens=[_describe(token) for token in found]))
+
+    @blueprint.delete("/api/admin/tokens/<token_id>")
+    @described("Revoke a token: its connections close", answer=Done, refusals=[403])
+    async def end_token(token_id: str) -> Response:
+        who = await administrator(signed_in, request)
+        authority = Authority(who.principal, is_admin=True)
+        if not await store.write_as(authority, revoke_token, token_id, now_ms=now_ms()):
+            raise Refused("There is no such token: it may be revoked already.", status=404)
+        await store.catch_up()
+        return json_answer(Done())
+
+    return blueprint
+
+
+def _describe(token: StoredToken) -> TokenAnswer:
+    return TokenAnswer(
+        id=token.id,
+        name=token.name,
+        user_id=token.user_id,
+        role=token.role,
+        devices=token.devices if token.devices == "*" else sorted(token.devices),
+        created_at=iso_utc(token.created_at_ms),
+        expires_at=iso_utc(token.expires_at_ms),
+        revoked_at=iso_utc(token.revoked_at_ms),
+    )

@@ -1,0 +1,162 @@
+"""Tokens without a session: what limits them over HTTP, and how administrators revoke them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewos_relay.core.clock import now_ms
+from brewos_relay.core.rights import NamedDevices, Role
+from brewos_relay.registry.accounts import set_admin
+from brewos_relay.registry.records import StoredToken
+from brewos_relay.registry.tokens import add_token, revoke_token
+from support.household import MACHINE, SECOND, Household, open_household
+
+DEVICE = f"/devices/{MACHINE}"
+CODE = {"deviceId": MACHINE, "token": "t" * 20}
+
+ACCOUNT_ROUTES: list[tuple[str, str, Any]] = [
+    ("GET", "/auth/sessions", None),
+    ("DELETE", "/auth/sessions/some", None),
+    ("POST", "/auth/logout-all", None),
+    ("PUT", "/me/password", {"password": "correct horse battery"}),
+    ("POST", "/devices/claim", CODE),
+    ("POST", "/devices/claim-share", CODE),
+    ("POST", f"{DEVICE}/share", None),
+    ("GET", "/admin/users", None),
+    ("PATCH", "/admin/users/ada", {"isAdmin": True}),
+    ("DELETE", "/admin/users/ada", None),
+    ("POST", "/admin/invites", {"email": "eve@example.org"}),
+    ("GET", "/admin/devices", None),
+    ("GET", "/admin/stats", None),
+    ("GET", "/admin/tokens", None),
+    ("DELETE", "/admin/tokens/some", None),
+]
+
+
+async def keep(house: Household, id_: str) -> None:
+    at_ms = now_ms()
+    stored = StoredToken(
+        id=id_,
+        name="wall",
+        user_id="ada",
+        role="owner",
+        devices=frozenset({MACHINE}),
+        created_at_ms=at_ms,
+        expires_at_ms=at_ms + 60_000,
+    )
+    await house.store.write(add_token, stored)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ACCOUNT_ROUTES)
+async def test_an_account_route_refuses_a_token_without_a_session(
+    house: Household, method: str, path: str, body: Any
+) -> None:
+    await house.signed_in("ada")
+    await house.store.write(set_admin, "ada", True)
+    for devices in (frozenset[str](), "*"):
+        answer = await house.ask(method, path, body, token=house.token("ada", devices=devices))
+        assert answer.status == 403
+        assert "belongs to no session" in answer.content["error"]
+
+
+@pytest.mark.parametrize("devices", [frozenset(), frozenset({MACHINE}), "*"])
+@pytest.mark.parametrize("role", ["viewer", "member"])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", DEVICE, None),
+        ("DELETE", f"{DEVICE}?everyone=true", None),
+        ("PATCH", DEVICE, {"name": "Mine"}),
+        ("PATCH", f"{DEVICE}/users/ada", {"role": "member"}),
+        ("DELETE", f"{DEVICE}/users/ada", None),
+        ("DELETE", f"{DEVICE}/users/bob", None),
+        ("GET", f"{DEVICE}/activity", None),
+        ("GET", f"{DEVICE}/watchers", None),
+        ("GET", f"{DEVICE}/shares", None),
+        ("POST", f"{DEVICE}/rotate-key", None),
+    ],
+)
+async def test_the_role_of_a_token_limits_what_its_user_owns(
+    tmp_path: Path, devices: NamedDevices, role: Role, method: str, path: str, body: Any
+) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "member")
+        house.relay.online.add(MACHINE)
+        token = house.token("ada", devices=devices, role=role)
+        assert (await house.ask(method, path, body, token=token)).status == 403
+        shown = (await house.ask("GET", "/devices", token=token)).content["devices"]
+        assert {one["id"]: one["role"] for one in shown}[MACHINE] == role
+        assert (await house.ask("GET", DEVICE)).content["device"]["role"] == "owner"
+
+
+async def test_an_owner_s_token_may_do_with_a_device_what_its_user_may(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = house.token("ada", token_id="known")
+        await keep(house, "known")
+        assert (await house.ask("PATCH", DEVICE, {"name": "Mine"}, token=token)).status == 200
+        assert (await house.ask("DELETE", DEVICE, token=token)).status == 200
+
+
+async def test_a_restricted_user_may_still_leave(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("bob", "viewer")
+        assert (await house.ask("DELETE", DEVICE, by="bob")).status == 200
+
+
+async def test_who_asks_with_a_token_without_a_session_learns_nothing_of_the_account(
+    house: Household,
+) -> None:
+    await house.signed_in("ada")
+    me = (await house.ask("GET", "/auth/me", token=house.token("ada"))).content
+    assert (me["user"]["name"], me["isAdmin"], me["hasPassword"]) == ("", False, False)
+
+
+async def test_a_revoked_token_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        for id_ in ("revoked", "kept"):
+            await keep(house, id_)
+        await house.store.write(revoke_token, "revoked", now_ms=now_ms())
+        answer = await house.ask("GET", "/devices", token=house.token("ada", token_id="revoked"))
+        assert (answer.status, answer.content["error"]) == (401, "The token has been revoked.")
+        for good in ("kept", "of-another-service", None):
+            token = house.token("ada", token_id=good)
+            assert (await house.ask("GET", "/devices", token=token)).status == 200
+
+
+async def test_the_token_of_a_session_costs_no_lookup_of_revoked_tokens(
+    house: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def is_revoked(token_id: str) -> bool:
+        asked.append(token_id)
+        return False
+
+    monkeypatch.setattr(house.store, "is_revoked", is_revoked)
+    assert (await house.ask("GET", "/devices")).status == 200
+    assert asked == []
+
+
+async def test_an_administrator_lists_and_revokes_tokens(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await keep(house, "known")
+        assert (await house.ask("GET", "/admin/tokens")).status == 403
+        await house.store.write(set_admin, "ada", True)
+        [listed] = (await house.ask("GET", "/admin/tokens")).content["tokens"]
+        assert listed["expiresAt"] > listed["createdAt"] > "2020"
+        assert {key: listed[key] for key in ("id", "name", "userId", "role", "devices", "revokedAt")} == {
+            "id": "known",
+            "name": "wall",
+            "userId": "ada",
+            "role": "owner",
+            "devices": [MACHINE],
+            "revokedAt": None,
+        }
+        assert (await house.ask("DELETE", "/admin/tokens/unknown")).status == 404
+        assert (await house.ask("DELETE", "/admin/tokens/known")).status == 200
+        assert (await house.ask("DELETE", "/admin/tokens/known")).status == 404
+        [listed] = (await house.ask("GET", "/admin/tokens")).content["tokens"]
+        assert listed["revokedAt"] is not None
+        answer = await house.ask("GET", f"/devices/{SECOND}", token=house.token("ada", token_id="known"))
+        assert answer.status == 401
