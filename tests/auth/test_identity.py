@@ -7,9 +7,11 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jwt.algorithms import OKPAlgorithm
 
 from brewos_relay.auth.identity import (
     FACEBOOK_ISSUER,
@@ -191,6 +193,47 @@ def test_a_token_of_somebody_elses_key(issuer: Issuer, verifier: Verifier) -> No
     assert_rejected(verifier, issuer.token(key=forger), because="signature is wrong")
     forger.key_id = "forged"
     assert_rejected(verifier, issuer.token(key=forger), because="a key that its issuer does not show")
+
+
+def without_algorithm(key: IssuerKey) -> dict[str, Any]:
+    return {name: value for name, value in key.jwk().items() if name != "alg"}
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256", "PS512"])
+def test_key_without_algorithm_takes_each_of_its_type(
+    issuer: Issuer, verifier: Verifier, algorithm: str
+) -> None:
+    issuer.answers = {KEYS_PATH: Answer({"keys": [without_algorithm(RSA_KEY)]})}
+    token = jwt.encode(issuer.claims(), RSA_KEY.private, algorithm=algorithm, headers={"kid": "rsa"})
+    assert verifier.verify(token).subject == "ada-at-the-issuer"
+
+
+def test_two_keys_with_the_same_id_are_both_tried(issuer: Issuer, verifier: Verifier) -> None:
+    older, newer = IssuerKey("ES256", "same"), IssuerKey("ES256", "same")
+    other_type = IssuerKey("RS256", "same")
+    issuer.keys = [other_type, older, newer]
+    for key in (older, newer, other_type):
+        assert verifier.verify(issuer.token(key=key)).subject == "ada-at-the-issuer"
+    assert_rejected(verifier, issuer.token(key=IssuerKey("ES256", "same")), because="signature is wrong")
+    # Other faults are of the token, and not repeated with the next key.
+    assert_rejected(verifier, issuer.token(key=older, exp=1), because="has expired")
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "Ed25519"])
+@pytest.mark.parametrize("shown_as", ["EdDSA", "Ed25519", None])
+def test_both_names_of_ed25519_are_accepted(
+    issuer: Issuer, verifier: Verifier, algorithm: str, shown_as: str | None
+) -> None:
+    private = Ed25519PrivateKey.generate()
+    shown = {**OKPAlgorithm.to_jwk(private.public_key(), as_dict=True), "kid": "ed"}
+    if shown_as is not None:
+        shown["alg"] = shown_as
+    issuer.answers = {KEYS_PATH: Answer({"keys": [shown]})}
+    signed = f"{encode_part({'alg': algorithm, 'kid': 'ed'})}.{encode_part(issuer.claims())}"
+    token = f"{signed}.{encode_part(private.sign(signed.encode()))}"
+    assert verifier.verify(token).subject == "ada-at-the-issuer"
+    forged = f"{signed}.{encode_part(Ed25519PrivateKey.generate().sign(signed.encode()))}"
+    assert_rejected(verifier, forged, because="signature is wrong")
 
 
 def test_a_token_that_brings_its_own_key(issuer: Issuer, verifier: Verifier) -> None:

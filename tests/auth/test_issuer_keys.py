@@ -1,9 +1,13 @@
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from brewos_relay.auth.issuer_keys import IssuerKeys
+from brewos_relay.auth.issuer_keys import CANDIDATES_AT_MOST, IssuerKeys
+from brewos_relay.auth.issuer_keys import IssuerKey as Found
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
 from support.issuer import DISCOVERY_PATH, KEYS_PATH, Answer, Issuer, IssuerKey, open_issuer
 
@@ -42,14 +46,18 @@ def make_keys(issuer: Issuer, clock: Clock, *, jwks_url: str | None = None) -> I
     return IssuerKeys(issuer=issuer.url, jwks_url=jwks_url, timeout_s=5, clock=clock)
 
 
+def ids(found: list[Found]) -> list[str | None]:
+    return [key.key_id for key in found]
+
+
 def test_nobody_is_asked_before_a_key_is_needed(issuer: Issuer, keys: IssuerKeys) -> None:
     assert issuer.asked == []
-    assert keys.find("first").key_id == "first"
+    assert ids(keys.find("first")) == ["first"]
     assert issuer.asked == [DISCOVERY_PATH, KEYS_PATH]
 
 
 def test_with_the_address_of_the_keys_nothing_is_discovered(issuer: Issuer, clock: Clock) -> None:
-    assert make_keys(issuer, clock, jwks_url=issuer.keys_url).find("first").key_id == "first"
+    assert ids(make_keys(issuer, clock, jwks_url=issuer.keys_url).find("first")) == ["first"]
     assert issuer.asked == [KEYS_PATH]
 
 
@@ -62,7 +70,7 @@ def test_keys_are_kept_for_an_hour(issuer: Issuer, clock: Clock, keys: IssuerKey
     clock.now_s += 1
     with pytest.raises(IdentityRejected):
         keys.find("first")
-    assert keys.find("second").key_id == "second"
+    assert ids(keys.find("second")) == ["second"]
     assert len(issuer.asked) == 4
 
 
@@ -77,19 +85,23 @@ def test_an_unknown_key_is_looked_for_at_most_once_a_minute(
             keys.find("second")
     assert len(issuer.asked) == 2
     clock.now_s += 1
-    assert keys.find("second").key_id == "second"
+    assert ids(keys.find("second")) == ["second"]
     for number in range(3):
         with pytest.raises(IdentityRejected):
             keys.find(f"invented-{number}")
     assert len(issuer.asked) == 4
 
 
-def test_a_token_that_names_no_key_gets_the_only_one(issuer: Issuer, clock: Clock, keys: IssuerKeys) -> None:
-    assert keys.find(None).key_id == "first"
+def test_token_without_key_id_may_be_of_any_key(issuer: Issuer, clock: Clock, keys: IssuerKeys) -> None:
+    assert ids(keys.find(None)) == ["first"]
     issuer.keys = [FIRST, SECOND]
     clock.now_s += HOUR_S
-    with pytest.raises(IdentityRejected):
-        keys.find(None)
+    assert ids(keys.find(None)) == ["first", "second"]
+
+
+def test_keys_with_the_same_id_are_all_found_up_to_a_bound(issuer: Issuer, keys: IssuerKeys) -> None:
+    issuer.keys = [FIRST, SECOND, *[IssuerKey("ES256", "first") for _ in range(10)]]
+    assert ids(keys.find("first")) == ["first"] * CANDIDATES_AT_MOST
 
 
 def test_while_the_issuer_is_away_its_keys_are_good_for_a_day(
@@ -98,7 +110,7 @@ def test_while_the_issuer_is_away_its_keys_are_good_for_a_day(
     keys.find("first")
     issuer.answers = {DISCOVERY_PATH: Answer({}, status=500)}
     clock.now_s += DAY_S - 10
-    assert keys.find("first").key_id == "first"
+    assert ids(keys.find("first")) == ["first"]
     with pytest.raises(IdentityUnavailable, match="status 500"):
         keys.find("second")
     clock.now_s += 10
@@ -106,7 +118,7 @@ def test_while_the_issuer_is_away_its_keys_are_good_for_a_day(
         keys.find("first")
     issuer.answers = {}
     clock.now_s += 5
-    assert keys.find("first").key_id == "first"
+    assert ids(keys.find("first")) == ["first"]
 
 
 def test_an_issuer_that_does_not_answer_is_left_alone_for_a_while(
@@ -119,7 +131,7 @@ def test_an_issuer_that_does_not_answer_is_left_alone_for_a_while(
     assert len(issuer.asked) == 1
     clock.now_s += 5
     issuer.answers = {}
-    assert keys.find("first").key_id == "first"
+    assert ids(keys.find("first")) == ["first"]
 
 
 def test_many_at_once_ask_once(issuer: Issuer, keys: IssuerKeys) -> None:
@@ -127,7 +139,7 @@ def test_many_at_once_ask_once(issuer: Issuer, keys: IssuerKeys) -> None:
         DISCOVERY_PATH: Answer({"issuer": issuer.url, "jwks_uri": issuer.keys_url}, delay_s=0.1)
     }
     found: list[str | None] = []
-    threads = [threading.Thread(target=lambda: found.append(keys.find("first").key_id)) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.extend(ids(keys.find("first")))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -173,7 +185,7 @@ def test_the_slash_at_the_end_of_an_issuer_is_part_of_its_name(issuer: Issuer, c
     name = f"{issuer.url}/"
     issuer.answers = {DISCOVERY_PATH: Answer({"issuer": name, "jwks_uri": issuer.keys_url})}
     keys = IssuerKeys(issuer=name, jwks_url=None, timeout_s=5, clock=clock)
-    assert keys.find("first").key_id == "first"
+    assert ids(keys.find("first")) == ["first"]
 
 
 SYMMETRIC = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlYw", "kid": "first", "alg": "HS256"}
@@ -215,4 +227,65 @@ def test_only_public_keys_for_signatures_count(issuer: Issuer, keys: IssuerKeys)
     }
     with pytest.raises(IdentityRejected):
         keys.find("first")
-    assert keys.find("second").key_id == "second"
+    assert ids(keys.find("second")) == ["second"]
+
+
+def jwk_of(private: Any, **members: object) -> dict[str, Any]:
+    """Write the public half of a key as a JSON Web Key without `alg`."""
+    makers: dict[type, Any] = {rsa.RSAPrivateKey: RSAAlgorithm, ec.EllipticCurvePrivateKey: ECAlgorithm}
+    maker = next((made for kind, made in makers.items() if isinstance(private, kind)), OKPAlgorithm)
+    return {**maker.to_jwk(private.public_key(), as_dict=True), "kid": "first", **members}
+
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+RSA_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+EDDSA = {"EdDSA", "Ed25519"}
+
+
+@pytest.mark.parametrize(
+    ("shown", "algorithms"),
+    [
+        (jwk_of(RSA), RSA_ALGORITHMS),
+        (jwk_of(RSA, alg="PS384"), {"PS384"}),
+        (jwk_of(RSA, use="sig", key_ops=["sign", "verify"]), RSA_ALGORITHMS),
+        (jwk_of(ec.generate_private_key(ec.SECP256R1())), {"ES256"}),
+        (jwk_of(ec.generate_private_key(ec.SECP384R1())), {"ES384"}),
+        (jwk_of(ec.generate_private_key(ec.SECP521R1())), {"ES512"}),
+        (jwk_of(ed25519.Ed25519PrivateKey.generate()), EDDSA),
+        (jwk_of(ed25519.Ed25519PrivateKey.generate(), alg="EdDSA"), EDDSA),
+        (jwk_of(ed25519.Ed25519PrivateKey.generate(), alg="Ed25519"), EDDSA),
+    ],
+)
+def test_algorithms_follow_from_the_type_of_a_key(
+    issuer: Issuer, keys: IssuerKeys, shown: dict[str, Any], algorithms: set[str]
+) -> None:
+    issuer.answers = {KEYS_PATH: Answer({"keys": [shown]})}
+    [key] = keys.find("first")
+    assert set(key.by_algorithm) == algorithms
+    assert {ready.algorithm_name for ready in key.by_algorithm.values()} == algorithms
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        jwk_of(RSA, alg="ES256"),
+        jwk_of(RSA, alg="HS256"),
+        jwk_of(RSA, alg="RSA-OAEP"),
+        jwk_of(RSA, alg=[]),
+        jwk_of(RSA, key_ops=["encrypt"]),
+        jwk_of(RSA, key_ops="verify"),
+        jwk_of(RSA, use="enc"),
+        jwk_of(RSA, kid=5),
+        jwk_of(RSA, kty="EC", crv="P-256"),
+        jwk_of(ec.generate_private_key(ec.SECP256K1())),
+        jwk_of(ec.generate_private_key(ec.SECP256R1()), crv="P-384"),
+        jwk_of(ed448.Ed448PrivateKey.generate()),
+        {**OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate(), as_dict=True), "kid": "first"},
+    ],
+)
+def test_keys_for_something_else_are_left_out(
+    issuer: Issuer, keys: IssuerKeys, shown: dict[str, Any]
+) -> None:
+    issuer.answers = {KEYS_PATH: Answer({"keys": [shown, SECOND.jwk()]})}
+    with pytest.raises(IdentityRejected, match="a key that its issuer does not show"):
+        keys.find("first")

@@ -115,6 +115,14 @@ def test_a_key_is_for_one_algorithm() -> None:
                     key.verify(other.sign(b"signed"))
 
 
+def test_token_signed_with_the_newer_name_of_eddsa_is_verified() -> None:
+    header = encode_part(b'{"alg":"Ed25519","typ":"JWT"}')
+    signed = f"{header}.{encode_part(b'signed')}"
+    token = f"{signed}.{encode_part(ED.sign(signed.encode()))}"
+    assert PrivateKey(ED).verify(token) == b"signed"
+    assert PrivateKey(ed25519.Ed25519PrivateKey.generate()).verify(token) is None
+
+
 def test_the_thumbprint_is_the_one_of_the_standard() -> None:
     # RFC 8037, appendix A: the key, its public half and its thumbprint.
     private = decode_part("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A")

@@ -298,7 +298,13 @@ def test_an_expired_token() -> None:
 
 def test_a_token_for_later() -> None:
     assert_rejected(make_token(content(nbf=NOW_S + 100_000)), because="not valid yet")
+    assert_rejected(make_token(content(nbf=NOW_S + 200)), because="not valid yet")
     RING.verify(make_token(content(nbf=NOW_S - 1)))
+
+
+@pytest.mark.parametrize("ahead_s", [0, 1, 59])
+def test_clock_of_another_service_may_be_ahead(ahead_s: int) -> None:
+    RING.verify(make_token(content(nbf=NOW_S + ahead_s, iat=NOW_S + ahead_s)))
 
 
 def test_claims_that_are_not_known_do_not_matter() -> None:
@@ -531,3 +537,9 @@ def test_a_key_from_a_file_is_taken() -> None:
     )
     token = KeyRing([], [RSA_KEY]).issue(user_id="ada", email="a@b.c")
     assert KeyRing([SECRET], [load_private_key(pem)]).verify(token).user_id == "ada"
+
+
+def test_id_of_a_token_is_what_it_was_issued_with() -> None:
+    token = RING.issue(user_id="ada", email="ada@example.org", token_id="t-1")
+    assert RING.verify(token).token_id == "t-1"
+    assert RING.verify(RING.issue(user_id="ada", email="ada@example.org")).token_id is None

@@ -3,7 +3,8 @@
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -92,22 +93,33 @@ class Verifier:
             key_id, algorithm = header.get("kid"), header.get("alg")
             if algorithm not in ALGORITHMS:
                 raise IdentityRejected("the token must be signed with a key pair, as with RS256 or ES256")
-            key = self._keys.find(key_id)
-            if key.algorithm_name != algorithm:
+            ready = [key.by_algorithm.get(algorithm) for key in self._keys.find(key_id)]
+            candidates = [key for key in ready if key is not None]
+            if not candidates:
                 raise IdentityRejected("the token was signed in another way than its key is for")
-            content = jwt.decode(
-                id_token,
-                key=key,
-                algorithms=[key.algorithm_name],
-                audience=self._audiences,
-                issuer=self._issuer_names(),
-                leeway=_CLOCKS_DIFFER_S,
-                options={"require": ["exp", "iat", "iss", "sub", "aud"], "enforce_minimum_key_length": True},
-            )
+            return self._decode_with_any(id_token, candidates)
         except jwt.PyJWTError as problem:
             raise IdentityRejected(_reason(problem)) from None
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             raise IdentityRejected("the token is malformed") from None
+
+    def _decode_with_any(self, id_token: str, keys: Sequence[jwt.PyJWK]) -> dict[str, Any]:
+        """Verify a token with the first of these keys that fits. Raises the error of the last one."""
+        for key in keys[:-1]:
+            with suppress(jwt.InvalidSignatureError, jwt.InvalidKeyError):
+                return self._decode(id_token, key)
+        return self._decode(id_token, keys[-1])
+
+    def _decode(self, id_token: str, key: jwt.PyJWK) -> dict[str, Any]:
+        content: dict[str, Any] = jwt.decode(
+            id_token,
+            key=key,
+            algorithms=[key.algorithm_name],
+            audience=self._audiences,
+            issuer=self._issuer_names(),
+            leeway=_CLOCKS_DIFFER_S,
+            options={"require": ["exp", "iat", "iss", "sub", "aud"], "enforce_minimum_key_length": True},
+        )
         return content
 
     def _issuer_names(self) -> list[str]:

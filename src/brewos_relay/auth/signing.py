@@ -37,7 +37,11 @@ class _CheckedHs256(HMACAlgorithm):
         return key
 
 
+_EDDSA_NAMES: Final = ("EdDSA", "Ed25519")
+"""Names of the same signature in RFC 8037 and RFC 9864. More services know the first: we sign with it."""
+
 _JWS: Final = jwt.PyJWS(algorithms=get_args(Algorithm))
+_JWS.register_algorithm("Ed25519", OKPAlgorithm())
 _JWS.unregister_algorithm("HS256")
 _JWS.register_algorithm("HS256", _CheckedHs256(HMACAlgorithm.SHA256))
 
@@ -55,6 +59,7 @@ class SigningKey:
     ) -> None:
         self.id = key_id
         self.algorithm = algorithm
+        self._accepted = _EDDSA_NAMES if algorithm == "EdDSA" else (algorithm,)
         self._signs_with = signs_with
         self._verifies_with = verifies_with
 
@@ -68,7 +73,7 @@ class SigningKey:
         TokenRejected if it is for another algorithm; PyJWT's errors if it is malformed.
         """
         try:
-            payload: bytes = _JWS.decode(token, self._verifies_with, algorithms=[self.algorithm])
+            payload: bytes = _JWS.decode(token, self._verifies_with, algorithms=self._accepted)
         except jwt.InvalidSignatureError:
             return None
         except jwt.InvalidAlgorithmError:

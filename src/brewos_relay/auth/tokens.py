@@ -17,6 +17,8 @@ from brewos_relay.errors import TokenRejected
 
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
 MAX_TOKEN_CHARS: Final = 16_384
+CLOCKS_DIFFER_S: Final = 60
+"""How far the clock of another service may be ahead of ours when it says from when a token is valid."""
 
 _LAST_TIME_S: Final = 253_402_300_799  # the end of year 9999, which is as far as dates can be written
 _USER_ID_CHARS: Final = 256
@@ -162,7 +164,7 @@ def _read_content(payload: bytes) -> Claims:
     now_s = time.time()
     if claims.expires_at_s <= now_s:
         raise TokenRejected("the token has expired")
-    if valid_from_s > now_s:
+    if valid_from_s > now_s + CLOCKS_DIFFER_S:
         raise TokenRejected("the token is not valid yet")
     return claims
 
