@@ -540,6 +540,29 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
         assert complaints(page) == []
 
 
+async def test_an_administrator_opens_pairing_and_releases_a_machine(tmp_path: Path) -> None:
+    async with (
+        open_kitchen(tmp_path) as kitchen,
+        kitchen.serving(pairing="window") as server,
+        open_page() as page,
+    ):
+        await settle_in(server, admin=True)
+        await sign_in(page, kitchen, "/admin")
+        await page.see("No new machine may register until you open pairing.")
+        await page.press("#pairing-open")
+        await page.see("New machines may register until")
+        await page.press("#pairing-close")
+        await page.see("No new machine may register until you open pairing.")
+        await page.press(f"[aria-label='Release {MACHINE}']")
+        await page.press("#confirm-do")
+        await page.wait_for(f"!document.querySelector('[aria-label=\\'Release {MACHINE}\\']')")
+        await page.go(f"{kitchen.url}/")
+        await page.see(f"An administrator has taken {MACHINE} from all of its users.")
+        await page.press("#notices-read")
+        await page.wait_for("document.querySelector('#notices-part').hidden")
+        assert complaints(page) == []
+
+
 async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server, admin=True)
