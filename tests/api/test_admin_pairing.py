@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from brewos_relay.api import pairing
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
@@ -110,3 +111,29 @@ async def test_notices_are_dismissed(tmp_path: Path) -> None:
         assert len((await house.ask("GET", "/notices", token=ben["accessToken"])).content["notices"]) == 1
         assert (await house.ask("DELETE", path, token=ben["accessToken"])).status == 200
         assert (await house.ask("GET", "/notices", token=ben["accessToken"])).content == {"notices": []}
+
+
+async def test_a_network_that_is_full_is_told_so_without_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_household(tmp_path, accounts=rules("open", per_network=1)) as house:
+        assert (await register(house, deviceId="BRW-00000A01")).status == 200
+        assert (await register(house, deviceId="BRW-00000A02")).status == 429
+
+        async def fail(*_: object, **__: object) -> None:
+            raise AssertionError("nothing is written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(house.store, "write_anonymous", fail)
+            answer = await register(house, deviceId="BRW-00000A03")
+            assert answer.status == 429
+            assert 0 < int(answer.headers["Retry-After"]) <= 60
+        assert (await register(house, deviceId="BRW-00000A01")).status == 200, "this one is not new"
+
+
+async def test_only_so_many_full_networks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairing, "_FULL_KEPT", 3)
+    full = pairing.FullNetworks()
+    for number in range(10):
+        full.note(f"192.0.2.{number}", 3600)
+    assert list(full._until) == ["192.0.2.7", "192.0.2.8", "192.0.2.9"]

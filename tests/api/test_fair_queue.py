@@ -12,7 +12,7 @@ class Scene:
     """A queue with one turn at a time, which the test holds until it lets go."""
 
     def __init__(self, nursery: trio.Nursery, *, places: int = 32, wait_s: float = 10.0) -> None:
-        self.queue = FairQueue(at_once=1, places=places, wait_s=wait_s)
+        self.queue = FairQueue("requests", at_once=1, places=places, wait_s=wait_s)
         self.nursery = nursery
         self.ended: list[str] = []
         self.refused: list[str] = []
@@ -118,7 +118,7 @@ async def test_nobody_waits_longer_than_the_deadline(autojump_clock: trio.testin
 
 
 async def test_a_caller_that_leaves_keeps_no_turn(autojump_clock: trio.testing.MockClock) -> None:
-    queue = FairQueue(at_once=1, places=4, wait_s=10.0)
+    queue = FairQueue("requests", at_once=1, places=4, wait_s=10.0)
 
     async def one(scope: trio.CancelScope) -> None:
         with scope:
@@ -146,7 +146,7 @@ async def test_only_so_many_networks_are_remembered(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brewos_relay.api.fair_queue._REMEMBERED", 3)
-    queue = FairQueue(at_once=1, places=4, wait_s=10.0)
+    queue = FairQueue("requests", at_once=1, places=4, wait_s=10.0)
     for number in range(10):
         async with queue.turn((f"network {number}",)):
             pass

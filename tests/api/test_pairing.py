@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from brewos_relay.api import pairing
 from brewos_relay.api.pairing import CLAIM_MS
 from brewos_relay.api.throttle import Throttle, Throttles
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.secrets import hash_token
+from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
 from brewos_relay.registry.pairing import register_claim
 from support.household import KEY, MACHINE, OTHER_KEY, STRANGE, Answer, Household, open_household
@@ -302,3 +304,41 @@ async def test_the_token_of_a_share_is_none_of_a_machine_and_the_other_way_round
         assert (await house.ask("POST", "/devices/claim-share", body, by="eve")).status == 404
         other = {"deviceId": STRANGE, "token": made["token"]}
         assert (await house.ask("POST", "/devices/claim-share", other, by="eve")).status == 404
+
+
+async def test_a_flood_of_new_machines_is_503_and_a_machine_with_its_key_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairing, "_REGISTERED_AT_ONCE", 5.0)
+    monkeypatch.setattr(pairing, "_REGISTERED_PER_S", 0.001)
+    async with open_household(tmp_path) as house:
+        statuses = [(await register(house, f"BRW-000001{n:02X}")).status for n in range(8)]
+        assert (statuses[0], statuses[-1]) == (200, 503)
+        refused = await register(house, "BRW-000001FF")
+        assert refused.headers["Retry-After"] == "30"
+        assert "200 " not in refused.content["error"]
+        # It has nothing new to say, and would not connect if it were refused.
+        assert (await register(house, MACHINE)).status == 200
+        assert (await register(house, MACHINE, key=OTHER_KEY)).status == 503
+
+
+async def test_a_claim_that_ends_in_503_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_household(tmp_path) as house:
+        monkeypatch.setattr(house.throttles, "claims_by_user", Throttle("claims", burst=1, each_minute=0.001))
+
+        async def fail(*_: object, **__: object) -> None:
+            raise RegistryError("the disk is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(house.store, "write_as", fail)
+            for _ in range(3):
+                answer = await house.ask(
+                    "POST", "/devices/claim", {"deviceId": NEW, "token": TOKEN}, by="eve"
+                )
+                assert answer.status == 503
+        answer = await house.ask("POST", "/devices/claim", {"deviceId": NEW, "token": TOKEN}, by="eve")
+        assert answer.status == 404
+        answer = await house.ask("POST", "/devices/claim", {"deviceId": NEW, "token": TOKEN}, by="eve")
+        assert answer.status == 429

@@ -4,7 +4,7 @@ import trio.testing
 
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.throttle import Throttle, Throttles, network_of, networks_of
-from brewos_relay.errors import RegistryError
+from brewos_relay.errors import QuotaReached, RegistryBusy, RegistryError
 
 
 def admitted(throttle: Throttle, key: str) -> bool:
@@ -184,6 +184,8 @@ async def test_keys_about_different_things_have_buckets_of_their_own(
     [
         (Refused("busy", status=503), True),
         (RegistryError("the disk is gone"), True),
+        (RegistryBusy("another process writes"), True),
+        (QuotaReached(50), False),
         (Refused("wrong", status=401), False),
         (ValueError("a defect"), False),
     ],

@@ -159,7 +159,8 @@ class Flood:
         }
         with trio.move_on_after(secs):
             async with trio.open_nursery() as nursery:
-                for kind, request in kinds.items():
+                for kind in self.plan.get("kinds", kinds):
+                    request = kinds[kind]
                     nursery.start_soon(self._send, kind, request, RATES[kind])
 
     async def _send(self, kind: str, request: Callable[[int], Awaitable[int]], per_s: float) -> None:

@@ -6,11 +6,14 @@ import pytest
 import trio
 import trio.testing
 
+from brewos_relay.api import network_shares
+from brewos_relay.api.network_shares import NetworkShares
 from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.server import connection_budgets
-from brewos_relay.server.connection_budgets import DEVICE_BURST, NetworkShares, PeerBudgets
+from brewos_relay.server.admission import _RESERVE_S
+from brewos_relay.server.connection_budgets import DEVICE_BURST, PeerBudgets
 
 STEP_S = 0.05
 
@@ -21,7 +24,7 @@ class Door:
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         self.peers = PeerBudgets(relay.limits)
-        self.networks = NetworkShares()
+        self.networks = NetworkShares(reserve_s=_RESERVE_S)
         self.let_in: Counter[str] = Counter()
 
     def connect(self, network: str, device_id: str) -> bool:
@@ -212,9 +215,9 @@ async def test_no_rate_means_no_budget() -> None:
 
 
 async def test_only_so_many_networks_and_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_budgets, "_NETWORKS_KEPT", 10)
+    monkeypatch.setattr(network_shares, "_NETWORKS_KEPT", 10)
     monkeypatch.setattr(connection_budgets, "_PEERS_KEPT", 10)
-    networks, peers = NetworkShares(), PeerBudgets(Limits())
+    networks, peers = NetworkShares(reserve_s=1.0), PeerBudgets(Limits())
     for number in range(100):
         networks.note(f"10.0.{number}.1")
         peers.of_device(f"BRW-{number:08X}").note()

@@ -35,7 +35,9 @@ class FairQueue:
     If all places are taken, the newest request of the network that has most of them gives its place up.
     """
 
-    def __init__(self, *, at_once: int, places: int, wait_s: float) -> None:
+    def __init__(self, what: str, *, at_once: int, places: int, wait_s: float) -> None:
+        """Take what waits ("passwords"), for the answer that there is too much of it."""
+        self._what = what
         self._free = at_once
         self._places = places
         self._wait_s = wait_s
@@ -78,10 +80,10 @@ class FairQueue:
                 self._waiting.remove(one)
         if not one.called:
             raise Refused(
-                "Too many passwords are being checked; try again soon.",
+                f"Too many {self._what} wait to be looked at; try again soon.",
                 status=503,
                 headers={"Retry-After": "2"},
-                reason="too_many_passwords",
+                reason=f"too_many_{self._what}",
             )
 
     def _drop_one(self) -> None:

@@ -1,5 +1,7 @@
 """Pairing: a machine registers what its screen shows, and whoever reads that there claims the machine."""
 
+import math
+from collections import OrderedDict
 from typing import Annotated, Final
 
 import msgspec
@@ -11,7 +13,9 @@ from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, printable
 from brewos_relay.api.callers import current_caller
+from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.needs import Registry
+from brewos_relay.api.network_shares import FairRate
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.throttle import Throttles, network_of, networks_of
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
@@ -24,6 +28,18 @@ from brewos_relay.registry.records import Claimed, Role
 
 CLAIM_MS: Final = 10 * 60_000
 """For how long a machine shows a token before it makes another one."""
+
+_REGISTERING_PLACES: Final = 1024
+"""Registrations that wait: a whole street comes at once, and a machine that is refused is back in 30 s."""
+_REGISTERED_PER_S: Final = 10.0
+_REGISTERED_AT_ONCE: Final = 1000.0
+_REGISTERED_RESERVE_S: Final = 20.0
+"""Registrations of all networks together that are written; a machine with its working key needs none."""
+_FULL_S: Final = 60.0
+_FULL_KEPT: Final = 4096
+_CLAIMING_PLACES: Final = 128
+_WAIT_S: Final = 6.0
+"""How long either waits. A machine gives up after 10 s."""
 
 HASHING_AT_ONCE: Final = 2
 """How many codes are hashed at a time: each takes 16 MiB, and a processor for 30 ms."""
@@ -70,7 +86,17 @@ def pairing_blueprint(
 ) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("pairing", __name__)
-    hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
+    hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+    # One write of each kind at a time: a flood of them is never many writes ahead of anyone else's.
+    registering = FairQueue("registrations", at_once=1, places=_REGISTERING_PLACES, wait_s=_WAIT_S)
+    capacity = FairRate(
+        "registrations",
+        rate_per_s=_REGISTERED_PER_S,
+        burst=_REGISTERED_AT_ONCE,
+        reserve_s=_REGISTERED_RESERVE_S,
+    )
+    full = FullNetworks()
+    claiming = FairQueue("claims", at_once=1, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
 
     @blueprint.post("/api/devices/register-claim")
     @described(
@@ -86,27 +112,27 @@ def pairing_blueprint(
         await _admit_machine(device_id, body.device_key, store=store, throttles=throttles)
         at_ms = now_ms()
         try:
-            await store.write_anonymous(
-                register_claim,
-                device_id=device_id,
-                key_hash=hash_key(body.device_key),
-                token_hash=hash_token(body.token),
-                now_ms=at_ms,
-                expires_at_ms=at_ms + CLAIM_MS,
-                networks=networks_of(network_of(current_caller().address)),
-                rules=accounts.new_devices,
-            )
+            network = network_of(current_caller().address)
+            await full.check(network, device_id, store=store)
+            capacity.admit(network)
+            async with registering.turn(networks_of(network)):
+                await store.write_anonymous(
+                    register_claim,
+                    device_id=device_id,
+                    key_hash=hash_key(body.device_key),
+                    token_hash=hash_token(body.token),
+                    now_ms=at_ms,
+                    expires_at_ms=at_ms + CLAIM_MS,
+                    networks=networks_of(network),
+                    rules=accounts.new_devices,
+                )
         except PairingClosed:
             # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
             raise Refused(_CLOSED, status=403, reason="pairing_closed") from None
         except TooManyNewDevices as problem:
-            raise Refused(
-                _TOO_MANY,
-                status=429,
-                headers={"Retry-After": str(problem.retry_s)},
-                reason="too_many_new_devices",
-            ) from None
-        except RegistryError:
+            full.note(network, problem.retry_s)
+            raise _too_many_new(problem.retry_s) from None
+        except (RegistryError, Refused):
             # A machine that does not get 200 does not connect, and that needs nothing to be written.
             if not await _is_its_key(device_id, body.device_key, store=store):
                 raise
@@ -138,14 +164,15 @@ def pairing_blueprint(
         given = (body.name or "").strip()
         wanted = printable(given, what="A name", longest_chars=_NAME_CHARS) if given else None
         network = network_of(current_caller().address)
-        throttles.claims_by_user.admit(who.user_id)
-        throttles.claims_by_address.admit(network)
-        if not body.token:
-            claimed = await _claim_by_code(body.device_id, who, store=store, hashing=hashing)
-        else:
-            claimed = await _claim_by_token(
-                body, who, name=wanted, shared=shared, store=store, accounts=accounts
-            )
+        with throttles.claims_by_user.attempt(who.user_id), throttles.claims_by_address.attempt(network):
+            code_hash = None if body.token else await _hash_code(body.device_id, network, hashing=hashing)
+            async with claiming.turn(networks_of(network)):
+                if body.token:
+                    claimed = await _claim_by_token(
+                        body, who, name=wanted, shared=shared, store=store, accounts=accounts
+                    )
+                else:
+                    claimed = await _claim_by_code(code_hash, who, store=store)
         if claimed is None:
             raise Refused(_NO_GOOD, status=404)
         # Only those that came to nothing are counted.
@@ -156,6 +183,32 @@ def pairing_blueprint(
         return json_answer(ClaimedAnswer(device_id=claimed.device_id, name=name, role=claimed.role))
 
     return blueprint
+
+
+class FullNetworks:
+    """The networks that have registered as many new ids as they may, so that asking again costs no write."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    def note(self, network: str, retry_s: float) -> None:
+        """Remember for a minute at most that a network may register no new id."""
+        self._until[network] = trio.current_time() + min(retry_s, _FULL_S)
+        self._until.move_to_end(network)
+        if len(self._until) > _FULL_KEPT:
+            self._until.popitem(last=False)
+
+    async def check(self, network: str, device_id: str, *, store: Registry) -> None:
+        """Raise Refused (429) for a new id from such a network."""
+        left_s = self._until.get(network, 0.0) - trio.current_time()
+        if left_s > 0 and await store.find_device(device_id) is None:
+            raise _too_many_new(math.ceil(left_s))
+
+
+def _too_many_new(retry_s: int) -> Refused:
+    return Refused(
+        _TOO_MANY, status=429, headers={"Retry-After": str(retry_s)}, reason="too_many_new_devices"
+    )
 
 
 async def _admit_machine(device_id: str, key: str, *, store: Registry, throttles: Throttles) -> None:
@@ -180,13 +233,18 @@ async def _is_its_key(device_id: str, key: str, *, store: Registry) -> bool:
     return any(key_matches(key, key_hash) for key_hash in hashes)
 
 
-async def _claim_by_code(
-    text: str, who: Who, *, store: Registry, hashing: trio.CapacityLimiter
-) -> Claimed | None:
+async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | None:
+    """Hash a short code; None for a text that is none."""
     code = normalise_code(text)
     if code is None:
         return None
-    code_hash = await trio.to_thread.run_sync(hash_code, code, limiter=hashing)
+    async with hashing.turn(networks_of(network)):
+        return await trio.to_thread.run_sync(hash_code, code)
+
+
+async def _claim_by_code(code_hash: bytes | None, who: Who, *, store: Registry) -> Claimed | None:
+    if code_hash is None:
+        return None
     return await store.write_as(
         Authority(who.principal), claim_code, code_hash=code_hash, user_id=who.user_id, now_ms=now_ms()
     )

@@ -11,7 +11,7 @@ import trio
 
 from brewos_relay.api.answers import Refused
 from brewos_relay.core.pace import TokenBucket, TokenBuckets
-from brewos_relay.errors import RegistryError
+from brewos_relay.errors import RegistryBusy, RegistryError
 
 _KEPT: Final = 4096
 """Buckets of one kind."""
@@ -19,6 +19,10 @@ _V6_SHARES: Final = {56: 2, 48: 3}
 """Budgets of an IPv6 /56 and /48, as multiples of that of a /64."""
 _V4_SHARES: Final = {24: 16}
 """The same for IPv4, in multiples of the budget of an address: neighbours there are other households."""
+
+
+_NO_REGISTRY: Final = (RegistryError, RegistryBusy)
+"""What is answered with 503; the others say what was wrong with a request."""
 
 
 class Throttle:
@@ -98,8 +102,12 @@ class Throttle:
         self.admit(key, about=about)
         try:
             yield
-        except (Refused, RegistryError) as problem:
-            if not isinstance(problem, Refused) or problem.status == 503:
+        except Refused as refusal:
+            if refusal.status == 503:
+                self.give_back(key, about=about)
+            raise
+        except RegistryError as problem:
+            if type(problem) in _NO_REGISTRY:
                 self.give_back(key, about=about)
             raise
 

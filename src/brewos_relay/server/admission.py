@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from brewos_relay.api.network_shares import NetworkShares
 from brewos_relay.api.throttle import network_of, networks_of, wider_networks
 from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import Front
@@ -24,7 +25,7 @@ from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted, is_of_interest
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
-from brewos_relay.server.connection_budgets import Budget, NetworkShares, PeerBudgets
+from brewos_relay.server.connection_budgets import Budget, PeerBudgets
 from brewos_relay.wire.handshake import Refusal, Request
 
 DEVICE_PATH = "/ws/device"
@@ -32,7 +33,9 @@ CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
 
 _SHARE_OF_STRANGERS: Final = 0.25
 """How much of `admit_rate`, at most, one network may use for attempts that come to nothing."""
-_STRANGERS_KEPT: Final = 4096
+_STRANGERS_KEPT: Final = 12_288
+_RESERVE_S: Final = 0.5
+"""A network leaves to others as many connections as it had itself lately in this time."""
 
 
 class Denied(Refusal):
@@ -106,7 +109,7 @@ class Admission:
         self._allowed_origins = allowed_origins
         self._revision = revision
         self._peers = PeerBudgets(relay.limits)
-        self._networks = NetworkShares()
+        self._networks = NetworkShares(reserve_s=_RESERVE_S)
         rate_per_s = relay.limits.admit_rate * _SHARE_OF_STRANGERS
         self._strangers = TokenBuckets(
             rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), kept=_STRANGERS_KEPT

@@ -1,4 +1,4 @@
-"""How often each device, user and network may connect, so that no flood keeps others out.
+"""How often each device and user may connect, so that no flood keeps others out.
 
 Connections that succeed cost the relay more than those that fail, and anyone can register devices that are
 let in. Machines that behave are never refused by these budgets: a refusal costs a machine 30 s.
@@ -9,9 +9,8 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.throttle import networks_of, wider_networks
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.pace import RecentRates, TokenBucket, TokenBuckets, open_bucket
+from brewos_relay.core.pace import TokenBucket, TokenBuckets, open_bucket
 
 DEVICE_BURST: Final = 10.0
 DEVICE_PER_MINUTE: Final = 10.0
@@ -19,13 +18,6 @@ DEVICE_PER_MINUTE: Final = 10.0
 _SHARE_OF_REPEATS: Final = 0.1
 """How much of `admit_rate` all peers together may use that have used up their own budgets."""
 _PEERS_KEPT: Final = 16_384
-
-_FAIR_OVER_S: Final = 30.0
-_RESERVE_S: Final = 0.5
-"""A network leaves to others what it used itself in this time, of the burst that `admit_rate` allows."""
-_WIDEST_SHARE: Final = 4
-"""So much may a wider network use compared with one address or /64 in it, whatever its other budgets are."""
-_NETWORKS_KEPT: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +65,3 @@ class PeerBudgets:
         if by_token or user_id is None:
             return Budget(self._named, device_id, self._repeats)
         return Budget(self._users, user_id, self._repeats)
-
-
-class NetworkShares:
-    """Shares `admit_rate` fairly between networks when it is scarce.
-
-    Each network must leave to others as many connections as it had itself lately, in half a second. So with
-    the whole rate to itself it leaves half of the burst, and a network that comes rarely always finds room.
-    Networks that compete come to the same rate. The wider networks around each one count as well.
-    """
-
-    def __init__(self) -> None:
-        self._rates = RecentRates(over_s=_FAIR_OVER_S, kept=_NETWORKS_KEPT)
-
-    def reserve(self, network: str) -> float:
-        """Tell how many connections a network must leave to others."""
-        now, rate = trio.current_time(), self._rates.of
-        wider = [rate(name, now) / min(share, _WIDEST_SHARE) for name, share in wider_networks(network)]
-        return _RESERVE_S * max(rate(network, now), *wider, 0.0)
-
-    def note(self, network: str) -> None:
-        """Count a connection."""
-        now = trio.current_time()
-        for name in networks_of(network):
-            self._rates.note(name, now)

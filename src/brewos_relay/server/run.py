@@ -59,6 +59,8 @@ from brewos_relay.wire.poller import open_poller
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096
+_SWITCH_S: Final = 0.0005
+"""A tenth of Python's own: with writes under way, a connection was answered after 19 ms instead of 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +313,8 @@ def _prepare_process() -> None:
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A thread that works for the registry holds the interpreter for so long while the event loop waits.
+    sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000, 5, 400)
