@@ -148,6 +148,7 @@ async def test_rule_2_refusals_come_before_the_upgrade(tmp_path: Path, status: i
         assert response.header("upgrade") == []
         assert b"200 " not in response.head + response.body
         await connection.send(b"This is a webSocket client!")
+        await connection.send_eof()
         assert await connection.read_to_end() == b""
         assert server.server.relay.device_count == 0
         assert (await server.device(machine_id(1))).connected["type"] == "connected"

@@ -112,6 +112,7 @@ async def test_rule_2_a_refused_machine_keeps_its_key_and_tries_for_ever(autojum
         await trio.sleep(300)
         assert {status for _, status in device.refused} == {401}
         assert len(device.refused) == 10
+        assert (device.requests, device.hasty) == (10, 0)  # one for each attempt
         kitchen.store.keys[device.device_id] = WRONG_KEY
         await trio.sleep(31)
         assert device.online

@@ -324,6 +324,26 @@ async def test_1_2_writes_farewell_where_it_is_refused_and_comes_back(autojump_c
         assert (here.simulator.refusals, here.simulator.key_losses) == (1, 0)
 
 
+@pytest.mark.parametrize("closes_at_once", [True, False])
+async def test_2_6_3_a_plain_refusal_with_an_end_behind_it_is_tried_again_at_once(
+    autojump_clock: MockClock, closes_at_once: bool
+) -> None:
+    async with cloud() as here:
+        visit = await here.next_visit()
+        await visit.wire.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+        if closes_at_once:
+            await visit.wire.send_eof()
+        else:
+            assert await visit.wire.read_to_end() == b"This is a webSocket client!"
+        again = await here.next_visit()
+        pause_s = again.at_s - visit.at_s
+        assert pause_s < 1 if closes_at_once else pause_s > 30
+        await again.wire.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+        assert await again.wire.read_to_end() == b"This is a webSocket client!"
+        later = await here.next_visit()
+        assert later.at_s - again.at_s == pytest.approx(30.3, abs=0.4)
+
+
 async def test_1_3_gives_up_after_two_pings_without_an_answer(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()

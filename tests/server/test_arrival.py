@@ -13,7 +13,7 @@ import trio.testing
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import PeerGone
-from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.arrival import LINGER_S, Arrival, Door, Lingering
 from brewos_relay.wire.handshake import Refusal, parse_head
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, reset, tcp_pair
@@ -321,6 +321,69 @@ async def test_a_refusal_waits_only_so_long(autojump_clock: trio.testing.MockClo
         began = trio.current_time()
         await arrival.refuse(Refusal(400, "no"), within_s=1)
         assert trio.current_time() - began == pytest.approx(1)
+
+
+FAREWELL = b"This is a webSocket client!"
+
+
+async def test_refused_device_closes_its_plain_connection_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    lingering = Lingering()
+    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+        began = trio.current_time()
+
+        async def leave() -> None:
+            await trio.sleep(0.4)
+            assert far.recv(1000).startswith(b"HTTP/1.1 401 ")
+            with pytest.raises(BlockingIOError):
+                far.recv(1000)
+            far.send(FAREWELL)
+            far.close()
+
+        nursery.start_soon(leave)
+        await arrival.refuse(Refusal(401, "no"), within_s=5, lingering=lingering)
+        assert trio.current_time() - began == pytest.approx(0.4)
+
+
+async def test_refused_device_that_does_not_close_is_closed_after_1_s(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with arriving() as (arrival, far):
+        began = trio.current_time()
+        far.send(FAREWELL)
+        await arrival.refuse(Refusal(401, "no"), within_s=5, lingering=Lingering())
+        assert trio.current_time() - began == pytest.approx(LINGER_S)
+
+
+async def test_stream_ends_at_once_while_too_many_devices_are_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    lingering = Lingering(at_most=1)
+    async with arriving() as (first, _first_far), arriving() as (second, second_far):
+        async with trio.open_nursery() as nursery:
+
+            async def refuse(arrival: Arrival) -> None:
+                await arrival.refuse(Refusal(503, "no"), within_s=5, lingering=lingering)
+
+            nursery.start_soon(refuse, first)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(refuse, second)
+            await trio.testing.wait_all_tasks_blocked()
+            assert second_far.recv(1000).startswith(b"HTTP/1.1 503 ")
+            assert second_far.recv(1000) == b""
+            second_far.close()
+        with lingering.place() as has_place:
+            assert has_place  # the first has given its place back
+
+
+async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    async with arriving() as (arrival, far):
+        arrival.secure = True
+        far.setblocking(False)
+        await arrival.refuse(Refusal(401, "no"), within_s=0.1, lingering=Lingering())
+        assert far.recv(1000).startswith(b"HTTP/1.1 401 ")
+        assert far.recv(1000) == b""
 
 
 async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ def request(target: str = "/", host: str | None = "relay.example", *, method: st
     return "\r\n".join(lines).encode()
 
 
+async def test_redirected_device_closes_first() -> None:
+    async with redirecting() as address:
+        client = await WireClient.connect(address)
+        assert (await client.ask(request("/ws/device?id=BRW-12345678&key=k"))).status == 308
+        with trio.move_on_after(0.3) as no_end:
+            await client.read_to_end()
+        assert no_end.cancelled_caught
+        await client.send_eof()
+        assert await client.read_to_end() == b""
+        await client.stream.aclose()
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 @pytest.mark.parametrize("target", ["/", "/pair?id=BRW-1&token=a%20b", "//other.example/", "/a?b?c"])
 async def test_a_request_is_sent_to_the_same_path_over_tls(method: str, target: str) -> None:

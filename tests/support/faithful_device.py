@@ -75,6 +75,10 @@ class FaithfulDevice:
         self.ends: list[End] = []
         self.refused: list[tuple[float, int]] = []
         """When it was refused, and with which status."""
+        self.requests = 0
+        """Upgrades that it asked for, zombies included."""
+        self.hasty = 0
+        """Refusals that it took for a lost connection, which made it ask again at once."""
         self.unanswered = 0
         """Requests that got no answer in time."""
         self.received: list[dict[str, Any]] = []
@@ -158,27 +162,49 @@ class FaithfulDevice:
                 await self._wait(zombie=end == "lost")
 
     async def _connect(self) -> WireClient | None:
-        """Try to connect; None if that did not work out."""
+        """Try to connect; None if that did not work out.
+
+        A plain connection that ends right behind a refusal is a lost one: it tries once more at once.
+        """
+        link, is_lost = await self._attempt()
+        if is_lost:
+            self.hasty += 1
+            link, _ = await self._attempt()
+        return link
+
+    async def _attempt(self) -> tuple[WireClient | None, bool]:
+        """Ask for one upgrade; tells whether the connection ended right behind a refusal."""
         for pause_s in (0.011, 0.0):
             with suppress(OSError), trio.move_on_after(ANSWER_S):
                 link = await WireClient.connect(self.address, tls_context=self.tls_context)
                 break
             await trio.sleep(pause_s)
         else:
-            return None
+            return None, False
         response = await self._ask(link)
         if response is not None and response.status == 101:
-            return link
+            return link, False
+        is_lost = False
         if response is not None:
             self.refused.append((trio.current_time(), response.status))
-            with suppress(trio.BrokenResourceError):
-                await link.send(FAREWELL)
+            if self.tls_context is None:
+                is_lost = await self._sees_end(link)
+            if not is_lost:
+                with suppress(trio.BrokenResourceError):
+                    await link.send(FAREWELL)
         link.abort()
-        return None
+        return None, is_lost
+
+    async def _sees_end(self, link: WireClient) -> bool:
+        """Tell whether a connection ends within a turn of its loop."""
+        with trio.move_on_after(TURN_S), suppress(trio.BrokenResourceError):
+            return await link.read_to_end() == b""
+        return False
 
     async def _ask(self, link: WireClient) -> Response | None:
         """Ask for the upgrade and read the answer, a line of its head in each turn."""
         websocket_key = b64encode(self._chance.randbytes(16)).decode()
+        self.requests += 1
         request = upgrade_request(self.device_id, self.key, port=self.address[1], websocket_key=websocket_key)
         with trio.move_on_after(ANSWER_S), suppress(Ended, trio.BrokenResourceError):
             response = await link.ask(request)

@@ -2,7 +2,8 @@
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,11 @@ from brewos_relay.wire.proxy_protocol import (
 from brewos_relay.wire.tls import accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport
 
+LINGER_S: Final = 1.0
+"""How long a refused device is given to close its plain connection before the relay does."""
+LINGERING_AT_MOST: Final = 1000
+"""How many refused connections of one port wait for their devices at the same time."""
+
 _NOT_TLS: Final = "this port speaks HTTPS"
 _NOT_HTTP: Final = "this port speaks HTTP over TLS"
 _NOT_PLAIN: Final = "this port speaks plain HTTP"
@@ -43,13 +49,35 @@ class Door:
     is_proxy: Callable[[str], bool] | None = None
 
 
+class Lingering:
+    """Counts the refused connections of a port that wait for their devices to close them."""
+
+    __slots__ = ("_at_most", "_count")
+
+    def __init__(self, at_most: int = LINGERING_AT_MOST) -> None:
+        self._at_most = at_most
+        self._count = 0
+
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """Occupy a place during the block, and give True; False if all are taken."""
+        if self._count >= self._at_most:
+            yield False
+            return
+        self._count += 1
+        try:
+            yield True
+        finally:
+            self._count -= 1
+
+
 class Arrival:
     """A connection that has just come: its transport, whose it is, and whether TLS protects it.
 
     **Owns:** the transport, until `release` was called.
     """
 
-    __slots__ = ("_received", "_released", "address", "network", "port", "secure", "transport")
+    __slots__ = ("_received", "_released", "address", "network", "path", "port", "secure", "transport")
 
     def __init__(self, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> None:
         try:
@@ -63,6 +91,8 @@ class Arrival:
         self.address = address
         self.network = ""
         """The network of the caller, once the request is known: a proxy may have named another one."""
+        self.path = ""
+        """The path of the request, once its head was read."""
         self.port = port
         self.secure = False
         self._received = b""
@@ -106,14 +136,27 @@ class Arrival:
             raise PeerGone("the peer asked for nothing")
         raise Refusal(408, "the request head was not complete in time")
 
-    async def refuse(self, refusal: Refusal, *, within_s: float) -> None:
-        """Send a refusal and give the peer a moment to read it: closing at once could take it back."""
-        transport = self.transport
-        transport.write(refusal.encode(head_only=self.head_only))
-        transport.finish_writing()
+    async def refuse(self, refusal: Refusal, *, within_s: float, lingering: Lingering | None = None) -> None:
+        """Send a refusal and give the peer a moment to read it: closing at once could take it back.
+
+        `lingering` is for the request of a device. On a plain connection, the end of the stream right behind
+        a refusal makes a machine repeat its request at once, so the device is given 1 s to close first. If
+        too many others are waited for, the stream ends at once.
+        """
+        self.transport.write(refusal.encode(head_only=self.head_only))
+        if lingering is not None and not self.secure:
+            with lingering.place() as has_place:
+                if has_place:
+                    await self._read_to_end(within_s=LINGER_S)
+                    return
+        self.transport.finish_writing()
+        await self._read_to_end(within_s=within_s)
+
+    async def _read_to_end(self, *, within_s: float) -> None:
+        """Discard what the peer sends until it closes; it has only so long."""
         with trio.move_on_after(within_s):
-            while transport.read() != b"":
-                await transport.wait_readable()
+            while self.transport.read() != b"":
+                await self.transport.wait_readable()
 
     async def _read_head(self, limit_bytes: int) -> tuple[bytes, bytes]:
         while (found := self._look_for_head(limit_bytes)) is None:

@@ -24,7 +24,7 @@ from brewos_relay.server.admission import (
     DeviceEntry,
     TokenRefused,
 )
-from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.arrival import Arrival, Door, Lingering
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.request_gate import reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
@@ -79,6 +79,7 @@ class Listener:
         self._admission = admission
         self._take_http = take_http
         self._door = door
+        self._lingering = Lingering()
         self._refusals = refusals or RefusalLog()
         self._throttles = throttles or Throttles()
         relay.line_limits.append(self._refusals.lines)
@@ -114,12 +115,14 @@ class Listener:
                 network=arrival.network or network_of(arrival.address),
                 extra=fields,
             )
-            await arrival.refuse(refusal, within_s=self._limits.close_s)
+            lingering = self._lingering if arrival.path == DEVICE_PATH else None
+            await arrival.refuse(refusal, within_s=self._limits.close_s, lingering=lingering)
 
     async def _answer(self, arrival: Arrival) -> None:
         """Answer a request; a connection that goes on belongs to somebody else from here on."""
         head, rest = await arrival.receive_head(door=self._door, limits=self._limits)
         request = parse_head(head)
+        arrival.path = request.path
         request.peer_address, request.secure = arrival.address, arrival.secure
         arrival.network = self._admission.network(request)
         if request.path == DEVICE_PATH or request.path in CLIENT_PATHS:

@@ -7,7 +7,8 @@ from typing import Final
 from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
-from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.admission import DEVICE_PATH
+from brewos_relay.server.arrival import Arrival, Door, Lingering
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.wire.handshake import Refusal, parse_head
 
@@ -41,6 +42,7 @@ class Redirect:
         self._is_own_host = is_own_host
         self._limits = limits
         self._door = door
+        self._lingering = Lingering()
         self._refusals = refusals or RefusalLog()
 
     async def run(self) -> None:
@@ -55,7 +57,7 @@ class Redirect:
     async def _welcome(self, arrival: Arrival) -> None:
         try:
             head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
-            answer = self._answer(head)
+            answer = self._answer(arrival, head)
         except Refusal as refusal:
             fields = {"address": arrival.address, "status": refusal.status}
             self._refusals.tell(
@@ -67,11 +69,13 @@ class Redirect:
                 extra=fields,
             )
             answer = refusal
-        await arrival.refuse(answer, within_s=self._limits.close_s)
+        lingering = self._lingering if arrival.path == DEVICE_PATH else None
+        await arrival.refuse(answer, within_s=self._limits.close_s, lingering=lingering)
 
-    def _answer(self, head: bytes) -> Refusal:
+    def _answer(self, arrival: Arrival, head: bytes) -> Refusal:
         """Say where to go. Raises Refusal if that would be another's host, or none at all."""
         request = parse_head(head)
+        arrival.path = request.path
         host, _, port = request.headers.get("host", "").rpartition(":")
         if not host or not port.isdecimal():
             host = request.headers.get("host", "").removesuffix(":")

@@ -182,15 +182,21 @@ async def open_link(
 
     `spawn` starts a task in a nursery that lives longer than the link. Leaving the block drops what is left.
     """
+    handshake_key = websocket_key(chance.randbytes(16))
+    request = upgrade_request(
+        device_id=device_id, key=key, host=endpoint.host_header, websocket_key=handshake_key
+    )
     stream, raw = await _connect(endpoint, ssl_context, twice=faithful)
     try:
-        handshake_key = websocket_key(chance.randbytes(16))
-        request = upgrade_request(
-            device_id=device_id, key=key, host=endpoint.host_header, websocket_key=handshake_key
-        )
         answer, rest = await _ask(stream, request, endpoint)
         if faithful:
             await trio.sleep(TURN_S * answer.lines)
+            if not accepted(answer, handshake_key) and ssl_context is None and await _ends_now(stream):
+                # A machine takes that for a lost connection, and tries once more in the same call.
+                await trio.aclose_forcefully(stream)
+                stream, raw = await _connect(endpoint, ssl_context, twice=True)
+                answer, rest = await _ask(stream, request, endpoint)
+                await trio.sleep(TURN_S * answer.lines)
         if not accepted(answer, handshake_key):
             if "upgrade" not in answer.headers.get("connection", "").lower():
                 with suppress(trio.BrokenResourceError):
@@ -303,6 +309,15 @@ async def _ask(stream: trio.abc.Stream, request: bytes, endpoint: Endpoint) -> t
     except trio.BrokenResourceError:
         raise RelayUnreachable(f"{endpoint.host} reset the connection without an answer") from None
     raise RelayUnreachable(f"{endpoint.host} did not answer the upgrade in {ANSWER_S:g} s")
+
+
+async def _ends_now(stream: trio.abc.Stream) -> bool:
+    """Tell whether a refused connection ends within a turn of a machine's loop; what comes is discarded."""
+    with trio.move_on_after(TURN_S), suppress(trio.BrokenResourceError):
+        while await stream.receive_some(_READ_BYTES):
+            pass
+        return True
+    return False
 
 
 def _no_connection(endpoint: Endpoint, error: OSError) -> RelayUnreachable:
