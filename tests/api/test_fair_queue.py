@@ -89,6 +89,25 @@ async def test_those_that_are_known_go_first_and_leave_a_turn_in_four(
         assert scene.ended == ["known 0", "known 1", "known 2", "new 0", "known 3", "known 4", "new 1"]
 
 
+async def test_those_that_are_new_leave_a_turn_to_those_that_are_known(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    queue = FairQueue("requests", at_once=2, places=8, wait_s=10.0, others_at_once=1)
+    began: list[str] = []
+
+    async def one(name: str, first: bool) -> None:
+        async with queue.turn((name,), first=first):
+            began.append(name)
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        for name, first in (("new 1", False), ("new 2", False), ("known 1", True), ("known 2", True)):
+            nursery.start_soon(one, name, first)
+            await trio.testing.wait_all_tasks_blocked()
+        assert began == ["new 1", "known 1"]
+    assert sorted(began[2:]) == ["known 2", "new 2"]
+
+
 async def test_whoever_has_most_places_gives_one_up(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         scene = Scene(nursery, places=3)

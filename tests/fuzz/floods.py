@@ -42,7 +42,7 @@ EVERY_S: Final = 0.15
 """The bystander's pause between a sign-in and a connection each."""
 MOST_RATIO: Final = 2.0
 """How much longer the slowest of a hundred may take in a flood."""
-SETTLE_S: Final = 1.0
+SETTLE_S: Final = 3.0
 ANSWER_S: Final = 20.0
 MOST_LOG_BYTES: Final = 1_000_000
 BYSTANDERS: Final = 40

@@ -35,10 +35,16 @@ class FairQueue:
     If all places are taken, the newest request of the network that has most of them gives its place up.
     """
 
-    def __init__(self, what: str, *, at_once: int, places: int, wait_s: float) -> None:
-        """Take what waits ("passwords"), for the answer that there is too much of it."""
+    def __init__(
+        self, what: str, *, at_once: int, places: int, wait_s: float, others_at_once: int | None = None
+    ) -> None:
+        """Take what waits ("passwords"), for the answer that there is too much of it.
+
+        Requests that do not go first have `others_at_once` of the turns, or as many as there are.
+        """
         self._what = what
         self._free = at_once
+        self._free_for_others = at_once if others_at_once is None else others_at_once
         self._places = places
         self._wait_s = wait_s
         self._waiting: list[_Waiting] = []
@@ -58,15 +64,16 @@ class FairQueue:
         """
         self._count += 1
         one = _Waiting(networks, first=first, number=self._count)
-        if self._free:
-            self._free -= 1
-            self._note_turn(one)
+        if self._may_begin(one):
+            self._begin(one)
         else:
             await self._wait(one)
         try:
             yield
         finally:
-            self._next()
+            self._free += 1
+            self._free_for_others += not first
+            self._call()
 
     async def _wait(self, one: _Waiting) -> None:
         self._waiting.append(one)
@@ -93,16 +100,23 @@ class FairQueue:
         self._waiting.remove(dropped)
         dropped.settled.set()
 
-    def _next(self) -> None:
-        """Call the next request, or note that a turn is free."""
-        if not self._waiting:
-            self._free += 1
-            return
-        one = min(self._waiting, key=self._rank)
-        self._waiting.remove(one)
+    def _may_begin(self, one: _Waiting) -> bool:
+        return self._free > 0 and (one.first or self._free_for_others > 0)
+
+    def _begin(self, one: _Waiting) -> None:
+        self._free -= 1
+        self._free_for_others -= not one.first
         self._note_turn(one)
-        one.called = True
-        one.settled.set()
+
+    def _call(self) -> None:
+        """Call the next request, if any that waits may begin."""
+        able = [one for one in self._waiting if self._may_begin(one)]
+        if able:
+            one = min(able, key=self._rank)
+            self._waiting.remove(one)
+            self._begin(one)
+            one.called = True
+            one.settled.set()
 
     def _rank(self, one: _Waiting) -> tuple[bool, list[int], int]:
         behind = one.first == (self._first_in_a_row >= _FIRST_IN_A_ROW)

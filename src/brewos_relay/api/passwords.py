@@ -63,7 +63,9 @@ class PasswordCheck:
     def __init__(self, *, store: Registry, throttles: Throttles) -> None:
         self._store = store
         self._throttles = throttles
-        self._queue = FairQueue("passwords", at_once=_THREADS, places=_PLACES, wait_s=_WAIT_S)
+        self._queue = FairQueue(
+            "passwords", at_once=_THREADS, places=_PLACES, wait_s=_WAIT_S, others_at_once=1
+        )
         self._limiter = trio.CapacityLimiter(_THREADS)
 
     async def user_with(self, *, email: str, password: str, network: str) -> User | None:
