@@ -16,7 +16,7 @@ async def test_a_bystander_signs_in_and_connects_during_floods(
     with trio.fail_after(90):
         seen = await flood_server(tmp_path, secs=8, seed=5, with_street=False)
     assert seen.problems == []
-    assert all(len(times) >= 5 for times in (*seen.quiet.values(), *seen.flooded.values()))
+    assert all(len(times) >= 2 for times in (*seen.quiet.values(), *seen.flooded.values()))
 
 
 def test_a_bystander_who_waits_is_found() -> None:
