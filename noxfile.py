@@ -31,6 +31,7 @@ TRIED_ONCE = (
     "tests/deploy",
     "tests/e2e/test_console.py",
     "tests/e2e/test_front_proxies.py",
+    "tests/e2e/test_interop.py",
     "tests/e2e/test_pages.py",
     "tests/e2e/test_takeovers.py",
     "tests/e2e/test_takeovers_in_flight.py",
