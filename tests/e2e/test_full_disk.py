@@ -79,6 +79,10 @@ async def test_server_that_can_write_no_more_serves_machines_and_says_so(tmp_pat
             assert str(tmp_path) not in found[0]
             assert await gauge(server) == 1
             await server.device(MACHINE)
+            body = {"deviceId": MACHINE, "token": "shown-on-its-screen", "deviceKey": KEY}
+            assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 200
+            body["deviceKey"] = "o" * 43
+            assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 503
             address = f"http://127.0.0.1:{server.address[1]}"
             (finding,) = await trio.to_thread.run_sync(check_degraded, address)  # the doctor's
             assert finding.text == f"degraded: {found[0]}"

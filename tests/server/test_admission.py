@@ -86,6 +86,8 @@ class FakeStore(Store):
         self.takes_keys = True
         self.noted = self.goes_back = False
         self.confirmed: list[Any] = []
+        self.held: list[Any] = []
+        self.writes: Literal["", "failing", "slow"] = ""
         self.challengers: list[Any] = []
         self.answers_soon: Callable[[], None] = lambda: None
         """Called before each answer."""
@@ -130,7 +132,14 @@ class FakeStore(Store):
     def has_heard_of_revocation(self, token_id: str) -> bool:
         return token_id in self.revoked
 
+    def hold_use(self, device_id: str, key_hash: bytes, use: Any) -> None:
+        self.held.append((device_id, key_hash, use))
+
     async def write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.writes == "failing":
+            raise RegistryError("the registry could not be changed: the disk is full")
+        if self.writes == "slow":
+            await trio.sleep(60)
         if function is confirm_key:
             await self._answer("confirm this key")
             self.confirmed.append(args)
@@ -248,6 +257,24 @@ async def test_first_connection_with_a_key_that_registered_itself_is_written_dow
     entry = await admission(store=store).check(device_request())
     assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
     assert store.confirmed == [(DEVICE_ID, hash_key(KEY))]
+
+
+@pytest.mark.parametrize("writes", ["failing", "slow"])
+@pytest.mark.parametrize(("key", "use"), [(NEXT_KEY, "next"), (KEY, "confirmed")])
+async def test_machine_with_a_working_key_comes_in_though_nothing_can_be_written(
+    autojump_clock: trio.testing.MockClock, writes: Any, key: str, use: str
+) -> None:
+    store = FakeStore(next_keys=[NEXT_KEY])
+    store.writes = writes
+    store.device = replace(store.device, unproven_since_ms=1)
+    entry = await admission(store=store).check(device_request(key=key))
+    assert isinstance(entry, DeviceEntry)
+    assert trio.current_time() < Limits().admission_s
+    assert store.held == [(DEVICE_ID, hash_key(key), use)]
+    store.held.clear()
+    store.device = replace(store.device, unproven_since_ms=None)
+    await see_refusal(admission(store=store), device_request(key="x" * 43), 401)
+    assert store.held == []
 
 
 async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -> None:

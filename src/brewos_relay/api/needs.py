@@ -1,6 +1,6 @@
 """What the HTTP API needs of the live relay and of the registry, as narrow protocols."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
@@ -10,6 +10,7 @@ from brewos_relay.core.grant import Grant
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.pairing import HeldClaim
 from brewos_relay.registry.records import Access, Device, Session
 
 P = ParamSpec("P")
@@ -99,6 +100,14 @@ class Registry(Protocol):
 
     async def is_revoked(self, token_id: str) -> bool:
         """Tell whether a token was revoked."""
+        ...
+
+    def hold_claim(self, claim: HeldClaim) -> None:
+        """Hold the token of a device with a working key until it can be stored."""
+        ...
+
+    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+        """Give the tokens of a device that wait to be stored."""
         ...
 
     async def catch_up(self) -> None:

@@ -21,9 +21,9 @@ from brewos_relay.api.throttle import Throttles, network_of, networks_of
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
 from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
 from brewos_relay.core.clock import now_ms
-from brewos_relay.errors import PairingClosed, RegistryError, TooManyNewDevices
+from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooManyNewDevices
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.pairing import claim, claim_code, claim_share, register_claim
+from brewos_relay.registry.pairing import HeldClaim, claim, claim_code, claim_share, register_claim
 from brewos_relay.registry.records import Claimed, Role
 
 CLAIM_MS: Final = 10 * 60_000
@@ -43,6 +43,10 @@ _WAIT_S: Final = 6.0
 
 HASHING_AT_ONCE: Final = 2
 """How many codes are hashed at a time: each takes 16 MiB, and a processor for 30 ms."""
+
+_KNOWN_S: Final = 3.0
+"""How long a machine with a working key waits until its token is stored; it is held in memory after that."""
+_BUSY: Final = "the registry is busy"
 
 _NAME_CHARS: Final = 100
 # One answer for what is wrong, unknown, expired, used up or somebody else's.
@@ -111,21 +115,33 @@ def pairing_blueprint(
         device_id = parse_device_id(body.device_id)
         await _admit_machine(device_id, body.device_key, store=store, throttles=throttles)
         at_ms = now_ms()
+        network = network_of(current_caller().address)
+        shown = HeldClaim(
+            device_id=device_id,
+            key_hash=hash_key(body.device_key),
+            token_hash=hash_token(body.token),
+            expires_at_ms=at_ms + CLAIM_MS,
+            networks=networks_of(network),
+        )
+        # A machine with a working key gets its answer whether or not anything can be written.
+        known = await _is_its_key(device_id, body.device_key, store=store)
         try:
-            network = network_of(current_caller().address)
-            await full.check(network, device_id, store=store)
-            capacity.admit(network)
-            async with registering.turn(networks_of(network)):
-                await store.write_anonymous(
-                    register_claim,
-                    device_id=device_id,
-                    key_hash=hash_key(body.device_key),
-                    token_hash=hash_token(body.token),
-                    now_ms=at_ms,
-                    expires_at_ms=at_ms + CLAIM_MS,
-                    networks=networks_of(network),
-                    rules=accounts.new_devices,
-                )
+            with trio.move_on_after(_KNOWN_S if known else math.inf) as writing:
+                await full.check(network, device_id, store=store)
+                capacity.admit(network)
+                async with registering.turn(networks_of(network)):
+                    await store.write_anonymous(
+                        register_claim,
+                        device_id=device_id,
+                        key_hash=shown.key_hash,
+                        token_hash=shown.token_hash,
+                        now_ms=at_ms,
+                        expires_at_ms=shown.expires_at_ms,
+                        networks=shown.networks,
+                        rules=accounts.new_devices,
+                    )
+            if writing.cancelled_caught:
+                raise RegistryBusy(_BUSY)
         except PairingClosed:
             # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
             raise Refused(_CLOSED, status=403, reason="pairing_closed") from None
@@ -133,9 +149,10 @@ def pairing_blueprint(
             full.note(network, problem.retry_s)
             raise _too_many_new(problem.retry_s) from None
         except (RegistryError, Refused):
-            # A machine that does not get 200 does not connect, and that needs nothing to be written.
+            # A machine that does not get 200 does not connect. Looked at again: the key may have ended.
             if not await _is_its_key(device_id, body.device_key, store=store):
                 raise
+            store.hold_claim(shown)
         # The same whatever came of it: anybody can send this, with anybody's id.
         return json_answer(Done())
 
@@ -275,5 +292,6 @@ async def _claim_by_token(
         user_id=who.user_id,
         name=name,
         machines_at_most=accounts.machines_per_account,
+        held=store.held_claims(device_id),
         now_ms=now_ms(),
     )

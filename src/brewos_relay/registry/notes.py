@@ -8,10 +8,13 @@ from typing import Final
 
 import trio
 
+from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import note_info, note_seen
+from brewos_relay.registry.held_writes import Held, HeldWrites, KeyUse, write_held
+from brewos_relay.registry.pairing import HeldClaim
 from brewos_relay.registry.records import Activity
 
 FLUSH_EVERY_S: Final = 5.0
@@ -39,6 +42,21 @@ class Notes:
         self._dropped = 0
         self._noted = trio.Event()
         self._many = trio.Event()
+        self._held = HeldWrites(now_ms=now_ms)
+
+    def hold_claim(self, claim: HeldClaim) -> None:
+        """Hold the token of a device with a working key until it can be stored."""
+        self._held.hold_claim(claim)
+        self._noted.set()
+
+    def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
+        """Hold that a device has connected with a working key until that can be stored."""
+        self._held.hold_use(device_id, key_hash, use)
+        self._noted.set()
+
+    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+        """Give the tokens of a device that wait to be stored."""
+        return self._held.claims_of(device_id)
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Remember when a device was connected (Unix ms)."""
@@ -73,8 +91,9 @@ class Notes:
                 await self._flush()
 
     async def _flush(self) -> None:
-        if not (self._seen or self._said or self._entries):
+        if not (self._seen or self._said or self._entries or self._held):
             return
+        held = self._held.all()  # stays where claims find it until it is written
         if self._dropped:
             logger.warning("%d entries of activity were dropped: too many at once", self._dropped)
             self._dropped = 0
@@ -85,12 +104,13 @@ class Notes:
 
         def write() -> None:
             if claim.acquire(blocking=False):
-                self._write(seen, said, list(entries))
+                self._write(held, seen, said, list(entries))
 
         try:
             # Left behind rather than waited for when time is up: another process may hold the database. What
             # a thread was given is its to write, or some of it would be written twice.
             await trio.to_thread.run_sync(write, limiter=self._limiter, abandon_on_cancel=True)
+            self._held.forget(held)
         except trio.Cancelled:
             if claim.acquire(blocking=False):  # it was still waiting for a thread
                 self._put_back(seen, said, entries)
@@ -104,6 +124,7 @@ class Notes:
                 self._put_back(seen, said, entries)
                 return
             # It would fail for ever, and take what comes later with it.
+            self._held.forget(held)
             logger.exception("what was noted cannot be written and is lost")
 
     def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
@@ -115,7 +136,12 @@ class Notes:
             self.note_activity(entry)
         self._noted.set()
 
-    def _write(self, seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]) -> None:
+    def _write(
+        self, held: Sequence[Held], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]
+    ) -> None:
+        if held:  # before the others, which must not be written twice
+            with self._database.writing() as db:
+                write_held(db, held, now_ms=now_ms())
         with self._database.writing() as db:
             note_seen(db, seen)
             for device_id, (firmware_version, machine_type) in said.items():

@@ -14,6 +14,7 @@ is worth before any machine has connected is in `registry.proof`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
@@ -46,12 +47,14 @@ from brewos_relay.registry.schema import claims, devices
 from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
 
 __all__ = [
+    "HeldClaim",
     "Registered",
     "claim",
     "claim_code",
     "claim_share",
     "new_share",
     "register_claim",
+    "register_held",
     "revoke_share",
     "shares_of",
 ]
@@ -63,6 +66,18 @@ CLAIMS_AT_MOST: Final = 8
 
 NETWORKS_AT_MOST: Final = 32
 """From how many networks tokens of one device are good at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldClaim:
+    """A token that a device with a working key registered while the registry could not be written."""
+
+    device_id: str
+    key_hash: bytes
+    token_hash: bytes
+    expires_at_ms: int
+    networks: Sequence[str]
+
 
 _NO_RULES: Final = NewDeviceRules(per_network=None)
 
@@ -127,6 +142,22 @@ def register_claim(
     return outcome
 
 
+def register_held(db: Connection, held: Sequence[HeldClaim], *, now_ms: int) -> None:
+    """Store tokens that were held, unless they have expired or their key has ended."""
+    for each in held:
+        device = _lock(db, each.device_id)
+        if each.expires_at_ms > now_ms and device is not None and works(device, each.key_hash):
+            register_claim(
+                db,
+                device_id=each.device_id,
+                key_hash=each.key_hash,
+                token_hash=each.token_hash,
+                now_ms=now_ms,
+                expires_at_ms=each.expires_at_ms,
+                networks=each.networks,
+            )
+
+
 def claim(
     db: Connection,
     *,
@@ -136,16 +167,19 @@ def claim(
     name: str | None,
     now_ms: int,
     machines_at_most: int | None = None,
+    held: Sequence[HeldClaim] = (),
 ) -> Claimed | None:
     """Give a user the device that shows this token; None if the token is not good for that.
 
     `name` becomes the device's if the user owns it. ValueError if it cannot be one. What was done with a
     device without users is forgotten: it is no affair of its next owner. With `machines_at_most`, raises
-    QuotaReached if the user has so many, and TooManyUnproven.
+    QuotaReached if the user has so many, and TooManyUnproven. Tokens of the device that are `held` are stored
+    first.
     """
     if name is not None:
         check_name(name)
     lock_account(db, user_id)
+    register_held(db, held, now_ms=now_ms)
     # Both are asked for, whether or not the first is there: neither answer nor time tells which is wrong.
     device = _lock(db, device_id)
     token = db.execute(_CLAIM, {"of_device": device_id, "token": token_hash}).one_or_none()

@@ -26,8 +26,10 @@ from brewos_relay.registry.batching import Batcher
 from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import find_devices
+from brewos_relay.registry.held_writes import KeyUse
 from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.notes import Notes
+from brewos_relay.registry.pairing import HeldClaim
 from brewos_relay.registry.records import Access, Activity, Change, Device, Session
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
@@ -187,6 +189,18 @@ class Store:
     def note_activity(self, entry: Activity) -> None:
         """Remember what was done with a device; written likewise, and dropped while 10,000 entries wait."""
         self._notes.note_activity(entry)
+
+    def hold_claim(self, claim: HeldClaim) -> None:
+        """Hold the token of a device with a working key; written as soon as the registry can be written."""
+        self._notes.hold_claim(claim)
+
+    def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
+        """Hold that a device has connected with a working key; written likewise."""
+        self._notes.hold_use(device_id, key_hash, use)
+
+    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+        """Give the tokens of a device that wait to be stored."""
+        return self._notes.held_claims(device_id)
 
     def watch_changes(self, apply: Apply) -> None:
         """Have every change since the store was opened handed to `apply`, one batch after another.

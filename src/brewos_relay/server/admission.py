@@ -214,14 +214,29 @@ class Admission:
             return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
             raise Denied("two_machines", 409, "another machine with this id is connected")
-        if is_next_key and not await self._store.write(
-            use_next_key, device_id, presented_hash, now_ms=time.time_ns() // 1_000_000
-        ):
-            raise Denied("wrong_key", 401, "unknown device or wrong key")
-        if device is not None and device.unproven_since_ms is not None:
-            await self._store.write(confirm_key, device_id, presented_hash)
+        is_unproven = device is not None and device.unproven_since_ms is not None
+        if is_next_key or is_unproven:
+            await self._note_use(device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven)
         anonymous = device is not None and device.anonymous
         return DeviceEntry(device_id, presented_hash, network, anonymous)
+
+    async def _note_use(
+        self, device_id: str, key_hash: bytes, *, is_next_key: bool, is_unproven: bool
+    ) -> None:
+        """Write that a machine came with its next key, or an unproven one. Raises Refusal if it has ended.
+
+        A machine with a working key comes in although nothing can be written, and the write is held. Until
+        then the keys before a next key work as they did before the machine came.
+        """
+        with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s / 2):
+            if is_next_key and not await self._store.write(
+                use_next_key, device_id, key_hash, now_ms=time.time_ns() // 1_000_000
+            ):
+                raise Denied("wrong_key", 401, "unknown device or wrong key")
+            if is_unproven:
+                await self._store.write(confirm_key, device_id, key_hash)
+            return
+        self._store.hold_use(device_id, key_hash, "next" if is_next_key else "confirmed")
 
     async def _goes_back(self, device: Device, presented_hash: bytes) -> bool:
         """Note that a machine came with another key, where that decides who owns a device.
