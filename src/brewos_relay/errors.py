@@ -194,8 +194,9 @@ class TooManyKeys(RegistryError):
     def __init__(self, device_id: str, keys: int) -> None:
         self.device_id = device_id
         super().__init__(
-            f"{device_id} was sent {keys} new keys and has used none of them: it gets no more until it does."
-            " Its firmware may not know how to change its key"
+            f"{device_id} ignored the earlier rotations: it was sent {keys} new keys, has used none of them,"
+            " and gets no more; its key stays. Its firmware may not know how to change its key: reset the"
+            " machine to its factory settings, which gives it another key, and pair it again"
         )
 
 

@@ -58,6 +58,12 @@ async def test_a_machine_that_uses_none_gets_no_more(tmp_path: Path) -> None:
         statuses = [(await house.ask("POST", ROTATE)).status for _ in range(NEXT_KEYS_AT_MOST + 1)]
         assert statuses == [202] * NEXT_KEYS_AT_MOST + [409]
         assert len(house.relay.sent) == NEXT_KEYS_AT_MOST
+        for online in ({MACHINE}, set[str]()):  # also offline: switching it on would not help
+            house.relay.online = online
+            refused = await house.ask("POST", ROTATE)
+            assert refused.status == 409
+            assert "ignored the earlier rotations" in refused.content["error"]
+            assert "pair it again" in refused.content["error"]
 
 
 async def test_only_owners_give_a_machine_a_key(tmp_path: Path) -> None:

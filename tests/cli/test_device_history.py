@@ -6,6 +6,7 @@ import pytest
 from brewos_relay.cli import device_history
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key
 from brewos_relay.registry.records import Activity, ActivityKind
 
 from .conftest import Run, add_account, assert_refused, opened
@@ -110,6 +111,20 @@ def test_no_server_or_no_machine_to_send_a_key(
     refused = run("device", "rotate-key", ID)
     assert_refused(refused, 1, f"no new key was sent to {ID} within 10 s", "that the machine is connected")
     assert clock.now_s == device_history._KEY_SENT_WITHIN_S == 10.0
+
+
+def test_machine_that_ignored_the_earlier_rotations_is_named_at_once(
+    run: Run, machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened() as db:
+        for number in range(NEXT_KEYS_AT_MOST):
+            add_next_key(db, ID, bytes([number]) * 32, now_ms=number)
+    clock = Clock(monkeypatch, sent_at_s=None)
+    refused = run("device", "rotate-key", ID)
+    assert_refused(refused, 1, f"{ID} ignored the earlier rotations", "pair it again")
+    assert clock.now_s == 0
+    with opened() as db:
+        assert read_changes(db, 0) == []  # no server is asked
 
 
 def test_no_machine_to_rotate_the_key_of(run: Run, machine: None) -> None:

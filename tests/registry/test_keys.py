@@ -10,6 +10,7 @@ from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.held_writes import HeldWrites, write_held
 from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key, drop_next_key, use_next_key, works
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.registry.records import Device, NewDevice
@@ -149,10 +150,14 @@ class Machine:
         elif how == "keeps for now":
             self.unsaved = key
 
-    def connect(self, db: Connection) -> None:
+    def connect(self, db: Connection, *, held: HeldWrites | None = None) -> None:
+        """Connect; with `held`, nothing can be written now, so that the use of the key is held."""
         key = self.unsaved or self.key
         assert works(device(db, self.device_id), hash_of(key)), f"locked out with {key}"
-        assert use_next_key(db, self.device_id, hash_of(key), now_ms=NOW_MS)
+        if held is None:
+            assert use_next_key(db, self.device_id, hash_of(key), now_ms=NOW_MS)
+        else:
+            held.hold_use(self.device_id, hash_of(key), "next")
         # What it has once come back with is kept.
         self.key, self.unsaved = key, None
 
@@ -172,7 +177,10 @@ class Machine:
 
 STEPS = st.lists(
     st.sampled_from(
-        ["keeps", "keeps for now", "ignores", "hears nothing", "connects", "boots", "is attacked"]
+        [
+            *("keeps", "keeps for now", "ignores", "hears nothing", "connects", "boots", "is attacked"),
+            *("connects unwritten", "held is written", "relay crashes"),
+        ]
     ),
     max_size=40,
 )
@@ -183,12 +191,21 @@ def test_no_machine_is_ever_locked_out(database: Database) -> None:
     @given(steps=STEPS)
     def lives(steps: list[str]) -> None:
         machine = Machine(fresh_device_id())
+        held = HeldWrites(now_ms=lambda: NOW_MS)
         with database.writing() as db:
             new = NewDevice(id=machine.device_id, key_hash=FIRST, user_id="olga")
             add_devices(db, [new], now_ms=NOW_MS)
             for number, step in enumerate([*steps, "connects", "boots", "connects"]):
                 if step == "connects":
                     machine.connect(db)
+                elif step == "connects unwritten":
+                    machine.connect(db, held=held)
+                elif step == "held is written":
+                    written = held.all()
+                    write_held(db, written, now_ms=NOW_MS)
+                    held.forget(written)
+                elif step == "relay crashes":
+                    held.forget(held.all())
                 elif step == "boots":
                     machine.boot(db)
                 elif step == "is attacked":

@@ -15,14 +15,16 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import TooManyKeys
 from brewos_relay.messages import key_rotate
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.keys import add_next_key, drop_next_key
+from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key, drop_next_key, gets_no_more_keys
 
 Outcome = Literal["sent", "offline", "too_many"]
 
 _REFUSALS: Final[dict[Outcome, str]] = {
     "offline": "The machine is offline: switch it on, and try again once it is connected.",
     "too_many": (
-        "The machine was sent several keys already and has used none: its firmware may not know how to."
+        f"The machine ignored the earlier rotations: it was sent {NEXT_KEYS_AT_MOST} new keys and has used"
+        " none of them. Its key stays. Its firmware may not know how to change its key: reset the machine to"
+        " its factory settings, which gives it another key, and pair it again."
     ),
 }
 _WHAT_NEXT: Final = (
@@ -73,6 +75,9 @@ async def send_new_key(
     `authority` is that of a request; None for a change that the command line made.
     Raises DeviceUnknown, and RegistryError if the key could not be kept; it was not sent then.
     """
+    device = await store.find_device(device_id)
+    if device is not None and gets_no_more_keys(device):
+        return "too_many"  # first: switching the machine on would not help
     if not relay.is_online(device_id):
         return "offline"
     key = generate_key()

@@ -8,7 +8,7 @@ import click
 
 from brewos_relay.cli.common import Failed, data_dir_option, device_id, failing_with
 from brewos_relay.cli.registry import existing_registry, iso, json_option, now_ms, print_json
-from brewos_relay.errors import DeviceUnknown
+from brewos_relay.errors import DeviceUnknown, TooManyKeys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,11 +91,15 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
     from brewos_relay.registry.activity import activity_of
     from brewos_relay.registry.changes import note_change
     from brewos_relay.registry.devices import find_devices
+    from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
 
     with failing_with(Failed), existing_registry(data_dir) as database:
         with database.writing() as db:
-            if not find_devices(db, [device_id]):
+            found = find_devices(db, [device_id])
+            if not found:
                 raise DeviceUnknown(device_id)
+            if gets_no_more_keys(found[0]):
+                raise TooManyKeys(device_id, NEXT_KEYS_AT_MOST)
             before = activity_of(db, device_id, limit=1)
             note_change(db, "rotate_key", device_id=device_id, now_ms=now_ms())
         if not _key_sent(database, device_id, after_id=before[0].id if before else 0):

@@ -31,6 +31,11 @@ def works(device: Device, key_hash: bytes) -> bool:
     return _any_equals((device.key_hash, *device.next_key_hashes), key_hash)
 
 
+def gets_no_more_keys(device: Device) -> bool:
+    """Tell whether as many keys are on their way to a device as may be, and it has used none of them."""
+    return len(device.next_key_hashes) >= NEXT_KEYS_AT_MOST
+
+
 def add_next_key(
     db: Connection, device_id: str, key_hash: bytes, *, now_ms: int, user_id: str | None = None
 ) -> None:
@@ -43,7 +48,7 @@ def add_next_key(
     if works(device, key_hash):
         return
     # None is forgotten to make room: it could be the one that the machine has kept.
-    if len(device.next_key_hashes) >= NEXT_KEYS_AT_MOST:
+    if gets_no_more_keys(device):
         raise TooManyKeys(device_id, NEXT_KEYS_AT_MOST)
     _write(db, device_id, next_key_hashes=b"".join((*device.next_key_hashes, key_hash)))
     add_activity(db, [Activity(device_id=device_id, at_ms=now_ms, kind="key_sent", user_id=user_id)])
