@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay import messages
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.messages import Delivery, Head, Message, encode
 
 JSON_SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -80,6 +80,75 @@ def test_text_that_is_no_object_with_a_text_type_has_none(payload: bytes) -> Non
 )
 def test_binary_that_is_no_map_with_a_text_type_has_none(payload: bytes) -> None:
     assert Message(payload, is_text=False).peek_type() is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        rb'"ssid":"\ud800"',
+        rb'"\udfff":1',
+        rb'"groups":{"\ud800":[1]}',
+        b'"n":' + b"1" * 5000,
+        b'"n":1e999,"n":2',
+    ],
+)
+def test_the_type_of_an_object_is_read_whatever_else_it_has(more: bytes) -> None:
+    message = Message(b'{"type":"status",%b,"seq":7,"level":"error"}' % more)
+    assert message.peek() == Head("status", 7, "error")
+    assert message.why_invalid() == ""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"\x01\x02",
+        b"\xc4\x01a\x02",
+        b"\xc0\x02",
+        b"\xca\x00\x00\x00\x00\x02",
+        b"\xc3\x02",
+        b"\x91\x01\x02",
+        b"\xd4\x05\x01\x02",
+        b"\xa1\xff\x02",
+        b"\xa1n\xa1\xff",
+        b"\xa1n\xd6\xff\x00\x00\x00\x00",
+        b"\xa1n\x81\x01\x02",
+    ],
+)
+def test_the_type_of_a_map_is_read_whatever_else_it_has(more: bytes) -> None:
+    payload = b"\x84\xa4type\xa6status%b\xa3seq\x07\xa5level\xa5error" % more
+    assert Message(payload, is_text=False).peek() == Head("status", 7, "error")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(rb'{"type":"log","seq":"\ud800","level":"error"}'),
+        Message(b'{"type":"log","seq":1e999,"level":"error"}'),
+        Message(b"\x83\xa4type\xa3log\xa3seq\xa1\xff\xa5level\xa5error", is_text=False),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_none(message: Message) -> None:
+    assert message.peek() == Head("log", None, "error")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (Message(b"{}"), "it has no 'type'"),
+        (Message(b'{"type":1}'), "its 'type' is not a text"),
+        (Message(rb'{"type":"\ud800"}'), "its 'type' is not a text"),
+        (Message(b'{"type":"x","a":NaN}'), "JSON has no NaN"),
+        (Message(b'{"type":"x"'), "'}' should be at character 11"),
+        (Message(b'{"type":"x","a":' + b"[" * 100_000), "it is nested too deeply"),
+        (Message(b'{"type":"\xff"}'), "a text is not UTF-8"),
+        (Message(b"\x80", is_text=False), "it has no 'type'"),
+        (Message(b"\x90", is_text=False), "it is not a map"),
+        (Message(b"\x81\xa4type\xa1\xff", is_text=False), "its 'type' is not a text"),
+    ],
+)
+def test_an_unreadable_message_says_why_without_its_content(message: Message, why: str) -> None:
+    assert message.peek() is None
+    assert message.why_invalid() == why
 
 
 def test_text_stays_as_it_came() -> None:

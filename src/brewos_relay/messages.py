@@ -4,12 +4,15 @@ The relay passes messages on as they came. It looks at one key, the text `type` 
 or MessagePack map, without decoding the rest.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+
+from brewos_relay.fields import MALFORMED, map_head, split
 
 _NAME_CHARS: Final = 64
 _MOST_DEPTH: Final = 10
@@ -56,10 +59,8 @@ _peek_command = msgspec.json.Decoder(CommandHead).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
-
-# A document that is deeply nested (RecursionError) or has text that is no UTF-8 (UnicodeDecodeError, which is
-# a ValueError) is just another way to be malformed.
-_MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+_type_of_json = msgspec.json.Decoder(str).decode
+_type_of_msgpack = msgspec.msgpack.Decoder(str).decode
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -79,8 +80,40 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         """Read the message's head; None if it is not an object (or map) that has a text `type`."""
         try:
             return (_peek_json if self.is_text else _peek_msgpack)(self.payload)
-        except _MALFORMED:
-            return None
+        except MALFORMED:
+            try:
+                return self._peek_liberally()
+            except MALFORMED:
+                return None
+
+    def _peek_liberally(self) -> Head:
+        """Read the head of a message that has another key or text that msgspec refuses."""
+        fields = split(self.payload, is_text=self.is_text)
+        if (raw := fields.get("type")) is None:
+            raise ValueError("it has no 'type'")
+        try:
+            head = Head((_type_of_json if self.is_text else _type_of_msgpack)(raw))
+        except MALFORMED:
+            raise ValueError("its 'type' is not a text") from None
+        for name in ("seq", "level"):
+            if (raw := fields.get(name)) is not None:
+                with contextlib.suppress(*MALFORMED):
+                    setattr(head, name, (_decode_json if self.is_text else _decode_msgpack)(raw))
+        return head
+
+    def why_invalid(self) -> str:
+        """Say why the message has no head, without its content; empty if it has one."""
+        if self.peek() is not None:
+            return ""
+        try:
+            self._peek_liberally()
+        except RecursionError:
+            return "it is nested too deeply"
+        except UnicodeDecodeError:
+            return "a text is not UTF-8"
+        except MALFORMED as problem:
+            return str(problem)
+        return ""
 
     def peek_type(self) -> str | None:
         """Read the message's `type`; None if it is not an object (or map) that has a text one."""
@@ -96,7 +129,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         try:
             head = _peek_command(self.payload)
             return head if _is_unambiguous(self.payload) else None
-        except _MALFORMED:
+        except MALFORMED:
             return None
 
     def as_command(self) -> "Message | None":
@@ -107,8 +140,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         if self.is_text:
             return self
         text = self.as_text()
-        size = _map_size(self.payload)
-        if text is None or size is None or size > len(_decode_json(text.payload)):
+        head = map_head(self.payload)
+        if text is None or head is None or head[0] > len(_decode_json(text.payload)):
             return None
         return text
 
@@ -118,12 +151,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             return self
         try:
             return Message(_encode_json(_decode_msgpack(self.payload)))
-        except (*_MALFORMED, TypeError):
+        except (*MALFORMED, TypeError):
             return None
 
 
 def _is_unambiguous(payload: bytes) -> bool:
-    """Whether every JSON parser reads the same in a text; raises one of `_MALFORMED` if it is no JSON.
+    """Whether every JSON parser reads the same in a text; raises one of `MALFORMED` if it is no JSON.
 
     Parsers disagree about a key that comes twice, a NUL, half a surrogate pair, numbers without a value (as
     1e999), and deep nesting. The usual text has none of the characters that could hide these.
@@ -156,15 +189,6 @@ def _depth(content: Any) -> int:
     elif not isinstance(content, list):
         return 0
     return 1 + max(map(_depth, content), default=0)
-
-
-def _map_size(payload: bytes) -> int | None:
-    """Read how many pairs a MessagePack map announces; None if the payload is no map."""
-    first = payload[0] if payload else 0
-    if 0x80 <= first <= 0x8F:
-        return first & 0x0F
-    size_bytes = {0xDE: 2, 0xDF: 4}.get(first, 0)
-    return int.from_bytes(payload[1 : 1 + size_bytes]) if size_bytes else None
 
 
 class Delivery(msgspec.Struct, gc=False):

@@ -9,6 +9,7 @@ from brewos_relay.core.recording import (
     end_of,
     fields_of,
     log_came,
+    log_invalid,
     log_replaced,
     log_went,
     receive_logged,
@@ -82,3 +83,12 @@ async def test_types_are_logged_and_nothing_else(caplog: pytest.LogCaptureFixtur
         "from a device: status, ?, x, x, x, x, x, x and 2 more",
         "from a client: status",
     ]
+
+
+async def test_a_dropped_message_is_logged_once_for_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    lines = LineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
+    one, other = device(), device()
+    for attachment in (one, one, other):  # there is no room for a line about the other
+        log_invalid(attachment, [encode({"type": "status"}), Message(b'{"S3CRET":1}')], lines)
+    (line,) = caplog.messages
+    assert line.startswith("device BRW-12AB34CD sent a message that was dropped: it has no 'type'; ")

@@ -509,6 +509,39 @@ async def test_what_a_device_garbles_is_dropped_and_counted() -> None:
         assert opened.counters.received_from_devices == 5
 
 
+ODD = [
+    Message(rb'{"type":"status","ssid":"\ud800"}'),
+    Message(b"\x82\xa4type\xa6status\x01\x02", is_text=False),
+    Message(b"\x82\xa4type\xa6status\xc4\x01a\x02", is_text=False),
+    Message(b"\x82\xa4type\xa6status\xa1n\xa1\xff", is_text=False),
+    Message(b'{"type":"status","seq":1e999}'),
+]
+
+
+async def test_messages_that_only_their_machine_and_its_app_can_read_arrive_as_they_were_sent() -> None:
+    async with open_session() as opened:
+        device, client = await opened.device(), await opened.client()
+        device.say(*ODD)
+        assert client.messages == ODD
+        assert opened.counters.invalid == 0
+
+
+async def test_why_a_message_was_dropped_is_logged_once_for_each_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        device.say(STATUS, Message(b'{"secret":1}'), Message(b"\xc1", is_text=False))
+        device.say(GARBAGE)
+        assert opened.counters.invalid == 3
+        warnings = [line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"device {DEVICE_ID} sent a message that was dropped: it has no 'type'")
+        for _ in range(30):  # connections, of which few may log lines
+            (await opened.device()).say(GARBAGE)
+        assert sum("was dropped" in line.getMessage() for line in caplog.records) < 20
+
+
 async def test_a_client_that_lags_catches_up_with_a_snapshot(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device, stuck, client = await opened.device(), await opened.client(), await opened.client()

@@ -358,7 +358,45 @@ def test_a_status_that_cannot_be_taken_apart_is_begun_anew() -> None:
 
 def test_fields_of_what_is_no_message_are_none() -> None:
     assert module._fields(Message(b"[]")) == {}
-    assert module._fields(Message(b"\x81\x01\x02", is_text=False)) == {}
+    assert module._fields(Message(b"\x81\x01", is_text=False)) == {}
+
+
+def test_groups_with_keys_of_any_type_are_merged_and_carried() -> None:
+    status = b"\x84\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x04"
+    change = b"\x84\xa4type\xacstatus_delta\xa3seq\x09\xa1g\x81\x03\x08\xa1\xff\x01"
+    snapshot = noted(Message(status, is_text=False), Message(change, is_text=False))
+    merged = snapshot.messages()[0].payload
+    assert merged == (
+        b"\x86\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x08\xa3seq\x09\xa1\xff\x01"
+    )
+    without = unnumbered(snapshot.messages()[0]).payload
+    assert without == merged.replace(b"\xa3seq\x09", b"").replace(b"\x86", b"\x85", 1)
+
+
+def test_groups_with_half_a_surrogate_pair_are_merged_and_carried() -> None:
+    status = Message(rb'{"type":"status","\udfff":0,"wifi":{"ssid":"\ud800","rssi":-1}}')
+    change = Message(rb'{"type":"status_delta","seq":2,"wifi":{"rssi":-2},"name":"\udc00"}')
+    told = noted(status, change).messages()[0]
+    assert json.loads(told.payload) == {
+        "type": "status",
+        "seq": 2,
+        "\udfff": 0,
+        "wifi": {"ssid": "\ud800", "rssi": -2},
+        "name": "\udc00",
+    }
+
+
+def test_of_a_change_in_the_other_encoding_only_what_it_cannot_hold_is_lost() -> None:
+    change = Message(rb'{"type":"status_delta","seq":2,"x":"\ud800","\ud800":1,"y":1}')
+    assert status_of(noted(binary({"type": "status", "x": "ok"}), change)) == {
+        "type": "status",
+        "seq": 2,
+        "x": "ok",
+        "y": 1,
+    }
+    packed = b"\x84\xa4type\xacstatus_delta\x01\x02\xa1x\xa1\xff\xa1y\x01"
+    status = noted(encode({"type": "status", "x": "ok"}), Message(packed, is_text=False))
+    assert status_of(status) == {"type": "status", "x": "ok", "y": 1}
 
 
 # What it costs

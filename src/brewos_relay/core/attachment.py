@@ -148,7 +148,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "spoke_at")
+    __slots__ = ("credential", "sent_invalid", "spoke_at")
 
     def __init__(
         self,
@@ -164,6 +164,8 @@ class DeviceAttachment(Attachment):
         """What it proved itself with, as far as whoever let it in wants to know that again."""
         self.spoke_at: float | None = None
         """When its first frame was read (trio time)."""
+        self.sent_invalid = False
+        """Whether it has sent a message that cannot be read."""
 
 
 class ClientAttachment(Attachment):

@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from brewos_relay.core.attachment import Attachment, ClientAttachment
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.ends import LEAVING, End, detail_of, shown
 from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.peer import Receive
@@ -68,6 +68,17 @@ def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: boo
     else:
         what = f"device {device_id}" if stood_for_device else f"a connection of device {device_id}"
     log.info("%s %s: %s", what, became, end, extra=fields_of(attachment))
+
+
+def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: LineLimits) -> None:
+    """Log why a message of a device was dropped: the first one of a connection, if there are not too many."""
+    if device.sent_invalid:
+        return
+    device.sent_invalid = True
+    if lines.admit("device sent an unreadable message", device.network):
+        why = next(filter(None, (message.why_invalid() for message in received)), "")
+        text = "device %s sent a message that was dropped: %s; others of this connection are only counted"
+        log.warning(text, device.session.device_id, shown(why), extra=fields_of(device))
 
 
 def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:

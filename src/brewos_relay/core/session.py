@@ -19,7 +19,15 @@ from brewos_relay.core.host import Happening, Host
 from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.peer import Peer, Receive
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.recording import LEFT, end_of, log_came, log_replaced, log_went, receive_logged
+from brewos_relay.core.recording import (
+    LEFT,
+    end_of,
+    log_came,
+    log_invalid,
+    log_replaced,
+    log_went,
+    receive_logged,
+)
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -317,6 +325,7 @@ class DeviceSession:
                 note(message, head.type, head.seq)
         if invalid:
             counters.invalid += invalid
+            log_invalid(device, received, self._host.lines)
             received = [message for message in received if message.peek() is not None]
             size_bytes = sum(len(message.payload) for message in received)
         if received:

@@ -8,10 +8,11 @@ but keeping its last few messages.
 import contextlib
 import math
 import struct
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
+from brewos_relay.fields import MALFORMED, Fields, join, split
 from brewos_relay.messages import Message
 
 #: Kept as they came, the last of each.
@@ -40,12 +41,10 @@ class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
     machine_type: Any = None
 
 
-_Fields = dict[str, msgspec.Raw]
 _decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
 _decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
-_decode_json = msgspec.json.Decoder(_Fields).decode
-_decode_msgpack = msgspec.msgpack.Decoder(_Fields).decode
-_MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+_decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _SUPERSEDED: Final = frozenset(
     {
         "status",
@@ -146,7 +145,7 @@ class Snapshot:
             return DeviceInfo()
         try:
             return (_decode_info_json if told.is_text else _decode_info_msgpack)(told.payload)
-        except _MALFORMED:
+        except MALFORMED:
             return DeviceInfo()
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,7 +160,7 @@ class Snapshot:
         contents: dict[str, Any] = {}
         for name, message in known.items():
             text = message.as_text()
-            with contextlib.suppress(*_MALFORMED):
+            with contextlib.suppress(*MALFORMED):
                 contents[name] = readable(decode(text)) if text is not None else None
         return {name: content for name, content in contents.items() if content is not None}
 
@@ -178,12 +177,12 @@ class Snapshot:
             return
         fields = _fields(status)
         for change in self._changes:
-            for name, value in _fields(_recoded(change, is_text=status.is_text)).items():
+            for name, value in _recoded(change, is_text=status.is_text).items():
                 fields[name] = _merged(fields.get(name), value, is_text=status.is_text)
         fields["type"] = _raw("status", is_text=status.is_text)
         if isinstance(self.seq, int) and abs(self.seq) < 2**63:
             fields["seq"] = _raw(self.seq, is_text=status.is_text)
-        merged = Message(_encode(fields, is_text=status.is_text), status.is_text)
+        merged = Message(_join(fields, is_text=status.is_text), status.is_text)
         # What grows beyond all measure is not the state of a machine.
         self._status = merged if len(merged.payload) <= _MOST_BYTES else None
         self._status_seq = self.seq
@@ -220,7 +219,7 @@ def unnumbered(message: Message) -> Message:
     fields = _fields(message)
     if fields.pop("seq", None) is None:
         return message
-    return Message(_encode(fields, is_text=message.is_text), message.is_text)
+    return Message(_join(fields, is_text=message.is_text), message.is_text)
 
 
 def must_reach(message: Message) -> bool:
@@ -229,23 +228,37 @@ def must_reach(message: Message) -> bool:
     return head is not None and head.type not in _SUPERSEDED and (head.type != "log" or head.level == "error")
 
 
-def _fields(message: Message) -> _Fields:
+def _fields(message: Message) -> Fields:
+    """Give the fields of a message; none if it is malformed."""
     try:
-        return (_decode_json if message.is_text else _decode_msgpack)(message.payload)
-    except _MALFORMED:
+        return _split(message.payload, is_text=message.is_text)
+    except MALFORMED:
         return {}
 
 
+def _split(payload: bytes | msgspec.Raw, *, is_text: bool) -> Fields:
+    try:
+        return cast("Fields", (_decode_json if is_text else _decode_msgpack)(payload))
+    except MALFORMED:
+        return split(bytes(payload), is_text=is_text)
+
+
 def _merged(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> msgspec.Raw:
-    """Put what `new` names over `old`, if both are maps; else it is `new`."""
+    """Put the fields of `new` over those of `old`, if both are maps; else give `new`."""
     if old is None:
         return new
-    decode_fields = _decode_json if is_text else _decode_msgpack
     try:
-        group = {**decode_fields(old), **decode_fields(new)}
-    except _MALFORMED:
+        group = {**_split(old, is_text=is_text), **_split(new, is_text=is_text)}
+    except MALFORMED:
         return new
-    return msgspec.Raw(_encode(group, is_text=is_text))
+    return msgspec.Raw(_join(group, is_text=is_text))
+
+
+def _join(fields: Fields, *, is_text: bool) -> bytes:
+    if all(type(key) is str for key in fields):
+        with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair
+            return _encode(fields, is_text=is_text)
+    return join(fields, is_text=is_text)
 
 
 def _encode(content: Any, *, is_text: bool) -> bytes:
@@ -256,14 +269,22 @@ def _raw(content: Any, *, is_text: bool) -> msgspec.Raw:
     return msgspec.Raw(_encode(content, is_text=is_text))
 
 
-def _recoded(message: Message, *, is_text: bool) -> Message:
-    """Give a message in the other encoding, if it is not in this one already."""
+def _recoded(message: Message, *, is_text: bool) -> Fields:
+    """Give the fields of a message in the other encoding, if it is not in this one already.
+
+    A field that the other encoding cannot hold is left out.
+    """
+    fields = _fields(message)
     if message.is_text == is_text:
-        return message
-    try:
-        return Message(_encode(readable(decode(message)), is_text=is_text), is_text)
-    except (*_MALFORMED, TypeError, OverflowError):
-        return Message(b"{}" if is_text else b"\x80", is_text)
+        return fields
+    recoded: Fields = {}
+    for name, value in fields.items():
+        with contextlib.suppress(*MALFORMED, TypeError, OverflowError):
+            content = readable(decode(Message(bytes(value), message.is_text)))
+            if isinstance(name, str):
+                _encode(name, is_text=True)
+                recoded[name] = _raw(content, is_text=is_text)
+    return recoded
 
 
 def decode(message: Message) -> Any:
