@@ -11,7 +11,8 @@ from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.identity import GoogleVerifier
 from brewos_relay.core import clock
 from brewos_relay.errors import IdentityUnavailable
-from brewos_relay.registry.accounts import all_users, remove_user
+from brewos_relay.registry.accounts import all_users
+from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.sessions import sessions_of
 from support.household import Household, open_household
 from support.issuer import CLIENT_ID, IssuerKey, open_issuer

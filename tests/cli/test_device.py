@@ -13,8 +13,8 @@ from brewos_relay.auth.keys import hash_key, valid_key
 from brewos_relay.cli import main
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import all_devices, note_seen
-from brewos_relay.registry.records import Device
+from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name
+from brewos_relay.registry.records import Device, NewDevice
 
 from .conftest import Run, add_account, assert_refused, opened
 
@@ -168,20 +168,78 @@ def test_nothing_is_imported_if_a_line_is_bad(run: Run, line: str, problem: str)
     assert not Path("data").exists()
 
 
-def test_nothing_is_imported_if_an_id_is_registered(run: Run) -> None:
-    run("device", "add", "BRW-00000002", "--key", KEY)
-    assert_refused(
-        run("device", "import", write_csv(5)), 1, "line 4", "BRW-00000002 is registered already; leave it out"
-    )
+def test_nothing_is_imported_if_an_id_is_registered_with_another_key(run: Run) -> None:
+    run("device", "add", "BRW-00000002", "--key", "o" * 43)
+    parts = ("line 4", "BRW-00000002 is registered already with another key; leave it out")
+    assert_refused(run("device", "import", write_csv(5)), 1, *parts)
     assert len(stored()) == 1
 
 
 def test_the_first_of_many_registered_ids_is_named(run: Run) -> None:
-    run("device", "import", write_csv(3))
-    assert_refused(
-        run("device", "import", write_csv(5)), 1, "line 2", "BRW-00000000 (and 2 more) is registered"
-    )
+    for number in range(3):
+        run("device", "add", f"BRW-0000000{number}", "--key", "o" * 43)
+    parts = ("line 2", "BRW-00000000 (and 2 more) is registered")
+    assert_refused(run("device", "import", write_csv(5)), 1, *parts)
     assert len(stored()) == 3
+
+
+def test_an_interrupted_import_goes_on_when_it_is_run_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_pause_s: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["brewos_relay.cli.device"], "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", interrupt)
+    assert run("device", "import", write_csv(5)).code != 0
+    assert len(stored()) == 2, "each transaction registers some"
+    with opened() as db:
+        set_name(db, "BRW-00000000", "Renamed", now_ms=1)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", lambda _pause_s: None)
+    outcome = run("device", "import", write_csv(5))
+    assert outcome.err.startswith("Registered 3 devices in ")
+    assert outcome.err.endswith("; 2 had been registered with the same keys.\n")
+    assert [device.name for device in stored()] == ["Renamed", *(f"Machine {n}" for n in range(1, 5))]
+
+
+def test_an_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def write(_pause_s: float) -> None:
+        with opened() as db:
+            note_seen(db, {"BRW-00000000": len(written)})
+        written.append(len(stored()))
+
+    monkeypatch.setattr(sys.modules["brewos_relay.cli.device"], "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", write)
+    assert run("device", "import", write_csv(5)).code == 0
+    assert written == [2, 4]
+
+
+def test_an_id_that_is_registered_during_an_import_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register(_pause_s: float) -> None:
+        with opened() as db:
+            add_devices(db, [NewDevice(id="BRW-00000004", key_hash=hash_key("o" * 43))], now_ms=1)
+
+    monkeypatch.setattr(sys.modules["brewos_relay.cli.device"], "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", register)
+    assert_refused(run("device", "import", write_csv(6)), 1, "line 6", "BRW-00000004 is registered already")
+
+
+def test_a_command_may_exceed_the_quota_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_MACHINES_PER_ACCOUNT", "1")
+    assert "machines now" not in run("device", "add", "BRW-00000001", "--user", "ada").err
+    for command in (
+        ("add", "BRW-00000002", "--user", "ada"),
+        ("give", "BRW-00000001", "--user", "bob"),
+    ):
+        run("device", *command)
+    Path("more.csv").write_text(f"BRW-00000003,{KEY},,bob\n", encoding="utf-8")
+    said = "bob has 2 machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT (1)."
+    assert said in run("device", "import", "more.csv").err
+    assert said.replace("2", "3") in run("device", "give", "BRW-00000002", "--user", "bob").err
 
 
 def test_a_file_that_is_not_there(run: Run) -> None:

@@ -169,7 +169,11 @@ async def test_cancellation_waits_for_a_write_under_way(url: str) -> None:
 
 
 @ON_SQLITE
-async def test_cancellation_ends_the_queue_at_once(url: str) -> None:
+async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def do_nothing(_store: Store) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Store, "_prune_regularly", do_nothing)  # it would queue as well
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
         async with open_store(url, write_s=DEADLINE_S) as store, trio.open_nursery() as nursery:

@@ -17,12 +17,13 @@ from brewos_relay.errors import (
     TokenRejected,
 )
 from brewos_relay.registry.access import give, take
-from brewos_relay.registry.accounts import add_user, remove_user, set_admin
+from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
 from brewos_relay.registry.authority import Authority, verify
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, set_name
 from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.sessions import end_session, end_sessions, open_session
 from brewos_relay.registry.store import open_store
 from support.registry import device_id, new_device, register

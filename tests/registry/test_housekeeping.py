@@ -2,13 +2,14 @@ import pytest
 from sqlalchemy import Connection, Table, func, insert, select
 
 from brewos_relay.registry import activity as activity_module
-from brewos_relay.registry import housekeeping
+from brewos_relay.registry import bulk, housekeeping
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import KEPT_MS, activity_of, add_activity
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen
-from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, prune
+from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, expired, find_excess
+from brewos_relay.registry.housekeeping import prune as prune_some
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.schema import (
@@ -24,7 +25,7 @@ from brewos_relay.registry.schema import (
     users,
 )
 from brewos_relay.registry.sessions import find_sessions, open_session, refresh
-from support.registry import NOW_MS, device_id, new_device
+from support.registry import NOW_MS, device_id, new_device, prune
 
 HASH = bytes(32)
 
@@ -177,16 +178,54 @@ def test_of_devices_that_are_seen_at_the_same_time_not_all_go(
 
 def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
+    monkeypatch.setattr(bulk, "STEP_S", 0.0)
     for number in range(1, 6):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
-    assert [prune(db, now_ms=NOW_MS) for _ in range(4)] == [True, True, False, False]
-    assert all_devices(db) == []
+    steps = expired(now_ms=NOW_MS)
+    while prune_some(db, steps):
+        pass
+    steps = find_excess(db, now_ms=NOW_MS)
+    left = []
+    while prune_some(db, steps):
+        left.append(len(all_devices(db)))
+    assert (left, all_devices(db)) == ([4, 2], [])
+
+
+def test_very_many_rows_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(bulk, "STEP_S", 0.0)
+    monkeypatch.setattr(activity_module, "KEPT_PER_DEVICE", 1)
+    old = [Activity(device_id=device_id(1), at_ms=1, kind="online")] * 5
+    add_activity(db, old)
+    steps = expired(now_ms=NOW_MS)
+    left = [count(db, activity)]
+    while prune_some(db, steps):
+        left.append(count(db, activity))
+    assert [rows for number, rows in enumerate(left) if rows not in left[:number]] == [5, 3, 1, 0]
+    add_activity(db, [Activity(device_id=device_id(1), at_ms=NOW_MS, kind="online")] * 4)
+    newest = activity_of(db, device_id(1))[0].id
+    steps = find_excess(db, now_ms=NOW_MS)
+    left = []
+    while prune_some(db, steps):
+        left.append(count(db, activity))
+    assert left == [2]
+    assert [entry.id for entry in activity_of(db, device_id(1))] == [newest], "the newest stays"
+
+
+def test_a_device_that_was_taken_meanwhile_is_not_forgotten(db: Connection) -> None:
+    for number in (1, 2):
+        register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
+    prune_some(db, expired(now_ms=NOW_MS))
+    steps = find_excess(db, now_ms=NOW_MS)
+    give(db, device_id(1), "ada", role="owner", now_ms=NOW_MS)
+    prune_some(db, steps)
+    assert [device.id for device in all_devices(db)] == [device_id(1)]
 
 
 def test_whoever_adds_a_device_that_was_forgotten_does_not_read_what_others_did(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "IDS_AT_ONCE", 2)
+    monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
     for number in range(1, 5):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS + (number == 2))
         entry = Activity(device_id=device_id(number), at_ms=NOW_MS - 1, kind="command", user_id="ada")

@@ -1,7 +1,6 @@
 from sqlalchemy import Connection, func, select
 
-from brewos_relay.registry.accounts import add_user, remove_user
-from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.known_networks import (
     KEPT_MS,
     KEPT_PER_ACCOUNT,
@@ -11,8 +10,9 @@ from brewos_relay.registry.known_networks import (
     note_network,
     seen_at,
 )
+from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.schema import known_networks
-from support.registry import NOW_MS
+from support.registry import NOW_MS, prune
 
 HOME = "2001:db8:1:2::"
 

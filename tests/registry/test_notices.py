@@ -3,7 +3,6 @@
 import pytest
 from sqlalchemy import Connection, delete, insert
 
-from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.notices import (
     NOTICES_KEPT,
     NOTICES_KEPT_MS,
@@ -12,6 +11,7 @@ from brewos_relay.registry.notices import (
     notices_of,
 )
 from brewos_relay.registry.schema import users
+from support.registry import prune
 from support.registry_files import NOW_MS
 
 ID = "BRW-0000001A"

@@ -11,7 +11,6 @@ from brewos_relay.errors import PairingClosed, TooManyNewDevices
 from brewos_relay.registry.access import give
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
-from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.registry.pairing_window import (
     COUNTED_MS,
@@ -23,6 +22,7 @@ from brewos_relay.registry.pairing_window import (
     open_window,
     window_open_until,
 )
+from support.registry import prune
 from support.registry_files import MINUTE_MS, NOW_MS, hash_of
 
 ID: Final = "BRW-0000001A"

@@ -12,7 +12,6 @@ from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
-from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.keys import use_next_key, works
 from brewos_relay.registry.notices import notices_of
 from brewos_relay.registry.pairing import claim, register_claim
@@ -28,6 +27,7 @@ from brewos_relay.registry.proof import (
 )
 from brewos_relay.registry.records import Claimed, Device, NewDevice
 from brewos_relay.registry.schema import devices, users
+from support.registry import prune
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 
 ID: Final = "BRW-0000001A"

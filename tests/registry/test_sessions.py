@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, update
 
+from brewos_relay.registry import sessions as sessions_module
 from brewos_relay.registry.accounts import add_invite, add_user, redeem_invite
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.changes import read_changes
@@ -382,3 +383,25 @@ def test_no_token_is_good_after_its_session(database: Database) -> None:
                 assert bool(find_sessions(db, [session_id], now_ms=now_ms)) is not over
 
     lives()
+
+
+def test_sessions_are_listed_a_page_at_a_time(db: Connection, ada: User) -> None:
+    for number in range(5):  # two pairs that were used at the same time
+        sign_in(db, ada, f"s{number}", token=f"t{number}", now_ms=NOW_MS + number // 2)
+    found: list[Session] = []
+    while page := sessions_of(
+        db, ada.id, after=(found[-1].used_at_ms, found[-1].id) if found else None, limit=2, now_ms=NOW_MS + 9
+    ):
+        found += page
+    assert [each.id for each in found] == ["s4", "s3", "s2", "s1", "s0"]
+    assert found == sessions_of(db, ada.id, now_ms=NOW_MS + 9)
+
+
+def test_a_user_has_a_bounded_number_of_sessions(
+    db: Connection, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "SESSIONS_AT_MOST", 3)
+    for number in range(5):
+        sign_in(db, ada, f"s{number}", token=f"t{number}", now_ms=NOW_MS + number)
+    assert [each.id for each in sessions_of(db, ada.id, now_ms=NOW_MS)] == ["s4", "s3", "s2"]
+    assert [change.session_id for change in read_changes(db, 0)] == ["s0", "s1"]

@@ -2,10 +2,9 @@ import pytest
 from sqlalchemy import Connection
 
 from brewos_relay.registry.changes import read_changes
-from brewos_relay.registry.housekeeping import prune
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.tokens import add_token, all_tokens, lock_token, revoke_token, revoked_tokens
-from support.registry import NOW_MS
+from support.registry import NOW_MS, prune
 
 
 def token(id_: str, *, expires_at_ms: int = NOW_MS + 1000, created_at_ms: int = NOW_MS) -> StoredToken:

@@ -6,8 +6,9 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import RegistryError
+from brewos_relay.registry.changes import READ_AT_ONCE
 from brewos_relay.registry.records import Change
-from brewos_relay.registry.watching import POLL_S, Watcher
+from brewos_relay.registry.watching import APPLIED_AT_ONCE, POLL_S, Watcher
 
 DEADLINE_S = 30.0
 
@@ -197,3 +198,71 @@ async def test_nobody_waits_for_a_watcher_that_has_ended() -> None:
                 watching.cancel_scope.cancel()
         await wait()
     assert [str(failure) for failure in failures] == ["the registry is closed"] * 2
+
+
+async def test_the_end_of_a_session_does_not_wait_for_other_changes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    committed = Committed()
+    watcher = Watcher(committed.read)
+    applied: list[int] = []
+
+    async def apply(changes: Sequence[Change]) -> None:
+        await trio.sleep(1)
+        applied.extend(change.id for change in changes)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(apply)
+        committed.waiting = [change(number) for number in range(5 * APPLIED_AT_ONCE)]
+        await trio.sleep(0.5)  # the first batch is under way
+        for kind in ("session_ended", "user_removed"):
+            committed.waiting.append(Change(id=9000, at_ms=1, kind=kind))
+            with trio.fail_after(2.5):
+                await watcher.catch_up(ends_only=True)
+            assert applied.pop(applied.index(9000)) == 9000
+            assert len(applied) < 4 * APPLIED_AT_ONCE
+        await watcher.catch_up()
+        assert applied == list(range(5 * APPLIED_AT_ONCE)), "the others keep their order"
+        nursery.cancel_scope.cancel()
+
+
+async def test_very_many_changes_are_read_before_any_is_applied_in_batches(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rest = [change(number) for number in range(2 * READ_AT_ONCE + 1)]
+    sizes: list[int] = []
+
+    async def read() -> Sequence[Change]:
+        await trio.lowlevel.checkpoint()
+        found = rest[:READ_AT_ONCE]
+        del rest[:READ_AT_ONCE]
+        return found
+
+    async def apply(changes: Sequence[Change]) -> None:
+        await trio.lowlevel.checkpoint()
+        sizes.append(len(changes))
+
+    watcher = Watcher(read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(apply)
+        await watcher.catch_up()
+        assert sizes == [APPLIED_AT_ONCE] * 20 + [1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wait_for_ends_of_sessions_fails_where_the_registry_cannot_be_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    committed, applied = Committed(), Applied()
+    watcher = Watcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        watcher.watch(applied.apply)
+        committed.failing = True
+        with pytest.raises(RegistryError, match="the disk is gone"):
+            await watcher.catch_up(ends_only=True)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(RegistryError, match="closed"):
+        await watcher.catch_up(ends_only=True)

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
+
+from brewos_relay.registry import housekeeping
+from brewos_relay.registry.bulk import Step
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, Role
@@ -29,3 +33,14 @@ def new_device(
 def register(database: Database, rows: Sequence[NewDevice], *, now_ms: int = NOW_MS) -> None:
     with database.writing() as db:
         add_devices(db, rows, now_ms=now_ms)
+
+
+def prune(db: Connection, *, now_ms: int) -> None:
+    """Delete all that is over, in the steps in which a server does."""
+    _take_all(db, housekeeping.expired(now_ms=now_ms))
+    _take_all(db, housekeeping.find_excess(db, now_ms=now_ms))
+
+
+def _take_all(db: Connection, steps: list[Step]) -> None:
+    while housekeeping.prune(db, steps):
+        pass

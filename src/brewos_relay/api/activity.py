@@ -12,7 +12,7 @@ from brewos_relay.api.bodies import query_of
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
-from brewos_relay.registry.accounts import find_user
+from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.records import ActivityKind, StoredActivity
 
@@ -78,5 +78,5 @@ def activity_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
 def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
     """Read a page of entries, and the e-mail addresses of those users in it who have an account."""
     found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
-    accounts = [find_user(db, user_id) for user_id in {entry.user_id for entry in found} if user_id]
-    return found, {account.id: account.email for account in accounts if account is not None}
+    accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])
+    return found, {account.id: account.email for account in accounts.values()}

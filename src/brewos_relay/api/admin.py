@@ -19,16 +19,19 @@ from brewos_relay.registry.accounts import (
     add_invite,
     find_user,
     lock_admins,
-    remove_user,
     set_admin,
     some_users,
 )
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.overview import DeviceOverview, some_devices, totals
 from brewos_relay.registry.records import User
+from brewos_relay.registry.removal import close_account
 
 INVITE_S: Final = 7 * 24 * 3600
 """How long an invite can be taken up."""
+
+REMOVAL_S: Final = 5.0
+"""How long a request waits for what an account had to be given up. The rest is done without it."""
 
 _NOT_ADMIN: Final = "Only an administrator of this server may do this."
 _NO_USER: Final = "There is no such account."
@@ -206,7 +209,10 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
     @described("Remove an account, its sessions, and what it has", answer=Done, refusals=[403, 409])
     async def remove_account(user_id: str) -> Response:
         who = await administrator(signed_in, request)
-        await store.write_as(Authority(who.principal, is_admin=True), _remove, user_id, now_ms=now_ms())
+        # First, and by itself: from here on the user is signed out, whatever becomes of the rest.
+        await store.write_as(Authority(who.principal, is_admin=True), _close, user_id, now_ms=now_ms())
+        await store.catch_up(ends_only=True)
+        await store.finish_removals(within_s=REMOVAL_S)
         await store.catch_up()
         return json_answer(Done())
 
@@ -271,11 +277,11 @@ def _set_admin(db: Connection, user_id: str, is_admin: bool) -> User:
     return user
 
 
-def _remove(db: Connection, user_id: str, *, now_ms: int) -> None:
-    """Remove an account; Refused if there is none, or if no administrator would be left."""
+def _close(db: Connection, user_id: str, *, now_ms: int) -> None:
+    """Close an account; Refused if there is none, or if no administrator would be left."""
     if lock_admins(db) == [user_id]:
         raise Refused(_LAST_ADMIN, status=409)
-    if not remove_user(db, user_id, now_ms=now_ms):
+    if not close_account(db, user_id, now_ms=now_ms):
         raise Refused(_NO_USER, status=404)
 
 

@@ -19,7 +19,7 @@ from brewos_relay.api.callers import current_caller, note_caller
 from brewos_relay.api.console import console_blueprint
 from brewos_relay.api.cross_site import CrossSite
 from brewos_relay.api.device_users import device_users_blueprint
-from brewos_relay.api.devices import devices_blueprint
+from brewos_relay.api.devices import LISTED_AT_MOST, devices_blueprint
 from brewos_relay.api.health import Degraded, Problems, health_blueprint
 from brewos_relay.api.info import info_blueprint
 from brewos_relay.api.keys import keys_blueprint
@@ -146,7 +146,15 @@ def create_app(
     app.after_request(add_headers)
 
     # What people do with their machines, and what machines do here.
-    app.register_blueprint(devices_blueprint(relay=relay, store=store, signed_in=signed_in))
+    app.register_blueprint(
+        devices_blueprint(
+            relay=relay,
+            store=store,
+            signed_in=signed_in,
+            # An app asks once, and takes the answer for all of its user's machines.
+            listed_at_most=max(LISTED_AT_MOST, accounts.machines_per_account),
+        )
+    )
     app.register_blueprint(device_users_blueprint(store=store, signed_in=signed_in))
     app.register_blueprint(
         pairing_blueprint(store=store, signed_in=signed_in, throttles=throttles, accounts=accounts)

@@ -1,5 +1,6 @@
 """What a request carries: a JSON body, or a query, decoded by the shape that it must have."""
 
+import re
 from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
@@ -8,6 +9,8 @@ from quart import Request
 from brewos_relay.api.answers import Refused
 
 _JSON: Final = "application/json"
+
+_NUMBER: Final = re.compile("-1|[0-9]{1,18}")
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -47,6 +50,27 @@ def query_of(request: Request, shape: type[Struct]) -> Struct:
         return msgspec.convert(request.args.to_dict(), type=shape, strict=False)
     except msgspec.ValidationError as problem:
         raise Refused(f"The query cannot be taken: {problem}.", status=400) from None
+
+
+class Marked(msgspec.Struct):
+    """The query of a list: at most `limit` entries, behind the `next` of the page before."""
+
+    after: Annotated[str, msgspec.Meta(max_length=320)] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 500
+
+    def mark(self) -> tuple[int, str] | None:
+        """Read `after`; None for the first page. Raises Refused (400)."""
+        number, separator, id_ = self.after.partition(":")
+        if not self.after:
+            return None
+        if not separator or not _NUMBER.fullmatch(number) or not id_.isprintable():
+            raise Refused("The query cannot be taken: 'after' is no 'next' of such a list.", status=400)
+        return int(number), id_
+
+
+def mark_of(number: int, id_: str) -> str:
+    """Write what `Marked.mark` reads: where a page ends, by the number and the id of its last entry."""
+    return f"{number}:{id_}"
 
 
 def printable(text: str, *, what: str, longest_chars: int) -> str:

@@ -7,7 +7,7 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import body_of
+from brewos_relay.api.bodies import Marked, body_of, mark_of, query_of
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.reach import not_allowed, reach
@@ -38,9 +38,10 @@ class DeviceUserAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class DeviceUsers(msgspec.Struct):
-    """The answer about all of them."""
+    """Users in the order in which they got the device; `next` is the `after` of the next page, or null."""
 
     users: list[DeviceUserAnswer]
+    next: str | None
 
 
 class NewRole(msgspec.Struct):
@@ -55,14 +56,23 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
     blueprint = Blueprint("device_users", __name__)
 
     @blueprint.get("/api/devices/<device:device_id>/users")
-    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers)
+    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers, query=Marked)
     async def users(device_id: str) -> Response:
         who = await signed_in(request)
+        page = query_of(request, Marked)
         reached = await reach(who, device_id, store=store)
-        found = await store.read(users_of, reached.device_id, now_ms=now_ms())
-        if reached.role == "viewer":
-            found = [user for user in found if user.user_id == who.user_id]
-        return json_answer(DeviceUsers(users=[_describe(user) for user in found]))
+        only = who.user_id if reached.role == "viewer" else None
+        found = await store.read(
+            users_of, reached.device_id, after=page.mark(), only=only, limit=page.limit, now_ms=now_ms()
+        )
+        last = found[-1] if len(found) == page.limit else None
+        since_ms = -1 if last is None or last.claimed_at_ms is None else last.claimed_at_ms
+        return json_answer(
+            DeviceUsers(
+                users=[_describe(user) for user in found],
+                next=None if last is None else mark_of(since_ms, last.user_id),
+            )
+        )
 
     @blueprint.patch("/api/devices/<device:device_id>/users/<user_id>")
     @described(
@@ -137,10 +147,10 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
 
 
 async def _user_of(device_id: str, user_id: str, *, store: Registry) -> DeviceUser:
-    for user in await store.read(users_of, device_id, now_ms=now_ms()):
-        if user.user_id == user_id:
-            return user
-    raise Refused(_NO_USER, status=404)
+    found = await store.read(users_of, device_id, only=user_id, now_ms=now_ms())
+    if not found:
+        raise Refused(_NO_USER, status=404)
+    return found[0]
 
 
 def _describe(user: DeviceUser) -> DeviceUserAnswer:

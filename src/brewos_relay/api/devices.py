@@ -1,9 +1,11 @@
 """/api/devices: the machines that somebody reaches, how they are, and what they are called."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Final
 
 import msgspec
+import trio
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
@@ -17,8 +19,12 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import Rights, rights_of, role_is
 from brewos_relay.registry.access import devices_of, leave, release
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.devices import all_devices, find_devices, set_name
-from brewos_relay.registry.records import Access, Device, Role
+from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices
+from brewos_relay.registry.records import Access, Device, OwnedDevice, Role
+
+LISTED_AT_MOST: Final = 500
+DESCRIBED_AT_ONCE: Final = 50
+"""How many devices are described before other tasks get their turn."""
 
 _NAME_CHARS = 100
 _SHOWN_CHARS = 50
@@ -46,10 +52,18 @@ class OneDevice(msgspec.Struct):
     device: DeviceAnswer
 
 
+class DevicePage(msgspec.Struct):
+    """Which devices: at most `limit`, behind the id `after`."""
+
+    after: Annotated[str, msgspec.Meta(max_length=12)] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=500)] | None = None
+
+
 class Devices(msgspec.Struct):
-    """The answer about all of them."""
+    """Devices in the order of their ids; `next` is the `after` of the next page, or null."""
 
     devices: list[DeviceAnswer]
+    next: str | None
 
 
 class StateAnswer(msgspec.Struct, rename="camel", kw_only=True):
@@ -85,8 +99,12 @@ class _Listed:
     user_count: int | None = None
 
 
-def devices_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
+def devices_blueprint(
+    *, relay: RelayView, store: Registry, signed_in: SignedIn, listed_at_most: int = LISTED_AT_MOST
+) -> Blueprint:
+    """Make the blueprint. `listed_at_most` is how many devices an answer has that was asked for no `limit`.
+
+    errors.TokenRejected and errors.RegistryError are left to the app to answer."""
     blueprint = Blueprint("devices", __name__)
 
     def describe(listed: _Listed) -> DeviceAnswer:
@@ -110,17 +128,23 @@ def devices_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn)
         )
 
     async def describe_one(who: Who, device_id: str) -> DeviceAnswer:
-        found = await store.read(_reachable, who, only=device_id, now_ms=now_ms())
-        if not found:
+        found = await store.read(_read_one, who, device_id, now_ms=now_ms())
+        if found is None:
             raise no_device()
-        return describe(found[0])
+        return describe(found)
 
     @blueprint.get("/api/devices")
-    @described("The devices that you reach", answer=Devices)
+    @described("The devices that you reach", answer=Devices, query=DevicePage)
     async def devices() -> Response:
         who = await signed_in(request)
-        found = await store.read(_reachable, who, now_ms=now_ms())
-        return json_answer(Devices(devices=[describe(listed) for listed in found]))
+        page = query_of(request, DevicePage)
+        limit = page.limit or listed_at_most
+        found = await store.read(_reachable, who, after=page.after.upper(), limit=limit, now_ms=now_ms())
+        answers = []
+        for some in chunks(found, DESCRIBED_AT_ONCE):
+            answers += [describe(listed) for listed in some]
+            await trio.lowlevel.checkpoint()
+        return json_answer(Devices(answers, found[-1].device_id if len(found) == limit else None))
 
     @blueprint.get("/api/devices/<device:device_id>")
     @described("A device that you reach", answer=OneDevice)
@@ -191,27 +215,44 @@ def devices_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn)
     return blueprint
 
 
-def _reachable(db: Connection, who: Who, *, only: str | None = None, now_ms: int) -> list[_Listed]:
-    """Find the devices that a token names or that its user has, or `only` one, in the order of ids."""
-    principal = who.principal
-    named = principal.devices
-    owned = {one.device.id: one for one in devices_of(db, who.user_id, now_ms=now_ms)}
-    found: dict[str, Device | None] = {device_id: one.device for device_id, one in owned.items()}
+def _reachable(db: Connection, who: Who, *, after: str, limit: int, now_ms: int) -> list[_Listed]:
+    """Find the devices that a token names or that its user has: at most `limit`, behind the id `after`.
+
+    However many devices there are, it reads no more than twice the limit.
+    """
+    named = who.principal.devices
     if named == "*":
-        registered = all_devices(db) if only is None else find_devices(db, [only])
-        found |= {device.id: device for device in registered}
+        there = some_devices(db, after=after, limit=limit)
+        ids = [device.id for device in there]
+        owned = devices_of(db, who.user_id, only=ids, now_ms=now_ms)
     else:
-        unread = named - found.keys()
-        found |= dict.fromkeys(unread)
-        found |= {device.id: device for device in find_devices(db, sorted(unread))}
+        owned = devices_of(db, who.user_id, after=after, limit=limit, now_ms=now_ms)
+        has = {one.device.id for one in owned}
+        ids = sorted(has | {id_ for id_ in named if id_ > after})[:limit]
+        there = find_devices(db, [id_ for id_ in ids if id_ not in has])
+    return _listed(who, ids, there, owned)
+
+
+def _read_one(db: Connection, who: Who, device_id: str, *, now_ms: int) -> _Listed | None:
+    owned = devices_of(db, who.user_id, only=[device_id], now_ms=now_ms)
+    listed = _listed(who, [device_id], find_devices(db, [device_id]), owned)
+    return listed[0] if listed else None
+
+
+def _listed(
+    who: Who, ids: Sequence[str], there: Sequence[Device], owned: Sequence[OwnedDevice]
+) -> list[_Listed]:
+    """Put together what is known of these devices; without those that a token or its user does not reach."""
+    devices = {device.id: device for device in (*there, *(one.device for one in owned))}
+    own = {one.device.id: one for one in owned}
     listed = []
-    for device_id, device in sorted(found.items()):
-        own = owned.get(device_id)
-        access = own.access if own is not None else None
-        rights = rights_of(principal, device_id, access)
-        if rights is not None and only in (None, device_id):
-            count = own.user_count if own is not None else None
-            listed.append(_Listed(device_id, device, access, rights, count))
+    for device_id in ids:
+        has = own.get(device_id)
+        access = has.access if has is not None else None
+        rights = rights_of(who.principal, device_id, access)
+        if rights is not None:
+            count = has.user_count if has is not None else None
+            listed.append(_Listed(device_id, devices.get(device_id), access, rights, count))
     return listed
 
 

@@ -110,6 +110,10 @@ class Registry(Protocol):
         """Give the tokens of a device that wait to be stored."""
         ...
 
-    async def catch_up(self) -> None:
-        """Wait until every change that is committed by now was applied."""
+    async def finish_removals(self, *, within_s: float) -> None:
+        """Remove what closed accounts had; what is left then is for the housekeeping."""
+        ...
+
+    async def catch_up(self, *, ends_only: bool = False) -> None:
+        """Wait until every change that is committed by now was applied; or only every end of a session."""
         ...

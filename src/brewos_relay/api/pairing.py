@@ -170,7 +170,10 @@ def pairing_blueprint(
 
     @blueprint.post("/api/devices/claim-share")
     @described(
-        "Take up a share, by its link or by its short code", answer=ClaimedAnswer, body=Claim, refusals=[404]
+        "Take up a share, by its link or by its short code",
+        answer=ClaimedAnswer,
+        body=Claim,
+        refusals=[404, 409],
     )
     async def claim_shared_device() -> Response:
         who = await signed_in.with_session(request)
@@ -189,7 +192,7 @@ def pairing_blueprint(
                         body, who, name=wanted, shared=shared, store=store, accounts=accounts
                     )
                 else:
-                    claimed = await _claim_by_code(code_hash, who, store=store)
+                    claimed = await _claim_by_code(code_hash, who, store=store, accounts=accounts)
         if claimed is None:
             raise Refused(_NO_GOOD, status=404)
         # Only those that came to nothing are counted.
@@ -259,11 +262,18 @@ async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | 
         return await trio.to_thread.run_sync(hash_code, code)
 
 
-async def _claim_by_code(code_hash: bytes | None, who: Who, *, store: Registry) -> Claimed | None:
+async def _claim_by_code(
+    code_hash: bytes | None, who: Who, *, store: Registry, accounts: AccountRules
+) -> Claimed | None:
     if code_hash is None:
         return None
     return await store.write_as(
-        Authority(who.principal), claim_code, code_hash=code_hash, user_id=who.user_id, now_ms=now_ms()
+        Authority(who.principal),
+        claim_code,
+        code_hash=code_hash,
+        user_id=who.user_id,
+        now_ms=now_ms(),
+        machines_at_most=accounts.machines_per_account,
     )
 
 
@@ -283,6 +293,7 @@ async def _claim_by_token(
             token_hash=token_hash,
             user_id=who.user_id,
             now_ms=now_ms(),
+            machines_at_most=accounts.machines_per_account,
         )
     return await store.write_as(
         Authority(who.principal),

@@ -148,7 +148,7 @@ def passwords_blueprint(
             keep=who.session_id,
             now_ms=now_ms(),
         )
-        await store.catch_up()
+        await store.catch_up(ends_only=True)
         return json_answer(PasswordIsSet(ended))
 
     async def _check_may_set(who: Who, current_password: str | None, network: str) -> None:

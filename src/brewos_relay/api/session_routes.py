@@ -5,7 +5,7 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import LongText, Unshown, body_of
+from brewos_relay.api.bodies import LongText, Marked, Unshown, body_of, mark_of, query_of
 from brewos_relay.api.callers import current_caller
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
@@ -36,9 +36,10 @@ class ListedSession(msgspec.Struct, rename="camel"):
 
 
 class SessionList(msgspec.Struct):
-    """The sessions of whoever asks, the one used last first."""
+    """The sessions of the caller, the last used first; `next` is the `after` of the next page, or null."""
 
     sessions: list[ListedSession]
+    next: str | None
 
 
 class Ended(msgspec.Struct):
@@ -88,7 +89,7 @@ def sessions_blueprint(
         ended = session_id is not None and await store.write_anonymous(
             sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
         )
-        await store.catch_up()
+        await store.catch_up(ends_only=True)
         return json_answer(Ended(int(ended)))
 
     @blueprint.post("/api/auth/logout-all")
@@ -98,14 +99,17 @@ def sessions_blueprint(
         ended = await store.write_as(
             Authority(who.principal), sessions.end_sessions, who.user_id, now_ms=now_ms()
         )
-        await store.catch_up()
+        await store.catch_up(ends_only=True)
         return json_answer(Ended(ended))
 
     @blueprint.get("/api/auth/sessions")
-    @described("List the sessions of whoever asks", answer=SessionList)
+    @described("List the sessions of whoever asks", answer=SessionList, query=Marked)
     async def list_sessions() -> Response:
         who = await signed_in.with_session(request)
-        found = await store.read(sessions.sessions_of, who.user_id, now_ms=now_ms())
+        page = query_of(request, Marked)
+        found = await store.read(
+            sessions.sessions_of, who.user_id, after=page.mark(), limit=page.limit, now_ms=now_ms()
+        )
         return json_answer(
             SessionList(
                 [
@@ -119,7 +123,8 @@ def sessions_blueprint(
                         address=session.address,
                     )
                     for session in found
-                ]
+                ],
+                mark_of(found[-1].used_at_ms, found[-1].id) if len(found) == page.limit else None,
             )
         )
 
@@ -135,7 +140,7 @@ def sessions_blueprint(
             now_ms=now_ms(),
         ):
             raise Refused("No such session: it may have ended already.", status=404)
-        await store.catch_up()
+        await store.catch_up(ends_only=True)
         return json_answer(Ended(1))
 
     @blueprint.get("/api/auth/me")

@@ -87,7 +87,7 @@ class SessionStarter:
                 outcome.session_id,
                 outcome.user_id,
             )
-            await self._store.catch_up()
+            await self._store.catch_up(ends_only=True)
             return None
         if outcome is None:
             return None

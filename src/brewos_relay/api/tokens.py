@@ -53,7 +53,7 @@ def tokens_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
         authority = Authority(who.principal, is_admin=True)
         if not await store.write_as(authority, revoke_token, token_id, now_ms=now_ms()):
             raise Refused("There is no such token: it may be revoked already.", status=404)
-        await store.catch_up()
+        await store.catch_up(ends_only=True)
         return json_answer(Done())
 
     return blueprint

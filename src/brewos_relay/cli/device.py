@@ -1,7 +1,8 @@
 """`brewos-relay device …`: the machines that may connect."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from brewos_relay.cli.registry import (
     now_ms,
     print_json,
     print_table,
+    warn_of_quota,
 )
 from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from brewos_relay.registry.records import Device, DeviceUser, NewDevice
 
 _LINE_BYTES: Final = 1024
+ROWS_AT_ONCE: Final = 1000
+"""How many devices of a file are registered in one transaction."""
 
 
 @click.group(cls=HelpfulGroup)
@@ -91,7 +95,10 @@ def add(
     with failing_with(Failed), Database.open(database_url(data_dir)) as database:
         try:
             with database.writing() as db:
-                add_devices(db, [_for_accounts(db, new)], now_ms=now_ms())
+                new = _for_accounts(db, new, {})
+                add_devices(db, [new], now_ms=now_ms())
+            with database.reading() as db:
+                warn_of_quota(db, new.user_ids)
         except DeviceExists:
             raise Failed(
                 f"{device_id} is registered already in {database.location};"
@@ -107,19 +114,21 @@ def add(
 @click.argument("file", metavar="FILE.csv", type=click.File("rb"))
 @data_dir_option
 def import_(file: BinaryIO, data_dir: Path | None) -> None:
-    """Register all the machines of a CSV file, or none of them.
+    """Register all the machines of a CSV file.
 
     A line is id,key[,name[,user]], in UTF-8, where ; stands between several users. A first line with these
-    names is skipped. If a line cannot be taken, it is named and nothing is stored. - reads stdin.
+    names is skipped. If a line cannot be taken, it is named and nothing is stored. A machine that is there
+    with the same key stays as it is: run an import that was interrupted again, and it goes on. - reads stdin.
 
     \b
     Example:
       brewos-relay device import machines.csv
     """
     from brewos_relay.auth import keys
+    from brewos_relay.registry.bulk import run_steps
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devicefile import read_device_file
-    from brewos_relay.registry.devices import add_devices
+    from brewos_relay.registry.devices import find_devices
 
     with failing_with(Failed):
         numbered = list(
@@ -127,19 +136,24 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
                 file, parse_id=keys.parse_device_id, check_key=keys.check_key, hash_key=keys.hash_key
             )
         )
-        with Database.open(database_url(data_dir)) as database, _progress(len(numbered)) as on_progress:
+        with Database.open(database_url(data_dir)) as database:
+            with database.reading() as db:
+                there = {one.id: one.key_hash for one in find_devices(db, [new.id for _, new in numbered])}
+                _refuse_taken(
+                    numbered,
+                    {new.id for _, new in numbered if there.get(new.id, new.key_hash) != new.key_hash},
+                )
+                ids_by_user: dict[str, str] = {}
+                rows = [_for_accounts(db, new, ids_by_user) for _, new in numbered if new.id not in there]
             try:
-                with database.writing() as db:
-                    rows = [_for_accounts(db, new) for _, new in numbered]
-                    add_devices(db, rows, now_ms=now_ms(), on_progress=on_progress)
-            except DeviceExists as problem:
-                taken = set(problem.device_ids)
-                line, id_ = next((line, new.id) for line, new in numbered if new.id in taken)
-                more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
-                raise DeviceFileError(
-                    line, f"{id_}{more} is registered already; leave it out, or remove it first"
-                ) from None
-    click.echo(f"Registered {len(numbered)} devices in {database.location}.", err=True)
+                with _progress(len(rows)) as on_progress:
+                    run_steps(database, _import_steps(rows, on_progress))
+            except DeviceExists as problem:  # since then
+                _refuse_taken(numbered, set(problem.device_ids))
+            with database.reading() as db:
+                warn_of_quota(db, {user_id for new in rows for user_id in new.user_ids})
+    same = f"; {len(there)} had been registered with the same keys" if there else ""
+    click.echo(f"Registered {len(rows)} devices in {database.location}{same}.", err=True)
 
 
 @device.command("list")
@@ -221,9 +235,39 @@ def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
     return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso(user.until_ms)}
 
 
-def _for_accounts(db: "Connection", new: "NewDevice") -> "NewDevice":
-    """Put the ids of accounts in the place of their e-mail addresses."""
-    return replace(new, user_id=None, more_user_ids=tuple(find_user_id(db, user) for user in new.user_ids))
+def _for_accounts(db: "Connection", new: "NewDevice", known: dict[str, str]) -> "NewDevice":
+    """Put the ids of accounts in the place of their e-mail addresses; `known` keeps those that were found."""
+    for user in new.user_ids:
+        if user not in known:
+            known[user] = find_user_id(db, user)
+    return replace(new, user_id=None, more_user_ids=tuple(known[user] for user in new.user_ids))
+
+
+def _refuse_taken(numbered: "Sequence[tuple[int, NewDevice]]", taken: set[str]) -> None:
+    """Raise DeviceFileError, which names the first line of a device that is registered, if there is one."""
+    if not taken:
+        return
+    line, id_ = next((line, new.id) for line, new in numbered if new.id in taken)
+    more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+    raise DeviceFileError(
+        line, f"{id_}{more} is registered already with another key; leave it out, or remove it first"
+    )
+
+
+def _import_steps(
+    rows: "Sequence[NewDevice]", on_progress: Callable[[int], None] | None
+) -> "Callable[[Connection], bool]":
+    """Make a step of bulk work that registers the next of these devices each time."""
+    from brewos_relay.registry.devices import add_devices
+
+    rest = deque(rows)
+
+    def step(db: "Connection") -> bool:
+        some = [rest.popleft() for _ in range(min(ROWS_AT_ONCE, len(rest)))]
+        add_devices(db, some, now_ms=now_ms(), on_progress=on_progress)
+        return bool(rest)
+
+    return step
 
 
 def _read_key() -> str:

@@ -23,6 +23,7 @@ from brewos_relay.cli.registry import (
     now_ms,
     print_json,
     print_table,
+    warn_of_quota,
 )
 from brewos_relay.errors import DeviceUnknown
 
@@ -123,6 +124,7 @@ def give(
             else:
                 access.set_role(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
             done.append(f"{user} is {role} of {device_id} now{limit}.")
+            warn_of_quota(db, [id_])
         # The one who runs the server says whose it is: that holds without a machine that connects.
         trust_key(db, device_id)
     click.echo("\n".join(done), err=True)

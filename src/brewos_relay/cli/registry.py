@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,20 @@ def find_user_id(db: "Connection", given: str) -> str:
         click.echo(f"There is no account {given}: it is taken for the user id of a token.", err=True)
         return given
     return account.id
+
+
+def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
+    """Say which of these users have more machines now than they could get by claims and shares."""
+    from brewos_relay.registry.quotas import machine_count
+
+    limit = settings_from().machines_per_account
+    for user_id in sorted(set(user_ids)):
+        count = machine_count(db, user_id, now_ms=now_ms())
+        if count > limit:
+            click.echo(
+                f"{user_id} has {count} machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT ({limit}).",
+                err=True,
+            )
 
 
 def print_json(content: object) -> None:

@@ -163,16 +163,21 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 def remove(email: str, data_dir: Path | None) -> None:
     """Remove an account, its sessions, and what it has.
 
-    A machine that nobody else owns is nobody's after that, and can be paired anew.
+    Its user is signed out at once. A machine that it owned alone can be paired again. Interrupted, the rest
+    is done by the server within the hour.
 
     \b
     Example:
       brewos-relay user remove bob@example.com
     """
-    from brewos_relay.registry.accounts import remove_user
+    from brewos_relay.registry.bulk import run_steps
+    from brewos_relay.registry.removal import close_account, remove_some
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
-        remove_user(db, _account(db, email).id, now_ms=now_ms())
+    with failing_with(Failed), existing_registry(data_dir) as database:
+        with database.writing() as db:
+            user_id = _account(db, email).id
+            close_account(db, user_id, now_ms=now_ms())
+        run_steps(database, lambda db: remove_some(db, user_id, now_ms=now_ms()))
     click.echo(f"Removed {email}.", err=True)
 
 

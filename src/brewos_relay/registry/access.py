@@ -7,11 +7,11 @@ that takes something away tells running servers of it in the same transaction.
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, select, tuple_, update
 
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.activity import add_activity, forget_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks, device_of, lock_device
 from brewos_relay.registry.keys import end_claims
 from brewos_relay.registry.records import ROLES, Access, Activity, ActivityKind, DeviceUser, OwnedDevice, Role
@@ -29,7 +29,10 @@ _ACCESS: Final = (
     device_users.c.claimed_at_ms,
 )
 _ACCOUNT: Final = (
-    select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update(read=True, key_share=True)
+    select(users.c.id)
+    .where(users.c.id == bindparam("of_user"))
+    .where(users.c.removed_at_ms.is_(None))
+    .with_for_update(read=True, key_share=True)
 )
 _BY_PAIR: Final = (
     select(*_ACCESS)
@@ -52,14 +55,38 @@ _DEVICES_OF: Final = (
     .join_from(device_users, devices)
     .where(device_users.c.user_id == bindparam("of_user"))
     .where(_NOT_OVER)
-    .order_by(devices.c.id)
+    .order_by(device_users.c.device_id)
 )
+_SOME_DEVICES: Final = (
+    select(device_users.c.device_id)
+    .where(device_users.c.user_id == bindparam("of_user"))
+    .order_by(device_users.c.device_id)
+    .limit(bindparam("at_most"))
+)
+_LOCKED_DEVICES: Final = (
+    select(devices.c.id)
+    .where(devices.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(devices.c.id)
+    .with_for_update()
+)
+_OF_DEVICES: Final = (
+    select(*_ACCESS)
+    .where(device_users.c.device_id.in_(bindparam("ids", expanding=True)))
+    .where(_NOT_OVER)
+    .order_by(device_users.c.device_id, device_users.c.user_id)
+)
+_SINCE_MS: Final = func.coalesce(device_users.c.claimed_at_ms, -1)
 _USERS_OF: Final = (
     select(*_ACCESS, users.c.email, users.c.name, users.c.picture_url)
-    .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
+    .join_from(
+        device_users,
+        users,
+        and_(users.c.id == device_users.c.user_id, users.c.removed_at_ms.is_(None)),
+        isouter=True,
+    )
     .where(device_users.c.device_id == bindparam("of_device"))
     .where(_NOT_OVER)
-    .order_by(device_users.c.claimed_at_ms.nulls_first(), device_users.c.user_id)
+    .order_by(_SINCE_MS, device_users.c.user_id)
 )
 
 
@@ -82,18 +109,49 @@ def access_of(
     }
 
 
-def devices_of(db: Connection, user_id: str, *, now_ms: int) -> list[OwnedDevice]:
-    """Read the devices that a user has, in the order of their ids."""
+def devices_of(
+    db: Connection,
+    user_id: str,
+    *,
+    after: str = "",
+    only: Sequence[str] | None = None,
+    limit: int | None = None,
+    now_ms: int,
+) -> list[OwnedDevice]:
+    """Read the devices that a user has, in the order of their ids: at most `limit`, behind the id `after`.
+
+    With `only`, those of these ids.
+    """
+    query = _DEVICES_OF.where(device_users.c.device_id > after).limit(limit)
+    if only is not None:
+        query = query.where(device_users.c.device_id.in_(only))
     width = len(devices.columns)
     return [
         OwnedDevice(device=device_of(row[:width]), access=_access(row[width:-1]), user_count=row[-1])
-        for row in db.execute(_DEVICES_OF, {"of_user": user_id, "now_ms": now_ms})
+        for row in db.execute(query, {"of_user": user_id, "now_ms": now_ms})
     ]
 
 
-def users_of(db: Connection, device_id: str, *, now_ms: int) -> list[DeviceUser]:
-    """Read who has a device, those who have had it for longest first."""
-    rows = db.execute(_USERS_OF, {"of_device": device_id, "now_ms": now_ms})
+def users_of(
+    db: Connection,
+    device_id: str,
+    *,
+    after: tuple[int, str] | None = None,
+    only: str | None = None,
+    limit: int | None = None,
+    now_ms: int,
+) -> list[DeviceUser]:
+    """Read the users of a device, in the order in which they got it: at most `limit`.
+
+    `after` is the `claimed_at_ms` and the id of the last user of the page before, and -1 for no time. With
+    `only`, the user of this id.
+    """
+    query = _USERS_OF.limit(limit)
+    if after is not None:
+        query = query.where(tuple_(_SINCE_MS, device_users.c.user_id) > tuple_(*map(literal, after)))
+    if only is not None:
+        query = query.where(device_users.c.user_id == only)
+    rows = db.execute(query, {"of_device": device_id, "now_ms": now_ms})
     return [
         DeviceUser(
             user_id=user_id,
@@ -209,12 +267,58 @@ def release(db: Connection, device_id: str, *, now_ms: int) -> None:
 
 def release_from(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
     """Take a locked device from all of its users."""
-    _take(db, device_id, list(user_ids), now_ms=now_ms)
+    note_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
+    _release(db, [device_id])
+
+
+def leave_some(db: Connection, user_id: str, *, at_most: int, now_ms: int) -> int:
+    """Let a user give up some of their devices, as `leave` does; give how many.
+
+    Running servers hear of the other users of these devices. Of this user they hear from the caller.
+    """
+    ids = db.scalars(_SOME_DEVICES, {"of_user": user_id, "at_most": at_most}).all()
+    if not ids:
+        return 0
+    db.execute(_LOCKED_DEVICES, {"ids": ids}).all()
+    everybody: dict[str, list[Access]] = {device_id: [] for device_id in ids}
+    for row in db.execute(_OF_DEVICES, {"ids": ids, "now_ms": now_ms}):
+        everybody[row[1]].append(_access(row))
+    released: list[str] = []
+    left: list[str] = []
+    for device_id, accesses in everybody.items():
+        had = next((access for access in accesses if access.user_id == user_id), None)
+        if had is not None:
+            (released if _is_last_owner(had, accesses) else left).append(device_id)
+    mine = device_users.c.user_id == user_id
+    db.execute(delete(device_users).where(mine, device_users.c.device_id.in_(ids)))
+    if released:
+        lose = [(each.device_id, each.user_id) for id_ in released for each in everybody[id_]]
+        note_changed_access(db, [pair for pair in lose if pair[1] != user_id], now_ms=now_ms)
+        _release(db, released)
+    add_activity(
+        db,
+        [
+            Activity(
+                device_id=device_id,
+                at_ms=now_ms,
+                kind="user_removed",
+                user_id=user_id,
+                detail={"user": user_id},
+            )
+            for device_id in left
+        ],
+    )
+    return len(ids)
+
+
+def _release(db: Connection, device_ids: Sequence[str]) -> None:
+    """Take devices from all of their users, of whom running servers know already."""
     for table in (device_users, shares):
-        db.execute(delete(table).where(table.c.device_id == device_id))
-    end_claims(db, device_id)
-    db.execute(update(devices).where(devices.c.id == device_id).values(name=None, key_pending_since_ms=None))
-    forget_activity(db, device_id)
+        db.execute(delete(table).where(table.c.device_id.in_(device_ids)))
+    end_claims(db, *device_ids)
+    changed = update(devices).where(devices.c.id.in_(device_ids))
+    db.execute(changed.values(name=None, key_pending_since_ms=None))
+    forget_activity(db, *device_ids)
 
 
 def _check_role(role: Role, until_ms: int | None) -> None:
@@ -256,8 +360,7 @@ def _is_last_owner(access: Access, everybody: Collection[Access]) -> bool:
 
 def _take(db: Connection, device_id: str, user_ids: Sequence[str], *, now_ms: int) -> None:
     _delete(db, device_id, user_ids)
-    for user_id in user_ids:
-        note_change(db, "access_changed", device_id=device_id, user_id=user_id, now_ms=now_ms)
+    note_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
 
 
 def _end_shares(db: Connection, device_id: str) -> None:

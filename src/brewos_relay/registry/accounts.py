@@ -18,12 +18,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, update
 
 from brewos_relay.errors import SignInRefused, UserExists
-from brewos_relay.registry.access import leave
-from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.emails import email_key, fold, is_same_mailbox, normal_email
 from brewos_relay.registry.records import Identity, User
-from brewos_relay.registry.schema import device_users, identities, invites, redeemed_invites, users
+from brewos_relay.registry.schema import identities, invites, redeemed_invites, users
 
 REDEEMED_MS: Final = 60_000
 """For how long the browser that redeemed an invite may do so again."""
@@ -31,6 +29,7 @@ REDEEMED_MS: Final = 60_000
 _NAME_CHARS: Final = 100
 _PICTURE_URL_CHARS: Final = 2000
 
+_THERE: Final = users.c.removed_at_ms.is_(None)
 _USERS: Final = select(
     users.c.id,
     users.c.email,
@@ -39,7 +38,7 @@ _USERS: Final = select(
     users.c.is_admin,
     users.c.password_hash.is_not(None),
     users.c.created_at_ms,
-)
+).where(_THERE)
 _BY_ID: Final = _USERS.where(users.c.id == bindparam("of_user"))
 _BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=True)))
 # Of two that are the same by the key, the one that has just this address.
@@ -73,8 +72,10 @@ _REDEEMED_BY: Final = (
     .where(redeemed_invites.c.nonce_hash == bindparam("nonce"))
     .where(redeemed_invites.c.expires_at_ms > bindparam("now_ms"))
 )
-_COLLIDING: Final = select(users.c.email).where(users.c.email_key.contains(" ")).order_by(users.c.email)
-_ANY: Final = select(exists(select(users.c.id)))
+_COLLIDING: Final = (
+    select(users.c.email).where(users.c.email_key.contains(" "), _THERE).order_by(users.c.email)
+)
+_ANY: Final = select(exists(select(users.c.id).where(_THERE)))
 _ANY_ADMIN: Final = select(exists(select(users.c.id).where(users.c.is_admin)))
 _ANY_ADMIN_INVITE: Final = select(
     exists(
@@ -84,7 +85,6 @@ _ANY_ADMIN_INVITE: Final = select(
         .where(invites.c.email_key != bindparam("key"))
     )
 )
-_DEVICES: Final = select(device_users.c.device_id).where(device_users.c.user_id == bindparam("of_user"))
 
 
 def find_user(db: Connection, user_id: str) -> User | None:
@@ -247,7 +247,7 @@ def redeem_invite(
 
 def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -> bool:
     """Keep the hash of a user's password, or none; False if there is no such account."""
-    changed = update(users).where(users.c.id == user_id).values(password_hash=password_hash)
+    changed = update(users).where(users.c.id == user_id, _THERE).values(password_hash=password_hash)
     return db.execute(changed).rowcount > 0
 
 
@@ -268,31 +268,15 @@ def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
     """
     if not is_admin:
         db.execute(delete(invites).where(invites.c.created_by == user_id))
-    changed = update(users).where(users.c.id == user_id).values(is_admin=is_admin)
+    changed = update(users).where(users.c.id == user_id, _THERE).values(is_admin=is_admin)
     return db.execute(changed).rowcount > 0
 
 
-def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
-    """Remove an account, its sessions, its invites, and its access to devices; False if there is none.
-
-    A device of which they were the last owner is nobody's then, as when they leave it.
-    """
-    # Before the devices: a writer that verified the account holds its row and goes on to a device.
-    if db.scalar(_TO_REMOVE, {"of_user": user_id}) is None:
-        return False
-    user = find_user(db, user_id)
-    assert user is not None
-    # Before what they had: their apps are to hear that nobody knows them any more, rather than to try again.
-    note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
-    for device_id in db.scalars(_DEVICES, {"of_user": user_id}).all():
-        leave(db, device_id, user_id, now_ms=now_ms)
-    # What is left are times that have passed.
-    db.execute(delete(device_users).where(device_users.c.user_id == user_id))
+def forget_invites(db: Connection, user: User) -> None:
+    """End the open invites for an account's mailbox, and those that the account has made."""
     for invited in _invites_of(db, user.email):
         db.execute(delete(invites).where(invites.c.email == invited))
-    db.execute(delete(invites).where(invites.c.created_by == user_id))
-    db.execute(delete(users).where(users.c.id == user_id))
-    return True
+    db.execute(delete(invites).where(invites.c.created_by == user.id))
 
 
 def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> str:

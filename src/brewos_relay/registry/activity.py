@@ -62,9 +62,9 @@ def activity_of(
     return [_stored(row) for row in db.execute(_OF_DEVICE, parameters)]
 
 
-def forget_activity(db: Connection, device_id: str) -> None:
-    """Remove every entry of a device, as when those who had it do not have it any more."""
-    db.execute(delete(activity).where(activity.c.device_id == device_id))
+def forget_activity(db: Connection, *device_ids: str) -> None:
+    """Remove every entry of devices, as when they have other users."""
+    db.execute(delete(activity).where(activity.c.device_id.in_(device_ids)))
 
 
 def _row(entry: Activity) -> dict[str, Any]:

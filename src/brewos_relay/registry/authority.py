@@ -22,7 +22,12 @@ from brewos_relay.registry.schema import sessions, users
 from brewos_relay.registry.tokens import lock_token
 
 # NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
-_USER: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update(key_share=True)
+_USER: Final = (
+    select(users.c.id)
+    .where(users.c.id == bindparam("of_user"))
+    .where(users.c.removed_at_ms.is_(None))
+    .with_for_update(key_share=True)
+)
 _SESSION: Final = (
     select(sessions.c.id)
     .where(sessions.c.id == bindparam("of_session"))

@@ -13,7 +13,11 @@ from brewos_relay.registry.schema import changes
 
 _CHANGES: Final = select(changes).order_by(changes.c.id)
 _AFTER: Final = _CHANGES.where(changes.c.id > bindparam("after_id"))
+_SOME_AFTER: Final = _AFTER.limit(bindparam("at_most"))
 _IDS: Final = select(changes.c.id).order_by(changes.c.id)
+
+READ_AT_ONCE: Final = 1000
+"""How many changes are read in one go."""
 
 GAPS_AT_MOST: Final = 100
 GAP_S: Final = 600.0
@@ -40,6 +44,26 @@ def note_change(
         "token_id": token_id,
     }
     db.execute(insert(changes), row)
+
+
+def note_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
+    """Tell running servers that sessions have ended: pairs of session id and user id."""
+    if pairs:
+        rows = [
+            {"at_ms": now_ms, "kind": "session_ended", "session_id": session_id, "user_id": user_id}
+            for session_id, user_id in pairs
+        ]
+        db.execute(insert(changes), rows)
+
+
+def note_changed_access(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
+    """Tell running servers that the access of users to devices changed: pairs of device id and user id."""
+    if pairs:
+        rows = [
+            {"at_ms": now_ms, "kind": "access_changed", "device_id": device_id, "user_id": user_id}
+            for device_id, user_id in pairs
+        ]
+        db.execute(insert(changes), rows)
 
 
 def read_changes(db: Connection, after_id: int) -> list[Change]:
@@ -70,14 +94,16 @@ class ChangeFollower:
         self._see(list(db.scalars(_IDS)))
 
     def read(self, db: Connection) -> list[Change]:
-        """Read what was committed since the last time, in the order of the ids."""
+        """Read what was committed since the last time, in the order of the ids: at most `READ_AT_ONCE`."""
         self._forget_old_gaps()
         if self._gaps:
             new = changes.c.id > self._last_id
             missed = (changes.c.id.between(gap.first, gap.last) for gap in self._gaps)
-            found = [_change(row) for row in db.execute(_CHANGES.where(or_(new, *missed)))]
+            query = _CHANGES.where(or_(new, *missed)).limit(READ_AT_ONCE)
+            found = [_change(row) for row in db.execute(query)]
         else:  # nearly always, and several times a second
-            found = read_changes(db, self._last_id)
+            some = {"after_id": self._last_id, "at_most": READ_AT_ONCE}
+            found = [_change(row) for row in db.execute(_SOME_AFTER, some)]
         self._see([change.id for change in found])
         return found
 

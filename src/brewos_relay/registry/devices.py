@@ -86,6 +86,11 @@ def all_devices(db: Connection) -> list[Device]:
     return [device_of(row) for row in db.execute(_DEVICES)]
 
 
+def some_devices(db: Connection, *, after: str = "", limit: int) -> list[Device]:
+    """Read devices in the order of their ids: at most `limit`, behind the id `after`."""
+    return [device_of(row) for row in db.execute(_DEVICES.where(devices.c.id > after).limit(limit))]
+
+
 def find_devices(db: Connection, ids: Sequence[str]) -> list[Device]:
     """Read those of these devices that are registered, in any order."""
     return [

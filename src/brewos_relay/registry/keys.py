@@ -129,13 +129,13 @@ def forget_pending(db: Connection, device: Device) -> None:
         _write(db, device.id, key_pending_since_ms=None)
 
 
-def end_claims(db: Connection, device_id: str, *, but_of_keys: Collection[bytes] = ()) -> None:
-    """Let nobody claim a device by a token that was registered until now, unless with one of these keys.
+def end_claims(db: Connection, *device_ids: str, but_of_keys: Collection[bytes] = ()) -> None:
+    """End the tokens that were registered for devices until now, unless with one of these keys.
 
-    They are kept: what a machine goes on showing must not be registered anew, by whoever saw it, with
+    Ended ones are kept: what a machine goes on showing must not be registered again by a stranger, with
     another key.
     """
-    ended = update(claims).where(claims.c.device_id == device_id)
+    ended = update(claims).where(claims.c.device_id.in_(device_ids))
     db.execute(ended.where(claims.c.key_hash.not_in(but_of_keys)).values(used_by=NOBODY))
 
 

@@ -18,7 +18,12 @@ _SEEN: Final = (
     .where(known_networks.c.user_id == bindparam("of_user"))
     .where(known_networks.c.network == bindparam("in_network"))
 )
-_LOCKED: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update()
+_LOCKED: Final = (
+    select(users.c.id)
+    .where(users.c.id == bindparam("of_user"))
+    .where(users.c.removed_at_ms.is_(None))
+    .with_for_update()
+)
 
 
 def seen_at(db: Connection, user_id: str, network: str) -> int | None:

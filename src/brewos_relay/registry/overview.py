@@ -52,7 +52,7 @@ def some_devices(db: Connection, *, find: str = "", after: str = "", limit: int)
 def totals(db: Connection) -> Totals:
     """Count what is in the registry."""
     device_count = db.scalar(select(func.count()).select_from(devices))
-    user_count = db.scalar(select(func.count()).select_from(users))
+    user_count = db.scalar(select(func.count()).where(users.c.removed_at_ms.is_(None)))
     return Totals(devices=device_count or 0, users=user_count or 0)
 
 

@@ -98,8 +98,3 @@ def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, n
         count, since_ms = db.execute(count_one, values).one()
         if count > per_network << (len(networks) - 1 - place):
             raise TooManyNewDevices(retry_s=-(-(since_ms + COUNTED_MS - now_ms) // 1000))
-
-
-def forget_counts(db: Connection, *, now_ms: int) -> None:
-    """Delete the counts that are over."""
-    db.execute(delete(new_ids).where(new_ids.c.since_ms <= now_ms - COUNTED_MS))

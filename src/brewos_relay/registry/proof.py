@@ -32,7 +32,7 @@ UNPROVEN_CLAIM_MS: Final = 24 * 3600 * 1000
 UNPROVEN_PER_ACCOUNT: Final = 5
 """How many machines that never connected one account may own."""
 
-EXPIRED_AT_ONCE: Final = 500
+EXPIRED_AT_ONCE: Final = 50
 
 _SEEN_AT: Final = (
     select(func.max(claims.c.seen_at_ms))

@@ -131,6 +131,8 @@ users = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     # What addresses are compared by. Behind a space is the account's id, if an older account has the same.
     Column("email_key", String(360), nullable=False, server_default=text("''")),
+    # When the account was closed. Its row stays until what it had is given up.
+    Column("removed_at_ms", BigInteger),
     Index("users_by_email_key", "email_key", unique=True),
     sqlite_with_rowid=False,
 )

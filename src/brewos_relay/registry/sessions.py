@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, literal, select, tuple_, update
 
+from brewos_relay.errors import TokenRejected
+from brewos_relay.registry.access import lock_account
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import note_ended_sessions
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.records import Activity, Session
 from brewos_relay.registry.schema import device_users, redeemed_invites, refresh_tokens, sessions, users
+
+SESSIONS_AT_MOST: Final = 500
+"""How many sessions one user has, so that ending all of them stays a short transaction."""
 
 NOTED_DEVICES: Final = 100
 """The end of a copied session is noted with at most this many devices of its user."""
@@ -32,7 +37,13 @@ _SESSIONS: Final = (
 )
 _BY_ID: Final = _SESSIONS.where(sessions.c.id.in_(bindparam("ids", expanding=True)))
 _OF_USER: Final = _SESSIONS.where(sessions.c.user_id == bindparam("of_user")).order_by(
-    sessions.c.used_at_ms.desc(), sessions.c.id
+    sessions.c.used_at_ms.desc(), sessions.c.id.desc()
+)
+_TOO_MANY: Final = (
+    select(sessions.c.id)
+    .where(sessions.c.user_id == bindparam("of_user"))
+    .order_by(sessions.c.used_at_ms.desc(), sessions.c.id.desc())
+    .offset(bindparam("kept"))
 )
 _TOKEN: Final = (
     select(refresh_tokens)
@@ -82,8 +93,15 @@ def open_session(
 ) -> Session:
     """Sign a user in; of the user agent, the first 300 characters are kept.
 
-    `expires_at_ms` is when the session ends, and the token, if that is not used until then.
+    `expires_at_ms` is when the session ends, and the token, if that is not used until then. A user has
+    `SESSIONS_AT_MOST`: the one that was used longest ago ends for a new one. Raises TokenRejected if the
+    account was removed.
     """
+    if not lock_account(db, user_id):
+        raise TokenRejected("the account was removed")
+    too_many = db.scalars(_TOO_MANY, {"of_user": user_id, "kept": SESSIONS_AT_MOST - 1}).all()
+    if too_many:
+        _end(db, delete(sessions).where(sessions.c.id.in_(too_many)), now_ms=now_ms)
     db.execute(
         insert(sessions),
         {
@@ -159,9 +177,22 @@ def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[st
     }
 
 
-def sessions_of(db: Connection, user_id: str, *, now_ms: int) -> list[Session]:
-    """List where a user is signed in, the last used first."""
-    return [_session(row) for row in db.execute(_OF_USER, {"of_user": user_id, "now_ms": now_ms})]
+def sessions_of(
+    db: Connection,
+    user_id: str,
+    *,
+    after: tuple[int, str] | None = None,
+    limit: int | None = None,
+    now_ms: int,
+) -> list[Session]:
+    """List where a user is signed in, the last used first: at most `limit`.
+
+    `after` is the `used_at_ms` and the id of the last session of the page before.
+    """
+    query = _OF_USER.limit(limit)
+    if after is not None:
+        query = query.where(tuple_(sessions.c.used_at_ms, sessions.c.id) < tuple_(*map(literal, after)))
+    return [_session(row) for row in db.execute(query, {"of_user": user_id, "now_ms": now_ms})]
 
 
 def end_session(db: Connection, session_id: str, *, user_id: str | None = None, now_ms: int) -> bool:
@@ -182,8 +213,7 @@ def _end(db: Connection, ended: Any, *, now_ms: int) -> int:
     rows = db.execute(ended.returning(sessions.c.id, sessions.c.user_id)).all()
     for user_id in {user_id for _, user_id in rows}:
         db.execute(delete(redeemed_invites).where(redeemed_invites.c.user_id == user_id))
-    for session_id, user_id in rows:
-        note_change(db, "session_ended", session_id=session_id, user_id=user_id, now_ms=now_ms)
+    note_ended_sessions(db, [(session_id, user_id) for session_id, user_id in rows], now_ms=now_ms)
     return len(rows)
 
 

@@ -12,6 +12,7 @@ from brewos_relay.errors import DeviceUnknown, NotAnOwner
 from brewos_relay.registry.access import access_of, give
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.devices import lock_device
+from brewos_relay.registry.quotas import check_quota
 from brewos_relay.registry.records import Access, Activity, ActivityKind, Claimed, GuestRole, Share
 from brewos_relay.registry.schema import shares
 
@@ -87,21 +88,32 @@ def new_share(
 
 
 def claim_share(
-    db: Connection, *, device_id: str, token_hash: bytes, user_id: str, now_ms: int
+    db: Connection,
+    *,
+    device_id: str,
+    token_hash: bytes,
+    user_id: str,
+    now_ms: int,
+    machines_at_most: int | None = None,
 ) -> Claimed | None:
     """Give a user what a share's link offers; None if it offers nothing (any more).
+
+    With `machines_at_most`, raises QuotaReached if the user has as many other machines.
 
     Whoever has at least as much keeps it, and the share is not used up. Nor is it if they have more of one
     and less of the other, say to see it for ever, where the share lets them use it until Sunday: giving
     both would be more than it says.
     """
     wanted = (shares.c.device_id == device_id, shares.c.token_hash == token_hash)
-    return _take(db, wanted, user_id=user_id, now_ms=now_ms)
+    return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
 
 
-def claim_code(db: Connection, *, code_hash: bytes, user_id: str, now_ms: int) -> Claimed | None:
+def claim_code(
+    db: Connection, *, code_hash: bytes, user_id: str, now_ms: int, machines_at_most: int | None = None
+) -> Claimed | None:
     """Give a user what a share offers to whoever types its code; as `claim_share`."""
-    return _take(db, (shares.c.code_hash == code_hash,), user_id=user_id, now_ms=now_ms)
+    wanted = (shares.c.code_hash == code_hash,)
+    return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
 
 
 def shares_of(db: Connection, device_id: str, *, now_ms: int) -> list[Share]:
@@ -123,11 +135,18 @@ def revoke_share(
 
 
 def _take(
-    db: Connection, wanted: tuple[ColumnElement[bool], ...], *, user_id: str, now_ms: int
+    db: Connection,
+    wanted: tuple[ColumnElement[bool], ...],
+    *,
+    user_id: str,
+    now_ms: int,
+    machines_at_most: int | None,
 ) -> Claimed | None:
     device_id = db.scalar(select(shares.c.device_id).where(*wanted))
     if device_id is None:
         return None
+    if machines_at_most is not None:  # first, since accounts are locked before devices
+        check_quota(db, user_id, limit=machines_at_most, now_ms=now_ms, device_id=device_id)
     try:
         device = lock_device(db, device_id)
     except DeviceUnknown:

@@ -6,6 +6,7 @@ verified in the same transaction (`write_as`), or is one of the few writes that 
 
 import functools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -23,14 +24,16 @@ from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
 from brewos_relay.registry.attempt import Attempt
 from brewos_relay.registry.authority import Authority, verify
 from brewos_relay.registry.batching import Batcher
+from brewos_relay.registry.bulk import PAUSE_S, Step
 from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.held_writes import KeyUse
-from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.housekeeping import expired, find_excess, prune
 from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.pairing import HeldClaim
 from brewos_relay.registry.records import Access, Activity, Change, Device, Session
+from brewos_relay.registry.removal import closed_accounts, remove_some
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
 from brewos_relay.registry.tokens import revoked_tokens
@@ -39,8 +42,6 @@ from brewos_relay.registry.watching import Apply, Watcher
 WRITE_S: Final = 4.0
 """How long a write may take, with every wait for others, unless the store is opened with another time."""
 PRUNE_EVERY_S: Final = 3600.0
-PRUNE_PAUSE_S: Final = 1.0
-"""What others get to write while there is very much to prune."""
 _THREADS: Final = 4
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -83,6 +84,7 @@ class Store:
         self._heard_of = set(revoked)
         self._notes = Notes(database, limiter=self._writers)
         self._watcher = Watcher(self._read_changes)
+        self._more_to_do = trio.Event()
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -136,6 +138,21 @@ class Store:
         call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)
         with self._timed("write"):
             return await attempt.run(call)
+
+    async def finish_removals(self, *, within_s: float) -> None:
+        """Remove what closed accounts had, in many short transactions.
+
+        What is left after `within_s`, or by a failure, is for the server's housekeeping, which is woken up.
+        """
+        until_s = trio.current_time() + within_s
+        try:
+            for user_id in await self.read(closed_accounts):
+                removing = functools.partial(remove_some, user_id=user_id, now_ms=now_ms())
+                await self._run_steps(removing, until_s=until_s)
+        except RegistryError as problem:
+            logger.warning("the removal of an account was interrupted: %s; going on later", problem)
+        finally:
+            self._more_to_do.set()
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id; lookups that arrive together share one query."""
@@ -209,9 +226,12 @@ class Store:
         """
         self._watcher.watch(apply)
 
-    async def catch_up(self) -> None:
-        """Wait until every change that is committed by now was applied; at once if nobody watches."""
-        await self._watcher.catch_up()
+    async def catch_up(self, *, ends_only: bool = False) -> None:
+        """Wait until every change that is committed by now was applied; at once if nothing watches.
+
+        With `ends_only`, until every session that has ended by now was closed: other changes may still wait.
+        """
+        await self._watcher.catch_up(ends_only=ends_only)
 
     async def run(self) -> None:
         """Answer lookups, follow changes, prune, and write what is noted, until cancelled.
@@ -239,12 +259,24 @@ class Store:
 
     async def _prune_regularly(self) -> None:
         while True:
-            more = False
+            self._more_to_do = trio.Event()
             try:
-                more = await self.write(prune, now_ms=now_ms())
+                for user_id in await self.read(closed_accounts):
+                    await self._run_steps(functools.partial(remove_some, user_id=user_id, now_ms=now_ms()))
+                await self._run_steps(functools.partial(prune, steps=expired(now_ms=now_ms())))
+                excess = await self.read(find_excess, now_ms=now_ms())
+                await self._run_steps(functools.partial(prune, steps=excess))
             except Exception as problem:  # also no more threads: the next time may be better
                 logger.warning("what is over could not be deleted: %s; trying again", problem)
-            await trio.sleep(PRUNE_PAUSE_S if more else PRUNE_EVERY_S)
+            with trio.move_on_after(PRUNE_EVERY_S):
+                await self._more_to_do.wait()
+
+    async def _run_steps(self, step: Step, *, until_s: float = math.inf) -> None:
+        """Do bulk work, in one transaction after another, with time for other writers in between."""
+        while trio.current_time() < until_s:
+            if not await self.write(step):
+                return
+            await trio.sleep(PAUSE_S)
 
     async def _read_changes(self) -> Sequence[Change]:
         changes = await self.read(self._follower.read)

@@ -1,0 +1,12 @@
+"""Accounts that are closed, while what they had is given up in steps."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.add_column("users", sa.Column("removed_at_ms", sa.BigInteger))
