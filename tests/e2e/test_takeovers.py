@@ -264,9 +264,14 @@ async def test_codes_cannot_be_guessed_by_one_person(tmp_path: Path) -> None:
 
 async def test_codes_cannot_be_guessed_by_many_of_one_address(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
-        people = [await home.person(f"eve-{number}") for number in range(6)]
+        people = [await home.person(f"eve-{number}") for number in range(12)]
+        began_at = trio.current_time()
         statuses = [(await person.type_code("0000-ABCD")).status for person in people for _ in range(8)]
-        assert statuses == [404] * 40 + [429] * 8
+        # Codes are hashed slowly: what the budget regains meanwhile, one attempt in 3 s, counts as well.
+        regained = int((trio.current_time() - began_at) / 3) + 1
+        assert set(statuses) == {404, 429}
+        assert statuses[:40] == [404] * 40
+        assert statuses.count(404) <= 40 + regained
 
 
 async def test_saying_to_come_from_elsewhere_is_no_way_around_a_limit(tmp_path: Path) -> None:
