@@ -152,8 +152,11 @@ async def connect_machine(front: Front, *, source: str = "127.0.0.2") -> TlsWire
     return connection
 
 
-async def connect_app(front: Front, token: str) -> TlsWireClient:
+async def connect_app(front: Front, token: str, *, fetched_before: bool = False) -> TlsWireClient:
     connection = await front.connect("127.0.0.3")
+    if fetched_before:
+        fetch = f"GET /api/health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+        assert (await connection.ask(fetch)).status == 200
     # As a page of the relay's own does.
     head = upgrade_head(
         f"/ws/client?token={token}&device={MACHINE}",
@@ -261,7 +264,7 @@ async def test_a_machine_and_an_app(fit: Fit, tmp_path: Path) -> None:
 
 async def come_and_go(front: Front, token: str) -> None:
     """Let an app come, which takes a front that thinks well of the relay, and say goodbye, and hear one."""
-    app = await connect_app(front, token)
+    app = await connect_app(front, token, fetched_before=True)
     with trio.fail_after(5):
         await app.send(close(1000))
         assert (await app.read_close())[0] == 1000

@@ -227,8 +227,8 @@ async def test_another_protocol_is_ignored_and_its_request_is_the_last(
             assert await connection.read_to_end() == b""
 
 
-@pytest.mark.parametrize("path", ["/api/health", DEVICE], ids=["api", "device"])
-async def test_an_upgrade_as_a_second_request_is_refused(unharmed: Unharmed, path: str) -> None:
+@pytest.mark.parametrize("path", ["/api/health", f"{DEVICE}x", "/ws/client?token=x"])
+async def test_a_bad_upgrade_as_a_second_request_is_refused(unharmed: Unharmed, path: str) -> None:
     async with unharmed() as server:
         connection = await server.connect()
         assert (await connection.ask(plain())).status == 200

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from support.certificates import client_context, write_certificate
-from support.process import KEY, HereServer, machine_id, serve_here
-from support.wire_client import Response, WireClient, upgrade_head
+from support.process import KEY, WRONG_KEY, HereServer, machine_id, serve_here
+from support.wire_client import PING, PONG, Response, WireClient, frame, upgrade_head
 
 MACHINE = machine_id(1)
 DEVICE = f"/ws/device?id={MACHINE}&key={KEY}"
@@ -95,6 +95,48 @@ async def test_an_upgrade_to_http_2_is_answered_in_http_1(server: HereServer) ->
     sent = request("POST /api/auth/refresh", *more, "Content-Type: application/json", "Content-Length: 20")
     response = await (await server.connect()).ask(sent + body)
     assert response.status == 401
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_websocket_on_a_connection_that_was_fetched_through(
+    tmp_path: Path, tls: bool, together: bool
+) -> None:
+    """As java.net.http, OkHttp and aiohttp do, which keep connections in a pool."""
+    async with open_ports(tmp_path, tls=tls) as (server, context):
+        for target in (DEVICE, f"/ws/client?token={server.token()}&device={MACHINE}"):
+            connection = await server.connect(tls_context=context)
+            asked = [request("GET /api/health"), upgrade_head(target) + frame(PING, b"now")]
+            if together:
+                await connection.send(*asked)
+            for number, status in enumerate((200, 101)):
+                if not together:
+                    await connection.send(asked[number])
+                assert (await connection.read_response()).status == status
+            assert (await connection.read_json())["type"] == "connected"
+            while (found := await connection.read_frame()).opcode != PONG:
+                pass  # the relay may ping or speak first
+            assert found.payload == b"now"
+        assert server.server.relay.is_online(MACHINE)
+        assert server.server.relay.device_count == 1
+
+
+async def test_a_later_upgrade_that_is_refused_ends_the_connection(server: HereServer) -> None:
+    for sent, status in (
+        (upgrade_head(f"/ws/device?id={MACHINE}&key={WRONG_KEY}"), 401),
+        (upgrade_head(DEVICE, Sec_WebSocket_Version="8"), 426),
+        (upgrade_head(DEVICE, Content_Length="5") + b"abcde", 400),
+        (upgrade_head(DEVICE, Sec_WebSocket_Key="short"), 400),
+        (upgrade_head("/api/health"), 400),
+        (upgrade_head("/ws/client?token=x"), 400),
+    ):
+        connection = await server.connect()
+        assert (await connection.ask(request("GET /api/health"))).status == 200
+        response = await connection.ask(sent + request("GET /api/info"))
+        assert response.status == status
+        assert json.loads(response.body)["error"]
+        assert await connection.read_to_end() == b""
+    assert not server.server.relay.is_online(MACHINE)
 
 
 # -- HEAD -------------------------------------------------------------------------------------------------

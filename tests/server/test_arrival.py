@@ -39,7 +39,7 @@ async def arriving() -> AsyncIterator[tuple[Arrival, socket.socket]]:
     """Open a connection that has come from 127.0.0.1, port 9; see that its file is closed in the end."""
     before = count_open_files()
     with trio.fail_after(60), tcp_pair() as (near, far):
-        arrival = Arrival(near, "127.0.0.1", 9, limits=LIMITS)
+        arrival = Arrival.accept(near, "127.0.0.1", 9, limits=LIMITS)
         yield arrival, far
         arrival.close()
         arrival.close()
@@ -389,7 +389,7 @@ async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.te
 async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(tmp_path: Path) -> None:
     near, far = socket.socketpair()  # refuses the options of TCP
     with far:
-        arrival = Arrival(near, "127.0.0.1", 9, limits=LIMITS)
+        arrival = Arrival.accept(near, "127.0.0.1", 9, limits=LIMITS)
         far.send(REQUEST)
         assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"")
         arrival.close()

@@ -14,6 +14,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
 from brewos_relay.server.containing import contained
 from brewos_relay.server.http import HttpSide, open_http_side
+from brewos_relay.server.request_gate import WebSocketWanted
 from support.household import open_household
 
 GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"
@@ -31,6 +32,7 @@ TWO_LENGTHS = (
     b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 )
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FROM: dict[str, Any] = {"client": ("192.0.2.7", 5), "secure": True}
 BIG = 8 * 1024 * 1024
 
 
@@ -354,6 +356,59 @@ class TestScope:
                 assert await Browser(ours).answer() == (200, b"hello")
         assert scopes[-1]["client"] == client
         assert scopes[-1]["scheme"] == scheme
+
+
+class TestWebSockets:
+    """A client asks for one on a connection that it has fetched through."""
+
+    @pytest.mark.parametrize("goes_on", [True, False])
+    @pytest.mark.parametrize("together", [True, False])
+    async def test_a_later_request_for_one_leaves_the_http_side(self, goes_on: bool, together: bool) -> None:
+        taken: list[tuple[bytes, bytes, tuple[str, int], bool]] = []
+
+        async def take(
+            stream: trio.abc.Stream, wanted: WebSocketWanted, *, client: tuple[str, int], secure: bool
+        ) -> bool:
+            taken.append((wanted.head, wanted.rest, client, secure))
+            await stream.send_all(b"taken")
+            return goes_on
+
+        with trio.fail_after(5):
+            async with open_http_side(demo_app) as side:
+                side.take_websocket = take
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, GET + GET if not together else GET + GET + UPGRADE + b"frame", **FROM)
+                browser = Browser(ours)
+                for _ in "12":
+                    assert await browser.answer() == (200, b"hello")
+                if not together:
+                    await browser.send(UPGRADE + b"frame")
+                assert bytes(await ours.receive_some()) == b"taken"
+                await trio.testing.wait_all_tasks_blocked()
+                assert taken == [(UPGRADE.removesuffix(b"\r\n\r\n"), b"frame", FROM["client"], True)]
+                assert side.connection_count == 0
+                if not goes_on:
+                    await browser.expect_end()
+                    return
+                await theirs.send_all(b"still open")
+                assert bytes(await ours.receive_some()) == b"still open"
+
+    async def test_a_failure_ends_the_connection(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def fail(
+            stream: trio.abc.Stream, wanted: WebSocketWanted, *, client: tuple[str, int], secure: bool
+        ) -> bool:
+            raise ValueError("token=secret")
+
+        with trio.fail_after(5):
+            async with open_http_side(demo_app) as side:
+                side.take_websocket = fail
+                ours, theirs = trio.testing.memory_stream_pair()
+                side.take(theirs, GET + UPGRADE, **FROM)
+                browser = Browser(ours)
+                assert await browser.answer() == (200, b"hello")
+                await browser.expect_end()
+        assert "ValueError" in caplog.text
+        assert "secret" not in caplog.text
 
 
 class TestRefusals:

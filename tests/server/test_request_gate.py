@@ -3,7 +3,7 @@ from collections import Counter
 import h11
 import pytest
 
-from brewos_relay.server.request_gate import RequestGate
+from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
 
 
 def make_gate() -> RequestGate:
@@ -110,6 +110,27 @@ def test_another_protocol_is_ignored_and_its_request_is_the_last(upgrade: bytes)
 def test_a_websocket_is_refused(upgrade: bytes) -> None:
     assert refusal_of(make_gate(), b"GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: %s\r\n\r\n" % upgrade) == 400
     request_of(make_gate(), b"GET / HTTP/1.0\r\nUpgrade: %s\r\n\r\n" % upgrade)
+
+
+@pytest.mark.parametrize("target", [b"/ws?a=b", b"wss://relay/ws", b"/elsewhere"])
+def test_a_websocket_is_given_back_as_it_came(target: bytes) -> None:
+    gate = RequestGate(head_bytes=200, body_bytes=10, gives_back=True)
+    head = b"GET %s HTTP/1.1\r\nHost: relay\r\nUPGRADE: h2c, WebSocket\r\nX: y\r\nx: z" % target
+    gate.receive_data(head + b"\r\n\r\n" + b"\x81\0")
+    with pytest.raises(WebSocketWanted) as caught:
+        gate.next_event()
+    assert (caught.value.head, caught.value.rest) == (head, b"\x81\0")
+    for other in (
+        b"GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: h2c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
+        request_of(RequestGate(head_bytes=200, body_bytes=10, gives_back=True), other)
+
+
+@pytest.mark.parametrize("line", [b"GET relay HTTP/1.1", b"GET / HTTP/1.1\r\nHost: b c"])
+def test_what_cannot_be_read_is_not_given_back(line: bytes) -> None:
+    gate = RequestGate(head_bytes=200, body_bytes=10, gives_back=True)
+    assert refusal_of(gate, line + b"\r\nHost: a\r\nUpgrade: websocket\r\n\r\n") == 400
 
 
 POST = b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Length: 1\r\n\r\nx"

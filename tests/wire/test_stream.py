@@ -161,3 +161,11 @@ def fill_transport(transport: Transport) -> None:
     """Fill the system's buffer of a transport's socket."""
     with socket.socket(fileno=socket.dup(transport.fd)) as duplicate:
         fill(duplicate)
+
+
+async def test_what_was_read_and_not_taken_goes_with_the_transport() -> None:
+    async with stream_pair() as (stream, transport, far):
+        far.send(b"abcdef")
+        assert await stream.receive_some(2) == b"ab"
+        assert stream.detach() == (transport, b"cdef")
+        assert stream.detach() == (transport, b"")

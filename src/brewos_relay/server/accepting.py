@@ -116,7 +116,7 @@ async def _welcome(
 ) -> None:
     arrival: Arrival | None = None
     try:
-        arrival = Arrival(accepted, address, port, limits=limits)
+        arrival = Arrival.accept(accepted, address, port, limits=limits)
         await answer(arrival)
     except PeerGone:
         pass  # before it had asked for anything

@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import trio
 
@@ -72,31 +72,38 @@ class Lingering:
 
 
 class Arrival:
-    """A connection that has just come: its transport, whose it is, and whether TLS protects it.
+    """A connection and a request on it: its transport, whose it is, and whether TLS protects it.
 
     **Owns:** the transport, until `release` was called.
     """
 
-    __slots__ = ("_received", "_released", "address", "network", "path", "port", "secure", "transport")
+    __slots__ = ("_received", "address", "network", "path", "port", "released", "secure", "transport")
 
-    def __init__(self, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> None:
-        try:
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            pass  # it has gone already, as the first read will show
-        self.transport = Transport(
-            accepted, outbox_limit_bytes=limits.outbox_bytes, lag_bytes=limits.lag_bytes
-        )
+    def __init__(
+        self, transport: Transport, address: str, port: int, *, secure: bool = False, received: bytes = b""
+    ) -> None:
+        self.transport = transport
         self.address = address
         self.network = ""
         """The network of the caller, once the request is known: a proxy may have named another one."""
         self.path = ""
         """The path of the request, once its head was read."""
         self.port = port
-        self.secure = False
-        self._received = b""
-        self._released = False
+        self.secure = secure
+        self._received = received
+        self.released = False
+        """Whether the transport belongs to another owner by now."""
+
+    @classmethod
+    def accept(cls, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> Self:
+        """Take a connection that has just come."""
+        try:
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # it has gone already, as the first read will show
+        transport = Transport(accepted, outbox_limit_bytes=limits.outbox_bytes, lag_bytes=limits.lag_bytes)
+        return cls(transport, address, port)
 
     @property
     def head_only(self) -> bool:
@@ -105,11 +112,11 @@ class Arrival:
 
     def release(self) -> None:
         """Note that the transport belongs to somebody else from here on."""
-        self._released = True
+        self.released = True
 
     def close(self) -> None:
         """Close the connection, unless it belongs to somebody else by now."""
-        if not self._released:
+        if not self.released:
             self.transport.close()
 
     async def receive_head(self, *, door: Door, limits: Limits) -> tuple[bytes, bytes]:

@@ -1,14 +1,15 @@
 """The HTTP side: connections that ask for no WebSocket, served by Hypercorn's HTTP/1.1 and an ASGI app.
 
 Only Hypercorn's protocol is used. Reading, writing, waiting and giving up are done here, since a connection
-must never be able to outlive its deadlines, to become anything but HTTP/1.1, or to end anything but itself.
+must never be able to outlive its deadlines, to become anything but HTTP/1.1 here, or to end anything but
+itself.
 """
 
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final, NoReturn, cast
+from typing import Final, NoReturn, Protocol, cast
 
 import h11
 import trio
@@ -30,7 +31,7 @@ from hypercorn.typing import (
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.containing import contained
 from brewos_relay.server.lifespan import open_lifespan
-from brewos_relay.server.request_gate import RequestGate
+from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
 from brewos_relay.telemetry.requests import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,22 @@ _FAREWELL_S: Final = 0.5
 """What requests that are being answered are given when the HTTP side closes."""
 
 
+class TakeWebSocket(Protocol):
+    """Answers a request for a WebSocket on a connection of the HTTP side; True if the connection goes on.
+
+    The stream belongs to the callee then, and is not closed.
+    """
+
+    async def __call__(
+        self, stream: trio.abc.Stream, wanted: WebSocketWanted, *, client: tuple[str, int], secure: bool
+    ) -> bool: ...
+
+
 class HttpSide:
     """Serves connections whose first request head has been read already.
+
+    Clients keep connections in a pool, and ask for a WebSocket on one that they have fetched through: such a
+    connection goes to `take_websocket`. Without that, the request is refused.
 
     **Owns:** (through `open_http_side`) the nursery of every connection that it was given with `take`.
     **Ends when:** the block of `open_http_side` is left.
@@ -65,6 +80,7 @@ class HttpSide:
         self.limits = limits
         self.counters = counters
         self.context = WorkerContext(None)
+        self.take_websocket: TakeWebSocket | None = None
         self._nursery = nursery
         self._connections: set[_Connection] = set()
 
@@ -106,14 +122,21 @@ class HttpSide:
         """
         connection = _Connection(self, stream, client=client, secure=secure)
         self._connections.add(connection)
+        goes_on = False
         try:
             with contained("an HTTP connection"):
-                await connection.run(initial)
+                wanted = await connection.run(initial)
+                if wanted is not None and self.take_websocket is not None and client is not None:
+                    goes_on = await self.take_websocket(stream, wanted, client=client, secure=secure)
         finally:
             self._connections.discard(connection)
-            # Shielded, so that an exception on its way out is not replaced by a cancellation.
-            with contained("closing"), trio.move_on_after(self.limits.close_s, shield=True):
-                await trio.aclose_forcefully(stream)
+            if not goes_on:
+                await self._close(stream)
+
+    async def _close(self, stream: trio.abc.Stream) -> None:
+        # Shielded, so that an exception on its way out is not replaced by a cancellation.
+        with contained("closing"), trio.move_on_after(self.limits.close_s, shield=True):
+            await trio.aclose_forcefully(stream)
 
     async def close_idle(self) -> None:
         """Close every connection that waits for its next request; the others close after their answer."""
@@ -175,25 +198,30 @@ class _Connection:
             head_bytes=side.limits.request_head_bytes,
             body_bytes=side.limits.http_body_bytes,
             refused=side.counters.refused,
+            gives_back=side.take_websocket is not None,
         )
         self._reading_head = True
         self._answering = False
         self._broken = False
+        self._wanted: WebSocketWanted | None = None
 
     def close_if_idle(self) -> None:
         """End the connection unless a request is arriving or being answered."""
         if not self._answering and not self._reading_head:
             self._scope.cancel()
 
-    async def run(self, initial: bytes) -> None:
-        """Serve requests until the connection ends; the stream is left open."""
+    async def run(self, initial: bytes) -> WebSocketWanted | None:
+        """Serve requests until the connection ends, or a WebSocket is wanted. The stream is left open."""
         with self._scope:
             async with trio.open_nursery() as self._nursery:
                 await self._read(self._nursery, initial)
                 self._nursery.cancel_scope.cancel()
+        if self._wanted is not None:
+            return self._wanted
         if not self._broken and (self._reading_head or self._answering):
             with trio.move_on_after(self._limits.close_s), suppress(trio.BrokenResourceError):
                 await self._say_goodbye()
+        return None
 
     async def _read(self, nursery: trio.Nursery, initial: bytes) -> None:
         protocol = H11Protocol(
@@ -213,7 +241,11 @@ class _Connection:
             if not self._answering and not self._reading_head and data.strip(b"\r\n"):
                 self._reading_head = True
                 self._scope.deadline = trio.current_time() + self._limits.request_head_s
-            await protocol.handle(RawData(data))
+            try:
+                await protocol.handle(RawData(data))
+            except WebSocketWanted as wanted:
+                self._wanted = wanted
+                return
             data = await self._receive()
         await protocol.handle(RawData(b""))
         if self._answering:

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, Protocol
 
 import trio
@@ -13,7 +14,7 @@ from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
-from brewos_relay.errors import CloseCode
+from brewos_relay.errors import CloseCode, PeerGone
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import (
     CLIENT_PATHS,
@@ -26,7 +27,7 @@ from brewos_relay.server.admission import (
 )
 from brewos_relay.server.arrival import Arrival, Door, Lingering
 from brewos_relay.server.refusal_log import RefusalLog
-from brewos_relay.server.request_gate import reason_of
+from brewos_relay.server.request_gate import WebSocketWanted, reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
@@ -99,10 +100,23 @@ class Listener:
             failure="a connection failed during its first request",
         )
 
-    async def _welcome(self, arrival: Arrival) -> None:
-        """Answer the first request of a connection."""
+    async def take_websocket(
+        self, stream: trio.abc.Stream, wanted: WebSocketWanted, *, client: tuple[str, int], secure: bool
+    ) -> bool:
+        """Answer a later request of a connection, which is for a WebSocket; return True if it goes on."""
+        assert isinstance(stream, TransportStream)
+        transport, left = stream.detach()
+        arrival = Arrival(transport, *client, secure=secure, received=wanted.head)
+        with suppress(PeerGone):
+            await self._welcome(arrival, (wanted.head, wanted.rest + left))
+        return arrival.released
+
+    async def _welcome(self, arrival: Arrival, received: tuple[bytes, bytes] | None = None) -> None:
+        """Answer the first request of a connection, or one that was `received` already."""
         try:
-            await self._answer(arrival)
+            if received is None:
+                received = await arrival.receive_head(door=self._door, limits=self._limits)
+            await self._answer(arrival, *received)
         except Refusal as refusal:
             reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
             self._refused[reason] += 1
@@ -118,9 +132,8 @@ class Listener:
             lingering = self._lingering if arrival.path == DEVICE_PATH else None
             await arrival.refuse(refusal, within_s=self._limits.close_s, lingering=lingering)
 
-    async def _answer(self, arrival: Arrival) -> None:
-        """Answer a request; a connection that goes on belongs to somebody else from here on."""
-        head, rest = await arrival.receive_head(door=self._door, limits=self._limits)
+    async def _answer(self, arrival: Arrival, head: bytes, rest: bytes) -> None:
+        """Answer a request; a connection that goes on belongs to the relay or to the HTTP side then."""
         request = parse_head(head)
         arrival.path = request.path
         request.peer_address, request.secure = arrival.address, arrival.secure

@@ -27,6 +27,18 @@ def reason_of(status: int) -> str:
     return _REASONS.get(status, "malformed")
 
 
+class WebSocketWanted(Exception):
+    """A request for a WebSocket, where all requests before it are answered: its head, and what is behind it.
+
+    The head is as it came, without the empty line at its end.
+    """
+
+    def __init__(self, head: bytes, rest: bytes) -> None:
+        super().__init__("a WebSocket is wanted")
+        self.head = head
+        self.rest = rest
+
+
 class RequestGate(h11.Connection):
     """HTTP/1.1 as h11 reads it, without requests that are too large or ask for a WebSocket.
 
@@ -36,12 +48,21 @@ class RequestGate(h11.Connection):
     the last of its connection. A proxy that mistakes the connection for a tunnel can then send nothing more.
     """
 
-    def __init__(self, *, head_bytes: int, body_bytes: int, refused: Counter[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        head_bytes: int,
+        body_bytes: int,
+        refused: Counter[str] | None = None,
+        gives_back: bool = False,
+    ) -> None:
+        """Bound what is read. With `gives_back`, a request for a WebSocket raises WebSocketWanted."""
         super().__init__(h11.SERVER, max_incomplete_event_size=head_bytes)
         self._head_limit_bytes = head_bytes
         self._body_limit_bytes = body_bytes
         self._body_bytes = 0
         self._refused = refused if refused is not None else Counter()
+        self._gives_back = gives_back
         self._at_start = True
 
     def receive_data(self, data: bytes) -> None:
@@ -50,7 +71,10 @@ class RequestGate(h11.Connection):
             super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Read the next event. Raises h11.RemoteProtocolError with the status of the refusal."""
+        """Read the next event. Raises h11.RemoteProtocolError with the status of the refusal.
+
+        Raises WebSocketWanted; nothing else may be asked of the gate after that.
+        """
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA  # or h11 would complain about it, and the answer under way would be lost
         if self._at_start and self.their_state is h11.IDLE and self._skip_empty_line():
@@ -100,6 +124,8 @@ class RequestGate(h11.Connection):
             raise Refusal(400, "no host")
         upgrade = b",".join(value for name, value in headers if name == b"upgrade")
         if request.http_version == b"1.1" and names_websocket(upgrade.decode("latin-1")):
+            if self._gives_back:
+                raise WebSocketWanted(_encode_head(request), self.trailing_data[0])
             raise Refusal(400, "no WebSocket here")
         if any(name == b"upgrade" for name, _ in headers):
             headers = [each for each in headers if each[0] not in _OF_UPGRADES]
@@ -127,3 +153,10 @@ class RequestGate(h11.Connection):
         if int(headers.get(b"content-length", b"0")) > self._body_limit_bytes:
             return 413
         return None
+
+
+def _encode_head(request: h11.Request) -> bytes:
+    """Write a request head as it came, apart from the spaces around header values."""
+    line = b"%s %s HTTP/%s" % (request.method, request.target, request.http_version)
+    headers = (b"%s: %s" % each for each in request.headers.raw_items())
+    return b"\r\n".join([line, *headers])

@@ -187,6 +187,7 @@ async def open_server(
                         refusals=refusals,
                         throttles=throttles,
                     )
+                    http.take_websocket = listener.take_websocket
                     listening.start_soon(listener.run)
                     listening.start_soon(keep_running, "measuring the event loop", late.run)
                     listening.start_soon(

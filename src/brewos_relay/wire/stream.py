@@ -14,6 +14,14 @@ class TransportStream(trio.abc.HalfCloseableStream):
         self._transport = transport
         self._left = b""
 
+    def detach(self) -> tuple[Transport, bytes]:
+        """Give the transport to the caller, and the data that was read from it and not taken.
+
+        Closing the stream still closes the transport.
+        """
+        left, self._left = self._left, b""
+        return self._transport, left
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for something and return it, or empty bytes at the end; see `trio.abc.ReceiveStream`."""
         transport = self._transport

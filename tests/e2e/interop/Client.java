@@ -43,7 +43,7 @@ public class Client {
         int postStatus = client.send(post, BodyHandlers.ofString()).statusCode();
 
         String address = base.replaceFirst("^http", "ws") + "/ws/client?token=" + args[1] + "&device=" + args[2];
-        WebSocket socket = HttpClient.newBuilder().sslContext(client.sslContext()).build().newWebSocketBuilder()
+        WebSocket socket = client.newWebSocketBuilder()
             .buildAsync(URI.create(address), new Listener())
             .get(10, TimeUnit.SECONDS);
         String first = heard.poll(10, TimeUnit.SECONDS);
