@@ -543,3 +543,15 @@ def test_id_of_a_token_is_what_it_was_issued_with() -> None:
     token = RING.issue(user_id="ada", email="ada@example.org", token_id="t-1")
     assert RING.verify(token).token_id == "t-1"
     assert RING.verify(RING.issue(user_id="ada", email="ada@example.org")).token_id is None
+
+
+def test_a_token_may_have_an_id() -> None:
+    token = RING.issue(user_id="ada", email="a@b.c", token_id="1f0c9a52b7d3e486")
+    assert read_payload(token)["jti"] == "1f0c9a52b7d3e486"
+    assert RING.verify(token).token_id == "1f0c9a52b7d3e486"
+    assert "jti" not in read_payload(RING.issue(user_id="ada", email="a@b.c"))
+
+
+@pytest.mark.parametrize("token_id", [None, 5, "", [], "x" * 33, "a\x00b", "urn:uuid:1"])
+def test_an_id_of_another_service_may_be_anything(token_id: object) -> None:
+    assert RING.verify(make_token(content(jti=token_id))).token_id is None

@@ -69,7 +69,14 @@ class PasswordCheck:
         self._limiter = trio.CapacityLimiter(_THREADS)
 
     async def user_with(self, *, email: str, password: str, network: str) -> User | None:
-        """Find the account with an e-mail address and a password; None, after as much work, if there is none.
+        """Find the account with an e-mail address and a password; as `prove`."""
+        proven = await self.prove(email=email, password=password, network=network)
+        return None if proven is None else proven[0]
+
+    async def prove(self, *, email: str, password: str, network: str) -> tuple[User, str] | None:
+        """Find the account with an e-mail address and a password, and the hash of that password.
+
+        None, after as much work, if there is no such account.
 
         `network` is that of the caller. An attempt that ends in a 503 is not counted. Raises Refused (429,
         503), RegistryError.
@@ -82,7 +89,7 @@ class PasswordCheck:
             if not known:
                 attempts.enter_context(self._throttles.strange_passwords.attempt(account))
             matches = await self.run(password_matches, password, stored, network=network, known=known)
-            if not matches or user_id is None:
+            if not matches or user_id is None or stored is None:
                 return None
             if known_networks.is_due(seen_ms, now_ms=now_ms()):
                 await self._store.write_anonymous(
@@ -90,7 +97,7 @@ class PasswordCheck:
                 )
             user = await self._store.read(registered.find_user, user_id)
             self._throttles.passwords.give_back(network, about=account)
-            return user
+            return None if user is None else (user, stored)
 
     async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
         """Do work with a password in a thread. Raises Refused (503) if too much of it waits.

@@ -50,8 +50,11 @@ class SessionStarter:
         self._keys = keys
         self._accounts = accounts
 
-    async def begin(self, user: User, request: Request) -> SessionTokens:
-        """Begin a session for somebody who has proved who they are. Raises RegistryError."""
+    async def begin(self, user: User, request: Request, *, password_hash: str | None = None) -> SessionTokens:
+        """Begin a session for a user who has just proved who they are, with a password if its hash is given.
+
+        Raises TokenRejected if that has changed meanwhile; RegistryError.
+        """
         session_id = uuid.uuid4().hex
         refresh_token = generate_secret_token()
         started_ms = now_ms()
@@ -64,6 +67,7 @@ class SessionStarter:
             address=_shown(current_caller().address, _ADDRESS_CHARS),
             now_ms=started_ms,
             expires_at_ms=started_ms + self._accounts.refresh_ttl_s * 1000,
+            password_hash=password_hash,
         )
         person = Person(user.id, user.email, user.name or "", user.picture_url)
         return self._tokens(person, session_id, refresh_token)

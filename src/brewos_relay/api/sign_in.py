@@ -85,8 +85,8 @@ def sign_in_blueprint(
             raise Refused(f"You cannot sign in: {problem}.", status=403) from None
         return await begin(user)
 
-    async def begin(user: User) -> Response:
-        return json_answer(await starter.begin(user, request))
+    async def begin(user: User, *, password_hash: str | None = None) -> Response:
+        return json_answer(await starter.begin(user, request, password_hash=password_hash))
 
     def attempt() -> AbstractContextManager[None]:
         """Count an attempt to sign in, unless it ends in a 503."""
@@ -166,12 +166,13 @@ def sign_in_blueprint(
     async def password() -> Response:
         with attempt():
             body = await body_of(request, PasswordBody)
-            user = await passwords.user_with(
+            proven = await passwords.prove(
                 email=body.email, password=body.password, network=network_of(current_caller().address)
             )
-            if user is None:
+            if proven is None:
                 raise Refused("The e-mail address or the password is wrong.", status=401)
-            return await begin(user)
+            user, password_hash = proven
+            return await begin(user, password_hash=password_hash)
 
     return blueprint
 

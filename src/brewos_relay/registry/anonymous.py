@@ -12,7 +12,7 @@ from brewos_relay.registry.sessions import end_session, open_session, refresh
 ANONYMOUS_WRITES: Final[Mapping[Callable[..., Any], str]] = {
     sign_in: "the issuer of an identity proves it; the account is looked up in the transaction",
     redeem_invite: "the token of the invite is the authority; the transaction uses it up",
-    open_session: "a sign-in that was just proved; the transaction keeps the account from being removed",
+    open_session: "a sign-in that was just proved; the transaction checks the account and the password again",
     note_network: "a password that was just checked; the transaction locks the account, if it is still there",
     refresh: "the refresh token is the authority; the transaction checks and replaces it",
     end_session: "a signed token names the session; ending it gives nothing, and ending it twice is no error",

@@ -45,6 +45,10 @@ _TOO_MANY: Final = (
     .order_by(sessions.c.used_at_ms.desc(), sessions.c.id.desc())
     .offset(bindparam("kept"))
 )
+# Shared: a change of the password waits, and ends this session as well.
+_PASSWORD: Final = (
+    select(users.c.password_hash).where(users.c.id == bindparam("of_user")).with_for_update(read=True)
+)
 _TOKEN: Final = (
     select(refresh_tokens)
     .where(refresh_tokens.c.token_hash == bindparam("token"))
@@ -90,15 +94,19 @@ def open_session(
     address: str | None,
     now_ms: int,
     expires_at_ms: int,
+    password_hash: str | None = None,
 ) -> Session:
     """Sign a user in; of the user agent, the first 300 characters are kept.
 
     `expires_at_ms` is when the session ends, and the token, if that is not used until then. A user has
-    `SESSIONS_AT_MOST`: the one that was used longest ago ends for a new one. Raises TokenRejected if the
-    account was removed.
+    `SESSIONS_AT_MOST`: the one that was used longest ago ends for a new one. `password_hash` is that of the
+    password with which the user signs in. Raises TokenRejected if the account was removed or has another
+    password by now.
     """
     if not lock_account(db, user_id):
         raise TokenRejected("the account was removed")
+    if password_hash is not None and db.scalar(_PASSWORD, {"of_user": user_id}) != password_hash:
+        raise TokenRejected("the password was changed")
     too_many = db.scalars(_TOO_MANY, {"of_user": user_id, "kept": SESSIONS_AT_MOST - 1}).all()
     if too_many:
         _end(db, delete(sessions).where(sessions.c.id.in_(too_many)), now_ms=now_ms)
