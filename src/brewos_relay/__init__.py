@@ -14,6 +14,7 @@
 #   messages      what passes through        errors      the exception tree, close codes
 #   dialect       the commands of BrewOS machines, and who may send each
 #   fields        splits a message that msgspec refuses
+#   texts         which characters a name may have
 #   settings      the one reader of the environment; only cli, demo and server use it
 #
 # The names below are the library. They are fetched when first used, so that a command line that needs no

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from brewos_relay.fields import MALFORMED, map_head, split
+from brewos_relay.texts import showable
 
 _NAME_CHARS: Final = 64
 _MOST_DEPTH: Final = 10
@@ -49,8 +50,7 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
     def name(self) -> str:
         """What to call it in a list of what was done: its `cmd`, else its `type`, of bounded length."""
         name = self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type
-        name = name[:_NAME_CHARS]
-        return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
+        return showable(name[:_NAME_CHARS], instead="?")
 
 
 _peek_json = msgspec.json.Decoder(Head).decode

@@ -105,9 +105,11 @@ async def test_a_query_is_read_by_its_shape(app: QuartTrio) -> None:
 
 def test_a_text_that_can_be_shown_is_stripped() -> None:
     assert printable("  Küche 1 ", what="A name", longest_chars=7) == "Küche 1"
+    family = "\U0001f468\u200d\U0001f469"
+    assert printable(family, what="A name", longest_chars=7) == family
 
 
-@pytest.mark.parametrize("text", ["", "  ", "a\0b", "a\nb", "\ud800", "12345678"])
+@pytest.mark.parametrize("text", ["", "  ", "a\0b", "a\nb", "\ud800", "12345678", "\u202eabc", "\u200b"])
 def test_a_text_that_cannot_be_shown_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="A name must have 1 to 7 printable characters") as refused:
         printable(text, what="A name", longest_chars=7)

@@ -117,7 +117,17 @@ def test_an_email_that_is_none_is_left_out(issuer: Issuer, verifier: Verifier, e
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("x" * 300, "x" * 100), ("  Ada ", "Ada"), ("", None), (5, None), ("a\x00", None)]
+    ("name", "kept"),
+    [
+        ("x" * 300, "x" * 100),
+        ("  Ada ", "Ada"),
+        ("", None),
+        (5, None),
+        ("a\x00", "a"),
+        ("\u202eAda\n L", "Ada L"),
+        ("\x00", None),
+        ("x" * 99 + "e\u0301", "x" * 99),
+    ],
 )
 def test_a_name(issuer: Issuer, verifier: Verifier, name: object, kept: str | None) -> None:
     assert verifier.verify(issuer.token(name=name)).name == kept

@@ -11,6 +11,7 @@ import pytest
 
 from brewos_relay.auth.keys import hash_key, valid_key
 from brewos_relay.cli import main
+from brewos_relay.cli.registry import print_table
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name
@@ -411,3 +412,8 @@ def test_a_registry_that_cannot_be_opened(run: Run, args: tuple[str, ...]) -> No
 def test_bad_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "http")
     assert_refused(run("device", "list"), 1, "PORT is 'http'")
+
+
+def test_names_of_wide_characters_keep_the_columns_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("ID", "NAME", "X"), [("1", "\u53f0\u6240", "x"), ("2", "e\u0301", "x")])
+    assert capsys.readouterr().out.splitlines() == ["ID  NAME  X", "1   \u53f0\u6240  x", "2   e\u0301     x"]

@@ -10,6 +10,7 @@ import msgspec
 
 from brewos_relay.core.snapshot import Snapshot, must_reach, unnumbered
 from brewos_relay.messages import Message
+from brewos_relay.texts import is_showable
 from brewos_relay.wire.frames import FrameParser, encode_close, is_close_code
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.proxy_protocol import MOST_HEADER_BYTES, ProxyProtocolError, parse_proxy_header
@@ -125,7 +126,7 @@ def fuzz_messages(data: bytes, mutator: Mutator) -> None:
         if is_text:
             command = message.peek_command()
             if command is not None:
-                assert command.name.isprintable()
+                assert is_showable(command.name)
                 assert len(command.name) <= 64
                 assert command.wants_status in (True, False)
 

@@ -14,7 +14,7 @@ def test_each_user_is_listed_once() -> None:
     assert new.user_ids == ("ada", "bob")
 
 
-@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "a\x1b[2Jb", "\ud800"])
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "a\x1b[2Jb", "\ud800", "\u202eab", "\u200d"])
 def test_a_name_that_cannot_be_kept(name: str) -> None:
     with pytest.raises(ValueError, match="a name must have 1 to 100 printable characters"):
         NewDevice(id="BRW-00000001", key_hash=bytes(32), name=name)

@@ -7,6 +7,7 @@ import msgspec
 from quart import Request
 
 from brewos_relay.api.answers import Refused
+from brewos_relay.texts import is_name
 
 _JSON: Final = "application/json"
 
@@ -76,9 +77,9 @@ def mark_of(number: int, id_: str) -> str:
 def printable(text: str, *, what: str, longest_chars: int) -> str:
     """Strip a text of spaces at its ends, and give it if it can be stored and shown everywhere.
 
-    Raises Refused (400) if it is empty, too long, or has control characters or half of a surrogate pair.
+    Raises Refused (400) if it is not a name: see `texts`.
     """
     text = text.strip()
-    if not 0 < len(text) <= longest_chars or not text.isprintable():
+    if not is_name(text, longest_chars=longest_chars):
         raise Refused(f"{what} must have 1 to {longest_chars} printable characters.", status=400)
     return text

@@ -17,6 +17,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import sessions
 from brewos_relay.registry.records import User
+from brewos_relay.texts import showable
 
 log = logging.getLogger(__name__)
 
@@ -114,5 +115,4 @@ class SessionStarter:
 
 def _shown(text: str | None, longest_chars: int) -> str | None:
     """Shorten a text, without what cannot be stored or shown everywhere; None for nothing."""
-    shown = "".join(character for character in text or "" if character.isprintable())[:longest_chars]
-    return shown or None
+    return showable(text or "")[:longest_chars] or None

@@ -12,6 +12,7 @@ import jwt
 from brewos_relay.auth.fetching import FETCH_TIMEOUT_S, check_url, fetch_json
 from brewos_relay.auth.issuer_keys import ALGORITHMS, IssuerKeys
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
+from brewos_relay.texts import clean_name, is_identifier
 
 GOOGLE_ISSUER: Final = "https://accounts.google.com"
 GOOGLE_KEYS_URL: Final = "https://www.googleapis.com/oauth2/v3/certs"
@@ -257,16 +258,11 @@ def _reason(problem: jwt.PyJWTError) -> str:
 
 
 def _short_text(value: object, *, longest_chars: int) -> str | None:
-    # What is not printable (a NUL, half of a surrogate pair) could not be stored or shown.
-    if isinstance(value, str) and 0 < len(value) <= longest_chars and value.isprintable():
-        return value
-    return None
+    return value if isinstance(value, str) and is_identifier(value, longest_chars=longest_chars) else None
 
 
 def _name(value: object) -> str | None:
-    return _short_text(
-        value[:_NAME_CHARS].strip() if isinstance(value, str) else None, longest_chars=_NAME_CHARS
-    )
+    return clean_name(value, longest_chars=_NAME_CHARS) if isinstance(value, str) else None
 
 
 def _picture_url(value: object) -> str | None:

@@ -14,6 +14,7 @@ from brewos_relay.auth.keys import parse_device_id
 from brewos_relay.auth.signing import PrivateKey, SecretKey, SigningKey
 from brewos_relay.core.rights import NamedDevices, Role
 from brewos_relay.errors import TokenRejected
+from brewos_relay.texts import is_identifier
 
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
 MAX_TOKEN_CHARS: Final = 16_384
@@ -193,8 +194,7 @@ def _read_token_id(value: object) -> str | None:
 
 def _read_text(content: dict[str, Any], name: str, *, longest_chars: int) -> str:
     value = content.get(name)
-    # What is not printable (a NUL, half of a surrogate pair) could not be stored or shown.
-    if not isinstance(value, str) or not 0 < len(value) <= longest_chars or not value.isprintable():
+    if not isinstance(value, str) or not is_identifier(value, longest_chars=longest_chars):
         raise ValueError(f"{name} must be a text of 1 to {longest_chars} printable characters")
     return value
 

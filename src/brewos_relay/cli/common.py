@@ -11,6 +11,7 @@ import click
 
 from brewos_relay.errors import RelayError
 from brewos_relay.telemetry.lines import write_last_line
+from brewos_relay.texts import is_identifier, is_name
 
 if TYPE_CHECKING:
     from brewos_relay.settings import Settings
@@ -78,17 +79,17 @@ def duration_s(text: str) -> int:
 
 def user_id(text: str) -> str:
     """Take a user's id, if it is a text that can be kept and shown."""
-    return _check_text(text, longest_chars=_USER_ID_CHARS)
+    return _checked(text, is_identifier(text, longest_chars=_USER_ID_CHARS), longest_chars=_USER_ID_CHARS)
 
 
 def email(text: str) -> str:
     """Take an e-mail address, if it is a text that can be kept and shown."""
-    return _check_text(text, longest_chars=_EMAIL_CHARS)
+    return _checked(text, is_identifier(text, longest_chars=_EMAIL_CHARS), longest_chars=_EMAIL_CHARS)
 
 
 def token_name(text: str) -> str:
     """Take the name of a token, if it is a text that can be kept and shown."""
-    return _check_text(text, longest_chars=_NAME_CHARS)
+    return _checked(text, is_name(text, longest_chars=_NAME_CHARS), longest_chars=_NAME_CHARS)
 
 
 def account_email(text: str) -> str:
@@ -148,8 +149,8 @@ def variable(name: str) -> str | None:
         return read_variable(name)
 
 
-def _check_text(text: str, *, longest_chars: int) -> str:
-    if not 0 < len(text) <= longest_chars or not text.isprintable():
+def _checked(text: str, is_good: bool, *, longest_chars: int) -> str:
+    if not is_good:
         raise click.BadParameter(f"{_quoted(text)}: it must have 1 to {longest_chars} printable characters")
     return text
 

@@ -9,6 +9,7 @@ import click
 from brewos_relay.cli.common import Failed, data_dir_option, device_id, failing_with
 from brewos_relay.cli.registry import existing_registry, iso, json_option, now_ms, print_json
 from brewos_relay.errors import DeviceUnknown, TooManyKeys
+from brewos_relay.texts import is_showable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,4 +132,4 @@ def _key_sent(database: "Database", device_id: str, *, after_id: int) -> bool:
 
 def _shown(text: str) -> str:
     """Give a text of somebody else so that it stays on its line."""
-    return text if text.isprintable() and " " not in text else repr(text)
+    return text if is_showable(text) and len(text.split()) == 1 else repr(text)

@@ -12,6 +12,7 @@ import click
 
 from brewos_relay.cli.common import Failed, settings_from
 from brewos_relay.errors import DeviceUnknown
+from brewos_relay.texts import columns
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -100,9 +101,10 @@ def print_json(content: object) -> None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below their heads, each column as wide as it has to be."""
     lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = (cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def iso(at_ms: int | None) -> str | None:

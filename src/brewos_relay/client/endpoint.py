@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import trio
 
 from brewos_relay.errors import RelayError, SettingsError
+from brewos_relay.texts import showable
 
 URL_FORMS: Final = "http://HOST[:PORT], https://HOST[:PORT], ws://HOST[:PORT] or wss://HOST[:PORT]"
 _SCHEMES: Final = {"http": False, "ws": False, "https": True, "wss": True}
@@ -95,7 +96,7 @@ async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContex
 
 def printable(text: str, *, at_most: int = 300) -> str:
     """Make foreign text fit for a terminal: one line, no control characters, not endless."""
-    return "".join(c if c.isprintable() else " " for c in text[:at_most]).strip()
+    return showable(text[:at_most], instead=" ").strip()
 
 
 def reasons_of(error: OSError) -> str:

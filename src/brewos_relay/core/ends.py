@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from brewos_relay.errors import CloseCode
+from brewos_relay.texts import showable
 
 By = Literal["peer", "relay"]
 
@@ -57,4 +58,4 @@ def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
 
 def shown(text: str) -> str:
     """Make a text of somebody else's fit to be kept: printable, on one line, not long."""
-    return "".join(char if char.isprintable() else " " for char in text[:_REASON_CHARS]).strip()
+    return showable(text[:_REASON_CHARS], instead=" ").strip()

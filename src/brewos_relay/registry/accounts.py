@@ -22,6 +22,7 @@ from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.emails import email_key, fold, is_same_mailbox, normal_email
 from brewos_relay.registry.records import Identity, User
 from brewos_relay.registry.schema import identities, invites, redeemed_invites, users
+from brewos_relay.texts import clean_name
 
 REDEEMED_MS: Final = 60_000
 """For how long the browser that redeemed an invite may do so again."""
@@ -360,8 +361,7 @@ def _make(
 
 
 def _clean_name(text: str | None) -> str | None:
-    shown = "".join(char if char.isprintable() else " " for char in text or "")
-    return " ".join(shown.split())[:_NAME_CHARS] or None
+    return clean_name(text or "", longest_chars=_NAME_CHARS)
 
 
 def _clean_url(text: str | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 from brewos_relay.core.rights import ROLES as ROLES
 from brewos_relay.core.rights import NamedDevices
 from brewos_relay.core.rights import Role as Role
+from brewos_relay.texts import is_identifier, is_name
 
 GuestRole = Literal["member", "viewer"]
 """What somebody may become by a share, or until a time."""
@@ -105,7 +106,8 @@ class NewDevice:
         if self.name is not None:
             check_name(self.name)
         for user_id in self.user_ids:
-            check_text("a user id", user_id, longest_chars=_USER_ID_CHARS)
+            if not is_identifier(user_id, longest_chars=_USER_ID_CHARS):
+                raise ValueError(f"a user id must have 1 to {_USER_ID_CHARS} printable characters")
 
     @property
     def user_ids(self) -> tuple[str, ...]:
@@ -277,11 +279,5 @@ class Claimed:
 
 def check_name(name: str) -> None:
     """Raise ValueError if a device cannot have this name."""
-    check_text("a name", name, longest_chars=_NAME_CHARS)
-
-
-def check_text(what: str, text: str, *, longest_chars: int) -> None:
-    """Raise ValueError, which names `what` it is, unless it has 1 to `longest_chars` printable characters."""
-    # What is not printable (a NUL, half of a surrogate pair) cannot be stored or shown everywhere.
-    if not 0 < len(text) <= longest_chars or not text.isprintable():
-        raise ValueError(f"{what} must have 1 to {longest_chars} printable characters")
+    if not is_name(name, longest_chars=_NAME_CHARS):
+        raise ValueError(f"a name must have 1 to {_NAME_CHARS} printable characters")

@@ -11,6 +11,7 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
+from brewos_relay.texts import is_showable
 
 _WINDOW_S: Final = 240.0
 _NOTES_IN_WINDOW: Final = 120
@@ -78,4 +79,4 @@ class Noting:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value.isprintable() else None
+    return value if isinstance(value, str) and is_showable(value) else None

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from brewos_relay.texts import showable
+
 _TEXT_CHARS: Final = 127
 _MISSING: Final = object()
 
@@ -45,7 +47,7 @@ def text(
     value = _find(command, names, default)
     if not isinstance(value, str):
         raise Wrong(f"{names[0]} must be a text, not {shown(value)}")
-    return "".join(char for char in value if char.isprintable())[:longest]
+    return showable(value)[:longest]
 
 
 def choice(command: Mapping[str, Any], name: str, choices: Iterable[str], default: str | None = None) -> str:

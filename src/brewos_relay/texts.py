@@ -1,0 +1,95 @@
+"""Texts that people write: which characters a name may have, and how foreign text is made fit to be shown.
+
+Names may have everything that Unicode gives people to write with: joiners in emoji and Persian, spaces of any
+kind, and characters that are newer than Python's tables. So the rules list the characters that are refused.
+"""
+
+import re
+from typing import Final
+from unicodedata import category, east_asian_width
+
+_BREAKS: Final = "\t-\r\x1c-\x1f\x85\u2028\u2029"
+"""Characters that end a line, or stand for a space."""
+
+_REFUSED: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters
+    "\u2028\u2029"  # line and paragraph separators
+    "\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates: they would reorder the text around
+    "\ud800-\udfff"  # surrogates: UTF-8 has no form for them
+    "\ufdd0-\ufdef"  # noncharacters, as those below
+    + "".join(map(chr, (plane << 16 | last for plane in range(17) for last in (0xFFFE, 0xFFFF))))
+    + "]"
+)
+_INVISIBLE: Final = re.compile(
+    r"[\s\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Spaces, the code points that Unicode calls default ignorable, and a Braille pattern without dots."""
+
+_BREAK: Final = re.compile(f"[{_BREAKS}]")
+_SPACES: Final = re.compile(r"\s{2,}")
+_JOINER: Final = "\u200d"
+# Code points that belong to the one before them: joiner, emoji's skin tones, and the tags of a flag. The
+# others are marks (category M).
+_EXTENDS: Final = re.compile("[\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
+_REGIONAL: Final = re.compile("[\U0001f1e6-\U0001f1ff]+$")
+"""Two of these letters are a flag."""
+
+_WIDE: Final = re.compile("[\U0001f300-\U0001faff]")
+
+
+def is_showable(text: str) -> bool:
+    """Tell whether a text can be stored and shown on one line without harm to the text around it."""
+    return _REFUSED.search(text) is None
+
+
+def is_name(text: str, *, longest_chars: int) -> bool:
+    """Tell whether a text can be a name: showable, with a visible character, at most so many code points."""
+    return len(text) <= longest_chars and is_showable(text) and bool(_INVISIBLE.sub("", text))
+
+
+def is_identifier(text: str, *, longest_chars: int) -> bool:
+    """Tell whether a text can be an id or an address: stricter, as two of them should never look alike."""
+    return 0 < len(text) <= longest_chars and text.isprintable()
+
+
+def showable(text: str, *, instead: str = "") -> str:
+    """Give a text with `instead` in place of each character that cannot be shown."""
+    return _REFUSED.sub(instead, text)
+
+
+def clean_name(text: str, *, longest_chars: int) -> str | None:
+    """Make a name of a foreign text: one line, without refused characters, cut; None if nothing is left."""
+    text = _SPACES.sub(" ", showable(_BREAK.sub(" ", text))).strip()
+    text = _cut(text, longest_chars).strip()
+    return text if is_name(text, longest_chars=longest_chars) else None
+
+
+def _cut(text: str, longest_chars: int) -> str:
+    """Cut a text between two characters as people see them, if these are not endless."""
+    if len(text) <= longest_chars:
+        return text
+    end = longest_chars
+    while end > 0 and _is_inside(text, end):
+        end -= 1
+    return text[: end or longest_chars]
+
+
+def _is_inside(text: str, at: int) -> bool:
+    """Tell whether a position is between two code points of one character."""
+    after, before = text[at], text[at - 1]
+    if before == _JOINER or _EXTENDS.match(after) or category(after).startswith("M"):
+        return True
+    letters = _REGIONAL.search(text, 0, at)
+    return letters is not None and len(letters[0]) % 2 == 1 and _REGIONAL.match(after) is not None
+
+
+def columns(text: str) -> int:
+    """Count the columns that a text takes in a terminal."""
+    count = 0
+    before = ""
+    for char in text:
+        if before != _JOINER and not _EXTENDS.match(char) and category(char) not in ("Mn", "Me", "Cf"):
+            count += 2 if east_asian_width(char) in "WF" or _WIDE.match(char) else 1
+        before = char
+    return count
