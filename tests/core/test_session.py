@@ -581,6 +581,25 @@ async def test_a_client_that_cannot_be_delivered_to_ends_alone(caplog: pytest.Lo
 # What is known of the device
 
 
+async def test_a_pause_counts_for_the_age_of_what_is_known_and_for_no_silence(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session(device_silence_s=45, snapshot_s=60) as opened:
+        device = await opened.device()
+        device.say(STATUS)
+        await opened.pass_s(1)
+        opened.session.resume(trio.current_time(), 3600)
+        opened.session.look_after(trio.current_time())
+        await wait_all_tasks_blocked()
+        assert opened.is_online()
+        assert opened.session.snapshot.age_s(trio.current_time()) >= 3600
+        device.leave()
+        await wait_all_tasks_blocked()
+        left_at = opened.session.gone_at
+        opened.session.resume(trio.current_time(), 3600)
+        assert opened.session.gone_at == left_at - 3600
+
+
 async def test_whoever_joins_is_told_what_is_known(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device = await opened.device()
