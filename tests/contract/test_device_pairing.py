@@ -10,6 +10,7 @@ import trio
 
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
+from support.household import add_session
 from support.http_client import ask
 from support.process import KEY, WRONG_KEY, HereServer, machine_id, serve_here
 from support.wire_client import Response, upgrade_head
@@ -61,9 +62,11 @@ async def owned(server: HereServer, user_id: str = "ada") -> None:
 
 
 async def claim(server: HereServer, user_id: str, device_id: str = NEW, token: str = TOKEN) -> int:
+    session_id = f"session of {user_id}"
+    await server.server.store.write(add_session, user_id, session_id)
     body = {"deviceId": device_id, "token": token}
-    told = await ask(server, "POST", "/api/devices/claim", body, token=server.token([], user_id=user_id))
-    return told.status
+    access_token = server.signer.issue(user_id=user_id, email="a@b.c", session_id=session_id)
+    return (await ask(server, "POST", "/api/devices/claim", body, token=access_token)).status
 
 
 async def lets_in(server: HereServer, device_id: str, key: str) -> bool:

@@ -28,7 +28,7 @@ from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, Role
 from brewos_relay.registry.schema import device_users, users
-from brewos_relay.registry.sessions import open_session
+from brewos_relay.registry.sessions import find_sessions, open_session
 from brewos_relay.registry.store import WRITE_S, Store, open_store
 
 SECRET: Final = "tests-only-" + "s" * 32
@@ -106,7 +106,7 @@ class Household:
         session_id = f"session of {user_id}"[:32]
         if user_id not in self._signed_in:
             self._signed_in.add(user_id)
-            await self.store.write(_add_session, user_id, session_id)
+            await self.store.write(add_session, user_id, session_id)
         return self.token(user_id, session_id=session_id)
 
     async def ask(
@@ -147,7 +147,10 @@ class Household:
         await self.store.write(give, MACHINE, user_id, role=role, until_ms=until_ms, now_ms=now_ms())
 
 
-def _add_session(db: Connection, user_id: str, session_id: str) -> None:
+def add_session(db: Connection, user_id: str, session_id: str) -> None:
+    """Make an account of this id, and a session of it, unless it is there."""
+    if find_sessions(db, [session_id], now_ms=now_ms()):
+        return
     email = f"{user_id}@example.org"
     row = {"id": user_id, "email": email, "email_key": email, "is_admin": False, "created_at_ms": 1_000}
     db.execute(insert(users), row)
