@@ -45,6 +45,25 @@ def test_a_machine_s_timeline(run: Run, machine: None) -> None:
     assert len(run("device", "doctor", ID, "--limit", "1").out.splitlines()) == len(lines) - 3
 
 
+def test_a_machine_that_was_throttled(run: Run, machine: None) -> None:
+    note("online", 5000)
+    note("throttled", 4000)
+    note("throttle_ended", 3900, throttledS="100.0", merged="5000", dropped="3")
+    note("throttled", 30)
+    note("throttle_ended", 20)
+    out = run("device", "doctor", ID).out
+    assert "It is connected, for 1 h 23 min" in out
+    lines = [line.partition("  ")[2] for line in out.splitlines()[-4:]]
+    assert lines == [
+        "throttled: it sends more than its rate, and is connected",
+        "not throttled any more, after 100.0 s: 5000 messages merged, 3 dropped",
+        "throttled: it sends more than its rate, and is connected",
+        "not throttled any more",
+    ]
+    turns = json.loads(run("device", "doctor", ID, "--json").out)["timeline"]
+    assert [turn["kind"] for turn in turns][:2] == ["online", "throttled"]
+
+
 def test_for_programs(run: Run, machine: None) -> None:
     note("online", 10)
     content = json.loads(run("device", "doctor", ID, "--json").out)

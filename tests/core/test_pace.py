@@ -160,3 +160,11 @@ def test_only_so_many_rates_are_kept_and_the_last_used_stay() -> None:
         rates.note(f"stranger {number}", 100.0)
     assert len(rates) == 3
     assert rates.of("watched", 100.0) == pytest.approx(2)
+
+
+def test_the_debt_of_a_peer_that_is_read_on_is_one_burst_at_most() -> None:
+    one = bucket(rate_per_s=10.0, burst=20.0, now=0.0)
+    one.owe(1000, 0.0)
+    assert one.level(0.0) == -20
+    assert not one.is_full(3.9)
+    assert one.is_full(4.0)

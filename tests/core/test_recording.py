@@ -11,6 +11,7 @@ from brewos_relay.core.recording import (
     log_came,
     log_invalid,
     log_replaced,
+    log_throttled,
     log_went,
     receive_logged,
 )
@@ -92,3 +93,14 @@ async def test_a_dropped_message_is_logged_once_for_a_connection(caplog: pytest.
         log_invalid(attachment, [encode({"type": "status"}), Message(b'{"S3CRET":1}')], lines)
     (line,) = caplog.messages
     assert line.startswith("device BRW-12AB34CD sent a message that was dropped: it has no 'type'; ")
+
+
+async def test_a_throttled_device_is_logged_unless_there_are_too_many_such_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    lines = LineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
+    log_throttled(device(), lines)
+    log_throttled(device(), lines)
+    [record] = caplog.records
+    assert "BRW-12AB34CD sends more than its rate" in record.getMessage()

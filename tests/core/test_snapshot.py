@@ -16,6 +16,7 @@ from brewos_relay.core.snapshot import (
     SmallSnapshot,
     Snapshot,
     decode,
+    is_superseded,
     must_reach,
     readable,
     unnumbered,
@@ -608,3 +609,11 @@ def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -
     note(snapshot, encode({"type": "status"}))
     note(snapshot, *[large("status_delta", 900, name) for name in "abcdefghij"])
     assert snapshot.empty
+
+
+@pytest.mark.parametrize(
+    ("kind", "superseded"),
+    [("status", True), ("device_info", True), ("stats", True), ("log", False), ("event", False)],
+)
+def test_the_next_message_of_some_types_replaces_the_one_before(kind: str, superseded: bool) -> None:
+    assert is_superseded(kind) == superseded

@@ -33,6 +33,27 @@ def test_a_timeline_is_told_from_its_beginning() -> None:
     assert sum(summary.reasons.values()) == 2
 
 
+def test_a_throttled_machine_stays_connected() -> None:
+    held = {"throttledS": "5.0", "merged": "9", "dropped": "0"}
+    turns = turns_of(
+        [
+            entry(4, "offline", 9000, **LOST),
+            entry(3, "throttle_ended", 7000, **held),
+            entry(2, "throttled", 2000),
+            entry(1, "online", 1000),
+        ]
+    )
+    assert [(turn.kind, turn.online, turn.since_ms) for turn in turns] == [
+        ("online", True, None),
+        ("throttled", True, None),
+        ("throttle_ended", True, None),
+        ("offline", False, 8000),
+    ]
+    assert turns[2].detail == held
+    summary = summary_of(turns)
+    assert (summary.connections, summary.away_ms, sum(summary.reasons.values())) == (1, [], 1)
+
+
 def test_nothing_is_a_summary_as_well() -> None:
     assert summary_of([]).median_round_trip_ms is None
 
@@ -48,7 +69,7 @@ def test_nothing_is_a_summary_as_well() -> None:
     ],
 )
 def test_reasons(detail: dict[str, str], reason: str) -> None:
-    turn = Turn(at_ms=0, online=False, since_ms=None, detail=detail)
+    turn = Turn(at_ms=0, kind="offline", since_ms=None, detail=detail)
     assert reason_of(turn) == reason
     summary_of([turn])
 

@@ -1,5 +1,6 @@
 """`brewos-relay device doctor`: when a machine was connected, and what ended its connections."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
                 "timeline": [
                     {
                         "at": iso(turn.at_ms),
+                        "kind": turn.kind,
                         "online": turn.online,
                         "sinceMs": turn.since_ms,
                         "detail": dict(turn.detail),
@@ -72,7 +74,8 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
         click.echo("It has never been connected, or not in the last 90 days.")
         return
     state = "connected" if turns[-1].online else "away"
-    click.echo(f"It is {state}, for {span(now_ms() - turns[-1].at_ms)}, as far as is noted.")
+    changes_ms = [turn.at_ms for turn in turns if turn.kind in {"online", "offline"}] or [turns[0].at_ms]
+    click.echo(f"It is {state}, for {span(now_ms() - changes_ms[-1])}, as far as is noted.")
     click.echo(f"{summary.connections} connections since {iso(turns[0].at_ms)}.")
     if summary.away_ms:
         longest, typical = max(summary.away_ms), sorted(summary.away_ms)[len(summary.away_ms) // 2]
@@ -89,7 +92,11 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     click.echo("")
     for turn in turns[-limit:]:
         since = "" if turn.since_ms is None else span(turn.since_ms)
-        if turn.online:
+        if turn.kind == "throttled":
+            click.echo(f"{iso(turn.at_ms)}  throttled: it sends more than its rate, and is connected")
+        elif turn.kind == "throttle_ended":
+            click.echo(f"{iso(turn.at_ms)}  not throttled any more{_throttled(turn.detail)}")
+        elif turn.online:
             click.echo(f"{iso(turn.at_ms)}  came" + (f", after {since} away" if since else ""))
         else:
             trip = turn.detail.get("roundTripMs")
@@ -99,3 +106,12 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
             more = f" ({', '.join(notes)})" if notes else ""
             there = f", after {since}" if since else ""
             click.echo(f"{iso(turn.at_ms)}  went{there}: {reason_of(turn)}{more}")
+
+
+def _throttled(detail: Mapping[str, str]) -> str:
+    """Say for how long a machine was throttled, and what became of its messages."""
+    if not {"throttledS", "merged", "dropped"} <= detail.keys():
+        return ""
+    return (
+        f", after {detail['throttledS']} s: {detail['merged']} messages merged, {detail['dropped']} dropped"
+    )

@@ -18,6 +18,8 @@ const WORDS = {
   key_sent: () => "was sent a new key",
   online: () => "came online",
   offline: () => "went offline",
+  throttled: () => "sends more than its rate: its messages are merged",
+  throttle_ended: ({ dropped }) => `keeps to its rate again${dropped && dropped !== "0" ? ` (${dropped} messages dropped)` : ""}`,
   client_came: () => "began to watch",
   client_went: () => "stopped watching",
   token_copied: () => "was signed out: a copy of their session was used",

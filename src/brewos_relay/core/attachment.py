@@ -14,6 +14,7 @@ from brewos_relay.core.ends import End
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Peer
+from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery
 
@@ -148,7 +149,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "sent_invalid", "spoke_at")
+    __slots__ = ("credential", "sent_invalid", "spoke_at", "throttle", "throttle_noted_at")
 
     def __init__(
         self,
@@ -166,6 +167,10 @@ class DeviceAttachment(Attachment):
         """When its first frame was read (trio time)."""
         self.sent_invalid = False
         """Whether it has sent a message that cannot be read."""
+        self.throttle: Throttle | None = None
+        """What holds its messages back, while it exceeds its rate."""
+        self.throttle_noted_at = -math.inf
+        """When it was last noted that it does (trio time)."""
 
 
 class ClientAttachment(Attachment):

@@ -45,11 +45,14 @@ class Counters:
         "lagged",
         "latency",
         "left_out",
+        "merged",
+        "over_rate",
         "oversized",
         "received_from_clients",
         "received_from_devices",
         "sent_to_clients",
         "sent_to_devices",
+        "throttled",
         "too_big",
         "undeliverable",
         "zombies",
@@ -74,6 +77,12 @@ class Counters:
         """From clients, dropped since no machine reads a message of that size."""
         self.left_out = 0
         """Not delivered to a client since it was too far behind."""
+        self.throttled = 0
+        """How often devices began to exceed their rate."""
+        self.merged = 0
+        """From devices that exceeded their rate, passed on as a part of a later message."""
+        self.over_rate = 0
+        """From devices that exceeded their rate, dropped."""
         self.undeliverable = 0
         """From clients, for a device that was absent or did not take them."""
         self.lagged = 0

@@ -13,7 +13,9 @@ from brewos_relay.dialect import Policy
 if TYPE_CHECKING:
     from brewos_relay.core.session import DeviceSession
 
-Happening: TypeAlias = Literal["online", "offline", "client_came", "client_went", "command"]
+Happening: TypeAlias = Literal[
+    "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"
+]
 """What somebody may want to look up later."""
 
 

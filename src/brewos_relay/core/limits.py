@@ -37,7 +37,7 @@ class Limits:
     client_burst: float = 60.0
     """Messages that a client may send at once after a quiet time."""
     device_rate: float = 50.0
-    """Messages a second from one device, on average; a faster one is read more slowly; 0 switches this
+    """Messages a second from one device, on average; those of a faster one are merged; 0 switches this
     off."""
     device_burst: float = 200.0
     """Messages that a device may send at once after a quiet time."""

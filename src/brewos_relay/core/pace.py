@@ -26,9 +26,20 @@ class TokenBucket:
         At most 5 s at a time, so that a peer's pings are answered before it gives up; what is left then is
         remembered.
         """
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate_per_s) - count
+        tokens = self._tokens + (now - self._at) * self._rate_per_s
+        if tokens > self._burst:  # faster than `min`, for every message
+            tokens = self._burst
+        self._tokens = tokens = tokens - count
         self._at = now
-        return min(-self._tokens / self._rate_per_s, _MOST_PAUSE_S) if self._tokens < 0 else 0.0
+        return 0.0 if tokens >= 0 else min(-tokens / self._rate_per_s, _MOST_PAUSE_S)
+
+    def owe(self, count: float, now: float) -> None:
+        """Count messages that are taken whatever their number; the debt is at most `burst`."""
+        self._tokens = max(-self._burst, self.level(now) - count)
+
+    def is_full(self, now: float) -> bool:
+        """Tell whether the peer has been slow enough for long enough to be let through at once again."""
+        return self.level(now) >= self._burst
 
     def level(self, now: float) -> float:
         """Tell how many tokens there are."""

@@ -81,6 +81,16 @@ def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: Li
         log.warning(text, device.session.device_id, shown(why), extra=fields_of(device))
 
 
+def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
+    """Log that a device exceeds its rate, likewise."""
+    if lines.admit("device throttled", attachment.network):
+        log.info(
+            "device %s sends more than its rate allows; its messages are merged",
+            attachment.session.device_id,
+            extra=fields_of(attachment),
+        )
+
+
 def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:
     """Log what a peer says, types only, and hand it on."""
     if received:

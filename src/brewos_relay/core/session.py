@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Final
 
 import trio
 
@@ -16,7 +17,7 @@ from brewos_relay.core.commands import Commands
 from brewos_relay.core.ends import LEAVING
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.host import Happening, Host
-from brewos_relay.core.pace import open_bucket
+from brewos_relay.core.pace import TokenBucket, open_bucket
 from brewos_relay.core.peer import Peer, Receive
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.recording import (
@@ -25,14 +26,19 @@ from brewos_relay.core.recording import (
     log_came,
     log_invalid,
     log_replaced,
+    log_throttled,
     log_went,
     receive_logged,
 )
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
+
+_THROTTLES_NOTED_EVERY_S: Final = 60.0
+"""How often it is noted that a device is throttled: its timeline keeps room for other things."""
 
 
 class DeviceSession:
@@ -258,6 +264,7 @@ class DeviceSession:
         """Let the connection that has just spoken for the first time stand for the device."""
         replaced = self._presence.replace(now)
         if replaced is not None:
+            self._end_throttle(replaced)
             replaced.received = self._audience.heard - self._heard_before
         self._heard_before = self._audience.heard
         device = self._presence.present
@@ -281,6 +288,7 @@ class DeviceSession:
         """Believe nothing more that a connection of the device says; False if it did not stand for it."""
         if not self._presence.leave(device):
             return False
+        self._end_throttle(device)
         device.received = self._audience.heard - self._heard_before
         self.gone_at = trio.current_time()
         self.snapshot.age_s(self.gone_at)  # nobody may look again for long
@@ -295,6 +303,8 @@ class DeviceSession:
         for connection in (self._presence.present, self._presence.arriving):
             if connection is not None and connection.credential not in unless:
                 connection.close(code, reason)
+                if connection.throttle is not None:
+                    connection.throttle.drop_all()
                 self._device_went(connection)
 
     def note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
@@ -312,8 +322,16 @@ class DeviceSession:
         device.heard = True
         if device is not self._presence.present and not self._arrives(device):
             return 0.0
-        counters = self._host.counters
-        counters.received_from_devices += len(received)
+        self._host.counters.received_from_devices += len(received)
+        if device.bucket is not None:
+            now = trio.current_time()
+            if device.throttle is not None or device.bucket.take(len(received), now):
+                return self._take_too_much(device, device.bucket, received, now)
+        self._pass_on(device, received)
+        return 0.0
+
+    def _pass_on(self, device: DeviceAttachment, received: Sequence[Message]) -> None:
+        """Note what the device says of its state, and tell every client."""
         note = self.snapshot.note
         invalid = size_bytes = 0
         for message in received:
@@ -324,15 +342,81 @@ class DeviceSession:
             else:
                 note(message, head.type, head.seq)
         if invalid:
-            counters.invalid += invalid
+            self._host.counters.invalid += invalid
             log_invalid(device, received, self._host.lines)
             received = [message for message in received if message.peek() is not None]
             size_bytes = sum(len(message.payload) for message in received)
         if received:
             self._audience.broadcast(Delivery(received), size_bytes)
-        if device.bucket is None:
-            return 0.0
-        return device.bucket.take(len(received) + invalid, trio.current_time())
+
+    def _take_too_much(
+        self, device: DeviceAttachment, bucket: TokenBucket, received: Sequence[Message], now: float
+    ) -> float:
+        """Hold what a device sends beyond its rate, and pass on as much as its rate allows."""
+        throttle = device.throttle
+        count, size_bytes = len(received), sum(len(message.payload) for message in received)
+        if throttle is None:
+            allowed = bucket.level(now) + count
+            bucket.owe(0, now)
+            throttle = device.throttle = self._throttle(device, allowed % 1, now)
+            self._pass_on(device, received[: int(allowed)])
+            received = received[int(allowed) :]
+        else:
+            bucket.owe(count, now)
+        heads = [(message, head) for message in received if (head := message.peek()) is not None]
+        counters = self._host.counters
+        if len(heads) < len(received):
+            counters.invalid += len(received) - len(heads)
+            log_invalid(device, received, self._host.lines)
+        counters.bytes_from_devices += sum(len(message.payload) for message, _ in heads)
+        self._heard_before -= len(heads)
+        throttle.hold(heads)
+        self._release(device, now)
+        return throttle.count_read(count, size_bytes, now)
+
+    def _throttle(self, device: DeviceAttachment, allowed: float, now: float) -> Throttle:
+        """Begin to hold what a device sends; `allowed` messages may be passed on at once."""
+        self._host.counters.throttled += 1
+        if now - device.throttle_noted_at >= _THROTTLES_NOTED_EVERY_S:
+            device.throttle_noted_at = now
+            log_throttled(device, self._host.lines)
+            self._host.note(self.device_id, "throttled", None, {})
+        limits = self._limits
+        return Throttle(
+            rate_per_s=limits.device_rate,
+            burst=limits.device_burst,
+            allowed=allowed,
+            anonymous=self.anonymous,
+            now=now,
+        )
+
+    def _release(self, device: DeviceAttachment, now: float) -> None:
+        """Pass on what is held of a device, as far as its rate allows; end that once it is slow again."""
+        throttle, bucket = device.throttle, device.bucket
+        if throttle is None or bucket is None:
+            return
+        self._pass_on_held(device, throttle.release(now))
+        if not len(throttle) and bucket.is_full(now):
+            self._end_throttle(device)
+
+    def _pass_on_held(self, device: DeviceAttachment, released: Sequence[Message]) -> None:
+        if released:
+            self._heard_before += len(released)
+            self._pass_on(device, released)
+            self._audience.settle()  # counts their bytes, which were counted when they came
+            self._host.counters.bytes_from_devices -= sum(len(message.payload) for message in released)
+
+    def _end_throttle(self, device: DeviceAttachment) -> None:
+        """Pass on all that is held of a device, and hold no more."""
+        throttle, device.throttle = device.throttle, None
+        if throttle is None:
+            return
+        self._pass_on_held(device, throttle.release_all())
+        counters = self._host.counters
+        counters.merged += throttle.merged
+        counters.over_rate += throttle.dropped
+        if throttle.began_at == device.throttle_noted_at:
+            self._host.note(self.device_id, "throttle_ended", None, throttle.summary(trio.current_time()))
 
     def _take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
         client.heard = True
@@ -376,6 +460,8 @@ class DeviceSession:
         """Do what is due by time; called about once a second."""
         if self._presence.look_after(now, self._host.counters):
             self._device_came(now)
+        if self.device is not None:
+            self._release(self.device, now)
         self._commands.expire(self, now)
         self.snapshot.age_s(now)
         self._audience.look_after(now, self.state)

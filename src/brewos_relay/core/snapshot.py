@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from brewos_relay.fields import MALFORMED, Fields, join, split
-from brewos_relay.messages import Message
+from brewos_relay.messages import Head, Message
 
 #: Kept as they came, the last of each.
 _KEPT_WHOLE: Final = (
@@ -177,7 +177,7 @@ class Snapshot:
             return
         fields = _fields(status)
         for change in self._changes:
-            for name, value in _recoded(change, is_text=status.is_text).items():
+            for name, value in recoded(change, is_text=status.is_text).items():
                 fields[name] = _merged(fields.get(name), value, is_text=status.is_text)
         fields["type"] = _raw("status", is_text=status.is_text)
         if isinstance(self.seq, int) and abs(self.seq) < 2**63:
@@ -225,7 +225,17 @@ def unnumbered(message: Message) -> Message:
 def must_reach(message: Message) -> bool:
     """Whether a message of a device must reach every client: nothing that comes later says it again."""
     head = message.peek()
-    return head is not None and head.type not in _SUPERSEDED and (head.type != "log" or head.level == "error")
+    return head is not None and says_something_new(head)
+
+
+def says_something_new(head: Head) -> bool:
+    """Whether no later message repeats what a message with this head says."""
+    return head.type not in _SUPERSEDED and (head.type != "log" or head.level == "error")
+
+
+def is_superseded(message_type: str) -> bool:
+    """Whether the next message of the same type replaces this one."""
+    return message_type in _SUPERSEDED or message_type in _KEPT_WHOLE
 
 
 def _fields(message: Message) -> Fields:
@@ -269,7 +279,7 @@ def _raw(content: Any, *, is_text: bool) -> msgspec.Raw:
     return msgspec.Raw(_encode(content, is_text=is_text))
 
 
-def _recoded(message: Message, *, is_text: bool) -> Fields:
+def recoded(message: Message, *, is_text: bool) -> Fields:
     """Give the fields of a message in the other encoding, if it is not in this one already.
 
     A field that the other encoding cannot hold is left out.
@@ -277,14 +287,14 @@ def _recoded(message: Message, *, is_text: bool) -> Fields:
     fields = _fields(message)
     if message.is_text == is_text:
         return fields
-    recoded: Fields = {}
+    found: Fields = {}
     for name, value in fields.items():
         with contextlib.suppress(*MALFORMED, TypeError, OverflowError):
             content = readable(decode(Message(bytes(value), message.is_text)))
             if isinstance(name, str):
                 _encode(name, is_text=True)
-                recoded[name] = _raw(content, is_text=is_text)
-    return recoded
+                found[name] = _raw(content, is_text=is_text)
+    return found
 
 
 def decode(message: Message) -> Any:

@@ -4,22 +4,32 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from brewos_relay.registry.records import StoredActivity
+from brewos_relay.registry.records import ActivityKind, StoredActivity
+
+_TURNS: Final = frozenset({"online", "offline"})
+_THROTTLES: Final = frozenset({"throttled", "throttle_ended"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A machine that came, or went.
+    """A machine that came or went, or that began or ceased to send more than its rate.
 
     `since_ms` is for how long it had been away, or there; None if that is not known. `detail` says how a
-    connection ended: `by`, `code`, `reason`, `messages`, `roundTripMs`, as far as it was noted.
+    connection ended: `by`, `code`, `reason`, `messages`, `roundTripMs`, as far as it was noted; or what
+    happened while the machine was throttled: `throttledS`, `merged`, `dropped`.
     """
 
     at_ms: int
-    online: bool
+    kind: ActivityKind
     since_ms: int | None
     detail: Mapping[str, str]
+
+    @property
+    def online(self) -> bool:
+        """Whether the machine was connected from then on."""
+        return self.kind != "offline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +48,21 @@ class Summary:
 
 
 def turns_of(entries: Iterable[StoredActivity]) -> list[Turn]:
-    """Give the comings and goings among the entries of one machine, the oldest first."""
+    """Give the turns among the entries of one machine, the oldest first."""
     turns: list[Turn] = []
+    last: Turn | None = None
     for entry in sorted(entries, key=lambda entry: entry.id):
-        if entry.kind not in {"online", "offline"}:
+        since_ms = None
+        if entry.kind in _TURNS:
+            # A server that was killed noted no end: it is not known how long the machine was there.
+            if last is not None and last.kind != entry.kind:
+                since_ms = entry.at_ms - last.at_ms
+        elif entry.kind not in _THROTTLES:
             continue
-        online = entry.kind == "online"
-        # A server that was killed noted no end: nobody knows how long the machine was there.
-        since_ms = entry.at_ms - turns[-1].at_ms if turns and turns[-1].online != online else None
-        turns.append(Turn(at_ms=entry.at_ms, online=online, since_ms=since_ms, detail=dict(entry.detail)))
+        turn = Turn(at_ms=entry.at_ms, kind=entry.kind, since_ms=since_ms, detail=dict(entry.detail))
+        turns.append(turn)
+        if entry.kind in _TURNS:
+            last = turn
     return turns
 
 
@@ -54,7 +70,7 @@ def summary_of(turns: Sequence[Turn]) -> Summary:
     """Sum up what happened."""
     trips = [_number(turn.detail.get("roundTripMs")) for turn in turns if not turn.online]
     return Summary(
-        connections=sum(turn.online for turn in turns),
+        connections=sum(turn.kind == "online" for turn in turns),
         away_ms=[turn.since_ms for turn in turns if turn.online and turn.since_ms is not None],
         reasons=dict(Counter(reason_of(turn) for turn in turns if not turn.online).most_common()),
         round_trips_ms=[trip for trip in trips if trip is not None],

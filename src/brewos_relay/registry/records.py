@@ -44,6 +44,8 @@ ActivityKind = Literal[
     "client_came",
     "client_went",
     "command",
+    "throttled",
+    "throttle_ended",
     "token_copied",
 ]
 

@@ -146,8 +146,18 @@ class RelayCollector(Collector):
                 ("oversized",): counters.oversized,
                 ("too_big",): counters.too_big,
                 ("left_out",): counters.left_out,
+                ("over_rate",): counters.over_rate,
                 ("undeliverable",): counters.undeliverable,
             },
+        )
+        yield _counters(
+            "device_throttled", "How often devices began to exceed their rate.", (), {(): counters.throttled}
+        )
+        yield _counters(
+            "merged_messages",
+            "Messages of such devices that were passed on as a part of a later one.",
+            (),
+            {(): counters.merged},
         )
         yield _counters(
             "commands",

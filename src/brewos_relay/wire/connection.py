@@ -34,6 +34,11 @@ _SMALL_PER_S: Final = 50.0
 _SMALL_IN_A_READ: Final = 4
 """So many cost less than the reading itself."""
 
+_MOST_PAUSE_S: Final = 1.0
+"""One pause for them. A machine takes a connection for lost if its ping is not answered in 8 s."""
+_PASSED_BYTES_PER_S: Final = 1024.0 * 1024
+"""What is read past of messages that are too large."""
+
 _ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
 """The largest message of a device that nobody vouches for. Those of machines have 2 KiB at most."""
 _ANONYMOUS_OUTBOX_BYTES: Final = 8 * 1024
@@ -66,6 +71,7 @@ class WebSocketConnection:
         "_opened_at",
         "_overdue",
         "_parser",
+        "_passed",
         "_pinged_at",
         "_poller",
         "_receive",
@@ -109,6 +115,7 @@ class WebSocketConnection:
         self._pinged_at: float | None = None  # when a ping was sent that is not answered
         self._round_trip_s: float | None = None
         self._small: TokenBucket | None = None  # of a peer that has ever sent many small frames at once
+        self._passed: TokenBucket | None = None  # of a peer that has ever sent a message that is too large
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
     async def run(self, tasks: Tasks, receive: Receive) -> End | None:
@@ -203,6 +210,9 @@ class WebSocketConnection:
             self._note_pong()
         pause_s = self._count_small(parser.small)
         parser.small = 0
+        if parser.passed_bytes:
+            pause_s = max(pause_s, self._count_passed(parser.passed_bytes))
+            parser.passed_bytes = 0
         if (messages or parser.heard or pause_s) and self._ending is None:
             pause_s = max(self._receive(messages), pause_s)
             if pause_s > 0:
@@ -229,7 +239,14 @@ class WebSocketConnection:
             if count <= _SMALL_IN_A_READ:
                 return 0.0
             self._small = TokenBucket(rate_per_s=_SMALL_PER_S, burst=_SMALL_AT_ONCE, now=now)
-        return self._small.take(count, now) if count > _SMALL_IN_A_READ else 0.0
+        return min(self._small.take(count, now), _MOST_PAUSE_S) if count > _SMALL_IN_A_READ else 0.0
+
+    def _count_passed(self, size_bytes: int) -> float:
+        """Count bytes that were read past; return for how many seconds to read no more."""
+        now = trio.current_time()
+        if self._passed is None:
+            self._passed = TokenBucket(rate_per_s=_PASSED_BYTES_PER_S, burst=_PASSED_BYTES_PER_S, now=now)
+        return min(self._passed.take(size_bytes, now), _MOST_PAUSE_S)
 
     def _note_pong(self) -> None:
         if self._pinged_at is not None:

@@ -72,6 +72,7 @@ class FrameParser:
         "ending",
         "heard",
         "oversized",
+        "passed_bytes",
         "pings",
         "ponged",
         "small",
@@ -103,6 +104,8 @@ class FrameParser:
         """Set once the stream is over; whatever is fed later is ignored."""
         self.oversized = 0
         """How many messages were read past; the caller may reset it."""
+        self.passed_bytes = 0
+        """How many bytes of these were read past, the caller may reset it."""
         self.small = 0
         """How many control frames and small fragments have come, which cost much for what they say; the
         caller may reset it."""
@@ -118,6 +121,7 @@ class FrameParser:
         if self.ending is not None:
             return messages
         if self._skip_bytes:
+            self.passed_bytes += min(self._skip_bytes, len(data))
             data, self._skip_bytes = data[self._skip_bytes :], max(0, self._skip_bytes - len(data))
         if self._partial is not None:
             self._partial += data
@@ -179,6 +183,7 @@ class FrameParser:
             if not self._skip_oversize:
                 return self._fail(CloseCode.MESSAGE_TOO_BIG, "message too big", end)
             self._read_past(first)
+            self.passed_bytes += min(stop, end) - start
             self._skip_bytes = max(0, stop - end)
         elif stop > end:
             return self._wait_for(stop - start, data, start)
