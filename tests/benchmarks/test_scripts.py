@@ -34,6 +34,7 @@ RUN_BY = {
     "benchmarks/tls_load.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_picows.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_websockets.py": "test_servers_of_the_comparison_start_and_serve_tls",
+    "tests/fuzz/floods.py": "test_flood_of_valid_requests_is_run_by_its_own_tests",
     "tests/conformance/echo_server.py": "test_echo_server_announces_its_port",
 }
 
@@ -83,6 +84,11 @@ def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
+
+
+def test_flood_of_valid_requests_is_run_by_its_own_tests() -> None:
+    """It floods from a process of its own, which tests/fuzz/test_floods.py starts."""
+    assert "flood_server" in (ROOT / "tests/fuzz/test_floods.py").read_text(encoding="utf-8")
 
 
 def test_echo_server_announces_its_port() -> None:
