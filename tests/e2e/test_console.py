@@ -34,7 +34,8 @@ from brewos_relay.registry.accounts import (
     set_password_hash,
 )
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Role, User
+from brewos_relay.registry.records import NewDevice, Role, StoredToken, User
+from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
 from support.chromium import Page, needs_browser, open_page
@@ -569,6 +570,16 @@ async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server, admin=True)
         await furnish(server)
+        token = StoredToken(
+            id="known",
+            name="wall",
+            user_id="wall",
+            role="viewer",
+            devices=frozenset({MACHINE}),
+            created_at_ms=now_ms(),
+            expires_at_ms=now_ms() + 86_400_000,
+        )
+        await server.store.write(add_token, token)
         kitchen.switch_on()
         await sign_in(page, kitchen, "/")
         await page.press("#to-admin")
@@ -582,6 +593,10 @@ async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
         await page.press("[aria-label='Remove cleo@example.org']")
         await page.press("#confirm-do")
         await page.wait_for("document.querySelectorAll('#accounts li').length === 2")
+        await page.press("[aria-label='Revoke wall']")
+        await page.press("#confirm-do")
+        await page.wait_for("document.querySelector('#tokens').innerText.includes('revoked')")
+        assert await server.store.read(revoked_tokens) == {"known"}
         await page.write("#invite-email", "dora@example.org")
         await page.press("#invite button")
         link = await page.wait_for("document.querySelector('#invited-url').value")
