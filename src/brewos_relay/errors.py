@@ -42,8 +42,8 @@ class CloseCode(IntEnum):
     INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
     TRY_AGAIN_LATER = 1013
-    #: To a device: a newer connection took its place. To a client: its token is no good. Either way an
-    #: app that receives it does not come back on its own.
+    #: To a device: a newer connection took its place. To a client: its token is rejected, or it is
+    #: a page without access to the device. An app that receives it does not come back on its own.
     REPLACED = 4002
     TOKEN_REJECTED = 4002
     #: To a client: its user has no access to the device any more. To a device: its key is none any more.

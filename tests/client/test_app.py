@@ -338,6 +338,36 @@ async def test_without_access_it_comes_back_after_a_long_pause(
         await join(server)
 
 
+async def test_without_access_it_stops_after_a_while_and_says_why(
+    server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "LONG_PAUSE_S", 0.01)
+    server.refusals = [(403, {})] * 12
+    async with opened() as app:
+        with trio.fail_after(5):
+            stopped = await app.wait_for_state(LinkState.STOPPED)
+        assert stopped.http_status == 403
+        assert server.refusals == []
+        with pytest.raises(LinkStopped):
+            await app.state()
+        app.kick()
+        await join(server)
+
+
+async def test_access_that_comes_back_begins_the_count_again(
+    server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "LONG_PAUSE_S", 0.01)
+    async with opened() as app:
+        for _ in range(2):
+            server.refusals = [(403, {})] * 11
+            with trio.fail_after(5):
+                peer = await join(server)
+            await peer.close(1012)
+            app.kick()
+        await join(server)
+
+
 async def test_comes_back_after_other_ends_and_when_the_relay_says(server: PlainServer, opened: Open) -> None:
     server.refusals = [(500, {})]
     async with opened() as app:

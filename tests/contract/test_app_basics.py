@@ -98,10 +98,9 @@ async def test_missing_parameters_are_refused_with_400(tmp_path: Path, path: str
 
 
 @pytest.mark.parametrize("devices", [[], [OTHER], [OTHER, machine_id(3)]])
-async def test_no_access_is_refused_with_403(tmp_path: Path, devices: list[str]) -> None:
+async def test_without_access_a_page_is_closed_with_4002(tmp_path: Path, devices: list[str]) -> None:
     async with serve_here(tmp_path) as server:
-        _, response = await ask(server, target(server.token(devices)))
-        assert response.status == 403
+        assert await see_close(server, target(server.token(devices))) == (4002, "no access to this device")
         assert server.server.relay.client_count == 0
 
 
@@ -144,8 +143,8 @@ async def test_access_by_token(tmp_path: Path, devices: list[str] | str) -> None
 async def test_access_by_registry(tmp_path: Path) -> None:
     with trio.fail_after(30):
         async with serve_process(tmp_path) as server:
-            _, before = await ask(server, target(server.token([], user_id="ada")))
-            assert before.status == 403
+            mine = target(server.token([], user_id="ada"))
+            assert await see_close(server, mine) == (4002, "no access to this device")
             added = await run_command(
                 tmp_path, "device", "add", MACHINE, "--key", DEVICE_KEY, "--user", "ada"
             )
@@ -153,12 +152,18 @@ async def test_access_by_registry(tmp_path: Path) -> None:
             await see_who_gets_in(server)
 
 
+async def see_close(server: Reach, asked: str) -> tuple[int, str]:
+    """See a client let in and closed; give code and reason."""
+    connection, response = await ask(server, asked)
+    assert response.status == 101
+    return await connection.read_close()
+
+
 async def see_who_gets_in(server: ProcessServer) -> None:
     mine = server.token([], user_id="ada")
     assert (await server.client(MACHINE, token=mine)).connected["deviceOnline"] is False
-    _, other_machine = await ask(server, target(mine, OTHER))
-    _, other_user = await ask(server, target(server.token([], user_id="eve")))
-    assert (other_machine.status, other_user.status) == (403, 403)
+    for elsewhere in (target(mine, OTHER), target(server.token([], user_id="eve"))):
+        assert await see_close(server, elsewhere) == (4002, "no access to this device")
     await server.device(MACHINE, key=DEVICE_KEY)
 
 

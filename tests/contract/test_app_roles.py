@@ -14,6 +14,7 @@ from support.faithful_device import FaithfulDevice
 from support.kitchen import Kitchen, open_kitchen
 from support.process import machine_id
 from support.relay_here import token
+from support.wire_client import WireClient, upgrade_head
 
 MACHINE = machine_id(1)
 
@@ -214,11 +215,10 @@ async def test_access_until_a_time_ends_at_that_time(autojump_clock: MockClock) 
         assert [message["cmd"] for message in device.received if message["type"] == "command"] == ["tare"]
         del kitchen.store.accesses["guest", MACHINE]
         await trio.sleep(60)
-        [(ended_at, code)] = app.ends
-        assert code == 4003
+        [(ended_at, code), (_, last_code)] = app.ends
+        assert (code, last_code) == (4003, 4002)
         assert 59.5 <= ended_at - app.opened_at[0] <= 61.5
-        assert {status for _, status in app.refused} == {403}  # before the upgrade, so that it backs off
-        assert len(app.refused) <= 15
+        assert (app.gave_up, app.refused) == (True, [])
         assert kitchen.relay.client_count == 0
         assert device.ends == []
 
@@ -241,7 +241,60 @@ async def test_access_that_is_taken_ends_what_is_open_and_what_waits(autojump_cl
         assert device.online
         assert told_by_apps(device) == []
         assert owner.ends == []
-        assert {status for _, status in app.refused} == {403}
+        assert [code for _, code in app.ends] == [4003, 4002]
+        assert (app.gave_up, app.refused) == (True, [])
+
+
+async def test_a_tab_without_access_stops_and_comes_back_when_the_access_does(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kitchen() as kitchen:
+        kitchen.device()
+        await trio.sleep(1)
+        new_token = lend(kitchen, "bob", "member")
+        tabs = [kitchen.page(new_token=new_token) for _ in range(3)]
+        await trio.sleep(5)
+        access = kitchen.store.accesses.pop(("bob", MACHINE))
+        kitchen.relay.set_grant(MACHINE, "bob", None)
+        await trio.sleep(600)
+        for tab in tabs:
+            assert [code for _, code in tab.ends] == [4003, 4002]
+            assert (tab.gave_up, len(tab.opened_at), tab.refused) == (True, 2, [])
+        reloaded, selecting, waiting = tabs
+        reloaded.reload()
+        await trio.sleep(5)
+        assert [code for _, code in reloaded.ends] == [4003, 4002, 4002], "it asks once, and stops"
+        kitchen.store.accesses["bob", MACHINE] = access
+        reloaded.reload()
+        selecting.select(machine_id(2))
+        await trio.sleep(5)
+        assert selecting.gave_up
+        selecting.select(MACHINE)
+        await trio.sleep(5)
+        assert (reloaded.connected, selecting.connected, waiting.connected) == (True, True, False)
+        await trio.sleep(3600)
+        assert (waiting.connected, waiting.refreshes) == (True, 1)
+        assert waiting.shows_online()
+
+
+async def test_a_page_is_told_the_same_of_a_device_without_access_and_of_none(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_kitchen() as kitchen:
+        answers = []
+        for number in (2, 99):
+            link = await WireClient.connect(kitchen.here.address)
+            target = f"/ws/client?token={lend(kitchen, 'bob', 'member')()}&device={machine_id(number)}"
+            response = await link.ask(upgrade_head(target, Origin="https://cloud.example"))
+            answers.append((response.status, await link.read_close()))
+            link.abort()
+        assert answers == [(101, (4002, "no access to this device"))] * 2
+        for number in (2, 99):  # a program is told by the status
+            link = await WireClient.connect(kitchen.here.address)
+            target = f"/ws/client?token={lend(kitchen, 'bob', 'member')()}&device={machine_id(number)}"
+            response = await link.ask(upgrade_head(target))
+            assert (response.status, response.body) == (403, b'{"error": "no access to this device"}')
+            link.abort()
 
 
 async def test_another_role_counts_from_the_next_message_on(autojump_clock: MockClock) -> None:

@@ -495,6 +495,11 @@ async def test_whoever_loses_the_machine_is_told(tmp_path: Path) -> None:
 
         await server.store.write(take, MACHINE, user.id, by_user_id="somebody-else", now_ms=now_ms())
         await page.see("You have no access to this machine any more.")
+        await page.go(f"{kitchen.url}/machine/{MACHINE}")  # a reload finds no access either
+        await page.see("You have no access to this machine any more.")
+        await server.store.write(give, MACHINE, user.id, role="member", now_ms=now_ms())
+        await page.run("document.dispatchEvent(new Event('visibilitychange'))")
+        await page.see("Live")
 
 
 async def test_a_viewer_and_a_stranger_see_no_server_page(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted
 from brewos_relay.registry.records import Access, Device, Session
 from brewos_relay.registry.store import Store
-from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
+from brewos_relay.server.admission import Admission, ClientEntry, Denied, DeviceEntry, TokenRefused
 from brewos_relay.server.connection_budgets import DEVICE_BURST
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
@@ -365,6 +365,36 @@ async def test_a_client_without_access_is_refused() -> None:
     store = FakeStore()
     del store.accesses["ada"]
     await see_refusal(admission(store=store), client_request(), 403)
+
+
+@pytest.mark.parametrize("device_id", [DEVICE_ID, "BRW-00000000"])
+async def test_a_page_without_access_is_let_in_to_be_told(device_id: str) -> None:
+    asking = request(f"/ws/client?token={issue(user_id='eve')}&device={device_id}", Origin=APP_ORIGIN)
+    found = await admission().check(asking)
+    assert found == TokenRefused("no access to this device", cause="no_access")
+
+
+@pytest.mark.parametrize("parameters", ["token={token}&device=x", "token=&device=BRW-12AB34CD"])
+async def test_a_page_that_asks_for_nothing_is_refused(parameters: str) -> None:
+    target = "/ws/client?" + parameters.format(token=issue())
+    await see_refusal(admission(), request(target, Origin=APP_ORIGIN), 400)
+
+
+async def test_pages_without_access_use_up_what_their_network_may_try() -> None:
+    deciding = admission()
+    told: list[object] = []
+
+    async def insist() -> None:
+        for number in range(200):
+            asking = client_request(user_id=f"eve{number}")
+            asking.headers["origin"] = APP_ORIGIN
+            told.append(await deciding.check(asking))
+
+    with pytest.raises(Denied) as denied:
+        await insist()
+    assert denied.value.reason == "too_many_failures"
+    assert len(told) > 100
+    assert all(isinstance(entry, TokenRefused) for entry in told)
 
 
 async def test_a_client_of_a_session_says_which() -> None:

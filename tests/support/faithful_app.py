@@ -29,6 +29,8 @@ STALE_LOOK_S: Final = 1.0
 FIRST_DELAY_S: Final = 1.0
 MOST_DELAY_S: Final = 5.0
 ASK_AFTER_S: Final = 0.1
+TIMER_S: Final = 30.0
+REFRESH_BEFORE_S: Final = 300.0
 GIVES_UP_ON: Final = frozenset({1000, 4002})
 STALE: Final = 4000
 ABNORMAL: Final = 1006
@@ -37,6 +39,9 @@ _CLOSING_S: Final = 2.0
 
 class FaithfulApp:
     """An app of one machine. `run` lasts until it gives up; cancelling it lets the browser vanish.
+
+    `run_page` is the life of the tab: a connection that has given up comes back once the user has changed (a
+    successful refresh), another device is selected, or the page is reloaded.
 
     `new_token` gives the token for a connection, or a fresh one for a connection whose token ends.
 
@@ -61,6 +66,7 @@ class FaithfulApp:
         self.undecodable = 0
         self.full_status_requests = 0
         self.gave_up = False
+        self.refreshes = 0
         # What it shows
         self._machine_online: bool | None = None
         self.state: dict[str, Any] = {}
@@ -69,6 +75,7 @@ class FaithfulApp:
         self._gone = False
         self._link: WireClient | None = None
         self._sending = trio.Lock()
+        self._page_changed = trio.Event()
 
     # What a test does
 
@@ -87,6 +94,16 @@ class FaithfulApp:
     async def leave(self) -> None:
         """Close the page in an orderly way."""
         await self._write(close(1000, b"User disconnect"))
+
+    def select(self, device_id: str) -> None:
+        """Select a device on the Machines page."""
+        if device_id != self.device_id:
+            self.device_id = device_id
+            self._page_changed.set()
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self._page_changed.set()
 
     def shows_online(self) -> bool | None:
         """Tell whether it shows its machine as there; None if nobody has said."""
@@ -124,6 +141,28 @@ class FaithfulApp:
                 self.gave_up = True
                 return
             await trio.sleep(delay_s)
+
+    async def run_page(self, *, token_s: float = 3600.0) -> None:
+        """Live as a tab whose access tokens are good for `token_s`. Each refresh opens another connection."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._refresh_regularly, token_s)
+            while True:
+                self._page_changed = trio.Event()
+                self.gave_up = False
+                async with trio.open_nursery() as connection:
+                    connection.start_soon(self.run)
+                    await self._page_changed.wait()
+                    await self.leave()
+                    connection.cancel_scope.cancel()
+
+    async def _refresh_regularly(self, token_s: float) -> None:
+        ends_at = trio.current_time() + token_s
+        while True:
+            await trio.sleep(TIMER_S)
+            if trio.current_time() > ends_at - REFRESH_BEFORE_S:
+                ends_at = trio.current_time() + token_s
+                self.refreshes += 1
+                self._page_changed.set()
 
     async def _connect(self) -> WireClient | None:
         target = f"/ws/client?dev=true&token={self.new_token()}&device={self.device_id}"

@@ -42,6 +42,12 @@ class Kitchen:
         self.nursery.start_soon(app.run)
         return app
 
+    def page(self, number: int = 1, new_token: Callable[[], str] = token) -> FaithfulApp:
+        """Open an app of a machine in a tab that stays open."""
+        app = FaithfulApp(self.here.address, machine_id(number), new_token)
+        self.nursery.start_soon(app.run_page)
+        return app
+
     async def connect(self, target: str) -> WireClient:
         """Open a WebSocket by hand."""
         connection = await WireClient.connect(self.here.address)

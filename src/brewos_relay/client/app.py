@@ -34,6 +34,8 @@ LATE_S: Final = 1.0
 REST_S: Final = 1.0
 _RENEW_AGAIN_S: Final = 10.0
 _REJECTIONS_AT_MOST: Final = 2
+_REFUSALS_AT_MOST: Final = 12
+"""Attempts without access to the device, 5 min apart, after which an app stops: about an hour."""
 _FORBIDDEN: Final = 403
 _OURS: Final = frozenset({"type", "cmd", "requestId", "notAfter"})
 _NOT_FOR_PROGRAMS: Final = frozenset({"pong", "auth_refreshed", "token_expiring"})
@@ -75,6 +77,7 @@ class App(Linked):
         self._ssl_context = ssl_context
         self._token = ""
         self._rejections = 0
+        self._refusals = 0  # for want of access, one after the other
         self._needs_fresh = False
         self._expiring = trio.Event()
         self._clock = RelayClock()
@@ -175,7 +178,7 @@ class App(Linked):
     async def _take(self, kind: str, content: dict[str, Any], websocket: WebSocket) -> None:
         self._state = self._state.after(content)
         if kind == "connected":
-            self._rejections = 0
+            self._rejections = self._refusals = 0
             self._clock.set(content.get("timestamp"))
             self._greeted = True
             # What is known comes right behind the greeting; the answer to this, behind that.
@@ -238,10 +241,11 @@ class App(Linked):
             self._rejections += 1
             self._needs_fresh = True
             return Verdict.STOP if self._rejections >= _REJECTIONS_AT_MOST else Verdict.AT_ONCE
-        if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.ACCESS_ENDED:
-            return Verdict.SLOWLY
-        if isinstance(error, RelayRefused) and error.status == _FORBIDDEN:
-            return Verdict.SLOWLY
+        if (isinstance(error, ConnectionEnded) and error.close_code == CloseCode.ACCESS_ENDED) or (
+            isinstance(error, RelayRefused) and error.status == _FORBIDDEN
+        ):
+            self._refusals += 1
+            return Verdict.STOP if self._refusals >= _REFUSALS_AT_MOST else Verdict.SLOWLY
         if isinstance(error, ConnectionEnded | RelayRefused | RelayUnreachable):
             return Verdict.BACK_OFF
         raise error
@@ -249,7 +253,7 @@ class App(Linked):
     def _told(self, status: LinkStatus) -> None:
         self._inbox.end(LinkStopped(status) if status.state is LinkState.STOPPED else None)
         if status.state is LinkState.STOPPED:
-            self._rejections = 0
+            self._rejections = self._refusals = 0
         self._tell_news()
 
     def _tell_news(self) -> None:
@@ -274,8 +278,8 @@ async def open_app(
 
     The block begins at once, connected or not. `token` is an access token; or a function that gives one,
     which is called for every connection and whenever a token is about to end; or `SessionTokens`. Once no
-    token is accepted any more, the link stops. When the device is not to be reached with a good token (403,
-    4003), it tries again every 5 min: people give access and take it away, and may do so again.
+    token is accepted any more, the link stops. Without access to the device (403, 4003) it tries again every
+    5 min, since users who take access away may give it back, and stops after 12 attempts.
 
     Raises SettingsError for a URL or an id that is none; out of the block, what the function raises.
 

@@ -10,13 +10,14 @@ const LOOK_MS = 1000;
 const OPEN_MS = 10000;
 const TOKEN_REJECTED = 4002;
 const ACCESS_ENDED = 4003;
+const NO_ACCESS = "no access to this device";
 const STALE = 4000;
 
 /**
  * Tells `onMessage` what arrives, `onState` how the link is, `onSignedOut` that nobody is signed in any more.
  *
- * States: "connecting", "live", "waiting" (until `retryAt`, ms since 1970), "ended" (no access any more),
- * "stopped".
+ * States: "connecting", "live", "waiting" (until `retryAt`, ms since 1970), "ended" (no access, until
+ * `readmit`), "stopped".
  */
 export class Link {
   state = "stopped";
@@ -50,6 +51,11 @@ export class Link {
     if (this.state === "waiting") this.#connect();
   }
 
+  /** Connect again after the end of the access: the API shows the machine again. */
+  readmit() {
+    if (this.state === "ended") this.#connect();
+  }
+
   /** Send a message; false if there is nobody to send it to. */
   send(message) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return false;
@@ -81,7 +87,7 @@ export class Link {
     this.#socket = socket;
     this.#heardAt = performance.now() + OPEN_MS - STALE_MS;
     socket.onmessage = (event) => socket === this.#socket && this.#take(event.data);
-    socket.onclose = (event) => socket === this.#socket && this.#closed(event.code, token);
+    socket.onclose = (event) => socket === this.#socket && this.#closed(event, token);
   }
 
   #token() {
@@ -123,10 +129,10 @@ export class Link {
     }
   }
 
-  async #closed(code, token) {
+  async #closed({ code, reason }, token) {
     const wasLive = this.state === "live";
     this.#socket = null;
-    if (code === ACCESS_ENDED) return this.#end("ended");
+    if (code === ACCESS_ENDED || (code === TOKEN_REJECTED && reason === NO_ACCESS)) return this.#end("ended");
     if (code === TOKEN_REJECTED) this.#rejected = token;
     this.#wait();
     if (wasLive || code === TOKEN_REJECTED) return;
@@ -176,7 +182,7 @@ export class Link {
   #end(state) {
     this.#attempt++;
     clearTimeout(this.#timer);
-    clearInterval(this.#looking);
+    if (state === "stopped") clearInterval(this.#looking);
     this.#drop(1000);
     this.#set(state);
   }

@@ -113,6 +113,7 @@ async function refresh() {
     const { device } = await askSignedIn("GET", `/api/devices/${deviceId}`);
     allow(device.role);
     showDevice(device);
+    link.readmit();
     link.send({ type: "get_metrics" });
     await people.refresh();
     if (role === "owner") await activity.refresh();

@@ -37,6 +37,8 @@ _STRANGERS_KEPT: Final = 12_288
 _RESERVE_S: Final = 0.5
 """A network leaves to others as many connections as it had itself lately in this time."""
 
+_NO_ACCESS: Final = "no_access"
+
 
 class Denied(Refusal):
     """A refusal with a reason, a word of ours for those who count."""
@@ -78,9 +80,13 @@ class ClientEntry:
 
 @dataclass(frozen=True, slots=True)
 class TokenRefused:
-    """A client whose token is no good. It is let in and closed with 4002, which is what makes an app stop."""
+    """A client that is let in and closed with 4002, which stops an app.
+
+    Its token is rejected, or it is a page without access. `cause` is a word for metrics and the log.
+    """
 
     reason: str
+    cause: str = "token"
 
 
 class Admission:
@@ -195,7 +201,13 @@ class Admission:
             return await self._check_device(request.parameters(), network)
         if request.path in CLIENT_PATHS:
             self._check_origin(request)
-            return await self._check_client(request.parameters(), network)
+            try:
+                return await self._check_client(request.parameters(), network)
+            except Denied as refusal:
+                # A browser does not tell a page the status of a refusal: the page would try again for ever.
+                if refusal.reason != _NO_ACCESS or "origin" not in request.headers:
+                    raise
+                return TokenRefused(refusal.message, cause=refusal.reason)
         raise Denied("no_websocket_here", 404, "no WebSocket is served at this path")
 
     async def _check_device(self, parameters: dict[str, str], network: str) -> DeviceEntry:
@@ -298,7 +310,7 @@ class Admission:
         access = None if named else await self._store.access_of(principal.user_id, device_id)
         rights = rights_of(principal, device_id, access)
         if rights is None:
-            raise Denied("no_access", 403, "no access to this device")
+            raise Denied(_NO_ACCESS, 403, "no access to this device")
         return grant_to(principal, rights)
 
     def _renew(self, earlier: Claims, device_id: str, credential: Credential | None, token: str) -> int:

@@ -71,8 +71,8 @@ class Listener:
         """Take listening sockets.
 
         `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
-        status), with 4002 for a token that was refused; `refused` counts refusals by reason, and `refusals`
-        logs them. `throttles` are those of the HTTP side.
+        status), with 4002 for a client that was let in to be closed with it; `refused` counts refusals by
+        reason, and `refusals` logs them. `throttles` are those of the HTTP side.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -193,10 +193,10 @@ class Listener:
             return 101
         arrival.transport.write(answer)
         client = client_connection(arrival.transport, poller=self._poller, limits=self._limits, initial=rest)
-        self._refused["token"] += 1
-        fields = {"address": arrival.address, "reason": "token"}
+        self._refused[entry.cause] += 1
+        fields = {"address": arrival.address, "reason": entry.cause}
         self._refusals.tell(
-            "client closed: %s", entry.reason, cause="token", network=arrival.network, extra=fields
+            "client closed: %s", entry.reason, cause=entry.cause, network=arrival.network, extra=fields
         )
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()

@@ -101,7 +101,7 @@ class RelayCollector(Collector):
         yield _counters(
             "handshakes",
             "Requests for a WebSocket by the HTTP status of the answer (4002: let in to be told that the"
-            " token is no good).",
+            " token is rejected, or has no access).",
             ("peer", "status"),
             self._sources.handshakes,
         )
