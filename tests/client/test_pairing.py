@@ -12,6 +12,7 @@ from brewos_relay.client import pairing as pairing_module
 from brewos_relay.client.key_store import KeyStore
 from brewos_relay.client.pairing import Pairing, generate_claim_token
 from brewos_relay.errors import SettingsError
+from support.household import add_session
 from support.http_client import ask
 from support.process import serve_here
 
@@ -111,7 +112,9 @@ async def test_a_relay_takes_it_and_whoever_has_the_url_gets_the_machine(
         await pairing.register()
         shown = parse_qs(urlsplit(pairing.pairing_url).query)
         body = {"deviceId": shown["id"][0], "token": shown["token"][0], "name": "Kitchen"}
-        told = await ask(server, "POST", "/api/devices/claim", body, token=server.token([]))
+        await server.server.store.write(add_session, "ada", "session of ada")
+        token = server.signer.issue(user_id="ada", email="ada@example.org", session_id="session of ada")
+        told = await ask(server, "POST", "/api/devices/claim", body, token=token)
         assert (told.status, told.content["role"]) == (200, "owner")
         device = await server.device(DEVICE_ID, key=keys.load().key)
         assert device.connected["type"] == "connected"
