@@ -134,3 +134,14 @@ async def test_a_device_at_line_rate_is_read_so_slowly_that_it_takes_no_processo
                 await device.send(burst)
                 sent_bytes += len(burst)
         assert sent_bytes < 20 * 1024 * 1024, "what is read, and what the system holds"
+
+
+async def test_a_ping_behind_a_flood_of_pings_is_answered_within_3_s(unharmed: Unharmed) -> None:
+    async with unharmed(within_s=8.0) as server:
+        device = await server.device(CHATTY)
+        await device.send(frame(PING) * 9_000)
+        await trio.sleep(0.2)
+        await device.send(frame(PING, b"last"))
+        with trio.fail_after(3):
+            while (await device.read_frame()).payload != b"last":
+                pass
