@@ -97,11 +97,15 @@ SAID: Final[tuple[Said, ...]] = (
     Said(
         made_by="device_status",
         to="client",
-        when="Before the [last known state](protocol.md#what-is-known-of-a-device), when the client joins and"
-        " when it has caught up (with `snapshotAgeMs`); when it asks for the state of an absent device;"
+        when="Before the [last known state](protocol.md#what-is-known-of-a-device), when the client joins,"
+        " when it has caught up, and when the device has come back (with `snapshotAgeMs`, and `staleGroups`"
+        " if there are any); when it asks for the state of an absent device;"
         " and when its command waits for the device (with `messageQueued` and what follows)",
         forms=(
             messages.device_status(DEVICE, online=True, last_seen=_SEEN, snapshotAgeMs=1500),
+            messages.device_status(
+                DEVICE, online=True, last_seen=_SEEN, snapshotAgeMs=32500, staleGroups=["machine", "temps"]
+            ),
             messages.device_status(DEVICE, online=False, last_seen=_SEEN),
             messages.device_status(
                 DEVICE, online=False, last_seen=_SEEN, messageQueued=True, queuedMessages=1, queueTTL=10000
@@ -111,6 +115,8 @@ SAID: Final[tuple[Said, ...]] = (
             **_STATUS_FIELDS,
             "snapshotAgeMs": "how long ago the device last spoke of its state, in milliseconds, to the"
             " second; null if nothing is known",
+            "staleGroups": "the groups of the state that follows which the device has not spoken of since it"
+            " came back",
             "messageQueued": "true: the command waits",
             "queuedMessages": "how many commands wait for the device",
             "queueTTL": "how long commands wait at most, in milliseconds",

@@ -41,6 +41,16 @@ class Rule:
 Rules: TypeAlias = tuple[Rule, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Volatile:
+    """A part of a machine's state that says nothing after an absence: a group, or one of its fields."""
+
+    group: str
+    field: str | None = None
+    value: object = None
+    """Only with this value, unless it is None."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """Everything that a machine of one kind understands."""
@@ -51,6 +61,8 @@ class Dialect:
     """By `type`: the other messages."""
     modes: frozenset[str]
     """The values of `mode` that the machine knows."""
+    volatile: tuple[Volatile, ...] = ()
+    """What changes within seconds: an absent machine's apps are not told it again."""
 
 
 class Policy:
@@ -60,12 +72,21 @@ class Policy:
     A match makes a command an owner's, or keeps it from waiting. No pattern allows more than the dialect.
     """
 
-    __slots__ = ("_commands", "_dialect", "_never_wait", "_owner_commands", "_reserved", "_types")
+    __slots__ = (
+        "_commands",
+        "_dialect",
+        "_never_wait",
+        "_owner_commands",
+        "_reserved",
+        "_types",
+        "volatile",
+    )
 
     def __init__(
         self, dialect: Dialect, *, owner_commands: Sequence[str] = (), never_wait: Sequence[str] = ()
     ) -> None:
         self._dialect = dialect
+        self.volatile = dialect.volatile
         self._commands = {rule.name: rule for rule in dialect.commands}
         self._types = {rule.name: rule for rule in dialect.types}
         self._reserved = {
@@ -147,6 +168,12 @@ _MODES: Final = frozenset({"on", "ready", "brew", "steam", "off", "standby", "id
 # the net. So most settings may wait: they change what a later command does.
 BREWOS: Final = Dialect(
     modes=_MODES,
+    volatile=(
+        *(Volatile(group) for group in ("shot", "scale", "power", "pressure")),
+        Volatile("machine", "isBrewing"),
+        # A shot takes half a minute, so this one is over. The mode, which stays, says that the machine is on.
+        Volatile("machine", "state", "brewing"),
+    ),
     commands=(
         Rule(
             "set_mode",

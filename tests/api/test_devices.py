@@ -2,12 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.records import StoredState
 from support.household import KEY, MACHINE, OTHER_KEY, SECOND, STRANGE, Household, open_household
 
 UNKNOWN = "BRW-0000004D"
@@ -164,8 +166,45 @@ async def test_the_state_of_a_device_is_what_is_known_of_it(tmp_path: Path) -> N
             "isOnline": True,
             "lastSeen": None,
             "snapshotAgeMs": 1200,
+            "lastKnown": False,
+            "staleGroups": [],
             "messages": {"status": status},
         }
+
+
+async def test_an_older_state_of_a_device_is_last_known(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        info = {"type": "device_info", "machineType": "dual_boiler"}
+        house.relay.states[MACHINE] = {
+            "snapshotAgeMs": 0,
+            "lastKnown": False,
+            "staleGroups": [],
+            "messages": {"device_info": info},
+        }
+        payload = b'{"type":"status","seq":7,"machine":{"state":"ready"},"pressure":0.1}'
+        at_ms = now_ms() + 10  # after the claim, which was a moment ago
+        stored = StoredState(device_id=MACHINE, payload=payload, is_text=True, at_ms=at_ms)
+        await house.store.save_states([stored])
+        await trio.sleep(0.02)
+        answer = await house.ask("GET", f"/devices/{MACHINE}/state")
+        assert 0 <= answer.content.pop("snapshotAgeMs") < 60_000
+        assert answer.content == {
+            "deviceId": MACHINE,
+            "isOnline": False,
+            "lastSeen": None,
+            "lastKnown": True,
+            "staleGroups": ["machine", "pressure"],
+            "messages": {
+                "status": {"type": "status", "seq": 7, "machine": {"state": "ready"}, "pressure": 0.1},
+                "device_info": info,
+            },
+        }
+        # It is for those alone who reach the machine.
+        assert (await house.ask("GET", f"/devices/{MACHINE}/state", by="eve")).status == 404
+        stored = StoredState(device_id=MACHINE, payload=b"\xc1", is_text=False, at_ms=at_ms)
+        await house.store.save_states([stored])
+        answer = await house.ask("GET", f"/devices/{MACHINE}/state")
+        assert answer.content["messages"] == {"device_info": info}
 
 
 async def test_a_device_of_which_nothing_is_known_has_an_empty_state(tmp_path: Path) -> None:

@@ -114,10 +114,12 @@ async def test_8_device_back_online(autojump_clock: MockClock) -> None:
         device, app = kitchen.device(), kitchen.app()
         await trio.sleep(20)
         device.lose_connection()
-        device.state["pressure"] = 5.5
-        await trio.sleep(32)
+        device.change(pressure=5.5)
+        await trio.sleep(33)
         assert app.shows_online()
         assert app.state["pressure"] == 5.5
+        assert app.state_known_at is not None
+        assert app.state_known_at - device.opened_at[1] <= 2
         assert [m["type"] for m in app.of_type("device_offline", "device_online")][-2:] == [
             "device_offline",
             "device_online",

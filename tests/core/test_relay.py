@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import gc
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay import messages
+from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
@@ -20,7 +22,7 @@ from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Receive, Tasks
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import DeviceInfo
+from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
@@ -574,6 +576,8 @@ async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock)
         device.say({"type": "status", "seq": 1, "a": 1}, {"type": "status_delta", "seq": 2, "b": 2})
         assert relay.state_of(ONE) == {
             "snapshotAgeMs": 0,
+            "lastKnown": False,
+            "staleGroups": [],
             "messages": {"status": {"type": "status", "seq": 2, "a": 1, "b": 2}},
         }
         await trio.sleep(5)
@@ -625,12 +629,97 @@ async def test_a_device_that_comes_back_goes_on_from_what_was_known(autojump_clo
         relay.attach_device(ONE, second)
         await wait_all_tasks_blocked()
         second.say({"type": "status_delta", "seq": 2, "b": 2})
+        await trio.sleep(2)
         relay.attach_client(ONE, client)
         assert client.received[2] == {"type": "status", "seq": 2, "a": 1, "b": 2}
         for _ in range(40):
             second.say()
             await trio.sleep(2)
         assert relay.state_of(ONE) is not None
+
+
+async def test_the_state_of_an_absent_device_is_last_known_and_all_of_it_stale(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay:
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say({"type": "status", "seq": 1, "a": 1, "b": 2})
+        device.leave()
+        await trio.sleep(3)
+        state = relay.state_of(ONE)
+        assert state is not None
+        assert (state["lastKnown"], state["staleGroups"]) == (True, ["a", "b"])
+        known = KnownState(encode({"type": "status", "c": 3}), 0)
+        device = ScriptedPeer()
+        relay.attach_device(TWO, device, known_state=known)
+        await wait_all_tasks_blocked()
+        state = relay.state_of(TWO)
+        assert state is not None
+        assert (state["lastKnown"], state["staleGroups"]) == (True, ["c"])
+        assert state["messages"] == {"status": {"type": "status", "c": 3}}
+
+
+async def test_it_is_known_for_how_long_a_state_stays(autojump_clock: MockClock) -> None:
+    async with open_relay() as relay:
+        assert not relay.knows_state(ONE, for_s=0)
+        client, device = ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, device)
+        relay.attach_device(TWO, ScriptedPeer())
+        await wait_all_tasks_blocked()
+        device.say({"type": "status"})
+        assert relay.knows_state(ONE, for_s=1000)
+        assert not relay.knows_state(TWO, for_s=0)
+        device.leave()
+        await trio.sleep(10)
+        assert relay.knows_state(ONE, for_s=49)
+        assert not relay.knows_state(ONE, for_s=51)
+        relay.attach_client(ONE, client)
+        assert relay.knows_state(ONE, for_s=49)
+        assert not relay.knows_state(ONE, for_s=51)
+
+
+async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: MockClock) -> None:
+    async with open_relay(limits=Limits(state_save_s=100.0)) as relay:
+        device, anonymous = ScriptedPeer(), ScriptedPeer()
+        relay.attach_device(ONE, device)
+        relay.attach_device(TWO, anonymous, anonymous=True)
+        await wait_all_tasks_blocked()
+        assert relay.unsaved_states() == []
+        device.say({"type": "status", "seq": 1, "a": 1})
+        anonymous.say({"type": "status", "seq": 1, "a": 1})
+        await trio.sleep(2)
+        assert relay.unsaved_states() == [ONE]
+        known = relay.state_to_save(ONE)
+        assert known is not None
+        assert 0 < now_ms() - known.at_ms < 3000
+        assert json.loads(known.message.payload) == {"type": "status", "seq": 1, "a": 1}
+        assert relay.unsaved_states() == []
+        device.say({"type": "status_delta", "seq": 2, "a": 2})
+        assert relay.unsaved_states() == []
+        relay.note_owned(TWO)  # a user has claimed it meanwhile
+        relay.note_owned("BRW-FFFFFFFF")
+        anonymous.say({"type": "keepalive"})
+        assert relay.unsaved_states() == [TWO]
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert relay.unsaved_states() == [TWO, ONE]
+        assert relay.state_to_save(ONE) is not None
+        assert relay.unsaved_states() == [TWO]
+        relay.state_not_saved(ONE)
+        assert relay.unsaved_states() == [TWO, ONE]
+        relay.forget_state(ONE)
+        relay.forget_state(TWO)
+        assert relay.unsaved_states() == [TWO]
+        assert relay.state_to_save(ONE) is None
+        relay.state_not_saved(ONE)
+        anonymous.leave()
+        await wait_all_tasks_blocked()
+        relay.attach_client(TWO, ScriptedPeer())
+        relay.forget_state(TWO)
+        assert relay.state_of(TWO) is None
+        relay.end_device(TWO)
 
 
 # Who is let in

@@ -23,6 +23,7 @@ from support.peers import ScriptedPeer
 DEVICES: Final = 2
 GARBAGE: Final = Message(b"[]")
 LIMITS: Final = Limits()
+SAYS_ALL_WITHIN_S: Final = 0.75
 
 # What happens more often, so that there is somebody whom the rest can happen to.
 SAID: Final = "getConfig"
@@ -112,6 +113,9 @@ class Expected:
     clients: list[ScriptedPeer] = field(default_factory=list)
     lagging: set[ScriptedPeer] = field(default_factory=set)
     status: Any = None
+    is_told: bool = True
+    """Whether clients are told of it: for a moment after an absence, the machine may say it all itself."""
+    tell_at: float = math.inf
     gone_at: float = -math.inf
     asked_at: float = -math.inf
     pending: list[Waiting] = field(default_factory=list)
@@ -122,7 +126,13 @@ class Expected:
 
     def known(self) -> list[Any]:
         """Say what a client is told of the device."""
-        return [("device_status", self.device_id, self.device is not None), self.status]
+        if self.status is None:
+            return []
+        online = ("device_status", self.device_id, self.device is not None)
+        return [online, *([self.status] if self.is_told else [])]
+
+    def goes(self) -> None:
+        self.device, self.gone_at, self.tell_at = None, trio.current_time(), math.inf
 
 
 class Model:
@@ -161,12 +171,12 @@ class Model:
                 self._device_comes(at, KEYS[pick % 2], silent=action == "zombie comes")
             case "device leaves" | "device fails" if at.device is not None:
                 self._go(at.device, action)
-                at.device, at.gone_at = None, trio.current_time()
+                at.goes()
                 self._tell(at, "device_offline")
             case "device says" if at.device is not None:
                 self._broadcast(at, self._say(at.device, count, garbage=pick == 0))
             case "device tells" if at.device is not None:
-                at.status = ("status", next(self._numbers))
+                at.status, at.is_told, at.tell_at = ("status", next(self._numbers)), True, math.inf
                 at.device.say({"type": "status", "n": at.status[1]})
                 self._broadcast(at, [at.status])
             case "replaced device says" if at.replaced or at.keyless:
@@ -182,8 +192,7 @@ class Model:
                 self.relay.attach_client(at.device_id, client, grant=grant)
                 at.clients.append(client)
                 self.expected[client].append(("connected", at.device_id, at.device is not None))
-                if at.status is not None:
-                    self.expected[client] += at.known()
+                self.expected[client] += at.known()
             case "client leaves" | "client fails" if client is not None:
                 self._go(client, action)
                 self._forget(at, client)
@@ -235,6 +244,8 @@ class Model:
             return
         if at.device is None:
             self._tell(at, "device_online")
+            if at.status is not None:
+                at.is_told, at.tell_at = False, now + SAYS_ALL_WITHIN_S
         else:
             at.replaced.append(at.device)
         at.device, at.arriving = at.arriving, None
@@ -260,8 +271,10 @@ class Model:
             at.arriving = None
         if at.device is not None and self.keys[at.device] != key:
             at.keyless.append(at.device)
-            at.device, at.gone_at = None, trio.current_time()
+            at.goes()
             self._tell(at, "device_offline")
+        if at.device is None:
+            at.status = None  # which was that of another key
 
     # Clients
 
@@ -418,14 +431,18 @@ class Model:
                 at.arriving = None
         else:
             self._arrives(at, now)
+        if now >= at.tell_at:
+            at.is_told, at.tell_at = True, math.inf
+            for told in at.known():
+                self._tell(at, told)
         self._expire(at, now)
         for client in [client for client in at.clients if self.access[client].ends_at <= now]:
             self._end(at, client, CloseCode.ACCESS_ENDED)
         for client in [client for client in at.clients if client in at.lagging and not client.refuses]:
             at.lagging.discard(client)
-            self.expected[client] += at.known()[: 1 + (at.status is not None)]
+            self.expected[client] += at.known() or [("device_status", at.device_id, at.device is not None)]
         if at.device is None and now - at.gone_at >= LIMITS.snapshot_s:
-            at.status = None
+            at.status, at.is_told = None, True
 
     def _expire(self, at: Expected, now: float) -> None:
         expired = [waiting for waiting in at.pending if waiting.expires_at <= now]

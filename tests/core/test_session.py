@@ -18,7 +18,7 @@ from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import SmallSnapshot
+from brewos_relay.core.snapshot import KnownState, SmallSnapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
@@ -642,6 +642,127 @@ async def test_the_snapshot_goes_when_the_device_has_been_away_for_a_minute(
         opened.session.attach_client(later)
         assert later.types == ["connected"]
         assert client.closes == []
+
+
+KNOWN = encode({"type": "status", "seq": 7, "machine": {"state": "ready"}, "pressure": 9.0})
+
+
+def known_state(age_s: float = 60.0) -> KnownState:
+    return KnownState(KNOWN, now_ms() - round(age_s * 1000))
+
+
+async def test_clients_are_told_the_state_from_before_an_absence(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = await opened.device(known_state=known_state())
+        assert client.types == ["device_online"]
+        joins_at_once = ScriptedPeer()
+        opened.session.attach_client(joins_at_once)
+        assert joins_at_once.types == ["connected", "device_status"]
+        await opened.pass_s(2, device)
+        assert client.types == ["device_online", "device_status", "status"]
+        _, status, state = client.received
+        assert 60_000 <= status["snapshotAgeMs"] <= 63_000
+        assert (status["online"], status["staleGroups"]) == (True, ["machine", "pressure"])
+        assert state == {"type": "status", "machine": {"state": "ready"}}
+        assert joins_at_once.types[2:] == ["device_status", "status"]
+        await opened.pass_s(1, device)
+        assert client.types == ["device_online", "device_status", "status"], "once"
+        device.say({"type": "status_delta", "seq": 50, "pressure": 0.0})
+        joins_later = ScriptedPeer()
+        opened.session.attach_client(joins_later)
+        assert joins_later.received[2] == {
+            "type": "status",
+            "seq": 50,
+            "machine": {"state": "ready"},
+            "pressure": 0.0,
+        }
+
+
+async def test_nothing_old_is_told_of_a_device_that_says_its_whole_state(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = await opened.device(known_state=known_state())
+        await trio.sleep(0.5)
+        device.say(STATUS)
+        await opened.pass_s(3, device)
+        assert client.types == ["device_online", "status"]
+
+
+async def test_a_device_that_goes_at_once_is_not_told_of(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = await opened.device(known_state=known_state())
+        device.leave()
+        await opened.pass_s(3, client)
+        assert client.types == ["device_online", "device_offline"]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "limits", "is_told"),
+    [
+        (890.0, {}, True),
+        (901.0, {}, False),
+        (-5.0, {}, False),
+        (20.0, {"restored_state_s": 10.0}, False),
+        (1.0, {"restored_state_s": 0.0}, False),
+    ],
+)
+async def test_an_old_state_is_not_told(
+    age_s: float, limits: dict[str, float], is_told: bool, autojump_clock: MockClock
+) -> None:
+    async with open_session(**limits) as opened:
+        client = await opened.client()
+        device = await opened.device(known_state=known_state(age_s))
+        await opened.pass_s(3, device)
+        assert ("status" in client.types) == is_told
+        client.say({"type": "request_full_status"})
+        assert client.types.count("status") == 2 * is_told
+        device.say({"type": "status_delta", "pressure": 1.0})
+        assert opened.session.snapshot.as_dict()["status"]["pressure"] == 1.0
+
+
+async def test_a_restored_state_ages_while_the_process_does_not_run(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device = await opened.device(known_state=known_state())
+        await opened.pass_s(2, device)
+        opened.session.resume(trio.current_time(), 500.0)
+        assert 560.0 <= opened.session.snapshot.age_s(trio.current_time()) <= 565.0
+
+
+async def test_what_is_in_memory_counts_more_than_what_comes_along(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client, device = await opened.client(), await opened.device()
+        device.say({"type": "status", "seq": 9, "machine": {"state": "idle"}})
+        device.leave()
+        await opened.pass_s(31, client)
+        device = await opened.device(known_state=known_state())
+        await opened.pass_s(2, device)
+        assert client.received[-1] == {"type": "status", "machine": {"state": "idle"}}
+
+
+async def test_what_comes_along_is_of_no_use_if_it_is_no_status(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = await opened.device(known_state=KnownState(GARBAGE, now_ms()))
+        await opened.pass_s(3, device)
+        assert client.types == ["device_online"]
+
+
+async def test_a_state_is_forgotten_with_the_key_that_it_came_with(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        await opened.client()
+        device = await opened.device(credential=b"old")
+        device.say(STATUS)
+        opened.session.end_device([b"old"], code=4003, reason="")
+        assert not opened.session.snapshot.empty
+        opened.session.forget_state()
+        assert not opened.session.snapshot.empty, "it is what the device says now"
+        arriving = ScriptedPeer(silent=True)
+        attachment = opened.session.attach_device(arriving, credential=b"new", known_state=known_state())
+        opened.session.end_device([b"new"], code=4003, reason="")
+        assert not opened.session.snapshot.has_status
+        assert attachment.known_before is None
 
 
 async def test_the_age_counts_from_the_last_word_even_if_the_device_leaves_at_once(

@@ -19,8 +19,10 @@ from brewos_relay.core.snapshot import (
     is_superseded,
     must_reach,
     readable,
+    readable_content,
     unnumbered,
 )
+from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
 
 
@@ -617,3 +619,169 @@ def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -
 )
 def test_the_next_message_of_some_types_replaces_the_one_before(kind: str, superseded: bool) -> None:
     assert is_superseded(kind) == superseded
+
+
+# Before and after an absence
+
+WHOLE: dict[str, Any] = {
+    "type": "status",
+    "seq": 41,
+    "machine": {"state": "ready", "mode": "on", "isBrewing": False},
+    "temps": {"brew": 93.0, "group": 88.0},
+    "pressure": 0.1,
+    "power": {"current": 1400, "todayKwh": 1.5},
+    "water": {"tankLevel": "ok"},
+}
+FORMS = [pytest.param(encode, id="json"), pytest.param(binary, id="msgpack")]
+
+
+def restored(whole: Message, *, shown: bool = True) -> Snapshot:
+    snapshot = Snapshot()
+    assert snapshot.restore(whole, at=100.0, volatile=BREWOS.volatile)
+    if shown:
+        assert snapshot.show()
+    return snapshot
+
+
+def told(snapshot: Snapshot) -> list[Any]:
+    return [decode(message) for message in snapshot.messages()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_restored_state_is_told_without_volatile_parts_and_number(form: Any) -> None:
+    snapshot = restored(form(WHOLE), shown=False)
+    assert snapshot.has_status
+    assert snapshot.messages() == []
+    assert snapshot.show()
+    assert told(snapshot) == [
+        {
+            "type": "status",
+            "machine": {"state": "ready", "mode": "on"},
+            "temps": {"brew": 93.0, "group": 88.0},
+            "water": {"tankLevel": "ok"},
+        }
+    ]
+    assert snapshot.as_dict() == {"status": WHOLE}
+    assert snapshot.age_s(160.0) == 60.0
+    assert snapshot.known(160.0) == (snapshot.whole_status(), 100.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_machine_that_was_brewing_may_do_anything_now(form: Any) -> None:
+    machine = {"state": "brewing", "mode": "on", "isBrewing": True}
+    (status,) = told(restored(form(WHOLE | {"machine": machine})))
+    assert status["machine"] == {"mode": "on"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_machine_says_after_an_absence_is_merged_and_not_stale(form: Any) -> None:
+    snapshot = restored(form(WHOLE))
+    assert snapshot.stale_groups() == ["machine", "temps", "pressure", "power", "water"]
+    note(snapshot, form({"type": "status_delta", "seq": 90, "power": {"current": 50}, "machine": {}}))
+    note(snapshot, form({"type": "status_delta", "seq": 91, "temps": {"brew": 90.5}}))
+    assert snapshot.stale_groups() == ["machine", "pressure", "water"]
+    assert told(snapshot) == [
+        {
+            "type": "status",
+            "seq": 91,
+            "machine": {"state": "ready", "mode": "on"},
+            "temps": {"brew": 90.5, "group": 88.0},
+            "water": {"tankLevel": "ok"},
+            "power": {"current": 50},
+        }
+    ]
+    known = {"temps": {"brew": 90.5, "group": 88.0}, "power": {"current": 50, "todayKwh": 1.5}}
+    assert snapshot.as_dict() == {"status": WHOLE | known | {"seq": 91}}
+    assert snapshot.groups() == ["machine", "temps", "pressure", "power", "water"]
+
+
+def test_a_whole_status_ends_what_was_restored() -> None:
+    snapshot = restored(encode(WHOLE), shown=False)
+    note(snapshot, encode({"type": "status", "seq": 1, "pressure": 9.0}))
+    assert not snapshot.show()
+    assert told(snapshot) == [{"type": "status", "seq": 1, "pressure": 9.0}]
+    assert snapshot.stale_groups() == []
+    snapshot.age_s(200.0)
+    assert snapshot.age_s(203.0) == 3.0
+
+
+def test_a_restored_state_ages_in_pauses_too() -> None:
+    snapshot = restored(encode(WHOLE))
+    snapshot.count_pause(40.0)
+    assert snapshot.age_s(160.0) == 100.0
+
+
+@pytest.mark.parametrize("message", [Message(b"[]"), Message(b"{}"), Message(b"\xc1", is_text=False)])
+def test_what_is_no_status_is_not_restored(message: Message) -> None:
+    snapshot = Snapshot()
+    assert not snapshot.restore(message, at=0.0)
+    assert snapshot.empty
+    assert not snapshot.show()
+    assert (snapshot.known(0.0), snapshot.groups()) == (None, [])
+
+
+def test_groups_of_another_form_stay_as_they_are() -> None:
+    volatile = (Volatile("machine", "state", "brewing"), Volatile("temps", "brew"), Volatile("none"))
+    status = {"type": "status", "machine": 5, "temps": {"group": 1}}
+    snapshot = Snapshot()
+    assert snapshot.restore(encode(status), at=0.0, volatile=volatile)
+    assert snapshot.show()
+    assert told(snapshot) == [status]
+
+
+def test_a_restored_state_that_grows_beyond_measure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 300)
+    snapshot = restored(encode(WHOLE))
+    note(snapshot, encode({"type": "status_delta", "seq": 2, "x": "y" * 400}))
+    assert (snapshot.whole_status(), snapshot.known(1.0)) == (None, None)
+
+
+def test_content_without_a_form_for_people_is_none() -> None:
+    assert readable_content(encode({"a": 1})) == {"a": 1}
+    assert readable_content(Message(b"{")) is None
+    assert readable_content(Message(b"\xc1", is_text=False)) is None
+
+
+# Saving
+
+
+def due(snapshot: Snapshot, now: float, every_s: float = 180.0) -> bool:
+    return snapshot.is_due_for_saving(now, every_s=every_s)
+
+
+def test_a_whole_status_is_saved_at_once_and_deltas_now_and_then() -> None:
+    snapshot = Snapshot()
+    assert not due(snapshot, 0.0)
+    note(snapshot, encode({"type": "device_info"}))
+    assert not due(snapshot, 1.0)
+    note(snapshot, encode(WHOLE))
+    assert due(snapshot, 2.0)
+    snapshot.note_saved(2.0)
+    assert not due(snapshot, 500.0)
+    note(snapshot, encode({"type": "status_delta", "seq": 42, "pressure": 1.0}))
+    snapshot.messages()  # merged meanwhile
+    assert not due(snapshot, 100.0)
+    assert due(snapshot, 182.0)
+    assert due(snapshot, 100.0, every_s=0.0)
+    note(snapshot, encode(WHOLE))
+    assert not due(snapshot, 16.0)
+    assert due(snapshot, 17.0)
+    snapshot.note_saved(17.0)
+    assert not due(snapshot, 18.0, every_s=0.0)
+    snapshot.note_unsaved()
+    assert due(snapshot, 18.0)
+
+
+def test_a_restored_state_is_saved_once_the_machine_has_spoken() -> None:
+    snapshot = restored(encode(WHOLE))
+    assert not due(snapshot, 1000.0, every_s=0.0)
+    note(snapshot, encode({"type": "keepalive", "seq": 99}))
+    assert due(snapshot, 1000.0)
+
+
+def test_what_was_not_saved_before_an_absence_is_saved_after_it() -> None:
+    snapshot = noted(encode(WHOLE))
+    known = snapshot.known(5.0)
+    assert known is not None
+    assert snapshot.restore(known[0], at=known[1])
+    assert due(snapshot, 6.0)

@@ -403,6 +403,7 @@ def test_errors_of_the_database_are_translated_and_keep_their_parameters(databas
         db.exec_driver_sql("DROP TABLE device_users")
         db.exec_driver_sql("DROP TABLE claims")
         db.exec_driver_sql("DROP TABLE shares")
+        db.exec_driver_sql("DROP TABLE device_states")
         db.exec_driver_sql("DROP TABLE devices")
     with pytest.raises(
         RegistryError, match=r"^the registry could not be read: (no such table|relation)"

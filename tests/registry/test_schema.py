@@ -34,6 +34,7 @@ def test_with_what_rows_belong_to_they_go() -> None:
         ("device_users", "device_id"),
         ("device_users", "account_id"),
         ("claims", "device_id"),
+        ("device_states", "device_id"),
         ("shares", "device_id"),
         ("identities", "user_id"),
         ("known_networks", "user_id"),

@@ -13,10 +13,12 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
+from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
+from brewos_relay.messages import Message
 from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted
-from brewos_relay.registry.records import Access, Device, Session
+from brewos_relay.registry.records import Access, Device, Session, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, Denied, DeviceEntry, TokenRefused
 from brewos_relay.server.connection_budgets import DEVICE_BURST
@@ -38,17 +40,27 @@ T = TypeVar("T")
 
 class FakeRelay(Relay):
     def __init__(
-        self, *, closing: bool = False, full: bool = False, contested: bool = False, crowd: str | None = None
+        self,
+        *,
+        closing: bool = False,
+        full: bool = False,
+        contested: bool = False,
+        crowd: str | None = None,
+        knows: bool = False,
     ) -> None:
         self.closing = closing
         self.limits = Limits()
         self.full = full
         self.contested = contested
         self.crowd = crowd
+        self.knows = knows
         self.asked_for: list[Grant] = []
 
     def admits(self, *, reserve: float = 0.0) -> bool:
         return not self.full
+
+    def knows_state(self, device_id: str, *, for_s: float) -> bool:
+        return self.knows
 
     def is_contested(self, device_id: str) -> bool:
         assert device_id == DEVICE_ID
@@ -66,6 +78,8 @@ class FakeStore(Store):
         self, *, trouble: Literal["", "failing", "slow"] = "", next_keys: Iterable[str] = ()
     ) -> None:
         self.trouble = trouble
+        self.state: StoredState | None = None
+        self.states_asked = 0
         self.asked: list[str] = []
         self.device = Device(
             id=DEVICE_ID,
@@ -95,6 +109,10 @@ class FakeStore(Store):
     async def find_device(self, device_id: str) -> Device | None:
         await self._answer(device_id)
         return self.device if device_id == DEVICE_ID else None
+
+    async def find_state(self, device_id: str) -> StoredState | None:
+        self.states_asked += 1
+        return self.state
 
     async def access_of(self, user_id: str, device_id: str) -> Access | None:
         await self._answer(user_id)
@@ -223,6 +241,21 @@ async def test_a_device_with_its_key_is_let_in() -> None:
     entry = await admission(store=store).check(device_request(DEVICE_ID.lower()))
     assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
     assert store.used == []  # the next one stays a next one
+
+
+async def test_a_device_that_the_relay_does_not_know_brings_its_last_state() -> None:
+    store = FakeStore()
+    store.state = StoredState(device_id=DEVICE_ID, payload=b"{}", is_text=True, at_ms=5)
+    entry = await admission(store=store).check(device_request())
+    assert isinstance(entry, DeviceEntry)
+    assert entry.known_state == KnownState(Message(b"{}"), 5)
+    entry = await admission(store=store, knows=True).check(device_request())
+    assert isinstance(entry, DeviceEntry)
+    assert entry.known_state is None
+    store.device = replace(store.device, anonymous=True)
+    entry = await admission(store=store).check(device_request())
+    assert isinstance(entry, DeviceEntry)
+    assert (entry.known_state, store.states_asked) == (None, 1)
 
 
 @pytest.mark.parametrize(("device_id", "key"), [(DEVICE_ID, "x" * 43), ("BRW-00000000", KEY)])

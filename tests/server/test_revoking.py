@@ -421,3 +421,27 @@ async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it(
             await it.change("key_changed", "session_ended", device_id=ONE, session_id="s1")
         assert bob.close_code == 4002
         assert it.revoking.revision == 2
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_the_state_of_an_absent_device_is_forgotten_when_its_users_change(is_there: bool) -> None:
+    async with scene() as it:
+        it.device.say({"type": "status", "seq": 1})
+        it.client(user_id="ada")
+        if not is_there:
+            it.device.leave()
+        await wait_all_tasks_blocked()
+        await it.change("access_changed", device_id=ONE, user_id="bob")
+        assert (it.relay.state_of(ONE) is not None) == is_there
+
+
+async def test_a_device_that_is_claimed_while_it_is_connected_is_stored_from_then_on() -> None:
+    async with scene() as it:
+        device = ScriptedPeer()
+        it.relay.attach_device(TWO, device, credential=OLD, anonymous=True)
+        await wait_all_tasks_blocked()
+        device.say({"type": "status", "seq": 1})
+        assert it.relay.unsaved_states() == []
+        it.let("ada", "owner", device_id=TWO)
+        await it.change("access_changed", device_id=TWO, user_id="ada")
+        assert it.relay.unsaved_states() == [TWO]

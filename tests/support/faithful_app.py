@@ -71,6 +71,8 @@ class FaithfulApp:
         self._machine_online: bool | None = None
         self.state: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
+        self.state_known_at: float | None = None
+        """Since when it shows what its machine is doing (trio time); None while it does not know."""
         self._last_seq: Any = None
         self._gone = False
         self._link: WireClient | None = None
@@ -244,12 +246,16 @@ class FaithfulApp:
                 await self._check_seq(message)
                 known = {name: value for name, value in message.items() if name not in {"type", "seq"}}
                 self.state = _merged(self.state, known)
+                if "state" in known.get("machine", {}) and self.state_known_at is None:
+                    self.state_known_at = trio.current_time()
             case "device_info":
                 self.info = message
             case "connected":
                 self._machine_online = message.get("deviceOnline", False)
+                self.state_known_at = None
             case "device_online" | "device_offline":
                 self._machine_online = message_type == "device_online"
+                self.state_known_at = None  # "offline", or "unknown" until a status comes
             case "error":
                 self.toasts.append(message.get("message", ""))
             case "token_expiring":

@@ -102,6 +102,8 @@ class FaithfulDevice:
             "esp32": {"version": "0.8.62", "freeHeap": 90_000},
         }
         self._changed: set[str] = set()
+        self._full_at = -math.inf
+        """When it last sent its full state (trio time): its first connection begins with it, no other."""
         self._change = trio.Event()
         self._asked = trio.Event()
         self._pong = trio.Event()
@@ -143,6 +145,7 @@ class FaithfulDevice:
 
     async def run(self) -> None:
         """Connect and stay connected, until it is switched off or has destroyed its key."""
+        self._full_at = -math.inf
         await trio.sleep(self._grace_s)
         while not self.keys_destroyed:
             link = await self._connect()
@@ -280,20 +283,21 @@ class FaithfulDevice:
         await self._send_info()
 
     async def _report(self) -> None:
-        began_at = trio.current_time()
+        said_at = began_at = trio.current_time()
         await trio.sleep(TICK_S)
-        await self._send_status(full=True)
-        full_at = said_at = trio.current_time()
+        if self._full_at == -math.inf:
+            await self._send_status(full=True)
+            said_at = trio.current_time()
         while True:
-            full_due = full_at + FULL_S <= said_at + QUIET_S
-            with trio.move_on_at(full_at + FULL_S if full_due else said_at + QUIET_S) as due:
+            full_at = self._full_at + FULL_S
+            full_due = full_at <= said_at + QUIET_S
+            with trio.move_on_at(full_at if full_due else said_at + QUIET_S) as due:
                 await self._change.wait()
                 ticks = math.floor((trio.current_time() - began_at) / TICK_S) + 1
                 await trio.sleep_until(began_at + ticks * TICK_S)
             said_at = trio.current_time()
             if "machine" in self._changed or (full_due and due.cancelled_caught):
                 await self._send_status(full=True)
-                full_at = said_at
             elif self._changed:
                 await self._send_status(full=False)
             else:
@@ -307,6 +311,8 @@ class FaithfulDevice:
         self._changed.clear()
         self._change = trio.Event()
         kind = "status" if full else "status_delta"
+        if full:
+            self._full_at = trio.current_time()
         await self.send(BINARY, pack({"type": kind, "seq": self.seq, **groups}))
 
     async def send_text(self, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A relay with its port, without files or threads, for tests on a virtual clock; it can leave, or crash."""
 
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
@@ -13,10 +13,11 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.rights import Role
-from brewos_relay.registry.records import Access, Device
+from brewos_relay.registry.records import Access, Device, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
+from brewos_relay.server.states import StateKeeper
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller
 from brewos_relay.wire.stream import TransportStream
@@ -33,6 +34,7 @@ class MemoryStore(Store):
         self.keys = keys
         self.seen: dict[str, int] = {}
         self.accesses: dict[tuple[str, str], Access] = {}
+        self.states: dict[str, StoredState] = {}
         self.answer_s = 0.0
 
     async def find_device(self, device_id: str) -> Device | None:
@@ -46,6 +48,14 @@ class MemoryStore(Store):
     async def access_of(self, user_id: str, device_id: str) -> Access | None:
         await trio.sleep(self.answer_s)
         return self.accesses.get((user_id, device_id))
+
+    async def find_state(self, device_id: str) -> StoredState | None:
+        await trio.sleep(self.answer_s)
+        return self.states.get(device_id)
+
+    async def save_states(self, states: Sequence[StoredState]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.states |= {state.device_id: state for state in states}
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         self.seen[device_id] = at_ms
@@ -93,10 +103,13 @@ async def open_relay_here(
                     [listening], relay=relay, poller=poller, admission=admission, take_http=_hang_up
                 )
                 nursery.start_soon(listener.run)
+                states = StateKeeper(relay, store)
+                nursery.start_soon(states.run)
                 here = RelayHere(relay, listening.getsockname())
                 yield here
                 if not here.crashed:
                     await relay.drain()
+                    await states.save_all()
                 nursery.cancel_scope.cancel()
 
 

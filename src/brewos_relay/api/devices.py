@@ -17,10 +17,12 @@ from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.reach import no_device, not_allowed, reach
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import Rights, rights_of, role_is
+from brewos_relay.core.snapshot import readable_content
+from brewos_relay.messages import Message
 from brewos_relay.registry.access import devices_of, leave, release
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices
-from brewos_relay.registry.records import Access, Device, OwnedDevice, Role
+from brewos_relay.registry.records import Access, Device, OwnedDevice, Role, StoredState
 
 LISTED_AT_MOST: Final = 500
 DESCRIBED_AT_ONCE: Final = 50
@@ -73,6 +75,8 @@ class StateAnswer(msgspec.Struct, rename="camel", kw_only=True):
     is_online: bool
     last_seen: str | None
     snapshot_age_ms: int | None
+    last_known: bool
+    stale_groups: list[str]
     messages: dict[str, Any]
 
 
@@ -154,16 +158,27 @@ def devices_blueprint(
         return json_answer(OneDevice(device=await describe_one(who, reached.device_id)))
 
     @blueprint.get("/api/devices/<device:device_id>/state")
-    @described("What is known of a device's state: the last message of each kind", answer=StateAnswer)
+    @described(
+        "What is known of a device's state: the last message of each kind, how old that is, and which groups"
+        " of the status may have changed since",
+        answer=StateAnswer,
+    )
     async def state(device_id: str) -> Response:
         reached = await reach(await signed_in(request), device_id, store=store)
-        known = relay.state_of(reached.device_id) or {"snapshotAgeMs": None, "messages": {}}
+        device_id, device = reached.device_id, reached.device
+        known = relay.state_of(device_id) or {"messages": {}}
+        if "status" not in known["messages"]:
+            found = await store.find_state(device_id)
+            if found is not None:
+                known = {**known, **_last_known(found, known["messages"])}
         return json_answer(
             StateAnswer(
-                device_id=reached.device_id,
-                is_online=relay.is_online(reached.device_id),
-                last_seen=iso_utc(reached.device.last_seen_ms) if reached.device is not None else None,
-                snapshot_age_ms=known["snapshotAgeMs"],
+                device_id=device_id,
+                is_online=relay.is_online(device_id),
+                last_seen=iso_utc(device.last_seen_ms) if device is not None else None,
+                snapshot_age_ms=known.get("snapshotAgeMs"),
+                last_known=known.get("lastKnown", False),
+                stale_groups=known.get("staleGroups", []),
                 messages=known["messages"],
             )
         )
@@ -254,6 +269,19 @@ def _listed(
             count = has.user_count if has is not None else None
             listed.append(_Listed(device_id, devices.get(device_id), access, rights, count))
     return listed
+
+
+def _last_known(found: StoredState, others: dict[str, Any]) -> dict[str, Any]:
+    """Say what is known of a state that only the registry has, beside the other messages of the device."""
+    status = readable_content(Message(found.payload, found.is_text))
+    if not isinstance(status, dict):
+        return {}
+    return {
+        "snapshotAgeMs": max(0, now_ms() - found.at_ms),
+        "lastKnown": True,
+        "staleGroups": [name for name in status if name not in ("type", "seq")],
+        "messages": {**others, "status": status},
+    }
 
 
 def _text(told: object) -> str | None:

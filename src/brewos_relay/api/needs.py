@@ -11,7 +11,7 @@ from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldClaim
-from brewos_relay.registry.records import Access, Device, Session
+from brewos_relay.registry.records import Access, Device, Session, StoredState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class RelayView(Protocol):
         ...
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
-        """Give what is known of a device's state: `snapshotAgeMs`, and `messages` by type."""
+        """Give what is known of a device's state: how old it is, what is stale, and `messages` by type."""
         ...
 
     def info_of(self, device_id: str) -> DeviceInfo:
@@ -88,6 +88,10 @@ class Registry(Protocol):
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id."""
+        ...
+
+    async def find_state(self, device_id: str) -> StoredState | None:
+        """Find the last state of a device."""
         ...
 
     async def access_of(self, user_id: str, device_id: str) -> Access | None:

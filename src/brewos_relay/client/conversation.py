@@ -79,12 +79,11 @@ class Conversation:
         machine: Machine,
         *,
         manners: Manners,
-        seq: int,
+        reports: Reports,
         now_s: float,
         wake: Callable[[float], None],
     ) -> None:
-        self.reports = Reports()
-        self.reports.seq = seq
+        self.reports = reports
         #: Whether it is to be cut without a close frame, as when the power goes.
         self.abrupt = False
         self.end: End | None = None

@@ -17,7 +17,8 @@ _RSSI_DB: Final = 10
 class Reports:
     """Decides, tick by tick, what is worth sending, against what was sent last.
 
-    `seq` counts what was sent since the machine was switched on, over all of its connections.
+    One is for all connections of a boot: the first report is a full one, and a reconnect changes nothing.
+    `seq` counts what was sent.
     """
 
     __slots__ = ("_full_at_s", "_sent", "_sent_at_s", "seq")
@@ -29,7 +30,7 @@ class Reports:
         self._full_at_s = 0.0
 
     def begin(self) -> None:
-        """Begin a new connection: the next report is a full one."""
+        """Make the next report a full one. Firmware does so when it boots, and at no other time."""
         self._sent = None
 
     @property

@@ -16,6 +16,7 @@ from brewos_relay.client.firmware.link import Link, NameUnknown, NoConnection, o
 from brewos_relay.client.habits import Barista
 from brewos_relay.client.machine import Machine
 from brewos_relay.client.manners import RICH, Manners
+from brewos_relay.client.reports import Reports
 
 #: A machine whose connection ends sooner than this takes it for bad credentials.
 KEY_LOSS_S: Final = 5.0
@@ -90,7 +91,7 @@ class Simulator:
         self._announce = announce
         self._backoff = Backoff(chance=machine.chance.random)
         self._conversation: Conversation | None = None
-        self._seq = 0
+        self._reports = Reports()
         self._new_key: str | None = None
         self._stepped_at_s = 0.0
         self._switched_on = trio.Event()
@@ -158,7 +159,7 @@ class Simulator:
     def _restart(self) -> None:
         self.machine.switch_off()
         self.machine.uptime_s = 0.0
-        self._seq = 0
+        self._reports = Reports()
         self.token = _random_text(_TOKEN_CHARS)
 
     @property
@@ -225,7 +226,6 @@ class Simulator:
         except RelayUnreachable as problem:
             await self._pause(manners.refused_s, str(problem), problem)
             return None
-        self._seq = conversation.reports.seq
         end = conversation.end or "lost"
         if end in ("restart", "leave"):
             self._announce(f"disconnected: {conversation.why}")
@@ -271,11 +271,13 @@ class Simulator:
     async def _converse(self, link: Link, clock: Clock) -> Conversation:
         """Be connected, to the end."""
         now_s = trio.current_time()
+        if not self.manners.faithful:  # firmware sends everything once in each boot
+            self._reports.begin()
         conversation = Conversation(
             link,
             self.machine,
             manners=self.manners,
-            seq=self._seq,
+            reports=self._reports,
             now_s=now_s,
             wake=lambda at_s: clock.wake(self, at_s),
         )

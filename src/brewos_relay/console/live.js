@@ -46,6 +46,20 @@ export function showReading(reading, at) {
   showFacts(reading);
 }
 
+/** Show what the machine said before it was away; `at` is when that held (ms since 1970). */
+export function showLastKnown(reading, at) {
+  gauges.brew.show(reading.brew, reading.brewTarget);
+  gauges.steam.show(reading.steam, reading.steamTarget);
+  const does = STATES[reading.isBrewing ? "brewing" : reading.state];
+  const age = ago(new Date(at).toISOString());
+  say(byId("last-known"), `last known state, ${age}${does ? `: ${does}` : ""}`);
+}
+
+/** Stop saying that what is shown is from before the machine was away. */
+export function hideLastKnown() {
+  say(byId("last-known"), "");
+}
+
 /** Show whether the machine is there; `lastSeen` is ISO 8601 or null, `isKnown` whether the relay has said it. */
 export function showPresence({ isOnline, isKnown, lastSeen }) {
   document.querySelector("main").classList.toggle("away", !isOnline);

@@ -4,7 +4,7 @@ import { ActivityList } from "./activity.js";
 import { askSignedIn } from "./api.js";
 import { Commands } from "./commands.js";
 import { Link } from "./link.js";
-import { showPresence, showReading, startDrawing } from "./live.js";
+import { hideLastKnown, showLastKnown, showPresence, showReading, startDrawing } from "./live.js";
 import { addLine } from "./log.js";
 import { showDevice, startOwning } from "./own.js";
 import { byId, goToLogin, tell, whileSeen } from "./page.js";
@@ -22,6 +22,7 @@ const problem = byId("problem");
 let status = null; // what is known of the machine, as of the last message
 let presence = { isOnline: false, isKnown: false, lastSeen: null };
 let snapshotAgeMs = null; // how old the state is that is said next
+let isStale = false; // whether that is from before the machine was away
 let ecoTarget = null;
 let role = null;
 
@@ -40,12 +41,14 @@ function take(message) {
       return link.send({ type: "get_metrics" });
     case "device_status":
       snapshotAgeMs = message.snapshotAgeMs ?? null;
+      isStale = message.staleGroups !== undefined;
       return note({ isOnline: message.online === true, lastSeen: message.lastSeen });
     case "device_online":
       return note({ isOnline: true });
     case "device_offline":
       return note({ isOnline: false, lastSeen: new Date().toISOString() });
     case "status":
+      return showWhole(message);
     case "status_delta":
       return show(merge(status, message));
     case "pico_status":
@@ -63,6 +66,21 @@ function take(message) {
       // The commands say of theirs what became of them.
       return ["device_offline", "forbidden"].includes(message.error) ? undefined : addLine({ ...message, level: "error" });
   }
+}
+
+function showWhole(message) {
+  const at = Date.now() - (snapshotAgeMs ?? 0);
+  if (isStale) showLastKnown(read(message), at);
+  else hideLastKnown();
+  isStale = false;
+  show(merge(status, message));
+}
+
+/** Show the last known state, which is too old to be taken for the present one, until the machine speaks. */
+async function lookUpLastKnown() {
+  const known = await askSignedIn("GET", `/api/devices/${deviceId}/state`);
+  if (status !== null || !known.lastKnown || !known.messages.status) return;
+  showLastKnown(read(known.messages.status), Date.now() - known.snapshotAgeMs);
 }
 
 function show(known) {
@@ -117,6 +135,7 @@ async function refresh() {
     link.send({ type: "get_metrics" });
     await people.refresh();
     if (role === "owner") await activity.refresh();
+    if (status === null) await lookUpLastKnown();
     tell(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });

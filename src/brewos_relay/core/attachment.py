@@ -16,7 +16,7 @@ from brewos_relay.core.pace import TokenBucket
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery
+from brewos_relay.messages import Delivery, Message
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "sent_invalid", "spoke_at", "throttle", "throttle_noted_at")
+    __slots__ = ("credential", "known_before", "sent_invalid", "spoke_at", "throttle", "throttle_noted_at")
 
     def __init__(
         self,
@@ -171,6 +171,8 @@ class DeviceAttachment(Attachment):
         """What holds its messages back, while it exceeds its rate."""
         self.throttle_noted_at = -math.inf
         """When it was last noted that it does (trio time)."""
+        self.known_before: tuple[Message, float] | None = None
+        """The device's whole state from before, and when it held (trio time), until it is here."""
 
 
 class ClientAttachment(Attachment):

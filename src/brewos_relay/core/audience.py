@@ -125,9 +125,9 @@ class Audience:
             if kept and not client.deliver(Delivery(kept), keep=True):
                 self._counters.left_out += len(kept)
 
-    def tell(self, message: Message) -> None:
+    def tell(self, *told: Message) -> None:
         """Tell every client something of the relay's own, also those that lag."""
-        delivery = Delivery((message,))
+        delivery = Delivery(told)
         for client in self:
             client.deliver(delivery, keep=True)
 

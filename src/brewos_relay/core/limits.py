@@ -96,6 +96,14 @@ class Limits:
     # What is kept
     snapshot_s: float = 60.0
     """How long the last known state of a device that has gone is kept."""
+    restored_state_s: float = 900.0
+    """A device that comes back says its whole state only after up to 5 min. Its clients get what it said
+    before if that is not older than this, without the volatile parts; 0 switches this off."""
+    state_save_s: float = 180.0
+    """How often the state of a device is written to the registry if it has changed by deltas. A full status
+    is written within 15 s, and the state of a device that has gone within 5 s."""
+    state_retention_s: float = 604_800.0
+    """How long the registry keeps the last state of a device; 0 keeps none."""
     state_request_s: float = 2.0
     """Requests of clients for the device's state become one within this time."""
     pending_commands: int = 50

@@ -12,6 +12,7 @@ import trio
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import LOOK_EVERY_S
+from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.crowds import Crowds
 from brewos_relay.core.grant import FULL, Grant
@@ -23,7 +24,7 @@ from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rights import Role
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import DeviceInfo, Snapshot
+from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
@@ -142,15 +143,21 @@ class Relay:
         credential: bytes | None = None,
         network: str = "",
         anonymous: bool = False,
+        known_state: KnownState | None = None,
     ) -> DeviceAttachment:
         """Make `peer` a connection of a device; it belongs to the relay from here on.
 
         It stands for the device from its first sign of life on; an earlier connection of the same device is
         then closed with 4002. `credential` is what `end_device` goes by. `network` is where it comes from:
-        its log lines are limited by that. Of an `anonymous` device little is kept. Raises RelayClosing.
+        its log lines are limited by that. Of an `anonymous` device little is kept. `known_state` is its last
+        whole state as far as the caller knows, where the relay itself does not. Raises RelayClosing.
         """
         return self._session(device_id).attach_device(
-            peer, credential=credential, network=network, anonymous=anonymous
+            peer,
+            credential=credential,
+            network=network,
+            anonymous=anonymous,
+            known_state=known_state,
         )
 
     def attach_client(
@@ -225,6 +232,19 @@ class Relay:
         if session is not None:
             reason = "the key is not that of the machine any more"
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
+        self._left_behind.pop(device_id, None)  # it may be that of another key
+
+    def note_owned(self, device_id: str) -> None:
+        """Learn that a user has a device: it is not anonymous any more."""
+        if (session := self._sessions.get(device_id)) is not None:
+            session.set_anonymous(False)
+
+    def forget_state(self, device_id: str) -> None:
+        """Forget the state of a device, unless it is connected: then it is what the device says now."""
+        session = self._sessions.get(device_id)
+        if session is not None:
+            session.forget_state()
+        self._left_behind.pop(device_id, None)
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
         """Send a message of the relay's own to a device; False if it is not there, or not able to take it."""
@@ -266,13 +286,57 @@ class Relay:
     def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Give what is known of a device's state, as JSON has it: the last message of each kind by `type`.
 
-        None if nothing is known. `snapshotAgeMs` says how old it is.
+        None if nothing is known. `snapshotAgeMs` says how old it is, `staleGroups` which groups of the status
+        the device has not spoken of since it came, and `lastKnown` whether there are any.
         """
         snapshot = self._snapshot(device_id)
         if snapshot.empty:
             return None
         age_s = snapshot.age_s(trio.current_time())
-        return {"snapshotAgeMs": round(age_s * 1000), "messages": snapshot.as_dict()}
+        is_online = self.is_online(device_id)
+        return {
+            "snapshotAgeMs": round(age_s * 1000),
+            "lastKnown": bool(stale := snapshot.stale_groups() if is_online else snapshot.groups()),
+            "staleGroups": stale,
+            "messages": snapshot.as_dict(),
+        }
+
+    def knows_state(self, device_id: str, *, for_s: float) -> bool:
+        """Whether the whole state of a device is known, and stays so for this long without the device."""
+        session = self._sessions.get(device_id)
+        if session is not None and session.device is not None:
+            return session.snapshot.has_status
+        if session is not None:
+            snapshot, gone_at = session.snapshot, session.gone_at
+        else:
+            snapshot, gone_at = self._left_behind.get(device_id, (Snapshot(), -math.inf))
+        return snapshot.has_status and trio.current_time() + for_s < gone_at + self.limits.snapshot_s
+
+    def unsaved_states(self) -> list[str]:
+        """List the devices whose whole state is to be saved now, since it has changed; see `Limits`."""
+        now, every_s = trio.current_time(), self.limits.state_save_s
+        due = []
+        for device_id, session in self._sessions.items():
+            wait_s = every_s if session.device is not None else 0.0
+            if not session.anonymous and session.snapshot.is_due_for_saving(now, every_s=wait_s):
+                due.append(device_id)
+        for device_id, (snapshot, _) in self._left_behind.items():
+            if snapshot.is_due_for_saving(now, every_s=0.0):
+                due.append(device_id)
+        return due
+
+    def state_to_save(self, device_id: str) -> KnownState | None:
+        """Give the whole state of a device, which is being saved from here on; None if it has gone."""
+        snapshot, now = self._snapshot(device_id), trio.current_time()
+        if (known := snapshot.known(now)) is None:
+            return None
+        snapshot.note_saved(now)
+        message, held_at = known
+        return KnownState(message, now_ms() - round((now - held_at) * 1000))
+
+    def state_not_saved(self, device_id: str) -> None:
+        """Learn that the state of a device could not be saved."""
+        self._snapshot(device_id).note_unsaved()
 
     def info_of(self, device_id: str) -> DeviceInfo:
         """Read what a device says that it is, as far as it is known."""

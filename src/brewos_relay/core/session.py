@@ -30,7 +30,7 @@ from brewos_relay.core.recording import (
     log_went,
     receive_logged,
 )
-from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot, unnumbered
 from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _THROTTLES_NOTED_EVERY_S: Final = 60.0
 """How often it is noted that a device is throttled: its timeline keeps room for other things."""
+_SAYS_ALL_WITHIN_S: Final = 0.75
+"""When a machine that says its whole state after coming has said it, at the latest. It does within 0.5 s."""
 
 
 class DeviceSession:
@@ -56,6 +58,7 @@ class DeviceSession:
         "_limits",
         "_nursery",
         "_presence",
+        "_show_at",
         "_waiting",
         "anonymous",
         "device_id",
@@ -80,6 +83,7 @@ class DeviceSession:
         self._presence = Presence(host.limits)
         self._commands = Commands(limits=host.limits, policy=host.policy, counters=host.counters)
         self._audience = Audience(limits=host.limits, counters=host.counters)
+        self._show_at = math.inf  # when clients are told of a state from before an absence
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
 
@@ -126,11 +130,17 @@ class DeviceSession:
     # Coming and going
 
     def attach_device(
-        self, peer: Peer, *, credential: bytes | None = None, network: str = "", anonymous: bool = False
+        self,
+        peer: Peer,
+        *,
+        credential: bytes | None = None,
+        network: str = "",
+        anonymous: bool = False,
+        known_state: KnownState | None = None,
     ) -> DeviceAttachment:
         """Take a connection of the device on. It stands for the device from its first frame on."""
         limits = self._limits
-        self._set_anonymous(anonymous)
+        self.set_anonymous(anonymous)
         greeting = Delivery((messages.connected_device(now_ms()),))
         attachment = DeviceAttachment(
             self,
@@ -139,6 +149,9 @@ class DeviceSession:
             credential=credential,
             network=network,
         )
+        if known_state is not None:
+            held_at = trio.current_time() - (now_ms() - known_state.at_ms) / 1000
+            attachment.known_before = (known_state.message, held_at)
         self._host.counters.devices_attached += 1
         attachment.number = self._host.counters.devices_attached
         earlier = self._presence.arrive(attachment)
@@ -151,7 +164,7 @@ class DeviceSession:
             self._arrives(attachment)
         return attachment
 
-    def _set_anonymous(self, anonymous: bool) -> None:
+    def set_anonymous(self, anonymous: bool) -> None:
         """Keep little of the device's state if nobody vouches for the device, from its next message on."""
         if anonymous != self.anonymous:
             self.anonymous = anonymous
@@ -270,7 +283,9 @@ class DeviceSession:
         device = self._presence.present
         assert device is not None
         self._note_seen()
+        known_before, device.known_before = device.known_before, None
         if replaced is None:
+            self._restore(known_before, now)
             log_came(device, self._host.lines)
             self._host.note(self.device_id, "online", None, {})
             self._audience.tell(messages.DEVICE_ONLINE)
@@ -284,12 +299,40 @@ class DeviceSession:
             self._commands.note_asked(now)
         self._commands.flush(self, device, now)
 
+    def _restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
+        """Go on from what was known before the device's absence, which may have ended since.
+
+        A machine says its whole state on the first connection of a boot, and when it has changed; else only
+        after minutes. Clients are told the earlier state once a machine that says all of it has had the time
+        to do so.
+        """
+        if (known := self.snapshot.known(now) or known_before) is None:
+            return
+        message, held_at = known
+        if self.snapshot.restore(message, at=held_at, volatile=self._host.policy.volatile):
+            is_recent = 0 <= now - held_at < self._limits.restored_state_s
+            self._show_at = now + _SAYS_ALL_WITHIN_S if is_recent else math.inf
+
+    def _show_restored(self) -> None:
+        """Tell the clients what was known before the absence, with what the device has said since."""
+        self._show_at = math.inf
+        if self.snapshot.show():
+            self._audience.tell(*map(unnumbered, self.state()))
+
+    def forget_state(self) -> None:
+        """Forget the state of an absent device, as when it is another user's from now on."""
+        if self.device is None:
+            self.snapshot = SmallSnapshot() if self.anonymous else Snapshot()
+            for arriving in filter(None, (self._presence.arriving,)):
+                arriving.known_before = None
+
     def _device_went(self, device: DeviceAttachment) -> bool:
         """Believe nothing more that a connection of the device says; False if it did not stand for it."""
         if not self._presence.leave(device):
             return False
         self._end_throttle(device)
         device.received = self._audience.heard - self._heard_before
+        self._show_at = math.inf
         self.gone_at = trio.current_time()
         self.snapshot.age_s(self.gone_at)  # nobody may look again for long
         self._note_seen()
@@ -306,6 +349,7 @@ class DeviceSession:
                 if connection.throttle is not None:
                     connection.throttle.drop_all()
                 self._device_went(connection)
+        self.forget_state()  # it was that of another key
 
     def note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Let it be known that a client did something."""
@@ -441,6 +485,7 @@ class DeviceSession:
             online=self.device is not None,
             last_seen=iso_time(self.last_seen_ms),
             snapshotAgeMs=round(age_s * 1000) if math.isfinite(age_s) else None,
+            **({"staleGroups": stale} if (stale := self.snapshot.stale_groups()) else {}),
         )
 
     def snapshot_messages(self) -> list[Message]:
@@ -462,6 +507,8 @@ class DeviceSession:
             self._device_came(now)
         if self.device is not None:
             self._release(self.device, now)
+        if now >= self._show_at:
+            self._show_restored()
         self._commands.expire(self, now)
         self.snapshot.age_s(now)
         self._audience.look_after(now, self.state)

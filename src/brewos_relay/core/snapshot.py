@@ -1,4 +1,4 @@
-"""Snapshot: the last known state of one device, for whoever joins.
+"""Snapshot: the last known state of one device, for clients that join and after absences.
 
 A machine says its whole state rarely and what has changed often; merged, they are what an app that was there
 all the time would know. Merging waits until somebody asks: a machine that nobody watches costs nothing here
@@ -8,11 +8,13 @@ but keeping its last few messages.
 import contextlib
 import math
 import struct
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from brewos_relay.fields import MALFORMED, Fields, join, split
+from brewos_relay.dialect import Volatile
+from brewos_relay.fields import MALFORMED, Fields, Key, join, split
 from brewos_relay.messages import Head, Message
 
 #: Kept as they came, the last of each.
@@ -41,10 +43,37 @@ class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
     machine_type: Any = None
 
 
+class KnownState(NamedTuple):
+    """The whole state of a device as a `status`, and when that was known to hold, in ms since the epoch."""
+
+    message: Message
+    at_ms: int
+
+
+class Restored:
+    """The state from before an absence, where a snapshot goes on until the device says all of it."""
+
+    __slots__ = ("at", "message", "renewed", "shown")
+
+    def __init__(self, message: Message, at: float) -> None:
+        self.message = message
+        """With everything, also what clients are not told again."""
+        self.at = at
+        """When it was known to hold (trio time)."""
+        self.renewed: set[Key] = set()
+        """The groups that the device has spoken of since."""
+        self.shown = False
+        """Whether clients are told of it."""
+
+
 _decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
 _decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
+_NO_GROUPS: Final = frozenset({"type", "seq"})
+_SAVED_APART_S: Final = 15.0
+"""How often a state is due for saving at most, however often the device says all of it."""
 _SUPERSEDED: Final = frozenset(
     {
         "status",
@@ -72,8 +101,12 @@ class Snapshot:
         "_noted",
         "_noted_at",
         "_others",
+        "_restored",
+        "_saved",
+        "_saved_at",
         "_status",
         "_status_seq",
+        "_unsaved",
         "seq",
     )
 
@@ -87,6 +120,15 @@ class Snapshot:
         """The last sequence number that the device gave."""
         self._noted = False  # since the last look at the clock
         self._noted_at = -math.inf
+        self._restored: Restored | None = None
+        self._unsaved = False  # whether anything was noted since the state was saved
+        self._saved: Message | None = None  # the status that was saved, to tell whether a full one came since
+        self._saved_at = -math.inf
+
+    @property
+    def has_status(self) -> bool:
+        """Whether the whole state is known, from now or from before an absence."""
+        return self._status is not None
 
     @property
     def empty(self) -> bool:
@@ -96,22 +138,27 @@ class Snapshot:
     def age_s(self, now: float) -> float:
         """Look for how long the device has not spoken of its state, in s; infinite if it never has.
 
-        Exact to the time between two looks, since messages are not stamped as they come.
+        Of a restored state, the age of the oldest part. Exact to the time between two looks, since messages
+        are not stamped as they come.
         """
         if self._noted:
             self._noted = False
+            self._unsaved = True
             self._noted_at = now
-        return now - self._noted_at
+        return now - (self._noted_at if self._restored is None else self._restored.at)
 
     def count_pause(self, unseen_s: float) -> None:
         """Let what is known be older by a time that Trio's clock has not counted."""
         self._noted_at -= unseen_s
+        if self._restored is not None:
+            self._restored.at -= unseen_s
 
     def note(self, message: Message, message_type: str, seq: Any) -> None:
         """Take note of a message of the device, if it is about its state."""
         if message_type == "status":
             self._status = message
             self._status_seq = self.seq = seq
+            self._restored = None
             self._changes.clear()
             self._changes_bytes = 0
         elif message_type == "status_delta":
@@ -136,7 +183,8 @@ class Snapshot:
         The status carries the device's last `seq`, so that the next message is the next one for the client.
         """
         self._merge()
-        return [*([self._status] if self._status is not None else []), *self._others.values()]
+        status = self._status if self._restored is None or self._restored.shown else None
+        return [*([status] if status is not None else []), *self._others.values()]
 
     def info(self) -> DeviceInfo:
         """Read what the device says that it is. Cheap, as the rest, which may be large, is passed over."""
@@ -153,16 +201,88 @@ class Snapshot:
 
         A message that has no such form is left out: text in a machine's message need not be UTF-8.
         """
-        self._merge()
         known = dict(self._others)
-        if self._status is not None:
-            known["status"] = self._status
-        contents: dict[str, Any] = {}
-        for name, message in known.items():
-            text = message.as_text()
-            with contextlib.suppress(*MALFORMED):
-                contents[name] = readable(decode(text)) if text is not None else None
+        if (status := self.whole_status()) is not None:
+            known["status"] = status
+        contents = {name: readable_content(message) for name, message in known.items()}
         return {name: content for name, content in contents.items() if content is not None}
+
+    # Before and after an absence
+
+    def whole_status(self) -> Message | None:
+        """Give the whole state as a `status`: what was restored, with all that the device has said since."""
+        self._merge()
+        if self._restored is None or self._status is None:
+            return self._status
+        return _overlaid(self._restored.message, self._status)
+
+    def known(self, now: float) -> tuple[Message, float] | None:
+        """Give the whole state, and when it was known to hold (trio time); None if it is not known."""
+        status = self.whole_status()
+        return (status, now - self.age_s(now)) if status is not None else None
+
+    def restore(self, message: Message, *, at: float, volatile: Sequence[Volatile] = ()) -> bool:
+        """Go on from a state from before an absence; `at` is when it held (trio time).
+
+        It gets no `seq` before the device gives one: the device has counted on meanwhile. Clients are told
+        without the volatile parts, and only after `show`. False if it is no status.
+        """
+        told = _without(message, volatile)
+        if told is None:
+            return False
+        self._status = told
+        self._status_seq = self.seq = None
+        self._changes.clear()
+        self._changes_bytes = 0
+        self._restored = Restored(message, at)
+        self._saved = None if self._unsaved else told
+        return True
+
+    def show(self) -> bool:
+        """Tell clients of the restored state from here on; False if there is none (any more)."""
+        if self._restored is None:
+            return False
+        self._restored.shown = True
+        return True
+
+    def groups(self) -> list[str]:
+        """List the groups of the status."""
+        status = self.whole_status()
+        return _groups(status) if status is not None else []
+
+    def stale_groups(self) -> list[str]:
+        """List the groups that the device has not spoken of since its absence."""
+        self._merge()
+        if self._restored is None:
+            return []
+        return [name for name in _groups(self._restored.message) if name not in self._restored.renewed]
+
+    # Saving
+
+    def is_due_for_saving(self, now: float, *, every_s: float) -> bool:
+        """Whether it is time to save what the device has said since the state was last saved.
+
+        At once if it has said all of it, since that says that something important is different, but not more
+        often than each 15 s; every `every_s` otherwise. With 0, as soon as anything is different.
+        """
+        self.age_s(now)
+        if not self._unsaved or self._status is None:
+            return False
+        wait_s = every_s if self._status is self._saved else min(every_s, _SAVED_APART_S)
+        return now - self._saved_at >= wait_s
+
+    def note_saved(self, now: float) -> None:
+        """Take note that the state, as it is now, is being saved."""
+        self.age_s(now)
+        self._unsaved = False
+        self._saved = self._status
+        self._saved_at = now
+
+    def note_unsaved(self) -> None:
+        """Take note that saving failed: it is due again at once."""
+        self._unsaved = True
+        self._saved = None
+        self._saved_at = -math.inf
 
     def grown(self) -> "Snapshot":
         """Give a snapshot of the usual size that knows as much."""
@@ -176,13 +296,18 @@ class Snapshot:
         if status is None or (not self._changes and self._status_seq == self.seq):
             return
         fields = _fields(status)
+        renewed = self._restored.renewed if self._restored is not None else None
         for change in self._changes:
             for name, value in recoded(change, is_text=status.is_text).items():
                 fields[name] = _merged(fields.get(name), value, is_text=status.is_text)
+                if renewed is not None and bytes(value) not in _EMPTY_GROUPS:
+                    renewed.add(name)
         fields["type"] = _raw("status", is_text=status.is_text)
         if isinstance(self.seq, int) and abs(self.seq) < 2**63:
             fields["seq"] = _raw(self.seq, is_text=status.is_text)
         merged = Message(_join(fields, is_text=status.is_text), status.is_text)
+        if self._saved is status:
+            self._saved = merged
         # What grows beyond all measure is not the state of a machine.
         self._status = merged if len(merged.payload) <= _MOST_BYTES else None
         self._status_seq = self.seq
@@ -236,6 +361,51 @@ def says_something_new(head: Head) -> bool:
 def is_superseded(message_type: str) -> bool:
     """Whether the next message of the same type replaces this one."""
     return message_type in _SUPERSEDED or message_type in _KEPT_WHOLE
+
+
+def readable_content(message: Message) -> Any:
+    """Decode a message with numbers as people write them; None if it has no form that JSON can hold."""
+    text = message.as_text()
+    if text is None:
+        return None
+    with contextlib.suppress(*MALFORMED):
+        return readable(decode(text))
+    return None
+
+
+def _without(message: Message, volatile: Sequence[Volatile]) -> Message | None:
+    """Give a `status` without its number and its volatile parts; None if it is none."""
+    fields = _fields(message)
+    if not fields:
+        return None
+    fields.pop("seq", None)
+    for part in volatile:
+        group = fields.get(part.group)
+        if group is None:
+            continue
+        if part.field is None:
+            del fields[part.group]
+            continue
+        with contextlib.suppress(*MALFORMED):
+            inner = _split(group, is_text=message.is_text)
+            expected = None if part.value is None else _encode(part.value, is_text=message.is_text)
+            if part.field in inner and expected in (None, bytes(inner[part.field])):
+                del inner[part.field]
+                fields[part.group] = msgspec.Raw(_join(inner, is_text=message.is_text))
+    return Message(_join(fields, is_text=message.is_text), message.is_text)
+
+
+def _overlaid(base: Message, status: Message) -> Message:
+    """Put a status over an earlier one, of which it has the encoding."""
+    fields = _fields(base)
+    for name, value in _fields(status).items():
+        fields[name] = _merged(fields.get(name), value, is_text=base.is_text)
+    return Message(_join(fields, is_text=base.is_text), base.is_text)
+
+
+def _groups(status: Message) -> list[str]:
+    """List the groups of a status that have a name."""
+    return [name for name in _fields(status) if isinstance(name, str) and name not in _NO_GROUPS]
 
 
 def _fields(message: Message) -> Fields:

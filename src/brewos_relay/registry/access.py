@@ -16,6 +16,7 @@ from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks,
 from brewos_relay.registry.keys import end_claims
 from brewos_relay.registry.records import ROLES, Access, Activity, ActivityKind, DeviceUser, OwnedDevice, Role
 from brewos_relay.registry.schema import device_users, devices, shares, users
+from brewos_relay.registry.states import forget_state
 
 Left = Literal["left", "removed"]
 
@@ -319,6 +320,7 @@ def _release(db: Connection, device_ids: Sequence[str]) -> None:
     changed = update(devices).where(devices.c.id.in_(device_ids))
     db.execute(changed.values(name=None, key_pending_since_ms=None))
     forget_activity(db, *device_ids)
+    forget_state(db, *device_ids)
 
 
 def _check_role(role: Role, until_ms: int | None) -> None:

@@ -30,6 +30,7 @@ from brewos_relay.registry.schema import (
     activity,
     changes,
     claims,
+    device_states,
     device_users,
     devices,
     invites,
@@ -46,6 +47,7 @@ from brewos_relay.registry.schema import (
 CHANGES_KEPT_MS: Final = 3600 * 1000
 UNUSED_DEVICES_KEPT_MS: Final = 30 * 24 * 3600 * 1000
 UNUSED_DEVICES_KEPT: Final = 50_000
+STATES_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 ROWS_AT_ONCE: Final = 1000
 DEVICES_AT_ONCE: Final = 200
 """How many rows of a table, and how many devices, go in one transaction: others want to write as well."""
@@ -61,12 +63,12 @@ _UNUSED: Final = and_(
 )
 
 
-def expired(*, now_ms: int) -> list[Step]:
+def expired(*, now_ms: int, states_kept_ms: int = STATES_KEPT_MS) -> list[Step]:
     """Make the steps that delete what is over by its time.
 
     These are sessions, refresh tokens, tokens, invites, claims, shares and access until a time; networks that
-    an account was not signed in to from for long; changes that every running server has seen; old activity
-    and notices; and claims of machines that never connected.
+    an account was not signed in to from for long; changes that every running server has seen; old activity,
+    states and notices; and claims of machines that never connected.
     """
     over: list[tuple[Table, ColumnElement[bool]]] = [
         (table, table.c.expires_at_ms <= now_ms)
@@ -78,6 +80,7 @@ def expired(*, now_ms: int) -> list[Step]:
         (changes, changes.c.at_ms <= now_ms - CHANGES_KEPT_MS),
         (notices, notices.c.at_ms <= now_ms - NOTICES_KEPT_MS),
         (new_ids, new_ids.c.since_ms <= now_ms - COUNTED_MS),
+        (device_states, device_states.c.at_ms <= now_ms - states_kept_ms),
         (activity, activity.c.at_ms <= now_ms - activity_module.KEPT_MS),
     ]
     steps = [partial(_delete_some, table=table, is_over=is_over) for table, is_over in over]

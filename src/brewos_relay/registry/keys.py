@@ -18,6 +18,7 @@ from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.records import Activity, Device
 from brewos_relay.registry.schema import claims, devices
+from brewos_relay.registry.states import forget_state
 
 NOBODY: Final = ""
 """Who a token was used by that is good for nobody any more; no user's id is empty."""
@@ -89,6 +90,7 @@ def replace_key(db: Connection, device: Device, key_hash: bytes, *, user_id: str
         forget_pending(db, device)
         return False
     _put(db, device, key_hash)
+    forget_state(db, device.id)  # another machine's, as far as is known
     note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
     add_activity(db, [Activity(device_id=device.id, at_ms=now_ms, kind="key_changed", user_id=user_id)])
     return True
@@ -107,6 +109,7 @@ def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_
         key_pending_since_ms=None,
         unproven_since_ms=now_ms,
     )
+    forget_state(db, device.id)
     note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
     return replace(
         device,

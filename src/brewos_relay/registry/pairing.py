@@ -45,6 +45,7 @@ from brewos_relay.registry.quotas import check_quota
 from brewos_relay.registry.records import Access, Activity, Claimed, Device, Role, check_name
 from brewos_relay.registry.schema import claims, devices
 from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
+from brewos_relay.registry.states import forget_state
 
 __all__ = [
     "HeldClaim",
@@ -209,6 +210,7 @@ def claim(
     db.execute(_same(device_id, token_hash).values(used_by=user_id))
     if not users:
         forget_activity(db, device_id)
+        forget_state(db, device_id)
     # Before what comes of it.
     entry = Activity(
         device_id=device_id, at_ms=now_ms, kind="claimed", user_id=user_id, detail={"role": role}

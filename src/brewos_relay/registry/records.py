@@ -90,6 +90,16 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """The last state of a device: a `status` message, and when it was known to hold."""
+
+    device_id: str
+    payload: bytes
+    is_text: bool
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewDevice:
     """A device to register; ValueError for a name or a user that cannot be kept.
 

@@ -232,6 +232,19 @@ tokens = Table(
     sqlite_with_rowid=False,
 )
 
+# The last `status` of a machine with all that it said after it, as it encodes it. With a row id: the rows are
+# large, and SQLite finds small things faster in a tree without them.
+device_states = Table(
+    "device_states",
+    metadata,
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("is_text", Boolean, nullable=False),
+    # When this was known to hold.
+    Column("at_ms", BigInteger, nullable=False),
+    Index("device_states_by_time", "at_ms"),
+)
+
 activity = Table(
     "activity",
     metadata,

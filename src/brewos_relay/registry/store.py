@@ -29,13 +29,14 @@ from brewos_relay.registry.changes import ChangeFollower
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.held_writes import KeyUse
-from brewos_relay.registry.housekeeping import expired, find_excess, prune
+from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, find_excess, prune
 from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.pairing import HeldClaim
-from brewos_relay.registry.records import Access, Activity, Change, Device, Session
+from brewos_relay.registry.records import Access, Activity, Change, Device, Session, StoredState
 from brewos_relay.registry.removal import closed_accounts, remove_some
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
+from brewos_relay.registry.states import find_states, save_states
 from brewos_relay.registry.tokens import revoked_tokens
 from brewos_relay.registry.watching import Apply, Watcher
 
@@ -66,10 +67,12 @@ class Store:
         *,
         revoked: Collection[str] = (),
         write_s: float = WRITE_S,
+        states_kept_ms: int = STATES_KEPT_MS,
     ) -> None:
         self._database = database
         self._follower = follower
         self._write_s = write_s
+        self._states_kept_ms = states_kept_ms
         self.timings = {name: Histogram(_BOUNDS_S) for name in ("read", "write", "lookup")}
         """How long whoever asked had to wait, in s."""
         self.failures: Counter[str] = Counter()
@@ -82,6 +85,7 @@ class Store:
         self._sessions = Batcher(self._query_sessions, limiter=self._readers)
         self._revoked = Batcher(self._query_revoked, limiter=self._readers)
         self._heard_of = set(revoked)
+        self._states = Batcher(self._query_states, limiter=self._readers)
         self._notes = Notes(database, limiter=self._writers)
         self._watcher = Watcher(self._read_changes)
         self._more_to_do = trio.Event()
@@ -191,6 +195,15 @@ class Store:
         """
         return token_id in self._heard_of
 
+    async def find_state(self, device_id: str) -> StoredState | None:
+        """Find the last state of a device, unless it is too old. Shares queries likewise."""
+        with self._timed("lookup"):
+            return await self._states.find(device_id)
+
+    async def save_states(self, states: Sequence[StoredState]) -> None:
+        """Store the states of devices, in one transaction; see `registry.states`."""
+        await self.write(save_states, states)
+
     async def check(self) -> None:
         """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
@@ -240,7 +253,7 @@ class Store:
         **Ends when:** cancelled, once what was noted is written, or 5 s later.
         """
         async with trio.open_nursery() as nursery:
-            for batcher in (self._devices, self._accesses, self._sessions, self._revoked):
+            for batcher in (self._devices, self._accesses, self._sessions, self._revoked, self._states):
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
             nursery.start_soon(self._prune_regularly)
@@ -263,7 +276,11 @@ class Store:
             try:
                 for user_id in await self.read(closed_accounts):
                     await self._run_steps(functools.partial(remove_some, user_id=user_id, now_ms=now_ms()))
-                await self._run_steps(functools.partial(prune, steps=expired(now_ms=now_ms())))
+                await self._run_steps(
+                    functools.partial(
+                        prune, steps=expired(now_ms=now_ms(), states_kept_ms=self._states_kept_ms)
+                    )
+                )
                 excess = await self.read(find_excess, now_ms=now_ms())
                 await self._run_steps(functools.partial(prune, steps=excess))
             except Exception as problem:  # also no more threads: the next time may be better
@@ -303,6 +320,10 @@ class Store:
         with self._database.reading() as db:
             return {id_: id_ for id_ in revoked_tokens(db, ids)}
 
+    def _query_states(self, ids: list[str]) -> Mapping[str, StoredState]:
+        with self._database.reading() as db:
+            return find_states(db, ids, after_ms=now_ms() - self._states_kept_ms)
+
     def _call_reading(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -338,17 +359,26 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(url: str, *, write_s: float = WRITE_S) -> AsyncIterator[Store]:
+async def open_store(
+    url: str, *, write_s: float = WRITE_S, states_kept_s: float = STATES_KEPT_MS / 1000
+) -> AsyncIterator[Store]:
     """Open the registry at an SQLAlchemy URL, and close it with everything noted written.
 
-    `write_s` is how long a write may take before its caller gets RegistryBusy.
+    `write_s` is how long a write may take before its caller gets RegistryBusy, `states_kept_s` how old the
+    state of a device may be.
 
     **Owns:** a nursery around the body, with the store's task in it.
     **Ends when:** the body does.
     """
     database, follower, revoked = await trio.to_thread.run_sync(_open, url)
     try:
-        store = Store(database, follower, revoked=revoked, write_s=write_s)
+        store = Store(
+            database,
+            follower,
+            revoked=revoked,
+            write_s=write_s,
+            states_kept_ms=round(states_kept_s * 1000),
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             try:

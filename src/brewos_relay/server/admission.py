@@ -20,12 +20,14 @@ from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.pace import TokenBuckets
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.rights import Principal, rights_of, role_is
+from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted, is_of_interest
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_budgets import Budget, PeerBudgets
+from brewos_relay.server.states import find_state
 from brewos_relay.wire.handshake import Refusal, Request
 
 DEVICE_PATH = "/ws/device"
@@ -54,13 +56,15 @@ class Denied(Refusal):
 class DeviceEntry:
     """A device that has proved itself; `key_hash` is that of the key that it came with.
 
-    An `anonymous` one has registered itself, and no user has it.
+    An `anonymous` one has registered itself, and no user has it. `known_state` is its last state, if the
+    relay does not know that by itself.
     """
 
     device_id: str
     key_hash: bytes
     network: str = ""
     anonymous: bool = False
+    known_state: KnownState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +234,10 @@ class Admission:
         if is_next_key or is_unproven:
             await self._note_use(device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven)
         anonymous = device is not None and device.anonymous
-        return DeviceEntry(device_id, presented_hash, network, anonymous)
+        known_state = None
+        if not anonymous and not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s):
+            known_state = await find_state(self._store, device_id)
+        return DeviceEntry(device_id, presented_hash, network, anonymous, known_state)
 
     async def _note_use(
         self, device_id: str, key_hash: bytes, *, is_next_key: bool, is_unproven: bool

@@ -222,6 +222,7 @@ class Listener:
                 credential=entry.key_hash,
                 network=entry.network,
                 anonymous=entry.anonymous,
+                known_state=entry.known_state,
             )
         else:
             client = client_connection(transport, poller=poller, limits=limits, initial=rest)

@@ -129,6 +129,8 @@ class Revoking:
             log.info("a new key for device %s: %s", device_id, outcome)
 
     async def _renew_access(self, device_id: str, user_id: str) -> None:
+        # That of an absent device is in the registry, for those who may see it.
+        self._relay.forget_state(device_id)
         try:
             access = await self._store.access_of(user_id, device_id)
         except RegistryError:
@@ -139,6 +141,7 @@ class Revoking:
         if access is None:
             self._relay.set_grant(device_id, user_id, None)
             return
+        self._relay.note_owned(device_id)
         for highest_role in ROLES:
             grant = grant_of(lower_role(highest_role, access.role), until_ms=access.until_ms)
             self._relay.set_grant(device_id, user_id, grant, highest_role=highest_role)

@@ -44,6 +44,7 @@ from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.revoking import Revoking
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
+from brewos_relay.server.states import StateKeeper
 from brewos_relay.server.storage import PROBLEMS, StorageWatch
 from brewos_relay.server.tls import Tls
 from brewos_relay.settings import Settings
@@ -111,7 +112,11 @@ async def open_server(
         if settings.metrics_port is not None:
             measured = await _bind(settings.metrics_host, settings.metrics_port)
         async with (
-            open_store(settings.resolved_database_url(), write_s=settings.limits.admission_s) as store,
+            open_store(
+                settings.resolved_database_url(),
+                write_s=settings.limits.admission_s,
+                states_kept_s=settings.limits.state_retention_s,
+            ) as store,
             open_poller(counters) as poller,
         ):
             storage = StorageWatch(store, database_file(settings.resolved_database_url()))
@@ -123,6 +128,7 @@ async def open_server(
                 counters=counters,
             ) as relay:
                 noting.info_of = relay.info_of
+                states = StateKeeper(relay, store)
                 revoking = Revoking(relay=relay, store=store)
                 store.watch_changes(revoking.apply)
                 metrics = Metrics(
@@ -193,6 +199,7 @@ async def open_server(
                     listening.start_soon(
                         keep_running, "noting who is online", partial(noting.keep_seeing, relay)
                     )
+                    listening.start_soon(keep_running, "storing states", states.run)
                     listening.start_soon(keep_running, "giving memory back", give_memory_back)
                     listening.start_soon(keep_running, "watching the storage", storage.run)
                     if measured:
@@ -217,6 +224,7 @@ async def open_server(
                         listening.start_soon(redirect.run)
                     yield Server(addresses, relay, store, tls, [s.getsockname()[:2] for s in measured])
                     await relay.drain(hurry=hurry)
+                    await states.save_all()
                     listening.cancel_scope.cancel()
     finally:
         for listening_socket in (*sockets, *redirecting, *measured):

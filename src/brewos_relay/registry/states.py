@@ -1,0 +1,69 @@
+"""The last state of each machine, for when it comes back and does not say all of it."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select
+
+from brewos_relay.registry.records import StoredState
+from brewos_relay.registry.schema import device_states, device_users, devices
+
+STATES_AT_ONCE: Final = 100
+"""How many states are written in one transaction: others want to write as well."""
+STATE_BYTES_AT_MOST: Final = 16 * 1024
+"""A larger state is not stored. That of a machine has 1 to 2 KiB."""
+
+_IDS_AT_ONCE: Final = 500
+_HAS_USER: Final = exists().where(device_users.c.device_id == devices.c.id)
+_IS_KNOWN: Final = or_(~devices.c.registered_itself, _HAS_USER)
+_FIRST_CLAIM_MS: Final = (
+    select(func.min(device_users.c.claimed_at_ms))
+    .where(device_users.c.device_id == devices.c.id)
+    .scalar_subquery()
+)
+_KNOWN: Final = select(devices.c.id).where(devices.c.id.in_(bindparam("ids", expanding=True)), _IS_KNOWN)
+# A state that was on its way when the machine changed hands may have been stored afterwards.
+_STATES: Final = (
+    select(device_states)
+    .join_from(device_states, devices)
+    .where(device_states.c.device_id.in_(bindparam("ids", expanding=True)), _IS_KNOWN)
+    .where(device_states.c.at_ms >= func.coalesce(_FIRST_CLAIM_MS, 0))
+)
+
+
+def save_states(db: Connection, states: Sequence[StoredState]) -> None:
+    """Store the states of devices in the place of earlier ones.
+
+    Only of devices that a user has, or that were added by hand: anyone can register others.
+    """
+    of_id = {state.device_id: state for state in states if len(state.payload) <= STATE_BYTES_AT_MOST}
+    for start in range(0, len(of_id), _IDS_AT_ONCE):
+        ids = sorted(of_id)[start : start + _IDS_AT_ONCE]
+        db.execute(delete(device_states).where(device_states.c.device_id.in_(ids)))
+        if known := sorted(db.scalars(_KNOWN, {"ids": ids})):
+            db.execute(insert(device_states), [_row(of_id[device_id]) for device_id in known])
+
+
+def find_states(db: Connection, ids: Sequence[str], *, after_ms: int) -> dict[str, StoredState]:
+    """Read the states of devices that held later than `after_ms`, and not before today's users came."""
+    return {
+        device_id: StoredState(device_id=device_id, payload=payload, is_text=is_text, at_ms=at_ms)
+        for start in range(0, len(ids), _IDS_AT_ONCE)
+        for device_id, payload, is_text, at_ms in db.execute(
+            _STATES.where(device_states.c.at_ms > after_ms), {"ids": ids[start : start + _IDS_AT_ONCE]}
+        )
+    }
+
+
+def forget_state(db: Connection, *device_ids: str) -> None:
+    """Forget the states of devices, as when they are other users' or other machines' from now on."""
+    db.execute(delete(device_states).where(device_states.c.device_id.in_(device_ids)))
+
+
+def _row(state: StoredState) -> dict[str, Any]:
+    return {
+        "device_id": state.device_id,
+        "payload": state.payload,
+        "is_text": state.is_text,
+        "at_ms": state.at_ms,
+    }
