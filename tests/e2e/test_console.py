@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import update
 
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
@@ -34,7 +35,8 @@ from brewos_relay.registry.accounts import (
     set_password_hash,
 )
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Role, StoredToken, User
+from brewos_relay.registry.records import NewDevice, Role, StoredState, StoredToken, User
+from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
@@ -437,6 +439,35 @@ async def test_a_machine_that_goes_and_comes(tmp_path: Path) -> None:
         kitchen.switch_on()
         await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
         assert await page.run("document.querySelector('main').classList.contains('away')") is False
+        assert complaints(page) == []
+
+
+async def test_an_old_state_is_shown_as_the_last_known_one(tmp_path: Path) -> None:
+    status = {
+        "type": "status",
+        "machine": {"state": "ready", "mode": "on"},
+        "temps": {"brew": {"current": 91.5, "setpoint": 93.0}},
+    }
+    two_hours_ms = 2 * 3_600_000
+
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        earlier = update(device_users).values(claimed_at_ms=now_ms() - 2 * two_hours_ms)
+        await server.store.write(lambda db: db.execute(earlier))
+        state = StoredState(
+            device_id=MACHINE,
+            payload=json.dumps(status).encode(),
+            is_text=True,
+            at_ms=now_ms() - two_hours_ms,
+        )
+        await server.store.save_states([state])
+        await sign_in(page, kitchen)
+        await page.see("last known state, 2 hours ago: Ready")
+        assert await brew_temp(page) == 91.5
+        assert await page.run("document.querySelector('#now').textContent") == "Offline"
+        kitchen.switch_on()
+        await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+        assert await page.run("document.querySelector('#last-known').textContent") == ""
         assert complaints(page) == []
 
 

@@ -101,7 +101,7 @@ class Limits:
     before if that is not older than this, without the volatile parts; 0 switches this off."""
     state_save_s: float = 180.0
     """How often the state of a device is written to the registry if it has changed by deltas. A full status
-    is written within 15 s, and the state of a device that has gone within 5 s."""
+    is written within 10 s, and the state of a device that has gone within 5 s."""
     state_retention_s: float = 604_800.0
     """How long the registry keeps the last state of a device; 0 keeps none."""
     state_request_s: float = 2.0

@@ -72,7 +72,7 @@ _decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
 _NO_GROUPS: Final = frozenset({"type", "seq"})
-_SAVED_APART_S: Final = 15.0
+_SAVED_APART_S: Final = 5.0
 """How often a state is due for saving at most, however often the device says all of it."""
 _SUPERSEDED: Final = frozenset(
     {
@@ -263,7 +263,7 @@ class Snapshot:
         """Whether it is time to save what the device has said since the state was last saved.
 
         At once if it has said all of it, since that says that something important is different, but not more
-        often than each 15 s; every `every_s` otherwise. With 0, as soon as anything is different.
+        often than each 5 s; every `every_s` otherwise. With 0, as soon as anything is different.
         """
         self.age_s(now)
         if not self._unsaved or self._status is None:
