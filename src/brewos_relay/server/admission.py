@@ -236,7 +236,9 @@ class Admission:
         anonymous = device is not None and device.anonymous
         known_state = None
         if not anonymous and not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s):
-            known_state = await find_state(self._store, device_id)
+            # A slow registry costs the state, and not the machine.
+            with trio.move_on_after(self._relay.limits.admission_s / 8):
+                known_state = await find_state(self._store, device_id)
         return DeviceEntry(device_id, presented_hash, network, anonymous, known_state)
 
     async def _note_use(
