@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -88,16 +89,30 @@ def test_nothing_waits_for_a_pipe_that_is_full(pipe: Pipe, is_blocking: bool) ->
 
 def test_what_waits_is_bounded_by_its_size(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "CHARS_AT_MOST", 1000)
-    filled = pipe.fill()
-    os.set_blocking(pipe.descriptor, True)
     writer = pipe.writer()
-    writer.put("first")
-    assert not writer.flush(0.05)  # the thread has it
+    # A pipe does not take the first line whole: its beginning shows that the thread waits with it.
+    first = "-" * 1_000_000
+    writer.put(first)
+    assert select.select([pipe.reader], [], [], 10)[0] == [pipe.reader]
     for _ in range(20):
         writer.put("x" * 100)
     assert writer.dropped == 10
-    expected = b"first\n" + 10 * (b"x" * 100 + b"\n") + b"10 lines were dropped\n"
-    assert pipe.read(filled + len(expected))[filled:] == expected
+    expected = f"{first}\n".encode() + 10 * (b"x" * 100 + b"\n") + b"10 lines were dropped\n"
+    assert pipe.read(len(expected)) == expected
+    writer.close()
+
+
+def test_each_gap_is_told_of_in_its_place(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LINES_AT_MOST", 2)
+    writer = pipe.writer()
+    first = "-" * 1_000_000
+    for gap in (1, 2):
+        writer.put(first)
+        assert select.select([pipe.reader], [], [], 10)[0] == [pipe.reader]
+        for number in range(2 + gap):
+            writer.put(str(number))
+        expected = f"{first}\n0\n1\n{gap} lines were dropped\n".encode()
+        assert pipe.read(len(expected)) == expected
     writer.close()
 
 
