@@ -1,5 +1,6 @@
 """Who gets a machine by its token, and which key it has then; random lives are in test_takeovers.py."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -8,16 +9,16 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, select
 
+from brewos_relay.api.throttle import network_of, networks_of
 from brewos_relay.errors import QuotaReached, TooManyUnproven
 from brewos_relay.registry.access import access_of, give, leave, take
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.claim_slots import CLAIMS_AT_MOST, NETWORKS_AT_MOST, WIDEST_AT_MOST
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.keys import add_next_key, use_next_key
 from brewos_relay.registry.pairing import (
-    CLAIMS_AT_MOST,
-    NETWORKS_AT_MOST,
     Registered,
     claim,
     register_claim,
@@ -40,6 +41,7 @@ def register(
     device_id: str = ID,
     now_ms: int = NOW_MS,
     network: str = "",
+    around: Sequence[str] = (),
 ) -> Registered:
     return register_claim(
         db,
@@ -48,7 +50,7 @@ def register(
         token_hash=hash_of(token),
         now_ms=now_ms,
         expires_at_ms=now_ms + LIFE_MS,
-        networks=(network,),
+        networks=(*around, network),
     )
 
 
@@ -449,6 +451,50 @@ def test_working_key_of_an_owned_device_finds_room_beside_many_networks(db: Conn
         register(db, f"ours {number}", network=f"eve's {number}", now_ms=NOW_MS + 200)
     register(db, "too many", network="one more", now_ms=NOW_MS + 300)
     assert hash_of("too many") not in tokens(db)
+
+
+def register_at(db: Connection, token: str, address: str, **more: Any) -> None:
+    """Register a token from an address, with the networks around it as the API gives them."""
+    *around, network = networks_of(network_of(address))
+    register(db, token, network=network, around=around, **more)
+
+
+WIDE = {
+    "a /48": ([f"2001:db8:0:{number:x}00::1" for number in range(100)], WIDEST_AT_MOST),
+    "a /56": ([f"2001:db8:0:{number:x}::1" for number in range(100)], WIDEST_AT_MOST // 2),
+    "a /24": ([f"203.0.113.{number}" for number in range(100)], WIDEST_AT_MOST),
+}
+
+
+@pytest.mark.parametrize(("addresses", "kept"), WIDE.values(), ids=WIDE)
+def test_wide_network_cannot_take_all_slots_of_a_new_machine(
+    db: Connection, addresses: list[str], kept: int
+) -> None:
+    for number, address in enumerate(addresses):
+        register_at(db, f"eve's {number}", address, key="eve's", now_ms=NOW_MS + number)
+    assert len(tokens(db)) == kept
+    register_at(db, "its", "2001:db8:1::1", now_ms=NOW_MS + 1000)
+    register_at(db, "its second", "198.51.100.1", now_ms=NOW_MS + 1000)
+    assert {hash_of("its"), hash_of("its second")} < tokens(db)
+    assert scan(db, "its", "olga")
+    assert role_of(db, "olga") == "owner"
+
+
+def test_customer_with_many_networks_keeps_no_neighbour_out(db: Connection) -> None:
+    for number in range(100):
+        register_at(db, f"eve's {number}", f"2001:db8:0:{number:x}::1", key="eve's")
+    register_at(db, "its", "2001:db8:0:100::1")
+    assert scan(db, "its", "olga")
+
+
+def test_working_key_of_an_owned_device_finds_room_in_a_crowded_network(db: Connection) -> None:
+    register_at(db, "its", "198.51.100.1")
+    scan(db, "its", "olga")
+    for number in range(100):
+        register_at(db, f"eve's {number}", f"2001:db8:0:{number:x}::1", key="eve's", now_ms=NOW_MS + number)
+    before = tokens(db)
+    register_at(db, "at eve's", "2001:db8:0:ff::1", now_ms=NOW_MS + 1000)
+    assert tokens(db) == before - {hash_of("eve's 0")} | {hash_of("at eve's")}
 
 
 def test_a_flood_of_other_keys_costs_the_machine_none_of_its_tokens(db: Connection) -> None:

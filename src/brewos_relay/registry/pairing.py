@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from brewos_relay.errors import DeviceUnknown, TooManyUnproven
 from brewos_relay.registry.access import current_users, give, lock_account
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.claim_slots import add_token, change_token, find_token, keep_token, tokens_of
 from brewos_relay.registry.devices import lock_device, set_name
 from brewos_relay.registry.keys import (
-    NOBODY,
     forget_pending,
     note_pending,
     replace_key,
@@ -38,12 +38,11 @@ from brewos_relay.registry.proof import (
     UNPROVEN_PER_ACCOUNT,
     count_unproven,
     expire_claim,
-    seen_at,
     take_over,
 )
 from brewos_relay.registry.quotas import check_quota
 from brewos_relay.registry.records import Access, Activity, Claimed, Device, Role, check_name
-from brewos_relay.registry.schema import claims, devices
+from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
 from brewos_relay.registry.states import forget_state
 
@@ -62,12 +61,6 @@ __all__ = [
 
 Registered = Literal["stored", "refreshed", "replaced", "pending"]
 
-CLAIMS_AT_MOST: Final = 8
-"""How many tokens of one device are good at the same time, of those that one network registered."""
-
-NETWORKS_AT_MOST: Final = 32
-"""From how many networks tokens of one device are good at the same time."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldClaim:
@@ -81,18 +74,6 @@ class HeldClaim:
 
 
 _NO_RULES: Final = NewDeviceRules(per_network=None)
-
-_CLAIM: Final = (
-    select(claims)
-    .where(claims.c.device_id == bindparam("of_device"))
-    .where(claims.c.token_hash == bindparam("token"))
-)
-_CLAIMS: Final = (
-    select(claims)
-    .where(claims.c.device_id == bindparam("of_device"))
-    .where(claims.c.expires_at_ms > bindparam("now_ms"))
-    .order_by(claims.c.expires_at_ms, claims.c.token_hash)
-)
 
 
 def register_claim(
@@ -115,14 +96,13 @@ def register_claim(
     `networks` are the one that it came from and those around it, the widest first. Raises PairingClosed for
     an unknown id, and for a new key of a device without users; TooManyNewDevices for an unknown id.
     """
-    network = networks[-1]
     device = _lock(db, device_id)
     if device is None:
         check_window(db, rules.mode, now_ms=now_ms)
         if rules.per_network is not None:
             count_new_id(db, networks, per_network=rules.per_network, now_ms=now_ms)
         if _add_device(db, device_id, key_hash, now_ms=now_ms):
-            _add_claim(db, device_id, key_hash, token_hash, expires_at_ms, network, seen_at_ms=None)
+            add_token(db, device_id, key_hash, token_hash, expires_at_ms, networks[-1], seen_at_ms=None)
             return "stored"
         device = lock_device(db, device_id)  # another machine of this id, or this one twice, was faster
     if expire_claim(db, device, now_ms=now_ms):
@@ -139,7 +119,9 @@ def register_claim(
         outcome = "replaced"
         check_window(db, rules.mode, now_ms=now_ms)
         device = replace_unowned_key(db, device, key_hash, now_ms=now_ms)
-    _keep_claim(db, device, key_hash, token_hash, network=network, now_ms=now_ms, expires_at_ms=expires_at_ms)
+    keep_token(
+        db, device, key_hash, token_hash, networks=networks, now_ms=now_ms, expires_at_ms=expires_at_ms
+    )
     return outcome
 
 
@@ -183,7 +165,7 @@ def claim(
     register_held(db, held, now_ms=now_ms)
     # Both are asked for, whether or not the first is there: neither answer nor time tells which is wrong.
     device = _lock(db, device_id)
-    token = db.execute(_CLAIM, {"of_device": device_id, "token": token_hash}).one_or_none()
+    token = find_token(db, device_id, token_hash)
     if device is None or token is None or token.expires_at_ms <= now_ms:
         return None
     expired = token.used_by is None and expire_claim(db, device, now_ms=now_ms)
@@ -207,7 +189,7 @@ def claim(
         _check_quotas(db, device, user_id, role=role, machines_at_most=machines_at_most, now_ms=now_ms)
     if takes_over:
         take_over(db, device, token.key_hash, user_id=user_id, has=users, now_ms=now_ms)
-    db.execute(_same(device_id, token_hash).values(used_by=user_id))
+    db.execute(change_token(device_id, token_hash).values(used_by=user_id))
     if not users:
         forget_activity(db, device_id)
         forget_state(db, device_id)
@@ -266,10 +248,6 @@ def _lock(db: Connection, device_id: str) -> Device | None:
         return None
 
 
-def _same(device_id: str, token_hash: bytes) -> Update:
-    return update(claims).where(claims.c.device_id == device_id, claims.c.token_hash == token_hash)
-
-
 def _answer(device_name: str | None, access: Access, *, key_changed: bool = False) -> Claimed:
     return Claimed(
         device_id=access.device_id,
@@ -292,91 +270,8 @@ def _add_device(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int)
 
 def _tell_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
     """Tell a device's owners that another key waits, but not once for every try of whoever tries."""
-    waiting = db.execute(_CLAIMS, {"of_device": device.id, "now_ms": now_ms}).all()
+    waiting = tokens_of(db, device.id, now_ms=now_ms)
     if device.key_pending_since_ms is None or all(works(device, row.key_hash) for row in waiting):
         note_change(db, "key_pending", device_id=device.id, now_ms=now_ms)
         add_activity(db, [Activity(device_id=device.id, at_ms=now_ms, kind="key_pending")])
     note_pending(db, device, now_ms=now_ms)
-
-
-def _keep_claim(
-    db: Connection,
-    device: Device,
-    key_hash: bytes,
-    token_hash: bytes,
-    *,
-    network: str,
-    now_ms: int,
-    expires_at_ms: int,
-) -> None:
-    there = db.execute(_CLAIM, {"of_device": device.id, "token": token_hash}).one_or_none()
-    if there is None:
-        if _make_room(db, device, good=works(device, key_hash), network=network, now_ms=now_ms):
-            # A machine that shows a new token is the one that has come with this key already.
-            seen_at_ms = seen_at(db, device.id, key_hash)
-            _add_claim(db, device.id, key_hash, token_hash, expires_at_ms, network, seen_at_ms=seen_at_ms)
-        return
-    same = _same(device.id, token_hash)
-    if there.key_hash == key_hash or (works(device, key_hash) and works(device, there.key_hash)):
-        db.execute(same.values(key_hash=key_hash, expires_at_ms=max(there.expires_at_ms, expires_at_ms)))
-    elif there.used_by is None:
-        # A stranger saw the token, or the machine has made itself another key meanwhile. Neither key may
-        # come out of a claim of this token; the machine's next token is good again.
-        db.execute(same.values(used_by=NOBODY))
-
-
-def _make_room(db: Connection, device: Device, *, good: bool, network: str, now_ms: int) -> bool:
-    """Drop the oldest tokens of a network for a new one of it; False if there is no room for this network.
-
-    None of a key that works is dropped for one of a key that does not, nor any of another network. Where too
-    many networks have tokens, only the key of a device with users takes the room of one that has none of it.
-    """
-    there = db.execute(_CLAIMS, {"of_device": device.id, "now_ms": now_ms}).all()
-    networks = dict.fromkeys(row.network or "" for row in there)
-    if network not in networks and len(networks) >= NETWORKS_AT_MOST:
-        if not good or not current_users(db, device.id, now_ms=now_ms):
-            return False
-        for row in there:
-            if works(device, row.key_hash):
-                networks.pop(row.network or "", None)
-        dropped = next(iter(networks), None)
-        if dropped is None:
-            return False
-        drop_all = [row.token_hash for row in there if (row.network or "") == dropped]
-        _drop(db, device.id, drop_all)
-    mine = [row for row in there if (row.network or "") == network]
-    ours = [row.token_hash for row in mine if works(device, row.key_hash)]
-    others = [row.token_hash for row in mine if not works(device, row.key_hash)]
-    drop: list[bytes] = []
-    if good:
-        # One place is always left for a machine that has lost its key.
-        excess = max(len(ours) + 2 - CLAIMS_AT_MOST, 0)
-        ours, drop = ours[excess:], ours[:excess]
-    drop += others[: max(len(ours) + len(others) + 1 - CLAIMS_AT_MOST, 0)]
-    _drop(db, device.id, drop)
-    return True
-
-
-def _drop(db: Connection, device_id: str, token_hashes: Sequence[bytes]) -> None:
-    db.execute(delete(claims).where(claims.c.device_id == device_id, claims.c.token_hash.in_(token_hashes)))
-
-
-def _add_claim(
-    db: Connection,
-    device_id: str,
-    key_hash: bytes,
-    token_hash: bytes,
-    expires_at_ms: int,
-    network: str,
-    *,
-    seen_at_ms: int | None,
-) -> None:
-    row = {
-        "device_id": device_id,
-        "token_hash": token_hash,
-        "key_hash": key_hash,
-        "expires_at_ms": expires_at_ms,
-        "network": network,
-        "seen_at_ms": seen_at_ms,
-    }
-    db.execute(insert(claims), row)
