@@ -6,6 +6,7 @@ import trio.testing
 
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.fair_queue import FairQueue
+from brewos_relay.errors import RegistryBusy
 
 
 class Scene:
@@ -134,6 +135,29 @@ async def test_nobody_waits_longer_than_the_deadline(autojump_clock: trio.testin
         await trio.sleep(0.2)
         assert (scene.refused, scene.statuses) == (["late"], {(503, "2")})
         await scene.finish()
+
+
+async def test_a_busy_registry_ends_the_wait_of_all(autojump_clock: trio.testing.MockClock) -> None:
+    """Each of them would find the registry busy as well, one after the other."""
+    queue = FairQueue("requests", at_once=1, places=32, wait_s=10.0)
+    statuses: list[int] = []
+
+    async def write(number: int) -> None:
+        try:
+            async with queue.turn((f"{number}",)):
+                await trio.sleep(4)
+                raise RegistryBusy("locked")
+        except (RegistryBusy, Refused):
+            statuses.append(503)
+
+    began_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(write, number)
+    assert statuses == [503] * 5
+    assert trio.current_time() - began_at == pytest.approx(4)
+    async with queue.turn(("another",)):
+        assert len(queue) == 0
 
 
 async def test_a_caller_that_leaves_keeps_no_turn(autojump_clock: trio.testing.MockClock) -> None:

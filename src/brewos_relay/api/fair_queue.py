@@ -8,6 +8,7 @@ from typing import Final
 import trio
 
 from brewos_relay.api.answers import Refused
+from brewos_relay.errors import RegistryBusy
 
 _REMEMBERED: Final = 4096
 """Networks whose last turn is remembered."""
@@ -33,6 +34,9 @@ class FairQueue:
 
     A turn goes to the network whose last turn was the longest ago, from the widest network to the narrowest.
     If all places are taken, the newest request of the network that has most of them gives its place up.
+
+    Where a turn ends since the registry is busy, those that wait are refused: their own turns would end like
+    that as well, each later than the one before.
     """
 
     def __init__(
@@ -70,10 +74,19 @@ class FairQueue:
             await self._wait(one)
         try:
             yield
+        except RegistryBusy:
+            self.refuse_all()
+            raise
         finally:
             self._free += 1
             self._free_for_others += not first
             self._call()
+
+    def refuse_all(self) -> None:
+        """Refuse all requests that wait."""
+        for one in self._waiting:
+            one.settled.set()
+        self._waiting.clear()
 
     async def _wait(self, one: _Waiting) -> None:
         self._waiting.append(one)

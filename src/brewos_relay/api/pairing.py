@@ -141,6 +141,7 @@ def pairing_blueprint(
                         rules=accounts.new_devices,
                     )
             if writing.cancelled_caught:
+                registering.refuse_all()  # nothing could be written for so long
                 raise RegistryBusy(_BUSY)
         except PairingClosed:
             # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
