@@ -21,15 +21,18 @@ from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
 from brewos_relay.registry.authority import Authority, verify
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import all_devices, set_name
+from brewos_relay.registry.devices import all_devices, remove_device, set_name
 from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.sessions import end_session, end_sessions, open_session
 from brewos_relay.registry.store import open_store
+from brewos_relay.registry.tokens import add_token, revoke_token
 from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0
 SESSION = "s" * 32
+TOKEN = "t" * 32
 MACHINE = device_id(1)
 
 
@@ -54,6 +57,20 @@ def sign_in(db: Connection, user_id: str, session_id: str, *, expires_at_ms: int
         address=None,
         now_ms=1,
         expires_at_ms=now_ms() + 60_000 if expires_at_ms is None else expires_at_ms,
+    )
+
+
+def stored_token(user_id: str) -> StoredToken:
+    at_ms = now_ms()
+    return StoredToken(
+        id=TOKEN,
+        name=None,
+        user_id=user_id,
+        role="owner",
+        devices=frozenset(),
+        created_at_ms=at_ms,
+        expires_at_ms=at_ms + 60_000,
+        revoked_at_ms=None,
     )
 
 
@@ -164,13 +181,17 @@ async def test_an_anonymous_write_is_one_of_those_listed_with_a_reason(url: str)
         )
 
 
-@pytest.mark.parametrize("ending", ["session", "user", "access"])
+@pytest.mark.parametrize("ending", ["session", "user", "access", "device", "token", "administrator"])
 def test_what_was_verified_stays_until_the_commit(database: Database, ada: str, ending: str) -> None:
     """Ending waits for the writer that verified first, on both engines."""
     with database.writing() as db:
         bob = add_user(db, email="bob@example.org", name=None, now_ms=1)
         for user_id in (ada, bob.id):
             give(db, MACHINE, user_id, role="owner", now_ms=1)
+        set_admin(db, ada, True)
+        add_token(db, stored_token(ada))
+    principal = Principal(user_id=ada, session_id=SESSION, token_id=TOKEN if ending == "token" else None)
+    authority = Authority(principal, MACHINE, "owner", is_admin=ending == "administrator")
     started = threading.Event()
 
     def end() -> None:
@@ -180,16 +201,18 @@ def test_what_was_verified_stays_until_the_commit(database: Database, ada: str, 
                 end_session(db, SESSION, now_ms=1)
             elif ending == "user":
                 remove_user(db, ada, now_ms=1)
-            else:
+            elif ending == "access":
                 take(db, MACHINE, ada, now_ms=1)
+            elif ending == "device":
+                remove_device(db, MACHINE, now_ms=1)
+            elif ending == "token":
+                assert revoke_token(db, TOKEN, now_ms=now_ms())
+            else:
+                set_admin(db, ada, False)
 
     with ThreadPoolExecutor(1) as threads:
         with database.writing() as db:
-            verify(
-                db,
-                Authority(Principal(user_id=ada, session_id=SESSION), MACHINE, "owner"),
-                now_ms=now_ms(),
-            )
+            verify(db, authority, now_ms=now_ms())
             ended: Future[None] = threads.submit(end)
             if not database.one_writer:
                 assert started.wait(DEADLINE_S)
@@ -197,3 +220,5 @@ def test_what_was_verified_stays_until_the_commit(database: Database, ada: str, 
                 ended.result(0.1)
             set_name(db, MACHINE, "Kitchen", now_ms=1)
         ended.result(DEADLINE_S)
+    with pytest.raises((DeviceUnknown, TokenRejected, NotAnAdministrator)):
+        verified(database, authority)
