@@ -1,5 +1,6 @@
 """Tokens without a session: what limits them over HTTP, and how administrators revoke them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,54 @@ from brewos_relay.registry.tokens import add_token, revoke_token
 from support.household import MACHINE, SECOND, Household, open_household
 
 DEVICE = f"/devices/{MACHINE}"
-CODE = {"deviceId": MACHINE, "token": "t" * 20}
 
-ACCOUNT_ROUTES: list[tuple[str, str, Any]] = [
-    ("GET", "/auth/sessions", None),
-    ("DELETE", "/auth/sessions/some", None),
-    ("POST", "/auth/logout-all", None),
-    ("PUT", "/me/password", {"password": "correct horse battery"}),
-    ("POST", "/devices/claim", CODE),
-    ("POST", "/devices/claim-share", CODE),
-    ("POST", f"{DEVICE}/share", None),
-    ("GET", "/admin/users", None),
-    ("PATCH", "/admin/users/ada", {"isAdmin": True}),
-    ("DELETE", "/admin/users/ada", None),
-    ("POST", "/admin/invites", {"email": "eve@example.org"}),
-    ("GET", "/admin/devices", None),
-    ("GET", "/admin/stats", None),
-    ("GET", "/admin/tokens", None),
-    ("DELETE", "/admin/tokens/some", None),
-]
+WITHOUT_A_TOKEN = """
+    POST /devices/register-claim
+    POST /auth/facebook
+    POST /auth/google
+    POST /auth/invite
+    POST /auth/oidc
+    POST /auth/password
+    POST /auth/refresh
+    GET /auth/jwks.json
+    GET /health
+    GET /info
+    GET /mode
+    GET /openapi.json
+"""
+FOR_ALL_TOKENS = """
+    GET /auth/me
+    POST /auth/logout
+    GET /devices
+    GET /devices/<device:device_id>
+    PATCH /devices/<device:device_id>
+    DELETE /devices/<device:device_id>
+    GET /devices/<device:device_id>/activity
+    POST /devices/<device:device_id>/rotate-key
+    GET /devices/<device:device_id>/state
+    GET /devices/<device:device_id>/users
+    DELETE /devices/<device:device_id>/users/<user_id>
+    GET /devices/<device:device_id>/watchers
+"""
+"""What concerns an account, or gives access that outlasts the token, needs a session."""
+
+
+def account_routes(house: Household) -> list[tuple[str, str]]:
+    """Give the methods and paths of all other routes: a new one is among them until it is listed above."""
+    listed = {tuple(line.split()) for line in (WITHOUT_A_TOKEN + FOR_ALL_TOKENS).split("\n")}
+    names = {"<device:device_id>": MACHINE, "<user_id>": "bob"}
+    found = []
+    for rule in house.app.url_map.iter_rules():
+        if not rule.rule.startswith("/api/"):
+            continue
+        path = rule.rule.removeprefix("/api")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            if (method, path) not in listed:
+                filled = re.sub("<[^>]*>", lambda name: names.get(name[0], "some"), path)
+                found.append((method, filled))
+            listed.discard((method, path))
+    assert listed == {()}, "routes that are gone"
+    return found
 
 
 async def keep(house: Household, id_: str) -> None:
@@ -48,16 +78,19 @@ async def keep(house: Household, id_: str) -> None:
     await house.store.write(add_token, stored)
 
 
-@pytest.mark.parametrize(("method", "path", "body"), ACCOUNT_ROUTES)
-async def test_an_account_route_refuses_a_token_without_a_session(
-    house: Household, method: str, path: str, body: Any
-) -> None:
-    await house.signed_in("ada")
-    await house.store.write(set_admin, "ada", True)
-    for devices in (frozenset[str](), "*"):
-        answer = await house.ask(method, path, body, token=house.token("ada", devices=devices))
-        assert answer.status == 403
-        assert "belongs to no session" in answer.content["error"]
+async def test_an_account_route_refuses_a_token_without_a_session(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.signed_in("ada")
+        await house.give("bob", "member")
+        await house.store.write(set_admin, "ada", True)
+        routes = account_routes(house)
+        assert len(routes) > 20
+        for method, path in routes:
+            for devices in (frozenset[str](), frozenset({MACHINE}), "*"):
+                token = house.token("ada", devices=devices)
+                answer = await house.ask(method, path, {} if method != "GET" else None, token=token)
+                assert answer.status == 403, (method, path)
+                assert "belongs to no session" in answer.content["error"]
 
 
 @pytest.mark.parametrize("devices", [frozenset(), frozenset({MACHINE}), "*"])
@@ -68,12 +101,10 @@ async def test_an_account_route_refuses_a_token_without_a_session(
         ("DELETE", DEVICE, None),
         ("DELETE", f"{DEVICE}?everyone=true", None),
         ("PATCH", DEVICE, {"name": "Mine"}),
-        ("PATCH", f"{DEVICE}/users/ada", {"role": "member"}),
         ("DELETE", f"{DEVICE}/users/ada", None),
         ("DELETE", f"{DEVICE}/users/bob", None),
         ("GET", f"{DEVICE}/activity", None),
         ("GET", f"{DEVICE}/watchers", None),
-        ("GET", f"{DEVICE}/shares", None),
         ("POST", f"{DEVICE}/rotate-key", None),
     ],
 )

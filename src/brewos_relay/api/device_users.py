@@ -82,7 +82,7 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
         refusals=[403, 409, 422],
     )
     async def change(device_id: str, user_id: str) -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)  # it may give what outlasts the token
         body = await body_of(request, NewRole)
         device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
         user = await _user_of(device_id, user_id, store=store)

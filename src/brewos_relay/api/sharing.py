@@ -147,7 +147,7 @@ def sharing_blueprint(
     @blueprint.get("/api/devices/<device:device_id>/shares")
     @described("The shares of a device that can still be taken up", answer=Shares, refusals=[403])
     async def shares(device_id: str) -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
         found = await store.read(shares_of, device_id, now_ms=now_ms())
         return json_answer(
@@ -170,7 +170,7 @@ def sharing_blueprint(
     @blueprint.delete("/api/devices/<device:device_id>/shares/<share_id>")
     @described("Revoke a share: nobody can take it up any more", answer=Done, refusals=[403])
     async def revoke(device_id: str, share_id: str) -> Response:
-        who = await signed_in(request)
+        who = await signed_in.with_session(request)
         device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
         authority = Authority(who.principal, device_id, "owner")
         if not await store.write_as(
