@@ -79,10 +79,12 @@ async def test_of_an_anonymous_device_that_has_gone_nothing_is_known(autojump_cl
             await wait_all_tasks_blocked()
             device.say(STATUS)
             assert relay.state_of(device_id) is not None
+            assert relay.is_anonymous(device_id) is anonymous
             device.leave()
             await attachment.wait_closed()
         assert relay.state_of(ONE) is not None
         assert relay.state_of(TWO) is None
+        assert not relay.is_anonymous(TWO)
 
 
 async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(

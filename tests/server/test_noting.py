@@ -127,7 +127,7 @@ async def test_what_a_live_relay_tells() -> None:
     noting = Noting(store)
     with trio.fail_after(5):
         async with open_relay(on_seen=noting.note_seen, on_activity=noting.note_activity) as relay:
-            noting.info_of = relay.info_of
+            noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
             device, client = ScriptedPeer(), ScriptedPeer()
             relay.attach_device(ONE, device)
             relay.attach_client(ONE, client)
@@ -142,6 +142,31 @@ async def test_what_a_live_relay_tells() -> None:
     kinds = [entry.kind for entry in store.entries]
     assert kinds == ["client_came", "online", "command", "offline", "client_went"]
     assert [device_id for device_id, _ in store.seen] == [ONE, ONE]
+
+
+async def test_devices_without_users_take_no_room_of_others() -> None:
+    """Entries that wait are bounded, and anyone can make as many devices as they like come and go."""
+    store = NotedStore()
+    noting = Noting(store)
+    with trio.fail_after(5):
+        async with open_relay(on_activity=noting.note_activity) as relay:
+            noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
+            for _ in range(3):
+                device = ScriptedPeer()
+                attachment = relay.attach_device(TWO, device, anonymous=True)
+                await trio.testing.wait_all_tasks_blocked()
+                device.say(encode({"type": "device_info", "firmwareVersion": "0.8.62"}))
+                device.leave()
+                await attachment.wait_closed()
+            assert store.entries == []
+            assert store.infos == [(TWO, "0.8.62", None)] * 3
+            device = ScriptedPeer()
+            relay.attach_device(TWO, device, anonymous=True)
+            await trio.testing.wait_all_tasks_blocked()
+            relay.note_owned(TWO)
+            device.leave()
+            await trio.testing.wait_all_tasks_blocked()
+    assert [entry.kind for entry in store.entries] == ["offline"]
 
 
 async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio.testing.MockClock) -> None:

@@ -239,6 +239,11 @@ class Relay:
         if (session := self._sessions.get(device_id)) is not None:
             session.set_anonymous(False)
 
+    def is_anonymous(self, device_id: str) -> bool:
+        """Whether a device that is connected registered itself and has no user, as far as is known here."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.anonymous
+
     def forget_state(self, device_id: str) -> None:
         """Forget the state of a device, unless it is connected: then it is what the device says now."""
         session = self._sessions.get(device_id)

@@ -23,7 +23,8 @@ class Noting:
     """Tells the registry who came, went and did what, and what a machine that goes has said of itself.
 
     The registry keeps a bounded number of entries for each device. Nobody can push out what others did: what
-    one user does with one device beyond 120 entries in a window of four minutes or more is not noted.
+    one user does with one device beyond 120 entries in a window of four minutes or more is not noted. That an
+    anonymous device comes and goes is not noted either: anyone can have thousands of these.
     """
 
     def __init__(self, store: Store) -> None:
@@ -32,6 +33,8 @@ class Noting:
         self._counts_end_at = 0.0
         self.info_of: Callable[[str], DeviceInfo] = lambda _device_id: DeviceInfo()
         """Gives what a device says that it is; the relay's, once there is one."""
+        self.is_anonymous: Callable[[str], bool] = lambda _device_id: False
+        """Tells whether a device registered itself and has no user; likewise."""
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
@@ -52,6 +55,8 @@ class Noting:
         """Note what happened to a device, and who did it."""
         if kind == "offline":
             self._note_info(device_id)
+        if user_id is None and self.is_anonymous(device_id):
+            return
         key = hash((device_id, user_id))
         count = self._counts.get(key, 0)
         if count == 0 or count >= _NOTES_IN_WINDOW:

@@ -127,7 +127,7 @@ async def open_server(
                 on_activity=noting.note_activity,
                 counters=counters,
             ) as relay:
-                noting.info_of = relay.info_of
+                noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
                 states = StateKeeper(relay, store)
                 revoking = Revoking(relay=relay, store=store)
                 store.watch_changes(revoking.apply)
