@@ -1,5 +1,6 @@
 """The HTTP side over real loopback sockets, and over memory streams where time has to pass."""
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -620,6 +621,29 @@ class TestTime:
             await browser.answer()
             await browser.expect_end()
             assert trio.current_time() == pytest.approx(30, abs=1)
+
+    async def test_a_request_that_comes_before_the_idle_limit_is_answered_by_a_busy_server(
+        self, mock_clock: trio.testing.MockClock
+    ) -> None:
+        limits = Limits(http_idle_s=0.3, request_head_s=1)
+        async with loopback(limits=limits) as there, there.browser() as browser:
+            assert isinstance(browser.stream, trio.SocketStream)
+            descriptor = browser.stream.socket.fileno()
+            assert await browser.ask() == (200, b"hello")
+            await trio.testing.wait_all_tasks_blocked()
+            os.write(descriptor, GET)
+            mock_clock.jump(0.4)  # the server does nothing meanwhile
+            assert await browser.answer() == (200, b"hello")
+            await trio.testing.wait_all_tasks_blocked()
+            os.write(descriptor, GET[:9])
+            mock_clock.jump(0.4)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.5)  # of the second for a head
+            await browser.send(GET[9:])
+            assert await browser.answer() == (200, b"hello")
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.4)
+            await browser.expect_end()
 
     async def test_a_connection_that_is_used_now_and_then_stays(
         self, autojump_clock: trio.testing.MockClock

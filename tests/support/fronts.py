@@ -68,17 +68,15 @@ class Start:
 
 @dataclass(frozen=True)
 class Place:
-    """What a configuration is fitted to. `seconds` stands for each of its 120 s.
-
-    The limit of idle connections to the relay is divided by `hurry`.
-    """
+    """What a configuration is fitted to. `seconds` stands for each of its 120 s."""
 
     folder: Path
     port: int
     relay_port: int
     files: Files
     seconds: int
-    hurry: int = 1
+    checks_often: bool = True
+    """Whether HAProxy finds out about a relay that leaves while a test lasts."""
 
 
 def nginx(place: Place) -> Start:
@@ -177,8 +175,8 @@ def _haproxy(place: Place, name: str, changes: dict[str, str]) -> Start:
         "maxconn 20000": "maxconn 200",  # as many files as anybody may open
         "120s": f"{place.seconds}s",
     }
-    if place.hurry == 1:
-        changes["inter 5s"] = "inter 250ms"  # what fails its checks is found out while a test lasts
+    if place.checks_often:
+        changes["inter 5s"] = "inter 250ms"
     file = place.folder / name
     file.write_text(replaced((DEPLOY / name).read_text(), changes))
     return Start([need_program("haproxy"), "-W", "-f", str(file)], signal.SIGUSR2)
@@ -192,7 +190,6 @@ def caddy(place: Place) -> Start:
         {
             "\tservers {": f"\tadmin {admin}\n\tauto_https disable_redirects\n\tservers {{",
             "{$PUBLIC_URL} {": f"{{$PUBLIC_URL}} {{\n\ttls {place.files.cert} {place.files.key}",
-            "keepalive 10s": f"keepalive {10_000 // place.hurry}ms",
         },
     )
     if not caddy_is_gentle(program):

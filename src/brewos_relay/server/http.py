@@ -194,6 +194,7 @@ class _Connection:
         self._held_until = -math.inf
         self._holding = False
         self._scope = trio.CancelScope(deadline=trio.current_time() + side.limits.request_head_s)
+        self._idle = trio.CancelScope()
         self._h11 = RequestGate(
             head_bytes=side.limits.request_head_bytes,
             body_bytes=side.limits.http_body_bytes,
@@ -240,6 +241,7 @@ class _Connection:
         while data:
             if not self._answering and not self._reading_head and data.strip(b"\r\n"):
                 self._reading_head = True
+                self._idle.deadline = math.inf
                 self._scope.deadline = trio.current_time() + self._limits.request_head_s
             try:
                 await protocol.handle(RawData(data))
@@ -253,10 +255,20 @@ class _Connection:
             await trio.sleep_forever()
 
     async def _receive(self) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(_READ_BYTES))
-        except trio.BrokenResourceError:
-            await self._give_up()
+        """Wait for what the peer sends, or for its end; at the idle limit, end the connection.
+
+        A request that came in time is served, even if the server was busy past the limit: Trio reads before
+        it looks at deadlines, and only the wait is cancelled, not what was read.
+        """
+        data = b""
+        with trio.CancelScope(deadline=self._idle.deadline) as self._idle:
+            try:
+                data = bytes(await self._stream.receive_some(_READ_BYTES))
+            except trio.BrokenResourceError:
+                await self._give_up()
+        if self._idle.cancelled_caught:
+            self._scope.cancel()
+        return data
 
     async def _on_event(self, event: Event) -> None:
         """Do what Hypercorn's protocol wants done."""
@@ -272,8 +284,9 @@ class _Connection:
         elif isinstance(event, Updated):
             self._reading_head = False
             self._answering = not event.idle
-            patience_s = self._limits.http_idle_s if event.idle else self._limits.http_request_s
-            self._scope.deadline = trio.current_time() + patience_s
+            now_s = trio.current_time()
+            self._idle.deadline = now_s + self._limits.http_idle_s if event.idle else math.inf
+            self._scope.deadline = math.inf if event.idle else now_s + self._limits.http_request_s
         else:
             assert isinstance(event, Closed)
             try:
