@@ -84,6 +84,15 @@ def test_using_the_key_that_it_has_changes_nothing(db: Connection) -> None:
     assert [entry.kind for entry in activity_of(db, ID)] == ["key_sent"]
 
 
+def test_a_key_that_was_sent_outlives_every_use_of_an_older_one(db: Connection) -> None:
+    """It may be the one that the machine has kept, while a thief of the older one connects."""
+    send(db, "a", "b")
+    for name in ("first", "first", "a", "first", "a"):
+        use(db, name)
+    assert not works(device(db), FIRST)
+    assert use(db, "b")
+
+
 def test_a_key_that_was_not_sent_is_none(db: Connection) -> None:
     assert not use(db, "stranger")
     assert not use_next_key(db, "BRW-0000FFFF", FIRST, now_ms=NOW_MS)
@@ -137,18 +146,21 @@ def test_tokens_registered_with_a_key_end_with_it(db: Connection) -> None:
 
 
 class Machine:
-    """A machine that keeps a key, loses it before it ever used it, ignores it, or does not hear of it."""
+    """A machine that keeps a key, at once or for its next boot, loses it unused, ignores it, or misses it."""
 
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
         self.key = "first"
         self.unsaved: str | None = None
+        self.for_next_boot: str | None = None
 
     def receive(self, key: str, how: str) -> None:
         if how == "keeps":
-            self.key, self.unsaved = key, None
+            self.key, self.unsaved, self.for_next_boot = key, None, None
         elif how == "keeps for now":
-            self.unsaved = key
+            self.unsaved, self.for_next_boot = key, None
+        elif how == "keeps for its next boot":
+            self.for_next_boot = key
 
     def connect(self, db: Connection, *, held: HeldWrites | None = None) -> None:
         """Connect; with `held`, nothing can be written now, so that the use of the key is held."""
@@ -162,6 +174,7 @@ class Machine:
         self.key, self.unsaved = key, None
 
     def boot(self, db: Connection) -> None:
+        self.key, self.for_next_boot = self.for_next_boot or self.key, None
         self.unsaved = None
         token = hash_of(f"token {self.key}")
         outcome = register_claim(
@@ -178,8 +191,8 @@ class Machine:
 STEPS = st.lists(
     st.sampled_from(
         [
-            *("keeps", "keeps for now", "ignores", "hears nothing", "connects", "boots", "is attacked"),
-            *("connects unwritten", "held is written", "relay crashes"),
+            *("keeps", "keeps for now", "keeps for its next boot", "ignores", "hears nothing"),
+            *("connects", "connects unwritten", "boots", "held is written", "relay crashes", "is attacked"),
         ]
     ),
     max_size=40,
