@@ -97,21 +97,24 @@ async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.Mo
     def noted_of(user_id: str | None, device_id: str = ONE) -> int:
         return sum((entry.user_id, entry.device_id) == (user_id, device_id) for entry in store.entries)
 
-    for _ in range(1000):
+    async with open_relay() as relay, trio.open_nursery() as nursery:
+        nursery.start_soon(noting.run, relay)
+        for _ in range(1000):
+            noting.note_activity(ONE, "command", "eve", {})
+        assert noted_of("eve") == 120
+        noting.note_activity(ONE, "command", "ada", {})
+        noting.note_activity(ONE, "online", None, {})
+        noting.note_activity(TWO, "command", "eve", {})
+        assert (noted_of("ada"), noted_of(None), noted_of("eve", TWO)) == (1, 1, 1)
+        await trio.sleep(239)
         noting.note_activity(ONE, "command", "eve", {})
-    assert noted_of("eve") == 120
-    noting.note_activity(ONE, "command", "ada", {})
-    noting.note_activity(ONE, "online", None, {})
-    noting.note_activity(TWO, "command", "eve", {})
-    assert (noted_of("ada"), noted_of(None), noted_of("eve", TWO)) == (1, 1, 1)
-    await trio.sleep(239)
-    noting.note_activity(ONE, "command", "eve", {})
-    assert noted_of("eve") == 120
-    await trio.sleep(1)
-    for _ in range(1000):
-        noting.note_activity(ONE, "command", "eve", {})
-    assert noted_of("eve") == 240
-    assert len(noting._counts) == 1
+        assert noted_of("eve") == 120
+        await trio.sleep(2)
+        for _ in range(1000):
+            noting.note_activity(ONE, "command", "eve", {})
+        assert noted_of("eve") == 240
+        assert len(noting._counts) == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
@@ -177,7 +180,7 @@ async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio
         relay.attach_device(ONE, ScriptedPeer())
         relay.attach_device(TWO, ScriptedPeer(silent=True))
         relay.attach_client(TWO, ScriptedPeer())
-        nursery.start_soon(noting.keep_seeing, relay)
+        nursery.start_soon(noting.run, relay)
         await trio.sleep(SEEN_EVERY_S - 1)
         assert store.seen == []
         before = now_ms()

@@ -15,22 +15,22 @@ from brewos_relay.texts import is_showable
 
 _WINDOW_S: Final = 240.0
 _NOTES_IN_WINDOW: Final = 120
-SEEN_EVERY_S: Final = 3600.0
-"""How often the registry is told who is there, so that it knows of them after a crash as well."""
+_SEEN_EVERY: Final = 15
+SEEN_EVERY_S: Final = _SEEN_EVERY * _WINDOW_S
+"""How often the registry is told which devices are online, so that it knows after a crash as well."""
 
 
 class Noting:
     """Tells the registry who came, went and did what, and what a machine that goes has said of itself.
 
-    The registry keeps a bounded number of entries for each device. Nobody can push out what others did: what
-    one user does with one device beyond 120 entries in a window of four minutes or more is not noted. That an
-    anonymous device comes and goes is not noted either: anyone can have thousands of these.
+    The registry keeps a bounded number of entries for each device. No user can push out those of others: of
+    what one user does with one device, 120 entries are kept in each window of four minutes. Nothing is kept
+    of an anonymous device that comes and goes: anyone can have thousands of these.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._counts: dict[int, int] = {}  # by a hash of device and user, as there can be very many
-        self._counts_end_at = 0.0
         self.info_of: Callable[[str], DeviceInfo] = lambda _device_id: DeviceInfo()
         """Gives what a device says that it is; the relay's, once there is one."""
         self.is_anonymous: Callable[[str], bool] = lambda _device_id: False
@@ -40,10 +40,12 @@ class Noting:
         """Note that a device came or went."""
         self._store.note_seen(device_id, at_ms)
 
-    async def keep_seeing(self, relay: Relay) -> None:
-        """Note now and then that the devices that are online are seen, until cancelled."""
+    async def run(self, relay: Relay) -> None:
+        """Begin a window every four minutes, and note once an hour which devices are online."""
         while True:
-            await trio.sleep(SEEN_EVERY_S)
+            for _ in range(_SEEN_EVERY):
+                await trio.sleep(_WINDOW_S)
+                self._counts = {}
             at_ms = now_ms()
             for device_id in {attachment.session.device_id for attachment in relay.attached}:
                 if relay.is_online(device_id):
@@ -59,22 +61,12 @@ class Noting:
             return
         key = hash((device_id, user_id))
         count = self._counts.get(key, 0)
-        if count == 0 or count >= _NOTES_IN_WINDOW:
-            count = self._look_at_window(key)
         if count < _NOTES_IN_WINDOW:
             self._counts[key] = count + 1
             entry = Activity(
                 device_id=device_id, at_ms=now_ms(), kind=kind, user_id=user_id, detail=dict(detail)
             )
             self._store.note_activity(entry)
-
-    def _look_at_window(self, key: int) -> int:
-        """Begin another window if this one is over; give the count of `key` in it."""
-        now = trio.current_time()
-        if now >= self._counts_end_at:
-            self._counts = {}
-            self._counts_end_at = now + _WINDOW_S
-        return self._counts.get(key, 0)
 
     def _note_info(self, device_id: str) -> None:
         info = self.info_of(device_id)

@@ -196,9 +196,7 @@ async def open_server(
                     http.take_websocket = listener.take_websocket
                     listening.start_soon(listener.run)
                     listening.start_soon(keep_running, "measuring the event loop", late.run)
-                    listening.start_soon(
-                        keep_running, "noting who is online", partial(noting.keep_seeing, relay)
-                    )
+                    listening.start_soon(keep_running, "noting who is online", partial(noting.run, relay))
                     listening.start_soon(keep_running, "storing states", states.run)
                     listening.start_soon(keep_running, "giving memory back", give_memory_back)
                     listening.start_soon(keep_running, "watching the storage", storage.run)
