@@ -99,7 +99,7 @@ class Policy:
         """Give the class of a message by its `type`, `cmd` and `mode`, of any type."""
         rule = self._find(kind, cmd)
         if rule is None:
-            is_reserved = kind != "command" and _folded(kind) in self._reserved
+            is_reserved = kind != "command" and kind.strip().lower() in self._reserved
             return CommandClass.RESERVED if is_reserved else CommandClass.MANAGE
         if (
             self._owner_commands

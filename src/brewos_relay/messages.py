@@ -8,6 +8,8 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from types import GenericAlias
 from typing import Any, Final
 
 import msgspec
@@ -48,14 +50,29 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
 
     @property
     def name(self) -> str:
-        """What to call it in a list of what was done: its `cmd`, else its `type`, of bounded length."""
-        name = self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type
-        return showable(name[:_NAME_CHARS], instead="?")
+        """Its `cmd`, or its `type` if it has none, as activity shows it."""
+        return _shown(self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type)
+
+
+@lru_cache(maxsize=256)
+def _shown(name: str) -> str:
+    """Make a name of a client's fit to be stored and shown."""
+    return showable(name[:_NAME_CHARS], instead="?")
+
+
+def _nested(levels: int) -> Any:
+    """Build the type of a JSON value with at most so many arrays and objects inside each other."""
+    scalar = None | bool | int | float | str
+    value: Any = scalar
+    for _ in range(levels):
+        value = scalar | GenericAlias(list, (value,)) | GenericAlias(dict, (str, value))
+    return value
 
 
 _peek_json = msgspec.json.Decoder(Head).decode
 _peek_msgpack = msgspec.msgpack.Decoder(Head).decode
-_peek_command = msgspec.json.Decoder(CommandHead).decode
+_decode_command = msgspec.json.Decoder(GenericAlias(dict, (str, _nested(_MOST_DEPTH - 1)))).decode
+_convert = msgspec.convert
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
@@ -124,11 +141,16 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         """Read the head of a text message of a client; None if it is not an object with a text `type`.
 
         None also if another JSON parser could read the message differently: the head decides what the sender
-        may do, and the machine has its own parser. See `_is_unambiguous`.
+        may do, and the machine has its own parser. See `_is_ambiguous`.
         """
+        payload = self.payload
         try:
-            head = _peek_command(self.payload)
-            return head if _is_unambiguous(self.payload) else None
+            content = _decode_command(payload)
+            # What the relay itself would write, without escapes, is unambiguous: a key that came twice would
+            # be missing from it. Most messages of apps are.
+            if (_encode_json(content) != payload or payload.find(b"\\") >= 0) and _is_ambiguous(payload):
+                return None
+            return _convert(content, CommandHead)
         except MALFORMED:
             return None
 
@@ -155,24 +177,17 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             return None
 
 
-def _is_unambiguous(payload: bytes) -> bool:
-    """Whether every JSON parser reads the same in a text; raises one of `MALFORMED` if it is no JSON.
+def _is_ambiguous(payload: bytes) -> bool:
+    """Whether JSON parsers could read different things in a text; may raise one of `MALFORMED` if they could.
 
     Parsers disagree about a key that comes twice, a NUL, half a surrogate pair, numbers without a value (as
-    1e999), and deep nesting. The usual text has none of the characters that could hide these.
+    1e999), and deep nesting. `_decode_command` refuses the last two.
     """
-    content = _decode_json(payload)  # the head alone leaves texts and numbers of other fields unchecked
-    if payload.find(b"\\") < 0 and payload.count(b"{") + payload.count(b"[") <= _MOST_DEPTH:
-        if payload.count(b":") == len(content):  # each key has a colon, so none was lost
-            return True
-        texts = payload.split(b'"')[1::2]
-        if len(set(texts)) == len(texts):
-            return True
     if _NUL.search(payload):
-        return False
+        return True
     content = json.loads(payload, object_pairs_hook=_dict_without_repetition)
     _encode_json(content)  # finds half a surrogate pair
-    return _depth(content) <= _MOST_DEPTH
+    return False
 
 
 def _dict_without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,15 +195,6 @@ def _dict_without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("a key comes twice")
     return content
-
-
-def _depth(content: Any) -> int:
-    """Count how many objects and arrays are inside each other."""
-    if isinstance(content, dict):
-        content = content.values()
-    elif not isinstance(content, list):
-        return 0
-    return 1 + max(map(_depth, content), default=0)
 
 
 class Delivery(msgspec.Struct, gc=False):
