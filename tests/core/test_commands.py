@@ -40,8 +40,9 @@ class FakeSession:
     known: list[Message] = field(default_factory=lambda: list(SNAPSHOT))
     noted: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def note(self, kind: str, client: ClientAttachment, detail: Mapping[str, str]) -> None:
-        self.noted.append((kind, client.grant.user_id, *detail.values()))
+    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+        assert device_id == self.device_id
+        self.noted.append((kind, user_id, *detail.values()))
         assert list(detail) == ["name", "outcome"]
 
     def snapshot_messages(self) -> list[Message]:
@@ -59,7 +60,9 @@ class Opened:
         self.counters = Counters()
         bounds = Limits(**limits)
         policy = Policy(BREWOS, owner_commands=bounds.owner_commands, never_wait=bounds.never_wait)
-        self.commands = Commands(limits=bounds, policy=policy, counters=self.counters)
+        self.commands = Commands(
+            limits=bounds, policy=policy, counters=self.counters, note_activity=self.session.note
+        )
         self.device = ScriptedPeer()
 
     def comes(self) -> None:

@@ -1,7 +1,7 @@
 """What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
@@ -17,6 +17,9 @@ from brewos_relay.messages import CommandHead, Delivery, Message
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
 _STATE_REQUESTS = frozenset({"request_state", "request_full_status"})
+
+NoteActivity: TypeAlias = Callable[[str, Literal["command"], str | None, Mapping[str, str]], None]
+"""Takes the device, what happened, the user who did it, and details."""
 
 
 class Session(Protocol):
@@ -36,9 +39,6 @@ class Session(Protocol):
     def snapshot_messages(self) -> list[Message]:
         """Give what is known of the device's state."""
 
-    def note(self, kind: Literal["command"], client: ClientAttachment, detail: Mapping[str, str]) -> None:
-        """Let it be known that a client did something."""
-
 
 class Commands:
     """Takes what the clients of one device say. Commands for an absent device wait here, if they may.
@@ -46,12 +46,15 @@ class Commands:
     The session is given to each call, as it would never go if what it holds held it.
     """
 
-    __slots__ = ("_asked_at", "_counters", "_limits", "_pending", "_policy")
+    __slots__ = ("_asked_at", "_counters", "_limits", "_note_activity", "_pending", "_policy")
 
-    def __init__(self, *, limits: Limits, policy: Policy, counters: Counters) -> None:
+    def __init__(
+        self, *, limits: Limits, policy: Policy, counters: Counters, note_activity: NoteActivity
+    ) -> None:
         self._limits = limits
         self._policy = policy
         self._counters = counters
+        self._note_activity = note_activity
         self._pending: PendingCommands[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
@@ -59,25 +62,29 @@ class Commands:
         self, session: Session, client: ClientAttachment, received: Sequence[Message], now: float
     ) -> None:
         """Answer a client, or pass on to the device what it says."""
-        self._counters.received_from_clients += len(received)
+        counters, size_bytes = self._counters, 0
         device = session.device
         to_device: list[Message] = []
         passed_on: list[CommandHead] = []
         answers: list[Message] = []
         for message in received:
-            text = message.as_command()
+            size_bytes += len(message.payload)
+            text = message if message.is_text else message.as_command()
             head = text.peek_command() if text is not None else None
             if text is None or head is None:
-                self._counters.invalid += 1
+                counters.invalid += 1
                 answers.append(messages.INVALID_MESSAGE)
             elif len(text.payload) > self._limits.client_message_bytes:
-                self._counters.too_big += 1
+                counters.too_big += 1
                 answers.append(messages.MESSAGE_TOO_BIG)
             elif head.type in _FOR_THE_RELAY:
                 answers.append(self._answer(session, client, head))
             elif head.type in _STATE_REQUESTS and client.access_ends_at > now:
                 answers += self._ask_for_state(session, client, text, head, to_device, now)
-            elif not self._allows(client, head, now):
+            elif not (
+                client.access_ends_at > now
+                and client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
+            ):
                 refusal = messages.forbidden(session.device_id)
                 answers += self._became(session, client, head, "forbidden", refusal)
             elif head.not_after is not None and _left_s(head) <= 0:
@@ -87,16 +94,20 @@ class Commands:
             else:
                 to_device.append(text)
                 passed_on.append(head)
+        counters.received_from_clients += len(received)
+        counters.bytes_from_clients += size_bytes
         if device is not None and to_device:
             if device.deliver(Delivery(to_device)):
                 became = "delivered"
                 self._note_sent(to_device)
             else:
                 became = "device_offline"
-                self._counters.undeliverable += len(to_device)
+                counters.undeliverable += len(to_device)
                 answers.append(messages.DEVICE_BUSY)
             for head in passed_on:
-                answers += self._became(session, client, head, became)
+                self._note(session, client, head, became)
+                if head.request_id is not None or head.not_after is not None:
+                    answers.append(messages.command_status(head.request_id, became, now_ms()))
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
@@ -131,9 +142,15 @@ class Commands:
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
-        self._counters.note_command(status)
-        session.note("command", client, {"name": head.name, "outcome": status})
+        self._note(session, client, head, status)
         return answers
+
+    def _note(self, session: Session, client: ClientAttachment, head: CommandHead, status: str) -> None:
+        """Note what became of a command."""
+        outcomes = self._counters.commands
+        outcomes[status] = outcomes.get(status, 0) + 1
+        detail = {"name": head.name, "outcome": status}
+        self._note_activity(session.device_id, "command", client.grant.user_id, detail)
 
     def _note_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)

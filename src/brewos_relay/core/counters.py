@@ -105,7 +105,3 @@ class Counters:
         """Count a connection that has ended."""
         key = (peer, end.by, end.label)
         self.ended[key] = self.ended.get(key, 0) + 1
-
-    def note_command(self, outcome: str) -> None:
-        """Count a command."""
-        self.commands[outcome] = self.commands.get(outcome, 0) + 1

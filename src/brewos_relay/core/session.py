@@ -81,7 +81,9 @@ class DeviceSession:
         self._limits = host.limits
         self._heard_before = 0  # how many messages came from the device before its present connection
         self._presence = Presence(host.limits)
-        self._commands = Commands(limits=host.limits, policy=host.policy, counters=host.counters)
+        self._commands = Commands(
+            limits=host.limits, policy=host.policy, counters=host.counters, note_activity=host.note
+        )
         self._audience = Audience(limits=host.limits, counters=host.counters)
         self._show_at = math.inf  # when clients are told of a state from before an absence
         self._nursery: trio.Nursery | None = None
@@ -200,7 +202,7 @@ class DeviceSession:
         client.number = self._host.counters.clients_attached
         self._host.crowds.came(grant)
         log_came(client, self._host.lines)
-        self.note("client_came", client, {})
+        self._note("client_came", client, {})
         client.deliver(Delivery(told), keep=True)
         self._audience.join(client)
         self._start(client)
@@ -257,7 +259,7 @@ class DeviceSession:
             self._host.crowds.went(attachment.grant)
             self._host.counters.note_end("client", end)
             log_went(attachment, self._host.lines)
-            self.note("client_went", attachment, end_of(attachment))
+            self._note("client_went", attachment, end_of(attachment))
         self._audience.settle()
         if not (self._audience or self._presence.present or self._presence.arriving):
             self._commands.forget()
@@ -351,8 +353,8 @@ class DeviceSession:
                 self._device_went(connection)
         self.forget_state()  # it was that of another key
 
-    def note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
-        """Let it be known that a client did something."""
+    def _note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
+        """Note what a client did."""
         self._host.note(self.device_id, kind, client.grant.user_id, detail)
 
     def _note_seen(self) -> None:
@@ -468,8 +470,6 @@ class DeviceSession:
             return 0.0
         now = trio.current_time()
         client.received += len(received)
-        for message in received:
-            self._host.counters.bytes_from_clients += len(message.payload)
         self._commands.take(self, client, received, now)
         return client.bucket.take(len(received), now) if client.bucket is not None else 0.0
 
