@@ -13,8 +13,9 @@ from brewos_relay.registry import bulk, removal
 from brewos_relay.registry.access import devices_of, give
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice
+from brewos_relay.registry.records import NewDevice, StoredToken
 from brewos_relay.registry.removal import closed_accounts
+from brewos_relay.registry.tokens import add_token
 from support.household import MACHINE, SECOND, Household, open_household
 from support.sign_ins import EMAIL, ask, sign_in
 
@@ -113,6 +114,25 @@ async def test_pages_of_sessions(house: Household) -> None:
     found = await pages(house, "/auth/sessions", "sessions", token=tokens[0])
     assert [len(page) for page in found] == [2, 2, 1]
     assert len({session["id"] for page in found for session in page}) == 5
+
+
+async def test_pages_of_tokens_without_a_session(house: Household) -> None:
+    ada = await sign_in(house)
+    await house.store.write(set_admin, ada["user"]["id"], True)
+    at_ms = now_ms()
+    for number in range(5):  # two at a time
+        stored = StoredToken(
+            id=f"t{number}",
+            name=None,
+            user_id="ada",
+            role="viewer",
+            devices="*",
+            created_at_ms=at_ms + number // 2,
+            expires_at_ms=at_ms + 60_000,
+        )
+        await house.store.write(add_token, stored)
+    found = await pages(house, "/admin/tokens", "tokens", token=ada["accessToken"])
+    assert [[token["id"] for token in page] for page in found] == [["t4", "t3"], ["t2", "t1"], ["t0"]]
 
 
 # Quotas

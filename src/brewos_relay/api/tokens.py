@@ -8,6 +8,7 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.admin import administrator
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
+from brewos_relay.api.bodies import Marked, mark_of, query_of
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.core.clock import now_ms
@@ -30,9 +31,10 @@ class TokenAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Tokens(msgspec.Struct):
-    """Tokens that have not expired, the newest first."""
+    """Tokens that have not expired, the newest first; `next` is the `after` of the next page, or null."""
 
     tokens: list[TokenAnswer]
+    next: str | None
 
 
 def tokens_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
@@ -40,11 +42,22 @@ def tokens_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
     blueprint = Blueprint("tokens", __name__)
 
     @blueprint.get("/api/admin/tokens")
-    @described("The tokens made on the command line, for an administrator", answer=Tokens, refusals=[403])
+    @described(
+        "The tokens made on the command line, for an administrator",
+        answer=Tokens,
+        query=Marked,
+        refusals=[403],
+    )
     async def list_tokens() -> Response:
         await administrator(signed_in, request)
-        found = await store.read(all_tokens, now_ms=now_ms())
-        return json_answer(Tokens(tokens=[_describe(token) for token in found]))
+        page = query_of(request, Marked)
+        found = await store.read(all_tokens, after=page.mark(), limit=page.limit, now_ms=now_ms())
+        return json_answer(
+            Tokens(
+                tokens=[_describe(token) for token in found],
+                next=mark_of(found[-1].created_at_ms, found[-1].id) if len(found) == page.limit else None,
+            )
+        )
 
     @blueprint.delete("/api/admin/tokens/<token_id>")
     @described("Revoke a token: its connections close", answer=Done, refusals=[403])

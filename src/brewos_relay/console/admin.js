@@ -23,7 +23,13 @@ const tokens = byId("tokens");
 let shownTokens = "";
 
 async function refreshTokens() {
-  const { tokens: found } = await askSignedIn("GET", "/api/admin/tokens");
+  const found = [];
+  let next = "";
+  while (next !== null) {
+    const page = await askSignedIn("GET", `/api/admin/tokens?${new URLSearchParams({ after: next })}`);
+    found.push(...page.tokens);
+    next = page.next;
+  }
   const shown = JSON.stringify(found);
   // A button must not vanish under a finger: only a changed list is drawn.
   if (shown !== shownTokens) tokens.replaceChildren(...found.map(tokenRow));

@@ -7,7 +7,7 @@ same key, are as good as their signature.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, literal, select, tuple_, update
 
 from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
@@ -17,7 +17,7 @@ from brewos_relay.registry.schema import tokens
 _TOKENS: Final = (
     select(tokens)
     .where(tokens.c.expires_at_ms > bindparam("now_ms"))
-    .order_by(tokens.c.created_at_ms.desc(), tokens.c.id)
+    .order_by(tokens.c.created_at_ms.desc(), tokens.c.id.desc())
 )
 _ALL_REVOKED: Final = select(tokens.c.id).where(tokens.c.revoked_at_ms.is_not(None))
 _REVOKED: Final = _ALL_REVOKED.where(tokens.c.id.in_(bindparam("ids", expanding=True)))
@@ -41,9 +41,17 @@ def add_token(db: Connection, token: StoredToken) -> None:
     db.execute(insert(tokens), row)
 
 
-def all_tokens(db: Connection, *, now_ms: int) -> list[StoredToken]:
-    """List the tokens that have not expired, also those that were revoked; the newest first."""
-    return [_token(row) for row in db.execute(_TOKENS, {"now_ms": now_ms})]
+def all_tokens(
+    db: Connection, *, after: tuple[int, str] | None = None, limit: int | None = None, now_ms: int
+) -> list[StoredToken]:
+    """List the tokens that have not expired, also those that were revoked, the newest first: at most `limit`.
+
+    `after` is the `created_at_ms` and the id of the last token of the page before.
+    """
+    query = _TOKENS.limit(limit)
+    if after is not None:
+        query = query.where(tuple_(tokens.c.created_at_ms, tokens.c.id) < tuple_(*map(literal, after)))
+    return [_token(row) for row in db.execute(query, {"now_ms": now_ms})]
 
 
 def revoke_token(db: Connection, token_id: str, *, now_ms: int) -> bool:
