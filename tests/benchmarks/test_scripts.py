@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.interop import need_node_modules, need_program
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("benchmarks", "tests", "docs", "examples")
 CHILD_S = 100
@@ -81,6 +83,16 @@ def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
     pytest.importorskip("uvloop")
     chart = str(tmp_path / "bench.svg")
     chosen = ["--only", "storm-tls-500x1", "--servers", "picows,websockets", "--runs", "1", "--secs", "0.2"]
+    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LEFT OUT" not in done.stderr
+
+
+def test_node_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> None:
+    need_program("node")
+    need_node_modules()  # or npm cannot install what it needs, and this is skipped
+    chart = str(tmp_path / "bench.svg")
+    chosen = ["--only", "storm-tls-500x1", "--servers", "node", "--runs", "1", "--secs", "0.2"]
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr

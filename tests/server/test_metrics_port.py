@@ -20,7 +20,7 @@ async def open_port(
     with trio.fail_after(10), socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         async with trio.open_nursery() as nursery:
-            limits = Limits(close_s=0.2, outbox_bytes=1000, lag_bytes=1000)
+            limits = Limits(close_s=0.2, request_head_s=0.5, outbox_bytes=1000, lag_bytes=1000)
             port = MetricsPort([listening], render=render, token=token, limits=limits)
             nursery.start_soon(port.run)
             yield listening.getsockname()
@@ -58,6 +58,25 @@ async def test_a_head_has_the_length_and_no_body() -> None:
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nContent-Length: %d\r\n" % len(BODY) in head
     assert body == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", b"404"),
+        (b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n", b"401"),
+        (b"\r\nHEAD /metrics HTTP/1.1\r\n\r\n", b"400"),
+        (b"HEAD /" + b"a" * 9000, b"431"),
+        (b"HEAD / HTTP/1.1\r\n", b"408"),
+    ],
+)
+async def test_no_refusal_of_a_head_has_a_body(sent: bytes, status: bytes) -> None:
+    async with open_port(token="s3cret") as address:
+        client = await WireClient.connect(address)
+        await client.send(sent)
+        head, end, body = (await client.read_to_end()).partition(b"\r\n\r\n")
+        client.abort()
+    assert (head.split(b" ")[1], end, body) == (status, b"\r\n\r\n", b"")
 
 
 async def test_options_tell_what_can_be_asked_for() -> None:

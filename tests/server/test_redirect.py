@@ -80,6 +80,24 @@ async def test_a_request_is_sent_to_the_same_path_over_tls(method: str, target: 
 
 
 @pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"HEAD / HTTP/1.1\r\nHost: other.example\r\n\r\n", b"421"),
+        (b"\r\nHEAD / HTTP/1.1\r\n\r\n", b"400"),
+        (b"HEAD /" + b"a" * 9000, b"431"),
+        (b"HEAD / HTTP/1.1\r\n", b"408"),
+    ],
+)
+async def test_no_refusal_of_a_head_has_a_body(sent: bytes, status: bytes) -> None:
+    async with redirecting(limits=Limits(close_s=0.5, request_head_s=0.2)) as address:
+        client = await WireClient.connect(address)
+        await client.send(sent)
+        head, end, body = (await client.read_to_end()).partition(b"\r\n\r\n")
+        await client.stream.aclose()
+    assert (head.split(b" ")[1], end, body) == (status, b"\r\n\r\n", b"")
+
+
+@pytest.mark.parametrize(
     ("host", "where"),
     [
         ("relay.example", "relay.example:8443"),
