@@ -274,6 +274,24 @@ async def test_2_1_comes_back_after_a_close_frame_and_says_1000(autojump_clock: 
         assert (here.simulator.key_losses, here.simulator.zombies) == (0, 0)
 
 
+async def test_2_6_1_says_its_whole_state_on_its_first_connection_alone(autojump_clock: MockClock) -> None:
+    async with cloud() as here:
+        visit = await here.next_visit()
+        await visit.let_in()
+        assert content(await visit.read_until(lambda found: found.opcode == BINARY))["type"] == "status"
+        await trio.sleep(6)
+        await visit.wire.send(frame(CLOSE, struct.pack(">H", 1012), mask=None))
+        visit = await here.next_visit()
+        await visit.let_in()
+        await visit.say({"type": "request_full_status"})
+        said: list[str] = []
+        while "keepalive" not in said:
+            found = await visit.read_until(lambda found: found.opcode in (BINARY, TEXT))
+            said.append(content(found)["type"])
+        assert "device_info" in said
+        assert "status" not in said
+
+
 async def test_0_4_a_bare_loss_leaves_a_zombie(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
