@@ -45,6 +45,29 @@ def test_what_is_no_object_is_nothing(message: Message) -> None:
     assert decode(message) is None
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(rb'{"type":"status","pressure":9.0,"ssid":"\ud800"}'),
+        Message(rb'{"type":"status","pressure":9.0,"\udfff":1}'),
+        Message(b'{"type":"status","pressure":9.0,"seq":1e999}'),
+        *(
+            Message(b"\x83\xa4type\xa6status\xa8pressure\xca\x41\x10\x00\x00" + more, is_text=False)
+            for more in (
+                b"\x01\x02",
+                b"\xc4\x01a\x02",
+                b"\xc0\x02",
+                b"\xa1\xff\x02",
+                b"\xa1n\xa1\xff",
+                b"\xa1n\x81\x80\x01",
+            )
+        ),
+    ],
+)
+def test_a_field_that_cannot_be_decoded_is_left_out(message: Message) -> None:
+    assert decode(message) == {"type": "status", "pressure": 9.0}
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
 def test_infinity_does_no_harm(value: float) -> None:
     assert decode(Message(msgspec.msgpack.encode({"a": value}), is_text=False)) == {"a": value}

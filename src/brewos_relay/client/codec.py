@@ -2,10 +2,12 @@
 
 import math
 import struct
+from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from brewos_relay.fields import MALFORMED, split
 from brewos_relay.messages import Message
 
 _INT32_MAX: Final = 2**31 - 1
@@ -13,13 +15,30 @@ _ENDLESS: Final = 1e300
 
 
 def decode(message: Message) -> dict[str, Any] | None:
-    """Decode a message, JSON or MessagePack; None if it is no object (or map) with text keys."""
+    """Decode a message, JSON or MessagePack; None if it is no object (or map).
+
+    The relay passes on what a machine says if its type is readable. A field that has no text as its key, or
+    whose value cannot be decoded, is left out.
+    """
     codec = msgspec.json if message.is_text else msgspec.msgpack
     try:
         content = codec.decode(message.payload, type=dict[str, Any])
         return {key: _shortened(value) for key, value in content.items()}
-    except (msgspec.MsgspecError, RecursionError):
-        return None
+    except MALFORMED:
+        return _decode_fields(message)
+
+
+def _decode_fields(message: Message) -> dict[str, Any] | None:
+    """Decode a message field by field; None if its type is not among those that can be decoded."""
+    codec = msgspec.json if message.is_text else msgspec.msgpack
+    content: dict[str, Any] = {}
+    with suppress(*MALFORMED):
+        for key, raw in split(message.payload, is_text=message.is_text).items():
+            with suppress(*MALFORMED):
+                if isinstance(key, str):
+                    key.encode()  # half a surrogate pair has no form in UTF-8
+                    content[key] = _shortened(codec.decode(raw))
+    return content if "type" in content else None
 
 
 def encode_binary(content: dict[str, Any]) -> Message:
