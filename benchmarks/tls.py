@@ -29,9 +29,9 @@ import trio
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
 from brewos_relay.server.accepting import accept_connections
-from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.arrival import IncomingConnection, PortPolicy
 from brewos_relay.server.self_signed import ensure_self_signed
-from brewos_relay.server.tls import Tls
+from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
 from brewos_relay.wire.poller import open_poller
@@ -53,19 +53,19 @@ WORKLOADS = {
 
 async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
     """Let everybody in, for ever."""
-    door = Door(tls_context=None if context is None else lambda: context)
+    port_policy = PortPolicy(tls_context=None if context is None else lambda: context)
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listening.setblocking(False)
     async with open_poller() as poller, open_relay(limits=LIMITS) as relay, trio.open_nursery() as nursery:
 
-        async def answer(arrival: Arrival) -> None:
-            head, rest = await arrival.receive_head(door=door, limits=LIMITS)
+        async def answer(incoming: IncomingConnection) -> None:
+            head, rest = await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
             request = parse_head(head)
-            arrival.transport.write(accept_upgrade(request))
+            incoming.transport.write(accept_upgrade(request))
             device_id = request.parameters()["id"]
             if request.path == "/ws/device":
                 device = device_connection(
-                    arrival.transport,
+                    incoming.transport,
                     poller=poller,
                     limits=LIMITS,
                     counters=relay.counters,
@@ -73,9 +73,9 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
                 )
                 relay.attach_device(device_id, device)
             else:
-                client = client_connection(arrival.transport, poller=poller, limits=LIMITS, initial=rest)
+                client = client_connection(incoming.transport, poller=poller, limits=LIMITS, initial=rest)
                 relay.attach_client(device_id, client)
-            arrival.release()
+            incoming.release()
 
         accept = partial(accept_connections, limits=LIMITS, failure="a connection failed")
         nursery.start_soon(accept, [listening], answer)
@@ -85,7 +85,7 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
 
 def run_server(told: Connection, pem: Path | None) -> None:
     os.sched_setaffinity(0, {0})
-    trio.run(serve, told, Tls(pem, pem).context if pem is not None else None)
+    trio.run(serve, told, CertificateFiles(pem, pem).context if pem is not None else None)
 
 
 class Peer:

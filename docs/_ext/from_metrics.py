@@ -6,7 +6,7 @@ import trio
 from prometheus_client import Metric
 
 from brewos_relay import open_relay
-from brewos_relay.telemetry.metrics import RelayCollector, Sources
+from brewos_relay.telemetry.metrics import MetricSources, RelayCollector
 
 
 def metrics() -> list[Metric]:
@@ -15,7 +15,7 @@ def metrics() -> list[Metric]:
 
     async def collect() -> None:
         async with open_relay() as relay:
-            found.extend(RelayCollector(relay, Sources(version="")).collect())
+            found.extend(RelayCollector(relay, MetricSources(version="")).collect())
 
     trio.run(collect)
     return found

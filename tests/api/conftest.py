@@ -8,7 +8,7 @@ from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from support.household import Household, PlainRelay, open_household
 
 
@@ -30,7 +30,7 @@ def make_app(house: Household) -> Callable[[Path | None], QuartTrio]:
             relay=house.relay,
             store=house.store,
             keys=house.keys,
-            front=Front(),
+            proxy_trust=ProxyTrust(),
             accounts=AccountRules(),
             web_dist_path=web_dist_path,
         )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from brewos_relay.api.throttle import Throttle, Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from support.household import Household, open_household
 
 PROXY = "10.0.0.2"
@@ -26,7 +26,7 @@ def one_request_each() -> Throttles:
 
 
 async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=one_request_each(), front=Front()) as house:
+    async with open_household(tmp_path, throttles=one_request_each(), proxy_trust=ProxyTrust()) as house:
         assert await status_of(house, "192.0.2.1") == 200
         assert await status_of(house, "192.0.2.1") == 429
         assert await status_of(house, "192.0.2.2") == 200
@@ -35,8 +35,8 @@ async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
 
 
 async def test_behind_a_trusted_proxy_by_the_address_that_it_tells(tmp_path: Path) -> None:
-    front = Front([ipaddress.ip_network("10.0.0.0/8")])
-    async with open_household(tmp_path, throttles=one_request_each(), front=front) as house:
+    proxy_trust = ProxyTrust([ipaddress.ip_network("10.0.0.0/8")])
+    async with open_household(tmp_path, throttles=one_request_each(), proxy_trust=proxy_trust) as house:
         assert await status_of(house, PROXY, "192.0.2.1") == 200
         assert await status_of(house, PROXY, "192.0.2.2") == 200
         assert await status_of(house, PROXY, "192.0.2.99, 192.0.2.1") == 429
@@ -64,8 +64,8 @@ async def test_a_refusal_is_json_and_says_when_to_come_back(tmp_path: Path) -> N
 
 
 async def test_a_proxy_tells_whether_tls_was_used(tmp_path: Path) -> None:
-    front = Front([ipaddress.ip_network("10.0.0.0/8")])
-    async with open_household(tmp_path, front=front) as house:
+    proxy_trust = ProxyTrust([ipaddress.ip_network("10.0.0.0/8")])
+    async with open_household(tmp_path, proxy_trust=proxy_trust) as house:
         for address, secure in ((PROXY, True), ("192.0.2.1", False)):
             response = await house.app.test_client().get(
                 "/", headers={"X-Forwarded-Proto": "https"}, scope_base={"client": (address, 1)}

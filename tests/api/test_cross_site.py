@@ -9,7 +9,7 @@ from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.registry.store import open_store
 from brewos_relay.telemetry.requests import RequestCounters
@@ -33,7 +33,7 @@ async def app(tmp_path: Path, counters: RequestCounters) -> AsyncIterator[QuartT
             relay=PlainRelay(),
             store=store,
             keys=KeyRing([SECRET]),
-            front=Front(public_url=PUBLIC),
+            proxy_trust=ProxyTrust(public_url=PUBLIC),
             accounts=AccountRules(),
             web_dist_path=None,
             allowed_origins=[CONFIGURED],

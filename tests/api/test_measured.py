@@ -12,7 +12,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.measured import Measured
 from brewos_relay.api.throttle import Throttle, Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.telemetry.requests import RequestCounters
 from support.household import Household
 
@@ -34,7 +34,7 @@ def measuring(house: Household) -> Measuring:
         relay=house.relay,
         store=house.store,
         keys=house.keys,
-        front=Front(),
+        proxy_trust=ProxyTrust(),
         accounts=AccountRules(),
         web_dist_path=None,
         throttles=throttles,

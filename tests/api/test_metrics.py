@@ -4,7 +4,7 @@ from quart_trio import QuartTrio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, bearer_matches
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from support.household import Household
 
 TOKEN = "metrics-token-0123456789"
@@ -16,7 +16,7 @@ def measured(house: Household) -> QuartTrio:
         relay=house.relay,
         store=house.store,
         keys=house.keys,
-        front=Front(),
+        proxy_trust=ProxyTrust(),
         accounts=AccountRules(),
         web_dist_path=None,
         metrics=MetricsPage(lambda: b"up 1\n", TOKEN),

@@ -5,7 +5,7 @@ from quart import Response
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.security import HeaderRules
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from support.household import Household, open_household
 
 
@@ -43,7 +43,7 @@ async def test_http_is_not_told_to_be_secure(house: Household, headers: dict[str
 
 
 async def test_tls_is_to_stay_there_without_a_word_on_other_hosts(tmp_path: Path) -> None:
-    async with open_household(tmp_path, front=Front()) as house:
+    async with open_household(tmp_path, proxy_trust=ProxyTrust()) as house:
         response = await house.app.test_client().get("/", scheme="https")
     assert response.headers["Strict-Transport-Security"] == "max-age=15552000"
 

@@ -9,7 +9,7 @@ import pytest
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.sharing import SHARE_S, to_ms
 from brewos_relay.api.throttle import Throttle, Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.clock import now_ms
 from support.household import BASE_URL, MACHINE, STRANGE, Answer, Household, open_household
 
@@ -48,7 +48,7 @@ async def test_a_share_is_a_link_a_picture_and_a_code(tmp_path: Path) -> None:
 
 
 async def test_a_link_leads_to_the_address_that_was_asked(tmp_path: Path) -> None:
-    async with open_household(tmp_path, front=Front()) as house:
+    async with open_household(tmp_path, proxy_trust=ProxyTrust()) as house:
         made = (await house.ask("POST", SHARE)).content
         assert made["url"].startswith("http://localhost/pair?")
 

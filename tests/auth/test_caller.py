@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.auth.caller import Caller, Front
+from brewos_relay.auth.caller import Caller, ProxyTrust
 
 PROXY = "10.0.0.1"
 NETWORKS = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
-FRONT = Front(NETWORKS)
+FRONT = ProxyTrust(NETWORKS)
 
 
-def address_of(peer: str, *forwarded: str, front: Front = FRONT) -> str:
-    return front.caller(peer, False, [("X-Forwarded-For", value) for value in forwarded]).address
+def address_of(peer: str, *forwarded: str, proxy_trust: ProxyTrust = FRONT) -> str:
+    return proxy_trust.caller(peer, False, [("X-Forwarded-For", value) for value in forwarded]).address
 
 
 def called(*headers: tuple[str, str], peer: str = "192.0.2.9", secure: bool = False) -> tuple[str, str]:
@@ -32,7 +32,7 @@ def test_whoever_calls_directly_is_who_he_is() -> None:
 def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
     assert address_of("192.0.2.9", "198.51.100.1") == "192.0.2.9"
     assert address_of("192.0.2.9", "10.0.0.1") == "192.0.2.9"
-    assert address_of(PROXY, "198.51.100.1", front=Front()) == PROXY
+    assert address_of(PROXY, "198.51.100.1", proxy_trust=ProxyTrust()) == PROXY
 
 
 @pytest.mark.parametrize(
@@ -95,22 +95,22 @@ def test_a_proxy_is_recognised_in_any_form(peer: str) -> None:
     "network", ["::ffff:10.0.0.0/104", "::ffff:a00:0/104", "::ffff:0:0/96", "10.0.0.0/8"]
 )
 def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, peer: str) -> None:
-    front = Front([ipaddress.ip_network(network)])
-    assert front.trusts(peer)
-    assert address_of(peer, "198.51.100.1", front=front) == "198.51.100.1"
-    assert not front.trusts("::a00:1")
+    proxy_trust = ProxyTrust([ipaddress.ip_network(network)])
+    assert proxy_trust.trusts(peer)
+    assert address_of(peer, "198.51.100.1", proxy_trust=proxy_trust) == "198.51.100.1"
+    assert not proxy_trust.trusts("::a00:1")
 
 
 @pytest.mark.parametrize("network", ["::ffff:10.0.0.1/128", "10.0.0.1/32"])
 def test_a_mapped_address_is_that_of_ipv4(network: str) -> None:
-    front = Front([ipaddress.ip_network(network)])
-    assert front.trusts("10.0.0.1")
-    assert not front.trusts("10.0.0.2")
+    proxy_trust = ProxyTrust([ipaddress.ip_network(network)])
+    assert proxy_trust.trusts("10.0.0.1")
+    assert not proxy_trust.trusts("10.0.0.2")
 
 
 @pytest.mark.parametrize("network", ["::/0", "::/64", "2001:db8::/32"])
 def test_a_network_of_more_than_mapped_addresses_has_none_of_ipv4(network: str) -> None:
-    assert not Front([ipaddress.ip_network(network)]).trusts("10.0.0.1")
+    assert not ProxyTrust([ipaddress.ip_network(network)]).trusts("10.0.0.1")
 
 
 @pytest.mark.parametrize("peer", ["", "11.0.0.1", "fe80::1%eth0", "/run/relay.sock", "10.0.0", "::1"])
@@ -252,8 +252,8 @@ def test_links_go_where_the_caller_came() -> None:
 
 
 def test_links_go_to_the_public_address_if_there_is_one() -> None:
-    front = Front(NETWORKS, "https://relay.example")
-    assert front.base_url(Caller("192.0.2.9", "http", "evil.example")) == "https://relay.example"
+    proxy_trust = ProxyTrust(NETWORKS, "https://relay.example")
+    assert proxy_trust.base_url(Caller("192.0.2.9", "http", "evil.example")) == "https://relay.example"
 
 
 # Origins
@@ -341,9 +341,9 @@ def test_origin_of_an_app_shell_has_to_be_allowed(origin: str) -> None:
 
 
 def test_the_public_address_is_our_own_origin() -> None:
-    front = Front(NETWORKS, "https://public.example")
-    assert front.origin_allowed("https://public.example", HERE)
-    assert not front.origin_allowed("http://public.example", HERE)
+    proxy_trust = ProxyTrust(NETWORKS, "https://public.example")
+    assert proxy_trust.origin_allowed("https://public.example", HERE)
+    assert not proxy_trust.origin_allowed("http://public.example", HERE)
 
 
 def test_without_a_host_nothing_is_our_own() -> None:

@@ -10,7 +10,7 @@ from support.process import SECRET, machine_id, run_command, serve_process
 from support.wire_client import text
 
 SOON_S = 1.0
-"""Revoking closes connections within this time."""
+"""ChangeApplier closes connections within this time."""
 
 
 @pytest.mark.parametrize("renewed", [False, True])

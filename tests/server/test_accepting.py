@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from brewos_relay.core.limits import Limits
 from brewos_relay.server import accepting
 from brewos_relay.server.accepting import accept_connections
-from brewos_relay.server.arrival import Arrival
+from brewos_relay.server.arrival import IncomingConnection
 
 
 class Failing(socket.socket):
@@ -36,8 +36,8 @@ def listening() -> Iterator[Failing]:
 
 @asynccontextmanager
 async def accepting_at(*sockets: socket.socket) -> AsyncIterator[None]:
-    async def answer(arrival: Arrival) -> None:
-        arrival.transport.write(b"hello")
+    async def answer(incoming: IncomingConnection) -> None:
+        incoming.transport.write(b"hello")
 
     async def accept() -> None:
         await accept_connections(sockets, answer, limits=Limits(), failure="a connection failed")
@@ -58,7 +58,7 @@ async def greet(listening: socket.socket) -> bytes:
 async def test_shortage_is_logged_once_in_10_s_for_all_sockets_and_waited_out(
     listening: Failing, number: int | None, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    listening.problem = MemoryError() if number is None else OSError(number, "scripted shortage")
+    listening.problem = MemoryError() if number is None else OSError(number, "scripted backoff")
     with Failing() as other, socket.socket() as client, socket.socket() as second:
         other.problem = listening.problem
         other.bind(("127.0.0.1", 0))
@@ -83,17 +83,17 @@ async def test_shortage_is_logged_once_in_10_s_for_all_sockets_and_waited_out(
 async def test_accepting_a_connection_shortens_the_next_pause(
     listening: Failing, autojump_clock: MockClock
 ) -> None:
-    shortage = accepting._Shortage()
+    backoff = accepting._AcceptBackoff()
     error = OSError(errno.EMFILE, "scripted")
     took_s = []
     for _ in range(5):
         began_at = trio.current_time()
-        await shortage.wait(error)
+        await backoff.wait(error)
         took_s.append(round(trio.current_time() - began_at, 3))
     assert took_s == [0.1, 0.2, 0.4, 0.8, 1.0]
-    shortage.end()
+    backoff.end()
     began_at = trio.current_time()
-    await shortage.wait(error)
+    await backoff.wait(error)
     assert trio.current_time() - began_at == pytest.approx(0.1)
 
 
@@ -120,12 +120,12 @@ async def test_peer_that_goes_before_it_is_accepted_is_no_shortage(
 async def test_no_memory_for_a_connection_ends_that_one_alone(
     listening: Failing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_arguments: object, **_options: object) -> Arrival:
+    def fail(*_arguments: object, **_options: object) -> IncomingConnection:
         raise MemoryError
 
     async with accepting_at(listening):
         with monkeypatch.context() as patched:
-            patched.setattr(accepting, "Arrival", fail)
+            patched.setattr(accepting, "IncomingConnection", fail)
             assert await greet(listening) == b""
         assert await greet(listening) == b"hello"
     assert "a connection failed" in caplog.text

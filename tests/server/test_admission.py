@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import pytest
 import trio
 
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.grant import Grant
@@ -204,7 +204,7 @@ def client_request(path: str = "/ws/client", **told: Any) -> Request:
 def admission(
     *,
     store: Store | None = None,
-    front: Front | None = None,
+    proxy_trust: ProxyTrust | None = None,
     revision: Callable[[], int] = lambda: 0,
     **relay: Any,
 ) -> Admission:
@@ -212,7 +212,7 @@ def admission(
         relay=FakeRelay(**relay),
         store=store or FakeStore(),
         keys=TOKENS,
-        front=front or Front(),
+        proxy_trust=proxy_trust or ProxyTrust(),
         allowed_origins=[APP_ORIGIN],
         revision=revision,
     )
@@ -612,9 +612,9 @@ async def test_where_the_page_came_from_is_the_word_of_a_trusted_proxy_alone() -
     asking = client_request()
     asking.headers |= {"origin": "https://public.example", "x-forwarded-host": "public.example"}
     await see_refusal(admission(), asking, 403)
-    await admission(front=Front(parse_networks("192.0.2.0/24"))).check(asking)
+    await admission(proxy_trust=ProxyTrust(parse_networks("192.0.2.0/24"))).check(asking)
     del asking.headers["x-forwarded-host"]
-    await admission(front=Front(public_url="https://public.example")).check(asking)
+    await admission(proxy_trust=ProxyTrust(public_url="https://public.example")).check(asking)
 
 
 async def test_a_machine_may_come_from_wherever_it_says() -> None:

@@ -1,4 +1,4 @@
-"""What comes in at a door: plain or TLS, with or without a PROXY header, and the head of a request."""
+"""What comes in at a port_policy: plain or TLS, with or without a PROXY header, and the head of a request."""
 
 import socket
 import ssl
@@ -13,7 +13,7 @@ import trio.testing
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import PeerGone
-from brewos_relay.server.arrival import LINGER_S, Arrival, Door, Lingering
+from brewos_relay.server.arrival import LINGER_S, IncomingConnection, LingerSlots, PortPolicy
 from brewos_relay.wire.handshake import Refusal, parse_head
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, reset, tcp_pair
@@ -26,7 +26,7 @@ LINE = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n"
 BINARY = b"\r\n\r\n\0\r\nQUIT\n" + struct.pack(
     "!BBH4s4sHHBH5s", 0x21, 0x11, 20, bytes((192, 0, 2, 7)), bytes(4), 56324, 443, 0x20, 5, b"\x01" + bytes(4)
 )
-BEHIND_PROXY = Door(is_proxy=lambda address: address == "127.0.0.1")
+BEHIND_PROXY = PortPolicy(is_proxy=lambda address: address == "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -35,35 +35,35 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def arriving() -> AsyncIterator[tuple[Arrival, socket.socket]]:
+async def arriving() -> AsyncIterator[tuple[IncomingConnection, socket.socket]]:
     """Open a connection that has come from 127.0.0.1, port 9; see that its file is closed in the end."""
     before = count_open_files()
     with trio.fail_after(60), tcp_pair() as (near, far):
-        arrival = Arrival.accept(near, "127.0.0.1", 9, limits=LIMITS)
-        yield arrival, far
-        arrival.close()
-        arrival.close()
+        incoming = IncomingConnection.accept(near, "127.0.0.1", 9, limits=LIMITS)
+        yield incoming, far
+        incoming.close()
+        incoming.close()
     assert count_open_files() == before
 
 
 async def test_a_plain_request() -> None:
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(REQUEST + b"rest")
-        assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"rest")
-        assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
+        assert await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS) == (HEAD, b"rest")
+        assert (incoming.address, incoming.port, incoming.secure) == ("127.0.0.1", 9, False)
 
 
 async def test_a_request_that_is_there_already_is_not_waited_for() -> None:
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(REQUEST)
         with trio.testing.assert_no_checkpoints():
-            assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"")
+            assert await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS) == (HEAD, b"")
 
 
 @pytest.mark.parametrize("piece", [1, 7])
 async def test_a_request_in_tiny_pieces(context: ssl.SSLContext, piece: int) -> None:
-    door = Door(tls_context=lambda: context)
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    port_policy = PortPolicy(tls_context=lambda: context)
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
 
         async def ask() -> None:
             client = TlsClient(far)
@@ -72,13 +72,13 @@ async def test_a_request_in_tiny_pieces(context: ssl.SSLContext, piece: int) -> 
                 await client.send(REQUEST[start : start + piece])
 
         nursery.start_soon(ask)
-        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"")
-        assert arrival.secure
+        assert await incoming.receive_head(port_policy=port_policy, limits=LIMITS) == (HEAD, b"")
+        assert incoming.secure
 
 
 async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ssl.SSLContext) -> None:
-    door = Door(tls_context=lambda: context)
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    port_policy = PortPolicy(tls_context=lambda: context)
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         client = TlsClient(far)
 
         async def ask() -> None:
@@ -86,13 +86,13 @@ async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ss
             await client.send_raw(client.record(REQUEST + b"with it") + client.record(b"later"))
 
         nursery.start_soon(ask)
-        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"with it")
-        arrival.release()
-        arrival.close()
-        assert not arrival.transport.closed
-        await arrival.transport.wait_readable()
-        assert arrival.transport.read() == b"later"
-        arrival.transport.close()
+        assert await incoming.receive_head(port_policy=port_policy, limits=LIMITS) == (HEAD, b"with it")
+        incoming.release()
+        incoming.close()
+        assert not incoming.transport.closed
+        await incoming.transport.wait_readable()
+        assert incoming.transport.read() == b"later"
+        incoming.transport.close()
 
 
 @pytest.mark.parametrize("header", [LINE, BINARY])
@@ -101,8 +101,10 @@ async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ss
 async def test_a_proxy_header_tells_whose_the_connection_is(
     context: ssl.SSLContext, header: bytes, pieces: str, secure: bool
 ) -> None:
-    door = Door(tls_context=(lambda: context) if secure else None, is_proxy=BEHIND_PROXY.is_proxy)
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    port_policy = PortPolicy(
+        tls_context=(lambda: context) if secure else None, is_proxy=BEHIND_PROXY.is_proxy
+    )
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         client = TlsClient(far)
 
         async def ask() -> None:
@@ -124,23 +126,23 @@ async def test_a_proxy_header_tells_whose_the_connection_is(
             await client.send(REQUEST)
 
         nursery.start_soon(ask)
-        assert await arrival.receive_head(door=door, limits=LIMITS) == (HEAD, b"")
-        assert (arrival.address, arrival.port) == ("192.0.2.7", 56324)
-        assert arrival.secure == (secure or header is BINARY)
+        assert await incoming.receive_head(port_policy=port_policy, limits=LIMITS) == (HEAD, b"")
+        assert (incoming.address, incoming.port) == ("192.0.2.7", 56324)
+        assert incoming.secure == (secure or header is BINARY)
 
 
 async def test_a_proxy_that_speaks_for_itself_keeps_its_address() -> None:
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(b"PROXY UNKNOWN\r\n" + REQUEST)
-        await arrival.receive_head(door=BEHIND_PROXY, limits=LIMITS)
-        assert (arrival.address, arrival.port, arrival.secure) == ("127.0.0.1", 9, False)
+        await incoming.receive_head(port_policy=BEHIND_PROXY, limits=LIMITS)
+        assert (incoming.address, incoming.port, incoming.secure) == ("127.0.0.1", 9, False)
 
 
 @pytest.mark.parametrize("line", [b"\r\n", b"\n"])
 @pytest.mark.parametrize("piece", [1, 100])
 async def test_an_empty_line_before_a_request_is_skipped(line: bytes, piece: int) -> None:
     sent = line + REQUEST + b"rest"
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
 
         async def send() -> None:
             for start in range(0, len(sent), piece):
@@ -148,24 +150,24 @@ async def test_an_empty_line_before_a_request_is_skipped(line: bytes, piece: int
                 await trio.testing.wait_all_tasks_blocked()
 
         nursery.start_soon(send)
-        head, rest = await arrival.receive_head(door=Door(), limits=LIMITS)
+        head, rest = await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS)
         assert head == HEAD
         assert b"rest".startswith(rest)
 
 
 @pytest.mark.parametrize("sent", [b"\r\n\r\n", b"\n\n", b"\r\n\r", b"\rGET", b"\r\nget", b" \r\nGET"])
 async def test_more_than_an_empty_line_is_no_request(sent: bytes) -> None:
-    refused = await refusal(Door(), sent + REQUEST)
+    refused = await refusal(PortPolicy(), sent + REQUEST)
     assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
 
 
-async def refusal(door: Door, *sent: bytes) -> Refusal:
+async def refusal(port_policy: PortPolicy, *sent: bytes) -> Refusal:
     """Give what these bytes are refused with."""
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         for data in sent:
             far.send(data)
         with pytest.raises(Refusal) as caught:
-            await arrival.receive_head(door=door, limits=LIMITS)
+            await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
     return caught.value
 
 
@@ -175,34 +177,34 @@ async def test_from_a_proxy_a_header_is_required(sent: bytes) -> None:
 
 
 async def test_from_anybody_else_a_proxy_header_is_an_error(context: ssl.SSLContext) -> None:
-    elsewhere = Door(is_proxy=lambda address: address == "192.0.2.1")
-    for door in (Door(), elsewhere):
-        assert (await refusal(door, BINARY + REQUEST)).status == 400
-        async with arriving() as (arrival, far):
+    elsewhere = PortPolicy(is_proxy=lambda address: address == "192.0.2.1")
+    for port_policy in (PortPolicy(), elsewhere):
+        assert (await refusal(port_policy, BINARY + REQUEST)).status == 400
+        async with arriving() as (incoming, far):
             far.send(LINE + REQUEST)
-            head, _ = await arrival.receive_head(door=door, limits=LIMITS)
+            head, _ = await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
             with pytest.raises(Refusal, match="400"):
                 parse_head(head)
-    encrypted = Door(is_proxy=elsewhere.is_proxy, tls_context=lambda: context)
+    encrypted = PortPolicy(is_proxy=elsewhere.is_proxy, tls_context=lambda: context)
     for header in (LINE, BINARY):
         assert (await refusal(encrypted, header)).status == 400
 
 
 async def test_a_port_with_tls_says_so_to_those_who_come_without(context: ssl.SSLContext) -> None:
-    door = Door(tls_context=lambda: context)
+    port_policy = PortPolicy(tls_context=lambda: context)
     for sent in (REQUEST, b"G", b"\0\1\2"):
-        refused = await refusal(door, sent)
+        refused = await refusal(port_policy, sent)
         assert (refused.status, refused.message) == (400, "this port speaks HTTPS")
         assert b"200 " not in refused.encode()
 
 
 async def test_a_port_without_tls_says_so_to_those_who_come_with_it() -> None:
-    refused = await refusal(Door(), b"\x16\x03\x01\x02\x00")
+    refused = await refusal(PortPolicy(), b"\x16\x03\x01\x02\x00")
     assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
 
 
 async def test_over_tls_something_else_than_http_is_refused_over_tls(context: ssl.SSLContext) -> None:
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         client = TlsClient(far)
 
         async def ask() -> None:
@@ -215,38 +217,38 @@ async def test_over_tls_something_else_than_http_is_refused_over_tls(context: ss
 
         nursery.start_soon(ask)
         with pytest.raises(Refusal) as caught:
-            await arrival.receive_head(door=Door(tls_context=lambda: context), limits=LIMITS)
-        await arrival.refuse(caught.value, within_s=5)
+            await incoming.receive_head(port_policy=PortPolicy(tls_context=lambda: context), limits=LIMITS)
+        await incoming.refuse(caught.value, within_s=5)
 
 
 async def test_a_head_that_is_too_large_is_refused() -> None:
     limits = Limits(request_head_bytes=100)
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(b"GET /" + b"a" * 100)
         with pytest.raises(Refusal, match="431"):
-            await arrival.receive_head(door=Door(), limits=limits)
+            await incoming.receive_head(port_policy=PortPolicy(), limits=limits)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
 async def test_a_peer_that_leaves_has_gone(context: ssl.SSLContext, sent: bytes) -> None:
-    for door in (Door(), BEHIND_PROXY) if not sent else (Door(),):
-        async with arriving() as (arrival, far):
+    for port_policy in (PortPolicy(), BEHIND_PROXY) if not sent else (PortPolicy(),):
+        async with arriving() as (incoming, far):
             far.send(sent)
             far.close()
             with pytest.raises(PeerGone):
-                await arrival.receive_head(door=door, limits=LIMITS)
-    async with arriving() as (arrival, far):
+                await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
+    async with arriving() as (incoming, far):
         reset(far)
         with pytest.raises(PeerGone):
-            await arrival.receive_head(door=Door(tls_context=lambda: context), limits=LIMITS)
+            await incoming.receive_head(port_policy=PortPolicy(tls_context=lambda: context), limits=LIMITS)
 
 
 async def test_whoever_says_nothing_has_gone_in_time(
     context: ssl.SSLContext, autojump_clock: trio.testing.MockClock
 ) -> None:
-    encrypted = Door(tls_context=lambda: context)
-    for door, sent in [
-        (Door(), b""),
+    encrypted = PortPolicy(tls_context=lambda: context)
+    for port_policy, sent in [
+        (PortPolicy(), b""),
         (encrypted, b""),
         (encrypted, b"\x16"),
         (encrypted, b"\x16\x03\x01\x01"),
@@ -254,28 +256,28 @@ async def test_whoever_says_nothing_has_gone_in_time(
         (BEHIND_PROXY, b"PROXY TCP4"),
         (BEHIND_PROXY, LINE),
     ]:
-        async with arriving() as (arrival, far):
+        async with arriving() as (incoming, far):
             far.send(sent)
             began = trio.current_time()
             with pytest.raises(PeerGone):
-                await arrival.receive_head(door=door, limits=LIMITS)
+                await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
             assert trio.current_time() - began == pytest.approx(LIMITS.request_head_s)
 
 
 async def test_half_a_head_is_told_that_it_is_late(autojump_clock: trio.testing.MockClock) -> None:
-    assert (await refusal(Door(), b"GET /")).status == 408
+    assert (await refusal(PortPolicy(), b"GET /")).status == 408
 
 
 async def test_half_a_proxy_header_keeps_nobody_busy(autojump_clock: trio.testing.MockClock) -> None:
     """The clock jumps only while everybody sleeps: a task that looks again and again would stop it."""
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(b"PROXY TCP4 192")
         with pytest.raises(PeerGone):
-            await arrival.receive_head(door=BEHIND_PROXY, limits=LIMITS)
+            await incoming.receive_head(port_policy=BEHIND_PROXY, limits=LIMITS)
 
 
 async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         far.send(b"unread")
 
         async def read() -> None:
@@ -290,7 +292,7 @@ async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
             far.close()
 
         nursery.start_soon(read)
-        await arrival.refuse(Refusal(400, "no"), within_s=5)
+        await incoming.refuse(Refusal(400, "no"), within_s=5)
 
 
 @pytest.mark.parametrize(
@@ -306,20 +308,20 @@ async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
 async def test_the_refusal_of_a_head_has_no_body(
     sent: bytes, has_body: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         far.send(sent)
         with pytest.raises(Refusal) as caught:
-            await arrival.receive_head(door=Door(), limits=LIMITS)
-        await arrival.refuse(caught.value, within_s=1)
+            await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS)
+        await incoming.refuse(caught.value, within_s=1)
         head, _, body = far.recv(10_000).partition(b"\r\n\r\n")
     assert f"HTTP/1.1 {caught.value.status} ".encode() in head
     assert bool(body) is has_body
 
 
 async def test_a_refusal_waits_only_so_long(autojump_clock: trio.testing.MockClock) -> None:
-    async with arriving() as (arrival, _far):
+    async with arriving() as (incoming, _far):
         began = trio.current_time()
-        await arrival.refuse(Refusal(400, "no"), within_s=1)
+        await incoming.refuse(Refusal(400, "no"), within_s=1)
         assert trio.current_time() - began == pytest.approx(1)
 
 
@@ -329,8 +331,8 @@ FAREWELL = b"This is a webSocket client!"
 async def test_refused_device_closes_its_plain_connection_first(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    lingering = Lingering()
-    async with arriving() as (arrival, far), trio.open_nursery() as nursery:
+    lingering = LingerSlots()
+    async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         began = trio.current_time()
 
         async def leave() -> None:
@@ -342,29 +344,29 @@ async def test_refused_device_closes_its_plain_connection_first(
             far.close()
 
         nursery.start_soon(leave)
-        await arrival.refuse(Refusal(401, "no"), within_s=5, lingering=lingering)
+        await incoming.refuse(Refusal(401, "no"), within_s=5, lingering=lingering)
         assert trio.current_time() - began == pytest.approx(0.4)
 
 
 async def test_refused_device_that_does_not_close_is_closed_after_1_s(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with arriving() as (arrival, far):
+    async with arriving() as (incoming, far):
         began = trio.current_time()
         far.send(FAREWELL)
-        await arrival.refuse(Refusal(401, "no"), within_s=5, lingering=Lingering())
+        await incoming.refuse(Refusal(401, "no"), within_s=5, lingering=LingerSlots())
         assert trio.current_time() - began == pytest.approx(LINGER_S)
 
 
 async def test_stream_ends_at_once_while_too_many_devices_are_waited_for(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    lingering = Lingering(at_most=1)
+    lingering = LingerSlots(at_most=1)
     async with arriving() as (first, _first_far), arriving() as (second, second_far):
         async with trio.open_nursery() as nursery:
 
-            async def refuse(arrival: Arrival) -> None:
-                await arrival.refuse(Refusal(503, "no"), within_s=5, lingering=lingering)
+            async def refuse(incoming: IncomingConnection) -> None:
+                await incoming.refuse(Refusal(503, "no"), within_s=5, lingering=lingering)
 
             nursery.start_soon(refuse, first)
             await trio.testing.wait_all_tasks_blocked()
@@ -373,15 +375,15 @@ async def test_stream_ends_at_once_while_too_many_devices_are_waited_for(
             assert second_far.recv(1000).startswith(b"HTTP/1.1 503 ")
             assert second_far.recv(1000) == b""
             second_far.close()
-        with lingering.place() as has_place:
-            assert has_place  # the first has given its place back
+        with lingering.slot() as has_slot:
+            assert has_slot  # the first has given its place back
 
 
 async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    async with arriving() as (arrival, far):
-        arrival.secure = True
+    async with arriving() as (incoming, far):
+        incoming.secure = True
         far.setblocking(False)
-        await arrival.refuse(Refusal(401, "no"), within_s=0.1, lingering=Lingering())
+        await incoming.refuse(Refusal(401, "no"), within_s=0.1, lingering=LingerSlots())
         assert far.recv(1000).startswith(b"HTTP/1.1 401 ")
         assert far.recv(1000) == b""
 
@@ -389,7 +391,7 @@ async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.te
 async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(tmp_path: Path) -> None:
     near, far = socket.socketpair()  # refuses the options of TCP
     with far:
-        arrival = Arrival.accept(near, "127.0.0.1", 9, limits=LIMITS)
+        incoming = IncomingConnection.accept(near, "127.0.0.1", 9, limits=LIMITS)
         far.send(REQUEST)
-        assert await arrival.receive_head(door=Door(), limits=LIMITS) == (HEAD, b"")
-        arrival.close()
+        assert await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS) == (HEAD, b"")
+        incoming.close()

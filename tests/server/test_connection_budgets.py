@@ -18,7 +18,7 @@ from brewos_relay.server.connection_budgets import DEVICE_BURST, PeerBudgets
 STEP_S = 0.05
 
 
-class Door:
+class PortPolicy:
     """Lets peers in as `Admission` does, without a registry."""
 
     def __init__(self, relay: Relay) -> None:
@@ -42,8 +42,8 @@ class Door:
 class Flood:
     """Devices that connect again as soon as they were let in, `per_s` times a second together."""
 
-    def __init__(self, door: Door, *, devices: int, per_s: float, networks: list[str]) -> None:
-        self.door = door
+    def __init__(self, port_policy: PortPolicy, *, devices: int, per_s: float, networks: list[str]) -> None:
+        self.port_policy = port_policy
         self.devices = [f"BRW-F{number:07X}" for number in range(devices)]
         self.per_s = per_s
         self.networks = networks
@@ -53,14 +53,14 @@ class Flood:
         for _ in range(round(self.per_s * STEP_S)):
             self.count += 1
             device = self.devices[self.count % len(self.devices)]
-            self.let_in += self.door.connect(self.networks[self.count % len(self.networks)], device)
+            self.let_in += self.port_policy.connect(self.networks[self.count % len(self.networks)], device)
 
 
 class Street:
     """Machines behind one address after a power cut: each comes back 30.3 s after it was refused."""
 
-    def __init__(self, door: Door, *, machines: int, network: str = "198.51.100.7") -> None:
-        self.door = door
+    def __init__(self, port_policy: PortPolicy, *, machines: int, network: str = "198.51.100.7") -> None:
+        self.port_policy = port_policy
         self.network = network
         began_at = trio.current_time()
         # All boot in the same second; a machine waits 10 s for its first attempt.
@@ -71,7 +71,7 @@ class Street:
         now = trio.current_time()
         for device, due_at in list(self.due_at.items()):
             if due_at <= now:
-                if self.door.connect(self.network, device):
+                if self.port_policy.connect(self.network, device):
                     self.came_at[device] = now
                     del self.due_at[device]
                 else:
@@ -82,14 +82,14 @@ async def test_a_flood_of_60_machines_that_reconnect_keeps_no_other_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_relay() as relay:
-        door = Door(relay)
-        flood = Flood(door, devices=60, per_s=515, networks=["203.0.113.66"])
+        port_policy = PortPolicy(relay)
+        flood = Flood(port_policy, devices=60, per_s=515, networks=["203.0.113.66"])
         others = refused = 0
         while trio.current_time() < 60:
             flood.step()
             if others < trio.current_time() * 40 / 60:
                 others += 1
-                refused += not door.connect("192.0.2.1", f"BRW-0{others % 20:07X}")
+                refused += not port_policy.connect("192.0.2.1", f"BRW-0{others % 20:07X}")
             await trio.sleep(STEP_S)
         assert (others, refused) == (40, 0)
         # They have 10 connections each, 10 a minute more, and all together 50 a second.
@@ -111,12 +111,12 @@ async def test_a_street_reconnects_within_60_s_during_a_flood(
 ) -> None:
     """With 100,000 devices of its own, the flood stays within every budget of a device."""
     async with open_relay() as relay:
-        door = Door(relay)
-        flood = Flood(door, devices=devices, per_s=1000, networks=networks)
+        port_policy = PortPolicy(relay)
+        flood = Flood(port_policy, devices=devices, per_s=1000, networks=networks)
         while trio.current_time() < 20:
             flood.step()
             await trio.sleep(STEP_S)
-        street = Street(door, machines=500)
+        street = Street(port_policy, machines=500)
         for _ in range(round(60 / STEP_S)):
             flood.step()
             street.step()
@@ -130,12 +130,12 @@ async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_relay() as relay:
-        door = Door(relay)
-        flood = Flood(door, devices=60, per_s=515, networks=["198.51.100.7"])
+        port_policy = PortPolicy(relay)
+        flood = Flood(port_policy, devices=60, per_s=515, networks=["198.51.100.7"])
         while trio.current_time() < 20:
             flood.step()
             await trio.sleep(STEP_S)
-        street = Street(door, machines=500)
+        street = Street(port_policy, machines=500)
         for _ in range(round(60 / STEP_S)):
             flood.step()
             street.step()
@@ -145,8 +145,8 @@ async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
 
 async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay() as relay:
-        door = Door(relay)
-        flood = Flood(door, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
+        port_policy = PortPolicy(relay)
+        flood = Flood(port_policy, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
         while trio.current_time() < 60:
             flood.step()
             await trio.sleep(STEP_S)
@@ -155,9 +155,9 @@ async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.M
 
 async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay() as relay:
-        door = Door(relay)
-        fast = Flood(door, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
-        slow = Flood(door, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
+        port_policy = PortPolicy(relay)
+        fast = Flood(port_policy, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
+        slow = Flood(port_policy, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
         slow.count = 500_000  # other devices
         for second in range(120):
             if second == 60:
@@ -172,10 +172,10 @@ async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.
 async def test_a_machine_that_behaves_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
     """Not even one whose line breaks whenever it can: it comes back at once, and again after 30 s."""
     async with open_relay(limits=Limits(admit_rate=10)) as relay:
-        door = Door(relay)
+        port_policy = PortPolicy(relay)
         for _ in range(100):
-            assert door.connect("192.0.2.1", "BRW-00000001")
-            assert door.connect("192.0.2.1", "BRW-00000001")
+            assert port_policy.connect("192.0.2.1", "BRW-00000001")
+            assert port_policy.connect("192.0.2.1", "BRW-00000001")
             await trio.sleep(30.25)
 
 

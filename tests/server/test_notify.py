@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.server.notify import Starter, open_starter
+from brewos_relay.server.notify import SystemdNotifier, open_notifier
 from support.process import serve_process
 
 
@@ -42,10 +42,10 @@ def address(tmp_path: Path) -> str:
 
 
 def test_whom_to_tell() -> None:
-    starter = Starter.from_environment({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000"})
-    assert starter.watchdog_s == 30
+    notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000"})
+    assert notifier.watchdog_s == 30
     of_this = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}
-    assert Starter.from_environment(of_this).watchdog_s == 1.5
+    assert SystemdNotifier.from_environment(of_this).watchdog_s == 1.5
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_whom_to_tell() -> None:
     [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}],
 )
 def test_nobody_watches(unwatched: dict[str, str]) -> None:
-    assert Starter.from_environment({"NOTIFY_SOCKET": "/run/x", **unwatched}).watchdog_s is None
+    assert SystemdNotifier.from_environment({"NOTIFY_SOCKET": "/run/x", **unwatched}).watchdog_s is None
 
 
 @pytest.mark.parametrize(
     "nobody", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1", "WATCHDOG_USEC": "9"}]
 )
 def test_nobody_wants_to_know(nobody: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    starter = Starter.from_environment(nobody)
-    assert starter.watchdog_s is None
-    starter.ready("here")
+    notifier = SystemdNotifier.from_environment(nobody)
+    assert notifier.watchdog_s is None
+    notifier.ready("here")
     assert not caplog.records
 
 
@@ -70,25 +70,25 @@ def test_nobody_wants_to_know(nobody: dict[str, str], caplog: pytest.LogCaptureF
 def test_what_is_said(address: str, kind: str) -> None:
     where = address if kind == "file" else f"@brewos-relay-test-{os.getpid()}"
     with listening(where) as sock:
-        starter = Starter.from_environment({"NOTIFY_SOCKET": where})
-        starter.ready("ready on 127.0.0.1:80")
-        starter.show_life()
-        starter.stopping("going", within_s=30.5)
+        notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": where})
+        notifier.ready("ready on 127.0.0.1:80")
+        notifier.keepalive()
+        notifier.stopping("going", within_s=30.5)
         assert told(sock) == [
             "READY=1\nSTATUS=ready on 127.0.0.1:80",
             "WATCHDOG=1",
             "STOPPING=1\nSTATUS=going\nEXTEND_TIMEOUT_USEC=30500000",
         ]
-        starter.reloading()
+        notifier.reloading()
         first, second = told(sock)[0].split("\n")
         assert first == "RELOADING=1"
         assert second.removeprefix("MONOTONIC_USEC=").isdecimal()
 
 
 def test_whoever_has_gone_is_complained_of_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    starter = Starter(address)
+    notifier = SystemdNotifier(address)
     for _ in range(3):
-        starter.show_life()
+        notifier.keepalive()
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert address in record.getMessage()
@@ -96,7 +96,7 @@ def test_whoever_has_gone_is_complained_of_once(address: str, caplog: pytest.Log
 
 async def test_signs_of_life(address: str, autojump_clock: trio.testing.MockClock) -> None:
     with listening(address) as sock:
-        async with open_starter(Starter(address, watchdog_s=30)):
+        async with open_notifier(SystemdNotifier(address, watchdog_s=30)):
             for _ in range(3):
                 await trio.sleep(30)
                 assert len(told(sock)) >= 2
@@ -108,7 +108,7 @@ async def test_no_signs_of_life_where_none_are_wanted(
     address: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def fail() -> None:
-        async with open_starter(Starter(address)):
+        async with open_notifier(SystemdNotifier(address)):
             await trio.sleep(60)
             raise ZeroDivisionError
 

@@ -9,7 +9,7 @@ from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import encode
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
-from brewos_relay.server.noting import SEEN_EVERY_S, Noting
+from brewos_relay.server.noting import SEEN_EVERY_S, ActivityRecorder
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
@@ -33,21 +33,21 @@ class NotedStore(Store):
         self.infos.append((device_id, firmware_version, machine_type))
 
 
-def noting_info(info: DeviceInfo) -> tuple[Noting, NotedStore]:
+def noting_info(info: DeviceInfo) -> tuple[ActivityRecorder, NotedStore]:
     """Make one of a relay that knows this of every device."""
     store = NotedStore()
-    noting = Noting(store)
-    noting.info_of = lambda _device_id: info
-    return noting, store
+    recorder = ActivityRecorder(store)
+    recorder.info_of = lambda _device_id: info
+    return recorder, store
 
 
 async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
     store = NotedStore()
-    noting = Noting(store)
+    recorder = ActivityRecorder(store)
     before = now_ms()
-    noting.note_seen(ONE, 17)
-    noting.note_activity(ONE, "command", "ada", {"name": "tare", "outcome": "delivered"})
-    noting.note_activity(ONE, "online", None, {})
+    recorder.note_seen(ONE, 17)
+    recorder.note_activity(ONE, "command", "ada", {"name": "tare", "outcome": "delivered"})
+    recorder.note_activity(ONE, "online", None, {})
     assert store.seen == [(ONE, 17)]
     command, online = store.entries
     assert (command.device_id, command.kind, command.user_id) == (ONE, "command", "ada")
@@ -69,68 +69,68 @@ async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
 async def test_what_a_machine_said_of_itself_is_noted_when_it_goes(
     info: DeviceInfo, noted: tuple[str | None, str | None]
 ) -> None:
-    noting, store = noting_info(info)
-    noting.note_activity(ONE, "online", None, {})
+    recorder, store = noting_info(info)
+    recorder.note_activity(ONE, "online", None, {})
     assert store.infos == []
-    noting.note_activity(ONE, "offline", None, {})
+    recorder.note_activity(ONE, "offline", None, {})
     assert store.infos == [(ONE, *noted)]
 
 
 @pytest.mark.parametrize("info", [DeviceInfo(), DeviceInfo(8, "\ud800")])
 async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(info: DeviceInfo) -> None:
-    noting, store = noting_info(info)
-    noting.note_activity(ONE, "offline", None, {})
+    recorder, store = noting_info(info)
+    recorder.note_activity(ONE, "offline", None, {})
     assert store.infos == []
     assert [entry.kind for entry in store.entries] == ["offline"]
 
 
 async def test_before_there_is_a_relay_nothing_is_known_of_any_device() -> None:
     store = NotedStore()
-    Noting(store).note_activity(ONE, "offline", None, {})
+    ActivityRecorder(store).note_activity(ONE, "offline", None, {})
     assert store.infos == []
 
 
 async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.MockClock) -> None:
     store = NotedStore()
-    noting = Noting(store)
+    recorder = ActivityRecorder(store)
 
     def noted_of(user_id: str | None, device_id: str = ONE) -> int:
         return sum((entry.user_id, entry.device_id) == (user_id, device_id) for entry in store.entries)
 
     async with open_relay() as relay, trio.open_nursery() as nursery:
-        nursery.start_soon(noting.run, relay)
+        nursery.start_soon(recorder.run, relay)
         for _ in range(1000):
-            noting.note_activity(ONE, "command", "eve", {})
+            recorder.note_activity(ONE, "command", "eve", {})
         assert noted_of("eve") == 120
-        noting.note_activity(ONE, "command", "ada", {})
-        noting.note_activity(ONE, "online", None, {})
-        noting.note_activity(TWO, "command", "eve", {})
+        recorder.note_activity(ONE, "command", "ada", {})
+        recorder.note_activity(ONE, "online", None, {})
+        recorder.note_activity(TWO, "command", "eve", {})
         assert (noted_of("ada"), noted_of(None), noted_of("eve", TWO)) == (1, 1, 1)
         await trio.sleep(239)
-        noting.note_activity(ONE, "command", "eve", {})
+        recorder.note_activity(ONE, "command", "eve", {})
         assert noted_of("eve") == 120
         await trio.sleep(2)
         for _ in range(1000):
-            noting.note_activity(ONE, "command", "eve", {})
+            recorder.note_activity(ONE, "command", "eve", {})
         assert noted_of("eve") == 240
-        assert len(noting._counts) == 1
+        assert len(recorder._counts) == 1
         nursery.cancel_scope.cancel()
 
 
 async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
-    noting, store = noting_info(DeviceInfo("0.8.62"))
+    recorder, store = noting_info(DeviceInfo("0.8.62"))
     for _ in range(200):
-        noting.note_activity(ONE, "offline", None, {})
+        recorder.note_activity(ONE, "offline", None, {})
     assert len(store.infos) == 200
     assert len(store.entries) == 120
 
 
 async def test_what_a_live_relay_tells() -> None:
     store = NotedStore()
-    noting = Noting(store)
+    recorder = ActivityRecorder(store)
     with trio.fail_after(5):
-        async with open_relay(on_seen=noting.note_seen, on_activity=noting.note_activity) as relay:
-            noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
+        async with open_relay(on_seen=recorder.note_seen, on_activity=recorder.note_activity) as relay:
+            recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
             device, client = ScriptedPeer(), ScriptedPeer()
             relay.attach_device(ONE, device)
             relay.attach_client(ONE, client)
@@ -150,10 +150,10 @@ async def test_what_a_live_relay_tells() -> None:
 async def test_devices_without_users_take_no_room_of_others() -> None:
     """Entries that wait are bounded, and anyone can make as many devices as they like come and go."""
     store = NotedStore()
-    noting = Noting(store)
+    recorder = ActivityRecorder(store)
     with trio.fail_after(5):
-        async with open_relay(on_activity=noting.note_activity) as relay:
-            noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
+        async with open_relay(on_activity=recorder.note_activity) as relay:
+            recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
             for _ in range(3):
                 device = ScriptedPeer()
                 attachment = relay.attach_device(TWO, device, anonymous=True)
@@ -174,13 +174,13 @@ async def test_devices_without_users_take_no_room_of_others() -> None:
 
 async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
     store = NotedStore()
-    noting = Noting(store)
+    recorder = ActivityRecorder(store)
     patient = Limits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
     async with open_relay(limits=patient) as relay, trio.open_nursery() as nursery:
         relay.attach_device(ONE, ScriptedPeer())
         relay.attach_device(TWO, ScriptedPeer(silent=True))
         relay.attach_client(TWO, ScriptedPeer())
-        nursery.start_soon(noting.run, relay)
+        nursery.start_soon(recorder.run, relay)
         await trio.sleep(SEEN_EVERY_S - 1)
         assert store.seen == []
         before = now_ms()

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.server.readiness import Readiness
+from brewos_relay.server.readiness import ReadinessCheck
 
 
 class PlainStore:
@@ -21,12 +21,14 @@ class PlainStore:
             raise self.problem
 
 
-def readiness(store: PlainStore, *, closing: bool = False, expires_at_s: float | None = None) -> Readiness:
+def readiness(
+    store: PlainStore, *, closing: bool = False, expires_at_s: float | None = None
+) -> ReadinessCheck:
     tls = None
     if expires_at_s is not None:
         tls = SimpleNamespace(certificate=SimpleNamespace(expires_at_s=expires_at_s))
     relay = SimpleNamespace(closing=closing)
-    return Readiness(relay=cast(Any, relay), store=cast(Any, store), tls=cast(Any, tls))
+    return ReadinessCheck(relay=cast(Any, relay), store=cast(Any, store), tls=cast(Any, tls))
 
 
 async def test_all_is_well() -> None:

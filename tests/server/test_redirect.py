@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.server.arrival import Door
+from brewos_relay.server.arrival import PortPolicy
 from brewos_relay.server.redirect import Redirect
 from support.wire_client import Response, WireClient
 
@@ -18,7 +18,7 @@ OWN_HOSTS = {"relay.example", "192.0.2.7", "[2001:db8::7]"}
 
 @asynccontextmanager
 async def redirecting(
-    *, https_port: int = 443, door: Door | None = None, limits: Limits | None = None
+    *, https_port: int = 443, port_policy: PortPolicy | None = None, limits: Limits | None = None
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve redirects on a port of this machine."""
     with trio.fail_after(100), socket.create_server(("127.0.0.1", 0)) as listening:
@@ -29,7 +29,7 @@ async def redirecting(
                 https_port=https_port,
                 is_own_host=OWN_HOSTS.__contains__,
                 limits=limits or Limits(close_s=0.5),
-                door=door or Door(),
+                port_policy=port_policy or PortPolicy(),
             )
             nursery.start_soon(redirect.run)
             yield listening.getsockname()
@@ -174,7 +174,7 @@ async def test_whoever_is_slow_is_told_or_dropped_in_time(autojump_clock: trio.t
 
 async def test_a_proxy_says_whom_it_speaks_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    async with redirecting(door=Door(is_proxy=lambda _: True)) as address:
+    async with redirecting(port_policy=PortPolicy(is_proxy=lambda _: True)) as address:
         response = await ask(address, b"PROXY TCP4 192.0.2.9 192.0.2.7 1 80\r\n" + request())
         assert response.status == 308
         assert (await ask(address, request())).status == 400

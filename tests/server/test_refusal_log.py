@@ -8,7 +8,7 @@ from brewos_relay.server.refusal_log import LINES_AT_ONCE, LINES_AT_ONCE_OF_EACH
 
 def tell(refusals: RefusalLog, count: int, *, network: str, cause: str = "wrong_key") -> None:
     for number in range(count):
-        refusals.tell("refused %s: %d", network, number, cause=cause, network=network, extra={"status": 401})
+        refusals.log("refused %s: %d", network, number, cause=cause, network=network, extra={"status": 401})
 
 
 async def test_a_network_that_is_refused_often_is_logged_in_few_lines_with_a_count(

@@ -15,7 +15,7 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
 from brewos_relay.registry.records import Access, Change, ChangeKind, Device, Role
 from brewos_relay.registry.store import Store
-from brewos_relay.server.revoking import Revoking
+from brewos_relay.server.revoking import ChangeApplier
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
@@ -70,7 +70,7 @@ class Scene:
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         self.registry = Registry()
-        self.revoking = Revoking(relay=relay, store=self.registry)
+        self.applier = ChangeApplier(relay=relay, store=self.registry)
         self.device = ScriptedPeer()
         relay.attach_device(ONE, self.device, credential=OLD)
         self._changes = 0
@@ -93,7 +93,7 @@ class Scene:
             self._changes += 1
             changes.append(Change(id=self._changes, at_ms=1_700_000_000_000, kind=kind, **about))
         try:
-            await self.revoking.apply(changes)
+            await self.applier.apply(changes)
         finally:
             await wait_all_tasks_blocked()
 
@@ -155,9 +155,9 @@ async def test_many_sessions_that_end_cost_one_look_at_everybody() -> None:
             Change(id=n, at_ms=1, kind="session_ended", device_id=None, user_id="ada", session_id=f"s{n}")
             for n in range(2)
         ]
-        await it.revoking.apply(ended)
+        await it.applier.apply(ended)
         assert [client.close_code for client in clients] == [4002, 4002, None]
-        assert (looks, it.revoking.revision) == (1, 2)
+        assert (looks, it.applier.revision) == (1, 2)
 
 
 async def test_a_revoked_token_closes_its_connections_at_every_device_and_no_others() -> None:
@@ -175,7 +175,7 @@ async def test_a_revoked_token_closes_its_connections_at_every_device_and_no_oth
         await it.change("token_revoked", token_id="t1")
         assert [client.close_code for client in ours] == [4002, 4002]
         assert [client.close_code for client in others] == [None] * 3
-        assert it.revoking.revision == 1
+        assert it.applier.revision == 1
 
 
 async def test_a_token_of_a_lower_role_gets_no_more_when_its_user_does() -> None:
@@ -194,7 +194,7 @@ async def test_a_session_has_ended_before_anything_else_of_its_batch_is_waited_f
         seen = []
 
         async def look() -> None:
-            seen.append(it.revoking.revision)
+            seen.append(it.applier.revision)
 
         it.registry._answer = look  # type: ignore[method-assign]
         about = {"device_id": ONE, "user_id": "ada", "session_id": "s1"}
@@ -396,20 +396,20 @@ async def test_a_change_about_nothing_changes_nothing(
 
 async def test_every_change_is_counted_once_it_is_applied() -> None:
     async with scene() as it:
-        assert it.revoking.revision == 0
+        assert it.applier.revision == 0
         await it.change("session_ended", session_id="s1")
-        assert it.revoking.revision == 1
+        assert it.applier.revision == 1
         await it.change("key_pending", "access_changed", device_id=ONE, user_id="ada")
-        assert it.revoking.revision == 3
+        assert it.applier.revision == 3
         seen = []
 
         async def look() -> None:
-            seen.append(it.revoking.revision)
+            seen.append(it.applier.revision)
 
         it.registry._answer = look  # type: ignore[method-assign]
         await it.change("access_changed", "access_changed", device_id=ONE, user_id="ada")
         assert seen == [3, 4]  # while it is being applied, it does not count yet
-        assert it.revoking.revision == 5
+        assert it.applier.revision == 5
 
 
 async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it() -> None:
@@ -420,7 +420,7 @@ async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it(
         with pytest.raises(ZeroDivisionError, match="a fault"):
             await it.change("key_changed", "session_ended", device_id=ONE, session_id="s1")
         assert bob.close_code == 4002
-        assert it.revoking.revision == 2
+        assert it.applier.revision == 2
 
 
 @pytest.mark.parametrize("is_there", [True, False])

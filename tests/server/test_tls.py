@@ -13,7 +13,7 @@ import trio.testing
 from cryptography.hazmat.primitives import serialization
 
 from brewos_relay.errors import SettingsError
-from brewos_relay.server.tls import Tls, load_certificate
+from brewos_relay.server.tls import CertificateFiles, load_certificate
 from support.certificates import (
     client_context,
     elliptic_key,
@@ -182,7 +182,7 @@ def test_a_certificate_that_is_out_of_time_is_a_warning(
     warning: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    Tls(*write_certificate(tmp_path, starts=starts, ends=ends))
+    CertificateFiles(*write_certificate(tmp_path, starts=starts, ends=ends))
     assert [record.levelname for record in caplog.records] == (["WARNING"] if warning else [])
     assert (warning or "") in caplog.text
 
@@ -191,7 +191,7 @@ def test_a_certificate_that_is_out_of_time_is_a_warning(
 
 
 def test_files_are_taken_anew_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tls = Tls(*write_certificate(tmp_path))
+    tls = CertificateFiles(*write_certificate(tmp_path))
     first, fingerprint = tls.current(), tls.certificate.fingerprint
     write_certificate(tmp_path)
     assert tls.current() is first
@@ -204,7 +204,7 @@ def test_files_are_taken_anew_when_asked(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_files_that_are_no_good_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = write_certificate(tmp_path)
-    tls = Tls(*files)
+    tls = CertificateFiles(*files)
     first = tls.current()
     files.key.write_bytes(b"half a ke")
     assert not tls.reload()
@@ -217,7 +217,7 @@ async def test_files_that_change_are_noticed(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = write_certificate(tmp_path)
-    tls = Tls(*files)
+    tls = CertificateFiles(*files)
     first = tls.current()
     with trio.fail_after(1000):
         async with trio.open_nursery() as nursery:
@@ -252,7 +252,7 @@ async def test_files_are_renewed_every_minute(
             raise SettingsError("the disk is full")
         write_certificate(tmp_path)
 
-    tls = Tls(*write_certificate(tmp_path), renew=renew)
+    tls = CertificateFiles(*write_certificate(tmp_path), renew=renew)
     first = tls.current()
     with trio.move_on_after(3 * 60 + 10):
         await tls.watch()
@@ -262,7 +262,7 @@ async def test_files_are_renewed_every_minute(
 
 
 def test_reload_renews_the_files_first(tmp_path: Path) -> None:
-    tls = Tls(*write_certificate(tmp_path), renew=lambda: write_certificate(tmp_path))
+    tls = CertificateFiles(*write_certificate(tmp_path), renew=lambda: write_certificate(tmp_path))
     before = tls.certificate.fingerprint
     assert tls.reload()
     assert tls.certificate.fingerprint != before

@@ -16,7 +16,7 @@ from werkzeug.datastructures import Headers
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.throttle import Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
@@ -172,7 +172,7 @@ async def open_household(
     folder: Path,
     *,
     throttles: Throttles | None = None,
-    front: Front | None = None,
+    proxy_trust: ProxyTrust | None = None,
     accounts: AccountRules | None = None,
     web_dist_path: Path | None = None,
     url: str | None = None,
@@ -195,7 +195,7 @@ async def open_household(
             relay=relay,
             store=store,
             keys=KeyRing([SECRET]),
-            front=front or Front(public_url=BASE_URL),
+            proxy_trust=proxy_trust or ProxyTrust(public_url=BASE_URL),
             accounts=accounts or AccountRules(),
             web_dist_path=web_dist_path,
             throttles=throttles,

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 import trio
 
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
@@ -94,7 +94,7 @@ async def open_relay_here(
                 relay=relay,
                 store=store,
                 keys=KeyRing([SECRET]),
-                front=Front(),
+                proxy_trust=ProxyTrust(),
                 allowed_origins=[APP_ORIGIN],
                 revision=lambda: 0,
             )

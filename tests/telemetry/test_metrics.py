@@ -4,7 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import open_relay
 from brewos_relay.messages import encode
-from brewos_relay.telemetry.metrics import PREFIX, Metrics, Sources
+from brewos_relay.telemetry.metrics import PREFIX, Metrics, MetricSources
 from brewos_relay.telemetry.requests import RequestCounters
 from support.peers import ScriptedPeer
 
@@ -32,7 +32,7 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
     requests.note_answered("GET", "/api/devices", "200", 0.3)
     requests.in_flight = 3
     requests.refused["wrong_key"] = 4
-    sources = Sources(
+    sources = MetricSources(
         version="1.2.3",
         requests=requests,
         handshakes={("device", "101"): 2},
@@ -88,7 +88,7 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
 
 async def test_metrics_of_two_relays_are_apart() -> None:
     async with open_relay() as one, open_relay() as other:
-        first, second = (Metrics(relay, Sources(version="")) for relay in (one, other))
+        first, second = (Metrics(relay, MetricSources(version="")) for relay in (one, other))
         one.attach_device(DEVICE, ScriptedPeer())
         await trio.testing.wait_all_tasks_blocked()
         assert (read(first.render())["devices",], read(second.render())["devices",]) == (1, 0)

@@ -12,7 +12,7 @@ from brewos_relay.api.bodies import ShortText, body_of, query_of
 from brewos_relay.api.callers import current_caller
 from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.accounts import (
@@ -137,7 +137,9 @@ class AccountChange(msgspec.Struct, rename="camel"):
     is_admin: bool
 
 
-def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, front: Front) -> Blueprint:
+def admin_blueprint(
+    *, relay: RelayView, store: Registry, signed_in: SignedIn, proxy_trust: ProxyTrust
+) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("admin", __name__)
 
@@ -186,7 +188,7 @@ def admin_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn, f
         return json_answer(
             InviteAnswer(
                 email=body.email.strip(),
-                url=f"{front.base_url(current_caller())}/login#invite={token}",
+                url=f"{proxy_trust.base_url(current_caller())}/login#invite={token}",
                 expires_at=iso_utc(expires_at_ms),
             )
         )

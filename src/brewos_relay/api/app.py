@@ -40,7 +40,7 @@ from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.api.tokens import tokens_blueprint
 from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import (
     DeviceUnknown,
@@ -66,7 +66,7 @@ def create_app(
     relay: RelayView,
     store: Registry,
     keys: KeyRing,
-    front: Front,
+    proxy_trust: ProxyTrust,
     accounts: AccountRules,
     web_dist_path: Path | None,
     allowed_origins: Collection[str] = (),
@@ -109,7 +109,7 @@ def create_app(
     throttles = throttles or Throttles()
     counters = counters or RequestCounters()
     signed_in = SignedIn(keys=keys, store=store)
-    cross_site = CrossSite(front=front, allowed_origins=allowed_origins)
+    cross_site = CrossSite(proxy_trust=proxy_trust, allowed_origins=allowed_origins)
     rules = HeaderRules(
         google=accounts.google_client_id is not None,
         facebook="facebook" in accounts.verifiers,
@@ -117,7 +117,7 @@ def create_app(
     )
 
     async def look_at_request() -> None:
-        note_caller(request, front=front)
+        note_caller(request, proxy_trust=proxy_trust)
         note_route(request)
         throttles.admit_request(request.path, network_of(current_caller().address))
         cross_site.check(request, current_caller())
@@ -160,13 +160,15 @@ def create_app(
         pairing_blueprint(store=store, signed_in=signed_in, throttles=throttles, accounts=accounts)
     )
     app.register_blueprint(
-        sharing_blueprint(store=store, signed_in=signed_in, throttles=throttles, front=front)
+        sharing_blueprint(store=store, signed_in=signed_in, throttles=throttles, proxy_trust=proxy_trust)
     )
     app.register_blueprint(keys_blueprint(relay=relay, store=store, signed_in=signed_in))
     app.register_blueprint(activity_blueprint(store=store, signed_in=signed_in))
     app.register_blueprint(watchers_blueprint(relay=relay, store=store, signed_in=signed_in))
     # What they do with the server.
-    app.register_blueprint(admin_blueprint(relay=relay, store=store, signed_in=signed_in, front=front))
+    app.register_blueprint(
+        admin_blueprint(relay=relay, store=store, signed_in=signed_in, proxy_trust=proxy_trust)
+    )
     app.register_blueprint(
         admin_pairing_blueprint(store=store, signed_in=signed_in, rules=accounts.new_devices)
     )

@@ -2,22 +2,22 @@
 
 from quart import Request, g
 
-from brewos_relay.auth.caller import Caller, Front
+from brewos_relay.auth.caller import Caller, ProxyTrust
 
 
-def caller_of(request: Request, *, front: Front) -> Caller:
-    """Tell where a request comes from; X-Forwarded-* count only if `front` trusts who sent them."""
+def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
+    """Tell where a request comes from; X-Forwarded-* count only if `proxy_trust` trusts who sent them."""
     client = request.scope.get("client")
-    return front.caller(
+    return proxy_trust.caller(
         client[0] if client else "",
         request.scheme == "https",
         request.headers.items(),
     )
 
 
-def note_caller(request: Request, *, front: Front) -> None:
+def note_caller(request: Request, *, proxy_trust: ProxyTrust) -> None:
     """Find out where a request comes from, once for everybody who asks."""
-    g.caller = caller_of(request, front=front)
+    g.caller = caller_of(request, proxy_trust=proxy_trust)
 
 
 def current_caller() -> Caller:

@@ -10,7 +10,7 @@ from typing import Final
 from quart import Request
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.auth.caller import Caller, Front
+from brewos_relay.auth.caller import Caller, ProxyTrust
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # A machine's call, which names its own key.
@@ -22,8 +22,8 @@ _OWN: Final = frozenset({"same-origin", "none"})
 class CrossSite:
     """Checks `Sec-Fetch-Site` and `Origin` (Fetch Metadata, RFC 6454)."""
 
-    def __init__(self, *, front: Front, allowed_origins: Collection[str]) -> None:
-        self._front = front
+    def __init__(self, *, proxy_trust: ProxyTrust, allowed_origins: Collection[str]) -> None:
+        self._proxy_trust = proxy_trust
         self._allowed = allowed_origins
 
     def check(self, request: Request, caller: Caller) -> None:
@@ -34,7 +34,7 @@ class CrossSite:
         # Browsers that name the site know it. Others send an origin alone, as do all of them without TLS.
         if site in _OWN or (site is None and origin is None):
             return
-        if origin is None or not self._front.origin_allowed(origin, caller, self._allowed):
+        if origin is None or not self._proxy_trust.origin_allowed(origin, caller, self._allowed):
             raise Refused(
                 "This request comes from a page of another site. Add its origin to "
                 "BREWOS_RELAY_ALLOWED_ORIGINS to allow that.",

@@ -20,7 +20,7 @@ from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.reach import reach
 from brewos_relay.api.throttle import Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.authority import Authority
@@ -88,7 +88,7 @@ class _Secrets:
 
 
 def sharing_blueprint(
-    *, store: Registry, signed_in: SignedIn, throttles: Throttles, front: Front
+    *, store: Registry, signed_in: SignedIn, throttles: Throttles, proxy_trust: ProxyTrust
 ) -> Blueprint:
     """Make the blueprint; what it refuses and what fails is left to the app to answer."""
     blueprint = Blueprint("sharing", __name__)
@@ -130,7 +130,7 @@ def sharing_blueprint(
             expires_at_ms=expires_at_ms,
         )
         query = urlencode({"id": device_id, "token": made.token, "share": "true"})
-        url = f"{front.base_url(current_caller())}/pair?{query}"
+        url = f"{proxy_trust.base_url(current_caller())}/pair?{query}"
         return json_answer(
             NewShareAnswer(
                 share_id=share_id,

@@ -42,7 +42,7 @@ class Caller:
     host: str
 
 
-class Front:
+class ProxyTrust:
     """What stands before the server: proxies whose word counts, and the address that people know."""
 
     def __init__(self, trusted_networks: Iterable[Network] = (), public_url: str | None = None) -> None:

@@ -13,7 +13,7 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import PeerGone
-from brewos_relay.server.arrival import Arrival
+from brewos_relay.server.arrival import IncomingConnection
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
 _SAY_EVERY_S: Final = 10.0
 
-Answer = Callable[[Arrival], Awaitable[None]]
+Answer = Callable[[IncomingConnection], Awaitable[None]]
 
 
 async def accept_connections(
@@ -39,12 +39,12 @@ async def accept_connections(
     """
     async with trio.open_nursery() as nursery:
         welcome = partial(_welcome, answer, limits, failure)
-        shortage = _Shortage()
+        backoff = _AcceptBackoff()
         for listening in sockets:
-            nursery.start_soon(_accept, listening, nursery, welcome, shortage)
+            nursery.start_soon(_accept, listening, nursery, welcome, backoff)
 
 
-class _Shortage:
+class _AcceptBackoff:
     """What the listening sockets of a port do while the system has no more files or memory: wait.
 
     Connections wait meanwhile in the queue of the socket. The pauses grow, and the log gets a line in 10 s.
@@ -76,16 +76,16 @@ async def _accept(
     listening: socket.socket,
     nursery: trio.Nursery,
     welcome: Callable[[socket.socket, str, int], Awaitable[None]],
-    shortage: _Shortage,
+    backoff: _AcceptBackoff,
 ) -> None:
     while True:
         try:
             await _accept_some(listening, nursery, welcome)
-            shortage.end()
+            backoff.end()
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _OUT_OF_RESOURCES:
                 raise
-            await shortage.wait(error)
+            await backoff.wait(error)
 
 
 async def _accept_some(
@@ -114,10 +114,10 @@ async def _accept_some(
 async def _welcome(
     answer: Answer, limits: Limits, failure: str, accepted: socket.socket, address: str, port: int
 ) -> None:
-    arrival: Arrival | None = None
+    incoming: IncomingConnection | None = None
     try:
-        arrival = Arrival.accept(accepted, address, port, limits=limits)
-        await answer(arrival)
+        incoming = IncomingConnection.accept(accepted, address, port, limits=limits)
+        await answer(incoming)
     except PeerGone:
         pass  # before it had asked for anything
     except Exception:
@@ -125,4 +125,4 @@ async def _welcome(
             log.exception(failure)
     finally:
         with suppress(Exception):
-            (arrival or accepted).close()
+            (incoming or accepted).close()

@@ -12,7 +12,7 @@ import trio
 from brewos_relay.api.network_shares import NetworkShares
 from brewos_relay.api.throttle import network_of, networks_of, wider_networks
 from brewos_relay.auth.access import grant_to, principal_of
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
@@ -108,14 +108,14 @@ class Admission:
         relay: Relay,
         store: Store,
         keys: KeyRing,
-        front: Front,
+        proxy_trust: ProxyTrust,
         allowed_origins: Collection[str],
         revision: Callable[[], int],
     ) -> None:
         self._relay = relay
         self._store = store
         self._keys = keys
-        self._front = front
+        self._proxy_trust = proxy_trust
         self._allowed_origins = allowed_origins
         self._revision = revision
         self._peers = PeerBudgets(relay.limits)
@@ -166,7 +166,7 @@ class Admission:
 
     def network(self, request: Request) -> str:
         """Tell which network a request comes from."""
-        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
+        caller = self._proxy_trust.caller(request.peer_address, request.secure, request.headers.items())
         return network_of(caller.address)
 
     async def _check_in_time(
@@ -277,8 +277,8 @@ class Admission:
         origin = request.headers.get("origin")
         if origin is None:
             return
-        caller = self._front.caller(request.peer_address, request.secure, request.headers.items())
-        if not self._front.origin_allowed(origin, caller, self._allowed_origins):
+        caller = self._proxy_trust.caller(request.peer_address, request.secure, request.headers.items())
+        if not self._proxy_trust.origin_allowed(origin, caller, self._allowed_origins):
             raise Denied("origin", 403, "pages of this origin may not connect")
 
     async def _check_client(self, parameters: dict[str, str], network: str) -> ClientEntry | TokenRefused:

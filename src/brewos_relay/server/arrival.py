@@ -29,7 +29,7 @@ from brewos_relay.wire.transport import Transport
 
 LINGER_S: Final = 1.0
 """How long a refused device is given to close its plain connection before the relay does."""
-LINGERING_AT_MOST: Final = 1000
+LINGER_SLOTS: Final = 1000
 """How many refused connections of one port wait for their devices at the same time."""
 
 _NOT_TLS: Final = "this port speaks HTTPS"
@@ -38,7 +38,7 @@ _NOT_PLAIN: Final = "this port speaks plain HTTP"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class PortPolicy:
     """How connections come in at a port.
 
     `tls_context` gives what a new connection is encrypted with; without it they are plain. A connection
@@ -49,17 +49,17 @@ class Door:
     is_proxy: Callable[[str], bool] | None = None
 
 
-class Lingering:
+class LingerSlots:
     """Counts the refused connections of a port that wait for their devices to close them."""
 
     __slots__ = ("_at_most", "_count")
 
-    def __init__(self, at_most: int = LINGERING_AT_MOST) -> None:
+    def __init__(self, at_most: int = LINGER_SLOTS) -> None:
         self._at_most = at_most
         self._count = 0
 
     @contextmanager
-    def place(self) -> Iterator[bool]:
+    def slot(self) -> Iterator[bool]:
         """Occupy a place during the block, and give True; False if all are taken."""
         if self._count >= self._at_most:
             yield False
@@ -71,7 +71,7 @@ class Lingering:
             self._count -= 1
 
 
-class Arrival:
+class IncomingConnection:
     """A connection and a request on it: its transport, whose it is, and whether TLS protects it.
 
     **Owns:** the transport, until `release` was called.
@@ -119,31 +119,33 @@ class Arrival:
         if not self.released:
             self.transport.close()
 
-    async def receive_head(self, *, door: Door, limits: Limits) -> tuple[bytes, bytes]:
-        """Come in through a door and read a request head.
+    async def receive_head(self, *, port_policy: PortPolicy, limits: Limits) -> tuple[bytes, bytes]:
+        """Read the first request head, as `port_policy` says.
 
         Returns it without the empty line at its end, and what came behind it. Raises Refusal, or PeerGone if
         there is nobody to refuse.
         """
-        behind_proxy = door.is_proxy is not None and door.is_proxy(self.address)
-        if not behind_proxy and door.tls_context is None:
+        behind_proxy = port_policy.is_proxy is not None and port_policy.is_proxy(self.address)
+        if not behind_proxy and port_policy.tls_context is None:
             found = self._look_for_head(limits.request_head_bytes)
             if found is not None:  # it came while others were accepted: a crowd needs no timers
                 return found
         with trio.move_on_after(limits.request_head_s):
             if behind_proxy:
                 self._believe(await self._read_proxy_header())
-            if door.tls_context is not None:
+            if port_policy.tls_context is not None:
                 if not begins_like_tls(await self._peek(1)):
                     raise Refusal(400, _NOT_TLS)
-                self.transport = await accept_tls(self.transport, door.tls_context())
+                self.transport = await accept_tls(self.transport, port_policy.tls_context())
                 self.secure = True
             return await self._read_head(limits.request_head_bytes)
         if not self._received:
             raise PeerGone("the peer asked for nothing")
         raise Refusal(408, "the request head was not complete in time")
 
-    async def refuse(self, refusal: Refusal, *, within_s: float, lingering: Lingering | None = None) -> None:
+    async def refuse(
+        self, refusal: Refusal, *, within_s: float, lingering: LingerSlots | None = None
+    ) -> None:
         """Send a refusal and give the peer a moment to read it: closing at once could take it back.
 
         `lingering` is for the request of a device. On a plain connection, the end of the stream right behind
@@ -152,8 +154,8 @@ class Arrival:
         """
         self.transport.write(refusal.encode(head_only=self.head_only))
         if lingering is not None and not self.secure:
-            with lingering.place() as has_place:
-                if has_place:
+            with lingering.slot() as has_slot:
+                if has_slot:
                     await self._read_to_end(within_s=LINGER_S)
                     return
         self.transport.finish_writing()

@@ -25,7 +25,7 @@ from brewos_relay.server.admission import (
     DeviceEntry,
     TokenRefused,
 )
-from brewos_relay.server.arrival import Arrival, Door, Lingering
+from brewos_relay.server.arrival import IncomingConnection, LingerSlots, PortPolicy
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.server.request_gate import WebSocketWanted, reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
@@ -35,7 +35,7 @@ from brewos_relay.wire.stream import TransportStream
 
 log = logging.getLogger(__name__)
 
-_PLAIN: Final = Door()
+_PLAIN: Final = PortPolicy()
 
 
 class TakeHttp(Protocol):
@@ -62,7 +62,7 @@ class Listener:
         poller: Poller,
         admission: Admission,
         take_http: TakeHttp,
-        door: Door = _PLAIN,
+        port_policy: PortPolicy = _PLAIN,
         handshakes: Counter[tuple[str, str]] | None = None,
         refused: Counter[str] | None = None,
         refusals: RefusalLog | None = None,
@@ -79,8 +79,8 @@ class Listener:
         self._poller = poller
         self._admission = admission
         self._take_http = take_http
-        self._door = door
-        self._lingering = Lingering()
+        self._port_policy = port_policy
+        self._lingering = LingerSlots()
         self._refusals = refusals or RefusalLog()
         self._throttles = throttles or Throttles()
         relay.line_limits.append(self._refusals.lines)
@@ -106,43 +106,45 @@ class Listener:
         """Answer a later request of a connection, which is for a WebSocket; return True if it goes on."""
         assert isinstance(stream, TransportStream)
         transport, left = stream.detach()
-        arrival = Arrival(transport, *client, secure=secure, received=wanted.head)
+        incoming = IncomingConnection(transport, *client, secure=secure, received=wanted.head)
         with suppress(PeerGone):
-            await self._welcome(arrival, (wanted.head, wanted.rest + left))
-        return arrival.released
+            await self._welcome(incoming, (wanted.head, wanted.rest + left))
+        return incoming.released
 
-    async def _welcome(self, arrival: Arrival, received: tuple[bytes, bytes] | None = None) -> None:
+    async def _welcome(
+        self, incoming: IncomingConnection, received: tuple[bytes, bytes] | None = None
+    ) -> None:
         """Answer the first request of a connection, or one that was `received` already."""
         try:
             if received is None:
-                received = await arrival.receive_head(door=self._door, limits=self._limits)
-            await self._answer(arrival, *received)
+                received = await incoming.receive_head(port_policy=self._port_policy, limits=self._limits)
+            await self._answer(incoming, *received)
         except Refusal as refusal:
             reason = refusal.reason if isinstance(refusal, Denied) else reason_of(refusal.status)
             self._refused[reason] += 1
-            fields = {"address": arrival.address, "status": refusal.status, "reason": reason}
-            self._refusals.tell(
+            fields = {"address": incoming.address, "status": refusal.status, "reason": reason}
+            self._refusals.log(
                 "refused %s: %s",
-                arrival.address,
+                incoming.address,
                 refusal,
                 cause=reason,
-                network=arrival.network or network_of(arrival.address),
+                network=incoming.network or network_of(incoming.address),
                 extra=fields,
             )
-            lingering = self._lingering if arrival.path == DEVICE_PATH else None
-            await arrival.refuse(refusal, within_s=self._limits.close_s, lingering=lingering)
+            lingering = self._lingering if incoming.path == DEVICE_PATH else None
+            await incoming.refuse(refusal, within_s=self._limits.close_s, lingering=lingering)
 
-    async def _answer(self, arrival: Arrival, head: bytes, rest: bytes) -> None:
+    async def _answer(self, incoming: IncomingConnection, head: bytes, rest: bytes) -> None:
         """Answer a request; a connection that goes on belongs to the relay or to the HTTP side then."""
         request = parse_head(head)
-        arrival.path = request.path
-        request.peer_address, request.secure = arrival.address, arrival.secure
-        arrival.network = self._admission.network(request)
+        incoming.path = request.path
+        request.peer_address, request.secure = incoming.address, incoming.secure
+        incoming.network = self._admission.network(request)
         if request.path == DEVICE_PATH or request.path in CLIENT_PATHS:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
                 answer = accept_upgrade(request)
-                status = await self._let_in(arrival, answer, await self._admission.check(request), rest)
+                status = await self._let_in(incoming, answer, await self._admission.check(request), rest)
             except Refusal as refusal:
                 self._handshakes[peer, str(refusal.status)] += 1
                 raise
@@ -155,14 +157,14 @@ class Listener:
                 400,
                 "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client",
             )
-        self._refuse_throttled(request, arrival.network)
+        self._refuse_throttled(request, incoming.network)
         self._take_http(
-            TransportStream(arrival.transport),
+            TransportStream(incoming.transport),
             head + HEAD_END + rest,
-            client=(arrival.address, arrival.port),
-            secure=arrival.secure,
+            client=(incoming.address, incoming.port),
+            secure=incoming.secure,
         )
-        arrival.release()
+        incoming.release()
 
     def _refuse_throttled(self, request: Request, network: str) -> None:
         """Refuse an HTTP request that the API would refuse, for a tenth of the cost."""
@@ -175,7 +177,7 @@ class Listener:
 
     async def _let_in(
         self,
-        arrival: Arrival,
+        incoming: IncomingConnection,
         answer: bytes,
         entry: DeviceEntry | ClientEntry | TokenRefused,
         rest: bytes,
@@ -186,25 +188,27 @@ class Listener:
         if not isinstance(entry, TokenRefused):
             with self._poller.sends:  # the answer goes with what is said first
                 try:
-                    self._attach(arrival, answer, entry, rest)
+                    self._attach(incoming, answer, entry, rest)
                 except BaseException:
-                    arrival.close()  # as a rule before the answer has gone: nobody is let in and dropped
+                    incoming.close()  # as a rule before the answer has gone: nobody is let in and dropped
                     raise
             return 101
-        arrival.transport.write(answer)
-        client = client_connection(arrival.transport, poller=self._poller, limits=self._limits, initial=rest)
+        incoming.transport.write(answer)
+        client = client_connection(incoming.transport, poller=self._poller, limits=self._limits, initial=rest)
         self._refused[entry.cause] += 1
-        fields = {"address": arrival.address, "reason": entry.cause}
-        self._refusals.tell(
-            "client closed: %s", entry.reason, cause=entry.cause, network=arrival.network, extra=fields
+        fields = {"address": incoming.address, "reason": entry.cause}
+        self._refusals.log(
+            "client closed: %s", entry.reason, cause=entry.cause, network=incoming.network, extra=fields
         )
         client.close(CloseCode.TOKEN_REJECTED, entry.reason)
         await client.aclose()
         return CloseCode.TOKEN_REJECTED
 
-    def _attach(self, arrival: Arrival, answer: bytes, entry: DeviceEntry | ClientEntry, rest: bytes) -> None:
+    def _attach(
+        self, incoming: IncomingConnection, answer: bytes, entry: DeviceEntry | ClientEntry, rest: bytes
+    ) -> None:
         """Answer a peer that may come in, and hand it to the relay."""
-        transport, poller, limits = arrival.transport, self._poller, self._limits
+        transport, poller, limits = incoming.transport, self._poller, self._limits
         attached: Attachment
         if isinstance(entry, DeviceEntry):
             device = device_connection(
@@ -236,13 +240,17 @@ class Listener:
                 grant=entry.grant,
                 network=entry.network,
             )
-        arrival.release()
+        incoming.release()
         if log.isEnabledFor(logging.DEBUG) and self._relay.lines.admit("let in", entry.network):
-            _log_let_in(arrival, attached)
+            _log_let_in(incoming, attached)
 
 
-def _log_let_in(arrival: Arrival, attached: Attachment) -> None:
+def _log_let_in(incoming: IncomingConnection, attached: Attachment) -> None:
     """Log where a connection comes from, which only who let it in knows."""
     what = "client" if isinstance(attached, ClientAttachment) else "device"
-    fields = {"device": attached.session.device_id, "connection": attached.number, "address": arrival.address}
-    log.debug("let a %s in from %s", what, arrival.address, extra=fields)
+    fields = {
+        "device": attached.session.device_id,
+        "connection": attached.number,
+        "address": incoming.address,
+    }
+    log.debug("let a %s in from %s", what, incoming.address, extra=fields)

@@ -9,10 +9,10 @@ import trio
 from brewos_relay.api.metrics import CONTENT_TYPE, bearer_matches
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
-from brewos_relay.server.arrival import Arrival, Door
+from brewos_relay.server.arrival import IncomingConnection, PortPolicy
 from brewos_relay.wire.handshake import Refusal, Request, encode_response, parse_head
 
-_PLAIN: Final = Door()
+_PLAIN: Final = PortPolicy()
 _ALLOW: Final = {"Allow": "GET, HEAD"}
 
 
@@ -38,13 +38,13 @@ class MetricsPort:
             self._sockets, self._welcome, limits=self._limits, failure="metrics could not be given"
         )
 
-    async def _welcome(self, arrival: Arrival) -> None:
+    async def _welcome(self, incoming: IncomingConnection) -> None:
         try:
-            head, _ = await arrival.receive_head(door=_PLAIN, limits=self._limits)
+            head, _ = await incoming.receive_head(port_policy=_PLAIN, limits=self._limits)
             answer = self._answer(parse_head(head))
         except Refusal as refusal:
-            answer = refusal.encode(head_only=arrival.head_only)
-        await self._send(arrival, answer)
+            answer = refusal.encode(head_only=incoming.head_only)
+        await self._send(incoming, answer)
 
     def _answer(self, request: Request) -> bytes:
         """Build the response. Raises Refusal."""
@@ -62,9 +62,9 @@ class MetricsPort:
             200, {"Content-Type": CONTENT_TYPE}, self._render(), head_only=request.method == "HEAD"
         )
 
-    async def _send(self, arrival: Arrival, answer: bytes) -> None:
+    async def _send(self, incoming: IncomingConnection, answer: bytes) -> None:
         """Send an answer, and give the peer a moment to read it."""
-        transport = arrival.transport
+        transport = incoming.transport
         sending = transport.write(answer)
         assert sending, "the outbox of a new connection is empty"
         if not await transport.flush(stall_s=self._limits.stall_s):

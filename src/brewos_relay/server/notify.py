@@ -23,7 +23,7 @@ _SIGNS_OF_LIFE: Final = 3
 """How many signs of life are sent in the time in which one is expected."""
 
 
-class Starter:
+class SystemdNotifier:
     """Whoever started this process, and what they want to be told.
 
     `watchdog_s` is within which time they want a sign of life, None if they want none.
@@ -35,7 +35,7 @@ class Starter:
         self._complained = False
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Starter":
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "SystemdNotifier":
         """Find whom to tell; what makes no sense is taken for nobody, since the relay runs without."""
         address = environ.get(_ADDRESS, "")
         if address[:1] not in {"/", "@"}:
@@ -60,7 +60,7 @@ class Starter:
         """
         self._say("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={math.ceil(within_s * 1e6)}")
 
-    def show_life(self) -> None:
+    def keepalive(self) -> None:
         """Say that the process still does its work."""
         self._say("WATCHDOG=1")
 
@@ -70,9 +70,9 @@ class Starter:
         # A name that begins with @ is one that no file has.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_starter:
-                to_starter.setblocking(False)
-                to_starter.sendto("\n".join(lines).encode(), address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_manager:
+                to_manager.setblocking(False)
+                to_manager.sendto("\n".join(lines).encode(), address)
         except OSError as problem:
             if not self._complained:
                 log.warning("cannot tell %s how it goes: %s", self._address, problem.strerror or problem)
@@ -80,7 +80,7 @@ class Starter:
 
 
 @asynccontextmanager
-async def open_starter(starter: Starter | None = None) -> AsyncIterator[Starter]:
+async def open_notifier(notifier: SystemdNotifier | None = None) -> AsyncIterator[SystemdNotifier]:
     """Give signs of life for as long as the block runs, if anybody wants them.
 
     They come from a task among all others: once Trio's loop has stopped turning, there are none, and whoever
@@ -88,17 +88,17 @@ async def open_starter(starter: Starter | None = None) -> AsyncIterator[Starter]
 
     **Owns:** that task.
     """
-    starter = Starter.from_environment() if starter is None else starter
-    if starter.watchdog_s is None:
-        yield starter  # with no nursery, which would wrap what the block raises
+    notifier = SystemdNotifier.from_environment() if notifier is None else notifier
+    if notifier.watchdog_s is None:
+        yield notifier  # with no nursery, which would wrap what the block raises
         return
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_keep_showing_life, starter, starter.watchdog_s / _SIGNS_OF_LIFE)
-        yield starter
+        nursery.start_soon(_send_keepalives, notifier, notifier.watchdog_s / _SIGNS_OF_LIFE)
+        yield notifier
         nursery.cancel_scope.cancel()
 
 
-async def _keep_showing_life(starter: Starter, every_s: float) -> None:
+async def _send_keepalives(notifier: SystemdNotifier, every_s: float) -> None:
     while True:
-        starter.show_life()
+        notifier.keepalive()
         await trio.sleep(every_s)

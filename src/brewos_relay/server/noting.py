@@ -1,4 +1,4 @@
-"""Noting: what happens on the live relay, handed to the registry."""
+"""ActivityRecorder: what happens on the live relay, handed to the registry."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -20,7 +20,7 @@ SEEN_EVERY_S: Final = _SEEN_EVERY * _WINDOW_S
 """How often the registry is told which devices are online, so that it knows after a crash as well."""
 
 
-class Noting:
+class ActivityRecorder:
     """Tells the registry who came, went and did what, and what a machine that goes has said of itself.
 
     The registry keeps a bounded number of entries for each device. No user can push out those of others: of

@@ -8,7 +8,7 @@ import trio
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.store import Store
-from brewos_relay.server.tls import Tls
+from brewos_relay.server.tls import CertificateFiles
 
 _REGISTRY_S: Final = 2.0
 """What the registry is given to answer."""
@@ -16,10 +16,10 @@ _GOOD_FOR_S: Final = 1.0
 """However often somebody asks, the registry is asked once in this time."""
 
 
-class Readiness:
+class ReadinessCheck:
     """Looks at what the server needs to be of use."""
 
-    def __init__(self, *, relay: Relay, store: Store, tls: Tls | None) -> None:
+    def __init__(self, *, relay: Relay, store: Store, tls: CertificateFiles | None) -> None:
         self._relay = relay
         self._store = store
         self._tls = tls

@@ -8,12 +8,12 @@ from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import DEVICE_PATH
-from brewos_relay.server.arrival import Arrival, Door, Lingering
+from brewos_relay.server.arrival import IncomingConnection, LingerSlots, PortPolicy
 from brewos_relay.server.refusal_log import RefusalLog
 from brewos_relay.wire.handshake import Refusal, parse_head
 
 _HTTPS_PORT: Final = 443
-_PLAIN: Final = Door()
+_PLAIN: Final = PortPolicy()
 
 
 class Redirect:
@@ -30,19 +30,19 @@ class Redirect:
         https_port: int,
         is_own_host: Callable[[str], bool],
         limits: Limits,
-        door: Door = _PLAIN,
+        port_policy: PortPolicy = _PLAIN,
         refusals: RefusalLog | None = None,
     ) -> None:
         """Take listening sockets. `is_own_host` is asked for a name or an address, without a port.
 
-        `door` is for the PROXY protocol, and must be one without TLS. `refusals` logs what is refused.
+        `port_policy` is for the PROXY protocol, and must be one without TLS. `refusals` logs what is refused.
         """
         self._sockets = list(sockets)
         self._https_port = https_port
         self._is_own_host = is_own_host
         self._limits = limits
-        self._door = door
-        self._lingering = Lingering()
+        self._port_policy = port_policy
+        self._lingering = LingerSlots()
         self._refusals = refusals or RefusalLog()
 
     async def run(self) -> None:
@@ -54,28 +54,28 @@ class Redirect:
             failure="a connection failed during its redirect",
         )
 
-    async def _welcome(self, arrival: Arrival) -> None:
+    async def _welcome(self, incoming: IncomingConnection) -> None:
         try:
-            head, _ = await arrival.receive_head(door=self._door, limits=self._limits)
-            answer = self._answer(arrival, head)
+            head, _ = await incoming.receive_head(port_policy=self._port_policy, limits=self._limits)
+            answer = self._answer(incoming, head)
         except Refusal as refusal:
-            fields = {"address": arrival.address, "status": refusal.status}
-            self._refusals.tell(
+            fields = {"address": incoming.address, "status": refusal.status}
+            self._refusals.log(
                 "refused %s: %s",
-                arrival.address,
+                incoming.address,
                 refusal,
                 cause=f"plain HTTP, {refusal.status}",
-                network=network_of(arrival.address),
+                network=network_of(incoming.address),
                 extra=fields,
             )
             answer = refusal
-        lingering = self._lingering if arrival.path == DEVICE_PATH else None
-        await arrival.refuse(answer, within_s=self._limits.close_s, lingering=lingering)
+        lingering = self._lingering if incoming.path == DEVICE_PATH else None
+        await incoming.refuse(answer, within_s=self._limits.close_s, lingering=lingering)
 
-    def _answer(self, arrival: Arrival, head: bytes) -> Refusal:
+    def _answer(self, incoming: IncomingConnection, head: bytes) -> Refusal:
         """Say where to go. Raises Refusal if that would be another's host, or none at all."""
         request = parse_head(head)
-        arrival.path = request.path
+        incoming.path = request.path
         host, _, port = request.headers.get("host", "").rpartition(":")
         if not host or not port.isdecimal():
             host = request.headers.get("host", "").removesuffix(":")

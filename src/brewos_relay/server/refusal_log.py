@@ -28,7 +28,7 @@ class RefusalLog:
             each_at_once=LINES_AT_ONCE_OF_EACH,
         )
 
-    def tell(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
+    def log(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
         """Log a refusal at level info, unless there are too many of them."""
         if self.lines.admit(cause, network):
             log.info(text, *args, extra=extra)

@@ -1,4 +1,4 @@
-"""Revoking: what changed in the registry, applied to those who are connected.
+"""ChangeApplier: what changed in the registry, applied to those who are connected.
 
 Whoever made the change, be it the HTTP API, a command line or another server: it reaches this process through
 the registry, and every connection here either still may do what it does, or ends.
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _COME_BACK: Final[_Ending] = {"code": CloseCode.TRY_AGAIN_LATER, "reason": "the registry does not answer"}
 
 
-class Revoking:
+class ChangeApplier:
     """Applies changes to a relay; `store.watch_changes` calls `apply`."""
 
     def __init__(self, *, relay: Relay, store: Store) -> None:

@@ -20,7 +20,7 @@ from brewos_relay.api.info import own_version
 from brewos_relay.api.measured import Measured
 from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.api.throttle import Throttles
-from brewos_relay.auth.caller import Front
+from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
@@ -29,30 +29,30 @@ from brewos_relay.registry.database import database_file
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.accounts import account_rules, missing_administrator
 from brewos_relay.server.admission import Admission
-from brewos_relay.server.arrival import Door
+from brewos_relay.server.arrival import PortPolicy
 from brewos_relay.server.containing import keep_running
 from brewos_relay.server.http import open_http_side
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.memory import give_memory_back
 from brewos_relay.server.metrics_port import MetricsPort
-from brewos_relay.server.notify import open_starter
-from brewos_relay.server.noting import Noting
-from brewos_relay.server.readiness import Readiness
+from brewos_relay.server.notify import open_notifier
+from brewos_relay.server.noting import ActivityRecorder
+from brewos_relay.server.readiness import ReadinessCheck
 from brewos_relay.server.redirect import Redirect
 from brewos_relay.server.refusal_log import RefusalLog
-from brewos_relay.server.revoking import Revoking
+from brewos_relay.server.revoking import ChangeApplier
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.states import StateKeeper
 from brewos_relay.server.storage import PROBLEMS, StorageWatch
-from brewos_relay.server.tls import Tls
+from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.settings import Settings
 from brewos_relay.settings.sources import PREFIX
 from brewos_relay.telemetry.lag import LoopLag
 from brewos_relay.telemetry.lines import LineWriter
 from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs
-from brewos_relay.telemetry.metrics import Metrics, Sources
+from brewos_relay.telemetry.metrics import Metrics, MetricSources
 from brewos_relay.telemetry.requests import RequestCounters
 from brewos_relay.telemetry.uncaught import log_uncaught
 from brewos_relay.wire.poller import open_poller
@@ -71,7 +71,7 @@ class Server:
     addresses: list[tuple[str, int]]
     relay: Relay
     store: Store
-    tls: Tls | None = None
+    tls: CertificateFiles | None = None
     metrics_addresses: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -98,9 +98,9 @@ async def open_server(
     _warn_of_command_lists(settings)
     keys = read_key_ring(settings)
     accounts = account_rules(settings)
-    front = Front(settings.trusted_proxies, settings.public_url)
+    proxy_trust = ProxyTrust(settings.trusted_proxies, settings.public_url)
     tls = _read_certificate(settings)
-    is_proxy = front.trusts if settings.proxy_protocol else None
+    is_proxy = proxy_trust.trusts if settings.proxy_protocol else None
     sockets = await _bind(settings.host, settings.port)
     redirecting: list[socket.socket] = []
     measured: list[socket.socket] = []
@@ -120,20 +120,20 @@ async def open_server(
             open_poller(counters) as poller,
         ):
             storage = StorageWatch(store, database_file(settings.resolved_database_url()))
-            noting = Noting(store)
+            recorder = ActivityRecorder(store)
             async with open_relay(
                 limits=settings.limits,
-                on_seen=noting.note_seen,
-                on_activity=noting.note_activity,
+                on_seen=recorder.note_seen,
+                on_activity=recorder.note_activity,
                 counters=counters,
             ) as relay:
-                noting.info_of, noting.is_anonymous = relay.info_of, relay.is_anonymous
+                recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
                 states = StateKeeper(relay, store)
-                revoking = Revoking(relay=relay, store=store)
-                store.watch_changes(revoking.apply)
+                changes = ChangeApplier(relay=relay, store=store)
+                store.watch_changes(changes.apply)
                 metrics = Metrics(
                     relay,
-                    Sources(
+                    MetricSources(
                         version=own_version(),
                         handshakes=handshakes,
                         requests=requests,
@@ -151,14 +151,14 @@ async def open_server(
                     relay=relay,
                     store=store,
                     keys=keys,
-                    front=front,
+                    proxy_trust=proxy_trust,
                     accounts=accounts,
                     web_dist_path=settings.web_dist_path,
                     allowed_origins=settings.allowed_origins,
                     body_bytes=settings.limits.http_body_bytes,
                     hsts=not settings.tls_self_signed,
                     demo=demo,
-                    problems=Readiness(relay=relay, store=store, tls=tls).problems,
+                    problems=ReadinessCheck(relay=relay, store=store, tls=tls).problems,
                     degraded=lambda: list(storage.problems.values()),
                     metrics=MetricsPage(metrics.render, settings.metrics_token)
                     if settings.metrics_token
@@ -176,9 +176,9 @@ async def open_server(
                         relay=relay,
                         store=store,
                         keys=keys,
-                        front=front,
+                        proxy_trust=proxy_trust,
                         allowed_origins=settings.allowed_origins,
-                        revision=lambda: revoking.revision,
+                        revision=lambda: changes.revision,
                     )
                     refusals = RefusalLog()
                     listener = Listener(
@@ -187,7 +187,7 @@ async def open_server(
                         poller=poller,
                         admission=admission,
                         take_http=http.take,
-                        door=Door(tls_context=tls.current if tls else None, is_proxy=is_proxy),
+                        port_policy=PortPolicy(tls_context=tls.current if tls else None, is_proxy=is_proxy),
                         handshakes=handshakes,
                         refused=requests.refused,
                         refusals=refusals,
@@ -196,7 +196,7 @@ async def open_server(
                     http.take_websocket = listener.take_websocket
                     listening.start_soon(listener.run)
                     listening.start_soon(keep_running, "measuring the event loop", late.run)
-                    listening.start_soon(keep_running, "noting who is online", partial(noting.run, relay))
+                    listening.start_soon(keep_running, "noting who is online", partial(recorder.run, relay))
                     listening.start_soon(keep_running, "storing states", states.run)
                     listening.start_soon(keep_running, "giving memory back", give_memory_back)
                     listening.start_soon(keep_running, "watching the storage", storage.run)
@@ -216,7 +216,7 @@ async def open_server(
                             https_port=_https_port(settings.public_url, addresses[0][1]),
                             is_own_host=partial(_is_own_host, tls, settings.public_url),
                             limits=settings.limits,
-                            door=Door(is_proxy=is_proxy),
+                            port_policy=PortPolicy(is_proxy=is_proxy),
                             refusals=refusals,
                         )
                         listening.start_soon(redirect.run)
@@ -248,16 +248,16 @@ def _warn_of_command_lists(settings: Settings) -> None:
             )
 
 
-def _read_certificate(settings: Settings) -> Tls | None:
+def _read_certificate(settings: Settings) -> CertificateFiles | None:
     if settings.tls_cert is not None and settings.tls_key is not None:
-        return Tls(settings.tls_cert, settings.tls_key)
+        return CertificateFiles(settings.tls_cert, settings.tls_key)
     if settings.tls_self_signed:
         file = ensure_self_signed(settings.data_dir)
-        return Tls(file, file, renew=partial(ensure_self_signed, settings.data_dir))
+        return CertificateFiles(file, file, renew=partial(ensure_self_signed, settings.data_dir))
     return None
 
 
-def _is_own_host(tls: Tls, public_url: str | None, host: str) -> bool:
+def _is_own_host(tls: CertificateFiles, public_url: str | None, host: str) -> bool:
     known = urlsplit(public_url).hostname if public_url is not None else None
     return tls.certificate.is_for(host) or host.lower().strip("[]") == known
 
@@ -331,7 +331,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], signals: S
     signals.listen()
     with signals.start_scope():
         async with (
-            open_starter() as starter,
+            open_notifier() as notifier,
             open_server(settings, hurry=signals.hurry) as server,
         ):
             signals.note_started()
@@ -339,17 +339,17 @@ async def _serve(settings: Settings, announce: Callable[[str], None], signals: S
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.addresses
             )
             announce(f"brewos-relay is ready on {bound} ({server.url})")
-            starter.ready(f"ready on {bound}")
+            notifier.ready(f"ready on {bound}")
             if server.tls is not None and settings.tls_self_signed:
                 announce(f"certificate's SHA-256 fingerprint: {server.tls.certificate.fingerprint}")
             if (missing := await server.store.read(missing_administrator, settings)) is not None:
                 announce(f"brewos-relay: {missing.text}; {missing.advice}")
             while await signals.wait_for_reload():
-                starter.reloading()
+                notifier.reloading()
                 if server.tls is not None:
                     server.tls.reload()
-                starter.ready(f"ready on {bound}")
-            starter.stopping("closing every peer", within_s=settings.limits.longest_drain_s)
+                notifier.ready(f"ready on {bound}")
+            notifier.stopping("closing every peer", within_s=settings.limits.longest_drain_s)
             log.info("leaving after %s", signals.first.name)
             return
     log.info("leaving during start-up, after %s", signals.first.name)

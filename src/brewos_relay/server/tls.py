@@ -47,7 +47,7 @@ class Certificate:
         return host in self.names or f"*.{host.partition('.')[2]}" in self.names
 
 
-class Tls:
+class CertificateFiles:
     """What new connections are encrypted with: the certificate and key of two files, as they are at the time.
 
     Files that have become useless change nothing: what was there before goes on, and the log says why.

@@ -26,7 +26,7 @@ _Labelled = Mapping[Any, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class MetricSources:
     """What metrics are read from besides the relay; all of it goes on counting meanwhile.
 
     `handshakes` counts requests for a WebSocket by (`device`, `client` or `other`; status), `registry`
@@ -51,7 +51,7 @@ class Sources:
 class Metrics:
     """Gives the metrics of one relay. It has a registry of its own: nothing in the process is shared."""
 
-    def __init__(self, relay: Relay, sources: Sources) -> None:
+    def __init__(self, relay: Relay, sources: MetricSources) -> None:
         self.collector = RelayCollector(relay, sources)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self.collector)
@@ -65,7 +65,7 @@ class Metrics:
 class RelayCollector(Collector):
     """Reads everything that is counted, at the time when it is asked for."""
 
-    def __init__(self, relay: Relay, sources: Sources) -> None:
+    def __init__(self, relay: Relay, sources: MetricSources) -> None:
         self._relay = relay
         self._sources = sources
 
