@@ -1,12 +1,14 @@
-"""A server whose stderr is a pipe that is not read: it serves, counts what it drops, and ends."""
+"""A server whose stderr is not read, a pipe or a terminal: it serves, counts what it drops, and ends."""
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from support.http_client import ask
@@ -31,8 +33,9 @@ async def count_dropped(server: Reach) -> int:
     return int(float(line.removeprefix(name)))
 
 
-async def test_server_whose_log_is_not_read_serves_and_ends(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
+@pytest.mark.parametrize("stream", ["pipe", "terminal"])
+async def test_server_whose_log_is_not_read_serves_and_ends(tmp_path: Path, stream: str) -> None:
+    reading, writing = os.pipe() if stream == "pipe" else pty.openpty()
     settings = {"BREWOS_RELAY_METRICS_TOKEN": METRICS_TOKEN, "BREWOS_RELAY_DRAIN_S": "0.1"}
     with trio.fail_after(60), os.fdopen(reading, "rb") as log:
         process = await trio.lowlevel.open_process(
