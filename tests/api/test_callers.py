@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.throttle import Throttle, Throttles
 from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.errors import IdentityUnavailable, RegistryError
 from support.household import Household, open_household
+from support.sign_ins import PlainVerifier
 
 PROXY = "10.0.0.2"
 
@@ -71,3 +75,23 @@ async def test_a_proxy_tells_whether_tls_was_used(tmp_path: Path) -> None:
                 "/", headers={"X-Forwarded-Proto": "https"}, scope_base={"client": (address, 1)}
             )
             assert ("Strict-Transport-Security" in response.headers) is secure
+
+
+async def test_requests_that_fail_are_logged_as_often_as_their_network_may(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anyone can send these, and a server that is in trouble must not fill its disk as well."""
+    lines = LineLimits("failed requests", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
+    rules = AccountRules(verifiers={"google": PlainVerifier(good=IdentityUnavailable("no answer"))})
+    async with open_household(tmp_path, accounts=rules, lines=lines) as house:
+
+        async def fail(*_args: object, **_more: object) -> None:
+            raise RegistryError("locked")
+
+        monkeypatch.setattr(house.store, "write_anonymous", fail)
+        for _ in range(5):
+            sent = {"/auth/google": {"credential": "good"}, "/auth/refresh": {"refreshToken": "x" * 43}}
+            for path, body in sent.items():
+                assert (await house.ask("POST", path, body, by=None)).status == 503
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == ["signing in with Google does not work", "the registry failed a request"] * 2

@@ -9,7 +9,9 @@ from brewos_relay.core.recording import (
     end_of,
     fields_of,
     log_came,
+    log_contested,
     log_invalid,
+    log_lagging,
     log_replaced,
     log_throttled,
     log_went,
@@ -104,3 +106,25 @@ async def test_a_throttled_device_is_logged_unless_there_are_too_many_such_lines
     log_throttled(device(), lines)
     [record] = caplog.records
     assert "BRW-12AB34CD sends more than its rate" in record.getMessage()
+
+
+async def test_what_a_peer_can_repeat_is_logged_as_often_as_its_network_may(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    lines = LineLimits("connections", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
+    one, other = device(), client()
+    for _ in range(5):
+        log_contested(one, lines)
+        log_lagging(other, lines)
+    assert (
+        caplog.messages
+        == [
+            "two machines use the id BRW-12AB34CD; only one of them is let in",
+            f"client {other.id} lags",
+        ]
+        * 2
+    )
+    caplog.clear()
+    lines.report()
+    assert [record.suppressed for record in caplog.records if hasattr(record, "suppressed")] == [3, 3]

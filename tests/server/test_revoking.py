@@ -412,6 +412,20 @@ async def test_every_change_is_counted_once_it_is_applied() -> None:
         assert it.applier.revision == 5
 
 
+async def test_a_flood_of_changes_is_logged_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers cause changes as well, by registering other keys for machines without users."""
+    caplog.set_level(logging.INFO)
+    async with scene() as it:
+        kinds: list[ChangeKind] = ["key_pending"] * 300
+        await it.change(*kinds, device_id=TWO)
+        await it.change("access_changed", device_id=ONE, user_id="ada")
+        said = [line for line in caplog.messages if line.startswith("applying")]
+        assert len(said) == 201
+        assert said[-1] == f"applying access_changed to device {ONE}"
+        it.relay.lines.report()
+    assert any(line.startswith("100 more log lines") and "key_pending" in line for line in caplog.messages)
+
+
 async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it() -> None:
     async with scene() as it:
         bob = it.client(user_id="bob", session_id="s1")

@@ -22,6 +22,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
@@ -177,6 +178,7 @@ async def open_household(
     web_dist_path: Path | None = None,
     url: str | None = None,
     write_s: float = WRITE_S,
+    lines: LineLimits | None = None,
 ) -> AsyncIterator[Household]:
     """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
     throttles = throttles or Throttles()
@@ -199,5 +201,6 @@ async def open_household(
             accounts=accounts or AccountRules(),
             web_dist_path=web_dist_path,
             throttles=throttles,
+            lines=lines,
         )
         yield Household(app, store=store, relay=relay, throttles=throttles)

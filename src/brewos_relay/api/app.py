@@ -15,7 +15,7 @@ from brewos_relay.api.admin import admin_blueprint, not_an_administrator
 from brewos_relay.api.admin_pairing import admin_pairing_blueprint
 from brewos_relay.api.answers import Refused, error_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.callers import current_caller, note_caller
+from brewos_relay.api.callers import current_caller, may_log, note_caller
 from brewos_relay.api.console import console_blueprint
 from brewos_relay.api.cross_site import CrossSite
 from brewos_relay.api.device_users import device_users_blueprint
@@ -42,6 +42,7 @@ from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.errors import (
     DeviceUnknown,
     NotAnAdministrator,
@@ -78,6 +79,7 @@ def create_app(
     degraded: Degraded = tuple,
     metrics: MetricsPage | None = None,
     counters: RequestCounters | None = None,
+    lines: LineLimits | None = None,
 ) -> QuartTrio:
     """Make the application that answers everything that is not a WebSocket.
 
@@ -87,7 +89,7 @@ def create_app(
     `demo` tells pages that this is a demo.
     `problems` gives the reasons why nobody should be sent here now, `degraded` what is wrong otherwise;
     `metrics` is what /metrics shows, None for nothing; `counters` count what is refused since somebody
-    asks too often.
+    asks too often; `lines` limits how many lines are logged about requests that fail, None for no limit.
     Raises errors.SettingsError if that folder holds no app.
     """
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
@@ -136,6 +138,11 @@ def create_app(
             is_api=_is_api(request.path),
         )
 
+    async def no_registry(problem: RegistryError) -> Response:
+        if may_log(lines, f"registry, {problem.code}"):
+            log.warning("the registry failed a request: %s", problem.code)
+        return _no_registry(problem)
+
     async def say_no(refusal: Refused) -> Response:
         if refusal.reason is not None:
             counters.refused[refusal.reason] += 1
@@ -179,7 +186,12 @@ def create_app(
     passwords = PasswordCheck(store=store, throttles=throttles)
     app.register_blueprint(
         sign_in_blueprint(
-            store=store, accounts=accounts, starter=starter, passwords=passwords, throttles=throttles
+            store=store,
+            accounts=accounts,
+            starter=starter,
+            passwords=passwords,
+            throttles=throttles,
+            lines=lines,
         )
     )
     app.register_blueprint(
@@ -202,7 +214,7 @@ def create_app(
 
     app.register_error_handler(Refused, say_no)
     app.register_error_handler(TokenRejected, _no_token)
-    app.register_error_handler(RegistryError, _no_registry)
+    app.register_error_handler(RegistryError, no_registry)
     # These have changed since it was looked whether they may.
     app.register_error_handler(DeviceUnknown, _no_device)
     app.register_error_handler(NotAnOwner, _not_an_owner)
@@ -230,8 +242,7 @@ async def _no_token(problem: TokenRejected) -> Response:
     return error_answer(f"{text[:1].upper()}{text[1:]}.", status=401, headers={"WWW-Authenticate": "Bearer"})
 
 
-async def _no_registry(problem: RegistryError) -> Response:
-    log.warning("the registry failed a request: %s", problem.code)
+def _no_registry(problem: RegistryError) -> Response:
     said = "The registry cannot be used at the moment; try again soon."
     if isinstance(problem, RegistryBusy):
         said = (

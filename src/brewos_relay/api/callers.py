@@ -1,8 +1,10 @@
-"""Where a request comes from, as the front door sees it."""
+"""Where a request comes from, as the front door sees it, and how many lines it may have in the log."""
 
 from quart import Request, g
 
+from brewos_relay.api.throttle import network_of
 from brewos_relay.auth.caller import Caller, ProxyTrust
+from brewos_relay.core.line_limits import LineLimits
 
 
 def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
@@ -24,3 +26,8 @@ def current_caller() -> Caller:
     """Give the caller of the request that is being answered."""
     caller: Caller = g.caller
     return caller
+
+
+def may_log(lines: LineLimits | None, cause: str) -> bool:
+    """Tell whether a line about the request may be logged; otherwise it is counted. None is no limit."""
+    return lines is None or lines.admit(cause, network_of(current_caller().address))

@@ -11,7 +11,7 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bodies import LongText, ShortText, Unshown, body_of
-from brewos_relay.api.callers import current_caller
+from brewos_relay.api.callers import current_caller, may_log
 from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.passwords import PasswordCheck
@@ -19,6 +19,7 @@ from brewos_relay.api.sessions import SessionStarter, SessionTokens
 from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry.records import Identity, User
@@ -70,13 +71,17 @@ def sign_in_blueprint(
     starter: SessionStarter,
     passwords: PasswordCheck,
     throttles: Throttles,
+    lines: LineLimits | None = None,
 ) -> Blueprint:
-    """Make the blueprint; errors.RegistryError is left to the app to answer."""
+    """Make the blueprint; errors.RegistryError is left to the app to answer.
+
+    `lines` limits how many lines are logged about issuers that cannot be asked; None for no limit.
+    """
     blueprint = Blueprint("sign_in", __name__)
     limiter = trio.CapacityLimiter(_THREADS)
 
     async def by_proof(kind: str, proof: str) -> Response:
-        identity = await _identity_of(kind, proof, accounts=accounts, limiter=limiter)
+        identity = await _identity_of(kind, proof, accounts=accounts, limiter=limiter, lines=lines)
         try:
             user = await store.write_anonymous(
                 registered.sign_in, identity, open_to_all=accounts.open_to_all, now_ms=now_ms()
@@ -178,7 +183,12 @@ def sign_in_blueprint(
 
 
 async def _identity_of(
-    kind: str, proof: str, *, accounts: AccountRules, limiter: trio.CapacityLimiter
+    kind: str,
+    proof: str,
+    *,
+    accounts: AccountRules,
+    limiter: trio.CapacityLimiter,
+    lines: LineLimits | None,
 ) -> Identity:
     """Find out whose proof that is. Raises Refused: 404 if that way in is not set up, 401, or 503."""
     verifier = accounts.verifiers.get(kind)
@@ -196,7 +206,8 @@ async def _identity_of(
     except IdentityRejected as problem:
         raise Refused(f"{name} does not vouch for that: {problem}.", status=401) from None
     except IdentityUnavailable as problem:
-        log.warning("signing in with %s does not work: %s", name, problem)
+        if may_log(lines, f"signing in with {name}"):
+            log.warning("signing in with %s does not work: %s", name, problem)
         raise Refused(
             f"{name} cannot be asked at the moment; try again soon.",
             status=503,

@@ -1,6 +1,5 @@
 """Audience: the clients of one device, those that keep up and those that lag."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -12,11 +11,11 @@ from brewos_relay.core.attachment import ClientAttachment
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.recording import log_lagging
 from brewos_relay.core.snapshot import must_reach
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
-
-log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
 """How often what is due by time is done."""
@@ -36,14 +35,16 @@ class Audience:
         "_fed_at",
         "_lagging",
         "_limits",
+        "_lines",
         "_settled",
         "_settled_bytes",
         "heard",
         "heard_bytes",
     )
 
-    def __init__(self, *, limits: Limits, counters: Counters) -> None:
+    def __init__(self, *, limits: Limits, counters: Counters, lines: LineLimits) -> None:
         self._limits = limits
+        self._lines = lines
         self._counters = counters
         self._clients: dict[ClientAttachment, Callable[[Delivery], bool]] = {}
         self._lagging: dict[ClientAttachment, None] = {}  # an empty set would be larger
@@ -116,7 +117,7 @@ class Audience:
             del self._clients[client]
             self._lagging[client] = None
             self._counters.lagged += 1
-            log.info("client %s lags", client.id, extra={"client": client.id})
+            log_lagging(client, self._lines)
 
     def _send_what_must_reach(self, delivery: Delivery) -> None:
         kept = [message for message in delivery.messages if must_reach(message)]

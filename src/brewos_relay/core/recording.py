@@ -91,6 +91,19 @@ def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
         )
 
 
+def log_contested(attachment: Attachment, lines: LineLimits) -> None:
+    """Log that two machines use one id, likewise."""
+    if lines.admit("device contested", attachment.network):
+        text = "two machines use the id %s; only one of them is let in"
+        log.warning(text, attachment.session.device_id, extra=fields_of(attachment))
+
+
+def log_lagging(client: ClientAttachment, lines: LineLimits) -> None:
+    """Log that a client does not take what is sent to it, likewise."""
+    if lines.admit("client lags", client.network):
+        log.info("client %s lags", client.id, extra=fields_of(client))
+
+
 def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:
     """Log what a peer says, types only, and hand it on."""
     if received:

@@ -24,6 +24,7 @@ from brewos_relay.core.recording import (
     LEFT,
     end_of,
     log_came,
+    log_contested,
     log_invalid,
     log_replaced,
     log_throttled,
@@ -84,7 +85,7 @@ class DeviceSession:
         self._commands = Commands(
             limits=host.limits, policy=host.policy, counters=host.counters, note_activity=host.note
         )
-        self._audience = Audience(limits=host.limits, counters=host.counters)
+        self._audience = Audience(limits=host.limits, counters=host.counters, lines=host.lines)
         self._show_at = math.inf  # when clients are told of a state from before an absence
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
@@ -295,7 +296,7 @@ class DeviceSession:
             log_replaced(device, self._host.lines)
             replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
             if self._presence.is_contested(now):
-                log.warning("two machines use the id %s; only one of them is let in", self.device_id)
+                log_contested(device, self._host.lines)
         if self.client_count:
             device.deliver(Delivery((messages.request_state(now_ms()),)))
             self._commands.note_asked(now)

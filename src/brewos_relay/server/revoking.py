@@ -49,7 +49,8 @@ class ChangeApplier:
         for change in changes:
             if change.kind in ("session_ended", "token_revoked"):
                 continue
-            log.info("applying %s to device %s", change.kind, change.device_id)
+            if self._relay.lines.admit(f"change: {change.kind}", ""):
+                log.info("applying %s to device %s", change.kind, change.device_id)
             try:
                 await self._apply(change)
             except Exception as problem:

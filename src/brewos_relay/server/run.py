@@ -22,6 +22,7 @@ from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS, Policy
@@ -40,7 +41,7 @@ from brewos_relay.server.notify import open_notifier
 from brewos_relay.server.noting import ActivityRecorder
 from brewos_relay.server.readiness import ReadinessCheck
 from brewos_relay.server.redirect import Redirect
-from brewos_relay.server.refusal_log import RefusalLog
+from brewos_relay.server.refusal_log import LINES_AT_ONCE, LINES_AT_ONCE_OF_EACH, LINES_PER_S, RefusalLog
 from brewos_relay.server.revoking import ChangeApplier
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
@@ -147,6 +148,13 @@ async def open_server(
                     ),
                 )
                 throttles = Throttles()
+                lines = LineLimits(
+                    "failed requests",
+                    rate_per_s=LINES_PER_S,
+                    burst=LINES_AT_ONCE,
+                    each_at_once=LINES_AT_ONCE_OF_EACH,
+                )
+                relay.line_limits.append(lines)
                 app = create_app(
                     relay=relay,
                     store=store,
@@ -165,6 +173,7 @@ async def open_server(
                     else None,
                     counters=requests,
                     throttles=throttles,
+                    lines=lines,
                 )
                 async with (
                     open_http_side(
