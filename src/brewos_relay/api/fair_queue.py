@@ -12,6 +12,8 @@ from brewos_relay.errors import RegistryBusy
 
 _REMEMBERED: Final = 4096
 """Networks whose last turn is remembered."""
+_BUSY_S: Final = 0.5
+"""How long a turn has waited for a registry that is really busy. In a crowd, some have less time left."""
 _FIRST_IN_A_ROW: Final = 3
 """So many turns of those who go first are followed by one of the others, if any wait."""
 
@@ -35,8 +37,8 @@ class FairQueue:
     A turn goes to the network whose last turn was the longest ago, from the widest network to the narrowest.
     If all places are taken, the newest request of the network that has most of them gives its place up.
 
-    Where a turn ends since the registry is busy, those that wait are refused: their own turns would end like
-    that as well, each later than the one before.
+    Where a turn has lasted long and ends since the registry is busy, those that wait are refused: their own
+    turns would end like that as well, each later than the one before.
     """
 
     def __init__(
@@ -72,18 +74,19 @@ class FairQueue:
             self._begin(one)
         else:
             await self._wait(one)
+        began_at = trio.current_time()
         try:
             yield
         except RegistryBusy:
-            self.refuse_all()
+            if trio.current_time() - began_at >= _BUSY_S:
+                self._refuse_all()
             raise
         finally:
             self._free += 1
             self._free_for_others += not first
             self._call()
 
-    def refuse_all(self) -> None:
-        """Refuse all requests that wait."""
+    def _refuse_all(self) -> None:
         for one in self._waiting:
             one.settled.set()
         self._waiting.clear()

@@ -141,7 +141,6 @@ def pairing_blueprint(
                         rules=accounts.new_devices,
                     )
             if writing.cancelled_caught:
-                registering.refuse_all()  # nothing could be written for so long
                 raise RegistryBusy(_BUSY)
         except PairingClosed:
             # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
