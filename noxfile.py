@@ -83,6 +83,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(python=AT_HAND)
+def tables(session: nox.Session) -> None:
+    """Write the parts of the documentation that are generated from the code."""
+    install(session)
+    session.run("python", "docs/tables.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
 def coverage(session: nox.Session) -> None:
     """Check that each module of core, wire and auth is covered, every branch, by its own test file."""
     install(session, "tests")

@@ -1,4 +1,4 @@
-"""How Sphinx makes the site: `nox -s docs`, or `sphinx-build -n docs docs/_build/html`."""
+"""Configuration of the documentation site: `nox -s docs`, or `sphinx-build -n docs docs/_build/html`."""
 
 import sys
 from importlib.metadata import version as version_of
@@ -11,26 +11,14 @@ author = "The brewos-relay developers"
 copyright = author  # noqa: A001 - the name that Sphinx reads
 version = release = version_of("brewos-relay")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "expanding"]
+extensions = ["myst_parser", "sphinx_site"]
 exclude_patterns = ["_build", "_ext"]
 
-# Pages are Markdown that reads well by itself; links to headings are as on any Markdown site.
+# Links to headings use the same anchors as on GitHub.
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block", "colon_fence"]
 
-smartquotes_action = "q"  # quotes alone: two dashes begin an option
-# Docstrings write names and code in single backticks.
-default_role = "literal"
-autodoc_typehints = "signature"
-autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
-# Types of others have their own documentation, and what is not public has none.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(trio|msgspec|collections|contextlib|pathlib|types|typing|enum|datetime|os|ssl)\..*"),
-    (r"py:.*", r"brewos_relay\.(core|messages|client)\..*"),
-]
-
-toc_object_entries = False
+smartquotes_action = "q"  # only quotes: two dashes begin an option
 
 html_theme = "furo"
 html_title = f"brewos-relay {version}"

@@ -1,4 +1,4 @@
-"""What the documents get from the code: nothing is forgotten, and the documents for programs are sound."""
+"""The generators of the documentation: they cover everything, and their documents for programs are valid."""
 
 import json
 import re
@@ -11,40 +11,55 @@ from jsonschema import Draft202012Validator
 
 import brewos_relay
 import brewos_relay.client
-import contents
 import from_cli
 import from_dialect
 import from_http
 import from_messages
 import from_metrics
+import from_python
 import from_settings
+import tables
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import CommandHead, Head
 from brewos_relay.settings import Settings
-from expanding import asked_for, expand, name_files
-from said import HEARD, SAID, Heard, Said
+from message_catalogue import RECEIVED, SENT, ReceivedMessage, SentMessage
+from sphinx_site import name_files, toctrees
+from tables import arguments_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 EVERYTHING = [pytest.param(each, id=from_messages._name(each)) for each in from_messages.EVERYTHING]
 
 
-def asked_of(page: str, generator: str) -> list[str]:
-    return asked_for((DOCS / page).read_text("utf-8"), generator)
+def arguments_on(page: str, generator: str) -> list[str]:
+    return arguments_of((DOCS / page).read_text("utf-8"), generator)
+
+
+def part(start: str, text: str = "") -> str:
+    return f"Above\n\n{start}\n{text}\n<!-- end of generated part -->\n\nBelow\n"
 
 
 # Pages
 
 
-def test_a_comment_that_asks_for_something_unknown_is_named() -> None:
-    with pytest.raises(ValueError, match=r"<!-- generated: weather today -->: there is no such generator"):
-        expand("Above\n<!-- generated: weather today -->\n")
+def test_unknown_generator_is_named() -> None:
+    with pytest.raises(ValueError, match=r"<!-- generated: weather today -->: unknown generator"):
+        tables.generate(part("<!-- generated: weather today -->"))
 
 
-def test_nothing_but_the_comment_is_touched() -> None:
-    text = expand("Above\n\n<!-- generated: options brewos-relay secret -->\n\nBelow\n")
-    assert text.startswith("Above\n\n```text\nbrewos-relay secret")
-    assert text.endswith("```\n\n\nBelow\n")
+def test_generated_part_without_end_is_an_error() -> None:
+    with pytest.raises(ValueError, match="needs a `<!-- end of generated part -->` below it"):
+        tables.generate("<!-- generated: options brewos-relay secret -->\n\nBelow\n")
+
+
+def test_only_the_generated_part_changes() -> None:
+    start = "<!-- generated: options brewos-relay secret -->"
+    page = tables.generate(part(start, "<<<<<<< ours\nold\n=======\nolder\n>>>>>>> theirs\n"))
+    assert page.startswith(f"Above\n\n{start}\n\n```text\nbrewos-relay secret")
+    assert page.endswith("```\n\n<!-- end of generated part -->\n\nBelow\n")
+    assert "old" not in page
+    assert tables.generate(page) == page
+    assert tables.without_generated(page) == "Above\n\n\n\nBelow\n"
 
 
 def test_links_out_of_the_site_name_the_file(tmp_path: Path) -> None:
@@ -57,28 +72,30 @@ def test_links_out_of_the_site_name_the_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_section_of_the_first_page_is_a_part_of_the_tree() -> None:
+def test_each_section_of_the_first_page_becomes_a_toctree() -> None:
     page = (
         "# T\n\n[no](a.md)\n\n"
         "## How to\n\n- [Sign in](how-to/sign-in.md): with [x](y.md)\n- [B](b.md)\n\n"
         "## Not\n\nText\n"
     )
-    assert contents.trees(page) == (
+    assert toctrees(page) == (
         "```{toctree}\n:hidden:\n:caption: How to\n\nSign in <how-to/sign-in>\nB <b>\n```\n"
     )
 
 
-def test_a_column_in_which_nothing_stands_is_left_away() -> None:
+def test_empty_columns_are_removed() -> None:
     text = "Above\n\n| A | B | C |\n|---|---|---|\n| `a` |  | x \\| y |\n| b | | c |\n\nBelow | it\n"
-    assert contents.narrowed(text) == (
-        "Above\n\n| A | C |\n| --- | --- |\n| `a` | x \\| y |\n| b | c |\n\nBelow | it\n"
+    assert tables.without_empty_columns(text) == (
+        "Above\n\n| A | C |\n|---|---|\n| `a` | x \\| y |\n| b | c |\n\nBelow | it\n"
     )
 
 
-def test_a_long_list_of_values_may_break_between_them() -> None:
+def test_long_lists_of_values_are_split() -> None:
     values = [f"set_mode:{mode}" for mode in ("on", "ready", "brew", "steam", "eco")]
     table = f"| A |\n|---|\n| `{','.join(values)}` |\n"
-    assert contents.narrowed(table).endswith(f"| {', '.join(f'`{value}`' for value in values)} |\n")
+    assert tables.without_empty_columns(table).endswith(
+        f"| {', '.join(f'`{value}`' for value in values)} |\n"
+    )
 
 
 # Commands and settings
@@ -89,7 +106,9 @@ def test_every_command_has_its_options_below_its_heading() -> None:
     sections = dict(re.findall(r"^## (brewos-relay[^\n]*)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     assert set(sections) == {path for path, _ in from_cli.commands()}
     for path, text in sections.items():
-        assert asked_for(text, "options") == [path], f"write `<!-- generated: options {path} -->` there"
+        assert arguments_of(text, "options") == [path], (
+            f"write `<!-- generated: options {path} -->` below the heading"
+        )
 
 
 def test_where_a_value_comes_from_is_told_apart_from_what_it_means() -> None:
@@ -104,8 +123,10 @@ def test_where_a_value_comes_from_is_told_apart_from_what_it_means() -> None:
 
 def test_every_group_of_settings_is_on_the_page() -> None:
     groups = from_settings.groups()
-    assert asked_of("reference/settings.md", "settings") == groups
-    assert asked_of("reference/settings.md", "limits") == [""]
+    assert arguments_on("reference/settings.md", "settings") == groups
+    assert arguments_on("reference/settings.md", "limits") == ["first", "advanced"]
+    with pytest.raises(KeyError, match="no limits are 'last'; choose first or advanced"):
+        from_settings.table_of_limits("last")
     headings = re.findall(r"^## (.+)$", (DOCS / "reference/settings.md").read_text("utf-8"), re.M)
     assert [heading for heading in headings if heading in groups] == groups
     with pytest.raises(KeyError, match="no settings stand under # Weather"):
@@ -211,7 +232,7 @@ def test_the_document_has_every_close_code(asyncapi: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("each", EVERYTHING)
-def test_examples_are_as_their_schema_says(each: Said | Heard) -> None:
+def test_examples_are_as_their_schema_says(each: SentMessage | ReceivedMessage) -> None:
     schema = from_messages.schema_of(each)
     Draft202012Validator.check_schema(schema)
     for example in from_messages.examples_of(each):
@@ -219,8 +240,8 @@ def test_examples_are_as_their_schema_says(each: Said | Heard) -> None:
     assert not Draft202012Validator(schema).is_valid({})
 
 
-@pytest.mark.parametrize("each", [pytest.param(each, id=each.made_by) for each in SAID])
-def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: Said) -> None:
+@pytest.mark.parametrize("each", [pytest.param(each, id=each.made_by) for each in SENT])
+def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: SentMessage) -> None:
     there: set[str] = set()
     for form in each.forms:
         for name, value in json.loads(form.payload).items():
@@ -232,7 +253,7 @@ def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: Said
 
 def test_the_fields_that_the_relay_reads_are_those_of_the_code() -> None:
     def fields_of(sender: str) -> set[str]:
-        return {name for each in HEARD if each.sender == sender for name in each.fields}
+        return {name for each in RECEIVED if each.sender == sender for name in each.fields}
 
     assert fields_of("device") == set(Head.__struct_encode_fields__) - {"type"}
     assert fields_of("client") == set(CommandHead.__struct_encode_fields__) - {"type"}
@@ -241,30 +262,40 @@ def test_the_fields_that_the_relay_reads_are_those_of_the_code() -> None:
 def test_a_direction_that_there_is_not_is_named() -> None:
     with pytest.raises(KeyError, match="no such direction as 'to-nobody'"):
         from_messages.table_of("to-nobody")
-    assert asked_of("reference/messages.md", "messages") == list(from_messages._TITLES)
+    assert arguments_on("reference/messages.md", "messages") == list(from_messages._TITLES)
 
 
 def test_a_table_of_commands_that_there_is_not_is_named() -> None:
     with pytest.raises(KeyError, match="no table of 'nothing'; choose from cmd, type"):
         from_dialect.table_of("nothing")
-    assert asked_of("reference/protocol.md", "commands") == ["cmd", "type"]
+    assert arguments_on("reference/protocol.md", "commands") == ["cmd", "type"]
 
 
 # Metrics and Python
 
 
 def test_every_metric_says_what_it_is() -> None:
-    assert asked_of("reference/metrics.md", "metrics") == [""]
+    assert arguments_on("reference/metrics.md", "metrics") == [""]
     for metric in from_metrics.metrics():
         assert metric.documentation.endswith("."), metric.name
         assert f"| `{metric.name}" in from_metrics.table()
 
 
-def test_every_public_name_is_on_the_page() -> None:
-    page = expand((DOCS / "reference/python.md").read_text("utf-8"))
-    shown = re.findall(r"^\.\. auto\w+:: ([\w.]+)(?:\(\))?$", page, re.M)
-    assert shown == [
-        f"{package.__name__}.{name}"
-        for package in (brewos_relay, brewos_relay.client)
-        for name in package.__all__
-    ]
+def test_every_public_name_has_a_section() -> None:
+    for package in (brewos_relay, brewos_relay.client):
+        names = from_python.public_names(package.__name__)
+        assert names == list(package.__all__)
+        text = from_python.reference_of(package.__name__)
+        assert re.findall(r"^### (.+)$", text, re.M) == names
+        for section in re.split(r"^### ", text, flags=re.M)[1:]:
+            name, _, rest = section.partition("\n")
+            assert re.search(r"^```\n\n\S", rest, re.M), f"{name} has no docstring"
+
+
+def test_public_members_have_sections_with_their_signatures() -> None:
+    text = from_python.reference_of("brewos_relay.client")
+    assert "#### App.command\n\n```python\nasync def command(cmd: str, /, *, timeout_s: float" in text
+    assert "#### App.kick" in text, "inherited"
+    assert "| `missed_messages` | `int` |" in text
+    assert "#### App._read" not in text
+    assert "#### Relay.run" not in from_python.reference_of("brewos_relay")

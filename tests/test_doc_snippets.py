@@ -21,6 +21,7 @@ from typing import Final
 import pytest
 
 from support.process import environment
+from tables import without_generated
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -54,8 +55,7 @@ class Block:
 
 def blocks(page: Path) -> Iterator[Block]:
     """List the blocks of a page, in order."""
-    text = page.read_text("utf-8")
-    found = list(_BLOCK.finditer(text))
+    found = list(_BLOCK.finditer(without_generated(page.read_text("utf-8"))))
     for match, after in zip(found, [*found[1:], None], strict=False):
         if match["before"] is not None:
             yield Block("before", match["before"])

@@ -18,9 +18,10 @@ from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
 from from_http import application
-from said import HEARD, SAID
-from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section
+from message_catalogue import RECEIVED, SENT
+from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section, tables
 from support.process import SOURCES
+from tables import COMMAND, outdated
 
 # Settings
 
@@ -53,18 +54,20 @@ def all_settings() -> dict[str, object]:
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
     options = {param.name: param.opts[0] for param in cli.commands["serve"].params}
-    expected = [
-        [
-            ", ".join(f"`{variable}`" for variable in variable_names(name)),
+    expected = {
+        ", ".join(f"`{variable}`" for variable in variable_names(name)): (
             f"`{options[name]}`" if name in options else "",
             default_of(value),
             unit_of(name),
-        ]
+        )
         for name, value in all_settings().items()
-    ]
-    documented = rows(read("reference/settings.md"))
-    assert [row[:4] for row in documented] == expected
-    assert all(row[4] for row in documented)
+    }
+    documented = [row for table in tables(read("reference/settings.md")) for row in table]
+    assert {
+        row["Variable"]: (row.get("Option", ""), row["Default"], row.get("Unit", "")) for row in documented
+    } == expected
+    assert len(documented) == len(expected)
+    assert all(row["Meaning"] for row in documented)
 
 
 def test_the_example_of_a_dotenv_file_has_every_setting_and_its_default() -> None:
@@ -168,7 +171,11 @@ def test_the_defaults_of_options_are_those_of_the_code() -> None:
     page = read("reference/cli.md")
     settings = all_settings()
     for path, command in commands(cli):
-        documented = {code(row[0])[0]: row[2].strip("`") for row in rows(section(page, f"## {path}"))}
+        documented = {
+            code(row["Option"])[0]: row.get("Default", "").strip("`")
+            for table in tables(section(page, f"## {path}"))
+            for row in table
+        }
         for param in command.params:
             if not isinstance(param, click.Option) or param.name == "version":
                 continue
@@ -220,17 +227,17 @@ def test_no_message_of_the_relay_is_forgotten() -> None:
         for name, value in vars(messages).items()
         if getattr(value, "__annotations__", {}).get("return") is Message and name != "encode"
     }
-    assert [each.made_by for each in SAID if each.made_by in constants | makers] == [
-        each.made_by for each in SAID
+    assert [each.made_by for each in SENT if each.made_by in constants | makers] == [
+        each.made_by for each in SENT
     ]
-    assert {each.made_by for each in SAID} == constants | makers
+    assert {each.made_by for each in SENT} == constants | makers
 
 
 def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
     text = read("reference/messages.md")
     shown = [json.loads(fence["code"]) for fence in FENCE.finditer(text) if fence["language"] == "json"]
-    said = [json.loads(form.payload) for each in SAID for form in each.forms]
-    assert shown == [*said[:3], *said[3:], *(each.example for each in HEARD)]
+    said = [json.loads(form.payload) for each in SENT for form in each.forms]
+    assert shown == [*said[:3], *said[3:], *(each.example for each in RECEIVED)]
 
 
 def test_every_status_of_a_command_is_documented_and_no_other() -> None:
@@ -264,6 +271,11 @@ def test_the_limits_on_requests_are_those_of_the_code() -> None:
 
 
 # All pages
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    stale = [str(path.relative_to(ROOT)) for path, _ in outdated()]
+    assert not stale, f"run `{COMMAND}`, or `nox -s tables`, and commit what it writes"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

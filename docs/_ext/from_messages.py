@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from brewos_relay.errors import CloseCode
-from said import HEARD, SAID, Heard, Said
+from message_catalogue import RECEIVED, SENT, ReceivedMessage, SentMessage
 
 _KINDS: Final = {
     bool: "boolean",
@@ -19,7 +19,7 @@ _KINDS: Final = {
 _ANYTHING: Final = frozenset({"requestId", "clientTimestamp"})
 _NULLABLE: Final = frozenset({"lastSeen", "snapshotAgeMs"})
 _CONSTANT: Final = frozenset({"type", "error", "messageQueued", "refreshRequired", "source"})
-EVERYTHING: Final[tuple[Said | Heard, ...]] = (*SAID, *HEARD)
+EVERYTHING: Final[tuple[SentMessage | ReceivedMessage, ...]] = (*SENT, *RECEIVED)
 _TITLES: Final = {
     "relay-to-device": "From the relay to a device",
     "relay-to-client": "From the relay to a client",
@@ -74,7 +74,7 @@ def document() -> dict[str, Any]:
             **{
                 f"hear_{each.name}": _operation("receive", "client", [_name(each)], each.when)
                 | ({"reply": _reply(each)} if each.answers else {})
-                for each in HEARD
+                for each in RECEIVED
                 if each.sender == "client"
             },
         },
@@ -91,17 +91,17 @@ def table_of(direction: str) -> str:
     if direction not in _TITLES:
         raise KeyError(f"no such direction as {direction!r}; choose from {', '.join(_TITLES)}")
     source, _, whom = direction.rpartition("-to-")
-    found: Iterable[Said | Heard]
+    found: Iterable[SentMessage | ReceivedMessage]
     if source == "relay":
-        found = [each for each in SAID if each.to == whom]
+        found = [each for each in SENT if each.to == whom]
     else:
-        found = [each for each in HEARD if direction == f"from-{each.sender}"]
+        found = [each for each in RECEIVED if direction == f"from-{each.sender}"]
     return "\n".join([f"## {_TITLES[direction]}", "", *(line for each in found for line in _section(each))])
 
 
-def schema_of(each: Said | Heard) -> dict[str, Any]:
+def schema_of(each: SentMessage | ReceivedMessage) -> dict[str, Any]:
     """Make the JSON Schema of a message, from the examples of its forms and what is said of its fields."""
-    if isinstance(each, Said):
+    if isinstance(each, SentMessage):
         forms = [json.loads(form.payload) for form in each.forms]
         return _object_schema(forms, dict(each.fields), "", always=set.intersection(*map(set, forms)))
     schema = _object_schema(
@@ -146,18 +146,18 @@ def _vary(values: list[Any]) -> bool:
     return any(value != values[0] for value in values)
 
 
-def _name(each: Said | Heard) -> str:
-    if isinstance(each, Said):
+def _name(each: SentMessage | ReceivedMessage) -> str:
+    if isinstance(each, SentMessage):
         return f"to_{each.to}_{each.made_by.lower()}"
     return "from_device" if each.sender == "device" else f"from_client_{each.name}"
 
 
 def _to(whom: str) -> list[str]:
-    return [_name(each) for each in SAID if each.to == whom]
+    return [_name(each) for each in SENT if each.to == whom]
 
 
 def _from(whom: str) -> list[str]:
-    return [_name(each) for each in HEARD if each.sender == whom]
+    return [_name(each) for each in RECEIVED if each.sender == whom]
 
 
 def _channel(address: str, title: str, query: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -185,15 +185,15 @@ def _operation(action: str, channel: str, names: list[str], summary: str) -> dic
     }
 
 
-def _reply(each: Heard) -> dict[str, Any]:
-    names = [_name(said) for answer in each.answers for said in SAID if said.made_by == answer]
+def _reply(each: ReceivedMessage) -> dict[str, Any]:
+    names = [_name(said) for answer in each.answers for said in SENT if said.made_by == answer]
     return {
         "channel": {"$ref": "#/channels/client"},
         "messages": [{"$ref": f"#/channels/client/messages/{name}"} for name in names],
     }
 
 
-def _message(each: Said | Heard) -> dict[str, Any]:
+def _message(each: SentMessage | ReceivedMessage) -> dict[str, Any]:
     examples = examples_of(each)
     return {
         "name": examples[0]["type"],
@@ -204,12 +204,14 @@ def _message(each: Said | Heard) -> dict[str, Any]:
     }
 
 
-def examples_of(each: Said | Heard) -> list[dict[str, Any]]:
+def examples_of(each: SentMessage | ReceivedMessage) -> list[dict[str, Any]]:
     """Give an example of each form of a message."""
-    return [json.loads(form.payload) for form in each.forms] if isinstance(each, Said) else [each.example]
+    return (
+        [json.loads(form.payload) for form in each.forms] if isinstance(each, SentMessage) else [each.example]
+    )
 
 
-def _section(each: Said | Heard) -> Iterator[str]:
+def _section(each: SentMessage | ReceivedMessage) -> Iterator[str]:
     yield f"### {_title(each)}"
     yield ""
     yield f"{each.when}."
@@ -226,8 +228,8 @@ def _section(each: Said | Heard) -> Iterator[str]:
         yield ""
 
 
-def _title(each: Said | Heard) -> str:
-    if isinstance(each, Heard):
+def _title(each: SentMessage | ReceivedMessage) -> str:
+    if isinstance(each, ReceivedMessage):
         return "Any message" if each.any_type else each.name
     content = json.loads(each.forms[0].payload)
     return f"{content['type']}: {content['error']}" if content["type"] == "error" else str(content["type"])

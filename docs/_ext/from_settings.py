@@ -15,6 +15,21 @@ from brewos_relay.settings import Settings, variable_names
 
 _GROUP: Final = re.compile(r"^    # (?P<name>\S.*)$")
 _UNITS: Final = {"_s": "seconds", "_bytes": "bytes"}
+#: The limits that operators change first. The others are listed as advanced.
+FIRST_LIMITS: Final = (
+    "clients_per_device",
+    "clients_per_user",
+    "client_rate",
+    "client_burst",
+    "device_rate",
+    "device_burst",
+    "admit_rate",
+    "drain_s",
+    "snapshot_s",
+    "state_retention_s",
+    "owner_commands",
+    "never_wait",
+)
 _HEAD: Final = ["| Variable | Option | Default | Unit | Meaning |", "|---|---|---|---|---|"]
 
 
@@ -66,9 +81,13 @@ def table_of(group: str) -> str:
     return "\n".join([*_HEAD, *map(_row, found)])
 
 
-def table_of_limits() -> str:
-    """Make the table of all limits."""
-    return "\n".join([*_HEAD, *map(_row, settings_of(Limits))])
+def table_of_limits(which: str) -> str:
+    """Make the table of the `first` limits, or of the `advanced` ones."""
+    if which not in ("first", "advanced"):
+        raise KeyError(f"no limits are {which!r}; choose first or advanced")
+    limits = {each.name: each for each in settings_of(Limits)}
+    first = [limits.pop(name) for name in FIRST_LIMITS]
+    return "\n".join([*_HEAD, *map(_row, first if which == "first" else limits.values())])
 
 
 def written(value: object) -> str:

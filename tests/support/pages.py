@@ -1,9 +1,8 @@
-"""The documents as their readers see them, for the tests that compare them with the code."""
+"""The pages of the documentation, for the tests that compare them with the code."""
 
+import itertools
 import re
 from pathlib import Path
-
-from expanding import expand
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -16,33 +15,44 @@ PAGES = [
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
 _CODE = re.compile(r"`([^`]+)`")
 
 
 def read(page: Path | str) -> str:
-    """Give a page as its readers see it, with what is generated in its place."""
-    return expand((DOCS / page if isinstance(page, str) else page).read_text("utf-8"))
+    """Return the text of a page, given by its path or by its path in docs/."""
+    return (DOCS / page if isinstance(page, str) else page).read_text("utf-8")
 
 
 def section(text: str, heading: str) -> str:
-    """Give what stands below a heading, up to the next one of its level or above."""
+    """Return the text of the section with this heading, with its subsections."""
     level = len(heading) - len(heading.lstrip("#"))
     match = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.M | re.S)
     assert match, f"no heading {heading!r}"
     return match[1]
 
 
-def rows(text: str) -> list[list[str]]:
-    """Give the cells of all table rows in a text, without heads and rules."""
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """Return the rows of each table in a text, as cells by the heading of their column."""
+    found: list[list[dict[str, str]]] = []
     lines = text.splitlines()
-    found = []
-    for number, line in enumerate(lines):
-        is_head = number + 1 < len(lines) and lines[number + 1].startswith("|---")
-        if line.startswith("|") and not line.startswith("|---") and not is_head:
-            found.append([cell.strip() for cell in line.strip("|").split("|")])
+    heads = [number - 1 for number, line in enumerate(lines) if line.startswith("|---")]
+    for head in heads:
+        names = _cells(lines[head])
+        body = itertools.takewhile(lambda line: line.startswith("|"), lines[head + 2 :])
+        found.append([dict(zip(names, _cells(line), strict=True)) for line in body])
     return found
 
 
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of all table rows in a text, without headings."""
+    return [list(row.values()) for table in tables(text) for row in table]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in _BETWEEN_CELLS.split(line)[1:-1]]
+
+
 def code(cell: str) -> list[str]:
-    """Give what stands in backticks."""
+    """Return the texts in backticks."""
     return _CODE.findall(cell)

@@ -24,7 +24,7 @@ _PASSWORD_NAMES: Final = ("password", "sslpassword")
 class Settings:
     """Everything that can be set from outside, checked."""
 
-    # Where it listens, and where people find it
+    # Addresses and ports
     host: str = ""
     """Address to listen on; empty for all interfaces, IPv4 and IPv6."""
     port: int = 3001
@@ -53,7 +53,7 @@ class Settings:
     """Connections from there begin with a header of the PROXY protocol, version 1 or 2; needs the
     networks."""
 
-    # Keys of tokens
+    # Token keys
     jwt_secret: str = field(default="", repr=False)
     """Secrets of at least 32 bytes each: the first signs tokens, all verify them; required for `serve` and
     `token`, unless there are key files."""
@@ -61,7 +61,7 @@ class Settings:
     """PEM files of private keys, Ed25519 or RSA of at least 2048 bits: the first signs, before any secret
     does, all verify."""
 
-    # Ways to sign in
+    # Sign-in
     sign_up: str = "open"
     """Who gets an account: `open` for whoever proves who they are to one of the parties below, `invited`
     for those who were invited before."""
@@ -92,7 +92,7 @@ class Settings:
     """Machines that one account may have, in any role; claims, shares and gifts beyond that are refused.
     Accounts that have more keep them."""
 
-    # The web app
+    # Web app
     web_dist_path: Path | None = None
     """Folder of a built web app to serve; without it, the relay's own pages."""
     allowed_origins: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Settings:
     server's own, as in `https://app.example.com`; of an app, `capacitor://localhost`, `ionic://localhost`
     or `tauri://localhost`."""
 
-    # What can be seen from outside
+    # Metrics
     metrics_token: str = field(default="", repr=False)
     """What `GET /metrics` takes as a bearer, of at least 16 characters; without it, the port that everybody
     reaches shows no metrics."""
@@ -110,7 +110,7 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     """Address to listen on for that."""
 
-    # What is kept, and said
+    # Storage and logging
     data_dir: Path = Path("data")
     """Folder of the registry's SQLite file `brewos-relay.db`, and of a certificate that the relay makes."""
     database_url: str = field(default="", repr=False)  # it may hold a password

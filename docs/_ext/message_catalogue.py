@@ -19,7 +19,7 @@ Whom = Literal["device", "client"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class SentMessage:
     """A message of the relay. `made_by` is the name in brewos_relay.messages."""
 
     made_by: str
@@ -32,7 +32,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class ReceivedMessage:
     """A message of a peer of which the relay reads more than its type."""
 
     name: str
@@ -43,7 +43,7 @@ class Heard:
     required: tuple[str, ...] = ()
     """Fields that must be there, besides `type`."""
     answers: tuple[str, ...] = ()
-    """What the relay may answer, by `Said.made_by`."""
+    """What the relay may answer, by `SentMessage.made_by`."""
     any_type: bool = False
     """Whether it stands for messages of many types."""
 
@@ -58,22 +58,22 @@ _STATUS_FIELDS: Final = {
     "lastSeen": _SEEN_MEANS,
 }
 
-SAID: Final[tuple[Said, ...]] = (
-    Said(
+SENT: Final[tuple[SentMessage, ...]] = (
+    SentMessage(
         made_by="connected_device",
         to="device",
         when="First of all",
         forms=(messages.connected_device(_NOW_MS),),
         fields={"timestamp": _TIME},
     ),
-    Said(
+    SentMessage(
         made_by="request_state",
         to="device",
         when="When it has come and clients are attached, and when a client asks for its state",
         forms=(messages.request_state(_NOW_MS),),
         fields={"timestamp": _TIME},
     ),
-    Said(
+    SentMessage(
         made_by="key_rotate",
         to="device",
         when="When somebody has asked for [a new"
@@ -82,7 +82,7 @@ SAID: Final[tuple[Said, ...]] = (
         forms=(messages.key_rotate("Zq3vN2tJ5sYw8xPb1LkCfHr7uDmGaE0oVi4T9cXyRzQ"),),
         fields={"key": "the new key, to be used from the next connection on"},
     ),
-    Said(
+    SentMessage(
         made_by="connected_client",
         to="client",
         when="First of all",
@@ -94,7 +94,7 @@ SAID: Final[tuple[Said, ...]] = (
             "timestamp": _TIME,
         },
     ),
-    Said(
+    SentMessage(
         made_by="device_status",
         to="client",
         when="Before the [last known state](protocol.md#what-is-known-of-a-device), when the client joins,"
@@ -122,27 +122,27 @@ SAID: Final[tuple[Said, ...]] = (
             "queueTTL": "how long commands wait at most, in milliseconds",
         },
     ),
-    Said(
+    SentMessage(
         made_by="DEVICE_ONLINE",
         to="client",
         when="When the device has come. One that replaces its own earlier connection has neither gone nor"
         " come",
         forms=(messages.DEVICE_ONLINE,),
     ),
-    Said(
+    SentMessage(
         made_by="DEVICE_OFFLINE",
         to="client",
         when="When the device has gone",
         forms=(messages.DEVICE_OFFLINE,),
     ),
-    Said(
+    SentMessage(
         made_by="keepalive",
         to="client",
         when="When there was nothing else to say for some seconds",
         forms=(messages.keepalive(_NOW_MS),),
         fields={"timestamp": _TIME},
     ),
-    Said(
+    SentMessage(
         made_by="queued_message_sent",
         to="client",
         when="When a command of this client that waited has gone out",
@@ -152,7 +152,7 @@ SAID: Final[tuple[Said, ...]] = (
             "messageType": "the command's `type`",
         },
     ),
-    Said(
+    SentMessage(
         made_by="command_status",
         to="client",
         when="What became of a command that carried a `requestId` or a `notAfter`; the statuses are"
@@ -164,14 +164,14 @@ SAID: Final[tuple[Said, ...]] = (
             "timestamp": _TIME,
         },
     ),
-    Said(
+    SentMessage(
         made_by="device_offline_error",
         to="client",
         when="When a command was not delivered, at once or after it has waited in vain",
         forms=(messages.device_offline_error(DEVICE),),
         fields={"error": "`device_offline`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
-    Said(
+    SentMessage(
         made_by="forbidden",
         to="client",
         when="When a command was not delivered since [its sender may not give"
@@ -179,28 +179,28 @@ SAID: Final[tuple[Said, ...]] = (
         forms=(messages.forbidden(DEVICE),),
         fields={"error": "`forbidden`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
-    Said(
+    SentMessage(
         made_by="INVALID_MESSAGE",
         to="client",
         when="When a message was dropped that is no object with a text `type`",
         forms=(messages.INVALID_MESSAGE,),
         fields={"error": "`invalid_message`", "message": _TEXT},
     ),
-    Said(
+    SentMessage(
         made_by="MESSAGE_TOO_BIG",
         to="client",
         when="When a MessagePack map was dropped that was small enough, but is not any more as JSON",
         forms=(messages.MESSAGE_TOO_BIG,),
         fields={"error": "`message_too_big`", "message": _TEXT},
     ),
-    Said(
+    SentMessage(
         made_by="DEVICE_BUSY",
         to="client",
         when="When a message was dropped since the device has not read the ones before it",
         forms=(messages.DEVICE_BUSY,),
         fields={"error": "`device_busy`", "message": _TEXT},
     ),
-    Said(
+    SentMessage(
         made_by="owner_changed",
         to="client",
         when="To owners, before they lose a device to [a machine that"
@@ -213,7 +213,7 @@ SAID: Final[tuple[Said, ...]] = (
             "message": _TEXT,
         },
     ),
-    Said(
+    SentMessage(
         made_by="key_pending",
         to="client",
         when="To owners, when a machine [registered another"
@@ -226,14 +226,14 @@ SAID: Final[tuple[Said, ...]] = (
             "message": _TEXT,
         },
     ),
-    Said(
+    SentMessage(
         made_by="pong",
         to="client",
         when="The answer to `ping`",
         forms=(messages.pong(_NOW_MS, _NOW_MS - 50),),
         fields={"timestamp": _TIME, "clientTimestamp": "the ping's `timestamp`, as it came"},
     ),
-    Said(
+    SentMessage(
         made_by="metrics",
         to="client",
         when="The answer to `get_metrics`",
@@ -249,7 +249,7 @@ SAID: Final[tuple[Said, ...]] = (
             "queuedMessages": "how many commands wait for it",
         },
     ),
-    Said(
+    SentMessage(
         made_by="token_expiring",
         to="client",
         when="5 minutes before its token ends, or at once if less is left",
@@ -260,7 +260,7 @@ SAID: Final[tuple[Said, ...]] = (
             "refreshRequired": "true",
         },
     ),
-    Said(
+    SentMessage(
         made_by="auth_refreshed",
         to="client",
         when="The answer to `refresh_auth`. Without success, the earlier token still counts",
@@ -274,7 +274,7 @@ SAID: Final[tuple[Said, ...]] = (
             "error": "why it was not taken",
         },
     ),
-    Said(
+    SentMessage(
         made_by="restarting",
         to="client",
         when="When the relay leaves, before the client is closed with 1012. Clients come back"
@@ -284,8 +284,8 @@ SAID: Final[tuple[Said, ...]] = (
     ),
 )
 
-HEARD: Final[tuple[Heard, ...]] = (
-    Heard(
+RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
+    ReceivedMessage(
         name="said_by_device",
         sender="device",
         when="Whatever a device says goes to all of its clients as it came. The relay reads these of it",
@@ -296,7 +296,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         },
         any_type=True,
     ),
-    Heard(
+    ReceivedMessage(
         name="said_by_client",
         sender="client",
         when="Whatever a client says goes to the device, if [the client may say"
@@ -320,7 +320,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         ),
         any_type=True,
     ),
-    Heard(
+    ReceivedMessage(
         name="request_state",
         sender="client",
         when="Asks the device for its state; not more often than every 2 s, whoever asks",
@@ -328,7 +328,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         fields={},
         answers=("device_status",),
     ),
-    Heard(
+    ReceivedMessage(
         name="request_full_status",
         sender="client",
         when="The same, and the relay answers with the status as it knows it at once",
@@ -336,7 +336,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         fields={},
         answers=("device_status",),
     ),
-    Heard(
+    ReceivedMessage(
         name="ping",
         sender="client",
         when="Answered by the relay; the device does not get it",
@@ -344,7 +344,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         fields={"timestamp": "anything; comes back as `clientTimestamp`"},
         answers=("pong",),
     ),
-    Heard(
+    ReceivedMessage(
         name="get_metrics",
         sender="client",
         when="Answered by the relay; the device does not get it",
@@ -352,7 +352,7 @@ HEARD: Final[tuple[Heard, ...]] = (
         fields={},
         answers=("metrics",),
     ),
-    Heard(
+    ReceivedMessage(
         name="refresh_auth",
         sender="client",
         when="Puts a fresh token in the place of the one that the connection was opened with. It must be"
