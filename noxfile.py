@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
 #: Parts whose tests need no other program, and nobody's WebSockets but ours.
-ALONE = ("api", "auth", "cli", "core", "registry", "server", "settings", "telemetry", "wire")
+ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
 #: What these try is not Python's: a browser, other programs, generators of load, SQL, documents. One version
 #: is enough.
 #: So it is for tests that are marked `postgresql`.

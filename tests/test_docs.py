@@ -11,7 +11,8 @@ import pytest
 
 from brewos_relay import messages
 from brewos_relay.api.throttle import Throttles
-from brewos_relay.cli import cli, common
+from brewos_relay.cli import cli
+from brewos_relay.commands import common
 from brewos_relay.core.limits import Limits
 from brewos_relay.dialect import BREWOS, CommandClass
 from brewos_relay.errors import CloseCode

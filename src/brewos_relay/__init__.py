@@ -2,20 +2,22 @@
 
 # The map of the package; arrows point down only.
 #
-#   cli           click commands                         demo      everything at once, with nothing to set up
+#   cli           the entry point of the command line
+#   commands      what `brewos-relay` can do, a module for each command or group
+#   doctor        checks of a server, and of a machine's connection
 #   server        the process: listener, admission, HTTP side
-#   doctor        what could be wrong with a server, or with a machine's connection
+#   simulator     simulated machines: a model, and the firmware's end of the wire
 #   api           HTTP on Quart-Trio, and the pages in console
 #   wire          WebSocket: bytes to messages and back
 #   auth          keys, tokens, who is who   registry    devices, people, who has what: in SQL
-#   client        the other two ends: devices and apps
+#   client        the SDK: devices and apps in Python
 #   telemetry     logs and figures
 #   core          THE REUSABLE RELAY: sessions, peers, limits
 #   messages      what passes through        errors      the exception tree, close codes
 #   dialect       the commands of BrewOS machines, and who may send each
 #   fields        splits a message that msgspec refuses
 #   texts         which characters a name may have
-#   settings      the one reader of the environment; only cli, demo and server use it
+#   settings      the one reader of the environment; only commands, doctor and server use it
 #
 # The names below are the library. They are fetched when first used, so that a command line that needs no
 # relay does not load one.

@@ -13,9 +13,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.client.machine import Machine
-from brewos_relay.client.manners import FAITHFUL
-from brewos_relay.client.simulator import Simulator
+from brewos_relay.simulator.connection_policy import FAITHFUL
+from brewos_relay.simulator.model.machine import Machine
+from brewos_relay.simulator.simulated_device import Simulator
 from support.wire_client import (
     BINARY,
     CLOSE,

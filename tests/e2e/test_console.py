@@ -19,13 +19,9 @@ from sqlalchemy import update
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.client.habits import Barista
-from brewos_relay.client.machine import Machine
-from brewos_relay.client.manners import RICH
-from brewos_relay.client.simulator import Simulator
+from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
-from brewos_relay.demo import demonstrate, find_port, prepare
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import (
     add_invite,
@@ -40,6 +36,10 @@ from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.simulator.connection_policy import RICH
+from brewos_relay.simulator.model.machine import Machine
+from brewos_relay.simulator.simulated_device import Simulator
+from brewos_relay.simulator.usage_patterns import Barista
 from support.chromium import Page, needs_browser, open_page
 
 pytestmark = needs_browser

@@ -14,9 +14,6 @@
 #   connection            one WebSocket; the only module that imports trio_websocket
 #   endpoint, codec, device_ids, relay_clock    what all of them need
 #
-#   machine, model, reports, firmware, manners, habits, conversation, simulator, fleet    simulated machines
-#   cli_app, lines, simulate    what the command line does
-#
 # The names below are the library. They are fetched when first used.
 
 from importlib import import_module

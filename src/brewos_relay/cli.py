@@ -1,0 +1,135 @@
+"""The command `brewos-relay`.
+
+Commands are thin, and import what they need when they run: `--help` loads neither Trio nor SQLAlchemy nor
+Quart. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from brewos_relay.commands import (
+    access,
+    database,
+    device_doctor,
+    device_history,
+    device_users,
+    doctor,
+    pairing,
+    running,
+    simulate,
+    token,
+    user,
+)
+from brewos_relay.commands.common import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    PROGRAM,
+    HelpfulGroup,
+    say_error,
+)
+from brewos_relay.commands.device import device
+from brewos_relay.commands.streams import drop_output, finish_output, prepare_streams
+
+__all__ = ["cli", "main"]
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"{PROGRAM} {version('brewos-relay')}")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        click.echo(f"{PROGRAM} (not installed)")
+    ctx.exit()
+
+
+@click.group(cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Relay live messages between machines at home and the apps in people's hands.
+
+    \b
+    Try it, with nothing to set up:
+      brewos-relay demo
+    \b
+    Run it at home, for machines and apps:
+      echo "JWT_SECRET=$(brewos-relay secret)" > .env
+      brewos-relay user invite ada@example.com --url https://relay.example.com
+      brewos-relay serve --port 443 --tls-self-signed
+
+    Settings come from the command line, the environment and a .env file, in this order.
+    """
+
+
+for _command in (
+    running.serve, running.demo, access.secret, token.token, user.user, device, pairing.pairing,
+    database.database,
+    running.tail, running.send, doctor.doctor, simulate.simulate,
+):  # fmt: skip
+    cli.add_command(_command)
+
+for _command in (
+    device_users.users, device_users.give, device_users.take, device_history.activity,
+    device_history.rotate_key, device_doctor.device_doctor, pairing.release,
+):  # fmt: skip
+    device.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; every error becomes one line on stderr and an exit code."""
+    if os.getpid() == 1:
+        # In a container: the system ignores a signal for process 1 unless the process handles it.
+        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
+    prepare_streams()
+    code = _run(args)
+    try:
+        finish_output()
+    except OSError as problem:
+        drop_output()
+        if code == 0:
+            code = _fail_writing(problem)
+    sys.exit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
+        result = cli.main(args, prog_name=PROGRAM, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as problem:
+        path = problem.ctx.command_path if problem.ctx is not None else PROGRAM
+        say_error(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
+        return EXIT_USAGE
+    except click.ClickException as problem:
+        say_error(problem.format_message())
+        return problem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except OSError as problem:
+        return _fail_writing(problem)
+    except BaseExceptionGroup as group:
+        # Trio wraps an interrupt that arrives while several tasks run.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        return EXIT_INTERRUPTED
+
+
+def _fail_writing(problem: OSError) -> int:
+    """Say that the output could not be written, unless its reader has gone on purpose, as `head` does."""
+    if not isinstance(problem, BrokenPipeError):
+        say_error(f"the output cannot be written: {problem.strerror or problem}")
+    return EXIT_FAILED

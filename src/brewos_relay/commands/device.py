@@ -1,0 +1,286 @@
+"""`brewos-relay device …`: the machines that may connect."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import click
+
+from brewos_relay.commands.common import (
+    Failed,
+    HelpfulGroup,
+    data_dir_option,
+    device_id,
+    failing_with,
+    user_id,
+)
+from brewos_relay.commands.registry import (
+    NoRegistry,
+    database_url,
+    existing_registry,
+    find_user_id,
+    iso,
+    json_option,
+    now_ms,
+    print_json,
+    print_table,
+    warn_of_quota,
+)
+from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from brewos_relay.registry.records import Device, DeviceUser, NewDevice
+
+_LINE_BYTES: Final = 1024
+ROWS_AT_ONCE: Final = 1000
+"""How many devices of a file are registered in one transaction."""
+
+
+@click.group(cls=HelpfulGroup)
+def device() -> None:
+    """Register machines, and say who has them.
+
+    A running server takes changes on within a second.
+
+    \b
+    Example:
+      brewos-relay device add BRW-12AB34CD --name Kitchen --user ada
+    """
+
+
+@device.command()
+@click.argument("device_id", metavar="ID", type=device_id)
+@click.option("--key", help="The key that the machine has already, or - to read it from stdin.")
+@click.option("--name", help="What people call it.")
+@click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="ID",
+    type=user_id,
+    help="An owner: a user's id, or the e-mail address of an account; can be repeated.",
+)
+@data_dir_option
+def add(
+    device_id: str, key: str | None, name: str | None, users: tuple[str, ...], data_dir: Path | None
+) -> None:
+    """Register a machine; a key that is made for it is shown once.
+
+    Without --key, one is made. It alone goes to stdout, and only its hash is kept.
+
+    Other users of this computer can see a command line while it runs: --key - keeps the key out of it.
+
+    \b
+    Example:
+      brewos-relay device add BRW-12AB34CD --name Kitchen --user ada
+      brewos-relay device add BRW-12AB34CD --key - < machine.key
+    """
+    from brewos_relay.auth import keys
+    from brewos_relay.registry.database import Database
+    from brewos_relay.registry.devices import add_devices
+    from brewos_relay.registry.records import NewDevice
+
+    stored_key = keys.generate_key() if key is None else _read_key() if key == "-" else key
+    try:
+        keys.check_key(stored_key)
+        new = NewDevice(id=device_id, key_hash=keys.hash_key(stored_key), name=name, more_user_ids=users)
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
+    with failing_with(Failed), Database.open(database_url(data_dir)) as database:
+        try:
+            with database.writing() as db:
+                new = _for_accounts(db, new, {})
+                add_devices(db, [new], now_ms=now_ms())
+            with database.reading() as db:
+                warn_of_quota(db, new.user_ids)
+        except DeviceExists:
+            raise Failed(
+                f"{device_id} is registered already in {database.location};"
+                " remove it first to give it a new key"
+            ) from None
+    click.echo(f"Registered {device_id} in {database.location}.", err=True)
+    if key is None:
+        click.echo("Its key is shown only this once:", err=True)
+        click.echo(stored_key)
+
+
+@device.command("import")
+@click.argument("file", metavar="FILE.csv", type=click.File("rb"))
+@data_dir_option
+def import_(file: BinaryIO, data_dir: Path | None) -> None:
+    """Register all the machines of a CSV file.
+
+    A line is id,key[,name[,user]], in UTF-8, where ; stands between several users. A first line with these
+    names is skipped. If a line cannot be taken, it is named and nothing is stored. A machine that is there
+    with the same key stays as it is: run an import that was interrupted again, and it goes on. - reads stdin.
+
+    \b
+    Example:
+      brewos-relay device import machines.csv
+    """
+    from brewos_relay.auth import keys
+    from brewos_relay.registry.bulk import run_steps
+    from brewos_relay.registry.database import Database
+    from brewos_relay.registry.devicefile import read_device_file
+    from brewos_relay.registry.devices import find_devices
+
+    with failing_with(Failed):
+        numbered = list(
+            read_device_file(
+                file, parse_id=keys.parse_device_id, check_key=keys.check_key, hash_key=keys.hash_key
+            )
+        )
+        with Database.open(database_url(data_dir)) as database:
+            with database.reading() as db:
+                there = {one.id: one.key_hash for one in find_devices(db, [new.id for _, new in numbered])}
+                _refuse_taken(
+                    numbered,
+                    {new.id for _, new in numbered if there.get(new.id, new.key_hash) != new.key_hash},
+                )
+                ids_by_user: dict[str, str] = {}
+                rows = [_for_accounts(db, new, ids_by_user) for _, new in numbered if new.id not in there]
+            try:
+                with _progress(len(rows)) as on_progress:
+                    run_steps(database, _import_steps(rows, on_progress))
+            except DeviceExists as problem:  # since then
+                _refuse_taken(numbered, set(problem.device_ids))
+            with database.reading() as db:
+                warn_of_quota(db, {user_id for new in rows for user_id in new.user_ids})
+    same = f"; {len(there)} had been registered with the same keys" if there else ""
+    click.echo(f"Registered {len(rows)} devices in {database.location}{same}.", err=True)
+
+
+@device.command("list")
+@json_option
+@data_dir_option
+def list_(as_json: bool, data_dir: Path | None) -> None:
+    """List the machines that are registered, and who has them.
+
+    LAST SEEN is when a machine last came or went: for one that is connected now, when it came.
+
+    \b
+    Example:
+      brewos-relay device list --json
+    """
+    from brewos_relay.registry.access import users_of
+    from brewos_relay.registry.devices import all_devices
+
+    found: list[tuple[Device, list[DeviceUser]]] = []
+    with failing_with(Failed):
+        try:
+            with existing_registry(data_dir) as database, database.reading() as db:
+                found = [(each, users_of(db, each.id, now_ms=now_ms())) for each in all_devices(db)]
+            if not found:
+                note = f"in {database.location}; `brewos-relay device add` registers one"
+        except NoRegistry as problem:
+            note = f"as {problem.message}"
+    if not found:
+        click.echo(f"No devices are registered, {note}.", err=True)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": each.id,
+                    "name": each.name,
+                    "createdAt": iso(each.created_at_ms),
+                    "lastSeen": iso(each.last_seen_ms),
+                    "users": [user_as_json(user) for user in users],
+                }
+                for each, users in found
+            ]
+        )
+    elif found:
+        print_table(
+            ("ID", "LAST SEEN", "NAME", "USERS"),
+            [
+                (
+                    each.id,
+                    iso(each.last_seen_ms) or "never",
+                    each.name or "",
+                    ", ".join(f"{user.email or user.user_id} ({user.role})" for user in users),
+                )
+                for each, users in found
+            ],
+        )
+
+
+@device.command()
+@click.argument("device_id", metavar="ID", type=device_id)
+@data_dir_option
+def remove(device_id: str, data_dir: Path | None) -> None:
+    """Forget a machine, its key, and who had it.
+
+    A running server closes its connection, and those of its apps, within a second.
+
+    \b
+    Example:
+      brewos-relay device remove BRW-12AB34CD
+    """
+    from brewos_relay.registry.devices import remove_device
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        if not remove_device(db, device_id, now_ms=now_ms()):
+            raise DeviceUnknown(device_id)
+    click.echo(f"Removed {device_id}.", err=True)
+
+
+def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
+    """Give somebody who has a machine as it stands in JSON."""
+    return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso(user.until_ms)}
+
+
+def _for_accounts(db: "Connection", new: "NewDevice", known: dict[str, str]) -> "NewDevice":
+    """Put the ids of accounts in the place of their e-mail addresses; `known` keeps those that were found."""
+    for user in new.user_ids:
+        if user not in known:
+            known[user] = find_user_id(db, user)
+    return replace(new, user_id=None, more_user_ids=tuple(known[user] for user in new.user_ids))
+
+
+def _refuse_taken(numbered: "Sequence[tuple[int, NewDevice]]", taken: set[str]) -> None:
+    """Raise DeviceFileError, which names the first line of a device that is registered, if there is one."""
+    if not taken:
+        return
+    line, id_ = next((line, new.id) for line, new in numbered if new.id in taken)
+    more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+    raise DeviceFileError(
+        line, f"{id_}{more} is registered already with another key; leave it out, or remove it first"
+    )
+
+
+def _import_steps(
+    rows: "Sequence[NewDevice]", on_progress: Callable[[int], None] | None
+) -> "Callable[[Connection], bool]":
+    """Make a step of bulk work that registers the next of these devices each time."""
+    from brewos_relay.registry.devices import add_devices
+
+    rest = deque(rows)
+
+    def step(db: "Connection") -> bool:
+        some = [rest.popleft() for _ in range(min(ROWS_AT_ONCE, len(rest)))]
+        add_devices(db, some, now_ms=now_ms(), on_progress=on_progress)
+        return bool(rest)
+
+    return step
+
+
+def _read_key() -> str:
+    """Read a key from the first line of stdin."""
+    # What is not UTF-8 is no key, which is for `check_key` to say.
+    return sys.stdin.buffer.readline(_LINE_BYTES).decode(errors="replace").strip()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar on stderr for as long as the body runs, if somebody can see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=total, label="Registering", file=sys.stderr) as bar:
+        yield bar.update

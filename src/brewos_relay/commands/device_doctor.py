@@ -1,0 +1,117 @@
+"""`brewos-relay device doctor`: when a machine was connected, and what ended its connections."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+
+from brewos_relay.commands.common import Failed, data_dir_option, device_id, failing_with
+from brewos_relay.commands.registry import existing_registry, iso, now_ms, print_json
+from brewos_relay.errors import DeviceUnknown
+
+_ENTRIES: Final = 5000
+
+
+@click.command("doctor")
+@click.argument("device_id", metavar="ID", type=device_id)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 5000),
+    metavar="COUNT",
+    default=20,
+    help="How many comings and goings to show, the newest (default: 20).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@data_dir_option
+def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -> None:
+    """Show when a machine came and went, and why.
+
+    Round-trip times are those of the ping with which the relay welcomes a machine, one for each connection.
+    What just happened may take 5 s to show.
+
+    \b
+    Example:
+      brewos-relay device doctor BRW-12AB34CD
+    """
+    from brewos_relay.doctor.timeline import reason_of, span, summary_of, turns_of
+    from brewos_relay.registry.activity import activity_of
+    from brewos_relay.registry.devices import find_devices
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+        device = next(iter(find_devices(db, [device_id])), None)
+        if device is None:
+            raise DeviceUnknown(device_id)
+        turns = turns_of(activity_of(db, device_id, limit=_ENTRIES))
+    summary = summary_of(turns)
+    if as_json:
+        print_json(
+            {
+                "id": device.id,
+                "name": device.name,
+                "firmwareVersion": device.firmware_version,
+                "lastSeen": iso(device.last_seen_ms),
+                "connections": summary.connections,
+                "reasons": dict(summary.reasons),
+                "longestAwayMs": max(summary.away_ms, default=None),
+                "medianRoundTripMs": summary.median_round_trip_ms,
+                "timeline": [
+                    {
+                        "at": iso(turn.at_ms),
+                        "kind": turn.kind,
+                        "online": turn.online,
+                        "sinceMs": turn.since_ms,
+                        "detail": dict(turn.detail),
+                    }
+                    for turn in turns[-limit:]
+                ],
+            }
+        )
+        return
+    firmware = f", firmware {device.firmware_version}" if device.firmware_version else ""
+    click.echo(f"{device.id}{f' ({device.name})' if device.name else ''}{firmware}")
+    if not turns:
+        click.echo("It has never been connected, or not in the last 90 days.")
+        return
+    state = "connected" if turns[-1].online else "away"
+    changes_ms = [turn.at_ms for turn in turns if turn.kind in {"online", "offline"}] or [turns[0].at_ms]
+    click.echo(f"It is {state}, for {span(now_ms() - changes_ms[-1])}, as far as is noted.")
+    click.echo(f"{summary.connections} connections since {iso(turns[0].at_ms)}.")
+    if summary.away_ms:
+        longest, typical = max(summary.away_ms), sorted(summary.away_ms)[len(summary.away_ms) // 2]
+        click.echo(f"Away between them for {span(typical)} in the middle, {span(longest)} at the longest.")
+    if summary.median_round_trip_ms is not None:
+        worst = max(summary.round_trips_ms)
+        click.echo(
+            f"Round trips: {summary.median_round_trip_ms:.0f} ms in the middle, {worst:.0f} ms at worst."
+        )
+    if summary.reasons:
+        click.echo("\nWhy they ended:")
+        for reason, count in summary.reasons.items():
+            click.echo(f"{count:>6}  {reason}")
+    click.echo("")
+    for turn in turns[-limit:]:
+        since = "" if turn.since_ms is None else span(turn.since_ms)
+        if turn.kind == "throttled":
+            click.echo(f"{iso(turn.at_ms)}  throttled: it sends more than its rate, and is connected")
+        elif turn.kind == "throttle_ended":
+            click.echo(f"{iso(turn.at_ms)}  not throttled any more{_throttled(turn.detail)}")
+        elif turn.online:
+            click.echo(f"{iso(turn.at_ms)}  came" + (f", after {since} away" if since else ""))
+        else:
+            trip = turn.detail.get("roundTripMs")
+            notes = [f"round trip {trip} ms"] if trip else []
+            if "messages" in turn.detail:
+                notes.append(f"{turn.detail['messages']} messages")
+            more = f" ({', '.join(notes)})" if notes else ""
+            there = f", after {since}" if since else ""
+            click.echo(f"{iso(turn.at_ms)}  went{there}: {reason_of(turn)}{more}")
+
+
+def _throttled(detail: Mapping[str, str]) -> str:
+    """Say for how long a machine was throttled, and what became of its messages."""
+    if not {"throttledS", "merged", "dropped"} <= detail.keys():
+        return ""
+    return (
+        f", after {detail['throttledS']} s: {detail['merged']} messages merged, {detail['dropped']} dropped"
+    )

@@ -1,0 +1,159 @@
+"""`brewos-relay device users`, `give` and `take`: who has which machine, and as what."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from brewos_relay.commands.common import (
+    ROLES,
+    Failed,
+    data_dir_option,
+    device_id,
+    duration_s,
+    failing_with,
+    user_id,
+)
+from brewos_relay.commands.device import user_as_json
+from brewos_relay.commands.registry import (
+    existing_registry,
+    find_user_id,
+    iso,
+    json_option,
+    now_ms,
+    print_json,
+    print_table,
+    warn_of_quota,
+)
+from brewos_relay.errors import DeviceUnknown
+
+if TYPE_CHECKING:
+    from brewos_relay.registry.records import Role
+
+_device_argument = click.argument("device_id", metavar="ID", type=device_id)
+
+_users_option = click.option(
+    "--user",
+    "users",
+    multiple=True,
+    required=True,
+    metavar="USER",
+    type=user_id,
+    help="Whom: a user's id, or the e-mail address of an account; can be repeated.",
+)
+
+
+@click.command()
+@_device_argument
+@json_option
+@data_dir_option
+def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
+    """List who has a machine, as what, and until when.
+
+    \b
+    Example:
+      brewos-relay device users BRW-12AB34CD
+    """
+    from brewos_relay.registry.access import users_of
+    from brewos_relay.registry.devices import find_devices
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+        if not find_devices(db, [device_id]):
+            raise DeviceUnknown(device_id)
+        found = users_of(db, device_id, now_ms=now_ms())
+    if not found:
+        click.echo(f"Nobody has {device_id}: whoever claims it first becomes its owner.", err=True)
+    if as_json:
+        print_json([user_as_json(each) for each in found])
+    elif found:
+        print_table(
+            ("USER", "ROLE", "UNTIL", "E-MAIL"),
+            [(each.user_id, each.role, iso(each.until_ms) or "for ever", each.email or "") for each in found],
+        )
+
+
+@click.command()
+@_device_argument
+@_users_option
+@click.option(
+    "--role",
+    type=click.Choice(ROLES, case_sensitive=False),
+    default="owner",
+    show_default=True,
+    help="What they may do with it.",
+)
+@click.option(
+    "--until",
+    "until_s",
+    type=duration_s,
+    metavar="DURATION",
+    help="For how long, from now on; for ever if this is left out. Not for owners.",
+)
+@data_dir_option
+def give(
+    device_id: str, users: tuple[str, ...], role: "Role", until_s: int | None, data_dir: Path | None
+) -> None:
+    """Give a machine to users, or change what they may do with it.
+
+    A viewer sees everything and sends nothing; a member sends all but what could take the machine away; an
+    owner may do everything. Either all of them get it or nobody does.
+
+    \b
+    Example:
+      brewos-relay device give BRW-12AB34CD --user ada@example.com
+      brewos-relay device give BRW-12AB34CD --user guest --role viewer --until 7d
+    """
+    from brewos_relay.registry import access
+    from brewos_relay.registry.proof import trust_key
+
+    if role == "owner" and until_s is not None:
+        raise click.UsageError("an owner is one for ever; leave out --until, or take --role member")
+    at_ms = now_ms()
+    until_ms = None if until_s is None else at_ms + until_s * 1000
+    limit = "" if until_ms is None else f", until {iso(until_ms)}"
+    done: list[str] = []
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        # All accounts before the device, as the server does, so that neither waits for the other.
+        for user, id_ in {user: find_user_id(db, user) for user in users}.items():
+            had = access.access_of(db, [(id_, device_id)], now_ms=at_ms).get((id_, device_id))
+            if had is not None and (had.role, had.until_ms) == (role, until_ms):
+                done.append(f"{user} is {role} of {device_id} already.")
+                continue
+            if had is None:
+                access.give(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
+            else:
+                access.set_role(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
+            done.append(f"{user} is {role} of {device_id} now{limit}.")
+            warn_of_quota(db, [id_])
+        # The one who runs the server says whose it is: that holds without a machine that connects.
+        trust_key(db, device_id)
+    click.echo("\n".join(done), err=True)
+
+
+@click.command()
+@_device_argument
+@_users_option
+@data_dir_option
+def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
+    """Take a machine away from users.
+
+    If one of them does not have it, or nobody would own it any more, nobody loses it. Apps that are attached
+    are closed within a second. A token that names the machine itself still reaches it.
+
+    \b
+    Example:
+      brewos-relay device take BRW-12AB34CD --user bob
+    """
+    from brewos_relay.registry.access import take
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        without = [
+            user
+            for user in dict.fromkeys(users)
+            if not take(db, device_id, find_user_id(db, user), now_ms=now_ms())
+        ]
+        if without:  # which undoes what was done for the others
+            do = "does" if len(without) == 1 else "do"
+            raise Failed(f"{', '.join(without)} {do} not have {device_id}; nothing was changed")
+    for user in dict.fromkeys(users):
+        click.echo(f"{user} does not have {device_id} any more.", err=True)

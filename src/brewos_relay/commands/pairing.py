@@ -1,0 +1,133 @@
+"""`brewos-relay pairing …` and `device release`: which machines may register, and whose they are."""
+
+from pathlib import Path
+
+import click
+
+from brewos_relay.commands.common import (
+    Failed,
+    HelpfulGroup,
+    data_dir_option,
+    device_id,
+    duration_s,
+    failing_with,
+    settings_from,
+)
+from brewos_relay.commands.registry import existing_registry, iso, now_ms, print_json
+
+
+@click.group(cls=HelpfulGroup)
+def pairing() -> None:
+    """Say when unknown machines may register.
+
+    The pairing window counts where BREWOS_RELAY_PAIRING is `window`, for all servers of a registry.
+
+    \b
+    Example:
+      brewos-relay pairing open --for 10m
+    """
+
+
+@pairing.command("open")
+@click.option(
+    "--for",
+    "for_s",
+    type=duration_s,
+    metavar="DURATION",
+    default="10m",
+    show_default=True,
+    help="For how long, from now on; a day at most.",
+)
+@data_dir_option
+def open_(for_s: int, data_dir: Path | None) -> None:
+    """Let unknown machines register for a while.
+
+    A machine tries every 30 s, so it needs no reboot.
+
+    \b
+    Example:
+      brewos-relay pairing open --for 10m
+    """
+    from brewos_relay.registry.pairing_window import WINDOW_AT_MOST_MS, open_window
+
+    if for_s * 1000 > WINDOW_AT_MOST_MS:
+        raise click.UsageError("--for must be a day at most, as in 10m or 24h")
+    with failing_with(Failed):
+        mode = settings_from(data_dir=data_dir).pairing
+        if mode == "closed":
+            raise Failed("BREWOS_RELAY_PAIRING is closed: set it to window, and restart the server")
+        with existing_registry(data_dir) as database, database.writing() as db:
+            until_ms = open_window(db, now_ms=now_ms(), for_ms=for_s * 1000)
+    click.echo(f"Pairing is open until {iso(until_ms)}.", err=True)
+    if mode == "open":
+        click.echo("BREWOS_RELAY_PAIRING is open: it stays open after that.", err=True)
+
+
+@pairing.command()
+@data_dir_option
+def close(data_dir: Path | None) -> None:
+    """Close the pairing window at once.
+
+    \b
+    Example:
+      brewos-relay pairing close
+    """
+    from brewos_relay.registry.pairing_window import close_window
+
+    with failing_with(Failed):
+        mode = settings_from(data_dir=data_dir).pairing
+        with existing_registry(data_dir) as database, database.writing() as db:
+            close_window(db)
+    if mode == "open":
+        click.echo(
+            "The window is closed, but BREWOS_RELAY_PAIRING is open: machines can still register.", err=True
+        )
+    else:
+        click.echo("Pairing is closed.", err=True)
+
+
+@pairing.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@data_dir_option
+def status(as_json: bool, data_dir: Path | None) -> None:
+    """Show whether unknown machines may register now.
+
+    The mode is that of BREWOS_RELAY_PAIRING as this command reads it: run it where the server runs.
+
+    \b
+    Example:
+      brewos-relay pairing status
+    """
+    from brewos_relay.registry.pairing_window import window_open_until
+
+    with failing_with(Failed):
+        mode = settings_from(data_dir=data_dir).pairing
+        with existing_registry(data_dir) as database, database.reading() as db:
+            until_ms = window_open_until(db, now_ms=now_ms())
+    is_open = mode == "open" or (mode == "window" and until_ms is not None)
+    if as_json:
+        print_json({"mode": mode, "isOpen": is_open, "openUntil": iso(until_ms)})
+        return
+    until = f" until {iso(until_ms)}" if mode == "window" and until_ms is not None else ""
+    click.echo(f"Pairing is {'open' if is_open else 'closed'}{until} (BREWOS_RELAY_PAIRING={mode}).")
+
+
+@click.command()
+@click.argument("device_id", metavar="ID", type=device_id)
+@data_dir_option
+def release(device_id: str, data_dir: Path | None) -> None:
+    """Take a machine from all of its users.
+
+    It can be paired again then, which helps the buyer of a machine whose id a stranger registered and claimed
+    first. Shares, codes and activity go; the machine stays registered. Pair it right after that.
+
+    \b
+    Example:
+      brewos-relay device release BRW-12AB34CD
+    """
+    from brewos_relay.registry.proof import release_device
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        had = release_device(db, device_id, now_ms=now_ms())
+    users = "1 user" if had == 1 else f"{had} users"
+    click.echo(f"Released {device_id}: {users} had it, and it can be paired again.", err=True)

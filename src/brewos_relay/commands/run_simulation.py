@@ -1,0 +1,59 @@
+"""What `brewos-relay simulate` does."""
+
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+import trio
+
+from brewos_relay.commands.run_client import drop_output, write_out
+from brewos_relay.simulator.fleet import Fleet
+
+_FILES_BESIDE = 64  # what a process has open beside its machines' connections
+
+
+def run_fleet(make: Callable[[Callable[[str], None]], Fleet]) -> None:
+    """Make a fleet, given what prints its lines, and run it until SIGINT or SIGTERM."""
+    try:
+        trio.run(_run, make)
+    except* KeyboardInterrupt:
+        pass
+    except* BrokenPipeError:
+        drop_output()
+
+
+async def _run(make: Callable[[Callable[[str], None]], Fleet]) -> None:
+    """Run a fleet until a signal. **Owns:** the fleet's task."""
+    fleet = make(_say)
+    _allow_files(len(fleet.simulators) + _FILES_BESIDE)
+    hang_up = getattr(signal, "SIGHUP", None)
+    wanted = [signal.SIGINT, signal.SIGTERM, *([hang_up] if hang_up is not None else [])]
+    with trio.open_signal_receiver(*wanted) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fleet.run)
+            async for number in signals:
+                if number != hang_up:
+                    break
+                _say("power cut")
+                fleet.power_cycle()
+            nursery.cancel_scope.cancel()
+    _say(fleet.summary())
+
+
+def _say(text: str) -> None:
+    write_out(f"{datetime.now().astimezone():%H:%M:%S}  {text}")
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files open, as far as it may."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

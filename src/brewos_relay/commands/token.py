@@ -1,0 +1,236 @@
+"""`brewos-relay token …`: tokens without a session, for programs."""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from brewos_relay.commands.common import (
+    ROLES,
+    Failed,
+    data_dir_option,
+    device_id,
+    duration_s,
+    email,
+    failing_with,
+    say_error,
+    settings_from,
+    token_name,
+    user_id,
+)
+from brewos_relay.commands.registry import (
+    existing_registry,
+    iso,
+    json_option,
+    now_ms,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from brewos_relay.core.rights import Role
+    from brewos_relay.registry.records import StoredToken
+
+_ID_BYTES: Final = 8
+_HAS_COMMAND: Final = "brewos_relay.has_command"
+
+
+class _NewToken(click.Group):
+    """A group that makes a token if no command is given, with options that only a new token needs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and note whether a command is among them."""
+        ctx.meta[_HAS_COMMAND] = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args)
+
+
+class _Needed(click.Option):
+    """An option that a new token needs, and a command does not."""
+
+    def process_value(self, ctx: click.Context, value: object) -> Any:
+        """Check the value; a command makes up for a missing one."""
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            if ctx.meta[_HAS_COMMAND]:
+                return None
+            raise
+
+
+@click.group(cls=_NewToken, invoke_without_command=True)
+@click.option(
+    "--user", "user_id", cls=_Needed, required=True, metavar="ID", type=user_id, help="The user's id."
+)
+@click.option("--email", cls=_Needed, required=True, type=email, help="The user's e-mail address.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="ID",
+    type=device_id,
+    help="A device to reach; can be repeated.",
+)
+@click.option("--all-devices", is_flag=True, help="Reach every device there is.")
+@click.option(
+    "--role",
+    type=click.Choice(ROLES, case_sensitive=False),
+    default="owner",
+    show_default=True,
+    help="The most that the token lets its bearer do with any device.",
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=duration_s,
+    metavar="DURATION",
+    default="7d",
+    show_default=True,
+    help="How long it is good for.",
+)
+@click.option("--name", type=token_name, help="A name for the list of tokens.")
+@data_dir_option
+@click.pass_context
+def token(
+    ctx: click.Context,
+    user_id: str,
+    email: str,
+    devices: tuple[str, ...],
+    all_devices: bool,
+    role: "Role",
+    ttl_s: int,
+    name: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Print a signed token (JWT) for a client, and nothing else.
+
+    It reaches the devices that it names, and those that the registry says its user has. It is signed with
+    JWT_SECRET or BREWOS_RELAY_JWT_KEY_FILES, which must be the server's. A viewer sees everything and sends
+    nothing; a member sends all but what is an owner's to send. The registry keeps the id and the name of the
+    token, and never the token.
+
+    \b
+    Example:
+      brewos-relay token --user ada --email ada@example.com --device BRW-12AB34CD --ttl 12h
+      brewos-relay token --user wall --email wall@example.com --device BRW-12AB34CD --role viewer --name wall
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if all_devices and devices:
+        raise click.UsageError("--device and --all-devices exclude each other; leave one of them out")
+    click.echo(
+        _make(
+            data_dir,
+            name=name,
+            user_id=user_id,
+            email=email,
+            devices="*" if all_devices else devices,
+            role=role,
+            ttl_s=ttl_s,
+        )
+    )
+
+
+def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
+    """Make a token, and keep its id; without an id if there is no registry to keep it."""
+    from brewos_relay.errors import RelayError
+    from brewos_relay.registry.database import Database
+    from brewos_relay.registry.records import StoredToken
+    from brewos_relay.registry.tokens import add_token
+    from brewos_relay.server.key_ring import read_key_ring
+
+    with failing_with(Failed):
+        settings = settings_from(data_dir=data_dir)
+        keys = read_key_ring(settings)
+    id_ = secrets.token_hex(_ID_BYTES)
+    try:
+        made = keys.issue(**said, token_id=id_)
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
+    claims = keys.verify(made)
+    stored = StoredToken(
+        id=id_,
+        name=name,
+        user_id=claims.user_id,
+        role=claims.role,
+        devices=claims.devices,
+        created_at_ms=claims.issued_at_s * 1000,
+        expires_at_ms=claims.expires_at_s * 1000,
+    )
+    try:
+        with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
+            add_token(db, stored)
+    except (RelayError, OSError) as problem:
+        say_error(f"this token has no id and cannot be revoked by itself: {problem}")
+        return keys.issue(**said)
+    return made
+
+
+@token.command("list")
+@json_option
+@data_dir_option
+def list_(as_json: bool, data_dir: Path | None) -> None:
+    """List the tokens that were made with `brewos-relay token` and have not expired.
+
+    \b
+    Example:
+      brewos-relay token list
+    """
+    from brewos_relay.registry.tokens import all_tokens
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+        found = all_tokens(db, now_ms=now_ms())
+    if as_json:
+        print_json([_as_json(each) for each in found])
+    else:
+        print_table(
+            ["id", "name", "user", "role", "devices", "expires", "state"],
+            [
+                (
+                    each.id,
+                    each.name or "",
+                    each.user_id,
+                    each.role,
+                    "all" if each.devices == "*" else " ".join(sorted(each.devices)),
+                    iso(each.expires_at_ms) or "",
+                    "good" if each.revoked_at_ms is None else "revoked",
+                )
+                for each in found
+            ],
+        )
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@data_dir_option
+def revoke(token_id: str, data_dir: Path | None) -> None:
+    """Revoke a token by the ID that `token list` shows.
+
+    A running server closes its connections within a second. Other tokens of the user stay good.
+
+    \b
+    Example:
+      brewos-relay token revoke 1f0c9a52b7d3e486
+    """
+    from brewos_relay.registry.tokens import revoke_token
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        if not revoke_token(db, token_id, now_ms=now_ms()):
+            raise Failed(
+                f"there is no token {token_id} to revoke: `brewos-relay token list` shows those that have not"
+                " expired, and which of them are revoked"
+            )
+    click.echo(f"The token {token_id} is revoked.", err=True)
+
+
+def _as_json(token: "StoredToken") -> dict[str, object]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "userId": token.user_id,
+        "role": token.role,
+        "devices": token.devices if token.devices == "*" else sorted(token.devices),
+        "createdAt": iso(token.created_at_ms),
+        "expiresAt": iso(token.expires_at_ms),
+        "revokedAt": iso(token.revoked_at_ms),
+    }

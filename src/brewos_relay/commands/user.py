@@ -1,0 +1,282 @@
+"""`brewos-relay user …`: who has an account."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from brewos_relay.commands.common import (
+    Failed,
+    HelpfulGroup,
+    account_email,
+    data_dir_option,
+    duration_s,
+    failing_with,
+    settings_from,
+)
+from brewos_relay.commands.registry import (
+    existing_registry,
+    iso,
+    json_option,
+    now_ms,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from brewos_relay.registry.records import User
+
+_LINE_BYTES: Final = 1024
+
+
+def _base_url(text: str) -> str:
+    from brewos_relay.settings.parsing import parse_public_url
+
+    try:
+        return parse_public_url(text)
+    except ValueError as problem:
+        raise click.BadParameter(f"{text!r}: it must be {problem}") from None
+
+
+_email_argument = click.argument("email", metavar="EMAIL", type=account_email)
+
+
+@click.group(cls=HelpfulGroup)
+def user() -> None:
+    """Invite people, and say who may sign in.
+
+    A running server takes changes on within a second.
+
+    \b
+    Example:
+      brewos-relay user invite ada@example.com --admin
+    """
+
+
+@user.command()
+@_email_argument
+@click.option(
+    "--admin/--no-admin",
+    default=None,
+    help="Make it an administrator's account. Default: only the first administrator's invite.",
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=duration_s,
+    metavar="DURATION",
+    default="7d",
+    show_default=True,
+    help="How long the link is good for.",
+)
+@click.option("--url", metavar="URL", type=_base_url, help="The address of the server (PUBLIC_URL).")
+@data_dir_option
+def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir: Path | None) -> None:
+    """Print a link that signs a person in, once.
+
+    The link makes their account if they have none. The first link makes an administrator; others do so with
+    --admin. Everyone who has the link can use it: hand it over in a way that you trust.
+
+    \b
+    Example:
+      brewos-relay user invite ada@example.com --url https://relay.example.com
+    """
+    from brewos_relay.auth.secrets import generate_secret_token, hash_token
+    from brewos_relay.registry.accounts import add_invite, is_first_administrator
+    from brewos_relay.registry.database import Database
+
+    token = generate_secret_token()
+    with failing_with(Failed):
+        settings = settings_from(data_dir=data_dir, public_url=url)
+        with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
+            at_ms = now_ms()
+            expires_at_ms = at_ms + ttl_s * 1000
+            if admin is None:
+                admin = is_first_administrator(db, email, now_ms=at_ms)
+            try:
+                add_invite(
+                    db,
+                    email=email,
+                    token_hash=hash_token(token),
+                    is_admin=admin,
+                    expires_at_ms=expires_at_ms,
+                    now_ms=at_ms,
+                )
+            except ValueError as problem:
+                raise Failed(str(problem)) from None
+    base = settings.public_url
+    if base is None:
+        base = f"{'https' if settings.speaks_tls else 'http'}://localhost:{settings.port}"
+        click.echo("The link is good on this computer only; --url or PUBLIC_URL makes others.", err=True)
+    role = " as an administrator" if admin else ""
+    click.echo(f"It signs {email} in{role}, once, until {iso(expires_at_ms)}:", err=True)
+    click.echo(f"{base}/login#invite={token}")
+
+
+@user.command("list")
+@json_option
+@data_dir_option
+def list_(as_json: bool, data_dir: Path | None) -> None:
+    """List the accounts.
+
+    \b
+    Example:
+      brewos-relay user list --json
+    """
+    from brewos_relay.registry.accounts import all_users
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+        found = all_users(db)
+        where = database.location
+    if not found:
+        click.echo(f"There are no accounts in {where}; `brewos-relay user invite` makes one.", err=True)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": each.id,
+                    "email": each.email,
+                    "name": each.name,
+                    "isAdmin": each.is_admin,
+                    "hasPassword": each.has_password,
+                    "createdAt": iso(each.created_at_ms),
+                }
+                for each in found
+            ]
+        )
+    elif found:
+        print_table(
+            ("EMAIL", "ID", "ADMIN", "PASSWORD", "CREATED", "NAME"),
+            [
+                (
+                    each.email,
+                    each.id,
+                    "yes" if each.is_admin else "no",
+                    "yes" if each.has_password else "no",
+                    iso(each.created_at_ms) or "",
+                    each.name or "",
+                )
+                for each in found
+            ],
+        )
+
+
+@user.command()
+@_email_argument
+@data_dir_option
+def remove(email: str, data_dir: Path | None) -> None:
+    """Remove an account, its sessions, and what it has.
+
+    Its user is signed out at once. A machine that it owned alone can be paired again. Interrupted, the rest
+    is done by the server within the hour.
+
+    \b
+    Example:
+      brewos-relay user remove bob@example.com
+    """
+    from brewos_relay.registry.bulk import run_steps
+    from brewos_relay.registry.removal import close_account, remove_some
+
+    with failing_with(Failed), existing_registry(data_dir) as database:
+        with database.writing() as db:
+            user_id = _account(db, email).id
+            close_account(db, user_id, now_ms=now_ms())
+        run_steps(database, lambda db: remove_some(db, user_id, now_ms=now_ms()))
+    click.echo(f"Removed {email}.", err=True)
+
+
+@user.command()
+@_email_argument
+@click.option("--stdin", "from_stdin", is_flag=True, help="Read it from the first line of stdin.")
+@data_dir_option
+def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
+    """Set the password of an account.
+
+    It is asked for twice, and not shown. Sessions that are open stay open; `user sign-out` ends them.
+
+    \b
+    Example:
+      brewos-relay user password ada@example.com
+      brewos-relay user password ada@example.com --stdin < password.txt
+    """
+    from brewos_relay.registry.accounts import set_password_hash
+
+    with failing_with(Failed), existing_registry(data_dir) as database:
+        # Before anybody types a password that would be for nothing.
+        with database.reading() as db:
+            user_id = _account(db, email).id
+        from brewos_relay.auth.passwords import hash_password
+
+        try:
+            password_hash = hash_password(_read_password() if from_stdin else _ask_password())
+        except ValueError as problem:
+            raise click.UsageError(str(problem)) from None
+        with database.writing() as db:
+            set_password_hash(db, user_id, password_hash)
+    click.echo(f"{email} can sign in with this password now.", err=True)
+
+
+@user.command()
+@_email_argument
+@click.option("--off", is_flag=True, help="Make it an ordinary account.")
+@data_dir_option
+def admin(email: str, off: bool, data_dir: Path | None) -> None:
+    """Make an account an administrator's.
+
+    \b
+    Example:
+      brewos-relay user admin ada@example.com
+      brewos-relay user admin ada@example.com --off
+    """
+    from brewos_relay.registry.accounts import set_admin
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        set_admin(db, _account(db, email).id, not off)
+    click.echo(f"{email} is {'an ordinary user' if off else 'an administrator'} now.", err=True)
+
+
+@user.command("sign-out")
+@_email_argument
+@data_dir_option
+def sign_out(email: str, data_dir: Path | None) -> None:
+    """End all sessions of an account.
+
+    Apps that are connected with one are closed within a second. Tokens of `brewos-relay token` belong to no
+    session, and stay good until they expire.
+
+    \b
+    Example:
+      brewos-relay user sign-out ada@example.com
+    """
+    from brewos_relay.registry.sessions import end_sessions
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        ended = end_sessions(db, _account(db, email).id, now_ms=now_ms())
+    click.echo(f"Ended {ended} {'session' if ended == 1 else 'sessions'} of {email}.", err=True)
+
+
+def _account(db: "Connection", email: str) -> "User":
+    from brewos_relay.registry.accounts import find_user_by_email
+
+    found = find_user_by_email(db, email)
+    if found is None:
+        raise Failed(f"there is no account {email}; `brewos-relay user list` shows those there are")
+    return found
+
+
+def _read_password() -> str:
+    """Read a password from the first line of stdin; UsageError if it is not text."""
+    line = sys.stdin.buffer.readline(_LINE_BYTES)
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise click.UsageError("the password on stdin is not UTF-8") from None
+
+
+def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is nobody to ask for the password; --stdin reads it from stdin")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt="Once more", err=True))

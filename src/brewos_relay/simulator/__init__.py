@@ -1,0 +1,13 @@
+"""Simulated machines: a model of an espresso machine behind the firmware's end of a relay connection."""
+
+# The map; arrows point down only.
+#
+#   fleet               many simulated machines in one process
+#   simulated_device    one machine: power, registration, connections, pauses between them
+#   device_protocol     what a machine sends and receives on one connection
+#   status_reports      which part of its state a machine sends, and when
+#   usage_patterns      the people who use a machine
+#   connection_policy   how a machine connects and reconnects: as firmware does, or as the SDK does
+#   timer_queue         one task for the timers of all machines
+#   model               the machine itself: boilers, water, settings, commands; no I/O
+#   firmware            the firmware's requests, WebSocket frames and MessagePack, byte for byte

@@ -1,0 +1,324 @@
+"""What a simulated machine says and hears on one connection."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+import trio
+
+from brewos_relay.client.endpoint import printable
+from brewos_relay.simulator.connection_policy import Manners
+from brewos_relay.simulator.firmware.firmware_connection import TURN_S, Link
+from brewos_relay.simulator.firmware.firmware_frames import (
+    BINARY,
+    BINARY_BYTES,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    TEXT_BYTES,
+    Frame,
+    Unreadable,
+    close_payload,
+)
+from brewos_relay.simulator.firmware.messagepack import pack
+from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.machine import Machine
+from brewos_relay.simulator.model.status import esp_status, pico_status, power_meter_status
+from brewos_relay.simulator.status_reports import Reports
+
+#: How a connection ended: by the relay's close frame, without one, by us for cause; or by a command.
+End = Literal["closed", "lost", "dropped", "restart", "reconnect", "leave"]
+
+_METER_S: Final = 5.0
+_SLACK_S: Final = 1e-6  # so that a tick that comes on time is not taken for the one before
+_STALL_S: Final = 5.0
+_COOLING_TICK_S: Final = 2.0
+_COLD_TICK_S: Final = 15.0
+_MISSED_PONGS: Final = 2
+_LOG_LEVELS: Final = ("debug", "info", "warn", "error")
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Conversation:
+    """One connection's worth of talk. `tick` is called by a clock; `run` reads, to the end.
+
+    `end` and `why` tell how it ended. Nothing here waits but `run`.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_busy_until_s",
+        "_first_info_at_s",
+        "_later",
+        "_link",
+        "_machine",
+        "_manners",
+        "_meter_at_s",
+        "_missed",
+        "_pico",
+        "_ping_at_s",
+        "_pong_by_s",
+        "_scope",
+        "_tick_from_s",
+        "_wake",
+        "abrupt",
+        "back_in_s",
+        "end",
+        "messages",
+        "new_key",
+        "reports",
+        "why",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        machine: Machine,
+        *,
+        manners: Manners,
+        reports: Reports,
+        now_s: float,
+        wake: Callable[[float], None],
+    ) -> None:
+        self.reports = reports
+        #: Whether it is to be cut without a close frame, as when the power goes.
+        self.abrupt = False
+        self.end: End | None = None
+        self.why = ""
+        self.messages = 0
+        self.new_key: str | None = None
+        self.back_in_s: float | None = None
+        self._link = link
+        self._machine = machine
+        self._manners = manners
+        self._wake = wake
+        self._tick_from_s = now_s
+        self._first_info_at_s = now_s + manners.first_info_s
+        self._meter_at_s = now_s + _METER_S
+        self._ping_at_s = now_s
+        self._pong_by_s = math.inf
+        self._missed = 0
+        self._busy_until_s = 0.0
+        self._later: list[dict[str, Any]] = []
+        self._pico: dict[str, Any] | None = None
+        self._asked = False
+        self._scope = trio.CancelScope()
+
+    async def run(self, let_in: Callable[[], None]) -> None:
+        """Read to the end; `let_in` is called once the relay has said something.
+
+        **Ends when:** the connection has, or with a close frame when cancelled.
+        """
+        link = self._link
+        heard = False
+        try:
+            with self._scope:
+                while self.end is None:
+                    frames: list[Frame] = []
+                    if not await self._receive(frames):
+                        break
+                    if not heard:
+                        heard = True
+                        let_in()
+                    for frame in frames:
+                        if self.end is None:
+                            await self._turn(frame)
+        except Unreadable as problem:
+            self._finish("dropped", f"it does not read that (close code {problem.code})")
+            # With what is left of it unread, the close frame would not arrive.
+            await link.say_goodbye(problem.code)
+        except trio.Cancelled:
+            if not self.abrupt:
+                await link.say_goodbye()
+            raise
+        if self.end in ("reconnect", "restart", "leave") and not self._manners.faithful:
+            await link.say_goodbye()
+        elif self.end is None:
+            self._finish("lost", "the connection was lost")
+
+    def tick(self, now_s: float) -> float:
+        """Say what is due; gives when there is something to say again, at the latest."""
+        if now_s < self._busy_until_s:
+            return self._busy_until_s
+        machine = self._machine
+        self._check_heart(now_s)
+        if self._later:
+            for message in self._later:
+                self._say(message)
+            self._later = []
+        if machine.news:
+            for message in machine.news:
+                self._say(message)
+            machine.news.clear()
+        if now_s >= self._tick_from_s + self._manners.tick_s - _SLACK_S:
+            self._report(now_s)
+        if now_s >= self._first_info_at_s:
+            self._introduce()
+        if machine.configuration.meter_topic is not None and now_s >= self._meter_at_s:
+            self._meter_at_s = now_s + _METER_S
+            self._say(power_meter_status(machine))
+        return self._next_s(now_s)
+
+    # Speaking
+
+    def _next_s(self, now_s: float) -> float:
+        machine, tick_s = self._machine, self._manners.tick_s
+        if not machine.off or now_s < self._tick_from_s + tick_s:
+            # On the grid of the ticks, which begins with the connection.
+            pace_s = tick_s - (now_s - self._tick_from_s + _SLACK_S) % tick_s
+        else:
+            pace_s = _COLD_TICK_S if machine.cold else _COOLING_TICK_S
+        meter_at_s = self._meter_at_s if machine.configuration.meter_topic is not None else math.inf
+        return min(
+            now_s + pace_s,
+            max(now_s + 0.01, self.reports.due_s),
+            self._ping_at_s if self._pong_by_s == math.inf else self._pong_by_s,
+            self._first_info_at_s,
+            meter_at_s,
+        )
+
+    def _report(self, now_s: float) -> None:
+        machine = self._machine
+        report = self.reports.next(machine.status(), machine.stats(), now_s=now_s, uptime_s=machine.uptime_s)
+        if report is None:
+            return
+        payload = pack(report)
+        if len(payload) <= BINARY_BYTES:
+            self.messages += 1
+            self._link.send(BINARY, payload)
+        if machine.rich and report["type"] == "status":
+            self._say_pico()
+
+    def _say_pico(self) -> None:
+        """Say what an old machine's `pico_status` says, if that is another now."""
+        content = pico_status(self._machine)
+        if content != self._pico:
+            self._pico = content
+            self._say(content)
+
+    def _say(self, content: Mapping[str, Any]) -> None:
+        payload = _encode(content)
+        # Too much for a machine to send, which it finds out silently.
+        if len(payload) <= TEXT_BYTES or not self._manners.faithful:
+            self.messages += 1
+            self._link.send(TEXT, payload)
+
+    def _introduce(self) -> None:
+        self._first_info_at_s = math.inf
+        machine = self._machine
+        self._say(machine.device_info())
+        if machine.rich and not self._asked:
+            self._asked = True
+            self._say(esp_status(machine))
+            self._say(machine.configuration.bbw_settings())
+            self._say(machine.configuration.preinfusion_settings())
+
+    def _check_heart(self, now_s: float) -> None:
+        """Ping when it is time, and drop a connection on which two pings in a row were not answered."""
+        if now_s >= self._pong_by_s:
+            self._missed += 1
+            self._pong_by_s = math.inf
+            if self._missed >= _MISSED_PONGS:
+                self._finish("dropped", "two pings were not answered")
+                self._scope.cancel()
+                return
+            self._ping_at_s = now_s
+        if now_s >= self._ping_at_s and self._pong_by_s == math.inf:
+            self._link.send(PING, b"")
+            self._ping_at_s = now_s + self._manners.ping_s
+            self._pong_by_s = now_s + self._manners.pong_s
+
+    # Hearing
+
+    async def _receive(self, frames: list[Frame]) -> bool:
+        """Wait for frames; False once the connection has ended. Raises Unreadable."""
+        if not self._link.stalled:
+            return await self._link.receive(frames.append)
+        with trio.move_on_after(_STALL_S):
+            return await self._link.receive(frames.append)
+        raise Unreadable(1002)
+
+    async def _turn(self, frame: Frame) -> None:
+        """Take a frame. A faithful machine takes one in each turn of its loop, and none while it is busy."""
+        if self._manners.faithful:
+            await trio.sleep(TURN_S)
+            if trio.current_time() < self._busy_until_s:
+                await trio.sleep_until(self._busy_until_s)
+        if frame.opcode == TEXT and frame.whole:
+            self._take(frame.payload)
+        elif frame.opcode == PING:
+            self._link.send(PONG, frame.payload)
+        elif frame.opcode == PONG:
+            self._pong_by_s, self._missed = math.inf, 0
+            self._wake(self._ping_at_s)
+        elif frame.opcode == CLOSE:
+            code = int.from_bytes(frame.payload[:2], "big") if len(frame.payload) >= 2 else 1005
+            reason = printable(frame.payload[2:].decode(errors="replace"))
+            self._finish("closed", f"closed by the relay with code {code}{reason and ': ' + reason}")
+            self._link.send(CLOSE, close_payload(1000))
+
+    def _take(self, payload: bytes) -> None:
+        try:
+            content = _decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return
+        kind = content.get("type")
+        if kind in ("request_state", "request_full_status"):
+            if content.get("source") == "proactive":
+                self._say(self._machine.device_info())
+            else:
+                self._introduce()
+            if self._machine.rich and kind == "request_full_status":
+                self.reports.begin()
+                self._wake(trio.current_time())
+        elif kind == "command":
+            self._obey(content)
+        elif kind == "setLogLevel":
+            level = content.get("level")
+            if level in _LOG_LEVELS:
+                self._machine.configuration.log_level = level
+        elif kind == "ping":
+            self._machine.say("info", "Pico answered the ping")
+            self._wake(trio.current_time())
+        elif not self._manners.faithful:
+            self._take_as_sdk(content)
+
+    def _take_as_sdk(self, content: dict[str, Any]) -> None:
+        """Take what today's machines do not know."""
+        key, back_in_ms = content.get("key"), content.get("reconnectInMs")
+        if content.get("type") == "key_rotate" and isinstance(key, str) and key:
+            self.new_key = key
+            self._finish("reconnect", "it was given a new key")
+        elif content.get("type") == "restarting" and isinstance(back_in_ms, int | float):
+            self.back_in_s = back_in_ms / 1000
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        machine = self._machine
+        outcome: Outcome = machine.obey(command)
+        machine.say(outcome.level, outcome.text)
+        answers = [*outcome.answers, *(outcome.rich_answers if machine.rich else ())]
+        if outcome.settings_changed:
+            answers.append(machine.device_info())
+        now_s = trio.current_time()
+        if outcome.busy_s:
+            self._later += answers
+            self._busy_until_s = now_s + outcome.busy_s
+        for message in machine.news:
+            self._say(message)
+        machine.news.clear()
+        if not outcome.busy_s:
+            for message in answers:
+                self._say(message)
+        if outcome.effect is not None:
+            for message in self._later:
+                self._say(message)
+            self._finish(outcome.effect, outcome.text)
+        ticks = math.floor((now_s - self._tick_from_s) / self._manners.tick_s) + 1
+        self._wake(self._tick_from_s + ticks * self._manners.tick_s)
+
+    def _finish(self, end: End, why: str) -> None:
+        if self.end is None:
+            self.end, self.why = end, why

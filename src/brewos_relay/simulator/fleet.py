@@ -1,0 +1,129 @@
+"""Many simulated machines in one process."""
+
+import random
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from brewos_relay.client.endpoint import parse_url
+from brewos_relay.core.clock import now_ms
+from brewos_relay.simulator.connection_policy import Manners
+from brewos_relay.simulator.model.machine import Machine
+from brewos_relay.simulator.simulated_device import Habits, Simulator, make_ssl_context
+from brewos_relay.simulator.timer_queue import Clock
+from brewos_relay.simulator.usage_patterns import Barista, Household
+
+#: A relay lets in so many WebSockets a second; so many machines are switched on in one.
+STARTS_PER_S: Final = 100.0
+SHOT_EVERY_S: Final = 240.0
+#: Of so many machines, each is heard; of more, only their sum.
+HEARD_ALONE: Final = 10
+SUMMARY_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A machine's id, and its key if it has one already."""
+
+    device_id: str
+    key: str | None = field(default=None, repr=False)
+
+
+class Fleet:
+    """Simulated machines that share a clock, a source of chance, and what TLS needs.
+
+    The first one is in use all the time; the others are kitchens, nine of ten of which are off. Machines
+    without a key register themselves, and faithful ones always do.
+    """
+
+    def __init__(
+        self,
+        identities: Sequence[Identity],
+        *,
+        url: str,
+        manners: Manners,
+        speed: float = 1.0,
+        say: Callable[[str], None],
+        seed: int = 1,
+    ) -> None:
+        chance = random.Random(seed)  # noqa: S311 - noise of sensors
+        context: ssl.SSLContext | None = make_ssl_context(manners) if parse_url(url).tls else None
+        self._say = say
+        self._refused: Counter[str] = Counter()
+        self.simulators: list[Simulator] = []
+        for position, identity in enumerate(identities):
+            machine = Machine(
+                device_id=identity.device_id, now_ms=now_ms, chance=chance, rich=not manners.faithful
+            )
+            habits: Habits = Household(chance)
+            if position == 0:
+                machine.switch_on()
+                habits = Barista(SHOT_EVERY_S)
+            self.simulators.append(
+                Simulator(
+                    machine,
+                    url=url,
+                    key=identity.key,
+                    registers=identity.key is None or manners.faithful,
+                    manners=manners,
+                    habits=habits,
+                    speed=speed,
+                    start_after_s=position / STARTS_PER_S,
+                    ssl_context=context,
+                    announce=self._announcer(identity.device_id, alone=len(identities) <= HEARD_ALONE),
+                )
+            )
+
+    async def run(self) -> None:
+        """Let all machines live.
+
+        **Owns:** the clock's task, one task for each machine, and those that send what could not leave at
+        once.
+        **Ends when:** cancelled; every connection is closed with a close frame then.
+        """
+        clock = Clock()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clock.run)
+            for simulator in self.simulators:
+                nursery.start_soon(simulator.live, clock, nursery.start_soon)
+            if len(self.simulators) > HEARD_ALONE:
+                nursery.start_soon(self._sum_up)
+
+    def power_cycle(self) -> None:
+        """Switch all machines off and on again, as a power cut does."""
+        for simulator in self.simulators:
+            simulator.power_cycle()
+
+    def summary(self) -> str:
+        """Say in one line how the machines are."""
+        states = Counter(simulator.machine.state for simulator in self.simulators)
+        doing = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        online = sum(simulator.state == "online" for simulator in self.simulators)
+        text = f"{online} of {len(self.simulators)} connected ({doing})"
+        lost = sum(simulator.key_losses for simulator in self.simulators)
+        if lost:
+            text += f"; {lost} connections ended in less than 5 s"
+        if self._refused:
+            text += "; " + ", ".join(f"{count} x {why}" for why, count in self._refused.most_common(3))
+            self._refused.clear()
+        return text
+
+    def _announcer(self, device_id: str, *, alone: bool) -> Callable[[str], None]:
+        if alone:
+            return lambda text: self._say(f"{device_id}  {text}")
+        return self._count
+
+    def _count(self, text: str) -> None:
+        """Count what happens to one of many, if it is a trouble."""
+        why, again, _ = text.partition("; again in ")
+        if again:
+            self._refused[why] += 1
+
+    async def _sum_up(self) -> None:
+        while True:
+            await trio.sleep(SUMMARY_S)
+            self._say(self.summary())

@@ -1,0 +1,85 @@
+"""Commands about when a machine switches itself on and off."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from brewos_relay.simulator.model import command_fields as fields
+from brewos_relay.simulator.model.command_fields import Wrong
+from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.schedules import EVERY_DAY, MOST_SCHEDULES, NAME_CHARS, Schedule
+
+if TYPE_CHECKING:
+    from brewos_relay.simulator.model.machine import Machine
+
+_Command = Mapping[str, Any]
+
+
+def add_schedule(machine: "Machine", command: _Command) -> Outcome:
+    """Add a schedule, which gets an id."""
+    schedules = machine.configuration.schedules
+    if len(schedules) >= MOST_SCHEDULES:
+        raise Wrong(f"there are {MOST_SCHEDULES} schedules already; delete one")
+    taken = {schedule.id for schedule in schedules}
+    new = _set(Schedule(id=next(free for free in range(1, MOST_SCHEDULES + 2) if free not in taken)), command)
+    schedules.append(new)
+    return Outcome("info", f"Schedule {new.id} added: {new.hour:02}:{new.minute:02} {new.action}", True)
+
+
+def update_schedule(machine: "Machine", command: _Command) -> Outcome:
+    """Change a schedule; what is not given stays."""
+    old = _find(machine, command)
+    new = _set(Schedule(**old.as_dict()), command)
+    schedules = machine.configuration.schedules
+    schedules[schedules.index(old)] = new
+    return Outcome("info", f"Schedule {new.id} changed", settings_changed=True)
+
+
+def delete_schedule(machine: "Machine", command: _Command) -> Outcome:
+    """Delete a schedule."""
+    old = _find(machine, command)
+    machine.configuration.schedules.remove(old)
+    return Outcome("info", f"Schedule {old.id} deleted", settings_changed=True)
+
+
+def toggle_schedule(machine: "Machine", command: _Command) -> Outcome:
+    """Let a schedule count, or not."""
+    schedule = _find(machine, command)
+    schedule.enabled = fields.flag(command, "enabled", default=True)
+    return Outcome("info", f"Schedule {schedule.id} {'on' if schedule.enabled else 'off'}", True)
+
+
+def get_schedules(machine: "Machine", _: _Command) -> Outcome:
+    """Tell the schedules."""
+    count = len(machine.configuration.schedules)
+    return Outcome("info", f"{count} schedules", settings_changed=True)
+
+
+def set_auto_off(machine: "Machine", command: _Command) -> Outcome:
+    """Set whether and after how long an unused machine switches itself off."""
+    enabled = fields.flag(command, "enabled", default=True)
+    minutes = fields.whole(command, "minutes", low=1, high=1440, default=60)
+    machine.configuration.auto_off, machine.configuration.auto_off_min = enabled, minutes
+    return Outcome("info", f"Auto-off {'on' if enabled else 'off'}: {minutes} min", settings_changed=True)
+
+
+def _find(machine: "Machine", command: _Command) -> Schedule:
+    wanted = fields.whole(command, "id", low=0, high=255)
+    for schedule in machine.configuration.schedules:
+        if schedule.id == wanted:
+            return schedule
+    raise Wrong(f"there is no schedule {wanted}")
+
+
+def _set(schedule: Schedule, command: _Command) -> Schedule:
+    """Take over what a command says of a schedule; raises Wrong with nothing of it kept elsewhere."""
+    schedule.enabled = fields.flag(command, "enabled", default=schedule.enabled)
+    schedule.days = fields.whole(command, "days", low=0, high=EVERY_DAY, default=schedule.days)
+    schedule.hour = fields.whole(command, "hour", low=0, high=23, default=schedule.hour)
+    schedule.minute = fields.whole(command, "minute", low=0, high=59, default=schedule.minute)
+    action: Literal["on", "off"] = "on"
+    if fields.choice(command, "action", ("on", "off"), schedule.action) == "off":
+        action = "off"
+    schedule.action = action
+    schedule.strategy = fields.whole(command, "strategy", low=0, high=3, default=schedule.strategy)
+    schedule.name = fields.text(command, "name", longest=NAME_CHARS, default=schedule.name)
+    return schedule

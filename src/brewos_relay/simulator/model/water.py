@@ -1,0 +1,91 @@
+"""The way of the water: tank, pump, cup and scale."""
+
+import random
+from typing import Final
+
+from brewos_relay.simulator.model.shot import Recipe, Shot
+
+TANK_ML: Final = 2000.0
+TANK_LOW_ML: Final = 400.0
+TANK_EMPTY_ML: Final = 80.0
+
+_CUP_S: Final = 15.0  # how long a full cup stays on the scale
+_DRIP_S: Final = 4.0
+_COFFEE_G: Final = 5.0  # less than that does not drip
+_J_PER_ML_K: Final = 4.18
+
+
+class Water:
+    """What is in the tank, under pressure, and in the cup; `shot` is the one that is being made."""
+
+    __slots__ = (
+        "_after_shot_s",
+        "_chance",
+        "_drip_g",
+        "_tare_g",
+        "flow_g_per_s",
+        "pressure_bar",
+        "scale_connected",
+        "shot",
+        "tank_ml",
+        "weight_g",
+    )
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.tank_ml = TANK_ML
+        self.scale_connected = True
+        self.shot: Shot | None = None
+        self.pressure_bar = 0.0
+        self.flow_g_per_s = 0.0
+        self.weight_g = 0.0
+        self._tare_g = 0.0
+        self._after_shot_s = 0.0
+        self._drip_g = 0.0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing flows, drips or stands on the scale."""
+        return self.shot is None and self._after_shot_s <= 0.0
+
+    @property
+    def level(self) -> str:
+        """The level of the tank in the machine's words."""
+        if self.tank_ml > TANK_LOW_ML:
+            return "ok"
+        return "low" if self.tank_ml > TANK_EMPTY_ML else "empty"
+
+    def begin(self, recipe: Recipe, *, tares: bool) -> None:
+        """Let a shot begin."""
+        self.shot = Shot(recipe, chance=self._chance)
+        self._tare_g = 0.0 if tares else self.weight_g
+
+    def end(self) -> Shot | None:
+        """Stop the pump; gives the shot that this ends, if there is one."""
+        shot, self.shot = self.shot, None
+        if shot is not None:
+            self._after_shot_s = _CUP_S
+            self._drip_g = self._chance.uniform(1.0, 2.0) if shot.weight_g > _COFFEE_G else 0.0
+        return shot
+
+    def step(self, dt_s: float, *, warms_by_c: float) -> float:
+        """Let `dt_s` pass; gives the heat that warming the water by `warms_by_c` takes, in W."""
+        shot = self.shot
+        if shot is not None:
+            water_ml_per_s = shot.step(dt_s)
+            self.tank_ml = max(0.0, self.tank_ml - water_ml_per_s * dt_s)
+            self.pressure_bar, self.flow_g_per_s = shot.pressure_bar, shot.flow_g_per_s
+            if self.scale_connected:
+                self.weight_g = self._tare_g + shot.weight_g
+            return _J_PER_ML_K * water_ml_per_s * max(0.0, warms_by_c)
+        if self.pressure_bar > 0.0:
+            self.pressure_bar = max(0.0, self.pressure_bar * (1.0 - min(1.0, dt_s * 1.5)) - 0.02 * dt_s)
+        if self._after_shot_s > 0.0:
+            drips = self._after_shot_s > _CUP_S - _DRIP_S
+            self.flow_g_per_s = self._drip_g / _DRIP_S if drips else 0.0
+            if self.scale_connected:
+                self.weight_g += self.flow_g_per_s * dt_s
+            self._after_shot_s -= dt_s
+            if self._after_shot_s <= 0.0:
+                self.weight_g = self.flow_g_per_s = 0.0  # the cup is taken away
+        return 0.0

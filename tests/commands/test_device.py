@@ -1,0 +1,419 @@
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.cli import main
+from brewos_relay.commands.registry import print_table
+from brewos_relay.registry.access import users_of
+from brewos_relay.registry.database import Database
+from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name
+from brewos_relay.registry.records import Device, NewDevice
+
+from .conftest import Run, add_account, assert_refused, opened
+
+TypeIn = Callable[[bytes], None]
+
+KEY = "k" * 43
+FILE = Path("data", "brewos-relay.db")
+
+
+def stored(folder: Path = Path("data")) -> list[Device]:
+    with (
+        Database.open(f"sqlite:///{folder.as_posix()}/brewos-relay.db") as database,
+        database.reading() as db,
+    ):
+        return all_devices(db)
+
+
+def owners(device_id: str) -> set[str]:
+    with opened() as db:
+        return {user.user_id for user in users_of(db, device_id, now_ms=0) if user.role == "owner"}
+
+
+def see(device_id: str, at_ms: int) -> None:
+    with opened() as db:
+        note_seen(db, {device_id: at_ms})
+
+
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
+    """Give a function that puts something on stdin."""
+
+    def type_in(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(content)))
+
+    return type_in
+
+
+# add
+
+
+def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
+    outcome = run("device", "add", "brw-0000000a")
+    assert outcome.code == 0
+    key = outcome.out.removesuffix("\n")
+    assert valid_key(key)
+    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only this once:\n"
+    (device,) = stored()
+    assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_key(key), None)
+    assert key not in run("device", "list", "--json").out
+
+
+def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
+    outcome = run("device", "add", "BRW-0000000A", "--key", KEY, "--name", "Küche")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\n"
+    (device,) = stored()
+    assert (device.key_hash, device.name) == (hash_key(KEY), "Küche")
+
+
+@pytest.mark.parametrize("line", [f"{KEY}\n", f" {KEY} \r\nand more\n", KEY])
+def test_the_key_may_come_from_stdin(run: Run, type_in: TypeIn, line: str) -> None:
+    type_in(line.encode())
+    assert run("device", "add", "BRW-0000000A", "--key", "-").code == 0
+    (device,) = stored()
+    assert device.key_hash == hash_key(KEY)
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"my-secret-key\n", b"\xff" * 43, b"x" * 10_000])
+def test_what_stdin_has_may_be_no_key(run: Run, type_in: TypeIn, line: bytes) -> None:
+    type_in(line)
+    outcome = run("device", "add", "BRW-0000000A", "--key", "-")
+    assert_refused(outcome, 2, "the key has", "32 to 128", "See `brewos-relay device add --help`.")
+    assert "my-secret-key" not in outcome.err
+    assert not FILE.exists()
+
+
+def test_a_machine_is_given_to_users(run: Run) -> None:
+    assert run("device", "add", "BRW-0000000A", "--user", "ada", "--user", "bob", "--user", "ada").code == 0
+    assert owners("BRW-0000000A") == {"ada", "bob"}
+
+
+def test_a_machine_is_given_to_an_account_by_its_e_mail_address(run: Run, type_in: TypeIn) -> None:
+    add_account("u1", "ada@example.org")
+    outcome = run("device", "add", "BRW-0000000A", "--user", "Ada@Example.org", "--user", "no@body")
+    assert owners("BRW-0000000A") == {"u1", "no@body"}
+    assert "There is no account no@body: it is taken for the user id of a token." in outcome.err
+    type_in(f"BRW-0000000B,{KEY},,ada@example.org;eve\n".encode())
+    assert run("device", "import", "-").code == 0
+    assert owners("BRW-0000000B") == {"u1", "eve"}
+
+
+def test_a_machine_is_not_registered_twice(run: Run) -> None:
+    run("device", "add", "BRW-0000000A")
+    assert_refused(run("device", "add", "brw-0000000a"), 1, "BRW-0000000A is registered already", "remove it")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["BRW-1"], ["'BRW-1' is not a device id"]),
+        (["BRW-00000001", "--key", "my-secret-key"], ["the key has 13 characters", "32 to 128"]),
+        (["BRW-00000001", "--name", ""], ["a name must have 1 to 100"]),
+        (["BRW-00000001", "--user", "a\tb"], ["--user", "'a\\tb'", "1 to 256 printable characters"]),
+    ],
+)
+def test_what_cannot_be_added(run: Run, args: list[str], parts: list[str]) -> None:
+    outcome = run("device", "add", *args)
+    assert_refused(outcome, 2, *parts, "See `brewos-relay device add --help`.")
+    assert "my-secret-key" not in outcome.err
+
+
+# import
+
+
+def write_csv(count: int, *more: str) -> str:
+    lines = ["id,key,name", *(f"BRW-{number:08X},{KEY},Machine {number}" for number in range(count)), *more]
+    Path("machines.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "machines.csv"
+
+
+def test_importing_a_file(run: Run) -> None:
+    outcome = run("device", "import", write_csv(3))
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"Registered 3 devices in {FILE.absolute()}.\n"
+    assert [(device.id, device.name) for device in stored()][1] == ("BRW-00000001", "Machine 1")
+
+
+def test_importing_stdin(run: Run, type_in: TypeIn) -> None:
+    type_in(f"BRW-00000001,{KEY}\n".encode())
+    assert run("device", "import", "-").code == 0
+    assert len(stored()) == 1
+
+
+def test_importing_who_has_them(run: Run, type_in: TypeIn) -> None:
+    type_in(f"id,key,name,user\nBRW-00000001,{KEY},,ada; eve\nBRW-00000002,{KEY},Two,\n".encode())
+    assert run("device", "import", "-").code == 0
+    assert owners("BRW-00000001") == {"ada", "eve"}
+    assert owners("BRW-00000002") == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("BRW-1," + KEY, "'BRW-1' is not a device id"),
+        ("BRW-FFFFFFFF,short", "the key has 5 characters"),
+        ("brw-00000000," + KEY, "BRW-00000000 is on line 2 already"),
+    ],
+)
+def test_nothing_is_imported_if_a_line_is_bad(run: Run, line: str, problem: str) -> None:
+    assert_refused(run("device", "import", write_csv(3, line)), 1, "line 5", problem)
+    assert not Path("data").exists()
+
+
+def test_nothing_is_imported_if_an_id_is_registered_with_another_key(run: Run) -> None:
+    run("device", "add", "BRW-00000002", "--key", "o" * 43)
+    parts = ("line 4", "BRW-00000002 is registered already with another key; leave it out")
+    assert_refused(run("device", "import", write_csv(5)), 1, *parts)
+    assert len(stored()) == 1
+
+
+def test_the_first_of_many_registered_ids_is_named(run: Run) -> None:
+    for number in range(3):
+        run("device", "add", f"BRW-0000000{number}", "--key", "o" * 43)
+    parts = ("line 2", "BRW-00000000 (and 2 more) is registered")
+    assert_refused(run("device", "import", write_csv(5)), 1, *parts)
+    assert len(stored()) == 3
+
+
+def test_an_interrupted_import_goes_on_when_it_is_run_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_pause_s: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", interrupt)
+    assert run("device", "import", write_csv(5)).code != 0
+    assert len(stored()) == 2, "each transaction registers some"
+    with opened() as db:
+        set_name(db, "BRW-00000000", "Renamed", now_ms=1)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", lambda _pause_s: None)
+    outcome = run("device", "import", write_csv(5))
+    assert outcome.err.startswith("Registered 3 devices in ")
+    assert outcome.err.endswith("; 2 had been registered with the same keys.\n")
+    assert [device.name for device in stored()] == ["Renamed", *(f"Machine {n}" for n in range(1, 5))]
+
+
+def test_an_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def write(_pause_s: float) -> None:
+        with opened() as db:
+            note_seen(db, {"BRW-00000000": len(written)})
+        written.append(len(stored()))
+
+    monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", write)
+    assert run("device", "import", write_csv(5)).code == 0
+    assert written == [2, 4]
+
+
+def test_an_id_that_is_registered_during_an_import_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register(_pause_s: float) -> None:
+        with opened() as db:
+            add_devices(db, [NewDevice(id="BRW-00000004", key_hash=hash_key("o" * 43))], now_ms=1)
+
+    monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("brewos_relay.registry.bulk.sleep", register)
+    assert_refused(run("device", "import", write_csv(6)), 1, "line 6", "BRW-00000004 is registered already")
+
+
+def test_a_command_may_exceed_the_quota_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_MACHINES_PER_ACCOUNT", "1")
+    assert "machines now" not in run("device", "add", "BRW-00000001", "--user", "ada").err
+    for command in (
+        ("add", "BRW-00000002", "--user", "ada"),
+        ("give", "BRW-00000001", "--user", "bob"),
+    ):
+        run("device", *command)
+    Path("more.csv").write_text(f"BRW-00000003,{KEY},,bob\n", encoding="utf-8")
+    said = "bob has 2 machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT (1)."
+    assert said in run("device", "import", "more.csv").err
+    assert said.replace("2", "3") in run("device", "give", "BRW-00000002", "--user", "bob").err
+
+
+def test_a_file_that_is_not_there(run: Run) -> None:
+    assert_refused(run("device", "import", "nowhere.csv"), 2, "nowhere.csv", "No such file")
+
+
+def test_a_terminal_gets_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    file = write_csv(1500)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit):
+        main(["device", "import", file])
+    assert "Registering" in terminal.getvalue()
+    assert "100%" in terminal.getvalue()
+    assert len(stored()) == 1500
+
+
+# list
+
+
+@pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
+def test_nothing_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
+    run("device", "add", "BRW-0000000A")
+    run("device", "remove", "BRW-0000000A")
+    outcome = run("device", "list", *args)
+    assert (outcome.code, outcome.out) == (0, out)
+    assert outcome.err == (
+        f"No devices are registered, in {FILE.absolute()}; `brewos-relay device add` registers one.\n"
+    )
+
+
+def test_the_help_says_what_last_seen_means(run: Run) -> None:
+    text = " ".join(run("device", "list", "--help").out.split())
+    assert (
+        "LAST SEEN is when a machine last came or went: for one that is connected now, when it came" in text
+    )
+
+
+def test_listing_for_people(run: Run) -> None:
+    run("device", "add", "BRW-0000000B", "--name", "Küche", "--user", "ada")
+    add_account("u1", "bob@example.org")
+    run("device", "give", "BRW-0000000B", "--user", "bob@example.org", "--role", "viewer")
+    run("device", "add", "BRW-0000000A")
+    see("BRW-0000000B", 1_700_000_000_123)
+    outcome = run("device", "list")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines() == [
+        "ID            LAST SEEN                 NAME   USERS",
+        "BRW-0000000A  never",
+        "BRW-0000000B  2023-11-14T22:13:20.123Z  Küche  ada (owner), bob@example.org (viewer)",
+    ]
+
+
+def test_listing_for_programs(run: Run) -> None:
+    run("device", "add", "BRW-0000000B", "--name", "Küche", "--user", "ada")
+    see("BRW-0000000B", 1_700_000_000_123)
+    (listed,) = json.loads(run("device", "list", "--json").out)
+    created_at = datetime.fromisoformat(listed.pop("createdAt"))
+    assert abs((datetime.now(UTC) - created_at).total_seconds()) < 60
+    assert listed == {
+        "id": "BRW-0000000B",
+        "name": "Küche",
+        "lastSeen": "2023-11-14T22:13:20.123Z",
+        "users": [{"userId": "ada", "email": None, "role": "owner", "until": None}],
+    }
+
+
+# remove
+
+
+def test_removing(run: Run) -> None:
+    run("device", "add", "BRW-0000000A")
+    outcome = run("device", "remove", "brw-0000000a")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "Removed BRW-0000000A.\n")
+    assert stored() == []
+    assert_refused(
+        run("device", "remove", "BRW-0000000A"),
+        1,
+        f"BRW-0000000A is not registered in {FILE.absolute()}",
+        "device list",
+    )
+
+
+# where it is kept
+
+
+def test_the_data_dir_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "env"))
+    elsewhere = ("--data-dir", str(tmp_path / "elsewhere"))
+    assert run("device", "add", "BRW-0000000A", *elsewhere).code == 0
+    assert run("device", "import", write_csv(1), *elsewhere).code == 0
+    assert run("device", "remove", "BRW-00000000", *elsewhere).code == 0
+    assert "BRW-0000000A" in run("device", "list", *elsewhere).out
+    assert len(stored(tmp_path / "elsewhere")) == 1
+    assert run("device", "list").out == ""
+    assert not (tmp_path / "env").exists()
+    assert run("device", "add", "BRW-0000000A").code == 0
+    assert (tmp_path / "env" / "brewos-relay.db").exists()
+
+
+def test_listing_where_there_is_no_registry_makes_none(run: Run, tmp_path: Path) -> None:
+    for args, out in (((), ""), (("--json",), "[]\n")):
+        outcome = run("device", "list", *args)
+        assert (outcome.code, outcome.out) == (0, out)
+        assert outcome.err.startswith(
+            f"No devices are registered, as there is no registry {FILE.absolute()}; "
+        )
+        assert "--data-dir" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("remove",),
+        ("give", "--user", "ada"),
+        ("take", "--user", "ada"),
+        ("users",),
+        ("activity",),
+        ("rotate-key",),
+    ],
+)
+def test_changing_where_there_is_no_registry_makes_none(
+    run: Run, tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    refused = run("device", *args, "BRW-0000000A")
+    assert_refused(refused, 1, f"there is no registry {FILE.absolute()};", "--data-dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def umask(mode: int) -> Iterator[None]:
+    before = os.umask(mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_what_is_made_is_for_nobody_else(run: Run) -> None:
+    with umask(0):
+        assert run("device", "add", "BRW-0000000A").code == 0
+    assert FILE.parent.stat().st_mode & 0o777 == 0o700
+    assert FILE.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("list",),
+        ("add", "BRW-0000000A"),
+        ("remove", "BRW-0000000A"),
+        ("give", "BRW-0000000A", "--user", "ada"),
+        ("take", "BRW-0000000A", "--user", "ada"),
+        ("import", "machines.csv"),
+    ],
+)
+def test_a_registry_that_cannot_be_opened(run: Run, args: tuple[str, ...]) -> None:
+    write_csv(1)
+    Path("data").mkdir()
+    Path("data", "brewos-relay.db").write_bytes(b"espresso" * 1000)
+    assert_refused(run("device", *args), 1, "cannot open the database", "file is not a database")
+
+
+def test_bad_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "http")
+    assert_refused(run("device", "list"), 1, "PORT is 'http'")
+
+
+def test_names_of_wide_characters_keep_the_columns_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("ID", "NAME", "X"), [("1", "\u53f0\u6240", "x"), ("2", "e\u0301", "x")])
+    assert capsys.readouterr().out.splitlines() == ["ID  NAME  X", "1   \u53f0\u6240  x", "2   e\u0301     x"]
