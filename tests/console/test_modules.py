@@ -44,13 +44,13 @@ RAW: list[tuple[bytes, Any]] = [
     (b"\xdc\x00\x01\x01", [1]),
     (b"\xda\x00\x01a", "a"),
     (b"\xdb\x00\x00\x00\x01a", "a"),
+    (b"\x82\xa1a\xa2\xffb\xa1n\x01", {"a": "\ufffdb", "n": 1}),
 ]
 WRONG = [
     b"",
     b"\xc1",
     b"\xd4\x01\x02",
     b"\x01\x01",
-    b"\xa1\xff",
     b"\x91" * 40 + b"\x01",
     b"\xdf\xff\xff\xff\xff",
 ]

@@ -335,8 +335,12 @@ def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
     bad = Message(b"\x82\xa4type\xa6status\xa4wifi\x81\xa4ssid\xa1\xff", is_text=False)
     snapshot = noted(bad, encode({"type": "device_info", "n": 1}))
     assert snapshot.messages()[0] == bad
-    assert snapshot.as_dict() == {"device_info": {"type": "device_info", "n": 1}}
+    assert snapshot.as_dict() == {
+        "status": {"type": "status"},
+        "device_info": {"type": "device_info", "n": 1},
+    }
     note(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
+    assert snapshot.as_dict()["status"] == {"type": "status", "seq": 2, "pressure": 9}
     assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "what can be merged is"
 
 
@@ -344,13 +348,17 @@ def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
     "message",
     [
         Message(b'{"type":"device_info","n":1e999}'),
+        Message(rb'{"type":"device_info","n":"\ud800"}'),
+        Message(rb'{"type":"device_info","\udfff":1}'),
         Message(b"\x82\xa4type\xabdevice_info\xa1x\xc7\x01\x05x", is_text=False),
+        Message(b"\x82\xa4type\xabdevice_info\xa1x\xa1\xff", is_text=False),
+        Message(b"\x82\xa4type\xabdevice_info\xa1\xff\x01", is_text=False),
     ],
 )
 def test_what_json_cannot_hold_is_left_out_of_it(message: Message) -> None:
     snapshot = noted(message)
     assert snapshot.messages() == [message]
-    assert snapshot.as_dict() == {}
+    assert snapshot.as_dict() == {"device_info": {"type": "device_info"}}
 
 
 def test_a_status_that_cannot_be_taken_apart_is_begun_anew() -> None:

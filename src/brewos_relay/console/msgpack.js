@@ -1,7 +1,7 @@
 // MessagePack as machines and the relay write it: a whole value in, plain JavaScript out.
 
 const MOST_DEEP = 32;
-const texts = new TextDecoder("utf-8", { fatal: true });
+const texts = new TextDecoder("utf-8"); // the name of a network may be in any encoding, and is shown with �
 
 /** Decode the one value in an ArrayBuffer; throws RangeError or TypeError for anything else. */
 export function decode(buffer) {

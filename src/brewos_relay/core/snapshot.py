@@ -364,13 +364,27 @@ def is_superseded(message_type: str) -> bool:
 
 
 def readable_content(message: Message) -> Any:
-    """Decode a message with numbers as people write them; None if it has no form that JSON can hold."""
+    """Decode a message with numbers as people write them.
+
+    A field that JSON cannot hold, such as a text that is not UTF-8, is left out. None if nothing can be read.
+    """
     text = message.as_text()
-    if text is None:
-        return None
-    with contextlib.suppress(*MALFORMED):
-        return readable(decode(text))
-    return None
+    if text is not None:
+        with contextlib.suppress(*MALFORMED):
+            return readable(decode(text))
+    return _readable_fields(message) or None
+
+
+def _readable_fields(message: Message) -> dict[str, Any]:
+    """Decode the fields of a message one by one, without those that JSON cannot hold."""
+    content: dict[str, Any] = {}
+    for name, value in _fields(message).items():
+        text = Message(bytes(value), message.is_text).as_text()
+        with contextlib.suppress(*MALFORMED):
+            if isinstance(name, str) and text is not None:
+                _encode(name, is_text=True)
+                content[name] = readable(decode(text))
+    return content
 
 
 def _without(message: Message, volatile: Sequence[Volatile]) -> Message | None:
