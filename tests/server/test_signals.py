@@ -212,6 +212,43 @@ async def test_a_signal_during_start_up_ends_it_and_hangups_do_not(
         await process.stderr.aclose()
 
 
+_SERVE_WITH_SLOW_IMPORTS: Final = """
+import sys
+from brewos_relay.cli import main
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "trio":
+            sys.meta_path.remove(self)
+            print("importing", flush=True)
+            sys.stdin.read(1)
+
+sys.meta_path.insert(0, Slow())
+main(["serve", "--host", "127.0.0.1", "--port", "0"])
+"""
+
+
+async def test_a_hangup_while_modules_are_imported_does_not_end_the_start(tmp_path: Path) -> None:
+    with trio.fail_after(30):
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", _SERVE_WITH_SLOW_IMPORTS],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert await process.stdout.receive_some() == b"importing\n"
+        process.send_signal(SIGHUP)
+        await process.stdin.send_all(b"x")
+        assert b"is ready" in await process.stdout.receive_some()
+        process.send_signal(SIGTERM)
+        assert await process.wait() == 0
+        await process.stdin.aclose()
+        await process.stdout.aclose()
+
+
 async def test_signals_before_trio_runs_count() -> None:
     signals = ServerSignals()
     with signals.caught():

@@ -1,5 +1,7 @@
 """`brewos-relay serve`, `demo`, `tail` and `send`: everything that talks on the network."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -86,6 +88,9 @@ def serve(
       brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
       brewos-relay serve --port 443 --redirect-port 80 --tls-self-signed
     """
+    if threading.current_thread() is threading.main_thread():
+        # Until it is caught: the imports take a while, and SIGHUP never ends a server.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from brewos_relay.server.signals import ServerSignals
 
     with (
