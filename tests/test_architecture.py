@@ -12,7 +12,7 @@ from support.process import SOURCES
 
 
 def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
-    tree = section(read("explanation/architecture.md"), "## Who owns what")
+    tree = section(read("explanation/architecture.md"), "## Tasks and nurseries")
     fence = next(FENCE.finditer(tree))["code"]
     named = re.findall(r"─ (?:(\w+)\.)?(\w+)(?=  |\n)", fence)
     assert len(named) > 15
@@ -23,7 +23,7 @@ def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
 
 
 def test_every_task_of_a_server_is_in_the_tree() -> None:
-    tree = section(read("explanation/architecture.md"), "## Who owns what")
+    tree = section(read("explanation/architecture.md"), "## Tasks and nurseries")
     source = "".join(
         read(path)
         for package in ("core", "registry", "server", "wire")
