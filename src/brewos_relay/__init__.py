@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
     from brewos_relay.core.counters import Counters
     from brewos_relay.core.limits import Limits
-    from brewos_relay.core.memory import MemoryEnd, MemoryPeer, memory_peer
-    from brewos_relay.core.peer import Peer, Receive, Tasks
+    from brewos_relay.core.peer import MemoryEnd, MemoryPeer, Peer, Receive, Tasks, memory_peer
     from brewos_relay.core.relay import Relay, open_relay
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
     from brewos_relay.messages import Delivery, Message
@@ -61,8 +60,7 @@ _HOME = {
     "core.attachment": ("Attachment", "ClientAttachment", "DeviceAttachment"),
     "core.counters": ("Counters",),
     "core.limits": ("Limits",),
-    "core.memory": ("MemoryEnd", "MemoryPeer", "memory_peer"),
-    "core.peer": ("Peer", "Receive", "Tasks"),
+    "core.peer": ("MemoryEnd", "MemoryPeer", "Peer", "Receive", "Tasks", "memory_peer"),
     "core.relay": ("Relay", "open_relay"),
     "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),
     "messages": ("Delivery", "Message"),

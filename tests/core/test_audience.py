@@ -11,7 +11,7 @@ from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
 from support.peers import ScriptedPeer
@@ -49,7 +49,7 @@ class Opened:
         self.audience.broadcast(Delivery(said), sum(len(message.payload) for message in said))
 
     def look(self) -> None:
-        self.audience.look_after(trio.current_time(), lambda: STATE)
+        self.audience.run_checks(trio.current_time(), lambda: STATE)
 
     async def pass_s(self, duration_s: int, *, alive: bool = False) -> None:
         """Let time pass, with a look in every second, in which everybody may be alive."""

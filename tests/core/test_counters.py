@@ -1,7 +1,7 @@
 import pytest
 
 from brewos_relay.core.counters import Counters, Histogram
-from brewos_relay.core.ends import End
+from brewos_relay.core.peer import End
 
 
 def test_everything_is_counted_from_nothing() -> None:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from brewos_relay.core.grant import FULL, Grant
+from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.dialect import CommandClass
 
 OWNER = Grant()
@@ -43,3 +43,34 @@ def test_a_grant_is_a_value_and_the_full_one_has_no_end() -> None:
         FULL.may_manage = False  # type: ignore[misc]
     with pytest.raises(TypeError):
         Grant("ada")  # type: ignore[call-arg]
+
+
+ADA, BOB = Grant(user_id="ada"), Grant(user_id="bob")
+
+
+def test_each_user_has_those_that_came_and_have_not_gone() -> None:
+    client_counts = ClientCounts()
+    for grant in (ADA, BOB, ADA):
+        client_counts.add(grant)
+    assert (client_counts.of(ADA), client_counts.of(BOB)) == (2, 1)
+    client_counts.remove(ADA)
+    assert (client_counts.of(ADA), client_counts.of(BOB)) == (1, 1)
+
+
+def test_nobody_is_remembered_who_has_gone() -> None:
+    client_counts = ClientCounts()
+    client_counts.add(ADA)
+    assert len(client_counts) == 1
+    client_counts.remove(ADA)
+    assert len(client_counts) == 0
+    assert client_counts.of(ADA) == 0
+
+
+def test_clients_whose_token_names_the_device_or_nobody_are_not_counted() -> None:
+    client_counts = ClientCounts()
+    for grant in (Grant(user_id="ada", by_token=True), FULL):
+        client_counts.add(grant)
+        assert client_counts.of(grant) == 0
+        assert client_counts.of(ADA) == 0
+        client_counts.remove(grant)
+    assert len(client_counts) == 0

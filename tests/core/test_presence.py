@@ -136,7 +136,7 @@ async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autoj
 
 async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock) -> None:
     presence, counters = Presence(Limits(device_ping_s=10, device_silence_s=30)), Counters()
-    assert not presence.look_after(trio.current_time(), counters)
+    assert not presence.run_checks(trio.current_time(), counters)
     device = connection()
     presence.arrive(device)
     presence.replace(trio.current_time())
@@ -144,7 +144,7 @@ async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock
     assert isinstance(peer, ScriptedPeer)
     for second in range(1, 31):
         await trio.sleep(1)
-        assert not presence.look_after(trio.current_time(), counters)
+        assert not presence.run_checks(trio.current_time(), counters)
         assert len(peer.pinged_at) == second // 10 - (second == 30)
     assert peer.close_code == 1008
     assert counters.zombies == 0
@@ -155,11 +155,11 @@ async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock
     arriving = connection()
     presence.arrive(arriving)
     await trio.sleep(5)
-    assert not presence.look_after(trio.current_time(), counters)
+    assert not presence.run_checks(trio.current_time(), counters)
     arriving.heard, arriving.spoke_at = True, trio.current_time()
-    assert presence.look_after(trio.current_time(), counters), "it has spoken by now"
+    assert presence.run_checks(trio.current_time(), counters), "it has spoken by now"
     await trio.sleep(10)
-    assert not presence.look_after(trio.current_time(), counters)
+    assert not presence.run_checks(trio.current_time(), counters)
     assert counters.zombies == 1
     assert isinstance(arriving.peer, ScriptedPeer)
     assert arriving.peer.close_code == 1008
@@ -174,7 +174,7 @@ async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojum
     presence.arrive(arriving)
     await trio.sleep(50)
     presence.resume(trio.current_time())
-    assert not presence.look_after(trio.current_time(), counters)
+    assert not presence.run_checks(trio.current_time(), counters)
     for device in (present, arriving):
         assert isinstance(device.peer, ScriptedPeer)
         assert device.peer.closes == []

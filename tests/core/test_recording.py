@@ -3,8 +3,8 @@ import logging
 import pytest
 
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
-from brewos_relay.core.ends import End
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.peer import End
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.recording import (
     end_of,
     fields_of,

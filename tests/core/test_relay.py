@@ -17,9 +17,8 @@ from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.memory import memory_peer
 from brewos_relay.core.pauses import PauseWatch
-from brewos_relay.core.peer import Receive, Tasks
+from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
@@ -170,7 +169,9 @@ async def test_a_peer_that_cannot_be_attached_leaves_nothing_behind(
             with pytest.raises(ZeroDivisionError):
                 relay.attach_client(ONE, ScriptedPeer(), grant=grant)
         await wait_all_tasks_blocked()
-        assert len(relay.attached) == relay.session_count == relay.crowds.around(grant) == somebody_is_there
+        assert (
+            len(relay.attached) == relay.session_count == relay.client_counts.of(grant) == somebody_is_there
+        )
         device, client = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, client)
         relay.attach_device(ONE, device)
@@ -520,14 +521,14 @@ async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
         clients = [ScriptedPeer(), ScriptedPeer()]
         for device_id, client in zip((ONE, TWO), clients, strict=True):
             relay.attach_client(device_id, client)
-        look_after = DeviceSession.look_after
+        run_checks = DeviceSession.run_checks
 
         def fail_for_one(session: DeviceSession, now: float) -> None:
             if session.device_id == ONE:
                 raise ValueError("scripted")
-            look_after(session, now)
+            run_checks(session, now)
 
-        monkeypatch.setattr(DeviceSession, "look_after", fail_for_one)
+        monkeypatch.setattr(DeviceSession, "run_checks", fail_for_one)
         await trio.sleep(10)
         assert "keepalive" not in clients[0].types
         assert "keepalive" in clients[1].types
@@ -538,7 +539,7 @@ async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
 async def test_looks_go_on_after_one_that_failed_as_a_whole(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    look = Relay._look_after_all
+    look = Relay._run_checks
     left = [MemoryError()]
 
     async def fail_once(relay: Relay, watch: PauseWatch) -> None:
@@ -546,7 +547,7 @@ async def test_looks_go_on_after_one_that_failed_as_a_whole(
             raise left.pop()
         await look(relay, watch)
 
-    monkeypatch.setattr(Relay, "_look_after_all", fail_once)
+    monkeypatch.setattr(Relay, "_run_checks", fail_once)
     async with open_relay() as relay:
         client = ScriptedPeer()
         relay.attach_client(ONE, client)
@@ -750,13 +751,13 @@ async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockCloc
     async with open_relay(limits=Limits(clients_per_device=2)) as relay:
         peers = [ScriptedPeer(), ScriptedPeer()]
         for peer in peers:
-            assert relay.crowd_of(ONE, FULL) is None
+            assert relay.reached_client_limit(ONE, FULL) is None
             relay.attach_client(ONE, peer)
-        assert relay.crowd_of(ONE, FULL) == "this machine"
-        assert relay.crowd_of(TWO, FULL) is None
+        assert relay.reached_client_limit(ONE, FULL) == "this machine"
+        assert relay.reached_client_limit(TWO, FULL) is None
         peers[0].leave()
         await wait_all_tasks_blocked()
-        assert relay.crowd_of(ONE, FULL) is None
+        assert relay.reached_client_limit(ONE, FULL) is None
 
 
 async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockClock) -> None:
@@ -764,19 +765,19 @@ async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockCloc
         ada, bob = Grant(user_id="ada"), Grant(user_id="bob")
         peers = {ONE: ScriptedPeer(), TWO: ScriptedPeer()}
         for device_id, peer in peers.items():
-            assert relay.crowd_of(device_id, ada) is None
+            assert relay.reached_client_limit(device_id, ada) is None
             relay.attach_client(device_id, peer, grant=ada)
         for device_id in (ONE, TWO, "BRW-00000003"):
-            assert relay.crowd_of(device_id, ada) == "this user"
-            assert relay.crowd_of(device_id, bob) is None
-            assert relay.crowd_of(device_id, FULL) is None
-            assert relay.crowd_of(device_id, replace(ada, by_token=True)) is None
+            assert relay.reached_client_limit(device_id, ada) == "this user"
+            assert relay.reached_client_limit(device_id, bob) is None
+            assert relay.reached_client_limit(device_id, FULL) is None
+            assert relay.reached_client_limit(device_id, replace(ada, by_token=True)) is None
         peers[TWO].leave()
         await wait_all_tasks_blocked()
-        assert relay.crowd_of(ONE, ada) is None
+        assert relay.reached_client_limit(ONE, ada) is None
         peers[ONE].leave()
         await wait_all_tasks_blocked()
-        assert len(relay.crowds) == 0, "nobody is remembered who has gone"
+        assert len(relay.client_counts) == 0, "nobody is remembered who has gone"
 
 
 async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:

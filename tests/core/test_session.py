@@ -2,7 +2,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -12,16 +12,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.crowds import Crowds
-from brewos_relay.core.ends import End
-from brewos_relay.core.grant import Grant
+from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.line_limits import LineLimits
-from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.peer import End
+from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.relay import open_relay
+from brewos_relay.core.session import DeviceSession, Happening, Host
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
+from brewos_relay.registry.records import ActivityKind
 from support.peers import ScriptedPeer
 
 DEVICE_ID = "BRW-00000001"
@@ -45,7 +46,7 @@ class ScriptedHost:
         self.seen: list[tuple[str, int]] = []
         self.noted: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
-        self.crowds = Crowds()
+        self.client_counts = ClientCounts()
 
     def session_emptied(self, session: DeviceSession) -> None:
         self.emptied.append(session)
@@ -76,7 +77,7 @@ class Opened:
             await trio.sleep(min(1.0, until - trio.current_time()))
             for peer in alive:
                 peer.say()
-            self.session.look_after(trio.current_time())
+            self.session.run_checks(trio.current_time())
             await wait_all_tasks_blocked()
 
     async def device(self, peer: ScriptedPeer | None = None, **options: Any) -> ScriptedPeer:
@@ -589,7 +590,7 @@ async def test_a_pause_counts_for_the_age_of_what_is_known_and_for_no_silence(
         device.say(STATUS)
         await opened.pass_s(1)
         opened.session.resume(trio.current_time(), 3600)
-        opened.session.look_after(trio.current_time())
+        opened.session.run_checks(trio.current_time())
         await wait_all_tasks_blocked()
         assert opened.is_online()
         assert opened.session.snapshot.age_s(trio.current_time()) >= 3600
@@ -869,7 +870,7 @@ async def talk(
         if tenth % 10 == 9:
             for peer in alive:
                 peer.say()
-            opened.session.look_after(trio.current_time())
+            opened.session.run_checks(trio.current_time())
     return seq
 
 
@@ -979,10 +980,10 @@ async def test_a_pause_of_the_process_makes_no_peer_silent(autojump_clock: MockC
     async with open_session() as opened:
         client, device = await opened.client(), await opened.device()
         device.say(STATUS)
-        opened.session.look_after(trio.current_time())
+        opened.session.run_checks(trio.current_time())
         await trio.sleep(100)
         opened.session.resume(trio.current_time(), 50.0)
-        opened.session.look_after(trio.current_time())
+        opened.session.run_checks(trio.current_time())
         await wait_all_tasks_blocked()
         assert client.closes == device.closes == []
         assert opened.session.snapshot.age_s(trio.current_time()) == 150
@@ -1441,6 +1442,19 @@ async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> N
     async with open_session(snapshot_s=0.0) as opened:
         client = await opened.client()
         await opened.device(ScriptedPeer(silent=True), anonymous=True)
-        opened.session.look_after(trio.current_time())
+        opened.session.run_checks(trio.current_time())
         assert type(opened.session.snapshot) is SmallSnapshot
         client.leave()
+
+
+def test_what_happens_is_something_that_the_registry_keeps() -> None:
+    assert set(get_args(Happening)) < set(get_args(ActivityKind))
+
+
+async def test_a_relay_is_what_a_session_asks_for() -> None:
+    async with open_relay() as relay:
+        host: Host = relay
+        host.note("BRW-00000001", "online", None, {})
+        host.device_seen("BRW-00000001", 1)
+        assert host.attached == set()
+        assert len(host.client_counts) == 0

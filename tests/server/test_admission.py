@@ -45,14 +45,14 @@ class FakeRelay(Relay):
         closing: bool = False,
         full: bool = False,
         contested: bool = False,
-        crowd: str | None = None,
+        limit: str | None = None,
         knows: bool = False,
     ) -> None:
         self.closing = closing
         self.limits = Limits()
         self.full = full
         self.contested = contested
-        self.crowd = crowd
+        self.limit = limit
         self.knows = knows
         self.asked_for: list[Grant] = []
 
@@ -66,9 +66,9 @@ class FakeRelay(Relay):
         assert device_id == DEVICE_ID
         return self.contested
 
-    def crowd_of(self, device_id: str, grant: Grant) -> str | None:
+    def reached_client_limit(self, device_id: str, grant: Grant) -> str | None:
         self.asked_for.append(grant)
-        return self.crowd
+        return self.limit
 
 
 class FakeStore(Store):
@@ -720,7 +720,7 @@ async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
 
 
 async def test_a_client_of_a_crowd_is_429() -> None:
-    gate = admission(crowd="this user")
+    gate = admission(limit="this user")
     refusal = await see_refusal(gate, client_request(), 429)
     assert refusal.message == "too many clients of this user are connected"
     assert refusal.headers["Retry-After"]
@@ -735,7 +735,7 @@ async def test_a_place_is_looked_for_last_of_all() -> None:
     store, gate = FakeStore(), admission()
     gate._store, relay = store, gate._relay
     assert isinstance(relay, FakeRelay)
-    store.answers_soon = lambda: setattr(relay, "crowd", "this machine" if relay.asked_for == [] else None)
+    store.answers_soon = lambda: setattr(relay, "limit", "this machine" if relay.asked_for == [] else None)
     await see_refusal(gate, client_request(), 429)
     assert store.asked == ["ada", DEVICE_ID]
 

@@ -2,7 +2,7 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.core.line_limits import REPORT_EVERY_S
+from brewos_relay.core.rate_limits import REPORT_EVERY_S
 from brewos_relay.server.refusal_log import LINES_AT_ONCE, LINES_AT_ONCE_OF_EACH, RefusalLog
 
 

@@ -22,7 +22,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give

@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
-from brewos_relay.core.ends import End
-from brewos_relay.core.peer import Receive, Tasks
+from brewos_relay.core.peer import End, Receive, Tasks
 from brewos_relay.messages import Delivery, Message, encode
 
 

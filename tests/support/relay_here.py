@@ -20,7 +20,7 @@ from brewos_relay.server.listener import Listener
 from brewos_relay.server.states import StateKeeper
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller
-from brewos_relay.wire.stream import TransportStream
+from brewos_relay.wire.transport import TransportStream
 
 SECRET: Final = "tests-only-" + "s" * 32
 APP_ORIGIN: Final = "https://cloud.example"

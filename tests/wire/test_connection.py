@@ -11,9 +11,8 @@ import trio
 import trio.testing
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.ends import End
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import Receive
+from brewos_relay.core.peer import End, Receive
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection

@@ -42,7 +42,7 @@ from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import (
     DeviceUnknown,
     NotAnAdministrator,

@@ -19,7 +19,7 @@ from brewos_relay.api.sessions import SessionStarter, SessionTokens
 from brewos_relay.api.throttle import Throttles, network_of
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry.records import Identity, User

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.core.pace import TokenBucket, TokenBuckets
+from brewos_relay.core.rate_limits import TokenBucket, TokenBuckets
 from brewos_relay.errors import RegistryBusy, RegistryError
 
 _KEPT: Final = 4096

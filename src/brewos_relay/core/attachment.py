@@ -10,10 +10,9 @@ from typing import Protocol, TypeAlias
 
 import trio
 
-from brewos_relay.core.ends import End
 from brewos_relay.core.grant import FULL, Grant
-from brewos_relay.core.pace import TokenBucket
-from brewos_relay.core.peer import Peer
+from brewos_relay.core.peer import End, Peer
+from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message

@@ -11,7 +11,7 @@ from brewos_relay.core.attachment import ClientAttachment
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.recording import log_lagging
 from brewos_relay.core.snapshot import must_reach
 from brewos_relay.errors import CloseCode
@@ -132,7 +132,7 @@ class Audience:
         for client in self:
             client.deliver(delivery, keep=True)
 
-    def look_after(self, now: float, state: Callable[[], list[Message]]) -> None:
+    def run_checks(self, now: float, state: Callable[[], list[Message]]) -> None:
         """Do what is due by time; called about once a second.
 
         `state` gives what a client that lagged has to be told of the device when it has caught up.

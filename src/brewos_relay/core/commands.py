@@ -1,18 +1,76 @@
 """What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.pending import PendingCommand, PendingCommands
 from brewos_relay.core.snapshot import unnumbered
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
+
+Sender = TypeVar("Sender")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingCommand(Generic[Sender]):
+    """A message that waits for a device, and what its sender has to be told in the end."""
+
+    message: Message
+    head: CommandHead
+    sender: Sender
+    queued_at_ms: int
+    expires_at: float
+    """When it is no longer to be delivered (trio time)."""
+    expires_at_ms: float = math.inf
+    """The same by the wall clock, which also counts while the process does not run."""
+
+
+class PendingCommands(Generic[Sender]):
+    """What waits for one device, oldest first; at most `most`."""
+
+    __slots__ = ("_commands", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._commands: deque[PendingCommand[Sender]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def __iter__(self) -> Iterator[PendingCommand[Sender]]:
+        return iter(self._commands)
+
+    def add(self, command: PendingCommand[Sender]) -> bool:
+        """Let a command wait; False if too many do already."""
+        if len(self._commands) >= self._most:
+            return False
+        self._commands.append(command)
+        return True
+
+    def take_expired(self, now: float, now_ms: int) -> list[PendingCommand[Sender]]:
+        """Take out the commands that have expired by either clock."""
+        expired: list[PendingCommand[Sender]] = []
+        waiting: deque[PendingCommand[Sender]] = deque()
+        for command in self._commands:
+            is_over = command.expires_at <= now or command.expires_at_ms <= now_ms
+            (expired if is_over else waiting).append(command)
+        self._commands = waiting
+        return expired
+
+    def take_all(self) -> list[PendingCommand[Sender]]:
+        """Take out everything."""
+        taken = list(self._commands)
+        self._commands.clear()
+        return taken
+
 
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})

@@ -1,4 +1,4 @@
-"""Grant: what a client may do with its device."""
+"""Grant: what a client may do with its device, and how many clients each user has."""
 
 import math
 from dataclasses import dataclass, field
@@ -44,3 +44,45 @@ class Grant:
 
 
 FULL: Final = Grant()
+
+
+class ClientCounts:
+    """Counts the clients of each user.
+
+    Those whose token itself names the device are not counted: whoever made it knows for how many it is.
+    """
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, grant: Grant) -> None:
+        """Count a client that has come."""
+        self._count(grant, 1)
+
+    def remove(self, grant: Grant) -> None:
+        """Count a client that has gone."""
+        self._count(grant, -1)
+
+    def of(self, grant: Grant) -> int:
+        """Give the number of clients of the user whose grant this is; 0 if they are not counted."""
+        user_id = _counted(grant)
+        return 0 if user_id is None else self._counts.get(user_id, 0)
+
+    def _count(self, grant: Grant, change: int) -> None:
+        user_id = _counted(grant)
+        if user_id is None:
+            return
+        count = self._counts.get(user_id, 0) + change
+        if count:
+            self._counts[user_id] = count
+        else:
+            del self._counts[user_id]
+
+
+def _counted(grant: Grant) -> str | None:
+    return None if grant.by_token else grant.user_id

@@ -1,10 +1,69 @@
-"""Peer: whatever messages can be delivered to, seen from a session."""
+"""Peer: the interface of a connection to a device or a client, how a peer ended, and peers in memory."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from brewos_relay.core.ends import End
-from brewos_relay.messages import Delivery, Message
+import trio
+
+from brewos_relay.errors import CloseCode, PeerGone
+from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.texts import showable
+
+By = Literal["peer", "relay"]
+
+_REASON_CHARS: Final = 120
+_PEERS_OWN: Final = range(1000, 1016)
+"""What the close codes of a peer mean is known here, and of the relay's own all; of others there are many."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a peer ended; `code` is None if no close frame said so, as when a line is cut.
+
+    `round_trip_s` is the shortest that a ping of the relay took to be answered, if one was.
+    """
+
+    by: By
+    code: int | None
+    reason: str = ""
+    round_trip_s: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The close code as a metric has it: one of a few, whatever peers think of."""
+        if self.code is None:
+            return "none"
+        known = self.code in _PEERS_OWN or self.code in CloseCode.__members__.values()
+        return str(self.code) if known else "other"
+
+    def __str__(self) -> str:
+        """Say it in a few words; what a peer gave as its reason is made fit for a line."""
+        how = "without a goodbye" if self.code is None else f"with {self.code}"
+        reason = shown(self.reason)
+        return f"the {self.by} ended it {how}{reason and ': ' + reason}"
+
+
+LEAVING: Final = End("relay", CloseCode.GOING_AWAY, "the relay is leaving")
+"""Of a peer that is there when everything ends."""
+
+
+def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
+    """Give what is kept of an end: texts, as activity has them."""
+    detail = {"by": end.by, "connectedS": f"{connected_s:.1f}", "messages": str(received)}
+    if end.code is not None:
+        detail["code"] = str(int(end.code))
+    if reason := shown(end.reason):
+        detail["reason"] = reason
+    if end.round_trip_s is not None:
+        detail["roundTripMs"] = f"{end.round_trip_s * 1000:.1f}"
+    return detail
+
+
+def shown(text: str) -> str:
+    """Make a text of somebody else's fit to be kept: printable, on one line, not long."""
+    return showable(text[:_REASON_CHARS], instead=" ").strip()
+
 
 Receive: TypeAlias = Callable[[Sequence[Message]], float]
 """Takes the messages that a peer sent, in order; never blocks.
@@ -56,3 +115,115 @@ class Peer(Protocol):
 
         The peer itself knows how early it may be closed without harm.
         """
+
+
+_CAPACITY_MESSAGES: Final = 1000
+
+
+class MemoryPeer:
+    """The relay's side of a connection in memory; a `Peer`. Made by `memory_peer`."""
+
+    def __init__(
+        self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]
+    ) -> None:
+        self._inbound = inbound
+        self._outbound = outbound
+        self.close_code: int | None = None
+        self.close_reason = ""
+
+    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+        """Hand on what the other end sends; see `Peer.run`."""
+        try:
+            async for message in self._inbound:
+                await trio.sleep(receive((message,)))
+        except trio.ClosedResourceError:
+            pass  # `close` was called
+        return None  # who ended it: the relay knows whether it was the relay
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How many messages wait, which is all that is known here."""
+        return self._outbound.statistics().current_buffer_used
+
+    def ping(self) -> bool:
+        """Be sure: the other end is there until it leaves."""
+        return True
+
+    def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
+        """Send messages to the other end, which may let a number of them wait; see `Peer.deliver`."""
+        if self.close_code is not None:
+            return False
+        state = self._outbound.statistics()
+        room = state.max_buffer_size - state.current_buffer_used + state.tasks_waiting_receive
+        if room < len(delivery.messages):
+            return False
+        try:
+            for message in delivery.messages:
+                self._outbound.send_nowait(message)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            return False
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Let `run` end, with this close code; see `Peer.close`."""
+        if self.close_code is None:
+            self.close_code, self.close_reason = code, reason
+        self._inbound.close()
+
+    async def aclose(self) -> None:
+        """Let go of both directions; the other end's `receive` raises PeerGone from here on."""
+        self._inbound.close()
+        self._outbound.close()
+        await trio.lowlevel.checkpoint()
+
+
+class MemoryEnd:
+    """The other side of a connection in memory: what a device or an app would hold."""
+
+    def __init__(
+        self,
+        peer: MemoryPeer,
+        inbound: trio.MemoryReceiveChannel[Message],
+        outbound: trio.MemorySendChannel[Message],
+    ) -> None:
+        self._peer = peer
+        self._inbound = inbound
+        self._outbound = outbound
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code that the relay gave, if it ended the connection."""
+        return self._peer.close_code
+
+    async def send(self, content: dict[str, Any] | Message) -> None:
+        """Send a JSON object, or a message as it is, to the relay. Raises PeerGone."""
+        message = content if isinstance(content, Message) else encode(content)
+        try:
+            await self._outbound.send(message)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self._gone() from None
+
+    async def receive(self) -> Message:
+        """Wait for the next message from the relay. Raises PeerGone once there will be none."""
+        try:
+            return await self._inbound.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            raise self._gone() from None
+
+    def close(self) -> None:
+        """Leave."""
+        self._inbound.close()
+        self._outbound.close()
+
+    def _gone(self) -> PeerGone:
+        if self._peer.close_code is None:
+            return PeerGone("the connection has ended")
+        return PeerGone(f"the relay closed: {self._peer.close_code} {self._peer.close_reason}")
+
+
+def memory_peer(*, capacity_messages: int = _CAPACITY_MESSAGES) -> tuple[MemoryPeer, MemoryEnd]:
+    """Make a peer and its other end, which may leave `capacity_messages` unread."""
+    to_relay, from_end = trio.open_memory_channel[Message](capacity_messages)
+    to_end, from_relay = trio.open_memory_channel[Message](capacity_messages)
+    peer = MemoryPeer(from_end, to_end)
+    return peer, MemoryEnd(peer, from_relay, to_relay)

@@ -82,7 +82,7 @@ class Presence:
             if device is not None:
                 device.restart_silence(now)
 
-    def look_after(self, now: float, counters: Counters) -> bool:
+    def run_checks(self, now: float, counters: Counters) -> bool:
         """Close what is silent for too long; True if the arriving connection may stand for the device now."""
         limits, device, arriving = self._limits, self.present, self.arriving
         comes = False

@@ -7,9 +7,8 @@ from typing import Final
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
-from brewos_relay.core.ends import LEAVING, End, detail_of, shown
-from brewos_relay.core.line_limits import LineLimits
-from brewos_relay.core.peer import Receive
+from brewos_relay.core.peer import LEAVING, End, Receive, detail_of, shown
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.messages import Message
 
 log = logging.getLogger(__name__)

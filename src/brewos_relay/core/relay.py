@@ -14,16 +14,13 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.audience import LOOK_EVERY_S
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.crowds import Crowds
-from brewos_relay.core.grant import FULL, Grant
-from brewos_relay.core.host import Happening
+from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.line_limits import LineLimits
-from brewos_relay.core.pace import open_bucket
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
+from brewos_relay.core.rate_limits import LineLimits, open_bucket
 from brewos_relay.core.rights import Role
-from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.session import DeviceSession, Happening
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
@@ -67,7 +64,7 @@ class Relay:
         """Set once the relay takes nobody on any more."""
         self.attached: set[Attachment] = set()
         """Every peer whose goodbye is not said yet."""
-        self.crowds = Crowds()
+        self.client_counts = ClientCounts()
         """How many clients each user has."""
         self._nursery = nursery
         self._on_seen = on_seen
@@ -128,12 +125,12 @@ class Relay:
         self.counters.conflicts += 1
         return True
 
-    def crowd_of(self, device_id: str, grant: Grant) -> str | None:
+    def reached_client_limit(self, device_id: str, grant: Grant) -> str | None:
         """Say of what there are as many clients as may be, if one with this grant is one too many."""
         session = self._sessions.get(device_id)
         if session is not None and session.client_count >= self.limits.clients_per_device:
             return "this machine"
-        return "this user" if self.crowds.around(grant) >= self.limits.clients_per_user else None
+        return "this user" if self.client_counts.of(grant) >= self.limits.clients_per_user else None
 
     def attach_device(
         self,
@@ -359,12 +356,12 @@ class Relay:
             watch.expect(due_at)
             await trio.sleep_until(due_at)
             try:
-                await self._look_after_all(watch)
+                await self._run_checks(watch)
             except Exception:  # no memory for a list of them: the next look may have some
                 with suppress(Exception):
                     log.exception("not every device could be looked after")
 
-    async def _look_after_all(self, watch: PauseWatch) -> None:
+    async def _run_checks(self, watch: PauseWatch) -> None:
         now = trio.current_time()
         paused_s, unseen_s = watch.look(now)
         if paused_s:
@@ -373,7 +370,7 @@ class Relay:
             lines.report_if_due(now)
         for number, session in enumerate(list(self._sessions.values()), start=1):
             try:
-                session.look_after(now)
+                session.run_checks(now)
             except Exception:
                 log.exception("looking after device %s failed", session.device_id)
             if number % _LOOKS_PER_PASS == 0:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
@@ -14,12 +14,12 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.commands import Commands
-from brewos_relay.core.ends import LEAVING
-from brewos_relay.core.grant import FULL, Grant
-from brewos_relay.core.host import Happening, Host
-from brewos_relay.core.pace import TokenBucket, open_bucket
-from brewos_relay.core.peer import Peer, Receive
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.grant import FULL, ClientCounts, Grant
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.peer import LEAVING, Peer, Receive
 from brewos_relay.core.presence import Presence
+from brewos_relay.core.rate_limits import LineLimits, TokenBucket, open_bucket
 from brewos_relay.core.recording import (
     LEFT,
     end_of,
@@ -33,8 +33,41 @@ from brewos_relay.core.recording import (
 )
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot, unnumbered
 from brewos_relay.core.throttle import Throttle
+from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
+
+Happening: TypeAlias = Literal[
+    "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"
+]
+"""What somebody may want to look up later."""
+
+
+class Host(Protocol):
+    """What a session asks of the relay that it is part of."""
+
+    limits: Limits
+    policy: Policy
+    """What each message of a client needs, and which commands may wait."""
+    counters: Counters
+    attached: set[Attachment]
+    """Every peer whose goodbye is not said yet."""
+    client_counts: ClientCounts
+    """How many clients each user has."""
+    lines: LineLimits
+    """Which lines about peers that come and go are logged."""
+    logs_messages: bool
+    """Whether each pass of messages is logged."""
+
+    def session_emptied(self, session: "DeviceSession") -> None:
+        """Learn that nobody is attached any more; the session takes nobody on from here."""
+
+    def device_seen(self, device_id: str, at_ms: int) -> None:
+        """Learn that a device came or went."""
+
+    def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
+        """Learn that something happened that somebody may want to look up."""
+
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +234,7 @@ class DeviceSession:
             told += self.state()
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
-        self._host.crowds.came(grant)
+        self._host.client_counts.add(grant)
         log_came(client, self._host.lines)
         self._note("client_came", client, {})
         client.deliver(Delivery(told), keep=True)
@@ -257,7 +290,7 @@ class DeviceSession:
         else:
             assert isinstance(attachment, ClientAttachment)
             self._audience.leave(attachment)
-            self._host.crowds.went(attachment.grant)
+            self._host.client_counts.remove(attachment.grant)
             self._host.counters.note_end("client", end)
             log_went(attachment, self._host.lines)
             self._note("client_went", attachment, end_of(attachment))
@@ -502,9 +535,9 @@ class DeviceSession:
         self.snapshot.count_pause(unseen_s)
         self.gone_at -= unseen_s
 
-    def look_after(self, now: float) -> None:
+    def run_checks(self, now: float) -> None:
         """Do what is due by time; called about once a second."""
-        if self._presence.look_after(now, self._host.counters):
+        if self._presence.run_checks(now, self._host.counters):
             self._device_came(now)
         if self.device is not None:
             self._release(self.device, now)
@@ -512,6 +545,6 @@ class DeviceSession:
             self._show_restored()
         self._commands.expire(self, now)
         self.snapshot.age_s(now)
-        self._audience.look_after(now, self.state)
+        self._audience.run_checks(now, self.state)
         if self.device is None and now - self.gone_at >= self._limits.snapshot_s:
             self.snapshot = SmallSnapshot() if self.anonymous else Snapshot()

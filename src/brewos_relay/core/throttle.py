@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from brewos_relay.core.pace import TokenBucket
+from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.core.snapshot import is_superseded, recoded, says_something_new
 from brewos_relay.fields import MALFORMED, Fields, Key, join, split
 from brewos_relay.messages import Head, Message

@@ -17,7 +17,7 @@ from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, vali
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Credential, Grant
-from brewos_relay.core.pace import TokenBuckets
+from brewos_relay.core.rate_limits import TokenBuckets
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.rights import Principal, rights_of, role_is
 from brewos_relay.core.snapshot import KnownState
@@ -302,8 +302,8 @@ class Admission:
         grant = await self._grant(principal, device_id)
         device = await self._store.find_device(device_id)
         # Last of all, so that nobody comes in between.
-        if crowd := self._relay.crowd_of(device_id, grant):
-            told = f"too many clients of {crowd} are connected"
+        if limit := self._relay.reached_client_limit(device_id, grant):
+            told = f"too many clients of {limit} are connected"
             raise Denied("too_many_clients", 429, told, headers={"Retry-After": "5"})
         return ClientEntry(
             device_id,

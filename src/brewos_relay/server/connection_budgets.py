@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.pace import TokenBucket, TokenBuckets, open_bucket
+from brewos_relay.core.rate_limits import TokenBucket, TokenBuckets, open_bucket
 
 DEVICE_BURST: Final = 10.0
 DEVICE_PER_MINUTE: Final = 10.0

@@ -31,7 +31,7 @@ from brewos_relay.server.request_gate import WebSocketWanted, reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
-from brewos_relay.wire.stream import TransportStream
+from brewos_relay.wire.transport import TransportStream
 
 log = logging.getLogger(__name__)
 

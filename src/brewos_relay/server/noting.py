@@ -6,8 +6,8 @@ from typing import Final
 import trio
 
 from brewos_relay.core.clock import now_ms
-from brewos_relay.core.host import Happening
 from brewos_relay.core.relay import Relay
+from brewos_relay.core.session import Happening
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from brewos_relay.core.line_limits import LineLimits
+from brewos_relay.core.rate_limits import LineLimits
 
 log = logging.getLogger(__name__)
 

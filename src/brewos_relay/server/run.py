@@ -22,8 +22,8 @@ from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.line_limits import LineLimits
 from brewos_relay.core.pauses import RunningClock
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.registry.database import database_file

@@ -9,10 +9,9 @@ from typing import Final
 import trio
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.ends import End
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.pace import TokenBucket
-from brewos_relay.core.peer import Receive, Tasks
+from brewos_relay.core.peer import End, Receive, Tasks
+from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.frames import (
