@@ -25,6 +25,13 @@ def test_a_token_is_kept_by_its_id_and_name_and_never_itself(run: Run, secret: s
         assert made.encode() not in file.read_bytes()
 
 
+def test_a_token_that_is_given_no_name_has_the_address_as_its_name(run: Run, secret: str) -> None:
+    run(*TOKEN[:-1], f"{'a' * 200}@b.c")
+    run(*TOKEN)
+    names = [each["name"] for each in json.loads(run("token", "list", "--json").out)]
+    assert sorted(names) == ["a@b.c", "a" * 100]
+
+
 def test_the_list_shows_what_tokens_reach(run: Run, secret: str) -> None:
     run(*TOKEN, "--all-devices")
     table = run("token", "list").out

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from brewos_relay.core.rights import Role
     from brewos_relay.registry.records import StoredToken
 
+_NAME_CHARS: Final = 100
 _ID_BYTES: Final = 8
 _HAS_COMMAND: Final = "brewos_relay.has_command"
 
@@ -88,7 +89,7 @@ class _Needed(click.Option):
     show_default=True,
     help="How long it is good for.",
 )
-@click.option("--name", type=token_name, help="A name for the list of tokens.")
+@click.option("--name", type=token_name, help="A name for the list of tokens [default: the e-mail address].")
 @data_dir_option
 @click.pass_context
 def token(
@@ -121,7 +122,7 @@ def token(
     click.echo(
         _make(
             data_dir,
-            name=name,
+            name=name or email[:_NAME_CHARS],
             user_id=user_id,
             email=email,
             devices="*" if all_devices else devices,
