@@ -8,6 +8,8 @@
 #   server        the process: listener, admission, HTTP side
 #   simulator     simulated machines: a model, and the firmware's end of the wire
 #   api           HTTP on Quart-Trio, and the pages in console
+#   key_rotation  a new key for a device, sent over its own connection
+#   protocols     the relay and the registry, as the HTTP API calls them
 #   wire          WebSocket: bytes to messages and back
 #   auth          keys, tokens, who is who   registry    devices, people, who has what: in SQL
 #   client        the SDK: devices and apps in Python
@@ -17,6 +19,8 @@
 #   dialect       the commands of BrewOS machines, and who may send each
 #   fields        splits a message that msgspec refuses
 #   texts         which characters a name may have
+#   networks      networks around an address, for limits and quotas
+#   version       the version of the installed package
 #   settings      the one reader of the environment; only commands, doctor and server use it
 #
 # The names below are the library. They are fetched when first used, so that a command line that needs no

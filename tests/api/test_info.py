@@ -1,10 +1,8 @@
-import importlib.metadata
 from pathlib import Path
 
 import pytest
 from quart_trio import QuartTrio
 
-from brewos_relay.api import info
 from brewos_relay.api.account_rules import AccountRules
 from support.household import Household, open_household
 from support.sign_ins import PlainVerifier
@@ -25,19 +23,6 @@ async def test_info_tells_an_app_all_that_it_needs(app: QuartTrio) -> None:
 async def test_mode_is_cloud(app: QuartTrio) -> None:
     response = await app.test_client().get("/api/mode")
     assert await response.get_json() == {"mode": "cloud", "apMode": False}
-
-
-@pytest.mark.parametrize("found", [True, False])
-def test_own_version_is_that_of_the_package_if_it_is_installed(
-    monkeypatch: pytest.MonkeyPatch, found: bool
-) -> None:
-    def version(name: str) -> str:
-        if not found:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "1.2.3"
-
-    monkeypatch.setattr(info, "version", version)
-    assert info.own_version() == ("1.2.3" if found else "0+unknown")
 
 
 async def test_info_tells_how_to_sign_in_and_no_secret(

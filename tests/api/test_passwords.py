@@ -9,9 +9,10 @@ import trio
 from brewos_relay.api import passwords
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.core import clock
 from brewos_relay.errors import RegistryError
+from brewos_relay.networks import network_of
 from brewos_relay.registry import known_networks
 from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.records import Change

@@ -3,8 +3,9 @@ import trio
 import trio.testing
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.api.throttle import Throttle, Throttles, network_of, networks_of
+from brewos_relay.api.throttle import Throttle, Throttles
 from brewos_relay.errors import QuotaReached, RegistryBusy, RegistryError
+from brewos_relay.networks import network_of
 
 
 def admitted(throttle: Throttle, key: str) -> bool:
@@ -87,23 +88,6 @@ async def test_only_so_many_are_remembered_and_the_last_used_stay(
         count(throttle, "watched")
     assert len(throttle) <= 10
     assert count(throttle, "stranger 0") == 2
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::"),
-        ("2001:db8:1:3::9", "2001:db8:1:3::"),
-        ("fe80::1%eth0", "fe80::"),
-        ("", ""),
-        ("<local>", "<local>"),
-    ],
-)
-def test_whoever_has_one_address_of_a_network_has_all_of_them(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 async def test_ten_tabs_behind_one_address_never_see_a_limit(autojump_clock: trio.testing.MockClock) -> None:
@@ -197,18 +181,6 @@ async def test_an_attempt_that_ends_in_503_is_given_back(
     with pytest.raises(type(problem)), throttle.attempt("a"):
         raise problem
     assert admitted(throttle, "a") is given_back
-
-
-@pytest.mark.parametrize(
-    ("network", "around"),
-    [
-        ("2001:db8:1:2::", ("2001:db8:1::/48", "2001:db8:1::/56", "2001:db8:1:2::")),
-        ("192.0.2.7", ("192.0.2.0/24", "192.0.2.7")),
-        ("<local>", ("<local>",)),
-    ],
-)
-def test_the_networks_around_an_address(network: str, around: tuple[str, ...]) -> None:
-    assert tuple(networks_of(network)) == around
 
 
 async def test_what_would_be_refused_can_be_asked_without_taking_anything(

@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, select
 
-from brewos_relay.api.throttle import network_of, networks_of
 from brewos_relay.errors import QuotaReached, TooManyUnproven
+from brewos_relay.networks import network_of, networks_of
 from brewos_relay.registry.access import access_of, give, leave, take
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.changes import read_changes

@@ -8,9 +8,9 @@ import trio.testing
 
 from brewos_relay.api import network_shares
 from brewos_relay.api.network_shares import NetworkShares
-from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.networks import network_of
 from brewos_relay.server import connection_budgets
 from brewos_relay.server.admission import _RESERVE_S
 from brewos_relay.server.connection_budgets import DEVICE_BURST, PeerBudgets

@@ -9,9 +9,9 @@ from sqlalchemy import Connection
 from brewos_relay.api.answers import iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import query_of
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.records import ActivityKind, StoredActivity

@@ -25,7 +25,6 @@ from brewos_relay.api.info import info_blueprint
 from brewos_relay.api.keys import keys_blueprint
 from brewos_relay.api.measured import note_route
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
-from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.notices import notices_blueprint
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import pairing_blueprint
@@ -36,7 +35,7 @@ from brewos_relay.api.session_routes import sessions_blueprint
 from brewos_relay.api.sessions import SessionStarter
 from brewos_relay.api.sharing import sharing_blueprint
 from brewos_relay.api.sign_in import sign_in_blueprint
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.api.tokens import tokens_blueprint
 from brewos_relay.api.watchers import watchers_blueprint
 from brewos_relay.api.web import PagePath, web_blueprint
@@ -54,6 +53,8 @@ from brewos_relay.errors import (
     TokenRejected,
     TooManyUnproven,
 )
+from brewos_relay.networks import network_of
+from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.telemetry.requests import RequestCounters
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from quart import Request
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.api.needs import Registry
 from brewos_relay.auth.access import principal_of
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
+from brewos_relay.protocols import Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from quart import Request, g
 
-from brewos_relay.api.throttle import network_of
 from brewos_relay.auth.caller import Caller, ProxyTrust
 from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.networks import network_of
 
 
 def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:

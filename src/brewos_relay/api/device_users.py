@@ -8,13 +8,13 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import Marked, body_of, mark_of, query_of
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.reach import not_allowed, reach
 from brewos_relay.api.sharing import When, to_ms
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import role_is
 from brewos_relay.errors import LastOwner
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.access import set_role, take, users_of
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import DeviceUser, Role

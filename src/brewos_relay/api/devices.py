@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, printable, query_of
-from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.reach import no_device, not_allowed, reach
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import Rights, rights_of, role_is
 from brewos_relay.core.snapshot import readable_content
 from brewos_relay.messages import Message
+from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.access import devices_of, leave, release
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices

@@ -7,9 +7,9 @@ import msgspec
 from quart import Blueprint, Response
 
 from brewos_relay.api.answers import iso_utc, json_answer
-from brewos_relay.api.needs import RelayView
 from brewos_relay.api.openapi import described
 from brewos_relay.core.clock import now_ms
+from brewos_relay.protocols import RelayView
 
 Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 """Gives the reasons why nobody should be sent to this server now."""

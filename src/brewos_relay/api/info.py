@@ -1,6 +1,5 @@
 """GET /api/info and /api/mode, what an app asks first, and /api/auth/jwks.json, for other services."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
 import msgspec
@@ -10,6 +9,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.answers import API_VERSION, json_answer
 from brewos_relay.api.openapi import described
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.version import installed_version
 
 # An app that misses one of these warns that the server is too old for it. Both live in the machine, and
 # everything that a machine can do passes through here.
@@ -63,14 +63,6 @@ class Mode(msgspec.Struct, rename="camel"):
     ap_mode: bool
 
 
-def own_version() -> str:
-    """Tell the version of the relay that is installed."""
-    try:
-        return version("brewos-relay")
-    except PackageNotFoundError:
-        return "0+unknown"
-
-
 def info_blueprint(
     *, accounts: AccountRules, keys: KeyRing, has_web_app: bool, demo: bool = False
 ) -> Blueprint:
@@ -80,7 +72,7 @@ def info_blueprint(
         mode="cloud",
         api_version=API_VERSION,
         features=FEATURES,
-        relay_version=own_version(),
+        relay_version=installed_version(),
         firmware_version=None,
         web_version=None,
         web_app=has_web_app,

@@ -1,25 +1,20 @@
 """Giving a machine a new key."""
 
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
-from brewos_relay.auth.keys import generate_key, hash_key
-from brewos_relay.core.clock import now_ms
-from brewos_relay.errors import TooManyKeys
-from brewos_relay.messages import key_rotate
+from brewos_relay.key_rotation import RotationOutcome, send_new_key
+from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key, drop_next_key, gets_no_more_keys
+from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
 
-Outcome = Literal["sent", "offline", "too_many"]
-
-_REFUSALS: Final[dict[Outcome, str]] = {
+_REFUSALS: Final[dict[RotationOutcome, str]] = {
     "offline": "The machine is offline: switch it on, and try again once it is connected.",
     "too_many": (
         f"The machine ignored the earlier rotations: it was sent {NEXT_KEYS_AT_MOST} new keys and has used"
@@ -60,40 +55,3 @@ def keys_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) ->
         return json_answer(RotationAnswer(status="sent", message=_WHAT_NEXT), status=202)
 
     return blueprint
-
-
-async def send_new_key(
-    device_id: str,
-    *,
-    relay: RelayView,
-    store: Registry,
-    user_id: str | None,
-    authority: Authority | None = None,
-) -> Outcome:
-    """Send a machine a new key, on behalf of a user, and tell what came of it.
-
-    `authority` is that of a request; None for a change that the command line made.
-    Raises DeviceUnknown, and RegistryError if the key could not be kept; it was not sent then.
-    """
-    device = await store.find_device(device_id)
-    if device is not None and gets_no_more_keys(device):
-        return "too_many"  # first: switching the machine on would not help
-    if not relay.is_online(device_id):
-        return "offline"
-    key = generate_key()
-    try:
-        # Kept before it is sent: a machine must never have a key that nobody else knows.
-        if authority is None:
-            await store.write_anonymous(
-                add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
-            )
-        else:
-            await store.write_as(
-                authority, add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
-            )
-    except TooManyKeys:
-        return "too_many"
-    if relay.send_to_device(device_id, key_rotate(key)):
-        return "sent"
-    await store.write_anonymous(drop_next_key, device_id, hash_key(key))
-    return "offline"

@@ -5,8 +5,8 @@ from typing import Final
 import trio
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.api.throttle import networks_of, wider_networks
 from brewos_relay.core.rate_limits import RecentRates, TokenBucket
+from brewos_relay.networks import networks_of, wider_networks
 
 _FAIR_OVER_S: Final = 30.0
 _WIDEST_SHARE: Final = 4

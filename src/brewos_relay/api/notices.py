@@ -8,8 +8,8 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.answers import iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import query_of
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.notices import dismiss_notices, notices_of
 from brewos_relay.registry.records import NoticeKind

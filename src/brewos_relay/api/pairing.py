@@ -14,14 +14,15 @@ from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, body_of, printable
 from brewos_relay.api.callers import current_caller
 from brewos_relay.api.fair_queue import FairQueue
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.network_shares import FairRate
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.throttle import Throttles, network_of, networks_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
 from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
 from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooManyNewDevices
+from brewos_relay.networks import network_of, networks_of
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldClaim, claim, claim_code, claim_share, register_claim
 from brewos_relay.registry.records import Claimed, Role

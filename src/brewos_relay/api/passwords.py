@@ -14,11 +14,12 @@ from brewos_relay.api.bearer import SignedIn, Who
 from brewos_relay.api.bodies import ShortText, Unshown, body_of
 from brewos_relay.api.callers import current_caller
 from brewos_relay.api.fair_queue import FairQueue
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
-from brewos_relay.api.throttle import Throttles, network_of, networks_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.core.clock import now_ms
+from brewos_relay.networks import network_of, networks_of
+from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry import known_networks, sessions
 from brewos_relay.registry.authority import Authority

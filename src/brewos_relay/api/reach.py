@@ -7,9 +7,9 @@ from werkzeug.routing import BaseConverter
 
 from brewos_relay.api.answers import Refused
 from brewos_relay.api.bearer import Who
-from brewos_relay.api.needs import Registry
 from brewos_relay.auth.keys import DEVICE_ID, parse_device_id
 from brewos_relay.core.rights import rights_of, role_is
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.records import Access, Device, Role
 
 _NO_DEVICE: Final = "There is no such device, or you have no access to it."

@@ -7,11 +7,12 @@ from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import LongText, Marked, Unshown, body_of, mark_of, query_of
 from brewos_relay.api.callers import current_caller
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.sessions import Person, SessionStarter, SessionTokens
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.core.clock import now_ms
+from brewos_relay.networks import network_of
+from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry import sessions
 from brewos_relay.registry.authority import Authority

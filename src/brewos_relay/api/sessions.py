@@ -11,10 +11,10 @@ from quart import Request
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.bodies import Unshown
 from brewos_relay.api.callers import current_caller
-from brewos_relay.api.needs import Registry
 from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.clock import now_ms
+from brewos_relay.protocols import Registry
 from brewos_relay.registry import sessions
 from brewos_relay.registry.records import User
 from brewos_relay.texts import showable

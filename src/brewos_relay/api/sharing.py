@@ -15,7 +15,6 @@ from brewos_relay.api.answers import Refused, iso_utc, json_answer
 from brewos_relay.api.bearer import SignedIn
 from brewos_relay.api.bodies import body_of
 from brewos_relay.api.callers import current_caller
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.reach import reach
@@ -23,6 +22,7 @@ from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
 from brewos_relay.core.clock import now_ms
+from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
 

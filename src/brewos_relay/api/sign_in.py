@@ -12,15 +12,16 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.answers import Refused, json_answer
 from brewos_relay.api.bodies import LongText, ShortText, Unshown, body_of
 from brewos_relay.api.callers import current_caller, may_log
-from brewos_relay.api.needs import Registry
 from brewos_relay.api.openapi import described
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.sessions import SessionStarter, SessionTokens
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
+from brewos_relay.networks import network_of
+from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry.records import Identity, User
 

@@ -8,9 +8,9 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.answers import json_answer
 from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.needs import Registry, RelayView
 from brewos_relay.api.openapi import described
 from brewos_relay.api.reach import reach
+from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.records import User
 

@@ -146,7 +146,7 @@ identities = Table(
     sqlite_with_rowid=False,
 )
 
-# The networks from which the owner of an account signed in to it lately, as `api.throttle.network_of` says.
+# The networks from which the owner of an account signed in to it lately, as `networks.network_of` says.
 known_networks = Table(
     "known_networks",
     metadata,

@@ -1,6 +1,6 @@
 """Store: the registry for the server, over a Database in worker threads.
 
-The HTTP API sees a Store without `write` (`api.needs.Registry`): what it writes has an authority, which is
+The HTTP API sees a Store without `write` (`protocols.Registry`): what it writes has an authority, which is
 verified in the same transaction (`write_as`), or is one of the few writes that `registry.anonymous` lists.
 """
 

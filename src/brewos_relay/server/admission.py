@@ -10,7 +10,6 @@ from typing import Final
 import trio
 
 from brewos_relay.api.network_shares import NetworkShares
-from brewos_relay.api.throttle import network_of, networks_of, wider_networks
 from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
@@ -22,6 +21,7 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.rights import Principal, rights_of, role_is
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
+from brewos_relay.networks import network_of, networks_of, wider_networks
 from brewos_relay.registry.keys import use_next_key
 from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted, is_of_interest
 from brewos_relay.registry.records import Device

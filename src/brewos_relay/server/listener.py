@@ -10,11 +10,12 @@ from typing import Final, Protocol
 import trio
 
 from brewos_relay.api.answers import Refused
-from brewos_relay.api.throttle import Throttles, network_of
+from brewos_relay.api.throttle import Throttles
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, PeerGone
+from brewos_relay.networks import network_of
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import (
     CLIENT_PATHS,

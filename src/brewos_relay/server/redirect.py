@@ -4,8 +4,8 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from brewos_relay.api.throttle import network_of
 from brewos_relay.core.limits import Limits
+from brewos_relay.networks import network_of
 from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import DEVICE_PATH
 from brewos_relay.server.arrival import IncomingConnection, LingerSlots, PortPolicy

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import trio
 
 from brewos_relay.api.app import create_app
-from brewos_relay.api.info import own_version
 from brewos_relay.api.measured import Measured
 from brewos_relay.api.metrics import MetricsPage
 from brewos_relay.api.throttle import Throttles
@@ -56,6 +55,7 @@ from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_li
 from brewos_relay.telemetry.metrics import Metrics, MetricSources
 from brewos_relay.telemetry.requests import RequestCounters
 from brewos_relay.telemetry.uncaught import log_uncaught
+from brewos_relay.version import installed_version
 from brewos_relay.wire.poller import open_poller
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ async def open_server(
                 metrics = Metrics(
                     relay,
                     MetricSources(
-                        version=own_version(),
+                        version=installed_version(),
                         handshakes=handshakes,
                         requests=requests,
                         registry=store.timings,

@@ -1,0 +1,50 @@
+"""Key rotation: a new key for a device, sent over its own connection."""
+
+from typing import Literal
+
+from brewos_relay.auth.keys import generate_key, hash_key
+from brewos_relay.core.clock import now_ms
+from brewos_relay.errors import TooManyKeys
+from brewos_relay.messages import key_rotate
+from brewos_relay.protocols import Registry, RelayView
+from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.keys import add_next_key, drop_next_key, gets_no_more_keys
+
+RotationOutcome = Literal["sent", "offline", "too_many"]
+
+
+async def send_new_key(
+    device_id: str,
+    *,
+    relay: RelayView,
+    store: Registry,
+    user_id: str | None,
+    authority: Authority | None = None,
+) -> RotationOutcome:
+    """Send a machine a new key, on behalf of a user, and tell what came of it.
+
+    `authority` is that of a request; None for a change that the command line made.
+    Raises DeviceUnknown, and RegistryError if the key could not be kept; it was not sent then.
+    """
+    device = await store.find_device(device_id)
+    if device is not None and gets_no_more_keys(device):
+        return "too_many"  # first: switching the machine on would not help
+    if not relay.is_online(device_id):
+        return "offline"
+    key = generate_key()
+    try:
+        # Kept before it is sent: a machine must never have a key that nobody else knows.
+        if authority is None:
+            await store.write_anonymous(
+                add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+            )
+        else:
+            await store.write_as(
+                authority, add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+            )
+    except TooManyKeys:
+        return "too_many"
+    if relay.send_to_device(device_id, key_rotate(key)):
+        return "sent"
+    await store.write_anonymous(drop_next_key, device_id, hash_key(key))
+    return "offline"
