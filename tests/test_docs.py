@@ -10,7 +10,7 @@ import click
 import pytest
 
 from brewos_relay import messages
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.cli import cli
 from brewos_relay.commands import common
 from brewos_relay.core.limits import Limits

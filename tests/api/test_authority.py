@@ -10,7 +10,7 @@ import trio
 from sqlalchemy import Connection, select
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.api.request_limits import Throttle, Throttles
 from support.household import Household, open_household
 
 

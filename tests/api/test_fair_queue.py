@@ -4,8 +4,8 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.api.answers import Refused
 from brewos_relay.api.fair_queue import FairQueue
+from brewos_relay.api.payloads import Refused
 from brewos_relay.errors import RegistryBusy
 
 

@@ -1,10 +1,19 @@
+import logging
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+import structlog
+import trio
+import trio.testing
 from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.metrics import MetricsPage, bearer_matches
+from brewos_relay.api.metrics import Measured, MetricsPage, bearer_matches
+from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.telemetry.requests import RequestCounters
 from support.household import Household
 
 TOKEN = "metrics-token-0123456789"
@@ -48,3 +57,121 @@ async def test_without_a_token_there_are_none(app: QuartTrio) -> None:
 
 def test_the_token_is_not_shown() -> None:
     assert TOKEN not in repr(MetricsPage(lambda: b"", TOKEN))
+
+
+class Measuring:
+    """An application, and what is counted of it."""
+
+    def __init__(self, app: QuartTrio, counters: RequestCounters) -> None:
+        self.counters = counters
+        app.asgi_app = Measured(app.asgi_app, counters)  # type: ignore[method-assign]
+        self.client = app.test_client()
+
+
+@pytest.fixture
+def measuring(house: Household) -> Measuring:
+    counters, throttles = RequestCounters(), Throttles()
+    throttles.sign_ins = Throttle("attempts to sign in", burst=1, each_minute=1)
+    app = create_app(
+        relay=house.relay,
+        store=house.store,
+        keys=house.keys,
+        proxy_trust=ProxyTrust(),
+        accounts=AccountRules(),
+        web_dist_path=None,
+        throttles=throttles,
+        counters=counters,
+    )
+    return Measuring(app, counters)
+
+
+@pytest.fixture
+def noted(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG, logger="brewos_relay.api.metrics"):
+        yield caplog
+
+
+async def test_requests_are_counted_by_method_route_and_status(measuring: Measuring) -> None:
+    ids = [
+        (await measuring.client.open(path, method=method, json=None)).headers["X-Request-Id"]
+        for method, path in (
+            ("GET", "/api/health"),
+            ("GET", "/api/health?token=abc"),
+            ("GET", "/api/devices/BRW-12AB34CD/users"),
+            ("GET", "/no/such/page"),
+            ("BREW", "/api/health"),
+        )
+    ]
+    assert measuring.counters.answered == {
+        ("GET", "/api/health", "200"): 2,
+        ("GET", "/api/devices/{device_id}/users", "401"): 1,
+        ("GET", "none", "404"): 1,
+        ("other", "none", "405"): 1,
+    }
+    assert sum(measuring.counters.took["/api/health"].counts) == 2
+    assert measuring.counters.in_flight == 0
+    assert len(set(ids)) == 5
+    assert {len(each) for each in ids} == {16}
+
+
+async def test_whoever_asks_too_often_is_counted_by_what_there_was_too_much_of(measuring: Measuring) -> None:
+    for _ in range(3):
+        await measuring.client.post("/api/auth/invite", json={"token": "x" * 43})
+    assert measuring.counters.refused == {"too_many_attempts_to_sign_in": 2}
+
+
+async def test_each_entry_of_the_log_says_of_which_request_it_is(
+    measuring: Measuring, noted: pytest.LogCaptureFixture
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+        await send({"type": "http.response.start", "status": 204, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {"type": "http", "method": "GET", "path": "/secret-path"}
+    await Measured(app, measuring.counters)(scope, None, send)
+    start, _ = sent
+    assert start["headers"] == [(b"a", b"b"), (b"x-request-id", seen[0]["request"].encode())]
+    assert structlog.contextvars.get_contextvars() == {}
+    assert "secret-path" not in noted.text
+    (record,) = noted.records
+    assert record.getMessage() == "GET none: 204"
+
+
+async def test_requests_are_in_flight_until_they_are_over_however_that_comes() -> None:
+    counters = RequestCounters()
+
+    async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("no")
+
+    scope = {"type": "http", "method": "GET"}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Measured(hangs, counters), scope, None, None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert counters.in_flight == 1
+        nursery.cancel_scope.cancel()
+    with pytest.raises(ValueError, match="no"):
+        await Measured(fails, counters)(scope, None, None)
+    assert counters.in_flight == 0
+    assert counters.answered == {("GET", "none", "none"): 2}
+
+
+async def test_what_is_no_request_is_handed_on() -> None:
+    counters, seen = RequestCounters(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    await Measured(app, counters)({"type": "lifespan"}, None, None)
+    assert seen == ["lifespan"]
+    assert not counters.answered

@@ -6,7 +6,7 @@ import pytest
 
 from brewos_relay.api import pairing
 from brewos_relay.api.pairing import CLAIM_MS
-from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.errors import RegistryError

@@ -7,9 +7,9 @@ import pytest
 import trio
 
 from brewos_relay.api import passwords
-from brewos_relay.api.answers import Refused
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import Refused
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.core import clock
 from brewos_relay.errors import RegistryError
 from brewos_relay.networks import network_of

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from brewos_relay.api.answers import Refused
+from brewos_relay.api.payloads import Refused
+from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.api.sharing import SHARE_S, to_ms
-from brewos_relay.api.throttle import Throttle, Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.clock import now_ms
 from support.household import BASE_URL, MACHINE, STRANGE, Answer, Household, open_household

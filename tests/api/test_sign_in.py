@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.identity import GoogleVerifier
 from brewos_relay.core import clock
 from brewos_relay.errors import IdentityUnavailable

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from brewos_relay.api.throttle import Throttle
+from brewos_relay.api.request_limits import Throttle
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give

@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.api import network_shares
-from brewos_relay.api.network_shares import NetworkShares
+from brewos_relay.api import request_limits
+from brewos_relay.api.request_limits import NetworkShares
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.networks import network_of
@@ -215,7 +215,7 @@ async def test_no_rate_means_no_budget() -> None:
 
 
 async def test_only_so_many_networks_and_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_shares, "_NETWORKS_KEPT", 10)
+    monkeypatch.setattr(request_limits, "_NETWORKS_KEPT", 10)
     monkeypatch.setattr(connection_budgets, "_PEERS_KEPT", 10)
     networks, peers = NetworkShares(reserve_s=1.0), PeerBudgets(Limits())
     for number in range(100):

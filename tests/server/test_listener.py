@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from brewos_relay import messages
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.clock import now_ms
 from brewos_relay.messages import Message

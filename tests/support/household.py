@@ -15,7 +15,7 @@ from werkzeug.datastructures import Headers
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing

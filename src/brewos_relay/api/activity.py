@@ -1,4 +1,4 @@
-"""GET /api/devices/ID/activity: who did what with a device, and when."""
+"""Past events: the activity of a device, and the notices of an account."""
 
 from typing import Annotated
 
@@ -6,15 +6,16 @@ import msgspec
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.answers import iso_utc, json_answer
-from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import query_of
-from brewos_relay.api.openapi import described
-from brewos_relay.api.reach import reach
+from brewos_relay.api.authentication import SignedIn
+from brewos_relay.api.device_access import reach
+from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.payloads import iso_utc, json_answer, query_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.records import ActivityKind, StoredActivity
+from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.notices import dismiss_notices, notices_of
+from brewos_relay.registry.records import ActivityKind, NoticeKind, StoredActivity
 
 
 class Page(msgspec.Struct):
@@ -80,3 +81,53 @@ def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivi
     found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
     accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])
     return found, {account.id: account.email for account in accounts.values()}
+
+
+class NoticeAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A notice about a device."""
+
+    id: int
+    at: str
+    kind: NoticeKind
+    device_id: str
+
+
+class Notices(msgspec.Struct):
+    """The notices, the newest first."""
+
+    notices: list[NoticeAnswer]
+
+
+class Dismissing(msgspec.Struct, rename="camel"):
+    """Up to which notice they have been read."""
+
+    up_to: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
+    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
+    blueprint = Blueprint("notices", __name__)
+
+    @blueprint.get("/api/notices")
+    @described("What your account is told about machines", answer=Notices)
+    async def notices() -> Response:
+        who = await signed_in.with_session(request)
+        found = await store.read(notices_of, who.user_id)
+        return json_answer(
+            Notices(
+                notices=[
+                    NoticeAnswer(id=one.id, at=iso_utc(one.at_ms), kind=one.kind, device_id=one.device_id)
+                    for one in found
+                ]
+            )
+        )
+
+    @blueprint.delete("/api/notices")
+    @described("Dismiss the notices up to one of them", answer=Done, query=Dismissing)
+    async def dismiss() -> Response:
+        who = await signed_in.with_session(request)
+        up_to_id = query_of(request, Dismissing).up_to
+        await store.write_as(Authority(who.principal), dismiss_notices, who.user_id, up_to_id=up_to_id)
+        return json_answer(Done())
+
+    return blueprint

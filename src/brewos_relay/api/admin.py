@@ -6,11 +6,9 @@ import msgspec
 from quart import Blueprint, Request, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.answers import Refused, iso_utc, json_answer
-from brewos_relay.api.bearer import SignedIn, Who
-from brewos_relay.api.bodies import ShortText, body_of, query_of
-from brewos_relay.api.callers import current_caller
+from brewos_relay.api.authentication import SignedIn, Who, current_caller
 from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.payloads import Refused, ShortText, body_of, iso_utc, json_answer, query_of
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
 from brewos_relay.core.clock import now_ms

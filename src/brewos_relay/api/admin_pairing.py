@@ -6,10 +6,9 @@ import msgspec
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.admin import administrator as administrator_of
-from brewos_relay.api.answers import Refused, iso_utc, json_answer
-from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import body_of
+from brewos_relay.api.authentication import SignedIn
 from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.payloads import Refused, body_of, iso_utc, json_answer
 from brewos_relay.core.clock import now_ms
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority

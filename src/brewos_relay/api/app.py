@@ -10,35 +10,26 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.activity import activity_blueprint
+from brewos_relay.api.activity import activity_blueprint, notices_blueprint
 from brewos_relay.api.admin import admin_blueprint, not_an_administrator
 from brewos_relay.api.admin_pairing import admin_pairing_blueprint
-from brewos_relay.api.answers import Refused, error_answer
-from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.callers import current_caller, may_log, note_caller
-from brewos_relay.api.console import console_blueprint
-from brewos_relay.api.cross_site import CrossSite
-from brewos_relay.api.device_users import device_users_blueprint
-from brewos_relay.api.devices import LISTED_AT_MOST, devices_blueprint
-from brewos_relay.api.health import Degraded, Problems, health_blueprint
-from brewos_relay.api.info import info_blueprint
-from brewos_relay.api.keys import keys_blueprint
-from brewos_relay.api.measured import note_route
-from brewos_relay.api.metrics import MetricsPage, metrics_blueprint
-from brewos_relay.api.notices import notices_blueprint
+from brewos_relay.api.authentication import SignedIn, current_caller, may_log, note_caller
+from brewos_relay.api.browser_security import CrossSite, HeaderRules
+from brewos_relay.api.device_access import DeviceIdPart, no_device, not_allowed
+from brewos_relay.api.device_users import device_users_blueprint, watchers_blueprint
+from brewos_relay.api.devices import LISTED_AT_MOST, devices_blueprint, keys_blueprint
+from brewos_relay.api.login_sessions import SessionStarter, sessions_blueprint
+from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, note_route
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import pairing_blueprint
 from brewos_relay.api.passwords import PasswordCheck, passwords_blueprint
-from brewos_relay.api.reach import DeviceIdPart, no_device, not_allowed
-from brewos_relay.api.security import HeaderRules
-from brewos_relay.api.session_routes import sessions_blueprint
-from brewos_relay.api.sessions import SessionStarter
+from brewos_relay.api.payloads import Refused, error_answer
+from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.server_info import Degraded, Problems, health_blueprint, info_blueprint
 from brewos_relay.api.sharing import sharing_blueprint
 from brewos_relay.api.sign_in import sign_in_blueprint
-from brewos_relay.api.throttle import Throttles
 from brewos_relay.api.tokens import tokens_blueprint
-from brewos_relay.api.watchers import watchers_blueprint
-from brewos_relay.api.web import PagePath, web_blueprint
+from brewos_relay.api.web import PagePath, console_blueprint, web_blueprint
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LineLimits

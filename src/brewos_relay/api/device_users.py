@@ -1,23 +1,25 @@
-"""Who has a device, as what and until when."""
+"""The users of a device: who has access, and who is connected."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from quart import Blueprint, Response, request
 
-from brewos_relay.api.answers import Refused, iso_utc, json_answer
-from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import Marked, body_of, mark_of, query_of
+from brewos_relay.api.authentication import SignedIn
+from brewos_relay.api.device_access import not_allowed, reach
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.reach import not_allowed, reach
+from brewos_relay.api.payloads import Marked, Refused, body_of, iso_utc, json_answer, mark_of, query_of
 from brewos_relay.api.sharing import When, to_ms
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import role_is
 from brewos_relay.errors import LastOwner
-from brewos_relay.protocols import Registry
+from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.access import set_role, take, users_of
+from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.records import DeviceUser, Role
+from brewos_relay.registry.records import DeviceUser, Role, User
 
 _NO_USER: Final = "Nobody of that id has this device."
 _LAST_OWNER: Final = (
@@ -69,7 +71,7 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
         since_ms = -1 if last is None or last.claimed_at_ms is None else last.claimed_at_ms
         return json_answer(
             DeviceUsers(
-                users=[_describe(user) for user in found],
+                users=[_user_answer(user) for user in found],
                 next=None if last is None else mark_of(since_ms, last.user_id),
             )
         )
@@ -109,7 +111,7 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
         if not changed:
             raise Refused(_NO_USER, status=404)
         await store.catch_up()
-        return json_answer(_describe(await _user_of(device_id, user_id, store=store)))
+        return json_answer(_user_answer(await _user_of(device_id, user_id, store=store)))
 
     @blueprint.delete("/api/devices/<device:device_id>/users/<user_id>")
     @described(
@@ -153,7 +155,7 @@ async def _user_of(device_id: str, user_id: str, *, store: Registry) -> DeviceUs
     return found[0]
 
 
-def _describe(user: DeviceUser) -> DeviceUserAnswer:
+def _user_answer(user: DeviceUser) -> DeviceUserAnswer:
     email = user.email or ""
     return DeviceUserAnswer(
         user_id=user.user_id,
@@ -163,4 +165,50 @@ def _describe(user: DeviceUser) -> DeviceUserAnswer:
         claimed_at=iso_utc(user.claimed_at_ms),
         role=user.role,
         until=iso_utc(user.until_ms),
+    )
+
+
+class Watcher(msgspec.Struct, rename="camel", kw_only=True):
+    """Somebody who is connected; `displayName` is never empty, `email` is without an account."""
+
+    user_id: str
+    email: str
+    display_name: str
+    avatar_url: str | None
+    connections: int
+
+
+class Watchers(msgspec.Struct):
+    """The answer about all of them."""
+
+    watchers: list[Watcher]
+
+
+def watchers_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
+    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
+    blueprint = Blueprint("watchers", __name__)
+
+    @blueprint.get("/api/devices/<device:device_id>/watchers")
+    @described("Who is connected to a device now, for an owner of it", answer=Watchers, refusals=[403])
+    async def watchers(device_id: str) -> Response:
+        who = await signed_in(request)
+        reached = await reach(who, device_id, store=store, at_least="owner")
+        here = Counter(
+            grant.user_id for grant in relay.grants_of(reached.device_id) if grant.user_id is not None
+        )
+        accounts = await store.read(find_users, sorted(here))
+        found = [_watcher_answer(user_id, count, accounts) for user_id, count in sorted(here.items())]
+        return json_answer(Watchers(watchers=found))
+
+    return blueprint
+
+
+def _watcher_answer(user_id: str, connections: int, accounts: Mapping[str, User]) -> Watcher:
+    account = accounts.get(user_id)
+    return Watcher(
+        user_id=user_id,
+        email=account.email if account else "",
+        display_name=(account.name or account.email) if account else user_id,
+        avatar_url=account.picture_url if account else None,
+        connections=connections,
     )

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.answers import Refused
+from brewos_relay.api.payloads import Refused
 from brewos_relay.errors import RegistryBusy
 
 _REMEMBERED: Final = 4096

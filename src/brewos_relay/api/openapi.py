@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from quart import Blueprint, Quart, Response, current_app
 
-from brewos_relay.api.answers import API_VERSION, json_answer
+from brewos_relay.api.payloads import API_VERSION, json_answer
 
 V = TypeVar("V", bound=Callable[..., Any])
 

@@ -9,14 +9,11 @@ import trio
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.answers import Refused, json_answer
-from brewos_relay.api.bearer import SignedIn, Who
-from brewos_relay.api.bodies import ShortText, body_of, printable
-from brewos_relay.api.callers import current_caller
+from brewos_relay.api.authentication import SignedIn, Who, current_caller
 from brewos_relay.api.fair_queue import FairQueue
-from brewos_relay.api.network_shares import FairRate
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import Refused, ShortText, body_of, json_answer, printable
+from brewos_relay.api.request_limits import FairRate, Throttles
 from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
 from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
 from brewos_relay.core.clock import now_ms

@@ -9,13 +9,11 @@ import trio
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.answers import Refused, json_answer
-from brewos_relay.api.bearer import SignedIn, Who
-from brewos_relay.api.bodies import ShortText, Unshown, body_of
-from brewos_relay.api.callers import current_caller
+from brewos_relay.api.authentication import SignedIn, Who, current_caller
 from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.openapi import described
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import Refused, ShortText, Unshown, body_of, json_answer
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.core.clock import now_ms
 from brewos_relay.networks import network_of, networks_of

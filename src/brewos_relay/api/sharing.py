@@ -11,14 +11,12 @@ import segno
 import trio
 from quart import Blueprint, Response, request
 
-from brewos_relay.api.answers import Refused, iso_utc, json_answer
-from brewos_relay.api.bearer import SignedIn
-from brewos_relay.api.bodies import body_of
-from brewos_relay.api.callers import current_caller
+from brewos_relay.api.authentication import SignedIn, current_caller
+from brewos_relay.api.device_access import reach
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.pairing import HASHING_AT_ONCE
-from brewos_relay.api.reach import reach
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import Refused, body_of, iso_utc, json_answer
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
 from brewos_relay.core.clock import now_ms

@@ -9,13 +9,12 @@ import trio
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.answers import Refused, json_answer
-from brewos_relay.api.bodies import LongText, ShortText, Unshown, body_of
-from brewos_relay.api.callers import current_caller, may_log
+from brewos_relay.api.authentication import current_caller, may_log
+from brewos_relay.api.login_sessions import SessionStarter, SessionTokens
 from brewos_relay.api.openapi import described
 from brewos_relay.api.passwords import PasswordCheck
-from brewos_relay.api.sessions import SessionStarter, SessionTokens
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import LongText, Refused, ShortText, Unshown, body_of, json_answer
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rate_limits import LineLimits

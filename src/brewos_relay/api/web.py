@@ -1,11 +1,13 @@
-"""The files of a built single-page app, for browsers."""
+"""Pages and files for browsers: a built single-page app, and the console that is part of the relay."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import trio
 from quart import Blueprint, Response, abort, current_app, request
@@ -125,12 +127,12 @@ def web_blueprint(root: Path) -> Blueprint:
         found = found or await trio.to_thread.run_sync(_find, root, INDEX)
         if found is None:
             abort(503)  # the app is just being replaced
-        return await _send(found, immutable=immutable)
+        return await _send_file(found, immutable=immutable)
 
     return blueprint
 
 
-async def _send(found: _File, *, immutable: bool) -> Response:
+async def _send_file(found: _File, *, immutable: bool) -> Response:
     """Send a file or the part that is asked for, or 304 to a browser that has it."""
     whole = _FileBody(found, 0, found.size_bytes)
     response = current_app.response_class(whole, content_type=_content_type(found.names))
@@ -216,3 +218,73 @@ def _content_type(names: Sequence[str]) -> str:
     if not suffix and names[:-1] == (".well-known",):
         return "application/json"  # association files have no suffix and are JSON
     return CONTENT_TYPES.get(suffix.lower(), "application/octet-stream")
+
+
+# The first is there beside a built web app too: that one may be built without any way to sign in.
+_LOGIN: Final = ("/login", "login.html")
+_PAGES: Final = (
+    ("/", "index.html"),
+    ("/machine/<device:device_id>", "machine.html"),
+    ("/pair", "pair.html"),
+    ("/admin", "admin.html"),
+)
+_ALSO: Final = (
+    ("/console", "index.html"),
+    ("/console/machine/<device:device_id>", "machine.html"),
+    ("/console/admin", "admin.html"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A file of the package, as it is sent."""
+
+    content: bytes
+    content_type: str
+    tag: str
+
+
+def console_blueprint(*, beside_app: bool) -> Blueprint:
+    """Make the blueprint; `beside_app` leaves a built web app all but /login and what is below /console."""
+    blueprint = Blueprint("console", __name__)
+    pages = _read_pages()
+
+    def send(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+        async def view(device_id: str = "") -> Response:
+            return await _send_page(pages[name])  # it reads the rest from its own address
+
+        return view
+
+    for path, name in (_LOGIN, *_ALSO, *(() if beside_app else _PAGES)):
+        blueprint.add_url_rule(path, path.strip("/") or "home", send(name), methods=["GET"])
+
+    @blueprint.get("/console/<name>")
+    async def part(name: str) -> Response:
+        if name not in pages or name.endswith(".html"):
+            abort(404)
+        return await _send_page(pages[name])
+
+    return blueprint
+
+
+def _read_pages() -> dict[str, _Page]:
+    """Read every page, script and style of the console, by its name."""
+    folder = files("brewos_relay") / "console"
+    return {
+        entry.name: _Page(content, CONTENT_TYPES[suffix], hashlib.sha256(content).hexdigest()[:32])
+        for entry in folder.iterdir()
+        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES
+        for content in [entry.read_bytes()]
+    }
+
+
+async def _send_page(page: _Page) -> Response:
+    """Send a page or the part that is asked for, or 304 to a browser that has it."""
+    response = current_app.response_class(page.content, content_type=page.content_type)
+    response.headers["Cache-Control"] = REVALIDATE
+    response.set_etag(page.tag)
+    await response.make_conditional(request)
+    first, stop = limit_to_range(response, request, size_bytes=len(page.content))
+    if (first, stop) != (0, len(page.content)):
+        response.set_data(page.content[first:stop])
+    return response

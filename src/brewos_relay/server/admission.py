@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.network_shares import NetworkShares
+from brewos_relay.api.request_limits import NetworkShares
 from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key

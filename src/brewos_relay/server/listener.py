@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 import trio
 
-from brewos_relay.api.answers import Refused
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.payloads import Refused
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay

@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 import trio
 
 from brewos_relay.api.app import create_app
-from brewos_relay.api.measured import Measured
-from brewos_relay.api.metrics import MetricsPage
-from brewos_relay.api.throttle import Throttles
+from brewos_relay.api.metrics import Measured, MetricsPage
+from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock

@@ -5,9 +5,18 @@ import pytest
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from brewos_relay.api import passwords, session_routes, sessions, sign_in
-from brewos_relay.api.answers import Refused, error_answer
-from brewos_relay.api.bodies import Unshown, body_of, printable, query_of
+from brewos_relay.api import login_sessions, passwords, sign_in
+from brewos_relay.api.payloads import Refused, Unshown, body_of, error_answer, iso_utc, printable, query_of
+
+
+def test_times_are_iso_8601_in_utc_with_milliseconds() -> None:
+    assert iso_utc(0) == "1970-01-01T00:00:00.000Z"
+    assert iso_utc(1_700_000_000_001) == "2023-11-14T22:13:20.001Z"
+
+
+def test_no_time_is_none() -> None:
+    assert iso_utc(None) is None
+
 
 JSON = {"Content-Type": "application/json"}
 
@@ -124,7 +133,7 @@ def test_what_has_a_secret_in_it_does_not_show_it() -> None:
 
 
 def test_nothing_that_has_a_secret_in_it_shows_it() -> None:
-    for module in (sign_in, session_routes, sessions, passwords):
+    for module in (sign_in, login_sessions, passwords):
         for name, kind in vars(module).items():
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct:
                 fields = {field.name for field in msgspec.structs.fields(kind)}

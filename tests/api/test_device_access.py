@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.api.answers import Refused
-from brewos_relay.api.bearer import Who
-from brewos_relay.api.reach import Reach, reach
+from brewos_relay.api.authentication import Who
+from brewos_relay.api.device_access import Reach, reach
+from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import NamedDevices

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.throttle import Throttle, Throttles
+from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityUnavailable, RegistryError

@@ -1,12 +1,12 @@
-"""What a principal is to a device: by its token, by the registry, or by both."""
+"""The access of a requester to a device: by token, by the registry, or by both."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from werkzeug.routing import BaseConverter
 
-from brewos_relay.api.answers import Refused
-from brewos_relay.api.bearer import Who
+from brewos_relay.api.authentication import Who
+from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.keys import DEVICE_ID, parse_device_id
 from brewos_relay.core.rights import rights_of, role_is
 from brewos_relay.protocols import Registry

@@ -1,15 +1,86 @@
-"""GET /api/info and /api/mode, what an app asks first, and /api/auth/jwks.json, for other services."""
+"""The server itself: /api/health, /livez, /readyz, /api/info, /api/mode and /api/auth/jwks.json."""
 
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from quart import Blueprint, Response
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.answers import API_VERSION, json_answer
 from brewos_relay.api.openapi import described
+from brewos_relay.api.payloads import API_VERSION, iso_utc, json_answer
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.clock import now_ms
+from brewos_relay.protocols import RelayView
 from brewos_relay.version import installed_version
+
+Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
+"""Gives the reasons why nobody should be sent to this server now."""
+Degraded: TypeAlias = Callable[[], Sequence[str]]
+"""Gives what is wrong with a server that peers can still use."""
+
+
+class Health(msgspec.Struct):
+    """How the relay is, and how many devices and clients are connected."""
+
+    status: Literal["ok", "closing"]
+    timestamp: str
+    devices: int
+    clients: int
+
+
+class ReadinessAnswer(msgspec.Struct):
+    """Whether the server should be sent anybody, and why not."""
+
+    status: Literal["ready", "not ready"]
+    reasons: Sequence[str]
+    degraded: Sequence[str]
+
+
+def health_blueprint(
+    *, relay: RelayView, problems: Problems | None = None, degraded: Degraded = tuple
+) -> Blueprint:
+    """Make the blueprint. The answer is 503 once the relay is leaving, so that nobody new is sent here.
+
+    `problems` is asked by /readyz; without it, the relay's leaving is the only one. `degraded` is listed
+    there as well, and changes no status: machines must still be sent here.
+    """
+    blueprint = Blueprint("health", __name__)
+
+    async def leaving() -> list[str]:
+        return ["the relay is leaving"] if relay.closing else []
+
+    find_problems = problems or leaving
+
+    @blueprint.get("/api/health")
+    @described("Whether the relay runs; 503 when it is leaving", answer=Health, needs_token=False)
+    async def health() -> Response:
+        return json_answer(
+            Health(
+                status="closing" if relay.closing else "ok",
+                timestamp=iso_utc(now_ms()),
+                devices=relay.device_count,
+                clients=relay.client_count,
+            ),
+            status=503 if relay.closing else 200,
+        )
+
+    @blueprint.get("/livez")
+    async def livez() -> Response:
+        # Whoever can answer this is alive: it takes the event loop, and nothing else.
+        return json_answer({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+    @blueprint.get("/readyz")
+    async def readyz() -> Response:
+        reasons = await find_problems()
+        return json_answer(
+            ReadinessAnswer("not ready" if reasons else "ready", reasons, list(degraded())),
+            status=503 if reasons else 200,
+            headers={"Cache-Control": "no-store"},
+        )
+
+    return blueprint
+
 
 # An app that misses one of these warns that the server is too old for it. Both live in the machine, and
 # everything that a machine can do passes through here.

@@ -21,7 +21,9 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     began_ms = clock.now_ms()
 
     def pass_s(seconds: float) -> None:
-        monkeypatch.setattr("brewos_relay.api.sessions.now_ms", lambda: began_ms + round(seconds * 1000))
+        monkeypatch.setattr(
+            "brewos_relay.api.login_sessions.now_ms", lambda: began_ms + round(seconds * 1000)
+        )
 
     return pass_s
 
@@ -252,7 +254,7 @@ async def test_the_answer_comes_after_the_change_was_applied(house: Household, p
         await refresh(house, following)
         late = clock.now_ms() + 61_000
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("brewos_relay.api.sessions.now_ms", lambda: late)
+            patch.setattr("brewos_relay.api.login_sessions.now_ms", lambda: late)
             assert (await refresh(house, session)).status == 401
     else:
         await ask(house, f"/auth/{path}", token=token)

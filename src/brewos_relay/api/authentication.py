@@ -1,14 +1,17 @@
-"""Who asks: the bearer token of a request (RFC 6750), and the session that it belongs to."""
+"""The sender of a request: its bearer token (RFC 6750), its login session, and its network address."""
 
 from dataclasses import dataclass
 
-from quart import Request
+from quart import Request, g
 
-from brewos_relay.api.answers import Refused
+from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.access import principal_of
+from brewos_relay.auth.caller import Caller, ProxyTrust
 from brewos_relay.auth.tokens import Claims, KeyRing
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
+from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 
 
@@ -96,3 +99,29 @@ def bearer_token(request: Request) -> str:
     if scheme.lower() != "bearer" or not token:
         raise TokenRejected("a token is needed: send 'Authorization: Bearer <token>'")
     return token
+
+
+def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
+    """Tell where a request comes from; X-Forwarded-* count only if `proxy_trust` trusts who sent them."""
+    client = request.scope.get("client")
+    return proxy_trust.caller(
+        client[0] if client else "",
+        request.scheme == "https",
+        request.headers.items(),
+    )
+
+
+def note_caller(request: Request, *, proxy_trust: ProxyTrust) -> None:
+    """Find out where a request comes from, once for everybody who asks."""
+    g.caller = caller_of(request, proxy_trust=proxy_trust)
+
+
+def current_caller() -> Caller:
+    """Give the caller of the request that is being answered."""
+    caller: Caller = g.caller
+    return caller
+
+
+def may_log(lines: LineLimits | None, cause: str) -> bool:
+    """Tell whether a line about the request may be logged; otherwise it is counted. None is no limit."""
+    return lines is None or lines.admit(cause, network_of(current_caller().address))
