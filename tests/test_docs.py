@@ -12,7 +12,7 @@ import pytest
 from brewos_relay import messages
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.cli import cli
-from brewos_relay.commands import common
+from brewos_relay.commands import failures
 from brewos_relay.core.limits import Limits
 from brewos_relay.dialect import BREWOS, CommandClass
 from brewos_relay.errors import CloseCode
@@ -193,7 +193,7 @@ def test_the_defaults_of_options_are_those_of_the_code() -> None:
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
     documented = [int(row[0]) for row in rows(read("reference/exit-codes.md"))]
-    known = {value for name, value in vars(common).items() if name.startswith("EXIT_")}
+    known = {value for name, value in vars(failures).items() if name.startswith("EXIT_")}
     assert documented == sorted({0} | known)
 
 

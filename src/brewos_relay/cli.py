@@ -13,28 +13,21 @@ from typing import NoReturn
 import click
 
 from brewos_relay.commands import (
-    access,
     database,
-    device_doctor,
-    device_history,
+    device,
+    device_activity,
     device_users,
     doctor,
     pairing,
-    running,
+    serve,
     simulate,
+    tail_and_send,
     token,
     user,
 )
-from brewos_relay.commands.common import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    PROGRAM,
-    HelpfulGroup,
-    say_error,
-)
-from brewos_relay.commands.device import device
-from brewos_relay.commands.streams import drop_output, finish_output, prepare_streams
+from brewos_relay.commands.failures import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, say_error
+from brewos_relay.commands.output import drop_output, finish_output, prepare_streams
+from brewos_relay.commands.parameters import HelpfulGroup
 
 __all__ = ["cli", "main"]
 
@@ -77,17 +70,16 @@ def cli() -> None:
 
 
 for _command in (
-    running.serve, running.demo, access.secret, token.token, user.user, device, pairing.pairing,
-    database.database,
-    running.tail, running.send, doctor.doctor, simulate.simulate,
+    serve.serve, simulate.demo, token.secret, token.token, user.user, device.device, pairing.pairing,
+    database.database, tail_and_send.tail, tail_and_send.send, doctor.doctor, simulate.simulate,
 ):  # fmt: skip
     cli.add_command(_command)
 
 for _command in (
-    device_users.users, device_users.give, device_users.take, device_history.activity,
-    device_history.rotate_key, device_doctor.device_doctor, pairing.release,
+    device_users.users, device_users.give, device_users.take, device_users.release, device_activity.activity,
+    device_activity.device_doctor,
 ):  # fmt: skip
-    device.add_command(_command)
+    device.device.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

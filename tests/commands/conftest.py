@@ -1,10 +1,13 @@
 """Running `brewos-relay` in this process, in an empty folder and with an empty environment."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, insert
@@ -83,3 +86,29 @@ def add_account(user_id: str, email: str, *, is_admin: bool = False) -> None:
         row = {"id": user_id, "email": email, "is_admin": is_admin, "created_at_ms": 1_700_000_000_123}
         row["email_key"] = email
         db.execute(insert(users), row)
+
+
+StandIn = Callable[..., list[tuple[tuple[Any, ...], dict[str, Any]]]]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Give a function that puts a function in the place of a module's, and tells how it was called."""
+
+    def stand_in(
+        module: str, name: str, *, result: object = None, problem: BaseException | None = None
+    ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def called(*args: Any, **kwargs: Any) -> object:
+            calls.append((args, kwargs))
+            if problem is not None:
+                raise problem
+            return result
+
+        replacement = ModuleType(module)
+        setattr(replacement, name, called)
+        monkeypatch.setitem(sys.modules, module, replacement)
+        return calls
+
+    return stand_in

@@ -11,7 +11,7 @@ import pytest
 
 from brewos_relay.auth.keys import hash_key, valid_key
 from brewos_relay.cli import main
-from brewos_relay.commands.registry import print_table
+from brewos_relay.commands.output import print_table
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name

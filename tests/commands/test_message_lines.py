@@ -1,14 +1,18 @@
-"""Tests of client.lines."""
+"""Tests of commands.message_lines."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.commands.message_lines import describe
+from brewos_relay.commands.message_lines import describe, format_json, format_line
+from brewos_relay.messages import Message
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.texts import is_showable
+
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +123,16 @@ def test_is_one_line_fit_for_a_terminal_whatever_comes(kind: str, content: dict[
 
 def test_long_messages_are_cut() -> None:
     assert len(describe({"type": "other", "x": "y" * 1000})) < 150
+
+
+def test_a_line_has_the_time() -> None:
+    assert (
+        format_line(Message(b'{"type":"device_online"}'), AT)
+        == "03:04:05  device_online the machine has come"
+    )
+    assert format_line(Message(b"\xc1", is_text=False), AT) == "03:04:05  <Message binary, 1 bytes>"
+
+
+def test_json_of_what_only_messagepack_can_say() -> None:
+    payload = b"\x82\xa4type\xa1x\xa1m\x81\xc4\x01a\x01"  # {"type": "x", "m": {b"a": 1}}
+    assert "\n" not in format_json(Message(payload, is_text=False))

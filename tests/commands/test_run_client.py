@@ -1,10 +1,9 @@
-"""Tests of client.cli_app: what tail and send print, raise, and end with."""
+"""Tests of commands.run_client: output, exceptions and exit codes of tail and send."""
 
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -19,19 +18,15 @@ from brewos_relay.commands import run_client
 from brewos_relay.commands.run_client import (
     CommandRefused,
     build_command,
-    format_json,
-    format_line,
     run_send,
     run_tail,
 )
 from brewos_relay.errors import SettingsError
-from brewos_relay.messages import Message
 from support.websocket_server import answering, open_server, open_websocket_server
 
 DEADLINE_S = 10.0
 DEVICE_ID = "BRW-0000ABCD"
 CONNECTED = '{"type":"connected","deviceId":"BRW-0000ABCD","deviceOnline":true}'
-AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @contextmanager
@@ -344,19 +339,6 @@ def test_values(text: str, value: object) -> None:
 def test_fields_that_make_no_command(fields: list[str]) -> None:
     with pytest.raises(SettingsError):
         build_command("set_mode", fields, request_id="r")
-
-
-def test_a_line_has_the_time() -> None:
-    assert (
-        format_line(Message(b'{"type":"device_online"}'), AT)
-        == "03:04:05  device_online the machine has come"
-    )
-    assert format_line(Message(b"\xc1", is_text=False), AT) == "03:04:05  <Message binary, 1 bytes>"
-
-
-def test_json_of_what_only_messagepack_can_say() -> None:
-    payload = b"\x82\xa4type\xa1x\xa1m\x81\xc4\x01a\x01"  # {"type": "x", "m": {b"a": 1}}
-    assert "\n" not in format_json(Message(payload, is_text=False))
 
 
 def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Tests of cli.simulate: which machines there are, and what it is run with."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from brewos_relay.commands import run_simulation
 from brewos_relay.simulator.fleet import Fleet
 
-from .conftest import Run, assert_refused
+from .conftest import Run, StandIn, assert_refused
 
 KEYS = "id,key,name\n" + "".join(f"brw-0000000{number},{str(number) * 43},Kitchen\n" for number in range(3))
 
@@ -95,3 +96,20 @@ def test_the_url_comes_from_the_environment(
 )
 def test_wrong_usage(run: Run, args: list[str], part: str) -> None:
     assert_refused(run("simulate", *args), 2, part)
+
+
+# demo
+
+DEMO = ("brewos_relay.commands.run_demo", "run_demo")
+
+
+@pytest.mark.parametrize(("args", "port"), [([], None), (["--port", "0"], 0), (["--port", "8080"], 8080)])
+def test_demo(run: Run, stand_in: StandIn, args: list[str], port: int | None) -> None:
+    calls = stand_in(*DEMO)
+    assert run("demo", *args).code == 0
+    assert calls == [((port,), {})]
+
+
+def test_demo_that_could_not_start(run: Run, stand_in: StandIn) -> None:
+    stand_in(*DEMO, problem=OSError(errno.EADDRINUSE, "Address already in use"))
+    assert_refused(run("demo"), 3, "Address already in use; choose another port with --port")

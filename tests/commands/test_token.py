@@ -9,7 +9,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.database import Database
 
-from .conftest import Run, assert_refused
+from .conftest import SECRET, Run, assert_refused
 
 TOKEN = ("token", "--user", "ada", "--email", "a@b.c")
 
@@ -82,3 +82,110 @@ def test_wrong_usage(run: Run, secret: str, args: tuple[str, ...], part: str) ->
 @pytest.mark.parametrize("args", [("list",), ("revoke", "some")])
 def test_a_registry_that_is_missing(run: Run, args: tuple[str, ...]) -> None:
     assert_refused(run("token", *args), 1, "there is no registry")
+
+
+# Making secrets and tokens
+
+
+def test_a_secret_is_good_for_signing(run: Run) -> None:
+    first, second = run("secret"), run("secret")
+    assert first.code == 0
+    assert first.err == ""
+    assert first.out != second.out
+    KeyRing([first.out.removesuffix("\n")])
+
+
+def test_a_token_and_nothing_else_is_printed(run: Run, secret: str) -> None:
+    outcome = run(*TOKEN, "--device", "brw-0000000a", "--device", "BRW-0000000B", "--ttl", "12h")
+    assert (outcome.code, outcome.err) == (0, "")
+    token = outcome.out.removesuffix("\n")
+    assert token.split() == [token]
+    claims = KeyRing([secret]).verify(token)
+    assert (claims.user_id, claims.email) == ("ada", "a@b.c")
+    assert claims.devices == frozenset({"BRW-0000000A", "BRW-0000000B"})
+    assert claims.expires_at_s - claims.issued_at_s == 12 * 3600
+
+
+@pytest.mark.parametrize(("ttl", "ttl_s"), [("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)])
+def test_durations(run: Run, secret: str, ttl: str, ttl_s: int) -> None:
+    claims = KeyRing([secret]).verify(run(*TOKEN, "--ttl", ttl).out.strip())
+    assert claims.expires_at_s - claims.issued_at_s == ttl_s
+
+
+def test_a_token_lives_for_a_week_and_names_no_device_unless_told_otherwise(run: Run, secret: str) -> None:
+    claims = KeyRing([secret]).verify(run(*TOKEN).out.strip())
+    assert claims.expires_at_s - claims.issued_at_s == 7 * 24 * 3600
+    assert claims.devices == frozenset()
+
+
+def test_a_token_for_all_devices(run: Run, secret: str) -> None:
+    assert KeyRing([secret]).verify(run(*TOKEN, "--all-devices").out.strip()).devices == "*"
+
+
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
+def test_a_token_for_a_role(run: Run, secret: str, role: str) -> None:
+    token = run(*TOKEN, "--device", "BRW-00000001", "--role", role).out.strip()
+    assert KeyRing([secret]).verify(token).role == role
+
+
+def test_the_first_secret_signs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", f"{SECRET[::-1]},{SECRET}")
+    KeyRing([SECRET[::-1]]).verify(run(*TOKEN).out.strip())
+
+
+def test_a_key_file_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_JWT_KEY_FILES", "nowhere.pem")
+    assert_refused(
+        run(*TOKEN), 1, "BREWOS_RELAY_JWT_KEY_FILES names nowhere.pem: it cannot be read: No such file"
+    )
+
+
+def test_more_devices_than_a_token_can_hold(run: Run, secret: str) -> None:
+    devices = [part for number in range(1200) for part in ("--device", f"BRW-{number:08X}")]
+    assert_refused(run(*TOKEN, *devices), 2, "1200 devices are too many for one token")
+
+
+def test_the_secret_may_come_from_a_dotenv(run: Run, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"JWT_SECRET={SECRET}\n")
+    KeyRing([SECRET]).verify(run(*TOKEN).out.strip())
+
+
+def test_no_secret(run: Run) -> None:
+    assert_refused(run(*TOKEN), 1, "JWT_SECRET is not set", "`brewos-relay secret`")
+
+
+def test_a_short_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JWT_SECRET", "short-secret")
+    outcome = run(*TOKEN)
+    assert_refused(outcome, 1, "JWT_SECRET has 12 bytes", "at least 32 bytes", "`brewos-relay secret`")
+    assert "short-secret" not in outcome.err
+
+
+def test_the_longest_of_everything(run: Run, secret: str) -> None:
+    args = ("--user", "a" * 256, "--email", "e" * 320, "--ttl", "36500d")
+    claims = KeyRing([secret]).verify(run("token", *args).out.strip())
+    assert (len(claims.user_id), len(claims.email)) == (256, 320)
+    assert claims.expires_at_s - claims.issued_at_s == 36500 * 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--ttl", "7"], ["--ttl", "'7' is not a duration", "90s, 15m, 12h or 7d"]),
+        (["--ttl", "0s"], ["'0s' is not a duration"]),
+        (["--ttl", "1w"], ["'1w' is not a duration"]),
+        (["--ttl", "-1d"], ["'-1d' is not a duration"]),
+        (["--ttl", "36501d"], ["--ttl", "'36501d' is too long", "36500d at most"]),
+        (["--ttl", "999999999999999d"], ["--ttl", "is too long"]),
+        (["--device", "espresso"], ["--device", "'espresso' is not a device id"]),
+        (["--device", "BRW-00000001", "--all-devices"], ["exclude each other"]),
+        (["--user", ""], ["--user", "'': it must have 1 to 256 printable characters"]),
+        (["--user", "a" * 257], ["--user"]),
+        (["--email", "a\nb"], ["--email", "'a\\nb': it must have 1 to 320 printable characters"]),
+        (["--email", "a" * 321], ["--email"]),
+    ],
+)
+def test_wrong_option_of_a_new_token_is_refused(
+    run: Run, secret: str, args: list[str], parts: list[str]
+) -> None:
+    assert_refused(run(*TOKEN, *args), 2, *parts, "See `brewos-relay token --help`.")

@@ -1,4 +1,12 @@
 """The commands of `brewos-relay`."""
 
-# A module has the name of its command or group, and is light to import: what a command needs is imported when
-# it runs. The work of commands that run Trio is in modules of their own, run_*.
+# A module is named for its command or group, and is light to import: a command imports what it needs when it
+# runs. The map:
+#
+#   serve, doctor, database, pairing, user, token, device, device_users, device_activity
+#   tail_and_send    an app on the command line; run_client does the work, message_lines formats messages
+#   simulate         also `demo`; run_simulation and run_demo do the work
+#   parameters       types of parameters, and options that several commands have
+#   registry_access  how commands open the registry
+#   output           standard streams, tables and JSON
+#   failures         exit codes, and errors as one line on stderr

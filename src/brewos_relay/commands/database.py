@@ -5,8 +5,9 @@ from shlex import quote
 
 import click
 
-from brewos_relay.commands.common import Failed, HelpfulGroup, data_dir_option, failing_with
-from brewos_relay.commands.registry import database_url, require_file
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option
+from brewos_relay.commands.registry_access import database_url, require_file
 
 
 @click.group("db", cls=HelpfulGroup)

@@ -1,6 +1,7 @@
 """`brewos-relay device …`: the machines that may connect."""
 
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,34 +11,36 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from brewos_relay.commands.common import (
-    Failed,
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.parameters import (
     HelpfulGroup,
     data_dir_option,
-    device_id,
-    failing_with,
+    device_argument,
+    json_option,
     user_id,
 )
-from brewos_relay.commands.registry import (
+from brewos_relay.commands.registry_access import (
     NoRegistry,
     database_url,
     existing_registry,
     find_user_id,
     iso,
-    json_option,
     now_ms,
-    print_json,
-    print_table,
     warn_of_quota,
 )
-from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown
+from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown, TooManyKeys
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from brewos_relay.registry.records import Device, DeviceUser, NewDevice
+    from brewos_relay.registry.database import Database
+    from brewos_relay.registry.records import Device, DeviceUser, NewDevice, StoredActivity
 
 _LINE_BYTES: Final = 1024
+_KEY_SENT_WITHIN_S: Final = 10.0
+_LOOK_EVERY_S: Final = 0.25
+_LOOK_AT: Final = 50
 ROWS_AT_ONCE: Final = 1000
 """How many devices of a file are registered in one transaction."""
 
@@ -55,7 +58,7 @@ def device() -> None:
 
 
 @device.command()
-@click.argument("device_id", metavar="ID", type=device_id)
+@device_argument
 @click.option("--key", help="The key that the machine has already, or - to read it from stdin.")
 @click.option("--name", help="What people call it.")
 @click.option(
@@ -211,7 +214,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 
 
 @device.command()
-@click.argument("device_id", metavar="ID", type=device_id)
+@device_argument
 @data_dir_option
 def remove(device_id: str, data_dir: Path | None) -> None:
     """Forget a machine, its key, and who had it.
@@ -228,6 +231,45 @@ def remove(device_id: str, data_dir: Path | None) -> None:
         if not remove_device(db, device_id, now_ms=now_ms()):
             raise DeviceUnknown(device_id)
     click.echo(f"Removed {device_id}.", err=True)
+
+
+@device.command("rotate-key")
+@device_argument
+@data_dir_option
+def rotate_key(device_id: str, data_dir: Path | None) -> None:
+    """Have the running server send a machine a new key.
+
+    Both keys work until the machine has come back with the new one; then the old one ends. A machine that
+    does not understand it goes on with the key it has.
+
+    \b
+    Example:
+      brewos-relay device rotate-key BRW-12AB34CD
+    """
+    from brewos_relay.registry.activity import activity_of
+    from brewos_relay.registry.changes import note_change
+    from brewos_relay.registry.devices import find_devices
+    from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
+
+    with failing_with(Failed), existing_registry(data_dir) as database:
+        with database.writing() as db:
+            found = find_devices(db, [device_id])
+            if not found:
+                raise DeviceUnknown(device_id)
+            if gets_no_more_keys(found[0]):
+                raise TooManyKeys(device_id, NEXT_KEYS_AT_MOST)
+            before = activity_of(db, device_id, limit=1)
+            note_change(db, "rotate_key", device_id=device_id, now_ms=now_ms())
+        if not _key_sent(database, device_id, after_id=before[0].id if before else 0):
+            raise Failed(
+                f"no new key was sent to {device_id} within {_KEY_SENT_WITHIN_S:g} s: see that the server"
+                f" runs with {database.location}, and that the machine is connected, and try again"
+            )
+    click.echo(
+        f"A new key was sent to {device_id}. The old one works until the machine has come back with the new"
+        " one, at its next connection.",
+        err=True,
+    )
 
 
 def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
@@ -284,3 +326,18 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
         return
     with click.progressbar(length=total, label="Registering", file=sys.stderr) as bar:
         yield bar.update
+
+
+def _key_sent(database: "Database", device_id: str, *, after_id: int) -> bool:
+    """Wait until the server says that it has sent the machine a key; False if it does not, in time."""
+    from brewos_relay.registry.activity import activity_of
+
+    deadline_s = time.monotonic() + _KEY_SENT_WITHIN_S
+    while True:
+        with database.reading() as db:
+            newest: Sequence[StoredActivity] = activity_of(db, device_id, limit=_LOOK_AT)
+        if any(each.kind == "key_sent" and each.id > after_id for each in newest):
+            return True
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(_LOOK_EVERY_S)

@@ -5,32 +5,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from brewos_relay.commands.common import (
+from brewos_relay.commands.device import user_as_json
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.parameters import (
     ROLES,
-    Failed,
     data_dir_option,
-    device_id,
+    device_argument,
     duration_s,
-    failing_with,
+    json_option,
     user_id,
 )
-from brewos_relay.commands.device import user_as_json
-from brewos_relay.commands.registry import (
-    existing_registry,
-    find_user_id,
-    iso,
-    json_option,
-    now_ms,
-    print_json,
-    print_table,
-    warn_of_quota,
-)
+from brewos_relay.commands.registry_access import existing_registry, find_user_id, iso, now_ms, warn_of_quota
 from brewos_relay.errors import DeviceUnknown
 
 if TYPE_CHECKING:
     from brewos_relay.registry.records import Role
-
-_device_argument = click.argument("device_id", metavar="ID", type=device_id)
 
 _users_option = click.option(
     "--user",
@@ -44,7 +34,7 @@ _users_option = click.option(
 
 
 @click.command()
-@_device_argument
+@device_argument
 @json_option
 @data_dir_option
 def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
@@ -73,7 +63,7 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
 
 
 @click.command()
-@_device_argument
+@device_argument
 @_users_option
 @click.option(
     "--role",
@@ -131,7 +121,7 @@ def give(
 
 
 @click.command()
-@_device_argument
+@device_argument
 @_users_option
 @data_dir_option
 def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
@@ -157,3 +147,24 @@ def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
             raise Failed(f"{', '.join(without)} {do} not have {device_id}; nothing was changed")
     for user in dict.fromkeys(users):
         click.echo(f"{user} does not have {device_id} any more.", err=True)
+
+
+@click.command()
+@device_argument
+@data_dir_option
+def release(device_id: str, data_dir: Path | None) -> None:
+    """Take a machine from all of its users.
+
+    It can be paired again then, which helps the buyer of a machine whose id a stranger registered and claimed
+    first. Shares, codes and activity go; the machine stays registered. Pair it right after that.
+
+    \b
+    Example:
+      brewos-relay device release BRW-12AB34CD
+    """
+    from brewos_relay.registry.proof import release_device
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+        had = release_device(db, device_id, now_ms=now_ms())
+    users = "1 user" if had == 1 else f"{had} users"
+    click.echo(f"Released {device_id}: {users} had it, and it can be paired again.", err=True)

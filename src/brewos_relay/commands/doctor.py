@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from brewos_relay.commands.common import EXIT_FAILED, Failed, data_dir_option, failing_with
-from brewos_relay.commands.registry import print_json, print_table
+from brewos_relay.commands.failures import EXIT_FAILED, Failed, failing_with
+from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.parameters import data_dir_option
 
 if TYPE_CHECKING:
     from brewos_relay.doctor.finding import Finding

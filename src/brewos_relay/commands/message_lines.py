@@ -1,12 +1,30 @@
 """Messages as lines for people to read. No I/O."""
 
+from datetime import datetime
 from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from brewos_relay.client.codec import decode
 from brewos_relay.client.endpoint import printable
+from brewos_relay.messages import Message
 
 _REST_CHARS: Final = 120  # how much is shown of a message of a kind that is not known here
+
+
+def format_line(message: Message, at: datetime) -> str:
+    """Write a message as a line for people."""
+    content = decode(message)
+    return f"{at:%H:%M:%S}  {describe(content) if content is not None else repr(message)}"
+
+
+def format_json(message: Message) -> str:
+    """Write a message as one JSON object on one line."""
+    content = decode(message)
+    if content is None:
+        content = {"undecodable": True, "bytes": len(message.payload)}
+    # `str` for what MessagePack can say and JSON cannot, such as a map with keys of several kinds.
+    return msgspec.json.encode(content, enc_hook=str).decode()
 
 
 def describe(content: dict[str, Any]) -> str:

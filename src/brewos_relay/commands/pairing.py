@@ -1,19 +1,13 @@
-"""`brewos-relay pairing …` and `device release`: which machines may register, and whose they are."""
+"""`brewos-relay pairing …`: when unknown devices may register."""
 
 from pathlib import Path
 
 import click
 
-from brewos_relay.commands.common import (
-    Failed,
-    HelpfulGroup,
-    data_dir_option,
-    device_id,
-    duration_s,
-    failing_with,
-    settings_from,
-)
-from brewos_relay.commands.registry import existing_registry, iso, now_ms, print_json
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.output import print_json
+from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option, duration_s, settings_from
+from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
 
 
 @click.group(cls=HelpfulGroup)
@@ -110,24 +104,3 @@ def status(as_json: bool, data_dir: Path | None) -> None:
         return
     until = f" until {iso(until_ms)}" if mode == "window" and until_ms is not None else ""
     click.echo(f"Pairing is {'open' if is_open else 'closed'}{until} (BREWOS_RELAY_PAIRING={mode}).")
-
-
-@click.command()
-@click.argument("device_id", metavar="ID", type=device_id)
-@data_dir_option
-def release(device_id: str, data_dir: Path | None) -> None:
-    """Take a machine from all of its users.
-
-    It can be paired again then, which helps the buyer of a machine whose id a stranger registered and claimed
-    first. Shares, codes and activity go; the machine stays registered. Pair it right after that.
-
-    \b
-    Example:
-      brewos-relay device release BRW-12AB34CD
-    """
-    from brewos_relay.registry.proof import release_device
-
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
-        had = release_device(db, device_id, now_ms=now_ms())
-    users = "1 user" if had == 1 else f"{had} users"
-    click.echo(f"Released {device_id}: {users} had it, and it can be paired again.", err=True)

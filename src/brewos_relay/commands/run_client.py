@@ -1,6 +1,5 @@
 """What `brewos-relay tail` and `brewos-relay send` do."""
 
-import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +15,8 @@ from brewos_relay.client.codec import decode
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.dialing import dial_app
 from brewos_relay.client.endpoint import RelayUnreachable, printable
-from brewos_relay.commands.message_lines import describe
+from brewos_relay.commands.message_lines import format_json, format_line
+from brewos_relay.commands.output import drop_output, write_out
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
 from brewos_relay.messages import Message, encode
@@ -186,34 +186,6 @@ def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Me
     if len(message.payload) > (most := Limits().client_message_bytes):
         raise SettingsError(f"the command has {len(message.payload)} bytes; a relay takes {most} at most")
     return message
-
-
-def format_line(message: Message, at: datetime) -> str:
-    """Write a message as a line for people."""
-    content = decode(message)
-    return f"{at:%H:%M:%S}  {describe(content) if content is not None else repr(message)}"
-
-
-def format_json(message: Message) -> str:
-    """Write a message as one JSON object on one line."""
-    content = decode(message)
-    if content is None:
-        content = {"undecodable": True, "bytes": len(message.payload)}
-    # `str` for what MessagePack can say and JSON cannot, such as a map with keys of several kinds.
-    return msgspec.json.encode(content, enc_hook=str).decode()
-
-
-def write_out(line: str) -> None:
-    """Print a line, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def drop_output() -> None:
-    """Stop printing, even what Python would flush on its way out: whoever read the output has enough."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callable[[str], None]) -> None:

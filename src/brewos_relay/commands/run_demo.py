@@ -15,7 +15,9 @@ import trio
 from brewos_relay.auth.keys import generate_key, hash_key
 from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.commands.run_client import drop_output, format_line, tail
+from brewos_relay.commands.message_lines import format_line
+from brewos_relay.commands.output import drop_output
+from brewos_relay.commands.run_client import tail
 from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import RunningClock

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import trio
 
-from brewos_relay.commands.run_client import drop_output, write_out
+from brewos_relay.commands.output import drop_output, write_out
 from brewos_relay.simulator.fleet import Fleet
 
 _FILES_BESIDE = 64  # what a process has open beside its machines' connections

@@ -1,15 +1,15 @@
-"""`brewos-relay simulate`: machines that are none, for trying out a relay."""
+"""`brewos-relay simulate` and `demo`: simulated machines, for a relay and with one."""
 
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from brewos_relay.commands.common import Failed, device_id, failing_with, variable
+from brewos_relay.commands.failures import Failed, NotStarted, failing_with
+from brewos_relay.commands.parameters import device_id, find_url, port_number, url_option
 
 if TYPE_CHECKING:
     from brewos_relay.simulator.fleet import Identity
 
-_URL: Final = "http://127.0.0.1:3001"
 _FIRST_ID: Final = "BRW-51000001"
 _MOST_DEVICES: Final = 10_000
 _IDS: Final = 2**32
@@ -22,7 +22,7 @@ _IDS: Final = 2**32
     type=click.IntRange(1, _MOST_DEVICES),
     help="How many machines (default: 1, or all of --keys).",
 )
-@click.option("--url", help=f"The relay (BREWOS_RELAY_URL; default: {_URL}).")
+@url_option
 @click.option(
     "--faithful",
     "faithful",
@@ -92,11 +92,28 @@ def simulate(
         from brewos_relay.simulator.fleet import Fleet
 
         try:
-            fleet_url = url or variable("BREWOS_RELAY_URL") or _URL
+            fleet_url = find_url(url)
             manners = FAITHFUL if faithful else RICH
             run_fleet(lambda say: Fleet(identities, url=fleet_url, manners=manners, speed=speed, say=say))
         except SettingsError as problem:
             raise click.UsageError(str(problem)) from None
+
+
+@click.command()
+@click.option("--port", type=port_number, help="Port to listen on; a free one if this is left out.")
+def demo(port: int | None) -> None:
+    """Show a relay, a simulated machine and an app at work.
+
+    The app prints what arrives. Nothing has to be set up, and nothing is left behind. Ctrl-C ends it.
+
+    \b
+    Example:
+      brewos-relay demo
+    """
+    with failing_with(NotStarted, hint="; choose another port with --port"):
+        from brewos_relay.commands.run_demo import run_demo
+
+        run_demo(port)
 
 
 def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) -> "list[Identity]":

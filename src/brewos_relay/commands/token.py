@@ -6,27 +6,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from brewos_relay.commands.common import (
+from brewos_relay.commands.failures import Failed, failing_with, say_error
+from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.parameters import (
     ROLES,
-    Failed,
     data_dir_option,
     device_id,
     duration_s,
     email,
-    failing_with,
-    say_error,
+    json_option,
     settings_from,
     token_name,
     user_id,
 )
-from brewos_relay.commands.registry import (
-    existing_registry,
-    iso,
-    json_option,
-    now_ms,
-    print_json,
-    print_table,
-)
+from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
 
 if TYPE_CHECKING:
     from brewos_relay.core.rights import Role
@@ -35,6 +28,22 @@ if TYPE_CHECKING:
 _NAME_CHARS: Final = 100
 _ID_BYTES: Final = 8
 _HAS_COMMAND: Final = "brewos_relay.has_command"
+
+
+@click.command()
+def secret() -> None:
+    """Print a fresh value for JWT_SECRET, which signs tokens.
+
+    Whoever knows it can make tokens. To replace one, put the new one before the old one, with a comma between
+    them: the first signs, all verify. Take the old one away once the last of its tokens has expired.
+
+    \b
+    Example:
+      echo "JWT_SECRET=$(brewos-relay secret)" > .env
+    """
+    from brewos_relay.auth.secrets import generate_secret
+
+    click.echo(generate_secret())
 
 
 class _NewToken(click.Group):

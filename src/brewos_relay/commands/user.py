@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from brewos_relay.commands.common import (
-    Failed,
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.parameters import (
     HelpfulGroup,
     account_email,
     data_dir_option,
     duration_s,
-    failing_with,
+    json_option,
     settings_from,
 )
-from brewos_relay.commands.registry import (
-    existing_registry,
-    iso,
-    json_option,
-    now_ms,
-    print_json,
-    print_table,
-)
+from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

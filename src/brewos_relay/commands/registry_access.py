@@ -1,8 +1,7 @@
 """What the commands share that read or change the registry: finding it, and showing what is in it."""
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from brewos_relay.commands.common import Failed, settings_from
+from brewos_relay.commands.failures import Failed
+from brewos_relay.commands.parameters import settings_from
 from brewos_relay.errors import DeviceUnknown
-from brewos_relay.texts import columns
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from brewos_relay.registry.database import Database
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 
 
 class NoRegistry(Failed):
@@ -91,20 +87,6 @@ def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
                 f"{user_id} has {count} machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT ({limit}).",
                 err=True,
             )
-
-
-def print_json(content: object) -> None:
-    """Print a value as JSON that people can read as well."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below their heads, each column as wide as it has to be."""
-    lines = [head, *rows]
-    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        cells = (cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
 
 
 def iso(at_ms: int | None) -> str | None:

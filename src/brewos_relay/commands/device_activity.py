@@ -1,4 +1,4 @@
-"""`brewos-relay device doctor`: when a machine was connected, and what ended its connections."""
+"""`brewos-relay device activity` and `doctor`: what happened with a device, and to its connections."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,15 +6,18 @@ from typing import Final
 
 import click
 
-from brewos_relay.commands.common import Failed, data_dir_option, device_id, failing_with
-from brewos_relay.commands.registry import existing_registry, iso, now_ms, print_json
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.output import print_json
+from brewos_relay.commands.parameters import data_dir_option, device_argument, json_option
+from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
 from brewos_relay.errors import DeviceUnknown
+from brewos_relay.texts import is_showable
 
 _ENTRIES: Final = 5000
 
 
 @click.command("doctor")
-@click.argument("device_id", metavar="ID", type=device_id)
+@device_argument
 @click.option(
     "--limit",
     type=click.IntRange(1, 5000),
@@ -115,3 +118,60 @@ def _throttled(detail: Mapping[str, str]) -> str:
     return (
         f", after {detail['throttledS']} s: {detail['merged']} messages merged, {detail['dropped']} dropped"
     )
+
+
+@click.command()
+@device_argument
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 5000),
+    metavar="COUNT",
+    default=100,
+    help="How many entries at most, the newest first (default: 100).",
+)
+@json_option
+@data_dir_option
+def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -> None:
+    """Show who did what with a machine, and when.
+
+    Entries are kept for 90 days, and at most 5,000 for each machine. What just happened may take 5 s to show.
+
+    \b
+    Example:
+      brewos-relay device activity BRW-12AB34CD --limit 20
+    """
+    from brewos_relay.registry.accounts import all_users
+    from brewos_relay.registry.activity import activity_of
+    from brewos_relay.registry.devices import find_devices
+
+    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+        if not find_devices(db, [device_id]):
+            raise DeviceUnknown(device_id)
+        found = activity_of(db, device_id, limit=limit)
+        emails = {user.id: user.email for user in all_users(db)}
+    if not found:
+        click.echo(f"Nothing was done with {device_id} yet.", err=True)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": each.id,
+                    "at": iso(each.at_ms),
+                    "kind": each.kind,
+                    "userId": each.user_id,
+                    "email": emails.get(each.user_id or ""),
+                    "detail": dict(each.detail),
+                }
+                for each in found
+            ]
+        )
+        return
+    for each in found:
+        who = "-" if each.user_id is None else emails.get(each.user_id, each.user_id)
+        detail = "  ".join(f"{key}={_shown(value)}" for key, value in each.detail.items())
+        click.echo(f"{iso(each.at_ms)}  {each.kind:<13}  {who}  {detail}".rstrip())
+
+
+def _shown(text: str) -> str:
+    """Give a text of somebody else so that it stays on its line."""
+    return text if is_showable(text) and len(text.split()) == 1 else repr(text)

@@ -1,10 +1,16 @@
-"""Standard streams as a command may find them: closed, full, or unable to write every character."""
+"""Standard streams that may be closed, full or limited in their characters, and output as text and JSON."""
 
 import io
+import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, TextIO
+
+import click
+
+from brewos_relay.texts import columns
 
 _CLOSED_AS: Final = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 """What stands in for closed streams: an empty input, an output that refuses writes, and lost errors."""
@@ -42,6 +48,26 @@ def finish_output() -> None:
 def drop_output() -> None:
     """Discard what is printed from here on, and what the interpreter would flush while it ends."""
     _discard(sys.stdout)
+
+
+def write_out(line: str) -> None:
+    """Print a line, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def print_json(content: object) -> None:
+    """Print a value as JSON that people can read as well."""
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below their heads, each column as wide as it has to be."""
+    lines = [head, *rows]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = (cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _discard(stream: TextIO) -> None:

@@ -1,27 +1,16 @@
-"""What the commands share: exit codes, one-line errors, and the types of their parameters."""
+"""Types of parameters, options and settings that several commands share."""
 
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from brewos_relay.errors import RelayError
-from brewos_relay.telemetry.lines import write_last_line
+from brewos_relay.commands.failures import Failed, failing_with
 from brewos_relay.texts import is_identifier, is_name
 
 if TYPE_CHECKING:
     from brewos_relay.settings import Settings
-
-PROGRAM: Final = "brewos-relay"
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_NOT_STARTED: Final = 3
-EXIT_INTERRUPTED: Final = 130
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
@@ -33,18 +22,6 @@ _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _NAME_CHARS: Final = 100
 _SHOWN_CHARS: Final = 40
-
-
-class Failed(click.ClickException):
-    """Ends a command with one line on stderr."""
-
-    exit_code = EXIT_FAILED
-
-
-class NotStarted(Failed):
-    """Ends a command that never came to do what it is for."""
-
-    exit_code = EXIT_NOT_STARTED
 
 
 class HelpfulGroup(click.Group):
@@ -102,36 +79,21 @@ def account_email(text: str) -> str:
         raise click.BadParameter(f"{_quoted(text)}: {problem}") from None
 
 
+port_number: Final = click.IntRange(0, 65535)
+
+_URL: Final = "http://127.0.0.1:3001"
+
+# Not click's `envvar`: it knows no `.env`.
+url_option = click.option("--url", help=f"The relay (BREWOS_RELAY_URL; default: {_URL}).")
+
+device_argument = click.argument("device_id", metavar="ID", type=device_id)
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the registry's SQLite file (DATA_DIR; default: data).",
 )
-
-
-def say_error(message: str) -> None:
-    """Print the last line of a command on stderr. One that is not read keeps it for 2 s at the longest."""
-    write_last_line(sys.stderr, f"{PROGRAM}: {' '.join(message.split())}")
-
-
-@contextmanager
-def failing_with(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
-    """Turn what the relay and the system refuse into one line and an exit code.
-
-    `hint` says what to do about an error of the network, which does not say so itself.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # whoever read the output has gone: that is click's to end quietly
-    except (RelayError, OSError) as problem:
-        raise failure(_describe(problem, hint)) from problem
-    except ExceptionGroup as group:
-        # A nursery wraps what its body raised.
-        expected, others = group.split((RelayError, OSError))
-        if others is not None or expected is None:
-            raise
-        raise failure(_describe(_first_leaf(expected), hint)) from group
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 
 
 def settings_from(**overrides: Any) -> "Settings":
@@ -149,6 +111,11 @@ def variable(name: str) -> str | None:
         return read_variable(name)
 
 
+def find_url(given: str | None) -> str:
+    """Return the URL of the relay: the given one, that of BREWOS_RELAY_URL, or this computer's."""
+    return given or variable("BREWOS_RELAY_URL") or _URL
+
+
 def _checked(text: str, is_good: bool, *, longest_chars: int) -> str:
     if not is_good:
         raise click.BadParameter(f"{_quoted(text)}: it must have 1 to {longest_chars} printable characters")
@@ -157,17 +124,3 @@ def _checked(text: str, is_good: bool, *, longest_chars: int) -> str:
 
 def _quoted(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…")
-
-
-def _describe(problem: BaseException, hint: str) -> str:
-    if not isinstance(problem, OSError) or problem.strerror is None:
-        return str(problem)
-    if problem.filename is not None:
-        return f"{problem.filename}: {problem.strerror}"
-    return f"{problem.strerror}{hint}"
-
-
-def _first_leaf(problem: BaseException) -> BaseException:
-    while isinstance(problem, BaseExceptionGroup):
-        problem = problem.exceptions[0]
-    return problem

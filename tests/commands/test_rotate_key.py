@@ -1,77 +1,29 @@
-import json
+"""Tests of `brewos-relay device rotate-key`."""
+
 from types import SimpleNamespace
 
 import pytest
 
-from brewos_relay.commands import device_history
+from brewos_relay.commands import device
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key
 from brewos_relay.registry.records import Activity, ActivityKind
 
-from .conftest import Run, add_account, assert_refused, opened
+from .conftest import Run, assert_refused, opened
 
 ID = "BRW-0000000A"
-AT_MS = 1_700_000_000_123
 
 
-def note(kind: ActivityKind, *, user_id: str | None = None, **detail: str) -> None:
-    entry = Activity(device_id=ID, at_ms=AT_MS, kind=kind, user_id=user_id, detail=detail)
+def note(kind: ActivityKind) -> None:
     with opened() as db:
-        add_activity(db, [entry])
+        add_activity(db, [Activity(device_id=ID, at_ms=1_700_000_000_123, kind=kind)])
 
 
 @pytest.fixture
 def machine(run: Run) -> None:
     """Register a machine."""
     run("device", "add", ID)
-
-
-# activity
-
-
-def test_who_did_what(run: Run, machine: None) -> None:
-    add_account("u1", "ada@example.org")
-    note("online")
-    note("command", user_id="u1", cmd="set_temp", outcome="delivered")
-    note("renamed", user_id="bob", name="My Kitchen\n")
-    outcome = run("device", "activity", ID)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.splitlines() == [
-        "2023-11-14T22:13:20.123Z  renamed        bob  name='My Kitchen\\n'",
-        "2023-11-14T22:13:20.123Z  command        ada@example.org  cmd=set_temp  outcome=delivered",
-        "2023-11-14T22:13:20.123Z  online         -",
-    ]
-    assert run("device", "activity", ID, "--limit", "1").out.count("\n") == 1
-
-
-def test_who_did_what_for_programs(run: Run, machine: None) -> None:
-    add_account("u1", "ada@example.org")
-    note("claimed", user_id="u1", role="owner")
-    assert json.loads(run("device", "activity", ID, "--json").out) == [
-        {
-            "id": 1,
-            "at": "2023-11-14T22:13:20.123Z",
-            "kind": "claimed",
-            "userId": "u1",
-            "email": "ada@example.org",
-            "detail": {"role": "owner"},
-        }
-    ]
-
-
-@pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
-def test_nothing_was_done(run: Run, machine: None, args: tuple[str, ...], out: str) -> None:
-    outcome = run("device", "activity", ID, *args)
-    assert (outcome.code, outcome.out, outcome.err) == (0, out, f"Nothing was done with {ID} yet.\n")
-
-
-def test_activity_of_what_is_no_machine(run: Run, machine: None) -> None:
-    assert_refused(run("device", "activity", "BRW-0000000B"), 1, "BRW-0000000B is not registered in /")
-    assert_refused(run("device", "activity", ID, "--limit", "0"), 2, "--limit")
-
-
-# rotate-key
 
 
 class Clock:
@@ -82,7 +34,7 @@ class Clock:
         self._sent_at_s = sent_at_s
         # Of this command alone: the thread that writes its last line has the real time.
         mine = SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now_s)
-        monkeypatch.setattr("brewos_relay.commands.device_history.time", mine)
+        monkeypatch.setattr("brewos_relay.commands.device.time", mine)
 
     def sleep(self, delay_s: float) -> None:
         self.now_s += delay_s
@@ -110,7 +62,7 @@ def test_no_server_or_no_machine_to_send_a_key(
     clock = Clock(monkeypatch, sent_at_s=None)
     refused = run("device", "rotate-key", ID)
     assert_refused(refused, 1, f"no new key was sent to {ID} within 10 s", "that the machine is connected")
-    assert clock.now_s == device_history._KEY_SENT_WITHIN_S == 10.0
+    assert clock.now_s == device._KEY_SENT_WITHIN_S == 10.0
 
 
 def test_machine_that_ignored_the_earlier_rotations_is_named_at_once(

@@ -1,0 +1,94 @@
+"""`brewos-relay tail` and `send`: an app on the command line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import click
+
+from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.parameters import device_id, find_url, url_option, variable
+from brewos_relay.errors import SettingsError
+
+_token_option = click.option(
+    "--token", help="What lets you in, as `brewos-relay token` makes it (BREWOS_RELAY_TOKEN)."
+)
+
+
+@click.command()
+@click.argument("device_id", metavar="DEVICE", type=device_id)
+@url_option
+@_token_option
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print each message as one line of JSON, also what came as MessagePack.",
+)
+@click.pass_context
+def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None, as_json: bool) -> NoReturn:
+    """Print what a machine says, a line for each change, until Ctrl-C.
+
+    It is asked for its state first, as apps do. A connection that is lost is made anew, which stderr tells.
+
+    \b
+    Example:
+      brewos-relay tail BRW-12AB34CD --token "$(brewos-relay token --user ada --email a@b.c --all-devices)"
+    """
+    with _reaching():
+        where = {"url": find_url(url), "token": _find_token(token)}
+        from brewos_relay.commands.run_client import run_tail
+
+        code = run_tail(**where, device_id=device_id, as_json=as_json)
+    ctx.exit(code)
+
+
+@click.command()
+@click.argument("device_id", metavar="DEVICE", type=device_id)
+@click.argument("command", metavar="COMMAND")
+@click.argument("fields", metavar="[KEY=VALUE]...", nargs=-1)
+@url_option
+@_token_option
+@click.pass_context
+def send(
+    ctx: click.Context,
+    device_id: str,
+    command: str,
+    fields: tuple[str, ...],
+    url: str | None,
+    token: str | None,
+) -> NoReturn:
+    """Send a command to a machine, and say what became of it.
+
+    It may have fields. A value that is JSON is sent as such, any other as text. The exit code is 0 only if
+    the command was delivered. A harmless command waits up to 10 s for a machine that is offline.
+
+    \b
+    Example:
+      brewos-relay send BRW-12AB34CD set_temp boiler=brew temp=93.5
+    """
+    with _reaching():
+        where = {"url": find_url(url), "token": _find_token(token)}
+        from brewos_relay.commands.run_client import run_send
+
+        code = run_send(**where, device_id=device_id, command=command, fields=fields)
+    ctx.exit(code)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what a client of a relay may run into into one line and an exit code."""
+    with failing_with(Failed):
+        try:
+            yield
+        except SettingsError as problem:
+            raise click.UsageError(str(problem)) from None
+
+
+def _find_token(given: str | None) -> str:
+    found = variable("BREWOS_RELAY_TOKEN") if given is None else given
+    if not found:
+        raise click.UsageError(
+            "no token; give one with --token or BREWOS_RELAY_TOKEN; `brewos-relay token` makes one"
+        )
+    return found

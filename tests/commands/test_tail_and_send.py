@@ -1,0 +1,134 @@
+"""Tests of `brewos-relay tail` and `send`."""
+
+import errno
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.errors import SettingsError
+
+from .conftest import Run, StandIn, assert_refused
+
+TAIL = ("brewos_relay.commands.run_client", "run_tail")
+SEND = ("brewos_relay.commands.run_client", "run_send")
+
+
+def test_tail(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*TAIL, result=0)
+    outcome = run("tail", "brw-0000000a", "--token", "t", "--url", "https://relay", "--json")
+    assert outcome.code == 0
+    assert calls == [
+        ((), {"url": "https://relay", "token": "t", "device_id": "BRW-0000000A", "as_json": True})
+    ]
+
+
+def test_tail_takes_url_and_token_from_the_environment(
+    run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stand_in(*TAIL, result=0)
+    monkeypatch.setenv("BREWOS_RELAY_TOKEN", "t")
+    run("tail", "BRW-0000000A")
+    monkeypatch.setenv("BREWOS_RELAY_URL", "https://relay")
+    run("tail", "BRW-0000000A")
+    assert [kwargs["url"] for _, kwargs in calls] == ["http://127.0.0.1:3001", "https://relay"]
+    assert {kwargs["token"] for _, kwargs in calls} == {"t"}
+
+
+def test_send(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*SEND, result=0)
+    args = ["brw-0000000a", "set_temp", "boiler=brew", "temp=93.5", "--token", "t"]
+    assert run("send", *args).code == 0
+    assert calls == [
+        (
+            (),
+            {
+                "url": "http://127.0.0.1:3001",
+                "token": "t",
+                "device_id": "BRW-0000000A",
+                "command": "set_temp",
+                "fields": ("boiler=brew", "temp=93.5"),
+            },
+        )
+    ]
+
+
+def test_url_and_token_may_come_from_a_dotenv(
+    run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("BREWOS_RELAY_TOKEN=t\nBREWOS_RELAY_URL=https://relay\n")
+    calls = stand_in(*SEND, result=0)
+    run("send", "BRW-0000000A", "tare")
+    monkeypatch.setenv("BREWOS_RELAY_TOKEN", "from the environment")
+    run("send", "BRW-0000000A", "tare", "--url", "https://other")
+    assert [(kwargs["url"], kwargs["token"]) for _, kwargs in calls] == [
+        ("https://relay", "t"),
+        ("https://other", "from the environment"),
+    ]
+
+
+def test_a_dotenv_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff")
+    assert_refused(run("tail", "BRW-0000000A"), 1, ".env cannot be read")
+
+
+@pytest.mark.parametrize("args", [("tail", "BRW-0000000A"), ("send", "BRW-0000000A", "tare")])
+@pytest.mark.parametrize("token", [None, ""])
+def test_without_a_token(
+    run: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], token: str
+) -> None:
+    if token is not None:
+        monkeypatch.setenv("BREWOS_RELAY_TOKEN", token)
+    see = f"See `brewos-relay {args[0]} --help`."
+    assert_refused(run(*args), 2, "--token", "BREWOS_RELAY_TOKEN", "`brewos-relay token`", see)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_tail_and_send_end_with_the_code_they_are_given(run: Run, stand_in: StandIn, code: int) -> None:
+    stand_in(*TAIL, result=code)
+    assert run("tail", "BRW-0000000A", "--token", "t").code == code
+    stand_in(*SEND, result=code)
+    assert run("send", "BRW-0000000A", "brew", "--token", "t").code == code
+
+
+def test_tail_and_send_that_fail(run: Run, stand_in: StandIn) -> None:
+    stand_in(*TAIL, problem=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    assert_refused(run("tail", "BRW-0000000A", "--token", "t"), 1, "Connection refused")
+    stand_in(*SEND, problem=SettingsError("--url is 'x'"))
+    see = "See `brewos-relay send --help`."
+    assert_refused(run("send", "BRW-0000000A", "brew", "--token", "t"), 2, "--url is 'x'", see)
+    stand_in(*SEND, problem=RelayUnreachable("cannot connect"))
+    assert_refused(run("send", "BRW-0000000A", "brew", "--token", "t"), 1, "brewos-relay: cannot connect\n")
+
+
+def test_without_a_server(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for args in (("tail", "BRW-0000000A"), ("send", "BRW-0000000A", "tare")):
+        outcome = run(*args, "--token", "t", "--url", url)
+        assert_refused(outcome, 1)
+        assert outcome.err == (
+            f"brewos-relay: cannot connect to {url} (Connection refused);"
+            " start a relay with `brewos-relay serve`, or name another one with --url\n"
+        )
+
+
+def test_usage_that_only_the_client_sees(run: Run) -> None:
+    see = "See `brewos-relay send --help`."
+    args = ("send", "BRW-0000000A", "set_mode", "--token", "t")
+    assert_refused(run(*args, "on"), 2, "'on' is not a field of a command", see)
+    assert_refused(run(*args, "--url", "relay.example"), 2, "http://HOST[:PORT]", see)
+
+
+def test_the_help_says_what_json_is_made_of(run: Run) -> None:
+    assert "one line of JSON, also what came as MessagePack" in " ".join(run("tail", "--help").out.split())
+
+
+def test_a_reader_of_tail_that_has_gone(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    stand_in(*TAIL, problem=BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    outcome = run("tail", "BRW-0000000A", "--token", "t")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
