@@ -8,7 +8,8 @@ from typing import Final
 import h11
 import msgspec
 
-from brewos_relay.core.snapshot import Snapshot, must_reach, unnumbered
+from brewos_relay.core.merging import unnumbered
+from brewos_relay.core.snapshot import Snapshot, must_reach
 from brewos_relay.messages import Message
 from brewos_relay.texts import is_showable
 from brewos_relay.wire.frames import FrameParser, encode_close, is_close_code

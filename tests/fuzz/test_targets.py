@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 import brewos_relay.messages
-from brewos_relay.core import snapshot
+from brewos_relay.core import merging, snapshot
 from brewos_relay.messages import Head, Message
 from brewos_relay.wire.frames import FrameParser
 from brewos_relay.wire.handshake import Refusal, Request
@@ -72,7 +72,7 @@ def test_a_snapshot_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     def swollen(content: Any, *, is_text: bool) -> bytes:
         return b'{"type":"status","x":"' + b"x" * 80_000 + b'"}'
 
-    monkeypatch.setattr(snapshot, "_encode", swollen)
+    monkeypatch.setattr(merging, "encode_value", swollen)
     monkeypatch.setattr(snapshot, "_MOST_BYTES", 10**6)
     assert find("snapshot")
 

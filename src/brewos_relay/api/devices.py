@@ -14,8 +14,8 @@ from brewos_relay.api.device_access import no_device, not_allowed, reach
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.payloads import Refused, ShortText, body_of, iso_utc, json_answer, printable, query_of
 from brewos_relay.core.clock import now_ms
+from brewos_relay.core.merging import readable_content
 from brewos_relay.core.rights import Rights, rights_of, role_is
-from brewos_relay.core.snapshot import readable_content
 from brewos_relay.key_rotation import RotationOutcome, send_new_key
 from brewos_relay.messages import Message
 from brewos_relay.protocols import Registry, RelayView

@@ -17,6 +17,7 @@ from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import unnumbered
 from brewos_relay.core.peer import LEAVING, Peer, Receive
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LineLimits, TokenBucket, open_bucket
@@ -31,7 +32,7 @@ from brewos_relay.core.recording import (
     log_went,
     receive_logged,
 )
-from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot, unnumbered
+from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot
 from brewos_relay.core.throttle import Throttle
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode

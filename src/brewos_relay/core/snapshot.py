@@ -5,16 +5,26 @@ all the time would know. Merging waits until somebody asks: a machine that nobod
 but keeping its last few messages.
 """
 
-import contextlib
 import math
-import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from brewos_relay.core.merging import (
+    EMPTY_GROUPS,
+    fields_of,
+    group_names,
+    join_fields,
+    merge_group,
+    overlaid,
+    raw_value,
+    readable_content,
+    recoded,
+    without_volatile,
+)
 from brewos_relay.dialect import Volatile
-from brewos_relay.fields import MALFORMED, Fields, Key, join, split
+from brewos_relay.fields import MALFORMED, Key
 from brewos_relay.messages import Head, Message
 
 #: Kept as they came, the last of each.
@@ -68,10 +78,6 @@ class Restored:
 
 _decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
 _decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
-_decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-_EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
-_NO_GROUPS: Final = frozenset({"type", "seq"})
 _SAVED_APART_S: Final = 5.0
 """How often a state is due for saving at most, however often the device says all of it."""
 _SUPERSEDED: Final = frozenset(
@@ -214,7 +220,7 @@ class Snapshot:
         self._merge()
         if self._restored is None or self._status is None:
             return self._status
-        return _overlaid(self._restored.message, self._status)
+        return overlaid(self._restored.message, self._status)
 
     def known(self, now: float) -> tuple[Message, float] | None:
         """Give the whole state, and when it was known to hold (trio time); None if it is not known."""
@@ -227,7 +233,7 @@ class Snapshot:
         It gets no `seq` before the device gives one: the device has counted on meanwhile. Clients are told
         without the volatile parts, and only after `show`. False if it is no status.
         """
-        told = _without(message, volatile)
+        told = without_volatile(message, volatile)
         if told is None:
             return False
         self._status = told
@@ -248,14 +254,14 @@ class Snapshot:
     def groups(self) -> list[str]:
         """List the groups of the status."""
         status = self.whole_status()
-        return _groups(status) if status is not None else []
+        return group_names(status) if status is not None else []
 
     def stale_groups(self) -> list[str]:
         """List the groups that the device has not spoken of since its absence."""
         self._merge()
         if self._restored is None:
             return []
-        return [name for name in _groups(self._restored.message) if name not in self._restored.renewed]
+        return [name for name in group_names(self._restored.message) if name not in self._restored.renewed]
 
     # Saving
 
@@ -295,17 +301,17 @@ class Snapshot:
         status = self._status
         if status is None or (not self._changes and self._status_seq == self.seq):
             return
-        fields = _fields(status)
+        fields = fields_of(status)
         renewed = self._restored.renewed if self._restored is not None else None
         for change in self._changes:
             for name, value in recoded(change, is_text=status.is_text).items():
-                fields[name] = _merged(fields.get(name), value, is_text=status.is_text)
-                if renewed is not None and bytes(value) not in _EMPTY_GROUPS:
+                fields[name] = merge_group(fields.get(name), value, is_text=status.is_text)
+                if renewed is not None and bytes(value) not in EMPTY_GROUPS:
                     renewed.add(name)
-        fields["type"] = _raw("status", is_text=status.is_text)
+        fields["type"] = raw_value("status", is_text=status.is_text)
         if isinstance(self.seq, int) and abs(self.seq) < 2**63:
-            fields["seq"] = _raw(self.seq, is_text=status.is_text)
-        merged = Message(_join(fields, is_text=status.is_text), status.is_text)
+            fields["seq"] = raw_value(self.seq, is_text=status.is_text)
+        merged = Message(join_fields(fields, is_text=status.is_text), status.is_text)
         if self._saved is status:
             self._saved = merged
         # What grows beyond all measure is not the state of a machine.
@@ -336,17 +342,6 @@ class SmallSnapshot(Snapshot):
                 self._status = None
 
 
-def unnumbered(message: Message) -> Message:
-    """Give a message without its `seq`, for a client that has missed something.
-
-    It may have seen that number already, which would be another gap to it, and it would ask again, for ever.
-    """
-    fields = _fields(message)
-    if fields.pop("seq", None) is None:
-        return message
-    return Message(_join(fields, is_text=message.is_text), message.is_text)
-
-
 def must_reach(message: Message) -> bool:
     """Whether a message of a device must reach every client: nothing that comes later says it again."""
     head = message.peek()
@@ -361,145 +356,3 @@ def says_something_new(head: Head) -> bool:
 def is_superseded(message_type: str) -> bool:
     """Whether the next message of the same type replaces this one."""
     return message_type in _SUPERSEDED or message_type in _KEPT_WHOLE
-
-
-def readable_content(message: Message) -> Any:
-    """Decode a message with numbers as people write them.
-
-    A field that JSON cannot hold, such as a text that is not UTF-8, is left out. None if nothing can be read.
-    """
-    text = message.as_text()
-    if text is not None:
-        with contextlib.suppress(*MALFORMED):
-            return readable(decode(text))
-    return _readable_fields(message) or None
-
-
-def _readable_fields(message: Message) -> dict[str, Any]:
-    """Decode the fields of a message one by one, without those that JSON cannot hold."""
-    content: dict[str, Any] = {}
-    for name, value in _fields(message).items():
-        text = Message(bytes(value), message.is_text).as_text()
-        with contextlib.suppress(*MALFORMED):
-            if isinstance(name, str) and text is not None:
-                _encode(name, is_text=True)
-                content[name] = readable(decode(text))
-    return content
-
-
-def _without(message: Message, volatile: Sequence[Volatile]) -> Message | None:
-    """Give a `status` without its number and its volatile parts; None if it is none."""
-    fields = _fields(message)
-    if not fields:
-        return None
-    fields.pop("seq", None)
-    for part in volatile:
-        group = fields.get(part.group)
-        if group is None:
-            continue
-        if part.field is None:
-            del fields[part.group]
-            continue
-        with contextlib.suppress(*MALFORMED):
-            inner = _split(group, is_text=message.is_text)
-            expected = None if part.value is None else _encode(part.value, is_text=message.is_text)
-            if part.field in inner and expected in (None, bytes(inner[part.field])):
-                del inner[part.field]
-                fields[part.group] = msgspec.Raw(_join(inner, is_text=message.is_text))
-    return Message(_join(fields, is_text=message.is_text), message.is_text)
-
-
-def _overlaid(base: Message, status: Message) -> Message:
-    """Put a status over an earlier one, of which it has the encoding."""
-    fields = _fields(base)
-    for name, value in _fields(status).items():
-        fields[name] = _merged(fields.get(name), value, is_text=base.is_text)
-    return Message(_join(fields, is_text=base.is_text), base.is_text)
-
-
-def _groups(status: Message) -> list[str]:
-    """List the groups of a status that have a name."""
-    return [name for name in _fields(status) if isinstance(name, str) and name not in _NO_GROUPS]
-
-
-def _fields(message: Message) -> Fields:
-    """Give the fields of a message; none if it is malformed."""
-    try:
-        return _split(message.payload, is_text=message.is_text)
-    except MALFORMED:
-        return {}
-
-
-def _split(payload: bytes | msgspec.Raw, *, is_text: bool) -> Fields:
-    try:
-        return cast("Fields", (_decode_json if is_text else _decode_msgpack)(payload))
-    except MALFORMED:
-        return split(bytes(payload), is_text=is_text)
-
-
-def _merged(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> msgspec.Raw:
-    """Put the fields of `new` over those of `old`, if both are maps; else give `new`."""
-    if old is None:
-        return new
-    try:
-        group = {**_split(old, is_text=is_text), **_split(new, is_text=is_text)}
-    except MALFORMED:
-        return new
-    return msgspec.Raw(_join(group, is_text=is_text))
-
-
-def _join(fields: Fields, *, is_text: bool) -> bytes:
-    if all(type(key) is str for key in fields):
-        with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair
-            return _encode(fields, is_text=is_text)
-    return join(fields, is_text=is_text)
-
-
-def _encode(content: Any, *, is_text: bool) -> bytes:
-    return msgspec.json.encode(content) if is_text else msgspec.msgpack.encode(content)
-
-
-def _raw(content: Any, *, is_text: bool) -> msgspec.Raw:
-    return msgspec.Raw(_encode(content, is_text=is_text))
-
-
-def recoded(message: Message, *, is_text: bool) -> Fields:
-    """Give the fields of a message in the other encoding, if it is not in this one already.
-
-    A field that the other encoding cannot hold is left out.
-    """
-    fields = _fields(message)
-    if message.is_text == is_text:
-        return fields
-    found: Fields = {}
-    for name, value in fields.items():
-        with contextlib.suppress(*MALFORMED, TypeError, OverflowError):
-            content = readable(decode(Message(bytes(value), message.is_text)))
-            if isinstance(name, str):
-                _encode(name, is_text=True)
-                found[name] = _raw(content, is_text=is_text)
-    return found
-
-
-def decode(message: Message) -> Any:
-    """Decode a whole message. Raises msgspec.MsgspecError or RecursionError."""
-    return (msgspec.json.decode if message.is_text else msgspec.msgpack.decode)(message.payload)
-
-
-def readable(value: Any) -> Any:
-    """Give numbers that came in 32 bits with the 7 digits that they have: 93.2, not 93.19999694824219."""
-    if isinstance(value, float):
-        return _readable_float(value)
-    if isinstance(value, dict):
-        return {name: readable(content) for name, content in value.items()}
-    if isinstance(value, list):
-        return [readable(content) for content in value]
-    return value
-
-
-def _readable_float(value: float) -> float:
-    # Whole numbers are left alone: times in ms have more than 7 digits, and come in 64 bits.
-    if value.is_integer() or not math.isfinite(value):
-        return value
-    in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # what is too large for that is whole
-    return float(f"{value:.7g}") if in_32_bits == value else value

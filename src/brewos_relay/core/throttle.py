@@ -6,13 +6,14 @@ backlog takes the connection for lost. Apps get fewer messages, which say the sa
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
+from brewos_relay.core.merging import raw_value, recoded, split_fields
 from brewos_relay.core.rate_limits import TokenBucket
-from brewos_relay.core.snapshot import is_superseded, recoded, says_something_new
-from brewos_relay.fields import MALFORMED, Fields, Key, join, split
+from brewos_relay.core.snapshot import is_superseded, says_something_new
+from brewos_relay.fields import MALFORMED, Fields, Key, join
 from brewos_relay.messages import Head, Message
 
 _MOST_WAIT_S: Final = 2.0
@@ -29,9 +30,6 @@ _MOST_PAUSE_S: Final = 1.0
 
 _STATE: Final = "status"
 
-_decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-
 
 class HeldState:
     """Several messages of a device about its state, merged into one `status` or `status_delta`.
@@ -40,11 +38,10 @@ class HeldState:
     the one message know the same as from all of them. The last `seq` is the message's.
     """
 
-    __slots__ = ("_decode", "_groups", "_is_status", "_is_text", "_only", "_seq", "size_bytes")
+    __slots__ = ("_groups", "_is_status", "_is_text", "_only", "_seq", "size_bytes")
 
     def __init__(self, *, is_text: bool) -> None:
         self._is_text = is_text
-        self._decode = _decode_json if is_text else _decode_msgpack
         self._groups: dict[Key, Fields | msgspec.Raw] = {}
         self._only: Message | None = None  # a single message passes unchanged
         self._is_status = False
@@ -55,7 +52,7 @@ class HeldState:
     def add(self, message: Message, head: Head) -> None:
         """Merge a message, which has to be one of this device's state."""
         if message.is_text == self._is_text:
-            groups = self._split(message.payload)
+            groups = split_fields(message.payload, is_text=self._is_text)
         else:
             groups = recoded(message, is_text=self._is_text)
         self._only = None if self._groups else message
@@ -74,18 +71,12 @@ class HeldState:
         if old is None:
             return new
         try:
-            fields = self._split(new)
-            merged = self._split(old) if isinstance(old, msgspec.Raw) else old
+            fields = split_fields(new, is_text=self._is_text)
+            merged = split_fields(old, is_text=self._is_text) if isinstance(old, msgspec.Raw) else old
         except MALFORMED:
             return new
         merged.update(fields)
         return merged
-
-    def _split(self, payload: bytes | msgspec.Raw) -> Fields:
-        try:
-            return cast("Fields", self._decode(payload))
-        except MALFORMED:
-            return split(bytes(payload), is_text=self._is_text)
 
     def message(self) -> Message:
         """Give all of it as one message."""
@@ -96,10 +87,9 @@ class HeldState:
                 else msgspec.Raw(join(group, is_text=self._is_text))
                 for name, group in self._groups.items()
             }
-            encode = msgspec.json.encode if self._is_text else msgspec.msgpack.encode
-            fields["type"] = msgspec.Raw(encode(_STATE if self._is_status else "status_delta"))
+            fields["type"] = raw_value(_STATE if self._is_status else "status_delta", is_text=self._is_text)
             if self._seq is not None:
-                fields["seq"] = msgspec.Raw(encode(self._seq))
+                fields["seq"] = raw_value(self._seq, is_text=self._is_text)
             self._only = Message(join(fields, is_text=self._is_text), self._is_text)
             self.size_bytes = len(self._only.payload)
         return self._only

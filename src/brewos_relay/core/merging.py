@@ -1,0 +1,174 @@
+"""Merging: take state messages apart into raw groups, put one over another, and join them again.
+
+Only the keys on top are decoded. The value of a group stays as the device wrote it.
+"""
+
+import contextlib
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import msgspec
+
+from brewos_relay.dialect import Volatile
+from brewos_relay.fields import MALFORMED, Fields, join, split
+from brewos_relay.messages import Message
+
+EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
+_NO_GROUPS: Final = frozenset({"type", "seq"})
+_decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def unnumbered(message: Message) -> Message:
+    """Give a message without its `seq`, for a client that has missed something.
+
+    It may have seen that number already, which would be another gap to it, and it would ask again, for ever.
+    """
+    fields = fields_of(message)
+    if fields.pop("seq", None) is None:
+        return message
+    return Message(join_fields(fields, is_text=message.is_text), message.is_text)
+
+
+def readable_content(message: Message) -> Any:
+    """Decode a message with numbers as people write them.
+
+    A field that JSON cannot hold, such as a text that is not UTF-8, is left out. None if nothing can be read.
+    """
+    text = message.as_text()
+    if text is not None:
+        with contextlib.suppress(*MALFORMED):
+            return readable(decode(text))
+    return _readable_fields(message) or None
+
+
+def _readable_fields(message: Message) -> dict[str, Any]:
+    """Decode the fields of a message one by one, without those that JSON cannot hold."""
+    content: dict[str, Any] = {}
+    for name, value in fields_of(message).items():
+        text = Message(bytes(value), message.is_text).as_text()
+        with contextlib.suppress(*MALFORMED):
+            if isinstance(name, str) and text is not None:
+                encode_value(name, is_text=True)
+                content[name] = readable(decode(text))
+    return content
+
+
+def without_volatile(message: Message, volatile: Sequence[Volatile]) -> Message | None:
+    """Give a `status` without its number and its volatile parts; None if it is none."""
+    fields = fields_of(message)
+    if not fields:
+        return None
+    fields.pop("seq", None)
+    for part in volatile:
+        group = fields.get(part.group)
+        if group is None:
+            continue
+        if part.field is None:
+            del fields[part.group]
+            continue
+        with contextlib.suppress(*MALFORMED):
+            inner = split_fields(group, is_text=message.is_text)
+            expected = None if part.value is None else encode_value(part.value, is_text=message.is_text)
+            if part.field in inner and expected in (None, bytes(inner[part.field])):
+                del inner[part.field]
+                fields[part.group] = msgspec.Raw(join_fields(inner, is_text=message.is_text))
+    return Message(join_fields(fields, is_text=message.is_text), message.is_text)
+
+
+def overlaid(base: Message, status: Message) -> Message:
+    """Put a status over an earlier one, of which it has the encoding."""
+    fields = fields_of(base)
+    for name, value in fields_of(status).items():
+        fields[name] = merge_group(fields.get(name), value, is_text=base.is_text)
+    return Message(join_fields(fields, is_text=base.is_text), base.is_text)
+
+
+def group_names(status: Message) -> list[str]:
+    """List the groups of a status that have a name."""
+    return [name for name in fields_of(status) if isinstance(name, str) and name not in _NO_GROUPS]
+
+
+def fields_of(message: Message) -> Fields:
+    """Give the fields of a message; none if it is malformed."""
+    try:
+        return split_fields(message.payload, is_text=message.is_text)
+    except MALFORMED:
+        return {}
+
+
+def split_fields(payload: bytes | msgspec.Raw, *, is_text: bool) -> Fields:
+    try:
+        return cast("Fields", (_decode_json if is_text else _decode_msgpack)(payload))
+    except MALFORMED:
+        return split(bytes(payload), is_text=is_text)
+
+
+def merge_group(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> msgspec.Raw:
+    """Put the fields of `new` over those of `old`, if both are maps; else give `new`."""
+    if old is None:
+        return new
+    try:
+        group = {**split_fields(old, is_text=is_text), **split_fields(new, is_text=is_text)}
+    except MALFORMED:
+        return new
+    return msgspec.Raw(join_fields(group, is_text=is_text))
+
+
+def join_fields(fields: Fields, *, is_text: bool) -> bytes:
+    if all(type(key) is str for key in fields):
+        with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair
+            return encode_value(fields, is_text=is_text)
+    return join(fields, is_text=is_text)
+
+
+def encode_value(content: Any, *, is_text: bool) -> bytes:
+    return msgspec.json.encode(content) if is_text else msgspec.msgpack.encode(content)
+
+
+def raw_value(content: Any, *, is_text: bool) -> msgspec.Raw:
+    return msgspec.Raw(encode_value(content, is_text=is_text))
+
+
+def recoded(message: Message, *, is_text: bool) -> Fields:
+    """Give the fields of a message in the other encoding, if it is not in this one already.
+
+    A field that the other encoding cannot hold is left out.
+    """
+    fields = fields_of(message)
+    if message.is_text == is_text:
+        return fields
+    found: Fields = {}
+    for name, value in fields.items():
+        with contextlib.suppress(*MALFORMED, TypeError, OverflowError):
+            content = readable(decode(Message(bytes(value), message.is_text)))
+            if isinstance(name, str):
+                encode_value(name, is_text=True)
+                found[name] = raw_value(content, is_text=is_text)
+    return found
+
+
+def decode(message: Message) -> Any:
+    """Decode a whole message. Raises msgspec.MsgspecError or RecursionError."""
+    return (msgspec.json.decode if message.is_text else msgspec.msgpack.decode)(message.payload)
+
+
+def readable(value: Any) -> Any:
+    """Give numbers that came in 32 bits with the 7 digits that they have: 93.2, not 93.19999694824219."""
+    if isinstance(value, float):
+        return _readable_float(value)
+    if isinstance(value, dict):
+        return {name: readable(content) for name, content in value.items()}
+    if isinstance(value, list):
+        return [readable(content) for content in value]
+    return value
+
+
+def _readable_float(value: float) -> float:
+    # Whole numbers are left alone: times in ms have more than 7 digits, and come in 64 bits.
+    if value.is_integer() or not math.isfinite(value):
+        return value
+    in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # what is too large for that is whole
+    return float(f"{value:.7g}") if in_32_bits == value else value

@@ -1,0 +1,190 @@
+import json
+import math
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+
+from brewos_relay.core.merging import (
+    decode,
+    fields_of,
+    group_names,
+    overlaid,
+    readable,
+    readable_content,
+    unnumbered,
+    without_volatile,
+)
+from brewos_relay.dialect import Volatile
+from brewos_relay.messages import Message, encode
+from support.state_messages import binary, float32, note, noted, status_of
+
+
+def test_numbers_of_32_bits_have_7_digits_only_where_they_become_text() -> None:
+    value = float32(93.2)
+    assert value != 93.2
+    snapshot = noted(
+        binary({"type": "status", "seq": 1, "temps": {"group": value}}),
+        binary({"type": "status_delta", "seq": 2, "temps": {"brew": value}}),
+    )
+    (message,) = snapshot.messages()
+    assert not message.is_text
+    assert message.payload.count(b"\xca" + struct.pack(">f", 93.2)) == 2
+    assert snapshot.as_dict()["status"]["temps"] == {"group": 93.2, "brew": 93.2}
+
+    snapshot = noted(
+        Message(b'{"type":"status","temps":{"group":93.20}}'),
+        binary({"type": "status_delta", "temps": {"brew": value}}),
+    )
+    assert snapshot.messages() == [Message(b'{"type":"status","temps":{"group":93.20,"brew":93.2}}')]
+
+
+def test_a_change_that_cannot_be_recoded_changes_nothing() -> None:
+    bad = Message(b"\x82\xa4type\xacstatus_delta\xa1x\xa1\xff", is_text=False)
+    status = encode({"type": "status", "seq": 1, "x": "ok"})
+    assert status_of(noted(status, bad)) == {"type": "status", "seq": 1, "x": "ok"}
+    bad = Message(b'{"type":"status_delta","seq":2,"x":"\\ud800"}')
+    if bad.peek() is not None:
+        assert status_of(noted(binary({"type": "status", "x": "ok"}), bad))["x"] == "ok"
+
+
+def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
+    bad = Message(b"\x82\xa4type\xa6status\xa4wifi\x81\xa4ssid\xa1\xff", is_text=False)
+    snapshot = noted(bad, encode({"type": "device_info", "n": 1}))
+    assert snapshot.messages()[0] == bad
+    assert snapshot.as_dict() == {
+        "status": {"type": "status"},
+        "device_info": {"type": "device_info", "n": 1},
+    }
+    note(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
+    assert snapshot.as_dict()["status"] == {"type": "status", "seq": 2, "pressure": 9}
+    assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "what can be merged is"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(b'{"type":"device_info","n":1e999}'),
+        Message(rb'{"type":"device_info","n":"\ud800"}'),
+        Message(rb'{"type":"device_info","\udfff":1}'),
+        Message(b"\x82\xa4type\xabdevice_info\xa1x\xc7\x01\x05x", is_text=False),
+        Message(b"\x82\xa4type\xabdevice_info\xa1x\xa1\xff", is_text=False),
+        Message(b"\x82\xa4type\xabdevice_info\xa1\xff\x01", is_text=False),
+    ],
+)
+def test_what_json_cannot_hold_is_left_out_of_it(message: Message) -> None:
+    snapshot = noted(message)
+    assert snapshot.messages() == [message]
+    assert snapshot.as_dict() == {"device_info": {"type": "device_info"}}
+
+
+def test_a_status_that_cannot_be_taken_apart_is_begun_anew() -> None:
+    status = Message(b'{"type":"status","x":' + b"[" * 700 + b"]" * 700 + b"}")
+    snapshot = noted(status, encode({"type": "status_delta", "seq": 2, "a": 1}))
+    assert status_of(snapshot)["a"] == 1
+
+
+def test_fields_of_what_is_no_message_are_none() -> None:
+    assert fields_of(Message(b"[]")) == {}
+    assert fields_of(Message(b"\x81\x01", is_text=False)) == {}
+
+
+def test_groups_with_keys_of_any_type_are_merged_and_carried() -> None:
+    status = b"\x84\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x04"
+    change = b"\x84\xa4type\xacstatus_delta\xa3seq\x09\xa1g\x81\x03\x08\xa1\xff\x01"
+    snapshot = noted(Message(status, is_text=False), Message(change, is_text=False))
+    merged = snapshot.messages()[0].payload
+    assert merged == (
+        b"\x86\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x08\xa3seq\x09\xa1\xff\x01"
+    )
+    without = unnumbered(snapshot.messages()[0]).payload
+    assert without == merged.replace(b"\xa3seq\x09", b"").replace(b"\x86", b"\x85", 1)
+
+
+def test_groups_with_half_a_surrogate_pair_are_merged_and_carried() -> None:
+    status = Message(rb'{"type":"status","\udfff":0,"wifi":{"ssid":"\ud800","rssi":-1}}')
+    change = Message(rb'{"type":"status_delta","seq":2,"wifi":{"rssi":-2},"name":"\udc00"}')
+    told = noted(status, change).messages()[0]
+    assert json.loads(told.payload) == {
+        "type": "status",
+        "seq": 2,
+        "\udfff": 0,
+        "wifi": {"ssid": "\ud800", "rssi": -2},
+        "name": "\udc00",
+    }
+
+
+def test_of_a_change_in_the_other_encoding_only_what_it_cannot_hold_is_lost() -> None:
+    change = Message(rb'{"type":"status_delta","seq":2,"x":"\ud800","\ud800":1,"y":1}')
+    assert status_of(noted(binary({"type": "status", "x": "ok"}), change)) == {
+        "type": "status",
+        "seq": 2,
+        "x": "ok",
+        "y": 1,
+    }
+    packed = b"\x84\xa4type\xacstatus_delta\x01\x02\xa1x\xa1\xff\xa1y\x01"
+    status = noted(encode({"type": "status", "x": "ok"}), Message(packed, is_text=False))
+    assert status_of(status) == {"type": "status", "x": "ok", "y": 1}
+
+
+@pytest.mark.parametrize("value", [93.2, 0.1, -12.34567, 1e-20, 1234567.5])
+def test_what_came_in_32_bits_has_7_digits(value: float) -> None:
+    assert readable(float(float32(value))) == float(f"{value:.7g}")
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, 1.0000000001, 1e300, 1_700_000_000_123.0, 16_777_217.0, -2.0, math.inf, 5, None, "x", True]
+)
+def test_what_came_in_64_bits_or_is_whole_is_left_alone(value: Any) -> None:
+    assert readable(value) == value
+    assert math.isnan(readable(math.nan))
+
+
+def test_numbers_are_found_wherever_they_are() -> None:
+    raw = float(float32(93.2))
+    assert readable({"a": [raw, {"b": raw}], "c": "x"}) == {"a": [93.2, {"b": 93.2}], "c": "x"}
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_status_can_be_given_without_its_number(is_text: bool) -> None:
+    coder = msgspec.json if is_text else msgspec.msgpack
+    numbered = Message(coder.encode({"type": "status", "seq": 7, "pressure": 9.1}), is_text)
+    without = unnumbered(numbered)
+    assert decode(without) == {"type": "status", "pressure": 9.1}
+    assert without.is_text == is_text
+    assert unnumbered(without) is without
+
+
+def test_content_without_a_form_for_people_is_none() -> None:
+    assert readable_content(encode({"a": 1})) == {"a": 1}
+    assert readable_content(Message(b"{")) is None
+    assert readable_content(Message(b"\xc1", is_text=False)) is None
+
+
+@pytest.mark.parametrize("form", [encode, binary])
+def test_volatile_groups_and_fields_are_left_out_with_the_number(form: Any) -> None:
+    volatile = (Volatile("shot"), Volatile("machine", "state", "brewing"), Volatile("temps", "brew"))
+    content = {"type": "status", "seq": 5, "shot": {"a": 1}, "machine": {"state": "brewing", "mode": "on"}}
+    told = without_volatile(form(content), volatile)
+    assert told is not None
+    assert decode(told) == {"type": "status", "machine": {"mode": "on"}}
+    other = {"type": "status", "machine": {"state": "ready"}, "temps": 5}
+    told = without_volatile(form(other), volatile)
+    assert told is not None
+    assert decode(told) == other
+    assert without_volatile(Message(b"[]"), volatile) is None
+
+
+@pytest.mark.parametrize("form", [encode, binary])
+def test_a_status_is_put_over_an_earlier_one(form: Any) -> None:
+    earlier = form({"type": "status", "temps": {"brew": 1, "group": 2}, "pressure": 9, "mode": "on"})
+    later = form({"type": "status", "temps": {"brew": 3}, "pressure": {"bar": 8}})
+    merged = overlaid(earlier, later)
+    assert decode(merged) == {
+        "type": "status",
+        "temps": {"brew": 3, "group": 2},
+        "pressure": {"bar": 8},
+        "mode": "on",
+    }
+    assert group_names(merged) == ["temps", "pressure", "mode"]
