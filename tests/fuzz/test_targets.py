@@ -64,7 +64,7 @@ def test_a_peek_that_sees_what_is_not_there_is_found(monkeypatch: pytest.MonkeyP
 
 
 def test_a_message_with_two_meanings_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brewos_relay.messages, "_is_unambiguous", lambda payload: True)
+    monkeypatch.setattr(brewos_relay.messages, "_is_ambiguous", lambda payload: False)
     assert find("commands")
 
 
