@@ -19,7 +19,8 @@ from support.process import KEY, Reach, environment, machine_id
 
 MACHINE = machine_id(1)
 METRICS_TOKEN = "m" * 32
-LIMIT_BYTES = 64 * 1024
+LIMIT_BYTES = 1024
+"""Less than one page of the registry, so that no write finds room, also where the log begins again."""
 _SERVE = """
 from brewos_relay.server import storage
 storage.LOOK_EVERY_S = 0.1
@@ -50,57 +51,64 @@ async def test_server_that_can_write_no_more_serves_machines_and_says_so(tmp_pat
         row = NewDevice(id=MACHINE, key_hash=hash_key(KEY), more_user_ids=("ada",))
         add_devices(db, [row], now_ms=now_ms())
     server: Reach | None = None
-    with trio.fail_after(60), (tmp_path / "log").open("wb") as log:
+    said = bytearray()
+
+    async def read_log(stream: trio.abc.ReceiveStream) -> None:
+        async for part in stream:
+            said.extend(part)
+
+    with trio.fail_after(60):
         process = await trio.lowlevel.open_process(
             [sys.executable, "-c", _SERVE],
             cwd=tmp_path,
             env=environment(BREWOS_RELAY_METRICS_TOKEN=METRICS_TOKEN, BREWOS_RELAY_DRAIN_S="0.1"),
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.PIPE,  # the limit is for files
         )
-        try:
-            assert process.stdout is not None
-            ready = (await process.stdout.receive_some(1000)).decode()
-            server = Reach(("127.0.0.1", int(ready.partition("127.0.0.1:")[2].partition(" ")[0])))
-            assert await degraded(server) == []
-            assert await gauge(server) == 0
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_log, process.stderr)
+            try:
+                ready = (await process.stdout.receive_some(1000)).decode()
+                server = Reach(("127.0.0.1", int(ready.partition("127.0.0.1:")[2].partition(" ")[0])))
+                assert await degraded(server) == []
+                assert await gauge(server) == 0
 
-            # As a quota: no file may grow beyond this, and no privilege is needed to say so.
-            _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (LIMIT_BYTES, hard))
-            token = server.token([MACHINE])
-            statuses = set()
-            while 503 not in statuses:
+                # As a quota: no file may grow beyond this, and no privilege is needed to say so.
+                _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (LIMIT_BYTES, hard))
+                token = server.token([MACHINE])
+                statuses = set()
+                while 503 not in statuses:
+                    told = await ask(server, "PATCH", f"/api/devices/{MACHINE}", {"name": "x"}, token=token)
+                    statuses.add(told.status)
+                assert statuses <= {200, 503}
+                found = await degraded(server)
+                assert len(found) == 1
+                assert str(tmp_path) not in found[0]
+                assert await gauge(server) == 1
+                await server.device(MACHINE)
+                body = {"deviceId": MACHINE, "token": "shown-on-its-screen", "deviceKey": KEY}
+                assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 200
+                body["deviceKey"] = "o" * 43
+                assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 503
+                address = f"http://127.0.0.1:{server.address[1]}"
+                (finding,) = await trio.to_thread.run_sync(check_degraded, address)  # the doctor's
+                assert finding.text == f"degraded: {found[0]}"
+
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+                while await degraded(server):  # noqa: ASYNC110 - it looks for itself
+                    await trio.sleep(0.02)
+                assert await gauge(server) == 0
                 told = await ask(server, "PATCH", f"/api/devices/{MACHINE}", {"name": "x"}, token=token)
-                statuses.add(told.status)
-            assert statuses <= {200, 503}
-            found = await degraded(server)
-            assert len(found) == 1
-            assert str(tmp_path) not in found[0]
-            assert await gauge(server) == 1
-            await server.device(MACHINE)
-            body = {"deviceId": MACHINE, "token": "shown-on-its-screen", "deviceKey": KEY}
-            assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 200
-            body["deviceKey"] = "o" * 43
-            assert (await ask(server, "POST", "/api/devices/register-claim", body)).status == 503
-            address = f"http://127.0.0.1:{server.address[1]}"
-            (finding,) = await trio.to_thread.run_sync(check_degraded, address)  # the doctor's
-            assert finding.text == f"degraded: {found[0]}"
-
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
-            while await degraded(server):  # noqa: ASYNC110 - it looks for itself
-                await trio.sleep(0.02)
-            assert await gauge(server) == 0
-            told = await ask(server, "PATCH", f"/api/devices/{MACHINE}", {"name": "x"}, token=token)
-            assert told.status == 200
-        finally:
-            if server is not None:
-                server.abort()
-            process.kill()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await process.wait()
-            assert process.stdout is not None
-            await trio.aclose_forcefully(process.stdout)
-    said = (tmp_path / "log").read_text()
-    assert said.count("degraded: ") == 1
-    assert said.count("not degraded any more: ") == 1
+                assert told.status == 200
+            finally:
+                if server is not None:
+                    server.abort()
+                process.kill()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                    await process.wait()
+                await trio.aclose_forcefully(process.stdout)
+    assert said.count(b'"event": "degraded: ') == 1
+    assert said.count(b"not degraded any more: ") == 1
