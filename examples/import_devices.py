@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from brewos_relay.client import KeyStore, generate_device_id
-from brewos_relay.client.device_ids import check_device_id
+from brewos_relay.client.endpoint import check_device_id
 from brewos_relay.client.key_store import write_private
 from brewos_relay.errors import RelayError
 

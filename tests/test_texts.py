@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from brewos_relay.texts import clean_name, columns, is_identifier, is_name, is_showable, showable
+from brewos_relay.texts import clean_name, columns, is_identifier, is_name, is_showable, one_line, showable
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three people, joined
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
@@ -146,3 +146,10 @@ def test_a_cleaned_name_can_be_a_name(text: str, longest_chars: int) -> None:
 )
 def test_wide_characters_take_two_columns(text: str, count: int) -> None:
     assert columns(text) == count
+
+
+def test_foreign_text_is_cut_to_one_line() -> None:
+    assert one_line("\x1b]0;title\x07 a\nb ") == "]0;title  a b"
+    assert one_line("a\x1b[2J\nb") == "a [2J b"
+    assert len(one_line("x" * 1000)) == 300
+    assert len(one_line("x" * 500, longest_chars=120)) == 120

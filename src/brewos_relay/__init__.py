@@ -19,6 +19,7 @@
 #   dialect       the commands of BrewOS machines, and who may send each
 #   fields        splits a message that msgspec refuses
 #   texts         which characters a name may have
+#   vocabulary    roles, device ids and keys, wall-clock times: shared by all layers
 #   networks      networks around an address, for limits and quotas
 #   version       the version of the installed package
 #   settings      the one reader of the environment; only commands, doctor and server use it

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from brewos_relay.auth.keys import generate_key, hash_key
-from brewos_relay.core.clock import now_ms
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.errors import TooManyKeys
 from brewos_relay.messages import key_rotate
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.keys import add_next_key, drop_next_key, gets_no_more_keys
+from brewos_relay.vocabulary import generate_key, now_ms
 
 RotationOutcome = Literal["sent", "offline", "too_many"]
 

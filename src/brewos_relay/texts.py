@@ -58,6 +58,11 @@ def showable(text: str, *, instead: str = "") -> str:
     return _REFUSED.sub(instead, text)
 
 
+def one_line(text: str, *, longest_chars: int = 300) -> str:
+    """Make foreign text fit for one line of a terminal or log: no control characters, cut to a length."""
+    return showable(text[:longest_chars], instead=" ").strip()
+
+
 def clean_name(text: str, *, longest_chars: int) -> str | None:
     """Make a name of a foreign text: one line, without refused characters, cut; None if nothing is left."""
     text = _SPACES.sub(" ", showable(_BREAK.sub(" ", text))).strip()

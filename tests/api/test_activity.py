@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.records import Activity
+from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
 PATH = f"/devices/{MACHINE}/activity"

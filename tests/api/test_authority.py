@@ -13,7 +13,6 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
 from brewos_relay.registry.accounts import find_user, set_admin, set_password_hash
@@ -23,6 +22,7 @@ from brewos_relay.registry.pairing import claim, register_claim
 from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.schema import device_users, users
 from brewos_relay.registry.sessions import open_session, sessions_of
+from brewos_relay.vocabulary import now_ms
 from support.household import Household, open_household
 from support.postgresql import PostgreSQL
 

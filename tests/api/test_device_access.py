@@ -6,9 +6,8 @@ from brewos_relay.api.authentication import Who
 from brewos_relay.api.device_access import Reach, reach
 from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.tokens import Claims
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rights import NamedDevices
-from brewos_relay.registry.records import Role
+from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, STRANGE, Household, open_household
 
 UNKNOWN = "BRW-0000004D"

@@ -3,10 +3,9 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.grant import Grant
 from brewos_relay.registry.accounts import add_user
-from brewos_relay.registry.records import Role
+from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
 USERS = f"/devices/{MACHINE}/users"

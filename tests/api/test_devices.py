@@ -5,11 +5,11 @@ import pytest
 import trio
 
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.registry.records import StoredState
+from brewos_relay.vocabulary import now_ms
 from support.household import KEY, MACHINE, OTHER_KEY, SECOND, STRANGE, Household, open_household
 
 UNKNOWN = "BRW-0000004D"

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import msgspec
 
-from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
+from brewos_relay.vocabulary import is_key
 from support.household import KEY, MACHINE, open_household
 
 ROTATE = f"/devices/{MACHINE}/rotate-key"
@@ -20,7 +21,7 @@ async def test_a_machine_is_sent_a_key_that_nobody_else_sees(tmp_path: Path) -> 
         assert device_id == MACHINE
         assert sent.keys() == {"type", "key"}
         assert sent["type"] == "key_rotate"
-        assert valid_key(sent["key"])
+        assert is_key(sent["key"])
         assert sent["key"].encode() not in answer.body
         device = await house.store.find_device(MACHINE)
         assert device is not None

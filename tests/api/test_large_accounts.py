@@ -8,7 +8,6 @@ import trio
 
 from brewos_relay.api import admin as admin_api
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry import bulk, removal
 from brewos_relay.registry.access import devices_of, give
 from brewos_relay.registry.accounts import set_admin
@@ -16,6 +15,7 @@ from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, StoredToken
 from brewos_relay.registry.removal import closed_accounts
 from brewos_relay.registry.tokens import add_token
+from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 from support.sign_ins import EMAIL, ask, sign_in
 

@@ -7,10 +7,10 @@ import trio
 from sqlalchemy import select
 
 from brewos_relay.auth.secrets import derive_token, hash_token
-from brewos_relay.core import clock
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import refresh_tokens
+from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, Household
 from support.sign_ins import EMAIL, add_account, admitted, ask, sign_in
 
@@ -18,7 +18,7 @@ from support.sign_ins import EMAIL, add_account, admitted, ask, sign_in
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let sessions see a time that is so many seconds after the test began."""
-    began_ms = clock.now_ms()
+    began_ms = now_ms()
 
     def pass_s(seconds: float) -> None:
         monkeypatch.setattr(
@@ -252,7 +252,7 @@ async def test_the_answer_comes_after_the_change_was_applied(house: Household, p
     elif path == "refresh":
         following = (await refresh(house, session)).content
         await refresh(house, following)
-        late = clock.now_ms() + 61_000
+        late = now_ms() + 61_000
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("brewos_relay.api.login_sessions.now_ms", lambda: late)
             assert (await refresh(house, session)).status == 401

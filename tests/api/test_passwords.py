@@ -10,12 +10,12 @@ from brewos_relay.api import passwords
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
 from brewos_relay.api.payloads import Refused
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.core import clock
 from brewos_relay.errors import RegistryError
 from brewos_relay.networks import network_of
 from brewos_relay.registry import known_networks
 from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.records import Change
+from brewos_relay.vocabulary import now_ms
 from support.household import Household
 from support.sign_ins import EMAIL, PASSWORD, add_account, ask, sign_in
 
@@ -25,7 +25,7 @@ NEW = "another battery staple"
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every session be too old to set a password without the old one."""
-    late_ms = clock.now_ms() + FRESH_S * 1000 + 60_000
+    late_ms = now_ms() + FRESH_S * 1000 + 60_000
     monkeypatch.setattr(passwords, "now_ms", lambda: late_ms)
 
 

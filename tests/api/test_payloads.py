@@ -6,16 +6,17 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from brewos_relay.api import login_sessions, passwords, sign_in
-from brewos_relay.api.payloads import Refused, Unshown, body_of, error_answer, iso_utc, printable, query_of
+from brewos_relay.api.payloads import Refused, Unshown, body_of, checked_name, error_answer, query_of
+from brewos_relay.vocabulary import iso_time
 
 
 def test_times_are_iso_8601_in_utc_with_milliseconds() -> None:
-    assert iso_utc(0) == "1970-01-01T00:00:00.000Z"
-    assert iso_utc(1_700_000_000_001) == "2023-11-14T22:13:20.001Z"
+    assert iso_time(0) == "1970-01-01T00:00:00.000Z"
+    assert iso_time(1_700_000_000_001) == "2023-11-14T22:13:20.001Z"
 
 
 def test_no_time_is_none() -> None:
-    assert iso_utc(None) is None
+    assert iso_time(None) is None
 
 
 JSON = {"Content-Type": "application/json"}
@@ -113,15 +114,15 @@ async def test_a_query_is_read_by_its_shape(app: QuartTrio) -> None:
 
 
 def test_a_text_that_can_be_shown_is_stripped() -> None:
-    assert printable("  Küche 1 ", what="A name", longest_chars=7) == "Küche 1"
+    assert checked_name("  Küche 1 ", what="A name", longest_chars=7) == "Küche 1"
     family = "\U0001f468\u200d\U0001f469"
-    assert printable(family, what="A name", longest_chars=7) == family
+    assert checked_name(family, what="A name", longest_chars=7) == family
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a\0b", "a\nb", "\ud800", "12345678", "\u202eabc", "\u200b"])
 def test_a_text_that_cannot_be_shown_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="A name must have 1 to 7 printable characters") as refused:
-        printable(text, what="A name", longest_chars=7)
+        checked_name(text, what="A name", longest_chars=7)
     assert refused.value.status == 400
 
 

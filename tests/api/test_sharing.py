@@ -10,7 +10,7 @@ from brewos_relay.api.payloads import Refused
 from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.api.sharing import SHARE_S, to_ms
 from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.core.clock import now_ms
+from brewos_relay.vocabulary import now_ms
 from support.household import BASE_URL, MACHINE, STRANGE, Answer, Household, open_household
 
 HOUR_MS = 3_600_000

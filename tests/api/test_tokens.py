@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.core.clock import now_ms
-from brewos_relay.core.rights import NamedDevices, Role
+from brewos_relay.core.rights import NamedDevices
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.tokens import add_token, revoke_token
+from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
 DEVICE = f"/devices/{MACHINE}"

@@ -6,8 +6,9 @@ import pytest
 from brewos_relay.auth.access import grant_of, grant_to, principal_of
 from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.grant import FULL
-from brewos_relay.core.rights import NamedDevices, Principal, Rights, Role
+from brewos_relay.core.rights import NamedDevices, Principal, Rights
 from brewos_relay.dialect import CommandClass
+from brewos_relay.vocabulary import Role
 
 
 def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | None = None) -> Claims:

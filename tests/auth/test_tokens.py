@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from brewos_relay.auth.secrets import generate_secret
 from brewos_relay.auth.signing import PrivateKey, SecretKey, load_private_key
 from brewos_relay.auth.tokens import MAX_TOKEN_CHARS, Claims, KeyRing
-from brewos_relay.core.rights import Role
 from brewos_relay.errors import TokenRejected
+from brewos_relay.vocabulary import Role
 
 SECRET = "0123456789abcdef0123456789abcdef"
 RING = KeyRing([SECRET])
@@ -368,7 +368,7 @@ def test_every_role_comes_back(role: Role) -> None:
 
 @pytest.mark.parametrize("role", [None, "", "admin", "OWNER", 5, True, [], {}, ["owner"]])
 def test_a_bad_role_claim(role: object) -> None:
-    assert_rejected(make_token(content(role=role)), because="role must be one of owner, member, viewer")
+    assert_rejected(make_token(content(role=role)), because="role must be one of viewer, member, owner")
 
 
 @pytest.mark.parametrize("session_id", [None, "", 5, True, [], {}, "a\x00b", "x" * 129])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, open_stream, parse_url, printable
+from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, check_device_id, open_stream, parse_url
 from brewos_relay.errors import SettingsError
 from support.certificates import server_context, write_certificate
 
@@ -93,6 +93,13 @@ def test_knows_this_computer(host: str, is_here: bool) -> None:
     assert Endpoint(host, 80, tls=False).is_here is is_here
 
 
-def test_foreign_text_is_fit_for_a_terminal() -> None:
-    assert printable("\x1b]0;title\x07 a\nb ") == "]0;title  a b"
-    assert len(printable("x" * 1000)) == 300
+def test_device_id_is_converted_to_upper_case() -> None:
+    assert check_device_id("brw-12ab34cd") == "BRW-12AB34CD"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "BRW-1", "BRW-12AB34CG", "BRW-12AB34CD ", "BRW-12AB34CD0", "BRW-\u0661234567"]
+)
+def test_malformed_device_id_is_a_settings_error(text: str) -> None:
+    with pytest.raises(SettingsError, match="is not a device id"):
+        check_device_id(text)

@@ -60,7 +60,7 @@ def test_public_names_are_these() -> None:
 def test_every_public_name_resolves_to_the_one_of_its_module(name: str) -> None:
     (module,) = (module for module, names in client._HOME.items() if name in names)
     public: Any = getattr(client, name)
-    assert public is getattr(importlib.import_module(f"brewos_relay.client.{module}"), name)
+    assert public is getattr(importlib.import_module(f".{module}", "brewos_relay.client"), name)
     assert public.__doc__ or name in ("THRESHOLDS", "FULL_ONLY")
 
 

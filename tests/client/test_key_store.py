@@ -10,15 +10,8 @@ import msgspec
 import pytest
 
 from brewos_relay.client import key_store
-from brewos_relay.client.key_store import (
-    Keys,
-    KeyStore,
-    KeyStoreError,
-    generate_key,
-    is_key,
-    read_private,
-    write_private,
-)
+from brewos_relay.client.key_store import Keys, KeyStore, KeyStoreError, read_private, write_private
+from brewos_relay.vocabulary import generate_key, is_key
 
 OLD, NEW, NEWER = ("a" * 43, "b" * 43, "c" * 43)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.cli import main
 from brewos_relay.commands.output import print_table
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name
 from brewos_relay.registry.records import Device, NewDevice
+from brewos_relay.vocabulary import is_key
 
 from .conftest import Run, add_account, assert_refused, opened
 
@@ -60,7 +61,7 @@ def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
     outcome = run("device", "add", "brw-0000000a")
     assert outcome.code == 0
     key = outcome.out.removesuffix("\n")
-    assert valid_key(key)
+    assert is_key(key)
     assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only this once:\n"
     (device,) = stored()
     assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_key(key), None)

@@ -15,10 +15,9 @@ import trio
 
 from brewos_relay.auth.identity import FacebookVerifier, Verifier
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_invite
-from brewos_relay.registry.records import Role
+from brewos_relay.vocabulary import Role, now_ms
 from support.http_client import Told, ask
 from support.issuer import APP_ID, APP_SECRET, CLIENT_ID, Issuer, IssuerKey, open_issuer
 from support.process import KEY, HereServer, machine_id, serve_here

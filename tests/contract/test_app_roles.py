@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.auth.access import grant_of
-from brewos_relay.registry.records import Access, Role
+from brewos_relay.registry.records import Access
+from brewos_relay.vocabulary import Role
 from support.faithful_device import FaithfulDevice
 from support.kitchen import Kitchen, open_kitchen
 from support.process import machine_id

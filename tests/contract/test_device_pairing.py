@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import trio
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
+from brewos_relay.vocabulary import now_ms
 from support.household import add_session
 from support.http_client import ask
 from support.process import KEY, WRONG_KEY, HereServer, machine_id, serve_here

@@ -12,11 +12,11 @@ from trio.testing import MockClock
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionTokens, open_app, open_device
 from brewos_relay.client.key_store import Keys, write_private
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.database import Database
 from brewos_relay.settings import Settings
+from brewos_relay.vocabulary import now_ms
 from support.http_client import ask
 from support.kitchen import Kitchen, open_kitchen
 from support.process import KEY, HereServer, machine_id, serve_here

@@ -13,7 +13,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay import messages
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
@@ -24,6 +23,7 @@ from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import Message, encode
+from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"

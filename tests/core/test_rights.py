@@ -2,15 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from brewos_relay.core.rights import (
-    NamedDevices,
-    Principal,
-    Rights,
-    Role,
-    lower_role,
-    rights_of,
-    role_is,
-)
+from brewos_relay.core.rights import NamedDevices, Principal, Rights, rights_of
+from brewos_relay.vocabulary import Role
 
 ONE = "BRW-00000001"
 OTHER = "BRW-00000002"
@@ -24,13 +17,6 @@ class Access:
 
 def principal(role: Role = "owner", devices: NamedDevices = frozenset()) -> Principal:
     return Principal(user_id="ada", role=role, devices=devices)
-
-
-def test_a_role_includes_the_lower_ones() -> None:
-    assert role_is("owner", "viewer")
-    assert role_is("member", "member")
-    assert not role_is("viewer", "member")
-    assert lower_role("owner", "member") == lower_role("member", "owner") == "member"
 
 
 def test_a_token_names_the_listed_devices_or_all() -> None:

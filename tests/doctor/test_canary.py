@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.auth.keys import generate_key, hash_key
-from brewos_relay.core.clock import now_ms
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.doctor import canary
 from brewos_relay.doctor.canary import NAME, send_canary
 from brewos_relay.errors import DeviceExists, RegistryError
@@ -22,6 +21,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.settings import Settings
+from brewos_relay.vocabulary import generate_key, now_ms
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from support.process import SECRET, environment, run_command
 from support.waiting import until

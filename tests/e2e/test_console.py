@@ -20,7 +20,6 @@ from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import (
@@ -31,7 +30,7 @@ from brewos_relay.registry.accounts import (
     set_password_hash,
 )
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Role, StoredState, StoredToken, User
+from brewos_relay.registry.records import NewDevice, StoredState, StoredToken, User
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.run import Server, open_server
@@ -40,6 +39,7 @@ from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import Simulator
 from brewos_relay.simulator.usage_patterns import Barista
+from brewos_relay.vocabulary import Role, now_ms
 from support.chromium import Page, needs_browser, open_page
 
 pytestmark = needs_browser

@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.core.clock import now_ms
 from brewos_relay.doctor.system_checks import check_degraded
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import now_ms
 from support.http_client import ask
 from support.process import KEY, Reach, environment, machine_id
 

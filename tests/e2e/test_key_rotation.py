@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from brewos_relay.auth.keys import valid_key
+from brewos_relay.vocabulary import is_key
 from support.home import MACHINE, Home, Person, open_home, see_it_work
 from support.process import KEY, run_command
 from support.wire_client import WireClient
@@ -20,7 +20,7 @@ async def new_key(device: WireClient) -> str:
     message = await device.read_until("key_rotate")
     assert set(message) == {"type", "key"}
     key = str(message["key"])
-    assert valid_key(key)
+    assert is_key(key)
     return key
 
 

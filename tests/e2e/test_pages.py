@@ -11,11 +11,11 @@ import trio
 
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.vocabulary import now_ms
 from support.chromium import Page, needs_browser, open_page
 
 pytestmark = needs_browser

@@ -7,8 +7,8 @@ from typing import Any
 
 import trio
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.pairing_window import close_window, open_window
+from brewos_relay.vocabulary import now_ms
 from support.home import MACHINE, REGISTER, Home, open_home
 from support.http_client import Told, ask
 from support.process import KEY, machine_id

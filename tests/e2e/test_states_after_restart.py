@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import now_ms
 from support import faithful_device
 from support.faithful_app import FaithfulApp
 from support.faithful_device import FaithfulDevice

@@ -12,9 +12,9 @@ import trio
 from sqlalchemy import update
 
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.schema import claims, refresh_tokens, shares
 from brewos_relay.settings.parsing import parse_networks
+from brewos_relay.vocabulary import now_ms
 from support.home import (
     CLAIM,
     CLAIM_SHARE,

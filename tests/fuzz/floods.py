@@ -22,14 +22,14 @@ import trio
 if __name__ == "__main__":  # the process that floods is run by its path
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from brewos_relay.auth.keys import generate_key, hash_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import generate_key, now_ms
 from support.logs import errors_in
 from support.process import KEY, environment, machine_id, serve_process
 from support.resources import most_memory_mib

@@ -6,8 +6,9 @@ from brewos_relay.registry.access import access_of, devices_of, give, leave, rel
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.changes import read_changes
 from brewos_relay.registry.devices import add_devices, find_devices
-from brewos_relay.registry.records import Access, Activity, Role
+from brewos_relay.registry.records import Access, Activity
 from brewos_relay.registry.schema import claims, device_users, devices, shares, users
+from brewos_relay.vocabulary import Role
 from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)

@@ -7,8 +7,7 @@ import pytest
 import trio
 from sqlalchemy import Connection
 
-from brewos_relay.core.clock import now_ms
-from brewos_relay.core.rights import NamedDevices, Principal, Role
+from brewos_relay.core.rights import NamedDevices, Principal
 from brewos_relay.errors import (
     DeviceUnknown,
     NotAnAdministrator,
@@ -28,6 +27,7 @@ from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.sessions import end_session, end_sessions, open_session
 from brewos_relay.registry.store import open_store
 from brewos_relay.registry.tokens import add_token, revoke_token
+from brewos_relay.vocabulary import Role, now_ms
 from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.auth import keys
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.errors import DeviceFileError
 from brewos_relay.registry.devicefile import read_device_file
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import DEVICE_ID
 
 KEY = "k" * 43
 
@@ -18,15 +19,13 @@ def read(content: str | bytes) -> list[tuple[int, NewDevice]]:
 
 
 def stream(lines: list[bytes] | Iterator[bytes]) -> Iterator[tuple[int, NewDevice]]:
-    return read_device_file(
-        lines, parse_id=keys.parse_device_id, check_key=keys.check_key, hash_key=keys.hash_key
-    )
+    return read_device_file(lines, hash_key=hash_key)
 
 
 def test_lines_with_and_without_a_name() -> None:
     assert read(f"BRW-00000001,{KEY}\nbrw-0000000a,{KEY},Kitchen\n") == [
-        (1, NewDevice(id="BRW-00000001", key_hash=keys.hash_key(KEY))),
-        (2, NewDevice(id="BRW-0000000A", key_hash=keys.hash_key(KEY), name="Kitchen")),
+        (1, NewDevice(id="BRW-00000001", key_hash=hash_key(KEY))),
+        (2, NewDevice(id="BRW-0000000A", key_hash=hash_key(KEY), name="Kitchen")),
     ]
 
 
@@ -133,4 +132,4 @@ def test_garbage_is_a_device_file_error(lines: list[bytes]) -> None:
         devices = list(stream(lines))
     except DeviceFileError:
         return
-    assert all(keys.DEVICE_ID.fullmatch(new.id) for _, new in devices)
+    assert all(DEVICE_ID.fullmatch(new.id) for _, new in devices)

@@ -11,8 +11,9 @@ from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, remove_device
 from brewos_relay.registry.pairing import claim_code, claim_share, new_share, revoke_share, shares_of
-from brewos_relay.registry.records import Access, Claimed, GuestRole, NewDevice, Share
+from brewos_relay.registry.records import Access, Claimed, NewDevice, Share
 from brewos_relay.registry.sharing import SHARES_AT_MOST
+from brewos_relay.vocabulary import GuestRole
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 
 ID: Final = "BRW-0000001A"

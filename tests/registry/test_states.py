@@ -6,7 +6,6 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, func, select
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import give, leave, release
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, lock_device, remove_device
@@ -18,6 +17,7 @@ from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states
 from brewos_relay.registry.states import STATE_BYTES_AT_MOST, find_states, forget_state, save_states
 from brewos_relay.registry.store import open_store
+from brewos_relay.vocabulary import now_ms
 from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)

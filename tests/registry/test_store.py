@@ -12,7 +12,6 @@ import trio
 import trio.testing
 from sqlalchemy import Connection, func, select
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import notes as notes_module
 from brewos_relay.registry import store as store_module
@@ -27,6 +26,7 @@ from brewos_relay.registry.records import Activity, Change
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.sessions import end_session, open_session
 from brewos_relay.registry.store import PRUNE_EVERY_S, Store, open_store
+from brewos_relay.vocabulary import now_ms
 from support.kinds import ON_SQLITE
 from support.registry import device_id, new_device, register
 

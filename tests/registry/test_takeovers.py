@@ -13,7 +13,8 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.keys import add_next_key, use_next_key, works
 from brewos_relay.registry.pairing import claim, claim_share, new_share, register_claim
-from brewos_relay.registry.records import ROLES, Access, Claimed, Device, GuestRole
+from brewos_relay.registry.records import Access, Claimed, Device
+from brewos_relay.vocabulary import GuestRole, role_includes
 from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 LIFE_MS: Final = 10 * MINUTE_MS
@@ -52,7 +53,7 @@ STEPS: Final = st.lists(
 
 def covers(access: Access, other: Access) -> bool:
     """Tell whether access is at least as much as another, and for as long."""
-    if ROLES.index(access.role) < ROLES.index(other.role):
+    if not role_includes(access.role, other.role):
         return False
     return access.until_ms is None or (other.until_ms is not None and access.until_ms >= other.until_ms)
 

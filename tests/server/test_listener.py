@@ -14,13 +14,13 @@ import trio
 from brewos_relay import messages
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.keys import hash_key
-from brewos_relay.core.clock import now_ms
 from brewos_relay.messages import Message
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.store import Store
 from brewos_relay.server.http import HttpSide
+from brewos_relay.vocabulary import now_ms
 from brewos_relay.wire.frames import PING_FRAME
 from brewos_relay.wire.transport import Transport
 from support.certificates import write_certificate

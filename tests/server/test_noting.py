@@ -2,7 +2,6 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
 from brewos_relay.core.snapshot import DeviceInfo
@@ -10,6 +9,7 @@ from brewos_relay.messages import encode
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
 from brewos_relay.server.noting import SEEN_EVERY_S, ActivityRecorder
+from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"

@@ -8,14 +8,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from brewos_relay.auth.keys import hash_key, valid_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
-from brewos_relay.registry.records import Access, Change, ChangeKind, Device, Role
+from brewos_relay.registry.records import Access, Change, ChangeKind, Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.revoking import ChangeApplier
+from brewos_relay.vocabulary import Role, is_key
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
@@ -345,7 +346,7 @@ async def test_a_new_key_that_a_command_line_asks_for_is_kept_and_sent(
     async with scene() as it:
         await it.change("rotate_key", device_id=ONE, user_id="ada")
         [sent] = [message for message in it.device.received if message["type"] == "key_rotate"]
-        assert valid_key(sent["key"])
+        assert is_key(sent["key"])
         assert it.registry.added == [(ONE, hash_key(sent["key"]), "ada")]
         assert "a new key for device BRW-00000001: sent" in caplog.text
         assert sent["key"] not in caplog.text

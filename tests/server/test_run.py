@@ -21,7 +21,6 @@ from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.auth.signing import load_private_key
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry.accounts import add_invite
@@ -32,6 +31,7 @@ from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.settings.parsing import parse_networks
+from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
 from support.process import (
     KEY,

@@ -14,14 +14,13 @@ from typing import Any, Final
 import trio
 
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
-from brewos_relay.registry.records import Role
 from brewos_relay.registry.sharing import shares_of
 from brewos_relay.settings import DATABASE_FILE
+from brewos_relay.vocabulary import Role, now_ms
 from support.http_client import Told, ask
 from support.process import KEY, Reach, machine_id, serve_here
 from support.wire_client import Response, WireClient, text, upgrade_head

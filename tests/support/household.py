@@ -19,7 +19,6 @@ from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.rate_limits import LineLimits
@@ -27,10 +26,11 @@ from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Role
+from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import device_users, users
 from brewos_relay.registry.sessions import find_sessions, open_session
 from brewos_relay.registry.store import WRITE_S, Store, open_store
+from brewos_relay.vocabulary import Role, now_ms
 
 SECRET: Final = "tests-only-" + "s" * 32
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25

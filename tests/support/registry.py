@@ -8,7 +8,8 @@ from brewos_relay.registry import housekeeping
 from brewos_relay.registry.bulk import Step
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Role
+from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import Role
 
 NOW_MS = 1_800_000_000_000
 

@@ -12,12 +12,12 @@ from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.core.rights import Role
 from brewos_relay.registry.records import Access, Device, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.states import StateKeeper
+from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller
 from brewos_relay.wire.transport import TransportStream

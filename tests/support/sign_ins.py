@@ -6,10 +6,10 @@ from typing import Any
 from brewos_relay.auth.identity import ProvenIdentity
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import IdentityRejected
 from brewos_relay.registry.accounts import add_invite, add_user, set_password_hash
 from brewos_relay.registry.records import User
+from brewos_relay.vocabulary import now_ms
 from support.household import Answer, Household
 
 EMAIL = "ada@example.org"

@@ -6,9 +6,9 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from brewos_relay.auth.keys import generate_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.telemetry.redaction import Redaction
+from brewos_relay.vocabulary import generate_key
 
 JWT = KeyRing(["s" * 32]).issue(user_id="ada", email="a@example.org", devices="*")
 KEY = "k3y_Of-the_Machine" + "0" * 25

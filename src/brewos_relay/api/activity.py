@@ -9,13 +9,14 @@ from sqlalchemy import Connection
 from brewos_relay.api.authentication import SignedIn
 from brewos_relay.api.device_access import reach
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import iso_utc, json_answer, query_of
+from brewos_relay.api.payloads import json_answer, query_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.notices import dismiss_notices, notices_of
 from brewos_relay.registry.records import ActivityKind, NoticeKind, StoredActivity
+from brewos_relay.vocabulary import iso_time
 
 
 class Page(msgspec.Struct):
@@ -61,7 +62,7 @@ def activity_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
                 activity=[
                     Entry(
                         id=entry.id,
-                        at=iso_utc(entry.at_ms),
+                        at=iso_time(entry.at_ms),
                         kind=entry.kind,
                         user_id=entry.user_id,
                         email=emails.get(entry.user_id),
@@ -116,7 +117,7 @@ def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
         return json_answer(
             Notices(
                 notices=[
-                    NoticeAnswer(id=one.id, at=iso_utc(one.at_ms), kind=one.kind, device_id=one.device_id)
+                    NoticeAnswer(id=one.id, at=iso_time(one.at_ms), kind=one.kind, device_id=one.device_id)
                     for one in found
                 ]
             )

@@ -8,10 +8,9 @@ from sqlalchemy import Connection
 
 from brewos_relay.api.authentication import SignedIn, Who, current_caller
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Refused, ShortText, body_of, iso_utc, json_answer, query_of
+from brewos_relay.api.payloads import Refused, ShortText, body_of, json_answer, query_of
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.accounts import (
     add_invite,
@@ -24,6 +23,7 @@ from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.overview import DeviceOverview, some_devices, totals
 from brewos_relay.registry.records import User
 from brewos_relay.registry.removal import close_account
+from brewos_relay.vocabulary import iso_time, now_ms
 
 INVITE_S: Final = 7 * 24 * 3600
 """How long an invite can be taken up."""
@@ -187,7 +187,7 @@ def admin_blueprint(
             InviteAnswer(
                 email=body.email.strip(),
                 url=f"{proxy_trust.base_url(current_caller())}/login#invite={token}",
-                expires_at=iso_utc(expires_at_ms),
+                expires_at=iso_time(expires_at_ms),
             )
         )
 
@@ -292,7 +292,7 @@ def _account(user: User) -> Account:
         name=user.name,
         is_admin=user.is_admin,
         has_password=user.has_password,
-        created_at=iso_utc(user.created_at_ms),
+        created_at=iso_time(user.created_at_ms),
     )
 
 
@@ -303,7 +303,7 @@ def _device(one: DeviceOverview, relay: RelayView) -> AdminDevice:
         name=device.name,
         is_online=relay.is_online(device.id),
         clients=len(relay.grants_of(device.id)),
-        last_seen=iso_utc(device.last_seen_ms),
+        last_seen=iso_time(device.last_seen_ms),
         firmware_version=device.firmware_version,
         machine_type=device.machine_type,
         key_pending=device.key_pending_since_ms is not None,

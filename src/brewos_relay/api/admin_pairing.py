@@ -8,8 +8,7 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.admin import administrator as administrator_of
 from brewos_relay.api.authentication import SignedIn
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Refused, body_of, iso_utc, json_answer
-from brewos_relay.core.clock import now_ms
+from brewos_relay.api.payloads import Refused, body_of, json_answer
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing_window import (
@@ -20,6 +19,7 @@ from brewos_relay.registry.pairing_window import (
     window_open_until,
 )
 from brewos_relay.registry.proof import release_device
+from brewos_relay.vocabulary import iso_time, now_ms
 
 _MINUTES_AT_MOST: Final = 24 * 60
 _CLOSED: Final = "BREWOS_RELAY_PAIRING is closed on this server: it takes no new machines."
@@ -49,7 +49,7 @@ def admin_pairing_blueprint(*, store: Registry, signed_in: SignedIn, rules: NewD
 
     def answer(until_ms: int | None) -> Response:
         is_open = rules.mode == "open" or (rules.mode == "window" and until_ms is not None)
-        return json_answer(PairingState(mode=rules.mode, is_open=is_open, open_until=iso_utc(until_ms)))
+        return json_answer(PairingState(mode=rules.mode, is_open=is_open, open_until=iso_time(until_ms)))
 
     @blueprint.get("/api/admin/pairing")
     @described(

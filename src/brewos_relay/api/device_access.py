@@ -7,10 +7,10 @@ from werkzeug.routing import BaseConverter
 
 from brewos_relay.api.authentication import Who
 from brewos_relay.api.payloads import Refused
-from brewos_relay.auth.keys import DEVICE_ID, parse_device_id
-from brewos_relay.core.rights import rights_of, role_is
+from brewos_relay.core.rights import rights_of
 from brewos_relay.protocols import Registry
-from brewos_relay.registry.records import Access, Device, Role
+from brewos_relay.registry.records import Access, Device
+from brewos_relay.vocabulary import DEVICE_ID, Role, parse_device_id, role_includes
 
 _NO_DEVICE: Final = "There is no such device, or you have no access to it."
 _TOO_LITTLE: Final[dict[str, str]] = {
@@ -56,7 +56,7 @@ async def reach(who: Who, device_id: str, *, store: Registry, at_least: Role = "
     rights = rights_of(who.principal, device_id, access)
     if rights is None or (device is None and (who.claims.devices == "*" or at_least != "viewer")):
         raise no_device()
-    if not role_is(rights.role, at_least):
+    if not role_includes(rights.role, at_least):
         raise not_allowed(at_least)
     return Reach(
         device_id=device_id, device=device, access=access, role=rights.role, until_ms=rights.until_ms

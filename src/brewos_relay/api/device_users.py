@@ -10,16 +10,15 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.authentication import SignedIn
 from brewos_relay.api.device_access import not_allowed, reach
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Marked, Refused, body_of, iso_utc, json_answer, mark_of, query_of
+from brewos_relay.api.payloads import Marked, Refused, body_of, json_answer, mark_of, query_of
 from brewos_relay.api.sharing import When, to_ms
-from brewos_relay.core.clock import now_ms
-from brewos_relay.core.rights import role_is
 from brewos_relay.errors import LastOwner
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.access import set_role, take, users_of
 from brewos_relay.registry.accounts import find_users
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.records import DeviceUser, Role, User
+from brewos_relay.registry.records import DeviceUser, User
+from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 
 _NO_USER: Final = "Nobody of that id has this device."
 _LAST_OWNER: Final = (
@@ -127,7 +126,7 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
         if own and reached.access is not None:
             # A token that may do less than its user must not give up what it could not use.
             at_least = reached.access.role
-            if not role_is(reached.role, at_least):
+            if not role_includes(reached.role, at_least):
                 raise not_allowed(at_least)
         try:
             taken = await store.write_as(
@@ -162,9 +161,9 @@ def _user_answer(user: DeviceUser) -> DeviceUserAnswer:
         email=email,
         display_name=user.name or email or user.user_id,
         avatar_url=user.picture_url,
-        claimed_at=iso_utc(user.claimed_at_ms),
+        claimed_at=iso_time(user.claimed_at_ms),
         role=user.role,
-        until=iso_utc(user.until_ms),
+        until=iso_time(user.until_ms),
     )
 
 

@@ -12,10 +12,9 @@ from sqlalchemy import Connection
 from brewos_relay.api.authentication import SignedIn, Who
 from brewos_relay.api.device_access import no_device, not_allowed, reach
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Refused, ShortText, body_of, iso_utc, json_answer, printable, query_of
-from brewos_relay.core.clock import now_ms
+from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer, query_of
 from brewos_relay.core.merging import readable_content
-from brewos_relay.core.rights import Rights, rights_of, role_is
+from brewos_relay.core.rights import Rights, rights_of
 from brewos_relay.key_rotation import RotationOutcome, send_new_key
 from brewos_relay.messages import Message
 from brewos_relay.protocols import Registry, RelayView
@@ -23,7 +22,8 @@ from brewos_relay.registry.access import devices_of, leave, release
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices
 from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
-from brewos_relay.registry.records import Access, Device, OwnedDevice, Role, StoredState
+from brewos_relay.registry.records import Access, Device, OwnedDevice, StoredState
+from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 
 LISTED_AT_MOST: Final = 500
 DESCRIBED_AT_ONCE: Final = 50
@@ -122,13 +122,13 @@ def devices_blueprint(
             id=device_id,
             name=(device.name if device is not None else None) or device_id,
             is_online=relay.is_online(device_id),
-            last_seen=iso_utc(device.last_seen_ms) if device is not None else None,
+            last_seen=iso_time(device.last_seen_ms) if device is not None else None,
             firmware_version=_text(info.firmware_version) or (device.firmware_version if device else None),
             machine_type=_text(info.machine_type) or (device.machine_type if device else None),
-            claimed_at=iso_utc(claimed_at_ms),
+            claimed_at=iso_time(claimed_at_ms),
             user_count=msgspec.UNSET if listed.user_count is None else listed.user_count,
             role=listed.rights.role,
-            until=iso_utc(listed.rights.until_ms),
+            until=iso_time(listed.rights.until_ms),
             key_pending=device is not None and device.key_pending_since_ms is not None,
         )
 
@@ -176,7 +176,7 @@ def devices_blueprint(
             StateAnswer(
                 device_id=device_id,
                 is_online=relay.is_online(device_id),
-                last_seen=iso_utc(device.last_seen_ms) if device is not None else None,
+                last_seen=iso_time(device.last_seen_ms) if device is not None else None,
                 snapshot_age_ms=known.get("snapshotAgeMs"),
                 last_known=known.get("lastKnown", False),
                 stale_groups=known.get("staleGroups", []),
@@ -189,7 +189,7 @@ def devices_blueprint(
     async def rename(device_id: str) -> Response:
         who = await signed_in(request)
         body = await body_of(request, NewName)
-        name = printable(body.name, what="A name", longest_chars=_NAME_CHARS)
+        name = checked_name(body.name, what="A name", longest_chars=_NAME_CHARS)
         reached = await reach(who, device_id, store=store, at_least="owner")
         await store.write_as(
             Authority(who.principal, reached.device_id, "owner"),
@@ -217,7 +217,7 @@ def devices_blueprint(
             await store.write_as(authority, release, reached.device_id, now_ms=now_ms())
         elif reached.access is not None:
             # A token that may do less than its user must not give up what it could not use.
-            if not role_is(reached.role, reached.access.role):
+            if not role_includes(reached.role, reached.access.role):
                 raise not_allowed(reached.access.role)
             authority = Authority(who.principal, reached.device_id, reached.access.role)
             await store.write_as(authority, leave, reached.device_id, who.user_id, now_ms=now_ms())

@@ -17,7 +17,6 @@ from brewos_relay.api.payloads import (
     Refused,
     Unshown,
     body_of,
-    iso_utc,
     json_answer,
     mark_of,
     query_of,
@@ -25,7 +24,6 @@ from brewos_relay.api.payloads import (
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.clock import now_ms
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
@@ -33,6 +31,7 @@ from brewos_relay.registry import sessions
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import User
 from brewos_relay.texts import showable
+from brewos_relay.vocabulary import iso_time, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -232,9 +231,9 @@ def sessions_blueprint(
                     ListedSession(
                         id=session.id,
                         current=session.id == who.session_id,
-                        created_at=iso_utc(session.created_at_ms),
-                        last_used_at=iso_utc(session.used_at_ms),
-                        expires_at=iso_utc(session.expires_at_ms),
+                        created_at=iso_time(session.created_at_ms),
+                        last_used_at=iso_time(session.used_at_ms),
+                        expires_at=iso_time(session.expires_at_ms),
                         user_agent=session.user_agent,
                         address=session.address,
                     )

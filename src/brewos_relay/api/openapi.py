@@ -14,6 +14,7 @@ import msgspec
 from quart import Blueprint, Quart, Response, current_app
 
 from brewos_relay.api.payloads import API_VERSION, json_answer
+from brewos_relay.vocabulary import DEVICE_ID
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -22,9 +23,8 @@ _ATTRIBUTE: Final = "described"
 _COMPONENTS: Final = "#/components/schemas/{name}"
 _NOT_LISTED: Final = frozenset({"HEAD", "OPTIONS"})
 
-_DEVICE_ID: Final = "[Bb][Rr][Ww]-[0-9A-Fa-f]{8}"
 _PATH_PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
-    "device_id": ("the device, in any case", {"type": "string", "pattern": f"^{_DEVICE_ID}$"}),
+    "device_id": ("the device, in any case", {"type": "string", "pattern": f"^{DEVICE_ID.pattern}$"}),
     "user_id": ("a user, as listed", {"type": "string", "minLength": 1}),
     "share_id": ("a share, as listed", {"type": "string", "minLength": 1}),
     "token_id": ("a token, as listed", {"type": "string", "minLength": 1}),

@@ -12,17 +12,17 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.authentication import SignedIn, Who, current_caller
 from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Refused, ShortText, body_of, json_answer, printable
+from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer
 from brewos_relay.api.request_limits import FairRate, Throttles
-from brewos_relay.auth.keys import hash_key, key_matches, parse_device_id
+from brewos_relay.auth.keys import hash_key, key_matches
 from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
-from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooManyNewDevices
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldClaim, claim, claim_code, claim_share, register_claim
-from brewos_relay.registry.records import Claimed, Role
+from brewos_relay.registry.records import Claimed
+from brewos_relay.vocabulary import Role, now_ms, parse_device_id
 
 CLAIM_MS: Final = 10 * 60_000
 """For how long a machine shows a token before it makes another one."""
@@ -180,7 +180,7 @@ def pairing_blueprint(
 
     async def _answer_claim(who: Who, body: Claim, *, shared: bool) -> Response:
         given = (body.name or "").strip()
-        wanted = printable(given, what="A name", longest_chars=_NAME_CHARS) if given else None
+        wanted = checked_name(given, what="A name", longest_chars=_NAME_CHARS) if given else None
         network = network_of(current_caller().address)
         with throttles.claims_by_user.attempt(who.user_id), throttles.claims_by_address.attempt(network):
             code_hash = None if body.token else await _hash_code(body.device_id, network, hashing=hashing)

@@ -15,7 +15,6 @@ from brewos_relay.api.openapi import described
 from brewos_relay.api.payloads import Refused, ShortText, Unshown, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.passwords import hash_password, password_matches
-from brewos_relay.core.clock import now_ms
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
@@ -23,6 +22,7 @@ from brewos_relay.registry import known_networks, sessions
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.emails import email_key
 from brewos_relay.registry.records import User
+from brewos_relay.vocabulary import now_ms
 
 FRESH_S: Final = 15 * 60
 """Who has signed in so lately may set a password without the old one: a one-time link helps who forgot it.

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeAlias, TypeVar, overload
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from quart import Request, Response, current_app
@@ -50,18 +49,6 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 def error_answer(problem: str, *, status: int, headers: Mapping[str, str] | None = None) -> Response:
     """Make the answer to a request that was not fulfilled; apps show `problem` to people."""
     return json_answer({"error": problem}, status=status, headers=headers)
-
-
-@overload
-def iso_utc(at_ms: int) -> str: ...
-@overload
-def iso_utc(at_ms: int | None) -> str | None: ...
-def iso_utc(at_ms: int | None) -> str | None:
-    """Write a time given in ms since the epoch as ISO 8601 in UTC, with milliseconds and a Z."""
-    if at_ms is None:
-        return None
-    at = datetime.fromtimestamp(at_ms / 1000, UTC)
-    return at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 _JSON: Final = "application/json"
@@ -129,7 +116,7 @@ def mark_of(number: int, id_: str) -> str:
     return f"{number}:{id_}"
 
 
-def printable(text: str, *, what: str, longest_chars: int) -> str:
+def checked_name(text: str, *, what: str, longest_chars: int) -> str:
     """Strip a text of spaces at its ends, and give it if it can be stored and shown everywhere.
 
     Raises Refused (400) if it is not a name: see `texts`.

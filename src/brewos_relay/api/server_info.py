@@ -8,11 +8,11 @@ from quart import Blueprint, Response
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.openapi import described
-from brewos_relay.api.payloads import API_VERSION, iso_utc, json_answer
+from brewos_relay.api.payloads import API_VERSION, json_answer
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.clock import now_ms
 from brewos_relay.protocols import RelayView
 from brewos_relay.version import installed_version
+from brewos_relay.vocabulary import iso_time, now_ms
 
 Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 """Gives the reasons why nobody should be sent to this server now."""
@@ -58,7 +58,7 @@ def health_blueprint(
         return json_answer(
             Health(
                 status="closing" if relay.closing else "ok",
-                timestamp=iso_utc(now_ms()),
+                timestamp=iso_time(now_ms()),
                 devices=relay.device_count,
                 clients=relay.client_count,
             ),

@@ -15,23 +15,24 @@ from brewos_relay.api.authentication import SignedIn, current_caller
 from brewos_relay.api.device_access import reach
 from brewos_relay.api.openapi import Done, described
 from brewos_relay.api.pairing import HASHING_AT_ONCE
-from brewos_relay.api.payloads import Refused, body_of, iso_utc, json_answer
+from brewos_relay.api.payloads import Refused, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
+from brewos_relay.vocabulary import LAST_TIME_MS, iso_time, now_ms
 
 SHARE_S: Final = 24 * 3600
 """How long a share can be taken up."""
 
 # A share ends with the ownership of whoever made it.
 _NOT_OWNED: Final = "Your token names this device, but you do not own it: only its owners can share it."
-_LAST_MS: Final = 253_402_300_799_000  # the end of year 9999, the last time that can be written
 
-When = Annotated[float, msgspec.Meta(gt=0, le=_LAST_MS)] | Annotated[datetime, msgspec.Meta(tz=True)] | None
+When = (
+    Annotated[float, msgspec.Meta(gt=0, le=LAST_TIME_MS)] | Annotated[datetime, msgspec.Meta(tz=True)] | None
+)
 """A time in ms since the epoch, or in ISO 8601 with its offset; None for ever."""
 
 
@@ -138,7 +139,7 @@ def sharing_blueprint(
                 manual_code=made.code,
                 qr=segno.make(url, error="m", micro=False).svg_inline(omitsize=True, light="#fff"),
                 expires_in=SHARE_S,
-                expires_at=iso_utc(expires_at_ms),
+                expires_at=iso_time(expires_at_ms),
             )
         )
 
@@ -154,11 +155,11 @@ def sharing_blueprint(
                     ShareAnswer(
                         share_id=one.id,
                         role="viewer" if one.role == "viewer" else "member",
-                        until=iso_utc(one.until_ms),
+                        until=iso_time(one.until_ms),
                         uses_left=one.uses_left,
                         created_by=one.created_by,
-                        created_at=iso_utc(one.created_at_ms),
-                        expires_at=iso_utc(one.expires_at_ms),
+                        created_at=iso_time(one.created_at_ms),
+                        expires_at=iso_time(one.expires_at_ms),
                     )
                     for one in found
                 ]

@@ -16,13 +16,13 @@ from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, ShortText, Unshown, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.secrets import hash_token
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
 from brewos_relay.registry.records import Identity, User
+from brewos_relay.vocabulary import now_ms
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.admin import administrator
 from brewos_relay.api.authentication import SignedIn
 from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Marked, Refused, iso_utc, json_answer, mark_of, query_of
-from brewos_relay.core.clock import now_ms
+from brewos_relay.api.payloads import Marked, Refused, json_answer, mark_of, query_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.records import Role, StoredToken
+from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.tokens import all_tokens, revoke_token
+from brewos_relay.vocabulary import Role, iso_time, now_ms
 
 
 class TokenAnswer(msgspec.Struct, rename="camel", kw_only=True):
@@ -78,7 +78,7 @@ def _describe(token: StoredToken) -> TokenAnswer:
         user_id=token.user_id,
         role=token.role,
         devices=token.devices if token.devices == "*" else sorted(token.devices),
-        created_at=iso_utc(token.created_at_ms),
-        expires_at=iso_utc(token.expires_at_ms),
-        revoked_at=iso_utc(token.revoked_at_ms),
+        created_at=iso_time(token.created_at_ms),
+        expires_at=iso_time(token.expires_at_ms),
+        revoked_at=iso_time(token.revoked_at_ms),
     )

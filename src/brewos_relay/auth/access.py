@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.grant import Credential, Grant
-from brewos_relay.core.rights import Principal, Rights, Role
+from brewos_relay.core.rights import Principal, Rights
+from brewos_relay.vocabulary import Role, role_includes
 
 
 def principal_of(claims: Claims) -> Principal:
@@ -35,7 +36,7 @@ def grant_of(
     return Grant(
         user_id=user_id,
         session_id=session_id,
-        may_command=role in ("owner", "member"),
+        may_command=role_includes(role, "member"),
         may_manage=role == "owner",
         until_s=math.inf if until_ms is None else until_ms / 1000,
         by_token=by_token,

@@ -6,28 +6,26 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import jwt
 
-from brewos_relay.auth.keys import parse_device_id
 from brewos_relay.auth.signing import PrivateKey, SecretKey, SigningKey
-from brewos_relay.core.rights import NamedDevices, Role
+from brewos_relay.core.rights import NamedDevices
 from brewos_relay.errors import TokenRejected
 from brewos_relay.texts import is_identifier
+from brewos_relay.vocabulary import LAST_TIME_MS, ROLES, Role, parse_device_id
 
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
 MAX_TOKEN_CHARS: Final = 16_384
 CLOCKS_DIFFER_S: Final = 60
 """How far the clock of another service may be ahead of ours when it says from when a token is valid."""
 
-_LAST_TIME_S: Final = 253_402_300_799  # the end of year 9999, which is as far as dates can be written
+_LAST_TIME_S: Final = LAST_TIME_MS // 1000
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _SESSION_ID_CHARS: Final = 128
 _TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
-
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@
 #   device_state          what an app knows of a machine; outcomes: what became of its commands
 #   dialing               what a device and an app ask for
 #   connection            one WebSocket; the only module that imports trio_websocket
-#   endpoint, codec, device_ids, relay_clock    what all of them need
+#   endpoint, codec, relay_clock    what all of them need
 #
 # The names below are the library. They are fetched when first used.
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from brewos_relay.client.connection import ConnectionEnded, RelayRefused
     from brewos_relay.client.deltas import FULL_ONLY, THRESHOLDS, Deltas
     from brewos_relay.client.device import Command, Device, open_device
-    from brewos_relay.client.device_ids import generate_device_id
     from brewos_relay.client.device_state import DeviceState
     from brewos_relay.client.endpoint import RelayUnreachable
-    from brewos_relay.client.key_store import KeyStore, KeyStoreError, generate_key
+    from brewos_relay.client.key_store import KeyStore, KeyStoreError
     from brewos_relay.client.link import LinkState, LinkStatus, LinkStopped
     from brewos_relay.client.outcomes import Outcome
     from brewos_relay.client.pairing import Pairing
     from brewos_relay.client.tokens import SessionTokens, SignInEnded
+    from brewos_relay.vocabulary import generate_device_id, generate_key
 
 __all__ = [
     "FULL_ONLY",
@@ -65,21 +65,21 @@ _HOME = {
     "connection": ("ConnectionEnded", "RelayRefused"),
     "deltas": ("FULL_ONLY", "THRESHOLDS", "Deltas"),
     "device": ("Command", "Device", "open_device"),
-    "device_ids": ("generate_device_id",),
     "device_state": ("DeviceState",),
     "endpoint": ("RelayUnreachable",),
-    "key_store": ("KeyStore", "KeyStoreError", "generate_key"),
+    "key_store": ("KeyStore", "KeyStoreError"),
     "link": ("LinkState", "LinkStatus", "LinkStopped"),
     "outcomes": ("Outcome",),
     "pairing": ("Pairing",),
     "tokens": ("SessionTokens", "SignInEnded"),
+    ".vocabulary": ("generate_device_id", "generate_key"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+            return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

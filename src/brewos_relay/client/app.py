@@ -11,10 +11,9 @@ import trio
 
 from brewos_relay.client.codec import decode
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
-from brewos_relay.client.device_ids import check_device_id
 from brewos_relay.client.device_state import DeviceState
 from brewos_relay.client.dialing import dial_app
-from brewos_relay.client.endpoint import RelayUnreachable, parse_url
+from brewos_relay.client.endpoint import RelayUnreachable, check_device_id, parse_url
 from brewos_relay.client.inbox import Inbox
 from brewos_relay.client.link import Link, LinkState, LinkStatus, LinkStopped, Verdict
 from brewos_relay.client.linked import Linked, running

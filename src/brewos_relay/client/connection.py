@@ -18,9 +18,10 @@ import trio
 import trio_websocket
 
 from brewos_relay.client.backoff import parse_retry_after
-from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url, printable
+from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url
 from brewos_relay.errors import PeerGone, RelayError
 from brewos_relay.messages import Message
+from brewos_relay.texts import one_line
 
 CLOSE_S: Final = 0.5  # what the relay is given to answer our close frame
 _ANSWER_BYTES: Final = 4096  # how much of a refusal is kept to be shown
@@ -114,7 +115,7 @@ class WebSocket:
         closed = self._connection.closed
         if closed is None or closed.code == 1006:
             return ConnectionEnded(None)
-        return ConnectionEnded(closed.code, printable(closed.reason or ""))
+        return ConnectionEnded(closed.code, one_line(closed.reason or ""))
 
 
 @asynccontextmanager
@@ -202,11 +203,11 @@ def _detail(body: bytes) -> str:
         content = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         text = body.decode(errors="replace")
-        return "" if "<" in text else printable(text)
+        return "" if "<" in text else one_line(text)
     if isinstance(content, dict):
         for key in ("message", "error"):
             if isinstance(said := content.get(key), str):
-                return printable(said)
+                return one_line(said)
     return ""
 
 

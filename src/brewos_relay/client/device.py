@@ -12,16 +12,16 @@ import trio
 from brewos_relay.client.codec import decode, encode_binary
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.deltas import Deltas
-from brewos_relay.client.device_ids import check_device_id
 from brewos_relay.client.dialing import dial_device
-from brewos_relay.client.endpoint import RelayUnreachable, parse_url
+from brewos_relay.client.endpoint import RelayUnreachable, check_device_id, parse_url
 from brewos_relay.client.inbox import Inbox
-from brewos_relay.client.key_store import Keys, KeyStore, KeyStoreError, is_key
+from brewos_relay.client.key_store import Keys, KeyStore, KeyStoreError
 from brewos_relay.client.link import Link, LinkState, LinkStatus, LinkStopped, Verdict
 from brewos_relay.client.linked import Linked, running
 from brewos_relay.client.relay_clock import RelayClock
 from brewos_relay.errors import CloseCode, RelayError
 from brewos_relay.messages import Message, encode
+from brewos_relay.vocabulary import is_key
 
 #: How many commands wait for a program that is busy.
 COMMANDS_AT_MOST: Final = 32

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import trio
 
 from brewos_relay.errors import RelayError, SettingsError
-from brewos_relay.texts import showable
+from brewos_relay.vocabulary import parse_device_id
 
 URL_FORMS: Final = "http://HOST[:PORT], https://HOST[:PORT], ws://HOST[:PORT] or wss://HOST[:PORT]"
 _SCHEMES: Final = {"http": False, "ws": False, "https": True, "wss": True}
@@ -73,6 +73,14 @@ def parse_url(url: str) -> Endpoint:
     return Endpoint(host, port or (443 if tls else 80), tls)
 
 
+def check_device_id(device_id: str) -> str:
+    """Return a device id in the form in which relays keep it. Raises SettingsError if it is none."""
+    try:
+        return parse_device_id(device_id)
+    except ValueError as problem:
+        raise SettingsError(str(problem)) from None
+
+
 async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
     """Connect, with TLS where the URL asks for it; raises RelayUnreachable."""
     try:
@@ -92,11 +100,6 @@ async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContex
             raise RelayUnreachable(f"no TLS with {shown}: {why}") from None
         raise
     return tls
-
-
-def printable(text: str, *, at_most: int = 300) -> str:
-    """Make foreign text fit for a terminal: one line, no control characters, not endless."""
-    return showable(text[:at_most], instead=" ").strip()
 
 
 def reasons_of(error: OSError) -> str:

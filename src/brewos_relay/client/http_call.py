@@ -10,8 +10,9 @@ import trio
 
 from brewos_relay.client.backoff import parse_retry_after
 from brewos_relay.client.connection import RelayRefused
-from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url, printable
+from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url
 from brewos_relay.errors import SettingsError
+from brewos_relay.texts import one_line
 
 _ANSWER_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 16 * 1024
@@ -89,6 +90,6 @@ def _judged(response: h11.Response, answer: bytes) -> dict[str, Any]:
     asked = dict(response.headers).get(b"retry-after")
     raise RelayRefused(
         response.status_code,
-        printable(str(content.get("error") or "")),
+        one_line(str(content.get("error") or "")),
         retry_after_s=parse_retry_after(asked.decode("latin-1")) if asked is not None else None,
     )

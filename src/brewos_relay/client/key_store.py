@@ -5,18 +5,16 @@ RelayError
 """
 
 import os
-import re
-import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from brewos_relay.errors import RelayError
+from brewos_relay.vocabulary import generate_key, is_key
 
-_KEY: Final = re.compile(r"[A-Za-z0-9_-]{32,128}")
 _FILE_BYTES: Final = 64 * 1024
 
 
@@ -90,16 +88,6 @@ class KeyStore:
         raise KeyStoreError(
             f"{self.path} does not hold a key; put back the right file, or remove this one and pair again"
         )
-
-
-def generate_key() -> str:
-    """Make a device key: 32 random bytes, as 43 characters that need no escaping."""
-    return secrets.token_urlsafe(32)
-
-
-def is_key(value: Any) -> bool:
-    """Say whether this can be a device key."""
-    return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
 def read_private(path: Path) -> bytes | None:

@@ -9,8 +9,7 @@ from urllib.parse import urlencode
 import segno
 import trio
 
-from brewos_relay.client.device_ids import check_device_id
-from brewos_relay.client.endpoint import parse_url
+from brewos_relay.client.endpoint import check_device_id, parse_url
 from brewos_relay.client.http_call import post_json
 from brewos_relay.client.key_store import KeyStore
 

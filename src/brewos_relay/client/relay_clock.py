@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from brewos_relay.client.codec import is_number
+from brewos_relay.vocabulary import now_ms
 
 
 class RelayClock:
@@ -20,7 +21,7 @@ class RelayClock:
     def now_ms(self) -> int:
         """Give the time at the relay in ms since 1970."""
         if self._ahead_ms is None:
-            return time.time_ns() // 1_000_000
+            return now_ms()
         return int(time.monotonic() * 1000 + self._ahead_ms)
 
     def has_passed(self, not_after: Any) -> bool:

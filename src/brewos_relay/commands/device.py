@@ -25,11 +25,10 @@ from brewos_relay.commands.registry_access import (
     database_url,
     existing_registry,
     find_user_id,
-    iso,
-    now_ms,
     warn_of_quota,
 )
 from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown, TooManyKeys
+from brewos_relay.vocabulary import check_key, generate_key, iso_time, now_ms
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -84,15 +83,15 @@ def add(
       brewos-relay device add BRW-12AB34CD --name Kitchen --user ada
       brewos-relay device add BRW-12AB34CD --key - < machine.key
     """
-    from brewos_relay.auth import keys
+    from brewos_relay.auth.keys import hash_key
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devices import add_devices
     from brewos_relay.registry.records import NewDevice
 
-    stored_key = keys.generate_key() if key is None else _read_key() if key == "-" else key
+    stored_key = generate_key() if key is None else _read_key() if key == "-" else key
     try:
-        keys.check_key(stored_key)
-        new = NewDevice(id=device_id, key_hash=keys.hash_key(stored_key), name=name, more_user_ids=users)
+        check_key(stored_key)
+        new = NewDevice(id=device_id, key_hash=hash_key(stored_key), name=name, more_user_ids=users)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     with failing_with(Failed), Database.open(database_url(data_dir)) as database:
@@ -127,18 +126,14 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     Example:
       brewos-relay device import machines.csv
     """
-    from brewos_relay.auth import keys
+    from brewos_relay.auth.keys import hash_key
     from brewos_relay.registry.bulk import run_steps
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devicefile import read_device_file
     from brewos_relay.registry.devices import find_devices
 
     with failing_with(Failed):
-        numbered = list(
-            read_device_file(
-                file, parse_id=keys.parse_device_id, check_key=keys.check_key, hash_key=keys.hash_key
-            )
-        )
+        numbered = list(read_device_file(file, hash_key=hash_key))
         with Database.open(database_url(data_dir)) as database:
             with database.reading() as db:
                 there = {one.id: one.key_hash for one in find_devices(db, [new.id for _, new in numbered])}
@@ -191,8 +186,8 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                 {
                     "id": each.id,
                     "name": each.name,
-                    "createdAt": iso(each.created_at_ms),
-                    "lastSeen": iso(each.last_seen_ms),
+                    "createdAt": iso_time(each.created_at_ms),
+                    "lastSeen": iso_time(each.last_seen_ms),
                     "users": [user_as_json(user) for user in users],
                 }
                 for each, users in found
@@ -204,7 +199,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
             [
                 (
                     each.id,
-                    iso(each.last_seen_ms) or "never",
+                    iso_time(each.last_seen_ms) or "never",
                     each.name or "",
                     ", ".join(f"{user.email or user.user_id} ({user.role})" for user in users),
                 )
@@ -274,7 +269,7 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
 
 def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
     """Give somebody who has a machine as it stands in JSON."""
-    return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso(user.until_ms)}
+    return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso_time(user.until_ms)}
 
 
 def _for_accounts(db: "Connection", new: "NewDevice", known: dict[str, str]) -> "NewDevice":

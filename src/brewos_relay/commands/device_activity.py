@@ -9,9 +9,10 @@ import click
 from brewos_relay.commands.failures import Failed, failing_with
 from brewos_relay.commands.output import print_json
 from brewos_relay.commands.parameters import data_dir_option, device_argument, json_option
-from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
+from brewos_relay.commands.registry_access import existing_registry
 from brewos_relay.errors import DeviceUnknown
 from brewos_relay.texts import is_showable
+from brewos_relay.vocabulary import iso_time, now_ms
 
 _ENTRIES: Final = 5000
 
@@ -53,14 +54,14 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
                 "id": device.id,
                 "name": device.name,
                 "firmwareVersion": device.firmware_version,
-                "lastSeen": iso(device.last_seen_ms),
+                "lastSeen": iso_time(device.last_seen_ms),
                 "connections": summary.connections,
                 "reasons": dict(summary.reasons),
                 "longestAwayMs": max(summary.away_ms, default=None),
                 "medianRoundTripMs": summary.median_round_trip_ms,
                 "timeline": [
                     {
-                        "at": iso(turn.at_ms),
+                        "at": iso_time(turn.at_ms),
                         "kind": turn.kind,
                         "online": turn.online,
                         "sinceMs": turn.since_ms,
@@ -79,7 +80,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     state = "connected" if turns[-1].online else "away"
     changes_ms = [turn.at_ms for turn in turns if turn.kind in {"online", "offline"}] or [turns[0].at_ms]
     click.echo(f"It is {state}, for {span(now_ms() - changes_ms[-1])}, as far as is noted.")
-    click.echo(f"{summary.connections} connections since {iso(turns[0].at_ms)}.")
+    click.echo(f"{summary.connections} connections since {iso_time(turns[0].at_ms)}.")
     if summary.away_ms:
         longest, typical = max(summary.away_ms), sorted(summary.away_ms)[len(summary.away_ms) // 2]
         click.echo(f"Away between them for {span(typical)} in the middle, {span(longest)} at the longest.")
@@ -96,11 +97,11 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     for turn in turns[-limit:]:
         since = "" if turn.since_ms is None else span(turn.since_ms)
         if turn.kind == "throttled":
-            click.echo(f"{iso(turn.at_ms)}  throttled: it sends more than its rate, and is connected")
+            click.echo(f"{iso_time(turn.at_ms)}  throttled: it sends more than its rate, and is connected")
         elif turn.kind == "throttle_ended":
-            click.echo(f"{iso(turn.at_ms)}  not throttled any more{_throttled(turn.detail)}")
+            click.echo(f"{iso_time(turn.at_ms)}  not throttled any more{_throttled(turn.detail)}")
         elif turn.online:
-            click.echo(f"{iso(turn.at_ms)}  came" + (f", after {since} away" if since else ""))
+            click.echo(f"{iso_time(turn.at_ms)}  came" + (f", after {since} away" if since else ""))
         else:
             trip = turn.detail.get("roundTripMs")
             notes = [f"round trip {trip} ms"] if trip else []
@@ -108,7 +109,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
                 notes.append(f"{turn.detail['messages']} messages")
             more = f" ({', '.join(notes)})" if notes else ""
             there = f", after {since}" if since else ""
-            click.echo(f"{iso(turn.at_ms)}  went{there}: {reason_of(turn)}{more}")
+            click.echo(f"{iso_time(turn.at_ms)}  went{there}: {reason_of(turn)}{more}")
 
 
 def _throttled(detail: Mapping[str, str]) -> str:
@@ -156,7 +157,7 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
             [
                 {
                     "id": each.id,
-                    "at": iso(each.at_ms),
+                    "at": iso_time(each.at_ms),
                     "kind": each.kind,
                     "userId": each.user_id,
                     "email": emails.get(each.user_id or ""),
@@ -169,7 +170,7 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
     for each in found:
         who = "-" if each.user_id is None else emails.get(each.user_id, each.user_id)
         detail = "  ".join(f"{key}={_shown(value)}" for key, value in each.detail.items())
-        click.echo(f"{iso(each.at_ms)}  {each.kind:<13}  {who}  {detail}".rstrip())
+        click.echo(f"{iso_time(each.at_ms)}  {each.kind:<13}  {who}  {detail}".rstrip())
 
 
 def _shown(text: str) -> str:

@@ -9,18 +9,18 @@ from brewos_relay.commands.device import user_as_json
 from brewos_relay.commands.failures import Failed, failing_with
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
-    ROLES,
     data_dir_option,
     device_argument,
     duration_s,
     json_option,
     user_id,
 )
-from brewos_relay.commands.registry_access import existing_registry, find_user_id, iso, now_ms, warn_of_quota
+from brewos_relay.commands.registry_access import existing_registry, find_user_id, warn_of_quota
 from brewos_relay.errors import DeviceUnknown
+from brewos_relay.vocabulary import ROLES, iso_time, now_ms
 
 if TYPE_CHECKING:
-    from brewos_relay.registry.records import Role
+    from brewos_relay.vocabulary import Role
 
 _users_option = click.option(
     "--user",
@@ -58,7 +58,10 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
     elif found:
         print_table(
             ("USER", "ROLE", "UNTIL", "E-MAIL"),
-            [(each.user_id, each.role, iso(each.until_ms) or "for ever", each.email or "") for each in found],
+            [
+                (each.user_id, each.role, iso_time(each.until_ms) or "for ever", each.email or "")
+                for each in found
+            ],
         )
 
 
@@ -100,7 +103,7 @@ def give(
         raise click.UsageError("an owner is one for ever; leave out --until, or take --role member")
     at_ms = now_ms()
     until_ms = None if until_s is None else at_ms + until_s * 1000
-    limit = "" if until_ms is None else f", until {iso(until_ms)}"
+    limit = "" if until_ms is None else f", until {iso_time(until_ms)}"
     done: list[str] = []
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         # All accounts before the device, as the server does, so that neither waits for the other.

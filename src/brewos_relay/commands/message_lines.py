@@ -6,8 +6,8 @@ from typing import Any, Final, TypeGuard
 import msgspec
 
 from brewos_relay.client.codec import decode
-from brewos_relay.client.endpoint import printable
 from brewos_relay.messages import Message
+from brewos_relay.texts import one_line
 
 _REST_CHARS: Final = 120  # how much is shown of a message of a kind that is not known here
 
@@ -64,7 +64,7 @@ def describe(content: dict[str, Any]) -> str:
         )
     else:
         text = _rest({key: value for key, value in content.items() if key != "type"})
-    return printable(f"{printable(str(kind)):<13} {text}")
+    return one_line(f"{one_line(str(kind)):<13} {text}")
 
 
 def _online(value: Any) -> str:

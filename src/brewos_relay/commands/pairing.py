@@ -7,7 +7,8 @@ import click
 from brewos_relay.commands.failures import Failed, failing_with
 from brewos_relay.commands.output import print_json
 from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option, duration_s, settings_from
-from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
+from brewos_relay.commands.registry_access import existing_registry
+from brewos_relay.vocabulary import iso_time, now_ms
 
 
 @click.group(cls=HelpfulGroup)
@@ -52,7 +53,7 @@ def open_(for_s: int, data_dir: Path | None) -> None:
             raise Failed("BREWOS_RELAY_PAIRING is closed: set it to window, and restart the server")
         with existing_registry(data_dir) as database, database.writing() as db:
             until_ms = open_window(db, now_ms=now_ms(), for_ms=for_s * 1000)
-    click.echo(f"Pairing is open until {iso(until_ms)}.", err=True)
+    click.echo(f"Pairing is open until {iso_time(until_ms)}.", err=True)
     if mode == "open":
         click.echo("BREWOS_RELAY_PAIRING is open: it stays open after that.", err=True)
 
@@ -100,7 +101,7 @@ def status(as_json: bool, data_dir: Path | None) -> None:
             until_ms = window_open_until(db, now_ms=now_ms())
     is_open = mode == "open" or (mode == "window" and until_ms is not None)
     if as_json:
-        print_json({"mode": mode, "isOpen": is_open, "openUntil": iso(until_ms)})
+        print_json({"mode": mode, "isOpen": is_open, "openUntil": iso_time(until_ms)})
         return
-    until = f" until {iso(until_ms)}" if mode == "window" and until_ms is not None else ""
+    until = f" until {iso_time(until_ms)}" if mode == "window" and until_ms is not None else ""
     click.echo(f"Pairing is {'open' if is_open else 'closed'}{until} (BREWOS_RELAY_PAIRING={mode}).")

@@ -17,7 +17,6 @@ _DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
 _LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
 
 #: What tokens and the registry take, known here without loading them for `--help`.
-ROLES: Final = ("owner", "member", "viewer")
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _NAME_CHARS: Final = 100
@@ -35,7 +34,7 @@ class HelpfulGroup(click.Group):
 
 def device_id(text: str) -> str:
     """Read a device id in any case; commands get it in upper case."""
-    from brewos_relay.auth.keys import parse_device_id
+    from brewos_relay.vocabulary import parse_device_id
 
     try:
         return parse_device_id(text)

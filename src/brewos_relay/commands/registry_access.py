@@ -1,9 +1,7 @@
 """What the commands share that read or change the registry: finding it, and showing what is in it."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import click
 from brewos_relay.commands.failures import Failed
 from brewos_relay.commands.parameters import settings_from
 from brewos_relay.errors import DeviceUnknown
+from brewos_relay.vocabulary import now_ms
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -87,15 +86,3 @@ def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
                 f"{user_id} has {count} machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT ({limit}).",
                 err=True,
             )
-
-
-def iso(at_ms: int | None) -> str | None:
-    """Write a time as ISO 8601 in UTC; None stays None."""
-    if at_ms is None:
-        return None
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def now_ms() -> int:
-    """Give the time in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -14,12 +14,13 @@ from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import decode
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.dialing import dial_app
-from brewos_relay.client.endpoint import RelayUnreachable, printable
+from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.commands.message_lines import format_json, format_line
 from brewos_relay.commands.output import drop_output, write_out
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
 from brewos_relay.messages import Message, encode
+from brewos_relay.texts import one_line
 
 _ATTEMPTS: Final = 4
 """How often `send` connects at most before its command is sent."""
@@ -161,7 +162,7 @@ async def _wait_for_outcome(
     say("delivered")
     with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
         log = await _wait_for(websocket, "log")
-        say(f"the machine says: {printable(str(log.get('message')))}")
+        say(f"the machine says: {one_line(str(log.get('message')))}")
 
 
 def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Message:
@@ -194,7 +195,7 @@ async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callab
     while True:
         content = decode(await websocket.receive()) or {}
         if content.get("type") == "error":
-            error = printable(str(content.get("message") or content.get("error")))
+            error = one_line(str(content.get("message") or content.get("error")))
         if content.get("type") != "command_status" or content.get("requestId") != request_id:
             continue
         status = content.get("status")

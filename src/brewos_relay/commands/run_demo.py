@@ -12,13 +12,12 @@ from typing import Final
 
 import trio
 
-from brewos_relay.auth.keys import generate_key, hash_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_token
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.commands.message_lines import format_line
 from brewos_relay.commands.output import drop_output
 from brewos_relay.commands.run_client import tail
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
@@ -35,6 +34,7 @@ from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import Simulator
 from brewos_relay.simulator.usage_patterns import Barista
 from brewos_relay.telemetry.lines import LineWriter
+from brewos_relay.vocabulary import generate_key, now_ms
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 3001

@@ -126,10 +126,9 @@ def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) ->
         if first + wanted > _IDS:
             raise click.UsageError(f"there are no {wanted} ids from {first_id} on; give another --first-id")
         return [Identity(device_id=f"BRW-{first + position:08X}") for position in range(wanted)]
-    from brewos_relay.auth.keys import check_key, parse_device_id
     from brewos_relay.registry.devicefile import read_device_file
 
-    rows = read_device_file(keys_file, parse_id=parse_device_id, check_key=check_key, hash_key=str.encode)
+    rows = read_device_file(keys_file, hash_key=str.encode)
     found = [Identity(device_id=new.id, key=new.key_hash.decode()) for _, new in rows]
     if not found:
         raise click.UsageError(f"{keys_file.name} has no machines in it")

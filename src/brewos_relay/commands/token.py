@@ -9,7 +9,6 @@ import click
 from brewos_relay.commands.failures import Failed, failing_with, say_error
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
-    ROLES,
     data_dir_option,
     device_id,
     duration_s,
@@ -19,11 +18,12 @@ from brewos_relay.commands.parameters import (
     token_name,
     user_id,
 )
-from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
+from brewos_relay.commands.registry_access import existing_registry
+from brewos_relay.vocabulary import ROLES, iso_time, now_ms
 
 if TYPE_CHECKING:
-    from brewos_relay.core.rights import Role
     from brewos_relay.registry.records import StoredToken
+    from brewos_relay.vocabulary import Role
 
 _NAME_CHARS: Final = 100
 _ID_BYTES: Final = 8
@@ -202,7 +202,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                     each.user_id,
                     each.role,
                     "all" if each.devices == "*" else " ".join(sorted(each.devices)),
-                    iso(each.expires_at_ms) or "",
+                    iso_time(each.expires_at_ms) or "",
                     "good" if each.revoked_at_ms is None else "revoked",
                 )
                 for each in found
@@ -240,7 +240,7 @@ def _as_json(token: "StoredToken") -> dict[str, object]:
         "userId": token.user_id,
         "role": token.role,
         "devices": token.devices if token.devices == "*" else sorted(token.devices),
-        "createdAt": iso(token.created_at_ms),
-        "expiresAt": iso(token.expires_at_ms),
-        "revokedAt": iso(token.revoked_at_ms),
+        "createdAt": iso_time(token.created_at_ms),
+        "expiresAt": iso_time(token.expires_at_ms),
+        "revokedAt": iso_time(token.revoked_at_ms),
     }

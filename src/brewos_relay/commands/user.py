@@ -16,7 +16,8 @@ from brewos_relay.commands.parameters import (
     json_option,
     settings_from,
 )
-from brewos_relay.commands.registry_access import existing_registry, iso, now_ms
+from brewos_relay.commands.registry_access import existing_registry
+from brewos_relay.vocabulary import iso_time, now_ms
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -106,7 +107,7 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
         base = f"{'https' if settings.speaks_tls else 'http'}://localhost:{settings.port}"
         click.echo("The link is good on this computer only; --url or PUBLIC_URL makes others.", err=True)
     role = " as an administrator" if admin else ""
-    click.echo(f"It signs {email} in{role}, once, until {iso(expires_at_ms)}:", err=True)
+    click.echo(f"It signs {email} in{role}, once, until {iso_time(expires_at_ms)}:", err=True)
     click.echo(f"{base}/login#invite={token}")
 
 
@@ -136,7 +137,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                     "name": each.name,
                     "isAdmin": each.is_admin,
                     "hasPassword": each.has_password,
-                    "createdAt": iso(each.created_at_ms),
+                    "createdAt": iso_time(each.created_at_ms),
                 }
                 for each in found
             ]
@@ -150,7 +151,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                     each.id,
                     "yes" if each.is_admin else "no",
                     "yes" if each.has_password else "no",
-                    iso(each.created_at_ms) or "",
+                    iso_time(each.created_at_ms) or "",
                     each.name or "",
                 )
                 for each in found

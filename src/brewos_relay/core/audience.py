@@ -8,7 +8,6 @@ import trio
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import ClientAttachment
-from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LineLimits
@@ -16,6 +15,7 @@ from brewos_relay.core.recording import log_lagging
 from brewos_relay.core.snapshot import must_reach
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.vocabulary import iso_time, now_ms
 
 LOOK_EVERY_S: Final = 1.0
 """How often what is due by time is done."""

@@ -8,13 +8,13 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
-from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import unnumbered
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
+from brewos_relay.vocabulary import iso_time, now_ms
 
 Sender = TypeVar("Sender")
 

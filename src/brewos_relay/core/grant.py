@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from brewos_relay.core.rights import Role
 from brewos_relay.dialect import CommandClass
+from brewos_relay.vocabulary import Role
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import trio
 
 from brewos_relay.errors import CloseCode, PeerGone
 from brewos_relay.messages import Delivery, Message, encode
-from brewos_relay.texts import showable
+from brewos_relay.texts import one_line
 
 By = Literal["peer", "relay"]
 
@@ -61,8 +61,8 @@ def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
 
 
 def shown(text: str) -> str:
-    """Make a text of somebody else's fit to be kept: printable, on one line, not long."""
-    return showable(text[:_REASON_CHARS], instead=" ").strip()
+    """Cut a peer's text to one short line, for the log and the activity."""
+    return one_line(text, longest_chars=_REASON_CHARS)
 
 
 Receive: TypeAlias = Callable[[Sequence[Message]], float]

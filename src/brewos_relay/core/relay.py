@@ -12,19 +12,18 @@ import trio
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import LOOK_EVERY_S
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rate_limits import LineLimits, open_bucket
-from brewos_relay.core.rights import Role
 from brewos_relay.core.session import DeviceSession, Happening
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.vocabulary import Role, now_ms
 
 log = logging.getLogger(__name__)
 

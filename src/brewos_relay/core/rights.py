@@ -6,13 +6,9 @@ the token.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-Role: TypeAlias = Literal["owner", "member", "viewer"]
-"""What a principal is to a device."""
-
-ROLES: Final[tuple[Role, ...]] = ("viewer", "member", "owner")
-"""All roles; each may do all that those before it may."""
+from brewos_relay.vocabulary import Role, lower_role
 
 NamedDevices: TypeAlias = frozenset[str] | Literal["*"]
 """Device ids in upper case, or "*" for all of them."""
@@ -61,16 +57,6 @@ class Rights:
     role: Role
     until_ms: int | None = None
     by_token: bool = False
-
-
-def role_is(role: Role, at_least: Role) -> bool:
-    """Tell whether a role may do all that another one may."""
-    return ROLES.index(role) >= ROLES.index(at_least)
-
-
-def lower_role(one: Role, other: Role) -> Role:
-    """Give the role of the two that may do less."""
-    return min(one, other, key=ROLES.index)
 
 
 def rights_of(principal: Principal, device_id: str, held: Held | None) -> Rights | None:

@@ -12,7 +12,6 @@ import trio
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import Audience
-from brewos_relay.core.clock import iso_time, now_ms
 from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
@@ -37,6 +36,7 @@ from brewos_relay.core.throttle import Throttle
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.vocabulary import iso_time, now_ms
 
 Happening: TypeAlias = Literal[
     "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"

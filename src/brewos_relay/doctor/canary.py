@@ -1,6 +1,5 @@
 """A message from a device to an app and back, through the address that everybody uses."""
 
-import secrets
 import signal
 import ssl
 import time
@@ -13,11 +12,10 @@ from typing import Final
 import trio
 from sqlalchemy import Connection, exists, select
 
-from brewos_relay.auth.keys import generate_key, hash_key
+from brewos_relay.auth.keys import hash_key
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.dialing import dial_app, dial_device
 from brewos_relay.client.endpoint import RelayUnreachable
-from brewos_relay.core.clock import now_ms
 from brewos_relay.doctor.finding import Finding
 from brewos_relay.errors import CloseCode, RegistryError, RelayError, SettingsError
 from brewos_relay.messages import encode
@@ -27,6 +25,7 @@ from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import device_users, devices
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
+from brewos_relay.vocabulary import generate_device_id, generate_key, now_ms
 
 NAME: Final = "Canary of the doctor"
 """How the device is called, should anybody see it before it is removed."""
@@ -92,7 +91,7 @@ def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) ->
 @contextmanager
 def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
     """Register a device with a key for as long as the body runs."""
-    device_id, key = f"BRW-{secrets.token_hex(4).upper()}", generate_key()
+    device_id, key = generate_device_id(), generate_key()
     with Database.open(settings.resolved_database_url()) as database:
         try:
             with database.writing() as db:

@@ -14,9 +14,10 @@ from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks, device_of, lock_device
 from brewos_relay.registry.keys import end_claims
-from brewos_relay.registry.records import ROLES, Access, Activity, ActivityKind, DeviceUser, OwnedDevice, Role
+from brewos_relay.registry.records import Access, Activity, ActivityKind, DeviceUser, OwnedDevice
 from brewos_relay.registry.schema import device_users, devices, shares, users
 from brewos_relay.registry.states import forget_state
+from brewos_relay.vocabulary import Role, role_includes
 
 Left = Literal["left", "removed"]
 
@@ -336,7 +337,7 @@ def current_users(db: Connection, device_id: str, *, now_ms: int) -> dict[str, A
 
 def _covers(access: Access, other: Access) -> bool:
     """Tell whether it lets a user do all that the other does, for as long."""
-    return ROLES.index(access.role) >= ROLES.index(other.role) and (
+    return role_includes(access.role, other.role) and (
         access.until_ms is None or (other.until_ms is not None and access.until_ms >= other.until_ms)
     )
 

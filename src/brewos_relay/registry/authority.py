@@ -13,13 +13,14 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from brewos_relay.core.rights import Principal, Role, rights_of, role_is
+from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.errors import DeviceUnknown, NotAnAdministrator, RoleTooLow, TokenRejected
 from brewos_relay.registry.access import access_of, lock_account
 from brewos_relay.registry.accounts import lock_admins
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.schema import sessions, users
 from brewos_relay.registry.tokens import lock_token
+from brewos_relay.vocabulary import Role, role_includes
 
 # NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
 _USER: Final = (
@@ -86,5 +87,5 @@ def _verify_device(
     rights = rights_of(principal, device_id, access_of(db, [pair], now_ms=now_ms).get(pair))
     if rights is None:
         raise DeviceUnknown(device_id)
-    if not role_is(rights.role, at_least):
+    if not role_includes(rights.role, at_least):
         raise RoleTooLow(device_id, at_least)

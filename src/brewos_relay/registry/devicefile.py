@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from brewos_relay.errors import DeviceFileError
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.vocabulary import check_key, parse_device_id
 
 _HEADER = ("id", "key", "name", "user")
 _HEADERS = {_HEADER[:count] for count in (2, 3, 4)}
@@ -14,15 +15,12 @@ _BOM = b"\xef\xbb\xbf"
 def read_device_file(
     lines: Iterable[bytes],
     *,
-    parse_id: Callable[[str], str],
-    check_key: Callable[[str], None],
     hash_key: Callable[[str], bytes],
 ) -> Iterator[tuple[int, NewDevice]]:
     """Read devices one by one, each with the number of its (last) line, counted from 1.
 
-    `parse_id` gives the id as it is kept; it and `check_key` raise ValueError. DeviceFileError
-    names the first line that cannot be taken; it never repeats a key. The last column may name several
-    users, separated by `;`.
+    DeviceFileError names the first line that cannot be read, without repeating a key. The last column may
+    name several users, separated by `;`.
     """
     lines_by_id: dict[str, int] = {}
     for position, (line, cells) in enumerate(_rows(lines)):
@@ -34,7 +32,7 @@ def read_device_file(
         try:
             check_key(key)
             new = NewDevice(
-                id=parse_id(id_text),
+                id=parse_device_id(id_text),
                 key_hash=hash_key(key),
                 name=name or None,
                 more_user_ids=tuple(user_id for each in users.split(";") if (user_id := each.strip())),

@@ -8,7 +8,6 @@ from typing import Final
 
 import trio
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
@@ -16,6 +15,7 @@ from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.held_writes import Held, HeldWrites, KeyUse, write_held
 from brewos_relay.registry.pairing import HeldClaim
 from brewos_relay.registry.records import Activity
+from brewos_relay.vocabulary import now_ms
 
 FLUSH_EVERY_S: Final = 5.0
 CLOSE_S: Final = 5.0

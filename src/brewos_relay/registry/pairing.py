@@ -41,10 +41,11 @@ from brewos_relay.registry.proof import (
     take_over,
 )
 from brewos_relay.registry.quotas import check_quota
-from brewos_relay.registry.records import Access, Activity, Claimed, Device, Role, check_name
+from brewos_relay.registry.records import Access, Activity, Claimed, Device, check_name
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
 from brewos_relay.registry.states import forget_state
+from brewos_relay.vocabulary import Role
 
 __all__ = [
     "HeldClaim",

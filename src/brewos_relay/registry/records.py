@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from brewos_relay.core.rights import ROLES as ROLES
 from brewos_relay.core.rights import NamedDevices
-from brewos_relay.core.rights import Role as Role
 from brewos_relay.texts import is_identifier, is_name
-
-GuestRole = Literal["member", "viewer"]
-"""What somebody may become by a share, or until a time."""
+from brewos_relay.vocabulary import ROLES as ROLES
+from brewos_relay.vocabulary import GuestRole
+from brewos_relay.vocabulary import Role as Role
 
 ChangeKind = Literal[
     "session_ended",

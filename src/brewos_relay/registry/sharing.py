@@ -13,8 +13,9 @@ from brewos_relay.registry.access import access_of, give
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.quotas import check_quota
-from brewos_relay.registry.records import Access, Activity, ActivityKind, Claimed, GuestRole, Share
+from brewos_relay.registry.records import Access, Activity, ActivityKind, Claimed, Share
 from brewos_relay.registry.schema import shares
+from brewos_relay.vocabulary import GuestRole
 
 SHARES_AT_MOST: Final = 20
 """How many shares of one device are open at the same time; the oldest ends for a new one."""

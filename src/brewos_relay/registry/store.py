@@ -16,7 +16,6 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import trio
 from sqlalchemy import Connection, select
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
@@ -39,6 +38,7 @@ from brewos_relay.registry.sessions import find_sessions
 from brewos_relay.registry.states import find_states, save_states
 from brewos_relay.registry.tokens import revoked_tokens
 from brewos_relay.registry.watching import Apply, Watcher
+from brewos_relay.vocabulary import now_ms
 
 WRITE_S: Final = 4.0
 """How long a write may take, with every wait for others, unless the store is opened with another time."""

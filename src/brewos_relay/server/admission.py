@@ -1,7 +1,6 @@
 """Who may come in: from the request of a WebSocket to a device or a client of the relay."""
 
 import functools
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import trio
 from brewos_relay.api.request_limits import NetworkShares
 from brewos_relay.auth.access import grant_to, principal_of
 from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.keys import hash_key, hash_matches, parse_device_id, valid_key
+from brewos_relay.auth.keys import hash_key, hash_matches
 from brewos_relay.auth.tokens import Claims, KeyRing
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.rate_limits import TokenBuckets
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.rights import Principal, rights_of, role_is
+from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.networks import network_of, networks_of, wider_networks
@@ -28,6 +27,7 @@ from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_budgets import Budget, PeerBudgets
 from brewos_relay.server.states import find_state
+from brewos_relay.vocabulary import is_key, now_ms, parse_device_id, role_includes
 from brewos_relay.wire.handshake import Refusal, Request
 
 DEVICE_PATH = "/ws/device"
@@ -217,14 +217,14 @@ class Admission:
     async def _check_device(self, parameters: dict[str, str], network: str) -> DeviceEntry:
         key = parameters.get("key", "")
         device_id = _device_id(parameters.get("id"), name="id")
-        if not valid_key(key):
+        if not is_key(key):
             raise Denied("parameters", 400, "the parameter 'key' is missing or malformed")
         device = await self._store.find_device(device_id)
         presented_hash = hash_key(key)
-        is_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
+        is_current_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
-        if not is_key and not is_next_key:
+        if not is_current_key and not is_next_key:
             if device is None or not await self._goes_back(device, presented_hash):
                 raise Denied("wrong_key", 401, "unknown device or wrong key")
             return DeviceEntry(device_id, presented_hash, network)
@@ -251,7 +251,7 @@ class Admission:
         """
         with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s / 2):
             if is_next_key and not await self._store.write(
-                use_next_key, device_id, key_hash, now_ms=time.time_ns() // 1_000_000
+                use_next_key, device_id, key_hash, now_ms=now_ms()
             ):
                 raise Denied("wrong_key", 401, "unknown device or wrong key")
             if is_unproven:
@@ -268,9 +268,7 @@ class Admission:
             return False
         if await self._store.read(is_noted, device, presented_hash):
             return False
-        return await self._store.write(
-            came_with_other_key, device.id, presented_hash, now_ms=time.time_ns() // 1_000_000
-        )
+        return await self._store.write(came_with_other_key, device.id, presented_hash, now_ms=now_ms())
 
     def _check_origin(self, request: Request) -> None:
         """Refuse a browser that shows somebody else's page; other programs have none."""
@@ -336,7 +334,7 @@ class Admission:
         before, now = principal_of(earlier), principal_of(claims)
         if before.names(device_id) and not now.names(device_id):
             raise TokenRejected("the token does not name this device any more")
-        if not role_is(now.role, before.role):
+        if not role_includes(now.role, before.role):
             raise TokenRejected("the token lets its bearer do less than the one before")
         if claims.token_id is not None and self._store.has_heard_of_revocation(claims.token_id):
             raise TokenRejected("the token has been revoked")

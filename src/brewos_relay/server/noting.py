@@ -5,13 +5,13 @@ from typing import Final
 
 import trio
 
-from brewos_relay.core.clock import now_ms
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.session import Happening
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.store import Store
 from brewos_relay.texts import is_showable
+from brewos_relay.vocabulary import now_ms
 
 _WINDOW_S: Final = 240.0
 _NOTES_IN_WINDOW: Final = 120

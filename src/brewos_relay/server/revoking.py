@@ -11,11 +11,11 @@ from typing import Final, TypedDict
 from brewos_relay import messages
 from brewos_relay.auth.access import grant_of
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.rights import ROLES, lower_role
 from brewos_relay.errors import CloseCode, RegistryError
 from brewos_relay.key_rotation import send_new_key
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.store import Store
+from brewos_relay.vocabulary import ROLES, lower_role
 
 
 class _Ending(TypedDict):

@@ -7,7 +7,6 @@ from typing import Any, Final, Literal
 import msgspec
 import trio
 
-from brewos_relay.client.endpoint import printable
 from brewos_relay.simulator.connection_policy import Manners
 from brewos_relay.simulator.firmware.firmware_connection import TURN_S, Link
 from brewos_relay.simulator.firmware.firmware_frames import (
@@ -27,6 +26,7 @@ from brewos_relay.simulator.model.command_result import Outcome
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.model.status import esp_status, pico_status, power_meter_status
 from brewos_relay.simulator.status_reports import Reports
+from brewos_relay.texts import one_line
 
 #: How a connection ended: by the relay's close frame, without one, by us for cause; or by a command.
 End = Literal["closed", "lost", "dropped", "restart", "reconnect", "leave"]
@@ -256,7 +256,7 @@ class Conversation:
             self._wake(self._ping_at_s)
         elif frame.opcode == CLOSE:
             code = int.from_bytes(frame.payload[:2], "big") if len(frame.payload) >= 2 else 1005
-            reason = printable(frame.payload[2:].decode(errors="replace"))
+            reason = one_line(frame.payload[2:].decode(errors="replace"))
             self._finish("closed", f"closed by the relay with code {code}{reason and ': ' + reason}")
             self._link.send(CLOSE, close_payload(1000))
 

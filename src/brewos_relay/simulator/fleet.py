@@ -10,12 +10,12 @@ from typing import Final
 import trio
 
 from brewos_relay.client.endpoint import parse_url
-from brewos_relay.core.clock import now_ms
 from brewos_relay.simulator.connection_policy import Manners
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import Habits, Simulator, make_ssl_context
 from brewos_relay.simulator.timer_queue import Clock
 from brewos_relay.simulator.usage_patterns import Barista, Household
+from brewos_relay.vocabulary import now_ms
 
 #: A relay lets in so many WebSockets a second; so many machines are switched on in one.
 STARTS_PER_S: Final = 100.0

@@ -16,7 +16,7 @@ import trio
 
 from brewos_relay.client.backoff import parse_retry_after
 from brewos_relay.client.connection import RelayRefused
-from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, printable, reasons_of
+from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, reasons_of
 from brewos_relay.simulator.firmware.firmware_frames import CLOSE, Frame, FrameReader, build, close_payload
 from brewos_relay.simulator.firmware.http_requests import (
     FAREWELL,
@@ -28,6 +28,7 @@ from brewos_relay.simulator.firmware.http_requests import (
     upgrade_request,
     websocket_key,
 )
+from brewos_relay.texts import one_line
 
 ATTEMPT_S: Final = 20.0
 ANSWER_S: Final = 5.0  # from the upgrade to the end of its answer's head
@@ -336,4 +337,4 @@ def _detail(body: bytes) -> str:
     except (msgspec.MsgspecError, RecursionError):
         return ""
     said = content.get("error")
-    return printable(said) if isinstance(said, str) else ""
+    return one_line(said) if isinstance(said, str) else ""
