@@ -9,7 +9,7 @@ from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.browser_security import HeaderRules
+from brewos_relay.api.browser_security import SecurityHeaders
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.registry.store import open_store
@@ -25,7 +25,7 @@ def policy_of(response: Response) -> dict[str, list[str]]:
 
 
 def app_policy(*, google: bool = False, facebook: bool = False) -> tuple[Response, dict[str, list[str]]]:
-    rules = HeaderRules(google=google, facebook=facebook)
+    rules = SecurityHeaders(google=google, facebook=facebook)
     response = rules.complete(Response(""), part="web", secure=True, is_api=False)
     return response, policy_of(response)
 
@@ -57,7 +57,7 @@ async def test_tls_is_to_stay_there_without_a_word_on_other_hosts(tmp_path: Path
 
 
 def test_a_certificate_that_vouches_for_itself_must_not_lock_anybody_out() -> None:
-    rules = HeaderRules(google=False, facebook=False, hsts=False)
+    rules = SecurityHeaders(google=False, facebook=False, hsts=False)
     response = rules.complete(Response(""), part="console", secure=True, is_api=False)
     assert "Strict-Transport-Security" not in response.headers
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.api.authentication import Who
-from brewos_relay.api.device_access import Reach, reach
+from brewos_relay.api.authentication import Requester
+from brewos_relay.api.device_access import DeviceAccess, require_access
 from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.tokens import Claims
 from brewos_relay.core.rights import NamedDevices
@@ -13,25 +13,25 @@ from support.household import MACHINE, SECOND, STRANGE, Household, open_househol
 UNKNOWN = "BRW-0000004D"
 
 
-def who(user_id: str = "eve", devices: NamedDevices = frozenset(), role: Role = "owner") -> Who:
+def requester(user_id: str = "eve", devices: NamedDevices = frozenset(), role: Role = "owner") -> Requester:
     claims = Claims(user_id, "e@example.org", 0, 1, devices, role=role)
-    return Who(user_id=user_id, email=claims.email, session_id=None, claims=claims, is_admin=False)
+    return Requester(user_id=user_id, email=claims.email, session_id=None, claims=claims, is_admin=False)
 
 
 async def refusal(
-    house: Household, asking: Who, device_id: str, at_least: Role = "viewer"
+    house: Household, asking: Requester, device_id: str, at_least: Role = "viewer"
 ) -> tuple[int, str]:
     with pytest.raises(Refused) as raised:
-        await reach(asking, device_id, store=house.store, at_least=at_least)
+        await require_access(asking, device_id, store=house.store, at_least=at_least)
     return raised.value.status, raised.value.problem
 
 
 async def test_an_id_may_be_in_any_case(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
-        found = await reach(who("ada"), MACHINE.lower(), store=house.store)
+        found = await require_access(requester("ada"), MACHINE.lower(), store=house.store)
         assert (found.device_id, found.role, found.until_ms) == (MACHINE, "owner", None)
         assert found.device is not None
-        assert found.access is not None
+        assert found.from_registry is not None
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ async def test_an_id_may_be_in_any_case(tmp_path: Path) -> None:
 )
 async def test_no_device_and_somebody_elses_are_refused_alike(tmp_path: Path, device_id: str) -> None:
     async with open_household(tmp_path) as house:
-        assert await refusal(house, who(), device_id) == await refusal(house, who(), UNKNOWN)
-        assert (await refusal(house, who(), device_id))[0] == 404
+        assert await refusal(house, requester(), device_id) == await refusal(house, requester(), UNKNOWN)
+        assert (await refusal(house, requester(), device_id))[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ async def test_what_a_token_names_is_reached(
     tmp_path: Path, devices: NamedDevices, device_id: str, status: int | None
 ) -> None:
     async with open_household(tmp_path) as house:
-        asking = who(devices=devices, role="member")
+        asking = requester(devices=devices, role="member")
         if status is not None:
             assert (await refusal(house, asking, device_id))[0] == status
         else:
-            found = await reach(asking, device_id, store=house.store)
-            assert (found.role, found.access) == ("member", None)
+            found = await require_access(asking, device_id, store=house.store)
+            assert (found.role, found.from_registry) == ("member", None)
 
 
 async def test_nothing_can_be_done_with_what_is_not_registered(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
-        asking = who(devices=frozenset({UNKNOWN}))
+        asking = requester(devices=frozenset({UNKNOWN}))
         assert (await refusal(house, asking, UNKNOWN, "owner"))[0] == 404
 
 
@@ -85,10 +85,12 @@ async def test_nothing_can_be_done_with_what_is_not_registered(tmp_path: Path) -
 async def test_roles(tmp_path: Path, role: Role, at_least: Role, reached: bool) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", role)
-        by_registry, by_token = who("bob"), who("eve", frozenset({MACHINE}), role)
+        by_registry, by_token = requester("bob"), requester("eve", frozenset({MACHINE}), role)
         for asking in (by_registry, by_token):
             if reached:
-                found: Reach = await reach(asking, MACHINE, store=house.store, at_least=at_least)
+                found: DeviceAccess = await require_access(
+                    asking, MACHINE, store=house.store, at_least=at_least
+                )
                 assert found.role == role
             else:
                 assert (await refusal(house, asking, MACHINE, at_least))[0] == 403
@@ -98,6 +100,6 @@ async def test_access_that_is_over_is_none(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member", until_ms=now_ms() - 1)
         await house.give("cleo", "viewer", until_ms=now_ms() + 60_000)
-        assert (await refusal(house, who("bob"), MACHINE))[0] == 404
-        found = await reach(who("cleo"), MACHINE, store=house.store)
+        assert (await refusal(house, requester("bob"), MACHINE))[0] == 404
+        found = await require_access(requester("cleo"), MACHINE, store=house.store)
         assert found.until_ms is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.api import admin as admin_api
+from brewos_relay.api import admin_accounts as admin_api
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.registry import bulk, removal
 from brewos_relay.registry.access import devices_of, give

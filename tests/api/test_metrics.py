@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.metrics import Measured, MetricsPage, bearer_matches
+from brewos_relay.api.metrics import MetricsPage, RequestMetrics, bearer_matches
 from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.telemetry.requests import RequestCounters
@@ -64,7 +64,7 @@ class Measuring:
 
     def __init__(self, app: QuartTrio, counters: RequestCounters) -> None:
         self.counters = counters
-        app.asgi_app = Measured(app.asgi_app, counters)  # type: ignore[method-assign]
+        app.asgi_app = RequestMetrics(app.asgi_app, counters)  # type: ignore[method-assign]
         self.client = app.test_client()
 
 
@@ -136,7 +136,7 @@ async def test_each_entry_of_the_log_says_of_which_request_it_is(
         sent.append(event)
 
     scope = {"type": "http", "method": "GET", "path": "/secret-path"}
-    await Measured(app, measuring.counters)(scope, None, send)
+    await RequestMetrics(app, measuring.counters)(scope, None, send)
     start, _ = sent
     assert start["headers"] == [(b"a", b"b"), (b"x-request-id", seen[0]["request"].encode())]
     assert structlog.contextvars.get_contextvars() == {}
@@ -156,12 +156,12 @@ async def test_requests_are_in_flight_until_they_are_over_however_that_comes() -
 
     scope = {"type": "http", "method": "GET"}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Measured(hangs, counters), scope, None, None)
+        nursery.start_soon(RequestMetrics(hangs, counters), scope, None, None)
         await trio.testing.wait_all_tasks_blocked()
         assert counters.in_flight == 1
         nursery.cancel_scope.cancel()
     with pytest.raises(ValueError, match="no"):
-        await Measured(fails, counters)(scope, None, None)
+        await RequestMetrics(fails, counters)(scope, None, None)
     assert counters.in_flight == 0
     assert counters.answered == {("GET", "none", "none"): 2}
 
@@ -172,6 +172,6 @@ async def test_what_is_no_request_is_handed_on() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    await Measured(app, counters)({"type": "lifespan"}, None, None)
+    await RequestMetrics(app, counters)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
     assert not counters.answered

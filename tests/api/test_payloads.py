@@ -6,7 +6,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from brewos_relay.api import login_sessions, passwords, sign_in
-from brewos_relay.api.payloads import Refused, Unshown, body_of, checked_name, error_answer, query_of
+from brewos_relay.api.payloads import Refused, SecretStruct, body_of, checked_name, error_answer, query_of
 from brewos_relay.vocabulary import iso_time
 
 
@@ -127,7 +127,7 @@ def test_a_text_that_cannot_be_shown_is_refused(text: str) -> None:
 
 
 def test_what_has_a_secret_in_it_does_not_show_it() -> None:
-    class Password(Unshown, rename="camel"):
+    class Password(SecretStruct, rename="camel"):
         password: str
 
     assert repr(Password("correct horse")) == "<Password>"
@@ -139,4 +139,4 @@ def test_nothing_that_has_a_secret_in_it_shows_it() -> None:
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct:
                 fields = {field.name for field in msgspec.structs.fields(kind)}
                 secret = fields & {"password", "token", "credential", "access_token", "refresh_token"}
-                assert not secret or issubclass(kind, Unshown), name
+                assert not secret or issubclass(kind, SecretStruct), name

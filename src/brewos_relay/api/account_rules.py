@@ -10,7 +10,7 @@ from brewos_relay.registry.pairing_window import NewDeviceRules
 DAY_S: Final = 24 * 3600
 
 
-class ProvesIdentity(Protocol):
+class IdentityVerifier(Protocol):
     """Whoever can tell whose token it is that somebody else made."""
 
     def verify(self, token: str, /) -> ProvenIdentity:
@@ -25,7 +25,7 @@ class ProvesIdentity(Protocol):
 class AccountRules:
     """The rules. Without a verifier, people sign in by a one-time link and by a password."""
 
-    verifiers: Mapping[str, ProvesIdentity] = field(default_factory=dict)
+    verifiers: Mapping[str, IdentityVerifier] = field(default_factory=dict)
     """By the last part of the path to sign in: "google", "oidc", "facebook"."""
     google_client_id: str | None = None
     """What a page needs for a Google button; it is public."""

@@ -1,14 +1,15 @@
 """Past events: the activity of a device, and the notices of an account."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.authentication import SignedIn
-from brewos_relay.api.device_access import reach
-from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.authentication import Authenticator
+from brewos_relay.api.device_access import require_access
+from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import json_answer, query_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.accounts import find_users
@@ -44,19 +45,30 @@ class ActivityAnswer(msgspec.Struct):
     next: int | None
 
 
-def activity_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("activity", __name__)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActivityRoutes:
+    """GET /api/devices/ID/activity."""
 
-    @blueprint.get("/api/devices/<device:device_id>/activity")
+    store: Registry
+    authenticator: Authenticator
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "activity",
+            {
+                "GET /api/devices/<device:device_id>/activity": self.activity,
+            },
+        )
+
     @described(
         "Who did what with a device, for an owner of it", answer=ActivityAnswer, query=Page, refusals=[403]
     )
-    async def activity(device_id: str) -> Response:
-        who = await signed_in(request)
+    async def activity(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
         page = query_of(request, Page)
-        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        found, emails = await store.read(_read, device_id, page)
+        device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
+        found, emails = await self.store.read(_read, device_id, page)
         return json_answer(
             ActivityAnswer(
                 activity=[
@@ -73,8 +85,6 @@ def activity_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
                 next=found[-1].id if len(found) == page.limit else None,
             )
         )
-
-    return blueprint
 
 
 def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
@@ -105,15 +115,27 @@ class Dismissing(msgspec.Struct, rename="camel"):
     up_to: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("notices", __name__)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoticeRoutes:
+    """/api/notices."""
 
-    @blueprint.get("/api/notices")
+    store: Registry
+    authenticator: Authenticator
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "notices",
+            {
+                "GET /api/notices": self.notices,
+                "DELETE /api/notices": self.dismiss,
+            },
+        )
+
     @described("What your account is told about machines", answer=Notices)
-    async def notices() -> Response:
-        who = await signed_in.with_session(request)
-        found = await store.read(notices_of, who.user_id)
+    async def notices(self) -> Response:
+        requester = await self.authenticator.with_session(request)
+        found = await self.store.read(notices_of, requester.user_id)
         return json_answer(
             Notices(
                 notices=[
@@ -123,12 +145,11 @@ def notices_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
             )
         )
 
-    @blueprint.delete("/api/notices")
     @described("Dismiss the notices up to one of them", answer=Done, query=Dismissing)
-    async def dismiss() -> Response:
-        who = await signed_in.with_session(request)
+    async def dismiss(self) -> Response:
+        requester = await self.authenticator.with_session(request)
         up_to_id = query_of(request, Dismissing).up_to
-        await store.write_as(Authority(who.principal), dismiss_notices, who.user_id, up_to_id=up_to_id)
+        await self.store.write_as(
+            Authority(requester.principal), dismiss_notices, requester.user_id, up_to_id=up_to_id
+        )
         return json_answer(Done())
-
-    return blueprint

@@ -1,6 +1,7 @@
 """The sender of a request: its bearer token (RFC 6750), its login session, and its network address."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from quart import Request, g
 
@@ -14,9 +15,11 @@ from brewos_relay.errors import TokenRejected
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 
+_NOT_ADMIN: Final = "Only an administrator of this server may do this."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Who:
+class Requester:
     """Who asks. A token may belong to no session; `session_id` is None then, and nobody an administrator."""
 
     user_id: str
@@ -31,14 +34,14 @@ class Who:
         return principal_of(self.claims)
 
 
-class SignedIn:
+class Authenticator:
     """Finds out who asks: `who = await signed_in(request)`."""
 
     def __init__(self, *, keys: KeyRing, store: Registry) -> None:
         self._keys = keys
         self._store = store
 
-    async def __call__(self, request: Request) -> Who:
+    async def __call__(self, request: Request) -> Requester:
         """Read the request's token. Raises TokenRejected, also if there is none; RegistryError.
 
         Its body is waited for first: whoever may do something when it begins need not any more once it is
@@ -49,22 +52,32 @@ class SignedIn:
         await request.get_data()
         return await self.read(token)
 
-    async def with_session(self, request: Request) -> Who:
+    async def with_session(self, request: Request) -> Requester:
         """Read the request's token, for a route about the account itself; as above.
 
         Raises Refused (403) without a session: such a token is for devices, and may name any user.
         """
-        who = await self(request)
-        if who.session_id is None:
+        requester = await self(request)
+        if requester.session_id is None:
             raise Refused("This token belongs to no session: sign in to do this.", status=403)
-        return who
+        return requester
+
+    async def administrator(self, request: Request) -> Requester:
+        """Read the request's token. Raises Refused (403) unless it is the session of an administrator.
+
+        The account is read each time: it may be an ordinary one by now.
+        """
+        requester = await self.with_session(request)
+        if not requester.is_admin:
+            raise admin_required()
+        return requester
 
     def session_of(self, request: Request) -> tuple[str | None, str]:
         """Give the session and the user of the request's token, be that over or not. Raises TokenRejected."""
         claims = self._keys.verify(bearer_token(request))
         return claims.session_id, claims.user_id
 
-    async def read(self, token: str) -> Who:
+    async def read(self, token: str) -> Requester:
         """Read a token, and find its session.
 
         Raises TokenRejected if the session has ended or the token was revoked; RegistryError.
@@ -73,7 +86,7 @@ class SignedIn:
         if claims.token_id is not None and await self._store.is_revoked(claims.token_id):
             raise TokenRejected("the token has been revoked")
         if claims.session_id is None:
-            return Who(
+            return Requester(
                 user_id=claims.user_id,
                 email=claims.email,
                 session_id=None,
@@ -83,13 +96,18 @@ class SignedIn:
         session = await self._store.find_session(claims.session_id)
         if session is None or session.user_id != claims.user_id:
             raise TokenRejected("the session has ended: sign in again")
-        return Who(
+        return Requester(
             user_id=session.user_id,
             email=session.email,
             session_id=session.id,
             claims=claims,
             is_admin=session.is_admin,
         )
+
+
+def admin_required() -> Refused:
+    """Refuse (403) what only an administrator may do."""
+    return Refused(_NOT_ADMIN, status=403)
 
 
 def bearer_token(request: Request) -> str:

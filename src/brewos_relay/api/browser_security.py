@@ -35,7 +35,7 @@ _OWN_PAGES: Final = "; ".join(
 )
 
 
-class HeaderRules:
+class SecurityHeaders:
     """Completes the headers of every answer.
 
     `google` and `facebook` say whether people can sign in with those: only then is a built app let load what
@@ -101,7 +101,7 @@ _EXEMPT: Final = frozenset({"/api/push/notify"})
 _OWN: Final = frozenset({"same-origin", "none"})
 
 
-class CrossSite:
+class CrossSiteCheck:
     """Checks `Sec-Fetch-Site` and `Origin` (Fetch Metadata, RFC 6454)."""
 
     def __init__(self, *, proxy_trust: ProxyTrust, allowed_origins: Collection[str]) -> None:

@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from quart import Blueprint, Response, request
 
-from brewos_relay.api.authentication import SignedIn
-from brewos_relay.api.device_access import not_allowed, reach
-from brewos_relay.api.openapi import Done, described
-from brewos_relay.api.payloads import Marked, Refused, body_of, json_answer, mark_of, query_of
+from brewos_relay.api.authentication import Authenticator
+from brewos_relay.api.device_access import require_access, role_too_low
+from brewos_relay.api.openapi import Done, described, make_blueprint
+from brewos_relay.api.payloads import PageQuery, Refused, body_of, cursor_of, json_answer, query_of
 from brewos_relay.api.sharing import When, to_ms
 from brewos_relay.errors import LastOwner
 from brewos_relay.protocols import Registry, RelayView
@@ -52,41 +53,71 @@ class NewRole(msgspec.Struct):
     until: When | msgspec.UnsetType = msgspec.UNSET
 
 
-def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("device_users", __name__)
+class Watcher(msgspec.Struct, rename="camel", kw_only=True):
+    """Somebody who is connected; `displayName` is never empty, `email` is without an account."""
 
-    @blueprint.get("/api/devices/<device:device_id>/users")
-    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers, query=Marked)
-    async def users(device_id: str) -> Response:
-        who = await signed_in(request)
-        page = query_of(request, Marked)
-        reached = await reach(who, device_id, store=store)
-        only = who.user_id if reached.role == "viewer" else None
-        found = await store.read(
-            users_of, reached.device_id, after=page.mark(), only=only, limit=page.limit, now_ms=now_ms()
+    user_id: str
+    email: str
+    display_name: str
+    avatar_url: str | None
+    connections: int
+
+
+class Watchers(msgspec.Struct):
+    """The answer about all of them."""
+
+    watchers: list[Watcher]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeviceUserRoutes:
+    """/api/devices/ID/users and /api/devices/ID/watchers."""
+
+    relay: RelayView
+    store: Registry
+    authenticator: Authenticator
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "device_users",
+            {
+                "GET /api/devices/<device:device_id>/users": self.users,
+                "PATCH /api/devices/<device:device_id>/users/<user_id>": self.change,
+                "DELETE /api/devices/<device:device_id>/users/<user_id>": self.remove,
+                "GET /api/devices/<device:device_id>/watchers": self.watchers,
+            },
+        )
+
+    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers, query=PageQuery)
+    async def users(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        page = query_of(request, PageQuery)
+        access = await require_access(requester, device_id, store=self.store)
+        only = requester.user_id if access.role == "viewer" else None
+        found = await self.store.read(
+            users_of, access.device_id, after=page.mark(), only=only, limit=page.limit, now_ms=now_ms()
         )
         last = found[-1] if len(found) == page.limit else None
         since_ms = -1 if last is None or last.claimed_at_ms is None else last.claimed_at_ms
         return json_answer(
             DeviceUsers(
                 users=[_user_answer(user) for user in found],
-                next=None if last is None else mark_of(since_ms, last.user_id),
+                next=None if last is None else cursor_of(since_ms, last.user_id),
             )
         )
 
-    @blueprint.patch("/api/devices/<device:device_id>/users/<user_id>")
     @described(
         "Change what somebody may do with a device, as an owner of it",
         answer=DeviceUserAnswer,
         body=NewRole,
         refusals=[403, 409, 422],
     )
-    async def change(device_id: str, user_id: str) -> Response:
-        who = await signed_in.with_session(request)  # it may give what outlasts the token
+    async def change(self, device_id: str, user_id: str) -> Response:
+        requester = await self.authenticator.with_session(request)  # it may give what outlasts the token
         body = await body_of(request, NewRole)
-        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        user = await _user_of(device_id, user_id, store=store)
+        device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
+        user = await _user_of(device_id, user_id, store=self.store)
         role = user.role if body.role is msgspec.UNSET else body.role
         at_ms = now_ms()
         until_ms = user.until_ms if body.until is msgspec.UNSET else to_ms(body.until, now_ms=at_ms)
@@ -95,56 +126,66 @@ def device_users_blueprint(*, store: Registry, signed_in: SignedIn) -> Blueprint
                 raise Refused("An owner is one for ever: leave 'until' out.", status=422)
             until_ms = None
         try:
-            changed = await store.write_as(
-                Authority(who.principal, device_id, "owner", about_user_id=user_id),
+            changed = await self.store.write_as(
+                Authority(requester.principal, device_id, "owner", about_user_id=user_id),
                 set_role,
                 device_id,
                 user_id,
                 role=role,
                 until_ms=until_ms,
-                by_user_id=who.user_id,
+                by_user_id=requester.user_id,
                 now_ms=at_ms,
             )
         except LastOwner:
             raise Refused(_LAST_OWNER, status=409) from None
         if not changed:
             raise Refused(_NO_USER, status=404)
-        await store.catch_up()
-        return json_answer(_user_answer(await _user_of(device_id, user_id, store=store)))
+        await self.store.catch_up()
+        return json_answer(_user_answer(await _user_of(device_id, user_id, store=self.store)))
 
-    @blueprint.delete("/api/devices/<device:device_id>/users/<user_id>")
     @described(
         "Take a device from somebody, as an owner of it; anybody may take it from themselves",
         answer=Done,
         refusals=[403, 409],
     )
-    async def remove(device_id: str, user_id: str) -> Response:
-        who = await signed_in(request)
-        own = user_id == who.user_id
-        reached = await reach(who, device_id, store=store, at_least="viewer" if own else "owner")
+    async def remove(self, device_id: str, user_id: str) -> Response:
+        requester = await self.authenticator(request)
+        own = user_id == requester.user_id
+        access = await require_access(
+            requester, device_id, store=self.store, at_least="viewer" if own else "owner"
+        )
         at_least: Role = "owner"
-        if own and reached.access is not None:
+        if own and access.from_registry is not None:
             # A token that may do less than its user must not give up what it could not use.
-            at_least = reached.access.role
-            if not role_includes(reached.role, at_least):
-                raise not_allowed(at_least)
+            at_least = access.from_registry.role
+            if not role_includes(access.role, at_least):
+                raise role_too_low(at_least)
         try:
-            taken = await store.write_as(
-                Authority(who.principal, reached.device_id, at_least, about_user_id=user_id),
+            taken = await self.store.write_as(
+                Authority(requester.principal, access.device_id, at_least, about_user_id=user_id),
                 take,
-                reached.device_id,
+                access.device_id,
                 user_id,
-                by_user_id=who.user_id,
+                by_user_id=requester.user_id,
                 now_ms=now_ms(),
             )
         except LastOwner:
             raise Refused(_LAST_OWNER, status=409) from None
         if not taken:
             raise Refused(_NO_USER, status=404)
-        await store.catch_up()
+        await self.store.catch_up()
         return json_answer(Done())
 
-    return blueprint
+    @described("Who is connected to a device now, for an owner of it", answer=Watchers, refusals=[403])
+    async def watchers(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        access = await require_access(requester, device_id, store=self.store, at_least="owner")
+        here = Counter(
+            grant.user_id for grant in self.relay.grants_of(access.device_id) if grant.user_id is not None
+        )
+        accounts = await self.store.read(find_users, sorted(here))
+        found = [_watcher_answer(user_id, count, accounts) for user_id, count in sorted(here.items())]
+        return json_answer(Watchers(watchers=found))
 
 
 async def _user_of(device_id: str, user_id: str, *, store: Registry) -> DeviceUser:
@@ -165,41 +206,6 @@ def _user_answer(user: DeviceUser) -> DeviceUserAnswer:
         role=user.role,
         until=iso_time(user.until_ms),
     )
-
-
-class Watcher(msgspec.Struct, rename="camel", kw_only=True):
-    """Somebody who is connected; `displayName` is never empty, `email` is without an account."""
-
-    user_id: str
-    email: str
-    display_name: str
-    avatar_url: str | None
-    connections: int
-
-
-class Watchers(msgspec.Struct):
-    """The answer about all of them."""
-
-    watchers: list[Watcher]
-
-
-def watchers_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("watchers", __name__)
-
-    @blueprint.get("/api/devices/<device:device_id>/watchers")
-    @described("Who is connected to a device now, for an owner of it", answer=Watchers, refusals=[403])
-    async def watchers(device_id: str) -> Response:
-        who = await signed_in(request)
-        reached = await reach(who, device_id, store=store, at_least="owner")
-        here = Counter(
-            grant.user_id for grant in relay.grants_of(reached.device_id) if grant.user_id is not None
-        )
-        accounts = await store.read(find_users, sorted(here))
-        found = [_watcher_answer(user_id, count, accounts) for user_id, count in sorted(here.items())]
-        return json_answer(Watchers(watchers=found))
-
-    return blueprint
 
 
 def _watcher_answer(user_id: str, connections: int, accounts: Mapping[str, User]) -> Watcher:

@@ -9,9 +9,9 @@ import trio
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.authentication import SignedIn, Who
-from brewos_relay.api.device_access import no_device, not_allowed, reach
-from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.authentication import Authenticator, Requester
+from brewos_relay.api.device_access import device_not_found, require_access, role_too_low
+from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer, query_of
 from brewos_relay.core.merging import readable_content
 from brewos_relay.core.rights import Rights, rights_of
@@ -26,11 +26,27 @@ from brewos_relay.registry.records import Access, Device, OwnedDevice, StoredSta
 from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 
 LISTED_AT_MOST: Final = 500
+
 DESCRIBED_AT_ONCE: Final = 50
 """How many devices are described before other tasks get their turn."""
 
 _NAME_CHARS = 100
+
 _SHOWN_CHARS = 50
+
+_REFUSALS: Final[dict[RotationOutcome, str]] = {
+    "offline": "The machine is offline: switch it on, and try again once it is connected.",
+    "too_many": (
+        f"The machine ignored the earlier rotations: it was sent {NEXT_KEYS_AT_MOST} new keys and has used"
+        " none of them. Its key stays. Its firmware may not know how to change its key: reset the machine to"
+        " its factory settings, which gives it another key, and pair it again."
+    ),
+}
+
+_WHAT_NEXT: Final = (
+    "A new key is on its way to the machine. Both keys work until the machine connects with the new one;"
+    " the old one ends then. A machine that ignores the new key keeps its old one."
+)
 
 
 class DeviceAnswer(msgspec.Struct, rename="camel", kw_only=True):
@@ -93,6 +109,13 @@ class Leaving(msgspec.Struct):
     everyone: bool = False
 
 
+class RotationAnswer(msgspec.Struct):
+    """What happens next; the key itself is for the machine alone."""
+
+    status: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Listed:
     """A device that somebody reaches; `device` is None if it is not registered."""
@@ -104,24 +127,142 @@ class _Listed:
     user_count: int | None = None
 
 
-def devices_blueprint(
-    *, relay: RelayView, store: Registry, signed_in: SignedIn, listed_at_most: int = LISTED_AT_MOST
-) -> Blueprint:
-    """Make the blueprint. `listed_at_most` is how many devices an answer has that was asked for no `limit`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeviceRoutes:
+    """/api/devices and /api/devices/ID. Without a `limit`, a list has `listed_at_most` devices."""
 
-    errors.TokenRejected and errors.RegistryError are left to the app to answer."""
-    blueprint = Blueprint("devices", __name__)
+    relay: RelayView
+    store: Registry
+    authenticator: Authenticator
+    listed_at_most: int = LISTED_AT_MOST
 
-    def describe(listed: _Listed) -> DeviceAnswer:
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "devices",
+            {
+                "GET /api/devices": self.devices,
+                "GET /api/devices/<device:device_id>": self.device,
+                "PATCH /api/devices/<device:device_id>": self.rename,
+                "DELETE /api/devices/<device:device_id>": self.leave_device,
+                "GET /api/devices/<device:device_id>/state": self.state,
+                "POST /api/devices/<device:device_id>/rotate-key": self.rotate_key,
+            },
+        )
+
+    @described("The devices that you reach", answer=Devices, query=DevicePage)
+    async def devices(self) -> Response:
+        requester = await self.authenticator(request)
+        page = query_of(request, DevicePage)
+        limit = page.limit or self.listed_at_most
+        found = await self.store.read(
+            _reachable, requester, after=page.after.upper(), limit=limit, now_ms=now_ms()
+        )
+        answers = []
+        for some in chunks(found, DESCRIBED_AT_ONCE):
+            answers += [self._describe(listed) for listed in some]
+            await trio.lowlevel.checkpoint()
+        return json_answer(Devices(answers, found[-1].device_id if len(found) == limit else None))
+
+    @described("A device that you reach", answer=OneDevice)
+    async def device(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        access = await require_access(requester, device_id, store=self.store)
+        return json_answer(OneDevice(device=await self._describe_one(requester, access.device_id)))
+
+    @described("Rename a device, as an owner of it", answer=OneDevice, body=NewName, refusals=[403])
+    async def rename(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        body = await body_of(request, NewName)
+        name = checked_name(body.name, what="A name", longest_chars=_NAME_CHARS)
+        access = await require_access(requester, device_id, store=self.store, at_least="owner")
+        await self.store.write_as(
+            Authority(requester.principal, access.device_id, "owner"),
+            set_name,
+            access.device_id,
+            name,
+            by_user_id=requester.user_id,
+            now_ms=now_ms(),
+        )
+        return json_answer(OneDevice(device=await self._describe_one(requester, access.device_id)))
+
+    @described(
+        "Leave a device; the last owner leaves it for everybody, and any owner may with `everyone`",
+        answer=Done,
+        query=Leaving,
+        refusals=[403, 409],
+    )
+    async def leave_device(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        everyone = query_of(request, Leaving).everyone
+        access = await require_access(
+            requester, device_id, store=self.store, at_least="owner" if everyone else "viewer"
+        )
+        if everyone:
+            authority = Authority(requester.principal, access.device_id, "owner")
+            await self.store.write_as(authority, release, access.device_id, now_ms=now_ms())
+        elif access.from_registry is not None:
+            # A token that may do less than its user must not give up what it could not use.
+            if not role_includes(access.role, access.from_registry.role):
+                raise role_too_low(access.from_registry.role)
+            authority = Authority(requester.principal, access.device_id, access.from_registry.role)
+            await self.store.write_as(authority, leave, access.device_id, requester.user_id, now_ms=now_ms())
+        else:
+            raise Refused(
+                "It is your token that names this device: there is nothing that you could leave.", status=409
+            )
+        await self.store.catch_up()
+        return json_answer(Done())
+
+    @described(
+        "What is known of a device's state: the last message of each kind, how old that is, and which groups"
+        " of the status may have changed since",
+        answer=StateAnswer,
+    )
+    async def state(self, device_id: str) -> Response:
+        access = await require_access(await self.authenticator(request), device_id, store=self.store)
+        device_id, device = access.device_id, access.device
+        known = self.relay.state_of(device_id) or {"messages": {}}
+        if "status" not in known["messages"]:
+            found = await self.store.find_state(device_id)
+            if found is not None:
+                known = {**known, **_last_known(found, known["messages"])}
+        return json_answer(
+            StateAnswer(
+                device_id=device_id,
+                is_online=self.relay.is_online(device_id),
+                last_seen=iso_time(device.last_seen_ms) if device is not None else None,
+                snapshot_age_ms=known.get("snapshotAgeMs"),
+                last_known=known.get("lastKnown", False),
+                stale_groups=known.get("staleGroups", []),
+                messages=known["messages"],
+            )
+        )
+
+    @described(
+        "Send a machine a new key, as an owner of it", answer=RotationAnswer, status=202, refusals=[403, 409]
+    )
+    async def rotate_key(self, device_id: str) -> Response:
+        requester = await self.authenticator(request)
+        device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
+        authority = Authority(requester.principal, device_id, "owner")
+        outcome = await send_new_key(
+            device_id, relay=self.relay, store=self.store, user_id=requester.user_id, authority=authority
+        )
+        if outcome != "sent":
+            raise Refused(_REFUSALS[outcome], status=409)
+        return json_answer(RotationAnswer(status="sent", message=_WHAT_NEXT), status=202)
+
+    def _describe(self, listed: _Listed) -> DeviceAnswer:
         device, device_id = listed.device, listed.device_id
-        info = relay.info_of(device_id)
+        info = self.relay.info_of(device_id)
         claimed_at_ms = listed.access.claimed_at_ms if listed.access is not None else None
         if claimed_at_ms is None and device is not None:
             claimed_at_ms = device.created_at_ms
         return DeviceAnswer(
             id=device_id,
             name=(device.name if device is not None else None) or device_id,
-            is_online=relay.is_online(device_id),
+            is_online=self.relay.is_online(device_id),
             last_seen=iso_time(device.last_seen_ms) if device is not None else None,
             firmware_version=_text(info.firmware_version) or (device.firmware_version if device else None),
             machine_type=_text(info.machine_type) or (device.machine_type if device else None),
@@ -132,131 +273,39 @@ def devices_blueprint(
             key_pending=device is not None and device.key_pending_since_ms is not None,
         )
 
-    async def describe_one(who: Who, device_id: str) -> DeviceAnswer:
-        found = await store.read(_read_one, who, device_id, now_ms=now_ms())
+    async def _describe_one(self, requester: Requester, device_id: str) -> DeviceAnswer:
+        found = await self.store.read(_read_one, requester, device_id, now_ms=now_ms())
         if found is None:
-            raise no_device()
-        return describe(found)
-
-    @blueprint.get("/api/devices")
-    @described("The devices that you reach", answer=Devices, query=DevicePage)
-    async def devices() -> Response:
-        who = await signed_in(request)
-        page = query_of(request, DevicePage)
-        limit = page.limit or listed_at_most
-        found = await store.read(_reachable, who, after=page.after.upper(), limit=limit, now_ms=now_ms())
-        answers = []
-        for some in chunks(found, DESCRIBED_AT_ONCE):
-            answers += [describe(listed) for listed in some]
-            await trio.lowlevel.checkpoint()
-        return json_answer(Devices(answers, found[-1].device_id if len(found) == limit else None))
-
-    @blueprint.get("/api/devices/<device:device_id>")
-    @described("A device that you reach", answer=OneDevice)
-    async def device(device_id: str) -> Response:
-        who = await signed_in(request)
-        reached = await reach(who, device_id, store=store)
-        return json_answer(OneDevice(device=await describe_one(who, reached.device_id)))
-
-    @blueprint.get("/api/devices/<device:device_id>/state")
-    @described(
-        "What is known of a device's state: the last message of each kind, how old that is, and which groups"
-        " of the status may have changed since",
-        answer=StateAnswer,
-    )
-    async def state(device_id: str) -> Response:
-        reached = await reach(await signed_in(request), device_id, store=store)
-        device_id, device = reached.device_id, reached.device
-        known = relay.state_of(device_id) or {"messages": {}}
-        if "status" not in known["messages"]:
-            found = await store.find_state(device_id)
-            if found is not None:
-                known = {**known, **_last_known(found, known["messages"])}
-        return json_answer(
-            StateAnswer(
-                device_id=device_id,
-                is_online=relay.is_online(device_id),
-                last_seen=iso_time(device.last_seen_ms) if device is not None else None,
-                snapshot_age_ms=known.get("snapshotAgeMs"),
-                last_known=known.get("lastKnown", False),
-                stale_groups=known.get("staleGroups", []),
-                messages=known["messages"],
-            )
-        )
-
-    @blueprint.patch("/api/devices/<device:device_id>")
-    @described("Rename a device, as an owner of it", answer=OneDevice, body=NewName, refusals=[403])
-    async def rename(device_id: str) -> Response:
-        who = await signed_in(request)
-        body = await body_of(request, NewName)
-        name = checked_name(body.name, what="A name", longest_chars=_NAME_CHARS)
-        reached = await reach(who, device_id, store=store, at_least="owner")
-        await store.write_as(
-            Authority(who.principal, reached.device_id, "owner"),
-            set_name,
-            reached.device_id,
-            name,
-            by_user_id=who.user_id,
-            now_ms=now_ms(),
-        )
-        return json_answer(OneDevice(device=await describe_one(who, reached.device_id)))
-
-    @blueprint.delete("/api/devices/<device:device_id>")
-    @described(
-        "Leave a device; the last owner leaves it for everybody, and any owner may with `everyone`",
-        answer=Done,
-        query=Leaving,
-        refusals=[403, 409],
-    )
-    async def leave_device(device_id: str) -> Response:
-        who = await signed_in(request)
-        everyone = query_of(request, Leaving).everyone
-        reached = await reach(who, device_id, store=store, at_least="owner" if everyone else "viewer")
-        if everyone:
-            authority = Authority(who.principal, reached.device_id, "owner")
-            await store.write_as(authority, release, reached.device_id, now_ms=now_ms())
-        elif reached.access is not None:
-            # A token that may do less than its user must not give up what it could not use.
-            if not role_includes(reached.role, reached.access.role):
-                raise not_allowed(reached.access.role)
-            authority = Authority(who.principal, reached.device_id, reached.access.role)
-            await store.write_as(authority, leave, reached.device_id, who.user_id, now_ms=now_ms())
-        else:
-            raise Refused(
-                "It is your token that names this device: there is nothing that you could leave.", status=409
-            )
-        await store.catch_up()
-        return json_answer(Done())
-
-    return blueprint
+            raise device_not_found()
+        return self._describe(found)
 
 
-def _reachable(db: Connection, who: Who, *, after: str, limit: int, now_ms: int) -> list[_Listed]:
+def _reachable(db: Connection, requester: Requester, *, after: str, limit: int, now_ms: int) -> list[_Listed]:
     """Find the devices that a token names or that its user has: at most `limit`, behind the id `after`.
 
     However many devices there are, it reads no more than twice the limit.
     """
-    named = who.principal.devices
+    named = requester.principal.devices
     if named == "*":
         there = some_devices(db, after=after, limit=limit)
         ids = [device.id for device in there]
-        owned = devices_of(db, who.user_id, only=ids, now_ms=now_ms)
+        owned = devices_of(db, requester.user_id, only=ids, now_ms=now_ms)
     else:
-        owned = devices_of(db, who.user_id, after=after, limit=limit, now_ms=now_ms)
+        owned = devices_of(db, requester.user_id, after=after, limit=limit, now_ms=now_ms)
         has = {one.device.id for one in owned}
         ids = sorted(has | {id_ for id_ in named if id_ > after})[:limit]
         there = find_devices(db, [id_ for id_ in ids if id_ not in has])
-    return _listed(who, ids, there, owned)
+    return _listed(requester, ids, there, owned)
 
 
-def _read_one(db: Connection, who: Who, device_id: str, *, now_ms: int) -> _Listed | None:
-    owned = devices_of(db, who.user_id, only=[device_id], now_ms=now_ms)
-    listed = _listed(who, [device_id], find_devices(db, [device_id]), owned)
+def _read_one(db: Connection, requester: Requester, device_id: str, *, now_ms: int) -> _Listed | None:
+    owned = devices_of(db, requester.user_id, only=[device_id], now_ms=now_ms)
+    listed = _listed(requester, [device_id], find_devices(db, [device_id]), owned)
     return listed[0] if listed else None
 
 
 def _listed(
-    who: Who, ids: Sequence[str], there: Sequence[Device], owned: Sequence[OwnedDevice]
+    requester: Requester, ids: Sequence[str], there: Sequence[Device], owned: Sequence[OwnedDevice]
 ) -> list[_Listed]:
     """Put together what is known of these devices; without those that a token or its user does not reach."""
     devices = {device.id: device for device in (*there, *(one.device for one in owned))}
@@ -265,7 +314,7 @@ def _listed(
     for device_id in ids:
         has = own.get(device_id)
         access = has.access if has is not None else None
-        rights = rights_of(who.principal, device_id, access)
+        rights = rights_of(requester.principal, device_id, access)
         if rights is not None:
             count = has.user_count if has is not None else None
             listed.append(_Listed(device_id, devices.get(device_id), access, rights, count))
@@ -288,46 +337,3 @@ def _last_known(found: StoredState, others: dict[str, Any]) -> dict[str, Any]:
 def _text(told: object) -> str | None:
     """Take what a machine said of itself if it is a short text."""
     return told if isinstance(told, str) and len(told) <= _SHOWN_CHARS else None
-
-
-_REFUSALS: Final[dict[RotationOutcome, str]] = {
-    "offline": "The machine is offline: switch it on, and try again once it is connected.",
-    "too_many": (
-        f"The machine ignored the earlier rotations: it was sent {NEXT_KEYS_AT_MOST} new keys and has used"
-        " none of them. Its key stays. Its firmware may not know how to change its key: reset the machine to"
-        " its factory settings, which gives it another key, and pair it again."
-    ),
-}
-_WHAT_NEXT: Final = (
-    "A new key is on its way to the machine. Both keys work until the machine connects with the new one;"
-    " the old one ends then. A machine that ignores the new key keeps its old one."
-)
-
-
-class RotationAnswer(msgspec.Struct):
-    """What happens next; the key itself is for the machine alone."""
-
-    status: str
-    message: str
-
-
-def keys_blueprint(*, relay: RelayView, store: Registry, signed_in: SignedIn) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("keys", __name__)
-
-    @blueprint.post("/api/devices/<device:device_id>/rotate-key")
-    @described(
-        "Send a machine a new key, as an owner of it", answer=RotationAnswer, status=202, refusals=[403, 409]
-    )
-    async def rotate_key(device_id: str) -> Response:
-        who = await signed_in(request)
-        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        authority = Authority(who.principal, device_id, "owner")
-        outcome = await send_new_key(
-            device_id, relay=relay, store=store, user_id=who.user_id, authority=authority
-        )
-        if outcome != "sent":
-            raise Refused(_REFUSALS[outcome], status=409)
-        return json_answer(RotationAnswer(status="sent", message=_WHAT_NEXT), status=202)
-
-    return blueprint

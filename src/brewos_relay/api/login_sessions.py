@@ -3,22 +3,23 @@
 import logging
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from quart import Blueprint, Request, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.authentication import SignedIn, current_caller
-from brewos_relay.api.openapi import described
+from brewos_relay.api.authentication import Authenticator, current_caller
+from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import (
     LongText,
-    Marked,
+    PageQuery,
     Refused,
-    Unshown,
+    SecretStruct,
     body_of,
+    cursor_of,
     json_answer,
-    mark_of,
     query_of,
 )
 from brewos_relay.api.request_limits import Throttles
@@ -48,7 +49,7 @@ class Person(msgspec.Struct):
     picture: str | None
 
 
-class SessionTokens(Unshown, rename="camel"):
+class SessionTokens(SecretStruct, rename="camel"):
     """What an app keeps to stay signed in; `expires_at` is that of the access token, in ms."""
 
     access_token: str
@@ -57,7 +58,7 @@ class SessionTokens(Unshown, rename="camel"):
     user: Person
 
 
-class SessionStarter:
+class LoginSessions:
     """Begins sessions, and makes the tokens of those that go on."""
 
     def __init__(self, *, store: Registry, keys: KeyRing, accounts: AccountRules) -> None:
@@ -87,7 +88,7 @@ class SessionStarter:
         person = Person(user.id, user.email, user.name or "", user.picture_url)
         return self._tokens(person, session_id, refresh_token)
 
-    async def go_on(self, refresh_token: str) -> SessionTokens | None:
+    async def refresh_tokens(self, refresh_token: str) -> SessionTokens | None:
         """Exchange a refresh token for new tokens; None if it is not valid. Raises RegistryError."""
         salt = generate_salt()
         at_ms = now_ms()
@@ -132,7 +133,7 @@ def _shown(text: str | None, longest_chars: int) -> str | None:
     return showable(text or "")[:longest_chars] or None
 
 
-class RefreshBody(Unshown, rename="camel"):
+class RefreshBody(SecretStruct, rename="camel"):
     """What `POST /api/auth/refresh` takes."""
 
     refresh_token: LongText
@@ -172,16 +173,29 @@ class Me(msgspec.Struct, rename="camel"):
     session_id: str | None
 
 
-def sessions_blueprint(
-    *, store: Registry, starter: SessionStarter, signed_in: SignedIn, throttles: Throttles
-) -> Blueprint:
-    """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoginSessionRoutes:
+    """/api/auth/refresh, logout, logout-all, sessions and me."""
 
-    Whoever ends a session is answered when its connections have been closed.
-    """
-    blueprint = Blueprint("sessions", __name__)
+    store: Registry
+    login_sessions: LoginSessions
+    authenticator: Authenticator
+    throttles: Throttles
 
-    @blueprint.post("/api/auth/refresh")
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "sessions",
+            {
+                "POST /api/auth/refresh": self.refresh,
+                "POST /api/auth/logout": self.logout,
+                "POST /api/auth/logout-all": self.logout_all,
+                "GET /api/auth/sessions": self.list_sessions,
+                "DELETE /api/auth/sessions/<session_id>": self.end_session,
+                "GET /api/auth/me": self.me,
+            },
+        )
+
     @described(
         "Exchange a refresh token for new tokens",
         body=RefreshBody,
@@ -189,48 +203,45 @@ def sessions_blueprint(
         refusals=[401],
         needs_token=False,
     )
-    async def refresh() -> Response:
-        with throttles.refreshes.attempt(network_of(current_caller().address)):
+    async def refresh(self) -> Response:
+        with self.throttles.refreshes.attempt(network_of(current_caller().address)):
             body = await body_of(request, RefreshBody)
-            tokens = await starter.go_on(body.refresh_token)
+            tokens = await self.login_sessions.refresh_tokens(body.refresh_token)
         if tokens is None:
             raise Refused("The session has ended: sign in again.", status=401)
         return json_answer(tokens)
 
-    @blueprint.post("/api/auth/logout")
     @described("End the session that asks; one that is over already is no failure", answer=Ended)
-    async def logout() -> Response:
-        session_id, user_id = signed_in.session_of(request)
-        ended = session_id is not None and await store.write_anonymous(
+    async def logout(self) -> Response:
+        session_id, user_id = self.authenticator.session_of(request)
+        ended = session_id is not None and await self.store.write_anonymous(
             sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
         )
-        await store.catch_up(ends_only=True)
+        await self.store.catch_up(ends_only=True)
         return json_answer(Ended(int(ended)))
 
-    @blueprint.post("/api/auth/logout-all")
     @described("End all sessions of whoever asks", answer=Ended)
-    async def logout_all() -> Response:
-        who = await signed_in.with_session(request)
-        ended = await store.write_as(
-            Authority(who.principal), sessions.end_sessions, who.user_id, now_ms=now_ms()
+    async def logout_all(self) -> Response:
+        requester = await self.authenticator.with_session(request)
+        ended = await self.store.write_as(
+            Authority(requester.principal), sessions.end_sessions, requester.user_id, now_ms=now_ms()
         )
-        await store.catch_up(ends_only=True)
+        await self.store.catch_up(ends_only=True)
         return json_answer(Ended(ended))
 
-    @blueprint.get("/api/auth/sessions")
-    @described("List the sessions of whoever asks", answer=SessionList, query=Marked)
-    async def list_sessions() -> Response:
-        who = await signed_in.with_session(request)
-        page = query_of(request, Marked)
-        found = await store.read(
-            sessions.sessions_of, who.user_id, after=page.mark(), limit=page.limit, now_ms=now_ms()
+    @described("List the sessions of whoever asks", answer=SessionList, query=PageQuery)
+    async def list_sessions(self) -> Response:
+        requester = await self.authenticator.with_session(request)
+        page = query_of(request, PageQuery)
+        found = await self.store.read(
+            sessions.sessions_of, requester.user_id, after=page.mark(), limit=page.limit, now_ms=now_ms()
         )
         return json_answer(
             SessionList(
                 [
                     ListedSession(
                         id=session.id,
-                        current=session.id == who.session_id,
+                        current=session.id == requester.session_id,
                         created_at=iso_time(session.created_at_ms),
                         last_used_at=iso_time(session.used_at_ms),
                         expires_at=iso_time(session.expires_at_ms),
@@ -239,38 +250,43 @@ def sessions_blueprint(
                     )
                     for session in found
                 ],
-                mark_of(found[-1].used_at_ms, found[-1].id) if len(found) == page.limit else None,
+                cursor_of(found[-1].used_at_ms, found[-1].id) if len(found) == page.limit else None,
             )
         )
 
-    @blueprint.delete("/api/auth/sessions/<session_id>")
     @described("End one session of whoever asks", answer=Ended)
-    async def end_session(session_id: str) -> Response:
-        who = await signed_in.with_session(request)
-        if not await store.write_as(
-            Authority(who.principal),
+    async def end_session(self, session_id: str) -> Response:
+        requester = await self.authenticator.with_session(request)
+        if not await self.store.write_as(
+            Authority(requester.principal),
             sessions.end_session,
             session_id,
-            user_id=who.user_id,
+            user_id=requester.user_id,
             now_ms=now_ms(),
         ):
             raise Refused("No such session: it may have ended already.", status=404)
-        await store.catch_up(ends_only=True)
+        await self.store.catch_up(ends_only=True)
         return json_answer(Ended(1))
 
-    @blueprint.get("/api/auth/me")
     @described("Tell who asks", answer=Me)
-    async def me() -> Response:
-        who = await signed_in(request)
+    async def me(self) -> Response:
+        requester = await self.authenticator(request)
         # A token without a session may name any user: it is told what it says itself.
-        user = await store.read(registered.find_user, who.user_id) if who.session_id is not None else None
+        user = (
+            await self.store.read(registered.find_user, requester.user_id)
+            if requester.session_id is not None
+            else None
+        )
         if user is None:
-            person, has_password = Person(who.user_id, who.email, "", None), False
+            person, has_password = Person(requester.user_id, requester.email, "", None), False
         else:
             person = Person(user.id, user.email, user.name or "", user.picture_url)
             has_password = user.has_password
         return json_answer(
-            Me(user=person, is_admin=who.is_admin, has_password=has_password, session_id=who.session_id)
+            Me(
+                user=person,
+                is_admin=requester.is_admin,
+                has_password=has_password,
+                session_id=requester.session_id,
+            )
         )
-
-    return blueprint

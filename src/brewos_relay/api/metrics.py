@@ -60,7 +60,7 @@ _AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application, which servers and frameworks have types of their own for."""
 
 
-class Measured:
+class RequestMetrics:
     """An ASGI application around another one.
 
     The id is in the answer, too, as `X-Request-Id`: whoever has trouble can say it. It is always made here,

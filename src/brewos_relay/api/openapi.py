@@ -114,6 +114,15 @@ def described(
     return note
 
 
+def make_blueprint(name: str, views: Mapping[str, Callable[..., Any]]) -> Blueprint:
+    """Make a blueprint of views, each by its route: "GET /api/devices", or "PUT,POST /api/me/password"."""
+    blueprint = Blueprint(name, __name__)
+    for route, view in views.items():
+        methods, _, path = route.partition(" ")
+        blueprint.add_url_rule(path, view.__name__, view, methods=methods.split(","))
+    return blueprint
+
+
 def openapi_blueprint() -> Blueprint:
     """Make the blueprint. The document is made when it is first asked for."""
     blueprint = Blueprint("openapi", __name__)

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
@@ -9,9 +10,9 @@ import trio
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.authentication import SignedIn, Who, current_caller
+from brewos_relay.api.authentication import Authenticator, Requester, current_caller
 from brewos_relay.api.fair_queue import FairQueue
-from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer
 from brewos_relay.api.request_limits import FairRate, Throttles
 from brewos_relay.auth.keys import hash_key, key_matches
@@ -83,24 +84,39 @@ class ClaimedAnswer(msgspec.Struct, rename="camel", kw_only=True):
     role: Role
 
 
-def pairing_blueprint(
-    *, store: Registry, signed_in: SignedIn, throttles: Throttles, accounts: AccountRules
-) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("pairing", __name__)
-    hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
-    # One write of each kind at a time: a flood of them is never many writes ahead of anyone else's.
-    registering = FairQueue("registrations", at_once=1, places=_REGISTERING_PLACES, wait_s=_WAIT_S)
-    capacity = FairRate(
-        "registrations",
-        rate_per_s=_REGISTERED_PER_S,
-        burst=_REGISTERED_AT_ONCE,
-        reserve_s=_REGISTERED_RESERVE_S,
-    )
-    full = FullNetworks()
-    claiming = FairQueue("claims", at_once=1, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+@dataclass(kw_only=True, eq=False)
+class PairingRoutes:
+    """Registration of devices, and pairing with them."""
 
-    @blueprint.post("/api/devices/register-claim")
+    store: Registry
+    authenticator: Authenticator
+    throttles: Throttles
+    accounts: AccountRules
+
+    def __post_init__(self) -> None:
+        self._hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+        # One write of each kind at a time: a flood of them is never many writes ahead of anyone else's.
+        self._registering = FairQueue("registrations", at_once=1, places=_REGISTERING_PLACES, wait_s=_WAIT_S)
+        self._claiming = FairQueue("claims", at_once=1, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+        self._capacity = FairRate(
+            "registrations",
+            rate_per_s=_REGISTERED_PER_S,
+            burst=_REGISTERED_AT_ONCE,
+            reserve_s=_REGISTERED_RESERVE_S,
+        )
+        self._full = FullNetworks()
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "pairing",
+            {
+                "POST /api/devices/register-claim": self.register,
+                "POST /api/devices/claim": self.claim_device,
+                "POST /api/devices/claim-share": self.claim_shared_device,
+            },
+        )
+
     @described(
         "A machine registers the token that it shows",
         answer=Done,
@@ -108,10 +124,10 @@ def pairing_blueprint(
         needs_token=False,
         refusals=[403],
     )
-    async def register() -> Response:
+    async def register(self) -> Response:
         body = await body_of(request, Registration)
         device_id = parse_device_id(body.device_id)
-        await _admit_machine(device_id, body.device_key, store=store, throttles=throttles)
+        await _admit_machine(device_id, body.device_key, store=self.store, throttles=self.throttles)
         at_ms = now_ms()
         network = network_of(current_caller().address)
         shown = HeldClaim(
@@ -122,13 +138,13 @@ def pairing_blueprint(
             networks=networks_of(network),
         )
         # A machine with a working key gets its answer whether or not anything can be written.
-        known = await _is_its_key(device_id, body.device_key, store=store)
+        known = await _is_its_key(device_id, body.device_key, store=self.store)
         try:
             with trio.move_on_after(_KNOWN_S if known else math.inf) as writing:
-                await full.check(network, device_id, store=store)
-                capacity.admit(network)
-                async with registering.turn(networks_of(network)):
-                    await store.write_anonymous(
+                await self._full.check(network, device_id, store=self.store)
+                self._capacity.admit(network)
+                async with self._registering.turn(networks_of(network)):
+                    await self.store.write_anonymous(
                         register_claim,
                         device_id=device_id,
                         key_hash=shown.key_hash,
@@ -136,7 +152,7 @@ def pairing_blueprint(
                         now_ms=at_ms,
                         expires_at_ms=shown.expires_at_ms,
                         networks=shown.networks,
-                        rules=accounts.new_devices,
+                        rules=self.accounts.new_devices,
                     )
             if writing.cancelled_caught:
                 raise RegistryBusy(_BUSY)
@@ -144,63 +160,66 @@ def pairing_blueprint(
             # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
             raise Refused(_CLOSED, status=403, reason="pairing_closed") from None
         except TooManyNewDevices as problem:
-            full.note(network, problem.retry_s)
+            self._full.note(network, problem.retry_s)
             raise _too_many_new(problem.retry_s) from None
         except (RegistryError, Refused):
             # A machine that does not get 200 does not connect. Looked at again: the key may have ended.
-            if not await _is_its_key(device_id, body.device_key, store=store):
+            if not await _is_its_key(device_id, body.device_key, store=self.store):
                 raise
-            store.hold_claim(shown)
+            self.store.hold_claim(shown)
         # The same whatever came of it: anybody can send this, with anybody's id.
         return json_answer(Done())
 
-    @blueprint.post("/api/devices/claim")
     @described(
         "Claim a device with what its screen shows, or with a short code",
         answer=ClaimedAnswer,
         body=Claim,
         refusals=[404, 409],
     )
-    async def claim_device() -> Response:
-        who = await signed_in.with_session(request)
+    async def claim_device(self) -> Response:
+        requester = await self.authenticator.with_session(request)
         body = await body_of(request, Claim)
-        return await _answer_claim(who, body, shared=False)
+        return await self._answer_claim(requester, body, shared=False)
 
-    @blueprint.post("/api/devices/claim-share")
     @described(
         "Take up a share, by its link or by its short code",
         answer=ClaimedAnswer,
         body=Claim,
         refusals=[404, 409],
     )
-    async def claim_shared_device() -> Response:
-        who = await signed_in.with_session(request)
+    async def claim_shared_device(self) -> Response:
+        requester = await self.authenticator.with_session(request)
         body = await body_of(request, Claim)
-        return await _answer_claim(who, body, shared=True)
+        return await self._answer_claim(requester, body, shared=True)
 
-    async def _answer_claim(who: Who, body: Claim, *, shared: bool) -> Response:
+    async def _answer_claim(self, requester: Requester, body: Claim, *, shared: bool) -> Response:
         given = (body.name or "").strip()
         wanted = checked_name(given, what="A name", longest_chars=_NAME_CHARS) if given else None
         network = network_of(current_caller().address)
-        with throttles.claims_by_user.attempt(who.user_id), throttles.claims_by_address.attempt(network):
-            code_hash = None if body.token else await _hash_code(body.device_id, network, hashing=hashing)
-            async with claiming.turn(networks_of(network)):
+        with (
+            self.throttles.claims_by_user.attempt(requester.user_id),
+            self.throttles.claims_by_address.attempt(network),
+        ):
+            code_hash = (
+                None if body.token else await _hash_code(body.device_id, network, hashing=self._hashing)
+            )
+            async with self._claiming.turn(networks_of(network)):
                 if body.token:
                     claimed = await _claim_by_token(
-                        body, who, name=wanted, shared=shared, store=store, accounts=accounts
+                        body, requester, name=wanted, shared=shared, store=self.store, accounts=self.accounts
                     )
                 else:
-                    claimed = await _claim_by_code(code_hash, who, store=store, accounts=accounts)
+                    claimed = await _claim_by_code(
+                        code_hash, requester, store=self.store, accounts=self.accounts
+                    )
         if claimed is None:
             raise Refused(_NO_GOOD, status=404)
         # Only those that came to nothing are counted.
-        throttles.claims_by_user.give_back(who.user_id)
-        throttles.claims_by_address.give_back(network)
-        await store.catch_up()
+        self.throttles.claims_by_user.give_back(requester.user_id)
+        self.throttles.claims_by_address.give_back(network)
+        await self.store.catch_up()
         name = claimed.device_name or claimed.device_id
         return json_answer(ClaimedAnswer(device_id=claimed.device_id, name=name, role=claimed.role))
-
-    return blueprint
 
 
 class FullNetworks:
@@ -261,22 +280,28 @@ async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | 
 
 
 async def _claim_by_code(
-    code_hash: bytes | None, who: Who, *, store: Registry, accounts: AccountRules
+    code_hash: bytes | None, requester: Requester, *, store: Registry, accounts: AccountRules
 ) -> Claimed | None:
     if code_hash is None:
         return None
     return await store.write_as(
-        Authority(who.principal),
+        Authority(requester.principal),
         claim_code,
         code_hash=code_hash,
-        user_id=who.user_id,
+        user_id=requester.user_id,
         now_ms=now_ms(),
         machines_at_most=accounts.machines_per_account,
     )
 
 
 async def _claim_by_token(
-    body: Claim, who: Who, *, name: str | None, shared: bool, store: Registry, accounts: AccountRules
+    body: Claim,
+    requester: Requester,
+    *,
+    name: str | None,
+    shared: bool,
+    store: Registry,
+    accounts: AccountRules,
 ) -> Claimed | None:
     try:
         device_id = parse_device_id(body.device_id)
@@ -285,20 +310,20 @@ async def _claim_by_token(
     token_hash = hash_token(body.token)
     if shared:
         return await store.write_as(
-            Authority(who.principal),
+            Authority(requester.principal),
             claim_share,
             device_id=device_id,
             token_hash=token_hash,
-            user_id=who.user_id,
+            user_id=requester.user_id,
             now_ms=now_ms(),
             machines_at_most=accounts.machines_per_account,
         )
     return await store.write_as(
-        Authority(who.principal),
+        Authority(requester.principal),
         claim,
         device_id=device_id,
         token_hash=token_hash,
-        user_id=who.user_id,
+        user_id=requester.user_id,
         name=name,
         machines_at_most=accounts.machines_per_account,
         held=store.held_claims(device_id),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
@@ -9,10 +10,10 @@ import trio
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
-from brewos_relay.api.authentication import SignedIn, Who, current_caller
+from brewos_relay.api.authentication import Authenticator, Requester, current_caller
 from brewos_relay.api.fair_queue import FairQueue
-from brewos_relay.api.openapi import described
-from brewos_relay.api.payloads import Refused, ShortText, Unshown, body_of, json_answer
+from brewos_relay.api.openapi import described, make_blueprint
+from brewos_relay.api.payloads import Refused, SecretStruct, ShortText, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.networks import network_of, networks_of
@@ -37,7 +38,7 @@ _WAIT_S: Final = 10.0
 T = TypeVar("T")
 
 
-class NewPasswordBody(Unshown, rename="camel"):
+class NewPasswordBody(SecretStruct, rename="camel"):
     """What `PUT /api/me/password` takes."""
 
     password: ShortText
@@ -122,44 +123,59 @@ def _account_of(email: str) -> str:
         return ""  # nobody's, and all of those together
 
 
-def passwords_blueprint(
-    *, store: Registry, signed_in: SignedIn, passwords: PasswordCheck, throttles: Throttles
-) -> Blueprint:
-    """Make the blueprint; errors.TokenRejected and errors.RegistryError are left to the app to answer."""
-    blueprint = Blueprint("passwords", __name__)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PasswordRoutes:
+    """PUT /api/me/password."""
 
-    @blueprint.route("/api/me/password", methods=["PUT", "POST"])
+    store: Registry
+    authenticator: Authenticator
+    passwords: PasswordCheck
+    throttles: Throttles
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "passwords",
+            {
+                "PUT,POST /api/me/password": self.set_password,
+            },
+        )
+
     @described(
         "Set or change one's password; other sessions end when it changes",
         body=NewPasswordBody,
         answer=PasswordIsSet,
         refusals=[403],
     )
-    async def set_password() -> Response:
-        who = await signed_in.with_session(request)
+    async def set_password(self) -> Response:
+        requester = await self.authenticator.with_session(request)
         network = network_of(current_caller().address)
-        with throttles.sign_ins.attempt(network):
+        with self.throttles.sign_ins.attempt(network):
             body = await body_of(request, NewPasswordBody)
-            await _check_may_set(who, body.current_password, network)
+            await self._check_may_set(requester, body.current_password, network)
             try:
                 # Whoever gets so far has proved who they are.
-                password_hash = await passwords.run(hash_password, body.password, network=network, known=True)
+                password_hash = await self.passwords.run(
+                    hash_password, body.password, network=network, known=True
+                )
             except ValueError as problem:
                 raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
-        ended = await store.write_as(
-            Authority(who.principal),
+        ended = await self.store.write_as(
+            Authority(requester.principal),
             _set_password,
-            who.user_id,
+            requester.user_id,
             password_hash,
-            keep=who.session_id,
+            keep=requester.session_id,
             now_ms=now_ms(),
         )
-        await store.catch_up(ends_only=True)
+        await self.store.catch_up(ends_only=True)
         return json_answer(PasswordIsSet(ended))
 
-    async def _check_may_set(who: Who, current_password: str | None, network: str) -> None:
-        session = await store.find_session(who.session_id) if who.session_id is not None else None
-        user = await store.read(registered.find_user, who.user_id)
+    async def _check_may_set(self, requester: Requester, current_password: str | None, network: str) -> None:
+        session = (
+            await self.store.find_session(requester.session_id) if requester.session_id is not None else None
+        )
+        user = await self.store.read(registered.find_user, requester.user_id)
         if session is None or user is None:
             raise Refused("Sign in first: this token belongs to no account.", status=403)
         if now_ms() - session.created_at_ms < FRESH_S * 1000:
@@ -168,10 +184,8 @@ def passwords_blueprint(
             raise Refused("Sign in anew to set a first password: this session is too old.", status=403)
         if current_password is None:
             raise Refused("The current password is needed to set another.", status=403)
-        if not await passwords.user_with(email=user.email, password=current_password, network=network):
+        if not await self.passwords.user_with(email=user.email, password=current_password, network=network):
             raise Refused("The current password is wrong.", status=403)
-
-    return blueprint
 
 
 def _set_password(db: Connection, user_id: str, password_hash: str, *, keep: str | None, now_ms: int) -> int:

@@ -63,7 +63,7 @@ LongText: TypeAlias = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
 """A token that somebody else made."""
 
 
-class Unshown(msgspec.Struct):
+class SecretStruct(msgspec.Struct):
     """A base for what has a secret in it: its repr shows none of its fields."""
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ def query_of(request: Request, shape: type[Struct]) -> Struct:
         raise Refused(f"The query cannot be taken: {problem}.", status=400) from None
 
 
-class Marked(msgspec.Struct):
+class PageQuery(msgspec.Struct):
     """The query of a list: at most `limit` entries, behind the `next` of the page before."""
 
     after: Annotated[str, msgspec.Meta(max_length=320)] = ""
@@ -111,8 +111,8 @@ class Marked(msgspec.Struct):
         return int(number), id_
 
 
-def mark_of(number: int, id_: str) -> str:
-    """Write what `Marked.mark` reads: where a page ends, by the number and the id of its last entry."""
+def cursor_of(number: int, id_: str) -> str:
+    """Write what `PageQuery.mark` reads: where a page ends, by the number and the id of its last entry."""
     return f"{number}:{id_}"
 
 

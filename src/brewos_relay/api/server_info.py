@@ -1,13 +1,15 @@
 """The server itself: /api/health, /livez, /readyz, /api/info, /api/mode and /api/auth/jwks.json."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 import msgspec
 from quart import Blueprint, Response
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.openapi import described
+from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import API_VERSION, json_answer
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.protocols import RelayView
@@ -37,49 +39,53 @@ class ReadinessAnswer(msgspec.Struct):
     degraded: Sequence[str]
 
 
-def health_blueprint(
-    *, relay: RelayView, problems: Problems | None = None, degraded: Degraded = tuple
-) -> Blueprint:
-    """Make the blueprint. The answer is 503 once the relay is leaving, so that nobody new is sent here.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HealthRoutes:
+    """/api/health, /livez and /readyz."""
 
-    `problems` is asked by /readyz; without it, the relay's leaving is the only one. `degraded` is listed
-    there as well, and changes no status: machines must still be sent here.
-    """
-    blueprint = Blueprint("health", __name__)
+    relay: RelayView
+    problems: Problems | None = None
+    degraded: Degraded = tuple
 
-    async def leaving() -> list[str]:
-        return ["the relay is leaving"] if relay.closing else []
-
-    find_problems = problems or leaving
-
-    @blueprint.get("/api/health")
-    @described("Whether the relay runs; 503 when it is leaving", answer=Health, needs_token=False)
-    async def health() -> Response:
-        return json_answer(
-            Health(
-                status="closing" if relay.closing else "ok",
-                timestamp=iso_time(now_ms()),
-                devices=relay.device_count,
-                clients=relay.client_count,
-            ),
-            status=503 if relay.closing else 200,
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "health",
+            {
+                "GET /api/health": self.health,
+                "GET /livez": self.livez,
+                "GET /readyz": self.readyz,
+            },
         )
 
-    @blueprint.get("/livez")
-    async def livez() -> Response:
+    async def _find_problems(self) -> Sequence[str]:
+        if self.problems is not None:
+            return await self.problems()
+        return ["the relay is leaving"] if self.relay.closing else []
+
+    @described("Whether the relay runs; 503 when it is leaving", answer=Health, needs_token=False)
+    async def health(self) -> Response:
+        return json_answer(
+            Health(
+                status="closing" if self.relay.closing else "ok",
+                timestamp=iso_time(now_ms()),
+                devices=self.relay.device_count,
+                clients=self.relay.client_count,
+            ),
+            status=503 if self.relay.closing else 200,
+        )
+
+    async def livez(self) -> Response:
         # Whoever can answer this is alive: it takes the event loop, and nothing else.
         return json_answer({"status": "ok"}, headers={"Cache-Control": "no-store"})
 
-    @blueprint.get("/readyz")
-    async def readyz() -> Response:
-        reasons = await find_problems()
+    async def readyz(self) -> Response:
+        reasons = await self._find_problems()
         return json_answer(
-            ReadinessAnswer("not ready" if reasons else "ready", reasons, list(degraded())),
+            ReadinessAnswer("not ready" if reasons else "ready", reasons, list(self.degraded())),
             status=503 if reasons else 200,
             headers={"Cache-Control": "no-store"},
         )
-
-    return blueprint
 
 
 # An app that misses one of these warns that the server is too old for it. Both live in the machine, and
@@ -134,47 +140,59 @@ class Mode(msgspec.Struct, rename="camel"):
     ap_mode: bool
 
 
-def info_blueprint(
-    *, accounts: AccountRules, keys: KeyRing, has_web_app: bool, demo: bool = False
-) -> Blueprint:
-    """Make the blueprint. Without `mode: cloud` an app would take this server for a machine."""
-    blueprint = Blueprint("info", __name__)
-    answer = Info(
-        mode="cloud",
-        api_version=API_VERSION,
-        features=FEATURES,
-        relay_version=installed_version(),
-        firmware_version=None,
-        web_version=None,
-        web_app=has_web_app,
-        demo=demo,
-        sign_in=WaysIn(
-            google=accounts.google_client_id,
-            facebook="facebook" in accounts.verifiers,
-            oidc=Issuer(accounts.oidc_issuer, accounts.oidc_audience)
-            if "oidc" in accounts.verifiers
-            else None,
-            password=True,
-        ),
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InfoRoutes:
+    """/api/info, /api/mode and /api/auth/jwks.json."""
 
-    @blueprint.get("/api/info")
+    accounts: AccountRules
+    keys: KeyRing
+    has_web_app: bool
+    demo: bool = False
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "info",
+            {
+                "GET /api/info": self.info,
+                "GET /api/mode": self.mode,
+                "GET /api/auth/jwks.json": self.public_keys,
+            },
+        )
+
     @described("What this server is", answer=Info, needs_token=False)
-    async def info() -> Response:
-        return json_answer(answer)
+    async def info(self) -> Response:
+        return json_answer(self._info)
 
-    @blueprint.get("/api/mode")
     @described("That this is no machine", answer=Mode, needs_token=False)
-    async def mode() -> Response:
+    async def mode(self) -> Response:
         return json_answer(Mode(mode="cloud", ap_mode=False))
 
-    @blueprint.get("/api/auth/jwks.json")
     @described(
         "The public keys that access tokens can be verified with; none if they are signed with a secret",
         answer=PublicKeys,
         needs_token=False,
     )
-    async def public_keys() -> Response:
-        return json_answer(PublicKeys(keys.jwks()["keys"]))
+    async def public_keys(self) -> Response:
+        return json_answer(PublicKeys(self.keys.jwks()["keys"]))
 
-    return blueprint
+    @cached_property
+    def _info(self) -> Info:
+        return Info(
+            mode="cloud",
+            api_version=API_VERSION,
+            features=FEATURES,
+            relay_version=installed_version(),
+            firmware_version=None,
+            web_version=None,
+            web_app=self.has_web_app,
+            demo=self.demo,
+            sign_in=WaysIn(
+                google=self.accounts.google_client_id,
+                facebook="facebook" in self.accounts.verifiers,
+                oidc=Issuer(self.accounts.oidc_issuer, self.accounts.oidc_audience)
+                if "oidc" in self.accounts.verifiers
+                else None,
+                password=True,
+            ),
+        )

@@ -11,9 +11,9 @@ import segno
 import trio
 from quart import Blueprint, Response, request
 
-from brewos_relay.api.authentication import SignedIn, current_caller
-from brewos_relay.api.device_access import reach
-from brewos_relay.api.openapi import Done, described
+from brewos_relay.api.authentication import Authenticator, current_caller
+from brewos_relay.api.device_access import require_access
+from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.payloads import Refused, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
@@ -86,14 +86,29 @@ class _Secrets:
     code_hash: bytes
 
 
-def sharing_blueprint(
-    *, store: Registry, signed_in: SignedIn, throttles: Throttles, proxy_trust: ProxyTrust
-) -> Blueprint:
-    """Make the blueprint; what it refuses and what fails is left to the app to answer."""
-    blueprint = Blueprint("sharing", __name__)
-    hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
+@dataclass(kw_only=True, eq=False)
+class SharingRoutes:
+    """/api/devices/ID/share and /api/devices/ID/shares."""
 
-    @blueprint.post("/api/devices/<device:device_id>/share")
+    store: Registry
+    authenticator: Authenticator
+    throttles: Throttles
+    proxy_trust: ProxyTrust
+
+    def __post_init__(self) -> None:
+        self._hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "sharing",
+            {
+                "POST /api/devices/<device:device_id>/share": self.share,
+                "GET /api/devices/<device:device_id>/shares": self.shares,
+                "DELETE /api/devices/<device:device_id>/shares/<share_id>": self.revoke,
+            },
+        )
+
     @described(
         "Share a device, as an owner of it",
         answer=NewShareAnswer,
@@ -101,21 +116,21 @@ def sharing_blueprint(
         body_optional=True,
         refusals=[403, 422],
     )
-    async def share(device_id: str) -> Response:
-        who = await signed_in.with_session(request)
+    async def share(self, device_id: str) -> Response:
+        requester = await self.authenticator.with_session(request)
         wanted = await body_of(request, NewShare) if await request.get_data() else NewShare()
-        reached = await reach(who, device_id, store=store, at_least="owner")
-        if reached.access is None or reached.access.role != "owner":
+        access = await require_access(requester, device_id, store=self.store, at_least="owner")
+        if access.from_registry is None or access.from_registry.role != "owner":
             raise Refused(_NOT_OWNED, status=403)
-        device_id = reached.device_id
+        device_id = access.device_id
         at_ms = now_ms()
         until_ms = to_ms(wanted.until, now_ms=at_ms)
-        throttles.shares_by_user.admit(who.user_id)
-        made = await trio.to_thread.run_sync(_make_secrets, limiter=hashing)
+        self.throttles.shares_by_user.admit(requester.user_id)
+        made = await trio.to_thread.run_sync(_make_secrets, limiter=self._hashing)
         share_id = secrets.token_hex(16)
         expires_at_ms = at_ms + SHARE_S * 1000
-        await store.write_as(
-            Authority(who.principal, device_id, "owner"),
+        await self.store.write_as(
+            Authority(requester.principal, device_id, "owner"),
             new_share,
             share_id=share_id,
             device_id=device_id,
@@ -124,12 +139,12 @@ def sharing_blueprint(
             role=wanted.role,
             until_ms=until_ms,
             uses_left=None if wanted.uses is None else int(wanted.uses),
-            created_by=who.user_id,
+            created_by=requester.user_id,
             now_ms=at_ms,
             expires_at_ms=expires_at_ms,
         )
         query = urlencode({"id": device_id, "token": made.token, "share": "true"})
-        url = f"{proxy_trust.base_url(current_caller())}/pair?{query}"
+        url = f"{self.proxy_trust.base_url(current_caller())}/pair?{query}"
         return json_answer(
             NewShareAnswer(
                 share_id=share_id,
@@ -143,12 +158,11 @@ def sharing_blueprint(
             )
         )
 
-    @blueprint.get("/api/devices/<device:device_id>/shares")
     @described("The shares of a device that can still be taken up", answer=Shares, refusals=[403])
-    async def shares(device_id: str) -> Response:
-        who = await signed_in.with_session(request)
-        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        found = await store.read(shares_of, device_id, now_ms=now_ms())
+    async def shares(self, device_id: str) -> Response:
+        requester = await self.authenticator.with_session(request)
+        device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
+        found = await self.store.read(shares_of, device_id, now_ms=now_ms())
         return json_answer(
             Shares(
                 shares=[
@@ -166,19 +180,16 @@ def sharing_blueprint(
             )
         )
 
-    @blueprint.delete("/api/devices/<device:device_id>/shares/<share_id>")
     @described("Revoke a share: nobody can take it up any more", answer=Done, refusals=[403])
-    async def revoke(device_id: str, share_id: str) -> Response:
-        who = await signed_in.with_session(request)
-        device_id = (await reach(who, device_id, store=store, at_least="owner")).device_id
-        authority = Authority(who.principal, device_id, "owner")
-        if not await store.write_as(
-            authority, revoke_share, device_id, share_id, user_id=who.user_id, now_ms=now_ms()
+    async def revoke(self, device_id: str, share_id: str) -> Response:
+        requester = await self.authenticator.with_session(request)
+        device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
+        authority = Authority(requester.principal, device_id, "owner")
+        if not await self.store.write_as(
+            authority, revoke_share, device_id, share_id, user_id=requester.user_id, now_ms=now_ms()
         ):
             raise Refused("There is no such share of this device.", status=404)
         return json_answer(Done())
-
-    return blueprint
 
 
 def to_ms(when: "float | datetime | None", *, now_ms: int) -> int | None:

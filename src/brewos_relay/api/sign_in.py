@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
@@ -10,10 +11,10 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.authentication import current_caller, may_log
-from brewos_relay.api.login_sessions import SessionStarter, SessionTokens
-from brewos_relay.api.openapi import described
+from brewos_relay.api.login_sessions import LoginSessions, SessionTokens
+from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
-from brewos_relay.api.payloads import LongText, Refused, ShortText, Unshown, body_of, json_answer
+from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.secrets import hash_token
 from brewos_relay.core.rate_limits import LineLimits
@@ -35,19 +36,19 @@ Nonce = Annotated[str, msgspec.Meta(min_length=22, max_length=128)]
 """At least 128 random bits in base64, made by a browser and kept there."""
 
 
-class CredentialBody(Unshown):
+class CredentialBody(SecretStruct):
     """What `POST /api/auth/google` and `POST /api/auth/oidc` take: an ID token."""
 
     credential: LongText
 
 
-class FacebookBody(Unshown, rename="camel"):
+class FacebookBody(SecretStruct, rename="camel"):
     """What `POST /api/auth/facebook` takes."""
 
     access_token: LongText
 
 
-class InviteBody(Unshown):
+class InviteBody(SecretStruct):
     """What `POST /api/auth/invite` takes: what a one-time link has after `#invite=`.
 
     With a `nonce`, a random text of its own, a browser can send the same request again for a minute.
@@ -57,47 +58,59 @@ class InviteBody(Unshown):
     nonce: Nonce | None = None
 
 
-class PasswordBody(Unshown):
+class PasswordBody(SecretStruct):
     """What `POST /api/auth/password` takes."""
 
     email: ShortText
     password: ShortText
 
 
-def sign_in_blueprint(
-    *,
-    store: Registry,
-    accounts: AccountRules,
-    starter: SessionStarter,
-    passwords: PasswordCheck,
-    throttles: Throttles,
-    lines: LineLimits | None = None,
-) -> Blueprint:
-    """Make the blueprint; errors.RegistryError is left to the app to answer.
+@dataclass(kw_only=True, eq=False)
+class SignInRoutes:
+    """/api/auth/google, oidc, facebook, invite and password."""
 
-    `lines` limits how many lines are logged about issuers that cannot be asked; None for no limit.
-    """
-    blueprint = Blueprint("sign_in", __name__)
-    limiter = trio.CapacityLimiter(_THREADS)
+    store: Registry
+    accounts: AccountRules
+    login_sessions: LoginSessions
+    passwords: PasswordCheck
+    throttles: Throttles
+    lines: LineLimits | None = None
 
-    async def by_proof(kind: str, proof: str) -> Response:
-        identity = await _identity_of(kind, proof, accounts=accounts, limiter=limiter, lines=lines)
+    def __post_init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(_THREADS)
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "sign_in",
+            {
+                "POST /api/auth/google": self.google,
+                "POST /api/auth/oidc": self.oidc,
+                "POST /api/auth/facebook": self.facebook,
+                "POST /api/auth/invite": self.invite,
+                "POST /api/auth/password": self.password,
+            },
+        )
+
+    async def _by_proof(self, kind: str, proof: str) -> Response:
+        identity = await _identity_of(
+            kind, proof, accounts=self.accounts, limiter=self._limiter, lines=self.lines
+        )
         try:
-            user = await store.write_anonymous(
-                registered.sign_in, identity, open_to_all=accounts.open_to_all, now_ms=now_ms()
+            user = await self.store.write_anonymous(
+                registered.sign_in, identity, open_to_all=self.accounts.open_to_all, now_ms=now_ms()
             )
         except SignInRefused as problem:
             raise Refused(f"You cannot sign in: {problem}.", status=403) from None
-        return await begin(user)
+        return await self._begin(user)
 
-    async def begin(user: User, *, password_hash: str | None = None) -> Response:
-        return json_answer(await starter.begin(user, request, password_hash=password_hash))
+    async def _begin(self, user: User, *, password_hash: str | None = None) -> Response:
+        return json_answer(await self.login_sessions.begin(user, request, password_hash=password_hash))
 
-    def attempt() -> AbstractContextManager[None]:
+    def _attempt(self) -> AbstractContextManager[None]:
         """Count an attempt to sign in, unless it ends in a 503."""
-        return throttles.sign_ins.attempt(network_of(current_caller().address))
+        return self.throttles.sign_ins.attempt(network_of(current_caller().address))
 
-    @blueprint.post("/api/auth/google")
     @described(
         "Sign in with an ID token of Google",
         body=CredentialBody,
@@ -105,12 +118,11 @@ def sign_in_blueprint(
         refusals=[401, 403, 404],
         needs_token=False,
     )
-    async def google() -> Response:
-        with attempt():
+    async def google(self) -> Response:
+        with self._attempt():
             body = await body_of(request, CredentialBody)
-            return await by_proof("google", body.credential)
+            return await self._by_proof("google", body.credential)
 
-    @blueprint.post("/api/auth/oidc")
     @described(
         "Sign in with an ID token of the OpenID Connect issuer that is set up",
         body=CredentialBody,
@@ -118,12 +130,11 @@ def sign_in_blueprint(
         refusals=[401, 403, 404],
         needs_token=False,
     )
-    async def oidc() -> Response:
-        with attempt():
+    async def oidc(self) -> Response:
+        with self._attempt():
             body = await body_of(request, CredentialBody)
-            return await by_proof("oidc", body.credential)
+            return await self._by_proof("oidc", body.credential)
 
-    @blueprint.post("/api/auth/facebook")
     @described(
         "Sign in with an access token of Facebook",
         body=FacebookBody,
@@ -131,12 +142,11 @@ def sign_in_blueprint(
         refusals=[401, 403, 404],
         needs_token=False,
     )
-    async def facebook() -> Response:
-        with attempt():
+    async def facebook(self) -> Response:
+        with self._attempt():
             body = await body_of(request, FacebookBody)
-            return await by_proof("facebook", body.access_token)
+            return await self._by_proof("facebook", body.access_token)
 
-    @blueprint.post("/api/auth/invite")
     @described(
         "Sign in with a one-time link",
         body=InviteBody,
@@ -144,10 +154,10 @@ def sign_in_blueprint(
         refusals=[401],
         needs_token=False,
     )
-    async def invite() -> Response:
-        with attempt():
+    async def invite(self) -> Response:
+        with self._attempt():
             body = await body_of(request, InviteBody)
-            user = await store.write_anonymous(
+            user = await self.store.write_anonymous(
                 registered.redeem_invite,
                 hash_token(body.token),
                 nonce_hash=None if body.nonce is None else hash_token(body.nonce),
@@ -158,9 +168,8 @@ def sign_in_blueprint(
                     "This link is no good any more: it was used, or it has expired. Ask for a new one.",
                     status=401,
                 )
-            return await begin(user)
+            return await self._begin(user)
 
-    @blueprint.post("/api/auth/password")
     @described(
         "Sign in with a password",
         body=PasswordBody,
@@ -168,18 +177,16 @@ def sign_in_blueprint(
         refusals=[401],
         needs_token=False,
     )
-    async def password() -> Response:
-        with attempt():
+    async def password(self) -> Response:
+        with self._attempt():
             body = await body_of(request, PasswordBody)
-            proven = await passwords.prove(
+            proven = await self.passwords.prove(
                 email=body.email, password=body.password, network=network_of(current_caller().address)
             )
             if proven is None:
                 raise Refused("The e-mail address or the password is wrong.", status=401)
             user, password_hash = proven
-            return await begin(user, password_hash=password_hash)
-
-    return blueprint
+            return await self._begin(user, password_hash=password_hash)
 
 
 async def _identity_of(

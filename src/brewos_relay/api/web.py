@@ -54,7 +54,7 @@ CONTENT_TYPES: Final = {
 }
 
 
-class PagePath(PathConverter):
+class PagePathConverter(PathConverter):
     """Match every path except /api and what is below it, so that those stay free for JSON answers."""
 
     regex = r"(?!api(?:/|$)).*?"

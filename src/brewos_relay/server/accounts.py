@@ -6,7 +6,7 @@ from typing import cast
 
 from sqlalchemy import Connection
 
-from brewos_relay.api.account_rules import AccountRules, ProvesIdentity
+from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
 from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.registry.accounts import has_accounts, has_administrator
 from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
@@ -15,7 +15,7 @@ from brewos_relay.settings import Settings
 
 def account_rules(settings: Settings) -> AccountRules:
     """Make the rules; nobody is asked for anything yet."""
-    verifiers: dict[str, ProvesIdentity] = {}
+    verifiers: dict[str, IdentityVerifier] = {}
     if settings.google_client_ids:
         verifiers["google"] = GoogleVerifier(client_ids=settings.google_client_ids)
     if settings.oidc_issuer is not None:

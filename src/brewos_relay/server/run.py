@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import trio
 
 from brewos_relay.api.app import create_app
-from brewos_relay.api.metrics import Measured, MetricsPage
+from brewos_relay.api.metrics import MetricsPage, RequestMetrics
 from brewos_relay.api.request_limits import Throttles
 from brewos_relay.auth.caller import ProxyTrust
 from brewos_relay.core.counters import Counters
@@ -176,7 +176,7 @@ async def open_server(
                 )
                 async with (
                     open_http_side(
-                        Measured(app, requests), limits=settings.limits, counters=requests
+                        RequestMetrics(app, requests), limits=settings.limits, counters=requests
                     ) as http,
                     trio.open_nursery() as listening,
                 ):

@@ -1,0 +1,201 @@
+"""/api/admin/devices, pairing and stats: the devices and the work of a server, for its administrators."""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import msgspec
+from quart import Blueprint, Response, request
+
+from brewos_relay.api.admin_accounts import Listing
+from brewos_relay.api.authentication import Authenticator
+from brewos_relay.api.openapi import Done, described, make_blueprint
+from brewos_relay.api.payloads import Refused, body_of, json_answer, query_of
+from brewos_relay.protocols import Registry, RelayView
+from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.overview import DeviceOverview, some_devices, totals
+from brewos_relay.registry.pairing_window import (
+    NewDeviceRules,
+    PairingMode,
+    close_window,
+    open_window,
+    window_open_until,
+)
+from brewos_relay.registry.proof import release_device
+from brewos_relay.vocabulary import iso_time, now_ms
+
+_MINUTES_AT_MOST: Final = 24 * 60
+
+_CLOSED: Final = "BREWOS_RELAY_PAIRING is closed on this server: it takes no new machines."
+
+
+class AdminDevice(msgspec.Struct, rename="camel", kw_only=True):
+    """A device; `owners` are e-mail addresses, or ids of those who have no account."""
+
+    id: str
+    name: str | None
+    is_online: bool
+    clients: int
+    last_seen: str | None
+    firmware_version: str | None
+    machine_type: str | None
+    key_pending: bool
+    owners: list[str]
+
+
+class AdminDevices(msgspec.Struct):
+    """Devices in the order of their ids; `next` is the `after` of the next page, or null."""
+
+    devices: list[AdminDevice]
+    next: str | None
+
+
+class PairingState(msgspec.Struct, rename="camel", kw_only=True):
+    """Whether unknown machines may register: by the setting, and until when the window is open."""
+
+    mode: PairingMode
+    is_open: bool
+    open_until: str | None
+
+
+class Opening(msgspec.Struct, rename="camel"):
+    """For how long to open pairing."""
+
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=_MINUTES_AT_MOST)] = 10
+
+
+class Registered(msgspec.Struct):
+    """How many there are in the registry."""
+
+    devices: int
+    users: int
+
+
+class RelayTotals(msgspec.Struct, rename="camel", kw_only=True):
+    """What the relay has done since it was started, in messages, and in connections for the last two."""
+
+    received_from_devices: int
+    received_from_clients: int
+    sent_to_devices: int
+    sent_to_clients: int
+    invalid: int
+    left_out: int
+    undeliverable: int
+    zombies: int
+    conflicts: int
+
+
+class Stats(msgspec.Struct, rename="camel", kw_only=True):
+    """How many are connected, how many there are, and the relay's running totals."""
+
+    timestamp: int
+    devices: int
+    clients: int
+    registered: Registered
+    totals: RelayTotals
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdminDeviceRoutes:
+    """/api/admin/devices, /api/admin/pairing and /api/admin/stats."""
+
+    relay: RelayView
+    store: Registry
+    authenticator: Authenticator
+    rules: NewDeviceRules
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint; the app answers refusals and errors."""
+        return make_blueprint(
+            "admin_devices",
+            {
+                "GET /api/admin/devices": self.all_devices,
+                "POST /api/admin/devices/<device:device_id>/release": self.release,
+                "GET /api/admin/pairing": self.pairing_state,
+                "POST /api/admin/pairing": self.open_pairing,
+                "DELETE /api/admin/pairing": self.close_pairing,
+                "GET /api/admin/stats": self.server_stats,
+            },
+        )
+
+    @described(
+        "All devices of this server, for an administrator", answer=AdminDevices, query=Listing, refusals=[403]
+    )
+    async def all_devices(self) -> Response:
+        await self.authenticator.administrator(request)
+        page = query_of(request, Listing)
+        found = await self.store.read(some_devices, find=page.find, after=page.after, limit=page.limit)
+        return json_answer(
+            AdminDevices(
+                devices=[_device_answer(one, self.relay) for one in found],
+                next=found[-1].device.id if len(found) == page.limit else None,
+            )
+        )
+
+    @described(
+        "Take a device from everybody, so that it can be paired again", answer=Done, refusals=[403, 404]
+    )
+    async def release(self, device_id: str) -> Response:
+        authority = await self._administrator()
+        await self.store.write_as(authority, release_device, device_id.upper(), now_ms=now_ms())
+        await self.store.catch_up()
+        return json_answer(Done())
+
+    @described(
+        "Whether unknown machines may register, for an administrator", answer=PairingState, refusals=[403]
+    )
+    async def pairing_state(self) -> Response:
+        await self._administrator()
+        return self._pairing_answer(await self.store.read(window_open_until, now_ms=now_ms()))
+
+    @described("Open pairing for some minutes", answer=PairingState, body=Opening, refusals=[403, 409])
+    async def open_pairing(self) -> Response:
+        authority = await self._administrator()
+        body = await body_of(request, Opening)
+        if self.rules.mode == "closed":
+            raise Refused(_CLOSED, status=409)
+        return self._pairing_answer(
+            await self.store.write_as(authority, open_window, now_ms=now_ms(), for_ms=body.minutes * 60_000)
+        )
+
+    @described("Close pairing", answer=PairingState, refusals=[403])
+    async def close_pairing(self) -> Response:
+        authority = await self._administrator()
+        await self.store.write_as(authority, close_window)
+        return self._pairing_answer(None)
+
+    @described("How much is going on in this server, for an administrator", answer=Stats, refusals=[403])
+    async def server_stats(self) -> Response:
+        await self.authenticator.administrator(request)
+        registered = await self.store.read(totals)
+        return json_answer(
+            Stats(
+                timestamp=now_ms(),
+                devices=self.relay.device_count,
+                clients=self.relay.client_count,
+                registered=Registered(devices=registered.devices, users=registered.users),
+                totals=msgspec.convert(self.relay.counters, RelayTotals, from_attributes=True),
+            )
+        )
+
+    async def _administrator(self) -> Authority:
+        requester = await self.authenticator.administrator(request)
+        return Authority(requester.principal, is_admin=True)
+
+    def _pairing_answer(self, until_ms: int | None) -> Response:
+        is_open = self.rules.mode == "open" or (self.rules.mode == "window" and until_ms is not None)
+        return json_answer(PairingState(mode=self.rules.mode, is_open=is_open, open_until=iso_time(until_ms)))
+
+
+def _device_answer(one: DeviceOverview, relay: RelayView) -> AdminDevice:
+    device = one.device
+    return AdminDevice(
+        id=device.id,
+        name=device.name,
+        is_online=relay.is_online(device.id),
+        clients=len(relay.grants_of(device.id)),
+        last_seen=iso_time(device.last_seen_ms),
+        firmware_version=device.firmware_version,
+        machine_type=device.machine_type,
+        key_pending=device.key_pending_since_ms is not None,
+        owners=list(one.owners),
+    )

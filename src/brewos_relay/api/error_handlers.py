@@ -1,0 +1,130 @@
+"""Error handlers: the answer for each exception that a view lets out."""
+
+import logging
+from dataclasses import dataclass
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from brewos_relay.api.authentication import admin_required, may_log
+from brewos_relay.api.device_access import device_not_found, role_too_low
+from brewos_relay.api.payloads import Refused, error_answer
+from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.errors import (
+    DeviceUnknown,
+    NotAnAdministrator,
+    NotAnOwner,
+    QuotaReached,
+    RegistryBusy,
+    RegistryError,
+    RoleTooLow,
+    TokenRejected,
+    TooManyUnproven,
+)
+from brewos_relay.telemetry.requests import RequestCounters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorHandlers:
+    """Answers for exceptions: JSON under /api, plain text elsewhere.
+
+    `counters` count refusals by their reason. `lines` limits the log lines about failed requests; None for no
+    limit.
+    """
+
+    counters: RequestCounters
+    lines: LineLimits | None = None
+
+    def register(self, app: QuartTrio) -> None:
+        """Register a handler for each kind of exception."""
+        app.register_error_handler(Refused, self._refused)
+        app.register_error_handler(TokenRejected, _token_rejected)
+        app.register_error_handler(RegistryError, self._registry_failed)
+        # The registry raises these if something changed after the view checked it.
+        app.register_error_handler(DeviceUnknown, _device_unknown)
+        app.register_error_handler(NotAnOwner, _not_an_owner)
+        app.register_error_handler(QuotaReached, _quota_reached)
+        app.register_error_handler(RoleTooLow, _role_too_low)
+        app.register_error_handler(NotAnAdministrator, _not_an_administrator)
+        app.register_error_handler(TooManyUnproven, _quota_reached)
+        app.register_error_handler(HTTPException, _http_exception)
+
+    async def _refused(self, refusal: Refused) -> Response:
+        if refusal.reason is not None:
+            self.counters.refused[refusal.reason] += 1
+        return _refusal_answer(refusal)
+
+    async def _registry_failed(self, problem: RegistryError) -> Response:
+        if may_log(self.lines, f"registry, {problem.code}"):
+            log.warning("the registry failed a request: %s", problem.code)
+        return _no_registry(problem)
+
+
+def is_api_path(path: str) -> bool:
+    """Tell whether a path is one of the JSON API."""
+    return path == "/api" or path.startswith("/api/")
+
+
+def _refusal_answer(refusal: Refused) -> Response:
+    if not is_api_path(request.path):
+        return Response(
+            f"{refusal.problem}\n",
+            status=refusal.status,
+            headers=refusal.headers,
+            content_type="text/plain; charset=utf-8",
+        )
+    return error_answer(refusal.problem, status=refusal.status, headers=refusal.headers)
+
+
+async def _token_rejected(problem: TokenRejected) -> Response:
+    text = str(problem)
+    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _no_registry(problem: RegistryError) -> Response:
+    said = "The registry cannot be used at the moment; try again soon."
+    if isinstance(problem, RegistryBusy):
+        said = (
+            "The registry is busy, and nothing was changed; try again soon."
+            if problem.undone
+            else "The registry did not answer in time, and the change may have been made; look before you"
+            " try again."
+        )
+    return error_answer(said, status=503, headers={"Retry-After": "5"})
+
+
+async def _device_unknown(_problem: DeviceUnknown) -> Response:
+    return _refusal_answer(device_not_found())
+
+
+async def _not_an_owner(_problem: NotAnOwner) -> Response:
+    return _refusal_answer(role_too_low("owner"))
+
+
+async def _quota_reached(problem: QuotaReached | TooManyUnproven) -> Response:
+    text = str(problem)
+    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=409)
+
+
+async def _role_too_low(problem: RoleTooLow) -> Response:
+    return _refusal_answer(role_too_low(problem.at_least))
+
+
+async def _not_an_administrator(_problem: NotAnAdministrator) -> Response:
+    return _refusal_answer(admin_required())
+
+
+async def _http_exception(problem: HTTPException) -> Response:
+    """Answer what Quart refuses or what failed, in JSON under /api and as plain text elsewhere."""
+    status = problem.code or 500
+    headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}
+    method = "GET" if request.method == "HEAD" else request.method  # whose answers have the same length
+    text = f"{problem.name}: {method} {request.path}" if status in {404, 405} else problem.name
+    if is_api_path(request.path):
+        return error_answer(f"{text}.", status=status, headers=headers)
+    return Response(
+        f"{problem.name}\n", status=status, headers=headers, content_type="text/plain; charset=utf-8"
+    )
