@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client.key_store import write_private
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_invite, add_user
@@ -132,7 +132,7 @@ async def test_the_program_of_an_app_that_signs_in(tmp_path: Path) -> None:
             add_invite(
                 db,
                 email="bot@example.org",
-                token_hash=hash_token(secret),
+                token_hash=hash_secret(secret),
                 is_admin=False,
                 expires_at_ms=now_ms() + 60_000,
                 now_ms=now_ms(),

@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.openapi import document_of, routes_of
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 
 _GROUPS: Final = {
     "/api/auth/": "Accounts and sessions",

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import TooManyKeys
 from brewos_relay.messages import key_rotate
 from brewos_relay.protocols import Registry, RelayView
@@ -36,15 +36,15 @@ async def send_new_key(
         # Kept before it is sent: a machine must never have a key that nobody else knows.
         if authority is None:
             await store.write_anonymous(
-                add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+                add_next_key, device_id, hash_secret(key), user_id=user_id, now_ms=now_ms()
             )
         else:
             await store.write_as(
-                authority, add_next_key, device_id, hash_key(key), user_id=user_id, now_ms=now_ms()
+                authority, add_next_key, device_id, hash_secret(key), user_id=user_id, now_ms=now_ms()
             )
     except TooManyKeys:
         return "too_many"
     if relay.send_to_device(device_id, key_rotate(key)):
         return "sent"
-    await store.write_anonymous(drop_next_key, device_id, hash_key(key))
+    await store.write_anonymous(drop_next_key, device_id, hash_secret(key))
     return "offline"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.grant import Grant
 from brewos_relay.registry.accounts import find_user, find_user_by_email, redeem_invite, set_admin
 from brewos_relay.vocabulary import now_ms
@@ -116,10 +116,10 @@ async def test_an_invite_signs_in_once(office: Office) -> None:
     assert made["expiresAt"] > "2020"
     token = made["url"].removeprefix(start)
     store = office.house.store
-    cleo = await store.write(redeem_invite, hash_token(token), now_ms=now_ms())
+    cleo = await store.write(redeem_invite, hash_secret(token), now_ms=now_ms())
     assert cleo is not None
     assert (cleo.email, cleo.is_admin) == ("cleo@example.org", True)
-    assert await store.write(redeem_invite, hash_token(token), now_ms=now_ms()) is None
+    assert await store.write(redeem_invite, hash_secret(token), now_ms=now_ms()) is None
 
 
 @pytest.mark.parametrize("body", [{"email": "nobody"}, {"email": ""}, {}, [], {"email": BEN, "isAdmin": 1}])

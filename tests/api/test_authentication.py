@@ -6,7 +6,7 @@ import pytest
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import Throttle, Throttles
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityUnavailable, RegistryError
 from support.household import Household, open_household

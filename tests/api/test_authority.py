@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.auth.passwords import hash_password
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
 from brewos_relay.registry.accounts import find_user, set_admin, set_password_hash
@@ -64,7 +64,7 @@ def show_codes(db: Connection) -> None:
             db,
             device_id=f"BRW-{number + 0x1000:08X}",
             key_hash=b"k" * 32,
-            token_hash=hash_token(TOKEN),
+            token_hash=hash_secret(TOKEN),
             now_ms=at_ms,
             expires_at_ms=at_ms + 600_000,
         )
@@ -112,7 +112,7 @@ async def test_claims_that_were_let_in_before_their_user_was_removed_leave_no_or
                     authority,
                     claim,
                     device_id=f"BRW-{number + 0x1000:08X}",
-                    token_hash=hash_token(TOKEN),
+                    token_hash=hash_secret(TOKEN),
                     user_id="ada",
                     name=None,
                     now_ms=now_ms(),

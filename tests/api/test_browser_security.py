@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.browser_security import SecurityHeaders
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.registry.store import open_store
 from brewos_relay.telemetry.requests import RequestCounters

@@ -5,7 +5,7 @@ import pytest
 from brewos_relay.api.authentication import Requester
 from brewos_relay.api.device_access import DeviceAccess, require_access
 from brewos_relay.api.payloads import Refused
-from brewos_relay.auth.tokens import Claims
+from brewos_relay.auth.tokens import TokenClaims
 from brewos_relay.core.rights import NamedDevices
 from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, STRANGE, Household, open_household
@@ -14,7 +14,7 @@ UNKNOWN = "BRW-0000004D"
 
 
 def requester(user_id: str = "eve", devices: NamedDevices = frozenset(), role: Role = "owner") -> Requester:
-    claims = Claims(user_id, "e@example.org", 0, 1, devices, role=role)
+    claims = TokenClaims(user_id, "e@example.org", 0, 1, devices, role=role)
     return Requester(user_id=user_id, email=claims.email, session_id=None, claims=claims, is_admin=False)
 
 

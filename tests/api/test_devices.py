@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.pairing import register_claim
@@ -116,8 +116,8 @@ async def test_a_pending_key_is_shown(tmp_path: Path) -> None:
         await house.store.write(
             register_claim,
             device_id=MACHINE,
-            key_hash=hash_key(OTHER_KEY),
-            token_hash=hash_key("t" * 32),
+            key_hash=hash_secret(OTHER_KEY),
+            token_hash=hash_secret("t" * 32),
             now_ms=at_ms,
             expires_at_ms=at_ms + HOUR_MS,
         )
@@ -268,7 +268,7 @@ async def test_the_last_owner_leaves_for_everybody_and_the_machine_stays_registe
         assert await users(house) == set()
         device = await house.store.find_device(MACHINE)
         assert device is not None
-        assert (device.key_hash, device.name) == (hash_key(KEY), None)
+        assert (device.key_hash, device.name) == (hash_secret(KEY), None)
 
 
 async def test_an_owner_may_remove_a_device_for_everybody(tmp_path: Path) -> None:

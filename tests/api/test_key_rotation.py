@@ -2,7 +2,7 @@ from pathlib import Path
 
 import msgspec
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
 from brewos_relay.vocabulary import is_key
 from support.household import KEY, MACHINE, open_household
@@ -25,8 +25,8 @@ async def test_a_machine_is_sent_a_key_that_nobody_else_sees(tmp_path: Path) -> 
         assert sent["key"].encode() not in answer.body
         device = await house.store.find_device(MACHINE)
         assert device is not None
-        assert device.key_hash == hash_key(KEY)
-        assert device.next_key_hashes == (hash_key(sent["key"]),)
+        assert device.key_hash == hash_secret(KEY)
+        assert device.next_key_hashes == (hash_secret(sent["key"]),)
 
 
 async def test_a_key_that_was_not_sent_after_all_is_forgotten(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 from sqlalchemy import select
 
-from brewos_relay.auth.secrets import derive_token, hash_token
+from brewos_relay.auth.secrets import derive_token, hash_secret
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import refresh_tokens
@@ -142,7 +142,7 @@ async def test_no_refresh_token_is_stored(house: Household) -> None:
         assert salts
         for salt in salts:
             for hash_ in hashes:
-                assert hash_token(derive_token(hash_.hex(), salt)) not in hashes
+                assert hash_secret(derive_token(hash_.hex(), salt)) not in hashes
         session = following
 
 

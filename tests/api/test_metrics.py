@@ -12,7 +12,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, RequestMetrics, bearer_matches
 from brewos_relay.api.request_limits import Throttle, Throttles
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.telemetry.requests import RequestCounters
 from support.household import Household
 

@@ -7,8 +7,7 @@ import pytest
 from brewos_relay.api import pairing
 from brewos_relay.api.pairing import CLAIM_MS
 from brewos_relay.api.request_limits import Throttle, Throttles
-from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
 from brewos_relay.registry.pairing import register_claim
@@ -143,7 +142,7 @@ async def test_nobody_can_keep_a_machine_with_a_working_key_out(tmp_path: Path) 
     throttles = Throttles()
     throttles.register_by_device = Throttle("registrations", burst=1, each_minute=1)
     async with open_household(tmp_path, throttles=throttles) as house:
-        await house.store.write(add_next_key, MACHINE, hash_key("n" * 43), now_ms=1)
+        await house.store.write(add_next_key, MACHINE, hash_secret("n" * 43), now_ms=1)
         assert (await register(house, MACHINE, key=OTHER_KEY)).status == 200
         assert (await register(house, MACHINE, key=OTHER_KEY)).status == 429
         assert (await register(house, MACHINE, key=KEY)).status == 200
@@ -176,11 +175,11 @@ async def test_a_stranger_with_a_key_of_their_own_gets_nothing(tmp_path: Path) -
         assert (await claim(house, MACHINE, by="eve")).status == 404
         device = await house.store.find_device(MACHINE)
         assert device is not None
-        assert device.key_hash == hash_key(KEY)
+        assert device.key_hash == hash_secret(KEY)
         assert (await claim(house, MACHINE, by="ada")).status == 200
         device = await house.store.find_device(MACHINE)
         assert device is not None
-        assert device.key_hash == hash_key(OTHER_KEY)
+        assert device.key_hash == hash_secret(OTHER_KEY)
 
 
 async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_words(tmp_path: Path) -> None:
@@ -191,8 +190,8 @@ async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_wor
         await house.store.write(
             register_claim,
             device_id=STRANGE,
-            key_hash=hash_key(KEY),
-            token_hash=hash_token(expired),
+            key_hash=hash_secret(KEY),
+            token_hash=hash_secret(expired),
             now_ms=1,
             expires_at_ms=2,
         )

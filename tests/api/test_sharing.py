@@ -9,7 +9,7 @@ import pytest
 from brewos_relay.api.payloads import Refused
 from brewos_relay.api.request_limits import Throttle, Throttles
 from brewos_relay.api.sharing import SHARE_S, to_ms
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.vocabulary import now_ms
 from support.household import BASE_URL, MACHINE, STRANGE, Answer, Household, open_household
 

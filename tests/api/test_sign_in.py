@@ -8,7 +8,7 @@ import trio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.identity import GoogleVerifier
+from brewos_relay.auth.identity_providers import GoogleVerifier
 from brewos_relay.errors import IdentityUnavailable
 from brewos_relay.registry.accounts import all_users
 from brewos_relay.registry.removal import remove_user

@@ -13,8 +13,9 @@ from brewos_relay.auth.secrets import (
     generate_secret,
     generate_secret_token,
     hash_code,
-    hash_token,
+    hash_secret,
     normalise_code,
+    secret_matches,
 )
 
 
@@ -44,13 +45,24 @@ def test_salts_are_long_and_new_each_time() -> None:
     assert len({generate_salt() for _ in range(50)}) == 50
 
 
-def test_of_a_token_a_sha256_is_kept() -> None:
-    assert hash_token("token") == hashlib.sha256(b"token").digest()
+def test_secrets_are_hashed_with_sha256() -> None:
+    assert hash_secret("token") == hashlib.sha256(b"token").digest()
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_can_be_compared(secret: str) -> None:
+    assert secret_matches(secret, hash_secret(secret))
+    assert not secret_matches(secret + "x", hash_secret(secret))
+
+
+def test_no_secret_matches_a_missing_hash() -> None:
+    assert not secret_matches(generate_secret_token(), None)
+    assert not secret_matches("", None)
 
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_can_be_hashed(text: str) -> None:
-    assert len(hash_token(text)) == 32
+    assert len(hash_secret(text)) == 32
 
 
 def test_codes_can_be_read_out_and_are_new_each_time() -> None:

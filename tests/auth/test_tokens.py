@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import generate_secret
-from brewos_relay.auth.signing import PrivateKey, SecretKey, load_private_key
-from brewos_relay.auth.tokens import MAX_TOKEN_CHARS, Claims, KeyRing
+from brewos_relay.auth.signing_keys import PrivateKey, SecretKey, load_private_key
+from brewos_relay.auth.tokens import MAX_TOKEN_CHARS, KeyRing, TokenClaims
 from brewos_relay.errors import TokenRejected
 from brewos_relay.vocabulary import Role
 
@@ -90,7 +90,7 @@ def test_a_token_carries_what_it_was_issued_for() -> None:
         "exp": NOW_S + 36_000,
         "devices": ["BRW-0000000A", "BRW-0000000B"],
     }
-    assert RING.verify(token) == Claims(
+    assert RING.verify(token) == TokenClaims(
         "ada", "a@b.c", NOW_S, NOW_S + 36_000, frozenset({"BRW-0000000A", "BRW-0000000B"})
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.cli import main
 from brewos_relay.commands.output import print_table
 from brewos_relay.registry.access import users_of
@@ -64,7 +64,7 @@ def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
     assert is_key(key)
     assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only this once:\n"
     (device,) = stored()
-    assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_key(key), None)
+    assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_secret(key), None)
     assert key not in run("device", "list", "--json").out
 
 
@@ -73,7 +73,7 @@ def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\n"
     (device,) = stored()
-    assert (device.key_hash, device.name) == (hash_key(KEY), "Küche")
+    assert (device.key_hash, device.name) == (hash_secret(KEY), "Küche")
 
 
 @pytest.mark.parametrize("line", [f"{KEY}\n", f" {KEY} \r\nand more\n", KEY])
@@ -81,7 +81,7 @@ def test_the_key_may_come_from_stdin(run: Run, type_in: TypeIn, line: str) -> No
     type_in(line.encode())
     assert run("device", "add", "BRW-0000000A", "--key", "-").code == 0
     (device,) = stored()
-    assert device.key_hash == hash_key(KEY)
+    assert device.key_hash == hash_secret(KEY)
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"my-secret-key\n", b"\xff" * 43, b"x" * 10_000])
@@ -223,7 +223,7 @@ def test_an_id_that_is_registered_during_an_import_is_named(
 ) -> None:
     def register(_pause_s: float) -> None:
         with opened() as db:
-            add_devices(db, [NewDevice(id="BRW-00000004", key_hash=hash_key("o" * 43))], now_ms=1)
+            add_devices(db, [NewDevice(id="BRW-00000004", key_hash=hash_secret("o" * 43))], now_ms=1)
 
     monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 4)
     monkeypatch.setattr("brewos_relay.registry.bulk.sleep", register)

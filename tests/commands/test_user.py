@@ -9,7 +9,7 @@ import click
 import pytest
 
 from brewos_relay.auth.passwords import password_matches
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import all_users, password_hash_of, redeem_invite
 from brewos_relay.registry.changes import read_changes
@@ -46,7 +46,7 @@ def begin_session(session_id: str) -> None:
             db,
             session_id=session_id,
             user_id="u1",
-            refresh_hash=hash_token(session_id),
+            refresh_hash=hash_secret(session_id),
             user_agent=None,
             address=None,
             now_ms=0,
@@ -69,10 +69,10 @@ def test_a_link_signs_in_once(run: Run) -> None:
     assert match
     assert re.fullmatch(rf"It signs {ADA} in as an administrator, once, until 20\S+Z:\n", outcome.err)
     with opened() as db:
-        user = redeem_invite(db, hash_token(match[1]), now_ms=0)
+        user = redeem_invite(db, hash_secret(match[1]), now_ms=0)
         assert user is not None
         assert (user.email, user.is_admin) == (ADA, True), "the first one is an administrator"
-        assert redeem_invite(db, hash_token(match[1]), now_ms=0) is None
+        assert redeem_invite(db, hash_secret(match[1]), now_ms=0) is None
 
 
 def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None:
@@ -80,8 +80,8 @@ def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None
         email = f"{len(args)}@example.org"
         token = run("user", "invite", email, "--ttl", "1h", *args).out.rpartition("=")[2].strip()
         with opened() as db:
-            assert redeem_invite(db, hash_token(token), now_ms=32_503_680_000_000) is None, "expired by then"
-            user = redeem_invite(db, hash_token(token), now_ms=0)
+            assert redeem_invite(db, hash_secret(token), now_ms=32_503_680_000_000) is None, "expired by then"
+            user = redeem_invite(db, hash_secret(token), now_ms=0)
             assert user is not None
             assert user.is_admin == is_admin
 

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import trio
 
-from brewos_relay.auth.identity import FacebookVerifier, Verifier
-from brewos_relay.auth.secrets import generate_secret_token, hash_token
+from brewos_relay.auth.identity_providers import FacebookVerifier, Verifier
+from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.vocabulary import Role, now_ms
@@ -35,7 +35,7 @@ async def signed_in(server: HereServer, who: str = "ada") -> dict[str, Any]:
     await server.server.store.write(
         add_invite,
         email=f"{who}@example.org",
-        token_hash=hash_token(token),
+        token_hash=hash_secret(token),
         is_admin=False,
         now_ms=now_ms(),
         expires_at_ms=now_ms() + 60_000,

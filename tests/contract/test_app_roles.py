@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.auth.access import grant_of
+from brewos_relay.auth.grants import grant_of
 from brewos_relay.registry.records import Access
 from brewos_relay.vocabulary import Role
 from support.faithful_device import FaithfulDevice

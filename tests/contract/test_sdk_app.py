@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionTokens, open_app, open_device
 from brewos_relay.client.key_store import Keys, write_private
 from brewos_relay.registry.access import give
@@ -148,7 +148,7 @@ async def sign_up(server: HereServer, folder: Path, tokens: SessionTokens) -> st
         add_invite(
             db,
             email="bot@example.org",
-            token_hash=hash_token(secret),
+            token_hash=hash_secret(secret),
             is_admin=False,
             expires_at_ms=now_ms() + 60_000,
             now_ms=now_ms(),

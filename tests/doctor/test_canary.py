@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.doctor import canary
 from brewos_relay.doctor.canary import NAME, send_canary
 from brewos_relay.errors import DeviceExists, RegistryError
@@ -108,7 +108,7 @@ def test_what_a_doctor_that_was_killed_left_is_removed_by_the_next(
     settings: Settings, tmp_path: Path
 ) -> None:
     def new(number: int, name: str) -> NewDevice:
-        return NewDevice(id=f"BRW-0000000{number}", key_hash=hash_key(generate_key()), name=name)
+        return NewDevice(id=f"BRW-0000000{number}", key_hash=hash_secret(generate_key()), name=name)
 
     with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
         add_devices(db, [new(1, NAME), new(2, NAME), new(3, "Kitchen")], now_ms=1)
@@ -122,7 +122,7 @@ def test_what_a_doctor_that_was_killed_left_is_removed_by_the_next(
 
 def test_a_device_that_has_the_id_already_stays(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.doctor.canary.secrets.token_hex", lambda _bytes: "12ab34cd")
-    theirs = NewDevice(id="BRW-12AB34CD", key_hash=hash_key(generate_key()), name="Kitchen")
+    theirs = NewDevice(id="BRW-12AB34CD", key_hash=hash_secret(generate_key()), name="Kitchen")
     with Database.open(settings.resolved_database_url()) as database:
         with database.writing() as db:
             add_devices(db, [theirs], now_ms=1)

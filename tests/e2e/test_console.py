@@ -16,9 +16,8 @@ import pytest
 import trio
 from sqlalchemy import update
 
-from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
 from brewos_relay.core.limits import Limits
 from brewos_relay.registry.access import give
@@ -197,7 +196,7 @@ async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False
     at_ms = now_ms()
     store = server.store
     await store.write(
-        add_devices, [NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen")], now_ms=at_ms
+        add_devices, [NewDevice(id=MACHINE, key_hash=hash_secret(KEY), name="Kitchen")], now_ms=at_ms
     )
     user = await store.write(add_user, email=EMAIL, name="Ada", now_ms=at_ms)
     await store.write(set_admin, user.id, admin)
@@ -207,7 +206,7 @@ async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False
     await store.write(
         add_invite,
         email=EMAIL,
-        token_hash=hash_token(INVITE),
+        token_hash=hash_secret(INVITE),
         is_admin=False,
         expires_at_ms=at_ms + 600_000,
         now_ms=at_ms,
@@ -218,7 +217,7 @@ async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False
 async def furnish(server: Server) -> None:
     """Add a second machine and more people, for a page that looks lived in."""
     at_ms = now_ms()
-    more = [NewDevice(id="BRW-12AB34CD", key_hash=hash_key(KEY), name="Office")]
+    more = [NewDevice(id="BRW-12AB34CD", key_hash=hash_secret(KEY), name="Office")]
     await server.store.write(add_devices, more, now_ms=at_ms)
     roles: dict[str, Role] = {"Ben": "member", "Cleo": "viewer"}
     for name, role in roles.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.doctor.system_checks import check_degraded
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
@@ -48,7 +48,7 @@ async def gauge(server: Reach) -> float:
 async def test_server_that_can_write_no_more_serves_machines_and_says_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/data/brewos-relay.db"
     with Database.open(url) as database, database.writing() as db:
-        row = NewDevice(id=MACHINE, key_hash=hash_key(KEY), more_user_ids=("ada",))
+        row = NewDevice(id=MACHINE, key_hash=hash_secret(KEY), more_user_ids=("ada",))
         add_devices(db, [row], now_ms=now_ms())
     server: Reach | None = None
     said = bytearray()

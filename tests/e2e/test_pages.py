@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.pairing import register_claim
 from brewos_relay.server.run import Server, open_server
@@ -47,13 +46,13 @@ async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server
         ):
             at_ms = now_ms()
             until: dict[str, Any] = {"now_ms": at_ms, "expires_at_ms": at_ms + 600_000}
-            token_hash = hash_token(INVITE)
+            token_hash = hash_secret(INVITE)
             await server.store.write(add_invite, email=EMAIL, token_hash=token_hash, is_admin=False, **until)
             await server.store.write(
                 register_claim,
                 device_id=MACHINE,
-                key_hash=hash_key("k" * 43),
-                token_hash=hash_token(CLAIM),
+                key_hash=hash_secret("k" * 43),
+                token_hash=hash_secret(CLAIM),
                 **until,
             )
             assert server.url.startswith("https://")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import take
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
@@ -29,7 +29,7 @@ def url(postgresql: PostgreSQL) -> Iterator[str]:
     with postgresql.new_database() as url:
         with Database.open(url) as database, database.writing() as db:
             rows = [
-                NewDevice(id=id_, key_hash=hash_key(KEY), more_user_ids=("ada", "bob")) for id_ in MACHINES
+                NewDevice(id=id_, key_hash=hash_secret(KEY), more_user_ids=("ada", "bob")) for id_ in MACHINES
             ]
             add_devices(db, rows, now_ms=1)
         yield url

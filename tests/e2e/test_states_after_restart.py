@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
@@ -37,7 +37,7 @@ async def test_apps_show_the_state_within_2_s_of_the_return_of_their_machines(
     (tmp_path / "data").mkdir()
     with Database.open(f"sqlite:///{tmp_path}/data/brewos-relay.db") as database, database.writing() as db:
         ids = [machine_id(number) for number in range(MACHINES)]
-        add_devices(db, [NewDevice(id=id_, key_hash=hash_key(KEY)) for id_ in ids], now_ms=now_ms())
+        add_devices(db, [NewDevice(id=id_, key_hash=hash_secret(KEY)) for id_ in ids], now_ms=now_ms())
     with trio.fail_after(60):
         async with trio.open_nursery() as power:
             async with serve_process(tmp_path, **SETTINGS) as server:

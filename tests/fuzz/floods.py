@@ -22,8 +22,8 @@ import trio
 if __name__ == "__main__":  # the process that floods is run by its path
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from brewos_relay.auth.keys import hash_key
 from brewos_relay.auth.passwords import hash_password
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.database import Database
@@ -296,7 +296,7 @@ def fill(url: str) -> None:
             user = add_user(db, email=f"{name}@example.org", name=None, now_ms=at_ms)
             set_password_hash(db, user.id, password_hash)
         owned = [machine_id(number) for number in (*range(1, 401), *range(0x10000, 0x10000 + STREET))]
-        rows = [NewDevice(id=device, key_hash=hash_key(KEY)) for device in owned]
+        rows = [NewDevice(id=device, key_hash=hash_secret(KEY)) for device in owned]
         add_devices(db, rows, now_ms=at_ms)
         for device in owned:
             give(db, device, user.id, role="owner", now_ms=at_ms)

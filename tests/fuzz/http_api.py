@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from brewos_relay.api.request_limits import Throttle
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.sessions import open_session
@@ -115,7 +115,7 @@ async def askers(server: HereServer, users: dict[str, str]) -> list[Asker]:
             open_session,
             session_id=session_id,
             user_id=user_id,
-            refresh_hash=hash_token(secrets.token_urlsafe()),
+            refresh_hash=hash_secret(secrets.token_urlsafe()),
             user_agent=None,
             address=None,
             now_ms=now_ms(),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.backup import back_up, restore
 from brewos_relay.registry.database import Database
@@ -54,7 +54,7 @@ def opened(file: Path) -> Database:
 
 
 def add(file: Path, *numbers: int) -> None:
-    devices = [NewDevice(id=machine_id(number), key_hash=hash_key("k" * 43)) for number in numbers]
+    devices = [NewDevice(id=machine_id(number), key_hash=hash_secret("k" * 43)) for number in numbers]
     with opened(file) as database, database.writing() as db:
         add_devices(db, devices, now_ms=1_000)
 

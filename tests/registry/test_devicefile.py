@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import DeviceFileError
 from brewos_relay.registry.devicefile import read_device_file
 from brewos_relay.registry.records import NewDevice
@@ -19,13 +19,13 @@ def read(content: str | bytes) -> list[tuple[int, NewDevice]]:
 
 
 def stream(lines: list[bytes] | Iterator[bytes]) -> Iterator[tuple[int, NewDevice]]:
-    return read_device_file(lines, hash_key=hash_key)
+    return read_device_file(lines, hash_key=hash_secret)
 
 
 def test_lines_with_and_without_a_name() -> None:
     assert read(f"BRW-00000001,{KEY}\nbrw-0000000a,{KEY},Kitchen\n") == [
-        (1, NewDevice(id="BRW-00000001", key_hash=hash_key(KEY))),
-        (2, NewDevice(id="BRW-0000000A", key_hash=hash_key(KEY), name="Kitchen")),
+        (1, NewDevice(id="BRW-00000001", key_hash=hash_secret(KEY))),
+        (2, NewDevice(id="BRW-0000000A", key_hash=hash_secret(KEY), name="Kitchen")),
     ]
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
+from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.errors import IdentityRejected
 from brewos_relay.server.accounts import account_rules
 from brewos_relay.settings import Settings

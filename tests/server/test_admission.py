@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeVar
 import pytest
 import trio
 
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
@@ -83,11 +83,11 @@ class FakeStore(Store):
         self.asked: list[str] = []
         self.device = Device(
             id=DEVICE_ID,
-            key_hash=hash_key(KEY),
+            key_hash=hash_secret(KEY),
             name=None,
             created_at_ms=1,
             last_seen_ms=7,
-            next_key_hashes=tuple(hash_key(key) for key in next_keys),
+            next_key_hashes=tuple(hash_secret(key) for key in next_keys),
         )
         self.accesses = {
             "ada": Access(user_id="ada", device_id=DEVICE_ID, role="owner"),
@@ -239,7 +239,7 @@ async def see_refusal(admission: Admission, asking: Request, status: int) -> Ref
 async def test_a_device_with_its_key_is_let_in() -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     entry = await admission(store=store).check(device_request(DEVICE_ID.lower()))
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
+    assert entry == DeviceEntry(DEVICE_ID, hash_secret(KEY), "192.0.2.7")
     assert store.used == []  # the next one stays a next one
 
 
@@ -272,8 +272,8 @@ async def test_a_device_without_its_key_is_refused_after_the_same_question(devic
 async def test_a_key_that_was_sent_becomes_the_device_s_before_it_is_let_in(key: str) -> None:
     store = FakeStore(next_keys=[NEXT_KEY, NEWEST_KEY])
     entry = await admission(store=store).check(device_request(key=key))
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(key), "192.0.2.7")
-    assert store.used == [hash_key(key)]
+    assert entry == DeviceEntry(DEVICE_ID, hash_secret(key), "192.0.2.7")
+    assert store.used == [hash_secret(key)]
     assert key not in repr(entry)
 
 
@@ -288,8 +288,8 @@ async def test_first_connection_with_a_key_that_registered_itself_is_written_dow
     store = FakeStore()
     store.device = replace(store.device, unproven_since_ms=1)
     entry = await admission(store=store).check(device_request())
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(KEY), "192.0.2.7")
-    assert store.confirmed == [(DEVICE_ID, hash_key(KEY))]
+    assert entry == DeviceEntry(DEVICE_ID, hash_secret(KEY), "192.0.2.7")
+    assert store.confirmed == [(DEVICE_ID, hash_secret(KEY))]
 
 
 @pytest.mark.parametrize("writes", ["failing", "slow"])
@@ -303,7 +303,7 @@ async def test_machine_with_a_working_key_comes_in_though_nothing_can_be_written
     entry = await admission(store=store).check(device_request(key=key))
     assert isinstance(entry, DeviceEntry)
     assert trio.current_time() < Limits().admission_s
-    assert store.held == [(DEVICE_ID, hash_key(key), use)]
+    assert store.held == [(DEVICE_ID, hash_secret(key), use)]
     store.held.clear()
     store.device = replace(store.device, unproven_since_ms=None)
     await see_refusal(admission(store=store), device_request(key="x" * 43), 401)
@@ -316,17 +316,17 @@ async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -
     for noted, asked in ((False, 1), (True, 1)):
         store.noted = noted
         await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
-        assert store.challengers == [(DEVICE_ID, hash_key(NEXT_KEY))] * asked
+        assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))] * asked
 
 
 async def test_key_of_an_earlier_claim_is_let_in_if_the_device_goes_back_to_it() -> None:
     store = FakeStore()
-    store.device = replace(store.device, former_key_hash=hash_key(NEXT_KEY))
+    store.device = replace(store.device, former_key_hash=hash_secret(NEXT_KEY))
     store.goes_back = True
     entry = await admission(store=store).check(device_request(key=NEXT_KEY))
-    assert entry == DeviceEntry(DEVICE_ID, hash_key(NEXT_KEY), "192.0.2.7")
+    assert entry == DeviceEntry(DEVICE_ID, hash_secret(NEXT_KEY), "192.0.2.7")
     await see_refusal(admission(store=store), device_request(key=NEWEST_KEY), 401)
-    assert store.challengers == [(DEVICE_ID, hash_key(NEXT_KEY))]
+    assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))]
 
 
 async def test_malformed_devices_cost_no_question() -> None:
@@ -667,7 +667,7 @@ async def test_what_was_taken_away_meanwhile_lets_nobody_in(asking: Request, sta
         store.accesses.clear()
         store.sessions.clear()
         store.device = Device(
-            id=DEVICE_ID, key_hash=hash_key("x" * 43), name=None, created_at_ms=1, last_seen_ms=7
+            id=DEVICE_ID, key_hash=hash_secret("x" * 43), name=None, created_at_ms=1, last_seen_ms=7
         )
 
     class Overtaken(FakeStore):

@@ -13,7 +13,7 @@ import trio
 
 from brewos_relay import messages
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.messages import Message
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
@@ -119,7 +119,7 @@ async def test_a_relay_that_begins_to_leave_during_the_lookup_takes_nobody_on(
     async def find_device(self: Store, device_id: str) -> Device | None:
         asked.set()
         await answer.wait()
-        return Device(id=device_id, key_hash=hash_key(KEY), name=None, created_at_ms=1, last_seen_ms=None)
+        return Device(id=device_id, key_hash=hash_secret(KEY), name=None, created_at_ms=1, last_seen_ms=None)
 
     monkeypatch.setattr(Store, "find_device", find_device)
     async with serve_here(tmp_path) as server:
@@ -139,7 +139,7 @@ async def test_a_peer_that_goes_during_the_lookup_is_no_trouble(
     async def find_device(self: Store, device_id: str) -> Device | None:
         asked.set()
         await answer.wait()
-        return Device(id=device_id, key_hash=hash_key(KEY), name=None, created_at_ms=1, last_seen_ms=None)
+        return Device(id=device_id, key_hash=hash_secret(KEY), name=None, created_at_ms=1, last_seen_ms=None)
 
     monkeypatch.setattr(Store, "find_device", find_device)
     async with serve_here(tmp_path) as server:
@@ -284,7 +284,7 @@ async def test_accepting_goes_on_after_the_process_was_out_of_files(tmp_path: Pa
         async with serve_process(tmp_path) as server:
             url = f"sqlite:///{tmp_path / 'data' / 'brewos-relay.db'}"
             with Database.open(url) as database, database.writing() as db:
-                add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_key(KEY))], now_ms=now_ms())
+                add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_secret(KEY))], now_ms=now_ms())
             device = await server.device(MACHINE)
             client = await server.client(MACHINE)
             files = len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: PTH208

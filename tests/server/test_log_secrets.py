@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
@@ -19,7 +19,7 @@ METRICS_TOKEN = "metrics-t0ken-for-nobody-else"
 async def test_a_server_s_log_has_no_secrets(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with Database.open(f"sqlite:///{tmp_path}/data/brewos-relay.db") as database, database.writing() as db:
-        add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_key(KEY))], now_ms=1)
+        add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_secret(KEY))], now_ms=1)
     with trio.fail_after(40):
         async with serve_process(
             tmp_path,

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.errors import RegistryError
@@ -20,7 +20,7 @@ from brewos_relay.vocabulary import Role, is_key
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
-OLD, NEXT, NEW = (hash_key(letter * 43) for letter in "onw")
+OLD, NEXT, NEW = (hash_secret(letter * 43) for letter in "onw")
 TARE = {"type": "command", "cmd": "tare"}
 RESTART = {"type": "command", "cmd": "restart"}
 
@@ -347,7 +347,7 @@ async def test_a_new_key_that_a_command_line_asks_for_is_kept_and_sent(
         await it.change("rotate_key", device_id=ONE, user_id="ada")
         [sent] = [message for message in it.device.received if message["type"] == "key_rotate"]
         assert is_key(sent["key"])
-        assert it.registry.added == [(ONE, hash_key(sent["key"]), "ada")]
+        assert it.registry.added == [(ONE, hash_secret(sent["key"]), "ada")]
         assert "a new key for device BRW-00000001: sent" in caplog.text
         assert sent["key"] not in caplog.text
 

@@ -17,9 +17,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.secrets import hash_token
-from brewos_relay.auth.signing import load_private_key
+from brewos_relay.auth.secrets import hash_secret
+from brewos_relay.auth.signing_keys import load_private_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RegistryError, SettingsError
@@ -146,7 +145,7 @@ async def test_what_the_block_raises_comes_out_and_the_port_is_free_again(tmp_pa
 async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, trio.Event]]:
     """Open a server that leaves once the event is set."""
     with Database.open(settings(folder).resolved_database_url()) as database, database.writing() as db:
-        add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_key(KEY))], now_ms=now_ms())
+        add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_secret(KEY))], now_ms=now_ms())
     chosen = dataclasses.replace(settings(folder), limits=Limits(**{"drain_s": 0.0, **limits}))  # type: ignore[arg-type]
     leave = trio.Event()
 
@@ -360,7 +359,7 @@ async def address_of(here: HereServer, *, before: bytes = b"", headers: str = ""
     await here.server.store.write(
         add_invite,
         email="ada@example.org",
-        token_hash=hash_token(token),
+        token_hash=hash_secret(token),
         is_admin=False,
         expires_at_ms=now_ms() + 60_000,
         now_ms=now_ms(),

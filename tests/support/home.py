@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.database import Database
@@ -102,7 +102,7 @@ class Home:
             add_invite(
                 db,
                 email=f"{name}@example.org",
-                token_hash=hash_token(token),
+                token_hash=hash_secret(token),
                 is_admin=False,
                 expires_at_ms=now_ms() + 60_000,
                 now_ms=now_ms(),

@@ -16,8 +16,8 @@ from werkzeug.datastructures import Headers
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
@@ -186,12 +186,12 @@ async def open_household(
     url = url or f"sqlite:///{folder / 'registry.db'}"
     async with open_store(url, write_s=write_s) as store:
         new = [
-            NewDevice(id=MACHINE, key_hash=hash_key(KEY), name="Kitchen", user_id="ada"),
-            NewDevice(id=SECOND, key_hash=hash_key(KEY), user_id="ada"),
+            NewDevice(id=MACHINE, key_hash=hash_secret(KEY), name="Kitchen", user_id="ada"),
+            NewDevice(id=SECOND, key_hash=hash_secret(KEY), user_id="ada"),
         ]
         await store.write(add_devices, new, now_ms=1_000)
         # One that nobody has is forgotten after a while.
-        strange = [NewDevice(id=STRANGE, key_hash=hash_key(KEY))]
+        strange = [NewDevice(id=STRANGE, key_hash=hash_secret(KEY))]
         await store.write(add_devices, strange, now_ms=now_ms())
         app = create_app(
             relay=relay,

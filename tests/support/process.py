@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.registry.database import Database
@@ -126,7 +126,7 @@ async def serve_here(
     bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, "drain_s": 0.0, **limits}
     given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "jwt_secret": SECRET, "data_dir": folder}
     chosen = Settings(**{**given, "limits": Limits(**bounds), **(settings or {})})
-    devices = [NewDevice(id=machine_id(n), key_hash=hash_key(KEY)) for n in machines]
+    devices = [NewDevice(id=machine_id(n), key_hash=hash_secret(KEY)) for n in machines]
     with Database.open(chosen.resolved_database_url()) as database, database.writing() as db:
         add_devices(db, devices, now_ms=now_ms())
     failure: Exception | None = None

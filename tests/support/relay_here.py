@@ -7,8 +7,8 @@ from typing import Any, Final, cast
 
 import trio
 
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
@@ -43,7 +43,7 @@ class MemoryStore(Store):
         if key is None:
             return None
         seen = self.seen.get(device_id)
-        return Device(id=device_id, key_hash=hash_key(key), name=None, created_at_ms=1, last_seen_ms=seen)
+        return Device(id=device_id, key_hash=hash_secret(key), name=None, created_at_ms=1, last_seen_ms=seen)
 
     async def access_of(self, user_id: str, device_id: str) -> Access | None:
         await trio.sleep(self.answer_s)

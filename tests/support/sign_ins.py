@@ -3,9 +3,9 @@
 import secrets
 from typing import Any
 
-from brewos_relay.auth.identity import ProvenIdentity
+from brewos_relay.auth.identity_providers import ProvenIdentity
 from brewos_relay.auth.passwords import hash_password
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import IdentityRejected
 from brewos_relay.registry.accounts import add_invite, add_user, set_password_hash
 from brewos_relay.registry.records import User
@@ -49,7 +49,7 @@ async def invited(house: Household, email: str = EMAIL, *, for_ms: int = 60_000)
     await house.store.write(
         add_invite,
         email=email,
-        token_hash=hash_token(token),
+        token_hash=hash_secret(token),
         is_admin=False,
         expires_at_ms=at_ms + for_ms,
         now_ms=at_ms,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from brewos_relay.auth.identity import ProvenIdentity
+from brewos_relay.auth.identity_providers import ProvenIdentity
 from brewos_relay.registry.pairing_window import NewDeviceRules
 
 DAY_S: Final = 24 * 3600

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from brewos_relay.api.authentication import Authenticator, current_caller
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import PageQuery, Refused, ShortText, body_of, cursor_of, json_answer, query_of
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.secrets import generate_secret_token, hash_token
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.accounts import (
     add_invite,
@@ -182,7 +182,7 @@ class AdminAccountRoutes:
                 Authority(requester.principal, is_admin=True),
                 add_invite,
                 email=body.email,
-                token_hash=hash_token(token),
+                token_hash=hash_secret(token),
                 is_admin=body.is_admin,
                 expires_at_ms=expires_at_ms,
                 now_ms=at_ms,

@@ -28,7 +28,7 @@ from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Pro
 from brewos_relay.api.sharing import SharingRoutes
 from brewos_relay.api.sign_in import SignInRoutes
 from brewos_relay.api.web import PagePathConverter, console_blueprint, web_blueprint
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.networks import network_of

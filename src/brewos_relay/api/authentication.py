@@ -6,9 +6,9 @@ from typing import Final
 from quart import Request, g
 
 from brewos_relay.api.payloads import Refused
-from brewos_relay.auth.access import principal_of
-from brewos_relay.auth.caller import Caller, ProxyTrust
-from brewos_relay.auth.tokens import Claims, KeyRing
+from brewos_relay.auth.grants import principal_of
+from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
+from brewos_relay.auth.tokens import KeyRing, TokenClaims
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
@@ -25,7 +25,7 @@ class Requester:
     user_id: str
     email: str
     session_id: str | None
-    claims: Claims
+    claims: TokenClaims
     is_admin: bool
 
     @property

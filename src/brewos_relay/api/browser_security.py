@@ -6,7 +6,7 @@ from typing import Final
 from quart import Request, Response
 
 from brewos_relay.api.payloads import Refused
-from brewos_relay.auth.caller import Caller, ProxyTrust
+from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
 
 _HSTS: Final = f"max-age={180 * 24 * 3600}"
 _FONT_STYLES: Final = "https://fonts.googleapis.com"

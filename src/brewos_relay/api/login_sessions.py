@@ -23,7 +23,7 @@ from brewos_relay.api.payloads import (
     query_of,
 )
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_token
+from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
@@ -78,7 +78,7 @@ class LoginSessions:
             sessions.open_session,
             session_id=session_id,
             user_id=user.id,
-            refresh_hash=hash_token(refresh_token),
+            refresh_hash=hash_secret(refresh_token),
             user_agent=_shown(request.headers.get("User-Agent"), _USER_AGENT_CHARS),
             address=_shown(current_caller().address, _ADDRESS_CHARS),
             now_ms=started_ms,
@@ -94,8 +94,8 @@ class LoginSessions:
         at_ms = now_ms()
         outcome = await self._store.write_anonymous(
             sessions.refresh,
-            hash_token(refresh_token),
-            successor_hash=hash_token(derive_token(refresh_token, salt)),
+            hash_secret(refresh_token),
+            successor_hash=hash_secret(derive_token(refresh_token, salt)),
             successor_salt=salt,
             now_ms=at_ms,
             grace_ms=self._accounts.refresh_grace_s * 1000,

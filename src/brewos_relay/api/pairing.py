@@ -15,8 +15,7 @@ from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer
 from brewos_relay.api.request_limits import FairRate, Throttles
-from brewos_relay.auth.keys import hash_key, key_matches
-from brewos_relay.auth.secrets import hash_code, hash_token, normalise_code
+from brewos_relay.auth.secrets import hash_code, hash_secret, normalise_code, secret_matches
 from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooManyNewDevices
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
@@ -132,8 +131,8 @@ class PairingRoutes:
         network = network_of(current_caller().address)
         shown = HeldClaim(
             device_id=device_id,
-            key_hash=hash_key(body.device_key),
-            token_hash=hash_token(body.token),
+            key_hash=hash_secret(body.device_key),
+            token_hash=hash_secret(body.token),
             expires_at_ms=at_ms + CLAIM_MS,
             networks=networks_of(network),
         )
@@ -267,7 +266,7 @@ async def _is_its_key(device_id: str, key: str, *, store: Registry) -> bool:
     """Tell whether a key is one that works for a device."""
     device = await store.find_device(device_id)
     hashes = () if device is None else (device.key_hash, *device.next_key_hashes)
-    return any(key_matches(key, key_hash) for key_hash in hashes)
+    return any(secret_matches(key, key_hash) for key_hash in hashes)
 
 
 async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | None:
@@ -307,7 +306,7 @@ async def _claim_by_token(
         device_id = parse_device_id(body.device_id)
     except ValueError:
         return None
-    token_hash = hash_token(body.token)
+    token_hash = hash_secret(body.token)
     if shared:
         return await store.write_as(
             Authority(requester.principal),

@@ -17,8 +17,8 @@ from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.payloads import Refused, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_token
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_secret
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
@@ -203,4 +203,4 @@ def to_ms(when: "float | datetime | None", *, now_ms: int) -> int | None:
 def _make_secrets() -> _Secrets:
     """Make a token and a code, and hash both; that of the code takes a while."""
     token, code = generate_secret_token(), generate_code()
-    return _Secrets(token, code, hash_token(token), hash_code(code))
+    return _Secrets(token, code, hash_secret(token), hash_code(code))

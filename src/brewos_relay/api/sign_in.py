@@ -16,7 +16,7 @@ from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.secrets import hash_token
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.networks import network_of
@@ -159,8 +159,8 @@ class SignInRoutes:
             body = await body_of(request, InviteBody)
             user = await self.store.write_anonymous(
                 registered.redeem_invite,
-                hash_token(body.token),
-                nonce_hash=None if body.nonce is None else hash_token(body.nonce),
+                hash_secret(body.token),
+                nonce_hash=None if body.nonce is None else hash_secret(body.nonce),
                 now_ms=now_ms(),
             )
             if user is None:

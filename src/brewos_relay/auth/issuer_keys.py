@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jwt
 
-from brewos_relay.auth.fetching import check_url, fetch_json
+from brewos_relay.auth.outbound_http import check_url, fetch_json
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
 
 _RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")

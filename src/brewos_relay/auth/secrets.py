@@ -1,4 +1,4 @@
-"""Secrets of this server, and to carry around: long tokens, short codes to type, the hashes that are kept."""
+"""Secrets: generating signing secrets, tokens and short codes, and hashing and comparing them."""
 
 import hashlib
 import hmac
@@ -22,6 +22,9 @@ _CODE_SALT: Final = b"brewos-relay short code"
 _SCRYPT_N: Final = 2**14
 _SCRYPT_R: Final = 8
 _HASH_BYTES: Final = 32
+
+_NO_HASH: Final = bytes(hashlib.sha256().digest_size)
+"""Compared with if there is no stored hash, so that the answer takes as long as for a known device."""
 
 
 def generate_secret() -> str:
@@ -49,9 +52,23 @@ def derive_token(token: str, salt: bytes) -> str:
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def hash_token(text: str) -> bytes:
-    """Hash a long random token for keeping and finding: SHA-256, 32 bytes."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def hash_secret(secret: str) -> bytes:
+    """Hash a device key or a token for storing and finding: SHA-256, 32 bytes.
+
+    These secrets are long and random. Guessing one is hopeless, so a slow hash would protect nothing.
+    """
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def secret_matches(secret: str, stored_hash: bytes | None) -> bool:
+    """Compare a secret with a stored hash in constant time. False if there is none, after equal work."""
+    return hash_matches(hash_secret(secret), stored_hash)
+
+
+def hash_matches(presented_hash: bytes, stored_hash: bytes | None) -> bool:
+    """Compare the hash of a presented secret with a stored one, like `secret_matches`."""
+    expected = _NO_HASH if stored_hash is None else stored_hash
+    return hmac.compare_digest(presented_hash, expected) and stored_hash is not None
 
 
 def generate_code() -> str:

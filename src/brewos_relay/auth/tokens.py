@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import jwt
 
-from brewos_relay.auth.signing import PrivateKey, SecretKey, SigningKey
+from brewos_relay.auth.signing_keys import PrivateKey, SecretKey, SigningKey
 from brewos_relay.core.rights import NamedDevices
 from brewos_relay.errors import TokenRejected
 from brewos_relay.texts import is_identifier
@@ -29,7 +29,7 @@ _TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class TokenClaims:
     """What a valid token says. Times are Unix times in seconds.
 
     `role` is what its bearer is to the devices that the token itself names, and the most that the bearer may
@@ -104,7 +104,7 @@ class KeyRing:
             raise ValueError(f"{len(named)} devices are too many for one token: name fewer, or all of them")
         return token
 
-    def verify(self, token: str) -> Claims:
+    def verify(self, token: str) -> TokenClaims:
         """Read a token; TokenRejected if it is malformed, forged, expired, or lacks a claim."""
         if len(token) > MAX_TOKEN_CHARS:
             raise TokenRejected(f"the token is longer than {MAX_TOKEN_CHARS} characters")
@@ -147,7 +147,7 @@ def _read_header(token: str) -> dict[str, Any]:
     return header
 
 
-def _read_content(payload: bytes) -> Claims:
+def _read_content(payload: bytes) -> TokenClaims:
     """Read what a token says and whether that is true now; raises TokenRejected."""
     try:
         content = json.loads(payload)
@@ -168,12 +168,12 @@ def _read_content(payload: bytes) -> Claims:
     return claims
 
 
-def _read_claims(content: dict[str, Any]) -> Claims:
+def _read_claims(content: dict[str, Any]) -> TokenClaims:
     """Check the type and the range of every claim; ValueError says which one is wrong, without its value."""
     role = content.get("role", "owner")
     if role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}")
-    return Claims(
+    return TokenClaims(
         user_id=_read_text(content, "userId", longest_chars=_USER_ID_CHARS),
         email=_read_text(content, "email", longest_chars=_EMAIL_CHARS),
         issued_at_s=_read_time(content, "iat"),

@@ -83,7 +83,7 @@ def add(
       brewos-relay device add BRW-12AB34CD --name Kitchen --user ada
       brewos-relay device add BRW-12AB34CD --key - < machine.key
     """
-    from brewos_relay.auth.keys import hash_key
+    from brewos_relay.auth.secrets import hash_secret
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devices import add_devices
     from brewos_relay.registry.records import NewDevice
@@ -91,7 +91,7 @@ def add(
     stored_key = generate_key() if key is None else _read_key() if key == "-" else key
     try:
         check_key(stored_key)
-        new = NewDevice(id=device_id, key_hash=hash_key(stored_key), name=name, more_user_ids=users)
+        new = NewDevice(id=device_id, key_hash=hash_secret(stored_key), name=name, more_user_ids=users)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     with failing_with(Failed), Database.open(database_url(data_dir)) as database:
@@ -126,14 +126,14 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     Example:
       brewos-relay device import machines.csv
     """
-    from brewos_relay.auth.keys import hash_key
+    from brewos_relay.auth.secrets import hash_secret
     from brewos_relay.registry.bulk import run_steps
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.devicefile import read_device_file
     from brewos_relay.registry.devices import find_devices
 
     with failing_with(Failed):
-        numbered = list(read_device_file(file, hash_key=hash_key))
+        numbered = list(read_device_file(file, hash_key=hash_secret))
         with Database.open(database_url(data_dir)) as database:
             with database.reading() as db:
                 there = {one.id: one.key_hash for one in find_devices(db, [new.id for _, new in numbered])}

@@ -12,8 +12,7 @@ from typing import Final
 
 import trio
 
-from brewos_relay.auth.keys import hash_key
-from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_token
+from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.commands.message_lines import format_line
 from brewos_relay.commands.output import drop_output
@@ -92,7 +91,7 @@ def prepare(folder: Path, *, port: int) -> Demo:
         limits=Limits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
     )
     key = generate_key()
-    device = NewDevice(id=DEVICE_ID, key_hash=hash_key(key), name="Simulated machine")
+    device = NewDevice(id=DEVICE_ID, key_hash=hash_secret(key), name="Simulated machine")
     invite = generate_secret_token()
     at_ms = now_ms()
     with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
@@ -102,7 +101,7 @@ def prepare(folder: Path, *, port: int) -> Demo:
         add_invite(
             db,
             email=EMAIL,
-            token_hash=hash_token(invite),
+            token_hash=hash_secret(invite),
             is_admin=True,
             expires_at_ms=at_ms + round(INVITE_S * 1000),
             now_ms=at_ms,

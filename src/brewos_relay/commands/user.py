@@ -79,7 +79,7 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
     Example:
       brewos-relay user invite ada@example.com --url https://relay.example.com
     """
-    from brewos_relay.auth.secrets import generate_secret_token, hash_token
+    from brewos_relay.auth.secrets import generate_secret_token, hash_secret
     from brewos_relay.registry.accounts import add_invite, is_first_administrator
     from brewos_relay.registry.database import Database
 
@@ -95,7 +95,7 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
                 add_invite(
                     db,
                     email=email,
-                    token_hash=hash_token(token),
+                    token_hash=hash_secret(token),
                     is_admin=admin,
                     expires_at_ms=expires_at_ms,
                     now_ms=at_ms,

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 from sqlalchemy import Connection, exists, select
 
-from brewos_relay.auth.keys import hash_key
+from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.dialing import dial_app, dial_device
 from brewos_relay.client.endpoint import RelayUnreachable
@@ -96,13 +96,15 @@ def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
         try:
             with database.writing() as db:
                 _remove_what_was_left(db)
-                add_devices(db, [NewDevice(id=device_id, key_hash=hash_key(key), name=NAME)], now_ms=now_ms())
+                add_devices(
+                    db, [NewDevice(id=device_id, key_hash=hash_secret(key), name=NAME)], now_ms=now_ms()
+                )
             yield device_id, key
         finally:
             try:
                 with database.writing() as db:
                     # Should somebody else have this id, nothing was added, and theirs stays.
-                    if any(each.key_hash == hash_key(key) for each in find_devices(db, [device_id])):
+                    if any(each.key_hash == hash_secret(key) for each in find_devices(db, [device_id])):
                         remove_device(db, device_id, now_ms=now_ms())
             except RegistryError as problem:
                 raise DeviceLeft(device_id, problem) from problem

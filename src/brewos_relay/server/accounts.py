@@ -7,7 +7,7 @@ from typing import cast
 from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
-from brewos_relay.auth.identity import FacebookVerifier, GoogleVerifier, Verifier
+from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.registry.accounts import has_accounts, has_administrator
 from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
 from brewos_relay.settings import Settings

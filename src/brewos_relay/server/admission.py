@@ -9,10 +9,10 @@ from typing import Final
 import trio
 
 from brewos_relay.api.request_limits import NetworkShares
-from brewos_relay.auth.access import grant_to, principal_of
-from brewos_relay.auth.caller import ProxyTrust
-from brewos_relay.auth.keys import hash_key, hash_matches
-from brewos_relay.auth.tokens import Claims, KeyRing
+from brewos_relay.auth.grants import grant_to, principal_of
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.secrets import hash_matches, hash_secret
+from brewos_relay.auth.tokens import KeyRing, TokenClaims
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.rate_limits import TokenBuckets
@@ -220,7 +220,7 @@ class Admission:
         if not is_key(key):
             raise Denied("parameters", 400, "the parameter 'key' is missing or malformed")
         device = await self._store.find_device(device_id)
-        presented_hash = hash_key(key)
+        presented_hash = hash_secret(key)
         is_current_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
@@ -320,7 +320,7 @@ class Admission:
             raise Denied(_NO_ACCESS, 403, "no access to this device")
         return grant_to(principal, rights)
 
-    def _renew(self, earlier: Claims, device_id: str, credential: Credential | None, token: str) -> int:
+    def _renew(self, earlier: TokenClaims, device_id: str, credential: Credential | None, token: str) -> int:
         """Take a fresh token of the same login that reaches as far; raises TokenRejected.
 
         What the client may do stays as it was: a token that says less cannot make that last longer. A

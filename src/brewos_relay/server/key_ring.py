@@ -1,6 +1,6 @@
 """The keys of clients' tokens, as the settings name them; nothing here needs Trio."""
 
-from brewos_relay.auth.signing import PrivateKey, load_private_key
+from brewos_relay.auth.signing_keys import PrivateKey, load_private_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import Settings

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, TypedDict
 
 from brewos_relay import messages
-from brewos_relay.auth.access import grant_of
+from brewos_relay.auth.grants import grant_of
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, RegistryError
 from brewos_relay.key_rotation import send_new_key

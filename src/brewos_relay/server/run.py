@@ -18,7 +18,7 @@ import trio
 from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, RequestMetrics
 from brewos_relay.api.request_limits import Throttles
-from brewos_relay.auth.caller import ProxyTrust
+from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.rate_limits import LineLimits

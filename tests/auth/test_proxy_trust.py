@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.auth.caller import Caller, ProxyTrust
+from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
 
 PROXY = "10.0.0.1"
 NETWORKS = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]

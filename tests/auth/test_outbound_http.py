@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from brewos_relay.auth.fetching import MAX_ANSWER_BYTES, check_url, fetch_json
+from brewos_relay.auth.outbound_http import MAX_ANSWER_BYTES, check_url, fetch_json
 from brewos_relay.errors import IdentityUnavailable
 from support.issuer import Answer, Issuer, open_issuer
 

@@ -15,12 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from brewos_relay import settings
-from brewos_relay.auth.signing import (
-    MIN_SECRET_BYTES,
-    PrivateKey,
-    SecretKey,
-    load_private_key,
-)
+from brewos_relay.auth.signing_keys import MIN_SECRET_BYTES, PrivateKey, SecretKey, load_private_key
 from brewos_relay.errors import TokenRejected
 
 SECRET = "0123456789abcdef0123456789abcdef"

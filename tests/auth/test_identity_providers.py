@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 
-from brewos_relay.auth.identity import (
+from brewos_relay.auth.identity_providers import (
     FACEBOOK_ISSUER,
     GOOGLE_ISSUER,
     FacebookVerifier,

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import jwt
 
-from brewos_relay.auth.fetching import FETCH_TIMEOUT_S, check_url, fetch_json
 from brewos_relay.auth.issuer_keys import ALGORITHMS, IssuerKeys
+from brewos_relay.auth.outbound_http import FETCH_TIMEOUT_S, check_url, fetch_json
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
 from brewos_relay.texts import clean_name, is_identifier
 

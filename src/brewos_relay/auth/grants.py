@@ -3,13 +3,13 @@
 import math
 from dataclasses import replace
 
-from brewos_relay.auth.tokens import Claims
+from brewos_relay.auth.tokens import TokenClaims
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.rights import Principal, Rights
 from brewos_relay.vocabulary import Role, role_includes
 
 
-def principal_of(claims: Claims) -> Principal:
+def principal_of(claims: TokenClaims) -> Principal:
     """Take the principal and the limits of the token out of the claims of a token."""
     return Principal(
         user_id=claims.user_id,

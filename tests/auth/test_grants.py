@@ -3,16 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from brewos_relay.auth.access import grant_of, grant_to, principal_of
-from brewos_relay.auth.tokens import Claims
+from brewos_relay.auth.grants import grant_of, grant_to, principal_of
+from brewos_relay.auth.tokens import TokenClaims
 from brewos_relay.core.grant import FULL
 from brewos_relay.core.rights import NamedDevices, Principal, Rights
 from brewos_relay.dialect import CommandClass
 from brewos_relay.vocabulary import Role
 
 
-def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | None = None) -> Claims:
-    return Claims(
+def claims(devices: NamedDevices, *, role: Role = "owner", session_id: str | None = None) -> TokenClaims:
+    return TokenClaims(
         user_id="ada",
         email="a@b.c",
         issued_at_s=0,
