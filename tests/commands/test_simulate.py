@@ -43,13 +43,13 @@ def test_several_faithful_ones(run: Run, fleets: list[Fleet]) -> None:
     args = ("--devices", "3", "--faithful", "--first-id", "brw-000000ff", "--url", "http://127.0.0.1:1")
     assert run("simulate", *args).code == 0
     assert ids(fleets[0]) == ["BRW-000000FF", "BRW-00000100", "BRW-00000101"]
-    assert all(simulator.manners.faithful for simulator in fleets[0].simulators)
+    assert all(simulator.policy.faithful for simulator in fleets[0].simulators)
     assert not any(simulator.machine.rich for simulator in fleets[0].simulators)
 
 
 def test_rich_is_what_is_done(run: Run, fleets: list[Fleet]) -> None:
     assert run("simulate", "--rich").code == 0
-    assert not fleets[0].simulators[0].manners.faithful
+    assert not fleets[0].simulators[0].policy.faithful
 
 
 def test_registered_ones(run: Run, fleets: list[Fleet], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from brewos_relay.simulator.connection_policy import FAITHFUL
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.simulated_device import Simulator
+from brewos_relay.simulator.simulated_device import SimulatedDevice
 from support.wire_client import (
     BINARY,
     CLOSE,
@@ -85,7 +85,7 @@ def content(found: Frame) -> dict[str, Any]:
 class Cloud:
     """A server of exact bytes; it takes registrations, and hands out everything else."""
 
-    simulator: Simulator
+    simulator: SimulatedDevice
     visits: trio.MemoryReceiveChannel[Visit]
     began_s: float
     registrations: list[tuple[float, bytes]] = field(default_factory=list)
@@ -126,8 +126,8 @@ async def cloud(*, registered: bytes = b"HTTP/1.1 200 OK", **parameters: Any) ->
             machine = Machine(
                 device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000, chance=random.Random(1)
             )
-            simulator = Simulator(
-                machine, url=f"http://127.0.0.1:{port}", registers=True, manners=FAITHFUL, **parameters
+            simulator = SimulatedDevice(
+                machine, url=f"http://127.0.0.1:{port}", registers=True, policy=FAITHFUL, **parameters
             )
             nursery.start_soon(simulator.run)
             yield Cloud(simulator, receive, trio.current_time(), registrations)

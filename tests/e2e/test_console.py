@@ -36,7 +36,7 @@ from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.simulated_device import Simulator
+from brewos_relay.simulator.simulated_device import SimulatedDevice
 from brewos_relay.simulator.usage_patterns import Barista
 from brewos_relay.vocabulary import Role, now_ms
 from support.chromium import Page, needs_browser, open_page
@@ -97,12 +97,12 @@ class Kitchen:
         """Connect the machine; its time may pass faster than ours."""
         self._running = trio.CancelScope()
         pauses: dict[str, Any] = {"reconnect_s": 0.5, "refused_s": 0.5, "unreachable_s": 0.5}
-        simulator = Simulator(
+        simulator = SimulatedDevice(
             self.machine,
             url=self.url,
             key=KEY,
-            manners=replace(RICH, tick_s=tick_s, **pauses),
-            habits=Barista(shot_every_s),
+            policy=replace(RICH, tick_s=tick_s, **pauses),
+            usage=Barista(shot_every_s),
             speed=speed,
         )
 

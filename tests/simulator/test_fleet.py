@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from brewos_relay.simulator.connection_policy import FAITHFUL, RICH
-from brewos_relay.simulator.fleet import Fleet, Identity
+from brewos_relay.simulator.fleet import DeviceIdentity, Fleet
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.usage_patterns import Barista, Household
 from support.waiting import until
@@ -21,8 +21,8 @@ def make_machine(seed: int = 1) -> Machine:
 
 
 def make_fleet(url: str, said: list[str], count: int, **parameters: object) -> Fleet:
-    identities = [Identity(device_id=f"BRW-{number:08X}", key="k" * 43) for number in range(count)]
-    return Fleet(identities, url=url, manners=RICH, say=said.append, **parameters)  # type: ignore[arg-type]
+    identities = [DeviceIdentity(device_id=f"BRW-{number:08X}", key="k" * 43) for number in range(count)]
+    return Fleet(identities, url=url, policy=RICH, say=said.append, **parameters)  # type: ignore[arg-type]
 
 
 async def test_all_of_them_live() -> None:
@@ -70,9 +70,12 @@ async def test_the_sum_tells_of_troubles() -> None:
 
 def test_who_registers() -> None:
     url = "http://127.0.0.1:1"
-    given, new = Identity(device_id="BRW-00000001", key="k" * 43), Identity(device_id="BRW-00000002")
-    rich = Fleet([given, new], url=url, manners=RICH, say=lambda _: None)
-    faithful = Fleet([given, new], url=url, manners=FAITHFUL, say=lambda _: None)
+    given, new = (
+        DeviceIdentity(device_id="BRW-00000001", key="k" * 43),
+        DeviceIdentity(device_id="BRW-00000002"),
+    )
+    rich = Fleet([given, new], url=url, policy=RICH, say=lambda _: None)
+    faithful = Fleet([given, new], url=url, policy=FAITHFUL, say=lambda _: None)
     assert [simulator._registers for simulator in rich.simulators] == [False, True]
     assert [simulator._registers for simulator in faithful.simulators] == [True, True]
     assert rich.simulators[0].key == "k" * 43

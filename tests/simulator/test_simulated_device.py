@@ -11,9 +11,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from brewos_relay.client.codec import decode
 from brewos_relay.messages import Message
-from brewos_relay.simulator.connection_policy import FAITHFUL, RICH, Manners
+from brewos_relay.simulator.connection_policy import FAITHFUL, RICH, ConnectionPolicy
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.simulated_device import Simulator
+from brewos_relay.simulator.simulated_device import SimulatedDevice
 from brewos_relay.simulator.usage_patterns import Barista
 from support.waiting import until
 from support.websocket_server import Accepted, answering, open_server, open_websocket_server
@@ -22,15 +22,15 @@ DEADLINE_S = 10.0
 KEY = "k" * 43
 
 
-MANNERS = replace(RICH, tick_s=0.01, first_info_s=60.0, reconnect_s=0.02, refused_s=0.02, unreachable_s=0.02)
+POLICY = replace(RICH, tick_s=0.01, first_info_s=60.0, reconnect_s=0.02, refused_s=0.02, unreachable_s=0.02)
 
 
 def make_simulator(
     url: str, *, rich: bool = False, tick_s: float = 0.01, first_info_s: float = 60.0, **parameters: Any
-) -> Simulator:
+) -> SimulatedDevice:
     machine = Machine(device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000, rich=rich)
-    manners: Manners = replace(MANNERS, tick_s=tick_s, first_info_s=first_info_s)
-    return Simulator(machine, url=url, **{"key": KEY, "manners": manners, **parameters})
+    policy: ConnectionPolicy = replace(POLICY, tick_s=tick_s, first_info_s=first_info_s)
+    return SimulatedDevice(machine, url=url, **{"key": KEY, "policy": policy, **parameters})
 
 
 async def receive(connection: WebSocketConnection) -> tuple[bool, dict[str, Any]]:
@@ -62,7 +62,7 @@ async def receive_close_code(connection: WebSocketConnection) -> int:
 
 
 @asynccontextmanager
-async def running(**parameters: Any) -> AsyncIterator[tuple[Simulator, Accepted]]:
+async def running(**parameters: Any) -> AsyncIterator[tuple[SimulatedDevice, Accepted]]:
     """Run a simulator against a server of ours; gives it and the server's end of its first connection."""
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
@@ -114,7 +114,7 @@ async def test_pings_at_once() -> None:
 
 
 async def test_heats_up_holds_and_brews_with_gapless_numbers() -> None:
-    async with running(speed=1000.0, habits=Barista(200.0)) as (_, server):
+    async with running(speed=1000.0, usage=Barista(200.0)) as (_, server):
         await receive(server.connection)
         await server.connection.send_message('{"type":"command","cmd":"set_mode","mode":"on"}')
         seqs, kinds, states = [1], set[str](), list[str]()
@@ -185,7 +185,7 @@ async def test_obeys_and_says_so() -> None:
     ],
 )
 async def test_ignores_everything_else(junk: str | bytes) -> None:
-    async with running(tick_s=60.0, manners=replace(FAITHFUL, grace_s=0.0, tick_s=60.0)) as (
+    async with running(tick_s=60.0, policy=replace(FAITHFUL, grace_s=0.0, tick_s=60.0)) as (
         simulator,
         server,
     ):
@@ -279,8 +279,8 @@ async def test_registers_what_it_is_to_be_claimed_with() -> None:
     said: list[str] = []
     with trio.fail_after(DEADLINE_S):
         async with open_server(register_only) as url, trio.open_nursery() as nursery:
-            manners = replace(MANNERS, register_s=0.01)
-            simulator = make_simulator(url, key=None, registers=True, manners=manners, announce=announce)
+            policy = replace(POLICY, register_s=0.01)
+            simulator = make_simulator(url, key=None, registers=True, policy=policy, announce=announce)
             nursery.start_soon(simulator.run)
             await registered.wait()
             nursery.cancel_scope.cancel()
@@ -324,7 +324,7 @@ async def test_comes_back_with_a_new_key_that_it_is_given() -> None:
 
 async def test_waits_as_long_as_a_relay_that_leaves_asks_for() -> None:
     said: list[str] = []
-    async with running(manners=replace(RICH, tick_s=0.01), announce=said.append) as (_, server):
+    async with running(policy=replace(RICH, tick_s=0.01), announce=said.append) as (_, server):
         await server.connection.send_message('{"type":"restarting","reconnectInMs":700}')
         await server.connection.aclose(1012)
         await until(lambda: len(said) >= 2)
@@ -334,7 +334,7 @@ async def test_waits_as_long_as_a_relay_that_leaves_asks_for() -> None:
 async def test_restarts_when_it_is_told_to() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
-            simulator = make_simulator(url, manners=replace(MANNERS, reboot_s=0.01))
+            simulator = make_simulator(url, policy=replace(POLICY, reboot_s=0.01))
             nursery.start_soon(simulator.run)
             first = await accepted.receive()
             await receive(first.connection)

@@ -6,7 +6,7 @@ import pytest
 
 from brewos_relay.simulator.firmware.messagepack import pack
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.status_reports import Reports, changed_groups
+from brewos_relay.simulator.status_reports import StatusReports, changed_groups
 
 
 def make_status(**groups: Any) -> dict[str, Any]:
@@ -14,12 +14,12 @@ def make_status(**groups: Any) -> dict[str, Any]:
     return machine.status() | groups
 
 
-def take(reports: Reports, status: dict[str, Any], now_s: float) -> dict[str, Any] | None:
+def take(reports: StatusReports, status: dict[str, Any], now_s: float) -> dict[str, Any] | None:
     return reports.next(status, {"sessionShots": 3}, now_s=now_s, uptime_s=now_s)
 
 
 def test_begins_with_everything_then_says_what_changed() -> None:
-    reports = Reports()
+    reports = StatusReports()
     reports.begin()
     first = take(reports, make_status(), 0)
     assert first is not None
@@ -36,7 +36,7 @@ def test_begins_with_everything_then_says_what_changed() -> None:
 
 
 def test_small_changes_add_up_against_what_was_sent() -> None:
-    reports = Reports()
+    reports = StatusReports()
     take(reports, make_status(pressure=0.0), 0)
     assert take(reports, make_status(pressure=0.06), 1) is None
     assert take(reports, make_status(pressure=0.12), 2) is not None
@@ -44,7 +44,7 @@ def test_small_changes_add_up_against_what_was_sent() -> None:
 
 
 def test_another_state_is_told_in_full() -> None:
-    reports = Reports()
+    reports = StatusReports()
     status = make_status()
     take(reports, status, 0)
     report = take(reports, status | {"machine": status["machine"] | {"state": "heating"}}, 1)
@@ -53,7 +53,7 @@ def test_another_state_is_told_in_full() -> None:
 
 
 def test_quiet_machines_say_that_they_are_alive() -> None:
-    reports = Reports()
+    reports = StatusReports()
     take(reports, make_status(), 0)
     assert take(reports, make_status(), 29.9) is None
     assert take(reports, make_status(), 30) == {"type": "keepalive", "seq": 2, "uptime": 30_000}
@@ -61,7 +61,7 @@ def test_quiet_machines_say_that_they_are_alive() -> None:
 
 
 def test_every_five_minutes_everything_with_stats() -> None:
-    reports = Reports()
+    reports = StatusReports()
     take(reports, make_status(), 0)
     report = take(reports, make_status(), 300)
     assert report is not None
@@ -111,7 +111,7 @@ def test_thresholds(group: str, before: dict[str, Any], after: dict[str, Any], t
 
 
 def test_a_delta_of_some_fields_keeps_the_others_known() -> None:
-    reports = Reports()
+    reports = StatusReports()
     status = make_status()
     take(reports, status, 0)
     take(reports, status | {"power": status["power"] | {"current": 900.0}}, 1)

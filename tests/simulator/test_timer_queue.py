@@ -5,7 +5,7 @@ import math
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.simulator.timer_queue import GRAIN_S, Clock
+from brewos_relay.simulator.timer_queue import GRAIN_S, TimerQueue
 
 
 class Counting:
@@ -22,13 +22,13 @@ class Counting:
 
 
 async def test_looks_at_each_when_it_is_due(autojump_clock: MockClock) -> None:
-    clock = Clock()
+    timers = TimerQueue()
     often, once = Counting(1, 1, 1), Counting()
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(clock.run)
-        clock.wake(often, began_s + 1)
-        clock.wake(once, began_s + 2.5)
+        nursery.start_soon(timers.run)
+        timers.wake(often, began_s + 1)
+        timers.wake(once, began_s + 2.5)
         await trio.sleep(10)
         assert [math.floor(at - began_s) for at in often.at] == [1, 2, 3, 4]
         assert len(once.at) == 1
@@ -37,15 +37,15 @@ async def test_looks_at_each_when_it_is_due(autojump_clock: MockClock) -> None:
 
 
 async def test_can_be_woken_earlier_but_not_later(autojump_clock: MockClock) -> None:
-    clock = Clock()
+    timers = TimerQueue()
     sleeper = Counting()
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(clock.run)
-        clock.wake(sleeper, began_s + 100)
+        nursery.start_soon(timers.run)
+        timers.wake(sleeper, began_s + 100)
         await trio.sleep(1)
-        clock.wake(sleeper, began_s + 200)
-        clock.wake(sleeper, began_s + 2)
+        timers.wake(sleeper, began_s + 200)
+        timers.wake(sleeper, began_s + 2)
         await trio.sleep(300)
         assert len(sleeper.at) == 1
         assert sleeper.at[0] - began_s < 3
@@ -53,12 +53,12 @@ async def test_can_be_woken_earlier_but_not_later(autojump_clock: MockClock) -> 
 
 
 async def test_forgets(autojump_clock: MockClock) -> None:
-    clock = Clock()
+    timers = TimerQueue()
     sleeper = Counting()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(clock.run)
-        clock.wake(sleeper, trio.current_time() + 1)
-        clock.forget(sleeper)
+        nursery.start_soon(timers.run)
+        timers.wake(sleeper, trio.current_time() + 1)
+        timers.forget(sleeper)
         await trio.sleep(10)
         assert sleeper.at == []
         nursery.cancel_scope.cancel()

@@ -30,7 +30,7 @@ from brewos_relay.server.run import open_server
 from brewos_relay.settings import Settings
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.simulated_device import Simulator
+from brewos_relay.simulator.simulated_device import SimulatedDevice
 from brewos_relay.simulator.usage_patterns import Barista
 from brewos_relay.telemetry.lines import LineWriter
 from brewos_relay.vocabulary import generate_key, now_ms
@@ -46,7 +46,7 @@ SHOT_EVERY_S: Final = 300.0  # of the machine's time, so every 50 s of ours
 _PORTS_TRIED: Final = 100
 
 #: Whoever watches a demo does not wait long for a machine that comes back.
-MANNERS: Final = replace(RICH, reconnect_s=RECONNECT_S, refused_s=RECONNECT_S)
+POLICY: Final = replace(RICH, reconnect_s=RECONNECT_S, refused_s=RECONNECT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +123,12 @@ async def demonstrate(
             say(line)
         machine = Machine(device_id=demo.device_id, now_ms=now_ms, rich=True)
         machine.switch_on()
-        simulator = Simulator(
+        simulator = SimulatedDevice(
             machine,
             url=server.url,
             key=demo.device_key,
-            manners=MANNERS,
-            habits=Barista(SHOT_EVERY_S),
+            policy=POLICY,
+            usage=Barista(SHOT_EVERY_S),
             speed=SPEED,
             announce=lambda text: say(f"machine {text}"),
         )

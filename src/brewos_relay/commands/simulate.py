@@ -8,7 +8,7 @@ from brewos_relay.commands.failures import Failed, NotStarted, failing_with
 from brewos_relay.commands.parameters import device_id, find_url, port_number, url_option
 
 if TYPE_CHECKING:
-    from brewos_relay.simulator.fleet import Identity
+    from brewos_relay.simulator.fleet import DeviceIdentity
 
 _FIRST_ID: Final = "BRW-51000001"
 _MOST_DEVICES: Final = 10_000
@@ -93,8 +93,8 @@ def simulate(
 
         try:
             fleet_url = find_url(url)
-            manners = FAITHFUL if faithful else RICH
-            run_fleet(lambda say: Fleet(identities, url=fleet_url, manners=manners, speed=speed, say=say))
+            policy = FAITHFUL if faithful else RICH
+            run_fleet(lambda say: Fleet(identities, url=fleet_url, policy=policy, speed=speed, say=say))
         except SettingsError as problem:
             raise click.UsageError(str(problem)) from None
 
@@ -116,20 +116,20 @@ def demo(port: int | None) -> None:
         run_demo(port)
 
 
-def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) -> "list[Identity]":
+def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) -> "list[DeviceIdentity]":
     """Give the machines that there are to be."""
-    from brewos_relay.simulator.fleet import Identity
+    from brewos_relay.simulator.fleet import DeviceIdentity
 
     if keys_file is None:
         first = int(first_id.removeprefix("BRW-"), 16)
         wanted = 1 if count is None else count
         if first + wanted > _IDS:
             raise click.UsageError(f"there are no {wanted} ids from {first_id} on; give another --first-id")
-        return [Identity(device_id=f"BRW-{first + position:08X}") for position in range(wanted)]
+        return [DeviceIdentity(device_id=f"BRW-{first + position:08X}") for position in range(wanted)]
     from brewos_relay.registry.devicefile import read_device_file
 
     rows = read_device_file(keys_file, hash_key=str.encode)
-    found = [Identity(device_id=new.id, key=new.key_hash.decode()) for _, new in rows]
+    found = [DeviceIdentity(device_id=new.id, key=new.key_hash.decode()) for _, new in rows]
     if not found:
         raise click.UsageError(f"{keys_file.name} has no machines in it")
     if (count or 0) > len(found):

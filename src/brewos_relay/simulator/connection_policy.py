@@ -5,7 +5,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
+class ConnectionPolicy:
     """How a machine treats its relay. Times in s.
 
     `faithful`: as the firmware does it, with its fixed pauses, and a key that is gone when a connection
@@ -30,7 +30,7 @@ class Manners:
     reboot_s: float = 3.0
 
 
-FAITHFUL: Final = Manners(
+FAITHFUL: Final = ConnectionPolicy(
     faithful=True,
     grace_s=10.25,
     after_register_s=2.0,
@@ -40,7 +40,7 @@ FAITHFUL: Final = Manners(
     register_s=30.0,
 )
 
-RICH: Final = Manners(
+RICH: Final = ConnectionPolicy(
     faithful=False,
     grace_s=0.0,
     after_register_s=0.0,

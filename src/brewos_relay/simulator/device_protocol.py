@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 import msgspec
 import trio
 
-from brewos_relay.simulator.connection_policy import Manners
-from brewos_relay.simulator.firmware.firmware_connection import TURN_S, Link
+from brewos_relay.simulator.connection_policy import ConnectionPolicy
+from brewos_relay.simulator.firmware.firmware_connection import TURN_S, FirmwareConnection
 from brewos_relay.simulator.firmware.firmware_frames import (
     BINARY,
     BINARY_BYTES,
@@ -18,18 +18,18 @@ from brewos_relay.simulator.firmware.firmware_frames import (
     TEXT,
     TEXT_BYTES,
     Frame,
-    Unreadable,
+    UnreadableFrame,
     close_payload,
 )
 from brewos_relay.simulator.firmware.messagepack import pack
-from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.command_fields import CommandResult
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.model.status import esp_status, pico_status, power_meter_status
-from brewos_relay.simulator.status_reports import Reports
+from brewos_relay.simulator.status_reports import StatusReports
 from brewos_relay.texts import one_line
 
 #: How a connection ended: by the relay's close frame, without one, by us for cause; or by a command.
-End = Literal["closed", "lost", "dropped", "restart", "reconnect", "leave"]
+EndCause = Literal["closed", "lost", "dropped", "restart", "reconnect", "leave"]
 
 _METER_S: Final = 5.0
 _SLACK_S: Final = 1e-6  # so that a tick that comes on time is not taken for the one before
@@ -42,7 +42,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Conversation:
+class DeviceProtocol:
     """One connection's worth of talk. `tick` is called by a clock; `run` reads, to the end.
 
     `end` and `why` tell how it ended. Nothing here waits but `run`.
@@ -51,15 +51,15 @@ class Conversation:
     __slots__ = (
         "_asked",
         "_busy_until_s",
+        "_connection",
         "_first_info_at_s",
         "_later",
-        "_link",
         "_machine",
-        "_manners",
         "_meter_at_s",
         "_missed",
         "_pico",
         "_ping_at_s",
+        "_policy",
         "_pong_by_s",
         "_scope",
         "_tick_from_s",
@@ -75,28 +75,28 @@ class Conversation:
 
     def __init__(
         self,
-        link: Link,
+        connection: FirmwareConnection,
         machine: Machine,
         *,
-        manners: Manners,
-        reports: Reports,
+        policy: ConnectionPolicy,
+        reports: StatusReports,
         now_s: float,
         wake: Callable[[float], None],
     ) -> None:
         self.reports = reports
         #: Whether it is to be cut without a close frame, as when the power goes.
         self.abrupt = False
-        self.end: End | None = None
+        self.end: EndCause | None = None
         self.why = ""
         self.messages = 0
         self.new_key: str | None = None
         self.back_in_s: float | None = None
-        self._link = link
+        self._connection = connection
         self._machine = machine
-        self._manners = manners
+        self._policy = policy
         self._wake = wake
         self._tick_from_s = now_s
-        self._first_info_at_s = now_s + manners.first_info_s
+        self._first_info_at_s = now_s + policy.first_info_s
         self._meter_at_s = now_s + _METER_S
         self._ping_at_s = now_s
         self._pong_by_s = math.inf
@@ -112,7 +112,7 @@ class Conversation:
 
         **Ends when:** the connection has, or with a close frame when cancelled.
         """
-        link = self._link
+        connection = self._connection
         heard = False
         try:
             with self._scope:
@@ -126,16 +126,16 @@ class Conversation:
                     for frame in frames:
                         if self.end is None:
                             await self._turn(frame)
-        except Unreadable as problem:
+        except UnreadableFrame as problem:
             self._finish("dropped", f"it does not read that (close code {problem.code})")
             # With what is left of it unread, the close frame would not arrive.
-            await link.say_goodbye(problem.code)
+            await connection.say_goodbye(problem.code)
         except trio.Cancelled:
             if not self.abrupt:
-                await link.say_goodbye()
+                await connection.say_goodbye()
             raise
-        if self.end in ("reconnect", "restart", "leave") and not self._manners.faithful:
-            await link.say_goodbye()
+        if self.end in ("reconnect", "restart", "leave") and not self._policy.faithful:
+            await connection.say_goodbye()
         elif self.end is None:
             self._finish("lost", "the connection was lost")
 
@@ -153,7 +153,7 @@ class Conversation:
             for message in machine.news:
                 self._say(message)
             machine.news.clear()
-        if now_s >= self._tick_from_s + self._manners.tick_s - _SLACK_S:
+        if now_s >= self._tick_from_s + self._policy.tick_s - _SLACK_S:
             self._report(now_s)
         if now_s >= self._first_info_at_s:
             self._introduce()
@@ -165,7 +165,7 @@ class Conversation:
     # Speaking
 
     def _next_s(self, now_s: float) -> float:
-        machine, tick_s = self._machine, self._manners.tick_s
+        machine, tick_s = self._machine, self._policy.tick_s
         if not machine.off or now_s < self._tick_from_s + tick_s:
             # On the grid of the ticks, which begins with the connection.
             pace_s = tick_s - (now_s - self._tick_from_s + _SLACK_S) % tick_s
@@ -188,7 +188,7 @@ class Conversation:
         payload = pack(report)
         if len(payload) <= BINARY_BYTES:
             self.messages += 1
-            self._link.send(BINARY, payload)
+            self._connection.send(BINARY, payload)
         if machine.rich and report["type"] == "status":
             self._say_pico()
 
@@ -202,9 +202,9 @@ class Conversation:
     def _say(self, content: Mapping[str, Any]) -> None:
         payload = _encode(content)
         # Too much for a machine to send, which it finds out silently.
-        if len(payload) <= TEXT_BYTES or not self._manners.faithful:
+        if len(payload) <= TEXT_BYTES or not self._policy.faithful:
             self.messages += 1
-            self._link.send(TEXT, payload)
+            self._connection.send(TEXT, payload)
 
     def _introduce(self) -> None:
         self._first_info_at_s = math.inf
@@ -227,30 +227,30 @@ class Conversation:
                 return
             self._ping_at_s = now_s
         if now_s >= self._ping_at_s and self._pong_by_s == math.inf:
-            self._link.send(PING, b"")
-            self._ping_at_s = now_s + self._manners.ping_s
-            self._pong_by_s = now_s + self._manners.pong_s
+            self._connection.send(PING, b"")
+            self._ping_at_s = now_s + self._policy.ping_s
+            self._pong_by_s = now_s + self._policy.pong_s
 
     # Hearing
 
     async def _receive(self, frames: list[Frame]) -> bool:
         """Wait for frames; False once the connection has ended. Raises Unreadable."""
-        if not self._link.stalled:
-            return await self._link.receive(frames.append)
+        if not self._connection.stalled:
+            return await self._connection.receive(frames.append)
         with trio.move_on_after(_STALL_S):
-            return await self._link.receive(frames.append)
-        raise Unreadable(1002)
+            return await self._connection.receive(frames.append)
+        raise UnreadableFrame(1002)
 
     async def _turn(self, frame: Frame) -> None:
         """Take a frame. A faithful machine takes one in each turn of its loop, and none while it is busy."""
-        if self._manners.faithful:
+        if self._policy.faithful:
             await trio.sleep(TURN_S)
             if trio.current_time() < self._busy_until_s:
                 await trio.sleep_until(self._busy_until_s)
         if frame.opcode == TEXT and frame.whole:
             self._take(frame.payload)
         elif frame.opcode == PING:
-            self._link.send(PONG, frame.payload)
+            self._connection.send(PONG, frame.payload)
         elif frame.opcode == PONG:
             self._pong_by_s, self._missed = math.inf, 0
             self._wake(self._ping_at_s)
@@ -258,7 +258,7 @@ class Conversation:
             code = int.from_bytes(frame.payload[:2], "big") if len(frame.payload) >= 2 else 1005
             reason = one_line(frame.payload[2:].decode(errors="replace"))
             self._finish("closed", f"closed by the relay with code {code}{reason and ': ' + reason}")
-            self._link.send(CLOSE, close_payload(1000))
+            self._connection.send(CLOSE, close_payload(1000))
 
     def _take(self, payload: bytes) -> None:
         try:
@@ -283,7 +283,7 @@ class Conversation:
         elif kind == "ping":
             self._machine.say("info", "Pico answered the ping")
             self._wake(trio.current_time())
-        elif not self._manners.faithful:
+        elif not self._policy.faithful:
             self._take_as_sdk(content)
 
     def _take_as_sdk(self, content: dict[str, Any]) -> None:
@@ -297,7 +297,7 @@ class Conversation:
 
     def _obey(self, command: dict[str, Any]) -> None:
         machine = self._machine
-        outcome: Outcome = machine.obey(command)
+        outcome: CommandResult = machine.obey(command)
         machine.say(outcome.level, outcome.text)
         answers = [*outcome.answers, *(outcome.rich_answers if machine.rich else ())]
         if outcome.settings_changed:
@@ -316,9 +316,9 @@ class Conversation:
             for message in self._later:
                 self._say(message)
             self._finish(outcome.effect, outcome.text)
-        ticks = math.floor((now_s - self._tick_from_s) / self._manners.tick_s) + 1
-        self._wake(self._tick_from_s + ticks * self._manners.tick_s)
+        ticks = math.floor((now_s - self._tick_from_s) / self._policy.tick_s) + 1
+        self._wake(self._tick_from_s + ticks * self._policy.tick_s)
 
-    def _finish(self, end: End, why: str) -> None:
+    def _finish(self, end: EndCause, why: str) -> None:
         if self.end is None:
             self.end, self.why = end, why

@@ -10,11 +10,11 @@ from typing import Final
 import trio
 
 from brewos_relay.client.endpoint import parse_url
-from brewos_relay.simulator.connection_policy import Manners
+from brewos_relay.simulator.connection_policy import ConnectionPolicy
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.simulated_device import Habits, Simulator, make_ssl_context
-from brewos_relay.simulator.timer_queue import Clock
-from brewos_relay.simulator.usage_patterns import Barista, Household
+from brewos_relay.simulator.simulated_device import SimulatedDevice, make_ssl_context
+from brewos_relay.simulator.timer_queue import TimerQueue
+from brewos_relay.simulator.usage_patterns import Barista, Household, UsagePattern
 from brewos_relay.vocabulary import now_ms
 
 #: A relay lets in so many WebSockets a second; so many machines are switched on in one.
@@ -26,7 +26,7 @@ SUMMARY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class DeviceIdentity:
     """A machine's id, and its key if it has one already."""
 
     device_id: str
@@ -42,35 +42,35 @@ class Fleet:
 
     def __init__(
         self,
-        identities: Sequence[Identity],
+        identities: Sequence[DeviceIdentity],
         *,
         url: str,
-        manners: Manners,
+        policy: ConnectionPolicy,
         speed: float = 1.0,
         say: Callable[[str], None],
         seed: int = 1,
     ) -> None:
         chance = random.Random(seed)  # noqa: S311 - noise of sensors
-        context: ssl.SSLContext | None = make_ssl_context(manners) if parse_url(url).tls else None
+        context: ssl.SSLContext | None = make_ssl_context(policy) if parse_url(url).tls else None
         self._say = say
         self._refused: Counter[str] = Counter()
-        self.simulators: list[Simulator] = []
+        self.simulators: list[SimulatedDevice] = []
         for position, identity in enumerate(identities):
             machine = Machine(
-                device_id=identity.device_id, now_ms=now_ms, chance=chance, rich=not manners.faithful
+                device_id=identity.device_id, now_ms=now_ms, chance=chance, rich=not policy.faithful
             )
-            habits: Habits = Household(chance)
+            usage: UsagePattern = Household(chance)
             if position == 0:
                 machine.switch_on()
-                habits = Barista(SHOT_EVERY_S)
+                usage = Barista(SHOT_EVERY_S)
             self.simulators.append(
-                Simulator(
+                SimulatedDevice(
                     machine,
                     url=url,
                     key=identity.key,
-                    registers=identity.key is None or manners.faithful,
-                    manners=manners,
-                    habits=habits,
+                    registers=identity.key is None or policy.faithful,
+                    policy=policy,
+                    usage=usage,
                     speed=speed,
                     start_after_s=position / STARTS_PER_S,
                     ssl_context=context,
@@ -85,11 +85,11 @@ class Fleet:
         once.
         **Ends when:** cancelled; every connection is closed with a close frame then.
         """
-        clock = Clock()
+        timers = TimerQueue()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(clock.run)
+            nursery.start_soon(timers.run)
             for simulator in self.simulators:
-                nursery.start_soon(simulator.live, clock, nursery.start_soon)
+                nursery.start_soon(simulator.live, timers, nursery.start_soon)
             if len(self.simulators) > HEARD_ALONE:
                 nursery.start_soon(self._sum_up)
 

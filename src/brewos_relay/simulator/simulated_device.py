@@ -3,31 +3,31 @@
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import trio
 
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable, parse_url
-from brewos_relay.simulator.connection_policy import RICH, Manners
-from brewos_relay.simulator.device_protocol import Conversation, End
+from brewos_relay.simulator.connection_policy import RICH, ConnectionPolicy
+from brewos_relay.simulator.device_protocol import DeviceProtocol, EndCause
 from brewos_relay.simulator.firmware.firmware_connection import (
-    Link,
-    NameUnknown,
-    NoConnection,
-    open_link,
+    ConnectTimedOut,
+    FirmwareConnection,
+    HostNotFound,
+    open_firmware_connection,
     register,
 )
 from brewos_relay.simulator.model.machine import Machine
-from brewos_relay.simulator.status_reports import Reports
-from brewos_relay.simulator.timer_queue import Clock
-from brewos_relay.simulator.usage_patterns import Barista
+from brewos_relay.simulator.status_reports import StatusReports
+from brewos_relay.simulator.timer_queue import TimerQueue
+from brewos_relay.simulator.usage_patterns import Barista, UsagePattern
 
 #: A machine whose connection ends sooner than this takes it for bad credentials.
 KEY_LOSS_S: Final = 5.0
 ZOMBIE_S: Final = 30.0
-_HAUNTS_AFTER_S: Final = 0.006
+_SILENT_RECONNECT_S: Final = 0.006
 _KEY_CHARS: Final = 43
 _TOKEN_CHARS: Final = 32
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
@@ -36,17 +36,7 @@ _OFFLINE_TICK_S: Final = 5.0
 Spawn = Callable[[Callable[[], Awaitable[None]]], Any]
 
 
-class Habits(Protocol):
-    """Who uses the machine."""
-
-    def begin(self, machine: Machine) -> None:
-        """Begin with the machine."""
-
-    def act(self, machine: Machine) -> float:
-        """Do what is due; gives in how many s of the machine's time to look again, at the latest."""
-
-
-class Simulator:
+class SimulatedDevice:
     """A machine and its life with a relay.
 
     `key` None makes one, and `registers` tells the relay of the key and of a token to be claimed with, as
@@ -64,15 +54,15 @@ class Simulator:
         url: str,
         key: str | None = None,
         registers: bool = False,
-        manners: Manners = RICH,
-        habits: Habits | None = None,
+        policy: ConnectionPolicy = RICH,
+        usage: UsagePattern | None = None,
         speed: float = 1.0,
         start_after_s: float = 0.0,
         ssl_context: ssl.SSLContext | None = None,
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.machine = machine
-        self.manners = manners
+        self.policy = policy
         self.key = key or _random_text(_KEY_CHARS)
         self.token = _random_text(_TOKEN_CHARS)
         # What happened
@@ -88,16 +78,16 @@ class Simulator:
         if not self._endpoint.tls:
             ssl_context = None
         elif ssl_context is None:
-            ssl_context = make_ssl_context(manners)
+            ssl_context = make_ssl_context(policy)
         self._ssl_context = ssl_context
         self._registers = registers
-        self._habits = habits or Barista()
+        self._usage = usage or Barista()
         self._speed = speed
         self._start_after_s = start_after_s
         self._announce = announce
         self._backoff = Backoff(chance=machine.chance.random)
-        self._conversation: Conversation | None = None
-        self._reports = Reports()
+        self._protocol: DeviceProtocol | None = None
+        self._reports = StatusReports()
         self._new_key: str | None = None
         self._stepped_at_s = 0.0
         self._switched_on = trio.Event()
@@ -107,8 +97,8 @@ class Simulator:
 
     def power_cycle(self) -> None:
         """Switch the machine off and on again: its connection is cut, and it begins anew."""
-        if self._conversation is not None:
-            self._conversation.abrupt = True
+        if self._protocol is not None:
+            self._protocol.abrupt = True
         self._switched_on.set()
         self._power.cancel()
 
@@ -123,68 +113,68 @@ class Simulator:
         **Owns:** the clock's task, and all that living takes.
         **Ends when:** cancelled; it says goodbye then.
         """
-        clock = Clock()
+        timers = TimerQueue()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(clock.run)
-            await self.live(clock, nursery.start_soon)
+            nursery.start_soon(timers.run)
+            await self.live(timers, nursery.start_soon)
 
-    async def live(self, clock: Clock, spawn: Spawn) -> None:
+    async def live(self, timers: TimerQueue, spawn: Spawn) -> None:
         """Be switched on, and stay connected as well as it goes; `spawn` starts tasks that outlive a
         connection.
 
         **Ends when:** cancelled; a connection is closed with a close frame then.
         """
         await trio.sleep(self._start_after_s)
-        self._habits.begin(self.machine)
+        self._usage.begin(self.machine)
         self._stepped_at_s = trio.current_time()
-        clock.wake(self, self._stepped_at_s)
+        timers.wake(self, self._stepped_at_s)
         try:
             while True:
                 self._switched_on = trio.Event()
                 with trio.CancelScope() as self._power:
-                    await self._be_on(clock, spawn)
+                    await self._be_on(timers, spawn)
                 if self._power.cancelled_caught:
                     self._announce("switched off and on again")
                 self._restart()
         finally:
-            clock.forget(self)
+            timers.forget(self)
 
     def tick(self, now_s: float) -> float:
         """Let the machine and its connection go on; gives when to come again."""
         machine = self.machine
         machine.step((now_s - self._stepped_at_s) * self._speed)
         self._stepped_at_s = now_s
-        again_s = self._habits.act(machine) / self._speed
-        if self._conversation is None:
+        again_s = self._usage.act(machine) / self._speed
+        if self._protocol is None:
             machine.news.clear()
             return now_s + min(_OFFLINE_TICK_S, max(0.5, again_s))
-        return min(self._conversation.tick(now_s), now_s + max(0.5, again_s))
+        return min(self._protocol.tick(now_s), now_s + max(0.5, again_s))
 
     # Its life
 
     def _restart(self) -> None:
         self.machine.switch_off()
         self.machine.uptime_s = 0.0
-        self._reports = Reports()
+        self._reports = StatusReports()
         self.token = _random_text(_TOKEN_CHARS)
 
     @property
     def _is_dead(self) -> bool:
         return self.state == "dead"
 
-    async def _be_on(self, clock: Clock, spawn: Spawn) -> None:
+    async def _be_on(self, timers: TimerQueue, spawn: Spawn) -> None:
         """Live from switching on to the next restart."""
-        manners = self.manners
+        policy = self.policy
         self.state = "waiting"
-        await trio.sleep(manners.grace_s)
+        await trio.sleep(policy.grace_s)
         if self._registers:
             await self._register()
-            await trio.sleep(manners.after_register_s)
+            await trio.sleep(policy.after_register_s)
         while True:
-            end = await self._connect_once(clock, spawn)
+            end = await self._connect_once(timers, spawn)
             if end == "restart":
                 self._announce("restarts")
-                await trio.sleep(manners.reboot_s)
+                await trio.sleep(policy.reboot_s)
                 return
             if end == "leave" or self._is_dead:
                 self.state = "dead"
@@ -203,102 +193,102 @@ class Simulator:
                     ssl_context=self._ssl_context,
                 )
             except (RelayRefused, RelayUnreachable) as problem:
-                await self._pause(self.manners.register_s, f"not registered: {problem}", problem)
+                await self._pause(self.policy.register_s, f"not registered: {problem}", problem)
             else:
                 self._backoff.reset()
                 self._announce(f"registered; claim it at {self.pairing_url}")
                 return
 
-    async def _connect_once(self, clock: Clock, spawn: Spawn) -> End | None:
+    async def _connect_once(self, timers: TimerQueue, spawn: Spawn) -> EndCause | None:
         """Have one connection, from its attempt to the pause after it; how it ended, None without one.
 
         **Owns:** what a machine leaves behind that was cut off, for as long as the pause takes.
         """
-        manners = self.manners
+        policy = self.policy
         try:
-            async with self._open(spawn, self._new_key or self.key) as link:
+            async with self._open(spawn, self._new_key or self.key) as connection:
                 opened_at_s = trio.current_time()
-                conversation = await self._converse(link, clock)
+                protocol = await self._run_protocol(connection, timers)
                 age_s = trio.current_time() - opened_at_s
         except RelayRefused as problem:
             self.refusals += 1
             if self._new_key is not None and problem.status in (401, 403):
                 self._new_key = None  # the relay does not know it after all
-            await self._pause(manners.refused_s, str(problem), problem)
+            await self._pause(policy.refused_s, str(problem), problem)
             return None
-        except (NameUnknown, NoConnection) as problem:
-            await self._pause(manners.unreachable_s, str(problem), problem)
+        except (HostNotFound, ConnectTimedOut) as problem:
+            await self._pause(policy.unreachable_s, str(problem), problem)
             return None
         except RelayUnreachable as problem:
-            await self._pause(manners.refused_s, str(problem), problem)
+            await self._pause(policy.refused_s, str(problem), problem)
             return None
-        end = conversation.end or "lost"
+        end = protocol.end or "lost"
         if end in ("restart", "leave"):
-            self._announce(f"disconnected: {conversation.why}")
+            self._announce(f"disconnected: {protocol.why}")
             return end
         if age_s < KEY_LOSS_S and end in ("closed", "lost", "dropped"):
             self.key_losses += 1
-            if manners.faithful:
+            if policy.faithful:
                 self.key = _random_text(_KEY_CHARS)
                 self.state = "dead"
                 self._announce(
-                    f"disconnected after {age_s:.1f} s: {conversation.why};"
+                    f"disconnected after {age_s:.1f} s: {protocol.why};"
                     " it takes that for bad credentials, has made a new key,"
                     " and is off the cloud until it is switched off and on"
                 )
                 return end
         elif age_s >= KEY_LOSS_S:
             self._backoff.reset()
-        if conversation.new_key is not None:
-            self._new_key = conversation.new_key
+        if protocol.new_key is not None:
+            self._new_key = protocol.new_key
             self._announce("has a new key, and comes back with it")
             return end
-        if conversation.back_in_s is not None:
-            self._backoff.hint(conversation.back_in_s)
-        why = f"disconnected: {conversation.why}"
+        if protocol.back_in_s is not None:
+            self._backoff.hint(protocol.back_in_s)
+        why = f"disconnected: {protocol.why}"
         async with trio.open_nursery() as nursery:
-            if end == "lost" and manners.faithful:
-                nursery.start_soon(self._haunt, spawn)
-            await self._pause(manners.reconnect_s, why, None)
+            if end == "lost" and policy.faithful:
+                nursery.start_soon(self._reconnect_silently, spawn)
+            await self._pause(policy.reconnect_s, why, None)
             nursery.cancel_scope.cancel()
         return end
 
     def _open(self, spawn: Spawn, key: str) -> Any:
-        return open_link(
+        return open_firmware_connection(
             self._endpoint,
             device_id=self.machine.device_id,
             key=key,
             spawn=spawn,
             chance=self.machine.chance,
             ssl_context=self._ssl_context,
-            faithful=self.manners.faithful,
+            faithful=self.policy.faithful,
         )
 
-    async def _converse(self, link: Link, clock: Clock) -> Conversation:
+    async def _run_protocol(self, connection: FirmwareConnection, timers: TimerQueue) -> DeviceProtocol:
         """Be connected, to the end."""
         now_s = trio.current_time()
-        if not self.manners.faithful:  # firmware sends everything once in each boot
+        if not self.policy.faithful:  # firmware sends everything once in each boot
             self._reports.begin()
-        conversation = Conversation(
-            link,
+        protocol = DeviceProtocol(
+            connection,
             self.machine,
-            manners=self.manners,
+            policy=self.policy,
             reports=self._reports,
             now_s=now_s,
-            wake=lambda at_s: clock.wake(self, at_s),
+            wake=lambda at_s: timers.wake(self, at_s),
         )
         self.connections += 1
         self.state = "online"
         self._announce("connected")
-        self._conversation = conversation
-        clock.wake(self, now_s)
+        self._protocol = protocol
+        timers.wake(self, now_s)
         try:
-            await conversation.run(self._key_works)
+            await protocol.run(self._key_works)
         finally:
-            self._conversation = None
-            self.messages += conversation.messages
+            self._protocol = None
+            self.messages += protocol.messages
             self.state = "waiting"
-        return conversation
+        return protocol
 
     def _key_works(self) -> None:
         """Take note that the relay has let us in with the key that was tried."""
@@ -316,9 +306,9 @@ class Simulator:
         self._announce(f"{why}; again in {pause_s:.3g} s")
         await trio.sleep(pause_s)
 
-    async def _haunt(self, spawn: Spawn) -> None:
+    async def _reconnect_silently(self, spawn: Spawn) -> None:
         """Connect as the library does after a bare loss, without the firmware knowing: nothing is said."""
-        await trio.sleep(_HAUNTS_AFTER_S)
+        await trio.sleep(_SILENT_RECONNECT_S)
         try:
             async with self._open(spawn, self.key) as _:
                 self.zombies += 1
@@ -327,10 +317,10 @@ class Simulator:
             pass
 
 
-def make_ssl_context(manners: Manners) -> ssl.SSLContext:
+def make_ssl_context(policy: ConnectionPolicy) -> ssl.SSLContext:
     """Make what TLS needs; a faithful machine looks at no certificate."""
     context = ssl.create_default_context()
-    if manners.faithful:
+    if policy.faithful:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

@@ -14,7 +14,7 @@ _FLOW_G_PER_S: Final = 0.1 - _ROUNDING
 _RSSI_DB: Final = 10
 
 
-class Reports:
+class StatusReports:
     """Decides, tick by tick, what is worth sending, against what was sent last.
 
     One is for all connections of a boot: the first report is a full one, and a reconnect changes nothing.

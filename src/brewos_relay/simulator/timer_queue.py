@@ -11,7 +11,7 @@ GRAIN_S: Final = 0.05
 _SOONEST_S: Final = 0.001
 
 
-class Ticking(Protocol):
+class Timed(Protocol):
     """What a clock looks at; `due_s` belongs to the clock."""
 
     due_s: float
@@ -20,23 +20,23 @@ class Ticking(Protocol):
         """Do what is due, and say when to come again (trio time)."""
 
 
-class Clock:
+class TimerQueue:
     """Looks at everything that was given to it, when it is due. **Owns:** nothing; `run` is its task."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Ticking]] = []
+        self._heap: list[tuple[float, int, Timed]] = []
         self._count = 0
         self._earlier = trio.Event()
         self._sleeps_until_s = math.inf
 
-    def wake(self, ticking: Ticking, at_s: float) -> None:
+    def wake(self, timed: Timed, at_s: float) -> None:
         """Look at something at `at_s`, or when it was due anyway if that is earlier."""
-        if at_s < ticking.due_s:
-            self._push(ticking, at_s)
+        if at_s < timed.due_s:
+            self._push(timed, at_s)
 
-    def forget(self, ticking: Ticking) -> None:
+    def forget(self, timed: Timed) -> None:
         """Look at it no more."""
-        ticking.due_s = math.inf
+        timed.due_s = math.inf
 
     async def run(self) -> None:
         """Tick for ever. **Ends when:** cancelled."""
@@ -47,19 +47,19 @@ class Clock:
                 await self._earlier.wait()
             now_s = trio.current_time()
             while self._heap and self._heap[0][0] <= now_s:
-                at_s, _, ticking = heappop(self._heap)
+                at_s, _, timed = heappop(self._heap)
                 # What was woken earlier meanwhile is in the heap twice.
-                if at_s == ticking.due_s:
-                    ticking.due_s = math.inf
+                if at_s == timed.due_s:
+                    timed.due_s = math.inf
                     # Never at once again: a time that cannot be waited for would be waited for without end.
-                    self._push(ticking, max(ticking.tick(now_s), now_s + _SOONEST_S))
+                    self._push(timed, max(timed.tick(now_s), now_s + _SOONEST_S))
             await trio.lowlevel.checkpoint()
 
-    def _push(self, ticking: Ticking, at_s: float) -> None:
-        if at_s >= ticking.due_s or math.isinf(at_s):
+    def _push(self, timed: Timed, at_s: float) -> None:
+        if at_s >= timed.due_s or math.isinf(at_s):
             return
-        ticking.due_s = at_s
+        timed.due_s = at_s
         self._count += 1
-        heappush(self._heap, (at_s, self._count, ticking))
+        heappush(self._heap, (at_s, self._count, timed))
         if at_s + GRAIN_S < self._sleeps_until_s:
             self._earlier.set()

@@ -2,7 +2,7 @@
 
 import math
 import random
-from typing import Final
+from typing import Final, Protocol
 
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.model.water import TANK_ML
@@ -12,6 +12,16 @@ _ON_S: Final = 3600.0
 _OFF_S: Final = 9 * 3600.0
 _SHOT_S: Final = 600.0
 _LONGEST_BEFORE_S: Final = 900.0
+
+
+class UsagePattern(Protocol):
+    """Who uses the machine."""
+
+    def begin(self, machine: Machine) -> None:
+        """Begin with the machine."""
+
+    def act(self, machine: Machine) -> float:
+        """Do what is due; gives in how many s of the machine's time to look again, at the latest."""
 
 
 class Barista:

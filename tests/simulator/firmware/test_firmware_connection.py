@@ -13,9 +13,9 @@ from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, parse_url
 from brewos_relay.simulator.firmware.firmware_connection import (
     MOST_WAITING,
-    Link,
-    NameUnknown,
-    open_link,
+    FirmwareConnection,
+    HostNotFound,
+    open_firmware_connection,
     register,
 )
 from brewos_relay.simulator.firmware.firmware_frames import TEXT, Frame
@@ -28,14 +28,14 @@ DEADLINE_S = 10.0
 
 async def connect(
     endpoint: Endpoint,
-    use: Callable[[Link], Awaitable[None]] | None = None,
+    use: Callable[[FirmwareConnection], Awaitable[None]] | None = None,
     *,
     faithful: bool = True,
     ssl_context: ssl.SSLContext | None = None,
 ) -> None:
     async with (
         trio.open_nursery() as nursery,
-        open_link(
+        open_firmware_connection(
             endpoint,
             device_id="BRW-0000ABCD",
             key="k" * 43,
@@ -43,10 +43,10 @@ async def connect(
             chance=random.Random(1),
             ssl_context=ssl_context,
             faithful=faithful,
-        ) as link,
+        ) as connection,
     ):
         if use is not None:
-            await use(link)
+            await use(connection)
 
 
 async def problem_with(endpoint: Endpoint, **options: Any) -> BaseException:
@@ -99,7 +99,7 @@ async def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", find_nothing)
-    assert isinstance(await problem_with(Endpoint("nowhere.invalid", 80, tls=False)), NameUnknown)
+    assert isinstance(await problem_with(Endpoint("nowhere.invalid", 80, tls=False)), HostNotFound)
 
 
 async def test_no_tls() -> None:
@@ -162,19 +162,19 @@ async def test_what_a_slow_relay_does_not_take_waits_and_the_newest_is_dropped()
             if received.endswith(b"the end"):
                 enough.set()
 
-    async def use(link: Link) -> None:
+    async def use(connection: FirmwareConnection) -> None:
         frames: list[Frame] = []
-        assert await link.receive(frames.append)
+        assert await connection.receive(frames.append)
         assert [found.payload for found in frames] == [b"{}"]
         sent = 0
-        while not link.dropped:
-            link.send(TEXT, b"x" * 60_000)
+        while not connection.dropped:
+            connection.send(TEXT, b"x" * 60_000)
             sent += 1
             assert sent < 5000
-        assert len(link._waiting) >= MOST_WAITING
+        assert len(connection._waiting) >= MOST_WAITING
         read.set()
-        await until(lambda: not link._waiting)
-        link.send(TEXT, b"z" * 1400 + b"the end")
+        await until(lambda: not connection._waiting)
+        connection.send(TEXT, b"z" * 1400 + b"the end")
         await enough.wait()
         # 8 bytes of header each, all whole: what was dropped was dropped as a whole.
         assert len(received) == (sent - 1) * 60_008 + 1407 + 8

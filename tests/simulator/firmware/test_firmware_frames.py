@@ -11,7 +11,7 @@ from brewos_relay.simulator.firmware.firmware_frames import (
     TEXT,
     Frame,
     FrameReader,
-    Unreadable,
+    UnreadableFrame,
     build,
 )
 from support.firmware_wire import device_frame
@@ -69,6 +69,6 @@ def test_reads_frames_in_pieces(step: int) -> None:
 )
 def test_what_is_too_much_ends_it(data: bytes, code: int) -> None:
     found: list[Frame] = []
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableFrame) as caught:
         FrameReader().feed(frame(TEXT, b"x" * 15_360, mask=None) + data, found.append)
     assert (caught.value.code, len(found)) == (code, 1)

@@ -40,20 +40,20 @@ _AGAIN_S: Final = 0.011
 _READ_BYTES: Final = 4096
 
 
-class NameUnknown(RelayUnreachable):
+class HostNotFound(RelayUnreachable):
     """The host's name leads to no address."""
 
     code = "relay_name_unknown"
 
 
-class NoConnection(RelayUnreachable):
+class ConnectTimedOut(RelayUnreachable):
     """No connection came about in 20 s."""
 
     code = "relay_no_connection"
 
 
-class Link:
-    """An open WebSocket of a machine. Made by `open_link`, which also ends it.
+class FirmwareConnection:
+    """An open WebSocket of a machine. Made by `open_firmware_connection`, which also ends it.
 
     `send` never waits. What the operating system does not take at once waits here, 20 messages at most; the
     newest is dropped then, as machines do it.
@@ -169,7 +169,7 @@ class Link:
 
 
 @asynccontextmanager
-async def open_link(
+async def open_firmware_connection(
     endpoint: Endpoint,
     *,
     device_id: str,
@@ -178,7 +178,7 @@ async def open_link(
     chance: random.Random,
     ssl_context: ssl.SSLContext | None,
     faithful: bool,
-) -> AsyncIterator[Link]:
+) -> AsyncIterator[FirmwareConnection]:
     """Connect as a machine; raises RelayUnreachable or RelayRefused.
 
     `spawn` starts a task in a nursery that lives longer than the link. Leaving the block drops what is left.
@@ -205,8 +205,10 @@ async def open_link(
             if answer.status == 101:
                 raise RelayUnreachable("the upgrade was answered in a way that machines do not take")
             raise RelayRefused(answer.status, _detail(rest), retry_after_s=_retry_after_s(answer))
-        link = Link(stream, raw, spawn=spawn, chance=chance, always_masked=not faithful, rest=rest)
-        yield link
+        connection = FirmwareConnection(
+            stream, raw, spawn=spawn, chance=chance, always_masked=not faithful, rest=rest
+        )
+        yield connection
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -248,7 +250,7 @@ async def _connect(
         try:
             found = await trio.socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise NameUnknown(f"{endpoint.host} cannot be found ({error.strerror})") from None
+            raise HostNotFound(f"{endpoint.host} cannot be found ({error.strerror})") from None
         try:
             stream, raw = await _connect_to_any(found)
         except OSError as error:
@@ -270,7 +272,7 @@ async def _connect(
                 raise RelayUnreachable(f"no TLS with {endpoint.host}: {error.__cause__}") from None
             raise
         return tls, None
-    raise NoConnection(f"{endpoint.host} does not answer: no connection after {ATTEMPT_S:g} s")
+    raise ConnectTimedOut(f"{endpoint.host} does not answer: no connection after {ATTEMPT_S:g} s")
 
 
 async def _connect_to_any(found: list[Any]) -> tuple[trio.SocketStream, socket.socket]:

@@ -25,7 +25,7 @@ _MASKED: Final = 0x80
 _NO_MASK: Final = b"\0\0\0\0"
 
 
-class Unreadable(Exception):
+class UnreadableFrame(Exception):
     """What came ends the connection; `code` is what a machine closes it with."""
 
     def __init__(self, code: int) -> None:
@@ -97,9 +97,9 @@ class FrameReader:
                     length = int.from_bytes(received[start : start + size], "big")
                     start += size
                 if first & 0x0F not in _KNOWN:
-                    raise Unreadable(1002)
+                    raise UnreadableFrame(1002)
                 if length > MOST_BYTES:
-                    raise Unreadable(1009)
+                    raise UnreadableFrame(1009)
                 mask = b""
                 if second & _MASKED:
                     mask = bytes(received[start : start + 4])

@@ -1,8 +1,9 @@
-"""Fields of a command, which may be anything at all: each is read strictly, or the command is refused."""
+"""The fields of a command, which are read strictly, and the result of a command."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from brewos_relay.texts import showable
 
@@ -10,8 +11,29 @@ _TEXT_CHARS: Final = 127
 _MISSING: Final = object()
 
 
-class Wrong(Exception):
+class CommandRejected(Exception):
     """A command cannot be carried out; its text says why."""
+
+
+#: What a machine does to its connection afterwards: it starts anew, is off the net for a moment, or for good.
+Effect = Literal["restart", "reconnect", "leave"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What the machine says of a command; `settings_changed` if its `device_info` is another now.
+
+    `answers` are messages that follow, `rich_answers` those that only a rich machine sends; for `busy_s` it
+    neither reads nor writes.
+    """
+
+    level: Literal["info", "warn"]
+    text: str
+    settings_changed: bool = False
+    answers: tuple[dict[str, Any], ...] = ()
+    rich_answers: tuple[dict[str, Any], ...] = ()
+    effect: Effect | None = None
+    busy_s: float = 0.0
 
 
 def number(
@@ -20,7 +42,7 @@ def number(
     """Read a number from `low` to `high` under the first of `names` that is there."""
     value = _find(command, names, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise Wrong(f"{names[0]} must be a number from {low:g} to {high:g}, not {shown(value)}")
+        raise CommandRejected(f"{names[0]} must be a number from {low:g} to {high:g}, not {shown(value)}")
     return float(value)
 
 
@@ -28,7 +50,7 @@ def whole(command: Mapping[str, Any], *names: str, low: int, high: int, default:
     """Read a whole number."""
     value = number(command, *names, low=low, high=high, default=default)
     if not value.is_integer():
-        raise Wrong(f"{names[0]} must be a whole number, not {value:g}")
+        raise CommandRejected(f"{names[0]} must be a whole number, not {value:g}")
     return int(value)
 
 
@@ -36,7 +58,7 @@ def flag(command: Mapping[str, Any], *names: str, default: bool | None = None) -
     """Read true or false."""
     value = _find(command, names, default)
     if not isinstance(value, bool):
-        raise Wrong(f"{names[0]} must be true or false, not {shown(value)}")
+        raise CommandRejected(f"{names[0]} must be true or false, not {shown(value)}")
     return value
 
 
@@ -46,7 +68,7 @@ def text(
     """Read a text, cut to the length that a machine keeps."""
     value = _find(command, names, default)
     if not isinstance(value, str):
-        raise Wrong(f"{names[0]} must be a text, not {shown(value)}")
+        raise CommandRejected(f"{names[0]} must be a text, not {shown(value)}")
     return showable(value)[:longest]
 
 
@@ -55,7 +77,7 @@ def choice(command: Mapping[str, Any], name: str, choices: Iterable[str], defaul
     value = _find(command, (name,), default)
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
-        raise Wrong(f"unknown {name} {shown(value)}, known are {', '.join(known)}")
+        raise CommandRejected(f"unknown {name} {shown(value)}, known are {', '.join(known)}")
     return value
 
 

@@ -4,18 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from brewos_relay.simulator.model import brewing_commands as brewing
-from brewos_relay.simulator.model import schedule_commands as schedules
+from brewos_relay.simulator.model import schedules
 from brewos_relay.simulator.model import settings_commands as house
 from brewos_relay.simulator.model import system_commands as system
-from brewos_relay.simulator.model.command_fields import Wrong, shown
-from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult, shown
 
 if TYPE_CHECKING:
     from brewos_relay.simulator.model.machine import Machine
 
-__all__ = ["KNOWN", "RICH", "Outcome", "obey"]
-
-_Obey = Callable[["Machine", Mapping[str, Any]], Outcome]
+_Obey = Callable[["Machine", Mapping[str, Any]], CommandResult]
 
 KNOWN: Final[Mapping[str, _Obey]] = {
     "set_mode": brewing.set_mode,
@@ -76,15 +73,15 @@ RICH: Final[Mapping[str, _Obey]] = {
 }
 
 
-def obey(machine: "Machine", command: Mapping[str, Any]) -> Outcome:
+def obey(machine: "Machine", command: Mapping[str, Any]) -> CommandResult:
     """Carry out a command as far as the machine takes it; never raises, whatever it is."""
     cmd = command.get("cmd")
     carry_out = None
     if isinstance(cmd, str):
         carry_out = KNOWN.get(cmd) or (RICH.get(cmd) if machine.rich else None)
     if carry_out is None:
-        return Outcome("warn", f"Unknown command: {shown(cmd)}")
+        return CommandResult("warn", f"Unknown command: {shown(cmd)}")
     try:
         return carry_out(machine, command)
-    except Wrong as problem:
-        return Outcome("warn", f"{cmd}: {problem}"[:255])
+    except CommandRejected as problem:
+        return CommandResult("warn", f"{cmd}: {problem}"[:255])

@@ -8,14 +8,13 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from brewos_relay.simulator.model.boilers import HEATED_STEP_S, Boiler
-from brewos_relay.simulator.model.command_table import Outcome, obey
+from brewos_relay.simulator.model.boilers import HEATED_STEP_S, Boiler, share_power
+from brewos_relay.simulator.model.command_fields import CommandResult
+from brewos_relay.simulator.model.command_table import obey
 from brewos_relay.simulator.model.configuration import Configuration
-from brewos_relay.simulator.model.power import share_power
 from brewos_relay.simulator.model.schedules import Schedule
-from brewos_relay.simulator.model.shot import PUMP_W, Recipe, Shot
 from brewos_relay.simulator.model.status import device_info, stats, status
-from brewos_relay.simulator.model.water import Water
+from brewos_relay.simulator.model.water import PUMP_W, Recipe, Shot, Water
 
 AMBIENT_C: Final = 22.0
 READY_BAND_C: Final = 1.0  # this near to its setpoint, the brew boiler is ready
@@ -126,7 +125,7 @@ class Machine:
 
     # What is done to it
 
-    def obey(self, command: Mapping[str, Any]) -> Outcome:
+    def obey(self, command: Mapping[str, Any]) -> CommandResult:
         """Carry out a command (`cmd` and its fields) as far as the machine takes it."""
         return obey(self, command)
 

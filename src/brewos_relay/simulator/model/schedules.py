@@ -1,8 +1,17 @@
-"""Schedules: at which minutes of the week a machine switches itself on or off."""
+"""Schedules: the minutes of the week at which a machine switches itself on or off, and their commands."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from brewos_relay.simulator.model import command_fields as fields
+from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult
+
+if TYPE_CHECKING:
+    from brewos_relay.simulator.model.machine import Machine
+
+_Command = Mapping[str, Any]
 
 MOST_SCHEDULES: Final = 10
 NAME_CHARS: Final = 23
@@ -34,3 +43,76 @@ class Schedule:
     def as_dict(self) -> dict[str, Any]:
         """Write it as `device_info` has it."""
         return asdict(self)
+
+
+def add_schedule(machine: "Machine", command: _Command) -> CommandResult:
+    """Add a schedule, which gets an id."""
+    schedules = machine.configuration.schedules
+    if len(schedules) >= MOST_SCHEDULES:
+        raise CommandRejected(f"there are {MOST_SCHEDULES} schedules already; delete one")
+    taken = {schedule.id for schedule in schedules}
+    new = _set(Schedule(id=next(free for free in range(1, MOST_SCHEDULES + 2) if free not in taken)), command)
+    schedules.append(new)
+    return CommandResult("info", f"Schedule {new.id} added: {new.hour:02}:{new.minute:02} {new.action}", True)
+
+
+def update_schedule(machine: "Machine", command: _Command) -> CommandResult:
+    """Change a schedule; what is not given stays."""
+    old = _find(machine, command)
+    new = _set(Schedule(**old.as_dict()), command)
+    schedules = machine.configuration.schedules
+    schedules[schedules.index(old)] = new
+    return CommandResult("info", f"Schedule {new.id} changed", settings_changed=True)
+
+
+def delete_schedule(machine: "Machine", command: _Command) -> CommandResult:
+    """Delete a schedule."""
+    old = _find(machine, command)
+    machine.configuration.schedules.remove(old)
+    return CommandResult("info", f"Schedule {old.id} deleted", settings_changed=True)
+
+
+def toggle_schedule(machine: "Machine", command: _Command) -> CommandResult:
+    """Let a schedule count, or not."""
+    schedule = _find(machine, command)
+    schedule.enabled = fields.flag(command, "enabled", default=True)
+    return CommandResult("info", f"Schedule {schedule.id} {'on' if schedule.enabled else 'off'}", True)
+
+
+def get_schedules(machine: "Machine", _: _Command) -> CommandResult:
+    """Tell the schedules."""
+    count = len(machine.configuration.schedules)
+    return CommandResult("info", f"{count} schedules", settings_changed=True)
+
+
+def set_auto_off(machine: "Machine", command: _Command) -> CommandResult:
+    """Set whether and after how long an unused machine switches itself off."""
+    enabled = fields.flag(command, "enabled", default=True)
+    minutes = fields.whole(command, "minutes", low=1, high=1440, default=60)
+    machine.configuration.auto_off, machine.configuration.auto_off_min = enabled, minutes
+    return CommandResult(
+        "info", f"Auto-off {'on' if enabled else 'off'}: {minutes} min", settings_changed=True
+    )
+
+
+def _find(machine: "Machine", command: _Command) -> Schedule:
+    wanted = fields.whole(command, "id", low=0, high=255)
+    for schedule in machine.configuration.schedules:
+        if schedule.id == wanted:
+            return schedule
+    raise CommandRejected(f"there is no schedule {wanted}")
+
+
+def _set(schedule: Schedule, command: _Command) -> Schedule:
+    """Take over what a command says of a schedule; raises Wrong with nothing of it kept elsewhere."""
+    schedule.enabled = fields.flag(command, "enabled", default=schedule.enabled)
+    schedule.days = fields.whole(command, "days", low=0, high=EVERY_DAY, default=schedule.days)
+    schedule.hour = fields.whole(command, "hour", low=0, high=23, default=schedule.hour)
+    schedule.minute = fields.whole(command, "minute", low=0, high=59, default=schedule.minute)
+    action: Literal["on", "off"] = "on"
+    if fields.choice(command, "action", ("on", "off"), schedule.action) == "off":
+        action = "off"
+    schedule.action = action
+    schedule.strategy = fields.whole(command, "strategy", low=0, high=3, default=schedule.strategy)
+    schedule.name = fields.text(command, "name", longest=NAME_CHARS, default=schedule.name)
+    return schedule

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from brewos_relay.simulator.model import command_fields as fields
-from brewos_relay.simulator.model.command_fields import Wrong
-from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult
 
 if TYPE_CHECKING:
     from brewos_relay.simulator.model.machine import Machine
@@ -17,7 +16,7 @@ _TYPES: Final = ("dual_boiler", "single_boiler", "heat_exchanger")
 _DAYS: Final = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 
 
-def mqtt_test(machine: "Machine", command: _Command) -> Outcome:
+def mqtt_test(machine: "Machine", command: _Command) -> CommandResult:
     """Try a broker; a simulated machine never calls one, and finds whatever has a name."""
     broker = fields.text(command, "broker", default=machine.configuration.mqtt["broker"])
     answer = {
@@ -25,10 +24,10 @@ def mqtt_test(machine: "Machine", command: _Command) -> Outcome:
         "success": bool(broker),
         "message": f"Connected to {broker}" if broker else "No broker is set",
     }
-    return Outcome("info", "MQTT tested", answers=(answer,), busy_s=1.0)
+    return CommandResult("info", "MQTT tested", answers=(answer,), busy_s=1.0)
 
 
-def mqtt_config(machine: "Machine", command: _Command) -> Outcome:
+def mqtt_config(machine: "Machine", command: _Command) -> CommandResult:
     """Set the broker."""
     now = machine.configuration.mqtt
     fields.whole(command, "port", low=1, high=65_535, default=1883)
@@ -38,22 +37,24 @@ def mqtt_config(machine: "Machine", command: _Command) -> Outcome:
     mqtt = {"enabled": enabled, "connected": enabled and bool(broker), "broker": broker, "topic": topic}
     machine.configuration.mqtt = mqtt
     answer = {"type": "mqtt_status", "mqtt": dict(mqtt)}
-    return Outcome("info", f"MQTT {'on' if enabled else 'off'}", settings_changed=True, answers=(answer,))
+    return CommandResult(
+        "info", f"MQTT {'on' if enabled else 'off'}", settings_changed=True, answers=(answer,)
+    )
 
 
-def configure_power_meter(machine: "Machine", command: _Command) -> Outcome:
+def configure_power_meter(machine: "Machine", command: _Command) -> CommandResult:
     """Say where a power meter reports to."""
     source = fields.choice(command, "source", ("none", "mqtt"), "none")
     if source == "none":
         machine.configuration.meter_topic = None
-        return Outcome("info", "Power meter removed")
+        return CommandResult("info", "Power meter removed")
     topic = fields.text(command, "topic")
     machine.configuration.meter_format = fields.text(command, "format", longest=16, default="auto")
     machine.configuration.meter_topic = topic
-    return Outcome("info", f"Power meter at {topic}"[:255])
+    return CommandResult("info", f"Power meter at {topic}"[:255])
 
 
-def try_power_meter(machine: "Machine", _: _Command) -> Outcome:
+def try_power_meter(machine: "Machine", _: _Command) -> CommandResult:
     """Say whether the meter reports (`test_power_meter`)."""
     found = machine.configuration.meter_topic is not None
     answer = {
@@ -62,15 +63,15 @@ def try_power_meter(machine: "Machine", _: _Command) -> Outcome:
         "message": "Meter found" if found else "No meter is configured",
         "steps": [{"name": "configured", "ok": found, "detail": machine.configuration.meter_topic or ""}],
     }
-    return Outcome("info", "Power meter tested", answers=(answer,))
+    return CommandResult("info", "Power meter tested", answers=(answer,))
 
 
-def discover_power_meter(_machine: "Machine", _: _Command) -> Outcome:
+def discover_power_meter(_machine: "Machine", _: _Command) -> CommandResult:
     """Do nothing, as the machines do."""
-    return Outcome("info", "Power meters are not looked for")
+    return CommandResult("info", "Power meters are not looked for")
 
 
-def set_machine_info(machine: "Machine", command: _Command) -> Outcome:
+def set_machine_info(machine: "Machine", command: _Command) -> CommandResult:
     """Name the machine, and say what it is; what is not given stays."""
     now = machine.configuration
     kind = fields.choice(command, "machineType", (*_TYPES, now.machine_type), now.machine_type)
@@ -78,15 +79,15 @@ def set_machine_info(machine: "Machine", command: _Command) -> Outcome:
     brand = fields.text(command, "brand", "machineBrand", longest=32, default=now.brand)
     model = fields.text(command, "model", "machineModel", longest=32, default=now.model)
     now.machine_type, now.name, now.brand, now.model = kind, name, brand, model
-    return Outcome("info", f"Machine is {name}", settings_changed=True)
+    return CommandResult("info", f"Machine is {name}", settings_changed=True)
 
 
-def set_preferences(machine: "Machine", command: _Command) -> Outcome:
+def set_preferences(machine: "Machine", command: _Command) -> CommandResult:
     """Keep what people like; what is not given stays."""
     now = machine.configuration.preferences
     first = command.get("firstDayOfWeek", now["firstDayOfWeek"])
     if first not in _DAYS and not (type(first) is int and 0 <= first <= 6):
-        raise Wrong(f"firstDayOfWeek must be a day, not {fields.shown(first)}")
+        raise CommandRejected(f"firstDayOfWeek must be a day, not {fields.shown(first)}")
     machine.configuration.preferences = {
         "firstDayOfWeek": first,
         "use24HourTime": fields.flag(command, "use24HourTime", default=now["use24HourTime"]),
@@ -102,10 +103,10 @@ def set_preferences(machine: "Machine", command: _Command) -> Outcome:
         ),
         "initialized": True,
     }
-    return Outcome("info", "Preferences saved", settings_changed=True)
+    return CommandResult("info", "Preferences saved", settings_changed=True)
 
 
-def set_time_config(machine: "Machine", command: _Command) -> Outcome:
+def set_time_config(machine: "Machine", command: _Command) -> CommandResult:
     """Set the clock's zone; what is not given stays."""
     now = machine.configuration.time
     machine.configuration.time = {
@@ -119,17 +120,17 @@ def set_time_config(machine: "Machine", command: _Command) -> Outcome:
             command, "dstOffsetMinutes", low=0, high=120, default=now["dstOffsetMinutes"]
         ),
     }
-    return Outcome("info", "Time settings saved", settings_changed=True)
+    return CommandResult("info", "Time settings saved", settings_changed=True)
 
 
-def get_time_status(machine: "Machine", _: _Command) -> Outcome:
+def get_time_status(machine: "Machine", _: _Command) -> CommandResult:
     """Tell the time."""
-    return Outcome("info", "Time status", answers=(_time_status(machine),))
+    return CommandResult("info", "Time status", answers=(_time_status(machine),))
 
 
-def sync_time(machine: "Machine", _: _Command) -> Outcome:
+def sync_time(machine: "Machine", _: _Command) -> CommandResult:
     """Ask the time server, which a simulated machine need not."""
-    return Outcome("info", "Time synchronised", answers=(_time_status(machine),))
+    return CommandResult("info", "Time synchronised", answers=(_time_status(machine),))
 
 
 def _time_status(machine: "Machine") -> dict[str, Any]:

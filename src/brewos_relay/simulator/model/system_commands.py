@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from brewos_relay.simulator.model import command_fields as fields
-from brewos_relay.simulator.model.command_fields import Wrong
-from brewos_relay.simulator.model.command_result import Outcome
+from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult
 from brewos_relay.simulator.model.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ _DIAGNOSTICS_S: Final = 2.2
 _UPDATE_CHECK_S: Final = 3.0
 
 
-def run_diagnostics(machine: "Machine", _: _Command) -> Outcome:
+def run_diagnostics(machine: "Machine", _: _Command) -> CommandResult:
     """Check every part."""
     results = [_test(machine, test_id) for test_id in range(1, len(_TESTS) + 1)]
     failed = sum(result["status"] != 0 for result in results)
@@ -33,109 +32,109 @@ def run_diagnostics(machine: "Machine", _: _Command) -> Outcome:
         "isComplete": True,
         "durationMs": int(_DIAGNOSTICS_S * 1000),
     }
-    return Outcome("info", "Diagnostics complete", answers=(*results, header), busy_s=_DIAGNOSTICS_S)
+    return CommandResult("info", "Diagnostics complete", answers=(*results, header), busy_s=_DIAGNOSTICS_S)
 
 
-def run_diagnostic_test(machine: "Machine", command: _Command) -> Outcome:
+def run_diagnostic_test(machine: "Machine", command: _Command) -> CommandResult:
     """Check one part."""
     test_id = fields.whole(command, "testId", low=1, high=len(_TESTS))
-    return Outcome("info", f"Test {test_id} complete", answers=(_test(machine, test_id),), busy_s=0.4)
+    return CommandResult("info", f"Test {test_id} complete", answers=(_test(machine, test_id),), busy_s=0.4)
 
 
-def set_log_config(machine: "Machine", command: _Command) -> Outcome:
+def set_log_config(machine: "Machine", command: _Command) -> CommandResult:
     """Set what is logged; what is not given stays."""
     now = machine.configuration
     enabled = fields.flag(command, "enabled", default=now.log_enabled)
     pico = fields.flag(command, "picoEnabled", default=now.log_pico)
     now.log_debug = fields.flag(command, "debugEnabled", default=now.log_debug)
     now.log_enabled, now.log_pico = enabled, pico
-    return Outcome("info", "Log settings saved", answers=(_log_config(machine),))
+    return CommandResult("info", "Log settings saved", answers=(_log_config(machine),))
 
 
-def get_log_config(machine: "Machine", _: _Command) -> Outcome:
+def get_log_config(machine: "Machine", _: _Command) -> CommandResult:
     """Tell what is logged."""
-    return Outcome("info", "Log settings", answers=(_log_config(machine),))
+    return CommandResult("info", "Log settings", answers=(_log_config(machine),))
 
 
-def clear_logs(machine: "Machine", _: _Command) -> Outcome:
+def clear_logs(machine: "Machine", _: _Command) -> CommandResult:
     """Forget what was logged."""
-    return Outcome("info", "Logs cleared", answers=(_log_config(machine),))
+    return CommandResult("info", "Logs cleared", answers=(_log_config(machine),))
 
 
-def check_update(machine: "Machine", _: _Command) -> Outcome:
+def check_update(machine: "Machine", _: _Command) -> CommandResult:
     """Look for an update, which takes a while; the answer stays in the house."""
     result = {
         "type": "update_check_result",
         "updateAvailable": False,
         "currentVersion": machine.configuration.firmware,
     }
-    return Outcome("info", "No update available", rich_answers=(result,), busy_s=_UPDATE_CHECK_S)
+    return CommandResult("info", "No update available", rich_answers=(result,), busy_s=_UPDATE_CHECK_S)
 
 
-def check_version_mismatch(machine: "Machine", _: _Command) -> Outcome:
+def check_version_mismatch(machine: "Machine", _: _Command) -> CommandResult:
     """Compare the versions of its two parts; the answer stays in the house."""
-    return Outcome("info", f"Both parts have version {machine.configuration.firmware}")
+    return CommandResult("info", f"Both parts have version {machine.configuration.firmware}")
 
 
-def ota_start(machine: "Machine", command: _Command) -> Outcome:
+def ota_start(machine: "Machine", command: _Command) -> CommandResult:
     """Install a version: a rich machine starts anew with it, today's leave the cloud over it."""
     version = fields.text(command, "version", longest=16)
     if not version:
-        raise Wrong("version must not be empty")
+        raise CommandRejected("version must not be empty")
     text = f"Updating to {version}"
     if not machine.rich:
-        return Outcome("info", text, effect="leave")
+        return CommandResult("info", text, effect="leave")
     machine.configuration.firmware = version
     stages = (("download", 0), ("download", 100), ("flash", 50), ("complete", 100))
     progress = tuple(
         {"type": "ota_progress", "stage": stage, "progress": percent, "message": text}
         for stage, percent in stages
     )
-    return Outcome("info", text, rich_answers=progress, effect="restart")
+    return CommandResult("info", text, rich_answers=progress, effect="restart")
 
 
-def set_cloud_config(_machine: "Machine", command: _Command) -> Outcome:
+def set_cloud_config(_machine: "Machine", command: _Command) -> CommandResult:
     """Leave the cloud; a simulated machine is not re-pointed to another server, whoever asks."""
     enabled = fields.flag(command, "enabled", default=True)
     fields.text(command, "serverUrl", default="")
     if not enabled:
-        return Outcome("info", "Cloud off", effect="leave")
-    return Outcome("info", "Cloud on; a simulated machine stays with its relay", effect="reconnect")
+        return CommandResult("info", "Cloud off", effect="leave")
+    return CommandResult("info", "Cloud on; a simulated machine stays with its relay", effect="reconnect")
 
 
-def wifi_config(machine: "Machine", command: _Command) -> Outcome:
+def wifi_config(machine: "Machine", command: _Command) -> CommandResult:
     """Set its address in the network, where it has gone for a moment then."""
     if not fields.flag(command, "staticIp", default=False):
         machine.configuration.static_ip = {}
-        return Outcome("info", "Address from the router", effect="reconnect", busy_s=1.0)
+        return CommandResult("info", "Address from the router", effect="reconnect", busy_s=1.0)
     names = ("ip", "gateway", "subnet", "dns1", "dns2")
     given = {name: fields.text(command, name, longest=15, default="") for name in names}
     for name in ("ip", "gateway", "subnet"):
         try:
             ipaddress.IPv4Address(given[name])
         except ValueError:
-            raise Wrong(f"{name} must be an address like 192.168.1.50") from None
+            raise CommandRejected(f"{name} must be an address like 192.168.1.50") from None
     machine.configuration.static_ip = given
-    return Outcome("info", f"Address {given['ip']}", effect="reconnect", busy_s=1.0)
+    return CommandResult("info", f"Address {given['ip']}", effect="reconnect", busy_s=1.0)
 
 
-def wifi_forget(_machine: "Machine", _: _Command) -> Outcome:
+def wifi_forget(_machine: "Machine", _: _Command) -> CommandResult:
     """Forget the network, and with it everything outside."""
-    return Outcome("info", "Network forgotten", effect="leave")
+    return CommandResult("info", "Network forgotten", effect="leave")
 
 
-def restart(_machine: "Machine", _: _Command) -> Outcome:
+def restart(_machine: "Machine", _: _Command) -> CommandResult:
     """Start anew."""
-    return Outcome("info", "Restarting", effect="restart")
+    return CommandResult("info", "Restarting", effect="restart")
 
 
-def factory_reset(machine: "Machine", _: _Command) -> Outcome:
+def factory_reset(machine: "Machine", _: _Command) -> CommandResult:
     """Forget all settings, the cloud among them."""
     machine.switch_off()
     machine.configuration = Configuration()
     machine.brew.setpoint_c, machine.steam.setpoint_c = 93.0, 140.0
     machine.strategy = 2
-    return Outcome("info", "Factory reset", effect="leave")
+    return CommandResult("info", "Factory reset", effect="leave")
 
 
 def _test(machine: "Machine", test_id: int) -> dict[str, Any]:
