@@ -10,7 +10,7 @@ import click
 import pytest
 
 from brewos_relay import messages
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.cli import cli
 from brewos_relay.commands import failures
 from brewos_relay.core.limits import Limits
@@ -265,10 +265,10 @@ def test_every_route_of_the_http_api_is_documented() -> None:
 
 def test_the_limits_on_requests_are_those_of_the_code() -> None:
     page = read("reference/http.md")
-    for throttle in vars(Throttles()).values():
-        each_minute = throttle.each_minute
+    for limit in vars(RequestLimits()).values():
+        each_minute = limit.each_minute
         often = f"{each_minute} a minute" if each_minute < 600 else f"{each_minute // 60} a second"
-        assert f"| {often}, {throttle.burst} at once | 429 |" in page, throttle._what
+        assert f"| {often}, {limit.burst} at once | 429 |" in page, limit._what
 
 
 # All pages

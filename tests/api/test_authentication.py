@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityUnavailable, RegistryError
@@ -23,14 +23,14 @@ async def status_of(house: Household, address: str, forwarded: str | None = None
     return response.status_code
 
 
-def one_request_each() -> Throttles:
-    throttles = Throttles()
-    throttles.requests = Throttle("requests", burst=1, each_minute=0.001)
-    return throttles
+def one_request_each() -> RequestLimits:
+    request_limits = RequestLimits()
+    request_limits.requests = RequestLimit("requests", burst=1, each_minute=0.001)
+    return request_limits
 
 
 async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=one_request_each(), proxy_trust=ProxyTrust()) as house:
+    async with open_household(tmp_path, request_limits=one_request_each(), proxy_trust=ProxyTrust()) as house:
         assert await status_of(house, "192.0.2.1") == 200
         assert await status_of(house, "192.0.2.1") == 429
         assert await status_of(house, "192.0.2.2") == 200
@@ -40,7 +40,7 @@ async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
 
 async def test_behind_a_trusted_proxy_by_the_address_that_it_tells(tmp_path: Path) -> None:
     proxy_trust = ProxyTrust([ipaddress.ip_network("10.0.0.0/8")])
-    async with open_household(tmp_path, throttles=one_request_each(), proxy_trust=proxy_trust) as house:
+    async with open_household(tmp_path, request_limits=one_request_each(), proxy_trust=proxy_trust) as house:
         assert await status_of(house, PROXY, "192.0.2.1") == 200
         assert await status_of(house, PROXY, "192.0.2.2") == 200
         assert await status_of(house, PROXY, "192.0.2.99, 192.0.2.1") == 429
@@ -48,19 +48,19 @@ async def test_behind_a_trusted_proxy_by_the_address_that_it_tells(tmp_path: Pat
 
 @pytest.mark.parametrize("path", ["/api/health", "/", "/login"])
 async def test_health_and_pages_are_not_counted(tmp_path: Path, path: str) -> None:
-    async with open_household(tmp_path, throttles=one_request_each()) as house:
+    async with open_household(tmp_path, request_limits=one_request_each()) as house:
         for _ in range(3):
             assert (await house.app.test_client().get(path)).status_code == 200
 
 
 async def test_registrations_have_limits_of_their_own(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=one_request_each()) as house:
+    async with open_household(tmp_path, request_limits=one_request_each()) as house:
         for _ in range(3):
             assert (await house.app.test_client().post("/api/devices/register-claim")).status_code == 415
 
 
 async def test_a_refusal_is_json_and_says_when_to_come_back(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=one_request_each()) as house:
+    async with open_household(tmp_path, request_limits=one_request_each()) as house:
         await house.ask("GET", "/mode", by=None)
         answer = await house.ask("GET", "/mode", by=None)
         assert answer.status == 429

@@ -10,7 +10,7 @@ import trio
 from sqlalchemy import Connection, select
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rights import Principal
@@ -45,13 +45,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def open_house(folder: Path, url: str) -> AsyncIterator[Household]:
-    throttles = Throttles()
-    throttles.claims_by_user = Throttle("attempts", burst=1000, each_minute=1)
-    throttles.claims_by_address = Throttle("attempts", burst=1000, each_minute=1)
+    request_limits = RequestLimits()
+    request_limits.claims_by_user = RequestLimit("attempts", burst=1000, each_minute=1)
+    request_limits.claims_by_address = RequestLimit("attempts", burst=1000, each_minute=1)
     accounts = AccountRules(machines_per_account=1000)
     with trio.fail_after(DEADLINE_S):
         async with open_household(
-            folder, throttles=throttles, accounts=accounts, url=url, write_s=DEADLINE_S
+            folder, request_limits=request_limits, accounts=accounts, url=url, write_s=DEADLINE_S
         ) as house:
             await house.signed_in("ada")
             yield house

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from support.household import Household, open_household
 
 
-def few(burst: int = 2) -> Throttles:
-    throttles = Throttles()
-    throttles.requests = Throttle("requests", burst=burst, each_minute=0.001, by_network=True)
-    throttles.pages = Throttle("requests for pages", burst=burst, each_minute=0.001, by_network=True)
-    throttles.health = Throttle("health checks", burst=burst, each_minute=0.001, by_network=True)
-    return throttles
+def few(burst: int = 2) -> RequestLimits:
+    request_limits = RequestLimits()
+    request_limits.requests = RequestLimit("requests", burst=burst, each_minute=0.001, by_network=True)
+    request_limits.pages = RequestLimit("requests for pages", burst=burst, each_minute=0.001, by_network=True)
+    request_limits.health = RequestLimit("health checks", burst=burst, each_minute=0.001, by_network=True)
+    return request_limits
 
 
 async def statuses(house: Household, *paths: str) -> list[int]:
@@ -31,7 +31,7 @@ PARTS = {
 
 @pytest.mark.parametrize("flooded", PARTS)
 async def test_pages_health_and_api_have_budgets_of_their_own(tmp_path: Path, flooded: str) -> None:
-    async with open_household(tmp_path, throttles=few()) as house:
+    async with open_household(tmp_path, request_limits=few()) as house:
         found = await statuses(house, *PARTS[flooded])
         assert 429 not in found[:2]
         assert found[2] == 429
@@ -41,7 +41,7 @@ async def test_pages_health_and_api_have_budgets_of_their_own(tmp_path: Path, fl
 
 
 async def test_a_page_that_is_refused_says_so_in_plain_text(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=few(burst=1)) as house:
+    async with open_household(tmp_path, request_limits=few(burst=1)) as house:
         await statuses(house, "/login")
         with trio.fail_after(10):
             response = await house.app.test_client().get("/login")
@@ -52,7 +52,7 @@ async def test_a_page_that_is_refused_says_so_in_plain_text(tmp_path: Path) -> N
 
 
 async def test_a_registration_is_not_counted_as_a_request(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=few(burst=1)) as house:
+    async with open_household(tmp_path, request_limits=few(burst=1)) as house:
         await statuses(house, "/api/info")
         for _ in range(3):
             answer = await house.ask("POST", "/devices/register-claim", {}, by=None)

@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, RequestMetrics, bearer_matches
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.telemetry.requests import RequestCounters
 from support.household import Household
@@ -70,8 +70,8 @@ class Measuring:
 
 @pytest.fixture
 def measuring(house: Household) -> Measuring:
-    counters, throttles = RequestCounters(), Throttles()
-    throttles.sign_ins = Throttle("attempts to sign in", burst=1, each_minute=1)
+    counters, request_limits = RequestCounters(), RequestLimits()
+    request_limits.sign_ins = RequestLimit("attempts to sign in", burst=1, each_minute=1)
     app = create_app(
         relay=house.relay,
         store=house.store,
@@ -79,7 +79,7 @@ def measuring(house: Household) -> Measuring:
         proxy_trust=ProxyTrust(),
         accounts=AccountRules(),
         web_dist_path=None,
-        throttles=throttles,
+        request_limits=request_limits,
         counters=counters,
     )
     return Measuring(app, counters)

@@ -6,7 +6,7 @@ import pytest
 
 from brewos_relay.api import pairing
 from brewos_relay.api.pairing import CLAIM_MS
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
@@ -109,10 +109,10 @@ async def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
 
 
 async def test_a_machine_is_slowed_down_by_its_id_first(tmp_path: Path) -> None:
-    throttles = Throttles()
-    throttles.register_by_device = Throttle("registrations", burst=2, each_minute=1)
-    throttles.register_by_address = Throttle("registrations", burst=5, each_minute=1)
-    async with open_household(tmp_path, throttles=throttles) as house:
+    request_limits = RequestLimits()
+    request_limits.register_by_device = RequestLimit("registrations", burst=2, each_minute=1)
+    request_limits.register_by_address = RequestLimit("registrations", burst=5, each_minute=1)
+    async with open_household(tmp_path, request_limits=request_limits) as house:
         statuses = [(await register(house, key=f"{n}" * 43)).status for n in range(3)]
         assert statuses == [200, 200, 429]
         refused = await register(house, key=KEY)
@@ -123,9 +123,9 @@ async def test_a_machine_is_slowed_down_by_its_id_first(tmp_path: Path) -> None:
 
 
 async def test_nobody_elsewhere_can_keep_a_machine_with_a_new_key_out(tmp_path: Path) -> None:
-    throttles = Throttles()
-    throttles.register_by_device = Throttle("registrations", burst=2, each_minute=1)
-    async with open_household(tmp_path, throttles=throttles) as house:
+    request_limits = RequestLimits()
+    request_limits.register_by_device = RequestLimit("registrations", burst=2, each_minute=1)
+    async with open_household(tmp_path, request_limits=request_limits) as house:
 
         async def register_from(address: str, key: str) -> int:
             body = {"deviceId": NEW, "token": TOKEN, "deviceKey": key}
@@ -139,9 +139,9 @@ async def test_nobody_elsewhere_can_keep_a_machine_with_a_new_key_out(tmp_path: 
 
 
 async def test_nobody_can_keep_a_machine_with_a_working_key_out(tmp_path: Path) -> None:
-    throttles = Throttles()
-    throttles.register_by_device = Throttle("registrations", burst=1, each_minute=1)
-    async with open_household(tmp_path, throttles=throttles) as house:
+    request_limits = RequestLimits()
+    request_limits.register_by_device = RequestLimit("registrations", burst=1, each_minute=1)
+    async with open_household(tmp_path, request_limits=request_limits) as house:
         await house.store.write(add_next_key, MACHINE, hash_secret("n" * 43), now_ms=1)
         assert (await register(house, MACHINE, key=OTHER_KEY)).status == 200
         assert (await register(house, MACHINE, key=OTHER_KEY)).status == 429
@@ -255,10 +255,10 @@ async def test_a_name_that_cannot_be_one_is_refused_and_the_token_is_kept(tmp_pa
 
 @pytest.mark.parametrize("typed", [True, False])
 async def test_guessing_is_slowed_down(tmp_path: Path, typed: bool) -> None:
-    throttles = Throttles()
-    throttles.claims_by_user = Throttle("attempts to pair", burst=3, each_minute=1)
-    throttles.claims_by_address = Throttle("attempts to pair", burst=5, each_minute=1)
-    async with open_household(tmp_path, throttles=throttles) as house:
+    request_limits = RequestLimits()
+    request_limits.claims_by_user = RequestLimit("attempts to pair", burst=3, each_minute=1)
+    request_limits.claims_by_address = RequestLimit("attempts to pair", burst=5, each_minute=1)
+    async with open_household(tmp_path, request_limits=request_limits) as house:
 
         async def guess(by: str) -> int:
             token = "" if typed else secrets.token_urlsafe(32)
@@ -325,7 +325,9 @@ async def test_a_claim_that_ends_in_503_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_household(tmp_path) as house:
-        monkeypatch.setattr(house.throttles, "claims_by_user", Throttle("claims", burst=1, each_minute=0.001))
+        monkeypatch.setattr(
+            house.request_limits, "claims_by_user", RequestLimit("claims", burst=1, each_minute=0.001)
+        )
 
         async def fail(*_: object, **__: object) -> None:
             raise RegistryError("the disk is gone")

@@ -9,7 +9,7 @@ import trio
 from brewos_relay.api import passwords
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
 from brewos_relay.api.payloads import Refused
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.errors import RegistryError
 from brewos_relay.networks import network_of
 from brewos_relay.registry import known_networks
@@ -114,7 +114,7 @@ async def guess(house: Household, check: PasswordCheck, network: str, password: 
 async def test_guesses_from_one_address_are_few(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
-    check = PasswordCheck(store=house.store, throttles=Throttles())
+    check = PasswordCheck(store=house.store, request_limits=RequestLimits())
     results = [await guess(house, check, "192.0.2.1") for _ in range(10)]
     assert results == ["wrong"] * 8 + ["limited"] * 2
     assert await guess(house, check, "192.0.2.1", PASSWORD) == "limited"
@@ -125,7 +125,7 @@ async def test_many_strangers_do_not_guess_more_and_lock_nobody_out(
 ) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
-    check = PasswordCheck(store=house.store, throttles=Throttles())
+    check = PasswordCheck(store=house.store, request_limits=RequestLimits())
     assert await guess(house, check, "home", PASSWORD) == "right"
     results = [await guess(house, check, f"stranger {number}") for number in range(100)]
     assert results.count("wrong") < 40
@@ -142,7 +142,7 @@ async def test_other_accounts_cannot_push_out_the_networks_that_an_account_knows
     await add_account(house)
     other = await house.store.write(add_user, email="eve@example.org", name=None, now_ms=1)
     await house.store.write(set_password_hash, other.id, "a hash")
-    check = PasswordCheck(store=house.store, throttles=Throttles())
+    check = PasswordCheck(store=house.store, request_limits=RequestLimits())
     assert await guess(house, check, "home", PASSWORD) == "right"
     for number in range(20):
         user = await check.user_with(email="eve@example.org", password=PASSWORD, network=f"eve {number}")
@@ -154,9 +154,9 @@ async def test_other_accounts_cannot_push_out_the_networks_that_an_account_knows
 async def test_known_networks_outlast_a_restart(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
-    before = PasswordCheck(store=house.store, throttles=Throttles())
+    before = PasswordCheck(store=house.store, request_limits=RequestLimits())
     assert await guess(house, before, "home", PASSWORD) == "right"
-    after = PasswordCheck(store=house.store, throttles=Throttles())
+    after = PasswordCheck(store=house.store, request_limits=RequestLimits())
     await lock_out_strangers(house, after)
     assert await guess(house, after, "home", PASSWORD) == "right"
 
@@ -179,7 +179,7 @@ async def test_a_56_has_no_more_attempts_at_an_account_than_two_64(
 ) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
-    check = PasswordCheck(store=house.store, throttles=Throttles())
+    check = PasswordCheck(store=house.store, request_limits=RequestLimits())
     results = [await guess(house, check, network) for network in neighbours(45)]
     assert results == ["wrong"] * 16 + ["limited"] * 29
 
@@ -192,8 +192,8 @@ async def test_45_connections_of_one_56_keep_no_owner_from_signing_in(
     await add_account(house)
     other = await house.store.write(add_user, email="bob@example.org", name=None, now_ms=1)
     await house.store.write(set_password_hash, other.id, "a hash")
-    throttles = Throttles()
-    check = PasswordCheck(store=house.store, throttles=throttles)
+    request_limits = RequestLimits()
+    check = PasswordCheck(store=house.store, request_limits=request_limits)
     assert await guess(house, check, "home", PASSWORD) == "right"
     ended, crowded = Counter[str](), trio.Event()
 
@@ -230,7 +230,7 @@ async def test_an_attempt_that_ends_in_503_is_not_counted(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add_account(house)
-    check = PasswordCheck(store=house.store, throttles=Throttles())
+    check = PasswordCheck(store=house.store, request_limits=RequestLimits())
 
     async def busy(*_: object, **__: object) -> bool:
         raise Refused("busy", status=503)
@@ -252,8 +252,8 @@ async def test_a_registry_that_fails_costs_no_attempt(
     """Every way in is refunded, through HTTP."""
     await add_account(house)
     token = (await sign_in(house))["accessToken"] if way == "me" else None
-    throttles = house.throttles
-    limited = throttles.refreshes if way == "refresh" else throttles.sign_ins
+    request_limits = house.request_limits
+    limited = request_limits.refreshes if way == "refresh" else request_limits.sign_ins
     path, body, method = {
         "password": ("/auth/password", {"email": EMAIL, "password": PASSWORD}, "POST"),
         "invite": ("/auth/invite", {"token": "t" * 43}, "POST"),

@@ -3,48 +3,48 @@ import trio
 import trio.testing
 
 from brewos_relay.api.payloads import Refused
-from brewos_relay.api.request_limits import FairRate, Throttle, Throttles
+from brewos_relay.api.request_limits import FairRate, RequestLimit, RequestLimits
 from brewos_relay.errors import QuotaReached, RegistryBusy, RegistryError
 from brewos_relay.networks import network_of
 
 
-def admitted(throttle: Throttle, key: str) -> bool:
+def admitted(limit: RequestLimit, key: str) -> bool:
     try:
-        throttle.admit(key)
+        limit.admit(key)
     except Refused as refusal:
         return not (refusal.status == 429 and int(refusal.headers["Retry-After"]) >= 1)
     return True
 
 
-def count(throttle: Throttle, key: str) -> int:
+def count(limit: RequestLimit, key: str) -> int:
     admitted_so_far = 0
-    while admitted(throttle, key):
+    while admitted(limit, key):
         admitted_so_far += 1
     return admitted_so_far
 
 
 async def test_a_bucket_is_emptied_and_fills_again(autojump_clock: trio.testing.MockClock) -> None:
-    throttle = Throttle("tries", burst=3, each_minute=6)
-    assert count(throttle, "a") == 3
+    limit = RequestLimit("tries", burst=3, each_minute=6)
+    assert count(limit, "a") == 3
     await trio.sleep(9.9)
-    assert not admitted(throttle, "a")
+    assert not admitted(limit, "a")
     await trio.sleep(0.2)
-    assert admitted(throttle, "a")
-    assert not admitted(throttle, "a")
+    assert admitted(limit, "a")
+    assert not admitted(limit, "a")
     await trio.sleep(3600)
-    assert count(throttle, "a") == 3
+    assert count(limit, "a") == 3
 
 
 async def test_the_answer_says_when_to_come_back_and_that_is_true(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttle = Throttle("attempts to pair", burst=2, each_minute=4)
-    count(throttle, "a")
+    limit = RequestLimit("attempts to pair", burst=2, each_minute=4)
+    count(limit, "a")
     with pytest.raises(Refused) as refused:
-        throttle.admit("a")
+        limit.admit("a")
     assert refused.value.problem == "Too many attempts to pair; try again in 15 seconds."
     await trio.sleep(int(refused.value.headers["Retry-After"]))
-    assert admitted(throttle, "a")
+    assert admitted(limit, "a")
 
 
 @pytest.mark.parametrize(
@@ -53,73 +53,73 @@ async def test_the_answer_says_when_to_come_back_and_that_is_true(
 async def test_the_time_is_told_in_words(
     autojump_clock: trio.testing.MockClock, each_minute: float, words: str
 ) -> None:
-    throttle = Throttle("tries", burst=1, each_minute=each_minute)
-    throttle.admit("a")
+    limit = RequestLimit("tries", burst=1, each_minute=each_minute)
+    limit.admit("a")
     with pytest.raises(Refused, match=f"try again in {words}."):
-        throttle.admit("a")
+        limit.admit("a")
 
 
 async def test_nobody_pays_for_somebody_else(autojump_clock: trio.testing.MockClock) -> None:
-    throttle = Throttle("tries", burst=3, each_minute=6)
-    count(throttle, "a")
-    assert count(throttle, "b") == 3
+    limit = RequestLimit("tries", burst=3, each_minute=6)
+    count(limit, "a")
+    assert count(limit, "b") == 3
 
 
 async def test_what_is_given_back_can_be_taken_again_and_never_adds_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttle = Throttle("tries", burst=3, each_minute=6)
+    limit = RequestLimit("tries", burst=3, each_minute=6)
     for _ in range(20):
-        throttle.admit("a")
-        throttle.give_back("a")
-    throttle.give_back("a")
-    assert count(throttle, "a") == 3
+        limit.admit("a")
+        limit.give_back("a")
+    limit.give_back("a")
+    assert count(limit, "a") == 3
 
 
 async def test_only_so_many_are_remembered_and_the_last_used_stay(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttle = Throttle("tries", burst=2, each_minute=6, kept=10)
-    count(throttle, "watched")
+    limit = RequestLimit("tries", burst=2, each_minute=6, kept=10)
+    count(limit, "watched")
     for number in range(1000):
-        throttle.admit(f"stranger {number}")
-        assert not admitted(throttle, "watched") or number > 500
-        throttle.give_back("watched")
-        count(throttle, "watched")
-    assert len(throttle) <= 10
-    assert count(throttle, "stranger 0") == 2
+        limit.admit(f"stranger {number}")
+        assert not admitted(limit, "watched") or number > 500
+        limit.give_back("watched")
+        count(limit, "watched")
+    assert len(limit) <= 10
+    assert count(limit, "stranger 0") == 2
 
 
 async def test_ten_tabs_behind_one_address_never_see_a_limit(autojump_clock: trio.testing.MockClock) -> None:
     """Each polls every 10 s and renews its tokens; for a while, all of them are loaded again and again."""
-    throttles = Throttles()
+    request_limits = RequestLimits()
     for second in range(3600):
         for tab in range(10):
             if (second + tab) % 10 == 0:
-                throttles.requests.admit("home")
+                request_limits.requests.admit("home")
             if (second + tab * 7) % 300 == 0:
-                throttles.requests.admit("home")
-                throttles.refreshes.admit("home")
+                request_limits.requests.admit("home")
+                request_limits.refreshes.admit("home")
             if 600 <= second < 660 and second % 5 == 0:
                 for _request in range(8):
-                    throttles.requests.admit("home")
+                    request_limits.requests.admit("home")
         await trio.sleep(1)
 
 
 async def test_a_street_registers_after_a_power_cut(autojump_clock: trio.testing.MockClock) -> None:
-    throttles = Throttles()
+    request_limits = RequestLimits()
     for machine in range(500):
-        throttles.register_by_device.admit(f"BRW-{machine:08X}")
-        throttles.register_by_address.admit("street")
-    assert not admitted(throttles.register_by_address, "street")
+        request_limits.register_by_device.admit(f"BRW-{machine:08X}")
+        request_limits.register_by_address.admit("street")
+    assert not admitted(request_limits.register_by_address, "street")
 
 
 async def test_a_machine_that_tries_every_30_s_is_never_limited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttles = Throttles()
+    request_limits = RequestLimits()
     for _ in range(500):
-        throttles.register_by_device.admit("BRW-00000001")
+        request_limits.register_by_device.admit("BRW-00000001")
         await trio.sleep(30)
 
 
@@ -134,33 +134,33 @@ async def test_a_machine_that_tries_every_30_s_is_never_limited(
 async def test_a_wider_network_has_a_few_times_the_budget_of_one_address(
     autojump_clock: trio.testing.MockClock, pattern: str, networks: int, shares: int
 ) -> None:
-    throttle = Throttle("tries", burst=4, each_minute=4, by_network=True)
+    limit = RequestLimit("tries", burst=4, each_minute=4, by_network=True)
     keys = [network_of(pattern.format(number)) for number in range(networks)]
-    assert sum(count(throttle, key) for key in keys) == shares * 4
+    assert sum(count(limit, key) for key in keys) == shares * 4
     await trio.sleep(60)
-    assert sum(count(throttle, key) for key in keys) == shares * 4
+    assert sum(count(limit, key) for key in keys) == shares * 4
 
 
 async def test_what_a_wider_network_refuses_costs_the_narrow_one_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttle = Throttle("tries", burst=4, each_minute=4, by_network=True)
+    limit = RequestLimit("tries", burst=4, each_minute=4, by_network=True)
     first, second, third = [network_of(f"2001:db8:0:{number}::1") for number in range(3)]
-    assert (count(throttle, first), count(throttle, second), count(throttle, third)) == (4, 4, 0)
-    throttle.give_back(first)
-    assert count(throttle, third) == 1
+    assert (count(limit, first), count(limit, second), count(limit, third)) == (4, 4, 0)
+    limit.give_back(first)
+    assert count(limit, third) == 1
 
 
 async def test_keys_about_different_things_have_buckets_of_their_own(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttle = Throttle("tries", burst=1, each_minute=1, by_network=True)
+    limit = RequestLimit("tries", burst=1, each_minute=1, by_network=True)
     for about in ("ada", "eve"):
-        throttle.admit("192.0.2.1", about=about)
+        limit.admit("192.0.2.1", about=about)
         with pytest.raises(Refused):
-            throttle.admit("192.0.2.1", about=about)
-        throttle.give_back("192.0.2.1", about=about)
-        throttle.admit("192.0.2.1", about=about)
+            limit.admit("192.0.2.1", about=about)
+        limit.give_back("192.0.2.1", about=about)
+        limit.admit("192.0.2.1", about=about)
 
 
 @pytest.mark.parametrize(
@@ -177,33 +177,33 @@ async def test_keys_about_different_things_have_buckets_of_their_own(
 async def test_an_attempt_that_ends_in_503_is_given_back(
     autojump_clock: trio.testing.MockClock, problem: Exception, given_back: bool
 ) -> None:
-    throttle = Throttle("tries", burst=1, each_minute=0.001)
-    with pytest.raises(type(problem)), throttle.attempt("a"):
+    limit = RequestLimit("tries", burst=1, each_minute=0.001)
+    with pytest.raises(type(problem)), limit.attempt("a"):
         raise problem
-    assert admitted(throttle, "a") is given_back
+    assert admitted(limit, "a") is given_back
 
 
 async def test_what_would_be_refused_can_be_asked_without_taking_anything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    throttles = Throttles()
-    for path, throttle in (
-        ("/api/auth/password", throttles.sign_ins),
-        ("/api/auth/refresh", throttles.refreshes),
-        ("/api/devices", throttles.requests),
-        ("/", throttles.pages),
-        ("/livez", throttles.health),
+    request_limits = RequestLimits()
+    for path, limit in (
+        ("/api/auth/password", request_limits.sign_ins),
+        ("/api/auth/refresh", request_limits.refreshes),
+        ("/api/devices", request_limits.requests),
+        ("/", request_limits.pages),
+        ("/livez", request_limits.health),
     ):
-        for _ in range(3 * throttle.burst):
-            throttles.check_request(path, "192.0.2.1")
-        assert count(throttle, "192.0.2.1") == throttle.burst
+        for _ in range(3 * limit.burst):
+            request_limits.check_request(path, "192.0.2.1")
+        assert count(limit, "192.0.2.1") == limit.burst
         with pytest.raises(Refused) as refused:
-            throttles.check_request(path, "192.0.2.1")
-        assert (refused.value.status, refused.value.reason) == (429, throttle._refusal(1).reason)
-        throttles.check_request(path, "192.0.2.2")
+            request_limits.check_request(path, "192.0.2.1")
+        assert (refused.value.status, refused.value.reason) == (429, limit._refusal(1).reason)
+        request_limits.check_request(path, "192.0.2.2")
     # A machine with its working key may always register.
-    count(throttles.register_by_address, "192.0.2.1")
-    throttles.check_request("/api/devices/register-claim", "192.0.2.1")
+    count(request_limits.register_by_address, "192.0.2.1")
+    request_limits.check_request("/api/devices/register-claim", "192.0.2.1")
 
 
 def admitted_of(rate: FairRate, count: int, network: str) -> int:

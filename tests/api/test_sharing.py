@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from brewos_relay.api.payloads import Refused
-from brewos_relay.api.request_limits import Throttle, Throttles
+from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.api.sharing import SHARE_S, to_ms
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.vocabulary import now_ms
@@ -152,9 +152,9 @@ async def test_a_token_alone_is_not_enough_to_share(tmp_path: Path) -> None:
 
 
 async def test_shares_are_slowed_down_for_each_user(tmp_path: Path) -> None:
-    throttles = Throttles()
-    throttles.shares_by_user = Throttle("invitations", burst=2, each_minute=1)
-    async with open_household(tmp_path, throttles=throttles) as house:
+    request_limits = RequestLimits()
+    request_limits.shares_by_user = RequestLimit("invitations", burst=2, each_minute=1)
+    async with open_household(tmp_path, request_limits=request_limits) as house:
         await house.give("bob", "owner")
         assert [(await house.ask("POST", SHARE)).status for _ in range(3)] == [200, 200, 429]
         assert (await house.ask("POST", SHARE, by="bob")).status == 200

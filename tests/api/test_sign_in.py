@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.identity_providers import GoogleVerifier
 from brewos_relay.errors import IdentityUnavailable
 from brewos_relay.registry.accounts import all_users
@@ -232,7 +232,7 @@ async def test_no_secret_is_kept_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_who_is_removed_cannot_go_on(tmp_path: Path) -> None:
-    async with open_household(tmp_path, throttles=Throttles()) as house:
+    async with open_household(tmp_path, request_limits=RequestLimits()) as house:
         session = await sign_in(house)
         assert await house.store.write(remove_user, session["user"]["id"], now_ms=1)
         assert (await ask(house, "/auth/me", method="GET", token=session["accessToken"])).status == 401

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from brewos_relay.api.request_limits import Throttle
+from brewos_relay.api.request_limits import RequestLimit
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, set_admin
@@ -56,7 +56,7 @@ async def main(arguments: argparse.Namespace) -> list[str]:
     logging.getLogger().addHandler(logged)
     end_s = trio.current_time() + arguments.minutes * 60
     # All of it comes from one address, and faster than anybody's.
-    Throttle.admit = lambda *_args, **_named: None  # type: ignore[method-assign]
+    RequestLimit.admit = lambda *_args, **_named: None  # type: ignore[method-assign]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         async with (

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from brewos_relay import messages
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.messages import Message
 from brewos_relay.registry.database import Database
@@ -315,7 +315,7 @@ async def test_a_request_that_is_throttled_is_refused_before_the_http_side_sees_
     sign_in += b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
     async with serve_here(tmp_path, within_s=20) as server:
         statuses = []
-        for _ in range(Throttles().sign_ins.burst + 2):
+        for _ in range(RequestLimits().sign_ins.burst + 2):
             answer = await (await server.connect()).ask(sign_in)
             statuses.append(answer.status)
         assert set(statuses[:-2]) == {400}

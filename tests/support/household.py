@@ -15,7 +15,7 @@ from werkzeug.datastructures import Headers
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
@@ -90,11 +90,13 @@ class Answer:
 class Household:
     """An API to ask; made by `open_household`."""
 
-    def __init__(self, app: QuartTrio, *, store: Store, relay: PlainRelay, throttles: Throttles) -> None:
+    def __init__(
+        self, app: QuartTrio, *, store: Store, relay: PlainRelay, request_limits: RequestLimits
+    ) -> None:
         self.app = app
         self.store = store
         self.relay = relay
-        self.throttles = throttles
+        self.request_limits = request_limits
         self.keys = KeyRing([SECRET])
         self._signed_in: set[str] = set()
 
@@ -172,7 +174,7 @@ def add_session(db: Connection, user_id: str, session_id: str) -> None:
 async def open_household(
     folder: Path,
     *,
-    throttles: Throttles | None = None,
+    request_limits: RequestLimits | None = None,
     proxy_trust: ProxyTrust | None = None,
     accounts: AccountRules | None = None,
     web_dist_path: Path | None = None,
@@ -181,7 +183,7 @@ async def open_household(
     lines: LineLimits | None = None,
 ) -> AsyncIterator[Household]:
     """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
-    throttles = throttles or Throttles()
+    request_limits = request_limits or RequestLimits()
     relay = PlainRelay()
     url = url or f"sqlite:///{folder / 'registry.db'}"
     async with open_store(url, write_s=write_s) as store:
@@ -200,7 +202,7 @@ async def open_household(
             proxy_trust=proxy_trust or ProxyTrust(public_url=BASE_URL),
             accounts=accounts or AccountRules(),
             web_dist_path=web_dist_path,
-            throttles=throttles,
+            request_limits=request_limits,
             lines=lines,
         )
-        yield Household(app, store=store, relay=relay, throttles=throttles)
+        yield Household(app, store=store, relay=relay, request_limits=request_limits)

@@ -23,7 +23,7 @@ from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, note_route
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import PairingRoutes
 from brewos_relay.api.passwords import PasswordCheck, PasswordRoutes
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes
 from brewos_relay.api.sign_in import SignInRoutes
@@ -51,7 +51,7 @@ def create_app(
     body_bytes: int = 64 * 1024,
     hsts: bool = True,
     demo: bool = False,
-    throttles: Throttles | None = None,
+    request_limits: RequestLimits | None = None,
     problems: Problems | None = None,
     degraded: Degraded = tuple,
     metrics: MetricsPage | None = None,
@@ -70,14 +70,14 @@ def create_app(
     Raises errors.SettingsError if that folder holds no app.
     """
     app = _bare_app(body_bytes=body_bytes)
-    throttles = throttles or Throttles()
+    request_limits = request_limits or RequestLimits()
     authenticator = Authenticator(keys=keys, store=store)
     login_sessions = LoginSessions(store=store, keys=keys, accounts=accounts)
-    passwords = PasswordCheck(store=store, throttles=throttles)
+    passwords = PasswordCheck(store=store, request_limits=request_limits)
 
     _RequestHooks(
         proxy_trust=proxy_trust,
-        throttles=throttles,
+        request_limits=request_limits,
         cross_site=CrossSiteCheck(proxy_trust=proxy_trust, allowed_origins=allowed_origins),
         security_headers=SecurityHeaders(
             google=accounts.google_client_id is not None,
@@ -98,10 +98,10 @@ def create_app(
         ).blueprint(),
         DeviceUserRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
         PairingRoutes(
-            store=store, authenticator=authenticator, throttles=throttles, accounts=accounts
+            store=store, authenticator=authenticator, request_limits=request_limits, accounts=accounts
         ).blueprint(),
         SharingRoutes(
-            store=store, authenticator=authenticator, throttles=throttles, proxy_trust=proxy_trust
+            store=store, authenticator=authenticator, request_limits=request_limits, proxy_trust=proxy_trust
         ).blueprint(),
         ActivityRoutes(store=store, authenticator=authenticator).blueprint(),
         # Administration of the server.
@@ -116,14 +116,17 @@ def create_app(
             accounts=accounts,
             login_sessions=login_sessions,
             passwords=passwords,
-            throttles=throttles,
+            request_limits=request_limits,
             lines=lines,
         ).blueprint(),
         LoginSessionRoutes(
-            store=store, login_sessions=login_sessions, authenticator=authenticator, throttles=throttles
+            store=store,
+            login_sessions=login_sessions,
+            authenticator=authenticator,
+            request_limits=request_limits,
         ).blueprint(),
         PasswordRoutes(
-            store=store, authenticator=authenticator, passwords=passwords, throttles=throttles
+            store=store, authenticator=authenticator, passwords=passwords, request_limits=request_limits
         ).blueprint(),
         # The server itself.
         HealthRoutes(relay=relay, problems=problems, degraded=degraded).blueprint(),
@@ -167,7 +170,7 @@ class _RequestHooks:
     """What happens before and after each view."""
 
     proxy_trust: ProxyTrust
-    throttles: Throttles
+    request_limits: RequestLimits
     cross_site: CrossSiteCheck
     security_headers: SecurityHeaders
 
@@ -179,7 +182,7 @@ class _RequestHooks:
     async def _check_request(self) -> None:
         note_caller(request, proxy_trust=self.proxy_trust)
         note_route(request)
-        self.throttles.admit_request(request.path, network_of(current_caller().address))
+        self.request_limits.admit_request(request.path, network_of(current_caller().address))
         self.cross_site.check(request, current_caller())
 
     async def _answer_for_server(self) -> Response | None:

@@ -22,7 +22,7 @@ from brewos_relay.api.payloads import (
     json_answer,
     query_of,
 )
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.networks import network_of
@@ -180,7 +180,7 @@ class LoginSessionRoutes:
     store: Registry
     login_sessions: LoginSessions
     authenticator: Authenticator
-    throttles: Throttles
+    request_limits: RequestLimits
 
     def blueprint(self) -> Blueprint:
         """Make the blueprint; the app answers refusals and errors."""
@@ -204,7 +204,7 @@ class LoginSessionRoutes:
         needs_token=False,
     )
     async def refresh(self) -> Response:
-        with self.throttles.refreshes.attempt(network_of(current_caller().address)):
+        with self.request_limits.refreshes.attempt(network_of(current_caller().address)):
             body = await body_of(request, RefreshBody)
             tokens = await self.login_sessions.refresh_tokens(body.refresh_token)
         if tokens is None:

@@ -14,7 +14,7 @@ from brewos_relay.api.authentication import Authenticator, Requester, current_ca
 from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer
-from brewos_relay.api.request_limits import FairRate, Throttles
+from brewos_relay.api.request_limits import FairRate, RequestLimits
 from brewos_relay.auth.secrets import hash_code, hash_secret, normalise_code, secret_matches
 from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooManyNewDevices
 from brewos_relay.networks import network_of, networks_of
@@ -89,7 +89,7 @@ class PairingRoutes:
 
     store: Registry
     authenticator: Authenticator
-    throttles: Throttles
+    request_limits: RequestLimits
     accounts: AccountRules
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class PairingRoutes:
     async def register(self) -> Response:
         body = await body_of(request, Registration)
         device_id = parse_device_id(body.device_id)
-        await _admit_machine(device_id, body.device_key, store=self.store, throttles=self.throttles)
+        await _admit_machine(device_id, body.device_key, store=self.store, request_limits=self.request_limits)
         at_ms = now_ms()
         network = network_of(current_caller().address)
         shown = HeldClaim(
@@ -196,8 +196,8 @@ class PairingRoutes:
         wanted = checked_name(given, what="A name", longest_chars=_NAME_CHARS) if given else None
         network = network_of(current_caller().address)
         with (
-            self.throttles.claims_by_user.attempt(requester.user_id),
-            self.throttles.claims_by_address.attempt(network),
+            self.request_limits.claims_by_user.attempt(requester.user_id),
+            self.request_limits.claims_by_address.attempt(network),
         ):
             code_hash = (
                 None if body.token else await _hash_code(body.device_id, network, hashing=self._hashing)
@@ -214,8 +214,8 @@ class PairingRoutes:
         if claimed is None:
             raise Refused(_NO_GOOD, status=404)
         # Only those that came to nothing are counted.
-        self.throttles.claims_by_user.give_back(requester.user_id)
-        self.throttles.claims_by_address.give_back(network)
+        self.request_limits.claims_by_user.give_back(requester.user_id)
+        self.request_limits.claims_by_address.give_back(network)
         await self.store.catch_up()
         name = claimed.device_name or claimed.device_id
         return json_answer(ClaimedAnswer(device_id=claimed.device_id, name=name, role=claimed.role))
@@ -247,7 +247,7 @@ def _too_many_new(retry_s: int) -> Refused:
     )
 
 
-async def _admit_machine(device_id: str, key: str, *, store: Registry, throttles: Throttles) -> None:
+async def _admit_machine(device_id: str, key: str, *, store: Registry, request_limits: RequestLimits) -> None:
     """Let a registration pass, or raise Refused (429); by device first, since a whole street has one address.
 
     One with the working key always passes the first: somebody who sends others must not keep it out. Nor can
@@ -255,11 +255,11 @@ async def _admit_machine(device_id: str, key: str, *, store: Registry, throttles
     """
     network = network_of(current_caller().address)
     try:
-        throttles.register_by_device.admit(f"{device_id} {network}")
+        request_limits.register_by_device.admit(f"{device_id} {network}")
     except Refused:
         if not await _is_its_key(device_id, key, store=store):
             raise
-    throttles.register_by_address.admit(network)
+    request_limits.register_by_address.admit(network)
 
 
 async def _is_its_key(device_id: str, key: str, *, store: Registry) -> bool:

@@ -14,7 +14,7 @@ from brewos_relay.api.authentication import Authenticator, Requester, current_ca
 from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import Refused, SecretStruct, ShortText, body_of, json_answer
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
@@ -60,9 +60,9 @@ class PasswordCheck:
     registry has a list of these for each account.
     """
 
-    def __init__(self, *, store: Registry, throttles: Throttles) -> None:
+    def __init__(self, *, store: Registry, request_limits: RequestLimits) -> None:
         self._store = store
-        self._throttles = throttles
+        self._request_limits = request_limits
         self._queue = FairQueue(
             "passwords", at_once=_THREADS, places=_PLACES, wait_s=_WAIT_S, others_at_once=1
         )
@@ -83,11 +83,11 @@ class PasswordCheck:
         """
         account = _account_of(email)
         with ExitStack() as attempts:
-            attempts.enter_context(self._throttles.passwords.attempt(network, about=account))
+            attempts.enter_context(self._request_limits.passwords.attempt(network, about=account))
             user_id, stored, seen_ms = await self._store.read(_look_up, email, network)
             known = known_networks.is_known(seen_ms, now_ms=now_ms())
             if not known:
-                attempts.enter_context(self._throttles.strange_passwords.attempt(account))
+                attempts.enter_context(self._request_limits.strange_passwords.attempt(account))
             matches = await self.run(password_matches, password, stored, network=network, known=known)
             if not matches or user_id is None or stored is None:
                 return None
@@ -96,7 +96,7 @@ class PasswordCheck:
                     known_networks.note_network, user_id, network, now_ms=now_ms()
                 )
             user = await self._store.read(registered.find_user, user_id)
-            self._throttles.passwords.give_back(network, about=account)
+            self._request_limits.passwords.give_back(network, about=account)
             return None if user is None else (user, stored)
 
     async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
@@ -130,7 +130,7 @@ class PasswordRoutes:
     store: Registry
     authenticator: Authenticator
     passwords: PasswordCheck
-    throttles: Throttles
+    request_limits: RequestLimits
 
     def blueprint(self) -> Blueprint:
         """Make the blueprint; the app answers refusals and errors."""
@@ -150,7 +150,7 @@ class PasswordRoutes:
     async def set_password(self) -> Response:
         requester = await self.authenticator.with_session(request)
         network = network_of(current_caller().address)
-        with self.throttles.sign_ins.attempt(network):
+        with self.request_limits.sign_ins.attempt(network):
             body = await body_of(request, NewPasswordBody)
             await self._check_may_set(requester, body.current_password, network)
             try:

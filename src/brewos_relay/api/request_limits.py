@@ -20,7 +20,7 @@ _NO_REGISTRY: Final = (RegistryError, RegistryBusy)
 """What is answered with 503; the others say what was wrong with a request."""
 
 
-class Throttle:
+class RequestLimit:
     """Token buckets by key. A bucket holds `burst` and gains `each_minute`; a request takes 1 of it.
 
     With `by_network`, keys are what `network_of` gives, and the wider networks around it have budgets, too: a
@@ -129,7 +129,7 @@ _SIGN_INS: Final = frozenset(
 )
 
 
-class Throttles:
+class RequestLimits:
     """Every rate limit of the API; keys of addresses are made by `network_of`.
 
     A whole street can come from one address, after a power cut all at once; and a normal page asks for its
@@ -138,26 +138,26 @@ class Throttles:
 
     def __init__(self) -> None:
         # Everything under /api but register-claim, by network.
-        self.requests = Throttle("requests", burst=600, each_minute=1200, by_network=True)
+        self.requests = RequestLimit("requests", burst=600, each_minute=1200, by_network=True)
         # Everything else: pages and their files. One visit to a large app loads some hundred, twice.
-        self.pages = Throttle("requests for pages", burst=2000, each_minute=3000, by_network=True)
+        self.pages = RequestLimit("requests for pages", burst=2000, each_minute=3000, by_network=True)
         # Health endpoints. They have a budget of their own, so that no flood of pages turns them into 429.
-        self.health = Throttle("health checks", burst=300, each_minute=600, by_network=True)
+        self.health = RequestLimit("health checks", burst=300, each_minute=600, by_network=True)
         # By network.
-        self.sign_ins = Throttle("attempts to sign in", burst=30, each_minute=20, by_network=True)
+        self.sign_ins = RequestLimit("attempts to sign in", burst=30, each_minute=20, by_network=True)
         # By account and network; and by account, from networks in which nobody signed in to it lately.
-        self.passwords = Throttle("attempts with this password", burst=8, each_minute=4, by_network=True)
-        self.strange_passwords = Throttle("attempts with this password", burst=30, each_minute=6)
+        self.passwords = RequestLimit("attempts with this password", burst=8, each_minute=4, by_network=True)
+        self.strange_passwords = RequestLimit("attempts with this password", burst=30, each_minute=6)
         # By network.
-        self.refreshes = Throttle("new tokens", burst=120, each_minute=60, by_network=True)
+        self.refreshes = RequestLimit("new tokens", burst=120, each_minute=60, by_network=True)
         # Those that came to nothing.
-        self.claims_by_user = Throttle("attempts to pair", burst=10, each_minute=6)
-        self.claims_by_address = Throttle("attempts to pair", burst=40, each_minute=20, by_network=True)
-        self.shares_by_user = Throttle("invitations", burst=20, each_minute=6)
+        self.claims_by_user = RequestLimit("attempts to pair", burst=10, each_minute=6)
+        self.claims_by_address = RequestLimit("attempts to pair", burst=40, each_minute=20, by_network=True)
+        self.shares_by_user = RequestLimit("invitations", burst=20, each_minute=6)
         # By device and address first: whoever registers a foreign machine over and over takes nothing from
         # its street, nor, from elsewhere, from the machine itself.
-        self.register_by_device = Throttle("registrations", burst=10, each_minute=6)
-        self.register_by_address = Throttle("registrations", burst=500, each_minute=300, by_network=True)
+        self.register_by_device = RequestLimit("registrations", burst=10, each_minute=6)
+        self.register_by_address = RequestLimit("registrations", burst=500, each_minute=300, by_network=True)
 
     def admit_request(self, path: str, network: str) -> None:
         """Count a request by its path alone. Raises Refused (429)."""
@@ -173,7 +173,7 @@ class Throttles:
         elif path == "/api/auth/refresh":
             self.refreshes.check(network)
 
-    def _by_path(self, path: str) -> Throttle:
+    def _by_path(self, path: str) -> RequestLimit:
         if path in _HEALTH:
             return self.health
         return self.requests if path == "/api" or path.startswith("/api/") else self.pages

@@ -16,7 +16,7 @@ from brewos_relay.api.device_access import require_access
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.payloads import Refused, body_of, json_answer
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_secret
 from brewos_relay.protocols import Registry
@@ -92,7 +92,7 @@ class SharingRoutes:
 
     store: Registry
     authenticator: Authenticator
-    throttles: Throttles
+    request_limits: RequestLimits
     proxy_trust: ProxyTrust
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class SharingRoutes:
         device_id = access.device_id
         at_ms = now_ms()
         until_ms = to_ms(wanted.until, now_ms=at_ms)
-        self.throttles.shares_by_user.admit(requester.user_id)
+        self.request_limits.shares_by_user.admit(requester.user_id)
         made = await trio.to_thread.run_sync(_make_secrets, limiter=self._hashing)
         share_id = secrets.token_hex(16)
         expires_at_ms = at_ms + SHARE_S * 1000

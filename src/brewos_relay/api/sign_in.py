@@ -15,7 +15,7 @@ from brewos_relay.api.login_sessions import LoginSessions, SessionTokens
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
@@ -73,7 +73,7 @@ class SignInRoutes:
     accounts: AccountRules
     login_sessions: LoginSessions
     passwords: PasswordCheck
-    throttles: Throttles
+    request_limits: RequestLimits
     lines: LineLimits | None = None
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class SignInRoutes:
 
     def _attempt(self) -> AbstractContextManager[None]:
         """Count an attempt to sign in, unless it ends in a 503."""
-        return self.throttles.sign_ins.attempt(network_of(current_caller().address))
+        return self.request_limits.sign_ins.attempt(network_of(current_caller().address))
 
     @described(
         "Sign in with an ID token of Google",

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import trio
 
 from brewos_relay.api.payloads import Refused
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
@@ -67,13 +67,13 @@ class Listener:
         handshakes: Counter[tuple[str, str]] | None = None,
         refused: Counter[str] | None = None,
         refusals: RefusalLog | None = None,
-        throttles: Throttles | None = None,
+        request_limits: RequestLimits | None = None,
     ) -> None:
         """Take listening sockets.
 
         `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
         status), with 4002 for a client that was let in to be closed with it; `refused` counts refusals by
-        reason, and `refusals` logs them. `throttles` are those of the HTTP side.
+        reason, and `refusals` logs them. `request_limits` are those of the HTTP side.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -83,7 +83,7 @@ class Listener:
         self._port_policy = port_policy
         self._lingering = LingerSlots()
         self._refusals = refusals or RefusalLog()
-        self._throttles = throttles or Throttles()
+        self._request_limits = request_limits or RequestLimits()
         relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
@@ -170,7 +170,7 @@ class Listener:
     def _refuse_throttled(self, request: Request, network: str) -> None:
         """Refuse an HTTP request that the API would refuse, for a tenth of the cost."""
         try:
-            self._throttles.check_request(request.path, network)
+            self._request_limits.check_request(request.path, network)
         except Refused as refusal:
             headers = {**refusal.headers, "Vary": "Authorization"}
             reason = refusal.reason or "too_many_requests"

@@ -17,7 +17,7 @@ import trio
 
 from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, RequestMetrics
-from brewos_relay.api.request_limits import Throttles
+from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
@@ -146,7 +146,7 @@ async def open_server(
                         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
                     ),
                 )
-                throttles = Throttles()
+                request_limits = RequestLimits()
                 lines = LineLimits(
                     "failed requests",
                     rate_per_s=LINES_PER_S,
@@ -171,7 +171,7 @@ async def open_server(
                     if settings.metrics_token
                     else None,
                     counters=requests,
-                    throttles=throttles,
+                    request_limits=request_limits,
                     lines=lines,
                 )
                 async with (
@@ -199,7 +199,7 @@ async def open_server(
                         handshakes=handshakes,
                         refused=requests.refused,
                         refusals=refusals,
-                        throttles=throttles,
+                        request_limits=request_limits,
                     )
                     http.take_websocket = listener.take_websocket
                     listening.start_soon(listener.run)
