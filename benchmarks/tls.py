@@ -28,8 +28,7 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
-from brewos_relay.server.accepting import accept_connections
-from brewos_relay.server.arrival import IncomingConnection, PortPolicy
+from brewos_relay.server.incoming import IncomingConnection, PortPolicy, accept_connections
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.wire.connection import client_connection, device_connection

@@ -113,7 +113,7 @@ def issuer() -> Iterator[Issuer]:
 
 async def test_row_3_google(tmp_path: Path, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "brewos_relay.server.accounts.GoogleVerifier",
+        "brewos_relay.server.from_settings.GoogleVerifier",
         lambda client_ids: Verifier(issuer=issuer.url, audiences=client_ids, jwks_url=issuer.keys_url),
     )
     async with serve_here(tmp_path, settings={"google_client_ids": (CLIENT_ID,)}) as server:
@@ -134,7 +134,7 @@ async def test_row_3_google(tmp_path: Path, issuer: Issuer, monkeypatch: pytest.
 
 async def test_row_4_facebook(tmp_path: Path, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "brewos_relay.server.accounts.FacebookVerifier",
+        "brewos_relay.server.from_settings.FacebookVerifier",
         lambda app_id, app_secret: FacebookVerifier(
             app_id=app_id, app_secret=app_secret, graph_url=issuer.url
         ),

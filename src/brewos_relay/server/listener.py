@@ -16,7 +16,6 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, PeerGone
 from brewos_relay.networks import network_of
-from brewos_relay.server.accepting import accept_connections
 from brewos_relay.server.admission import (
     CLIENT_PATHS,
     DEVICE_PATH,
@@ -26,8 +25,13 @@ from brewos_relay.server.admission import (
     DeviceEntry,
     TokenRefused,
 )
-from brewos_relay.server.arrival import IncomingConnection, LingerSlots, PortPolicy
-from brewos_relay.server.refusal_log import RefusalLog
+from brewos_relay.server.incoming import (
+    IncomingConnection,
+    LingerSlots,
+    PortPolicy,
+    RefusalLog,
+    accept_connections,
+)
 from brewos_relay.server.request_gate import WebSocketWanted, reason_of
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head

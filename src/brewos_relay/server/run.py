@@ -1,8 +1,6 @@
 """One relay process: registry, relay, HTTP side and listener, in the order in which they come and go."""
 
-import gc
 import logging
-import resource
 import socket
 import sys
 from collections import Counter
@@ -11,7 +9,6 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, cast
-from urllib.parse import urlsplit
 
 import trio
 
@@ -23,31 +20,38 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.registry.database import database_file
 from brewos_relay.registry.store import Store, open_store
-from brewos_relay.server.accounts import account_rules, missing_administrator
 from brewos_relay.server.admission import Admission
-from brewos_relay.server.arrival import PortPolicy
 from brewos_relay.server.containing import keep_running
+from brewos_relay.server.from_settings import (
+    account_rules,
+    https_port,
+    is_own_host,
+    missing_administrator,
+    read_certificate,
+    read_key_ring,
+    warn_of_command_lists,
+)
 from brewos_relay.server.http import open_http_side
-from brewos_relay.server.key_ring import read_key_ring
+from brewos_relay.server.incoming import (
+    LINES_AT_ONCE,
+    LINES_AT_ONCE_OF_EACH,
+    LINES_PER_S,
+    PortPolicy,
+    RefusalLog,
+)
 from brewos_relay.server.listener import Listener
-from brewos_relay.server.memory import give_memory_back
-from brewos_relay.server.metrics_port import MetricsPort
-from brewos_relay.server.notify import open_notifier
 from brewos_relay.server.noting import ActivityRecorder
+from brewos_relay.server.plain_ports import MetricsPort, Redirect
+from brewos_relay.server.process import give_memory_back, open_notifier, prepare_process
 from brewos_relay.server.readiness import ReadinessCheck
-from brewos_relay.server.redirect import Redirect
-from brewos_relay.server.refusal_log import LINES_AT_ONCE, LINES_AT_ONCE_OF_EACH, LINES_PER_S, RefusalLog
 from brewos_relay.server.revoking import ChangeApplier
-from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.states import StateKeeper
 from brewos_relay.server.storage import PROBLEMS, StorageWatch
 from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.settings import Settings
-from brewos_relay.settings.sources import PREFIX
 from brewos_relay.telemetry.lag import LoopLag
 from brewos_relay.telemetry.lines import LineWriter
 from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs
@@ -60,8 +64,6 @@ from brewos_relay.wire.poller import open_poller
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096
-_SWITCH_S: Final = 0.0005
-"""A tenth of Python's own: during a flood of registrations, connecting took 6 ms (median) instead of 19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,11 @@ async def open_server(
 
     **Owns:** the nurseries of the HTTP side and of the listeners, and the relay's.
     """
-    _warn_of_command_lists(settings)
+    warn_of_command_lists(settings)
     keys = read_key_ring(settings)
     accounts = account_rules(settings)
     proxy_trust = ProxyTrust(settings.trusted_proxies, settings.public_url)
-    tls = _read_certificate(settings)
+    tls = read_certificate(settings)
     is_proxy = proxy_trust.trusts if settings.proxy_protocol else None
     sockets = await _bind(settings.host, settings.port)
     redirecting: list[socket.socket] = []
@@ -221,8 +223,8 @@ async def open_server(
                         listening.start_soon(keep_running, "watching the certificate", tls.watch)
                         redirect = Redirect(
                             redirecting,
-                            https_port=_https_port(settings.public_url, addresses[0][1]),
-                            is_own_host=partial(_is_own_host, tls, settings.public_url),
+                            https_port=https_port(settings.public_url, addresses[0][1]),
+                            is_own_host=partial(is_own_host, tls, settings.public_url),
                             limits=settings.limits,
                             port_policy=PortPolicy(is_proxy=is_proxy),
                             refusals=refusals,
@@ -235,46 +237,6 @@ async def open_server(
     finally:
         for listening_socket in (*sockets, *redirecting, *measured):
             listening_socket.close()
-
-
-def _warn_of_command_lists(settings: Settings) -> None:
-    """Warn an operator whose lists of commands were meant to allow some: they can only restrict more."""
-    limits = settings.limits
-    policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
-    owners, never_wait = policy.unlisted()
-    for name, patterns, what, unlisted in (
-        ("OWNER_COMMANDS", limits.owner_commands, "are for owners only", owners),
-        ("NEVER_WAIT", limits.never_wait, "never wait", never_wait),
-    ):
-        if patterns:
-            log.warning(
-                "%s%s can only add commands that %s. These do so although it does not list them: %s",
-                PREFIX,
-                name,
-                what,
-                ", ".join(unlisted) or "none",
-            )
-
-
-def _read_certificate(settings: Settings) -> CertificateFiles | None:
-    if settings.tls_cert is not None and settings.tls_key is not None:
-        return CertificateFiles(settings.tls_cert, settings.tls_key)
-    if settings.tls_self_signed:
-        file = ensure_self_signed(settings.data_dir)
-        return CertificateFiles(file, file, renew=partial(ensure_self_signed, settings.data_dir))
-    return None
-
-
-def _is_own_host(tls: CertificateFiles, public_url: str | None, host: str) -> bool:
-    known = urlsplit(public_url).hostname if public_url is not None else None
-    return tls.certificate.is_for(host) or host.lower().strip("[]") == known
-
-
-def _https_port(public_url: str | None, bound_port: int) -> int:
-    """Look where people find TLS: at the public address if there is one, else where the server listens."""
-    if public_url is None:
-        return bound_port
-    return urlsplit(public_url).port or 443
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
@@ -310,29 +272,13 @@ def run_server(
     log_uncaught()
     for warning in warnings:
         log.warning("%s", warning)
-    _prepare_process()
+    prepare_process()
     output = LineWriter(sys.stdout)
     with ExitStack() as stack:
         stack.callback(flush_logs)
         stack.callback(output.flush)
         caught = signals or stack.enter_context(ServerSignals().caught())
         trio.run(_serve, settings, announce or output.put, caught, clock=RunningClock())
-
-
-def _prepare_process() -> None:
-    """Allow as many connections as the system lets us, and look for garbage in small steps.
-
-    A relay's objects live as long as its connections, and go without it: looking through all of them finds
-    nothing, so that is done rarely. HTTP requests leave garbage; it must not pile up. Looking through few new
-    objects at a time stops everything for milliseconds only, and finds them in the processor's caches.
-    """
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # A thread that works for the registry holds the interpreter for so long while the event loop waits.
-    sys.setswitchinterval(_SWITCH_S)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(1_000, 5, 400)
 
 
 async def _serve(settings: Settings, announce: Callable[[str], None], signals: ServerSignals) -> None:

@@ -1,15 +1,20 @@
-"""What happens to a connection up to the end of its first request head: PROXY header, TLS, and the head."""
+"""Incoming connections: accept them, read the first request head, refuse them, and log refusals."""
 
+import errno
+import logging
+import math
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import trio
 
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import PeerGone
 from brewos_relay.wire.handshake import (
     HEAD_END,
@@ -27,6 +32,8 @@ from brewos_relay.wire.proxy_protocol import (
 from brewos_relay.wire.tls import accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport
 
+log = logging.getLogger(__name__)
+
 LINGER_S: Final = 1.0
 """How long a refused device is given to close its plain connection before the relay does."""
 LINGER_SLOTS: Final = 1000
@@ -35,6 +42,17 @@ LINGER_SLOTS: Final = 1000
 _NOT_TLS: Final = "this port speaks HTTPS"
 _NOT_HTTP: Final = "this port speaks HTTP over TLS"
 _NOT_PLAIN: Final = "this port speaks plain HTTP"
+
+_ACCEPTS_PER_PASS: Final = 64
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+"""ENOSPC is that of epoll: no more sockets can be watched."""
+_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 1.0
+_SAY_EVERY_S: Final = 10.0
+
+LINES_PER_S: Final = 5.0
+LINES_AT_ONCE: Final = 100.0
+LINES_AT_ONCE_OF_EACH: Final = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,3 +234,128 @@ class IncomingConnection:
     def _believe(self, header: ProxyHeader) -> None:
         if header.address is not None:
             self.address, self.port, self.secure = header.address, header.port, header.secure
+
+
+Answer = Callable[[IncomingConnection], Awaitable[None]]
+
+
+async def accept_connections(
+    sockets: Iterable[socket.socket], answer: Answer, *, limits: Limits, failure: str
+) -> None:
+    """Accept connections until cancelled, and answer each; it is closed after that unless it was released.
+
+    Whatever goes wrong ends that connection only; `failure` is what the log says of it.
+
+    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Ends when:** cancelled.
+    """
+    async with trio.open_nursery() as nursery:
+        welcome = partial(_welcome, answer, limits, failure)
+        backoff = _AcceptBackoff()
+        for listening in sockets:
+            nursery.start_soon(_accept, listening, nursery, welcome, backoff)
+
+
+class _AcceptBackoff:
+    """What the listening sockets of a port do while the system has no more files or memory: wait.
+
+    Connections wait meanwhile in the queue of the socket. The pauses grow, and the log gets a line in 10 s.
+    """
+
+    def __init__(self) -> None:
+        self._pause_s = _PAUSE_S
+        self._say_at = -math.inf
+        self._failures = 0
+
+    async def wait(self, error: Exception) -> None:
+        """Wait before the next attempt."""
+        self._failures += 1
+        if trio.current_time() >= self._say_at:
+            self._say_at = trio.current_time() + _SAY_EVERY_S
+            reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+            times, self._failures = self._failures, 0
+            with suppress(Exception):  # there may be no memory for it
+                log.warning("cannot accept connections: %s (%d times)", reason, times)
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        await trio.sleep(pause_s)
+
+    def end(self) -> None:
+        """Note that a connection was accepted."""
+        self._pause_s = _PAUSE_S
+
+
+async def _accept(
+    listening: socket.socket,
+    nursery: trio.Nursery,
+    welcome: Callable[[socket.socket, str, int], Awaitable[None]],
+    backoff: _AcceptBackoff,
+) -> None:
+    while True:
+        try:
+            await _accept_some(listening, nursery, welcome)
+            backoff.end()
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _OUT_OF_RESOURCES:
+                raise
+            await backoff.wait(error)
+
+
+async def _accept_some(
+    listening: socket.socket,
+    nursery: trio.Nursery,
+    welcome: Callable[[socket.socket, str, int], Awaitable[None]],
+) -> None:
+    """Wait for connections, and accept those that are there. Raises MemoryError, and OSError likewise."""
+    await trio.lowlevel.wait_readable(listening)
+    for _ in range(_ACCEPTS_PER_PASS):
+        try:
+            accepted, peer = listening.accept()
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                raise
+            continue  # that peer had gone before it was accepted
+        try:
+            nursery.start_soon(welcome, accepted, peer[0].partition("%")[0], peer[1])
+        except MemoryError:
+            accepted.close()
+            raise
+
+
+async def _welcome(
+    answer: Answer, limits: Limits, failure: str, accepted: socket.socket, address: str, port: int
+) -> None:
+    incoming: IncomingConnection | None = None
+    try:
+        incoming = IncomingConnection.accept(accepted, address, port, limits=limits)
+        await answer(incoming)
+    except PeerGone:
+        pass  # before it had asked for anything
+    except Exception:
+        with suppress(Exception):  # there may be no memory for it
+            log.exception(failure)
+    finally:
+        with suppress(Exception):
+            (incoming or accepted).close()
+
+
+class RefusalLog:
+    """Logs refused connections: 100 lines at once and 5 a second; 50 and 12 a minute for a cause and network.
+
+    A line takes longer to write than a refusal, and would fill the disk of a server under attack. `lines`
+    reports what was suppressed; the metrics count all of it.
+    """
+
+    def __init__(self) -> None:
+        self.lines = LineLimits(
+            "refused connections",
+            rate_per_s=LINES_PER_S,
+            burst=LINES_AT_ONCE,
+            each_at_once=LINES_AT_ONCE_OF_EACH,
+        )
+
+    def log(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
+        """Log a refusal at level info, unless there are too many of them."""
+        if self.lines.admit(cause, network):
+            log.info(text, *args, extra=extra)

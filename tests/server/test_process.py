@@ -1,9 +1,11 @@
+import ctypes
 import logging
 import math
 import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.server.notify import SystemdNotifier, open_notifier
+from brewos_relay.server import process
+from brewos_relay.server.process import SystemdNotifier, give_memory_back, open_notifier
 from support.process import serve_process
 
 
@@ -152,3 +156,40 @@ async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: 
             extended_us = int(re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)[1])  # type: ignore[index]
             assert extended_us == math.ceil(Limits(drain_s=0.1).longest_drain_s * 1e6)
             assert await server.wait(within_s=10) == 0
+
+
+async def test_memory_is_given_back_once_a_minute(autojump_clock: MockClock) -> None:
+    calls: list[int] = []
+    began_at = trio.current_time()
+
+    def trim(keep_bytes: int) -> int:
+        calls.append(keep_bytes)
+        return 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_memory_back, trim)
+        await trio.sleep(59)
+        assert calls == []
+        while len(calls) < 3:  # noqa: ASYNC110  it comes by itself
+            await trio.sleep(1)
+        assert calls == [0, 0, 0]
+        assert trio.current_time() - began_at > 170
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has it")
+def test_the_c_library_is_asked() -> None:
+    trim = process._find_trim()
+    if trim is not None:  # another C library may be in use
+        assert trim(0) in {0, 1}
+
+
+async def test_where_nobody_can_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_find_trim", lambda: None)
+    with trio.fail_after(1):
+        await give_memory_back()
+
+
+def test_a_c_library_without_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    assert process._find_trim() is None

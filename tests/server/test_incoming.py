@@ -1,19 +1,33 @@
 """What comes in at a port_policy: plain or TLS, with or without a PROXY header, and the head of a request."""
 
+import errno
+import logging
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.rate_limits import REPORT_EVERY_S
 from brewos_relay.errors import PeerGone
-from brewos_relay.server.arrival import LINGER_S, IncomingConnection, LingerSlots, PortPolicy
+from brewos_relay.server import incoming as incoming_module
+from brewos_relay.server.incoming import (
+    LINES_AT_ONCE,
+    LINES_AT_ONCE_OF_EACH,
+    LINGER_S,
+    IncomingConnection,
+    LingerSlots,
+    PortPolicy,
+    RefusalLog,
+    accept_connections,
+)
 from brewos_relay.wire.handshake import Refusal, parse_head
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, reset, tcp_pair
@@ -395,3 +409,154 @@ async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(t
         far.send(REQUEST)
         assert await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS) == (HEAD, b"")
         incoming.close()
+
+
+class Failing(socket.socket):
+    """A listening socket whose `accept` fails for as long as there is a problem."""
+
+    problem: BaseException | None = None
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.problem is not None:
+            raise self.problem
+        return super().accept()
+
+
+@pytest.fixture
+def listening() -> Iterator[Failing]:
+    with Failing() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        sock.setblocking(False)
+        yield sock
+
+
+@asynccontextmanager
+async def accepting_at(*sockets: socket.socket) -> AsyncIterator[None]:
+    async def answer(incoming: IncomingConnection) -> None:
+        incoming.transport.write(b"hello")
+
+    async def accept() -> None:
+        await accept_connections(sockets, answer, limits=Limits(), failure="a connection failed")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def greet(listening: socket.socket) -> bytes:
+    with trio.fail_after(10), trio.socket.socket() as client:
+        await client.connect(listening.getsockname())
+        return await client.recv(100)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, None])
+async def test_shortage_is_logged_once_in_10_s_for_all_sockets_and_waited_out(
+    listening: Failing, number: int | None, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    listening.problem = MemoryError() if number is None else OSError(number, "scripted backoff")
+    with Failing() as other, socket.socket() as client, socket.socket() as second:
+        other.problem = listening.problem
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        other.setblocking(False)
+        client.connect(listening.getsockname())
+        second.connect(other.getsockname())
+        async with accepting_at(listening, other):
+            with caplog.at_level(logging.WARNING):
+                await trio.sleep(0.5)
+                assert len(caplog.messages) == 1
+                await trio.sleep(59)
+            assert 6 <= len(caplog.messages) <= 7
+            assert all("cannot accept connections: " in message for message in caplog.messages)
+            counted = sum(int(message.rpartition("(")[2].partition(" ")[0]) for message in caplog.messages)
+            assert 100 < counted < 150  # about once a second for each socket
+            listening.problem = other.problem = None
+            assert await greet(listening) == b"hello"
+            assert await greet(other) == b"hello"
+
+
+async def test_accepting_a_connection_shortens_the_next_pause(
+    listening: Failing, autojump_clock: MockClock
+) -> None:
+    backoff = incoming_module._AcceptBackoff()
+    error = OSError(errno.EMFILE, "scripted")
+    took_s = []
+    for _ in range(5):
+        began_at = trio.current_time()
+        await backoff.wait(error)
+        took_s.append(round(trio.current_time() - began_at, 3))
+    assert took_s == [0.1, 0.2, 0.4, 0.8, 1.0]
+    backoff.end()
+    began_at = trio.current_time()
+    await backoff.wait(error)
+    assert trio.current_time() - began_at == pytest.approx(0.1)
+
+
+async def test_peer_that_goes_before_it_is_accepted_is_no_shortage(
+    listening: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Once(Failing):
+        def accept(self) -> tuple[socket.socket, object]:
+            problem, self.problem = self.problem, None
+            if problem is not None:
+                raise problem
+            return super().accept()
+
+    with Once() as once:
+        once.problem = OSError(errno.ECONNABORTED, "gone")
+        once.bind(("127.0.0.1", 0))
+        once.listen()
+        once.setblocking(False)
+        async with accepting_at(once):
+            assert await greet(once) == b"hello"
+    assert not caplog.messages
+
+
+async def test_no_memory_for_a_connection_ends_that_one_alone(
+    listening: Failing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> IncomingConnection:
+        raise MemoryError
+
+    async with accepting_at(listening):
+        with monkeypatch.context() as patched:
+            patched.setattr(incoming_module, "IncomingConnection", fail)
+            assert await greet(listening) == b""
+        assert await greet(listening) == b"hello"
+    assert "a connection failed" in caplog.text
+
+
+def tell(refusals: RefusalLog, count: int, *, network: str, cause: str = "wrong_key") -> None:
+    for number in range(count):
+        refusals.log("refused %s: %d", network, number, cause=cause, network=network, extra={"status": 401})
+
+
+async def test_a_network_that_is_refused_often_is_logged_in_few_lines_with_a_count(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    refusals = RefusalLog()
+    tell(refusals, 700, network="192.0.2.1")
+    at_once = int(LINES_AT_ONCE_OF_EACH)
+    assert caplog.messages == [f"refused 192.0.2.1: {number}" for number in range(at_once)]
+    assert caplog.records[0].__dict__["status"] == 401
+    tell(refusals, 1, network="192.0.2.2")
+    assert caplog.messages[-1] == "refused 192.0.2.2: 0", "others are logged"
+    caplog.clear()
+    await trio.sleep(REPORT_EVERY_S)
+    refusals.lines.report_if_due(trio.current_time())
+    assert caplog.messages == [
+        f"{700 - at_once} more log lines about refused connections from 192.0.2.1 were suppressed: wrong_key"
+    ]
+
+
+async def test_many_networks_have_a_bound_together(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    refusals = RefusalLog()
+    for number in range(200):
+        tell(refusals, 5, network=f"192.0.2.{number}")
+    assert len(caplog.messages) == LINES_AT_ONCE

@@ -1,0 +1,133 @@
+"""Build the server's parts from its settings: keys, sign-in rules, certificate, host names."""
+
+import logging
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection
+
+from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
+from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
+from brewos_relay.auth.signing_keys import PrivateKey, load_private_key
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.dialect import BREWOS, Policy
+from brewos_relay.errors import SettingsError
+from brewos_relay.registry.accounts import has_accounts, has_administrator
+from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
+from brewos_relay.server.self_signed import ensure_self_signed
+from brewos_relay.server.tls import CertificateFiles
+from brewos_relay.settings import Settings
+from brewos_relay.settings.sources import PREFIX
+
+log = logging.getLogger(__name__)
+
+
+def account_rules(settings: Settings) -> AccountRules:
+    """Make the rules; nobody is asked for anything yet."""
+    verifiers: dict[str, IdentityVerifier] = {}
+    if settings.google_client_ids:
+        verifiers["google"] = GoogleVerifier(client_ids=settings.google_client_ids)
+    if settings.oidc_issuer is not None:
+        verifiers["oidc"] = Verifier(
+            issuer=settings.oidc_issuer,
+            audiences=settings.oidc_audiences,
+            jwks_url=settings.oidc_jwks_url,
+        )
+    if settings.facebook_app_id:
+        verifiers["facebook"] = FacebookVerifier(
+            app_id=settings.facebook_app_id, app_secret=settings.facebook_app_secret
+        )
+    return AccountRules(
+        verifiers=verifiers,
+        google_client_id=next(iter(settings.google_client_ids), None),
+        oidc_issuer=settings.oidc_issuer,
+        oidc_audience=next(iter(settings.oidc_audiences), None),
+        open_to_all=settings.sign_up == "open",
+        machines_per_account=settings.machines_per_account,
+        new_devices=NewDeviceRules(
+            mode=cast("PairingMode", settings.pairing), per_network=settings.new_machines_per_network
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MissingAdministrator:
+    """The reason why a server has no administrator, and the command that makes one."""
+
+    text: str
+    advice: str
+
+
+def missing_administrator(db: Connection, settings: Settings) -> MissingAdministrator | None:
+    """Tell whether the registry has no administrator; None if it has one."""
+    if has_administrator(db):
+        return None
+    # The command may run in another folder, and without what `serve` was given.
+    folder = shlex.quote(str(settings.data_dir.absolute()))
+    where = "" if settings.database_url else f" --data-dir {folder}"
+    if has_accounts(db):
+        return MissingAdministrator(
+            "no account is an administrator's", f"make one of them: brewos-relay user admin EMAIL{where}"
+        )
+    return MissingAdministrator(
+        "there is no account yet", f"make the first administrator: brewos-relay user invite EMAIL{where}"
+    )
+
+
+def read_key_ring(settings: Settings) -> KeyRing:
+    """Read the secrets and the files of keys; SettingsError if one is no good."""
+    secrets = settings.require_jwt_secrets()
+    private_keys: list[PrivateKey] = []
+    for file in settings.jwt_key_files:
+        try:
+            private_keys.append(load_private_key(file.read_bytes()))
+        except (OSError, ValueError) as problem:
+            what = f"it cannot be read: {problem.strerror}" if isinstance(problem, OSError) else problem
+            raise SettingsError(f"BREWOS_RELAY_JWT_KEY_FILES names {file}: {what}") from None
+    try:
+        return KeyRing(secrets, private_keys)
+    except ValueError as problem:
+        raise SettingsError(f"JWT_SECRET: {problem}; `brewos-relay secret` makes one") from None
+
+
+def warn_of_command_lists(settings: Settings) -> None:
+    """Warn an operator whose lists of commands were meant to allow some: they can only restrict more."""
+    limits = settings.limits
+    policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
+    owners, never_wait = policy.unlisted()
+    for name, patterns, what, unlisted in (
+        ("OWNER_COMMANDS", limits.owner_commands, "are for owners only", owners),
+        ("NEVER_WAIT", limits.never_wait, "never wait", never_wait),
+    ):
+        if patterns:
+            log.warning(
+                "%s%s can only add commands that %s. These do so although it does not list them: %s",
+                PREFIX,
+                name,
+                what,
+                ", ".join(unlisted) or "none",
+            )
+
+
+def read_certificate(settings: Settings) -> CertificateFiles | None:
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return CertificateFiles(settings.tls_cert, settings.tls_key)
+    if settings.tls_self_signed:
+        file = ensure_self_signed(settings.data_dir)
+        return CertificateFiles(file, file, renew=partial(ensure_self_signed, settings.data_dir))
+    return None
+
+
+def is_own_host(tls: CertificateFiles, public_url: str | None, host: str) -> bool:
+    known = urlsplit(public_url).hostname if public_url is not None else None
+    return tls.certificate.is_for(host) or host.lower().strip("[]") == known
+
+
+def https_port(public_url: str | None, bound_port: int) -> int:
+    """Look where people find TLS: at the public address if there is one, else where the server listens."""
+    if public_url is None:
+        return bound_port
+    return urlsplit(public_url).port or 443
