@@ -28,9 +28,9 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
+from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.incoming import IncomingConnection, PortPolicy, accept_connections
 from brewos_relay.server.self_signed import ensure_self_signed
-from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
 from brewos_relay.wire.poller import open_poller

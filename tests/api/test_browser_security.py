@@ -13,7 +13,7 @@ from brewos_relay.api.browser_security import SecurityHeaders
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.registry.store import open_store
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 from support.household import SECRET, Household, PlainRelay, open_household
 
 

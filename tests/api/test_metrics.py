@@ -6,6 +6,7 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from brewos_relay.auth.caller import ProxyTrust
 from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
@@ -13,7 +14,7 @@ from brewos_relay.api.app import create_app
 from brewos_relay.api.metrics import MetricsPage, RequestMetrics, bearer_matches
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 from support.household import Household
 
 TOKEN = "metrics-token-0123456789"

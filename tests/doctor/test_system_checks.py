@@ -15,7 +15,7 @@ from brewos_relay.doctor.system_checks import (
     check_kept_clock,
     check_served_certificate,
 )
-from brewos_relay.server import storage
+from brewos_relay.server import health_checks
 from brewos_relay.settings import Settings
 from support.certificates import Files, server_context, write_certificate
 from support.fronts import free_port
@@ -107,8 +107,8 @@ def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: p
     settings = Settings(data_dir=tmp_path)
     (finding,) = check_disk(settings)
     assert (finding.name, finding.state) == ("disk", "ok")
-    monkeypatch.setattr(storage, "LOW_BYTES", 2**70)
-    monkeypatch.setattr(storage, "LOW_SHARE", 2.0)
+    monkeypatch.setattr(health_checks, "LOW_BYTES", 2**70)
+    monkeypatch.setattr(health_checks, "LOW_SHARE", 2.0)
     (finding,) = check_disk(settings)
     assert finding.state == "warning"
     assert "almost full" in finding.text
@@ -116,7 +116,7 @@ def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: p
 
 
 def test_a_disk_that_fails_is_worse_than_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = storage.Disk(problems={"read_only": "the registry's disk is read-only"})
+    found = health_checks.Disk(problems={"read_only": "the registry's disk is read-only"})
     monkeypatch.setattr(system_checks, "examine_disk", lambda _file: found)
     (finding,) = check_disk(Settings(data_dir=tmp_path))
     assert finding.state == "failed"

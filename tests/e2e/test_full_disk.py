@@ -22,8 +22,8 @@ METRICS_TOKEN = "m" * 32
 LIMIT_BYTES = 1024
 """Less than one page of the registry, so that no write finds room, also where the log begins again."""
 _SERVE = """
-from brewos_relay.server import storage
-storage.LOOK_EVERY_S = 0.1
+from brewos_relay.server import health_checks
+health_checks.LOOK_EVERY_S = 0.1
 from brewos_relay.cli import main
 main(["serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json"])
 """

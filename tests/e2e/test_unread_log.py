@@ -19,8 +19,8 @@ from support.wire_client import upgrade_head
 CONNECTIONS = 300
 METRICS_TOKEN = "m" * 32
 _SERVE = """
-from brewos_relay.telemetry import lines
-lines.LINES_AT_MOST = 50
+from brewos_relay.telemetry import line_writer
+line_writer.LINES_AT_MOST = 50
 from brewos_relay.cli import main
 main(["serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json", "--log-level", "debug"])
 """

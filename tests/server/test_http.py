@@ -13,7 +13,7 @@ import trio.testing
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
-from brewos_relay.server.containing import contained
+from brewos_relay.server.failures import contained
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.request_gate import WebSocketWanted
 from support.household import open_household

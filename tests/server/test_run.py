@@ -284,8 +284,8 @@ async def test_a_certificate_of_its_own_is_made_once(tmp_path: Path) -> None:
 async def test_a_certificate_of_its_own_is_renewed_while_the_server_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("brewos_relay.server.tls._LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr("brewos_relay.server.tls._RENEW_EVERY_S", 0.02)
+    monkeypatch.setattr("brewos_relay.server.certificates._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("brewos_relay.server.certificates._RENEW_EVERY_S", 0.02)
     async with serve_here(tmp_path, settings={"tls_self_signed": True}) as here:
         before = await fingerprint(here)
         monkeypatch.setattr("brewos_relay.server.self_signed._RENEW_BEFORE", datetime.timedelta(days=400))

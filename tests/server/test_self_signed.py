@@ -12,8 +12,8 @@ from cryptography import x509
 
 from brewos_relay.errors import SettingsError
 from brewos_relay.server import self_signed
+from brewos_relay.server.certificates import load_certificate
 from brewos_relay.server.self_signed import FILE_NAME, ensure_self_signed, own_addresses, own_names
-from brewos_relay.server.tls import load_certificate
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)

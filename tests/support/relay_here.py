@@ -16,7 +16,7 @@ from brewos_relay.registry.records import Access, Device, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
-from brewos_relay.server.states import StateKeeper
+from brewos_relay.server.persistence import StateKeeper
 from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from brewos_relay.telemetry import lines
+from brewos_relay.telemetry import line_writer
 from brewos_relay.telemetry.logs import configure_logging, dropped_lines, flush_logs
+from support.process import environment
 
 log = logging.getLogger("brewos_relay.tests")
 
@@ -158,7 +159,7 @@ def test_an_entry_that_memory_is_missing_for_is_counted(monkeypatch: pytest.Monk
 def test_lines_that_are_not_read_are_dropped_and_told_of_in_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lines, "LINES_AT_MOST", 1000)
+    monkeypatch.setattr(line_writer, "LINES_AT_MOST", 1000)
     reading, writing = os.pipe()
     with os.fdopen(reading) as reader, os.fdopen(writing, "w") as stream:
         configure_logging(stream=stream, log_format="json")
@@ -189,7 +190,7 @@ def test_lines_that_are_not_read_are_dropped_and_told_of_in_their_place(
 BLOCKED = """
 import logging, sys
 from brewos_relay.telemetry.logs import configure_logging
-from brewos_relay.telemetry.uncaught import log_uncaught
+from brewos_relay.telemetry.logs import log_uncaught
 configure_logging(log_format="json")
 log_uncaught()
 for number in range(5000):
@@ -211,3 +212,61 @@ def test_last_words_are_written_before_the_process_ends() -> None:
     last = json.loads(ran.stderr.splitlines()[-1])
     assert last["level"] == "critical"
     assert "last words" in last["exception"]
+
+
+SECRET = 'Zauber"wort-ä\\{}'
+PROGRAM = f"""
+import sys, threading, warnings
+from brewos_relay.telemetry.logs import configure_logging
+from brewos_relay.telemetry.logs import log_uncaught
+
+SECRET = {SECRET!r}
+
+class Late:
+    def __del__(self):
+        raise ValueError("late " + SECRET)
+
+def fail():
+    raise ValueError("thread " + SECRET)
+
+configure_logging(log_format="json", secrets=[SECRET])
+log_uncaught()
+warnings.warn("two lines\\nof " + SECRET)
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+late = Late()
+del late
+raise LAST("last " + SECRET)
+"""
+
+
+def test_what_nobody_catches_is_one_object_a_line_without_secrets() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("LAST", "RuntimeError")],
+        env=environment(),
+        capture_output=True,
+        timeout=30,
+    )
+    assert ran.returncode == 1
+    entries = [json.loads(line) for line in ran.stderr.splitlines()]
+    levels = [entry["level"] for entry in entries]
+    assert levels == ["warning", "error", "error", "critical"]
+    warned, *raised = entries
+    assert "two lines" in warned["event"]
+    for entry, what in zip(raised, ("thread", "late", "last"), strict=True):
+        assert f"{what} [hidden]" in entry["exception"]
+        assert "Traceback" in entry["exception"]
+    for text in (SECRET, "Zauber", "wort-"):
+        assert text not in json.dumps(entries, ensure_ascii=False)
+
+
+def test_ctrl_c_is_no_failure() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("LAST", "KeyboardInterrupt")],
+        env=environment(),
+        capture_output=True,
+        timeout=30,
+    )
+    assert b"nobody caught this, so" not in ran.stderr
+    assert b"KeyboardInterrupt" in ran.stderr

@@ -4,8 +4,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import open_relay
 from brewos_relay.messages import encode
+from brewos_relay.telemetry.measurements import RequestCounters
 from brewos_relay.telemetry.metrics import PREFIX, Metrics, MetricSources
-from brewos_relay.telemetry.requests import RequestCounters
 from support.peers import ScriptedPeer
 
 DEVICE = "BRW-12AB34CD"

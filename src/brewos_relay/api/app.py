@@ -33,7 +33,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry, RelayView
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 
 _BODY_S: Final = 30
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

@@ -22,7 +22,7 @@ from brewos_relay.errors import (
     TokenRejected,
     TooManyUnproven,
 )
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from structlog.contextvars import bound_contextvars
 
 from brewos_relay.api.openapi import pattern_of
 from brewos_relay.api.payloads import Refused
-from brewos_relay.telemetry.requests import RequestCounters, method_label
+from brewos_relay.telemetry.measurements import RequestCounters, method_label
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from brewos_relay.errors import RelayError
-from brewos_relay.telemetry.lines import write_last_line
+from brewos_relay.telemetry.line_writer import write_last_line
 
 PROGRAM: Final = "brewos-relay"
 

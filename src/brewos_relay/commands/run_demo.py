@@ -32,7 +32,7 @@ from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import SimulatedDevice
 from brewos_relay.simulator.usage_patterns import Barista
-from brewos_relay.telemetry.lines import LineWriter
+from brewos_relay.telemetry.line_writer import LineWriter
 from brewos_relay.vocabulary import generate_key, now_ms
 
 HOST: Final = "127.0.0.1"

@@ -20,10 +20,10 @@ from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.accounts import colliding_addresses
 from brewos_relay.registry.database import Database, database_file, version
+from brewos_relay.server.certificates import load_certificate
 from brewos_relay.server.from_settings import missing_administrator
+from brewos_relay.server.health_checks import advice_for, examine_disk
 from brewos_relay.server.self_signed import FILE_NAME
-from brewos_relay.server.storage import advice_for, examine_disk
-from brewos_relay.server.tls import load_certificate
 from brewos_relay.settings import Settings
 
 _SOON_DAYS: Final = 21

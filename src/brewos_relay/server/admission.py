@@ -26,7 +26,7 @@ from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_not
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_budgets import Budget, PeerBudgets
-from brewos_relay.server.states import find_state
+from brewos_relay.server.persistence import find_state
 from brewos_relay.vocabulary import is_key, now_ms, parse_device_id, role_includes
 from brewos_relay.wire.handshake import Refusal, Request
 

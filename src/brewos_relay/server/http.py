@@ -29,10 +29,10 @@ from hypercorn.typing import (
 )
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.server.containing import contained
+from brewos_relay.server.failures import contained
 from brewos_relay.server.lifespan import open_lifespan
 from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,9 @@ from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.registry.database import database_file
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
-from brewos_relay.server.containing import keep_running
+from brewos_relay.server.certificates import CertificateFiles
+from brewos_relay.server.change_applier import ChangeApplier
+from brewos_relay.server.failures import keep_running
 from brewos_relay.server.from_settings import (
     account_rules,
     https_port,
@@ -33,6 +35,7 @@ from brewos_relay.server.from_settings import (
     read_key_ring,
     warn_of_command_lists,
 )
+from brewos_relay.server.health_checks import PROBLEMS, ReadinessCheck, StorageWatch
 from brewos_relay.server.http import open_http_side
 from brewos_relay.server.incoming import (
     LINES_AT_ONCE,
@@ -42,22 +45,15 @@ from brewos_relay.server.incoming import (
     RefusalLog,
 )
 from brewos_relay.server.listener import Listener
-from brewos_relay.server.noting import ActivityRecorder
+from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
 from brewos_relay.server.plain_ports import MetricsPort, Redirect
 from brewos_relay.server.process import give_memory_back, open_notifier, prepare_process
-from brewos_relay.server.readiness import ReadinessCheck
-from brewos_relay.server.revoking import ChangeApplier
 from brewos_relay.server.signals import ServerSignals
-from brewos_relay.server.states import StateKeeper
-from brewos_relay.server.storage import PROBLEMS, StorageWatch
-from brewos_relay.server.tls import CertificateFiles
 from brewos_relay.settings import Settings
-from brewos_relay.telemetry.lag import LoopLag
-from brewos_relay.telemetry.lines import LineWriter
-from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs
+from brewos_relay.telemetry.line_writer import LineWriter
+from brewos_relay.telemetry.logs import LogFormat, configure_logging, dropped_lines, flush_logs, log_uncaught
+from brewos_relay.telemetry.measurements import LoopLag, RequestCounters
 from brewos_relay.telemetry.metrics import Metrics, MetricSources
-from brewos_relay.telemetry.requests import RequestCounters
-from brewos_relay.telemetry.uncaught import log_uncaught
 from brewos_relay.version import installed_version
 from brewos_relay.wire.poller import open_poller
 

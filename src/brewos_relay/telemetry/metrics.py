@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import Relay
-from brewos_relay.telemetry.requests import RequestCounters
+from brewos_relay.telemetry.measurements import RequestCounters
 
 PREFIX: Final = "brewos_relay_"
 

@@ -1,7 +1,8 @@
-"""StorageWatch: whether the registry can still be written, and how much room its disk has."""
+"""Health checks: whether the server is ready for connections, and whether its storage is degraded."""
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Final, Protocol
 
 import trio
 
+from brewos_relay.core.relay import Relay
 from brewos_relay.errors import RegistryError
+from brewos_relay.registry.store import Store
+from brewos_relay.server.certificates import CertificateFiles
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,10 @@ _ADVICE: Final = {
     "wal_large": "look for a program that reads the registry for long, such as a copy that hangs",
 }
 _MIB: Final = 1024 * 1024
+_REGISTRY_S: Final = 2.0
+"""What the registry is given to answer."""
+_GOOD_FOR_S: Final = 1.0
+"""However often somebody asks, the registry is asked once in this time."""
 
 
 class Written(Protocol):
@@ -132,3 +140,41 @@ class StorageWatch:
         for problem in sorted(self._told - found.keys()):
             log.info("not degraded any more: %s is over", problem, extra={"problem": problem})
         self._told = frozenset(found)
+
+
+class ReadinessCheck:
+    """Looks at what the server needs to be of use."""
+
+    def __init__(self, *, relay: Relay, store: Store, tls: CertificateFiles | None) -> None:
+        self._relay = relay
+        self._store = store
+        self._tls = tls
+        self._asking = trio.Lock()
+        self._asked_at_s = -_GOOD_FOR_S
+        self._answers = True
+
+    async def problems(self) -> list[str]:
+        """Give the reasons why nobody should be sent here now; none if all is well."""
+        found = []
+        if self._relay.closing:
+            found.append("the relay is leaving")
+        if not await self._registry_answers():
+            found.append("the registry does not answer")
+        if self._tls is not None and self._tls.certificate.expires_at_s <= time.time():
+            found.append("the certificate has expired")
+        return found
+
+    async def _registry_answers(self) -> bool:
+        async with self._asking:
+            if trio.current_time() - self._asked_at_s >= _GOOD_FOR_S:
+                self._answers = await self._ask()
+                self._asked_at_s = trio.current_time()
+            return self._answers
+
+    async def _ask(self) -> bool:
+        try:
+            with trio.fail_after(_REGISTRY_S):
+                await self._store.check()
+        except (RegistryError, trio.TooSlowError):
+            return False
+        return True

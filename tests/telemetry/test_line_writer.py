@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from brewos_relay.telemetry import lines
-from brewos_relay.telemetry.lines import LineWriter, write_last_line
+from brewos_relay.telemetry import line_writer
+from brewos_relay.telemetry.line_writer import LineWriter, write_last_line
 
 
 class Pipe:
@@ -88,7 +88,7 @@ def test_nothing_waits_for_a_pipe_that_is_full(pipe: Pipe, is_blocking: bool) ->
 
 
 def test_what_waits_is_bounded_by_its_size(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "CHARS_AT_MOST", 1000)
+    monkeypatch.setattr(line_writer, "CHARS_AT_MOST", 1000)
     writer = pipe.writer()
     # A pipe does not take the first line whole: its beginning shows that the thread waits with it.
     first = "-" * 1_000_000
@@ -103,7 +103,7 @@ def test_what_waits_is_bounded_by_its_size(pipe: Pipe, monkeypatch: pytest.Monke
 
 
 def test_each_gap_is_told_of_in_its_place(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LINES_AT_MOST", 2)
+    monkeypatch.setattr(line_writer, "LINES_AT_MOST", 2)
     writer = pipe.writer()
     first = "-" * 1_000_000
     for gap in (1, 2):
@@ -212,8 +212,8 @@ def test_no_thread_to_be_had_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_last_line_does_not_wait_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LineWriter", lambda _stream: pipe.writer())
+    monkeypatch.setattr(line_writer, "LineWriter", lambda _stream: pipe.writer())
     pipe.fill()
     began_s = time.monotonic()
     write_last_line(pipe.stream, "the end")
-    assert time.monotonic() - began_s < lines.FLUSH_S + 3
+    assert time.monotonic() - began_s < line_writer.FLUSH_S + 3

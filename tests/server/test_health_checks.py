@@ -1,18 +1,20 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.errors import RegistryBusy
-from brewos_relay.server import storage
-from brewos_relay.server.storage import (
+from brewos_relay.errors import RegistryBusy, RegistryError
+from brewos_relay.server import health_checks
+from brewos_relay.server.health_checks import (
     LARGE_WAL_BYTES,
     PROBLEMS,
     Disk,
+    ReadinessCheck,
     StorageWatch,
     advice_for,
     examine_disk,
@@ -126,6 +128,63 @@ async def test_looks_go_on(autojump_clock: MockClock) -> None:
 
     watch = StorageWatch(PlainStore(), None)
     watch.look = look  # type: ignore[method-assign]
-    with trio.move_on_after(2.5 * storage.LOOK_EVERY_S):
+    with trio.move_on_after(2.5 * health_checks.LOOK_EVERY_S):
         await watch.run()
     assert len(looks) == 3
+
+
+class AskedStore:
+    def __init__(self) -> None:
+        self.asked = 0
+        self.problem: Exception | None = None
+        self.takes_s = 0.0
+
+    async def check(self) -> None:
+        self.asked += 1
+        await trio.sleep(self.takes_s)
+        if self.problem is not None:
+            raise self.problem
+
+
+def readiness(
+    store: AskedStore, *, closing: bool = False, expires_at_s: float | None = None
+) -> ReadinessCheck:
+    tls = None
+    if expires_at_s is not None:
+        tls = SimpleNamespace(certificate=SimpleNamespace(expires_at_s=expires_at_s))
+    relay = SimpleNamespace(closing=closing)
+    return ReadinessCheck(relay=cast(Any, relay), store=cast(Any, store), tls=cast(Any, tls))
+
+
+async def test_all_is_well() -> None:
+    assert await readiness(AskedStore(), expires_at_s=4e9).problems() == []
+
+
+async def test_every_reason_is_given(autojump_clock: MockClock) -> None:
+    store = AskedStore()
+    store.problem = RegistryError("gone")
+    assert await readiness(store, closing=True, expires_at_s=1.0).problems() == [
+        "the relay is leaving",
+        "the registry does not answer",
+        "the certificate has expired",
+    ]
+
+
+async def test_a_registry_that_hangs_does_not_answer(autojump_clock: MockClock) -> None:
+    store = AskedStore()
+    store.takes_s = 60
+    began_at = trio.current_time()
+    assert await readiness(store).problems() == ["the registry does not answer"]
+    assert trio.current_time() - began_at < 3
+
+
+async def test_the_registry_is_not_asked_more_than_once_a_second(autojump_clock: MockClock) -> None:
+    store = AskedStore()
+    ready = readiness(store)
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ready.problems)
+    assert store.asked == 1
+    await trio.sleep(1)
+    await ready.problems()
+    assert store.asked == 2

@@ -1,6 +1,8 @@
 import pytest
+import trio
+from trio.testing import MockClock
 
-from brewos_relay.telemetry.requests import RequestCounters, method_label
+from brewos_relay.telemetry.measurements import LOOK_EVERY_S, LoopLag, RequestCounters, method_label
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,18 @@ def test_requests_are_counted_and_timed_by_route() -> None:
     assert counters.took["/api/devices"].total == 3.02
     assert sum(counters.took["/api/devices"].counts) == 2
     assert sum(counters.took["none"].counts) == 1
+
+
+async def test_how_late_it_woke_is_noted(mock_clock: MockClock) -> None:
+    lag = LoopLag()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lag.run)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(LOOK_EVERY_S)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(LOOK_EVERY_S + 0.3)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert sum(lag.late.counts) == 2
+    assert abs(lag.late.total - 0.3) < 1e-6
+    assert lag.late.counts[0] == 1

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.server.containing import contained, describe, keep_running
+from brewos_relay.server.failures import contained, describe, keep_running
 
 
 async def test_task_that_fails_is_run_again_after_a_rest(

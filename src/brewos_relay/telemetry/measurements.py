@@ -1,11 +1,31 @@
-"""What was asked for over HTTP, and what was refused: plain numbers, for whoever wants to look."""
+"""Counters of HTTP requests, and how late the event loop runs."""
 
 from collections import Counter
 from typing import Final
 
-from brewos_relay.core.counters import Histogram
+import trio
 
-_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+from brewos_relay.core.counters import Histogram
+from brewos_relay.core.pauses import left_out_s
+
+_REQUEST_BOUNDS_S: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+LOOK_EVERY_S: Final = 0.25
+_LATE_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -32,5 +52,23 @@ class RequestCounters:
         """Count a request that is over, with its `method_label`."""
         self.answered[method, route, status] += 1
         if route not in self.took:
-            self.took[route] = Histogram(_BOUNDS_S)
+            self.took[route] = Histogram(_REQUEST_BOUNDS_S)
         self.took[route].observe(took_s)
+
+
+class LoopLag:
+    """Sleeps for a while, again and again, and notes how late it woke.
+
+    An instrument of Trio's would be called for every task that runs; this costs four wakes a second.
+    """
+
+    def __init__(self) -> None:
+        self.late = Histogram(_LATE_BOUNDS_S)
+        """In s."""
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            due_at, left_out_before_s = trio.current_time() + LOOK_EVERY_S, left_out_s()
+            await trio.sleep_until(due_at)
+            self.late.observe(max(0.0, trio.current_time() - due_at) + left_out_s() - left_out_before_s)

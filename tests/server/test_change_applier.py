@@ -15,7 +15,7 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
 from brewos_relay.registry.records import Access, Change, ChangeKind, Device
 from brewos_relay.registry.store import Store
-from brewos_relay.server.revoking import ChangeApplier
+from brewos_relay.server.change_applier import ChangeApplier
 from brewos_relay.vocabulary import Role, is_key
 from support.peers import ScriptedPeer
 

@@ -13,7 +13,7 @@ import trio.testing
 from cryptography.hazmat.primitives import serialization
 
 from brewos_relay.errors import SettingsError
-from brewos_relay.server.tls import CertificateFiles, load_certificate
+from brewos_relay.server.certificates import CertificateFiles, load_certificate
 from support.certificates import (
     client_context,
     elliptic_key,
