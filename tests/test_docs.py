@@ -210,7 +210,7 @@ def test_the_table_of_close_codes_is_that_of_the_code() -> None:
 
 def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     documented = [int(row[0]) for row in rows(section(read("reference/protocol.md"), "## Refusals"))]
-    sources = ("server/admission.py", "server/arrival.py", "server/listener.py", "wire/handshake.py")
+    sources = ("server/admission.py", "server/incoming.py", "server/listener.py", "wire/handshake.py")
     raised = {
         int(status)
         for source in sources

@@ -21,7 +21,7 @@ async def test_task_that_fails_is_run_again_after_a_rest(
     began_at = trio.current_time()
     await keep_running("measuring", run)
     assert [at - began_at for at in ran_at] == [0, 2, 4]
-    assert caplog.text.count("measuring failed: MemoryError at test_containing.py:") == 2
+    assert caplog.text.count("measuring failed: MemoryError at test_failures.py:") == 2
 
 
 async def test_cancellation_ends_a_task_that_is_kept_running(autojump_clock: MockClock) -> None:
