@@ -6,7 +6,6 @@ import pytest
 import structlog
 import trio
 import trio.testing
-from brewos_relay.auth.caller import ProxyTrust
 from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
