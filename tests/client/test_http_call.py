@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.http_call import post_json
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
 from support.websocket_server import answering, open_server
 

@@ -10,9 +10,9 @@ import trio
 import trio.testing
 
 from brewos_relay.client import KeyStore, LinkState, open_app, open_device
-from brewos_relay.client import link as link_module
+from brewos_relay.client import reconnecting_link as link_module
 from brewos_relay.client.backoff import Backoff
-from brewos_relay.client.linked import Linked
+from brewos_relay.client.linked_peer import LinkedPeer
 from support.plain_websockets import Peer, PlainServer, open_plain_server
 from support.waiting import until
 from support.websocket_server import answering, open_server
@@ -39,7 +39,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def opened(end: str, url: str, folder: Path) -> AsyncIterator[Linked]:
+async def opened(end: str, url: str, folder: Path) -> AsyncIterator[LinkedPeer]:
     if end == "device":
         async with open_device(url, "BRW-00000001", KeyStore(folder / "key.json")) as device:
             yield device
@@ -63,7 +63,7 @@ async def garbled(peer: Peer) -> None:
 ENDS: list[Callable[[Peer], Awaitable[None]]] = [replaced, Peer.cut, closed, garbled]
 
 
-async def refuse_and_end(server: PlainServer, link: Linked) -> None:
+async def refuse_and_end(server: PlainServer, link: LinkedPeer) -> None:
     """Refuse half of all, and end the others in all the ways that there are."""
     server.refusals = [(status, {}) for status in itertools.islice(itertools.cycle([401, 409, 503]), 100)]
     for number in range(CONNECTIONS - 100):

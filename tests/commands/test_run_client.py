@@ -12,8 +12,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import encode_binary
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused
 from brewos_relay.commands import run_client
 from brewos_relay.commands.run_client import (
     CommandRefused,

@@ -1,18 +1,16 @@
-"""The other two ends: devices and apps that talk to a relay."""
+"""The SDK: devices and apps in Python."""
 
 # The map; arrows point down only.
 #
-#   device, app           what a program uses: a machine's end, an app's end
-#   linked                what these have in common
-#   link, backoff         one connection that comes back by itself, and says how it stands
-#   inbox                 what waits for a program that is busy
-#   pairing, tokens       what goes to a relay by HTTP: registrations, sessions (http_call)
-#   key_store             secrets in files
-#   deltas                what is worth sending of a state
-#   device_state          what an app knows of a machine; outcomes: what became of its commands
-#   dialing               what a device and an app ask for
-#   connection            one WebSocket; the only module that imports trio_websocket
-#   endpoint, codec, relay_clock    what all of them need
+#   app_peer, device_peer    App and Device, which programs use
+#   linked_peer              what App and Device share: their link, received messages, the relay's clock
+#   reconnecting_link        one connection at a time, opened again after each loss; its status
+#   device_state, deltas     the state of a device: as an app receives it, as a device sends it
+#   command_outcomes         what became of an app's commands
+#   pairing, token_sources   registration of a device, tokens of an app, both by HTTP (http_call)
+#   key_store                device keys and sessions in private files
+#   websocket                one WebSocket; the only module that imports trio_websocket
+#   backoff, codec, endpoint pauses between attempts; message contents; the relay's URL
 #
 # The names below are the library. They are fetched when first used.
 
@@ -20,17 +18,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brewos_relay.client.app import App, NothingKnown, open_app
-    from brewos_relay.client.connection import ConnectionEnded, RelayRefused
+    from brewos_relay.client.app_peer import App, NothingKnown, open_app
+    from brewos_relay.client.command_outcomes import Outcome
     from brewos_relay.client.deltas import FULL_ONLY, THRESHOLDS, Deltas
-    from brewos_relay.client.device import Command, Device, open_device
+    from brewos_relay.client.device_peer import Command, Device, open_device
     from brewos_relay.client.device_state import DeviceState
     from brewos_relay.client.endpoint import RelayUnreachable
     from brewos_relay.client.key_store import KeyStore, KeyStoreError
-    from brewos_relay.client.link import LinkState, LinkStatus, LinkStopped
-    from brewos_relay.client.outcomes import Outcome
     from brewos_relay.client.pairing import Pairing
-    from brewos_relay.client.tokens import SessionTokens, SignInEnded
+    from brewos_relay.client.reconnecting_link import LinkState, LinkStatus, LinkStopped
+    from brewos_relay.client.token_sources import SessionTokens, SignInEnded
+    from brewos_relay.client.websocket import ConnectionEnded, RelayRefused
     from brewos_relay.vocabulary import generate_device_id, generate_key
 
 __all__ = [
@@ -61,17 +59,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "app": ("App", "NothingKnown", "open_app"),
-    "connection": ("ConnectionEnded", "RelayRefused"),
+    "app_peer": ("App", "NothingKnown", "open_app"),
+    "websocket": ("ConnectionEnded", "RelayRefused"),
     "deltas": ("FULL_ONLY", "THRESHOLDS", "Deltas"),
-    "device": ("Command", "Device", "open_device"),
+    "device_peer": ("Command", "Device", "open_device"),
     "device_state": ("DeviceState",),
     "endpoint": ("RelayUnreachable",),
     "key_store": ("KeyStore", "KeyStoreError"),
-    "link": ("LinkState", "LinkStatus", "LinkStopped"),
-    "outcomes": ("Outcome",),
+    "reconnecting_link": ("LinkState", "LinkStatus", "LinkStopped"),
+    "command_outcomes": ("Outcome",),
     "pairing": ("Pairing",),
-    "tokens": ("SessionTokens", "SignInEnded"),
+    "token_sources": ("SessionTokens", "SignInEnded"),
     ".vocabulary": ("generate_device_id", "generate_key"),
 }
 

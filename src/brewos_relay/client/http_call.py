@@ -9,8 +9,8 @@ import msgspec
 import trio
 
 from brewos_relay.client.backoff import parse_retry_after
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
 from brewos_relay.texts import one_line
 

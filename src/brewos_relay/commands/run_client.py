@@ -12,9 +12,8 @@ import trio
 
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import decode
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
-from brewos_relay.client.dialing import dial_app
 from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
 from brewos_relay.commands.message_lines import format_json, format_line
 from brewos_relay.commands.output import drop_output, write_out
 from brewos_relay.core.limits import Limits

@@ -13,9 +13,8 @@ import trio
 from sqlalchemy import Connection, exists, select
 
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
-from brewos_relay.client.dialing import dial_app, dial_device
 from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app, dial_device
 from brewos_relay.doctor.finding import Finding
 from brewos_relay.errors import CloseCode, RegistryError, RelayError, SettingsError
 from brewos_relay.messages import encode

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 import trio
 
 from brewos_relay.client.backoff import Backoff
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable, parse_url
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.simulator.connection_policy import RICH, ConnectionPolicy
 from brewos_relay.simulator.device_protocol import DeviceProtocol, EndCause
 from brewos_relay.simulator.firmware.firmware_connection import (

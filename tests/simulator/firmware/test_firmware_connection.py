@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, parse_url
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.simulator.firmware.firmware_connection import (
     MOST_WAITING,
     FirmwareConnection,

@@ -15,8 +15,8 @@ import msgspec
 import trio
 
 from brewos_relay.client.backoff import parse_retry_after
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, reasons_of
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.simulator.firmware.firmware_frames import CLOSE, Frame, FrameReader, build, close_payload
 from brewos_relay.simulator.firmware.http_requests import (
     FAREWELL,

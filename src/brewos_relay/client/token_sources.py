@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 import trio
 
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.http_call import post_json
 from brewos_relay.client.key_store import KeyStoreError, read_private, write_private
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import RelayError
 
 #: An access token that ends sooner than this is exchanged before it is used.
@@ -51,7 +51,7 @@ class TokenSource(Protocol):
 Token: TypeAlias = str | Callable[[], Awaitable[str]] | TokenSource
 
 
-class GivenToken:
+class StaticToken:
     """One token, for as long as it is good."""
 
     def __init__(self, token: str) -> None:
@@ -66,7 +66,7 @@ class GivenToken:
         return self._token
 
 
-class CalledToken:
+class TokenFunction:
     """Whatever a function gives; it is called for every connection, and whenever a token is about to end."""
 
     def __init__(self, function: Callable[[], Awaitable[str]]) -> None:
@@ -175,5 +175,5 @@ class SessionTokens:
 def token_source(token: Token) -> TokenSource:
     """Make a source of tokens of whatever somebody has."""
     if isinstance(token, str):
-        return GivenToken(token)
-    return CalledToken(token) if callable(token) else token
+        return StaticToken(token)
+    return TokenFunction(token) if callable(token) else token

@@ -15,7 +15,7 @@ import trio
 
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import is_number
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
 
@@ -79,7 +79,7 @@ class Verdict(Enum):
 class Statuses:
     """The statuses of a link, one after the other, without end."""
 
-    def __init__(self, link: "Link") -> None:
+    def __init__(self, link: "ReconnectingLink") -> None:
         self._link = link
         self._given: LinkStatus | None = None
 
@@ -94,7 +94,7 @@ class Statuses:
         return self._given
 
 
-class Link:
+class ReconnectingLink:
     """Keeps one connection open, and opens it again.
 
     `dial` prepares an attempt and gives the connection to enter. `parts` are what is done with every

@@ -35,7 +35,7 @@ class Outcome:
         return self.fate == "delivered"
 
 
-class Awaited:
+class PendingCommand:
     """A command whose fate is awaited."""
 
     def __init__(self) -> None:
@@ -63,16 +63,16 @@ class Awaited:
             self._decided.set()
 
 
-class Outcomes:
+class PendingCommands:
     """The commands that are on their way over one connection, by their request id."""
 
     def __init__(self) -> None:
-        self._awaited: dict[str, Awaited] = {}
+        self._awaited: dict[str, PendingCommand] = {}
 
     @contextmanager
-    def awaiting(self, request_id: str) -> Iterator[Awaited]:
+    def awaiting(self, request_id: str) -> Iterator[PendingCommand]:
         """Await the fate of a command as long as the block lasts."""
-        awaited = self._awaited[request_id] = Awaited()
+        awaited = self._awaited[request_id] = PendingCommand()
         try:
             yield awaited
         finally:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.client import app as app_module
-from brewos_relay.client import link as link_module
-from brewos_relay.client.app import App, NothingKnown, open_app
+from brewos_relay.client import app_peer as app_module
+from brewos_relay.client import reconnecting_link as link_module
+from brewos_relay.client.app_peer import App, NothingKnown, open_app
 from brewos_relay.client.backoff import Backoff
+from brewos_relay.client.command_outcomes import Outcome
 from brewos_relay.client.endpoint import RelayUnreachable
-from brewos_relay.client.link import LinkState, LinkStopped
-from brewos_relay.client.outcomes import Outcome
-from brewos_relay.client.tokens import SignInEnded, Token
+from brewos_relay.client.reconnecting_link import LinkState, LinkStopped
+from brewos_relay.client.token_sources import SignInEnded, Token
 from brewos_relay.errors import SettingsError
 from support.plain_websockets import Peer, PlainServer, open_plain_server
 from support.waiting import until

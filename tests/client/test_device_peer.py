@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from brewos_relay.client import link as link_module
+from brewos_relay.client import reconnecting_link as link_module
 from brewos_relay.client.backoff import Backoff
-from brewos_relay.client.connection import RelayRefused
 from brewos_relay.client.deltas import Deltas
-from brewos_relay.client.device import Device, open_device
+from brewos_relay.client.device_peer import Device, open_device
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.key_store import Keys, KeyStore, KeyStoreError
-from brewos_relay.client.link import LinkState, LinkStopped
+from brewos_relay.client.reconnecting_link import LinkState, LinkStopped
+from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
 from support.plain_websockets import Peer, PlainServer, open_plain_server
@@ -275,7 +275,7 @@ async def test_reports_what_changed_and_everything_to_whoever_is_new(
 async def test_a_quiet_device_says_that_it_is_alive(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("brewos_relay.client.device._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("brewos_relay.client.device_peer._LOOK_EVERY_S", 0.02)
     async with opened(deltas=Deltas(keepalive_s=0.05)) as device:
         device.report({"pressure": 1.0})
         peer = await server.accept()

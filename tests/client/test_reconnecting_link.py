@@ -9,20 +9,20 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from brewos_relay.client import link as link_module
+from brewos_relay.client import reconnecting_link as link_module
 from brewos_relay.client.backoff import Backoff
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused
 from brewos_relay.client.endpoint import RelayUnreachable
-from brewos_relay.client.link import (
+from brewos_relay.client.reconnecting_link import (
     GOOD_S,
     KICKED_PONG_S,
     LONG_PAUSE_S,
-    Link,
     LinkState,
     LinkStatus,
     LinkStopped,
+    ReconnectingLink,
     Verdict,
 )
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused
 from brewos_relay.errors import RelayError, SettingsError
 from brewos_relay.messages import Message
 
@@ -70,8 +70,8 @@ class Network:
         self.verdict = Verdict.BACK_OFF
         self.told: list[LinkStatus] = []
 
-    def link(self, **options: Any) -> Link:
-        return Link(
+    def link(self, **options: Any) -> ReconnectingLink:
+        return ReconnectingLink(
             dial=self.dial,
             parts=(self.read,),
             judge=lambda _: self.verdict,
@@ -106,11 +106,11 @@ class Network:
         ]
 
 
-Test = Callable[[Network, Link], Awaitable[None]]
+Test = Callable[[Network, ReconnectingLink], Awaitable[None]]
 
 
 @asynccontextmanager
-async def running(network: Network, **options: Any) -> AsyncIterator[Link]:
+async def running(network: Network, **options: Any) -> AsyncIterator[ReconnectingLink]:
     link = network.link(**options)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)

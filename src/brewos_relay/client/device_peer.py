@@ -10,15 +10,18 @@ from typing import Any, Final
 import trio
 
 from brewos_relay.client.codec import decode, encode_binary
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
 from brewos_relay.client.deltas import Deltas
-from brewos_relay.client.dialing import dial_device
 from brewos_relay.client.endpoint import RelayUnreachable, check_device_id, parse_url
-from brewos_relay.client.inbox import Inbox
 from brewos_relay.client.key_store import Keys, KeyStore, KeyStoreError
-from brewos_relay.client.link import Link, LinkState, LinkStatus, LinkStopped, Verdict
-from brewos_relay.client.linked import Linked, running
-from brewos_relay.client.relay_clock import RelayClock
+from brewos_relay.client.linked_peer import LinkedPeer, ReceiveQueue, RelayClock, run_link
+from brewos_relay.client.reconnecting_link import (
+    LinkState,
+    LinkStatus,
+    LinkStopped,
+    ReconnectingLink,
+    Verdict,
+)
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_device
 from brewos_relay.errors import CloseCode, RelayError
 from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import is_key
@@ -57,7 +60,7 @@ class _KeySent(RelayError):
     """The relay has sent a key, which is to be used from the next connection on."""
 
 
-class Device(Linked):
+class Device(LinkedPeer):
     """A device of a relay. Made by `open_device`.
 
     Iterate over it to get what it is told. What comes while the program is busy waits, 32 messages of it by
@@ -91,7 +94,7 @@ class Device(Linked):
         self._ssl_context = ssl_context
         self._report_every_s = report_every_s
         self._clock = RelayClock()
-        self._inbox = Inbox[Command](commands_at_most, drops="newest")
+        self._inbox = ReceiveQueue[Command](commands_at_most, drops="newest")
         self._key = ""
         self._has_two_keys = False
         self._newest_refused = False
@@ -99,7 +102,7 @@ class Device(Linked):
         self._state: Mapping[str, Any] | None = None
         self._occasional: Mapping[str, Any] = {}
         self._reported = trio.Event()
-        self._link = Link(
+        self._link = ReconnectingLink(
             dial=self._dial,
             parts=(self._read, self._report),
             judge=self._judge,
@@ -273,7 +276,7 @@ async def open_device(
         report_every_s=report_every_s,
         enabled=enabled,
     )
-    async with running(device._link):
+    async with run_link(device._link):
         yield device
 
 

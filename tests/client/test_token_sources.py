@@ -10,11 +10,17 @@ import msgspec
 import pytest
 import trio
 
-from brewos_relay.client import tokens as tokens_module
-from brewos_relay.client.connection import RelayRefused
+from brewos_relay.client import token_sources as tokens_module
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.key_store import KeyStoreError, write_private
-from brewos_relay.client.tokens import CalledToken, GivenToken, SessionTokens, SignInEnded, token_source
+from brewos_relay.client.token_sources import (
+    SessionTokens,
+    SignInEnded,
+    StaticToken,
+    TokenFunction,
+    token_source,
+)
+from brewos_relay.client.websocket import RelayRefused
 
 URL = "https://relay.example"
 
@@ -69,10 +75,10 @@ async def test_a_token_may_be_given_or_called_for(path: Path) -> None:
         return "called"
 
     given = token_source("given")
-    assert isinstance(given, GivenToken)
+    assert isinstance(given, StaticToken)
     assert (await given.token(), await given.fresh()) == ("given", "given")
     called = token_source(function)
-    assert isinstance(called, CalledToken)
+    assert isinstance(called, TokenFunction)
     assert (await called.token(), await called.fresh()) == ("called", "called")
     tokens = SessionTokens(URL, path)
     assert token_source(tokens) is tokens

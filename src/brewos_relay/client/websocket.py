@@ -1,4 +1,4 @@
-"""One WebSocket to a relay, on a stream that is opened and closed here.
+"""One WebSocket to a relay, as a device or as an app; the stream below it is opened and closed here.
 
 RelayError
 ├── RelayUnreachable      nobody answers at that address, or not in time, or not in HTTP
@@ -10,8 +10,9 @@ RelayError
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final, cast
+from urllib.parse import urlencode
 
 import msgspec
 import trio
@@ -28,6 +29,8 @@ _ANSWER_BYTES: Final = 4096  # how much of a refusal is kept to be shown
 _ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*(\n(?:.*?\n)??)\r?\n(.*)", re.DOTALL)
 _CUT_ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*\n")
 _RETRY_AFTER: Final = re.compile(rb"\nRetry-After:([^\n]*)\n", re.IGNORECASE)
+#: The largest message that a machine reads; a larger one makes it close the connection (1009).
+DEVICE_MESSAGE_BYTES: Final = 15 * 1024
 
 
 class RelayRefused(RelayError):
@@ -180,6 +183,49 @@ async def open_websocket(
         await trio.aclose_forcefully(stream)
     if raised is not None:
         raise raised
+
+
+def dial_device(
+    url: str,
+    *,
+    device_id: str,
+    key: str,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout_s: float = 20.0,
+) -> AbstractAsyncContextManager[WebSocket]:
+    """Connect to a relay as the device `device_id`, with the request headers that machines send.
+
+    Raises what `open_websocket` raises; a relay refuses a device with 400, 401, 409 or 503.
+    """
+    return open_websocket(
+        url,
+        "/ws/device?" + urlencode({"id": device_id, "key": key}),
+        subprotocols=("arduino",),
+        headers=((b"Origin", b"file://"), (b"User-Agent", b"arduino-WebSocket-Client")),
+        ssl_context=ssl_context,
+        timeout_s=timeout_s,
+        max_message_bytes=DEVICE_MESSAGE_BYTES,
+    )
+
+
+def dial_app(
+    url: str,
+    *,
+    token: str,
+    device_id: str,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout_s: float = 10.0,
+) -> AbstractAsyncContextManager[WebSocket]:
+    """Attach an app to the device `device_id`.
+
+    Raises what `open_websocket` raises. A token that is no good is told afterwards, by a close with 4002.
+    """
+    return open_websocket(
+        url,
+        "/ws/client?" + urlencode({"token": token, "device": device_id}),
+        ssl_context=ssl_context,
+        timeout_s=timeout_s,
+    )
 
 
 def _refusal(answer: bytes, shown: str, *, timeout_s: float, ended: bool) -> RelayError:

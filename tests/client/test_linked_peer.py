@@ -1,21 +1,26 @@
-"""Tests of client.inbox: what waits, what is dropped, and how it ends."""
+"""Tests of client.linked_peer."""
+
+import time
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from brewos_relay.client.inbox import Inbox
+from brewos_relay.client.linked_peer import ReceiveQueue, RelayClock
+
+# ReceiveQueue
 
 
 async def test_gives_what_was_put_in_order() -> None:
-    inbox = Inbox[int](3, drops="newest")
+    inbox = ReceiveQueue[int](3, drops="newest")
     assert [inbox.put(number) for number in (1, 2)] == [True, True]
     assert len(inbox) == 2
     assert [await inbox.get(), await inbox.get()] == [1, 2]
 
 
 async def test_whoever_waits_is_woken_once_for_each_item() -> None:
-    inbox = Inbox[int](3, drops="newest")
+    inbox = ReceiveQueue[int](3, drops="newest")
     got: list[int] = []
 
     async def take() -> None:
@@ -34,16 +39,16 @@ async def test_whoever_waits_is_woken_once_for_each_item() -> None:
 
 
 async def test_a_full_one_takes_nothing_or_gives_up_the_oldest() -> None:
-    keeps_oldest = Inbox[int](2, drops="newest")
+    keeps_oldest = ReceiveQueue[int](2, drops="newest")
     assert [keeps_oldest.put(number) for number in (1, 2, 3)] == [True, True, False]
     assert (await keeps_oldest.get(), keeps_oldest.dropped) == (1, 1)
-    keeps_newest = Inbox[int](2, drops="oldest")
+    keeps_newest = ReceiveQueue[int](2, drops="oldest")
     assert [keeps_newest.put(number) for number in (1, 2, 3)] == [True, True, True]
     assert (await keeps_newest.get(), keeps_newest.dropped) == (2, 1)
 
 
 async def test_an_end_comes_after_what_is_there_and_may_be_taken_back() -> None:
-    inbox = Inbox[int](2, drops="newest")
+    inbox = ReceiveQueue[int](2, drops="newest")
     inbox.put(1)
     inbox.end(ValueError("over"))
     assert await inbox.get() == 1
@@ -60,7 +65,7 @@ async def test_an_end_comes_after_what_is_there_and_may_be_taken_back() -> None:
 
 
 async def test_an_end_wakes_all_who_wait() -> None:
-    inbox = Inbox[int](2, drops="newest")
+    inbox = ReceiveQueue[int](2, drops="newest")
     ended: list[str] = []
 
     async def take() -> None:
@@ -79,4 +84,45 @@ async def test_an_end_wakes_all_who_wait() -> None:
 
 def test_nothing_fits_into_none() -> None:
     with pytest.raises(ValueError, match="at_most is 0"):
-        Inbox[int](0, drops="newest")
+        ReceiveQueue[int](0, drops="newest")
+
+
+# RelayClock
+
+
+def test_goes_by_our_clock_until_the_relay_has_greeted() -> None:
+    clock = RelayClock()
+    assert abs(clock.now_ms() - time.time() * 1000) < 1000
+    clock.set("noon")
+    assert abs(clock.now_ms() - time.time() * 1000) < 1000
+
+
+def test_goes_by_the_relay_s_clock_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = RelayClock()
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    clock.set(1_700_000_000_000)
+    monkeypatch.setattr(time, "monotonic", lambda: 102.5)
+    assert clock.now_ms() == 1_700_000_002_500
+    monkeypatch.setattr(time, "time_ns", lambda: 0)  # our own was set
+    assert clock.now_ms() == 1_700_000_002_500
+
+
+@pytest.mark.parametrize(
+    ("not_after", "passed"),
+    [
+        (999_999, True),
+        (1_000_000, False),
+        (1e300, False),
+        (None, False),
+        ("0", False),
+        (True, False),
+        (0, True),
+    ],
+)
+def test_knows_what_has_lost_its_meaning(
+    monkeypatch: pytest.MonkeyPatch, not_after: Any, passed: bool
+) -> None:
+    clock = RelayClock()
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    clock.set(1_000_000)
+    assert clock.has_passed(not_after) is passed

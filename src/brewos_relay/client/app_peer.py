@@ -10,16 +10,19 @@ from typing import Any, Final
 import trio
 
 from brewos_relay.client.codec import decode
-from brewos_relay.client.connection import ConnectionEnded, RelayRefused, WebSocket
+from brewos_relay.client.command_outcomes import Outcome, PendingCommands
 from brewos_relay.client.device_state import DeviceState
-from brewos_relay.client.dialing import dial_app
 from brewos_relay.client.endpoint import RelayUnreachable, check_device_id, parse_url
-from brewos_relay.client.inbox import Inbox
-from brewos_relay.client.link import Link, LinkState, LinkStatus, LinkStopped, Verdict
-from brewos_relay.client.linked import Linked, running
-from brewos_relay.client.outcomes import Outcome, Outcomes
-from brewos_relay.client.relay_clock import RelayClock
-from brewos_relay.client.tokens import GivenToken, SignInEnded, Token, token_source
+from brewos_relay.client.linked_peer import LinkedPeer, ReceiveQueue, RelayClock, run_link
+from brewos_relay.client.reconnecting_link import (
+    LinkState,
+    LinkStatus,
+    LinkStopped,
+    ReconnectingLink,
+    Verdict,
+)
+from brewos_relay.client.token_sources import SignInEnded, StaticToken, Token, token_source
+from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
 from brewos_relay.errors import CloseCode, RelayError
 from brewos_relay.messages import encode
 
@@ -49,7 +52,7 @@ class NothingKnown(RelayError):
     retry = True
 
 
-class App(Linked):
+class App(LinkedPeer):
     """An app that is attached to a device. Made by `open_app`.
 
     Iterate over it to get what the machine and the relay say, as dicts. What comes while the program is busy
@@ -80,14 +83,14 @@ class App(Linked):
         self._needs_fresh = False
         self._expiring = trio.Event()
         self._clock = RelayClock()
-        self._inbox = Inbox[dict[str, Any]](messages_at_most, drops="oldest")
+        self._inbox = ReceiveQueue[dict[str, Any]](messages_at_most, drops="oldest")
         self._request_ids = map(str, itertools.count(1))
-        self._outcomes = Outcomes()
+        self._outcomes = PendingCommands()
         self._state = DeviceState()
         self._greeted = False
         self._complete = False
         self._news = trio.Event()
-        self._link = Link(
+        self._link = ReconnectingLink(
             dial=self._dial,
             parts=(self._read, self._renew),
             judge=self._judge,
@@ -235,7 +238,7 @@ class App(Linked):
             return Verdict.STOP
         if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
             # Another token may do; but not if the one that was not taken was fresh.
-            if isinstance(self._source, GivenToken):
+            if isinstance(self._source, StaticToken):
                 return Verdict.STOP
             self._rejections += 1
             self._needs_fresh = True
@@ -293,5 +296,5 @@ async def open_app(
         messages_at_most=messages_at_most,
         enabled=enabled,
     )
-    async with running(app._link):
+    async with run_link(app._link):
         yield app

@@ -9,13 +9,15 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.client.connection import (
+from brewos_relay.client.endpoint import RelayUnreachable
+from brewos_relay.client.websocket import (
     CLOSE_S,
     ConnectionEnded,
     RelayRefused,
+    dial_app,
+    dial_device,
     open_websocket,
 )
-from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
 from support.websocket_server import answering, open_server, open_websocket_server
@@ -303,3 +305,24 @@ async def test_cancelling_says_goodbye() -> None:
                 await server.connection.get_message()
             await trio.testing.wait_all_tasks_blocked()
             assert open_files() <= before
+
+
+# Requests of devices and apps
+
+
+async def test_an_app_asks_for_its_device_with_its_token() -> None:
+    with trio.fail_after(10):
+        async with open_websocket_server() as (url, accepted):
+            async with dial_app(url, token="a b&c", device_id="BRW-0000ABCD"):
+                server = await accepted.receive()
+            assert server.path == "/ws/client?token=a+b%26c&device=BRW-0000ABCD"
+
+
+async def test_a_device_asks_as_machines_do() -> None:
+    with trio.fail_after(10):
+        async with open_websocket_server() as (url, accepted):
+            async with dial_device(url, device_id="BRW-0000ABCD", key="k" * 43):
+                server = await accepted.receive()
+            assert server.path == f"/ws/device?id=BRW-0000ABCD&key={'k' * 43}"
+            assert server.subprotocols == ("arduino",)
+            assert server.headers["origin"] == "file://"
