@@ -13,11 +13,12 @@ from brewos_relay.commands.parameters import (
     device_argument,
     duration_s,
     json_option,
+    role_choice,
     user_id,
 )
 from brewos_relay.commands.registry_access import existing_registry, find_user_id, warn_of_quota
 from brewos_relay.errors import DeviceUnknown
-from brewos_relay.vocabulary import ROLES, iso_time, now_ms
+from brewos_relay.vocabulary import iso_time, now_ms
 
 if TYPE_CHECKING:
     from brewos_relay.vocabulary import Role
@@ -70,7 +71,7 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
 @_users_option
 @click.option(
     "--role",
-    type=click.Choice(ROLES, case_sensitive=False),
+    type=role_choice,
     default="owner",
     show_default=True,
     help="What they may do with it.",

@@ -8,6 +8,7 @@ import click
 
 from brewos_relay.commands.failures import Failed, failing_with
 from brewos_relay.texts import is_identifier, is_name
+from brewos_relay.vocabulary import ROLES, parse_device_id
 
 if TYPE_CHECKING:
     from brewos_relay.settings import Settings
@@ -34,8 +35,6 @@ class HelpfulGroup(click.Group):
 
 def device_id(text: str) -> str:
     """Read a device id in any case; commands get it in upper case."""
-    from brewos_relay.vocabulary import parse_device_id
-
     try:
         return parse_device_id(text)
     except ValueError as problem:
@@ -79,6 +78,7 @@ def account_email(text: str) -> str:
 
 
 port_number: Final = click.IntRange(0, 65535)
+role_choice: Final = click.Choice(ROLES[::-1], case_sensitive=False)
 
 _URL: Final = "http://127.0.0.1:3001"
 

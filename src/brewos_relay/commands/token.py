@@ -14,12 +14,13 @@ from brewos_relay.commands.parameters import (
     duration_s,
     email,
     json_option,
+    role_choice,
     settings_from,
     token_name,
     user_id,
 )
 from brewos_relay.commands.registry_access import existing_registry
-from brewos_relay.vocabulary import ROLES, iso_time, now_ms
+from brewos_relay.vocabulary import iso_time, now_ms
 
 if TYPE_CHECKING:
     from brewos_relay.registry.records import StoredToken
@@ -84,7 +85,7 @@ class _Needed(click.Option):
 @click.option("--all-devices", is_flag=True, help="Reach every device there is.")
 @click.option(
     "--role",
-    type=click.Choice(ROLES, case_sensitive=False),
+    type=role_choice,
     default="owner",
     show_default=True,
     help="The most that the token lets its bearer do with any device.",
