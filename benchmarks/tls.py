@@ -28,6 +28,7 @@ import trio
 
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.incoming import IncomingConnection, PortPolicy, accept_connections
 from brewos_relay.server.self_signed import ensure_self_signed
@@ -55,7 +56,11 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
     port_policy = PortPolicy(tls_context=None if context is None else lambda: context)
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listening.setblocking(False)
-    async with open_poller() as poller, open_relay(limits=LIMITS) as relay, trio.open_nursery() as nursery:
+    async with (
+        open_poller() as poller,
+        open_relay(dialect=BREWOS, limits=LIMITS) as relay,
+        trio.open_nursery() as nursery,
+    ):
 
         async def answer(incoming: IncomingConnection) -> None:
             head, rest = await incoming.receive_head(port_policy=port_policy, limits=LIMITS)

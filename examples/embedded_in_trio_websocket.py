@@ -11,7 +11,18 @@ from functools import partial
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from brewos_relay import Attachment, Delivery, Limits, Message, Peer, Receive, Relay, Tasks, open_relay
+from brewos_relay import (
+    BREWOS,
+    Attachment,
+    Delivery,
+    Limits,
+    Message,
+    Peer,
+    Receive,
+    Relay,
+    Tasks,
+    open_relay,
+)
 
 OUTBOX_DELIVERIES = 100
 KEPT_DELIVERIES = 50
@@ -114,7 +125,7 @@ async def serve(
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. trio-websocket then drops its connections at once, without a close frame."""
-    async with open_relay(limits=limits) as relay:
+    async with open_relay(limits=limits, dialect=BREWOS) as relay:
         await serve_websocket(
             partial(welcome, relay), "127.0.0.1", port, ssl_context=None, task_status=task_status
         )

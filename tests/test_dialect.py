@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.dialect import BREWOS, CommandClass, Policy
+from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Policy, StateKind
 from brewos_relay.messages import Message
 
 USE, HOUSEHOLD, MANAGE, RESERVED = CommandClass
@@ -238,3 +238,41 @@ def test_a_head_is_classified_as_it_was_read() -> None:
     head = Message(rb'{"type":"command","\u0063md":"set_mode","mode":"on"}').peek_command()
     assert head is not None
     assert policy().class_of(head.type, head.cmd, head.mode) is USE
+
+
+# The neutral dialect
+
+
+def test_neutral_dialect_lets_only_owners_send_and_nothing_wait() -> None:
+    neutral = Policy(NEUTRAL)
+    for kind, cmd in (("command", "set_mode"), ("command", "tare"), ("request_state", None), ("other", None)):
+        assert neutral.class_of(kind, cmd) is MANAGE
+        assert not neutral.may_wait(kind, cmd, "off")
+
+
+@pytest.mark.parametrize("kind", ["key_rotate", "connected", "error", " Error"])
+def test_neutral_dialect_reserves_the_messages_of_the_relay(kind: str) -> None:
+    assert Policy(NEUTRAL).class_of(kind) is RESERVED
+
+
+def test_neutral_dialect_keeps_no_state_and_drops_no_message_of_a_device() -> None:
+    assert (NEUTRAL.state_kinds, NEUTRAL.state_requests) == ({}, frozenset())
+    for kind in ("status", "status_delta", "keepalive", "device_info", "log"):
+        assert not NEUTRAL.is_superseded(kind)
+        assert NEUTRAL.must_reach(kind, "info")
+
+
+def test_state_kinds_follow_from_the_types_of_a_dialect() -> None:
+    kinds = Dialect(state="all", state_change="some", numbered=frozenset({"tick"}), kept=("who",)).state_kinds
+    assert kinds == {
+        "all": StateKind.WHOLE,
+        "some": StateKind.CHANGE,
+        "tick": StateKind.NUMBER,
+        "who": StateKind.KEPT,
+    }
+    assert Dialect(state_change="some").state_kinds == {}
+    assert Dialect(state="all").state_kinds == {"all": StateKind.WHOLE}
+    assert Dialect(state_request="ask", full_state_requests=frozenset({"ask_all"})).state_requests == {
+        "ask",
+        "ask_all",
+    }

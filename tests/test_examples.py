@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def _example(name: str) -> ModuleType:
 def test_every_example_is_tested_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         *("bot", "bridge", "import_devices"),
-        *("core_in_memory", "embedded_in_trio_websocket"),
+        *("core_in_memory", "embedded_in_trio_websocket", "other_device"),
     }
 
 
@@ -66,6 +67,25 @@ def test_core_in_memory() -> None:
         "the machine is told: set_mode on",
     ]
     assert child.returncode == 0
+
+
+def test_other_device() -> None:
+    child = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "other_device.py"],
+        capture_output=True,
+        encoding="utf-8",
+        env=_environment(),
+        timeout=CHILD_S,
+        check=False,
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+    said = dict(line.split(": ", 1) for line in child.stdout.splitlines())
+    climate = json.loads(said["an app that joins is told"])
+    assert climate == {"type": "climate", "seq": 2, "air": {"celsius": 22, "humidity": 60}}
+    assert json.loads(said["the greenhouse is told"])["cmd"] == "water"
+    assert json.loads(said["a member may not calibrate"])["error"] == "forbidden"
+    assert json.loads(said["the greenhouse is away"])["messageQueued"] is True
+    assert json.loads(said["it comes back, and is told"])["cmd"] == "set_window"
 
 
 def _environment() -> dict[str, str]:

@@ -281,7 +281,7 @@ def test_answers_for_an_absent_device() -> None:
 @pytest.mark.parametrize(
     ("message", "payload"),
     [
-        (messages.request_state(17), b'{"type":"request_state","timestamp":17}'),
+        (messages.state_request("request_state", 17), b'{"type":"request_state","timestamp":17}'),
         (messages.keepalive(17), b'{"type":"keepalive","timestamp":17}'),
         (messages.pong(17, 16.5), b'{"type":"pong","timestamp":17,"clientTimestamp":16.5}'),
         (

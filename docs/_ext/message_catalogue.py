@@ -67,10 +67,10 @@ SENT: Final[tuple[SentMessage, ...]] = (
         fields={"timestamp": _TIME},
     ),
     SentMessage(
-        made_by="request_state",
+        made_by="state_request",
         to="device",
         when="When it has come and clients are attached, and when a client asks for its state",
-        forms=(messages.request_state(_NOW_MS),),
+        forms=(messages.state_request("request_state", _NOW_MS),),
         fields={"timestamp": _TIME},
     ),
     SentMessage(

@@ -33,19 +33,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
     from brewos_relay.core.counters import Counters
+    from brewos_relay.core.grant import Grant
     from brewos_relay.core.limits import Limits
     from brewos_relay.core.peer import MemoryEnd, MemoryPeer, Peer, Receive, Tasks, memory_peer
     from brewos_relay.core.relay import Relay, open_relay
+    from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Rule
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
     from brewos_relay.messages import Delivery, Message
 
 __all__ = [
+    "BREWOS",
+    "NEUTRAL",
     "Attachment",
     "ClientAttachment",
     "CloseCode",
+    "CommandClass",
     "Counters",
     "Delivery",
     "DeviceAttachment",
+    "Dialect",
+    "Grant",
     "Limits",
     "MemoryEnd",
     "MemoryPeer",
@@ -56,6 +63,7 @@ __all__ = [
     "Relay",
     "RelayClosing",
     "RelayError",
+    "Rule",
     "Tasks",
     "memory_peer",
     "open_relay",
@@ -64,9 +72,11 @@ __all__ = [
 _HOME = {
     "core.attachment": ("Attachment", "ClientAttachment", "DeviceAttachment"),
     "core.counters": ("Counters",),
+    "core.grant": ("Grant",),
     "core.limits": ("Limits",),
     "core.peer": ("MemoryEnd", "MemoryPeer", "Peer", "Receive", "Tasks", "memory_peer"),
     "core.relay": ("Relay", "open_relay"),
+    "dialect": ("BREWOS", "NEUTRAL", "CommandClass", "Dialect", "Rule"),
     "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),
     "messages": ("Delivery", "Message"),
 }

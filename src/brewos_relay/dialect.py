@@ -1,13 +1,13 @@
-"""Dialect: the messages of BrewOS machines, the class of each, and which of them may wait for a machine.
+"""Dialect: what the relay knows of the messages of one kind of device.
 
-The tables at the end are the single source of these rules; the reference page is generated from them. A name
-that a table does not hold is for owners only and never waits. Names are compared exactly, as the firmware
-compares them.
+`NEUTRAL` knows only the messages of the relay itself. `BREWOS` is the dialect of BrewOS machines: its tables
+are the single source of these rules, and the reference page is generated from them. A command that a dialect
+does not list is for owners only and never waits. Names are compared exactly, as the firmware compares them.
 """
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
 
@@ -51,18 +51,102 @@ class Volatile:
     """Only with this value, unless it is None."""
 
 
+RELAY_TYPES: Final[Rules] = (
+    Rule("key_rotate", CommandClass.RESERVED, "gives the machine another key"),
+    Rule("connected", CommandClass.RESERVED, "greets the machine"),
+    Rule("error", CommandClass.RESERVED, "the machine logs it as the relay's word"),
+)
+"""The messages that the relay itself sends to a device."""
+
+
+class StateKind(enum.IntEnum):
+    """How a message of a device changes its last known state."""
+
+    WHOLE = 1
+    """It replaces the state."""
+    CHANGE = 2
+    """Its groups are merged into the state."""
+    NUMBER = 3
+    """It only carries the next `seq`."""
+    KEPT = 4
+    """The last message of its type is kept as it came, beside the state."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """Everything that a machine of one kind understands."""
+    """The messages of one kind of device. Without arguments, it is the neutral dialect.
 
-    commands: Rules
+    Under the neutral dialect the relay passes on every message, keeps no state, asks the device for nothing
+    and lets no command wait. Only owners may send messages to the device, and nobody may send those of the
+    relay itself.
+    """
+
+    # From clients to the device
+    commands: Rules = ()
     """By `cmd`; these come in messages of the type `command`."""
-    types: Rules
+    types: Rules = RELAY_TYPES
     """By `type`: the other messages."""
-    modes: frozenset[str]
-    """The values of `mode` that the machine knows."""
+    modes: frozenset[str] = frozenset()
+    """The values of `mode` that the device knows."""
+    state_request: str | None = None
+    """The type by which the relay and clients ask the device for its whole state."""
+    full_state_requests: frozenset[str] = frozenset()
+    """Types by which clients ask for the state and get the last known one from the relay at once."""
+
+    # From the device
+    state: str | None = None
+    """The type of a message with the whole state: an object of groups."""
+    state_change: str | None = None
+    """The type of a message with the groups that have changed; it needs `state`."""
+    numbered: frozenset[str] = frozenset()
+    """Types of messages that share the numbering (`seq`) of the state and hold none."""
+    kept: tuple[str, ...] = ()
+    """Types of which the last message is kept for clients that join."""
+    info: str | None = None
+    """The one of these that describes the device."""
+    superseded: frozenset[str] = frozenset()
+    """More types of messages that need not reach a client that lags: the next one says all of it."""
+    log: str | None = None
+    """The type of log lines: only those with the `level` "error" have to reach a client that lags."""
     volatile: tuple[Volatile, ...] = ()
-    """What changes within seconds: an absent machine's apps are not told it again."""
+    """What changes within seconds: clients of an absent device are not told it again."""
+    says_state_within_s: float = 0.75
+    """How long after coming a device that says its whole state at once has said it, at the latest."""
+
+    # Derived from the fields above
+    state_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
+    """The messages that change the last known state, by type."""
+    state_requests: frozenset[str] = field(init=False, repr=False, compare=False)
+    """All types by which clients ask for the state."""
+
+    def __post_init__(self) -> None:
+        """Derive the tables for looking up."""
+        kinds = dict.fromkeys(self.kept, StateKind.KEPT) | dict.fromkeys(self.numbered, StateKind.NUMBER)
+        if self.state is not None:
+            kinds[self.state] = StateKind.WHOLE
+            if self.state_change is not None:
+                kinds[self.state_change] = StateKind.CHANGE
+        object.__setattr__(self, "state_kinds", kinds)
+        asked = {self.state_request} if self.state_request is not None else set()
+        object.__setattr__(self, "state_requests", self.full_state_requests | asked)
+
+    def is_superseded(self, message_type: str) -> bool:
+        """Whether the next message of this type replaces the one before."""
+        return message_type in self.superseded or message_type in self.state_kinds
+
+    def must_reach(self, message_type: str, level: object) -> bool:
+        """Whether a message must reach every client, since no later message repeats it.
+
+        A kept message must, although the next one replaces it: it may be the last for a long time.
+        """
+        if message_type == self.log:
+            return level == "error"
+        kind = self.state_kinds.get(message_type, StateKind.KEPT)
+        return kind is StateKind.KEPT and message_type not in self.superseded
+
+
+NEUTRAL: Final = Dialect()
+"""The dialect of a device that the relay knows nothing about."""
 
 
 class Policy:
@@ -74,19 +158,17 @@ class Policy:
 
     __slots__ = (
         "_commands",
-        "_dialect",
         "_never_wait",
         "_owner_commands",
         "_reserved",
         "_types",
-        "volatile",
+        "dialect",
     )
 
     def __init__(
         self, dialect: Dialect, *, owner_commands: Sequence[str] = (), never_wait: Sequence[str] = ()
     ) -> None:
-        self._dialect = dialect
-        self.volatile = dialect.volatile
+        self.dialect = dialect
         self._commands = {rule.name: rule for rule in dialect.commands}
         self._types = {rule.name: rule for rule in dialect.types}
         self._reserved = {
@@ -122,12 +204,12 @@ class Policy:
         The dialect restricts them all the same. In earlier versions a list without them allowed them.
         """
         owners, never = [], []
-        for rule in self._dialect.commands:
+        for rule in self.dialect.commands:
             if rule.command_class is CommandClass.MANAGE and not self._names(
                 self._owner_commands, rule, None
             ):
                 owners.append(rule.name)
-            for mode in sorted(self._dialect.modes) if rule.waits_in_modes else (None,):
+            for mode in sorted(self.dialect.modes) if rule.waits_in_modes else (None,):
                 waits = rule.waits or mode in rule.waits_in_modes
                 if not waits and not self._names(self._never_wait, rule, mode):
                     never.append(rule.name if mode is None else f"{rule.name}:{mode}")
@@ -141,7 +223,7 @@ class Policy:
     def _names(self, patterns: Sequence[tuple[str, str]], rule: Rule, mode: object) -> bool:
         """Whether a pattern names this message. A `mode` that the machine does not know matches any."""
         name = _folded(rule.name)
-        known = isinstance(mode, str) and mode in self._dialect.modes
+        known = isinstance(mode, str) and mode in self.dialect.modes
         return any(
             fnmatchcase(name, of_name) and (not of_mode or not known or fnmatchcase(str(mode), of_mode))
             for of_name, of_mode in patterns
@@ -168,6 +250,15 @@ _MODES: Final = frozenset({"on", "ready", "brew", "steam", "off", "standby", "id
 # the net. So most settings may wait: they change what a later command does.
 BREWOS: Final = Dialect(
     modes=_MODES,
+    state_request="request_state",
+    full_state_requests=frozenset({"request_full_status"}),
+    state="status",
+    state_change="status_delta",
+    numbered=frozenset({"keepalive"}),
+    kept=("device_info", "esp_status", "pico_status", "power_meter_status", "bbw_settings"),
+    info="device_info",
+    superseded=frozenset({"esp_status", "pico_status", "power_meter_status", "scale_status", "stats"}),
+    log="log",
     volatile=(
         *(Volatile(group) for group in ("shot", "scale", "power", "pressure")),
         Volatile("machine", "isBrewing"),
@@ -284,14 +375,7 @@ BREWOS: Final = Dialect(
             waits=True,
         ),
         *_rules(CommandClass.MANAGE, {"setLogLevel": "sets which log lines are written"}, waits=True),
-        *_rules(
-            CommandClass.RESERVED,
-            {
-                "key_rotate": "gives the machine another key",
-                "connected": "greets the machine",
-                "error": "the machine logs it as the relay's word",
-            },
-        ),
+        *RELAY_TYPES,
     ),
 )
 """Firmware 0.8.62, and the apps for it."""

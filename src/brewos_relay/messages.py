@@ -324,9 +324,9 @@ def device_status(device_id: str, *, online: bool, last_seen: str | None, **more
     )
 
 
-def request_state(timestamp_ms: int) -> Message:
-    """Ask a device for its state."""
-    return encode({"type": "request_state", "timestamp": timestamp_ms})
+def state_request(message_type: str, timestamp_ms: int) -> Message:
+    """Ask a device for its state; `message_type` is what its dialect calls that."""
+    return encode({"type": message_type, "timestamp": timestamp_ms})
 
 
 def keepalive(timestamp_ms: int) -> Message:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from brewos_relay.client.device_state import STATE_KINDS, DeviceState
-from brewos_relay.core import snapshot
+from brewos_relay.dialect import BREWOS
 
 STATUS = {"type": "status", "seq": 1, "temps": {"brew": 93.0, "group": 88.0}, "pressure": 9.0}
 
@@ -75,4 +75,4 @@ def test_machines_of_old_have_a_status_too() -> None:
 
 
 def test_kinds_are_those_that_the_relay_keeps() -> None:
-    assert {"status", *snapshot._KEPT_WHOLE} == STATE_KINDS
+    assert {"status", *BREWOS.kept} == STATE_KINDS

@@ -12,6 +12,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
 from support.peers import ScriptedPeer
@@ -36,7 +37,7 @@ class Opened:
     def __init__(self, **limits: Any) -> None:
         self.counters = Counters()
         lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
-        self.audience = Audience(limits=Limits(**limits), counters=self.counters, lines=lines)
+        self.audience = Audience(limits=Limits(**limits), dialect=BREWOS, counters=self.counters, lines=lines)
         self.clients: dict[ScriptedPeer, ClientAttachment] = {}
 
     def join(self, **options: Any) -> ScriptedPeer:

@@ -15,7 +15,7 @@ from brewos_relay.core.commands import Commands, PendingCommand, PendingCommands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.dialect import BREWOS, Policy
+from brewos_relay.dialect import BREWOS, Dialect, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import CommandHead, Message, encode
 from support.peers import ScriptedPeer
@@ -55,11 +55,11 @@ class FakeSession:
 class Opened:
     """Commands under test, with a device that may be there or not."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, dialect: Dialect = BREWOS, **limits: Any) -> None:
         self.session = FakeSession()
         self.counters = Counters()
         bounds = Limits(**limits)
-        policy = Policy(BREWOS, owner_commands=bounds.owner_commands, never_wait=bounds.never_wait)
+        policy = Policy(dialect, owner_commands=bounds.owner_commands, never_wait=bounds.never_wait)
         self.commands = Commands(
             limits=bounds, policy=policy, counters=self.counters, note_activity=self.session.note
         )
@@ -347,13 +347,27 @@ async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
 async def test_what_the_relay_has_asked_need_not_be_asked_again(autojump_clock: MockClock) -> None:
     opened = Opened()
     opened.comes()
-    opened.commands.note_asked(trio.current_time())
+    assert opened.session.device is not None
+    opened.commands.ask_for_state(opened.session.device, trio.current_time())
+    assert opened.device.types == ["request_state"]
+    opened.device.forget()
     client = opened.client()
     client.say({"type": "request_state"})
     assert opened.device.messages == []
     await trio.sleep(2)
     client.say({"type": "request_state"})
     assert opened.device.types == ["request_state"]
+
+
+async def test_relay_asks_for_nothing_where_the_dialect_has_no_request_of_its_own() -> None:
+    opened = Opened(Dialect(full_state_requests=frozenset({"dump"})))
+    opened.comes()
+    assert opened.session.device is not None
+    opened.commands.ask_for_state(opened.session.device, trio.current_time())
+    opened.client(grant=VIEWER).say({"type": "dump"})
+    assert opened.device.messages == []
+    opened.client().say({"type": "dump"})
+    assert opened.device.types == ["dump"]
 
 
 # Waiting for an absent device

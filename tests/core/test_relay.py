@@ -21,6 +21,7 @@ from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import now_ms
@@ -36,7 +37,7 @@ def tasks_living() -> int:
 
 
 async def test_devices_and_clients_meet_by_the_id_of_the_device() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         peers = {device_id: (ScriptedPeer(), ScriptedPeer()) for device_id in (ONE, TWO)}
         for device_id, (device, client) in peers.items():
             relay.attach_client(device_id, client)
@@ -56,7 +57,7 @@ async def test_memory_peers_meet(autojump_clock: MockClock) -> None:
     device, machine = memory_peer()
     client, app = memory_peer()
     with trio.fail_after(5):
-        async with open_relay() as relay:
+        async with open_relay(dialect=BREWOS) as relay:
             relay.attach_device(ONE, device)
             attachment = relay.attach_client(ONE, client)
             await machine.send(STATUS)
@@ -71,7 +72,7 @@ async def test_memory_peers_meet(autojump_clock: MockClock) -> None:
 
 
 async def test_of_an_anonymous_device_that_has_gone_nothing_is_known(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for device_id, anonymous in ((ONE, False), (TWO, True)):
             device = ScriptedPeer()
             attachment = relay.attach_device(device_id, device, anonymous=anonymous)
@@ -90,7 +91,7 @@ async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for _ in range(500):
             device = ScriptedPeer()
             attachment = relay.attach_device(ONE, device, network="203.0.113.66")
@@ -115,7 +116,7 @@ async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(
 
 
 async def test_who_is_here_is_counted() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         assert (relay.device_count, relay.client_count, relay.is_online(ONE)) == (0, 0, False)
         assert not relay.closing
         device, clients = ScriptedPeer(), [ScriptedPeer() for _ in range(3)]
@@ -134,7 +135,7 @@ async def test_who_is_here_is_counted() -> None:
 
 
 async def test_sessions_end_with_their_last_peer_and_are_forgotten() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         await wait_all_tasks_blocked()
         before = tasks_living()
         for _ in range(3):
@@ -158,7 +159,7 @@ async def test_a_peer_that_cannot_be_attached_leaves_nothing_behind(
         raise ZeroDivisionError
 
     grant = replace(FULL, user_id="ada", by_token=False)
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         if somebody_is_there:
             relay.attach_client(ONE, ScriptedPeer(), grant=grant)
         with monkeypatch.context() as patch:
@@ -181,7 +182,7 @@ async def test_a_peer_that_cannot_be_attached_leaves_nothing_behind(
 
 
 async def test_whoever_comes_during_the_last_goodbye_finds_a_new_session(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         old, device, client = ScriptedPeer(goodbye_s=5), ScriptedPeer(), ScriptedPeer()
         leaving = relay.attach_device(ONE, old)
         await wait_all_tasks_blocked()
@@ -204,7 +205,9 @@ async def test_whoever_comes_during_the_last_goodbye_finds_a_new_session(autojum
 
 async def test_coming_and_going_devices_are_told_of() -> None:
     seen: list[tuple[str, int]] = []
-    async with open_relay(on_seen=lambda device_id, at_ms: seen.append((device_id, at_ms))) as relay:
+    async with open_relay(
+        dialect=BREWOS, on_seen=lambda device_id, at_ms: seen.append((device_id, at_ms))
+    ) as relay:
         device = ScriptedPeer()
         relay.attach_client(ONE, ScriptedPeer())
         relay.attach_device(ONE, device)
@@ -222,7 +225,7 @@ async def test_devices_come_and_go_even_if_nobody_can_note_it(caplog: pytest.Log
     def fail(device_id: str, at_ms: int) -> None:
         raise OSError("no space")
 
-    async with open_relay(on_seen=fail) as relay:
+    async with open_relay(dialect=BREWOS, on_seen=fail) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
@@ -241,7 +244,7 @@ async def test_devices_come_and_go_even_if_nobody_can_note_it(caplog: pytest.Log
 async def test_when_a_device_was_last_seen_comes_from_outside_at_first(
     given_ms: list[int | None], last_seen: str | None
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for last_seen_ms in given_ms:
             client = ScriptedPeer()
             relay.attach_client(ONE, client, last_seen_ms=last_seen_ms)
@@ -251,7 +254,7 @@ async def test_when_a_device_was_last_seen_comes_from_outside_at_first(
 
 
 async def test_the_relay_knows_better_when_a_device_was_last_seen() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, client = ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, device)
         relay.attach_client(ONE, client, last_seen_ms=0)
@@ -263,7 +266,7 @@ async def test_the_relay_knows_better_when_a_device_was_last_seen() -> None:
 
 
 async def test_a_device_can_be_reached_after_a_peer_could_not_be_greeted() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         broken = ScriptedPeer()
         broken.deliver_error = ValueError("no way out")
         relay.attach_client(ONE, broken)
@@ -278,7 +281,7 @@ async def test_a_device_can_be_reached_after_a_peer_could_not_be_greeted() -> No
 async def test_leaving_the_block_says_goodbye_to_everybody(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=3) for _ in range(4)]
     before = tasks_living()
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         relay.attach_device(ONE, peers[0])
         relay.attach_client(ONE, peers[1])
         await wait_all_tasks_blocked()
@@ -296,7 +299,7 @@ async def test_leaving_the_block_says_goodbye_to_everybody(autojump_clock: MockC
 async def test_cancelling_says_goodbye_to_everybody(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=1) for _ in range(2)]
     with trio.move_on_after(10) as scope:
-        async with open_relay() as relay:
+        async with open_relay(dialect=BREWOS) as relay:
             relay.attach_device(ONE, peers[0])
             relay.attach_client(ONE, peers[1])
             await trio.sleep_forever()
@@ -309,7 +312,7 @@ async def test_an_error_in_the_block_says_goodbye_to_everybody() -> None:
     peer, mine = ScriptedPeer(), ValueError("mine")
 
     async def open_and_fail() -> None:
-        async with open_relay() as relay:
+        async with open_relay(dialect=BREWOS) as relay:
             relay.attach_device(ONE, peer)
             raise mine
 
@@ -336,7 +339,7 @@ class _FailsWhenCancelled(ScriptedPeer):
 
 async def test_a_peer_that_fails_as_it_is_cancelled_is_nobody_elses_concern() -> None:
     peers = [ScriptedPeer(), _FailsWhenCancelled()]
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for peer in peers:
             relay.attach_client(ONE, peer)
         await wait_all_tasks_blocked()
@@ -345,7 +348,7 @@ async def test_a_peer_that_fails_as_it_is_cancelled_is_nobody_elses_concern() ->
 
 async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=goodbye_s) for goodbye_s in (4, 1, 4)]
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         relay.attach_device(ONE, peers[0])
         relay.attach_client(ONE, peers[1])
         relay.attach_device(TWO, peers[2])
@@ -365,7 +368,7 @@ async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: Moc
 
 
 async def test_draining_spreads_everybody_evenly_over_20_s(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         devices = [ScriptedPeer(min_age_s=8.0) for _ in range(40)]
         clients = [ScriptedPeer() for _ in range(10)]
         for number, device in enumerate(devices):
@@ -395,7 +398,7 @@ async def test_a_hurried_drain_closes_the_rest_at_once_and_holds_young_devices(
     autojump_clock: MockClock,
 ) -> None:
     hurry = trio.Event()
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         began = trio.current_time()
         devices = [ScriptedPeer(min_age_s=8.0) for _ in range(10)]
         clients = [ScriptedPeer() for _ in range(10)]
@@ -417,7 +420,7 @@ async def test_a_hurried_drain_closes_the_rest_at_once_and_holds_young_devices(
 async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         clients = [ScriptedPeer(refuses=number % 2 == 0) for number in range(10)]
         for client in clients:
             relay.attach_client(ONE, client)
@@ -439,7 +442,7 @@ async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(
 
 
 async def test_a_device_that_came_a_moment_ago_outlives_its_8_s(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(drain_s=2.0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(drain_s=2.0)) as relay:
         devices = [ScriptedPeer(min_age_s=8.0, silent=number == 0) for number in range(3)]
         for number, device in enumerate(devices):
             relay.attach_device(str(number), device)
@@ -454,7 +457,7 @@ async def test_draining_goes_on_after_its_time(
 ) -> None:
     limits = dataclasses.replace(Limits(), drain_s=5.0)
     peers = [ScriptedPeer(goodbye_s=goodbye_s) for goodbye_s in (60, 1)]
-    async with open_relay(limits=limits) as relay:
+    async with open_relay(dialect=BREWOS, limits=limits) as relay:
         relay.attach_client(ONE, peers[0])
         relay.attach_client(ONE, peers[1])
         await wait_all_tasks_blocked()
@@ -469,7 +472,7 @@ async def test_draining_goes_on_after_its_time(
 async def test_draining_when_nobody_is_there_and_draining_twice(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         await relay.drain()
         await relay.drain()
         assert relay.closing
@@ -478,7 +481,7 @@ async def test_draining_when_nobody_is_there_and_draining_twice(
 
 
 async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         replaced, leaving, client = (ScriptedPeer(goodbye_s=4) for _ in range(3))
         relay.attach_device(ONE, replaced)
         relay.attach_device(ONE, leaving)
@@ -492,7 +495,7 @@ async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: Mo
 
 
 async def test_draining_closes_everybody_else_when_one_cannot_be_closed(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         broken, client = ScriptedPeer(), ScriptedPeer()
         broken.close_error = ValueError("no close")
         relay.attach_client(ONE, broken)
@@ -505,7 +508,7 @@ async def test_draining_closes_everybody_else_when_one_cannot_be_closed(autojump
 
 
 async def test_every_session_is_looked_after_once_a_second(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         clients = [ScriptedPeer() for _ in range(120)]
         for number, client in enumerate(clients):
             relay.attach_client(str(number), client)
@@ -517,7 +520,7 @@ async def test_every_session_is_looked_after_once_a_second(autojump_clock: MockC
 async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         clients = [ScriptedPeer(), ScriptedPeer()]
         for device_id, client in zip((ONE, TWO), clients, strict=True):
             relay.attach_client(device_id, client)
@@ -548,7 +551,7 @@ async def test_looks_go_on_after_one_that_failed_as_a_whole(
         await look(relay, watch)
 
     monkeypatch.setattr(Relay, "_run_checks", fail_once)
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         client = ScriptedPeer()
         relay.attach_client(ONE, client)
         await trio.sleep(10)
@@ -560,7 +563,7 @@ async def test_looks_go_on_after_one_that_failed_as_a_whole(
 
 
 async def test_what_a_device_is_can_be_asked_for() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         assert relay.info_of(ONE) == DeviceInfo()
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
@@ -570,7 +573,7 @@ async def test_what_a_device_is_can_be_asked_for() -> None:
 
 
 async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         assert relay.state_of(ONE) is None
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
@@ -594,7 +597,7 @@ async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock)
 async def test_what_is_known_outlives_the_device_by_a_minute(
     goes_at_once: bool, autojump_clock: MockClock
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
@@ -622,7 +625,7 @@ async def test_what_is_known_outlives_the_device_by_a_minute(
 
 
 async def test_a_device_that_comes_back_goes_on_from_what_was_known(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         first, second, client = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, first)
         await wait_all_tasks_blocked()
@@ -644,7 +647,7 @@ async def test_a_device_that_comes_back_goes_on_from_what_was_known(autojump_clo
 async def test_the_state_of_an_absent_device_is_last_known_and_all_of_it_stale(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
@@ -665,7 +668,7 @@ async def test_the_state_of_an_absent_device_is_last_known_and_all_of_it_stale(
 
 
 async def test_it_is_known_for_how_long_a_state_stays(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         assert not relay.knows_state(ONE, for_s=0)
         client, device = ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, device)
@@ -684,7 +687,7 @@ async def test_it_is_known_for_how_long_a_state_stays(autojump_clock: MockClock)
 
 
 async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(state_save_s=100.0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(state_save_s=100.0)) as relay:
         device, anonymous = ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, device)
         relay.attach_device(TWO, anonymous, anonymous=True)
@@ -729,26 +732,26 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
 
 
 async def test_no_more_are_let_in_than_the_rate(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(admit_rate=10.0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=10.0)) as relay:
         assert [relay.admits() for _ in range(15)].count(True) == 10
         await trio.sleep(0.5)
         assert [relay.admits() for _ in range(15)].count(True) == 5
 
 
 async def test_a_rate_of_less_than_one_a_second_lets_somebody_in(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(admit_rate=0.5)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=0.5)) as relay:
         assert [relay.admits() for _ in range(3)] == [True, False, False]
         await trio.sleep(2)
         assert relay.admits()
 
 
 async def test_a_rate_of_0_lets_everybody_in() -> None:
-    async with open_relay(limits=Limits(admit_rate=0.0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=0.0)) as relay:
         assert all(relay.admits() for _ in range(10_000))
 
 
 async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(clients_per_device=2)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(clients_per_device=2)) as relay:
         peers = [ScriptedPeer(), ScriptedPeer()]
         for peer in peers:
             assert relay.reached_client_limit(ONE, FULL) is None
@@ -761,7 +764,7 @@ async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockCloc
 
 
 async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockClock) -> None:
-    async with open_relay(limits=Limits(clients_per_user=2)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(clients_per_user=2)) as relay:
         ada, bob = Grant(user_id="ada"), Grant(user_id="bob")
         peers = {ONE: ScriptedPeer(), TWO: ScriptedPeer()}
         for device_id, peer in peers.items():
@@ -781,7 +784,7 @@ async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockCloc
 
 
 async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         assert not relay.is_contested(ONE)
         for _ in range(4):
             device = ScriptedPeer()
@@ -798,7 +801,7 @@ async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_
 
 
 async def test_a_token_ends_and_is_renewed(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         clients = [ScriptedPeer(), ScriptedPeer()]
         for client in clients:
             relay.attach_client(
@@ -813,7 +816,7 @@ async def test_a_token_ends_and_is_renewed(autojump_clock: MockClock) -> None:
 async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         old, new, client = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         old.stays = True
         relay.attach_device(ONE, old)
@@ -832,7 +835,7 @@ async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session
 
 
 async def test_whoever_asks_for_a_full_status_gets_nothing_else(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         peer, machine = memory_peer()
         relay.attach_device("BRW-00000001", peer)
         await machine.send({"type": "device_info", "deviceId": "BRW-00000001"})
@@ -856,7 +859,7 @@ def forbidden_count(peer: ScriptedPeer) -> int:
 
 
 async def test_a_grant_is_set_for_one_user_and_one_device() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, elsewhere = ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, device)
         relay.attach_device(TWO, elsewhere)
@@ -880,7 +883,7 @@ async def test_a_grant_is_set_for_one_user_and_one_device() -> None:
 
 
 async def test_access_that_is_taken_ends_the_user_s_clients_of_that_device() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
         adas, others = [ScriptedPeer() for _ in range(3)], [ScriptedPeer() for _ in range(2)]
@@ -902,7 +905,7 @@ async def test_access_that_is_taken_ends_the_user_s_clients_of_that_device() -> 
 
 
 async def test_whoever_was_ended_gets_nothing_back_before_it_has_gone(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, client, again = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         client.stays = True
         relay.attach_client(ONE, client, grant=ADA)
@@ -920,7 +923,7 @@ async def test_whoever_was_ended_gets_nothing_back_before_it_has_gone(autojump_c
 
 
 async def test_a_command_that_waits_goes_with_the_access_of_one_who_has_left() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         relay.attach_client(ONE, ScriptedPeer(), grant=BOB)
         adas, bobs = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, adas, grant=ADA)
@@ -939,7 +942,7 @@ async def test_a_command_that_waits_goes_with_the_access_of_one_who_has_left() -
 
 
 async def test_whoever_has_access_by_their_own_token_is_left_alone() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         peers = [ScriptedPeer() for _ in range(3)]
         by_token = dataclasses.replace(ADA, by_token=True)
         for peer, grant in zip(peers, (ADA, by_token, Grant()), strict=True):
@@ -960,7 +963,7 @@ async def test_whoever_has_access_by_their_own_token_is_left_alone() -> None:
 
 
 async def test_clients_are_ended_wherever_they_are() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         peers = [ScriptedPeer() for _ in range(4)]
         for peer, device_id, grant in zip(peers, (ONE, TWO, ONE, TWO), (ADA, ADA, BOB, VIEWER), strict=True):
             relay.attach_client(device_id, peer, grant=grant)
@@ -974,7 +977,7 @@ async def test_clients_are_ended_wherever_they_are() -> None:
 
 
 async def test_a_grant_reaches_a_client_before_its_session_runs() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, client, ended = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, device)
         relay.attach_client(ONE, client, grant=ADA)
@@ -990,7 +993,7 @@ async def test_a_grant_reaches_a_client_before_its_session_runs() -> None:
 
 
 async def test_those_who_are_ended_are_not_in_the_way_of_a_drain(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         ended, device = ScriptedPeer(goodbye_s=1), ScriptedPeer(min_age_s=8.0)
         staying = [ScriptedPeer() for _ in range(2)]
         relay.attach_client(ONE, ended, grant=ADA)
@@ -1017,7 +1020,7 @@ async def test_those_who_are_ended_are_not_in_the_way_of_a_drain(autojump_clock:
 
 
 async def test_a_device_ends_unless_its_credential_is_good(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         present, arriving = ScriptedPeer(min_age_s=8.0), ScriptedPeer(min_age_s=8.0, silent=True)
         other, client = ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, present, credential=b"old")
@@ -1049,7 +1052,7 @@ async def test_a_device_ends_unless_its_credential_is_good(autojump_clock: MockC
 
 
 async def test_a_device_that_has_yet_to_speak_ends_as_well(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer(silent=True, min_age_s=8.0)
         relay.attach_device(ONE, device, credential=b"old")
         await wait_all_tasks_blocked()
@@ -1063,7 +1066,7 @@ async def test_a_device_that_has_yet_to_speak_ends_as_well(autojump_clock: MockC
 
 
 async def test_whoever_came_in_without_a_credential_may_be_let_stay() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
@@ -1077,7 +1080,7 @@ async def test_whoever_came_in_without_a_credential_may_be_let_stay() -> None:
 
 
 async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         message = encode({"type": "key_rotate"})
         assert not relay.send_to_device(ONE, message)
         device = ScriptedPeer(silent=True)
@@ -1099,7 +1102,7 @@ async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None
 
 
 async def test_a_message_of_the_relay_reaches_those_whom_it_is_for() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         message = encode({"type": "key_pending"})
         adas, bobs, elsewhere = ScriptedPeer(refuses=True), ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, adas, grant=ADA)
@@ -1120,7 +1123,7 @@ async def test_what_happens_is_noted() -> None:
     def note(device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
         noted.append((device_id, kind, user_id, dict(detail)))
 
-    async with open_relay(on_activity=note) as relay:
+    async with open_relay(dialect=BREWOS, on_activity=note) as relay:
         client, device = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, client, grant=ADA)
         relay.attach_device(ONE, device)
@@ -1143,7 +1146,7 @@ async def test_what_happens_is_noted() -> None:
 
 async def test_what_is_live_can_be_counted() -> None:
     counters = Counters()
-    async with open_relay(counters=counters) as relay:
+    async with open_relay(dialect=BREWOS, counters=counters) as relay:
         assert relay.counters is counters
         client, device = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, client)
@@ -1157,7 +1160,7 @@ async def test_things_happen_even_if_nobody_can_note_them(caplog: pytest.LogCapt
     def fail(*_: object) -> None:
         raise OSError("no space")
 
-    async with open_relay(on_activity=fail) as relay:
+    async with open_relay(dialect=BREWOS, on_activity=fail) as relay:
         client, device = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, client)
         relay.attach_device(ONE, device)
@@ -1178,7 +1181,7 @@ def sessions_in_memory() -> int:
 async def test_nothing_of_a_session_is_left_when_it_has_ended(
     with_device: bool, autojump_clock: MockClock
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         await wait_all_tasks_blocked()
         gc.collect()
         gc.disable()
@@ -1212,7 +1215,7 @@ async def test_nothing_of_a_session_is_left_when_it_has_ended(
 async def test_no_peer_is_closed_for_its_silence_in_a_pause(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, arriving, client = ScriptedPeer(), ScriptedPeer(silent=True), ScriptedPeer()
         relay.attach_device(ONE, device)
         relay.attach_device(TWO, arriving)
@@ -1242,7 +1245,7 @@ async def test_what_ends_by_the_wall_clock_ends_in_a_pause(
 ) -> None:
     suspended_s = 0.0
     monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device, expiring, ending, staying = (ScriptedPeer() for _ in range(4))
         relay.attach_device(ONE, device)
         relay.attach_client(ONE, expiring, expires_at_s=time.time() + 40)
@@ -1266,7 +1269,7 @@ async def test_what_is_known_of_an_absent_device_is_forgotten_by_the_end_of_a_pa
 ) -> None:
     suspended_s = 0.0
     monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for device_id in (ONE, TWO):
             device = ScriptedPeer()
             relay.attach_device(device_id, device)
@@ -1284,10 +1287,39 @@ async def test_what_is_known_of_an_absent_device_is_forgotten_by_the_end_of_a_pa
 
 
 async def test_connections_that_were_replaced_after_a_pause_are_no_fight(autojump_clock: MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         for _ in range(5):
             relay.attach_device(ONE, ScriptedPeer())
             await trio.sleep(12)
             autojump_clock.jump(50)
             await trio.sleep(2)
             assert not relay.is_contested(ONE)
+
+
+# Without a dialect
+
+
+async def test_relay_without_a_dialect_passes_everything_on_and_keeps_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay:
+        device, client = ScriptedPeer(), ScriptedPeer()
+        status = encode({"type": "status", "seq": 1})
+        known = KnownState(status, round(time.time() * 1000))
+        relay.attach_device(ONE, device, known_state=known)
+        relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        device.say(status, encode({"type": "status_delta", "x": 1}), encode({"type": "device_info"}))
+        await trio.sleep(2)
+        assert client.types == ["connected", "device_online", "status", "status_delta", "device_info"]
+        assert relay.state_of(ONE) is None
+        assert relay.info_of(ONE) == DeviceInfo()
+        assert device.types == ["connected"], "the relay asks a device that it does not know for nothing"
+        client.say(encode({"type": "request_full_status"}))
+        assert device.types[1:] == ["request_full_status"]
+        device.leave()
+        await wait_all_tasks_blocked()
+        client.forget()
+        client.say(encode({"type": "command", "cmd": "set_mode", "mode": "off"}))
+        assert client.types == ["error"]
+        assert relay.pending_count == 0

@@ -16,6 +16,7 @@ from brewos_relay.core.audience import LOOK_EVERY_S
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from support.peers import ScriptedPeer
@@ -520,7 +521,7 @@ def run_in_trio(main: Callable[[], Any]) -> None:
 @given(steps=STEPS)
 def test_a_relay_does_what_its_model_does(steps: Sequence[tuple[str, int, int, int]]) -> None:
     async def main() -> None:
-        async with open_relay() as relay:
+        async with open_relay(dialect=BREWOS) as relay:
             await trio.sleep(0.5)
             model = Model(relay)
             before = trio.lowlevel.current_statistics().tasks_living
@@ -773,7 +774,7 @@ def test_nothing_is_lost_mixed_up_or_left_over_in_a_hurry(
     async def main() -> None:
         before = trio.lowlevel.current_statistics().tasks_living
         with trio.CancelScope() as scope:
-            async with open_relay() as relay:
+            async with open_relay(dialect=BREWOS) as relay:
                 crowd = Crowd(relay)
                 for step in steps:
                     await crowd.step(*step)

@@ -1452,7 +1452,7 @@ def test_what_happens_is_something_that_the_registry_keeps() -> None:
 
 
 async def test_a_relay_is_what_a_session_asks_for() -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         host: Host = relay
         host.note("BRW-00000001", "online", None, {})
         host.device_seen("BRW-00000001", 1)

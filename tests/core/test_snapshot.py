@@ -1,7 +1,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from brewos_relay.core import merging
 from brewos_relay.core import snapshot as module
+from brewos_relay.core.audience import must_reach
 from brewos_relay.core.merging import (
     decode,
 )
@@ -18,8 +19,6 @@ from brewos_relay.core.snapshot import (
     DeviceInfo,
     SmallSnapshot,
     Snapshot,
-    is_superseded,
-    must_reach,
 )
 from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
@@ -29,7 +28,7 @@ from support.state_messages import Float32, binary, float32, note, noted, status
 
 
 def test_nothing_is_known_at_first() -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     assert snapshot.empty
     assert snapshot.messages() == []
     assert snapshot.as_dict() == {}
@@ -214,7 +213,7 @@ def compact(content: Any) -> Message:
 def test_a_lazy_merge_is_the_same_as_an_eager_one_to_the_byte(
     write: Any, said: Sequence[tuple[str, int, dict[str, Any]]]
 ) -> None:
-    snapshot, model = Snapshot(), Model()
+    snapshot, model = Snapshot(BREWOS), Model()
     seq = 0
     for kind, step, groups in said:
         if kind == "ask":
@@ -244,7 +243,7 @@ def rounded(value: Any) -> Any:
 def test_text_and_binary_may_be_mixed(
     said: Sequence[tuple[str, int, dict[str, Any]]], texts: list[bool]
 ) -> None:
-    snapshot, model = Snapshot(), Model()
+    snapshot, model = Snapshot(BREWOS), Model()
     is_text = True
     for seq, ((kind, _, groups), as_text) in enumerate(zip(said, texts, strict=False)):
         if kind == "ask":
@@ -289,7 +288,7 @@ def calls(decoders: Iterable[Counting]) -> int:
 
 @pytest.mark.parametrize("write", [encode, binary])
 def test_a_device_that_nobody_watches_is_not_decoded(decoders: list[Counting], write: Any) -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     for _ in range(50):
         note(snapshot, write({"type": "status", "seq": 1}), write({"type": "device_info", "x": {"y": 1}}))
         for seq in range(99):
@@ -335,11 +334,11 @@ def test_no_more_than_a_hundred_changes_are_kept_unmerged(decoders: list[Countin
 )
 @pytest.mark.parametrize("write", [encode, binary])
 def test_what_is_not_said_again_must_reach_everybody(content: dict[str, Any], must: bool, write: Any) -> None:
-    assert must_reach(write(content)) == must
+    assert must_reach(write(content), BREWOS) == must
 
 
 def test_changes_are_merged_before_they_take_much_room() -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
     for seq in range(1, 50):
         change = encode({"type": "status_delta", "seq": seq, "pad": "x" * 15_000})
@@ -349,7 +348,7 @@ def test_changes_are_merged_before_they_take_much_room() -> None:
 
 
 def test_a_state_without_measure_is_forgotten() -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
     for seq in range(1, 10):
         change = encode({"type": "status_delta", "seq": seq, f"pad{seq}": "x" * 15_000})
@@ -360,7 +359,7 @@ def test_a_state_without_measure_is_forgotten() -> None:
 
 @pytest.mark.parametrize("is_text", [True, False])
 def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool) -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     assert snapshot.info() == DeviceInfo()
     content = {"type": "device_info", "firmwareVersion": "1.2", "machineType": 5, "more": [1.5]}
     payload = (msgspec.json if is_text else msgspec.msgpack).encode(content)
@@ -372,7 +371,7 @@ def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool)
 
 
 def test_a_pause_that_the_clock_did_not_count_makes_what_is_known_older() -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     snapshot.note(encode({"type": "status"}), "status", None)
     assert snapshot.age_s(100.0) == 0
     snapshot.count_pause(50.0)
@@ -393,7 +392,7 @@ def large(message_type: str, size_bytes: int, name: str = "x") -> Message:
 
 
 def test_a_small_snapshot_has_the_state_of_a_real_machine() -> None:
-    snapshot = SmallSnapshot()
+    snapshot = SmallSnapshot(BREWOS)
     note(
         snapshot,
         encode({"type": "device_info", "firmwareVersion": "0.8.62", "machineType": "dual_boiler"}),
@@ -406,21 +405,21 @@ def test_a_small_snapshot_has_the_state_of_a_real_machine() -> None:
 
 
 def test_a_small_snapshot_keeps_few_bytes_whatever_is_sent() -> None:
-    snapshot = SmallSnapshot()
+    snapshot = SmallSnapshot(BREWOS)
     most = 0
     for size_bytes in (100, 4000, 16_000):
         for name in "abcdefgh":
-            for message_type in ("status", *["status_delta"] * 30, *module._KEPT_WHOLE):
+            for message_type in ("status", *["status_delta"] * 30, *BREWOS.kept):
                 note(snapshot, large(message_type, size_bytes, name))
                 most = max(most, size_of(snapshot))
                 assert len(snapshot._changes) < 10
     assert most < 14_000
-    usual = noted(large("status", 16_000), *[large(kind, 16_000) for kind in module._KEPT_WHOLE])
+    usual = noted(large("status", 16_000), *[large(kind, 16_000) for kind in BREWOS.kept])
     assert size_of(usual) > 90_000
 
 
 def test_a_small_snapshot_that_grows_knows_as_much() -> None:
-    small = SmallSnapshot()
+    small = SmallSnapshot(BREWOS)
     note(
         small,
         encode({"type": "status", "seq": 1, "a": 1}),
@@ -434,7 +433,7 @@ def test_a_small_snapshot_that_grows_knows_as_much() -> None:
 
 
 def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -> None:
-    snapshot = SmallSnapshot()
+    snapshot = SmallSnapshot(BREWOS)
     note(snapshot, encode({"type": "status"}))
     note(snapshot, *[large("status_delta", 900, name) for name in "abcdefghij"])
     assert snapshot.empty
@@ -445,7 +444,7 @@ def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -
     [("status", True), ("device_info", True), ("stats", True), ("log", False), ("event", False)],
 )
 def test_the_next_message_of_some_types_replaces_the_one_before(kind: str, superseded: bool) -> None:
-    assert is_superseded(kind) == superseded
+    assert BREWOS.is_superseded(kind) == superseded
 
 
 # Before and after an absence
@@ -463,8 +462,8 @@ FORMS = [pytest.param(encode, id="json"), pytest.param(binary, id="msgpack")]
 
 
 def restored(whole: Message, *, shown: bool = True) -> Snapshot:
-    snapshot = Snapshot()
-    assert snapshot.restore(whole, at=100.0, volatile=BREWOS.volatile)
+    snapshot = Snapshot(BREWOS)
+    assert snapshot.restore(whole, at=100.0)
     if shown:
         assert snapshot.show()
     return snapshot
@@ -540,7 +539,7 @@ def test_a_restored_state_ages_in_pauses_too() -> None:
 
 @pytest.mark.parametrize("message", [Message(b"[]"), Message(b"{}"), Message(b"\xc1", is_text=False)])
 def test_what_is_no_status_is_not_restored(message: Message) -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     assert not snapshot.restore(message, at=0.0)
     assert snapshot.empty
     assert not snapshot.show()
@@ -550,8 +549,8 @@ def test_what_is_no_status_is_not_restored(message: Message) -> None:
 def test_groups_of_another_form_stay_as_they_are() -> None:
     volatile = (Volatile("machine", "state", "brewing"), Volatile("temps", "brew"), Volatile("none"))
     status = {"type": "status", "machine": 5, "temps": {"group": 1}}
-    snapshot = Snapshot()
-    assert snapshot.restore(encode(status), at=0.0, volatile=volatile)
+    snapshot = Snapshot(replace(BREWOS, volatile=volatile))
+    assert snapshot.restore(encode(status), at=0.0)
     assert snapshot.show()
     assert told(snapshot) == [status]
 
@@ -571,7 +570,7 @@ def due(snapshot: Snapshot, now: float, every_s: float = 180.0) -> bool:
 
 
 def test_a_whole_status_is_saved_at_once_and_deltas_now_and_then() -> None:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     assert not due(snapshot, 0.0)
     note(snapshot, encode({"type": "device_info"}))
     assert not due(snapshot, 1.0)

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from brewos_relay.core.throttle import HeldState, Throttle
+from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
 
 
@@ -19,7 +20,7 @@ def open_throttle(**changed: Any) -> Throttle:
     settings: dict[str, Any] = {
         "rate_per_s": 50.0, "burst": 200.0, "allowed": 0.0, "anonymous": False, "now": 0.0, **changed,
     }  # fmt: skip
-    return Throttle(**settings)
+    return Throttle(BREWOS, **settings)
 
 
 def hold(throttle: Throttle, *contents: dict[str, Any] | Message) -> None:
@@ -28,7 +29,7 @@ def hold(throttle: Throttle, *contents: dict[str, Any] | Message) -> None:
 
 
 def merged(*messages: Message) -> Message:
-    state = HeldState(is_text=messages[0].is_text)
+    state = HeldState(BREWOS, is_text=messages[0].is_text)
     for message in messages:
         head = message.peek()
         assert head is not None

@@ -8,8 +8,10 @@ from typing import Final
 import h11
 import msgspec
 
+from brewos_relay.core.audience import must_reach
 from brewos_relay.core.merging import unnumbered
-from brewos_relay.core.snapshot import Snapshot, must_reach
+from brewos_relay.core.snapshot import Snapshot
+from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message
 from brewos_relay.texts import is_showable
 from brewos_relay.wire.frames import FrameParser, encode_close, is_close_code
@@ -114,7 +116,7 @@ def fuzz_messages(data: bytes, mutator: Mutator) -> None:
         message = Message(data, is_text)
         head = message.peek()
         assert message.peek_type() == (None if head is None else head.type)
-        must_reach(message)
+        must_reach(message, BREWOS)
         repr(message)
         if head is None:
             continue
@@ -151,7 +153,7 @@ def is_utf8(data: bytes) -> bool:
 
 def fuzz_snapshot(data: bytes, mutator: Mutator) -> None:
     """A state stays bounded, and can be told to apps and to people, whatever the machine has said of it."""
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     said = [data, *(mutator.mutated(MESSAGES) for _ in range(mutator.chance.choice((1, 3, 120))))]
     if mutator.chance.random() < 0.8:  # or else most of them change what is not known
         said.insert(0, mutator.chance.choice((corpus.JSON[0], corpus.PACKED[0])))

@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.keys import add_next_key
 from brewos_relay.registry.records import Access, Change, ChangeKind, Device
@@ -108,7 +109,7 @@ class Scene:
 @asynccontextmanager
 async def scene() -> AsyncIterator[Scene]:
     with trio.fail_after(5):
-        async with open_relay() as relay:
+        async with open_relay(dialect=BREWOS) as relay:
             made = Scene(relay)
             await wait_all_tasks_blocked()
             yield made
@@ -245,7 +246,7 @@ async def test_another_role_counts_from_the_next_message_on(role: Role, may: lis
 
 
 async def test_a_new_end_of_an_access_counts(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         it = Scene(relay)
         client = it.client(user_id="bob")
         await wait_all_tasks_blocked()

@@ -10,6 +10,7 @@ from brewos_relay.api import request_limits
 from brewos_relay.api.request_limits import NetworkShares
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.networks import network_of
 from brewos_relay.server import connection_budgets
 from brewos_relay.server.admission import _RESERVE_S
@@ -81,7 +82,7 @@ class Street:
 async def test_a_flood_of_60_machines_that_reconnect_keeps_no_other_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         flood = Flood(port_policy, devices=60, per_s=515, networks=["203.0.113.66"])
         others = refused = 0
@@ -110,7 +111,7 @@ async def test_a_street_reconnects_within_60_s_during_a_flood(
     autojump_clock: trio.testing.MockClock, networks: list[str], devices: int
 ) -> None:
     """With 100,000 devices of its own, the flood stays within every budget of a device."""
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         flood = Flood(port_policy, devices=devices, per_s=1000, networks=networks)
         while trio.current_time() < 20:
@@ -129,7 +130,7 @@ async def test_a_street_reconnects_within_60_s_during_a_flood(
 async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         flood = Flood(port_policy, devices=60, per_s=515, networks=["198.51.100.7"])
         while trio.current_time() < 20:
@@ -144,7 +145,7 @@ async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
 
 
 async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         flood = Flood(port_policy, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
         while trio.current_time() < 60:
@@ -154,7 +155,7 @@ async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.M
 
 
 async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         fast = Flood(port_policy, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
         slow = Flood(port_policy, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
@@ -171,7 +172,7 @@ async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.
 
 async def test_a_machine_that_behaves_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
     """Not even one whose line breaks whenever it can: it comes back at once, and again after 30 s."""
-    async with open_relay(limits=Limits(admit_rate=10)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=10)) as relay:
         port_policy = PortPolicy(relay)
         for _ in range(100):
             assert port_policy.connect("192.0.2.1", "BRW-00000001")

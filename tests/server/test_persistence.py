@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message, encode
 from brewos_relay.registry.records import Activity, StoredState
@@ -113,7 +114,7 @@ async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.Mo
     def noted_of(user_id: str | None, device_id: str = ONE) -> int:
         return sum((entry.user_id, entry.device_id) == (user_id, device_id) for entry in store.entries)
 
-    async with open_relay() as relay, trio.open_nursery() as nursery:
+    async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run, relay)
         for _ in range(1000):
             recorder.note_activity(ONE, "command", "eve", {})
@@ -145,7 +146,9 @@ async def test_what_a_live_relay_tells() -> None:
     store = NotedStore()
     recorder = ActivityRecorder(store)
     with trio.fail_after(5):
-        async with open_relay(on_seen=recorder.note_seen, on_activity=recorder.note_activity) as relay:
+        async with open_relay(
+            dialect=BREWOS, on_seen=recorder.note_seen, on_activity=recorder.note_activity
+        ) as relay:
             recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
             device, client = ScriptedPeer(), ScriptedPeer()
             relay.attach_device(ONE, device)
@@ -168,7 +171,7 @@ async def test_devices_without_users_take_no_room_of_others() -> None:
     store = NotedStore()
     recorder = ActivityRecorder(store)
     with trio.fail_after(5):
-        async with open_relay(on_activity=recorder.note_activity) as relay:
+        async with open_relay(dialect=BREWOS, on_activity=recorder.note_activity) as relay:
             recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
             for _ in range(3):
                 device = ScriptedPeer()
@@ -192,7 +195,7 @@ async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio
     store = NotedStore()
     recorder = ActivityRecorder(store)
     patient = Limits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
-    async with open_relay(limits=patient) as relay, trio.open_nursery() as nursery:
+    async with open_relay(dialect=BREWOS, limits=patient) as relay, trio.open_nursery() as nursery:
         relay.attach_device(ONE, ScriptedPeer())
         relay.attach_device(TWO, ScriptedPeer(silent=True))
         relay.attach_client(TWO, ScriptedPeer())
@@ -243,7 +246,7 @@ async def device_that_says(relay: Relay, *said: dict[str, object], device_id: st
 
 async def test_states_are_stored_in_batches_and_found_again(autojump_clock: MockClock) -> None:
     store = SlowStore()
-    async with open_relay() as relay, trio.open_nursery() as nursery:
+    async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(StateKeeper(relay, store).run)
         for number in range(STATES_AT_ONCE + 1):
             await device_that_says(relay, STATUS, device_id=f"BRW-{number:08X}")
@@ -261,7 +264,7 @@ async def test_what_cannot_be_stored_is_stored_later(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SlowStore()
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         keeper = StateKeeper(relay, store)
         for number in range(STATES_AT_ONCE + 1):
             await device_that_says(relay, STATUS, device_id=f"BRW-{number:08X}")
@@ -279,7 +282,7 @@ async def test_what_cannot_be_stored_is_stored_later(
 
 async def test_a_server_that_leaves_waits_a_limited_time(autojump_clock: MockClock) -> None:
     store = SlowStore()
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         device = await device_that_says(relay, STATUS)
         store.answer_s = 1000
         device.leave()
@@ -298,7 +301,7 @@ async def test_a_state_that_was_forgotten_meanwhile_is_not_stored(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SlowStore()
-    async with open_relay() as relay:
+    async with open_relay(dialect=BREWOS) as relay:
         monkeypatch.setattr(relay, "unsaved_states", lambda: [ONE])
         await StateKeeper(relay, store).save()
         assert store.batches == []
@@ -306,7 +309,7 @@ async def test_a_state_that_was_forgotten_meanwhile_is_not_stored(
 
 async def test_nothing_is_stored_without_a_retention(autojump_clock: MockClock) -> None:
     store = SlowStore()
-    async with open_relay(limits=Limits(state_retention_s=0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=Limits(state_retention_s=0)) as relay:
         await device_that_says(relay, STATUS)
         await StateKeeper(relay, store).save()
         assert store.batches == []

@@ -12,6 +12,7 @@ from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.records import Access, Device, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
@@ -89,7 +90,10 @@ async def open_relay_here(
     with socket.create_server(("127.0.0.1", port), backlog=_BACKLOG) as listening:
         listening.setblocking(False)
         bounds = limits or Limits(**changed)
-        async with open_poller() as poller, open_relay(limits=bounds, on_seen=store.note_seen) as relay:
+        async with (
+            open_poller() as poller,
+            open_relay(dialect=BREWOS, limits=bounds, on_seen=store.note_seen) as relay,
+        ):
             admission = Admission(
                 relay=relay,
                 store=store,

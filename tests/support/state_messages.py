@@ -7,6 +7,7 @@ import msgspec
 
 from brewos_relay.core.merging import decode
 from brewos_relay.core.snapshot import Snapshot
+from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message
 
 
@@ -40,7 +41,7 @@ def note(snapshot: Snapshot, *said: Message) -> None:
 
 
 def noted(*said: Message) -> Snapshot:
-    snapshot = Snapshot()
+    snapshot = Snapshot(BREWOS)
     note(snapshot, *said)
     return snapshot
 

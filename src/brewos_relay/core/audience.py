@@ -12,7 +12,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.recording import log_lagging
-from brewos_relay.core.snapshot import must_reach
+from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import iso_time, now_ms
@@ -31,6 +31,7 @@ class Audience:
     __slots__ = (
         "_clients",
         "_counters",
+        "_dialect",
         "_fed",
         "_fed_at",
         "_lagging",
@@ -42,7 +43,8 @@ class Audience:
         "heard_bytes",
     )
 
-    def __init__(self, *, limits: Limits, counters: Counters, lines: LineLimits) -> None:
+    def __init__(self, *, limits: Limits, dialect: Dialect, counters: Counters, lines: LineLimits) -> None:
+        self._dialect = dialect
         self._limits = limits
         self._lines = lines
         self._counters = counters
@@ -120,7 +122,7 @@ class Audience:
             log_lagging(client, self._lines)
 
     def _send_what_must_reach(self, delivery: Delivery) -> None:
-        kept = [message for message in delivery.messages if must_reach(message)]
+        kept = [message for message in delivery.messages if must_reach(message, self._dialect)]
         for client in self._lagging:
             self._counters.left_out += len(delivery.messages) - len(kept)
             if kept and not client.deliver(Delivery(kept), keep=True):
@@ -188,3 +190,9 @@ class Audience:
                 client.deliver(Delivery((messages.token_expiring(ends_at, round(left_s)),)), keep=True)
             token_due_at = client.expires_at - (0 if client.warned else warning_s)
             client.due_at = min(client.access_ends_at, token_due_at)
+
+
+def must_reach(message: Message, dialect: Dialect) -> bool:
+    """Whether a message of a device must reach every client, since no later message repeats it."""
+    head = message.peek()
+    return head is not None and dialect.must_reach(head.type, head.level)

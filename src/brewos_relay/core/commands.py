@@ -74,7 +74,6 @@ class PendingCommands(Generic[Sender]):
 
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
-_STATE_REQUESTS = frozenset({"request_state", "request_full_status"})
 
 NoteActivity: TypeAlias = Callable[[str, Literal["command"], str | None, Mapping[str, str]], None]
 """Takes the device, what happened, the user who did it, and details."""
@@ -104,13 +103,14 @@ class Commands:
     The session is given to each call, as it would never go if what it holds held it.
     """
 
-    __slots__ = ("_asked_at", "_counters", "_limits", "_note_activity", "_pending", "_policy")
+    __slots__ = ("_asked_at", "_counters", "_dialect", "_limits", "_note_activity", "_pending", "_policy")
 
     def __init__(
         self, *, limits: Limits, policy: Policy, counters: Counters, note_activity: NoteActivity
     ) -> None:
         self._limits = limits
         self._policy = policy
+        self._dialect = policy.dialect
         self._counters = counters
         self._note_activity = note_activity
         self._pending: PendingCommands[ClientAttachment] | None = None
@@ -137,7 +137,7 @@ class Commands:
                 answers.append(messages.MESSAGE_TOO_BIG)
             elif head.type in _FOR_THE_RELAY:
                 answers.append(self._answer(session, client, head))
-            elif head.type in _STATE_REQUESTS and client.access_ends_at > now:
+            elif head.type in self._dialect.state_requests and client.access_ends_at > now:
                 answers += self._ask_for_state(session, client, text, head, to_device, now)
             elif not (
                 client.access_ends_at > now
@@ -229,18 +229,21 @@ class Commands:
             return [self._absent_status(session)]
         # Nothing of what somebody says who only looks on goes to the machine: the relay asks by itself.
         may_ask = client.grant.may_command
-        question = head.type if may_ask else "request_state"
-        if now - self._asked_at.get(question, -self._limits.state_request_s) >= self._limits.state_request_s:
+        question = head.type if may_ask else self._dialect.state_request
+        every_s = self._limits.state_request_s
+        if question is not None and now - self._asked_at.get(question, -every_s) >= every_s:
             self._asked_at[question] = now
-            to_device.append(text if may_ask else messages.request_state(now_ms()))
-        if head.type == "request_state":
+            to_device.append(text if may_ask else messages.state_request(question, now_ms()))
+        if head.type == self._dialect.state_request:
             return []
         known = session.snapshot_messages()
-        return [unnumbered(message) for message in known if message.peek_type() == "status"]
+        return [unnumbered(message) for message in known if message.peek_type() == self._dialect.state]
 
-    def note_asked(self, now: float) -> None:
-        """Note that the relay itself has asked the device for its state."""
-        self._asked_at["request_state"] = now
+    def ask_for_state(self, device: Attachment, now: float) -> None:
+        """Ask the device for its state, on behalf of the relay."""
+        if (request := self._dialect.state_request) is not None:
+            device.deliver(Delivery((messages.state_request(request, now_ms()),)))
+            self._asked_at[request] = now
 
     @property
     def pending_count(self) -> int:

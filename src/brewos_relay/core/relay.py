@@ -20,7 +20,7 @@ from brewos_relay.core.peer import Peer
 from brewos_relay.core.rate_limits import LineLimits, open_bucket
 from brewos_relay.core.session import DeviceSession, Happening
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
-from brewos_relay.dialect import BREWOS, Policy
+from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import Role, now_ms
@@ -51,12 +51,13 @@ class Relay:
         nursery: trio.Nursery,
         *,
         limits: Limits,
+        dialect: Dialect,
         on_seen: OnSeen | None,
         on_activity: OnActivity | None = None,
         counters: Counters | None = None,
     ) -> None:
         self.limits = limits
-        self.policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
+        self.policy = Policy(dialect, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False
@@ -309,8 +310,10 @@ class Relay:
             return session.snapshot.has_status
         if session is not None:
             snapshot, gone_at = session.snapshot, session.gone_at
+        elif (left_behind := self._left_behind.get(device_id)) is not None:
+            snapshot, gone_at = left_behind
         else:
-            snapshot, gone_at = self._left_behind.get(device_id, (Snapshot(), -math.inf))
+            return False
         return snapshot.has_status and trio.current_time() + for_s < gone_at + self.limits.snapshot_s
 
     def unsaved_states(self) -> list[str]:
@@ -345,7 +348,10 @@ class Relay:
 
     def _snapshot(self, device_id: str) -> Snapshot:
         session = self._sessions.get(device_id)
-        return session.snapshot if session else self._left_behind.get(device_id, (Snapshot(), 0))[0]
+        if session is not None:
+            return session.snapshot
+        left_behind = self._left_behind.get(device_id)
+        return left_behind[0] if left_behind is not None else Snapshot(self.policy.dialect)
 
     async def run(self) -> None:
         """Do what is due by time, for ever: one task for all connections."""
@@ -444,11 +450,15 @@ async def _close_evenly(attachments: Sequence[Attachment], window_s: float, hurr
 async def open_relay(
     *,
     limits: Limits | None = None,
+    dialect: Dialect = NEUTRAL,
     on_seen: OnSeen | None = None,
     on_activity: OnActivity | None = None,
     counters: Counters | None = None,
 ) -> AsyncIterator[Relay]:
     """Open a relay; leaving the block closes every peer that is still attached, with a goodbye.
+
+    `dialect` says which messages the devices send and understand. Without it, the relay passes on every
+    message, keeps no state, lets no command wait, and takes messages for a device from owners only.
 
     `on_seen(device_id, at_ms)` is called when a device comes or goes, `on_activity(device_id, kind, user_id,
     detail)` also when a client does, or says something; neither must block. `counters` is where it counts,
@@ -459,7 +469,12 @@ async def open_relay(
     """
     async with trio.open_nursery() as nursery:
         relay = Relay(
-            nursery, limits=limits or Limits(), on_seen=on_seen, on_activity=on_activity, counters=counters
+            nursery,
+            limits=limits or Limits(),
+            dialect=dialect,
+            on_seen=on_seen,
+            on_activity=on_activity,
+            counters=counters,
         )
         nursery.start_soon(relay.run)
         try:

@@ -33,7 +33,7 @@ from brewos_relay.core.recording import (
 )
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot
 from brewos_relay.core.throttle import Throttle
-from brewos_relay.dialect import Policy
+from brewos_relay.dialect import Dialect, Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import iso_time, now_ms
@@ -74,8 +74,6 @@ log = logging.getLogger(__name__)
 
 _THROTTLES_NOTED_EVERY_S: Final = 60.0
 """How often it is noted that a device is throttled: its timeline keeps room for other things."""
-_SAYS_ALL_WITHIN_S: Final = 0.75
-"""When a machine that says its whole state after coming has said it, at the latest. It does within 0.5 s."""
 
 
 class DeviceSession:
@@ -107,7 +105,7 @@ class DeviceSession:
     ) -> None:
         self.device_id = device_id
         self.last_seen_ms: int | None = None
-        self.snapshot = snapshot if snapshot is not None else Snapshot()
+        self.snapshot = snapshot if snapshot is not None else Snapshot(host.policy.dialect)
         self.anonymous = False
         """Whether nobody vouches for the device: little is kept of it, and nothing once it has gone."""
         self.gone_at = gone_at
@@ -119,10 +117,16 @@ class DeviceSession:
         self._commands = Commands(
             limits=host.limits, policy=host.policy, counters=host.counters, note_activity=host.note
         )
-        self._audience = Audience(limits=host.limits, counters=host.counters, lines=host.lines)
+        self._audience = Audience(
+            limits=host.limits, dialect=host.policy.dialect, counters=host.counters, lines=host.lines
+        )
         self._show_at = math.inf  # when clients are told of a state from before an absence
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
+
+    @property
+    def _dialect(self) -> Dialect:
+        return self._host.policy.dialect
 
     @property
     def device(self) -> DeviceAttachment | None:
@@ -205,7 +209,7 @@ class DeviceSession:
         """Keep little of the device's state if nobody vouches for the device, from its next message on."""
         if anonymous != self.anonymous:
             self.anonymous = anonymous
-            self.snapshot = SmallSnapshot() if anonymous else self.snapshot.grown()
+            self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.grown()
 
     def attach_client(
         self,
@@ -332,8 +336,7 @@ class DeviceSession:
             if self._presence.is_contested(now):
                 log_contested(device, self._host.lines)
         if self.client_count:
-            device.deliver(Delivery((messages.request_state(now_ms()),)))
-            self._commands.note_asked(now)
+            self._commands.ask_for_state(device, now)
         self._commands.flush(self, device, now)
 
     def _restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
@@ -346,9 +349,9 @@ class DeviceSession:
         if (known := self.snapshot.known(now) or known_before) is None:
             return
         message, held_at = known
-        if self.snapshot.restore(message, at=held_at, volatile=self._host.policy.volatile):
+        if self.snapshot.restore(message, at=held_at):
             is_recent = 0 <= now - held_at < self._limits.restored_state_s
-            self._show_at = now + _SAYS_ALL_WITHIN_S if is_recent else math.inf
+            self._show_at = now + self._dialect.says_state_within_s if is_recent else math.inf
 
     def _show_restored(self) -> None:
         """Tell the clients what was known before the absence, with what the device has said since."""
@@ -359,7 +362,7 @@ class DeviceSession:
     def forget_state(self) -> None:
         """Forget the state of an absent device, as when it is another user's from now on."""
         if self.device is None:
-            self.snapshot = SmallSnapshot() if self.anonymous else Snapshot()
+            self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)
             for arriving in filter(None, (self._presence.arriving,)):
                 arriving.known_before = None
 
@@ -464,6 +467,7 @@ class DeviceSession:
             self._host.note(self.device_id, "throttled", None, {})
         limits = self._limits
         return Throttle(
+            self._dialect,
             rate_per_s=limits.device_rate,
             burst=limits.device_burst,
             allowed=allowed,
@@ -548,4 +552,4 @@ class DeviceSession:
         self.snapshot.age_s(now)
         self._audience.run_checks(now, self.state)
         if self.device is None and now - self.gone_at >= self._limits.snapshot_s:
-            self.snapshot = SmallSnapshot() if self.anonymous else Snapshot()
+            self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)

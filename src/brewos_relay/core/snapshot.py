@@ -6,7 +6,6 @@ but keeping its last few messages.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,18 +22,12 @@ from brewos_relay.core.merging import (
     recoded,
     without_volatile,
 )
-from brewos_relay.dialect import Volatile
+from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.fields import MALFORMED, Key
-from brewos_relay.messages import Head, Message
+from brewos_relay.messages import Message
 
-#: Kept as they came, the last of each.
-_KEPT_WHOLE: Final = (
-    "device_info",
-    "esp_status",
-    "pico_status",
-    "power_meter_status",
-    "bbw_settings",
-)
+_WHOLE, _CHANGE, _NUMBER, _KEPT = StateKind
+
 _MERGE_AT: Final = 100
 """So many changes are merged unasked, so that what is kept stays small."""
 
@@ -80,30 +73,20 @@ _decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
 _decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _SAVED_APART_S: Final = 5.0
 """How often a state is due for saving at most, however often the device says all of it."""
-_SUPERSEDED: Final = frozenset(
-    {
-        "status",
-        "status_delta",
-        "keepalive",
-        "esp_status",
-        "pico_status",
-        "power_meter_status",
-        "scale_status",
-        "stats",
-    }
-)
 
 
 class Snapshot:
-    """What a device has said of its state.
+    """What a device has said of its state, as far as its dialect says which messages are about that.
 
-    A group in a `status_delta` replaces what it names and leaves the rest of that group as it was: an app
+    A group in a change replaces what it names and leaves the rest of that group as it was: an app
     that joins then knows just what one knows that was there.
     """
 
     __slots__ = (
         "_changes",
         "_changes_bytes",
+        "_dialect",
+        "_kinds",
         "_noted",
         "_noted_at",
         "_others",
@@ -116,7 +99,9 @@ class Snapshot:
         "seq",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._kinds = dialect.state_kinds
         self._status: Message | None = None
         self._status_seq: Any = None
         self._changes: list[Message] = []
@@ -161,13 +146,16 @@ class Snapshot:
 
     def note(self, message: Message, message_type: str, seq: Any) -> None:
         """Take note of a message of the device, if it is about its state."""
-        if message_type == "status":
+        kind = self._kinds.get(message_type)
+        if kind is None:
+            return
+        if kind is _WHOLE:
             self._status = message
             self._status_seq = self.seq = seq
             self._restored = None
             self._changes.clear()
             self._changes_bytes = 0
-        elif message_type == "status_delta":
+        elif kind is _CHANGE:
             if self._status is None:
                 return  # a change of something unknown
             self._changes.append(message)
@@ -175,12 +163,10 @@ class Snapshot:
             self.seq = seq
             if len(self._changes) >= _MERGE_AT or self._changes_bytes > _MOST_BYTES:
                 self._merge()
-        elif message_type == "keepalive":
+        elif kind is _NUMBER:
             self.seq = seq
-        elif message_type in _KEPT_WHOLE:
-            self._others[message_type] = message
         else:
-            return
+            self._others[message_type] = message
         self._noted = True
 
     def messages(self) -> list[Message]:
@@ -194,7 +180,7 @@ class Snapshot:
 
     def info(self) -> DeviceInfo:
         """Read what the device says that it is. Cheap, as the rest, which may be large, is passed over."""
-        told = self._others.get("device_info")
+        told = self._others.get(self._dialect.info or "")
         if told is None:
             return DeviceInfo()
         try:
@@ -208,8 +194,8 @@ class Snapshot:
         A message that has no such form is left out: text in a machine's message need not be UTF-8.
         """
         known = dict(self._others)
-        if (status := self.whole_status()) is not None:
-            known["status"] = status
+        if self._dialect.state is not None and (status := self.whole_status()) is not None:
+            known[self._dialect.state] = status
         contents = {name: readable_content(message) for name, message in known.items()}
         return {name: content for name, content in contents.items() if content is not None}
 
@@ -227,14 +213,14 @@ class Snapshot:
         status = self.whole_status()
         return (status, now - self.age_s(now)) if status is not None else None
 
-    def restore(self, message: Message, *, at: float, volatile: Sequence[Volatile] = ()) -> bool:
+    def restore(self, message: Message, *, at: float) -> bool:
         """Go on from a state from before an absence; `at` is when it held (trio time).
 
         It gets no `seq` before the device gives one: the device has counted on meanwhile. Clients are told
-        without the volatile parts, and only after `show`. False if it is no status.
+        without the volatile parts, and only after `show`. False if it is no status, or the dialect has none.
         """
-        told = without_volatile(message, volatile)
-        if told is None:
+        told = without_volatile(message, self._dialect.volatile)
+        if told is None or self._dialect.state is None:
             return False
         self._status = told
         self._status_seq = self.seq = None
@@ -292,7 +278,7 @@ class Snapshot:
 
     def grown(self) -> "Snapshot":
         """Give a snapshot of the usual size that knows as much."""
-        usual = Snapshot()
+        usual = Snapshot(self._dialect)
         for name in Snapshot.__slots__:
             setattr(usual, name, getattr(self, name))
         return usual
@@ -308,7 +294,7 @@ class Snapshot:
                 fields[name] = merge_group(fields.get(name), value, is_text=status.is_text)
                 if renewed is not None and bytes(value) not in EMPTY_GROUPS:
                     renewed.add(name)
-        fields["type"] = raw_value("status", is_text=status.is_text)
+        fields["type"] = raw_value(self._dialect.state, is_text=status.is_text)
         if isinstance(self.seq, int) and abs(self.seq) < 2**63:
             fields["seq"] = raw_value(self.seq, is_text=status.is_text)
         merged = Message(join_fields(fields, is_text=status.is_text), status.is_text)
@@ -331,7 +317,7 @@ class SmallSnapshot(Snapshot):
 
     def note(self, message: Message, message_type: str, seq: Any) -> None:
         """Take note of a message, unless there is no room for it."""
-        if message_type in _KEPT_WHOLE and message_type != "device_info":
+        if self._kinds.get(message_type) is _KEPT and message_type != self._dialect.info:
             return
         if len(message.payload) > _SMALL_BYTES:
             return
@@ -340,19 +326,3 @@ class SmallSnapshot(Snapshot):
             self._merge()
             if self._status is not None and len(self._status.payload) > _SMALL_BYTES:
                 self._status = None
-
-
-def must_reach(message: Message) -> bool:
-    """Whether a message of a device must reach every client: nothing that comes later says it again."""
-    head = message.peek()
-    return head is not None and says_something_new(head)
-
-
-def says_something_new(head: Head) -> bool:
-    """Whether no later message repeats what a message with this head says."""
-    return head.type not in _SUPERSEDED and (head.type != "log" or head.level == "error")
-
-
-def is_superseded(message_type: str) -> bool:
-    """Whether the next message of the same type replaces this one."""
-    return message_type in _SUPERSEDED or message_type in _KEPT_WHOLE

@@ -12,7 +12,7 @@ import msgspec
 
 from brewos_relay.core.merging import raw_value, recoded, split_fields
 from brewos_relay.core.rate_limits import TokenBucket
-from brewos_relay.core.snapshot import is_superseded, says_something_new
+from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.fields import MALFORMED, Fields, Key, join
 from brewos_relay.messages import Head, Message
 
@@ -28,23 +28,27 @@ _MOST_READ_BYTES_PER_S: Final = 1024.0 * 1024
 _MOST_PAUSE_S: Final = 1.0
 """One pause, after which up to 64 KiB are read: a ping behind a short backlog is answered within 3 s."""
 
-_STATE: Final = "status"
+
+_STATE_KEY: Final = ""
+"""The key of the merged state, beside the types of other messages."""
+_MERGED: Final = (StateKind.WHOLE, StateKind.CHANGE)
 
 
 class HeldState:
-    """Several messages of a device about its state, merged into one `status` or `status_delta`.
+    """Several messages of a device about its state, merged into one: a whole state or a change.
 
-    A `status` replaces the groups that it names; a delta replaces what it names of a group. So apps that get
-    the one message know the same as from all of them. The last `seq` is the message's.
+    A whole state replaces the groups that it names; a change replaces what it names of a group. So apps
+    that get the one message know the same as from all of them. The last `seq` is the message's.
     """
 
-    __slots__ = ("_groups", "_is_status", "_is_text", "_only", "_seq", "size_bytes")
+    __slots__ = ("_dialect", "_groups", "_is_text", "_is_whole", "_only", "_seq", "size_bytes")
 
-    def __init__(self, *, is_text: bool) -> None:
+    def __init__(self, dialect: Dialect, *, is_text: bool) -> None:
+        self._dialect = dialect
         self._is_text = is_text
         self._groups: dict[Key, Fields | msgspec.Raw] = {}
         self._only: Message | None = None  # a single message passes unchanged
-        self._is_status = False
+        self._is_whole = False
         self._seq: Any = None
         self.size_bytes = 0
         """No less than the size of the merged message."""
@@ -57,8 +61,8 @@ class HeldState:
             groups = recoded(message, is_text=self._is_text)
         self._only = None if self._groups else message
         self.size_bytes += len(message.payload)
-        if head.type == _STATE:
-            self._is_status = True
+        if head.type == self._dialect.state:
+            self._is_whole = True
             self._groups.update(groups)
         else:
             for name, group in groups.items():
@@ -87,7 +91,8 @@ class HeldState:
                 else msgspec.Raw(join(group, is_text=self._is_text))
                 for name, group in self._groups.items()
             }
-            fields["type"] = raw_value(_STATE if self._is_status else "status_delta", is_text=self._is_text)
+            kind = self._dialect.state if self._is_whole else self._dialect.state_change
+            fields["type"] = raw_value(kind, is_text=self._is_text)
             if self._seq is not None:
                 fields["seq"] = raw_value(self._seq, is_text=self._is_text)
             self._only = Message(join(fields, is_text=self._is_text), self._is_text)
@@ -105,6 +110,7 @@ class Throttle:
 
     __slots__ = (
         "_bytes_read",
+        "_dialect",
         "_droppable",
         "_held",
         "_most_bytes",
@@ -120,8 +126,16 @@ class Throttle:
     )
 
     def __init__(
-        self, *, rate_per_s: float, burst: float, allowed: float, anonymous: bool, now: float
+        self,
+        dialect: Dialect,
+        *,
+        rate_per_s: float,
+        burst: float,
+        allowed: float,
+        anonymous: bool,
+        now: float,
     ) -> None:
+        self._dialect = dialect
         self._pace = TokenBucket(rate_per_s=rate_per_s, burst=max(1.0, burst), now=now)
         self._pace.take(max(1.0, burst) - allowed, now)
         read_per_s = max(_MOST_READ_PER_S, 2 * rate_per_s)
@@ -159,9 +173,9 @@ class Throttle:
     def hold(self, received: Sequence[tuple[Message, Head]]) -> None:
         """Hold messages, in the order in which they came."""
         for message, head in received:
-            if head.type in (_STATE, "status_delta"):
+            if self._dialect.state_kinds.get(head.type) in _MERGED:
                 self._hold_state(message, head)
-            elif is_superseded(head.type):
+            elif self._dialect.is_superseded(head.type):
                 self._replace(head.type, message)
             else:
                 self._queue(message, head)
@@ -169,13 +183,13 @@ class Throttle:
                 self._trim()
 
     def _hold_state(self, message: Message, head: Head) -> None:
-        held = self._held.get(_STATE)
-        state = held if isinstance(held, HeldState) else HeldState(is_text=message.is_text)
+        held = self._held.get(_STATE_KEY)
+        state = held if isinstance(held, HeldState) else HeldState(self._dialect, is_text=message.is_text)
         before_bytes = state.size_bytes
         state.add(message, head)
         self._size_bytes += state.size_bytes - before_bytes
         self.merged += held is not None
-        self._held[_STATE] = state
+        self._held[_STATE_KEY] = state
 
     def _replace(self, message_type: str, message: Message) -> None:
         replaced = self._held.get(message_type)
@@ -190,12 +204,12 @@ class Throttle:
         self._held[self._number] = message
         self._queued += 1
         self._size_bytes += len(message.payload)
-        if not says_something_new(head):
+        if not self._dialect.must_reach(head.type, head.level):
             self._droppable.append(self._number)
 
     def _trim(self) -> None:
         """Drop what is too much: log lines first, then other messages, and the state last."""
-        state = self._held.get(_STATE)
+        state = self._held.get(_STATE_KEY)
         if isinstance(state, HeldState):
             self._size_bytes -= state.size_bytes
             state.message()

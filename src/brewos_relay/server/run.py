@@ -20,6 +20,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.database import database_file
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
@@ -121,6 +122,7 @@ async def open_server(
             recorder = ActivityRecorder(store)
             async with open_relay(
                 limits=settings.limits,
+                dialect=BREWOS,
                 on_seen=recorder.note_seen,
                 on_activity=recorder.note_activity,
                 counters=counters,
