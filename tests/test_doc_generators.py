@@ -1,4 +1,4 @@
-"""The generators of the documentation: they cover everything, and their documents for programs are valid."""
+"""The generators of the documentation: they cover everything, and their JSON documents are valid."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_only_the_generated_part_changes() -> None:
     assert tables.without_generated(page) == "Above\n\n\n\nBelow\n"
 
 
-def test_links_out_of_the_site_name_the_file(tmp_path: Path) -> None:
+def test_links_out_of_the_site_become_file_names(tmp_path: Path) -> None:
     site = tmp_path / "docs"
     text = (
         "[a page](../reference/cli.md#x), [an example](../../examples/core.py#main), [far](https://a.example)"
@@ -111,7 +111,7 @@ def test_every_command_has_its_options_below_its_heading() -> None:
         )
 
 
-def test_where_a_value_comes_from_is_told_apart_from_what_it_means() -> None:
+def test_variable_and_default_have_columns_apart_from_the_meaning() -> None:
     (row,) = (row for row in from_cli.options_of("brewos-relay serve").splitlines() if "`--port`" in row)
     assert row.startswith("| `--port` | `PORT` | `3001` | Port to listen on")
     assert "PORT;" not in row
@@ -129,15 +129,15 @@ def test_every_group_of_settings_is_on_the_page() -> None:
         from_settings.table_of_limits("last")
     headings = re.findall(r"^## (.+)$", (DOCS / "reference/settings.md").read_text("utf-8"), re.M)
     assert [heading for heading in headings if heading in groups] == groups
-    with pytest.raises(KeyError, match="no settings stand under # Weather"):
+    with pytest.raises(KeyError, match="no group of settings is called 'Weather'"):
         from_settings.table_of("Weather")
 
 
 @pytest.mark.parametrize("kind", [Settings, Limits])
-def test_every_setting_says_what_it_is(kind: type[Any]) -> None:
+def test_every_setting_has_a_group_and_a_docstring(kind: type[Any]) -> None:
     for setting in from_settings.settings_of(kind):
-        assert setting.meaning.endswith("."), f"write below {setting.name} what it is"
-        assert setting.group, f"{setting.name} stands under no comment"
+        assert setting.meaning.endswith("."), f"write a docstring below {setting.name}"
+        assert setting.group, f"write a comment with the group above {setting.name}"
 
 
 # HTTP
@@ -183,7 +183,7 @@ def look_up(document: dict[str, Any], reference: str) -> Any:
     return found
 
 
-def test_the_document_has_the_form_of_asyncapi_3(asyncapi: dict[str, Any]) -> None:
+def test_document_has_the_structure_of_asyncapi_3(asyncapi: dict[str, Any]) -> None:
     assert asyncapi["asyncapi"] == "3.0.0"
     assert {"title", "version"} <= set(asyncapi["info"])
     parts = [
@@ -210,29 +210,29 @@ def test_the_document_has_the_form_of_asyncapi_3(asyncapi: dict[str, Any]) -> No
     assert json.loads(json.dumps(asyncapi)) == asyncapi
 
 
-def test_every_reference_leads_to_something(asyncapi: dict[str, Any]) -> None:
+def test_every_reference_resolves(asyncapi: dict[str, Any]) -> None:
     for reference in references(asyncapi):
         assert look_up(asyncapi, reference), reference
 
 
-def test_operations_speak_of_messages_of_their_channel(asyncapi: dict[str, Any]) -> None:
-    spoken_of = set()
+def test_operations_use_messages_of_their_channel(asyncapi: dict[str, Any]) -> None:
+    used = set()
     for operation in asyncapi["operations"].values():
         for part in (operation, operation.get("reply", operation)):
             for message in part["messages"]:
                 assert message["$ref"].startswith(f"{part['channel']['$ref']}/messages/")
-                spoken_of.add(message["$ref"].rpartition("/")[2])
-    assert spoken_of == set(asyncapi["components"]["messages"])
+                used.add(message["$ref"].rpartition("/")[2])
+    assert used == set(asyncapi["components"]["messages"])
 
 
-def test_the_document_has_every_close_code(asyncapi: dict[str, Any]) -> None:
+def test_document_has_every_close_code(asyncapi: dict[str, Any]) -> None:
     assert [(each["code"], each["name"]) for each in asyncapi["x-close-codes"]] == [
         (int(code), name) for name, code in CloseCode.__members__.items()
     ]
 
 
 @pytest.mark.parametrize("each", EVERYTHING)
-def test_examples_are_as_their_schema_says(each: SentMessage | ReceivedMessage) -> None:
+def test_examples_match_their_schema(each: SentMessage | ReceivedMessage) -> None:
     schema = from_messages.schema_of(each)
     Draft202012Validator.check_schema(schema)
     for example in from_messages.examples_of(each):
@@ -241,7 +241,7 @@ def test_examples_are_as_their_schema_says(each: SentMessage | ReceivedMessage) 
 
 
 @pytest.mark.parametrize("each", [pytest.param(each, id=each.made_by) for each in SENT])
-def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: SentMessage) -> None:
+def test_every_field_of_a_sent_message_is_explained_and_no_other(each: SentMessage) -> None:
     there: set[str] = set()
     for form in each.forms:
         for name, value in json.loads(form.payload).items():
@@ -251,7 +251,7 @@ def test_every_field_of_what_the_relay_says_is_explained_and_no_other(each: Sent
     assert set(each.fields) == there - {"type"}
 
 
-def test_the_fields_that_the_relay_reads_are_those_of_the_code() -> None:
+def test_fields_that_the_relay_reads_are_those_of_the_code() -> None:
     def fields_of(sender: str) -> set[str]:
         return {name for each in RECEIVED if each.sender == sender for name in each.fields}
 
@@ -259,13 +259,13 @@ def test_the_fields_that_the_relay_reads_are_those_of_the_code() -> None:
     assert fields_of("client") == set(CommandHead.__struct_encode_fields__) - {"type"}
 
 
-def test_a_direction_that_there_is_not_is_named() -> None:
-    with pytest.raises(KeyError, match="no such direction as 'to-nobody'"):
-        from_messages.table_of("to-nobody")
+def test_unknown_direction_is_named() -> None:
+    with pytest.raises(KeyError, match="unknown direction 'to-printer'"):
+        from_messages.table_of("to-printer")
     assert arguments_on("reference/messages.md", "messages") == list(from_messages._TITLES)
 
 
-def test_a_table_of_commands_that_there_is_not_is_named() -> None:
+def test_unknown_table_of_commands_is_named() -> None:
     with pytest.raises(KeyError, match="no table of 'nothing'; choose from cmd, type"):
         from_dialect.table_of("nothing")
     assert arguments_on("reference/protocol.md", "commands") == ["cmd", "type"]
@@ -274,7 +274,7 @@ def test_a_table_of_commands_that_there_is_not_is_named() -> None:
 # Metrics and Python
 
 
-def test_every_metric_says_what_it_is() -> None:
+def test_every_metric_has_a_description() -> None:
     assert arguments_on("reference/metrics.md", "metrics") == [""]
     for metric in from_metrics.metrics():
         assert metric.documentation.endswith("."), metric.name

@@ -1,4 +1,4 @@
-"""The tables of commands' options, made from the click commands."""
+"""The usage and the options of each command, made from the click commands."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _OPTION: Final = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
 
 
 def commands(command: click.Command = cli, path: str = "brewos-relay") -> Iterator[tuple[str, click.Command]]:
-    """List every command with the words that call it, groups before what is in them."""
+    """List every command with the words that call it, each group before its commands."""
     yield path, command
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
@@ -21,11 +21,11 @@ def commands(command: click.Command = cli, path: str = "brewos-relay") -> Iterat
 
 
 def options_of(path: str) -> str:
-    """Make how a command is called and the table of its options; KeyError if there is no such command."""
+    """Make the usage of a command and the table of its options; KeyError if there is no such command."""
     command = dict(commands())[path]
     context = click.Context(command, info_name=path, **cli.context_settings)
     made = ["```text", f"{path} {' '.join(command.collect_usage_pieces(context))}", "```", ""]
-    # Every command has --help; the first one alone says so.
+    # Every command has --help; only the first one lists it.
     params = command.params if context.info_name != "brewos-relay" else command.get_params(context)
     if options := [param for param in params if isinstance(param, click.Option)]:
         made += ["| Option | Variable | Default | Meaning |", "|---|---|---|---|"]

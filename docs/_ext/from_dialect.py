@@ -11,7 +11,7 @@ def table_of(kind: str) -> str:
     """Make the table of the commands (`cmd`) or of the other messages (`type`)."""
     if kind not in _TABLES:
         raise KeyError(f"no table of {kind!r}; choose from {', '.join(_TABLES)}")
-    head = [f"| `{kind}` | Class | May wait | What the machine does |", "|---|---|---|---|"]
+    head = [f"| `{kind}` | Class | May wait | Effect on the machine |", "|---|---|---|---|"]
     return "\n".join([*head, *map(_row, _TABLES[kind])])
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API, route by route, made from the OpenAPI document that a server gives."""
+"""The page of the HTTP API, made from the OpenAPI document that a server returns."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -16,15 +16,15 @@ _GROUPS: Final = {
     "/api/auth/": "Accounts and sessions",
     "/api/me": "Accounts and sessions",
     "/api/devices": "Devices, pairing and sharing",
-    "/api/admin/": "For administrators",
-    "/api/": "What this server is",
+    "/api/admin/": "Administration",
+    "/api/": "Server information",
 }
 _SCHEMAS: Final = "#/components/schemas/"
 
 
 @cache
 def application() -> QuartTrio:
-    """Make the application of a server, without one: it answers nothing."""
+    """Create the HTTP application without a server, to read its routes."""
     anything = cast("Any", None)
     return create_app(
         relay=anything,
@@ -38,13 +38,13 @@ def application() -> QuartTrio:
 
 @cache
 def document() -> dict[str, Any]:
-    """Make the OpenAPI document of a server."""
+    """Return the OpenAPI document of a server."""
     made: dict[str, Any] = msgspec.to_builtins(document_of(routes_of(application())))
     return made
 
 
 def routes() -> str:
-    """Make a section for each route, and one for the types that they speak of."""
+    """Make a section for each route, and one for each type in their bodies."""
     lines: list[str] = []
     for title in sorted(set(_GROUPS.values())):
         lines += [f"## {title}", ""]
@@ -78,18 +78,18 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
             )
         yield ""
     if body := operation.get("requestBody"):
-        optional = "" if body["required"] else ", which may be left out"
+        optional = "" if body["required"] else ", optional"
         yield f"Body: {_kind(_schema_in(body))}{optional}."
         yield ""
     for status, answer in operation["responses"].items():
         if int(status) < 400:
-            yield f"Answer: {_kind(_schema_in(answer))} ({status})."
+            yield f"Response: {_kind(_schema_in(answer))} ({status})."
     refusals = sorted(status for status in operation["responses"] if int(status) >= 400)
     yield f"Refused with [{', '.join(refusals)}](#refusals)."
 
 
 def refusals() -> str:
-    """Make the table of the statuses that routes refuse with."""
+    """Make the table of error statuses."""
     meanings = {
         status: answer["description"]
         for operations in document()["paths"].values()
@@ -123,7 +123,7 @@ def _type(name: str, schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """Say in a few words what a schema takes."""
+    """Describe a schema in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_SCHEMAS)
         return f"[{name}](#{name.lower()})"

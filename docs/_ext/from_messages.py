@@ -1,4 +1,4 @@
-"""What goes over the WebSockets: an AsyncAPI 3.0 document, and the page for people, from the same table."""
+"""The messages on the WebSocket: an AsyncAPI 3.0 document and a page, both made from `message_catalogue`."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -29,13 +29,13 @@ _TITLES: Final = {
 
 
 def document() -> dict[str, Any]:
-    """Make the AsyncAPI document. `send` is what the relay does, `receive` what it takes."""
+    """Make the AsyncAPI document, in which `send` and `receive` are actions of the relay."""
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "brewos-relay",
             "version": version("brewos-relay"),
-            "description": "Machines and apps meet here: what one says, the other hears.",
+            "description": "A relay between espresso machines and apps.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -43,7 +43,7 @@ def document() -> dict[str, Any]:
             "relay": {
                 "host": "relay.example.org",
                 "protocol": "wss",
-                "description": "any server of this kind",
+                "description": "any server",
             }
         },
         "channels": {
@@ -67,10 +67,12 @@ def document() -> dict[str, Any]:
             ),
         },
         "operations": {
-            "tellDevice": _operation("send", "device", _to("device"), "What the relay says to a device."),
-            "hearDevice": _operation("receive", "device", _from("device"), "What a device says."),
-            "passOn": _operation("send", "client", ["from_device"], "What its device says goes to a client."),
-            "tellClient": _operation("send", "client", _to("client"), "What the relay says to a client."),
+            "tellDevice": _operation("send", "device", _to("device"), "Messages from the relay to a device."),
+            "hearDevice": _operation("receive", "device", _from("device"), "Messages from a device."),
+            "passOn": _operation(
+                "send", "client", ["from_device"], "Messages of a device, forwarded to its clients."
+            ),
+            "tellClient": _operation("send", "client", _to("client"), "Messages from the relay to a client."),
             **{
                 f"hear_{each.name}": _operation("receive", "client", [_name(each)], each.when)
                 | ({"reply": _reply(each)} if each.answers else {})
@@ -87,9 +89,9 @@ def document() -> dict[str, Any]:
 
 
 def table_of(direction: str) -> str:
-    """Make the sections of the messages of one direction, such as `relay-to-client`."""
+    """Make a section for each message of one direction, such as `relay-to-client`."""
     if direction not in _TITLES:
-        raise KeyError(f"no such direction as {direction!r}; choose from {', '.join(_TITLES)}")
+        raise KeyError(f"unknown direction {direction!r}; choose from {', '.join(_TITLES)}")
     source, _, whom = direction.rpartition("-to-")
     found: Iterable[SentMessage | ReceivedMessage]
     if source == "relay":
@@ -100,7 +102,7 @@ def table_of(direction: str) -> str:
 
 
 def schema_of(each: SentMessage | ReceivedMessage) -> dict[str, Any]:
-    """Make the JSON Schema of a message, from the examples of its forms and what is said of its fields."""
+    """Make the JSON Schema of a message from its examples and the meanings of its fields."""
     if isinstance(each, SentMessage):
         forms = [json.loads(form.payload) for form in each.forms]
         return _object_schema(forms, dict(each.fields), "", always=set.intersection(*map(set, forms)))
@@ -142,7 +144,7 @@ def _value_schema(name: str, values: list[Any]) -> dict[str, Any]:
 
 
 def _vary(values: list[Any]) -> bool:
-    """Whether the examples of a field differ, so that it has no fixed value."""
+    """Return whether the examples of a field differ, so that it has no fixed value."""
     return any(value != values[0] for value in values)
 
 
@@ -205,7 +207,7 @@ def _message(each: SentMessage | ReceivedMessage) -> dict[str, Any]:
 
 
 def examples_of(each: SentMessage | ReceivedMessage) -> list[dict[str, Any]]:
-    """Give an example of each form of a message."""
+    """Return an example of each form of a message."""
     return (
         [json.loads(form.payload) for form in each.forms] if isinstance(each, SentMessage) else [each.example]
     )
@@ -220,7 +222,7 @@ def _section(each: SentMessage | ReceivedMessage) -> Iterator[str]:
     yield ""
     if each.fields:
         schema = schema_of(each)
-        yield "| Field | Type | Always there | Meaning |"
+        yield "| Field | Type | Always present | Meaning |"
         yield "|---|---|---|---|"
         for path, meaning in each.fields.items():
             kind, is_always = _find(schema, path.split("."))

@@ -1,4 +1,4 @@
-"""The table of metrics, made from what /metrics is written from."""
+"""The table of metrics, made from the collector behind /metrics."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from brewos_relay.telemetry.metrics import MetricSources, RelayCollector
 
 
 def metrics() -> list[Metric]:
-    """List the metrics of a relay that has just been opened."""
+    """List the metrics of a new relay."""
     found: list[Metric] = []
 
     async def collect() -> None:

@@ -1,4 +1,4 @@
-"""The tables of settings, made from the fields of Settings and Limits and what is written below each."""
+"""The tables of settings, made from the fields of Settings and Limits and their docstrings."""
 
 import ast
 import inspect
@@ -35,7 +35,7 @@ _HEAD: Final = ["| Variable | Option | Default | Unit | Meaning |", "|---|---|--
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A field of Settings or Limits: the comment that it stands under, its default, what is said of it."""
+    """A field of Settings or Limits. `group` is the comment above it, `meaning` its docstring."""
 
     name: str
     group: str
@@ -44,7 +44,7 @@ class Setting:
 
 
 def settings_of(kind: type[Any]) -> Iterator[Setting]:
-    """List the settings of a dataclass, in the order in which they are declared."""
+    """List the settings of a dataclass in the order of its fields."""
     source = inspect.getsource(kind)
     lines = source.splitlines()
     groups = {number: match["name"] for number, line in enumerate(lines, 1) if (match := _GROUP.match(line))}
@@ -69,15 +69,15 @@ def _text(statement: ast.stmt | None) -> str:
 
 
 def groups() -> list[str]:
-    """List the comments that settings stand under; each is a heading of the page."""
+    """List the groups of settings; each is a heading of the page."""
     return list(dict.fromkeys(setting.group for setting in settings_of(Settings) if setting.name != "limits"))
 
 
 def table_of(group: str) -> str:
-    """Make the table of one group of settings; KeyError if there is none of this name."""
+    """Make the table of one group of settings; KeyError if there is no such group."""
     found = [each for each in settings_of(Settings) if each.group == group and each.name != "limits"]
     if not found:
-        raise KeyError(f"no settings stand under # {group}")
+        raise KeyError(f"no group of settings is called {group!r}")
     return "\n".join([*_HEAD, *map(_row, found)])
 
 
@@ -91,7 +91,7 @@ def table_of_limits(which: str) -> str:
 
 
 def written(value: object) -> str:
-    """Write a value as it stands in a variable."""
+    """Write a value as in an environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

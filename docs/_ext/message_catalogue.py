@@ -1,6 +1,6 @@
-"""Every message that the relay itself says or answers: who gets it and when, its forms, its fields.
+"""The messages that the relay sends itself, and those of which it reads more than the type.
 
-The examples are made by brewos_relay.messages, so they are what goes over the wire.
+The examples are created by brewos_relay.messages, so they are the messages on the wire.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ Whom = Literal["device", "client"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentMessage:
-    """A message of the relay. `made_by` is the name in brewos_relay.messages."""
+    """A message that the relay sends. `made_by` is its name in brewos_relay.messages."""
 
     made_by: str
     to: Whom
     when: str
     forms: tuple[Message, ...]
-    """An example of each form that it takes."""
+    """An example of each form of the message."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What each field means; one in another is written with a dot."""
+    """The meaning of each field; a nested field is written with a dot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedMessage:
-    """A message of a peer of which the relay reads more than its type."""
+    """A message from a peer, of which the relay reads more than the type."""
 
     name: str
     sender: Whom
@@ -41,20 +41,20 @@ class ReceivedMessage:
     example: dict[str, Any]
     fields: Mapping[str, str]
     required: tuple[str, ...] = ()
-    """Fields that must be there, besides `type`."""
+    """Required fields besides `type`."""
     answers: tuple[str, ...] = ()
-    """What the relay may answer, by `SentMessage.made_by`."""
+    """The possible answers of the relay, by `SentMessage.made_by`."""
     any_type: bool = False
-    """Whether it stands for messages of many types."""
+    """Whether it describes messages of many types."""
 
 
 _DEVICE_ID: Final = "the device that the client is attached to"
-_SEEN_MEANS: Final = "when the device last came or went; null if it was never here"
+_SEEN_MEANS: Final = "when the device last connected or disconnected; null if it never connected"
 _TIME: Final = "the relay's clock, in milliseconds since 1970"
-_TEXT: Final = "for people to read"
+_TEXT: Final = "a text for users"
 _STATUS_FIELDS: Final = {
     "deviceId": _DEVICE_ID,
-    "online": "whether the device is there",
+    "online": "whether the device is online",
     "lastSeen": _SEEN_MEANS,
 }
 
@@ -62,45 +62,45 @@ SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
         made_by="connected_device",
         to="device",
-        when="First of all",
+        when="Directly after the upgrade",
         forms=(messages.connected_device(_NOW_MS),),
         fields={"timestamp": _TIME},
     ),
     SentMessage(
         made_by="state_request",
         to="device",
-        when="When it has come and clients are attached, and when a client asks for its state",
+        when="When the device comes online while clients are attached, and when a client requests its state",
         forms=(messages.state_request("request_state", _NOW_MS),),
         fields={"timestamp": _TIME},
     ),
     SentMessage(
         made_by="key_rotate",
         to="device",
-        when="When somebody has asked for [a new"
-        " key](../how-to/rotate-secrets-and-keys.md#the-key-of-a-machine). Both keys are good until the"
-        " machine has come back with the new one; one that does not know this message goes on with its own",
+        when="When an owner or administrator has requested [a new"
+        " key](../how-to/rotate-secrets-and-keys.md#the-key-of-a-machine). Both keys are valid until the"
+        " machine has connected with the new one; a machine that does not know this message keeps its key",
         forms=(messages.key_rotate("Zq3vN2tJ5sYw8xPb1LkCfHr7uDmGaE0oVi4T9cXyRzQ"),),
-        fields={"key": "the new key, to be used from the next connection on"},
+        fields={"key": "the new key, for the next connection and later ones"},
     ),
     SentMessage(
         made_by="connected_client",
         to="client",
-        when="First of all",
+        when="Directly after the upgrade",
         forms=(messages.connected_client(_SESSION, DEVICE, device_online=False, timestamp_ms=_NOW_MS),),
         fields={
-            "sessionId": "names this connection",
+            "sessionId": "id of this connection",
             "deviceId": _DEVICE_ID,
-            "deviceOnline": "whether the device is there",
+            "deviceOnline": "whether the device is online",
             "timestamp": _TIME,
         },
     ),
     SentMessage(
         made_by="device_status",
         to="client",
-        when="Before the [last known state](protocol.md#what-is-known-of-a-device), when the client joins,"
-        " when it has caught up, and when the device has come back (with `snapshotAgeMs`, and `staleGroups`"
-        " if there are any); when it asks for the state of an absent device;"
-        " and when its command waits for the device (with `messageQueued` and what follows)",
+        when="Before the [last known state](protocol.md#last-known-state), when the client connects,"
+        " when it has caught up, and when the device comes back (with `snapshotAgeMs`, and `staleGroups`"
+        " if there are any); when it requests the state of an absent device;"
+        " and when its command waits for the device (with `messageQueued` and the fields after it)",
         forms=(
             messages.device_status(DEVICE, online=True, last_seen=_SEEN, snapshotAgeMs=1500),
             messages.device_status(
@@ -113,53 +113,52 @@ SENT: Final[tuple[SentMessage, ...]] = (
         ),
         fields={
             **_STATUS_FIELDS,
-            "snapshotAgeMs": "how long ago the device last spoke of its state, in milliseconds, to the"
-            " second; null if nothing is known",
-            "staleGroups": "the groups of the state that follows which the device has not spoken of since it"
-            " came back",
+            "snapshotAgeMs": "time since the device last sent its state, in milliseconds, to the"
+            " second; null if no state is known",
+            "staleGroups": "the groups of the following state that the device has not sent since it came"
+            " back",
             "messageQueued": "true: the command waits",
-            "queuedMessages": "how many commands wait for the device",
-            "queueTTL": "how long commands wait at most, in milliseconds",
+            "queuedMessages": "the number of commands that wait for the device",
+            "queueTTL": "the longest time that a command waits, in milliseconds",
         },
     ),
     SentMessage(
         made_by="DEVICE_ONLINE",
         to="client",
-        when="When the device has come. One that replaces its own earlier connection has neither gone nor"
-        " come",
+        when="When the device comes online. A device that replaces its own earlier connection stays online",
         forms=(messages.DEVICE_ONLINE,),
     ),
     SentMessage(
         made_by="DEVICE_OFFLINE",
         to="client",
-        when="When the device has gone",
+        when="When the device goes offline",
         forms=(messages.DEVICE_OFFLINE,),
     ),
     SentMessage(
         made_by="keepalive",
         to="client",
-        when="When there was nothing else to say for some seconds",
+        when="After some seconds without another message",
         forms=(messages.keepalive(_NOW_MS),),
         fields={"timestamp": _TIME},
     ),
     SentMessage(
         made_by="queued_message_sent",
         to="client",
-        when="When a command of this client that waited has gone out",
+        when="When a waiting command of this client was delivered",
         forms=(messages.queued_message_sent("command", _NOW_MS),),
         fields={
-            "originalTimestamp": "when the command came in, in milliseconds since 1970",
+            "originalTimestamp": "when the relay received the command, in milliseconds since 1970",
             "messageType": "the command's `type`",
         },
     ),
     SentMessage(
         made_by="command_status",
         to="client",
-        when="What became of a command that carried a `requestId` or a `notAfter`; the statuses are"
-        " [in the protocol](protocol.md#commands-for-an-absent-device)",
+        when="The result of a command with a `requestId` or a `notAfter`; [the"
+        " protocol](protocol.md#commands-for-an-absent-device) explains each status",
         forms=(messages.command_status("r-17", "delivered", _NOW_MS),),
         fields={
-            "requestId": "the command's, as it came; null if it had none",
+            "requestId": "that of the command, unchanged; null if it had none",
             "status": "`delivered`, `queued`, `expired`, `device_offline` or `forbidden`",
             "timestamp": _TIME,
         },
@@ -167,36 +166,36 @@ SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
         made_by="device_offline_error",
         to="client",
-        when="When a command was not delivered, at once or after it has waited in vain",
+        when="When a command was not delivered, at once or after it has waited",
         forms=(messages.device_offline_error(DEVICE),),
         fields={"error": "`device_offline`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
     SentMessage(
         made_by="forbidden",
         to="client",
-        when="When a command was not delivered since [its sender may not give"
-        " it](protocol.md#who-may-say-what)",
+        when="When a command was not delivered because [its sender has no"
+        " permission](protocol.md#permissions)",
         forms=(messages.forbidden(DEVICE),),
         fields={"error": "`forbidden`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
     SentMessage(
         made_by="INVALID_MESSAGE",
         to="client",
-        when="When a message was dropped that is no object with a text `type`",
+        when="When a message was dropped because it is not an object with a string `type`",
         forms=(messages.INVALID_MESSAGE,),
         fields={"error": "`invalid_message`", "message": _TEXT},
     ),
     SentMessage(
         made_by="MESSAGE_TOO_BIG",
         to="client",
-        when="When a MessagePack map was dropped that was small enough, but is not any more as JSON",
+        when="When a MessagePack map was dropped because its JSON form is too large",
         forms=(messages.MESSAGE_TOO_BIG,),
         fields={"error": "`message_too_big`", "message": _TEXT},
     ),
     SentMessage(
         made_by="DEVICE_BUSY",
         to="client",
-        when="When a message was dropped since the device has not read the ones before it",
+        when="When a message was dropped because the device has not read earlier ones",
         forms=(messages.DEVICE_BUSY,),
         fields={"error": "`device_busy`", "message": _TEXT},
     ),
@@ -207,9 +206,9 @@ SENT: Final[tuple[SentMessage, ...]] = (
         " connected](../explanation/security.md#machines-that-never-connected)",
         forms=(messages.owner_changed(_NOW_MS),),
         fields={
-            "level": "`warn`: apps show it among what the machine logs",
+            "level": "`warn`: apps show it among the log messages of the machine",
             "source": "`relay`",
-            "timestamp": "when it registered it",
+            "timestamp": "when the machine registered",
             "message": _TEXT,
         },
     ),
@@ -220,7 +219,7 @@ SENT: Final[tuple[SentMessage, ...]] = (
         " key](../explanation/security.md#taking-a-machine-over)",
         forms=(messages.key_pending(_NOW_MS),),
         fields={
-            "level": "`warn`: apps show it among what the machine logs",
+            "level": "`warn`: apps show it among the log messages of the machine",
             "source": "`relay`",
             "timestamp": _TIME,
             "message": _TEXT,
@@ -231,7 +230,7 @@ SENT: Final[tuple[SentMessage, ...]] = (
         to="client",
         when="The answer to `ping`",
         forms=(messages.pong(_NOW_MS, _NOW_MS - 50),),
-        fields={"timestamp": _TIME, "clientTimestamp": "the ping's `timestamp`, as it came"},
+        fields={"timestamp": _TIME, "clientTimestamp": "the ping's `timestamp`, unchanged"},
     ),
     SentMessage(
         made_by="metrics",
@@ -242,70 +241,71 @@ SENT: Final[tuple[SentMessage, ...]] = (
         ),
         fields={
             "timestamp": _TIME,
-            "connection": "of this client",
+            "connection": "about the connection of this client",
             "connection.sessionId": "as in `connected`",
-            "connection.clients": "how many clients are attached to the device",
-            "deviceOnline": "whether the device is there",
-            "queuedMessages": "how many commands wait for it",
+            "connection.clients": "the number of clients that are attached to the device",
+            "deviceOnline": "whether the device is online",
+            "queuedMessages": "the number of commands that wait for it",
         },
     ),
     SentMessage(
         made_by="token_expiring",
         to="client",
-        when="5 minutes before its token ends, or at once if less is left",
+        when="5 minutes before the client's token expires, or at once if less is left",
         forms=(messages.token_expiring(_SEEN, 300),),
         fields={
-            "expiresAt": "when the token ends, and the connection with it",
-            "expiresIn": "the same in seconds from now",
+            "expiresAt": "when the token expires, which ends the connection",
+            "expiresIn": "the same, in seconds from now",
             "refreshRequired": "true",
         },
     ),
     SentMessage(
         made_by="auth_refreshed",
         to="client",
-        when="The answer to `refresh_auth`. Without success, the earlier token still counts",
+        when="The answer to `refresh_auth`. Without success, the earlier token stays in use",
         forms=(
             messages.auth_refreshed("2026-01-02T04:04:05.000Z"),
             messages.auth_refreshed(None, error="the token is another user's"),
         ),
         fields={
-            "success": "whether the fresh token is in the place of the old one",
-            "tokenExpiresAt": "when it ends",
-            "error": "why it was not taken",
+            "success": "whether the fresh token replaced the old one",
+            "tokenExpiresAt": "when it expires",
+            "error": "why it was not accepted",
         },
     ),
     SentMessage(
         made_by="restarting",
         to="client",
-        when="When the relay leaves, before the client is closed with 1012. Clients come back"
-        " [spread over time](../explanation/restarts.md) if they wait for so long",
+        when="At the start of a drain, before the client is closed with 1012. Clients that wait for this time"
+        " come back [spread over time](../explanation/restarts.md)",
         forms=(messages.restarting(31000),),
-        fields={"reconnectInMs": "when to come back, in milliseconds from now"},
+        fields={"reconnectInMs": "when to reconnect, in milliseconds from now"},
     ),
 )
 
 RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
     ReceivedMessage(
-        name="said_by_device",
+        name="any_from_device",
         sender="device",
-        when="Whatever a device says goes to all of its clients as it came. The relay reads these of it",
+        when="Every message of a device is forwarded to all of its clients, unchanged. The relay reads these"
+        " fields",
         example={"type": "status", "seq": 7, "temps": {"brew": {"current": 93.2, "setpoint": 93.0}}},
         fields={
-            "seq": "the device's own count; goes with the last known state",
-            "level": "of a `log`: one of `error` reaches clients that lag as well",
+            "seq": "the device's message count; sent with the last known state",
+            "level": "of a `log`: one of level `error` reaches lagging clients too",
         },
         any_type=True,
     ),
     ReceivedMessage(
-        name="said_by_client",
+        name="any_from_client",
         sender="client",
-        when="Whatever a client says goes to the device, if [the client may say"
-        " it](protocol.md#who-may-say-what). The relay reads these of it",
+        when="Every message of a client is forwarded to the device if [the client has"
+        " permission](protocol.md#permissions). The relay reads these fields",
         example={"type": "command", "cmd": "set_temp", "boiler": "brew", "temp": 93.5, "requestId": "r-17"},
         fields={
-            "cmd": "the command; its class says whether this client may send it, and whether it may wait",
+            "cmd": "the command. Its class decides whether this client may send it, and whether it may wait",
             "mode": "of `set_mode`",
-            "requestId": "anything; comes back in a `command_status`",
+            "requestId": "any value; returned in a `command_status`",
             "notAfter": "milliseconds since 1970: the command is not delivered after that",
         },
         answers=(
@@ -323,7 +323,7 @@ RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
     ReceivedMessage(
         name="request_state",
         sender="client",
-        when="Asks the device for its state; not more often than every 2 s, whoever asks",
+        when="Requests the state from the device; at most once in 2 s for all clients together",
         example={"type": "request_state"},
         fields={},
         answers=("device_status",),
@@ -331,7 +331,7 @@ RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
     ReceivedMessage(
         name="request_full_status",
         sender="client",
-        when="The same, and the relay answers with the status as it knows it at once",
+        when="The same, and the relay answers at once with the status that it knows",
         example={"type": "request_full_status"},
         fields={},
         answers=("device_status",),
@@ -339,15 +339,15 @@ RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
     ReceivedMessage(
         name="ping",
         sender="client",
-        when="Answered by the relay; the device does not get it",
+        when="Answered by the relay and not forwarded",
         example={"type": "ping", "timestamp": _NOW_MS},
-        fields={"timestamp": "anything; comes back as `clientTimestamp`"},
+        fields={"timestamp": "any value; returned as `clientTimestamp`"},
         answers=("pong",),
     ),
     ReceivedMessage(
         name="get_metrics",
         sender="client",
-        when="Answered by the relay; the device does not get it",
+        when="Answered by the relay and not forwarded",
         example={"type": "get_metrics"},
         fields={},
         answers=("metrics",),
@@ -355,8 +355,8 @@ RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
     ReceivedMessage(
         name="refresh_auth",
         sender="client",
-        when="Puts a fresh token in the place of the one that the connection was opened with. It must be"
-        " good, of the same user and the same session, and name this device if the earlier one did",
+        when="Replaces the token of the connection with a fresh one. It must be valid, of the same user and"
+        " the same session, and name this device if the earlier one did",
         example={"type": "refresh_auth", "token": "eyJhbGciOiJIUzI1NiJ9.e30.x"},
         fields={"token": "the fresh token"},
         required=("token",),

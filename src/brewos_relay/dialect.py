@@ -356,7 +356,7 @@ BREWOS: Final = Dialect(
         *_rules(
             CommandClass.USE,
             {
-                "request_state": "[merged by the relay](#what-the-relay-answers); viewers may ask too",
+                "request_state": "[merged by the relay](#requests-to-the-relay); viewers may ask too",
                 "request_full_status": "the same",
                 "ping": "answered by the relay; viewers may ask too",
                 "get_metrics": "the same",
