@@ -11,25 +11,10 @@ import click
 
 from brewos_relay.cli import cli
 from brewos_relay.core.limits import Limits
-from brewos_relay.settings import Settings, variable_names
+from brewos_relay.settings import FIRST_LIMITS, Settings, variable_names
 
 _GROUP: Final = re.compile(r"^    # (?P<name>\S.*)$")
 _UNITS: Final = {"_s": "seconds", "_bytes": "bytes"}
-#: The limits that operators change first. The others are listed as advanced.
-FIRST_LIMITS: Final = (
-    "clients_per_device",
-    "clients_per_user",
-    "client_rate",
-    "client_burst",
-    "device_rate",
-    "device_burst",
-    "admit_rate",
-    "drain_s",
-    "snapshot_s",
-    "state_retention_s",
-    "owner_commands",
-    "never_wait",
-)
 _HEAD: Final = ["| Variable | Option | Default | Unit | Meaning |", "|---|---|---|---|---|"]
 
 

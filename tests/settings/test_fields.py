@@ -1,3 +1,4 @@
+from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -5,10 +6,16 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
-from brewos_relay.settings import Settings
+from brewos_relay.settings import FIRST_LIMITS, Settings
 
 SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def test_the_limits_to_change_first_are_limits() -> None:
+    assert set(FIRST_LIMITS) < {field.name for field in fields(Limits)}
+    assert len(set(FIRST_LIMITS)) == len(FIRST_LIMITS)
 
 
 def test_a_secret_is_required_and_must_be_long_enough() -> None:

@@ -6,12 +6,13 @@ parsing    how each is read from a text
 sources    where the texts stand: in the environment, in credentials, in `.env`
 """
 
-from brewos_relay.settings.fields import DATABASE_FILE, MIN_JWT_SECRET_BYTES, Settings
+from brewos_relay.settings.fields import DATABASE_FILE, FIRST_LIMITS, MIN_JWT_SECRET_BYTES, Settings
 from brewos_relay.settings.loading import find_settings, load_settings, unknown_variables
 from brewos_relay.settings.parsing import LOG_FORMATS, LOG_LEVELS
 from brewos_relay.settings.sources import Found, Unknown, read_variable, variable_names
 
 __all__ = [
-    "DATABASE_FILE", "LOG_FORMATS", "LOG_LEVELS", "MIN_JWT_SECRET_BYTES", "Found", "Settings",
-    "Unknown", "find_settings", "load_settings", "read_variable", "unknown_variables", "variable_names",
+    "DATABASE_FILE", "FIRST_LIMITS", "LOG_FORMATS", "LOG_LEVELS", "MIN_JWT_SECRET_BYTES", "Found",
+    "Settings", "Unknown", "find_settings", "load_settings", "read_variable", "unknown_variables",
+    "variable_names",
 ]  # fmt: skip

@@ -15,6 +15,22 @@ DATABASE_FILE: Final = "brewos-relay.db"
 MIN_JWT_SECRET_BYTES: Final = 32
 MIN_METRICS_TOKEN_CHARS: Final = 16
 
+FIRST_LIMITS: Final = (
+    "clients_per_device",
+    "clients_per_user",
+    "client_rate",
+    "client_burst",
+    "device_rate",
+    "device_burst",
+    "admit_rate",
+    "drain_s",
+    "snapshot_s",
+    "state_retention_s",
+    "owner_commands",
+    "never_wait",
+)
+"""The limits that operators change first. The settings reference lists the others as advanced."""
+
 # SQLAlchemy takes all up to the first `@`, also what would end the host of any other URL; others to the last.
 _PASSWORDS: Final = (re.compile(r"://[^:/]*:([^@]+)@"), re.compile(r"://[^:/]*:([^/?#]+)@"))
 _PASSWORD_NAMES: Final = ("password", "sslpassword")
