@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,7 +18,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.core.session import DeviceSession
+from brewos_relay.core.session import ActivityEvent, DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
@@ -1118,28 +1117,24 @@ async def test_a_message_of_the_relay_reaches_those_whom_it_is_for() -> None:
 
 
 async def test_what_happens_is_noted() -> None:
-    noted: list[tuple[str, str, str | None, dict[str, str]]] = []
-
-    def note(device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
-        noted.append((device_id, kind, user_id, dict(detail)))
-
-    async with open_relay(dialect=BREWOS, on_activity=note) as relay:
+    noted: list[ActivityEvent] = []
+    async with open_relay(dialect=BREWOS, on_activity=noted.append) as relay:
         client, device = ScriptedPeer(), ScriptedPeer()
         relay.attach_client(ONE, client, grant=ADA)
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
         client.say(COMMAND)
-        assert noted == [
+        assert [event[:4] for event in noted] == [
             (ONE, "client_came", "ada", {}),
             (ONE, "online", None, {}),
             (ONE, "command", "ada", {"name": "tare", "outcome": "delivered"}),
         ]
         relay.set_grant(ONE, "ada", None)
         await wait_all_tasks_blocked()
-        assert [(entry[1], entry[3]["by"], entry[3]["code"]) for entry in noted[3:]] == [
+        assert [(event.kind, event.detail["by"], event.detail["code"]) for event in noted[3:]] == [
             ("client_went", "relay", "4003")
         ]
-    assert [(entry[1], entry[3]["by"], entry[3]["code"]) for entry in noted[4:]] == [
+    assert [(event.kind, event.detail["by"], event.detail["code"]) for event in noted[4:]] == [
         ("offline", "relay", "1001")
     ]
 

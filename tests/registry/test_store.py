@@ -364,11 +364,11 @@ async def test_very_much_that_is_over_is_deleted_in_steps(
 async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
-            store.note_seen(IDS[0], 1000)
-            store.note_seen(IDS[1], 3000)
-            store.note_seen(IDS[1], 2000)
-            store.note_seen("BRW-FFFFFFFF", 1)
-            store.note_activity(Activity(device_id=IDS[0], at_ms=now_ms(), kind="online"))
+            store.notes.note_seen(IDS[0], 1000)
+            store.notes.note_seen(IDS[1], 3000)
+            store.notes.note_seen(IDS[1], 2000)
+            store.notes.note_seen("BRW-FFFFFFFF", 1)
+            store.notes.note_activity(Activity(device_id=IDS[0], at_ms=now_ms(), kind="online"))
     assert read_last_seen(url) == {IDS[0]: 1000, IDS[1]: 3000}
     with Database.open(url) as database, database.reading() as db:
         assert [entry.kind for entry in activity_of(db, IDS[0])] == ["online"]
@@ -377,7 +377,7 @@ async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None
 async def test_what_was_noted_is_written_though_the_body_is_cancelled(url: str) -> None:
     with trio.move_on_after(DEADLINE_S) as scope:
         async with open_store(url) as store:
-            store.note_seen(IDS[0], 1000)
+            store.notes.note_seen(IDS[0], 1000)
             scope.cancel()
             await trio.sleep_forever()
     assert read_last_seen(url) == {IDS[0]: 1000}
@@ -389,8 +389,8 @@ async def test_closing_does_not_wait_for_ever(url: str, monkeypatch: pytest.Monk
         with trio.fail_after(DEADLINE_S):
             async with open_store(url) as store:
                 lock_device(held.enter_context(other.writing()), IDS[0])
-                store.note_seen(IDS[0], 1000)
-                store.note_seen(IDS[0], 2000)
+                store.notes.note_seen(IDS[0], 1000)
+                store.notes.note_seen(IDS[0], 2000)
         assert read_last_seen(url) == {}
     # The thread that was left behind comes to its end none the less.
     with trio.fail_after(DEADLINE_S):

@@ -18,7 +18,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rate_limits import LineLimits, open_bucket
-from brewos_relay.core.session import DeviceSession, Happening
+from brewos_relay.core.session import ActivityEvent, DeviceSession, Happening
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
@@ -37,7 +37,7 @@ _LINES_AT_ONCE_OF_EACH: Final = 200.0
 """Those of one cause and network."""
 
 OnSeen = Callable[[str, int], None]
-OnActivity = Callable[[str, Happening, str | None, Mapping[str, str]], None]
+OnActivity = Callable[[ActivityEvent], None]
 
 
 class Relay:
@@ -408,7 +408,9 @@ class Relay:
         if self._on_activity is None:
             return
         try:
-            self._on_activity(device_id, kind, user_id, detail)
+            info = self.info_of(device_id) if kind == "offline" else None
+            anonymous = self.is_anonymous(device_id)
+            self._on_activity(ActivityEvent(device_id, kind, user_id, detail, anonymous, info))
         except Exception:
             log.exception("nobody could note what happened to device %s", device_id)
 
@@ -460,9 +462,9 @@ async def open_relay(
     `dialect` says which messages the devices send and understand. Without it, the relay passes on every
     message, keeps no state, lets no command wait, and takes messages for a device from owners only.
 
-    `on_seen(device_id, at_ms)` is called when a device comes or goes, `on_activity(device_id, kind, user_id,
-    detail)` also when a client does, or says something; neither must block. `counters` is where it counts,
-    where somebody else has to know them before. An exception that leaves the block comes out in an
+    `on_seen(device_id, at_ms)` is called when a device comes or goes, `on_activity` with an
+    ActivityEvent also when a client does, or sends a command; neither must block. `counters` is where the
+    relay counts, for an owner that needs them before. An exception that leaves the block comes out in an
     ExceptionGroup, as from every nursery.
 
     **Owns:** the nursery in which every session lives, and the task that looks after them by time.

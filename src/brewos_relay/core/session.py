@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import trio
 
@@ -31,7 +31,7 @@ from brewos_relay.core.recording import (
     log_went,
     receive_logged,
 )
-from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot
+from brewos_relay.core.snapshot import DeviceInfo, KnownState, SmallSnapshot, Snapshot
 from brewos_relay.core.throttle import Throttle
 from brewos_relay.dialect import Dialect, Policy
 from brewos_relay.errors import CloseCode
@@ -41,7 +41,21 @@ from brewos_relay.vocabulary import iso_time, now_ms
 Happening: TypeAlias = Literal[
     "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"
 ]
-"""What somebody may want to look up later."""
+"""The kinds of activity that are recorded."""
+
+
+class ActivityEvent(NamedTuple):
+    """Activity of a device or of its clients, for the history that its users can read."""
+
+    device_id: str
+    kind: Happening
+    user_id: str | None
+    """The user who caused it, if any."""
+    detail: Mapping[str, str]
+    anonymous: bool = False
+    """Whether the device registered itself and has no user."""
+    info: DeviceInfo | None = None
+    """What a device that went offline has told about itself."""
 
 
 class Host(Protocol):

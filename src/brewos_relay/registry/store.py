@@ -31,7 +31,7 @@ from brewos_relay.registry.held_writes import KeyUse
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, find_excess, prune
 from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.pairing import HeldClaim
-from brewos_relay.registry.records import Access, Activity, Change, Device, Session, StoredState
+from brewos_relay.registry.records import Access, Change, Device, Session, StoredState
 from brewos_relay.registry.removal import closed_accounts, remove_some
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sessions import find_sessions
@@ -86,7 +86,8 @@ class Store:
         self._revoked = Batcher(self._query_revoked, limiter=self._readers)
         self._heard_of = set(revoked)
         self._states = Batcher(self._query_states, limiter=self._readers)
-        self._notes = Notes(database, limiter=self._writers)
+        self.notes = Notes(database, limiter=self._writers)
+        """Activity, presence and infos of devices, written every few seconds."""
         self._watcher = Watcher(self._read_changes)
         self._more_to_do = trio.Event()
 
@@ -208,29 +209,17 @@ class Store:
         """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
 
-    def note_seen(self, device_id: str, at_ms: int) -> None:
-        """Remember when a device was connected (Unix ms); written within seconds, with others in one go."""
-        self._notes.note_seen(device_id, at_ms)
-
-    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
-        """Remember what a device says of itself; written likewise."""
-        self._notes.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
-
-    def note_activity(self, entry: Activity) -> None:
-        """Remember what was done with a device; written likewise, and dropped while 10,000 entries wait."""
-        self._notes.note_activity(entry)
-
     def hold_claim(self, claim: HeldClaim) -> None:
         """Hold the token of a device with a working key; written as soon as the registry can be written."""
-        self._notes.hold_claim(claim)
+        self.notes.hold_claim(claim)
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device has connected with a working key; written likewise."""
-        self._notes.hold_use(device_id, key_hash, use)
+        self.notes.hold_use(device_id, key_hash, use)
 
     def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
         """Give the tokens of a device that wait to be stored."""
-        return self._notes.held_claims(device_id)
+        return self.notes.held_claims(device_id)
 
     def watch_changes(self, apply: Apply) -> None:
         """Have every change since the store was opened handed to `apply`, one batch after another.
@@ -257,7 +246,7 @@ class Store:
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
             nursery.start_soon(self._prune_regularly)
-            nursery.start_soon(self._notes.run)
+            nursery.start_soon(self.notes.run)
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[None]:

@@ -1,16 +1,17 @@
 """Write what happens on the live relay to the registry: activity, presence, and states of devices."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.session import Happening
+from brewos_relay.core.session import ActivityEvent
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message
+from brewos_relay.registry.notes import Notes
 from brewos_relay.registry.records import Activity, StoredState
 from brewos_relay.registry.states import STATES_AT_ONCE
 from brewos_relay.registry.store import Store
@@ -106,17 +107,13 @@ class ActivityRecorder:
     of an anonymous device that comes and goes: anyone can have thousands of these.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
         self._counts: dict[int, int] = {}  # by a hash of device and user, as there can be very many
-        self.info_of: Callable[[str], DeviceInfo] = lambda _device_id: DeviceInfo()
-        """Gives what a device says that it is; the relay's, once there is one."""
-        self.is_anonymous: Callable[[str], bool] = lambda _device_id: False
-        """Tells whether a device registered itself and has no user; likewise."""
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
-        self._store.note_seen(device_id, at_ms)
+        self._notes.note_seen(device_id, at_ms)
 
     async def run(self, relay: Relay) -> None:
         """Begin a window every four minutes, and note once an hour which devices are online."""
@@ -129,28 +126,29 @@ class ActivityRecorder:
                 if relay.is_online(device_id):
                     self.note_seen(device_id, at_ms)
 
-    def note_activity(
-        self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]
-    ) -> None:
+    def note_activity(self, event: ActivityEvent) -> None:
         """Note what happened to a device, and who did it."""
-        if kind == "offline":
-            self._note_info(device_id)
-        if user_id is None and self.is_anonymous(device_id):
+        if event.info is not None:
+            self._note_info(event.device_id, event.info)
+        if event.user_id is None and event.anonymous:
             return
-        key = hash((device_id, user_id))
+        key = hash((event.device_id, event.user_id))
         count = self._counts.get(key, 0)
         if count < _NOTES_IN_WINDOW:
             self._counts[key] = count + 1
             entry = Activity(
-                device_id=device_id, at_ms=now_ms(), kind=kind, user_id=user_id, detail=dict(detail)
+                device_id=event.device_id,
+                at_ms=now_ms(),
+                kind=event.kind,
+                user_id=event.user_id,
+                detail=dict(event.detail),
             )
-            self._store.note_activity(entry)
+            self._notes.note_activity(entry)
 
-    def _note_info(self, device_id: str) -> None:
-        info = self.info_of(device_id)
+    def _note_info(self, device_id: str, info: DeviceInfo) -> None:
         firmware_version, machine_type = _text(info.firmware_version), _text(info.machine_type)
         if firmware_version is not None or machine_type is not None:
-            self._store.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
+            self._notes.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
 
 
 def _text(value: object) -> str | None:

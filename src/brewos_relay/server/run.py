@@ -119,7 +119,7 @@ async def open_server(
             open_poller(counters) as poller,
         ):
             storage = StorageWatch(store, database_file(settings.resolved_database_url()))
-            recorder = ActivityRecorder(store)
+            recorder = ActivityRecorder(store.notes)
             async with open_relay(
                 limits=settings.limits,
                 dialect=BREWOS,
@@ -127,7 +127,6 @@ async def open_server(
                 on_activity=recorder.note_activity,
                 counters=counters,
             ) as relay:
-                recorder.info_of, recorder.is_anonymous = relay.info_of, relay.is_anonymous
                 states = StateKeeper(relay, store)
                 changes = ChangeApplier(relay=relay, store=store)
                 store.watch_changes(changes.apply)
