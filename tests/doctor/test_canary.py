@@ -121,7 +121,7 @@ def test_what_a_doctor_that_was_killed_left_is_removed_by_the_next(
 
 
 def test_a_device_that_has_the_id_already_stays(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brewos_relay.doctor.canary.secrets.token_hex", lambda _bytes: "12ab34cd")
+    monkeypatch.setattr("brewos_relay.doctor.canary.generate_device_id", lambda: "BRW-12AB34CD")
     theirs = NewDevice(id="BRW-12AB34CD", key_hash=hash_secret(generate_key()), name="Kitchen")
     with Database.open(settings.resolved_database_url()) as database:
         with database.writing() as db:

@@ -10,9 +10,9 @@ import pytest
 
 from brewos_relay.doctor import system_checks
 from brewos_relay.doctor.system_checks import (
+    check_clock_sync,
     check_degraded,
     check_disk,
-    check_kept_clock,
     check_served_certificate,
 )
 from brewos_relay.server import health_checks
@@ -87,20 +87,20 @@ def test_where_there_is_no_certificate_nothing_is_said() -> None:
 def test_whether_anything_keeps_the_clock(
     monkeypatch: pytest.MonkeyPatch, kept: bool | None, state: str, said: str
 ) -> None:
-    monkeypatch.setattr(system_checks, "_is_clock_kept", lambda: kept)
-    (finding,) = check_kept_clock()
+    monkeypatch.setattr(system_checks, "_is_clock_synced", lambda: kept)
+    (finding,) = check_clock_sync()
     assert (finding.name, finding.state) == ("clock", state)
     assert said in finding.text
     assert ("--clock" in finding.advice) == (state != "ok")
 
 
 def test_the_kernel_is_asked() -> None:
-    assert system_checks._is_clock_kept() in {True, False, None}
+    assert system_checks._is_clock_synced() in {True, False, None}
 
 
 def test_systems_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.doctor.system_checks.ctypes.CDLL", lambda _name: object())
-    assert system_checks._is_clock_kept() is None
+    assert system_checks._is_clock_synced() is None
 
 
 def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     Example:
       brewos-relay device doctor BRW-12AB34CD
     """
-    from brewos_relay.doctor.timeline import reason_of, span, summary_of, turns_of
+    from brewos_relay.doctor.device_timeline import end_reason, format_duration, summarize, timeline_of
     from brewos_relay.registry.activity import activity_of
     from brewos_relay.registry.devices import find_devices
 
@@ -46,8 +46,8 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
         device = next(iter(find_devices(db, [device_id])), None)
         if device is None:
             raise DeviceUnknown(device_id)
-        turns = turns_of(activity_of(db, device_id, limit=_ENTRIES))
-    summary = summary_of(turns)
+        events = timeline_of(activity_of(db, device_id, limit=_ENTRIES))
+    summary = summarize(events)
     if as_json:
         print_json(
             {
@@ -61,29 +61,32 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
                 "medianRoundTripMs": summary.median_round_trip_ms,
                 "timeline": [
                     {
-                        "at": iso_time(turn.at_ms),
-                        "kind": turn.kind,
-                        "online": turn.online,
-                        "sinceMs": turn.since_ms,
-                        "detail": dict(turn.detail),
+                        "at": iso_time(event.at_ms),
+                        "kind": event.kind,
+                        "online": event.online,
+                        "sinceMs": event.since_ms,
+                        "detail": dict(event.detail),
                     }
-                    for turn in turns[-limit:]
+                    for event in events[-limit:]
                 ],
             }
         )
         return
     firmware = f", firmware {device.firmware_version}" if device.firmware_version else ""
     click.echo(f"{device.id}{f' ({device.name})' if device.name else ''}{firmware}")
-    if not turns:
+    if not events:
         click.echo("It has never been connected, or not in the last 90 days.")
         return
-    state = "connected" if turns[-1].online else "away"
-    changes_ms = [turn.at_ms for turn in turns if turn.kind in {"online", "offline"}] or [turns[0].at_ms]
-    click.echo(f"It is {state}, for {span(now_ms() - changes_ms[-1])}, as far as is noted.")
-    click.echo(f"{summary.connections} connections since {iso_time(turns[0].at_ms)}.")
+    state = "connected" if events[-1].online else "away"
+    changes_ms = [event.at_ms for event in events if event.kind in {"online", "offline"}] or [events[0].at_ms]
+    click.echo(f"It is {state}, for {format_duration(now_ms() - changes_ms[-1])}, as far as is noted.")
+    click.echo(f"{summary.connections} connections since {iso_time(events[0].at_ms)}.")
     if summary.away_ms:
         longest, typical = max(summary.away_ms), sorted(summary.away_ms)[len(summary.away_ms) // 2]
-        click.echo(f"Away between them for {span(typical)} in the middle, {span(longest)} at the longest.")
+        click.echo(
+            f"Away between them for {format_duration(typical)} in the middle,"
+            f" {format_duration(longest)} at the longest."
+        )
     if summary.median_round_trip_ms is not None:
         worst = max(summary.round_trips_ms)
         click.echo(
@@ -94,22 +97,22 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
         for reason, count in summary.reasons.items():
             click.echo(f"{count:>6}  {reason}")
     click.echo("")
-    for turn in turns[-limit:]:
-        since = "" if turn.since_ms is None else span(turn.since_ms)
-        if turn.kind == "throttled":
-            click.echo(f"{iso_time(turn.at_ms)}  throttled: it sends more than its rate, and is connected")
-        elif turn.kind == "throttle_ended":
-            click.echo(f"{iso_time(turn.at_ms)}  not throttled any more{_throttled(turn.detail)}")
-        elif turn.online:
-            click.echo(f"{iso_time(turn.at_ms)}  came" + (f", after {since} away" if since else ""))
+    for event in events[-limit:]:
+        since = "" if event.since_ms is None else format_duration(event.since_ms)
+        if event.kind == "throttled":
+            click.echo(f"{iso_time(event.at_ms)}  throttled: it sends more than its rate, and is connected")
+        elif event.kind == "throttle_ended":
+            click.echo(f"{iso_time(event.at_ms)}  not throttled any more{_throttled(event.detail)}")
+        elif event.online:
+            click.echo(f"{iso_time(event.at_ms)}  came" + (f", after {since} away" if since else ""))
         else:
-            trip = turn.detail.get("roundTripMs")
+            trip = event.detail.get("roundTripMs")
             notes = [f"round trip {trip} ms"] if trip else []
-            if "messages" in turn.detail:
-                notes.append(f"{turn.detail['messages']} messages")
+            if "messages" in event.detail:
+                notes.append(f"{event.detail['messages']} messages")
             more = f" ({', '.join(notes)})" if notes else ""
             there = f", after {since}" if since else ""
-            click.echo(f"{iso_time(turn.at_ms)}  went{there}: {reason_of(turn)}{more}")
+            click.echo(f"{iso_time(event.at_ms)}  went{there}: {end_reason(event)}{more}")
 
 
 def _throttled(detail: Mapping[str, str]) -> str:

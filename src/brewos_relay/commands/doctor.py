@@ -12,7 +12,7 @@ from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import data_dir_option
 
 if TYPE_CHECKING:
-    from brewos_relay.doctor.finding import Finding
+    from brewos_relay.doctor import Finding
 
 _DOTENV = Path(".env")
 
@@ -61,8 +61,8 @@ def doctor(
         found += checks.check_certificate(settings)
         found += checks.check_port(settings)
         found += checks.check_open_files()
-        found += checks.check_kept_clock() if clock is None else checks.check_clock(clock)
-        trust = checks.trust_of(settings, where)
+        found += checks.check_clock_sync() if clock is None else checks.check_clock(clock)
+        trust = checks.tls_context(settings, where)
         found += checks.check_served_certificate(where, trust)
         found += checks.check_degraded(where, trust)
         is_ready = next(finding for finding in found if finding.name == "database").state == "ok"

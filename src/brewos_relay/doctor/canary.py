@@ -15,7 +15,7 @@ from sqlalchemy import Connection, exists, select
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app, dial_device
-from brewos_relay.doctor.finding import Finding
+from brewos_relay.doctor import Finding
 from brewos_relay.errors import CloseCode, RegistryError, RelayError, SettingsError
 from brewos_relay.messages import encode
 from brewos_relay.registry.database import Database
@@ -36,7 +36,7 @@ _LEFT_MS: Final = 60_000
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class DeviceLeft(RegistryError):
+class CanaryNotRemoved(RegistryError):
     """The device of the canary could not be removed."""
 
     def __init__(self, device_id: str, problem: RegistryError) -> None:
@@ -53,7 +53,7 @@ def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) ->
     name = "canary"
     try:
         token = ""
-        signals = _Signals()
+        signals = _DeferredSignals()
         with signals.caught(), _temporary_device(settings) as (device_id, key):
             # It names this device only, ends by itself, and leads nowhere once the device is gone.
             token = read_key_ring(settings).issue(
@@ -75,7 +75,7 @@ def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) ->
         if problem.close_code == CloseCode.TOKEN_REJECTED:
             advice = "see that JWT_SECRET is that of the server"
         return [Finding(name, "failed", f"{url}: {problem}", advice)]
-    except DeviceLeft as problem:
+    except CanaryNotRemoved as problem:
         advice = f"remove it: brewos-relay device remove {problem.device_id}"
         return [Finding(name, "failed", str(problem), advice)]
     except (trio.TooSlowError, RelayError, RegistryError, SettingsError, OSError) as problem:
@@ -106,7 +106,7 @@ def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
                     if any(each.key_hash == hash_secret(key) for each in find_devices(db, [device_id])):
                         remove_device(db, device_id, now_ms=now_ms())
             except RegistryError as problem:
-                raise DeviceLeft(device_id, problem) from problem
+                raise CanaryNotRemoved(device_id, problem) from problem
 
 
 def _remove_what_was_left(db: Connection) -> None:
@@ -121,7 +121,7 @@ def _remove_what_was_left(db: Connection) -> None:
         remove_device(db, device_id, now_ms=now_ms())
 
 
-class _Signals:
+class _DeferredSignals:
     """Lets signals that end the process wait until what was made is undone, and hurries that."""
 
     def __init__(self) -> None:
@@ -172,14 +172,14 @@ async def _talk(
                 await app.receive()
                 sent_at_s = time.perf_counter()
                 await device.send(encode({"type": "canary", "number": 1}))
-                await _hear(app, b'"number":1')
+                await _receive_until(app, b'"number":1')
                 there_s = time.perf_counter() - sent_at_s
                 sent_at_s = time.perf_counter()
                 await app.send(encode({"type": "command", "cmd": "canary", "number": 2}))
-                await _hear(device, b'"number":2')
+                await _receive_until(device, b'"number":2')
                 return there_s, time.perf_counter() - sent_at_s
 
 
-async def _hear(peer: WebSocket, mark: bytes) -> None:
+async def _receive_until(peer: WebSocket, mark: bytes) -> None:
     while mark not in (await peer.receive()).payload:
         pass

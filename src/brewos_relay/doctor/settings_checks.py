@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from brewos_relay.doctor.finding import Finding
+from brewos_relay.doctor import Finding
 from brewos_relay.errors import RelayError, SettingsError
 from brewos_relay.server.from_settings import read_key_ring
 from brewos_relay.settings import Settings, find_settings, load_settings, unknown_variables, variable_names
@@ -16,7 +16,7 @@ _COMMAND_LINE: Final = "the command line"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class SettingRow:
     """A setting as people may see it: its variable, its value with secrets masked, and where that stands."""
 
     variable: str
@@ -24,18 +24,18 @@ class Shown:
     source: str
 
 
-def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: object) -> list[Shown]:
+def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: object) -> list[SettingRow]:
     """List every setting. SettingsError if a file with settings cannot be read."""
     shown = []
     defaults = Settings()
     for name, found in find_settings(environ=environ, dotenv_path=dotenv_path).items():
         if overrides.get(name) is not None:
-            shown.append(Shown(variable_names(name)[0], mask(name, str(overrides[name])), _COMMAND_LINE))
+            shown.append(SettingRow(variable_names(name)[0], mask(name, str(overrides[name])), _COMMAND_LINE))
         elif found is not None:
-            shown.append(Shown(found.variable, mask(name, found.text), found.source))
+            shown.append(SettingRow(found.variable, mask(name, found.text), found.source))
         else:
             value = getattr(defaults if hasattr(defaults, name) else defaults.limits, name)
-            shown.append(Shown(variable_names(name)[0], _written(value), _DEFAULT))
+            shown.append(SettingRow(variable_names(name)[0], _written(value), _DEFAULT))
     return shown
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import text
 
-from brewos_relay.doctor.finding import Finding, State
+from brewos_relay.doctor import Finding, State
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.accounts import colliding_addresses
@@ -188,13 +188,13 @@ def check_port(settings: Settings) -> list[Finding]:
             probe.bind((settings.host, settings.port))
         except OSError as problem:
             if problem.errno == errno.EADDRINUSE:
-                return [_who_serves(name, local_url(settings))]
+                return [_check_server_on_port(name, local_url(settings))]
             advice = "look at --host; a port below 1024 needs a privilege (AmbientCapabilities= in a unit)"
             return [Finding(name, "failed", f"cannot be used: {problem.strerror}", advice)]
     return [Finding(name, "ok", "free: no server runs here now")]
 
 
-def _who_serves(name: str, url: str) -> Finding:
+def _check_server_on_port(name: str, url: str) -> Finding:
     try:
         status, _, body = fetch(url, "/api/health")
         health = json.loads(body)
@@ -216,10 +216,10 @@ def check_open_files() -> list[Finding]:
     return [Finding("open files", "ok", f"{said} at most, one for each connection")]
 
 
-def check_kept_clock() -> list[Finding]:
+def check_clock_sync() -> list[Finding]:
     """Look whether anything keeps this machine's clock right, as the kernel knows."""
     name, compare = "clock", "compare it: --clock https://HOST"
-    kept = _is_clock_kept()
+    kept = _is_clock_synced()
     if kept is None:
         return [Finding(name, "warning", "this system does not say whether anything keeps it right", compare)]
     if not kept:
@@ -242,7 +242,7 @@ class _Timex(ctypes.Structure):
     ]
 
 
-def _is_clock_kept() -> bool | None:
+def _is_clock_synced() -> bool | None:
     """Ask the kernel, which changes nothing; None if it does not say."""
     try:
         state: int = ctypes.CDLL(None).adjtimex(ctypes.byref(timex := _Timex()))
@@ -277,7 +277,7 @@ def local_url(settings: Settings) -> str:
     return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
-def trust_of(settings: Settings, url: str) -> ssl.SSLContext | None:
+def tls_context(settings: Settings, url: str) -> ssl.SSLContext | None:
     """Give what to check a server's certificate with; one that the relay made itself is known."""
     if not url.startswith(("https:", "wss:")):
         return None

@@ -1,6 +1,12 @@
 import pytest
 
-from brewos_relay.doctor.timeline import Turn, reason_of, span, summary_of, turns_of
+from brewos_relay.doctor.device_timeline import (
+    TimelineEvent,
+    end_reason,
+    format_duration,
+    summarize,
+    timeline_of,
+)
 from brewos_relay.registry.records import ActivityKind, StoredActivity
 
 LOST = {"by": "peer", "connectedS": "5.0", "messages": "7", "roundTripMs": "40.0"}
@@ -12,7 +18,7 @@ def entry(number: int, kind: ActivityKind, at_ms: int, **detail: str) -> StoredA
 
 
 def test_a_timeline_is_told_from_its_beginning() -> None:
-    turns = turns_of(
+    events = timeline_of(
         [
             entry(5, "offline", 9000, **SILENT),
             entry(4, "online", 8000),
@@ -21,13 +27,13 @@ def test_a_timeline_is_told_from_its_beginning() -> None:
             entry(1, "offline", 6000, **LOST),
         ]
     )
-    assert [(turn.at_ms, turn.online, turn.since_ms) for turn in turns] == [
+    assert [(event.at_ms, event.online, event.since_ms) for event in events] == [
         (6000, False, None),
         (7000, True, 1000),
         (8000, True, None),
         (9000, False, 1000),
     ]
-    summary = summary_of(turns)
+    summary = summarize(events)
     assert (summary.connections, list(summary.away_ms)) == (2, [1000])
     assert summary.median_round_trip_ms == 60.0
     assert sum(summary.reasons.values()) == 2
@@ -35,7 +41,7 @@ def test_a_timeline_is_told_from_its_beginning() -> None:
 
 def test_a_throttled_machine_stays_connected() -> None:
     held = {"throttledS": "5.0", "merged": "9", "dropped": "0"}
-    turns = turns_of(
+    events = timeline_of(
         [
             entry(4, "offline", 9000, **LOST),
             entry(3, "throttle_ended", 7000, **held),
@@ -43,19 +49,19 @@ def test_a_throttled_machine_stays_connected() -> None:
             entry(1, "online", 1000),
         ]
     )
-    assert [(turn.kind, turn.online, turn.since_ms) for turn in turns] == [
+    assert [(event.kind, event.online, event.since_ms) for event in events] == [
         ("online", True, None),
         ("throttled", True, None),
         ("throttle_ended", True, None),
         ("offline", False, 8000),
     ]
-    assert turns[2].detail == held
-    summary = summary_of(turns)
+    assert events[2].detail == held
+    summary = summarize(events)
     assert (summary.connections, summary.away_ms, sum(summary.reasons.values())) == (1, [], 1)
 
 
 def test_nothing_is_a_summary_as_well() -> None:
-    assert summary_of([]).median_round_trip_ms is None
+    assert summarize([]).median_round_trip_ms is None
 
 
 @pytest.mark.parametrize(
@@ -69,9 +75,9 @@ def test_nothing_is_a_summary_as_well() -> None:
     ],
 )
 def test_reasons(detail: dict[str, str], reason: str) -> None:
-    turn = Turn(at_ms=0, kind="offline", since_ms=None, detail=detail)
-    assert reason_of(turn) == reason
-    summary_of([turn])
+    event = TimelineEvent(at_ms=0, kind="offline", since_ms=None, detail=detail)
+    assert end_reason(event) == reason
+    summarize([event])
 
 
 @pytest.mark.parametrize(
@@ -86,4 +92,4 @@ def test_reasons(detail: dict[str, str], reason: str) -> None:
     ],
 )
 def test_spans(length_ms: float, text: str) -> None:
-    assert span(length_ms) == text
+    assert format_duration(length_ms) == text

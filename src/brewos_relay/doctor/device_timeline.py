@@ -13,7 +13,7 @@ _THROTTLES: Final = frozenset({"throttled", "throttle_ended"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class TimelineEvent:
     """A machine that came or went, or that began or ceased to send more than its rate.
 
     `since_ms` is for how long it had been away, or there; None if that is not known. `detail` says how a
@@ -47,10 +47,10 @@ class Summary:
         return statistics.median(self.round_trips_ms) if self.round_trips_ms else None
 
 
-def turns_of(entries: Iterable[StoredActivity]) -> list[Turn]:
+def timeline_of(entries: Iterable[StoredActivity]) -> list[TimelineEvent]:
     """Give the turns among the entries of one machine, the oldest first."""
-    turns: list[Turn] = []
-    last: Turn | None = None
+    events: list[TimelineEvent] = []
+    last: TimelineEvent | None = None
     for entry in sorted(entries, key=lambda entry: entry.id):
         since_ms = None
         if entry.kind in _TURNS:
@@ -59,27 +59,29 @@ def turns_of(entries: Iterable[StoredActivity]) -> list[Turn]:
                 since_ms = entry.at_ms - last.at_ms
         elif entry.kind not in _THROTTLES:
             continue
-        turn = Turn(at_ms=entry.at_ms, kind=entry.kind, since_ms=since_ms, detail=dict(entry.detail))
-        turns.append(turn)
+        event = TimelineEvent(
+            at_ms=entry.at_ms, kind=entry.kind, since_ms=since_ms, detail=dict(entry.detail)
+        )
+        events.append(event)
         if entry.kind in _TURNS:
-            last = turn
-    return turns
+            last = event
+    return events
 
 
-def summary_of(turns: Sequence[Turn]) -> Summary:
+def summarize(events: Sequence[TimelineEvent]) -> Summary:
     """Sum up what happened."""
-    trips = [_number(turn.detail.get("roundTripMs")) for turn in turns if not turn.online]
+    trips = [_number(event.detail.get("roundTripMs")) for event in events if not event.online]
     return Summary(
-        connections=sum(turn.kind == "online" for turn in turns),
-        away_ms=[turn.since_ms for turn in turns if turn.online and turn.since_ms is not None],
-        reasons=dict(Counter(reason_of(turn) for turn in turns if not turn.online).most_common()),
+        connections=sum(event.kind == "online" for event in events),
+        away_ms=[event.since_ms for event in events if event.online and event.since_ms is not None],
+        reasons=dict(Counter(end_reason(event) for event in events if not event.online).most_common()),
         round_trips_ms=[trip for trip in trips if trip is not None],
     )
 
 
-def reason_of(turn: Turn) -> str:
+def end_reason(event: TimelineEvent) -> str:
     """Say why a connection ended, in a few words."""
-    detail = turn.detail
+    detail = event.detail
     if "by" not in detail:
         return "not noted"
     who = "the machine" if detail["by"] == "peer" else "the relay"
@@ -88,7 +90,7 @@ def reason_of(turn: Turn) -> str:
     return f"{who} closed with {detail['code']}" + (f": {detail['reason']}" if "reason" in detail else "")
 
 
-def span(length_ms: float) -> str:
+def format_duration(length_ms: float) -> str:
     """Write a length of time so that it can be read at a glance."""
     left_s = round(length_ms / 1000)
     if left_s < 60:
