@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from brewos_relay.protocols import Registry
-from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
+from brewos_relay.registry.authority import ANONYMOUS_WRITES
 from support.pages import FENCE, code, read, rows, section
 from support.process import SOURCES
 

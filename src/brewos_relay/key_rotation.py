@@ -7,7 +7,7 @@ from brewos_relay.errors import TooManyKeys
 from brewos_relay.messages import key_rotate
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.keys import add_next_key, drop_next_key, gets_no_more_keys
+from brewos_relay.registry.device_keys import add_next_key, drop_next_key, gets_no_more_keys
 from brewos_relay.vocabulary import generate_key, now_ms
 
 RotationOutcome = Literal["sent", "offline", "too_many"]

@@ -10,8 +10,8 @@ from brewos_relay.core.grant import Grant
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.pairing import HeldClaim
-from brewos_relay.registry.records import Access, Device, Session, StoredState
+from brewos_relay.registry.pairing import HeldPairing
+from brewos_relay.registry.records import Access, Device, LoginSession, StoredState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Registry(Protocol):
     async def write_anonymous(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function that `registry.anonymous` lists, in a transaction."""
+        """Call a function that `authority.ANONYMOUS_WRITES` lists, in a transaction."""
         ...
 
     async def find_device(self, device_id: str) -> Device | None:
@@ -98,7 +98,7 @@ class Registry(Protocol):
         """Find the access of a user to a device."""
         ...
 
-    async def find_session(self, session_id: str) -> Session | None:
+    async def find_session(self, session_id: str) -> LoginSession | None:
         """Find a session that has neither ended nor expired."""
         ...
 
@@ -106,11 +106,11 @@ class Registry(Protocol):
         """Tell whether a token was revoked."""
         ...
 
-    def hold_claim(self, claim: HeldClaim) -> None:
+    def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the token of a device with a working key until it can be stored."""
         ...
 
-    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+    def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
         """Give the tokens of a device that wait to be stored."""
         ...
 

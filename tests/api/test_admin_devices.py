@@ -8,7 +8,7 @@ import pytest
 from brewos_relay.api import pairing
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.registry.accounts import set_admin
-from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
+from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from support.household import MACHINE, Answer, Household, open_household
 from support.sign_ins import sign_in
 

@@ -15,13 +15,13 @@ from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
+from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import find_user, set_admin, set_password_hash
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.pairing import claim, register_claim
-from brewos_relay.registry.removal import remove_user
+from brewos_relay.registry.login_sessions import open_session, sessions_of
+from brewos_relay.registry.pairing import pair_device, register_pairing
 from brewos_relay.registry.schema import device_users, users
-from brewos_relay.registry.sessions import open_session, sessions_of
 from brewos_relay.vocabulary import now_ms
 from support.household import Household, open_household
 from support.postgresql import PostgreSQL
@@ -60,7 +60,7 @@ async def open_house(folder: Path, url: str) -> AsyncIterator[Household]:
 def show_codes(db: Connection) -> None:
     at_ms = now_ms()
     for number in range(CLAIMS):
-        register_claim(
+        register_pairing(
             db,
             device_id=f"BRW-{number + 0x1000:08X}",
             key_hash=b"k" * 32,
@@ -110,7 +110,7 @@ async def test_claims_that_were_let_in_before_their_user_was_removed_leave_no_or
             try:
                 claimed = await house.store.write_as(
                     authority,
-                    claim,
+                    pair_device,
                     device_id=f"BRW-{number + 0x1000:08X}",
                     token_hash=hash_secret(TOKEN),
                     user_id="ada",

@@ -7,7 +7,7 @@ import trio
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.devices import note_info, note_seen
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import StoredState
 from brewos_relay.vocabulary import now_ms
 from support.household import KEY, MACHINE, OTHER_KEY, SECOND, STRANGE, Household, open_household
@@ -114,7 +114,7 @@ async def test_a_pending_key_is_shown(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         at_ms = now_ms()
         await house.store.write(
-            register_claim,
+            register_pairing,
             device_id=MACHINE,
             key_hash=hash_secret(OTHER_KEY),
             token_hash=hash_secret("t" * 32),

@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
+from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST
 from brewos_relay.vocabulary import is_key
 from support.household import KEY, MACHINE, open_household
 

@@ -8,12 +8,12 @@ import trio
 
 from brewos_relay.api import admin_accounts as admin_api
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.registry import bulk, removal
+from brewos_relay.registry import account_removal, bulk
 from brewos_relay.registry.access import devices_of, give
+from brewos_relay.registry.account_removal import closed_accounts
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice, StoredToken
-from brewos_relay.registry.removal import closed_accounts
 from brewos_relay.registry.tokens import add_token
 from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, SECOND, Household, open_household
@@ -164,7 +164,7 @@ async def test_a_large_account_is_signed_out_before_its_machines_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
-    monkeypatch.setattr(removal, "DEVICES_AT_ONCE", 100)
+    monkeypatch.setattr(account_removal, "DEVICES_AT_ONCE", 100)
     monkeypatch.setattr(admin_api, "REMOVAL_S", 0.0)
     async with open_household(tmp_path) as house:
         ada, ben = await sign_in(house), await sign_in(house, BEN)

@@ -9,8 +9,8 @@ from brewos_relay.api.pairing import CLAIM_MS
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.keys import add_next_key
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.device_keys import add_next_key
+from brewos_relay.registry.pairing import register_pairing
 from support.household import KEY, MACHINE, OTHER_KEY, STRANGE, Answer, Household, open_household
 
 NEW = "BRW-0000004D"
@@ -188,7 +188,7 @@ async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_wor
         await claim(house)
         expired = "e" * 32
         await house.store.write(
-            register_claim,
+            register_pairing,
             device_id=STRANGE,
             key_hash=hash_secret(KEY),
             token_hash=hash_secret(expired),

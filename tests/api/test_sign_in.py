@@ -10,9 +10,9 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.identity_providers import GoogleVerifier
 from brewos_relay.errors import IdentityUnavailable
+from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import all_users
-from brewos_relay.registry.removal import remove_user
-from brewos_relay.registry.sessions import sessions_of
+from brewos_relay.registry.login_sessions import sessions_of
 from brewos_relay.texts import is_showable
 from brewos_relay.vocabulary import now_ms
 from support.household import Household, open_household

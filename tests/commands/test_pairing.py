@@ -3,7 +3,7 @@ import json
 import pytest
 
 from brewos_relay.registry.access import users_of
-from brewos_relay.registry.pairing_window import window_open_until
+from brewos_relay.registry.pairing_limits import window_open_until
 
 from .conftest import Run, assert_refused, opened
 

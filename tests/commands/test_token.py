@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 
 from .conftest import SECRET, Run, assert_refused

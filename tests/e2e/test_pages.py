@@ -11,7 +11,7 @@ import trio
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.accounts import add_invite
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
@@ -49,7 +49,7 @@ async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server
             token_hash = hash_secret(INVITE)
             await server.store.write(add_invite, email=EMAIL, token_hash=token_hash, is_admin=False, **until)
             await server.store.write(
-                register_claim,
+                register_pairing,
                 device_id=MACHINE,
                 key_hash=hash_secret("k" * 43),
                 token_hash=hash_secret(CLAIM),

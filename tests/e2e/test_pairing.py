@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from brewos_relay.registry.pairing_window import close_window, open_window
+from brewos_relay.registry.pairing_limits import close_window, open_window
 from brewos_relay.vocabulary import now_ms
 from support.home import MACHINE, REGISTER, Home, open_home
 from support.http_client import Told, ask

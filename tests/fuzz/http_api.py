@@ -21,7 +21,7 @@ from brewos_relay.api.request_limits import RequestLimit
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, set_admin
-from brewos_relay.registry.sessions import open_session
+from brewos_relay.registry.login_sessions import open_session
 from brewos_relay.vocabulary import Role, now_ms
 from support.process import HereServer, machine_id, serve_here
 from support.wire_client import Ended, WireClient

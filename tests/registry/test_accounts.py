@@ -6,6 +6,7 @@ from sqlalchemy import Connection, insert, select
 
 from brewos_relay.errors import SignInRefused, UserExists
 from brewos_relay.registry.access import access_of, give
+from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import (
     REDEEMED_MS,
     add_invite,
@@ -24,14 +25,13 @@ from brewos_relay.registry.accounts import (
     sign_in,
     some_users,
 )
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.emails import normal_email
+from brewos_relay.registry.login_sessions import find_sessions, open_session
 from brewos_relay.registry.records import Identity, NewDevice, User
-from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.schema import identities, refresh_tokens, users
-from brewos_relay.registry.sessions import find_sessions, open_session
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 
 GOOGLE = "https://accounts.google.com"

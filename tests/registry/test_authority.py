@@ -16,15 +16,14 @@ from brewos_relay.errors import (
     TokenRejected,
 )
 from brewos_relay.registry.access import give, take
+from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import add_user, set_admin
-from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
-from brewos_relay.registry.authority import Authority, verify
+from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, remove_device, set_name
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.login_sessions import end_session, end_sessions, open_session
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import StoredToken
-from brewos_relay.registry.removal import remove_user
-from brewos_relay.registry.sessions import end_session, end_sessions, open_session
 from brewos_relay.registry.store import open_store
 from brewos_relay.registry.tokens import add_token, revoke_token
 from brewos_relay.vocabulary import Role, now_ms
@@ -172,7 +171,7 @@ async def test_an_anonymous_write_is_one_of_those_listed_with_a_reason(url: str)
         with pytest.raises(TypeError, match="needs an authority"):
             await store.write_anonymous(set_name, MACHINE, "Mine", now_ms=1)
         await store.write_anonymous(
-            register_claim,
+            register_pairing,
             device_id=MACHINE,
             key_hash=b"k" * 32,
             token_hash=b"t" * 32,

@@ -3,7 +3,8 @@ import time
 import pytest
 from sqlalchemy import Connection, delete, insert
 
-from brewos_relay.registry.changes import GAP_S, GAPS_AT_MOST, ChangeFollower, note_change, read_changes
+from brewos_relay.registry.change_feed import GAP_S, GAPS_AT_MOST, ChangeReader, read_changes
+from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import changes
@@ -16,7 +17,7 @@ def commit(db: Connection, *ids: int) -> None:
     db.execute(insert(changes), rows)
 
 
-def read_ids(follower: ChangeFollower, db: Connection) -> list[int]:
+def read_ids(follower: ChangeReader, db: Connection) -> list[int]:
     return [change.id for change in follower.read(db)]
 
 
@@ -46,7 +47,7 @@ def test_each_change_since_the_start_is_read_once(database: Database) -> None:
     with database.writing() as db:
         note_change(db, "key_changed", now_ms=1)
     with database.reading() as db:
-        follower = ChangeFollower(db)
+        follower = ChangeReader(db)
         assert follower.read(db) == []
     for now_ms in (2, 3):
         with database.writing() as db:
@@ -60,7 +61,7 @@ def test_each_change_since_the_start_is_read_once(database: Database) -> None:
 
 def test_a_change_that_appears_after_a_later_one(db: Connection) -> None:
     commit(db, 10)
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     commit(db, 12, 15)
     assert read_ids(follower, db) == [12, 15]
     commit(db, 11, 13, 16)
@@ -73,19 +74,19 @@ def test_a_change_that_appears_after_a_later_one(db: Connection) -> None:
 
 def test_a_change_of_before_the_start_that_appears_later(db: Connection) -> None:
     commit(db, 8, 10)
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     assert read_ids(follower, db) == []
     commit(db, 7, 9)
     assert read_ids(follower, db) == [7, 9]
     assert read_ids(follower, db) == []
 
 
-def gaps(follower: ChangeFollower) -> list[tuple[int, int]]:
+def gaps(follower: ChangeReader) -> list[tuple[int, int]]:
     return [(gap.first, gap.last) for gap in follower._gaps]
 
 
 def test_ids_that_never_appear_are_given_up(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     commit(db, 2)
     assert read_ids(follower, db) == [2]
     now_s = time.monotonic()
@@ -99,7 +100,7 @@ def test_ids_that_never_appear_are_given_up(db: Connection, monkeypatch: pytest.
 
 def test_a_thousand_changes_that_appear_after_a_later_one(db: Connection) -> None:
     commit(db, 10)
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     commit(db, 1500)
     assert read_ids(follower, db) == [1500]
     commit(db, *range(11, 1011))
@@ -111,7 +112,7 @@ def test_a_thousand_changes_that_appear_after_a_later_one(db: Connection) -> Non
 
 
 def test_only_so_many_gaps_are_looked_into_again(db: Connection) -> None:
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     commit(db, *range(2, 2 * GAPS_AT_MOST + 6, 2))
     assert len(read_ids(follower, db)) == GAPS_AT_MOST + 2
     assert len(gaps(follower)) == GAPS_AT_MOST
@@ -120,7 +121,7 @@ def test_only_so_many_gaps_are_looked_into_again(db: Connection) -> None:
 
 
 def test_looking_again_does_not_read_all_again(db: Connection) -> None:
-    follower = ChangeFollower(db)
+    follower = ChangeReader(db)
     commit(db, 1, 2, 3)
     assert read_ids(follower, db) == [1, 2, 3]
     assert gaps(follower) == []

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, insert
 from brewos_relay.errors import DeviceExists, RegistryError, UserExists
 from brewos_relay.registry.access import leave
 from brewos_relay.registry.accounts import add_user, all_users, sign_in
-from brewos_relay.registry.changes import ChangeFollower, note_change, note_changed_access, read_changes
+from brewos_relay.registry.change_feed import ChangeReader, read_changes
+from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import add_devices, lock_device
 from brewos_relay.registry.records import Identity
@@ -44,7 +45,7 @@ def follow(database: Database) -> Iterator[Callable[[], list[int]]]:
     """Follow changes as a server does: a function that gives the ids of new ones."""
     with Database.open(database._engine.url.render_as_string(hide_password=False)) as server:
         with server.reading() as db:
-            follower = ChangeFollower(db)
+            follower = ChangeReader(db)
 
         def follow() -> list[int]:
             with server.reading() as db:
@@ -76,7 +77,7 @@ def test_one_that_began_before_the_server(database: Database) -> None:
         with database.writing() as fast:
             note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
         with database.reading() as db:
-            follower = ChangeFollower(db)
+            follower = ChangeReader(db)
             assert follower.read(db) == []
     with database.reading() as db:
         assert [change.device_id for change in follower.read(db)] == [device_id(1)]
@@ -218,10 +219,10 @@ async def test_what_fails_by_itself_is_tried_twice_at_most(url: str) -> None:
 
 
 def test_a_machine_that_registers_twice_at_once(database: Database, postgresql: PostgreSQL) -> None:
-    from brewos_relay.registry.pairing import register_claim
+    from brewos_relay.registry.pairing import register_pairing
 
     def boot(db: Connection) -> str:
-        return register_claim(
+        return register_pairing(
             db,
             device_id=device_id(1),
             key_hash=b"k" * 32,

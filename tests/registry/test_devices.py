@@ -6,7 +6,7 @@ from sqlalchemy import Connection, event, select, update
 from brewos_relay.errors import DeviceExists, DeviceUnknown, RegistryError
 from brewos_relay.registry.access import devices_of, users_of
 from brewos_relay.registry.activity import activity_of, add_activity
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import (
     add_devices,

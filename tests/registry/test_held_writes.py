@@ -9,13 +9,13 @@ from sqlalchemy import Connection, select
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import held_writes
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import add_next_key
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.held_writes import CLAIMS_OF_EACH, HeldWrites, write_held
-from brewos_relay.registry.keys import add_next_key
-from brewos_relay.registry.notes import Notes
-from brewos_relay.registry.pairing import HeldClaim, claim
+from brewos_relay.registry.pairing import HeldPairing, pair_device
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import claims
+from brewos_relay.registry.write_behind import WriteBehind
 from support.registry_files import MINUTE_MS, NOW_MS, hash_of
 
 ID = "BRW-0000001A"
@@ -31,8 +31,8 @@ def db(url: str) -> Iterator[Connection]:
 
 def shown(
     token: str = "token", *, key: str = "first", device_id: str = ID, expires_at_ms: int = NOW_MS + MINUTE_MS
-) -> HeldClaim:
-    return HeldClaim(
+) -> HeldPairing:
+    return HeldPairing(
         device_id=device_id,
         key_hash=hash_of(key),
         token_hash=hash_of(token),
@@ -52,30 +52,30 @@ def tokens(db: Connection) -> list[bytes]:
 def test_newest_tokens_of_a_device_are_held_until_they_expire() -> None:
     held = held_writes_at()
     for number in range(CLAIMS_OF_EACH + 2):
-        held.hold_claim(shown(str(number)))
-    held.hold_claim(shown("2"))  # again
-    assert [claim.token_hash for claim in held.claims_of(ID)] == [hash_of("3"), hash_of("2")]
-    held.hold_claim(shown("old", expires_at_ms=NOW_MS))
-    assert [claim.token_hash for claim in held.claims_of(ID)] == [hash_of("2")]
-    assert list(held.claims_of("BRW-0000FFFF")) == []
+        held.hold_pairing(shown(str(number)))
+    held.hold_pairing(shown("2"))  # again
+    assert [pair_device.token_hash for pair_device in held.pairings_of(ID)] == [hash_of("3"), hash_of("2")]
+    held.hold_pairing(shown("old", expires_at_ms=NOW_MS))
+    assert [pair_device.token_hash for pair_device in held.pairings_of(ID)] == [hash_of("2")]
+    assert list(held.pairings_of("BRW-0000FFFF")) == []
 
 
 def test_number_of_devices_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_writes, "DEVICES_AT_MOST", 2)
     held = held_writes_at()
     for number in range(4):
-        held.hold_claim(shown(device_id=f"BRW-0000000{number}"))
+        held.hold_pairing(shown(device_id=f"BRW-0000000{number}"))
     assert [device_id for device_id, _, _ in held.all()] == ["BRW-00000002", "BRW-00000003"]
 
 
 def test_what_was_written_is_forgotten_and_what_came_since_is_not() -> None:
     held = held_writes_at()
-    held.hold_claim(shown("a"))
+    held.hold_pairing(shown("a"))
     held.hold_use(ID, FIRST, "confirmed")
     written = held.all()
-    held.hold_claim(shown("b"))
+    held.hold_pairing(shown("b"))
     held.forget(written)
-    assert [claim.token_hash for claim in held.claims_of(ID)] == [hash_of("b")]
+    assert [pair_device.token_hash for pair_device in held.pairings_of(ID)] == [hash_of("b")]
     held.forget(held.all())
     held.forget(written)
     assert not held
@@ -84,9 +84,9 @@ def test_what_was_written_is_forgotten_and_what_came_since_is_not() -> None:
 def test_held_writes_happen_once_while_their_key_works(db: Connection) -> None:
     add_next_key(db, ID, hash_of("next"), now_ms=NOW_MS)
     held = held_writes_at()
-    held.hold_claim(shown("good"))
-    held.hold_claim(shown("of next", key="next"))
-    held.hold_claim(shown(device_id="BRW-0000FFFF"))
+    held.hold_pairing(shown("good"))
+    held.hold_pairing(shown("of next", key="next"))
+    held.hold_pairing(shown(device_id="BRW-0000FFFF"))
     held.hold_use("BRW-0000FFFF", FIRST, "confirmed")
     for _ in range(2):
         write_held(db, held.all(), now_ms=NOW_MS)
@@ -100,13 +100,13 @@ def test_held_writes_happen_once_while_their_key_works(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("late", [shown("late", key="stranger's"), shown("late", expires_at_ms=NOW_MS)])
-def test_token_whose_key_or_time_has_ended_is_not_stored(db: Connection, late: HeldClaim) -> None:
+def test_token_whose_key_or_time_has_ended_is_not_stored(db: Connection, late: HeldPairing) -> None:
     write_held(db, [(ID, late, late.key_hash)], now_ms=NOW_MS)
     assert tokens(db) == []
 
 
 def test_claim_stores_a_held_token_first(db: Connection) -> None:
-    claimed = claim(
+    claimed = pair_device(
         db,
         device_id=ID,
         token_hash=hash_of("held"),
@@ -127,13 +127,13 @@ def tokens_at(database: Database) -> list[bytes]:
 async def test_held_token_stays_until_the_registry_can_be_written(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("brewos_relay.registry.notes.now_ms", lambda: NOW_MS)
-    monkeypatch.setattr("brewos_relay.registry.notes.FLUSH_EVERY_S", 0.02)
-    monkeypatch.setattr("brewos_relay.registry.notes.HeldWrites", lambda **_: held_writes_at())
+    monkeypatch.setattr("brewos_relay.registry.write_behind.now_ms", lambda: NOW_MS)
+    monkeypatch.setattr("brewos_relay.registry.write_behind.FLUSH_EVERY_S", 0.02)
+    monkeypatch.setattr("brewos_relay.registry.write_behind.HeldWrites", lambda **_: held_writes_at())
     with Database.open(url) as database:
         with database.writing() as db:
             add_devices(db, [NewDevice(id=ID, key_hash=FIRST, user_id="olga")], now_ms=NOW_MS)
-        notes = Notes(database, limiter=trio.CapacityLimiter(1))
+        notes = WriteBehind(database, limiter=trio.CapacityLimiter(1))
         writing, failures = database.writing, iter([True, True])
 
         def fails_twice(**told: float | None) -> object:
@@ -142,14 +142,14 @@ async def test_held_token_stays_until_the_registry_can_be_written(
             return writing(**told)
 
         monkeypatch.setattr(database, "writing", fails_twice)
-        notes.hold_claim(shown("held"))
+        notes.hold_pairing(shown("held"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notes.run)
             with trio.fail_after(20):
                 while not tokens_at(database):
-                    assert len(notes.held_claims(ID)) == 1
+                    assert len(notes.held_pairings(ID)) == 1
                     await trio.sleep(0.01)
-                while notes.held_claims(ID):  # noqa: ASYNC110
+                while notes.held_pairings(ID):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert next(failures, None) is None  # after two failures

@@ -10,7 +10,8 @@ from brewos_relay.registry.changes import note_change
 from brewos_relay.registry.devices import add_devices, all_devices, note_seen
 from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, expired, find_excess
 from brewos_relay.registry.housekeeping import prune as prune_some
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.login_sessions import find_sessions, open_session, refresh
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import Activity
 from brewos_relay.registry.schema import (
     activity,
@@ -24,7 +25,6 @@ from brewos_relay.registry.schema import (
     shares,
     users,
 )
-from brewos_relay.registry.sessions import find_sessions, open_session, refresh
 from support.registry import NOW_MS, device_id, new_device, prune
 
 HASH = bytes(32)
@@ -133,7 +133,7 @@ def test_of_each_device_the_newest_activity_stays(db: Connection, monkeypatch: p
 
 
 def register(db: Connection, number: int, *, at_ms: int, until_ms: int = NOW_MS) -> None:
-    register_claim(
+    register_pairing(
         db,
         device_id=device_id(number),
         key_hash=HASH,

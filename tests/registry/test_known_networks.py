@@ -1,5 +1,6 @@
 from sqlalchemy import Connection, func, select
 
+from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.known_networks import (
     KEPT_MS,
@@ -10,7 +11,6 @@ from brewos_relay.registry.known_networks import (
     note_network,
     seen_at,
 )
-from brewos_relay.registry.removal import remove_user
 from brewos_relay.registry.schema import known_networks
 from support.registry import NOW_MS, prune
 

@@ -13,18 +13,14 @@ from brewos_relay.errors import QuotaReached, TooManyUnproven
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.registry.access import access_of, give, leave, take
 from brewos_relay.registry.activity import activity_of, add_activity
-from brewos_relay.registry.changes import read_changes
-from brewos_relay.registry.claim_slots import CLAIMS_AT_MOST, NETWORKS_AT_MOST, WIDEST_AT_MOST
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import add_next_key, use_next_key
 from brewos_relay.registry.devices import find_devices
-from brewos_relay.registry.keys import add_next_key, use_next_key
-from brewos_relay.registry.pairing import (
-    Registered,
-    claim,
-    register_claim,
-)
-from brewos_relay.registry.proof import UNPROVEN_PER_ACCOUNT, confirm_key
-from brewos_relay.registry.records import Activity, Claimed, Device
+from brewos_relay.registry.pairing import Registered, pair_device, register_pairing
+from brewos_relay.registry.pairing_proof import UNPROVEN_PER_ACCOUNT, confirm_key
+from brewos_relay.registry.pairing_tokens import CLAIMS_AT_MOST, NETWORKS_AT_MOST, WIDEST_AT_MOST
+from brewos_relay.registry.records import Activity, Device, PairingResult
 from brewos_relay.registry.schema import claims
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 
@@ -43,7 +39,7 @@ def register(
     network: str = "",
     around: Sequence[str] = (),
 ) -> Registered:
-    return register_claim(
+    return register_pairing(
         db,
         device_id=device_id,
         key_hash=hash_of(key),
@@ -62,8 +58,8 @@ def scan(
     device_id: str = ID,
     name: str | None = None,
     now_ms: int = NOW_MS,
-) -> Claimed | None:
-    return claim(
+) -> PairingResult | None:
+    return pair_device(
         db, device_id=device_id, token_hash=hash_of(token), user_id=user_id, name=name, now_ms=now_ms
     )
 
@@ -164,7 +160,7 @@ def test_who_gets_what_by_which_token(
     assert device(db).key_hash == hash_of(key)
     if answer is not None:
         assert answer.key_changed is (key != "first")
-        assert scan(db, token, who) == Claimed(device_id=ID, device_name=None, role=answer.role)
+        assert scan(db, token, who) == PairingResult(device_id=ID, device_name=None, role=answer.role)
         assert scan(db, token, "tom") is None
         assert role_of(db, "tom") is None
     else:
@@ -205,7 +201,7 @@ def test_what_becomes_of_a_key_that_is_registered(
 def test_what_a_claim_answers_and_leaves_behind(db: Connection) -> None:
     assert register(db, "t") == "stored"
     answer = scan(db, "t", "olga", name="Küche")
-    assert answer == Claimed(device_id=ID, device_name="Küche", role="owner")
+    assert answer == PairingResult(device_id=ID, device_name="Küche", role="owner")
     assert device(db).name == "Küche"
     access = access_of(db, [("olga", ID)], now_ms=NOW_MS)["olga", ID]
     assert (access.until_ms, access.claimed_at_ms) == (None, NOW_MS)
@@ -257,7 +253,9 @@ def test_only_an_owner_names_the_machine(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga", name="Küche")
     register(db, "u")
-    assert scan(db, "u", "mia", name="Mine") == Claimed(device_id=ID, device_name="Küche", role="member")
+    assert scan(db, "u", "mia", name="Mine") == PairingResult(
+        device_id=ID, device_name="Küche", role="member"
+    )
     assert device(db).name == "Küche"
     register(db, "v")
     with pytest.raises(ValueError, match="a name"):
@@ -269,7 +267,7 @@ def test_a_guest_with_the_machine_in_front_of_them_stays(db: Connection) -> None
     scan(db, "t", "olga")
     give(db, ID, "gus", role="viewer", until_ms=NOW_MS + 1, now_ms=NOW_MS)
     register(db, "u")
-    assert scan(db, "u", "gus") == Claimed(device_id=ID, device_name=None, role="member", until_ms=None)
+    assert scan(db, "u", "gus") == PairingResult(device_id=ID, device_name=None, role="member", until_ms=None)
     assert kinds(db).count("access_changed") >= 1
 
 
@@ -522,7 +520,7 @@ def test_of_two_who_claim_a_token_at_once_one_wins(database: Database) -> None:
         with database.writing() as db:
             register(db, "t", device_id=device_id)
 
-        def go(user_id: str, device_id: str = device_id) -> Claimed | None:
+        def go(user_id: str, device_id: str = device_id) -> PairingResult | None:
             with database.writing() as db:
                 return scan(db, "t", user_id, device_id=device_id)
 
@@ -559,7 +557,7 @@ def test_account_has_so_many_machines_at_most(db: Connection) -> None:
         id_ = f"BRW-{number:08X}"
         register(db, f"t{number}", device_id=id_)
         confirm_key(db, id_, hash_of("first"))
-    got = partial(claim, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=2)
+    got = partial(pair_device, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=2)
     for number in range(2):
         assert got(device_id=f"BRW-{number:08X}", token_hash=hash_of(f"t{number}"))
     with pytest.raises(QuotaReached):
@@ -570,7 +568,7 @@ def test_account_has_so_many_machines_at_most(db: Connection) -> None:
 
 
 def test_account_owns_few_machines_that_never_connected(db: Connection) -> None:
-    got = partial(claim, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=50)
+    got = partial(pair_device, db, user_id="olga", name=None, now_ms=NOW_MS, machines_at_most=50)
     for number in range(UNPROVEN_PER_ACCOUNT + 1):
         register(db, f"t{number}", device_id=f"BRW-{number:08X}")
     for number in range(UNPROVEN_PER_ACCOUNT):

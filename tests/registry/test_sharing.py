@@ -10,9 +10,15 @@ from brewos_relay.registry.access import access_of, give, leave, set_role, take
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, remove_device
-from brewos_relay.registry.pairing import claim_code, claim_share, new_share, revoke_share, shares_of
-from brewos_relay.registry.records import Access, Claimed, NewDevice, Share
-from brewos_relay.registry.sharing import SHARES_AT_MOST
+from brewos_relay.registry.records import Access, NewDevice, PairingResult, Share
+from brewos_relay.registry.sharing import (
+    SHARES_AT_MOST,
+    accept_share,
+    accept_share_code,
+    new_share,
+    revoke_share,
+    shares_of,
+)
 from brewos_relay.vocabulary import GuestRole
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 
@@ -66,13 +72,13 @@ def share(
 
 def follow(
     db: Connection, user_id: str, name: str = "s", *, device_id: str = ID, now_ms: int = NOW_MS
-) -> Claimed | None:
+) -> PairingResult | None:
     token_hash = hash_of(f"token {name}")
-    return claim_share(db, device_id=device_id, token_hash=token_hash, user_id=user_id, now_ms=now_ms)
+    return accept_share(db, device_id=device_id, token_hash=token_hash, user_id=user_id, now_ms=now_ms)
 
 
-def type_in(db: Connection, user_id: str, name: str = "s", *, now_ms: int = NOW_MS) -> Claimed | None:
-    return claim_code(db, code_hash=hash_of(f"code {name}"), user_id=user_id, now_ms=now_ms)
+def type_in(db: Connection, user_id: str, name: str = "s", *, now_ms: int = NOW_MS) -> PairingResult | None:
+    return accept_share_code(db, code_hash=hash_of(f"code {name}"), user_id=user_id, now_ms=now_ms)
 
 
 def access(db: Connection, user_id: str, *, now_ms: int = NOW_MS) -> tuple[str, int | None] | None:
@@ -92,7 +98,7 @@ def test_a_share_by_link_and_by_code(db: Connection) -> None:
         created_at_ms=NOW_MS,
         expires_at_ms=NOW_MS + DAY_MS,
     )
-    answer = Claimed(device_id=ID, device_name="Küche", role="viewer", until_ms=SUNDAY_MS)
+    answer = PairingResult(device_id=ID, device_name="Küche", role="viewer", until_ms=SUNDAY_MS)
     assert follow(db, "mia") == follow(db, "mia") == answer
     assert type_in(db, "tom") == answer
     assert access(db, "mia") == access(db, "tom") == ("viewer", SUNDAY_MS)
@@ -185,7 +191,7 @@ def test_of_two_who_take_the_last_use_at_once_one_wins(database: Database) -> No
         with database.writing() as db:
             share(db, f"s{number}", uses_left=1)
 
-        def go(user_id: str, number: int = number) -> Claimed | None:
+        def go(user_id: str, number: int = number) -> PairingResult | None:
             with database.writing() as db:
                 return follow(db, f"{user_id}{number}", f"s{number}")
 

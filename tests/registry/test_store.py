@@ -13,8 +13,8 @@ import trio.testing
 from sqlalchemy import Connection, func, select
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry import notes as notes_module
 from brewos_relay.registry import store as store_module
+from brewos_relay.registry import write_behind as notes_module
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import activity_of
@@ -22,9 +22,9 @@ from brewos_relay.registry.bulk import PAUSE_S
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, find_devices, lock_device, remove_device, set_name
 from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.login_sessions import end_session, open_session
 from brewos_relay.registry.records import Activity, Change
 from brewos_relay.registry.schema import device_users
-from brewos_relay.registry.sessions import end_session, open_session
 from brewos_relay.registry.store import PRUNE_EVERY_S, Store, open_store
 from brewos_relay.vocabulary import now_ms
 from support.kinds import ON_SQLITE

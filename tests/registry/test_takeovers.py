@@ -10,10 +10,11 @@ from sqlalchemy import Connection
 from brewos_relay.errors import LastOwner, NotAnOwner, TooManyKeys
 from brewos_relay.registry.access import current_users, give, leave, set_role, take
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import add_next_key, use_next_key, works
 from brewos_relay.registry.devices import find_devices
-from brewos_relay.registry.keys import add_next_key, use_next_key, works
-from brewos_relay.registry.pairing import claim, claim_share, new_share, register_claim
-from brewos_relay.registry.records import Access, Claimed, Device
+from brewos_relay.registry.pairing import pair_device, register_pairing
+from brewos_relay.registry.records import Access, Device, PairingResult
+from brewos_relay.registry.sharing import accept_share, new_share
 from brewos_relay.vocabulary import GuestRole, role_includes
 from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
@@ -92,7 +93,7 @@ class Life:
         return f"{self.id} {what} {self.count}"
 
     def register(self, token: str, key: str) -> str:
-        return register_claim(
+        return register_pairing(
             self.db,
             device_id=self.id,
             key_hash=hash_of(key),
@@ -101,9 +102,9 @@ class Life:
             expires_at_ms=self.now_ms + LIFE_MS,
         )
 
-    def scan(self, token: str, user_id: str) -> Claimed | None:
+    def scan(self, token: str, user_id: str) -> PairingResult | None:
         before = self.users.get(user_id)
-        answer = claim(
+        answer = pair_device(
             self.db,
             device_id=self.id,
             token_hash=hash_of(token),
@@ -209,9 +210,11 @@ class Life:
             expires_at_ms=self.now_ms + LIFE_MS,
         )
 
-    def take_share(self, user_id: str, token: str, role: GuestRole, until_ms: int | None) -> Claimed | None:
+    def take_share(
+        self, user_id: str, token: str, role: GuestRole, until_ms: int | None
+    ) -> PairingResult | None:
         before = self.users.get(user_id)
-        answer = claim_share(
+        answer = accept_share(
             self.db, device_id=self.id, token_hash=hash_of(token), user_id=user_id, now_ms=self.now_ms
         )
         after = self.users.get(user_id)

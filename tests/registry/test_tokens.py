@@ -1,7 +1,7 @@
 import pytest
 from sqlalchemy import Connection
 
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.tokens import add_token, all_tokens, lock_token, revoke_token, revoked_tokens
 from support.registry import NOW_MS, prune

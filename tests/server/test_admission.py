@@ -16,9 +16,9 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.messages import Message
-from brewos_relay.registry.keys import use_next_key
-from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted
-from brewos_relay.registry.records import Access, Device, Session, StoredState
+from brewos_relay.registry.device_keys import use_next_key
+from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted
+from brewos_relay.registry.records import Access, Device, LoginSession, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, Denied, DeviceEntry, TokenRefused
 from brewos_relay.server.connection_budgets import DEVICE_BURST
@@ -118,12 +118,12 @@ class FakeStore(Store):
         await self._answer(user_id)
         return self.accesses.get(user_id) if device_id == DEVICE_ID else None
 
-    async def find_session(self, session_id: str) -> Session | None:
+    async def find_session(self, session_id: str) -> LoginSession | None:
         await self._answer(session_id)
         user_id = self.sessions.get(session_id)
         if user_id is None:
             return None
-        return Session(
+        return LoginSession(
             id=session_id,
             user_id=user_id,
             created_at_ms=1,
@@ -679,7 +679,7 @@ async def test_what_was_taken_away_meanwhile_lets_nobody_in(asking: Request, sta
         async def access_of(self, user_id: str, device_id: str) -> Access | None:
             return await self._first(super().access_of, user_id, device_id)
 
-        async def find_session(self, session_id: str) -> Session | None:
+        async def find_session(self, session_id: str) -> LoginSession | None:
             return await self._first(super().find_session, session_id)
 
         async def _first(self, ask: Callable[..., Awaitable[T]], *about: str) -> T:

@@ -13,7 +13,7 @@ from brewos_relay.core.grant import Credential, Grant
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.keys import add_next_key
+from brewos_relay.registry.device_keys import add_next_key
 from brewos_relay.registry.records import Access, Change, ChangeKind, Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.change_applier import ChangeApplier

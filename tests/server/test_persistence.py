@@ -15,10 +15,10 @@ from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message, encode
-from brewos_relay.registry.notes import Notes
+from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState
-from brewos_relay.registry.states import STATES_AT_ONCE
 from brewos_relay.registry.store import Store
+from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.server.persistence import (
     FIND_S,
     LAST_SAVE_S,
@@ -34,7 +34,7 @@ from support.peers import ScriptedPeer
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 
 
-class RecordedNotes(Notes):
+class RecordedNotes(WriteBehind):
     """Remembers what it is told."""
 
     def __init__(self) -> None:

@@ -26,9 +26,9 @@ from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.login_sessions import find_sessions, open_session
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import device_users, users
-from brewos_relay.registry.sessions import find_sessions, open_session
 from brewos_relay.registry.store import WRITE_S, Store, open_store
 from brewos_relay.vocabulary import Role, now_ms
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from brewos_relay.auth.identity_providers import ProvenIdentity
-from brewos_relay.registry.pairing_window import NewDeviceRules
+from brewos_relay.registry.pairing_limits import NewDeviceRules
 
 DAY_S: Final = 24 * 3600
 

@@ -12,15 +12,15 @@ from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, body_of, json_answer, query_of
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.overview import DeviceOverview, some_devices, totals
-from brewos_relay.registry.pairing_window import (
+from brewos_relay.registry.device_overview import DeviceOverview, list_device_overviews, totals
+from brewos_relay.registry.pairing_limits import (
     NewDeviceRules,
     PairingMode,
     close_window,
     open_window,
     window_open_until,
 )
-from brewos_relay.registry.proof import release_device
+from brewos_relay.registry.pairing_proof import release_device
 from brewos_relay.vocabulary import iso_time, now_ms
 
 _MINUTES_AT_MOST: Final = 24 * 60
@@ -123,7 +123,9 @@ class AdminDeviceRoutes:
     async def all_devices(self) -> Response:
         await self.authenticator.administrator(request)
         page = query_of(request, Listing)
-        found = await self.store.read(some_devices, find=page.find, after=page.after, limit=page.limit)
+        found = await self.store.read(
+            list_device_overviews, find=page.find, after=page.after, limit=page.limit
+        )
         return json_answer(
             AdminDevices(
                 devices=[_device_answer(one, self.relay) for one in found],

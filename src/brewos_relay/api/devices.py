@@ -20,8 +20,8 @@ from brewos_relay.messages import Message
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.access import devices_of, leave, release
 from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST
 from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices
-from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST
 from brewos_relay.registry.records import Access, Device, OwnedDevice, StoredState
 from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 

@@ -28,7 +28,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
-from brewos_relay.registry import sessions
+from brewos_relay.registry import login_sessions
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import User
 from brewos_relay.texts import showable
@@ -75,7 +75,7 @@ class LoginSessions:
         refresh_token = generate_secret_token()
         started_ms = now_ms()
         await self._store.write_anonymous(
-            sessions.open_session,
+            login_sessions.open_session,
             session_id=session_id,
             user_id=user.id,
             refresh_hash=hash_secret(refresh_token),
@@ -93,7 +93,7 @@ class LoginSessions:
         salt = generate_salt()
         at_ms = now_ms()
         outcome = await self._store.write_anonymous(
-            sessions.refresh,
+            login_sessions.refresh,
             hash_secret(refresh_token),
             successor_hash=hash_secret(derive_token(refresh_token, salt)),
             successor_salt=salt,
@@ -101,7 +101,7 @@ class LoginSessions:
             grace_ms=self._accounts.refresh_grace_s * 1000,
             expires_at_ms=at_ms + self._accounts.refresh_ttl_s * 1000,
         )
-        if isinstance(outcome, sessions.Copied):
+        if isinstance(outcome, login_sessions.Copied):
             log.warning(
                 "session %s of user %s was ended: a copied refresh token was used",
                 outcome.session_id,
@@ -215,7 +215,7 @@ class LoginSessionRoutes:
     async def logout(self) -> Response:
         session_id, user_id = self.authenticator.session_of(request)
         ended = session_id is not None and await self.store.write_anonymous(
-            sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
+            login_sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
         )
         await self.store.catch_up(ends_only=True)
         return json_answer(Ended(int(ended)))
@@ -224,7 +224,7 @@ class LoginSessionRoutes:
     async def logout_all(self) -> Response:
         requester = await self.authenticator.with_session(request)
         ended = await self.store.write_as(
-            Authority(requester.principal), sessions.end_sessions, requester.user_id, now_ms=now_ms()
+            Authority(requester.principal), login_sessions.end_sessions, requester.user_id, now_ms=now_ms()
         )
         await self.store.catch_up(ends_only=True)
         return json_answer(Ended(ended))
@@ -234,7 +234,11 @@ class LoginSessionRoutes:
         requester = await self.authenticator.with_session(request)
         page = query_of(request, PageQuery)
         found = await self.store.read(
-            sessions.sessions_of, requester.user_id, after=page.mark(), limit=page.limit, now_ms=now_ms()
+            login_sessions.sessions_of,
+            requester.user_id,
+            after=page.mark(),
+            limit=page.limit,
+            now_ms=now_ms(),
         )
         return json_answer(
             SessionList(
@@ -259,7 +263,7 @@ class LoginSessionRoutes:
         requester = await self.authenticator.with_session(request)
         if not await self.store.write_as(
             Authority(requester.principal),
-            sessions.end_session,
+            login_sessions.end_session,
             session_id,
             user_id=requester.user_id,
             now_ms=now_ms(),

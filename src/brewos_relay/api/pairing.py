@@ -20,8 +20,9 @@ from brewos_relay.errors import PairingClosed, RegistryBusy, RegistryError, TooM
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.pairing import HeldClaim, claim, claim_code, claim_share, register_claim
-from brewos_relay.registry.records import Claimed
+from brewos_relay.registry.pairing import HeldPairing, pair_device, register_pairing
+from brewos_relay.registry.records import PairingResult
+from brewos_relay.registry.sharing import accept_share, accept_share_code
 from brewos_relay.vocabulary import Role, now_ms, parse_device_id
 
 CLAIM_MS: Final = 10 * 60_000
@@ -129,7 +130,7 @@ class PairingRoutes:
         await _admit_machine(device_id, body.device_key, store=self.store, request_limits=self.request_limits)
         at_ms = now_ms()
         network = network_of(current_caller().address)
-        shown = HeldClaim(
+        shown = HeldPairing(
             device_id=device_id,
             key_hash=hash_secret(body.device_key),
             token_hash=hash_secret(body.token),
@@ -144,7 +145,7 @@ class PairingRoutes:
                 self._capacity.admit(network)
                 async with self._registering.turn(networks_of(network)):
                     await self.store.write_anonymous(
-                        register_claim,
+                        register_pairing,
                         device_id=device_id,
                         key_hash=shown.key_hash,
                         token_hash=shown.token_hash,
@@ -165,7 +166,7 @@ class PairingRoutes:
             # A machine that does not get 200 does not connect. Looked at again: the key may have ended.
             if not await _is_its_key(device_id, body.device_key, store=self.store):
                 raise
-            self.store.hold_claim(shown)
+            self.store.hold_pairing(shown)
         # The same whatever came of it: anybody can send this, with anybody's id.
         return json_answer(Done())
 
@@ -280,12 +281,12 @@ async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | 
 
 async def _claim_by_code(
     code_hash: bytes | None, requester: Requester, *, store: Registry, accounts: AccountRules
-) -> Claimed | None:
+) -> PairingResult | None:
     if code_hash is None:
         return None
     return await store.write_as(
         Authority(requester.principal),
-        claim_code,
+        accept_share_code,
         code_hash=code_hash,
         user_id=requester.user_id,
         now_ms=now_ms(),
@@ -301,7 +302,7 @@ async def _claim_by_token(
     shared: bool,
     store: Registry,
     accounts: AccountRules,
-) -> Claimed | None:
+) -> PairingResult | None:
     try:
         device_id = parse_device_id(body.device_id)
     except ValueError:
@@ -310,7 +311,7 @@ async def _claim_by_token(
     if shared:
         return await store.write_as(
             Authority(requester.principal),
-            claim_share,
+            accept_share,
             device_id=device_id,
             token_hash=token_hash,
             user_id=requester.user_id,
@@ -319,12 +320,12 @@ async def _claim_by_token(
         )
     return await store.write_as(
         Authority(requester.principal),
-        claim,
+        pair_device,
         device_id=device_id,
         token_hash=token_hash,
         user_id=requester.user_id,
         name=name,
         machines_at_most=accounts.machines_per_account,
-        held=store.held_claims(device_id),
+        held=store.held_pairings(device_id),
         now_ms=now_ms(),
     )

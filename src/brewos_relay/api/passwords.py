@@ -19,7 +19,7 @@ from brewos_relay.auth.passwords import hash_password, password_matches
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
-from brewos_relay.registry import known_networks, sessions
+from brewos_relay.registry import known_networks, login_sessions
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.emails import email_key
 from brewos_relay.registry.records import User
@@ -195,6 +195,6 @@ def _set_password(db: Connection, user_id: str, password_hash: str, *, keep: str
     if user is None or not user.has_password:
         return 0
     others = [
-        session.id for session in sessions.sessions_of(db, user_id, now_ms=now_ms) if session.id != keep
+        session.id for session in login_sessions.sessions_of(db, user_id, now_ms=now_ms) if session.id != keep
     ]
-    return sum(sessions.end_session(db, one, user_id=user_id, now_ms=now_ms) for one in others)
+    return sum(login_sessions.end_session(db, one, user_id=user_id, now_ms=now_ms) for one in others)

@@ -21,7 +21,7 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import generate_code, generate_secret_token, hash_code, hash_secret
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.pairing import new_share, revoke_share, shares_of
+from brewos_relay.registry.sharing import new_share, revoke_share, shares_of
 from brewos_relay.vocabulary import LAST_TIME_MS, iso_time, now_ms
 
 SHARE_S: Final = 24 * 3600

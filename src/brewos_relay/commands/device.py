@@ -129,7 +129,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     from brewos_relay.auth.secrets import hash_secret
     from brewos_relay.registry.bulk import run_steps
     from brewos_relay.registry.database import Database
-    from brewos_relay.registry.devicefile import read_device_file
+    from brewos_relay.registry.device_file import read_device_file
     from brewos_relay.registry.devices import find_devices
 
     with failing_with(Failed):
@@ -243,8 +243,8 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.activity import activity_of
     from brewos_relay.registry.changes import note_change
+    from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
     from brewos_relay.registry.devices import find_devices
-    from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
 
     with failing_with(Failed), existing_registry(data_dir) as database:
         with database.writing() as db:

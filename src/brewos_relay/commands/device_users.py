@@ -98,7 +98,7 @@ def give(
       brewos-relay device give BRW-12AB34CD --user guest --role viewer --until 7d
     """
     from brewos_relay.registry import access
-    from brewos_relay.registry.proof import trust_key
+    from brewos_relay.registry.pairing_proof import trust_key
 
     if role == "owner" and until_s is not None:
         raise click.UsageError("an owner is one for ever; leave out --until, or take --role member")
@@ -166,7 +166,7 @@ def release(device_id: str, data_dir: Path | None) -> None:
     Example:
       brewos-relay device release BRW-12AB34CD
     """
-    from brewos_relay.registry.proof import release_device
+    from brewos_relay.registry.pairing_proof import release_device
 
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         had = release_device(db, device_id, now_ms=now_ms())

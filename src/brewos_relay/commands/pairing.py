@@ -43,7 +43,7 @@ def open_(for_s: int, data_dir: Path | None) -> None:
     Example:
       brewos-relay pairing open --for 10m
     """
-    from brewos_relay.registry.pairing_window import WINDOW_AT_MOST_MS, open_window
+    from brewos_relay.registry.pairing_limits import WINDOW_AT_MOST_MS, open_window
 
     if for_s * 1000 > WINDOW_AT_MOST_MS:
         raise click.UsageError("--for must be a day at most, as in 10m or 24h")
@@ -67,7 +67,7 @@ def close(data_dir: Path | None) -> None:
     Example:
       brewos-relay pairing close
     """
-    from brewos_relay.registry.pairing_window import close_window
+    from brewos_relay.registry.pairing_limits import close_window
 
     with failing_with(Failed):
         mode = settings_from(data_dir=data_dir).pairing
@@ -93,7 +93,7 @@ def status(as_json: bool, data_dir: Path | None) -> None:
     Example:
       brewos-relay pairing status
     """
-    from brewos_relay.registry.pairing_window import window_open_until
+    from brewos_relay.registry.pairing_limits import window_open_until
 
     with failing_with(Failed):
         mode = settings_from(data_dir=data_dir).pairing

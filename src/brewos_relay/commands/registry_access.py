@@ -76,7 +76,7 @@ def find_user_id(db: "Connection", given: str) -> str:
 
 def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
     """Say which of these users have more machines now than they could get by claims and shares."""
-    from brewos_relay.registry.quotas import machine_count
+    from brewos_relay.registry.pairing_limits import machine_count
 
     limit = settings_from().machines_per_account
     for user_id in sorted(set(user_ids)):

@@ -126,7 +126,7 @@ def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) ->
         if first + wanted > _IDS:
             raise click.UsageError(f"there are no {wanted} ids from {first_id} on; give another --first-id")
         return [DeviceIdentity(device_id=f"BRW-{first + position:08X}") for position in range(wanted)]
-    from brewos_relay.registry.devicefile import read_device_file
+    from brewos_relay.registry.device_file import read_device_file
 
     rows = read_device_file(keys_file, hash_key=str.encode)
     found = [DeviceIdentity(device_id=new.id, key=new.key_hash.decode()) for _, new in rows]

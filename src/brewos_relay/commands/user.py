@@ -172,8 +172,8 @@ def remove(email: str, data_dir: Path | None) -> None:
     Example:
       brewos-relay user remove bob@example.com
     """
+    from brewos_relay.registry.account_removal import close_account, remove_some
     from brewos_relay.registry.bulk import run_steps
-    from brewos_relay.registry.removal import close_account, remove_some
 
     with failing_with(Failed), existing_registry(data_dir) as database:
         with database.writing() as db:
@@ -246,7 +246,7 @@ def sign_out(email: str, data_dir: Path | None) -> None:
     Example:
       brewos-relay user sign-out ada@example.com
     """
-    from brewos_relay.registry.sessions import end_sessions
+    from brewos_relay.registry.login_sessions import end_sessions
 
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         ended = end_sessions(db, _account(db, email).id, now_ms=now_ms())

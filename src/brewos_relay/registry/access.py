@@ -12,11 +12,11 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, 
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change, note_changed_access
+from brewos_relay.registry.device_keys import end_pairing_tokens
+from brewos_relay.registry.device_states import forget_state
 from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks, device_of, lock_device
-from brewos_relay.registry.keys import end_claims
 from brewos_relay.registry.records import Access, Activity, ActivityKind, DeviceUser, OwnedDevice
 from brewos_relay.registry.schema import device_users, devices, shares, users
-from brewos_relay.registry.states import forget_state
 from brewos_relay.vocabulary import Role, role_includes
 
 Left = Literal["left", "removed"]
@@ -317,7 +317,7 @@ def _release(db: Connection, device_ids: Sequence[str]) -> None:
     """Take devices from all of their users, of whom running servers know already."""
     for table in (device_users, shares):
         db.execute(delete(table).where(table.c.device_id.in_(device_ids)))
-    end_claims(db, *device_ids)
+    end_pairing_tokens(db, *device_ids)
     changed = update(devices).where(devices.c.id.in_(device_ids))
     db.execute(changed.values(name=None, key_pending_since_ms=None))
     forget_activity(db, *device_ids)

@@ -8,16 +8,21 @@ Rows are locked in one order everywhere, so that no two writers wait for each ot
 principal's account, its session, its token, other accounts, devices.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
 from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.errors import DeviceUnknown, NotAnAdministrator, RoleTooLow, TokenRejected
 from brewos_relay.registry.access import access_of, lock_account
-from brewos_relay.registry.accounts import lock_admins
+from brewos_relay.registry.accounts import lock_admins, redeem_invite, sign_in
+from brewos_relay.registry.device_keys import add_next_key, drop_next_key
 from brewos_relay.registry.devices import lock_device
+from brewos_relay.registry.known_networks import note_network
+from brewos_relay.registry.login_sessions import end_session, open_session, refresh
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.schema import sessions, users
 from brewos_relay.registry.tokens import lock_token
 from brewos_relay.vocabulary import Role, role_includes
@@ -89,3 +94,17 @@ def _verify_device(
         raise DeviceUnknown(device_id)
     if not role_includes(rights.role, at_least):
         raise RoleTooLow(device_id, at_least)
+
+
+ANONYMOUS_WRITES: Final[Mapping[Callable[..., Any], str]] = {
+    sign_in: "the issuer of an identity proves it; the account is looked up in the transaction",
+    redeem_invite: "the token of the invite is the authority; the transaction uses it up",
+    open_session: "a sign-in that was just proved; the transaction checks the account and the password again",
+    note_network: "a password that was just checked; the transaction locks the account, if it is still there",
+    refresh: "the refresh token is the authority; the transaction checks and replaces it",
+    end_session: "a signed token names the session; ending it gives nothing, and ending it twice is no error",
+    register_pairing: "a machine has no account; the transaction checks the key that it sends",
+    add_next_key: "asked for on the command line; the change feed is written by administrators alone",
+    drop_next_key: "undoes an add_next_key of the same request, whose key was never sent",
+}
+"""The writes of the HTTP API that no session, token or role authorises, each with the reason."""

@@ -13,10 +13,10 @@ from typing import Final, Literal, TypeAlias
 from sqlalchemy import Connection
 
 from brewos_relay.errors import DeviceUnknown
+from brewos_relay.registry.device_keys import use_next_key, works
 from brewos_relay.registry.devices import lock_device
-from brewos_relay.registry.keys import use_next_key, works
-from brewos_relay.registry.pairing import HeldClaim, register_held
-from brewos_relay.registry.proof import confirm_key
+from brewos_relay.registry.pairing import HeldPairing, register_held_pairings
+from brewos_relay.registry.pairing_proof import confirm_key
 
 DEVICES_AT_MOST: Final = 10_000
 """For how many devices writes are held; those of the device that came first make room."""
@@ -24,13 +24,13 @@ CLAIMS_OF_EACH: Final = 2
 """How many tokens of one device are held, the newest: a machine shows one at a time."""
 
 KeyUse: TypeAlias = Literal["confirmed", "next"]
-Held: TypeAlias = tuple[str, "HeldClaim | KeyUse", bytes]
+Held: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
 """A device, what is to be written, and the hash of the key that the device has proved."""
 
 
 @dataclass(frozen=True, slots=True)
 class _OfDevice:
-    claims: dict[bytes, HeldClaim]
+    claims: dict[bytes, HeldPairing]
     uses: dict[bytes, KeyUse]
 
 
@@ -44,7 +44,7 @@ class HeldWrites:
     def __bool__(self) -> bool:
         return bool(self._devices)
 
-    def hold_claim(self, claim: HeldClaim) -> None:
+    def hold_pairing(self, claim: HeldPairing) -> None:
         """Hold the token that a device with a working key shows; only its hash is kept, until it expires."""
         claims = self._of(claim.device_id).claims
         claims.pop(claim.token_hash, None)
@@ -58,7 +58,7 @@ class HeldWrites:
         uses.pop(key_hash, None)
         uses[key_hash] = use  # no more than there are working keys
 
-    def claims_of(self, device_id: str) -> Sequence[HeldClaim]:
+    def pairings_of(self, device_id: str) -> Sequence[HeldPairing]:
         """Give the tokens of a device that are held and have not expired."""
         held = self._devices.get(device_id)
         now_ms = self._now_ms()
@@ -79,7 +79,7 @@ class HeldWrites:
             held = self._devices.get(device_id)
             if held is None:
                 continue
-            if isinstance(what, HeldClaim):
+            if isinstance(what, HeldPairing):
                 if held.claims.get(what.token_hash) is what:
                     del held.claims[what.token_hash]
             else:
@@ -99,8 +99,8 @@ class HeldWrites:
 def write_held(db: Connection, held: Sequence[Held], *, now_ms: int) -> None:
     """Write what was held, as far as its keys still work; doing so twice changes nothing."""
     for device_id, what, key_hash in held:
-        if isinstance(what, HeldClaim):
-            register_held(db, [what], now_ms=now_ms)
+        if isinstance(what, HeldPairing):
+            register_held_pairings(db, [what], now_ms=now_ms)
             continue
         try:
             if not works(lock_device(db, device_id), key_hash):

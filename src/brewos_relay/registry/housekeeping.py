@@ -24,8 +24,8 @@ from brewos_relay.registry.activity import forget_activity
 from brewos_relay.registry.bulk import Step, Stopwatch
 from brewos_relay.registry.devices import chunks
 from brewos_relay.registry.notices import NOTICES_KEPT_MS
-from brewos_relay.registry.pairing_window import COUNTED_MS
-from brewos_relay.registry.proof import expire_claims
+from brewos_relay.registry.pairing_limits import COUNTED_MS
+from brewos_relay.registry.pairing_proof import expire_pairings
 from brewos_relay.registry.schema import (
     activity,
     changes,
@@ -84,7 +84,7 @@ def expired(*, now_ms: int, states_kept_ms: int = STATES_KEPT_MS) -> list[Step]:
         (activity, activity.c.at_ms <= now_ms - activity_module.KEPT_MS),
     ]
     steps = [partial(_delete_some, table=table, is_over=is_over) for table, is_over in over]
-    return [*steps, partial(expire_claims, now_ms=now_ms)]
+    return [*steps, partial(expire_pairings, now_ms=now_ms)]
 
 
 def find_excess(db: Connection, *, now_ms: int) -> list[Step]:

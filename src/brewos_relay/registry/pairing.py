@@ -10,7 +10,7 @@
 A token works once, for the first user who claims it; that user gets the same answer when they ask again.
 Tokens are found by their hashes alone. A machine that says it has another key than the one on file is not
 believed: its id can be guessed. That its owner holds the token that it shows is what proves it. What a claim
-is worth before any machine has connected is in `registry.proof`.
+is worth before any machine has connected is in `registry.pairing_proof`.
 """
 
 from collections.abc import Sequence
@@ -24,47 +24,32 @@ from brewos_relay.errors import DeviceUnknown, TooManyUnproven
 from brewos_relay.registry.access import current_users, give, lock_account
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change
-from brewos_relay.registry.claim_slots import add_token, change_token, find_token, keep_token, tokens_of
-from brewos_relay.registry.devices import lock_device, set_name
-from brewos_relay.registry.keys import (
+from brewos_relay.registry.device_keys import (
     forget_pending,
     note_pending,
     replace_key,
     replace_unowned_key,
     works,
 )
-from brewos_relay.registry.pairing_window import NewDeviceRules, check_window, count_new_id
-from brewos_relay.registry.proof import (
+from brewos_relay.registry.device_states import forget_state
+from brewos_relay.registry.devices import lock_device, set_name
+from brewos_relay.registry.pairing_limits import NewDeviceRules, check_quota, check_window, count_new_id
+from brewos_relay.registry.pairing_proof import (
     UNPROVEN_PER_ACCOUNT,
     count_unproven,
-    expire_claim,
+    expire_pairing,
     take_over,
 )
-from brewos_relay.registry.quotas import check_quota
-from brewos_relay.registry.records import Access, Activity, Claimed, Device, check_name
+from brewos_relay.registry.pairing_tokens import add_token, change_token, find_token, keep_token, tokens_of
+from brewos_relay.registry.records import Access, Activity, Device, PairingResult, check_name
 from brewos_relay.registry.schema import devices
-from brewos_relay.registry.sharing import claim_code, claim_share, new_share, revoke_share, shares_of
-from brewos_relay.registry.states import forget_state
 from brewos_relay.vocabulary import Role
-
-__all__ = [
-    "HeldClaim",
-    "Registered",
-    "claim",
-    "claim_code",
-    "claim_share",
-    "new_share",
-    "register_claim",
-    "register_held",
-    "revoke_share",
-    "shares_of",
-]
 
 Registered = Literal["stored", "refreshed", "replaced", "pending"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldClaim:
+class HeldPairing:
     """A token that a device with a working key registered while the registry could not be written."""
 
     device_id: str
@@ -77,7 +62,7 @@ class HeldClaim:
 _NO_RULES: Final = NewDeviceRules(per_network=None)
 
 
-def register_claim(
+def register_pairing(
     db: Connection,
     *,
     device_id: str,
@@ -106,7 +91,7 @@ def register_claim(
             add_token(db, device_id, key_hash, token_hash, expires_at_ms, networks[-1], seen_at_ms=None)
             return "stored"
         device = lock_device(db, device_id)  # another machine of this id, or this one twice, was faster
-    if expire_claim(db, device, now_ms=now_ms):
+    if expire_pairing(db, device, now_ms=now_ms):
         device = lock_device(db, device_id)
     outcome: Registered
     if works(device, key_hash):
@@ -126,12 +111,12 @@ def register_claim(
     return outcome
 
 
-def register_held(db: Connection, held: Sequence[HeldClaim], *, now_ms: int) -> None:
+def register_held_pairings(db: Connection, held: Sequence[HeldPairing], *, now_ms: int) -> None:
     """Store tokens that were held, unless they have expired or their key has ended."""
     for each in held:
         device = _lock(db, each.device_id)
         if each.expires_at_ms > now_ms and device is not None and works(device, each.key_hash):
-            register_claim(
+            register_pairing(
                 db,
                 device_id=each.device_id,
                 key_hash=each.key_hash,
@@ -142,7 +127,7 @@ def register_held(db: Connection, held: Sequence[HeldClaim], *, now_ms: int) -> 
             )
 
 
-def claim(
+def pair_device(
     db: Connection,
     *,
     device_id: str,
@@ -151,8 +136,8 @@ def claim(
     name: str | None,
     now_ms: int,
     machines_at_most: int | None = None,
-    held: Sequence[HeldClaim] = (),
-) -> Claimed | None:
+    held: Sequence[HeldPairing] = (),
+) -> PairingResult | None:
     """Give a user the device that shows this token; None if the token is not good for that.
 
     `name` becomes the device's if the user owns it. ValueError if it cannot be one. What was done with a
@@ -163,13 +148,13 @@ def claim(
     if name is not None:
         check_name(name)
     lock_account(db, user_id)
-    register_held(db, held, now_ms=now_ms)
+    register_held_pairings(db, held, now_ms=now_ms)
     # Both are asked for, whether or not the first is there: neither answer nor time tells which is wrong.
     device = _lock(db, device_id)
     token = find_token(db, device_id, token_hash)
     if device is None or token is None or token.expires_at_ms <= now_ms:
         return None
-    expired = token.used_by is None and expire_claim(db, device, now_ms=now_ms)
+    expired = token.used_by is None and expire_pairing(db, device, now_ms=now_ms)
     users = current_users(db, device_id, now_ms=now_ms)
     before = users.get(user_id)
     if token.used_by is not None:
@@ -249,8 +234,8 @@ def _lock(db: Connection, device_id: str) -> Device | None:
         return None
 
 
-def _answer(device_name: str | None, access: Access, *, key_changed: bool = False) -> Claimed:
-    return Claimed(
+def _answer(device_name: str | None, access: Access, *, key_changed: bool = False) -> PairingResult:
+    return PairingResult(
         device_id=access.device_id,
         device_name=device_name,
         role=access.role,

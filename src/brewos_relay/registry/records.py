@@ -242,7 +242,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class LoginSession:
     """Where somebody is signed in, and who they are."""
 
     id: str
@@ -277,7 +277,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class PairingResult:
     """What came of a claim: the device, and what its user may do with it now."""
 
     device_id: str

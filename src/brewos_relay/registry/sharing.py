@@ -12,8 +12,8 @@ from brewos_relay.errors import DeviceUnknown, NotAnOwner
 from brewos_relay.registry.access import access_of, give
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.devices import lock_device
-from brewos_relay.registry.quotas import check_quota
-from brewos_relay.registry.records import Access, Activity, ActivityKind, Claimed, Share
+from brewos_relay.registry.pairing_limits import check_quota
+from brewos_relay.registry.records import Access, Activity, ActivityKind, PairingResult, Share
 from brewos_relay.registry.schema import shares
 from brewos_relay.vocabulary import GuestRole
 
@@ -88,7 +88,7 @@ def new_share(
     return share
 
 
-def claim_share(
+def accept_share(
     db: Connection,
     *,
     device_id: str,
@@ -96,7 +96,7 @@ def claim_share(
     user_id: str,
     now_ms: int,
     machines_at_most: int | None = None,
-) -> Claimed | None:
+) -> PairingResult | None:
     """Give a user what a share's link offers; None if it offers nothing (any more).
 
     With `machines_at_most`, raises QuotaReached if the user has as many other machines.
@@ -109,10 +109,10 @@ def claim_share(
     return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
 
 
-def claim_code(
+def accept_share_code(
     db: Connection, *, code_hash: bytes, user_id: str, now_ms: int, machines_at_most: int | None = None
-) -> Claimed | None:
-    """Give a user what a share offers to whoever types its code; as `claim_share`."""
+) -> PairingResult | None:
+    """Give a user what a share offers to whoever types its code; as `accept_share`."""
     wanted = (shares.c.code_hash == code_hash,)
     return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
 
@@ -142,7 +142,7 @@ def _take(
     user_id: str,
     now_ms: int,
     machines_at_most: int | None,
-) -> Claimed | None:
+) -> PairingResult | None:
     device_id = db.scalar(select(shares.c.device_id).where(*wanted))
     if device_id is None:
         return None
@@ -165,7 +165,7 @@ def _take(
     now = _access(db, user_id, device_id, now_ms=now_ms)
     if now is None:
         return None
-    return Claimed(device_id=device_id, device_name=device.name, role=now.role, until_ms=now.until_ms)
+    return PairingResult(device_id=device_id, device_name=device.name, role=now.role, until_ms=now.until_ms)
 
 
 def _offers(db: Connection, row: Row[Any], *, now_ms: int) -> bool:

@@ -19,25 +19,23 @@ from sqlalchemy import Connection, select
 from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
-from brewos_relay.registry.anonymous import ANONYMOUS_WRITES
-from brewos_relay.registry.attempt import Attempt
-from brewos_relay.registry.authority import Authority, verify
-from brewos_relay.registry.batching import Batcher
+from brewos_relay.registry.account_removal import closed_accounts, remove_some
+from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
+from brewos_relay.registry.batched_lookup import BatchedLookup
 from brewos_relay.registry.bulk import PAUSE_S, Step
-from brewos_relay.registry.changes import ChangeFollower
+from brewos_relay.registry.change_feed import Apply, ChangeReader, ChangeWatcher
 from brewos_relay.registry.database import Database, crossed
+from brewos_relay.registry.device_states import find_states, save_states
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.held_writes import KeyUse
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, find_excess, prune
-from brewos_relay.registry.notes import Notes
-from brewos_relay.registry.pairing import HeldClaim
-from brewos_relay.registry.records import Access, Change, Device, Session, StoredState
-from brewos_relay.registry.removal import closed_accounts, remove_some
+from brewos_relay.registry.login_sessions import find_sessions
+from brewos_relay.registry.pairing import HeldPairing
+from brewos_relay.registry.records import Access, Change, Device, LoginSession, StoredState
 from brewos_relay.registry.schema import devices
-from brewos_relay.registry.sessions import find_sessions
-from brewos_relay.registry.states import find_states, save_states
 from brewos_relay.registry.tokens import revoked_tokens
-from brewos_relay.registry.watching import Apply, Watcher
+from brewos_relay.registry.write_attempt import WriteAttempt
+from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.vocabulary import now_ms
 
 WRITE_S: Final = 4.0
@@ -63,7 +61,7 @@ class Store:
     def __init__(
         self,
         database: Database,
-        follower: ChangeFollower,
+        follower: ChangeReader,
         *,
         revoked: Collection[str] = (),
         write_s: float = WRITE_S,
@@ -80,15 +78,15 @@ class Store:
         self._readers = trio.CapacityLimiter(_THREADS)
         # Writers that would wait for each other in the database anyway do so here, without a thread each.
         self._writers = trio.CapacityLimiter(1 if database.one_writer else _THREADS)
-        self._devices = Batcher(self._query_devices, limiter=self._readers)
-        self._accesses = Batcher(self._query_accesses, limiter=self._readers)
-        self._sessions = Batcher(self._query_sessions, limiter=self._readers)
-        self._revoked = Batcher(self._query_revoked, limiter=self._readers)
+        self._devices = BatchedLookup(self._query_devices, limiter=self._readers)
+        self._accesses = BatchedLookup(self._query_accesses, limiter=self._readers)
+        self._sessions = BatchedLookup(self._query_sessions, limiter=self._readers)
+        self._revoked = BatchedLookup(self._query_revoked, limiter=self._readers)
         self._heard_of = set(revoked)
-        self._states = Batcher(self._query_states, limiter=self._readers)
-        self.notes = Notes(database, limiter=self._writers)
+        self._states = BatchedLookup(self._query_states, limiter=self._readers)
+        self.notes = WriteBehind(database, limiter=self._writers)
         """Activity, presence and infos of devices, written every few seconds."""
-        self._watcher = Watcher(self._read_changes)
+        self._watcher = ChangeWatcher(self._read_changes)
         self._more_to_do = trio.Event()
 
     async def read(
@@ -139,7 +137,7 @@ class Store:
 
         As `write_as` without the verification.
         """
-        attempt = Attempt(self._writers, within_s=self._write_s)
+        attempt = WriteAttempt(self._writers, within_s=self._write_s)
         call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)
         with self._timed("write"):
             return await attempt.run(call)
@@ -169,7 +167,7 @@ class Store:
         with self._timed("lookup"):
             return await self._accesses.find((user_id, device_id))
 
-    async def find_session(self, session_id: str) -> Session | None:
+    async def find_session(self, session_id: str) -> LoginSession | None:
         """Find a session that has neither been ended nor run out. Shares queries likewise."""
         with self._timed("lookup"):
             return await self._sessions.find(session_id)
@@ -202,24 +200,24 @@ class Store:
             return await self._states.find(device_id)
 
     async def save_states(self, states: Sequence[StoredState]) -> None:
-        """Store the states of devices, in one transaction; see `registry.states`."""
+        """Store the states of devices, in one transaction; see `registry.device_states`."""
         await self.write(save_states, states)
 
     async def check(self) -> None:
         """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
 
-    def hold_claim(self, claim: HeldClaim) -> None:
+    def hold_pairing(self, claim: HeldPairing) -> None:
         """Hold the token of a device with a working key; written as soon as the registry can be written."""
-        self.notes.hold_claim(claim)
+        self.notes.hold_pairing(claim)
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device has connected with a working key; written likewise."""
         self.notes.hold_use(device_id, key_hash, use)
 
-    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+    def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
         """Give the tokens of a device that wait to be stored."""
-        return self.notes.held_claims(device_id)
+        return self.notes.held_pairings(device_id)
 
     def watch_changes(self, apply: Apply) -> None:
         """Have every change since the store was opened handed to `apply`, one batch after another.
@@ -301,7 +299,7 @@ class Store:
         with self._database.reading() as db:
             return access_of(db, pairs, now_ms=now_ms())
 
-    def _query_sessions(self, ids: list[str]) -> Mapping[str, Session]:
+    def _query_sessions(self, ids: list[str]) -> Mapping[str, LoginSession]:
         with self._database.reading() as db:
             return find_sessions(db, ids, now_ms=now_ms())
 
@@ -321,7 +319,7 @@ class Store:
 
     def _call_writing(
         self,
-        attempt: Attempt,
+        attempt: WriteAttempt,
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
@@ -336,7 +334,7 @@ class Store:
 
     def _write_once(
         self,
-        attempt: Attempt,
+        attempt: WriteAttempt,
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
@@ -378,11 +376,11 @@ async def open_store(
         database.close()
 
 
-def _open(url: str) -> tuple[Database, ChangeFollower, set[str]]:
+def _open(url: str) -> tuple[Database, ChangeReader, set[str]]:
     database = Database.open(url)
     try:
         with database.reading() as db:
-            follower = ChangeFollower(db)  # first: a token that is revoked meanwhile is in one of the two
+            follower = ChangeReader(db)  # first: a token that is revoked meanwhile is in one of the two
             return database, follower, revoked_tokens(db)
     except RegistryError:
         database.close()

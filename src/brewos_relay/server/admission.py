@@ -21,8 +21,8 @@ from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.networks import network_of, networks_of, wider_networks
-from brewos_relay.registry.keys import use_next_key
-from brewos_relay.registry.proof import came_with_other_key, confirm_key, is_noted, is_of_interest
+from brewos_relay.registry.device_keys import use_next_key
+from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted, is_of_interest
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_budgets import Budget, PeerBudgets

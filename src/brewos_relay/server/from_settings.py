@@ -16,7 +16,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import SettingsError
 from brewos_relay.registry.accounts import has_accounts, has_administrator
-from brewos_relay.registry.pairing_window import NewDeviceRules, PairingMode
+from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.settings import Settings

@@ -11,10 +11,10 @@ from brewos_relay.core.session import ActivityEvent
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message
-from brewos_relay.registry.notes import Notes
+from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState
-from brewos_relay.registry.states import STATES_AT_ONCE
 from brewos_relay.registry.store import Store
+from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.texts import is_showable
 from brewos_relay.vocabulary import now_ms
 
@@ -107,7 +107,7 @@ class ActivityRecorder:
     of an anonymous device that comes and goes: anyone can have thousands of these.
     """
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: WriteBehind) -> None:
         self._notes = notes
         self._counts: dict[int, int] = {}  # by a hash of device and user, as there can be very many
 

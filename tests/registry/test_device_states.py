@@ -8,14 +8,14 @@ from sqlalchemy import Connection, func, select
 
 from brewos_relay.registry.access import give, leave, release
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import replace_key, replace_unowned_key
+from brewos_relay.registry.device_states import STATE_BYTES_AT_MOST, find_states, forget_state, save_states
 from brewos_relay.registry.devices import add_devices, lock_device, remove_device
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, prune
-from brewos_relay.registry.keys import replace_key, replace_unowned_key
-from brewos_relay.registry.pairing import claim, register_claim
-from brewos_relay.registry.proof import release_device
+from brewos_relay.registry.pairing import pair_device, register_pairing
+from brewos_relay.registry.pairing_proof import release_device
 from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states
-from brewos_relay.registry.states import STATE_BYTES_AT_MOST, find_states, forget_state, save_states
 from brewos_relay.registry.store import open_store
 from brewos_relay.vocabulary import now_ms
 from support.registry import NOW_MS, device_id, new_device
@@ -38,7 +38,7 @@ def found(db: Connection, *ids: str, after_ms: int = 0) -> dict[str, StoredState
 
 
 def register(db: Connection, of: str = ONE, *, token: bytes = HASH) -> None:
-    register_claim(
+    register_pairing(
         db,
         device_id=of,
         key_hash=HASH,
@@ -106,13 +106,13 @@ def test_the_state_goes_when(db: Connection, forget: Callable[[Connection], Any]
 
 def test_a_new_owner_does_not_see_the_state_of_the_owner_before(db: Connection) -> None:
     register(db)
-    assert claim(db, device_id=ONE, token_hash=HASH, user_id="ada", name=None, now_ms=NOW_MS)
+    assert pair_device(db, device_id=ONE, token_hash=HASH, user_id="ada", name=None, now_ms=NOW_MS)
     save_states(db, [state(at_ms=NOW_MS + 1)])
     leave(db, ONE, "ada", now_ms=NOW_MS + 2)
     save_states(db, [state(at_ms=NOW_MS + 1)])  # was on its way meanwhile
     assert stored(db) == 0
     register(db, token=b"2" * 32)
-    assert claim(db, device_id=ONE, token_hash=b"2" * 32, user_id="bob", name=None, now_ms=NOW_MS + 3)
+    assert pair_device(db, device_id=ONE, token_hash=b"2" * 32, user_id="bob", name=None, now_ms=NOW_MS + 3)
     save_states(db, [state(at_ms=NOW_MS + 1)])  # or for longer
     assert found(db, ONE) == {}
     save_states(db, [state(at_ms=NOW_MS + 4)])
@@ -123,7 +123,7 @@ def test_a_device_from_the_command_line_forgets_its_state_when_it_is_claimed(db:
     add_devices(db, [new_device(1, key=7)], now_ms=NOW_MS)
     save_states(db, [state(at_ms=NOW_MS + 100)])
     register(db)
-    assert claim(db, device_id=ONE, token_hash=HASH, user_id="bob", name=None, now_ms=NOW_MS + 50)
+    assert pair_device(db, device_id=ONE, token_hash=HASH, user_id="bob", name=None, now_ms=NOW_MS + 50)
     assert stored(db) == 0
 
 

@@ -3,8 +3,8 @@ import pytest
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, find_users, lock_admins, set_admin, some_users
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_overview import Totals, list_device_overviews, totals
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.overview import Totals, some_devices, totals
 from brewos_relay.registry.records import NewDevice
 
 IDS = ["BRW-0000000A", "BRW-0000000B", "BRW-0000000C"]
@@ -27,16 +27,16 @@ def database(url: str) -> Database:
 
 def test_devices_come_in_order_with_their_owners(database: Database) -> None:
     with database as opened, opened.reading() as db:
-        found = some_devices(db, limit=10)
+        found = list_device_overviews(db, limit=10)
     assert [one.device.id for one in found] == IDS
     assert [one.owners for one in found] == [("ada@example.org", "ben@example.org"), ("by-token",), ()]
 
 
 def test_pages_follow_each_other(database: Database) -> None:
     with database as opened, opened.reading() as db:
-        assert [one.device.id for one in some_devices(db, limit=2)] == IDS[:2]
-        assert [one.device.id for one in some_devices(db, after=IDS[1], limit=2)] == IDS[2:]
-        assert some_devices(db, after=IDS[2], limit=2) == []
+        assert [one.device.id for one in list_device_overviews(db, limit=2)] == IDS[:2]
+        assert [one.device.id for one in list_device_overviews(db, after=IDS[1], limit=2)] == IDS[2:]
+        assert list_device_overviews(db, after=IDS[2], limit=2) == []
         assert [one.email for one in some_users(db, limit=1)] == ["ada@example.org"]
         assert [one.email for one in some_users(db, after="ada@example.org", limit=9)] == ["ben@example.org"]
 
@@ -47,7 +47,7 @@ def test_pages_follow_each_other(database: Database) -> None:
 )
 def test_devices_are_found_by_id_and_name(database: Database, find: str, ids: list[str]) -> None:
     with database as opened, opened.reading() as db:
-        assert [one.device.id for one in some_devices(db, find=find, limit=10)] == ids
+        assert [one.device.id for one in list_device_overviews(db, find=find, limit=10)] == ids
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from brewos_relay.registry.access import lock_account
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import note_ended_sessions
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
-from brewos_relay.registry.records import Activity, Session
+from brewos_relay.registry.records import Activity, LoginSession
 from brewos_relay.registry.schema import device_users, redeemed_invites, refresh_tokens, sessions, users
 
 SESSIONS_AT_MOST: Final = 500
@@ -72,7 +72,7 @@ _DEVICES: Final = (
 class Refreshed:
     """A session that goes on; `salt` is what the successor of the token is derived with."""
 
-    session: Session
+    session: LoginSession
     salt: bytes
 
 
@@ -95,7 +95,7 @@ def open_session(
     now_ms: int,
     expires_at_ms: int,
     password_hash: str | None = None,
-) -> Session:
+) -> LoginSession:
     """Sign a user in; of the user agent, the first 300 characters are kept.
 
     `expires_at_ms` is when the session ends, and the token, if that is not used until then. A user has
@@ -176,7 +176,7 @@ def refresh(
     return Refreshed(replace(session, used_at_ms=now_ms, expires_at_ms=expires_at_ms), salt)
 
 
-def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[str, Session]:
+def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[str, LoginSession]:
     """Read those of these sessions that have neither ended nor expired, by their ids."""
     return {
         session.id: session
@@ -192,7 +192,7 @@ def sessions_of(
     after: tuple[int, str] | None = None,
     limit: int | None = None,
     now_ms: int,
-) -> list[Session]:
+) -> list[LoginSession]:
     """List where a user is signed in, the last used first: at most `limit`.
 
     `after` is the `used_at_ms` and the id of the last session of the page before.
@@ -238,11 +238,11 @@ def _find_token(db: Connection, token_hash: bytes, *, now_ms: int) -> Any:
     return db.execute(_TOKEN, {"token": token_hash, "now_ms": now_ms}).one_or_none()
 
 
-def _find_session(db: Connection, session_id: str, *, now_ms: int) -> Session | None:
+def _find_session(db: Connection, session_id: str, *, now_ms: int) -> LoginSession | None:
     return find_sessions(db, [session_id], now_ms=now_ms).get(session_id)
 
 
-def _end_copied(db: Connection, session: Session, *, now_ms: int) -> None:
+def _end_copied(db: Connection, session: LoginSession, *, now_ms: int) -> None:
     """End a session of which a token was copied, and note it in the activity of its user's devices."""
     end_session(db, session.id, now_ms=now_ms)
     devices = db.scalars(_DEVICES, {"of_user": session.user_id}).all()
@@ -260,7 +260,7 @@ def _cut(text: str | None, chars: int) -> str | None:
     return None if text is None else text[:chars].replace("\0", "?").encode(errors="replace").decode()
 
 
-def _session(row: Sequence[Any]) -> Session:
+def _session(row: Sequence[Any]) -> LoginSession:
     (
         id_,
         user_id,
@@ -274,7 +274,7 @@ def _session(row: Sequence[Any]) -> Session:
         picture_url,
         is_admin,
     ) = row
-    return Session(
+    return LoginSession(
         id=id_,
         user_id=user_id,
         created_at_ms=created_at_ms,

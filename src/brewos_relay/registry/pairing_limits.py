@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Table, bindparam, case, delete, select
+from sqlalchemy import Connection, Select, Table, bindparam, case, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from brewos_relay.errors import PairingClosed, TooManyNewDevices
-from brewos_relay.registry.schema import new_ids, pairing_window
+from brewos_relay.errors import PairingClosed, QuotaReached, TooManyNewDevices
+from brewos_relay.registry.schema import device_users, new_ids, pairing_window, users
 
 PairingMode = Literal["open", "window", "closed"]
 
@@ -98,3 +98,32 @@ def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, n
         count, since_ms = db.execute(count_one, values).one()
         if count > per_network << (len(networks) - 1 - place):
             raise TooManyNewDevices(retry_s=-(-(since_ms + COUNTED_MS - now_ms) // 1000))
+
+
+def check_quota(
+    db: Connection, user_id: str, *, limit: int, now_ms: int, device_id: str | None = None
+) -> None:
+    """Raise QuotaReached if a user already has `limit` machines; call it before the user gets one more.
+
+    Machines of every role count, and access that has ended does not. `device_id` names the machine that is
+    about to be given: a user who has it already gets no further machine, so that passes.
+
+    The account stays locked until the transaction ends. Two transactions cannot both take its last place.
+    """
+    db.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True)).all()
+    has = _count_of(user_id, now_ms)
+    if device_id is not None and db.scalar(has.where(device_users.c.device_id == device_id)):
+        return
+    if (db.scalar(has) or 0) >= limit:
+        raise QuotaReached(limit)
+
+
+def machine_count(db: Connection, user_id: str, *, now_ms: int) -> int:
+    """Count the machines that a user has, in whatever role."""
+    count: int | None = db.scalar(_count_of(user_id, now_ms))
+    return count or 0
+
+
+def _count_of(user_id: str, now_ms: int) -> Select[Any]:
+    not_over = or_(device_users.c.until_ms.is_(None), device_users.c.until_ms > now_ms)
+    return select(func.count()).where(device_users.c.user_id == user_id, not_over)

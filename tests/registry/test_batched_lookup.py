@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.batching import Batcher
+from brewos_relay.registry.batched_lookup import BatchedLookup
 
 DEADLINE_S = 10.0
 
@@ -37,7 +37,7 @@ class Table:
 class Lookups:
     """Looks keys up in tasks of their own, and keeps what came of each."""
 
-    def __init__(self, batcher: Batcher[str, str], nursery: trio.Nursery) -> None:
+    def __init__(self, batcher: BatchedLookup[str, str], nursery: trio.Nursery) -> None:
         self._batcher = batcher
         self._nursery = nursery
         self.results: dict[str, str | RegistryError | None] = {}
@@ -60,8 +60,8 @@ class Lookups:
                 await trio.sleep(0.001)
 
 
-def make_batcher(table: Table) -> Batcher[str, str]:
-    return Batcher(table.query, limiter=trio.CapacityLimiter(4))
+def make_batcher(table: Table) -> BatchedLookup[str, str]:
+    return BatchedLookup(table.query, limiter=trio.CapacityLimiter(4))
 
 
 async def test_lookups_that_arrive_together_share_one_query() -> None:
@@ -106,7 +106,7 @@ async def test_several_may_look_up_the_same_key() -> None:
     table.release()
     found = []
 
-    async def find(batcher: Batcher[str, str]) -> None:
+    async def find(batcher: BatchedLookup[str, str]) -> None:
         found.append(await batcher.find("a"))
         if len(found) == 3:
             nursery.cancel_scope.cancel()

@@ -13,8 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
 
 from brewos_relay.registry.access import current_users
-from brewos_relay.registry.keys import NOBODY, works
-from brewos_relay.registry.proof import seen_at
+from brewos_relay.registry.device_keys import NOBODY, works
+from brewos_relay.registry.pairing_proof import seen_at
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.schema import claims
 

@@ -11,11 +11,11 @@ import trio.testing
 from sqlalchemy import Connection
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry import notes as notes_module
+from brewos_relay.registry import write_behind as notes_module
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices
-from brewos_relay.registry.notes import ENTRIES_AT_MOST, ENTRIES_AT_ONCE, FLUSH_EVERY_S, Notes
 from brewos_relay.registry.records import Activity
+from brewos_relay.registry.write_behind import ENTRIES_AT_MOST, ENTRIES_AT_ONCE, FLUSH_EVERY_S, WriteBehind
 from support.registry import device_id, new_device, register
 
 DEADLINE_S = 30.0
@@ -71,7 +71,7 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> Flushes:
 
 @contextlib.asynccontextmanager
 async def open_notes(flushes: Any, limiter: trio.CapacityLimiter | None = None) -> Any:
-    notes = Notes(flushes, limiter=limiter or trio.CapacityLimiter(1))
+    notes = WriteBehind(flushes, limiter=limiter or trio.CapacityLimiter(1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notes.run)
         yield notes

@@ -22,7 +22,7 @@ class _Batch(Generic[K, V]):
         self.failure: Exception | None = RegistryError("the registry is closed")
 
 
-class Batcher(Generic[K, V]):
+class BatchedLookup(Generic[K, V]):
     """Gathers the lookups that arrive while a query runs, and answers them with the next one.
 
     An idle registry is asked at once; the busier it is, the more lookups share a query. `query` takes the

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, update
 from brewos_relay.errors import DeviceUnknown, TooManyKeys
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.device_states import forget_state
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.records import Activity, Device
 from brewos_relay.registry.schema import claims, devices
-from brewos_relay.registry.states import forget_state
 
 NOBODY: Final = ""
 """Who a token was used by that is good for nobody any more; no user's id is empty."""
@@ -132,7 +132,7 @@ def forget_pending(db: Connection, device: Device) -> None:
         _write(db, device.id, key_pending_since_ms=None)
 
 
-def end_claims(db: Connection, *device_ids: str, but_of_keys: Collection[bytes] = ()) -> None:
+def end_pairing_tokens(db: Connection, *device_ids: str, but_of_keys: Collection[bytes] = ()) -> None:
     """End the tokens that were registered for devices until now, unless with one of these keys.
 
     Ended ones are kept: what a machine goes on showing must not be registered again by a stranger, with
@@ -154,7 +154,7 @@ def _put(db: Connection, device: Device, key_hash: bytes) -> None:
         next_key_hashes=b"".join(newer) or None,
         key_pending_since_ms=None,
     )
-    end_claims(db, device.id, but_of_keys=[key_hash, *newer])
+    end_pairing_tokens(db, device.id, but_of_keys=[key_hash, *newer])
 
 
 def _write(db: Connection, device_id: str, **values: bytes | int | None) -> None:

@@ -13,7 +13,7 @@ from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import note_info, note_seen
 from brewos_relay.registry.held_writes import Held, HeldWrites, KeyUse, write_held
-from brewos_relay.registry.pairing import HeldClaim
+from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Activity
 from brewos_relay.vocabulary import now_ms
 
@@ -30,7 +30,7 @@ _Said = Mapping[str, tuple[str | None, str | None]]
 logger = logging.getLogger(__name__)
 
 
-class Notes:
+class WriteBehind:
     """When devices were seen, what they are, and who did what; noting never fails and never waits."""
 
     def __init__(self, database: Database, *, limiter: trio.CapacityLimiter) -> None:
@@ -44,9 +44,9 @@ class Notes:
         self._many = trio.Event()
         self._held = HeldWrites(now_ms=now_ms)
 
-    def hold_claim(self, claim: HeldClaim) -> None:
+    def hold_pairing(self, claim: HeldPairing) -> None:
         """Hold the token of a device with a working key until it can be stored."""
-        self._held.hold_claim(claim)
+        self._held.hold_pairing(claim)
         self._noted.set()
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
@@ -54,9 +54,9 @@ class Notes:
         self._held.hold_use(device_id, key_hash, use)
         self._noted.set()
 
-    def held_claims(self, device_id: str) -> Sequence[HeldClaim]:
+    def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
         """Give the tokens of a device that wait to be stored."""
-        return self._held.claims_of(device_id)
+        return self._held.pairings_of(device_id)
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
         """Remember when a device was connected (Unix ms)."""

@@ -21,8 +21,8 @@ from brewos_relay.errors import DeviceUnknown
 from brewos_relay.registry.access import current_users, give, lock_account, release, release_from
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.device_keys import replace_key, works
 from brewos_relay.registry.devices import lock_device
-from brewos_relay.registry.keys import replace_key, works
 from brewos_relay.registry.notices import add_notices
 from brewos_relay.registry.records import Access, Activity, Device
 from brewos_relay.registry.schema import claims, device_users, devices
@@ -97,7 +97,7 @@ def count_unproven(db: Connection, user_id: str, *, but: str) -> int:
     return db.scalar(mine.where(devices.c.unproven_since_ms.is_not(None), devices.c.id != but)) or 0
 
 
-def expire_claim(db: Connection, device: Device, *, now_ms: int) -> bool:
+def expire_pairing(db: Connection, device: Device, *, now_ms: int) -> bool:
     """Release a locked device whose claim is over since no machine connected; tell whether it was."""
     if device.unproven_since_ms is None:
         return False
@@ -110,7 +110,7 @@ def expire_claim(db: Connection, device: Device, *, now_ms: int) -> bool:
     return True
 
 
-def expire_claims(db: Connection, *, now_ms: int) -> bool:
+def expire_pairings(db: Connection, *, now_ms: int) -> bool:
     """Release the devices whose claims are over; True if there may be more of them."""
     over = select(devices.c.id).join_from(devices, device_users, devices.c.id == device_users.c.device_id)
     over = over.where(devices.c.unproven_since_ms.is_not(None), device_users.c.role == "owner")
@@ -120,7 +120,7 @@ def expire_claims(db: Connection, *, now_ms: int) -> bool:
     for device_id in ids:
         # Again, now that nobody else changes it: its machine may have connected.
         device = _find(db, device_id)
-        expired += device is not None and expire_claim(db, device, now_ms=now_ms)
+        expired += device is not None and expire_pairing(db, device, now_ms=now_ms)
     return len(ids) == EXPIRED_AT_ONCE and expired > 0
 
 

@@ -8,8 +8,9 @@ import trio.testing
 from sqlalchemy import Connection, func, select
 
 from brewos_relay.errors import SignInRefused, TokenRejected
-from brewos_relay.registry import bulk, removal
+from brewos_relay.registry import account_removal, bulk
 from brewos_relay.registry.access import access_of, give, users_of
+from brewos_relay.registry.account_removal import close_account, closed_accounts, remove_some
 from brewos_relay.registry.accounts import (
     add_invite,
     add_user,
@@ -24,14 +25,13 @@ from brewos_relay.registry.accounts import (
 )
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.bulk import PAUSE_S, run_steps
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_overview import totals
 from brewos_relay.registry.devices import add_devices, find_devices
-from brewos_relay.registry.overview import totals
+from brewos_relay.registry.login_sessions import end_sessions, find_sessions, open_session
 from brewos_relay.registry.records import Activity, Identity, NewDevice, User
-from brewos_relay.registry.removal import close_account, closed_accounts, remove_some
 from brewos_relay.registry.schema import device_users, users
-from brewos_relay.registry.sessions import end_sessions, find_sessions, open_session
 from brewos_relay.registry.sharing import new_share, shares_of
 from brewos_relay.registry.store import Store, open_store
 from support.registry import NOW_MS, device_id, new_device
@@ -151,7 +151,7 @@ def test_a_large_account_goes_in_steps_of_bounded_work(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
-    monkeypatch.setattr(removal, "DEVICES_AT_ONCE", 20)
+    monkeypatch.setattr(account_removal, "DEVICES_AT_ONCE", 20)
     with database.writing() as db:
         ada = make(db, devices=MANY)
         assert close_account(db, ada.id, now_ms=NOW_MS)
@@ -169,7 +169,7 @@ def test_a_removal_by_a_command_leaves_time_for_other_writers(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
-    monkeypatch.setattr(removal, "DEVICES_AT_ONCE", 50)
+    monkeypatch.setattr(account_removal, "DEVICES_AT_ONCE", 50)
     with database.writing() as db:
         ada, bob = make(db, devices=MANY), make(db, "bob@example.org")
         begin(db, bob, "bob's")

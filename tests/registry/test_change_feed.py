@@ -6,9 +6,8 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.changes import READ_AT_ONCE
+from brewos_relay.registry.change_feed import APPLIED_AT_ONCE, POLL_S, READ_AT_ONCE, ChangeWatcher
 from brewos_relay.registry.records import Change
-from brewos_relay.registry.watching import APPLIED_AT_ONCE, POLL_S, Watcher
 
 DEADLINE_S = 30.0
 
@@ -47,7 +46,7 @@ class Applied:
 
 async def test_changes_are_handed_on_in_time(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(applied.apply)
@@ -64,7 +63,7 @@ async def test_changes_are_handed_on_in_time(autojump_clock: trio.testing.MockCl
 
 async def test_nothing_is_read_before_somebody_watches(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(10)
@@ -79,7 +78,7 @@ async def test_nothing_is_read_before_somebody_watches(autojump_clock: trio.test
 
 async def test_catching_up_takes_no_waiting(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(applied.apply)
@@ -105,7 +104,7 @@ async def test_catching_up_is_not_done_by_a_look_that_began_before(
         await leave.wait()
         seen.extend(change.id for change in changes)
 
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         committed.waiting.append(change(1))
@@ -127,7 +126,7 @@ async def test_a_registry_that_cannot_be_read_for_a_while(
 ) -> None:
     committed, applied = Committed(), Applied()
     committed.failing = True
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(applied.apply)
@@ -155,7 +154,7 @@ async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
             raise ValueError("no such kind of change")
         seen.extend(change.id for change in changes)
 
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(apply)
@@ -172,7 +171,7 @@ async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
 
 async def test_nobody_waits_for_a_watcher_that_has_ended() -> None:
     committed, applied = Committed(), Applied()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     failures: list[RegistryError] = []
     held = trio.Event()
 
@@ -204,7 +203,7 @@ async def test_the_end_of_a_session_does_not_wait_for_other_changes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     committed = Committed()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     applied: list[int] = []
 
     async def apply(changes: Sequence[Change]) -> None:
@@ -243,7 +242,7 @@ async def test_very_many_changes_are_read_before_any_is_applied_in_batches(
         await trio.lowlevel.checkpoint()
         sizes.append(len(changes))
 
-    watcher = Watcher(read)
+    watcher = ChangeWatcher(read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(apply)
@@ -256,7 +255,7 @@ async def test_a_wait_for_ends_of_sessions_fails_where_the_registry_cannot_be_re
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     committed, applied = Committed(), Applied()
-    watcher = Watcher(committed.read)
+    watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         watcher.watch(applied.apply)

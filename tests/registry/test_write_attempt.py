@@ -10,10 +10,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
 from brewos_relay.errors import RegistryBusy
-from brewos_relay.registry.attempt import Attempt
 from brewos_relay.registry.database import BUSY_TIMEOUT_S, Database
 from brewos_relay.registry.devices import find_devices, lock_device, set_name
 from brewos_relay.registry.store import Store, open_store
+from brewos_relay.registry.write_attempt import WriteAttempt
 from support.kinds import ON_SQLITE
 from support.registry import device_id, new_device, register
 from support.waiting import until
@@ -188,7 +188,7 @@ async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest
 
 
 async def test_result_that_comes_with_the_deadline_counts() -> None:
-    class Late(Attempt):
+    class Late(WriteAttempt):
         """Its thread has the result in time, and tells the event loop of it too late."""
 
         def _call(self, write: Callable[[], str]) -> str:  # type: ignore[override]
@@ -206,7 +206,7 @@ async def test_no_place_is_lost_if_no_thread_can_be_started(monkeypatch: pytest.
     limiter = trio.CapacityLimiter(1)
     monkeypatch.setattr(trio._threads, "start_thread_soon", refuse)
     with pytest.raises(RuntimeError, match="thread"):
-        await Attempt(limiter, within_s=1).run(lambda: None)
+        await WriteAttempt(limiter, within_s=1).run(lambda: None)
     assert limiter.borrowed_tokens == 0
 
 

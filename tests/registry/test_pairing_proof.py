@@ -9,23 +9,23 @@ from sqlalchemy import Connection, insert
 
 from brewos_relay.registry.access import current_users, give, leave
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import use_next_key, works
 from brewos_relay.registry.devices import add_devices, find_devices
-from brewos_relay.registry.keys import use_next_key, works
 from brewos_relay.registry.notices import notices_of
-from brewos_relay.registry.pairing import claim, register_claim
-from brewos_relay.registry.proof import (
+from brewos_relay.registry.pairing import pair_device, register_pairing
+from brewos_relay.registry.pairing_proof import (
     UNPROVEN_CLAIM_MS,
     came_with_other_key,
     confirm_key,
-    expire_claims,
+    expire_pairings,
     is_noted,
     is_of_interest,
     release_device,
     trust_key,
 )
-from brewos_relay.registry.records import Claimed, Device, NewDevice
+from brewos_relay.registry.records import Device, NewDevice, PairingResult
 from brewos_relay.registry.schema import devices, users
 from support.registry import prune
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
@@ -44,7 +44,7 @@ def accounts(database: Database) -> None:
 
 
 def register(db: Connection, key: str, *, now_ms: int = NOW_MS, token: str | None = None) -> str:
-    return register_claim(
+    return register_pairing(
         db,
         device_id=ID,
         key_hash=hash_of(key),
@@ -70,8 +70,8 @@ def connect(db: Connection, key: str, *, now_ms: int = NOW_MS) -> bool:
 
 def scan(
     db: Connection, key: str, user_id: str, *, now_ms: int = NOW_MS, token: str | None = None
-) -> Claimed | None:
-    return claim(
+) -> PairingResult | None:
+    return pair_device(
         db,
         device_id=ID,
         token_hash=hash_of(token or f"token of {key}"),
@@ -103,11 +103,11 @@ def test_machine_that_connects_takes_precedence_over_a_claim_whose_machine_never
     assert register(db, "real") == "pending"
     assert not connect(db, "real")
     answer = scan(db, "real", "buyer")
-    assert answer == Claimed(device_id=ID, device_name=None, role="owner", key_changed=True)
+    assert answer == PairingResult(device_id=ID, device_name=None, role="owner", key_changed=True)
     assert owners(db) == {"buyer"}
     assert connect(db, "real")
     assert scan(db, "squatter's", "squatter") is None
-    assert scan(db, "real", "buyer") == Claimed(device_id=ID, device_name=None, role="owner")
+    assert scan(db, "real", "buyer") == PairingResult(device_id=ID, device_name=None, role="owner")
 
 
 def test_both_users_are_told_and_the_activity_says_so(db: Connection) -> None:
@@ -319,7 +319,7 @@ def test_claim_looks_at_the_expiry_itself(db: Connection) -> None:
     scan(db, "squatter's", "squatter")
     register(db, "real", now_ms=NOW_MS + UNPROVEN_CLAIM_MS - 1)
     answer = scan(db, "real", "buyer", now_ms=NOW_MS + UNPROVEN_CLAIM_MS)
-    assert answer == Claimed(device_id=ID, device_name=None, role="owner", key_changed=True)
+    assert answer == PairingResult(device_id=ID, device_name=None, role="owner", key_changed=True)
     assert owners(db) == {"buyer"}
 
 
@@ -353,12 +353,12 @@ def test_machine_from_before_these_rules_keeps_its_owner_without_ever_connecting
 
 
 def test_expiry_goes_on_where_it_stopped(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brewos_relay.registry.proof.EXPIRED_AT_ONCE", 1)
+    monkeypatch.setattr("brewos_relay.registry.pairing_proof.EXPIRED_AT_ONCE", 1)
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     over_ms = NOW_MS + UNPROVEN_CLAIM_MS
-    assert expire_claims(db, now_ms=over_ms)
-    assert not expire_claims(db, now_ms=over_ms)
+    assert expire_pairings(db, now_ms=over_ms)
+    assert not expire_pairings(db, now_ms=over_ms)
 
 
 # Release

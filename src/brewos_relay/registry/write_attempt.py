@@ -1,4 +1,4 @@
-"""Attempt: one write of a running server, with a deadline."""
+"""WriteAttempt: one write of a running server, with a deadline."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ T = TypeVar("T")
 _MAY_BE_DONE: Final = "the registry did not confirm the change in time: it may have been made"
 
 
-class Attempt:
+class WriteAttempt:
     """Waits for a write in a worker thread until a deadline, and decides who won: the commit or the deadline.
 
     The deadline includes the queue for a thread and all waiting for locks. A write that is given up before

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import DeviceFileError
-from brewos_relay.registry.devicefile import read_device_file
+from brewos_relay.registry.device_file import read_device_file
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.vocabulary import DEVICE_ID
 

@@ -7,12 +7,18 @@ from sqlalchemy import Connection, select
 
 from brewos_relay.errors import DeviceUnknown, TooManyKeys
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.device_keys import (
+    NEXT_KEYS_AT_MOST,
+    add_next_key,
+    drop_next_key,
+    use_next_key,
+    works,
+)
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.held_writes import HeldWrites, write_held
-from brewos_relay.registry.keys import NEXT_KEYS_AT_MOST, add_next_key, drop_next_key, use_next_key, works
-from brewos_relay.registry.pairing import register_claim
+from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.schema import claims
 from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of
@@ -130,7 +136,7 @@ def test_a_used_key_ends_the_connection_of_nobody_by_itself(db: Connection) -> N
 def test_tokens_registered_with_a_key_end_with_it(db: Connection) -> None:
     send(db, "a", "b")
     for key in ("first", "a", "b", "stranger"):
-        register_claim(
+        register_pairing(
             db,
             device_id=ID,
             key_hash=hash_of(key),
@@ -177,7 +183,7 @@ class Machine:
         self.key, self.for_next_boot = self.for_next_boot or self.key, None
         self.unsaved = None
         token = hash_of(f"token {self.key}")
-        outcome = register_claim(
+        outcome = register_pairing(
             db,
             device_id=self.device_id,
             key_hash=hash_of(self.key),
@@ -222,7 +228,7 @@ def test_no_machine_is_ever_locked_out(database: Database) -> None:
                 elif step == "boots":
                     machine.boot(db)
                 elif step == "is attacked":
-                    register_claim(
+                    register_pairing(
                         db,
                         device_id=machine.device_id,
                         key_hash=hash_of("eve's"),

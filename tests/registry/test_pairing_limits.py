@@ -1,4 +1,4 @@
-"""The pairing window, and how many new ids a network may register."""
+"""The pairing window, new ids of a network, and machines of an account."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -7,21 +7,24 @@ from typing import Final
 import pytest
 from sqlalchemy import Connection
 
-from brewos_relay.errors import PairingClosed, TooManyNewDevices
-from brewos_relay.registry.access import give
+from brewos_relay.errors import PairingClosed, QuotaReached, TooManyNewDevices
+from brewos_relay.registry.access import access_of, give
+from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import find_devices
-from brewos_relay.registry.pairing import register_claim
-from brewos_relay.registry.pairing_window import (
+from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.pairing import register_pairing
+from brewos_relay.registry.pairing_limits import (
     COUNTED_MS,
     WINDOW_AT_MOST_MS,
     NewDeviceRules,
     PairingMode,
+    check_quota,
     close_window,
     count_new_id,
     open_window,
     window_open_until,
 )
+from brewos_relay.registry.records import NewDevice
 from support.registry import prune
 from support.registry_files import MINUTE_MS, NOW_MS, hash_of
 
@@ -38,7 +41,7 @@ def register(
     networks: tuple[str, ...] = ("2001:db8::",),
     now_ms: int = NOW_MS,
 ) -> str:
-    return register_claim(
+    return register_pairing(
         db,
         device_id=f"BRW-{number:08X}",
         key_hash=hash_of(key),
@@ -155,3 +158,59 @@ def test_registrations_at_once_do_not_exceed_the_quota(database: Database) -> No
 
     with ThreadPoolExecutor(6) as threads:
         assert sum(threads.map(go, range(6))) == 2
+
+
+# Machines of an account
+
+IDS = [f"BRW-0000000{number}" for number in range(6)]
+
+
+def add(db: Connection) -> None:
+    add_devices(db, [NewDevice(id=id_, key_hash=hash_of(id_)) for id_ in IDS], now_ms=NOW_MS)
+
+
+def test_quota_refuses_the_machine_beyond_the_last(db: Connection) -> None:
+    add(db)
+    for id_ in IDS[:2]:
+        check_quota(db, "ada", limit=2, now_ms=NOW_MS, device_id=id_)
+        give(db, id_, "ada", role="owner", now_ms=NOW_MS)
+    with pytest.raises(QuotaReached, match="may have 2 machines"):
+        check_quota(db, "ada", limit=2, now_ms=NOW_MS, device_id=IDS[2])
+    check_quota(db, "bob", limit=2, now_ms=NOW_MS)
+
+
+def test_quota_counts_every_role_and_no_access_that_has_ended(db: Connection) -> None:
+    add(db)
+    give(db, IDS[0], "ada", role="viewer", now_ms=NOW_MS)
+    give(db, IDS[1], "ada", role="member", until_ms=NOW_MS + 1, now_ms=NOW_MS)
+    with pytest.raises(QuotaReached):
+        check_quota(db, "ada", limit=2, now_ms=NOW_MS)
+    check_quota(db, "ada", limit=2, now_ms=NOW_MS + 1)
+
+
+def test_machine_that_a_user_has_already_passes_a_full_quota(db: Connection) -> None:
+    add(db)
+    give(db, IDS[0], "ada", role="member", now_ms=NOW_MS)
+    check_quota(db, "ada", limit=1, now_ms=NOW_MS, device_id=IDS[0])
+
+
+def test_two_transactions_cannot_both_take_the_last_place(database: Database) -> None:
+    with database.writing() as db:
+        add(db)
+        user_id = add_user(db, email="ada@example.com", name=None, now_ms=NOW_MS).id
+    together = Barrier(len(IDS))
+
+    def get(id_: str) -> bool:
+        together.wait(timeout=10)
+        try:
+            with database.writing() as db:
+                check_quota(db, user_id, limit=2, now_ms=NOW_MS, device_id=id_)
+                give(db, id_, user_id, role="owner", now_ms=NOW_MS)
+        except QuotaReached:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(IDS)) as threads:
+        assert sum(threads.map(get, IDS)) == 2
+    with database.reading() as db:
+        assert len(access_of(db, [(user_id, id_) for id_ in IDS], now_ms=NOW_MS)) == 2

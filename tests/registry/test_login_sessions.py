@@ -5,15 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, update
 
-from brewos_relay.registry import sessions as sessions_module
+from brewos_relay.registry import login_sessions as sessions_module
 from brewos_relay.registry.accounts import add_invite, add_user, redeem_invite
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.changes import read_changes
+from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
-from brewos_relay.registry.records import NewDevice, Session, User
-from brewos_relay.registry.schema import refresh_tokens
-from brewos_relay.registry.sessions import (
+from brewos_relay.registry.login_sessions import (
     NOTED_DEVICES,
     Copied,
     Refreshed,
@@ -24,6 +22,8 @@ from brewos_relay.registry.sessions import (
     refresh,
     sessions_of,
 )
+from brewos_relay.registry.records import LoginSession, NewDevice, User
+from brewos_relay.registry.schema import refresh_tokens
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 GRACE_MS = MINUTE_MS
@@ -36,7 +36,7 @@ def ada(db: Connection) -> User:
 
 def sign_in(
     db: Connection, user: User, name: str = "s", *, token: str = "t0", now_ms: int = NOW_MS
-) -> Session:
+) -> LoginSession:
     return open_session(
         db,
         session_id=name,
@@ -75,7 +75,7 @@ def take(db: Connection, token: str, new: str, *, now_ms: int = NOW_MS) -> str |
 
 def test_a_session_tells_where_and_who(db: Connection, ada: User) -> None:
     session = sign_in(db, ada)
-    assert session == Session(
+    assert session == LoginSession(
         id="s",
         user_id=ada.id,
         created_at_ms=NOW_MS,
@@ -388,7 +388,7 @@ def test_no_token_is_good_after_its_session(database: Database) -> None:
 def test_sessions_are_listed_a_page_at_a_time(db: Connection, ada: User) -> None:
     for number in range(5):  # two pairs that were used at the same time
         sign_in(db, ada, f"s{number}", token=f"t{number}", now_ms=NOW_MS + number // 2)
-    found: list[Session] = []
+    found: list[LoginSession] = []
     while page := sessions_of(
         db, ada.id, after=(found[-1].used_at_ms, found[-1].id) if found else None, limit=2, now_ms=NOW_MS + 9
     ):

@@ -35,7 +35,9 @@ class Totals:
     users: int
 
 
-def some_devices(db: Connection, *, find: str = "", after: str = "", limit: int) -> list[DeviceOverview]:
+def list_device_overviews(
+    db: Connection, *, find: str = "", after: str = "", limit: int
+) -> list[DeviceOverview]:
     """List devices in the order of their ids: at most `limit`, behind the id `after`.
 
     With `find`, only those that have it in their id or name, in any case.
