@@ -376,9 +376,9 @@ class TestWebSockets:
 
         with trio.fail_after(5):
             async with open_http_side(demo_app) as side:
-                side.take_websocket = take
                 ours, theirs = trio.testing.memory_stream_pair()
-                side.take(theirs, GET + GET if not together else GET + GET + UPGRADE + b"frame", **FROM)
+                sent = GET + GET if not together else GET + GET + UPGRADE + b"frame"
+                side.take(theirs, sent, take_websocket=take, **FROM)
                 browser = Browser(ours)
                 for _ in "12":
                     assert await browser.answer() == (200, b"hello")
@@ -402,9 +402,8 @@ class TestWebSockets:
 
         with trio.fail_after(5):
             async with open_http_side(demo_app) as side:
-                side.take_websocket = fail
                 ours, theirs = trio.testing.memory_stream_pair()
-                side.take(theirs, GET + UPGRADE, **FROM)
+                side.take(theirs, GET + UPGRADE, take_websocket=fail, **FROM)
                 browser = Browser(ours)
                 assert await browser.answer() == (200, b"hello")
                 await browser.expect_end()

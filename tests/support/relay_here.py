@@ -117,7 +117,7 @@ async def open_relay_here(
                 nursery.cancel_scope.cancel()
 
 
-def _hang_up(stream: trio.abc.Stream, initial: bytes, *, client: tuple[str, int], secure: bool) -> None:
+def _hang_up(stream: trio.abc.Stream, initial: bytes, **_: object) -> None:
     assert isinstance(stream, TransportStream)
     stream._transport.close()
 

@@ -250,10 +250,10 @@ async def accept_connections(
     **Ends when:** cancelled.
     """
     async with trio.open_nursery() as nursery:
-        welcome = partial(_welcome, answer, limits, failure)
+        handle = partial(_handle, answer, limits, failure)
         backoff = _AcceptBackoff()
         for listening in sockets:
-            nursery.start_soon(_accept, listening, nursery, welcome, backoff)
+            nursery.start_soon(_accept, listening, nursery, handle, backoff)
 
 
 class _AcceptBackoff:
@@ -287,12 +287,12 @@ class _AcceptBackoff:
 async def _accept(
     listening: socket.socket,
     nursery: trio.Nursery,
-    welcome: Callable[[socket.socket, str, int], Awaitable[None]],
+    handle: Callable[[socket.socket, str, int], Awaitable[None]],
     backoff: _AcceptBackoff,
 ) -> None:
     while True:
         try:
-            await _accept_some(listening, nursery, welcome)
+            await _accept_some(listening, nursery, handle)
             backoff.end()
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _OUT_OF_RESOURCES:
@@ -303,7 +303,7 @@ async def _accept(
 async def _accept_some(
     listening: socket.socket,
     nursery: trio.Nursery,
-    welcome: Callable[[socket.socket, str, int], Awaitable[None]],
+    handle: Callable[[socket.socket, str, int], Awaitable[None]],
 ) -> None:
     """Wait for connections, and accept those that are there. Raises MemoryError, and OSError likewise."""
     await trio.lowlevel.wait_readable(listening)
@@ -317,13 +317,13 @@ async def _accept_some(
                 raise
             continue  # that peer had gone before it was accepted
         try:
-            nursery.start_soon(welcome, accepted, peer[0].partition("%")[0], peer[1])
+            nursery.start_soon(handle, accepted, peer[0].partition("%")[0], peer[1])
         except MemoryError:
             accepted.close()
             raise
 
 
-async def _welcome(
+async def _handle(
     answer: Answer, limits: Limits, failure: str, accepted: socket.socket, address: str, port: int
 ) -> None:
     incoming: IncomingConnection | None = None

@@ -25,6 +25,7 @@ from brewos_relay.server.admission import (
     DeviceEntry,
     TokenRefused,
 )
+from brewos_relay.server.http import TakeWebSocket
 from brewos_relay.server.incoming import (
     IncomingConnection,
     LingerSlots,
@@ -47,7 +48,13 @@ class TakeHttp(Protocol):
     """Takes a connection that asks for no WebSocket, and what was read from it."""
 
     def __call__(
-        self, stream: trio.abc.Stream, initial: bytes, *, client: tuple[str, int], secure: bool
+        self,
+        stream: trio.abc.Stream,
+        initial: bytes,
+        *,
+        client: tuple[str, int],
+        secure: bool,
+        take_websocket: TakeWebSocket,
     ) -> None: ...
 
 
@@ -100,7 +107,7 @@ class Listener:
         """Accept connections until cancelled."""
         await accept_connections(
             self._sockets,
-            self._welcome,
+            self._handle,
             limits=self._limits,
             failure="a connection failed during its first request",
         )
@@ -113,10 +120,10 @@ class Listener:
         transport, left = stream.detach()
         incoming = IncomingConnection(transport, *client, secure=secure, received=wanted.head)
         with suppress(PeerGone):
-            await self._welcome(incoming, (wanted.head, wanted.rest + left))
+            await self._handle(incoming, (wanted.head, wanted.rest + left))
         return incoming.released
 
-    async def _welcome(
+    async def _handle(
         self, incoming: IncomingConnection, received: tuple[bytes, bytes] | None = None
     ) -> None:
         """Answer the first request of a connection, or one that was `received` already."""
@@ -168,6 +175,7 @@ class Listener:
             head + HEAD_END + rest,
             client=(incoming.address, incoming.port),
             secure=incoming.secure,
+            take_websocket=self.take_websocket,
         )
         incoming.release()
 

@@ -57,12 +57,12 @@ class Redirect:
         """Accept connections until cancelled."""
         await accept_connections(
             self._sockets,
-            self._welcome,
+            self._handle,
             limits=self._limits,
             failure="a connection failed during its redirect",
         )
 
-    async def _welcome(self, incoming: IncomingConnection) -> None:
+    async def _handle(self, incoming: IncomingConnection) -> None:
         try:
             head, _ = await incoming.receive_head(port_policy=self._port_policy, limits=self._limits)
             answer = self._answer(incoming, head)
@@ -115,10 +115,10 @@ class MetricsPort:
     async def run(self) -> None:
         """Accept connections until cancelled."""
         await accept_connections(
-            self._sockets, self._welcome, limits=self._limits, failure="metrics could not be given"
+            self._sockets, self._handle, limits=self._limits, failure="metrics could not be given"
         )
 
-    async def _welcome(self, incoming: IncomingConnection) -> None:
+    async def _handle(self, incoming: IncomingConnection) -> None:
         try:
             head, _ = await incoming.receive_head(port_policy=_PLAIN, limits=self._limits)
             answer = self._answer(parse_head(head))

@@ -200,7 +200,6 @@ async def open_server(
                         refusals=refusals,
                         request_limits=request_limits,
                     )
-                    http.take_websocket = listener.take_websocket
                     listening.start_soon(listener.run)
                     listening.start_soon(keep_running, "measuring the event loop", late.run)
                     listening.start_soon(keep_running, "noting who is online", partial(recorder.run, relay))
