@@ -34,7 +34,7 @@ def test_every_task_of_a_server_is_in_the_tree() -> None:
     named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
     handed_on = {"async_fn", "_run_beside"}  # what a peer wants to have run, which is in the tree itself
     there = set(re.findall(r"\w+", tree)) | {"handle"}  # which _handle is given as
-    assert named - handed_on - {"serve"} <= there  # serve is around _Connection.run
+    assert named - handed_on <= there
     runners = {name for name in started if name.endswith(".run")}
     assert len(set(re.findall(r"\b[A-Z]\w+\.run\b", tree))) == len(runners)
 
