@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from brewos_relay.core.limits import Limits
-from brewos_relay.wire.frames import FrameParser
 from fuzz import corpus
 from fuzz.mutation import Mutator
+from support.frames import CollectingParser
 from support.process import KEY, ProcessServer, machine_id
 from support.wire_client import CLOSE, Ended, WireClient, frame, upgrade_head
 
@@ -53,7 +53,7 @@ async def be_patient(
 async def _outlast(connection: WireClient, mutator: Mutator, seen: "Seen") -> None:
     began_at = trio.current_time()
     limits = Limits()
-    parser = FrameParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True)
+    parser = CollectingParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True)
     with trio.move_on_at(began_at + HELD_S - SLACK_S) as waited, suppress(Ended, trio.BrokenResourceError):
         for _ in range(mutator.chance.randrange(1, 8)):
             data = _said(mutator)

@@ -14,11 +14,12 @@ from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message
 from brewos_relay.texts import is_showable
-from brewos_relay.wire.frames import FrameParser, encode_close, is_close_code
+from brewos_relay.wire.frames import encode_close, is_close_code
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.proxy_protocol import MOST_HEADER_BYTES, ProxyProtocolError, parse_proxy_header
 from fuzz import corpus
 from fuzz.mutation import Mutator
+from support.frames import CollectingParser
 from support.meaning import check_meaning
 
 MOST_MESSAGE_BYTES: Final = 2048
@@ -28,7 +29,9 @@ MOST_STATE_BYTES: Final = 64 * 1024
 def fuzz_frames(data: bytes, mutator: Mutator) -> None:
     """Bytes mean the same however they are cut, and never more than they may."""
     skip = mutator.chance.random() < 0.5
-    whole, pieces = (FrameParser(max_message_bytes=MOST_MESSAGE_BYTES, skip_oversize=skip) for _ in range(2))
+    whole, pieces = (
+        CollectingParser(max_message_bytes=MOST_MESSAGE_BYTES, skip_oversize=skip) for _ in range(2)
+    )
     at_once = whole.feed(data)
     in_pieces = [message for piece in mutator.split(data) for message in pieces.feed(piece)]
     assert at_once == in_pieces

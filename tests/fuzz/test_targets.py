@@ -6,7 +6,7 @@ import pytest
 import brewos_relay.messages
 from brewos_relay.core import merging, snapshot
 from brewos_relay.messages import Head, Message
-from brewos_relay.wire.frames import FrameParser
+from brewos_relay.wire.frames import FrameParser, Parsed
 from brewos_relay.wire.handshake import Refusal, Request
 from brewos_relay.wire.proxy_protocol import ProxyHeader
 from fuzz import targets
@@ -28,10 +28,12 @@ def find(name: str) -> list[str]:
     return fuzz_target(target, secs=1, seed=11)[1]
 
 
-def forgetful(feed: Callable[[FrameParser, bytes], list[Message]]) -> Callable[..., list[Message]]:
+def forgetful(
+    feed: Callable[[FrameParser, bytes], list[Message] | Parsed],
+) -> Callable[..., list[Message] | Parsed]:
     """Break a parser: what is left of a frame is forgotten."""
 
-    def broken(self: FrameParser, data: bytes) -> list[Message]:
+    def broken(self: FrameParser, data: bytes) -> list[Message] | Parsed:
         messages = feed(self, data)
         self._partial = None
         return messages

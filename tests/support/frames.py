@@ -3,6 +3,9 @@
 import struct
 from typing import NamedTuple
 
+from brewos_relay.messages import Message
+from brewos_relay.wire.frames import Ending, FrameParser, Parsed
+
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 MASK = b"\x5a\xa5\x0f\xf1"
@@ -77,3 +80,28 @@ def read_close(frame: ServerFrame) -> tuple[int | None, str]:
     if not frame.payload:
         return None, ""
     return int.from_bytes(frame.payload[:2], "big"), frame.payload[2:].decode()
+
+
+class CollectingParser:
+    """A FrameParser, and the sum of what it has returned."""
+
+    def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
+        self.parser = FrameParser(max_message_bytes=max_message_bytes, skip_oversize=skip_oversize)
+        self.pings: list[bytes] = []
+        self.has_pong = False
+        self.oversized = 0
+        self.incomplete = False
+        self.ending: Ending | None = None
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Feed the parser; return the messages that are complete now."""
+        parsed = self.parser.feed(data)
+        if not isinstance(parsed, Parsed):
+            return parsed
+        self.pings += parsed.pings
+        self.has_pong |= parsed.has_pong
+        self.oversized += parsed.oversized
+        self.incomplete = parsed.incomplete
+        assert self.ending is None or parsed.ending is None, "a stream ends once"
+        self.ending = self.ending or parsed.ending
+        return parsed.messages

@@ -26,6 +26,7 @@ from brewos_relay.wire import frames
 from brewos_relay.wire.frames import (
     Ending,
     FrameParser,
+    Parsed,
     encode_close,
     encode_delivery,
     encode_frame,
@@ -41,6 +42,7 @@ from support.frames import (
     PING,
     PONG,
     TEXT,
+    CollectingParser,
     client_frame,
     close_frame,
     read_server_frames,
@@ -50,7 +52,7 @@ LIMIT = 1000
 UNLIMITED = 1 << 20
 
 
-class Parsed(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a stream. The verdict is None while it goes on."""
 
     messages: list[Message]
@@ -60,18 +62,15 @@ class Parsed(NamedTuple):
 
 def parse(
     stream: bytes, *, limit: int = UNLIMITED, skip_oversize: bool = False, cuts: Sequence[int] = ()
-) -> tuple[Parsed, FrameParser]:
+) -> tuple[Outcome, CollectingParser]:
     """Feed a parser, with the stream cut at these places."""
-    parser = FrameParser(max_message_bytes=limit, skip_oversize=skip_oversize)
+    parser = CollectingParser(max_message_bytes=limit, skip_oversize=skip_oversize)
     messages: list[Message] = []
-    pings: list[bytes] = []
     places = [0, *sorted(cut for cut in cuts if cut <= len(stream)), len(stream)]
     for start, stop in itertools.pairwise(places):
         messages += parser.feed(stream[start:stop])
-        pings += parser.pings
-        parser.pings.clear()
     ending = parser.ending
-    return Parsed(messages, pings, None if ending is None else (ending.by_peer, ending.code)), parser
+    return Outcome(messages, parser.pings, None if ending is None else (ending.by_peer, ending.code)), parser
 
 
 def text(*parts: str | bytes) -> bytes:
@@ -141,7 +140,7 @@ def test_a_character_may_be_cut_between_fragments() -> None:
 
 
 def test_incomplete_says_whether_a_message_has_begun() -> None:
-    parser = FrameParser(max_message_bytes=LIMIT, skip_oversize=True)
+    parser = CollectingParser(max_message_bytes=LIMIT, skip_oversize=True)
     frame = client_frame(TEXT, b"abc")
     too_large = client_frame(BINARY, bytes(LIMIT + 1))
     steps = [
@@ -162,15 +161,14 @@ def test_incomplete_says_whether_a_message_has_begun() -> None:
 # -- Control frames ---------------------------------------------------------------------------------------
 
 
-def test_pings_are_kept_in_order_until_they_are_taken() -> None:
+def test_pings_come_out_in_order() -> None:
     parsed, parser = parse(
         client_frame(PING, b"1") + client_frame(PONG, b"-") + client_frame(PING, bytes(125))
     )
     assert parsed.pings == [b"1", bytes(125)]
-    assert parser.ponged
-    parser.feed(client_frame(PING))
-    parser.feed(client_frame(PING, b"2"))
-    assert parser.pings == [b"", b"2"]
+    assert parser.has_pong
+    parser.feed(client_frame(PING) + client_frame(PING, b"2"))
+    assert parser.pings == [b"1", bytes(125), b"", b"2"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +304,7 @@ def test_text_that_is_not_utf8_fails_at_the_earliest_fragment(payload: bytes) ->
     # §8.1 does not say how early is early enough.
     late = {b"\xe0\x80\x80": 2, b"\xed\xa0\x80": 3, b"\xf4\x90\x80\x80": 2}
     earliest = late.get(payload, 1)
-    parser = FrameParser(max_message_bytes=LIMIT)
+    parser = CollectingParser(max_message_bytes=LIMIT)
     parser.feed(client_frame(TEXT, "κόσμε".encode(), fin=False))
     for i in range(earliest):
         assert parser.ending is None
@@ -386,17 +384,24 @@ _SLACK_BYTES = 4096  # a few small objects, and what a growing buffer holds in r
 def held_bytes(limit: int, pieces: Sequence[bytes]) -> int:
     """Tell how much more memory is held after feeding these pieces than before."""
     parser = FrameParser(max_message_bytes=limit, skip_oversize=True)
+    last: object = None
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for piece in pieces:
-            parser.feed(piece)
+            last = parser.feed(piece)
+        is_midway = isinstance(last, Parsed) and last.incomplete
+        last = None
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert parser.ending is None
-    assert parser.incomplete
+    assert is_midway
     return after - before
+
+
+def test_control_frames_leave_nothing_behind() -> None:
+    pings = [client_frame(PING, bytes(125)) * 20] * 20
+    assert held_bytes(LIMIT, [*pings, client_frame(TEXT, b"a", fin=False)]) < _SLACK_BYTES
 
 
 def test_endless_empty_fragments_are_not_kept() -> None:
@@ -481,7 +486,7 @@ def length_is_well_encoded(frame: bytes) -> bool:
     return (form < 126) or (form == 126 and length > 125) or (form == 127 and 0xFFFF < length < 1 << 63)
 
 
-def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Parsed:
+def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Outcome:
     """Parse with `websockets`, and put its frames together as RFC 6455 says.
 
     Its sans-I/O layer leaves joining fragments and checking text to the layer above. Where it parts from
@@ -502,7 +507,7 @@ def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Par
         if not length_is_well_encoded(raw):
             verdict = (False, 1002)
             # Whatever else is wrong with that frame is a protocol error, too.
-            return Parsed(messages, pings, verdict)
+            return Outcome(messages, pings, verdict)
         protocol.receive_data(raw)
         for frame in protocol.events_received():
             assert isinstance(frame, websockets.frames.Frame)
@@ -510,13 +515,13 @@ def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Par
             if frame.opcode == PING:
                 pings.append(payload)
             elif frame.opcode == CLOSE:
-                return Parsed(messages, pings, (True, _code_of(payload)))
+                return Outcome(messages, pings, (True, _code_of(payload)))
             elif frame.opcode != PONG:
                 if frame.opcode != CONTINUATION:
                     is_text = frame.opcode == TEXT
                 parts.append(payload)
                 if is_text and not _can_become_utf8(b"".join(parts), complete=frame.fin):
-                    return Parsed(messages, pings, (False, 1007))
+                    return Outcome(messages, pings, (False, 1007))
                 if frame.fin:
                     messages.append(Message(b"".join(parts), is_text))
                     parts = []
@@ -525,18 +530,18 @@ def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Par
             continue
         if protocol.close_rcvd is not None:
             assert "incomplete fragmented message" in str(problem)
-            return Parsed(messages, pings, (True, _code_of(_payload_of(raw))))
+            return Outcome(messages, pings, (True, _code_of(_payload_of(raw))))
         if isinstance(problem, PayloadTooBig):
-            return Parsed(messages, pings, (False, 1009))
+            return Outcome(messages, pings, (False, 1009))
         if isinstance(problem, UnicodeDecodeError):
             bad_code = not is_close_code(int.from_bytes(_payload_of(raw)[:2], "big"))
-            return Parsed(messages, pings, (False, 1002 if bad_code else 1007))
+            return Outcome(messages, pings, (False, 1002 if bad_code else 1007))
         assert isinstance(problem, ProtocolError)
-        return Parsed(messages, pings, (False, 1002))
-    return Parsed(messages, pings, None)
+        return Outcome(messages, pings, (False, 1002))
+    return Outcome(messages, pings, None)
 
 
-def by_wsproto(stream: bytes) -> Parsed:
+def by_wsproto(stream: bytes) -> Outcome:
     """Parse with wsproto, which has no limit for messages.
 
     It does not know close code 1014, which IANA registered later ("Bad Gateway"); here it is taken as valid.
@@ -558,14 +563,14 @@ def by_wsproto(stream: bytes) -> Parsed:
         elif isinstance(event, wsproto.events.CloseConnection):
             if connection.state is not wsproto.connection.ConnectionState.OPEN:
                 code = None if event.code == 1005 else int(event.code)
-                return Parsed(messages, pings, (True, code))
+                return Outcome(messages, pings, (True, code))
             if event.reason == "CLOSE with unknown reserved code":
                 payload = next(_payload_of(raw) for raw in split(stream) if raw[0] == 0x88)
                 if _code_of(payload) == 1014:
                     is_utf8 = _can_become_utf8(payload[2:], complete=True)
-                    return Parsed(messages, pings, (True, 1014) if is_utf8 else (False, 1007))
-            return Parsed(messages, pings, (False, int(event.code)))
-    return Parsed(messages, pings, None)
+                    return Outcome(messages, pings, (True, 1014) if is_utf8 else (False, 1007))
+            return Outcome(messages, pings, (False, int(event.code)))
+    return Outcome(messages, pings, None)
 
 
 def _payload_of(raw: bytes) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -13,11 +12,12 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import End, Receive, Tasks
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Delivery
 from brewos_relay.wire.frames import (
     PING_FRAME,
     Ending,
     FrameParser,
+    Parsed,
     encode_close,
     encode_delivery,
     encode_pongs,
@@ -79,6 +79,7 @@ class WebSocketConnection:
         "_sleeper",
         "_small",
         "_spoke_at",
+        "_stream_ending",
         "_tasks",
         "_transport",
         "read",
@@ -107,6 +108,7 @@ class WebSocketConnection:
         self._opened_at = trio.current_time()
         self._spoke_at: float | None = None  # when something was first read after the 101, if it is held
         self._ending: Ending | None = None
+        self._stream_ending: Ending | None = None  # by a close frame of the peer, or by a fault
         self._gone = False
         self._leaving = False
         self._said_goodbye = False
@@ -176,11 +178,11 @@ class WebSocketConnection:
             self._wake()
             return
         try:
-            messages = self._parser.feed(data)
-            if self._parser.attention:
-                self._attend(messages)
+            received = self._parser.feed(data)
+            if type(received) is Parsed:
+                self._attend(received)
             elif self._ending is None:
-                pause_s = self._receive(messages)
+                pause_s = self._receive(received)
                 if pause_s > 0:
                     self._pause(pause_s)
         except Exception as error:  # it must not end the task that reads for everybody
@@ -195,40 +197,33 @@ class WebSocketConnection:
             with contextlib.suppress(Exception):
                 log.error("a connection failed", exc_info=error)
 
-    def _attend(self, messages: Sequence[Message]) -> None:
-        """Do what is to be done when more has come than whole messages."""
-        parser = self._parser
-        moved_on = messages or parser.oversized
-        if parser.pings:
-            self._transport.write(encode_pongs(parser.pings))
-            parser.pings.clear()
-        self._counters.oversized += parser.oversized
-        parser.oversized = 0
-        if parser.ponged:
-            parser.ponged = False
+    def _attend(self, parsed: Parsed) -> None:
+        """Do what a read asks for that brought more than whole messages."""
+        if parsed.pings:
+            self._transport.write(encode_pongs(parsed.pings))
+        self._counters.oversized += parsed.oversized
+        if parsed.has_pong:
             self._note_pong()
-        pause_s = self._count_small(parser.small)
-        parser.small = 0
-        if parser.passed_bytes:
-            pause_s = max(pause_s, self._count_passed(parser.passed_bytes))
-            parser.passed_bytes = 0
-        if (messages or parser.heard or pause_s) and self._ending is None:
-            pause_s = max(self._receive(messages), pause_s)
+        pause_s = self._count_small(parsed.small)
+        if parsed.passed_bytes:
+            pause_s = max(pause_s, self._count_passed(parsed.passed_bytes))
+        if (parsed.messages or parsed.has_control or pause_s) and self._ending is None:
+            pause_s = max(self._receive(parsed.messages), pause_s)
             if pause_s > 0:
                 self._pause(pause_s)
-        parser.heard = False
-        if parser.ending is not None and self._ending is None:
-            self._ending = parser.ending
-            self._wake()
-        parser.attention = parser.incomplete or parser.ending is not None
-        if not parser.incomplete:
+        if parsed.ending is not None:
+            self._stream_ending = parsed.ending
+            if self._ending is None:
+                self._ending = parsed.ending
+                self._wake()
+        if not parsed.incomplete:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
         elif self._overdue is None:
             self._overdue = trio.CancelScope(deadline=trio.current_time() + pause_s + self._limits.message_s)
             self._tasks.start_soon(self._wait_for_message, self._overdue)
-        elif moved_on:  # it is another message than before
+        elif parsed.messages or parsed.oversized:  # it is another message than before
             self._overdue.deadline = trio.current_time() + pause_s + self._limits.message_s
 
     def _count_small(self, count: int) -> float:
@@ -357,18 +352,18 @@ class WebSocketConnection:
     async def _say_goodbye(self, ending: Ending) -> None:
         if self._gone:
             return
-        answered = self._parser.ending is not None and self._parser.ending.by_peer
         self._said_goodbye = True
+        answered = self._stream_ending if self._peer_has_closed else None
         frame = encode_close(ending.code, ending.reason)
-        if answered and self._parser.ending is not None:
-            frame = encode_close(self._parser.ending.code)  # RFC 6455 §5.5.1: the answer echoes the code
+        if answered is not None:
+            frame = encode_close(answered.code)  # RFC 6455 §5.5.1: the answer echoes the code
         if not self._transport.write(frame):
             self._transport.keep_first_unsent()
             self._transport.write(frame)
         await self._transport.flush(stall_s=self._limits.close_s)
-        if self._parser.ending is not None:
+        if self._stream_ending is not None:
             self._transport.finish_writing()  # no answer is parsed any more: the peer may close at once
-        if not answered:
+        if answered is None:
             await self._read_to_the_end()
 
     async def _read_to_the_end(self) -> None:
@@ -380,16 +375,22 @@ class WebSocketConnection:
     @property
     def _peer_has_ended(self) -> bool:
         """Whether the peer has closed, or has gone."""
-        return self._gone or (self._parser.ending is not None and self._parser.ending.by_peer)
+        return self._gone or self._peer_has_closed
+
+    @property
+    def _peer_has_closed(self) -> bool:
+        """Whether the peer has sent a close frame."""
+        return self._stream_ending is not None and self._stream_ending.by_peer
 
     def _read_and_forget(self) -> None:
         """Read once, and answer pings; the rest is forgotten."""
         received = self.read()
         if received:
-            self._parser.feed(received)
-            if self._parser.pings and not self._said_goodbye:
-                self._transport.write(encode_pongs(self._parser.pings))
-            self._parser.pings.clear()
+            parsed = self._parser.feed(received)
+            if type(parsed) is Parsed:
+                self._stream_ending = self._stream_ending or parsed.ending
+                if parsed.pings and not self._said_goodbye:
+                    self._transport.write(encode_pongs(parsed.pings))
         elif received is not None:
             self._gone = True
 

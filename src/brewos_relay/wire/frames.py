@@ -8,7 +8,7 @@ message of the allowed size.
 import codecs
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, final
 
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -50,37 +50,69 @@ class Ending:
         return f"Ending({self.code}, {self.reason!r}, by_peer={self.by_peer})"
 
 
-class FrameParser:
-    """Parse what one client sends. Feed it; look at `pings` and `ending` after each feed.
+@final
+class Parsed:
+    """What one read brought, where that was not whole messages only."""
 
-    With `skip_oversize`, a message of more than `max_message_bytes` is read past and counted in `oversized`;
-    without, it ends the stream with 1009.
+    __slots__ = (
+        "ending",
+        "has_control",
+        "has_pong",
+        "incomplete",
+        "messages",
+        "oversized",
+        "passed_bytes",
+        "pings",
+        "small",
+    )
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+        """The messages that were completed, in order."""
+        self.pings: list[bytes] = []
+        """Payloads of pings, to be answered."""
+        self.has_pong = False
+        self.has_control = False
+        """Whether a control frame has come, which is a sign of life."""
+        self.small = 0
+        """How many control frames and small fragments have come, which cost much for what they say."""
+        self.oversized = 0
+        """How many messages were too large and are being read past."""
+        self.passed_bytes = 0
+        """How many bytes of such messages were read past."""
+        self.incomplete = False
+        """Whether a message has begun that is not complete."""
+        self.ending: Ending | None = None
+        """Why the stream is over, if this read ended it."""
+
+
+class FrameParser:
+    """Parses what one client sends.
+
+    With `skip_oversize`, a message of more than `max_message_bytes` is read past; without, it ends the stream
+    with 1009.
     """
 
     __slots__ = (
         "_discarding",
+        "_ended",
         "_fragments",
         "_fragments_are_text",
         "_fragments_bytes",
+        "_is_midway",
         "_max_message_bytes",
         "_need_bytes",
         "_partial",
         "_skip_bytes",
         "_skip_oversize",
         "_utf8",
-        "attention",
-        "ending",
-        "heard",
-        "oversized",
-        "passed_bytes",
-        "pings",
-        "ponged",
-        "small",
     )
 
     def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
         self._max_message_bytes = max_message_bytes
         self._skip_oversize = skip_oversize
+        self._is_midway = False  # the last read ended inside a message, or the stream
+        self._ended = False
         self._partial: bytearray | None = None  # the beginning of a frame
         self._need_bytes = 0  # how long that has to become before another look is worth it
         self._skip_bytes = 0  # still to be read past
@@ -89,46 +121,18 @@ class FrameParser:
         self._fragments_are_text = False
         self._discarding = False  # the message that has begun is too large, and is read past
         self._utf8: codecs.IncrementalDecoder | None = None
-        self.pings: list[bytes] = []
-        """Payloads of pings that nobody has answered yet; the caller empties it."""
-        self.ponged = False
-        """Set when a pong has come; the caller may reset it."""
-        self.attention = False
-        """Set when there is more to look at than messages: pings, an ending, a message that is not complete.
 
-        The caller resets it when nothing of that is left.
+    def feed(self, data: bytes) -> list[Message] | Parsed:
+        """Take bytes from the wire.
+
+        Return the messages alone where they are all that came, which costs nothing more; else a `Parsed`.
+        After the end of the stream, everything is ignored.
         """
-        self.heard = False
-        """Set when a control frame has come; the caller may reset it."""
-        self.ending: Ending | None = None
-        """Set once the stream is over; whatever is fed later is ignored."""
-        self.oversized = 0
-        """How many messages were read past; the caller may reset it."""
-        self.passed_bytes = 0
-        """How many bytes of these were read past, the caller may reset it."""
-        self.small = 0
-        """How many control frames and small fragments have come, which cost much for what they say; the
-        caller may reset it."""
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether a message has begun that is not complete."""
-        return self._partial is not None or self._skip_bytes > 0 or self._fragments is not None
-
-    def feed(self, data: bytes) -> list[Message]:
-        """Take bytes from the wire; return the messages that they complete, in order."""
         messages: list[Message] = []
-        if self.ending is not None:
-            return messages
-        if self._skip_bytes:
-            self.passed_bytes += min(self._skip_bytes, len(data))
-            data, self._skip_bytes = data[self._skip_bytes :], max(0, self._skip_bytes - len(data))
-        if self._partial is not None:
-            self._partial += data
-            if len(self._partial) < self._need_bytes:
-                return messages
-            data = bytes(self._partial)
-            self._partial = None
+        parsed: Parsed | None = None
+        if self._is_midway:
+            parsed = Parsed(messages)
+            data = self._resume(data, parsed)
         start, end = 0, len(data)
         while start < end:
             # A whole text or binary message in one frame, which is nearly all that ever comes.
@@ -146,19 +150,40 @@ class FrameParser:
                         payload = unmask(data[body:stop], data[body - 4 : body])
                         if first == 0x82:
                             messages.append(Message(payload, False))
-                        elif payload.isascii() or _is_utf8(payload):
-                            messages.append(Message(payload))
-                        else:
-                            start = self._fail(CloseCode.INVALID_DATA, "text is not UTF-8", end)
+                            start = stop
                             continue
-                        start = stop
-                        continue
-            start = self._take_frame(data, start, messages)
-        return messages
+                        if payload.isascii() or _is_utf8(payload):
+                            messages.append(Message(payload))
+                            start = stop
+                            continue
+            if parsed is None:
+                parsed = Parsed(messages)
+            start = self._take_frame(data, start, parsed)
+        if parsed is None:
+            return messages
+        parsed.incomplete = not self._ended and (
+            self._partial is not None or self._skip_bytes > 0 or self._fragments is not None
+        )
+        self._is_midway = parsed.incomplete or self._ended
+        return parsed
 
-    def _take_frame(self, data: bytes, start: int, messages: list[Message]) -> int:
+    def _resume(self, data: bytes, parsed: Parsed) -> bytes:
+        """Put what came before in front of new bytes; return what can be parsed of both."""
+        if self._ended:
+            return b""
+        if self._skip_bytes:
+            parsed.passed_bytes += min(self._skip_bytes, len(data))
+            data, self._skip_bytes = data[self._skip_bytes :], max(0, self._skip_bytes - len(data))
+        if self._partial is not None:
+            self._partial += data
+            if len(self._partial) < self._need_bytes:
+                return b""
+            data = bytes(self._partial)
+            self._partial = None
+        return data
+
+    def _take_frame(self, data: bytes, start: int, parsed: Parsed) -> int:
         """Take any frame, whole or not, that begins at `start`; return where to go on."""
-        self.attention = True
         end = len(data)
         available = end - start
         if available < 2:
@@ -166,7 +191,7 @@ class FrameParser:
         first, second = data[start], data[start + 1]
         problem = self._problem_with(first, second)
         if problem is not None:
-            return self._fail(CloseCode.PROTOCOL_ERROR, problem, end)
+            return self._fail(parsed, CloseCode.PROTOCOL_ERROR, problem, end)
         length = second & 0x7F
         body = start + 6
         if length > _MAX_CONTROL_BYTES:
@@ -176,34 +201,37 @@ class FrameParser:
             length = _int_from_bytes(data[start + 2 : start + 2 + extended], "big")
             body += extended
             if length >> 63 or length <= (_MAX_CONTROL_BYTES if extended == 2 else 0xFFFF):
-                return self._fail(CloseCode.PROTOCOL_ERROR, "frame length not well encoded", end)
+                return self._fail(parsed, CloseCode.PROTOCOL_ERROR, "frame length not well encoded", end)
         stop = body + length
         is_control = first & 0x08 != 0
         if not is_control and self._fragments_bytes + length > self._max_message_bytes:
             if not self._skip_oversize:
-                return self._fail(CloseCode.MESSAGE_TOO_BIG, "message too big", end)
-            self._read_past(first)
-            self.passed_bytes += min(stop, end) - start
+                return self._fail(parsed, CloseCode.MESSAGE_TOO_BIG, "message too big", end)
+            self._read_past(first, parsed)
+            parsed.passed_bytes += min(stop, end) - start
             self._skip_bytes = max(0, stop - end)
         elif stop > end:
             return self._wait_for(stop - start, data, start)
         elif is_control:
-            self._take_control(first, unmask(data[body:stop], data[body - 4 : body]))
+            self._take_control(first, unmask(data[body:stop], data[body - 4 : body]), parsed)
         else:
-            self._take_fragment(first, unmask(data[body:stop], data[body - 4 : body]), messages)
-        return stop if self.ending is None else end
+            self._take_fragment(first, unmask(data[body:stop], data[body - 4 : body]), parsed)
+        return end if self._ended else stop
 
     def _wait_for(self, need_bytes: int, data: bytes, start: int) -> int:
         self._need_bytes = need_bytes
         self._partial = bytearray(data[start:])
         return len(data)
 
-    def _fail(self, code: CloseCode, reason: str, end: int) -> int:
-        """End the stream; gives back `end`, where nothing is left to be parsed."""
-        self.attention = True
-        self.ending = Ending(code, reason, by_peer=False)
-        self._partial = self._fragments = self._utf8 = None
+    def _fail(self, parsed: Parsed, code: CloseCode, reason: str, end: int) -> int:
+        """End the stream; return `end`, where nothing is left to be parsed."""
+        self._end(parsed, Ending(code, reason, by_peer=False))
         return end
+
+    def _end(self, parsed: Parsed, ending: Ending) -> None:
+        parsed.ending = ending
+        self._ended = True
+        self._partial = self._fragments = self._utf8 = None
 
     def _problem_with(self, first: int, second: int) -> str | None:
         """Say what is wrong with a frame that begins with these two bytes."""
@@ -223,44 +251,44 @@ class FrameParser:
             return "continuation of nothing" if opcode == CONTINUATION else "message inside a message"
         return None
 
-    def _read_past(self, first: int) -> None:
+    def _read_past(self, first: int, parsed: Parsed) -> None:
         """Note that the frame beginning with `first`, and its message with it, is too large to be kept."""
         if not self._discarding:
-            self.oversized += 1
+            parsed.oversized += 1
         self._discarding = first & _FIN == 0
         self._fragments = bytearray() if self._discarding else None
         self._fragments_bytes = self._max_message_bytes if self._discarding else 0
         self._utf8 = None
 
-    def _take_control(self, first: int, payload: bytes) -> None:
-        self.heard = True
-        self.small += 1
+    def _take_control(self, first: int, payload: bytes, parsed: Parsed) -> None:
+        parsed.has_control = True
+        parsed.small += 1
         if first == _FIN | PING:
-            self.pings.append(payload)
+            parsed.pings.append(payload)
         elif first == _FIN | CLOSE:
-            self.ending = _read_close(payload)
+            self._end(parsed, _read_close(payload))
         else:
-            self.ponged = True
+            parsed.has_pong = True
 
-    def _take_fragment(self, first: int, payload: bytes, messages: list[Message]) -> None:
+    def _take_fragment(self, first: int, payload: bytes, parsed: Parsed) -> None:
         if self._fragments is None:
             self._fragments = bytearray()
             self._fragments_bytes = 0
             self._fragments_are_text = first & 0x0F == TEXT
             self._utf8 = _NewUtf8Decoder() if self._fragments_are_text else None
         final = first & _FIN != 0
-        self.small += len(payload) < _SMALL_FRAGMENT_BYTES
+        parsed.small += len(payload) < _SMALL_FRAGMENT_BYTES
         if self._utf8 is not None:
             try:
                 self._utf8.decode(payload, final)
             except UnicodeDecodeError:
-                self._fail(CloseCode.INVALID_DATA, "text is not UTF-8", 0)
+                self._fail(parsed, CloseCode.INVALID_DATA, "text is not UTF-8", 0)
                 return
         self._fragments += payload
         self._fragments_bytes += len(payload)
         if final:
             if not self._discarding:
-                messages.append(Message(bytes(self._fragments), self._fragments_are_text))
+                parsed.messages.append(Message(bytes(self._fragments), self._fragments_are_text))
             self._discarding = False
             self._fragments = self._utf8 = None
             self._fragments_bytes = 0
