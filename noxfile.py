@@ -1,4 +1,4 @@
-"""What can be run on this project: `nox` checks everything, `nox -l` lists the rest."""
+"""The checks of this project: `nox` runs all of them, `nox -l` lists further sessions."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.error_on_missing_interpreters = False  # also in CI: test on what is there
+nox.options.error_on_missing_interpreters = False  # also in CI: use the versions that are installed
 nox.options.sessions = ["lint", "types", "imports", "docs", "coverage", "tests"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
@@ -20,11 +20,10 @@ PYTHONS = SUPPORTED if AT_HAND in SUPPORTED else [*SUPPORTED, AT_HAND]
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FULLY_COVERED = ("core", "wire", "auth")
-#: Parts whose tests need no other program, and nobody's WebSockets but ours.
+#: Packages whose tests need no other program and no other WebSocket implementation.
 ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
-#: What these try is not Python's: a browser, other programs, generators of load, SQL, documents. One version
-#: is enough.
-#: So it is for tests that are marked `postgresql`.
+#: Tests of browsers, other programs, load generators, SQL and documentation. They do not depend on the
+#: version of Python, so they run on one version only, like the tests that are marked `postgresql`.
 TRIED_ONCE = (
     "tests/benchmarks",
     "tests/console",
@@ -42,13 +41,13 @@ TRIED_ONCE = (
     "tests/test_docs.py",
 )
 
-#: Many tests wait for processes and timeouts: three of them keep two processors busy. A worker without tests
-#: takes some from another.
+#: Many tests wait for processes and timeouts, so three workers keep two processors busy. A worker without
+#: tests takes some from another.
 SIDE_BY_SIDE = ("-n", str(max(2, (os.cpu_count() or 2) * 3 // 2)), "--dist", "worksteal")
 
 
 def install(session: nox.Session, *groups: str, project: bool = True) -> None:
-    """Install dependency groups, and the project itself as its users get it."""
+    """Install dependency groups, and the project as its users install it."""
     wanted = [
         requirement for group in groups for requirement in nox.project.dependency_groups(PROJECT, group)
     ]
@@ -57,7 +56,7 @@ def install(session: nox.Session, *groups: str, project: bool = True) -> None:
 
 @nox.session(python=AT_HAND)
 def lint(session: nox.Session) -> None:
-    """Check format and style, and that compose knows all that its file says."""
+    """Check format and style, and the compose file against its schema."""
     install(session, "lint", project=False)
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml")
     session.run("ruff", "format", "--check", ".")
@@ -80,7 +79,7 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=AT_HAND)
 def docs(session: nox.Session) -> None:
-    """Make the documentation as a site, in docs/_build/html; any warning is an error."""
+    """Build the documentation as a site in docs/_build/html; warnings are errors."""
     install(session, "docs")
     session.run("sphinx-build", "-W", "-n", "-E", "-q", "--keep-going", "docs", "docs/_build/html")
     session.run("towncrier", "build", "--draft", "--version", "next")
@@ -95,12 +94,12 @@ def tables(session: nox.Session) -> None:
 
 @nox.session(python=AT_HAND)
 def coverage(session: nox.Session) -> None:
-    """Check that each module of core, wire and auth is covered, every branch, by its own test file."""
+    """Check that its own test file covers each module of core, wire and auth, every branch."""
     install(session, "tests")
     folder = session.create_tmp()
 
     def falls_short(name: str) -> bool:
-        """Run a module's own tests; say whether they leave a branch of it out."""
+        """Run a module's own tests; return whether they miss a branch of it."""
         own_tests = ROOT / "tests" / Path(name).parent / f"test_{Path(name).name}"
         data = f"--data-file={folder}/coverage-{name.replace('/', '-')}"
         pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(own_tests))
@@ -127,10 +126,10 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, as many at a time as there are processors; arguments after -- go to pytest.
+    """Run the tests; arguments after -- go to pytest.
 
-    All of them on the Python at hand, what is Python's on the oldest and the newest, and on those in between
-    what needs no other process.
+    The current version of Python runs all of them, the oldest and the newest run those that depend on the
+    version, and the versions in between run those without other processes.
     """
     tries_all = session.python == AT_HAND
     install(session, "tests", *(["fronts", "bench"] if tries_all else []))
@@ -142,9 +141,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED[0], venv_backend="uv")
 def minimums(session: nox.Session) -> None:
-    """Run the tests of each part on the oldest dependencies that we say will do; arguments go to pytest."""
+    """Run the tests of each package on the oldest supported dependencies; arguments go to pytest."""
     install(session, "tests", project=False)
-    # After what the tests need, which is a newer websockets, for its server.
+    # After the dependencies of the tests, which include a newer websockets for its server.
     session.install("--resolution=lowest-direct", "--upgrade", ".")
     parts = session.posargs or [f"tests/{part}" for part in ALONE]
     session.run("pytest", "-q", *SIDE_BY_SIDE, *parts)
@@ -152,36 +151,36 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=AT_HAND)
 def bench(session: nox.Session) -> None:
-    """Measure the relay beside the floor and other relays; arguments after -- go to benchmarks/run.py."""
+    """Benchmark the relay beside the floor and other relays; arguments after -- go to benchmarks/run.py."""
     install(session)
-    # Those that cannot be had here are left out of the measurement, which says so.
+    # The benchmark leaves out relays that cannot be installed here, and reports it.
     session.install(*nox.project.dependency_groups(PROJECT, "bench"), success_codes=[0, 1, 2])
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)
 def soak(session: nox.Session) -> None:
-    """Keep peers coming and going for an hour, and see that nothing grows; arguments go to the script."""
+    """Connect and disconnect peers for an hour, and check that memory is flat; arguments go to the script."""
     install(session)
     session.run("python", "benchmarks/soak.py", "--minutes", "60", *session.posargs)
 
 
 @nox.session(python=AT_HAND)
 def storm(session: nox.Session) -> None:
-    """Kill a server under 2,000 machines, restart it, see who is back when; arguments go to the script."""
+    """Kill a server under 2,000 machines, restart it, and check their return; arguments go to the script."""
     install(session, "tests")
     session.run("python", "tests/storm/run.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)
 def fuzz(session: nox.Session) -> None:
-    """Look for inputs that nothing expects: frames, messages, HTTP; arguments go to the script."""
+    """Send malformed frames, messages and HTTP requests; arguments go to the script."""
     install(session, "fuzz", "tests")
     session.run("python", "tests/fuzz/run.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)
 def conformance(session: nox.Session) -> None:
-    """Run the Autobahn suite against the codec, where a Python 2.7 can be found."""
+    """Run the Autobahn suite against the codec, if a Python 2.7 is installed."""
     session.install(".")
     session.run("python", "tests/conformance/run.py", *session.posargs)
