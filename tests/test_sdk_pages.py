@@ -15,8 +15,9 @@ import trio
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client.key_store import write_private
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_invite, add_user
+from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
 from support.process import KEY, HereServer, environment, machine_id, serve_here

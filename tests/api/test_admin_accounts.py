@@ -6,7 +6,8 @@ import pytest
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.grant import Grant
-from brewos_relay.registry.accounts import find_user, find_user_by_email, redeem_invite, set_admin
+from brewos_relay.registry.accounts import find_user, find_user_by_email, set_admin
+from brewos_relay.registry.invites import redeem_invite
 from brewos_relay.vocabulary import now_ms
 from support.household import BASE_URL, MACHINE, SECOND, STRANGE, Household, open_household
 from support.sign_ins import EMAIL, ask, sign_in

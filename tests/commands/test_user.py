@@ -11,8 +11,9 @@ import pytest
 from brewos_relay.auth.passwords import password_matches
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
-from brewos_relay.registry.accounts import all_users, password_hash_of, redeem_invite
+from brewos_relay.registry.accounts import all_users, password_hash_of
 from brewos_relay.registry.change_feed import read_changes
+from brewos_relay.registry.invites import redeem_invite
 from brewos_relay.registry.login_sessions import open_session, sessions_of
 
 from .conftest import Run, add_account, assert_refused, opened

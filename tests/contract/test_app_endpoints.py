@@ -16,7 +16,7 @@ import trio
 from brewos_relay.auth.identity_providers import FacebookVerifier, Verifier
 from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_invite
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.vocabulary import Role, now_ms
 from support.http_client import Told, ask
 from support.issuer import APP_ID, APP_SECRET, CLIENT_ID, Issuer, IssuerKey, open_issuer

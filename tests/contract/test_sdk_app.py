@@ -13,8 +13,8 @@ from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionTokens, open_app, open_device
 from brewos_relay.client.key_store import Keys, write_private
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.database import Database
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
 from support.http_client import ask

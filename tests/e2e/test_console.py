@@ -21,14 +21,9 @@ from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
 from brewos_relay.core.limits import Limits
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import (
-    add_invite,
-    add_user,
-    find_user_by_email,
-    set_admin,
-    set_password_hash,
-)
+from brewos_relay.registry.accounts import add_user, find_user_by_email, set_admin, set_password_hash
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice, StoredState, StoredToken, User
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens

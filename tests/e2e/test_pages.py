@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.registry.accounts import add_invite
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings

@@ -12,16 +12,13 @@ from brewos_relay.registry import account_removal, bulk
 from brewos_relay.registry.access import access_of, give, users_of
 from brewos_relay.registry.account_removal import close_account, closed_accounts, remove_some
 from brewos_relay.registry.accounts import (
-    add_invite,
     add_user,
     all_users,
     find_user,
     find_user_by_email,
     password_hash_of,
-    redeem_invite,
     set_admin,
     set_password_hash,
-    sign_in,
 )
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.bulk import PAUSE_S, run_steps
@@ -29,10 +26,12 @@ from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_overview import totals
 from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.invites import add_invite, redeem_invite
 from brewos_relay.registry.login_sessions import end_sessions, find_sessions, open_session
 from brewos_relay.registry.records import Activity, Identity, NewDevice, User
 from brewos_relay.registry.schema import device_users, users
 from brewos_relay.registry.sharing import new_share, shares_of
+from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.store import Store, open_store
 from support.registry import NOW_MS, device_id, new_device
 from support.registry_files import hash_of

@@ -8,8 +8,6 @@ from brewos_relay.errors import SignInRefused, UserExists
 from brewos_relay.registry.access import access_of, give
 from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import (
-    REDEEMED_MS,
-    add_invite,
     add_user,
     all_users,
     colliding_addresses,
@@ -17,21 +15,20 @@ from brewos_relay.registry.accounts import (
     find_user_by_email,
     has_accounts,
     has_administrator,
-    is_first_administrator,
     password_hash_of,
-    redeem_invite,
     set_admin,
     set_password_hash,
-    sign_in,
     some_users,
 )
 from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.emails import normal_email
+from brewos_relay.registry.invites import REDEEMED_MS, add_invite, is_first_administrator, redeem_invite
 from brewos_relay.registry.login_sessions import find_sessions, open_session
 from brewos_relay.registry.records import Identity, NewDevice, User
 from brewos_relay.registry.schema import identities, refresh_tokens, users
+from brewos_relay.registry.sign_in import sign_in
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 
 GOOGLE = "https://accounts.google.com"

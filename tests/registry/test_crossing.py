@@ -11,13 +11,14 @@ from sqlalchemy import Connection, insert
 
 from brewos_relay.errors import DeviceExists, RegistryError, UserExists
 from brewos_relay.registry.access import leave
-from brewos_relay.registry.accounts import add_user, all_users, sign_in
+from brewos_relay.registry.accounts import add_user, all_users
 from brewos_relay.registry.change_feed import ChangeReader, read_changes
 from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import add_devices, lock_device
 from brewos_relay.registry.records import Identity
 from brewos_relay.registry.schema import devices
+from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.store import Store, open_store
 from support.postgresql import PostgreSQL
 from support.registry import NOW_MS, device_id, new_device, register

@@ -14,10 +14,11 @@ from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import OperationalError
 
 from brewos_relay.errors import DeviceUnknown, RegistryError
-from brewos_relay.registry import database as database_module
+from brewos_relay.registry import engine as engine_module
 from brewos_relay.registry import migrations
-from brewos_relay.registry.database import Database, database_file, upgrade, version
+from brewos_relay.registry.database import Database, upgrade, version
 from brewos_relay.registry.devices import add_devices, all_devices, find_devices
+from brewos_relay.registry.engine import database_file
 from brewos_relay.registry.schema import activity, changes, claims, device_users, devices
 from support.kinds import ON_POSTGRESQL, ON_SQLITE
 from support.registry import device_id, new_device, register
@@ -362,7 +363,7 @@ def test_a_file_that_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_file_that_stays_locked_while_it_is_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.1)
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(RegistryError, match="database is locked"):
@@ -381,7 +382,7 @@ def test_a_lock_that_is_released_while_it_is_set_up(tmp_path: Path, monkeypatch:
             other.rollback()
 
         # SQLite itself does not wait at all here, which is what it does in the worst case.
-        monkeypatch.setattr(database_module, "_engine_options", lambda _url: {"connect_args": {"timeout": 0}})
+        monkeypatch.setattr(engine_module, "_engine_options", lambda _url: {"connect_args": {"timeout": 0}})
         monkeypatch.setattr(time, "sleep", release)
         Database.open(f"sqlite:///{path}").close()
     assert len(slept_s) == 1

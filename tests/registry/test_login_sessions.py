@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, update
 
 from brewos_relay.registry import login_sessions as sessions_module
-from brewos_relay.registry.accounts import add_invite, add_user, redeem_invite
+from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.invites import add_invite, redeem_invite
 from brewos_relay.registry.login_sessions import (
     NOTED_DEVICES,
     Copied,

@@ -17,8 +17,9 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import all_users, find_user_by_email
-from brewos_relay.registry.database import Database, _connect, upgrade
+from brewos_relay.registry.database import Database, upgrade
 from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.engine import connect
 from brewos_relay.registry.records import Device, DeviceUser
 from brewos_relay.registry.schema import claims, device_users, metadata, users
 from support.kinds import ON_SQLITE
@@ -257,7 +258,7 @@ def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> Non
 def test_addresses_that_are_the_same_all_keep_their_accounts(url: str, file: Path) -> None:
     kelvin = "mi\N{KELVIN SIGN}e@x.org"
     broken = "\ufdfa" * 30 + "@x.org"  # its key is too long
-    with contextlib.closing(Database(_connect(url))) as database:
+    with contextlib.closing(Database(connect(url))) as database:
         make_version(database, "0004")
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         rows = [("young", "mike@x.org", 2), ("old", kelvin, 1), ("odd", broken, 3), ("ada", "ada@x.org", 4)]
@@ -317,11 +318,11 @@ def empty(kind: str, file: Path, request: pytest.FixtureRequest) -> Iterator[Dat
     """A database without tables."""
     if kind == "sqlite":
         url = f"sqlite:///{file}"
-        with contextlib.closing(Database(_connect(url))) as database:
+        with contextlib.closing(Database(connect(url))) as database:
             yield database
     else:
         cluster = request.getfixturevalue("postgresql")
-        with cluster.new_database() as url, contextlib.closing(Database(_connect(url))) as database:
+        with cluster.new_database() as url, contextlib.closing(Database(connect(url))) as database:
             yield database
 
 

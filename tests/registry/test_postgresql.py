@@ -9,11 +9,11 @@ from sqlalchemy import Connection, inspect, update
 from sqlalchemy.engine import make_url
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry import database as database_module
 from brewos_relay.registry import migrations
 from brewos_relay.registry.access import users_of
-from brewos_relay.registry.database import Database, database_file, upgrade, version
+from brewos_relay.registry.database import Database, upgrade, version
 from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.engine import connect, database_file
 from brewos_relay.registry.records import Device, DeviceUser
 from brewos_relay.registry.schema import devices, metadata
 from support.postgresql import PostgreSQL
@@ -52,7 +52,7 @@ def empty(postgresql: PostgreSQL) -> Iterator[str]:
 @pytest.fixture
 def old(empty: str) -> str:
     """The URL of a database of the first release, with rows."""
-    database = Database(database_module._connect(empty))
+    database = Database(connect(empty))
     with database, database.writing() as db:
         db.exec_driver_sql(_FIRST_TABLES)
     return empty
@@ -226,7 +226,7 @@ def test_a_writer_waits_for_another(database: Database, postgresql: PostgreSQL) 
 
 
 def test_a_writer_does_not_wait_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("brewos_relay.registry.engine.BUSY_TIMEOUT_S", 0.1)
     with Database.open(url) as database:
         register(database, [new_device(1)])
         with database.writing() as db:

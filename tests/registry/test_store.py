@@ -21,11 +21,11 @@ from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.bulk import PAUSE_S
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, find_devices, lock_device, remove_device, set_name
-from brewos_relay.registry.housekeeping import prune
+from brewos_relay.registry.housekeeping import PRUNE_EVERY_S, prune
 from brewos_relay.registry.login_sessions import end_session, open_session
 from brewos_relay.registry.records import Activity, Change
 from brewos_relay.registry.schema import device_users
-from brewos_relay.registry.store import PRUNE_EVERY_S, Store, open_store
+from brewos_relay.registry.store import Store, open_store
 from brewos_relay.vocabulary import now_ms
 from support.kinds import ON_SQLITE
 from support.registry import device_id, new_device, register

@@ -10,8 +10,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
 from brewos_relay.errors import RegistryBusy
-from brewos_relay.registry.database import BUSY_TIMEOUT_S, Database
+from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices, lock_device, set_name
+from brewos_relay.registry.engine import BUSY_TIMEOUT_S
+from brewos_relay.registry.housekeeping import Housekeeper
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.registry.write_attempt import WriteAttempt
 from support.kinds import ON_SQLITE
@@ -173,7 +175,7 @@ async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest
     async def do_nothing(_store: Store) -> None:
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(Store, "_prune_regularly", do_nothing)  # it would queue as well
+    monkeypatch.setattr(Housekeeper, "run", do_nothing)  # it would queue as well
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
         async with open_store(url, write_s=DEADLINE_S) as store, trio.open_nursery() as nursery:

@@ -22,10 +22,10 @@ from brewos_relay.auth.signing_keys import load_private_key
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RegistryError, SettingsError
-from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import Server, open_server
 from brewos_relay.settings import Settings

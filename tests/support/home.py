@@ -15,9 +15,9 @@ import trio
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
-from brewos_relay.registry.accounts import add_invite
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import find_devices
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.sharing import shares_of
 from brewos_relay.settings import DATABASE_FILE
 from brewos_relay.vocabulary import Role, now_ms

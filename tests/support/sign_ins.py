@@ -7,7 +7,8 @@ from brewos_relay.auth.identity_providers import ProvenIdentity
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import IdentityRejected
-from brewos_relay.registry.accounts import add_invite, add_user, set_password_hash
+from brewos_relay.registry.accounts import add_user, set_password_hash
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import User
 from brewos_relay.vocabulary import now_ms
 from support.household import Answer, Household

@@ -14,14 +14,9 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.account_removal import close_account
-from brewos_relay.registry.accounts import (
-    add_invite,
-    find_user,
-    lock_admins,
-    set_admin,
-    some_users,
-)
+from brewos_relay.registry.accounts import find_user, lock_admins, set_admin, some_users
 from brewos_relay.registry.authority import Authority
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import StoredToken, User
 from brewos_relay.registry.tokens import all_tokens, revoke_token
 from brewos_relay.vocabulary import Role, iso_time, now_ms

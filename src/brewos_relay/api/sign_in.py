@@ -21,8 +21,9 @@ from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
-from brewos_relay.registry import accounts as registered
+from brewos_relay.registry.invites import redeem_invite
 from brewos_relay.registry.records import Identity, User
+from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.vocabulary import now_ms
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class SignInRoutes:
         )
         try:
             user = await self.store.write_anonymous(
-                registered.sign_in, identity, open_to_all=self.accounts.open_to_all, now_ms=now_ms()
+                sign_in, identity, open_to_all=self.accounts.open_to_all, now_ms=now_ms()
             )
         except SignInRefused as problem:
             raise Refused(f"You cannot sign in: {problem}.", status=403) from None
@@ -158,7 +159,7 @@ class SignInRoutes:
         with self._attempt():
             body = await body_of(request, InviteBody)
             user = await self.store.write_anonymous(
-                registered.redeem_invite,
+                redeem_invite,
                 hash_secret(body.token),
                 nonce_hash=None if body.nonce is None else hash_secret(body.nonce),
                 now_ms=now_ms(),

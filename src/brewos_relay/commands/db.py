@@ -136,7 +136,7 @@ def _require_sqlite(url: str, hint: str) -> Path:
 
     The hint is for PostgreSQL, with `{database}` where its URL belongs.
     """
-    from brewos_relay.registry.database import database_file, postgresql_url
+    from brewos_relay.registry.engine import database_file, postgresql_url
 
     file = database_file(url)
     if file is not None:

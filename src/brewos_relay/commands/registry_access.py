@@ -49,7 +49,7 @@ def existing_registry(data_dir: Path | None) -> Iterator["Database"]:
 
 def require_file(url: str) -> None:
     """Raise NoRegistry if the registry is to be a file that is missing."""
-    from brewos_relay.registry.database import database_file
+    from brewos_relay.registry.engine import database_file
 
     file = database_file(url)
     if file is not None and not file.exists():

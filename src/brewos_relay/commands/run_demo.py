@@ -22,9 +22,10 @@ from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import add_invite, add_user
+from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.run import open_server
 from brewos_relay.settings import Settings

@@ -80,8 +80,8 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
       brewos-relay user invite ada@example.com --url https://relay.example.com
     """
     from brewos_relay.auth.secrets import generate_secret_token, hash_secret
-    from brewos_relay.registry.accounts import add_invite, is_first_administrator
     from brewos_relay.registry.database import Database
+    from brewos_relay.registry.invites import add_invite, is_first_administrator
 
     token = generate_secret_token()
     with failing_with(Failed):

@@ -19,7 +19,8 @@ from brewos_relay.doctor import Finding, State
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.accounts import colliding_addresses
-from brewos_relay.registry.database import Database, database_file, version
+from brewos_relay.registry.database import Database, version
+from brewos_relay.registry.engine import database_file
 from brewos_relay.server.certificates import load_certificate
 from brewos_relay.server.from_settings import missing_administrator
 from brewos_relay.server.health_checks import advice_for, examine_disk

@@ -10,9 +10,10 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from brewos_relay.registry.access import leave_some
-from brewos_relay.registry.accounts import find_user, forget_invites
+from brewos_relay.registry.accounts import find_user
 from brewos_relay.registry.bulk import Stopwatch
 from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.invites import forget_invites
 from brewos_relay.registry.schema import identities, known_networks, redeemed_invites, sessions, users
 
 DEVICES_AT_ONCE: Final = 50

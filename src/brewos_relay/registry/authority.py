@@ -17,13 +17,15 @@ from sqlalchemy import Connection, bindparam, select
 from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.errors import DeviceUnknown, NotAnAdministrator, RoleTooLow, TokenRejected
 from brewos_relay.registry.access import access_of, lock_account
-from brewos_relay.registry.accounts import lock_admins, redeem_invite, sign_in
+from brewos_relay.registry.accounts import lock_admins
 from brewos_relay.registry.device_keys import add_next_key, drop_next_key
 from brewos_relay.registry.devices import lock_device
+from brewos_relay.registry.invites import redeem_invite
 from brewos_relay.registry.known_networks import note_network
 from brewos_relay.registry.login_sessions import end_session, open_session, refresh
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.schema import sessions, users
+from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.tokens import lock_token
 from brewos_relay.vocabulary import Role, role_includes
 

@@ -21,7 +21,7 @@ from sqlalchemy.pool import StaticPool
 
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
-from brewos_relay.registry.database import BUSY_TIMEOUT_S
+from brewos_relay.registry.engine import BUSY_TIMEOUT_S
 
 # What every program that has an SQLite database open holds a lock on, in part (sqlite.org/fileformat2.html,
 # the lock-byte page). With a write-ahead log, it does so for as long as it has the database open.

@@ -3,28 +3,17 @@
 The command line calls those directly; the server goes through `registry.store`, in worker threads.
 """
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.registry import migrations
-
-BUSY_TIMEOUT_S: Final = 10.0
-"""How long a write waits for another one, say for an import to end, unless it is given a time of its own."""
-
-_KEPT_WAL_BYTES: Final = 16 * 1024 * 1024
-
-# Execution options of a connection.
-_READING: Final = "brewos_relay_reading"
-_WITHIN_S: Final = "brewos_relay_within_s"
+from brewos_relay.registry.engine import READING, WITHIN_S, connect, file_of, is_sqlite, reason_of, shown_url
 
 # Rows that are there already, or are there no more; a deadlock, and a transaction that cannot be serialized.
 # postgresql.org/docs/current/errcodes-appendix.html
@@ -47,19 +36,6 @@ _STORAGE: Final = {
 }
 _TOUCH: Final = text("UPDATE alembic_version SET version_num = version_num")
 
-_PASSWORDS: Final = ("password", "sslpassword")
-"""Where in the query of a URL there may be one."""
-
-# A computer that is gone says nothing, and the system would wait for it for a quarter of an hour or for ever,
-# with each of the registry's threads. postgresql.org/docs/current/libpq-connect.html
-_LIBPQ: Final = {
-    "connect_timeout": 10,  # s
-    "keepalives_idle": 30,  # s
-    "keepalives_interval": 10,  # s
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # ms
-}
-
 
 class Database:
     """An open registry; usable from several threads at once, and as a context manager that closes it.
@@ -76,8 +52,8 @@ class Database:
         # Reading needs no transaction around a single statement. On SQLite, there is one only where
         # `_begin` makes one; a change of the isolation level would undo that.
         self._reading = (
-            engine.execution_options(**{_READING: True})
-            if _is_sqlite(engine)
+            engine.execution_options(**{READING: True})
+            if is_sqlite(engine)
             else engine.execution_options(isolation_level="AUTOCOMMIT")
         )
 
@@ -92,9 +68,9 @@ class Database:
         `url` is an SQLAlchemy URL, as in `sqlite:///data/brewos-relay.db`; for PostgreSQL, those that other
         programs take are good too. No error repeats its password.
         """
-        database = cls(_connect(url))
+        database = cls(connect(url))
         try:
-            if _is_sqlite(database._engine):
+            if is_sqlite(database._engine):
                 database._upgrade()
             else:
                 with database.reading() as db:
@@ -131,15 +107,15 @@ class Database:
     @property
     def location(self) -> str:
         """Where the registry is: the whole path of its file, or its URL without the password."""
-        file = _file_of(self._engine.url)
+        file = file_of(self._engine.url)
         if file is not None:
             return str(file.absolute())
-        return _shown(self._engine.url)
+        return shown_url(self._engine.url)
 
     @property
     def one_writer(self) -> bool:
         """Whether writers wait for each other anyway."""
-        return _is_sqlite(self._engine)
+        return is_sqlite(self._engine)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -166,7 +142,7 @@ class Database:
             _translated("could not be changed"),
             self._engine.connect() as connection,
         ):
-            connection.execution_options(**{_WITHIN_S: within_s})
+            connection.execution_options(**{WITHIN_S: within_s})
             with connection.begin():
                 yield connection
 
@@ -206,7 +182,7 @@ def upgrade(url: str) -> list[str]:
 
     Safe when several do so at once. Raises RegistryError.
     """
-    database = Database(_connect(url))
+    database = Database(connect(url))
     try:
         return database._upgrade()
     finally:
@@ -218,7 +194,7 @@ def version(url: str) -> tuple[str, str | None]:
 
     Raises RegistryError.
     """
-    database = Database(_connect(url))
+    database = Database(connect(url))
     try:
         with database.reading() as db:
             return database.location, migrations.version_of(db)
@@ -243,171 +219,12 @@ def _storage_problem(problem: RegistryError) -> tuple[str, str] | None:
     return next((found for begins, found in _STORAGE.items() if code.startswith(begins)), None)
 
 
-def database_file(url: str) -> Path | None:
-    """Give the file of the SQLite database at an SQLAlchemy URL; None if what it names is not simply a file.
-
-    RegistryError if the URL cannot be read.
-    """
-    return _file_of(_parse_url(url))
-
-
-def postgresql_url(url: str) -> str | None:
-    """Give the URL of a PostgreSQL as its own programs take it, without the password; None for others.
-
-    RegistryError if the URL cannot be read.
-    """
-    parsed = _parse_url(url)
-    if not _is_postgresql(parsed):
-        return None
-    shown = parsed.set(drivername="postgresql").difference_update_query(_PASSWORDS)
-    return URL.create(
-        shown.drivername, shown.username, None, shown.host, shown.port, shown.database, shown.query
-    ).render_as_string()
-
-
-def _connect(url: str) -> Engine:
-    parsed = _parse_url(url)
-    shown = _shown(parsed)
-    try:
-        # Parameters are kept out of errors: some of them are key hashes.
-        engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed))
-    except (SQLAlchemyError, ImportError, TypeError, ValueError) as problem:
-        reason = _reason(problem)
-        if isinstance(problem, ImportError) and parsed.get_driver_name() == "psycopg":
-            reason += "; install its driver with `pip install 'brewos-relay[postgresql]'`"
-        raise RegistryError(f"cannot use the database {shown}: {reason}") from None
-    try:
-        if _is_sqlite(engine):
-            _prepare_sqlite(engine)
-        elif _is_postgresql(engine.url):
-            _prepare_postgresql(engine)
-    except (SQLAlchemyError, OSError) as problem:
-        engine.dispose()
-        raise RegistryError(f"cannot open the database {shown}: {_reason(problem)}") from problem
-    return engine
-
-
-def _is_sqlite(engine: Engine) -> bool:
-    return engine.dialect.name == "sqlite"
-
-
-def _is_postgresql(url: URL) -> bool:
-    return url.get_backend_name() == "postgresql"
-
-
-def _shown(url: URL) -> str:
-    """Write a URL without its password, wherever in it that is."""
-    hidden = {name: "hidden" for name in _PASSWORDS if name in url.query}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def _file_of(url: URL) -> Path | None:
-    # With `uri`, the name is not that of the file.
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:") or "uri" in url.query:
-        return None
-    return Path(str(url.database))
-
-
-def _parse_url(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-        # As platforms and other programs write it: whichever driver that is.
-        if parsed.drivername in {"postgres", "postgresql"}:
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        return parsed
-    except (ArgumentError, ValueError):
-        raise RegistryError(
-            "the database's URL cannot be read: it must be like sqlite:////var/lib/brewos-relay/relay.db"
-        ) from None
-
-
-def _engine_options(url: URL) -> dict[str, Any]:
-    if _is_postgresql(url):
-        is_libpq = url.get_driver_name().startswith("psycopg")
-        chosen = {name: value for name, value in _LIBPQ.items() if is_libpq and name not in url.query}
-        return {"pool_pre_ping": True, "connect_args": chosen}
-    if url.get_backend_name() != "sqlite":
-        return {"pool_pre_ping": True}
-    if url.database in (None, "", ":memory:"):
-        raise ValueError("it is in memory, where each thread would see one of its own; name a file")
-    return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    if (file := _file_of(engine.url)) is not None:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Only where there is none: to close a file that is in use would end this process's locks on it.
-        # SQLite gives the files that it puts next to this one the same mode.
-        with suppress(FileExistsError):
-            file.touch(mode=0o600, exist_ok=False)
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:
-        # Python's module would begin transactions by itself: late, and not before the making of a table.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        # What a large transaction or a long reader has made of the write-ahead log is given back after that.
-        cursor.execute(f"PRAGMA journal_size_limit = {_KEPT_WAL_BYTES}")
-        # KiB for each connection; the system keeps the file in memory anyway, once for all of them.
-        cursor.execute("PRAGMA cache_size = -512")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get(_READING):
-            return
-        if (within_s := options.get(_WITHIN_S)) is None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            return
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {max(0, within_s) * 1000:.0f}")
-        try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        finally:
-            # The connection goes back to others, and this transaction waits for no other lock.
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
-
-    # The file remembers this one. Changing it needs the file for oneself, and SQLite does not always wait
-    # for that, whatever the timeout: of processes that start together, now and then one would be refused.
-    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            with engine.execution_options(**{_READING: True}).connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-            return
-        except OperationalError as problem:
-            if "locked" not in str(problem.orig) or time.monotonic() > deadline_s:
-                raise
-        time.sleep(0.02)
-
-
-def _prepare_postgresql(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:
-        # Not among the parameters of the connection: what pools connections between does not take it there.
-        cursor = connection.cursor()
-        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
-        cursor.close()
-        connection.commit()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        if (within_s := connection.get_execution_options().get(_WITHIN_S)) is not None:
-            ms = max(1, round(within_s * 1000))  # 0 would be for ever
-            connection.exec_driver_sql(
-                f"SELECT set_config('lock_timeout', '{ms}', true),"
-                f" set_config('statement_timeout', '{ms}', true)"
-            )
-
-
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as problem:
-        text = f"the registry {what}: {_reason(problem)}"
+        text = f"the registry {what}: {reason_of(problem)}"
         raise (RegistryBusy(text) if _is_busy(problem) else RegistryError(text)) from problem
 
 
@@ -416,10 +233,3 @@ def _is_busy(problem: SQLAlchemyError) -> bool:
     inner = problem.orig if isinstance(problem, DBAPIError) else None
     state = getattr(inner, "sqlstate", None)
     return getattr(inner, "sqlite_errorname", "").startswith("SQLITE_BUSY") or state in _BUSY
-
-
-def _reason(problem: Exception) -> str:
-    """Give what went wrong in one line, without the statement and its parameters."""
-    inner = problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
-    # What PostgreSQL says below that (DETAIL) repeats the values of the row.
-    return next(iter(str(inner).strip().splitlines()), type(inner).__name__)

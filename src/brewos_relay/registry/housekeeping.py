@@ -1,9 +1,12 @@
 """What the registry does not keep for ever."""
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import trio
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -18,10 +21,12 @@ from sqlalchemy import (
     tuple_,
 )
 
+from brewos_relay.errors import RegistryError
 from brewos_relay.registry import activity as activity_module
 from brewos_relay.registry import known_networks as known_networks_module
+from brewos_relay.registry.account_removal import closed_accounts, remove_some
 from brewos_relay.registry.activity import forget_activity
-from brewos_relay.registry.bulk import Step, Stopwatch
+from brewos_relay.registry.bulk import PAUSE_S, Step, Stopwatch
 from brewos_relay.registry.devices import chunks
 from brewos_relay.registry.notices import NOTICES_KEPT_MS
 from brewos_relay.registry.pairing_limits import COUNTED_MS
@@ -43,6 +48,7 @@ from brewos_relay.registry.schema import (
     shares,
     tokens,
 )
+from brewos_relay.vocabulary import now_ms
 
 CHANGES_KEPT_MS: Final = 3600 * 1000
 UNUSED_DEVICES_KEPT_MS: Final = 30 * 24 * 3600 * 1000
@@ -61,6 +67,64 @@ _UNUSED: Final = and_(
     ~exists().where(device_users.c.device_id == devices.c.id),
     ~exists().where(claims.c.device_id == devices.c.id),
 )
+
+
+PRUNE_EVERY_S: Final = 3600.0
+
+Run = Callable[..., Awaitable[Any]]
+
+logger = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """Deletes what has expired and finishes the removal of accounts, every hour and when asked to.
+
+    `read` and `write` are those of the store.
+    """
+
+    def __init__(self, read: Run, write: Run, *, states_kept_ms: int = STATES_KEPT_MS) -> None:
+        self._read = read
+        self._write = write
+        self._states_kept_ms = states_kept_ms
+        self._more_to_do = trio.Event()
+
+    async def run(self) -> None:
+        """Delete and remove, until cancelled. A failure is logged; the next round tries again."""
+        while True:
+            self._more_to_do = trio.Event()
+            try:
+                for user_id in await self._read(closed_accounts):
+                    await self._run_steps(partial(remove_some, user_id=user_id, now_ms=now_ms()))
+                over = expired(now_ms=now_ms(), states_kept_ms=self._states_kept_ms)
+                await self._run_steps(partial(prune, steps=over))
+                excess = await self._read(find_excess, now_ms=now_ms())
+                await self._run_steps(partial(prune, steps=excess))
+            except Exception as problem:  # even if no thread can be started: the next round may succeed
+                logger.warning("what is over could not be deleted: %s; trying again", problem)
+            with trio.move_on_after(PRUNE_EVERY_S):
+                await self._more_to_do.wait()
+
+    async def finish_removals(self, *, within_s: float) -> None:
+        """Remove the devices of closed accounts, in many short transactions.
+
+        `run` is woken up afterwards and does what is left after `within_s` or after a failure.
+        """
+        until_s = trio.current_time() + within_s
+        try:
+            for user_id in await self._read(closed_accounts):
+                removing = partial(remove_some, user_id=user_id, now_ms=now_ms())
+                await self._run_steps(removing, until_s=until_s)
+        except RegistryError as problem:
+            logger.warning("the removal of an account was interrupted: %s; going on later", problem)
+        finally:
+            self._more_to_do.set()
+
+    async def _run_steps(self, step: Step, *, until_s: float = math.inf) -> None:
+        """Run steps in one transaction after another, with time for other writers in between."""
+        while trio.current_time() < until_s:
+            if not await self._write(step):
+                return
+            await trio.sleep(PAUSE_S)
 
 
 def expired(*, now_ms: int, states_kept_ms: int = STATES_KEPT_MS) -> list[Step]:

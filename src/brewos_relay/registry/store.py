@@ -6,7 +6,6 @@ verified in the same transaction (`write_as`), or is one of the few writes that 
 
 import functools
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -19,16 +18,14 @@ from sqlalchemy import Connection, select
 from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
-from brewos_relay.registry.account_removal import closed_accounts, remove_some
 from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
 from brewos_relay.registry.batched_lookup import BatchedLookup
-from brewos_relay.registry.bulk import PAUSE_S, Step
 from brewos_relay.registry.change_feed import Apply, ChangeReader, ChangeWatcher
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.device_states import find_states, save_states
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.held_writes import KeyUse
-from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, find_excess, prune
+from brewos_relay.registry.housekeeping import STATES_KEPT_MS, Housekeeper
 from brewos_relay.registry.login_sessions import find_sessions
 from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Access, Change, Device, LoginSession, StoredState
@@ -40,7 +37,6 @@ from brewos_relay.vocabulary import now_ms
 
 WRITE_S: Final = 4.0
 """How long a write may take, with every wait for others, unless the store is opened with another time."""
-PRUNE_EVERY_S: Final = 3600.0
 _THREADS: Final = 4
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -70,7 +66,6 @@ class Store:
         self._database = database
         self._follower = follower
         self._write_s = write_s
-        self._states_kept_ms = states_kept_ms
         self.timings = {name: Histogram(_BOUNDS_S) for name in ("read", "write", "lookup")}
         """How long whoever asked had to wait, in s."""
         self.failures: Counter[str] = Counter()
@@ -87,7 +82,8 @@ class Store:
         self.notes = WriteBehind(database, limiter=self._writers)
         """Activity, presence and infos of devices, written every few seconds."""
         self._watcher = ChangeWatcher(self._read_changes)
-        self._more_to_do = trio.Event()
+        self._states_kept_ms = states_kept_ms
+        self._housekeeper = Housekeeper(self.read, self.write, states_kept_ms=states_kept_ms)
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -143,19 +139,8 @@ class Store:
             return await attempt.run(call)
 
     async def finish_removals(self, *, within_s: float) -> None:
-        """Remove what closed accounts had, in many short transactions.
-
-        What is left after `within_s`, or by a failure, is for the server's housekeeping, which is woken up.
-        """
-        until_s = trio.current_time() + within_s
-        try:
-            for user_id in await self.read(closed_accounts):
-                removing = functools.partial(remove_some, user_id=user_id, now_ms=now_ms())
-                await self._run_steps(removing, until_s=until_s)
-        except RegistryError as problem:
-            logger.warning("the removal of an account was interrupted: %s; going on later", problem)
-        finally:
-            self._more_to_do.set()
+        """Remove what closed accounts had; see `Housekeeper.finish_removals`."""
+        await self._housekeeper.finish_removals(within_s=within_s)
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id; lookups that arrive together share one query."""
@@ -243,7 +228,7 @@ class Store:
             for batcher in (self._devices, self._accesses, self._sessions, self._revoked, self._states):
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
-            nursery.start_soon(self._prune_regularly)
+            nursery.start_soon(self._housekeeper.run)
             nursery.start_soon(self.notes.run)
 
     @contextmanager
@@ -256,31 +241,6 @@ class Store:
             raise
         finally:
             self.timings[operation].observe(time.perf_counter() - began_at_s)
-
-    async def _prune_regularly(self) -> None:
-        while True:
-            self._more_to_do = trio.Event()
-            try:
-                for user_id in await self.read(closed_accounts):
-                    await self._run_steps(functools.partial(remove_some, user_id=user_id, now_ms=now_ms()))
-                await self._run_steps(
-                    functools.partial(
-                        prune, steps=expired(now_ms=now_ms(), states_kept_ms=self._states_kept_ms)
-                    )
-                )
-                excess = await self.read(find_excess, now_ms=now_ms())
-                await self._run_steps(functools.partial(prune, steps=excess))
-            except Exception as problem:  # also no more threads: the next time may be better
-                logger.warning("what is over could not be deleted: %s; trying again", problem)
-            with trio.move_on_after(PRUNE_EVERY_S):
-                await self._more_to_do.wait()
-
-    async def _run_steps(self, step: Step, *, until_s: float = math.inf) -> None:
-        """Do bulk work, in one transaction after another, with time for other writers in between."""
-        while trio.current_time() < until_s:
-            if not await self.write(step):
-                return
-            await trio.sleep(PAUSE_S)
 
     async def _read_changes(self) -> Sequence[Change]:
         changes = await self.read(self._follower.read)

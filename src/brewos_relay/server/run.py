@@ -21,7 +21,7 @@ from brewos_relay.core.pauses import RunningClock
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
-from brewos_relay.registry.database import database_file
+from brewos_relay.registry.engine import database_file
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.certificates import CertificateFiles

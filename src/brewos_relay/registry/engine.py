@@ -1,0 +1,201 @@
+"""Engine: connecting SQLAlchemy to SQLite or PostgreSQL, with the settings that the registry relies on."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+
+from brewos_relay.errors import RegistryError
+
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long a write waits for another one, say for an import to end, unless it is given a time of its own."""
+
+_KEPT_WAL_BYTES: Final = 16 * 1024 * 1024
+
+# Execution options of a connection.
+READING: Final = "brewos_relay_reading"
+
+WITHIN_S: Final = "brewos_relay_within_s"
+
+_PASSWORDS: Final = ("password", "sslpassword")
+"""Where in the query of a URL there may be one."""
+
+# A computer that is gone says nothing, and the system would wait for it for a quarter of an hour or for ever,
+# with each of the registry's threads. postgresql.org/docs/current/libpq-connect.html
+_LIBPQ: Final = {
+    "connect_timeout": 10,  # s
+    "keepalives_idle": 30,  # s
+    "keepalives_interval": 10,  # s
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
+
+
+def connect(url: str) -> Engine:
+    parsed = _parse_url(url)
+    shown = shown_url(parsed)
+    try:
+        # Parameters are kept out of errors: some of them are key hashes.
+        engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed))
+    except (SQLAlchemyError, ImportError, TypeError, ValueError) as problem:
+        reason = reason_of(problem)
+        if isinstance(problem, ImportError) and parsed.get_driver_name() == "psycopg":
+            reason += "; install its driver with `pip install 'brewos-relay[postgresql]'`"
+        raise RegistryError(f"cannot use the database {shown}: {reason}") from None
+    try:
+        if is_sqlite(engine):
+            _prepare_sqlite(engine)
+        elif _is_postgresql(engine.url):
+            _prepare_postgresql(engine)
+    except (SQLAlchemyError, OSError) as problem:
+        engine.dispose()
+        raise RegistryError(f"cannot open the database {shown}: {reason_of(problem)}") from problem
+    return engine
+
+
+def database_file(url: str) -> Path | None:
+    """Give the file of the SQLite database at an SQLAlchemy URL; None if what it names is not simply a file.
+
+    RegistryError if the URL cannot be read.
+    """
+    return file_of(_parse_url(url))
+
+
+def postgresql_url(url: str) -> str | None:
+    """Give the URL of a PostgreSQL as its own programs take it, without the password; None for others.
+
+    RegistryError if the URL cannot be read.
+    """
+    parsed = _parse_url(url)
+    if not _is_postgresql(parsed):
+        return None
+    shown = parsed.set(drivername="postgresql").difference_update_query(_PASSWORDS)
+    return URL.create(
+        shown.drivername, shown.username, None, shown.host, shown.port, shown.database, shown.query
+    ).render_as_string()
+
+
+def is_sqlite(engine: Engine) -> bool:
+    return engine.dialect.name == "sqlite"
+
+
+def file_of(url: URL) -> Path | None:
+    # With `uri`, the name is not that of the file.
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:") or "uri" in url.query:
+        return None
+    return Path(str(url.database))
+
+
+def shown_url(url: URL) -> str:
+    """Write a URL without its password, wherever in it that is."""
+    hidden = {name: "hidden" for name in _PASSWORDS if name in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def reason_of(problem: Exception) -> str:
+    """Give what went wrong in one line, without the statement and its parameters."""
+    inner = problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
+    # What PostgreSQL says below that (DETAIL) repeats the values of the row.
+    return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
+
+
+def _is_postgresql(url: URL) -> bool:
+    return url.get_backend_name() == "postgresql"
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        # As platforms and other programs write it: whichever driver that is.
+        if parsed.drivername in {"postgres", "postgresql"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return parsed
+    except (ArgumentError, ValueError):
+        raise RegistryError(
+            "the database's URL cannot be read: it must be like sqlite:////var/lib/brewos-relay/relay.db"
+        ) from None
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    if _is_postgresql(url):
+        is_libpq = url.get_driver_name().startswith("psycopg")
+        chosen = {name: value for name, value in _LIBPQ.items() if is_libpq and name not in url.query}
+        return {"pool_pre_ping": True, "connect_args": chosen}
+    if url.get_backend_name() != "sqlite":
+        return {"pool_pre_ping": True}
+    if url.database in (None, "", ":memory:"):
+        raise ValueError("it is in memory, where each thread would see one of its own; name a file")
+    return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    if (file := file_of(engine.url)) is not None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only where there is none: to close a file that is in use would end this process's locks on it.
+        # SQLite gives the files that it puts next to this one the same mode.
+        with suppress(FileExistsError):
+            file.touch(mode=0o600, exist_ok=False)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:
+        # Python's module would begin transactions by itself: late, and not before the making of a table.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        # What a large transaction or a long reader has made of the write-ahead log is given back after that.
+        cursor.execute(f"PRAGMA journal_size_limit = {_KEPT_WAL_BYTES}")
+        # KiB for each connection; the system keeps the file in memory anyway, once for all of them.
+        cursor.execute("PRAGMA cache_size = -512")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get(READING):
+            return
+        if (within_s := options.get(WITHIN_S)) is None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {max(0, within_s) * 1000:.0f}")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            # The connection goes back to others, and this transaction waits for no other lock.
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+
+    # The file remembers this one. Changing it needs the file for oneself, and SQLite does not always wait
+    # for that, whatever the timeout: of processes that start together, now and then one would be refused.
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            with engine.execution_options(**{READING: True}).connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            return
+        except OperationalError as problem:
+            if "locked" not in str(problem.orig) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.02)
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:
+        # Not among the parameters of the connection: what pools connections between does not take it there.
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+        cursor.close()
+        connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if (within_s := connection.get_execution_options().get(WITHIN_S)) is not None:
+            ms = max(1, round(within_s * 1000))  # 0 would be for ever
+            connection.exec_driver_sql(
+                f"SELECT set_config('lock_timeout', '{ms}', true),"
+                f" set_config('statement_timeout', '{ms}', true)"
+            )
