@@ -8,7 +8,8 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import IdentityRejected, SettingsError
-from brewos_relay.server.from_settings import account_rules, read_key_ring
+from brewos_relay.server.from_settings import account_rules
+from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
 from support.issuer import DISCOVERY_PATH, IssuerKey, open_issuer
 

@@ -148,7 +148,7 @@ def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.records import StoredToken
     from brewos_relay.registry.tokens import add_token
-    from brewos_relay.server.from_settings import read_key_ring
+    from brewos_relay.server.key_ring import read_key_ring
 
     with failing_with(Failed):
         settings = settings_from(data_dir=data_dir)

@@ -22,7 +22,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices, remove_device
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import device_users, devices
-from brewos_relay.server.from_settings import read_key_ring
+from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import generate_device_id, generate_key, now_ms
 

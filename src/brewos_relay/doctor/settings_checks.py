@@ -7,7 +7,7 @@ from typing import Final
 
 from brewos_relay.doctor import Finding
 from brewos_relay.errors import RelayError, SettingsError
-from brewos_relay.server.from_settings import read_key_ring
+from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings, find_settings, load_settings, unknown_variables, variable_names
 
 _SECRET: Final = frozenset({"jwt_secret", "facebook_app_secret", "metrics_token"})

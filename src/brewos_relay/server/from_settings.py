@@ -11,10 +11,7 @@ from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
-from brewos_relay.auth.signing_keys import PrivateKey, load_private_key
-from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.dialect import BREWOS, Policy
-from brewos_relay.errors import SettingsError
 from brewos_relay.registry.accounts import has_accounts, has_administrator
 from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from brewos_relay.server.certificates import CertificateFiles
@@ -75,22 +72,6 @@ def missing_administrator(db: Connection, settings: Settings) -> MissingAdminist
     return MissingAdministrator(
         "there is no account yet", f"make the first administrator: brewos-relay user invite EMAIL{where}"
     )
-
-
-def read_key_ring(settings: Settings) -> KeyRing:
-    """Read the secrets and the files of keys; SettingsError if one is no good."""
-    secrets = settings.require_jwt_secrets()
-    private_keys: list[PrivateKey] = []
-    for file in settings.jwt_key_files:
-        try:
-            private_keys.append(load_private_key(file.read_bytes()))
-        except (OSError, ValueError) as problem:
-            what = f"it cannot be read: {problem.strerror}" if isinstance(problem, OSError) else problem
-            raise SettingsError(f"BREWOS_RELAY_JWT_KEY_FILES names {file}: {what}") from None
-    try:
-        return KeyRing(secrets, private_keys)
-    except ValueError as problem:
-        raise SettingsError(f"JWT_SECRET: {problem}; `brewos-relay secret` makes one") from None
 
 
 def warn_of_command_lists(settings: Settings) -> None:

@@ -33,7 +33,6 @@ from brewos_relay.server.from_settings import (
     is_own_host,
     missing_administrator,
     read_certificate,
-    read_key_ring,
     warn_of_command_lists,
 )
 from brewos_relay.server.health_checks import PROBLEMS, ReadinessCheck, StorageWatch
@@ -45,6 +44,7 @@ from brewos_relay.server.incoming import (
     PortPolicy,
     RefusalLog,
 )
+from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
 from brewos_relay.server.plain_ports import MetricsPort, Redirect
