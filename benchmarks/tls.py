@@ -81,7 +81,9 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
                 relay.attach_client(device_id, client)
             incoming.release()
 
-        accept = partial(accept_connections, limits=LIMITS, failure="a connection failed")
+        accept = partial(
+            accept_connections, limits=LIMITS, write_batch=poller.write_batch, failure="a connection failed"
+        )
         nursery.start_soon(accept, [listening], answer)
         told.send(listening.getsockname())
         await trio.sleep_forever()

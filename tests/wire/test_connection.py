@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -156,7 +157,10 @@ async def open_session(
             if poller_class is not None:
                 poller = stack.enter_context(contextlib.closing(poller_class()))
             transport = transport_class(
-                near, outbox_limit_bytes=all_limits.outbox_bytes, lag_bytes=all_limits.lag_bytes
+                near,
+                outbox_limit_bytes=all_limits.outbox_bytes,
+                lag_bytes=all_limits.lag_bytes,
+                write_batch=poller.write_batch,
             )
             parser = FrameParser(
                 max_message_bytes=all_limits.client_message_bytes, skip_oversize=skip_oversize
@@ -383,7 +387,7 @@ async def test_a_peer_that_is_paused_can_be_closed() -> None:
 
 async def test_what_is_delivered_in_a_pass_is_sent_at_its_end() -> None:
     async with open_session() as session:
-        with session.connection._poller.sends:
+        with session.connection._poller.write_batch:
             assert session.connection.deliver(HELLO)
             with pytest.raises(BlockingIOError):
                 session.client.sock.recv(1)
@@ -719,8 +723,8 @@ async def test_a_young_connection_is_held(end: Callable[[Session], None], code: 
 class OutOfMemory(Transport):
     """Reads nothing for want of memory, until `left` failures have passed."""
 
-    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
-        super().__init__(sock, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes)
+    def __init__(self, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
         self.fails = True
         self._recv = self._receive
 

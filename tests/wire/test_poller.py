@@ -266,7 +266,7 @@ async def test_all_are_read_before_any_is_dealt_with_and_then_what_they_wrote_is
         out, listener = stack.enter_context(socket_pair())
         transport = Transport(out, outbox_limit_bytes=1000)
         async with open_poller() as poller:
-            transport.sends = poller.sends
+            transport.write_batch = poller.write_batch
             done = trio.Event()
 
             def watch(near: socket.socket) -> None:
@@ -304,7 +304,7 @@ async def test_what_an_owner_wrote_is_sent_if_another_fails(open_poller: OpenPol
             raise ZeroDivisionError
 
         async with open_poller() as poller:
-            transport.sends = poller.sends
+            transport.write_batch = poller.write_batch
             poller.watch(near.fileno(), Calls(lambda: near.recv(1), take, lambda _error: failed.set()))
             far.send(b"x")
             await failed.wait()

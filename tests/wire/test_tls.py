@@ -12,7 +12,7 @@ import trio.testing
 from brewos_relay.errors import PeerGone
 from brewos_relay.wire.poller import open_poller
 from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.transport import Transport, WriteBatch
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, fill, reset, socket_pair, tcp_pair
 from support.tls_client import TlsClient
@@ -46,8 +46,10 @@ async def tls_pair(
         async with trio.open_nursery() as nursery:
 
             async def accept() -> None:
-                plain = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=LIMIT - 1)
+                batch = WriteBatch()
+                plain = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=LIMIT - 1, write_batch=batch)
                 transports.append(await accept_tls(plain, server))
+                assert transports[0].write_batch is batch
                 assert plain.closed
 
             nursery.start_soon(accept)

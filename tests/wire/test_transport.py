@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.wire.transport import READ_BYTES, Sends, Transport, TransportStream
+from brewos_relay.wire.transport import READ_BYTES, Transport, TransportStream, WriteBatch
 from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
 
 LIMIT = 10_000
@@ -142,7 +142,7 @@ async def test_the_bounds_of_the_outbox_can_be_asked_for() -> None:
 
 async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
     with transport_pair() as (one, far_one), transport_pair() as (two, far_two):
-        sends = one.sends = two.sends = Sends()
+        sends = one.write_batch = two.write_batch = WriteBatch()
         assert one.write(b"at once ")
         with sends:
             for number in range(4):
@@ -167,7 +167,7 @@ async def test_held_write_that_fails_harms_no_other(is_watched: bool) -> None:
         raise MemoryError
 
     with transport_pair() as (bad, _), transport_pair() as (good, far_good):
-        sends = bad.sends = good.sends = Sends()
+        sends = bad.write_batch = good.write_batch = WriteBatch()
         if is_watched:
             bad.on_failed = failures.append
         bad._send = fail
@@ -188,9 +188,9 @@ async def test_write_that_cannot_be_held_leaves_nothing() -> None:
             raise MemoryError
 
     with transport_pair() as (transport, far):
-        transport.sends = Sends()
-        with transport.sends:
-            transport.sends.held = NoRoom()
+        transport.write_batch = WriteBatch()
+        with transport.write_batch:
+            transport.write_batch.held = NoRoom()
             with pytest.raises(MemoryError):
                 transport.write(b"lost")
         assert transport.write(b"sent")
@@ -207,8 +207,8 @@ async def test_small_writes_that_are_held_go_in_one_piece() -> None:
     with tcp_pair() as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=10)
         transport._send = send
-        transport.sends = Sends()
-        with transport.sends:
+        transport.write_batch = WriteBatch()
+        with transport.write_batch:
             for piece in (b"1", b"2" * 8, b"3", b"4", b"5" * 10):
                 assert transport.write(piece)
         transport.close()
@@ -220,8 +220,8 @@ async def test_what_is_held_and_finds_no_room_waits_in_the_outbox() -> None:
         blocked: list[int] = []
         transport.on_blocked = lambda: blocked.append(transport.outbox_bytes)
         filled_bytes = fill(transport._socket)
-        transport.sends = Sends()
-        with transport.sends:
+        transport.write_batch = WriteBatch()
+        with transport.write_batch:
             assert transport.write(bytes(LIMIT - 10))
             assert not blocked
             assert not transport.write(bytes(11))
@@ -244,8 +244,8 @@ async def test_what_is_held_finds_room_where_it_would_have_found_it_at_once(
         at_once = Transport(near_one, outbox_limit_bytes=200, lag_bytes=lag_bytes)
         held = Transport(near_two, outbox_limit_bytes=200, lag_bytes=lag_bytes)
         at_once._send = held._send = lambda _data: 0
-        held.sends = Sends()
-        with held.sends:
+        held.write_batch = WriteBatch()
+        with held.write_batch:
             for size, keep in writes:
                 assert held.write(bytes(size), keep) == at_once.write(bytes(size), keep)
         assert held.outbox_bytes == at_once.outbox_bytes
@@ -256,7 +256,7 @@ async def test_what_is_held_finds_room_where_it_would_have_found_it_at_once(
 async def test_what_is_held_of_a_broken_or_closed_stream_is_forgotten() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
-        sends = transport.sends = Sends()
+        sends = transport.write_batch = WriteBatch()
         with sends:
             assert transport.write(b"to nobody")
             reset(far)

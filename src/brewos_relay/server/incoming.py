@@ -30,7 +30,7 @@ from brewos_relay.wire.proxy_protocol import (
     parse_proxy_header,
 )
 from brewos_relay.wire.tls import accept_tls, begins_like_tls
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.transport import Transport, WriteBatch
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +113,27 @@ class IncomingConnection:
         """Whether the transport belongs to another owner by now."""
 
     @classmethod
-    def accept(cls, accepted: socket.socket, address: str, port: int, *, limits: Limits) -> Self:
+    def accept(
+        cls,
+        accepted: socket.socket,
+        address: str,
+        port: int,
+        *,
+        limits: Limits,
+        write_batch: WriteBatch | None = None,
+    ) -> Self:
         """Take a connection that has just come."""
         try:
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             pass  # it has gone already, as the first read will show
-        transport = Transport(accepted, outbox_limit_bytes=limits.outbox_bytes, lag_bytes=limits.lag_bytes)
+        transport = Transport(
+            accepted,
+            outbox_limit_bytes=limits.outbox_bytes,
+            lag_bytes=limits.lag_bytes,
+            write_batch=write_batch,
+        )
         return cls(transport, address, port)
 
     @property
@@ -240,17 +253,23 @@ Answer = Callable[[IncomingConnection], Awaitable[None]]
 
 
 async def accept_connections(
-    sockets: Iterable[socket.socket], answer: Answer, *, limits: Limits, failure: str
+    sockets: Iterable[socket.socket],
+    answer: Answer,
+    *,
+    limits: Limits,
+    failure: str,
+    write_batch: WriteBatch | None = None,
 ) -> None:
     """Accept connections until cancelled, and answer each; it is closed after that unless it was released.
 
-    Whatever goes wrong ends that connection only; `failure` is what the log says of it.
+    Whatever goes wrong ends that connection only; `failure` is what the log says of it. `write_batch` is the
+    poller's, for connections that become WebSockets.
 
     **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled.
     """
     async with trio.open_nursery() as nursery:
-        handle = partial(_handle, answer, limits, failure)
+        handle = partial(_handle, answer, limits, write_batch, failure)
         backoff = _AcceptBackoff()
         for listening in sockets:
             nursery.start_soon(_accept, listening, nursery, handle, backoff)
@@ -324,11 +343,17 @@ async def _accept_some(
 
 
 async def _handle(
-    answer: Answer, limits: Limits, failure: str, accepted: socket.socket, address: str, port: int
+    answer: Answer,
+    limits: Limits,
+    write_batch: WriteBatch | None,
+    failure: str,
+    accepted: socket.socket,
+    address: str,
+    port: int,
 ) -> None:
     incoming: IncomingConnection | None = None
     try:
-        incoming = IncomingConnection.accept(accepted, address, port, limits=limits)
+        incoming = IncomingConnection.accept(accepted, address, port, limits=limits, write_batch=write_batch)
         await answer(incoming)
     except PeerGone:
         pass  # before it had asked for anything

@@ -109,6 +109,7 @@ class Listener:
             self._sockets,
             self._handle,
             limits=self._limits,
+            write_batch=self._poller.write_batch,
             failure="a connection failed during its first request",
         )
 
@@ -199,7 +200,7 @@ class Listener:
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         if not isinstance(entry, TokenRefused):
-            with self._poller.sends:  # the answer goes with what is said first
+            with self._poller.write_batch:  # the answer goes with what is said first
                 try:
                     self._attach(incoming, answer, entry, rest)
                 except BaseException:

@@ -98,7 +98,6 @@ class WebSocketConnection:
     ) -> None:
         self._transport = transport
         self.read = self._read_first if is_held else transport.read
-        transport.sends = poller.sends
         self._parser = parser
         self._poller = poller
         self._limits = limits

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import trio
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.wire.transport import Sends
+from brewos_relay.wire.transport import WriteBatch
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class Poller:
         self._counters = counters if counters is not None else Counters()
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
         self._owners: dict[int, Owner] = {}
-        self.sends = Sends()
-        """Holds what transports write in a pass until its end, if it is made theirs; free between passes."""
+        self.write_batch = WriteBatch()
+        """Holds the writes of its transports until the end of a pass."""
 
     def watch(self, fd: int, owner: Owner) -> None:
         """Whenever `fd` is readable let its owner read once, and take what that gave; again for the rest."""
@@ -111,7 +111,7 @@ class Poller:
                     received.append((fd, owner, data))
             except Exception as error:  # also no memory: the others go on
                 _fail(owner, error)
-        with self.sends:
+        with self.write_batch:
             for fd, owner, data in received:
                 if owners.get(fd) is owner:  # an earlier one may have ended it
                     try:

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from brewos_relay.errors import PeerGone
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.transport import Transport, WriteBatch
 
 _HANDSHAKE_RECORD: Final = b"\x16"
 
@@ -36,8 +36,12 @@ class TlsTransport(Transport):
 
     __slots__ = ("_said_goodbye", "_tls")
 
-    def __init__(self, tls: ssl.SSLSocket, *, outbox_limit_bytes: int, lag_bytes: int) -> None:
-        super().__init__(tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes)
+    def __init__(
+        self, tls: ssl.SSLSocket, *, outbox_limit_bytes: int, lag_bytes: int, write_batch: WriteBatch
+    ) -> None:
+        super().__init__(
+            tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
+        )
         self._tls = tls
         # These know TLS only, and are a call less than `send` and `recv`, which go on in plain after its end.
         self._send = tls.write
@@ -104,7 +108,9 @@ async def accept_tls(transport: Transport, context: ssl.SSLContext) -> TlsTransp
     except BaseException:
         (tls or plain).close()
         raise
-    return TlsTransport(tls, outbox_limit_bytes=limits[0], lag_bytes=limits[1])
+    return TlsTransport(
+        tls, outbox_limit_bytes=limits[0], lag_bytes=limits[1], write_batch=transport.write_batch
+    )
 
 
 def _reason(error: OSError) -> str:

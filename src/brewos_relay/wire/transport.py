@@ -21,7 +21,7 @@ _NOTHING_TO_READ: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadErr
 _NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
-class Sends:
+class WriteBatch:
     """Holds the writes of many transports while its block runs, and then makes them one after the other.
 
     So the processor has the system's code for sending at hand for all of them, instead of fetching it anew
@@ -47,15 +47,15 @@ class Sends:
                 transport.fail(error)
 
 
-_AT_ONCE: Final = Sends()
+_AT_ONCE: Final = WriteBatch()
 """Holds nothing."""
 
 
 class Transport:
     """Owns a connected, non-blocking socket until `close`.
 
-    Bytes are written at once, or when `sends` lets them go, as far as the operating system takes them; the
-    rest waits in the outbox, at most `outbox_limit_bytes` of it, until somebody runs `flush`.
+    Bytes are written at once, or at the end of the block of `write_batch`, as far as the system takes them.
+    The rest waits in the outbox, at most `outbox_limit_bytes` of it, until a task runs `flush`.
     """
 
     __slots__ = (
@@ -72,16 +72,22 @@ class Transport:
         "on_blocked",
         "on_failed",
         "outbox_bytes",
-        "sends",
+        "write_batch",
     )
 
-    def __init__(self, sock: socket.socket, *, outbox_limit_bytes: int, lag_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        outbox_limit_bytes: int,
+        lag_bytes: int | None = None,
+        write_batch: WriteBatch | None = None,
+    ) -> None:
         self._socket = sock
         self.fd = sock.fileno()
         self._send: Callable[[bytes], int] = sock.send
         self._recv: Callable[[int], bytes] = sock.recv
-        self.sends = _AT_ONCE
-        """What may hold writes back; only for as long as nobody waits for anything."""
+        self.write_batch = write_batch or _AT_ONCE
         self._held: bytes | None = None
         self._outbox: deque[bytes] | None = None
         self._outbox_limit_bytes = outbox_limit_bytes
@@ -150,8 +156,8 @@ class Transport:
                     return True
                 self.release()  # what becomes of it decides about this
                 return self.write(data, keep)
-            if self.sends.holding:
-                self.sends.held.append(self)
+            if self.write_batch.holding:
+                self.write_batch.held.append(self)
                 self._held = data
             else:
                 self._held = data
@@ -164,7 +170,7 @@ class Transport:
         return True
 
     def release(self) -> None:
-        """Make the write that `sends` has held, if there is one."""
+        """Make the write that `write_batch` has held, if there is one."""
         data = self._held
         if data is None:
             return
@@ -183,7 +189,7 @@ class Transport:
                 self.on_blocked()
 
     def fail(self, error: Exception) -> None:
-        """Give up the write that `sends` has held, and what is left of the stream with it."""
+        """Give up the write that `write_batch` has held, and what is left of the stream with it."""
         self._held = None
         if self.on_failed is not None:
             self.on_failed(error)
