@@ -1,12 +1,12 @@
-"""A bot: it switches a machine off that has been on for too long.
+"""A bot that switches off a machine that has been on for too long.
 
     python bot.py https://relay.example BRW-12AB34CD session.json --after-minutes 90
 
-`session.json` is made by signing in once, with a link from `brewos-relay user invite`:
+Sign in once to create `session.json`, with the token of a link from `brewos-relay user invite`:
 
     python bot.py https://relay.example BRW-12AB34CD session.json --invite-token TOKEN
 
-From then on the bot lives on it, for as long as it runs at least once a month.
+The session stays valid as long as the bot runs at least once a month.
 """
 
 import argparse
@@ -23,7 +23,7 @@ async def watch(app: App, *, after_s: float, retry_s: float = 60.0) -> None:
     while True:
         due_s = on_since_s + after_s
         with trio.move_on_at(due_s):
-            # What is said tells that something may have changed; what is known tells what it is.
+            # A message means that the state may have changed; `state` returns the complete state.
             await anext(app)
             try:
                 machine = (await app.state()).status.get("machine", {})
@@ -36,12 +36,12 @@ async def watch(app: App, *, after_s: float, retry_s: float = 60.0) -> None:
         if trio.current_time() >= due_s:
             outcome = await app.command("set_mode", mode="standby", timeout_s=10)
             print(f"switching it off: {outcome.fate}", flush=True)
-            # If that did not work, try again in a while; if it did, the machine says that it is off.
+            # Try again after a while, unless the machine reports that it is off.
             on_since_s = trio.current_time() - after_s + retry_s
 
 
 async def main(url: str, device_id: str, session_file: str, after_s: float, invite_token: str | None) -> None:
-    """Sign in if need be, and watch until Ctrl-C, or until the session has ended."""
+    """Sign in if a token is given, and watch until Ctrl-C or the end of the session."""
     tokens = SessionTokens(url, session_file)
     if invite_token is not None:
         await tokens.sign_in("/api/auth/invite", token=invite_token)
@@ -50,7 +50,7 @@ async def main(url: str, device_id: str, session_file: str, after_s: float, invi
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Switch a machine off that has been on for too long.")
+    parser = argparse.ArgumentParser(description="Switch off a machine that has been on for too long.")
     parser.add_argument("url")
     parser.add_argument("device_id")
     parser.add_argument("session_file")

@@ -1,13 +1,13 @@
-"""A bridge: it makes a machine of readings that come by UDP, and passes on what the machine is told.
+"""A bridge that makes a machine from readings over UDP, and forwards the machine's commands.
 
-Whatever measures (a microcontroller, a script) sends datagrams with what it knows, such as
-{"brew": 92.8, "pressure": 9.1, "on": true}. The bridge keeps the last of each, and the relay gets what has
-changed. What apps ask for goes back to whoever sent the last datagram, as {"set": "brew", "to": 93.5} or
+A microcontroller or script sends datagrams with its readings, such as
+{"brew": 92.8, "pressure": 9.1, "on": true}. The bridge keeps the last value of each and sends changes to the
+relay. It sends commands of apps to the source of the last datagram, as {"set": "brew", "to": 93.5} or
 {"set": "on", "to": false}.
 
     python bridge.py https://relay.example BRW-12AB34CD key.json 9000
 
-At the first start it makes a key. The QR code that it shows makes you the owner of the machine.
+At the first start it creates a key. Scan the QR code that it prints to become the owner of the machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from brewos_relay.client import Command, Device, KeyStore, LinkState, Pairing, o
 
 
 class Machine:
-    """What is known of the machine, and where its readings come from."""
+    """The readings of the machine, and the address that they come from."""
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.socket = socket
@@ -28,7 +28,7 @@ class Machine:
         self.source: tuple[str, int] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Give the state as apps read it."""
+        """Return the state in the format of the apps."""
         now = self.readings
         return {
             "machine": {"state": "ready" if now["on"] else "idle", "mode": "on" if now["on"] else "standby"},
@@ -37,7 +37,7 @@ class Machine:
         }
 
     async def listen(self, device: Device) -> None:
-        """Take readings, and report the state after each; what is worth sending is sent."""
+        """Receive readings, and report the state after each; the library sends significant changes."""
         while True:
             data, self.source = await self.socket.recvfrom(2048)
             try:
@@ -45,47 +45,47 @@ class Machine:
                     key: value for key, value in json.loads(data).items() if key in self.readings
                 }
             except (ValueError, AttributeError):
-                continue  # not from one of us
+                continue  # not a reading
             device.report(self.state())
 
     async def obey(self, command: Command) -> str:
-        """Pass on what the machine is told; says what became of it."""
+        """Forward a command to the machine; return the result."""
         if command.name == "set_temp" and command.get("boiler", "brew") == "brew":
             order = {"set": "brew", "to": float(command["temp"])}
             self.readings["brewSetpoint"] = order["to"]
         elif command.name == "set_mode":
             order = {"set": "on", "to": command.get("mode") in ("on", "ready", "brew")}
         else:
-            return f"{command.name}: this machine cannot do that"
+            return f"{command.name}: not supported by this machine"
         if self.source is None:
-            return f"{command.name}: there was no reading yet, so nobody to tell"
+            return f"{command.name}: no reading received yet, so there is no address to send it to"
         await self.socket.sendto(json.dumps(order).encode(), self.source)
-        return f"{command.name}: passed on"
+        return f"{command.name}: forwarded"
 
 
 async def obey_all(machine: Machine, device: Device) -> None:
-    """Do what the machine is told, and say so to those who watch."""
+    """Forward the machine's commands, and report each result to the clients."""
     async for command in device:
         if command.kind == "command":
             try:
                 message = await machine.obey(command)
             except (KeyError, TypeError, ValueError):
-                message = f"{command.name}: that makes no sense"
+                message = f"{command.name}: invalid fields"
             print(message)
             await device.send({"type": "log", "level": "info", "source": "bridge", "message": message})
             device.report(machine.state())
 
 
 async def print_status(device: Device) -> None:
-    """Print how the connection stands."""
+    """Print each status of the connection."""
     async for status in device.statuses():
         print(f"{status.state}: {status.reason}" if status.reason else status.state, flush=True)
         if status.state is LinkState.STOPPED:
-            raise SystemExit(1)  # whatever starts us may start us again
+            raise SystemExit(1)  # a supervisor may restart this program
 
 
 async def main(url: str, device_id: str, key_file: str, port: int, host: str = "127.0.0.1") -> None:
-    """Be the machine until Ctrl-C."""
+    """Run the bridge until Ctrl-C."""
     key_store = KeyStore(key_file)
     pairing = Pairing(url, device_id, key_store)
     with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as socket:
@@ -103,7 +103,7 @@ async def main(url: str, device_id: str, key_file: str, port: int, host: str = "
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make a machine of readings that come by UDP.")
+    parser = argparse.ArgumentParser(description="Make a machine from readings over UDP.")
     parser.add_argument("url")
     parser.add_argument("device_id")
     parser.add_argument("key_file")

@@ -1,4 +1,4 @@
-"""The relay core by itself: one machine and two apps, all in this process and without any network."""
+"""The relay core without a network: one machine and two apps in this process."""
 
 import msgspec
 import trio
@@ -26,7 +26,7 @@ async def main() -> None:
         await apps[0].send({"type": "command", "cmd": "set_mode", "mode": "on"})
         await machine.receive()  # {"type": "connected", …}
         command = msgspec.json.decode((await machine.receive()).payload)
-        print(f"the machine is told: {command['cmd']} {command['mode']}")
+        print(f"the machine receives: {command['cmd']} {command['mode']}")
 
 
 if __name__ == "__main__":

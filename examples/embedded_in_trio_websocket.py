@@ -1,7 +1,7 @@
-"""The relay core inside somebody else's server, here one built on trio-websocket.
+"""The relay core inside another server, here one on trio-websocket.
 
-A Peer is all that the core asks for: it runs, delivers, pings, and closes. Run this file and it serves
-devices at /device/ID and apps at /app/ID, on port 8765, without any authentication.
+The core needs a `Peer` for each connection. This program serves devices at /device/ID and apps at /app/ID,
+on port 8765, without authentication.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ GOODBYE_S = 1.0
 
 
 class TrioWebSocketPeer:
-    """A peer over a connection of trio-websocket."""
+    """A `Peer` on a connection of trio-websocket."""
 
     def __init__(self, connection: WebSocketConnection) -> None:
         self._connection = connection
@@ -104,7 +104,7 @@ class TrioWebSocketPeer:
 
 
 async def welcome(relay: Relay, request: WebSocketRequest) -> None:
-    """Attach whoever comes; the rest of its connection's life belongs to the relay."""
+    """Attach a connection to the relay, which owns it until it ends."""
     attach: Callable[[str, Peer], Attachment]
     match request.path.split("/"):
         case ["", "device", device_id] if device_id:

@@ -1,17 +1,17 @@
-"""A bulk importer: it makes the keys of many new devices, and a file that `brewos-relay device import` takes.
+"""Create keys for many new devices, and a file for `brewos-relay device import`.
 
     python import_devices.py inventory.csv out/
     brewos-relay device import out/devices.csv
 
-`inventory.csv` has a line for each device, with the columns `name` and `user` (and `id`, if they have some):
+`inventory.csv` has a line for each device, with the columns `name` and `user` (and optionally `id`):
 
     name,user
     Kitchen,ada
     Office,"ada;grace"
 
-`out/` gets `devices.csv`, and a key file for each device, to be put on it: `KeyStore("BRW-12AB34CD.json")`
-reads it. All of them are secrets, and only you can read them. Ids that were made once are found again there,
-so a device keeps its id and its key when the importer runs again.
+The program writes `devices.csv` to `out/`, and a key file for each device, which
+`KeyStore("BRW-12AB34CD.json")` reads on the device. All of them are secrets, and only your user can read them.
+If you run the program again, devices keep their ids and keys.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COLUMNS = ["id", "key", "name", "user"]
 
 
 def read_inventory(path: Path) -> list[dict[str, str]]:
-    """Read the inventory; raises ValueError if it has no names."""
+    """Read the inventory; raise ValueError if a name is missing."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, start=2):
@@ -39,7 +39,7 @@ def read_inventory(path: Path) -> list[dict[str, str]]:
 
 
 def known_ids(folder: Path) -> dict[str, str]:
-    """Give the ids that were made before, by the names of their devices."""
+    """Return the ids of earlier runs by the names of their devices."""
     made = folder / "devices.csv"
     if not made.exists():
         return {}
@@ -48,7 +48,7 @@ def known_ids(folder: Path) -> dict[str, str]:
 
 
 def import_devices(inventory: Path, folder: Path) -> int:
-    """Make what is missing, and write the file; how many devices there are."""
+    """Create the missing keys, and write the file; return the number of devices."""
     folder.mkdir(mode=0o700, exist_ok=True)
     before = known_ids(folder)
     out = io.StringIO()
@@ -65,7 +65,7 @@ def import_devices(inventory: Path, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the keys of many devices.")
+    parser = argparse.ArgumentParser(description="Create keys for many devices.")
     parser.add_argument("inventory", type=Path)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A relay for another kind of device: a greenhouse, whose messages a dialect of its own describes."""
+"""A relay for another kind of device: a greenhouse with its own dialect."""
 
 import trio
 
@@ -37,10 +37,10 @@ async def main() -> None:
 
         peer, app = memory_peer()
         relay.attach_client("GREENHOUSE-1", peer, grant=MEMBER)
-        print("an app that joins is told:", await receive(app, "climate"))
+        print("a new app receives:", await receive(app, "climate"))
 
         await app.send({"type": "command", "cmd": "water"})
-        print("the greenhouse is told:", await receive(greenhouse, "command"))
+        print("the greenhouse receives:", await receive(greenhouse, "command"))
 
         await app.send({"type": "command", "cmd": "calibrate"})
         print("a member may not calibrate:", await receive(app, "error"))
@@ -48,11 +48,11 @@ async def main() -> None:
         greenhouse.close()
         await receive(app, "device_offline")
         await app.send({"type": "command", "cmd": "set_window", "mode": "open"})
-        print("the greenhouse is away:", await receive(app, "device_status"))
+        print("the greenhouse is offline:", await receive(app, "device_status"))
 
         peer, greenhouse = memory_peer()
         relay.attach_device("GREENHOUSE-1", peer)
-        print("it comes back, and is told:", await receive(greenhouse, "command"))
+        print("it comes back and receives:", await receive(greenhouse, "command"))
 
 
 if __name__ == "__main__":

@@ -315,11 +315,3 @@ def test_every_nox_session_is_documented() -> None:
     chosen = json.loads(re.findall(r"^nox\.options\.sessions = (\[.*\])$", noxfile, re.M)[0])
     documented = {code(row[0])[0]: row[2] for row in rows(read("how-to/run-the-checks.md"))}
     assert documented == {name: "yes" if name in chosen else "no" for name in sessions}
-
-
-def test_changelog_numbers_are_unique_within_a_kind() -> None:
-    names = [path.name for path in sorted((ROOT / "changelog.d").glob("*.*.md"))]
-    parts = [re.fullmatch(r"(\d\d)-[a-z0-9-]+\.(added|changed|fixed|security)\.md", name) for name in names]
-    assert all(parts), "name a fragment NN-NAME.KIND.md"
-    numbers = [part.groups() for part in parts if part is not None]
-    assert sorted(numbers) == sorted(set(numbers))
