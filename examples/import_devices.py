@@ -10,8 +10,8 @@
     Office,"ada;grace"
 
 The program writes `devices.csv` to `out/`, and a key file for each device, which
-`KeyStore("BRW-12AB34CD.json")` reads on the device. All of them are secrets, and only your user can read them.
-If you run the program again, devices keep their ids and keys.
+`KeyStore("BRW-12AB34CD.json")` reads on the device. All of them are secrets, and only your user can read
+them. If you run the program again, devices keep their ids and keys.
 """
 
 import argparse
