@@ -92,7 +92,7 @@ async def open_relay_here(
         bounds = limits or Limits(**changed)
         async with (
             open_poller() as poller,
-            open_relay(dialect=BREWOS, limits=bounds, on_seen=store.notes.note_seen) as relay,
+            open_relay(dialect=BREWOS, limits=bounds, on_seen=store.note_seen) as relay,
         ):
             admission = Admission(
                 relay=relay,
