@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from brewos_relay.server.run import open_server
+from brewos_relay.server.assembly import open_server
 from brewos_relay.settings import Settings
 from support.chromium import Page, needs_browser, open_page
 

@@ -27,7 +27,7 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice, StoredState, StoredToken, User
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens
-from brewos_relay.server.run import Server, open_server
+from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine

@@ -12,7 +12,7 @@ import trio
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.pairing import register_pairing
-from brewos_relay.server.run import Server, open_server
+from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
 from support.chromium import Page, needs_browser, open_page

@@ -27,7 +27,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
-from brewos_relay.server.run import open_server
+from brewos_relay.server.assembly import open_server
 from brewos_relay.settings import Settings
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine

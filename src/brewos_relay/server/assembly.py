@@ -1,0 +1,314 @@
+"""Assemble a server from its settings: registry, relay, HTTP side and listeners."""
+
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import trio
+from quart_trio import QuartTrio
+
+from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.app import create_app
+from brewos_relay.api.metrics import MetricsPage, RequestMetrics
+from brewos_relay.api.request_limits import RequestLimits
+from brewos_relay.auth.proxy_trust import ProxyTrust
+from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.dialect import BREWOS
+from brewos_relay.registry.engine import database_file
+from brewos_relay.registry.store import Store, open_store
+from brewos_relay.server.admission import Admission
+from brewos_relay.server.certificates import CertificateFiles
+from brewos_relay.server.change_applier import ChangeApplier
+from brewos_relay.server.failures import keep_running
+from brewos_relay.server.from_settings import (
+    account_rules,
+    https_port,
+    is_own_host,
+    read_certificate,
+    warn_of_command_lists,
+)
+from brewos_relay.server.health_checks import PROBLEMS, ReadinessCheck, StorageWatch
+from brewos_relay.server.http import HttpSide, open_http_side
+from brewos_relay.server.incoming import (
+    LINES_AT_ONCE,
+    LINES_AT_ONCE_OF_EACH,
+    LINES_PER_S,
+    PortPolicy,
+    RefusalLog,
+)
+from brewos_relay.server.key_ring import read_key_ring
+from brewos_relay.server.listener import Listener
+from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
+from brewos_relay.server.plain_ports import MetricsPort, Redirect
+from brewos_relay.server.process import give_memory_back
+from brewos_relay.settings import Settings
+from brewos_relay.telemetry.logs import dropped_lines
+from brewos_relay.telemetry.measurements import LoopLag, RequestCounters
+from brewos_relay.telemetry.metrics import Metrics, MetricSources
+from brewos_relay.version import installed_version
+from brewos_relay.wire.poller import Poller, open_poller
+
+_BACKLOG: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: where it listens, and its parts."""
+
+    addresses: list[tuple[str, int]]
+    relay: Relay
+    store: Store
+    tls: CertificateFiles | None = None
+    metrics_addresses: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """The base of the server's URLs, as seen from this machine."""
+        host, port = self.addresses[0]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to reach "any"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sockets:
+    """The listening sockets of each port."""
+
+    main: list[socket.socket]
+    redirect: list[socket.socket]
+    metrics: list[socket.socket]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The parts of a server that its ports need."""
+
+    settings: Settings
+    demo: bool
+    sockets: _Sockets
+    keys: KeyRing
+    accounts: AccountRules
+    proxy_trust: ProxyTrust
+    tls: CertificateFiles | None
+    store: Store
+    storage: StorageWatch
+    poller: Poller
+    relay: Relay
+    changes: ChangeApplier
+    late: LoopLag = field(default_factory=LoopLag)
+    requests: RequestCounters = field(default_factory=RequestCounters)
+    handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    request_limits: RequestLimits = field(default_factory=RequestLimits)
+    refusals: RefusalLog = field(default_factory=RefusalLog)
+
+    @property
+    def is_proxy(self) -> Callable[[str], bool] | None:
+        """Decides from an address whether connections begin with a PROXY header."""
+        return self.proxy_trust.trusts if self.settings.proxy_protocol else None
+
+
+@asynccontextmanager
+async def open_server(
+    settings: Settings, *, hurry: trio.Event | None = None, demo: bool = False
+) -> AsyncIterator[Server]:
+    """Open the whole server. Leaving the block drains it: new peers are refused, those there are closed well.
+
+    Setting `hurry` shortens the drain, see `Relay.drain`. `demo` tells pages that this is a demo.
+
+    Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is no good.
+
+    **Owns:** the nurseries of the HTTP side and of the listeners, and the relay's.
+    """
+    warn_of_command_lists(settings)
+    keys = read_key_ring(settings)
+    accounts = account_rules(settings)
+    tls = read_certificate(settings)
+    counters, database_url = Counters(), settings.resolved_database_url()
+    async with (
+        _open_sockets(settings) as sockets,
+        open_store(
+            database_url,
+            write_s=settings.limits.admission_s,
+            states_kept_s=settings.limits.state_retention_s,
+        ) as store,
+        open_poller(counters) as poller,
+    ):
+        recorder = ActivityRecorder(store.notes)
+        async with open_relay(
+            limits=settings.limits,
+            dialect=BREWOS,
+            on_seen=recorder.note_seen,
+            on_activity=recorder.note_activity,
+            counters=counters,
+        ) as relay:
+            states = StateKeeper(relay, store)
+            changes = ChangeApplier(relay=relay, store=store)
+            store.watch_changes(changes.apply)
+            parts = _Parts(
+                settings=settings,
+                demo=demo,
+                sockets=sockets,
+                keys=keys,
+                accounts=accounts,
+                proxy_trust=ProxyTrust(settings.trusted_proxies, settings.public_url),
+                tls=tls,
+                store=store,
+                storage=StorageWatch(store, database_file(database_url)),
+                poller=poller,
+                relay=relay,
+                changes=changes,
+            )
+            async with _open_ports(parts) as listening:
+                listening.start_soon(keep_running, "noting who is online", partial(recorder.run, relay))
+                listening.start_soon(keep_running, "storing states", states.run)
+                yield Server(
+                    [s.getsockname()[:2] for s in sockets.main],
+                    relay,
+                    store,
+                    tls,
+                    [s.getsockname()[:2] for s in sockets.metrics],
+                )
+                await relay.drain(hurry=hurry)
+                await states.save_all()
+                listening.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_ports(parts: _Parts) -> AsyncIterator[trio.Nursery]:
+    """Open the HTTP side and the listeners, and give the listening nursery.
+
+    **Owns:** that nursery, and those of the HTTP side.
+    """
+    settings, sockets, tls = parts.settings, parts.sockets, parts.tls
+    metrics = _metrics_of(parts)
+    app = RequestMetrics(_app_of(parts, metrics), parts.requests)
+    async with (
+        open_http_side(app, limits=settings.limits, counters=parts.requests) as http,
+        trio.open_nursery() as listening,
+    ):
+        listener = _listener_of(parts, http)
+        listening.start_soon(listener.run)
+        listening.start_soon(keep_running, "measuring the event loop", parts.late.run)
+        listening.start_soon(keep_running, "giving memory back", give_memory_back)
+        listening.start_soon(keep_running, "watching the storage", parts.storage.run)
+        if sockets.metrics:
+            token = settings.metrics_token
+            metrics_port = MetricsPort(
+                sockets.metrics, render=metrics.render, token=token, limits=settings.limits
+            )
+            listening.start_soon(metrics_port.run)
+        if tls is not None:
+            listening.start_soon(keep_running, "watching the certificate", tls.watch)
+            redirect = Redirect(
+                sockets.redirect,
+                https_port=https_port(settings.public_url, sockets.main[0].getsockname()[1]),
+                is_own_host=partial(is_own_host, tls, settings.public_url),
+                limits=settings.limits,
+                port_policy=PortPolicy(is_proxy=parts.is_proxy),
+                refusals=parts.refusals,
+            )
+            listening.start_soon(redirect.run)
+        yield listening
+
+
+def _metrics_of(parts: _Parts) -> Metrics:
+    store, storage, tls = parts.store, parts.storage, parts.tls
+    sources = MetricSources(
+        version=installed_version(),
+        handshakes=parts.handshakes,
+        requests=parts.requests,
+        registry=store.timings,
+        registry_failures=store.failures,
+        late=parts.late.late,
+        degraded=lambda: {each: each in storage.problems for each in PROBLEMS},
+        disk_free_bytes=lambda: storage.free_bytes,
+        log_lines_dropped=dropped_lines,
+        certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
+    )
+    return Metrics(parts.relay, sources)
+
+
+def _app_of(parts: _Parts, metrics: Metrics) -> QuartTrio:
+    settings, relay, store, storage = parts.settings, parts.relay, parts.store, parts.storage
+    token = settings.metrics_token
+    lines = LineLimits(
+        "failed requests", rate_per_s=LINES_PER_S, burst=LINES_AT_ONCE, each_at_once=LINES_AT_ONCE_OF_EACH
+    )
+    relay.line_limits.append(lines)
+    return create_app(
+        relay=relay,
+        store=store,
+        keys=parts.keys,
+        proxy_trust=parts.proxy_trust,
+        accounts=parts.accounts,
+        web_dist_path=settings.web_dist_path,
+        allowed_origins=settings.allowed_origins,
+        body_bytes=settings.limits.http_body_bytes,
+        hsts=not settings.tls_self_signed,
+        demo=parts.demo,
+        problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
+        degraded=lambda: list(storage.problems.values()),
+        metrics=MetricsPage(metrics.render, token) if token else None,
+        counters=parts.requests,
+        request_limits=parts.request_limits,
+        lines=lines,
+    )
+
+
+def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
+    tls, changes = parts.tls, parts.changes
+    admission = Admission(
+        relay=parts.relay,
+        store=parts.store,
+        keys=parts.keys,
+        proxy_trust=parts.proxy_trust,
+        allowed_origins=parts.settings.allowed_origins,
+        revision=lambda: changes.revision,
+    )
+    return Listener(
+        parts.sockets.main,
+        relay=parts.relay,
+        poller=parts.poller,
+        admission=admission,
+        take_http=http.take,
+        port_policy=PortPolicy(tls_context=tls.current if tls else None, is_proxy=parts.is_proxy),
+        handshakes=parts.handshakes,
+        refused=parts.requests.refused,
+        refusals=parts.refusals,
+        request_limits=parts.request_limits,
+    )
+
+
+@asynccontextmanager
+async def _open_sockets(settings: Settings) -> AsyncIterator[_Sockets]:
+    """Bind every port that the settings name; leaving the block closes the listening sockets."""
+    sockets = _Sockets(main=[], redirect=[], metrics=[])
+    try:
+        sockets.main.extend(await _bind(settings.host, settings.port))
+        if settings.redirect_port is not None:
+            sockets.redirect.extend(await _bind(settings.host, settings.redirect_port))
+        if settings.metrics_port is not None:
+            sockets.metrics.extend(await _bind(settings.metrics_host, settings.metrics_port))
+        yield sockets
+    finally:
+        for listening_socket in (*sockets.main, *sockets.redirect, *sockets.metrics):
+            listening_socket.close()
+
+
+async def _bind(host: str, port: int) -> list[socket.socket]:
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
+    except OSError as problem:
+        where = f"port {port} on {host or 'all interfaces'}"
+        raise OSError(problem.errno, f"{where} cannot be used: {problem.strerror or problem}") from problem
+    sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
+    for listening_socket in sockets:
+        listening_socket.setblocking(False)
+    return sockets
