@@ -13,7 +13,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.core.rights import Principal
+from brewos_relay.core.grant import Principal
 from brewos_relay.errors import TokenRejected
 from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import find_user, set_admin, set_password_hash

@@ -6,7 +6,7 @@ from brewos_relay.api.authentication import Requester
 from brewos_relay.api.device_access import DeviceAccess, require_access
 from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.tokens import TokenClaims
-from brewos_relay.core.rights import NamedDevices
+from brewos_relay.core.grant import NamedDevices
 from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, STRANGE, Household, open_household
 

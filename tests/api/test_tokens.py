@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.core.rights import NamedDevices
+from brewos_relay.core.grant import NamedDevices
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.tokens import add_token, revoke_token

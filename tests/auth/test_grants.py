@@ -5,8 +5,7 @@ import pytest
 
 from brewos_relay.auth.grants import grant_of, grant_to, principal_of
 from brewos_relay.auth.tokens import TokenClaims
-from brewos_relay.core.grant import FULL
-from brewos_relay.core.rights import NamedDevices, Principal, Rights
+from brewos_relay.core.grant import FULL, NamedDevices, Principal, Rights
 from brewos_relay.dialect import CommandClass
 from brewos_relay.vocabulary import Role
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 from sqlalchemy import Connection
 
-from brewos_relay.core.rights import NamedDevices, Principal
+from brewos_relay.core.grant import NamedDevices, Principal
 from brewos_relay.errors import (
     DeviceUnknown,
     NotAnAdministrator,

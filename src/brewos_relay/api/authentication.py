@@ -9,8 +9,8 @@ from brewos_relay.api.payloads import Refused
 from brewos_relay.auth.grants import principal_of
 from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
 from brewos_relay.auth.tokens import KeyRing, TokenClaims
+from brewos_relay.core.grant import Principal
 from brewos_relay.core.rate_limits import LineLimits
-from brewos_relay.core.rights import Principal
 from brewos_relay.errors import TokenRejected
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry

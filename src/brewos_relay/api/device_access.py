@@ -7,7 +7,7 @@ from werkzeug.routing import BaseConverter
 
 from brewos_relay.api.authentication import Requester
 from brewos_relay.api.payloads import Refused
-from brewos_relay.core.rights import rights_of
+from brewos_relay.core.grant import rights_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.records import Access, Device
 from brewos_relay.vocabulary import DEVICE_ID, Role, parse_device_id, role_includes

@@ -13,8 +13,8 @@ from brewos_relay.api.authentication import Authenticator, Requester
 from brewos_relay.api.device_access import device_not_found, require_access, role_too_low
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer, query_of
+from brewos_relay.core.grant import Rights, rights_of
 from brewos_relay.core.merging import readable_content
-from brewos_relay.core.rights import Rights, rights_of
 from brewos_relay.key_rotation import RotationOutcome, send_new_key
 from brewos_relay.messages import Message
 from brewos_relay.protocols import Registry, RelayView

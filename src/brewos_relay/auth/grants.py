@@ -4,8 +4,7 @@ import math
 from dataclasses import replace
 
 from brewos_relay.auth.tokens import TokenClaims
-from brewos_relay.core.grant import Credential, Grant
-from brewos_relay.core.rights import Principal, Rights
+from brewos_relay.core.grant import Credential, Grant, Principal, Rights
 from brewos_relay.vocabulary import Role, role_includes
 
 

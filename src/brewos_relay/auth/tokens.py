@@ -11,7 +11,7 @@ from typing import Any, Final
 import jwt
 
 from brewos_relay.auth.signing_keys import PrivateKey, SecretKey, SigningKey
-from brewos_relay.core.rights import NamedDevices
+from brewos_relay.core.grant import NamedDevices
 from brewos_relay.errors import TokenRejected
 from brewos_relay.texts import is_identifier
 from brewos_relay.vocabulary import LAST_TIME_MS, ROLES, Role, parse_device_id

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from brewos_relay.core.rights import Principal, rights_of
+from brewos_relay.core.grant import Principal, rights_of
 from brewos_relay.errors import DeviceUnknown, NotAnAdministrator, RoleTooLow, TokenRejected
 from brewos_relay.registry.access import access_of, lock_account
 from brewos_relay.registry.accounts import lock_admins

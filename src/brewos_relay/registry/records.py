@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from brewos_relay.core.rights import NamedDevices
+from brewos_relay.core.grant import NamedDevices
 from brewos_relay.texts import is_identifier, is_name
 from brewos_relay.vocabulary import ROLES as ROLES
 from brewos_relay.vocabulary import GuestRole

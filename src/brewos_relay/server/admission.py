@@ -14,10 +14,9 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_matches, hash_secret
 from brewos_relay.auth.tokens import KeyRing, TokenClaims
 from brewos_relay.core.attachment import Renew
-from brewos_relay.core.grant import Credential, Grant
+from brewos_relay.core.grant import Credential, Grant, Principal, rights_of
 from brewos_relay.core.rate_limits import TokenBuckets
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.rights import Principal, rights_of
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.networks import network_of, networks_of, wider_networks
