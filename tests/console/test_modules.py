@@ -1,4 +1,4 @@
-"""The modules of the console that can be asked without a page: decoding, merging, waiting."""
+"""Modules of the console that work without a page: decoding, merging, backoff."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ VALUES: list[Any] = [
     {str(n): n for n in range(70000)},
     {"__proto__": 1, "constructor": 2, "toString": 3},
 ]
-# One byte stands for a signed and an unsigned number each, as machines write them.
+# Machines write one-byte numbers, signed and unsigned.
 RAW: list[tuple[bytes, Any]] = [
     (b"\xd0\x05", 5),
     (b"\xd1\x01\x00", 256),
@@ -58,7 +58,7 @@ WRONG = [
 
 @asynccontextmanager
 async def open_module(folder: Path, name: str) -> AsyncIterator[Page]:
-    """Open a page in which `module` is a module of the console."""
+    """Open a page where `module` is a module of the console."""
     settings = Settings(host="127.0.0.1", port=0, data_dir=folder, jwt_secret="tests-only-" + "s" * 32)
     with trio.fail_after(60):
         async with open_server(settings) as server, open_page() as page:
@@ -69,7 +69,7 @@ async def open_module(folder: Path, name: str) -> AsyncIterator[Page]:
 
 
 async def decoded(page: Page, encoded: bytes) -> Any:
-    """Let the page decode something; what it throws is given as its name."""
+    """Decode bytes in the page. Return the value, or the name of the exception."""
     text = base64.b64encode(encoded).decode()
     script = (
         "(() => { try { return JSON.stringify(module.decode(Uint8Array.from(atob("
@@ -92,7 +92,7 @@ async def test_messagepack_is_decoded(tmp_path: Path) -> None:
             assert await decoded(page, whole[:length]) in {"RangeError", "TypeError"}
 
 
-async def test_a_status_is_put_together_and_read(tmp_path: Path) -> None:
+async def test_status_is_merged_and_read(tmp_path: Path) -> None:
     async with open_module(tmp_path, "state.js") as page:
 
         async def merged(*said: dict[str, Any]) -> Any:
@@ -109,7 +109,7 @@ async def test_a_status_is_put_together_and_read(tmp_path: Path) -> None:
             "machine": {"state": "ready"},
         }
         assert await merged(full, delta, {"type": "status", "pressure": 1}) == {"pressure": 1}
-        # Whatever a machine sends, a reading is a figure or nothing.
+        # Readings are numbers or null, even if the machine sends other types.
         odd: dict[str, Any] = {
             "temps": {"brew": {"current": "hot"}},
             "pressure": None,
@@ -125,7 +125,7 @@ async def test_a_status_is_put_together_and_read(tmp_path: Path) -> None:
         assert (read["state"], read["brew"], read["brewTarget"], read["power"]) == ("heating", 93.1, 95, 50)
 
 
-async def test_pauses_grow_and_hints_are_taken_once(tmp_path: Path) -> None:
+async def test_backoff_grows_and_uses_a_hint_once(tmp_path: Path) -> None:
     async with open_module(tmp_path, "backoff.js") as page:
         await page.run("globalThis.pauses = new module.Backoff(); undefined")
         for number in range(12):
@@ -139,7 +139,7 @@ async def test_pauses_grow_and_hints_are_taken_once(tmp_path: Path) -> None:
         assert await page.run("pauses.next()") <= 1000
 
 
-async def test_a_history_forgets_and_knows_its_gaps(tmp_path: Path) -> None:
+async def test_history_drops_old_samples_and_keeps_gaps(tmp_path: Path) -> None:
     async with open_module(tmp_path, "history.js") as page:
         script = """(() => {
           const history = new module.History(10000);
@@ -161,7 +161,7 @@ async def test_a_history_forgets_and_knows_its_gaps(tmp_path: Path) -> None:
         ]
 
 
-async def test_what_stands_below_a_chart_never_overlaps(tmp_path: Path) -> None:
+async def test_tick_labels_never_overlap(tmp_path: Path) -> None:
     async with open_module(tmp_path, "chart.js") as page:
         drawn = await page.run(
             """(() => {

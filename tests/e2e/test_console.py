@@ -1,6 +1,6 @@
 """The live console in a real browser, with a real server and a simulated machine.
 
-With BREWOS_RELAY_SCREENSHOTS=FOLDER, the pictures of the docs are made.
+With BREWOS_RELAY_SCREENSHOTS=FOLDER, it takes the screenshots of the docs.
 """
 
 import json
@@ -53,12 +53,12 @@ SCREENS: dict[str, dict[str, Any]] = {
     "phone-dark": {"width": 390, "height": 844, "dark": True},
 }
 PICTURES = os.environ.get("BREWOS_RELAY_SCREENSHOTS")
-# What a browser says of a server that is away, which is what these tests are about.
+# Console messages of a browser about an unreachable server. These tests cause them on purpose.
 EXPECTED = ("Failed to load resource", "WebSocket connection to")
 
 
 class Kitchen:
-    """A server with one machine, and people who have it."""
+    """A server with one machine and its users."""
 
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Kitchen:
 
     @asynccontextmanager
     async def serving(self, **changed: Any) -> AsyncIterator[Server]:
-        """Run a server for a block, always on the same port and with the same registry."""
+        """Run a server for a block, each time on the same port and with the same registry."""
         settings = Settings(
             host="127.0.0.1",
             port=self.port,
@@ -89,7 +89,7 @@ class Kitchen:
     def switch_on(
         self, *, speed: float = 1.0, tick_s: float = 0.5, shot_every_s: float = float("inf")
     ) -> None:
-        """Connect the machine; its time may pass faster than ours."""
+        """Connect the machine. Its clock may run faster than real time."""
         self._running = trio.CancelScope()
         pauses: dict[str, Any] = {"reconnect_s": 0.5, "refused_s": 0.5, "unreachable_s": 0.5}
         simulator = SimulatedDevice(
@@ -108,12 +108,12 @@ class Kitchen:
         self._nursery.start_soon(run)
 
     def cut(self) -> None:
-        """Take the machine off the net."""
+        """Disconnect the machine."""
         self._running.cancel()
 
 
 class Wire:
-    """A way to a port on which nothing arrives any more once it is cut, and nobody is told."""
+    """A forwarder to a port. Once cut, it drops all bytes without closing the connections."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -136,7 +136,7 @@ class Wire:
 
 @asynccontextmanager
 async def open_wire(port: int) -> AsyncIterator[Wire]:
-    """Lay a wire to a port of this computer."""
+    """Start a forwarder to a local port."""
 
     async def take(stream: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as further, trio.open_nursery() as both:
@@ -152,7 +152,7 @@ async def open_wire(port: int) -> AsyncIterator[Wire]:
 
 @asynccontextmanager
 async def open_breaking_wire(port: int, *, at: bytes) -> AsyncIterator[int]:
-    """Give a port that leads to another one, and breaks once: in the first answer that has `at` in it."""
+    """Forward a port to another one, and break once: in the first answer that contains `at`."""
     whole = True
 
     async def carry(source: trio.SocketStream, sink: trio.SocketStream) -> None:
@@ -179,7 +179,7 @@ async def open_breaking_wire(port: int, *, at: bytes) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
-    """Make a kitchen; nothing runs in it yet."""
+    """Make a kitchen. Nothing runs yet."""
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             yield Kitchen(folder, nursery)
@@ -187,7 +187,7 @@ async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
 
 
 async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False) -> User:
-    """Register the machine, and give it to a user who is invited."""
+    """Register the machine, and give it to an invited user."""
     at_ms = now_ms()
     store = server.store
     await store.write(
@@ -210,7 +210,7 @@ async def settle_in(server: Server, *, role: Role = "owner", admin: bool = False
 
 
 async def furnish(server: Server) -> None:
-    """Add a second machine and more people, for a page that looks lived in."""
+    """Add a second machine and more users, so that screenshots look realistic."""
     at_ms = now_ms()
     more = [NewDevice(id="BRW-12AB34CD", key_hash=hash_secret(KEY), name="Office")]
     await server.store.write(add_devices, more, now_ms=at_ms)
@@ -226,7 +226,7 @@ async def furnish(server: Server) -> None:
 
 
 async def sign_in(page: Page, kitchen: Kitchen, path: str = f"/machine/{MACHINE}") -> None:
-    """Sign in with the invite, and go to a page."""
+    """Sign in with the invite, and open a page."""
     await page.go(f"{kitchen.url}/login?next={path}#invite={INVITE}")
     await page.press("#accept")
     await page.press("#skip")
@@ -234,7 +234,7 @@ async def sign_in(page: Page, kitchen: Kitchen, path: str = f"/machine/{MACHINE}
 
 
 async def brew_temp(page: Page) -> float:
-    """Read the brew boiler's gauge once it shows something."""
+    """Read the gauge of the brew boiler once it has a value."""
     shown = "document.querySelector('#gauge-brew .figure')?.textContent"
     return float(await page.wait_for(f"{shown} && Number({shown}) && {shown}"))
 
@@ -244,12 +244,12 @@ def complaints(page: Page, *, expected: tuple[str, ...] = ()) -> list[str]:
 
 
 async def picture(page: Page, name: str, **screen: Any) -> None:
-    """Take a picture for the docs, if they are wanted."""
+    """Take a screenshot for the docs, if screenshots are wanted."""
     if PICTURES is not None:
         await page.look(Path(PICTURES) / f"{name}.png", **screen)
 
 
-async def test_the_machine_is_seen_and_obeys(tmp_path: Path) -> None:
+async def test_page_shows_and_controls_the_machine(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
         kitchen.switch_on(speed=10)
@@ -270,7 +270,7 @@ async def test_the_machine_is_seen_and_obeys(tmp_path: Path) -> None:
         await page.wait_for(f"Number(document.querySelector('#gauge-brew .figure').textContent) > {cold + 5}")
         await page.wait_for("document.querySelector('#mode-on').getAttribute('aria-pressed') === 'true'")
 
-        # A temperature is set, and the machine says so.
+        # A temperature is set, and the machine reports it.
         await page.run("document.querySelector('#brew-target').value = ''")
         await page.write("#brew-target", "95.5")
         await page.press("#set-brew button")
@@ -279,7 +279,7 @@ async def test_the_machine_is_seen_and_obeys(tmp_path: Path) -> None:
         assert kitchen.machine.brew.setpoint_c == 95.5
         await page.wait_for("document.querySelectorAll('#log li').length > 0")
 
-        # What it said and who did it is kept.
+        # The activity names the user and the command.
         await page.wait_for("document.querySelectorAll('#activity li').length > 0 || null")
         assert complaints(page) == []
         assert {url.split("/")[2] for url in page.requests if "://" in url} == {f"127.0.0.1:{kitchen.port}"}
@@ -317,7 +317,7 @@ async def test_signing_in_leads_to_no_foreign_site(tmp_path: Path, signed_in: bo
         )
         for next_, expected in {**ways, **{key.format(**names): path for key, path in own.items()}}.items():
             if not signed_in:
-                # Where no script runs that would itself go on to sign in.
+                # On this path, no script redirects to the sign-in page.
                 await page.go(f"{kitchen.url}/livez")
                 await page.run("localStorage.clear()")
             await page.go(f"{kitchen.url}/login?next={next_}")
@@ -335,25 +335,25 @@ async def test_signing_in_leads_to_no_foreign_site(tmp_path: Path, signed_in: bo
         assert await page.run("document.title") != "evil"
 
 
-async def test_a_link_signs_in_with_a_click_alone_and_names_the_server(tmp_path: Path) -> None:
+async def test_link_signs_in_only_after_a_click_and_names_the_server(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
         await page.go(f"{kitchen.url}/login#demo&invite={INVITE}")
-        await page.see(f"a link that signs you in at 127.0.0.1:{kitchen.port}")
-        # What the page asks about the server has been answered by now.
+        await page.see(f"This link signs you in at 127.0.0.1:{kitchen.port}")
+        # The page has the answer of /api/info by now.
         assert await page.run("fetch('/api/info').then((it) => it.json()).then((it) => it.demo)") is False
         assert not any("/api/auth/" in url for url in page.requests)
         await page.press("#accept")
         await page.see("Set a password")
         assert await page.run("document.querySelector('#account').value") == EMAIL
-        # A second link tells whose session it would replace.
+        # A second link names the session that it would replace.
         await page.go(f"{kitchen.url}/login?again#demo&invite=another")
-        await page.see(f"You are signed in as {EMAIL}. This link replaces that")
+        await page.see(f"You are signed in as {EMAIL} now. This link may belong to another")
 
 
 @pytest.mark.parametrize("origin", ["null", "same-site"])
-async def test_a_foreign_page_registers_no_machine(tmp_path: Path, origin: str) -> None:
-    """By none of the ways in which a page can send a request without asking first."""
+async def test_foreign_page_registers_no_machine(tmp_path: Path, origin: str) -> None:
+    """It tries each way to send a request without a preflight."""
     document = b"<!doctype html><title>foreign</title>"
 
     async def serve_foreign(stream: trio.SocketStream) -> None:
@@ -394,7 +394,7 @@ async def test_a_foreign_page_registers_no_machine(tmp_path: Path, origin: str) 
         )
         await page.see("another site")
         assert await server.store.find_device("BRW-0BADC0DE") is None
-        # The page of the server itself can send that.
+        # A page of the server itself can send it.
         await page.go(f"{kitchen.url}/login")
         await page.wait_for(f"location.origin === '{kitchen.url}'")
         await page.run(f"fetch('{target}', {{method: 'POST', {declared}, body: '{body}'}})")
@@ -411,13 +411,13 @@ async def test_a_tab_whose_answer_was_cut_off_redeems_its_link_again(tmp_path: P
             await page.see("Try again")
             await page.press("#accept")
             await page.see("Set a password")
-        # Another browser has no part in that.
+        # Another browser cannot redeem the link.
         await page.go(f"{kitchen.url}/login?again#invite={INVITE}")
         await page.press("#accept")
-        await page.see("This link is no good any more")
+        await page.see("This link was used already")
 
 
-async def test_a_machine_that_goes_and_comes(tmp_path: Path) -> None:
+async def test_page_shows_a_machine_going_offline_and_online(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
         kitchen.switch_on()
@@ -427,9 +427,9 @@ async def test_a_machine_that_goes_and_comes(tmp_path: Path) -> None:
         await page.wait_for("document.querySelector('#now').textContent === 'Offline'")
         await page.wait_for("document.querySelector('main').classList.contains('away')")
         await page.press("#tare")
-        await page.see("Tare: waits for the machine.")
+        await page.see("Tare: waiting for the machine.")
         await page.press("#mode-on")
-        await page.see("the machine is offline, and did not get it")
+        await page.see("not delivered, the machine is offline")
         kitchen.switch_on()
         await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
         assert await page.run("document.querySelector('main').classList.contains('away')") is False
@@ -472,7 +472,7 @@ async def test_the_page_survives_a_restart_of_the_server(tmp_path: Path) -> None
             kitchen.switch_on()
             await sign_in(page, kitchen)
             await page.see("Standby")
-        await page.see("The server restarts")
+        await page.see("The server is restarting")
         await page.see("next attempt in")
         async with kitchen.serving():
             await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
@@ -510,7 +510,7 @@ async def test_a_viewer_only_watches(tmp_path: Path) -> None:
         assert complaints(page) == []
 
 
-async def test_whoever_loses_the_machine_is_told(tmp_path: Path) -> None:
+async def test_page_tells_about_lost_access(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         user = await settle_in(server, role="member")
         kitchen.switch_on()
@@ -519,9 +519,9 @@ async def test_whoever_loses_the_machine_is_told(tmp_path: Path) -> None:
         from brewos_relay.registry.access import take
 
         await server.store.write(take, MACHINE, user.id, by_user_id="somebody-else", now_ms=now_ms())
-        await page.see("You have no access to this machine any more.")
+        await page.see("You no longer have access to this machine.")
         await page.go(f"{kitchen.url}/machine/{MACHINE}")  # a reload finds no access either
-        await page.see("You have no access to this machine any more.")
+        await page.see("You no longer have access to this machine.")
         await server.store.write(give, MACHINE, user.id, role="member", now_ms=now_ms())
         await page.run("document.dispatchEvent(new Event('visibilitychange'))")
         await page.see("Live")
@@ -533,7 +533,7 @@ async def test_a_viewer_and_a_stranger_see_no_server_page(tmp_path: Path) -> Non
         await sign_in(page, kitchen, "/admin")
         await page.see("Only an administrator of this server may do this.")
         await page.go(kitchen.url + "/machine/BRW-99999999")
-        await page.see("You have no access to this machine any more.")
+        await page.see("You no longer have access to this machine.")
         await page.see("There is no such device, or you have no access to it.")
 
 
@@ -547,7 +547,7 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
         await page.wait_for("document.querySelector('#share-qr').naturalWidth > 0")
         code = await page.run("document.querySelector('#share-code').textContent")
         assert len(code) == 9
-        await page.see("link good until")
+        await page.see("link valid until")
         await page.press("#shares button")
         await page.wait_for("document.querySelector('#shares').hidden")
 
@@ -555,8 +555,8 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
             "(() => { const role = document.querySelector('[aria-label=\"Role of Ben\"]');"
             " role.value = 'viewer'; role.dispatchEvent(new Event('change')); })()"
         )
-        await page.see("made somebody a viewer")
-        await page.press("[aria-label='Take the machine from Cleo']")
+        await page.see("changed a role to viewer")
+        await page.press("[aria-label='Remove Cleo']")
         await page.press("#confirm-do")
         await page.wait_for("!document.querySelector('#users').innerText.includes('Cleo')")
 
@@ -581,22 +581,22 @@ async def test_an_administrator_opens_pairing_and_releases_a_machine(tmp_path: P
     ):
         await settle_in(server, admin=True)
         await sign_in(page, kitchen, "/admin")
-        await page.see("No new machine may register until you open pairing.")
+        await page.see("New machines may not register until you open pairing.")
         await page.press("#pairing-open")
         await page.see("New machines may register until")
         await page.press("#pairing-close")
-        await page.see("No new machine may register until you open pairing.")
+        await page.see("New machines may not register until you open pairing.")
         await page.press(f"[aria-label='Release {MACHINE}']")
         await page.press("#confirm-do")
         await page.wait_for(f"!document.querySelector('[aria-label=\\'Release {MACHINE}\\']')")
         await page.go(f"{kitchen.url}/")
-        await page.see(f"An administrator has taken {MACHINE} from all of its users.")
+        await page.see(f"An administrator released {MACHINE}: all of its users lost access.")
         await page.press("#notices-read")
         await page.wait_for("document.querySelector('#notices-part').hidden")
         assert complaints(page) == []
 
 
-async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
+async def test_administrator_manages_people_and_tokens(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server, admin=True)
         await furnish(server)
@@ -634,7 +634,7 @@ async def test_an_administrator_looks_after_the_server(tmp_path: Path) -> None:
         assert complaints(page) == []
 
 
-async def test_the_machine_is_reached_with_the_keyboard_alone(tmp_path: Path) -> None:
+async def test_page_works_with_the_keyboard_alone(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
         kitchen.switch_on()
@@ -650,7 +650,7 @@ async def test_the_machine_is_reached_with_the_keyboard_alone(tmp_path: Path) ->
         assert await page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         await page.key("Enter", text="\r")
         await page.see("Heating")
-        # What cannot be taken back is asked for, and the keyboard gets out of it again.
+        # A confirmation dialog opens, and the keyboard can cancel it.
         await tab_to("restart")
         await page.key("Enter", text="\r")
         await page.see("Restart the machine?")
@@ -677,7 +677,7 @@ async def test_pages_fit_on_a_phone_and_all_buttons_have_names(tmp_path: Path, p
         assert await page.run(nameless) == 0
 
 
-async def test_beside_a_web_app_it_is_all_below_console(tmp_path: Path) -> None:
+async def test_besides_a_web_app_all_pages_are_below_console(tmp_path: Path) -> None:
     dist = tmp_path / "dist"
     dist.mkdir()
     (dist / "index.html").write_text("<!doctype html><title>app</title><p>The app")
@@ -700,7 +700,7 @@ async def test_beside_a_web_app_it_is_all_below_console(tmp_path: Path) -> None:
         assert complaints(page) == []
 
 
-async def test_a_connection_that_falls_silent_is_given_up_after_ten_seconds(tmp_path: Path) -> None:
+async def test_silent_connection_is_dropped_after_ten_seconds(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
         kitchen.switch_on()
@@ -733,7 +733,7 @@ async def test_the_demo_shows_a_machine_heating_up_at_once(tmp_path: Path) -> No
                 first = await brew_temp(page)
                 figure = "Number(document.querySelector('#gauge-brew .figure').textContent)"
                 await page.wait_for(f"{figure} > {first}")
-                # Three seconds where nothing else runs.
+                # This takes three seconds on an idle computer.
                 assert trio.current_time() - began < 3 * KIND
                 assert await page.run("location.pathname") == f"/machine/{demo.device_id}"
                 assert page.problems == []
@@ -755,7 +755,7 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
         await furnish(server)
         kitchen.machine = Machine(device_id=MACHINE, now_ms=warped_ms, rich=True)
         kitchen.machine.switch_on()
-        # Ten minutes go by in half a minute: for the machine, and for the page.
+        # Ten minutes pass in half a minute, for the machine and for the page.
         warp = (
             f"const real = Date.now, began = {began_ms}; Date.now = () => began + (real() - began) * {WARP};"
         )

@@ -1,4 +1,4 @@
-"""The relay's own pages in a real browser, over TLS, as people walk them."""
+"""The pages of the console in a real browser, over TLS."""
 
 import json
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ DEADLINE_S = 90
 
 @asynccontextmanager
 async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, Page]]:
-    """Open a server with a certificate of its own, an invite and a claim in it, and a browser."""
+    """Open a browser, and a server with a certificate, an invite and a registered machine."""
     with trio.fail_after(DEADLINE_S):
         async with (
             open_server(
@@ -60,7 +60,7 @@ async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server
 
 
 async def kept(page: Page) -> Any:
-    """Read the session that the page keeps."""
+    """Read the session that the page has stored."""
     return json.loads(await page.run("localStorage.getItem('brewos_session')"))
 
 
@@ -71,24 +71,24 @@ async def at(page: Page, path: str) -> None:
 
 async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_path: Path) -> None:
     async with open_walk(tmp_path) as (server, page):
-        # Who is not signed in is sent to the page for that.
+        # A user without a session is sent to the sign-in page.
         await page.go(server.url + "/")
         await at(page, "/login")
         await page.see("E-mail address")
 
-        # A link signs in when its button is pressed, and is taken out of the address.
+        # The link signs in after a click, and its token leaves the URL.
         await page.go(f"{server.url}/login#invite={INVITE}")
         await page.press("#accept")
-        await page.see("Set the password")
+        await page.see("Set password")
         assert await page.run("location.hash") == ""
         session = await kept(page)
         assert set(session) == {"accessToken", "refreshToken", "expiresAt", "user"}
         assert session["user"]["email"] == EMAIL
         await page.write("#chosen", PASSWORD)
         await page.press("#choose button")
-        await page.see("You have no machine yet.")
+        await page.see("You have no machines yet.")
 
-        # What was scanned leads to a machine, and out of the address as well.
+        # A scanned code adds a machine, and its token leaves the URL.
         await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
         await page.see(MACHINE)
         assert await page.run("location.search") == ""
@@ -97,9 +97,9 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         await page.press("#done a")
         await page.see("Kitchen <b>1</b>")
         await page.see("never seen")
-        await page.see("this one")
+        await page.see("this session")
 
-        # An access token that has run out is renewed without a word.
+        # An expired access token is renewed silently.
         await page.run(
             "localStorage.setItem('brewos_session', JSON.stringify("
             "{...JSON.parse(localStorage.getItem('brewos_session')), expiresAt: 0}))"
@@ -108,12 +108,12 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         await page.see("Kitchen")
         assert (await kept(page))["expiresAt"] > now_ms()
 
-        # Signing out forgets everything here, and ends the session there.
+        # Signing out clears the browser, and ends the session on the server.
         await page.press("#sign-out")
         await at(page, "/login")
         assert await page.run("localStorage.getItem('brewos_session')") is None
 
-        # The browser complained of nothing so far: no page asks for what its policy forbids.
+        # The browser reported no errors, so no page violates its policy.
         assert page.problems == []
 
         await page.write("#email", EMAIL)
@@ -126,12 +126,12 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         await page.see("Kitchen")
 
 
-async def test_a_session_that_was_ended_elsewhere_ends_here(tmp_path: Path) -> None:
+async def test_session_ended_elsewhere_ends_here(tmp_path: Path) -> None:
     async with open_walk(tmp_path) as (server, page):
         await page.go(f"{server.url}/login#invite={INVITE}")
         await page.press("#accept")
         await page.press("#skip")
-        await page.see("this one")
+        await page.see("this session")
         ended = "fetch('/api/auth/logout-all', {method: 'POST', headers: {Authorization: 'Bearer ' + token}})"
         script = (
             f"(async token => (await {ended}).status)(JSON.parse(localStorage.brewos_session).accessToken)"
@@ -155,7 +155,7 @@ async def test_a_session_that_was_ended_elsewhere_ends_here(tmp_path: Path) -> N
         ("/login", "/"),
     ],
 )
-async def test_signing_in_leads_nowhere_else(tmp_path: Path, next_page: str, path: str) -> None:
+async def test_next_page_after_sign_in_is_on_this_server(tmp_path: Path, next_page: str, path: str) -> None:
     async with open_walk(tmp_path) as (server, page):
         await page.go(f"{server.url}/login?next={next_page}#invite={INVITE}")
         await page.press("#accept")
@@ -165,7 +165,7 @@ async def test_signing_in_leads_nowhere_else(tmp_path: Path, next_page: str, pat
         assert await page.run("location.pathname") == path
 
 
-async def test_what_was_scanned_waits_until_somebody_is_signed_in(tmp_path: Path) -> None:
+async def test_scanned_code_is_kept_until_sign_in(tmp_path: Path) -> None:
     async with open_walk(tmp_path) as (server, page):
         await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
         await at(page, "/login")
@@ -178,7 +178,7 @@ async def test_what_was_scanned_waits_until_somebody_is_signed_in(tmp_path: Path
         await page.see("Done")
 
 
-async def test_beside_a_web_app_signing_in_leads_to_it(tmp_path: Path) -> None:
+async def test_besides_a_web_app_signing_in_leads_to_it(tmp_path: Path) -> None:
     dist = tmp_path / "dist"
     dist.mkdir()
     (dist / "index.html").write_text("<!doctype html><title>app</title><p>The app")

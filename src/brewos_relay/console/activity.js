@@ -1,4 +1,4 @@
-// Who did what with the machine.
+// The activity of the machine.
 
 import { askSignedIn } from "./api.js";
 import { byId, clock, make, whenAsked } from "./page.js";
@@ -6,23 +6,23 @@ import { byId, clock, make, whenAsked } from "./page.js";
 const SHOWN = 30;
 const WORDS = {
   claimed: () => "paired the machine",
-  owner_changed: () => "has the machine now: it connected, and the one paired before never did, or came later",
+  owner_changed: () => "became the owner when the machine connected; an earlier pairing ended",
   shared: ({ role }) => (role ? `shared it with a ${role}` : "shared it"),
-  share_claimed: ({ role }) => (role ? `took up a share as ${role}` : "took up a share"),
+  share_claimed: ({ role }) => (role ? `accepted a share as ${role}` : "accepted a share"),
   share_revoked: () => "revoked a share",
-  user_removed: () => "took it from somebody",
-  role_changed: ({ role }) => (role ? `made somebody a ${role}` : "changed a role"),
-  renamed: ({ name }) => (name ? `called it “\u2068${name}\u2069”` : "renamed it"),
-  key_pending: () => "registered another key, which is not in use",
-  key_changed: () => "has a new key in use",
+  user_removed: () => "removed a user",
+  role_changed: ({ role }) => (role ? `changed a role to ${role}` : "changed a role"),
+  renamed: ({ name }) => (name ? `renamed it to “\u2068${name}\u2069”` : "renamed it"),
+  key_pending: () => "registered a new key, which is not accepted yet",
+  key_changed: () => "now uses a new key",
   key_sent: () => "was sent a new key",
   online: () => "came online",
   offline: () => "went offline",
-  throttled: () => "sends more than its rate: its messages are merged",
-  throttle_ended: ({ dropped }) => `keeps to its rate again${dropped && dropped !== "0" ? ` (${dropped} messages dropped)` : ""}`,
-  client_came: () => "began to watch",
+  throttled: () => "sends too many messages: they are merged",
+  throttle_ended: ({ dropped }) => `sends at its normal rate again${dropped && dropped !== "0" ? ` (${dropped} messages dropped)` : ""}`,
+  client_came: () => "started watching",
   client_went: () => "stopped watching",
-  token_copied: () => "was signed out: a copy of their session was used",
+  token_copied: () => "was signed out, because a copy of the session was used",
   command: ({ name, outcome }) => `${(name ?? "command").replace(":", " ")}${outcome && outcome !== "delivered" ? ` (${outcome.replace("_", " ")})` : ""}`,
 };
 
@@ -35,7 +35,7 @@ export class ActivityList {
     whenAsked(byId("activity-more"), problem, () => this.#showEarlier());
   }
 
-  /** Show the newest, unless somebody has gone back to earlier ones. */
+  /** Show the newest entries, unless the user is reading earlier ones. */
   async refresh() {
     byId("activity-part").hidden = false;
     if (this.#before !== null && byId("activity").children.length > SHOWN) return;

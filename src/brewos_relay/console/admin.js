@@ -1,4 +1,4 @@
-// The page about the server, for its administrators: what goes on, machines, accounts and tokens.
+// The server page for administrators: figures, pairing, machines, accounts and tokens.
 
 import { askSignedIn } from "./api.js";
 import { Listing } from "./listing.js";
@@ -8,7 +8,7 @@ import { showTop } from "./top.js";
 
 const EVERY_MS = 5000;
 const problem = byId("problem");
-let before = null; // the figures of the time before
+let before = null; // the previous figures
 
 const devices = new Listing({
   path: "/api/admin/devices", name: "devices", row: deviceRow, problem,
@@ -31,7 +31,7 @@ async function refreshTokens() {
     next = page.next;
   }
   const shown = JSON.stringify(found);
-  // A button must not vanish under a finger: only a changed list is drawn.
+  // Redraw only if something changed: a button must not vanish while the user taps it.
   if (shown !== shownTokens) tokens.replaceChildren(...found.map(tokenRow));
   shownTokens = shown;
   tokens.hidden = found.length === 0;
@@ -59,7 +59,7 @@ function showStats(stats) {
   tell(byId("clients"), stats.clients);
   tell(byId("users-all"), `${stats.registered.users} ${stats.registered.users === 1 ? "account" : "accounts"}`);
   tell(byId("undeliverable"), totals.undeliverable);
-  // Whoever has started anew counts from nothing.
+  // A restarted server counts from zero.
   if (before && totals.receivedFromDevices >= before.totals.receivedFromDevices) {
     const seconds = Math.max(0.1, (stats.timestamp - before.timestamp) / 1000);
     const rate = (name) => (totals[name] - before.totals[name]) / seconds;
@@ -72,9 +72,9 @@ function showStats(stats) {
 
 function showPairing({ mode, isOpen, openUntil }) {
   const words = {
-    open: "Any machine may register here.",
-    closed: "No new machine may register here (BREWOS_RELAY_PAIRING is closed).",
-    window: isOpen ? `New machines may register until ${clock(openUntil)}.` : "No new machine may register until you open pairing.",
+    open: "Any machine may register.",
+    closed: "New machines may not register (BREWOS_RELAY_PAIRING is closed).",
+    window: isOpen ? `New machines may register until ${clock(openUntil)}.` : "New machines may not register until you open pairing.",
   };
   tell(byId("pairing-state"), words[mode]);
   byId("pairing-open").hidden = mode !== "window";
@@ -91,11 +91,11 @@ whenAsked(byId("pairing-close"), problem, async () => {
 
 function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, machineType, keyPending, owners }) {
   const apps = clients && `${clients} ${clients === 1 ? "app" : "apps"}`;
-  const more = [id, owners.join(", ") || "nobody's", machineType?.replaceAll("_", " "), firmwareVersion && `firmware ${firmwareVersion}`, apps];
+  const more = [id, owners.join(", ") || "no owner", machineType?.replaceAll("_", " "), firmwareVersion && `firmware ${firmwareVersion}`, apps];
   const release = make("button", "quiet small bad", "Release");
   release.setAttribute("aria-label", `Release ${id}`);
   whenAsked(release, problem, async () => {
-    const text = "All of its users lose it, and it can be paired again. Do this if a stranger has paired a machine that is not theirs.";
+    const text = "All of its users lose access, and it can be paired again. Use this if a stranger has paired the machine.";
     if (!(await confirmed({ title: `Release ${id}?`, text, act: "Release" }))) return;
     await askSignedIn("POST", `/api/admin/devices/${encodeURIComponent(id)}/release`);
     await devices.refresh();
@@ -104,7 +104,7 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
     make("div", "what", [
       make("div", "name", name ?? id),
       make("div", "more", more.filter(Boolean).join(" · ")),
-      ...(keyPending ? [make("div", "more", "Another key waits for its owner to pair it again.")] : []),
+      ...(keyPending ? [make("div", "more", "The machine has a new key. Its owner must pair it again to accept the key.")] : []),
     ]),
     isOnline ? make("span", "state online", "online") : make("span", "state", lastSeen ? `last seen ${ago(lastSeen)}` : "never seen"),
     ...(owners.length ? [make("span", "acts", [release])] : []),
@@ -114,8 +114,8 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
 function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
   const more = [name && email, hasPassword ? "has a password" : "has no password", `since ${day(createdAt)}`];
   const path = `/api/admin/users/${encodeURIComponent(id)}`;
-  const change = make("button", "quiet small", isAdmin ? "Make ordinary" : "Make administrator");
-  change.setAttribute("aria-label", `${isAdmin ? "Make ordinary" : "Make administrator"}: ${email}`);
+  const change = make("button", "quiet small", isAdmin ? "Remove as administrator" : "Make administrator");
+  change.setAttribute("aria-label", `${isAdmin ? "Remove as administrator" : "Make administrator"}: ${email}`);
   whenAsked(change, problem, async () => {
     await askSignedIn("PATCH", path, { isAdmin: !isAdmin });
     await accounts.refresh();
@@ -123,7 +123,7 @@ function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
   const remove = make("button", "quiet small bad", "Remove");
   remove.setAttribute("aria-label", `Remove ${email}`);
   whenAsked(remove, problem, async () => {
-    const text = "Their sessions end. Machines that nobody else owns are nobody's after that, and can be paired anew.";
+    const text = "Their sessions end. Machines without another owner are released, and can be paired again.";
     if (!(await confirmed({ title: `Remove ${email}?`, text, act: "Remove" }))) return;
     await askSignedIn("DELETE", path);
     await accounts.refresh();
@@ -140,7 +140,7 @@ function tokenRow({ id, name, userId, role, devices, expiresAt, revokedAt }) {
   const revoke = make("button", "quiet small bad", "Revoke");
   revoke.setAttribute("aria-label", `Revoke ${name ?? id}`);
   whenAsked(revoke, problem, async () => {
-    const text = "Its connections close within a second. Other tokens of the user stay good.";
+    const text = "Its connections close within a second. Other tokens of the user stay valid.";
     if (!(await confirmed({ title: `Revoke ${name ?? id}?`, text, act: "Revoke" }))) return;
     await askSignedIn("DELETE", `/api/admin/tokens/${encodeURIComponent(id)}`);
     await refreshTokens();
@@ -159,7 +159,7 @@ whenAsked(byId("invite"), problem, async () => {
   });
   tell(byId("invited-email"), made.email);
   byId("invited-url").value = made.url;
-  tell(byId("invited-copy"), "Copy the link");
+  tell(byId("invited-copy"), "Copy link");
   byId("invited").hidden = false;
   byId("invite").reset();
 });
@@ -168,7 +168,7 @@ whenAsked(byId("invited-copy"), problem, async () => {
   await navigator.clipboard.writeText(byId("invited-url").value);
   tell(byId("invited-copy"), "Copied");
 });
-// A browser lets pages write there only if they came over TLS.
+// Browsers offer the clipboard only over TLS.
 byId("invited-copy").hidden = !navigator.clipboard;
 
 if (showTop(problem)) whileSeen(refresh, EVERY_MS);

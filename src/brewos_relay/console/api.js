@@ -1,10 +1,10 @@
-// Requests to the server that this page comes from.
+// Requests to the HTTP API of this server.
 
 import { accessToken, renew } from "./session.js";
 
 const TIME_MS = 15000;
 
-/** What the server refused, in words for people; `status` is 0 if it did not answer. */
+/** An error answer, with a message for the user. `status` is 0 if the server did not answer. */
 export class Refused extends Error {
   constructor(message, status) {
     super(message);
@@ -12,12 +12,12 @@ export class Refused extends Error {
   }
 }
 
-/** Ask as nobody in particular. Gives the answer's JSON; throws Refused. */
+/** Send a request without authentication. Returns the JSON of the answer; throws Refused. */
 export async function ask(method, path, body) {
   return read(await send(method, path, body, null));
 }
 
-/** Ask as whoever is signed in. Gives the answer's JSON; throws SignedOut or Refused. */
+/** Send a request as the signed-in user. Returns the JSON of the answer; throws SignedOut or Refused. */
 export async function askSignedIn(method, path, body) {
   const token = await tokenOr(accessToken);
   let answer = await send(method, path, body, token);
@@ -58,5 +58,5 @@ async function read(answer) {
 }
 
 function unreachable() {
-  return new Refused("The server cannot be reached. Check the connection and try again.", 0);
+  return new Refused("The server cannot be reached. Check your connection and try again.", 0);
 }

@@ -1,4 +1,4 @@
-// How long to wait before the next attempt: longer each time, never two browsers at the same moment.
+// Exponential backoff with jitter.
 
 const FIRST_MS = 1000;
 const LONGEST_MS = 30000;
@@ -7,17 +7,17 @@ export class Backoff {
   #failures = 0;
   #hint = null;
 
-  /** Note that the connection was a good one: the next pause is a short one again. */
+  /** Reset after a successful connection: the next pause is short. */
   reset() {
     this.#failures = 0;
   }
 
-  /** Take the other side's word for the next pause. */
+  /** Use a pause suggested by the relay for the next attempt. */
   suggest(pauseMs) {
     if (Number.isFinite(pauseMs) && pauseMs >= 0) this.#hint = pauseMs;
   }
 
-  /** Give the next pause, in ms. */
+  /** Return the next pause, in ms. */
   next() {
     const hint = this.#hint;
     this.#hint = null;

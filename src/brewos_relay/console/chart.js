@@ -1,4 +1,4 @@
-// Lines over time on a canvas: panels one below the other, over one axis.
+// A line chart on a canvas: panels below each other, with a common x axis.
 
 const LEFT = 44;
 const RIGHT = 10;
@@ -7,8 +7,9 @@ const BOTTOM = 24;
 const BETWEEN = 24;
 
 /**
- * Draws samples. A panel is `{share, floor, ceiling, unit, lines}`: its part of the height, what its axis
- * shows at least, and lines `{of, colour, dashed, filled}`: which field of a sample, in which custom property.
+ * Draws samples. A panel is `{share, floor, ceiling, unit, lines}`: its share of the height, the smallest range of
+ * its axis, its unit and its lines. A line is `{of, colour, dashed, filled}`: a field of the samples, and the CSS
+ * custom property of its colour.
  */
 export class Chart {
   #colours = new Map();
@@ -19,7 +20,7 @@ export class Chart {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#colours.clear());
   }
 
-  /** Draw what lies from one x to another; `ticks` are `[x, text]`, `mark` is an x to point out. */
+  /** Draw the samples between two x values. `ticks` are `[x, text]`; `mark` is an x to highlight. */
   draw({ samples, from, to, ticks, mark = null, xOf = (sample) => sample.at }) {
     const { canvas } = this;
     const scale = Math.min(devicePixelRatio || 1, 3);
@@ -51,7 +52,7 @@ export class Chart {
     }
   }
 
-  /** Give the x of a place on the canvas, in the terms of what was drawn from one x to another. */
+  /** Convert a place on the canvas to the x value that was drawn there. */
   xAt(clientX, from, to) {
     const box = this.canvas.getBoundingClientRect();
     const part = (clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
@@ -109,7 +110,7 @@ export class Chart {
     for (const [x, words] of [...ticks].reverse()) {
       const half = pen.measureText(words).width / 2;
       const at = Math.min(width - RIGHT - half, Math.max(LEFT + half, toX(x)));
-      if (at + half > free) continue; // on a phone there is no room for all of them
+      if (at + half > free) continue; // phones have no room for all of them
       pen.fillText(words, at, height - 6);
       free = at - half - 4;
     }
@@ -123,7 +124,7 @@ export class Chart {
   }
 }
 
-/** Cut a line where nothing is known; each piece is a list of `[x, y]`. What was said last holds until `to`. */
+/** Cut a line at its gaps. Each piece is a list of `[x, y]`. The last value holds until `to`. */
 function pieces(samples, of, xOf, to) {
   const found = [];
   let piece = [];
@@ -141,7 +142,7 @@ function pieces(samples, of, xOf, to) {
   return found;
 }
 
-/** Give the ends of an axis and the step between its lines: round figures around all that is to be seen. */
+/** Return the ends of an axis and the step of its grid: round numbers around all samples. */
 function axis({ floor, ceiling, lines, most = 4 }, samples) {
   let low = floor;
   let high = ceiling;

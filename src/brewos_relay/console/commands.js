@@ -1,23 +1,23 @@
-// The buttons that tell the machine what to do, and what became of it.
+// The controls of the machine, and the outcome of each command.
 
 import { byId, confirmed, tell } from "./page.js";
 
 const ANSWER_MS = 12000; // longer than a command may wait
 const OUTCOMES = {
   delivered: ["good", "delivered to the machine"],
-  queued: ["", "waits for the machine"],
-  expired: ["bad", "came too late; the machine did not get it"],
-  device_offline: ["bad", "the machine is offline, and did not get it"],
-  forbidden: ["bad", "you may not do this; ask an owner of the machine"],
+  queued: ["", "waiting for the machine"],
+  expired: ["bad", "expired before the machine got it"],
+  device_offline: ["bad", "not delivered, the machine is offline"],
+  forbidden: ["bad", "not allowed; ask an owner of the machine"],
 };
 const FIELDS = [["set-brew", "brew-target"], ["set-steam", "steam-target"], ["set-eco", "eco-target"]];
 
 export class Commands {
   #send;
   #number = 0;
-  #asked = new Map(); // what was asked for and its time limit, by request id
+  #asked = new Map(); // name and timer of pending commands, by request id
 
-  /** `send` sends a message, and gives whether it could. */
+  /** `send` sends a message, and returns whether it was sent. */
   constructor(send) {
     this.#send = send;
     for (const mode of ["on", "eco", "standby"]) {
@@ -30,13 +30,13 @@ export class Commands {
     byId("restart").addEventListener("click", () => this.#restart());
   }
 
-  /** Show what a role may do. */
+  /** Show the controls that a role may use. */
   allow(role) {
     byId("controls").hidden = role === "viewer";
     byId("restart").hidden = role !== "owner";
   }
 
-  /** Show what is set, where nobody is just typing. */
+  /** Show the settings of the machine, except in a field that the user is editing. */
   show({ mode, brewTarget, steamTarget, ecoTarget, hasScale }) {
     for (const one of ["on", "eco", "standby"]) byId(`mode-${one}`).setAttribute("aria-pressed", String(mode === one));
     const set = { "brew-target": brewTarget, "steam-target": steamTarget, "eco-target": ecoTarget };
@@ -44,14 +44,14 @@ export class Commands {
       const field = byId(id);
       const value = set[id];
       if (value === null || value === undefined || field.dataset.set === String(value)) continue;
-      // What was typed and not sent yet is not taken away.
+      // Keep input that is not sent yet.
       if (document.activeElement !== field || field.value === (field.dataset.set ?? "")) field.value = value;
       field.dataset.set = value;
     }
     byId("tare").hidden = !hasScale;
   }
 
-  /** Take what the relay says became of a command. */
+  /** Show the outcome of a command. */
   take({ requestId, status }) {
     const asked = this.#asked.get(requestId);
     if (!asked) return;
@@ -60,11 +60,11 @@ export class Commands {
     this.#tell(`${asked.name}: ${words}.`, kind);
   }
 
-  /** Note that the connection is gone: there will be no answers. */
+  /** Handle a lost connection: pending commands get no answer. */
   interrupt() {
     if (!this.#asked.size) return;
     for (const id of [...this.#asked.keys()]) this.#forget(id);
-    this.#tell("The connection went away; nobody knows whether the machine got it.", "bad");
+    this.#tell("The connection was lost. The machine may or may not have got the command.", "bad");
   }
 
   #whenSet(formId, fieldId, act) {
@@ -79,12 +79,12 @@ export class Commands {
   #ask(name, command) {
     const requestId = `console-${++this.#number}`;
     if (!this.#send({ type: "command", ...command, requestId })) {
-      return this.#tell(`${name}: not sent, there is no connection.`, "bad");
+      return this.#tell(`${name}: not sent, no connection.`, "bad");
     }
     this.#tell(`${name}…`, "");
     const timer = setTimeout(() => {
       this.#asked.delete(requestId);
-      this.#tell(`${name}: no answer so far.`, "bad");
+      this.#tell(`${name}: no answer yet.`, "bad");
     }, ANSWER_MS);
     this.#asked.set(requestId, { name, timer });
   }
@@ -95,7 +95,7 @@ export class Commands {
   }
 
   async #restart() {
-    const text = "It stops what it does, and is back in about half a minute.";
+    const text = "The machine stops what it is doing, and is back in about half a minute.";
     if (await confirmed({ title: "Restart the machine?", text, act: "Restart" })) this.#ask("Restart", { cmd: "restart" });
   }
 

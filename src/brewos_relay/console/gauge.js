@@ -1,4 +1,4 @@
-// A dial: a figure, the part of its scale that it fills, and where it is meant to be.
+// A dial with a value and a target.
 
 import { byId } from "./page.js";
 
@@ -20,7 +20,7 @@ function at(part, radius) {
 }
 
 export class Gauge {
-  /** Fill the element with this id, which has the parts that are written to. */
+  /** Draw into the element with this id. */
   constructor(id, { low = 0, high, digits, unit }) {
     this.element = byId(id);
     Object.assign(this, { low, high, digits, unit });
@@ -31,12 +31,12 @@ export class Gauge {
     this.show(null);
   }
 
-  /** Show a figure, or that there is none; `target` is where it is meant to be. */
+  /** Show a value and its target; null for none. */
   show(value, target = null) {
     const part = (figure) => Math.min(1, Math.max(0, (figure - this.low) / (this.high - this.low)));
     const filled = value === null ? 0 : part(value) * 100;
     this.fill.style.strokeDasharray = `${filled} 200`;
-    this.fill.style.visibility = filled >= 1 ? "visible" : "hidden"; // its round ends would be a dot
+    this.fill.style.visibility = filled >= 1 ? "visible" : "hidden"; // hides the dot of its round ends
     this.target.setAttribute("d", target === null ? "" : `M ${at(part(target), 37)} L ${at(part(target), 50)}`);
     const shown = value === null ? "–" : value.toFixed(this.digits);
     this.element.querySelector(".figure").textContent = shown;

@@ -1,8 +1,8 @@
-// The figures of the last minutes, for a chart.
+// The samples of the last minutes, for a chart.
 
 const HOLD_MS = 1000;
 
-/** Samples `{at, …}` in the order of their times (ms since 1970); `gap: true` where nothing was known. */
+/** Samples `{at, …}`, sorted by time (ms since 1970). `gap: true` starts a time without data. */
 export class History {
   samples = [];
 
@@ -12,9 +12,9 @@ export class History {
 
   add(sample) {
     const last = this.samples.at(-1);
-    // Whoever comes back is told the last known state again, which can be older than what is here.
+    // After a reconnect, the relay repeats the last known state, which may be older than the last sample.
     if (last && sample.at < last.at) sample = { ...sample, at: last.at };
-    // Machines say what has changed: until shortly before that, it was as it had been.
+    // Machines send only changes, so the old value held until shortly before this one.
     if (last && !last.gap && sample.at - last.at > 2 * HOLD_MS) {
       this.samples.push({ ...last, at: sample.at - HOLD_MS });
     }
@@ -22,13 +22,13 @@ export class History {
     this.#forget(sample.at);
   }
 
-  /** Note that from here on nothing is known, until the next sample. */
+  /** Start a gap, which lasts until the next sample. */
   interrupt(at) {
     if (this.samples.length && !this.samples.at(-1).gap) this.add({ ...this.samples.at(-1), at, gap: true });
   }
 
   #forget(now) {
-    // One sample from before is kept: the line comes in from the edge.
+    // Keep one older sample, so that the line starts at the edge.
     let old = 0;
     while (this.samples[old + 1]?.at < now - this.lengthMs) old++;
     if (old) this.samples.splice(0, old);

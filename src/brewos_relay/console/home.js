@@ -1,4 +1,4 @@
-// The page of somebody who is signed in: their machines and their sessions, kept up to date.
+// The home page: the machines and login sessions of the user, kept up to date.
 
 import { refreshMachines } from "./machines.js";
 import { refreshNotices } from "./notices.js";

@@ -1,11 +1,11 @@
-// The WebSocket to a machine: it comes back by itself, and says at any time how it is.
+// The WebSocket to a machine, which reconnects by itself.
 
 import { askSignedIn } from "./api.js";
 import { Backoff } from "./backoff.js";
 import { decode } from "./msgpack.js";
 import { accessToken, renew, SignedOut } from "./session.js";
 
-const STALE_MS = 10000; // the relay says something every 7 s
+const STALE_MS = 10000; // the relay sends something every 7 s
 const LOOK_MS = 1000;
 const OPEN_MS = 10000;
 const TOKEN_REJECTED = 4002;
@@ -14,7 +14,7 @@ const NO_ACCESS = "no access to this device";
 const STALE = 4000;
 
 /**
- * Tells `onMessage` what arrives, `onState` how the link is, `onSignedOut` that nobody is signed in any more.
+ * Calls `onMessage` with each message, `onState` with each change of state, `onSignedOut` when the session has ended.
  *
  * States: "connecting", "live", "waiting" (until `retryAt`, ms since 1970), "ended" (no access, until
  * `readmit`), "stopped".
@@ -27,11 +27,11 @@ export class Link {
   #on;
   #socket = null;
   #attempt = 0;
-  #heardAt = 0; // by a clock that nobody sets
+  #heardAt = 0; // on the monotonic clock
   #timer = null;
   #looking = null;
   #backoff = new Backoff();
-  #rejected = null; // the token that the relay did not take
+  #rejected = null; // the token that the relay rejected
 
   constructor(deviceId, { onMessage, onState, onSignedOut }) {
     this.#deviceId = deviceId;
@@ -46,17 +46,17 @@ export class Link {
     this.#connect();
   }
 
-  /** Try now instead of later: there is a reason to believe that it works. */
+  /** Retry now instead of waiting. */
   kick() {
     if (this.state === "waiting") this.#connect();
   }
 
-  /** Connect again after the end of the access: the API shows the machine again. */
+  /** Connect again after an end of access, once the API shows the machine again. */
   readmit() {
     if (this.state === "ended") this.#connect();
   }
 
-  /** Send a message; false if there is nobody to send it to. */
+  /** Send a message. Returns false without a connection. */
   send(message) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return false;
     this.#socket.send(JSON.stringify(message));
@@ -102,7 +102,7 @@ export class Link {
     try {
       message = typeof data === "string" ? JSON.parse(data) : decode(data);
     } catch {
-      return; // nothing that anybody here could use
+      return; // not readable
     }
     if (message === null || typeof message !== "object") return;
     if (message.type === "connected") {
@@ -118,7 +118,7 @@ export class Link {
     this.#on.message(message);
   }
 
-  /** Put a fresh token in the place of the one that ends, without a gap. */
+  /** Replace the expiring token without reconnecting. */
   async #refresh() {
     const socket = this.#socket;
     try {
@@ -136,7 +136,7 @@ export class Link {
     if (code === TOKEN_REJECTED) this.#rejected = token;
     this.#wait();
     if (wasLive || code === TOKEN_REJECTED) return;
-    // What a browser is refused it is not told: ask in another way.
+    // Browsers hide why a WebSocket was refused. Ask the HTTP API for the reason.
     const attempt = this.#attempt;
     try {
       await askSignedIn("GET", `/api/devices/${this.#deviceId}`);
@@ -157,11 +157,11 @@ export class Link {
 
   #look() {
     if (this.#socket && performance.now() - this.#heardAt > STALE_MS) this.#lose();
-    // A browser that has slept does not keep to its timers.
+    // Timers of a suspended browser are late.
     if (this.state === "waiting" && Date.now() > this.retryAt + LOOK_MS) this.#connect();
   }
 
-  /** Give a connection up that may not know of its end yet. */
+  /** Drop a connection that seems dead. */
   #lose() {
     if (this.#socket === null) return;
     this.#drop(STALE);

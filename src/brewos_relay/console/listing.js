@@ -1,4 +1,4 @@
-// A list that comes a page at a time, and can be searched.
+// A searchable list that loads page by page.
 
 import { askSignedIn } from "./api.js";
 import { byId, tell, whenAsked } from "./page.js";
@@ -11,7 +11,7 @@ export class Listing {
   #pages = 1;
   #shown = "";
 
-  /** `name` is that of the list in the answer; `row` makes an element of an entry. */
+  /** `name` is the field of the list in the answer; `row` makes an element from an entry. */
   constructor({ path, name, row, list, none, more, find, problem }) {
     this.#parts = { path, name, row, list: byId(list), none: byId(none), more: byId(more), find: byId(find) };
     whenAsked(byId(more), problem, () => {
@@ -28,7 +28,7 @@ export class Listing {
     });
   }
 
-  /** Show as much as was shown before, as it is now. */
+  /** Reload all pages that are shown. */
   async refresh() {
     const { path, name, row, list, none, more, find } = this.#parts;
     const wanted = find.value.trim();
@@ -41,9 +41,9 @@ export class Listing {
       this.#next = answer.next;
       if (this.#next === null) break;
     }
-    if (wanted !== find.value.trim()) return; // somebody went on typing; what they look for comes later
+    if (wanted !== find.value.trim()) return; // the search has changed; its own refresh follows
     const shown = JSON.stringify(found);
-    // A button must not vanish under a finger: only what is new is shown anew.
+    // Redraw only if something changed: a button must not vanish while the user taps it.
     if (shown !== this.#shown) list.replaceChildren(...found.map(row));
     this.#shown = shown;
     list.hidden = found.length === 0;

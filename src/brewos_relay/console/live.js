@@ -1,4 +1,4 @@
-// What the machine does now: state, gauges, and the chart of the last minutes.
+// The current state of the machine: text, gauges, and the chart of the last minutes.
 
 import { Chart } from "./chart.js";
 import { Gauge } from "./gauge.js";
@@ -32,9 +32,9 @@ const chart = new Chart(byId("trend"), [
   { share: 2, floor: 0, ceiling: 10, most: 2, unit: "bar", lines: [{ of: "pressure", colour: "--pressure", filled: true }] },
   { share: 2, floor: 0, ceiling: 3000, most: 2, unit: "W", lines: [{ of: "power", colour: "--power", filled: true }] },
 ]);
-let pointedAt = null; // where on the canvas somebody points, in px
+let pointedAt = null; // the x of the pointer on the canvas, in px
 
-/** Show a reading of the machine, as of `at` (ms since 1970). */
+/** Show a reading of the machine from the time `at` (ms since 1970). */
 export function showReading(reading, at) {
   const { brew, steam, group, pressure, power } = reading;
   gauges.brew.show(brew, reading.brewTarget);
@@ -46,7 +46,7 @@ export function showReading(reading, at) {
   showFacts(reading);
 }
 
-/** Show what the machine said before it was away; `at` is when that held (ms since 1970). */
+/** Show the last known state from before an absence, from the time `at` (ms since 1970). */
 export function showLastKnown(reading, at) {
   gauges.brew.show(reading.brew, reading.brewTarget);
   gauges.steam.show(reading.steam, reading.steamTarget);
@@ -55,16 +55,16 @@ export function showLastKnown(reading, at) {
   say(byId("last-known"), `last known state, ${age}${does ? `: ${does}` : ""}`);
 }
 
-/** Stop saying that what is shown is from before the machine was away. */
+/** Remove the note that the values are from before an absence. */
 export function hideLastKnown() {
   say(byId("last-known"), "");
 }
 
-/** Show whether the machine is there; `lastSeen` is ISO 8601 or null, `isKnown` whether the relay has said it. */
+/** Show whether the machine is online. `lastSeen` is ISO 8601 or null; `isKnown` is true once the relay has told. */
 export function showPresence({ isOnline, isKnown, lastSeen }) {
   document.querySelector("main").classList.toggle("away", !isOnline);
   if (isOnline) {
-    // What it does it says next.
+    // The next message tells its state.
     if (byId("now").textContent === "Offline") say(byId("now"), "Online");
     return;
   }
@@ -84,13 +84,13 @@ function showState({ state, isBrewing }) {
 function showFacts({ onSince, mode, tank, cleaningDue, brewCount }) {
   const facts = [
     tank && tank !== "ok" && `water ${tank}`,
-    cleaningDue && `cleaning is due after ${brewCount} shots`,
+    cleaningDue && `cleaning due after ${brewCount} shots`,
     onSince && mode !== "standby" && `on since ${clock(onSince).replace(/:\d\d$/, "")}`,
   ];
   say(byId("facts"), facts.filter(Boolean).join(" · "));
 }
 
-/** Write only what is another text: what is written again is read out again. */
+/** Write a text only if it changed: screen readers read out every write. */
 function say(element, text) {
   if (element.textContent !== text) tell(element, text);
 }
@@ -106,14 +106,14 @@ function draw() {
 
 function readingAt(at) {
   const sample = history.samples.findLast((one) => one.at <= at);
-  if (!sample || sample.gap) return `${clock(at)} · nothing known`;
+  if (!sample || sample.gap) return `${clock(at)} · no data`;
   const parts = [["brew", "brew", 1, " °C"], ["steam", "steam", 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
   const shown = parts.filter(([of]) => sample[of] !== null)
     .map(([of, name, digits, unit]) => `${name} ${sample[of].toFixed(digits)}${unit}`.trim());
   return [clock(at), ...shown].join(" · ");
 }
 
-/** Begin to draw, and to answer whoever points at the chart. */
+/** Start drawing the chart, and showing values at the pointer. */
 export function startDrawing() {
   const canvas = byId("trend");
   canvas.addEventListener("pointermove", (event) => {

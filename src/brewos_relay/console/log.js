@@ -1,11 +1,11 @@
-// What the machine says in words.
+// The log of the machine.
 
 import { byId, clock, make } from "./page.js";
 
 const MOST_LINES = 200;
 const LEVELS = { debug: "debug", warn: "warn", warning: "warn", error: "error" };
 
-/** Add what a `log` message says, or whatever else is worth a line. */
+/** Add a line for a `log` or `error` message. */
 export function addLine({ level, message, source }) {
   if (typeof message !== "string") return;
   const list = byId("log");

@@ -1,4 +1,4 @@
-// Signing in: with a one-time link (its token stands behind #, which no server sees), or with a password.
+// Signing in: with a one-time link, or with a password. The link has its token after #, which browsers never send.
 
 import { ask, askSignedIn } from "./api.js";
 import { byId, nextPage, tell, whenAsked } from "./page.js";
@@ -7,7 +7,7 @@ import { forget, keep, kept } from "./session.js";
 const NONCE = "brewos_relay_nonce";
 const problem = byId("problem");
 const info = ask("GET", "/api/info");
-info.catch(() => {}); // the page works without it
+info.catch(() => {}); // the page works without
 const sections = ["invited", "here", "sign-in", "choose"];
 
 function show(name, title) {
@@ -24,13 +24,13 @@ function inviteToken() {
   return new URLSearchParams(location.hash.slice(1)).get("invite");
 }
 
-/** Whether this link may sign in without a click: the server says that it is a demo, and the link is the demo's. */
+/** Tell whether this link signs in without a click: both the server and the link belong to a demo. */
 async function isDemo() {
   const linked = new URLSearchParams(location.hash.slice(1)).has("demo");
   return linked && (await info.catch(() => null))?.demo === true;
 }
 
-/** Give this tab's nonce: with it, the tab can redeem a link again for a minute, if the answer was lost. */
+/** Return the nonce of this tab. With it, the tab can redeem a link again for a minute if the answer was lost. */
 function nonce() {
   if (!sessionStorage.getItem(NONCE)) {
     const bytes = crypto.getRandomValues(new Uint8Array(32));
@@ -62,7 +62,7 @@ function start() {
 
 async function tellOtherWays() {
   const { webApp, signIn } = await info;
-  // Those need scripts of others, which the web app loads; here nothing is loaded from anywhere else.
+  // These need scripts of other sites. The web app loads them; this page loads nothing from other sites.
   const others = [signIn.google && "Google", signIn.facebook && "Facebook"].filter(Boolean);
   if (webApp && others.length) {
     byId("others").textContent = others.join(" or ");

@@ -1,4 +1,4 @@
-// The page of one machine: brings the link to it and the parts of the page together.
+// The page of one machine: connects the link to the parts of the page.
 
 import { ActivityList } from "./activity.js";
 import { askSignedIn } from "./api.js";
@@ -19,10 +19,10 @@ const REFRESH_MS = 15000;
 const deviceId = decodeURIComponent(location.pathname.split("/").at(-1)).toUpperCase();
 const problem = byId("problem");
 
-let status = null; // what is known of the machine, as of the last message
+let status = null; // the merged status of the machine
 let presence = { isOnline: false, isKnown: false, lastSeen: null };
-let snapshotAgeMs = null; // how old the state is that is said next
-let isStale = false; // whether that is from before the machine was away
+let snapshotAgeMs = null; // the age of the next status
+let isStale = false; // whether the next status is from before an absence of the machine
 let ecoTarget = null;
 let role = null;
 
@@ -63,7 +63,7 @@ function take(message) {
     case "log":
       return addLine(message);
     case "error":
-      // The commands say of theirs what became of them.
+      // Errors of commands arrive as command_status too.
       return ["device_offline", "forbidden"].includes(message.error) ? undefined : addLine({ ...message, level: "error" });
   }
 }
@@ -76,7 +76,7 @@ function showWhole(message) {
   show(merge(status, message));
 }
 
-/** Show the last known state, which is too old to be taken for the present one, until the machine speaks. */
+/** Show the last known state from the registry, until the machine sends a new one. */
 async function lookUpLastKnown() {
   const known = await askSignedIn("GET", `/api/devices/${deviceId}/state`);
   if (status !== null || !known.lastKnown || !known.messages.status) return;
@@ -115,10 +115,10 @@ function showLink({ state, retryAt, restarting }) {
   function words() {
     if (state === "live") return "Live";
     if (state === "connecting") return "Connecting…";
-    if (state === "ended") return "You have no access to this machine any more.";
+    if (state === "ended") return "You no longer have access to this machine.";
     if (state !== "waiting") return "Not connected";
     const seconds = Math.max(1, Math.ceil((retryAt - Date.now()) / 1000));
-    const why = !navigator.onLine ? "No network" : restarting ? "The server restarts" : "No connection";
+    const why = !navigator.onLine ? "No network" : restarting ? "The server is restarting" : "No connection";
     return `${why} · next attempt in ${seconds} s`;
   }
 }
@@ -139,7 +139,7 @@ async function refresh() {
     tell(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });
-    // That the server is away is said beside the machine's name.
+    // The line below the name of the machine shows a lost connection already.
     if (failure.status) tell(problem, failure.message);
   }
 }

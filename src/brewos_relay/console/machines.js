@@ -4,11 +4,11 @@ import { askSignedIn } from "./api.js";
 import { ago, byId, make } from "./page.js";
 import { pageOf } from "./top.js";
 
-/** Read the machines of whoever is signed in, and show them. */
+/** Load and show the machines of the user. */
 export async function refreshMachines() {
   const { devices } = await askSignedIn("GET", "/api/devices");
   const shown = JSON.stringify(devices.map((device) => [device, device.lastSeen && ago(device.lastSeen)]));
-  // A link must not vanish under a finger: only what is new is shown anew.
+  // Redraw only if something changed: a link must not vanish while the user taps it.
   if (byId("machines").dataset.shown !== shown) byId("machines").replaceChildren(...devices.map(row));
   byId("machines").dataset.shown = shown;
   byId("machines").hidden = devices.length === 0;
@@ -24,7 +24,7 @@ function row(device) {
     make("div", "what", [
       name,
       make("div", "more", more.filter((part) => part && part !== device.name).join(" · ")),
-      ...(device.keyPending ? [make("div", "more", "A new key waits for you to pair this machine again.")] : []),
+      ...(device.keyPending ? [make("div", "more", "The machine has a new key. Pair it again to accept the key.")] : []),
     ]),
     ...(device.role ? [make("span", "tag", role(device))] : []),
     presence(device),

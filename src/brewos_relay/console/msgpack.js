@@ -1,13 +1,13 @@
-// MessagePack as machines and the relay write it: a whole value in, plain JavaScript out.
+// A decoder for MessagePack from machines and the relay.
 
 const MOST_DEEP = 32;
-const texts = new TextDecoder("utf-8"); // the name of a network may be in any encoding, and is shown with �
+const texts = new TextDecoder("utf-8"); // names of networks may be in any encoding; invalid bytes become �
 
-/** Decode the one value in an ArrayBuffer; throws RangeError or TypeError for anything else. */
+/** Decode an ArrayBuffer that holds exactly one value. Throws RangeError or TypeError. */
 export function decode(buffer) {
   const reader = new Reader(buffer);
   const value = reader.value(0);
-  if (reader.at !== buffer.byteLength) throw new RangeError("there is something behind the value");
+  if (reader.at !== buffer.byteLength) throw new RangeError("there are bytes after the value");
   return value;
 }
 
@@ -33,7 +33,7 @@ class Reader {
       case 0xc4: return this.bytes(this.uint(1));
       case 0xc5: return this.bytes(this.uint(2));
       case 0xc6: return this.bytes(this.uint(4));
-      // 93.2 is 93.19999694824219 in 32 bits; it is good for seven digits.
+      // 93.2 is 93.19999694824219 in 32 bits: round to the 7 digits of a float.
       case 0xca: return Number(this.view.getFloat32(this.take(4)).toPrecision(7));
       case 0xcb: return this.view.getFloat64(this.take(8));
       case 0xcc: return this.uint(1);
@@ -52,10 +52,10 @@ class Reader {
       case 0xde: return this.map(this.uint(2), depth);
       case 0xdf: return this.map(this.uint(4), depth);
     }
-    throw new TypeError(`0x${mark.toString(16)} begins no value that is known here`);
+    throw new TypeError(`0x${mark.toString(16)} is not a known type`);
   }
 
-  /** Step over some bytes; gives where they begin. */
+  /** Skip some bytes. Returns their offset. */
   take(length) {
     const from = this.at;
     if (from + length > this.buffer.byteLength) throw new RangeError("the value ends too early");
@@ -84,7 +84,7 @@ class Reader {
   }
 
   map(length, depth) {
-    const found = Object.create(null); // whatever a key is called, it is only a key
+    const found = Object.create(null); // no prototype, so that keys like __proto__ are plain keys
     for (let number = 0; number < length; number++) {
       const key = this.value(depth + 1);
       found[key] = this.value(depth + 1);

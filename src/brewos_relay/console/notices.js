@@ -1,18 +1,18 @@
-// What the account is told about machines that it lost, or has in the place of another user.
+// Notices to the account about machines that it lost or got.
 
 import { askSignedIn } from "./api.js";
 import { byId, clock, make, tell, whenAsked } from "./page.js";
 
 const WORDS = {
-  lost_to_machine: (id) => `Another machine with the id ${id} has connected, and the user who paired it has it now. If the machine is yours, switch it on within a day of pairing it, or ask the administrator of this server to release it.`,
-  won_by_machine: (id) => `You have ${id} now. Another user had paired a machine with this id.`,
-  claim_expired: (id) => `You do not have ${id} any more: the machine has not connected for a day. Pair it again once it is on.`,
-  released: (id) => `An administrator has taken ${id} from all of its users. It can be paired again.`,
+  lost_to_machine: (id) => `${id} now belongs to another user: a machine with this id connected, and that user paired it. If the machine is yours, pair it again and switch it on within a day, or ask the administrator of this server to release it.`,
+  won_by_machine: (id) => `${id} is yours now. Another user had paired a machine with the same id.`,
+  claim_expired: (id) => `${id} was removed from your machines, because it did not connect within a day. Pair it again when it is on.`,
+  released: (id) => `An administrator released ${id}: all of its users lost access. It can be paired again.`,
 };
 
 let newest = 0;
 
-/** Show the notices, if there are any. */
+/** Load and show the notices. */
 export async function refreshNotices() {
   const { notices } = await askSignedIn("GET", "/api/notices");
   byId("notices-part").hidden = notices.length === 0;

@@ -1,10 +1,10 @@
-// What the machine is, what it is called, and leaving it.
+// The facts about the machine, renaming it, and leaving it.
 
 import { askSignedIn } from "./api.js";
 import { byId, confirmed, make, tell, whenAsked } from "./page.js";
 import { home } from "./top.js";
 
-/** Show a machine as the server lists it. */
+/** Show a machine from the list of the server. */
 export function showDevice({ id, name, role, until, machineType, firmwareVersion, keyPending }) {
   document.title = `${name} · brewos-relay`;
   tell(byId("name"), name);
@@ -12,15 +12,15 @@ export function showDevice({ id, name, role, until, machineType, firmwareVersion
   byId("rename").hidden = role !== "owner";
   const rows = [
     ["Id", id],
-    ["Kind", machineType?.replaceAll("_", " ")],
+    ["Type", machineType?.replaceAll("_", " ")],
     ["Firmware", firmwareVersion],
     ["Your role", until ? `${role} until ${new Date(until).toLocaleString()}` : role],
-    ["Key", keyPending && "Another one waits: pair the machine again"],
+    ["Key", keyPending && "The machine has a new key. Pair it again to accept the key."],
   ];
   byId("about").replaceChildren(...rows.filter(([, value]) => value).flatMap(([title, value]) => [make("dt", "", title), make("dd", "", value)]));
 }
 
-/** Let the machine be renamed and left; `show` shows it as it is after that. */
+/** Set up renaming and leaving. `show` shows the renamed machine. */
 export function startOwning(deviceId, problem, show) {
   const path = `/api/devices/${deviceId}`;
   whenAsked(byId("rename"), problem, async () => {
@@ -28,8 +28,8 @@ export function startOwning(deviceId, problem, show) {
     show(device);
   });
   whenAsked(byId("leave"), problem, async () => {
-    const text = "It is not among your machines any more. If you are its last owner, everybody loses it, and it can be paired anew.";
-    if (!(await confirmed({ title: "Leave this machine?", text, act: "Leave it" }))) return;
+    const text = "The machine leaves your list. If you are its last owner, all of its users lose access, and it can be paired again.";
+    if (!(await confirmed({ title: "Leave this machine?", text, act: "Leave" }))) return;
     await askSignedIn("DELETE", path);
     location.replace(home);
   });

@@ -1,10 +1,10 @@
-// What the pages have in common: finding and making elements, messages, forms, and the way to signing in.
+// Shared by all pages: elements, messages, forms, times, and the way to the sign-in page.
 
 import { SignedOut } from "./session.js";
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element; `content` is text, an element, or a list of those. */
+/** Make an element. `content` is text, an element, or a list of these. */
 export function make(name, className, content = []) {
   const element = document.createElement(name);
   if (className) element.className = className;
@@ -12,12 +12,12 @@ export function make(name, className, content = []) {
   return element;
 }
 
-/** Show a message for people, or take it away. */
+/** Show a message, or remove it. */
 export function tell(element, text = "") {
   element.textContent = text;
 }
 
-/** Do something when a button is pressed or a form is sent: once at a time, with its problem told. */
+/** Run `act` when a button is pressed or a form is sent: one run at a time. Errors are shown in `problem`. */
 export function whenAsked(element, problem, act) {
   const isForm = element instanceof HTMLFormElement;
   const buttons = isForm ? element.querySelectorAll("button") : [element];
@@ -37,28 +37,28 @@ export function whenAsked(element, problem, act) {
   });
 }
 
-/** Go to the page for signing in, and back here afterwards. */
+/** Go to the sign-in page, which leads back here. */
 export function goToLogin({ expired = false } = {}) {
-  // The path alone: what stands behind it can be secret, and addresses are written down.
+  // Pass only the path: the query may hold a secret, and browsers and servers log URLs.
   const asked = new URLSearchParams({ next: location.pathname });
   if (expired) asked.set("expired", "true");
   location.replace(`/login?${asked}`);
 }
 
-/** Give the URL of the page to go on to after signing in: one of this server, whatever the address asks for. */
+/** Return the URL of the next page after signing in. It is always a page of this server. */
 export function nextPage() {
   try {
     const url = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
-    // The parsed URL alone says where a browser goes: "/..//evil" is a path here, and its path read again a host.
+    // Check the parsed URL, as a browser does: the path "/..//evil" parsed again would be a host.
     const isHere = url.protocol === location.protocol && url.host === location.host && !url.username && !url.password;
     if (isHere && url.pathname !== "/login") return url.href;
   } catch {
-    // no address at all
+    // not a URL
   }
   return new URL("/", location.origin).href;
 }
 
-/** Write a time (ISO 8601) as people say it: "3 minutes ago". */
+/** Format a time (ISO 8601) relative to now, like "3 minutes ago". */
 export function ago(iso) {
   const seconds = (Date.parse(iso) - Date.now()) / 1000;
   const words = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
@@ -68,7 +68,7 @@ export function ago(iso) {
   return words.format(Math.round(seconds), "second");
 }
 
-/** Do something now and then, one at a time, and not while nobody looks at the page. */
+/** Run `act` repeatedly, one run at a time, and only while the page is visible. */
 export async function whileSeen(act, everyMs) {
   await act();
   setTimeout(() => {
@@ -77,7 +77,7 @@ export async function whileSeen(act, everyMs) {
   }, everyMs);
 }
 
-/** Ask before something that cannot be taken back, in a dialog; gives whether it is to be done. */
+/** Ask for confirmation in a dialog. Resolves to true or false. */
 export function confirmed({ title, text, act }) {
   const dialog = byId("confirm");
   tell(byId("confirm-title"), title);
@@ -96,10 +96,10 @@ export function confirmed({ title, text, act }) {
   });
 }
 
-/** Write a day (ISO 8601) as people write it here. */
+/** Format a day (ISO 8601) in the format of the user. */
 export const day = (iso) => new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" });
 
-/** Write a time (ISO 8601, or ms since 1970) as a clock shows it, with the day if that is not today. */
+/** Format a time (ISO 8601, or ms since 1970) as a clock time, with the day if it is not today. */
 export function clock(at) {
   const time = new Date(at);
   const day = time.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };

@@ -1,4 +1,4 @@
-// Adding a machine: by what its screen or a shared link has led here with, or by a typed short code.
+// Adding a machine: with the code on its screen, with a share link, or with a short code.
 
 import { askSignedIn } from "./api.js";
 import { byId, goToLogin, tell, whenAsked } from "./page.js";
@@ -7,7 +7,7 @@ import { kept } from "./session.js";
 const KEY = "brewos_relay_pairing";
 const problem = byId("problem");
 
-/** Take what was scanned out of the address, where it would be kept; it stays in this tab until it is used. */
+/** Move the scanned token from the URL, which the browser history keeps, into this tab. */
 function takeScanned() {
   const asked = new URLSearchParams(location.search);
   if (asked.get("id") && asked.get("token")) {
@@ -21,7 +21,7 @@ function takeScanned() {
 function showDone() {
   sessionStorage.removeItem(KEY);
   for (const id of ["scanned", "typed"]) byId(id).hidden = true;
-  tell(byId("notice"), "Done: the machine is one of yours now.");
+  tell(byId("notice"), "Done. The machine is in your list now.");
   byId("back").hidden = true;
   byId("done").hidden = false;
   byId("done").firstElementChild.focus();
@@ -36,7 +36,7 @@ whenAsked(byId("scanned"), problem, async () => {
     await askSignedIn("POST", path, { deviceId: scanned.id, token: scanned.token, ...(name && { name }) });
   } catch (failure) {
     if (failure.status >= 400 && failure.status < 429) {
-      // It will not get better by trying it again.
+      // Trying again will not help.
       sessionStorage.removeItem(KEY);
       byId("scanned").hidden = true;
       byId("typed").hidden = false;
@@ -55,8 +55,8 @@ if (!kept()) {
   goToLogin();
 } else if (scanned) {
   byId("about").textContent = scanned.share
-    ? `Somebody shares the machine ${scanned.id} with you.`
-    : `This is the machine ${scanned.id}.`;
+    ? `You were invited to use the machine ${scanned.id}.`
+    : `Add the machine ${scanned.id}.`;
   byId("naming").hidden = scanned.share;
   byId("scanned").hidden = false;
 } else {

@@ -1,4 +1,4 @@
-// Who has the machine, and who is watching it now.
+// The users of the machine, and the users who watch it now.
 
 import { askSignedIn } from "./api.js";
 import { byId, confirmed, day, make, tell, whenAsked } from "./page.js";
@@ -11,7 +11,7 @@ export class People {
   #problem;
   #onChange;
   #role = "viewer";
-  #watching = new Map(); // how many connections there are, by user
+  #watching = new Map(); // connected users, by id
   #known = "";
 
   constructor(deviceId, { userId, problem, onChange }) {
@@ -25,10 +25,10 @@ export class People {
     this.#role = role;
   }
 
-  /** Say how many are connected, as everybody may know. */
+  /** Show how many apps are connected. All users may see this. */
   showCount(count) {
     if (!Number.isInteger(count)) return;
-    tell(byId("watching"), count > 1 ? `${count} apps watch this machine now, this one among them.` : "Nobody else watches this machine now.");
+    tell(byId("watching"), count > 1 ? `${count} apps are watching this machine, including this one.` : "No other app is watching this machine.");
   }
 
   async refresh() {
@@ -39,7 +39,7 @@ export class People {
     }
     const strangers = [...this.#watching.values()].filter((one) => !users.some(({ userId }) => userId === one.userId));
     const rows = [...users, ...strangers];
-    // A button must not vanish under a finger: only what is new is shown anew.
+    // Redraw only if something changed: a button must not vanish while the user taps it.
     const known = JSON.stringify([rows, [...this.#watching], this.#role]);
     if (known === this.#known) return;
     this.#known = known;
@@ -49,7 +49,7 @@ export class People {
 
   #row({ userId, displayName, email, role, until }) {
     const name = userId === this.#me ? `${displayName} (you)` : displayName;
-    const more = [email !== displayName && email, until && `until ${day(until)}`, !role && "by a token"];
+    const more = [email !== displayName && email, until && `until ${day(until)}`, !role && "with a token"];
     const what = make("div", "what", make("span", "", name));
     if (more.some(Boolean)) what.append(" ", make("span", "more", more.filter(Boolean).join(" · ")));
     const parts = [what];
@@ -79,10 +79,10 @@ export class People {
 
   #removal({ userId, displayName }) {
     const button = make("button", "quiet small", "Remove");
-    button.setAttribute("aria-label", `Take the machine from ${displayName}`);
+    button.setAttribute("aria-label", `Remove ${displayName}`);
     whenAsked(button, this.#problem, async () => {
-      const text = "They can come back with a new link only.";
-      if (!(await confirmed({ title: `Take the machine from ${displayName}?`, text, act: "Take it" }))) return;
+      const text = "They lose access to this machine. To come back, they need a new link.";
+      if (!(await confirmed({ title: `Remove ${displayName}?`, text, act: "Remove" }))) return;
       await askSignedIn("DELETE", `${this.#path}/users/${encodeURIComponent(userId)}`);
       await this.refresh();
       await this.#onChange();

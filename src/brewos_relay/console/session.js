@@ -1,12 +1,12 @@
-// The session in this browser, kept where the BrewOS app keeps it: whoever signs in to one is signed in to both.
+// The login session of this browser. It is stored where the BrewOS app stores it, so both share one sign-in.
 
 const KEY = "brewos_session";
 const SOON_MS = 5 * 60 * 1000;
 
-/** Thrown when nobody is signed in (any more). */
+/** Thrown without a login session, or when it has ended. */
 export class SignedOut extends Error {}
 
-/** Give the session that is kept here; null if there is none. */
+/** Return the stored session, or null. */
 export function kept() {
   try {
     const session = JSON.parse(localStorage.getItem(KEY));
@@ -16,7 +16,7 @@ export function kept() {
   }
 }
 
-/** Keep a session as the server gave it. */
+/** Store a session from the server. */
 export function keep({ accessToken, refreshToken, expiresAt, user }) {
   localStorage.setItem(KEY, JSON.stringify({ accessToken, refreshToken, expiresAt, user }));
 }
@@ -25,7 +25,7 @@ export function forget() {
   localStorage.removeItem(KEY);
 }
 
-/** Give an access token that is good for a while, or throw SignedOut, or what `fetch` throws. */
+/** Return an access token that is valid for a while. Throws SignedOut, or an error of `fetch`. */
 export async function accessToken() {
   const session = kept();
   if (!session) throw new SignedOut();
@@ -34,14 +34,14 @@ export async function accessToken() {
     return await renew(session.accessToken);
   } catch (problem) {
     if (problem instanceof SignedOut || session.expiresAt <= Date.now()) throw problem;
-    return session.accessToken; // it is still good, and there will be another chance
+    return session.accessToken; // the token is still valid, and the next call tries again
   }
 }
 
-/** Exchange the session for a new one, unless somebody has done so since `used` was its access token. */
+/** Renew the session, unless another tab has done so since `used` was its access token. */
 export function renew(used) {
   const work = () => renewNow(used);
-  // Two tabs take turns, where the browser has a way for that; the server bears with those that do not.
+  // Tabs take turns if the browser supports locks. Otherwise the server accepts both for a while.
   return navigator.locks ? navigator.locks.request(KEY, work) : work();
 }
 
@@ -59,7 +59,7 @@ async function renewNow(used) {
     if (kept()?.accessToken === used) forget();
     throw new SignedOut();
   }
-  if (!answer.ok) throw new Error(`the session could not be renewed: ${answer.status}`);
+  if (!answer.ok) throw new Error(`The session could not be renewed: the server answered ${answer.status}.`);
   const renewed = await answer.json();
   keep(renewed);
   return renewed.accessToken;

@@ -1,13 +1,13 @@
-// The list of sessions, each with a way to end it.
+// The list of login sessions, each with a button to end it.
 
 import { askSignedIn } from "./api.js";
 import { ago, byId, day, make, whenAsked } from "./page.js";
 
-/** Read the sessions of whoever is signed in, and show them; `problem` is where failures are told. */
+/** Load and show the login sessions of the user. Errors are shown in `problem`. */
 export async function refreshSessions(problem) {
   const { sessions } = await askSignedIn("GET", "/api/auth/sessions");
   const list = byId("sessions");
-  // A row stays the same element while its session is there: a button must not vanish under a finger.
+  // Keep the row of a session: a button must not vanish while the user taps it.
   const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
   list.replaceChildren(...sessions.map((session) => update(rows.get(session.id) ?? row(session, problem), session)));
   list.hidden = sessions.length === 0;
@@ -18,11 +18,11 @@ function row(session, problem) {
   const element = make("li", "", make("div", "what", [make("div", "name", name), make("div", "more")]));
   element.dataset.id = session.id;
   if (session.current) {
-    element.append(make("span", "tag", "this one"));
+    element.append(make("span", "tag", "this session"));
     return element;
   }
-  const end = make("button", "quiet small", "End");
-  end.setAttribute("aria-label", `End the session of ${name}`);
+  const end = make("button", "quiet small", "Sign out");
+  end.setAttribute("aria-label", `Sign out ${name}`);
   whenAsked(end, problem, async () => {
     await askSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);
     await refreshSessions(problem);
@@ -43,5 +43,5 @@ function browserOf(userAgent) {
     ["CriOS", "Chrome"], ["Chrome", "Chrome"], ["Safari", "Safari"]]);
   const system = first([["Android", "Android"], ["iPhone", "iPhone"], ["iPad", "iPad"], ["Windows", "Windows"],
     ["CrOS", "ChromeOS"], ["Mac OS", "Mac"], ["Linux", "Linux"]]);
-  return [browser, system].filter(Boolean).join(" on ") || userAgent?.slice(0, 60) || "Unknown program";
+  return [browser, system].filter(Boolean).join(" on ") || userAgent?.slice(0, 60) || "Unknown app";
 }

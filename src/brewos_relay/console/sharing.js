@@ -1,9 +1,9 @@
-// Sharing the machine: a link with its QR code and short code, and the links that are still good.
+// Sharing the machine: a new link with its QR code and short code, and the list of valid links.
 
 import { askSignedIn } from "./api.js";
 import { byId, clock, make, tell, whenAsked } from "./page.js";
 
-/** Let an owner share a machine. */
+/** Set up sharing for an owner. */
 export async function startSharing(deviceId, problem) {
   const path = `/api/devices/${deviceId}`;
   let url = "";
@@ -15,7 +15,7 @@ export async function startSharing(deviceId, problem) {
   }
 
   function row({ shareId, role, until, expiresAt, usesLeft }) {
-    const more = [until && `access until ${clock(until)}`, usesLeft !== null && `${usesLeft} left`, `link good until ${clock(expiresAt)}`];
+    const more = [until && `access until ${clock(until)}`, usesLeft !== null && `${usesLeft} left`, `link valid until ${clock(expiresAt)}`];
     const revoke = make("button", "quiet small", "Revoke");
     revoke.setAttribute("aria-label", `Revoke the link for a ${role}`);
     whenAsked(revoke, problem, async () => {
@@ -35,7 +35,7 @@ export async function startSharing(deviceId, problem) {
     url = made.url;
     byId("share-qr").src = picture(made.qr);
     tell(byId("share-code"), made.manualCode);
-    tell(byId("share-copy"), "Copy the link");
+    tell(byId("share-copy"), "Copy link");
     byId("shared").hidden = false;
     await refresh();
   });
@@ -44,14 +44,14 @@ export async function startSharing(deviceId, problem) {
     await navigator.clipboard.writeText(url);
     tell(byId("share-copy"), "Copied");
   });
-  // A browser lets pages write there only if they came over TLS.
+  // Browsers offer the clipboard only over TLS.
   byId("share-copy").hidden = !navigator.clipboard;
 
   byId("sharing").hidden = false;
   await refresh();
 }
 
-/** Make an SVG as it stands inside of a page the address of a picture. */
+/** Convert an inline SVG to a data URL. */
 function picture(svg) {
   const space = document.querySelector("svg").namespaceURI;
   const whole = svg.includes("xmlns=") ? svg : svg.replace("<svg", `<svg xmlns="${space}"`);

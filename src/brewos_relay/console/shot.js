@@ -1,4 +1,4 @@
-// The shot that runs, or the last one that was seen here.
+// The current shot, or the last one in this tab.
 
 import { Chart } from "./chart.js";
 import { byId, clock, tell } from "./page.js";
@@ -7,7 +7,7 @@ const AXIS_S = 30;
 const STEP_S = 5;
 const MOST_SAMPLES = 1000;
 
-/** Follows the readings of one machine; the last shot stays for as long as the tab does. */
+/** Follows the readings of one machine. The last shot is kept as long as the tab is open. */
 export class Shot {
   #shot = null;
   #key;
@@ -25,13 +25,13 @@ export class Shot {
     try {
       this.#shot = JSON.parse(sessionStorage.getItem(this.#key));
     } catch {
-      // then there is none
+      // no stored shot
     }
     new ResizeObserver(() => this.#show()).observe(byId("shot"));
     this.#show();
   }
 
-  /** Take a reading, as of now. */
+  /** Take a reading of this moment. */
   take(reading) {
     const at = Date.now();
     const runs = this.#shot !== null && this.#shot.endedAt === null;
@@ -54,7 +54,7 @@ export class Shot {
     this.#show();
   }
 
-  /** Note that the machine is gone: how its shot goes on nobody knows. */
+  /** End the shot when the machine or the connection is lost. */
   interrupt() {
     if (this.#shot?.endedAt === null) this.#end(Date.now());
   }
@@ -80,7 +80,7 @@ export class Shot {
     write("shot-weight", runs ? last("weight") : most("weight"), 1);
     write("shot-flow", runs ? last("flow") : most("flow"), 1);
     write("shot-pressure", runs ? last("pressure") : most("pressure"), 1);
-    tell(byId("shot-when"), runs ? "runs" : `at ${clock(shot.startedAt)}; flow and pressure at their highest`);
+    tell(byId("shot-when"), runs ? "running" : `at ${clock(shot.startedAt)}, with peak flow and pressure`);
     const to = Math.max(AXIS_S, Math.ceil(seconds / STEP_S) * STEP_S);
     const ticks = Array.from({ length: to / STEP_S + 1 }, (_, number) => [number * STEP_S, `${number * STEP_S} s`]);
     const samples = [...shot.samples, { ...shot.samples.at(-1), at: seconds, gap: true }];

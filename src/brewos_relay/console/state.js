@@ -1,10 +1,10 @@
-// What is known of a machine: the messages of its state put together, and read as plain figures.
+// The state of a machine: merges its messages, and reads the merged status as plain values.
 
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 const text = (value) => (typeof value === "string" ? value : null);
 const isGroup = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
-/** Give the status after a message: a `status` stands for itself, a `status_delta` changes what it names. */
+/** Return the status after a message: a `status` replaces it, a `status_delta` changes the values that it contains. */
 export function merge(status, message) {
   const { type, seq, ...said } = message;
   if (type === "status") return said;
@@ -15,7 +15,7 @@ export function merge(status, message) {
   return merged;
 }
 
-/** Read a status; what is not there is null. */
+/** Read a status. Missing values are null. */
 export function read(status) {
   const { machine = {}, temps = {}, power = {}, scale = {}, shot } = status ?? {};
   return {
@@ -43,7 +43,7 @@ export function read(status) {
   };
 }
 
-/** Give the status after the flat message of old machines, which need not say everything each time. */
+/** Return the status after the flat message of an old machine, which may leave values out. */
 export function mergeOld(status, message) {
   const said = (group) => Object.fromEntries(Object.entries(group).filter(([, value]) => value !== undefined));
   const brew = said({ current: message.brewTemp, setpoint: message.brewSetpoint });

@@ -1,16 +1,16 @@
-// What stands at the top of every page of somebody who is signed in, and where the pages are.
+// The header of every page for signed-in users, and the URLs of the pages.
 
 import { askSignedIn } from "./api.js";
 import { byId, goToLogin, whenAsked } from "./page.js";
 import { forget, kept } from "./session.js";
 
-// Beside a built web app, which has / for itself, the pages are below /console.
+// Besides a built web app, which owns /, the console is below /console.
 const base = location.pathname.startsWith("/console") ? "/console" : "";
 
 export const home = base || "/";
 export const pageOf = (deviceId) => `${base}/machine/${encodeURIComponent(deviceId)}`;
 
-/** Show who is signed in, with a way out; gives their session, or null while the browser goes to /login. */
+/** Show the user and the sign-out button. Return the session, or null while the browser goes to /login. */
 export function showTop(problem) {
   const session = kept();
   if (!session) {
@@ -21,7 +21,7 @@ export function showTop(problem) {
   byId("who").textContent = session.user?.email ?? "";
   byId("sign-out").hidden = false;
   whenAsked(byId("sign-out"), problem, async () => {
-    // Whatever the server says to it: whoever leaves a kitchen's tablet must be signed out there.
+    // Sign out here even if the server fails: the device may be a shared tablet.
     await askSignedIn("POST", "/api/auth/logout").catch(() => {});
     forget();
     location.replace("/login");
@@ -30,7 +30,7 @@ export function showTop(problem) {
   return session;
 }
 
-/** Show an administrator the way to the page about the server. */
+/** Show administrators the link to the server page. */
 export async function showWayToAdmin() {
   const { isAdmin } = await askSignedIn("GET", "/api/auth/me");
   byId("to-admin").href = `${base}/admin`;
