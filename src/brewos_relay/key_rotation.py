@@ -21,19 +21,19 @@ async def send_new_key(
     user_id: str | None,
     authority: Authority | None = None,
 ) -> RotationOutcome:
-    """Send a machine a new key, on behalf of a user, and tell what came of it.
+    """Store a new key for a device and send it. Return the outcome.
 
-    `authority` is that of a request; None for a change that the command line made.
-    Raises DeviceUnknown, and RegistryError if the key could not be kept; it was not sent then.
+    `authority` is the authority of an HTTP request; None for a change by the command line. Raises
+    DeviceUnknown, and RegistryError if the key could not be stored; then it was not sent.
     """
     device = await store.find_device(device_id)
     if device is not None and gets_no_more_keys(device):
-        return "too_many"  # first: switching the machine on would not help
+        return "too_many"  # checked first, as switching the device on would not help
     if not relay.is_online(device_id):
         return "offline"
     key = generate_key()
     try:
-        # Kept before it is sent: a machine must never have a key that nobody else knows.
+        # Store it before sending it: a device must never have a key that the registry does not know.
         if authority is None:
             await store.write_anonymous(
                 add_next_key, device_id, hash_secret(key), user_id=user_id, now_ms=now_ms()

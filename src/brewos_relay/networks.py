@@ -7,14 +7,14 @@ from typing import Final
 
 _CACHED: Final = 4096
 _V6_SHARES: Final = {56: 2, 48: 3}
-"""Budgets of an IPv6 /56 and /48, as multiples of that of a /64."""
+"""Budgets of an IPv6 /56 and /48, as multiples of the budget of a /64."""
 _V4_SHARES: Final = {24: 16}
-"""The same for IPv4, in multiples of the budget of an address: neighbours there are other households."""
+"""Budget of an IPv4 /24, as a multiple of the budget of an address. Neighbours are other households."""
 
 
 @functools.lru_cache(maxsize=_CACHED)
 def network_of(address: str) -> str:
-    """Give the key of an address: an IPv4 address, or the /64 of an IPv6 one, which belongs to one host."""
+    """Return the network of an address: an IPv4 address itself, or the /64 of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -27,13 +27,13 @@ def network_of(address: str) -> str:
 
 
 def networks_of(network: str) -> Sequence[str]:
-    """Give the networks around what `network_of` gave, the widest first, and it itself."""
+    """Return the networks around a result of `network_of`, widest first, ending with itself."""
     return (*[name for name, _share in reversed(wider_networks(network))], network)
 
 
 @functools.lru_cache(maxsize=_CACHED)
 def wider_networks(network: str) -> tuple[tuple[str, int], ...]:
-    """Give the networks around one, the widest last, with how many times its budget each has."""
+    """Return the wider networks around a network, widest last, each with its multiple of the budget."""
     try:
         parsed = ipaddress.ip_address(network)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the HTTP API needs of the live relay and of the registry, as narrow protocols."""
+"""Protocols of the live relay and of the registry, as the HTTP API calls them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -18,51 +18,51 @@ T = TypeVar("T")
 
 
 class RelayView(Protocol):
-    """The live side: who is connected now."""
+    """The live relay: connected devices and clients."""
 
     @property
     def closing(self) -> bool:
-        """Whether the relay takes nobody on any more."""
+        """Whether the relay accepts no new connections."""
         ...
 
     @property
     def device_count(self) -> int:
-        """How many devices are connected."""
+        """The number of connected devices."""
         ...
 
     @property
     def client_count(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         ...
 
     @property
     def counters(self) -> Counters:
-        """What the relay has done since it was opened."""
+        """The running totals since the relay was opened."""
         ...
 
     def grants_of(self, device_id: str) -> list[Grant]:
-        """Give the grant of every client of a device."""
+        """Return the grants of all clients of a device."""
         ...
 
     def is_online(self, device_id: str) -> bool:
-        """Whether this device is connected now."""
+        """Tell whether a device is connected."""
         ...
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
-        """Give what is known of a device's state: how old it is, what is stale, and `messages` by type."""
+        """Return the last known state of a device: its age, its stale groups, and `messages` by type."""
         ...
 
     def info_of(self, device_id: str) -> DeviceInfo:
-        """Read what a device says that it is; cheaper than its state."""
+        """Return what a device reported about itself. This costs less than `state_of`."""
         ...
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
-        """Send a message to a device; False if it is not connected."""
+        """Send a message to a device. Return False if it is not connected."""
         ...
 
 
 class Registry(Protocol):
-    """The registry, with no write that has neither an authority nor a listed reason. A Store is one."""
+    """The registry, without unchecked writes: each has an authority, or is in `registry.anonymous`."""
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -99,7 +99,7 @@ class Registry(Protocol):
         ...
 
     async def find_session(self, session_id: str) -> LoginSession | None:
-        """Find a session that has neither ended nor expired."""
+        """Find a login session that has neither ended nor expired."""
         ...
 
     async def is_revoked(self, token_id: str) -> bool:
@@ -107,17 +107,17 @@ class Registry(Protocol):
         ...
 
     def hold_pairing(self, pairing: HeldPairing) -> None:
-        """Hold the token of a device with a working key until it can be stored."""
+        """Hold the pairing token of a device with a working key until it can be stored."""
         ...
 
     def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
-        """Give the tokens of a device that wait to be stored."""
+        """Return the pairing tokens of a device that wait to be stored."""
         ...
 
     async def finish_removals(self, *, within_s: float) -> None:
-        """Remove what closed accounts had; what is left then is for the housekeeping."""
+        """Remove the access of closed accounts. The housekeeping removes the rest after `within_s`."""
         ...
 
     async def catch_up(self, *, ends_only: bool = False) -> None:
-        """Wait until every change that is committed by now was applied; or only every end of a session."""
+        """Wait until all changes committed so far are applied; with `ends_only`, only ended sessions."""
         ...

@@ -1,4 +1,4 @@
-"""The application over a registry with some machines in it."""
+"""Fixtures: the application, with a registry that has some machines."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path

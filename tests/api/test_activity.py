@@ -55,7 +55,7 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
         assert ids == sorted(ids, reverse=True)
 
 
-async def test_what_is_done_here_is_noted(tmp_path: Path) -> None:
+async def test_renaming_and_sharing_are_recorded(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         await house.ask("PATCH", f"/devices/{MACHINE}", {"name": "Bar"})
@@ -81,12 +81,12 @@ async def test_what_is_done_here_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=501", "limit=x", "before=-1", "before=x", f"before={2**64}"]
 )
-async def test_a_page_has_to_be_one(tmp_path: Path, query: str) -> None:
+async def test_invalid_page_is_a_400(tmp_path: Path, query: str) -> None:
     async with open_household(tmp_path) as house:
         assert (await house.ask("GET", f"{PATH}?{query}")).status == 400
 
 
-async def test_only_owners_see_it(tmp_path: Path) -> None:
+async def test_only_owners_see_the_activity(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         for by, status in [("bob", 403), ("eve", 404), (None, 401)]:

@@ -28,7 +28,7 @@ ROUTES = [
 
 
 class Office:
-    """A household with an administrator, Ada, who is signed in, and Ben, who is nobody special."""
+    """A household with Ada, a signed-in administrator, and Ben, an ordinary user."""
 
     def __init__(self, house: Household, ada: dict[str, Any], ben: dict[str, Any]) -> None:
         self.house = house
@@ -50,17 +50,17 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
-async def test_only_administrators_are_answered(office: Office, method: str, path: str, body: Any) -> None:
+async def test_only_administrators_get_an_answer(office: Office, method: str, path: str, body: Any) -> None:
     house = office.house
     assert (await house.ask(method, path, body, by=None)).status == 401
     assert (await house.ask(method, path, body, token=office.bens_token)).status == 403
-    # A token of the command line is nobody's session, whatever it names.
+    # A token of the command line has no session, whichever user it names.
     for_all = house.token(office.ada_id, devices="*")
     assert (await house.ask(method, path, body, token=for_all)).status == 403
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
-async def test_whoever_is_none_any_more_is_refused_at_once(
+async def test_removed_administrator_is_refused_at_once(
     office: Office, method: str, path: str, body: Any
 ) -> None:
     await office.house.store.write(set_admin, office.ada_id, False)
@@ -71,7 +71,7 @@ async def test_whoever_is_none_any_more_is_refused_at_once(
     )
 
 
-async def test_the_invites_of_an_administrator_end_with_their_administration(office: Office) -> None:
+async def test_invites_end_when_their_administrator_is_removed(office: Office) -> None:
     body = {"email": "backdoor@example.org", "isAdmin": True}
     link = (await office.ask("POST", "/invites", body))["url"]
     await office.house.store.write(set_admin, office.ada_id, False)
@@ -79,7 +79,7 @@ async def test_the_invites_of_an_administrator_end_with_their_administration(off
     assert answer.status == 401
 
 
-async def test_accounts_are_listed_by_their_addresses(office: Office) -> None:
+async def test_accounts_are_sorted_by_address(office: Office) -> None:
     answer = await office.ask("GET", "/users")
     assert answer["next"] is None
     ada, ben = answer["users"]
@@ -104,7 +104,7 @@ async def test_lists_come_in_pages_and_can_be_searched(office: Office) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", f"find={'x' * 321}"])
-async def test_a_query_has_to_make_sense(office: Office, query: str) -> None:
+async def test_invalid_query_is_a_400(office: Office, query: str) -> None:
     for path in ("/users", "/devices"):
         await office.ask("GET", f"{path}?{query}", status=400)
 
@@ -124,11 +124,11 @@ async def test_an_invite_signs_in_once(office: Office) -> None:
 
 
 @pytest.mark.parametrize("body", [{"email": "nobody"}, {"email": ""}, {}, [], {"email": BEN, "isAdmin": 1}])
-async def test_an_invite_is_for_somebody(office: Office, body: Any) -> None:
+async def test_invite_needs_an_address(office: Office, body: Any) -> None:
     await office.ask("POST", "/invites", body, status=400)
 
 
-async def test_an_administrator_makes_others_and_ordinary_ones_again(office: Office) -> None:
+async def test_administrator_grants_and_withdraws_administrator_rights(office: Office) -> None:
     changed = await office.ask("PATCH", f"/users/{office.ben_id}", {"isAdmin": True})
     assert (changed["email"], changed["isAdmin"]) == (BEN, True)
     assert (await office.house.ask("GET", "/admin/stats", token=office.bens_token)).status == 200
@@ -137,13 +137,13 @@ async def test_an_administrator_makes_others_and_ordinary_ones_again(office: Off
     assert (await office.house.ask("GET", "/admin/stats", token=office.bens_token)).status == 403
 
 
-async def test_one_administrator_is_left(office: Office) -> None:
+async def test_last_administrator_cannot_be_removed(office: Office) -> None:
     await office.ask("PATCH", f"/users/{office.ada_id}", {"isAdmin": False}, status=409)
     await office.ask("DELETE", f"/users/{office.ada_id}", status=409)
     ada = await office.house.store.read(find_user, office.ada_id)
     assert ada is not None
     assert ada.is_admin
-    # With another one, both can be done.
+    # With another administrator, both requests succeed.
     await office.ask("PATCH", f"/users/{office.ben_id}", {"isAdmin": True})
     await office.ask("PATCH", f"/users/{office.ada_id}", {"isAdmin": False})
 
@@ -156,7 +156,7 @@ async def test_an_account_is_removed_with_its_sessions(office: Office) -> None:
     await office.ask("PATCH", f"/users/{office.ben_id}", {"isAdmin": True}, status=404)
 
 
-async def test_devices_are_listed_with_how_they_are(office: Office) -> None:
+async def test_devices_are_listed_with_their_state(office: Office) -> None:
     office.house.relay.online.add(MACHINE)
     office.house.relay.grants[MACHINE] = [Grant(user_id="ada"), Grant(user_id="ben")]
     await office.house.give(office.ben_id, "owner")
@@ -182,7 +182,7 @@ async def test_devices_are_listed_with_how_they_are(office: Office) -> None:
     assert strange["owners"] == []
 
 
-async def test_stats_say_how_much_is_going_on(office: Office) -> None:
+async def test_stats_count_peers_and_messages(office: Office) -> None:
     relay = office.house.relay
     relay.online.add(MACHINE)
     relay.client_count = 3

@@ -1,4 +1,4 @@
-"""Pairing as administrators control it: the window, and releasing a device."""
+"""Control of pairing by administrators: the window, and the release of a device."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def rules(mode: PairingMode, per_network: int = 500) -> AccountRules:
 
 
 async def administrator(house: Household) -> str:
-    """Let an administrator sign in; gives their token."""
+    """Sign in an administrator, and return the token."""
     session = await sign_in(house)
     await house.store.write(set_admin, session["user"]["id"], True)
     return str(session["accessToken"])
@@ -62,12 +62,12 @@ async def test_window_cannot_be_opened_where_pairing_is_closed(tmp_path: Path) -
         token = await administrator(house)
         assert (await house.ask("POST", "/admin/pairing", {}, token=token)).status == 409
         assert (await register(house)).status == 403
-        # A known key and the reset machine of an owner are answered as ever.
+        # A known key and a reset machine with an owner can still register.
         known = {"deviceId": MACHINE, "token": "u" * 32, "deviceKey": "n" * 43}
         assert (await register(house, **known)).status == 200
 
 
-async def test_pairing_is_open_unless_it_is_set(tmp_path: Path) -> None:
+async def test_pairing_is_open_by_default(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         token = await administrator(house)
         answer = await house.ask("GET", "/admin/pairing", token=token)
@@ -113,7 +113,7 @@ async def test_notices_are_dismissed(tmp_path: Path) -> None:
         assert (await house.ask("GET", "/notices", token=ben["accessToken"])).content == {"notices": []}
 
 
-async def test_a_network_that_is_full_is_told_so_without_a_write(
+async def test_network_over_its_quota_is_refused_without_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_household(tmp_path, accounts=rules("open", per_network=1)) as house:
@@ -131,7 +131,7 @@ async def test_a_network_that_is_full_is_told_so_without_a_write(
         assert (await register(house, deviceId="BRW-00000A01")).status == 200, "this one is not new"
 
 
-async def test_only_so_many_full_networks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_remembered_full_networks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairing, "_FULL_KEPT", 3)
     full = pairing.FullNetworks()
     for number in range(10):

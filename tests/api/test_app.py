@@ -58,7 +58,7 @@ async def test_no_environment_switches_tracebacks_on(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("path", ["/api/health", "/api/devices", "/api/nothing"])
-async def test_nothing_of_the_api_is_kept_or_given_to_somebody_else(house: Household, path: str) -> None:
+async def test_api_answers_are_not_cached_or_shared(house: Household, path: str) -> None:
     asked = house.app.test_client().get(path, headers={"Authorization": f"Bearer {house.token('ada')}"})
     response = await asked
     assert response.headers["Cache-Control"] == "no-store"
@@ -67,7 +67,7 @@ async def test_nothing_of_the_api_is_kept_or_given_to_somebody_else(house: House
 
 
 @pytest.mark.parametrize(("size_bytes", "status"), [(64 * 1024, 200), (64 * 1024 + 1, 413)])
-async def test_a_body_is_bounded(app: QuartTrio, size_bytes: int, status: int) -> None:
+async def test_body_size_is_bounded(app: QuartTrio, size_bytes: int, status: int) -> None:
     @app.post("/api/echo")
     async def echo() -> dict[str, int]:
         return {"bytes": len(await request.get_data())}

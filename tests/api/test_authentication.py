@@ -34,11 +34,11 @@ async def test_requests_are_counted_by_address(tmp_path: Path) -> None:
         assert await status_of(house, "192.0.2.1") == 200
         assert await status_of(house, "192.0.2.1") == 429
         assert await status_of(house, "192.0.2.2") == 200
-        # Whoever is no proxy of ours can write there what he likes.
+        # A client that is no trusted proxy can forge the header.
         assert await status_of(house, "192.0.2.1", "192.0.2.3") == 429
 
 
-async def test_behind_a_trusted_proxy_by_the_address_that_it_tells(tmp_path: Path) -> None:
+async def test_requests_behind_a_trusted_proxy_are_counted_by_forwarded_address(tmp_path: Path) -> None:
     proxy_trust = ProxyTrust([ipaddress.ip_network("10.0.0.0/8")])
     async with open_household(tmp_path, request_limits=one_request_each(), proxy_trust=proxy_trust) as house:
         assert await status_of(house, PROXY, "192.0.2.1") == 200
@@ -53,13 +53,13 @@ async def test_health_and_pages_are_not_counted(tmp_path: Path, path: str) -> No
             assert (await house.app.test_client().get(path)).status_code == 200
 
 
-async def test_registrations_have_limits_of_their_own(tmp_path: Path) -> None:
+async def test_registrations_have_their_own_limits(tmp_path: Path) -> None:
     async with open_household(tmp_path, request_limits=one_request_each()) as house:
         for _ in range(3):
             assert (await house.app.test_client().post("/api/devices/register-claim")).status_code == 415
 
 
-async def test_a_refusal_is_json_and_says_when_to_come_back(tmp_path: Path) -> None:
+async def test_refusal_is_json_with_retry_after(tmp_path: Path) -> None:
     async with open_household(tmp_path, request_limits=one_request_each()) as house:
         await house.ask("GET", "/mode", by=None)
         answer = await house.ask("GET", "/mode", by=None)
@@ -77,10 +77,10 @@ async def test_a_proxy_tells_whether_tls_was_used(tmp_path: Path) -> None:
             assert ("Strict-Transport-Security" in response.headers) is secure
 
 
-async def test_requests_that_fail_are_logged_as_often_as_their_network_may(
+async def test_log_lines_about_failed_requests_are_limited_by_network(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anyone can send these, and a server that is in trouble must not fill its disk as well."""
+    """Anyone can send such requests, and a failing server must not fill its disk with log lines."""
     lines = LineLimits("failed requests", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
     rules = AccountRules(verifiers={"google": PlainVerifier(good=IdentityUnavailable("no answer"))})
     async with open_household(tmp_path, accounts=rules, lines=lines) as house:
@@ -94,4 +94,4 @@ async def test_requests_that_fail_are_logged_as_often_as_their_network_may(
             for path, body in sent.items():
                 assert (await house.ask("POST", path, body, by=None)).status == 503
     said = [record.getMessage().partition(":")[0] for record in caplog.records]
-    assert said == ["signing in with Google does not work", "the registry failed a request"] * 2
+    assert said == ["signing in with Google failed", "the registry failed a request"] * 2

@@ -1,4 +1,4 @@
-"""Requests that wait while what allowed them ends: each write verifies that inside its transaction."""
+"""Requests whose authority ends while they wait: each write verifies it inside its transaction."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -75,7 +75,7 @@ def orphans(db: Connection) -> list[str]:
     return list(db.scalars(select(device_users.c.device_id).where(device_users.c.user_id.not_in(accounts))))
 
 
-async def test_claims_in_flight_leave_no_machine_with_a_removed_owner(tmp_path: Path, url: str) -> None:
+async def test_pairing_in_flight_leaves_no_machine_with_a_removed_owner(tmp_path: Path, url: str) -> None:
     async with open_house(tmp_path, url) as house:
         await house.signed_in("root")
         await house.store.write(set_admin, "root", True)
@@ -93,11 +93,11 @@ async def test_claims_in_flight_leave_no_machine_with_a_removed_owner(tmp_path: 
             for number in range(CLAIMS // 2, CLAIMS):
                 nursery.start_soon(ask_for, number)
         assert len(statuses) == CLAIMS
-        assert set(statuses) <= {200, 401, 503}  # so many at once find the queue of claims full
+        assert set(statuses) <= {200, 401, 503}  # this many requests at once fill the queue
         assert await house.store.read(orphans) == []
 
 
-async def test_claims_that_were_let_in_before_their_user_was_removed_leave_no_orphan(
+async def test_pairing_admitted_before_its_user_was_removed_leaves_no_orphan(
     tmp_path: Path, url: str
 ) -> None:
     async with open_house(tmp_path, url) as house:
@@ -164,7 +164,7 @@ async def test_password_changes_queued_behind_logout_all_fail(tmp_path: Path, ur
 
 
 @pytest.mark.parametrize("ending", ["password", "account"])
-async def test_a_sign_in_with_a_password_that_was_changed_meanwhile_begins_no_session(
+async def test_sign_in_with_a_password_changed_meanwhile_starts_no_session(
     tmp_path: Path, url: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_house(tmp_path, url) as house:
@@ -191,7 +191,7 @@ async def test_a_sign_in_with_a_password_that_was_changed_meanwhile_begins_no_se
 
 @asynccontextmanager
 async def locked_account(url: str, user_id: str, *, until: trio.Event) -> AsyncIterator[None]:
-    """Hold a row of another connection, which every writer of the account waits for."""
+    """Lock a row in another connection, so that every writer of the account waits."""
     held = trio.Event()
 
     def hold() -> None:
@@ -207,7 +207,7 @@ async def locked_account(url: str, user_id: str, *, until: trio.Event) -> AsyncI
 
 
 async def writes_waiting(house: Household, count: int) -> None:
-    """Wait until so many writes are under way or in the queue."""
+    """Wait until `count` writes are running or queued."""
     while True:
         seen = house.store._writers.statistics()
         if seen.borrowed_tokens + seen.tasks_waiting >= count:

@@ -18,7 +18,7 @@ from support.household import SECRET, Household, PlainRelay, open_household
 
 
 def policy_of(response: Response) -> dict[str, list[str]]:
-    """Read a Content-Security-Policy: the sources of each directive."""
+    """Parse a Content-Security-Policy into the sources of each directive."""
     rules = [rule.split() for rule in response.headers["Content-Security-Policy"].split(";")]
     assert len({rule[0] for rule in rules}) == len(rules)
     return {rule[0]: rule[1:] for rule in rules}
@@ -33,7 +33,7 @@ def app_policy(*, google: bool = False, facebook: bool = False) -> tuple[Respons
 @pytest.mark.parametrize(
     "path", ["/", "/login", "/console/style.css", "/nothing", "/api/info", "/api/nothing"]
 )
-async def test_every_answer_is_guarded(house: Household, path: str) -> None:
+async def test_every_answer_has_security_headers(house: Household, path: str) -> None:
     response = await house.app.test_client().get(path)
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["X-Frame-Options"] == "DENY"
@@ -45,24 +45,24 @@ async def test_every_answer_is_guarded(house: Household, path: str) -> None:
 
 
 @pytest.mark.parametrize(("headers", "secure"), [({}, False), ({"X-Forwarded-Proto": "https"}, False)])
-async def test_http_is_not_told_to_be_secure(house: Household, headers: dict[str, str], secure: bool) -> None:
+async def test_plain_http_gets_no_hsts(house: Household, headers: dict[str, str], secure: bool) -> None:
     response = await house.app.test_client().get("/", headers=headers)
     assert ("Strict-Transport-Security" in response.headers) is secure
 
 
-async def test_tls_is_to_stay_there_without_a_word_on_other_hosts(tmp_path: Path) -> None:
+async def test_hsts_over_tls_does_not_cover_subdomains(tmp_path: Path) -> None:
     async with open_household(tmp_path, proxy_trust=ProxyTrust()) as house:
         response = await house.app.test_client().get("/", scheme="https")
     assert response.headers["Strict-Transport-Security"] == "max-age=15552000"
 
 
-def test_a_certificate_that_vouches_for_itself_must_not_lock_anybody_out() -> None:
+def test_self_signed_certificate_gets_no_hsts() -> None:
     rules = SecurityHeaders(google=False, facebook=False, hsts=False)
     response = rules.complete(Response(""), part="console", secure=True, is_api=False)
     assert "Strict-Transport-Security" not in response.headers
 
 
-async def test_the_pages_of_the_relay_run_nothing_but_their_own_scripts(house: Household) -> None:
+async def test_console_pages_run_only_their_own_scripts(house: Household) -> None:
     response = await house.app.test_client().get("/login")
     policy = policy_of(response)
     assert policy["script-src"] == ["'self'"]
@@ -73,7 +73,7 @@ async def test_the_pages_of_the_relay_run_nothing_but_their_own_scripts(house: H
     assert policy["require-trusted-types-for"] == ["'script'"]
 
 
-def test_an_app_gets_what_it_needs_and_no_more() -> None:
+def test_policy_of_a_web_app_allows_only_its_sources() -> None:
     response, policy = app_policy()
     assert policy["default-src"] == ["'self'"]
     assert policy["script-src"] == ["'self'"]
@@ -86,18 +86,18 @@ def test_an_app_gets_what_it_needs_and_no_more() -> None:
     assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
 
 
-def test_google_is_let_in_where_people_sign_in_with_it() -> None:
+def test_policy_allows_google_only_with_google_sign_in() -> None:
     response, policy = app_policy(google=True)
     for directive in ("script-src", "style-src", "connect-src", "frame-src"):
         assert "https://accounts.google.com" in policy[directive]
     assert "https://*.googleusercontent.com" in policy["img-src"]
     assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin-allow-popups"
-    # Google refuses to sign anybody in for a page that does not say where it is.
+    # Google needs the Referer of the page to sign a user in.
     assert response.headers["Referrer-Policy"] == "strict-origin-when-cross-origin"
     assert "facebook" not in response.headers["Content-Security-Policy"]
 
 
-def test_facebook_is_let_in_where_people_sign_in_with_it() -> None:
+def test_policy_allows_facebook_only_with_facebook_sign_in() -> None:
     response, policy = app_policy(facebook=True)
     assert "https://connect.facebook.net" in policy["script-src"]
     assert "https://*.facebook.com" in policy["frame-src"]
@@ -105,7 +105,7 @@ def test_facebook_is_let_in_where_people_sign_in_with_it() -> None:
     assert "accounts.google.com" not in response.headers["Content-Security-Policy"]
 
 
-async def test_the_client_id_is_what_lets_google_in(tmp_path: Path) -> None:
+async def test_google_client_id_makes_policy_allow_google(tmp_path: Path) -> None:
     dist = tmp_path / "dist"
     dist.mkdir()
     (dist / "index.html").write_text("<!doctype html>")
@@ -153,7 +153,7 @@ async def send(
     content_type: str = "application/json",
     scheme: str = "https",
 ) -> Response:
-    """Send a request that would be answered with 401, to a server that is called relay.example."""
+    """Send a request that would get 401 to a server with the host name relay.example."""
     headers = {"Host": "relay.example", "Content-Type": content_type}
     if site is not None:
         headers["Sec-Fetch-Site"] = site
@@ -183,7 +183,7 @@ async def send(
         ("cross-site", PUBLIC),
     ],
 )
-async def test_requests_of_programs_of_own_and_of_configured_pages_pass(
+async def test_requests_of_programs_own_pages_and_configured_pages_pass(
     app: QuartTrio, site: str | None, origin: str | None
 ) -> None:
     assert (await send(app, site=site, origin=origin)).status_code == 401
@@ -232,7 +232,7 @@ async def test_requests_of_foreign_pages_are_refused(
         *("/api/nope", "/"),
     ],
 )
-async def test_no_route_takes_changes_from_foreign_pages(app: QuartTrio, method: str, path: str) -> None:
+async def test_no_route_accepts_changes_from_foreign_pages(app: QuartTrio, method: str, path: str) -> None:
     for content_type in ("text/plain", "application/json"):
         response = await send(
             app, site="cross-site", origin=FOREIGN, method=method, path=path, content_type=content_type

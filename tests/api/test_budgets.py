@@ -1,4 +1,4 @@
-"""What each request is counted as, outside /api as well."""
+"""Which limit each request counts against, inside and outside /api."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("flooded", PARTS)
-async def test_pages_health_and_api_have_budgets_of_their_own(tmp_path: Path, flooded: str) -> None:
+async def test_pages_health_and_api_have_separate_budgets(tmp_path: Path, flooded: str) -> None:
     async with open_household(tmp_path, request_limits=few()) as house:
         found = await statuses(house, *PARTS[flooded])
         assert 429 not in found[:2]
@@ -40,14 +40,14 @@ async def test_pages_health_and_api_have_budgets_of_their_own(tmp_path: Path, fl
                 assert 429 not in await statuses(house, *paths[:2])
 
 
-async def test_a_page_that_is_refused_says_so_in_plain_text(tmp_path: Path) -> None:
+async def test_refused_page_request_is_plain_text(tmp_path: Path) -> None:
     async with open_household(tmp_path, request_limits=few(burst=1)) as house:
         await statuses(house, "/login")
         with trio.fail_after(10):
             response = await house.app.test_client().get("/login")
             text = await response.get_data(as_text=True)
         assert response.content_type == "text/plain; charset=utf-8"
-        assert text.startswith("Too many requests for pages; try again in")
+        assert text.startswith("Too many requests for pages. Try again in")
         assert int(response.headers["Retry-After"]) > 0
 
 

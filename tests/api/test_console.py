@@ -20,7 +20,7 @@ PAGES = {
     "/console/admin": "admin.html",
     "/console/machine/BRW-00000001": "machine.html",
 }
-# The modules of each page, beside those that have no elements of their own.
+# The modules of each page that use elements of the page.
 PARTS = {
     "index.html": ["home.js", "machines.js", "sessions.js", "top.js"],
     "login.html": ["login.js"],
@@ -31,7 +31,7 @@ PARTS = {
     ],
     "admin.html": ["admin.js", "page.js"],
 }
-# The last of these would undo the protection from what machines and people have put into names.
+# innerHTML and its like would undo the protection against names with markup.
 FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|javascript:"
 
 
@@ -48,7 +48,7 @@ def dist(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("path", "name"), PAGES.items())
-async def test_pages_are_there_without_a_redirect(app: QuartTrio, path: str, name: str) -> None:
+async def test_pages_are_served_without_a_redirect(app: QuartTrio, path: str, name: str) -> None:
     response = await app.test_client().get(f"{path}?id=BRW-00000001&token=x&share=true")
     assert response.status_code == 200
     assert response.content_type == "text/html; charset=utf-8"
@@ -56,7 +56,7 @@ async def test_pages_are_there_without_a_redirect(app: QuartTrio, path: str, nam
     assert await response.get_data(as_text=True) == text_of(name)
 
 
-async def test_a_part_of_a_page_can_be_asked_for(app: QuartTrio) -> None:
+async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
     client = app.test_client()
     content = text_of("index.html").encode()
     response = await client.get("/console", headers={"Range": "bytes=2-9"})
@@ -67,7 +67,7 @@ async def test_a_part_of_a_page_can_be_asked_for(app: QuartTrio) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html")])
-async def test_what_pages_are_made_of_is_there(app: QuartTrio, name: str) -> None:
+async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio, name: str) -> None:
     response = await app.test_client().get(f"/console/{name}")
     assert response.status_code == 200
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -101,7 +101,7 @@ async def test_what_pages_are_made_of_is_there(app: QuartTrio, name: str) -> Non
         "/nothing",
     ],
 )
-async def test_anything_else_is_missing(app: QuartTrio, path: str) -> None:
+async def test_unknown_paths_are_not_found(app: QuartTrio, path: str) -> None:
     response = await app.test_client().get(path)
     assert response.status_code == 404
     assert response.content_type == "text/plain; charset=utf-8"
@@ -112,7 +112,7 @@ async def test_pages_can_only_be_read(app: QuartTrio, path: str) -> None:
     assert (await app.test_client().post(path)).status_code == 405
 
 
-async def test_beside_an_app_only_signing_in_and_the_console_are_there(tmp_path: Path, dist: Path) -> None:
+async def test_besides_a_web_app_only_login_and_console_are_served(tmp_path: Path, dist: Path) -> None:
     async with open_household(tmp_path, web_dist_path=dist) as house:
         client = house.app.test_client()
         for path in ("/", "/pair?id=x&token=y", "/machine/BRW-00000001", "/admin", "/login/more"):
@@ -127,12 +127,12 @@ async def test_beside_an_app_only_signing_in_and_the_console_are_there(tmp_path:
         assert (await (await client.get("/api/info")).get_json())["webApp"] is True
 
 
-async def test_without_an_app_info_says_so(house: Household) -> None:
+async def test_info_tells_if_there_is_no_web_app(house: Household) -> None:
     assert (await (await house.app.test_client().get("/api/info")).get_json())["webApp"] is False
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
-def test_pages_have_nothing_inline_and_all_they_name_is_there(name: str) -> None:
+def test_pages_have_no_inline_code_and_no_broken_references(name: str) -> None:
     page = text_of(name)
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
     assert '<html lang="en">' in page
@@ -144,7 +144,7 @@ def test_pages_have_nothing_inline_and_all_they_name_is_there(name: str) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
-def test_every_field_has_a_label_and_every_id_is_there_once(name: str) -> None:
+def test_every_field_has_a_label_and_every_id_is_unique(name: str) -> None:
     page = text_of(name)
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(set(ids)) == len(ids)
@@ -157,7 +157,7 @@ def test_every_field_has_a_label_and_every_id_is_there_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".js")])
-def test_scripts_import_what_is_there_and_make_no_markup_of_texts(name: str) -> None:
+def test_scripts_import_existing_modules_and_never_parse_html(name: str) -> None:
     script = text_of(name)
     for path, names in re.findall(r'from "(\./([^"]+))"', script):
         assert path == f"./{names}"
@@ -170,14 +170,14 @@ def test_scripts_import_what_is_there_and_make_no_markup_of_texts(name: str) -> 
 
 
 @pytest.mark.parametrize(("name", "modules"), PARTS.items())
-def test_scripts_find_every_element_that_they_look_for(name: str, modules: list[str]) -> None:
+def test_element_ids_in_scripts_exist_in_the_pages(name: str, modules: list[str]) -> None:
     page = text_of(name)
     for module in modules:
         for one in re.findall(r'byId\("([^"]+)"\)', text_of(module)):
             assert f'id="{one}"' in page, (module, one)
 
 
-def test_every_module_is_part_of_a_page() -> None:
+def test_every_module_is_used_by_a_page() -> None:
     reached, left = set[str](), [modules[0] for modules in PARTS.values()]
     while left:
         name = left.pop()
@@ -187,7 +187,7 @@ def test_every_module_is_part_of_a_page() -> None:
     assert reached == {name for name in NAMES if name.endswith(".js")}
 
 
-def test_nothing_comes_from_anywhere_else() -> None:
+def test_console_loads_nothing_from_other_sites() -> None:
     for name in NAMES:
         found = set(re.findall(r"https?://[^\s\"')]+", text_of(name)))
         assert found <= {"http://www.w3.org/2000/svg"}, name

@@ -37,7 +37,9 @@ async def test_an_id_may_be_in_any_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "device_id", [SECOND, UNKNOWN, "BRW-1", "", "x" * 300, "BRW-0000001\N{NULL}", "\udc80"]
 )
-async def test_no_device_and_somebody_elses_are_refused_alike(tmp_path: Path, device_id: str) -> None:
+async def test_unknown_device_and_device_of_another_user_are_refused_alike(
+    tmp_path: Path, device_id: str
+) -> None:
     async with open_household(tmp_path) as house:
         assert await refusal(house, requester(), device_id) == await refusal(house, requester(), UNKNOWN)
         assert (await refusal(house, requester(), device_id))[0] == 404
@@ -53,7 +55,7 @@ async def test_no_device_and_somebody_elses_are_refused_alike(tmp_path: Path, de
         ("*", UNKNOWN, 404),
     ],
 )
-async def test_what_a_token_names_is_reached(
+async def test_token_gives_access_to_the_devices_that_it_names(
     tmp_path: Path, devices: NamedDevices, device_id: str, status: int | None
 ) -> None:
     async with open_household(tmp_path) as house:
@@ -65,7 +67,7 @@ async def test_what_a_token_names_is_reached(
             assert (found.role, found.from_registry) == ("member", None)
 
 
-async def test_nothing_can_be_done_with_what_is_not_registered(tmp_path: Path) -> None:
+async def test_unregistered_device_cannot_be_changed(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         asking = requester(devices=frozenset({UNKNOWN}))
         assert (await refusal(house, asking, UNKNOWN, "owner"))[0] == 404
@@ -82,7 +84,9 @@ async def test_nothing_can_be_done_with_what_is_not_registered(tmp_path: Path) -
         ("owner", "owner", True),
     ],
 )
-async def test_roles(tmp_path: Path, role: Role, at_least: Role, reached: bool) -> None:
+async def test_requester_needs_the_required_role(
+    tmp_path: Path, role: Role, at_least: Role, reached: bool
+) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", role)
         by_registry, by_token = requester("bob"), requester("eve", frozenset({MACHINE}), role)
@@ -96,7 +100,7 @@ async def test_roles(tmp_path: Path, role: Role, at_least: Role, reached: bool) 
                 assert (await refusal(house, asking, MACHINE, at_least))[0] == 403
 
 
-async def test_access_that_is_over_is_none(tmp_path: Path) -> None:
+async def test_expired_access_is_refused(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member", until_ms=now_ms() - 1)
         await house.give("cleo", "viewer", until_ms=now_ms() + 60_000)

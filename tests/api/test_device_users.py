@@ -18,7 +18,7 @@ async def listed(house: Household, *, by: str = "ada") -> dict[str, dict[str, An
     return {user["userId"]: user for user in answer.content["users"]}
 
 
-async def test_lists_who_has_a_device(tmp_path: Path) -> None:
+async def test_users_of_a_device_are_listed(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         account = await house.store.write(add_user, email="cleo@example.org", name="Cleo", now_ms=now_ms())
         await house.give(account.id, "viewer", until_ms=now_ms() + HOUR_MS)
@@ -38,7 +38,7 @@ async def test_lists_who_has_a_device(tmp_path: Path) -> None:
         assert cleo["until"] > cleo["claimedAt"] > "2020"
 
 
-async def test_a_member_sees_everybody_and_a_viewer_themselves(tmp_path: Path) -> None:
+async def test_member_sees_all_users_and_viewer_only_themselves(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         await house.give("cleo", "viewer")
@@ -56,7 +56,7 @@ async def test_an_owner_gives_another_role(tmp_path: Path, role: Role) -> None:
         assert (await listed(house))["bob"]["role"] == role
 
 
-async def test_what_is_left_out_stays_as_it_is(tmp_path: Path) -> None:
+async def test_omitted_fields_stay_unchanged(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         until_ms = now_ms() + HOUR_MS
         await house.give("bob", "member", until_ms=until_ms)
@@ -70,7 +70,7 @@ async def test_what_is_left_out_stays_as_it_is(tmp_path: Path) -> None:
         assert (changed["role"], changed["until"]) == ("viewer", None)
 
 
-async def test_whoever_becomes_an_owner_is_one_for_ever(tmp_path: Path) -> None:
+async def test_access_of_a_new_owner_has_no_end(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         until_ms = now_ms() + HOUR_MS
         await house.give("bob", "member", until_ms=until_ms)
@@ -84,7 +84,7 @@ async def test_whoever_becomes_an_owner_is_one_for_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "status"), [({"role": "king"}, 400), ({"until": "soon"}, 400), ({"until": 1}, 422), ([], 400)]
 )
-async def test_a_change_has_to_make_sense(tmp_path: Path, body: Any, status: int) -> None:
+async def test_invalid_change_is_refused(tmp_path: Path, body: Any, status: int) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         before = await listed(house)
@@ -92,7 +92,7 @@ async def test_a_change_has_to_make_sense(tmp_path: Path, body: Any, status: int
         assert await listed(house) == before
 
 
-async def test_the_last_owner_stays(tmp_path: Path) -> None:
+async def test_last_owner_cannot_be_removed(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         demoted = await house.ask("PATCH", f"{USERS}/ada", {"role": "viewer"})
@@ -101,7 +101,7 @@ async def test_the_last_owner_stays(tmp_path: Path) -> None:
         assert (await listed(house))["ada"]["role"] == "owner"
 
 
-async def test_nobody_gets_a_device_by_a_change(tmp_path: Path) -> None:
+async def test_change_gives_no_access_to_new_users(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         for method, body in [("PATCH", {"role": "owner"}), ("DELETE", None)]:
             for nobody in ("eve", "%00", "x" * 300):
@@ -110,7 +110,7 @@ async def test_nobody_gets_a_device_by_a_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["owner", "member", "viewer"])
-async def test_an_owner_takes_a_device_away(tmp_path: Path, role: Role) -> None:
+async def test_owner_removes_a_user(tmp_path: Path, role: Role) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", role)
         answer = await house.ask("DELETE", f"{USERS}/bob")
@@ -120,7 +120,7 @@ async def test_an_owner_takes_a_device_away(tmp_path: Path, role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ["member", "viewer"])
-async def test_others_change_nobody_but_may_go_themselves(tmp_path: Path, role: Role) -> None:
+async def test_non_owners_can_only_remove_themselves(tmp_path: Path, role: Role) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", role)
         await house.give("cleo", "viewer")
@@ -133,7 +133,7 @@ async def test_others_change_nobody_but_may_go_themselves(tmp_path: Path, role: 
         assert set(await listed(house)) == {"ada", "cleo"}
 
 
-async def test_an_owner_of_one_device_is_none_of_another(tmp_path: Path) -> None:
+async def test_owner_of_one_device_has_no_rights_to_another(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "owner")
         path = f"/devices/{SECOND}/users/ada"
@@ -184,12 +184,12 @@ async def test_an_owner_sees_who_is_connected_and_how_often(tmp_path: Path) -> N
         }
 
 
-async def test_nobody_is_connected(house: Household) -> None:
+async def test_no_watchers_without_connections(house: Household) -> None:
     assert (await house.ask("GET", WATCHERS)).content == {"watchers": []}
 
 
 @pytest.mark.parametrize(("role", "status"), [("member", 403), ("viewer", 403), (None, 404)])
-async def test_others_do_not_see_it(tmp_path: Path, role: Role | None, status: int) -> None:
+async def test_only_owners_see_watchers(tmp_path: Path, role: Role | None, status: int) -> None:
     async with open_household(tmp_path) as house:
         house.relay.grants[MACHINE] = [Grant(user_id="ada")]
         if role is not None:

@@ -30,10 +30,10 @@ async def one(house: Household, device_id: str = MACHINE, **by: Any) -> dict[str
     return device
 
 
-# What is listed
+# Lists
 
 
-async def test_lists_what_a_user_has(tmp_path: Path) -> None:
+async def test_devices_of_a_user_are_listed(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         await house.give("bob", "member")
@@ -70,7 +70,7 @@ async def test_a_guest_sees_their_role_and_its_end(tmp_path: Path) -> None:
         assert await listed(house, by="cleo") == []
 
 
-async def test_lists_what_a_token_names_beside_what_its_user_has(tmp_path: Path) -> None:
+async def test_list_has_devices_of_the_token_and_of_its_user(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "viewer")
         token = house.token("bob", devices=[MACHINE, STRANGE, UNKNOWN], role="member")
@@ -92,7 +92,7 @@ async def test_a_star_lists_every_registered_device(tmp_path: Path) -> None:
         assert roles == dict.fromkeys([MACHINE, SECOND, STRANGE], "viewer")
 
 
-async def test_what_a_machine_says_of_itself_comes_before_what_is_kept(tmp_path: Path) -> None:
+async def test_reported_facts_take_precedence_over_stored_ones(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.store.write(note_info, MACHINE, firmware_version="0.8.1", machine_type="dual_boiler")
         device = await one(house)
@@ -104,7 +104,7 @@ async def test_what_a_machine_says_of_itself_comes_before_what_is_kept(tmp_path:
 
 
 @pytest.mark.parametrize("info", [None, [], "x", {}, {"firmwareVersion": "x" * 51}])
-async def test_what_a_machine_says_of_itself_may_be_anything(tmp_path: Path, info: Any) -> None:
+async def test_reported_facts_of_wrong_type_are_ignored(tmp_path: Path, info: Any) -> None:
     async with open_household(tmp_path) as house:
         house.relay.states[MACHINE] = {"snapshotAgeMs": 0, "messages": {"device_info": info}}
         assert (await one(house))["firmwareVersion"] is None
@@ -126,7 +126,7 @@ async def test_a_pending_key_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", f"/{MACHINE}", f"/{MACHINE}/state"])
-async def test_nobody_is_told_anything(tmp_path: Path, path: str) -> None:
+async def test_requests_without_a_valid_token_are_refused(tmp_path: Path, path: str) -> None:
     async with open_household(tmp_path) as house:
         answer = await house.ask("GET", f"/devices{path}", by=None)
         assert answer.status == 401
@@ -135,7 +135,7 @@ async def test_nobody_is_told_anything(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "/state", "/users", "/shares", "/activity"])
 @pytest.mark.parametrize("device_id", [SECOND, UNKNOWN])
-async def test_what_is_not_ones_own_is_not_there(tmp_path: Path, path: str, device_id: str) -> None:
+async def test_devices_of_other_users_are_not_found(tmp_path: Path, path: str, device_id: str) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "owner")
         answer = await house.ask("GET", f"/devices/{device_id}{path}", by="bob")
@@ -146,7 +146,7 @@ async def test_what_is_not_ones_own_is_not_there(tmp_path: Path, path: str, devi
 @pytest.mark.parametrize(
     "device_id", ["nonsense", "BRW-1", "%00", f"{MACHINE}%0a", "claim", "register-claim"]
 )
-async def test_what_is_no_id_is_not_found(tmp_path: Path, device_id: str) -> None:
+async def test_malformed_device_id_is_not_found(tmp_path: Path, device_id: str) -> None:
     async with open_household(tmp_path) as house:
         assert (await house.ask("GET", f"/devices/{device_id}")).status in {404, 405}
         assert (await house.ask("PATCH", f"/devices/{device_id}", {"name": "x"})).status in {404, 405}
@@ -155,7 +155,7 @@ async def test_what_is_no_id_is_not_found(tmp_path: Path, device_id: str) -> Non
 # State
 
 
-async def test_the_state_of_a_device_is_what_is_known_of_it(tmp_path: Path) -> None:
+async def test_state_of_a_device_has_its_last_messages(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         status = {"type": "status", "pressure": 9.1}
@@ -172,7 +172,7 @@ async def test_the_state_of_a_device_is_what_is_known_of_it(tmp_path: Path) -> N
         }
 
 
-async def test_an_older_state_of_a_device_is_last_known(tmp_path: Path) -> None:
+async def test_stored_state_of_a_device_is_marked_last_known(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         info = {"type": "device_info", "machineType": "dual_boiler"}
         house.relay.states[MACHINE] = {
@@ -182,7 +182,7 @@ async def test_an_older_state_of_a_device_is_last_known(tmp_path: Path) -> None:
             "messages": {"device_info": info},
         }
         payload = b'{"type":"status","seq":7,"machine":{"state":"ready"},"pressure":0.1}'
-        at_ms = now_ms() + 10  # after the claim, which was a moment ago
+        at_ms = now_ms() + 10  # after the pairing, a moment ago
         stored = StoredState(device_id=MACHINE, payload=payload, is_text=True, at_ms=at_ms)
         await house.store.save_states([stored])
         await trio.sleep(0.02)
@@ -199,7 +199,7 @@ async def test_an_older_state_of_a_device_is_last_known(tmp_path: Path) -> None:
                 "device_info": info,
             },
         }
-        # It is for those alone who reach the machine.
+        # Only users with access to the machine see it.
         assert (await house.ask("GET", f"/devices/{MACHINE}/state", by="eve")).status == 404
         stored = StoredState(device_id=MACHINE, payload=b"\xc1", is_text=False, at_ms=at_ms)
         await house.store.save_states([stored])
@@ -207,7 +207,7 @@ async def test_an_older_state_of_a_device_is_last_known(tmp_path: Path) -> None:
         assert answer.content["messages"] == {"device_info": info}
 
 
-async def test_a_device_of_which_nothing_is_known_has_an_empty_state(tmp_path: Path) -> None:
+async def test_device_without_messages_has_an_empty_state(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         token = house.token("eve", devices=[UNKNOWN])
         answer = await house.ask("GET", f"/devices/{UNKNOWN}/state", token=token)
@@ -226,7 +226,7 @@ async def test_an_owner_renames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb", "a\x00", None, 7])
-async def test_a_name_has_to_be_one(tmp_path: Path, name: Any) -> None:
+async def test_invalid_name_is_refused(tmp_path: Path, name: Any) -> None:
     async with open_household(tmp_path) as house:
         answer = await house.ask("PATCH", f"/devices/{MACHINE}", {"name": name})
         assert answer.status == 400
@@ -251,7 +251,7 @@ async def users(house: Household, device_id: str = MACHINE) -> set[str]:
 
 
 @pytest.mark.parametrize("role", ["owner", "member", "viewer"])
-async def test_whoever_leaves_is_gone_and_the_others_stay(tmp_path: Path, role: Any) -> None:
+async def test_leaving_removes_one_user_only(tmp_path: Path, role: Any) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", role)
         answer = await house.ask("DELETE", f"/devices/{MACHINE.lower()}", by="bob")
@@ -261,7 +261,7 @@ async def test_whoever_leaves_is_gone_and_the_others_stay(tmp_path: Path, role: 
         assert (await house.ask("DELETE", f"/devices/{MACHINE}", by="bob")).status == 404
 
 
-async def test_the_last_owner_leaves_for_everybody_and_the_machine_stays_registered(tmp_path: Path) -> None:
+async def test_last_owner_who_leaves_removes_all_users_but_not_the_registration(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "member")
         assert (await house.ask("DELETE", f"/devices/{MACHINE}")).status == 200
@@ -271,7 +271,7 @@ async def test_the_last_owner_leaves_for_everybody_and_the_machine_stays_registe
         assert (device.key_hash, device.name) == (hash_secret(KEY), None)
 
 
-async def test_an_owner_may_remove_a_device_for_everybody(tmp_path: Path) -> None:
+async def test_owner_may_remove_a_device_for_all_users(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "owner")
         await house.give("cleo", "viewer")
@@ -284,7 +284,7 @@ async def test_an_owner_may_remove_a_device_for_everybody(tmp_path: Path) -> Non
         assert await users(house, SECOND) == {"ada"}
 
 
-async def test_a_token_alone_has_nothing_to_leave(tmp_path: Path) -> None:
+async def test_token_without_access_in_registry_cannot_leave(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         token = house.token("ops", devices="*")
         assert (await house.ask("DELETE", f"/devices/{MACHINE}", token=token)).status == 409
@@ -293,9 +293,7 @@ async def test_a_token_alone_has_nothing_to_leave(tmp_path: Path) -> None:
         assert await users(house) == set()
 
 
-async def test_a_list_does_not_read_all_that_its_machines_say(
-    house: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_list_does_not_decode_device_states(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_device_id: str) -> None:
         raise AssertionError("a state can be large")
 

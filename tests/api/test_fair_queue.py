@@ -10,7 +10,7 @@ from brewos_relay.errors import RegistryBusy
 
 
 class Scene:
-    """A queue with one turn at a time, which the test holds until it lets go."""
+    """A queue with one turn at a time, which the test holds and releases."""
 
     def __init__(self, nursery: trio.Nursery, *, places: int = 32, wait_s: float = 10.0) -> None:
         self.queue = FairQueue("requests", at_once=1, places=places, wait_s=wait_s)
@@ -59,7 +59,7 @@ async def test_networks_take_turns(autojump_clock: trio.testing.MockClock) -> No
         assert scene.ended == ["a0", "b0", "c0", "a1", "a2", "a3"]
 
 
-async def test_a_wide_network_has_one_turn_however_many_are_in_it(
+async def test_wide_network_has_one_turn_regardless_of_its_size(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -76,7 +76,7 @@ async def test_a_wide_network_has_one_turn_however_many_are_in_it(
         assert scene.ended == ["a1", "b", "a2", "a1"]
 
 
-async def test_those_that_are_known_go_first_and_leave_a_turn_in_four(
+async def test_prioritized_requests_leave_every_fourth_turn(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -90,7 +90,7 @@ async def test_those_that_are_known_go_first_and_leave_a_turn_in_four(
         assert scene.ended == ["known 0", "known 1", "known 2", "new 0", "known 3", "known 4", "new 1"]
 
 
-async def test_those_that_are_new_leave_a_turn_to_those_that_are_known(
+async def test_requests_without_priority_leave_a_turn_free(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     queue = FairQueue("requests", at_once=2, places=8, wait_s=10.0, others_at_once=1)
@@ -109,7 +109,9 @@ async def test_those_that_are_new_leave_a_turn_to_those_that_are_known(
     assert sorted(began[2:]) == ["known 2", "new 2"]
 
 
-async def test_whoever_has_most_places_gives_one_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_network_with_most_places_loses_its_newest_request(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with trio.open_nursery() as nursery:
         scene = Scene(nursery, places=3)
         await scene.begin()
@@ -125,7 +127,7 @@ async def test_whoever_has_most_places_gives_one_up(autojump_clock: trio.testing
         assert scene.ended == ["known", "b0", "a0"]
 
 
-async def test_nobody_waits_longer_than_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_request_waits_longer_than_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         scene = Scene(nursery, wait_s=2.0)
         await scene.begin()
@@ -138,10 +140,10 @@ async def test_nobody_waits_longer_than_the_deadline(autojump_clock: trio.testin
 
 
 @pytest.mark.parametrize(("turn_s", "took_s"), [(4.0, 4.0), (0.1, 0.5)])
-async def test_a_busy_registry_ends_the_wait_of_all(
+async def test_busy_registry_refuses_all_waiting_requests(
     autojump_clock: trio.testing.MockClock, turn_s: float, took_s: float
 ) -> None:
-    """Each would find the registry busy as well; not if the turn had only little time left by itself."""
+    """Their turns would fail too. A turn that failed early, for lack of its own time, refuses none."""
     queue = FairQueue("requests", at_once=1, places=32, wait_s=10.0)
     statuses: list[int] = []
 
@@ -181,14 +183,14 @@ async def test_a_caller_that_leaves_keeps_no_turn(autojump_clock: trio.testing.M
             assert len(queue) == 0
             nursery.start_soon(one, called)
             await trio.testing.wait_all_tasks_blocked()
-        called.cancel()  # at the same moment as it is called
+        called.cancel()  # at the moment it gets its turn
         await trio.testing.wait_all_tasks_blocked()
         with trio.fail_after(1):
             async with queue.turn(("c",)):
                 pass
 
 
-async def test_only_so_many_networks_are_remembered(
+async def test_number_of_remembered_networks_is_bounded(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brewos_relay.api.fair_queue._REMEMBERED", 3)

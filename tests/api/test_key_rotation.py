@@ -10,7 +10,7 @@ from support.household import KEY, MACHINE, open_household
 ROTATE = f"/devices/{MACHINE}/rotate-key"
 
 
-async def test_a_machine_is_sent_a_key_that_nobody_else_sees(tmp_path: Path) -> None:
+async def test_new_key_is_sent_to_the_machine_only(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         answer = await house.ask("POST", f"/devices/{MACHINE.lower()}/rotate-key")
@@ -29,10 +29,10 @@ async def test_a_machine_is_sent_a_key_that_nobody_else_sees(tmp_path: Path) -> 
         assert device.next_key_hashes == (hash_secret(sent["key"]),)
 
 
-async def test_a_key_that_was_not_sent_after_all_is_forgotten(tmp_path: Path) -> None:
+async def test_key_that_could_not_be_sent_is_dropped(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
-        # Goes while the key is being kept.
+        # The machine disconnects while the key is stored.
         house.relay.takes = False
         for _ in range(NEXT_KEYS_AT_MOST + 1):
             answer = await house.ask("POST", ROTATE)
@@ -43,7 +43,7 @@ async def test_a_key_that_was_not_sent_after_all_is_forgotten(tmp_path: Path) ->
         assert device.next_key_hashes == ()
 
 
-async def test_a_machine_that_is_away_gets_no_key(tmp_path: Path) -> None:
+async def test_offline_machine_gets_no_key(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         answer = await house.ask("POST", ROTATE)
         assert answer.status == 409
@@ -53,21 +53,21 @@ async def test_a_machine_that_is_away_gets_no_key(tmp_path: Path) -> None:
         assert device.next_key_hashes == ()
 
 
-async def test_a_machine_that_uses_none_gets_no_more(tmp_path: Path) -> None:
+async def test_machine_that_ignores_new_keys_gets_no_more(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         statuses = [(await house.ask("POST", ROTATE)).status for _ in range(NEXT_KEYS_AT_MOST + 1)]
         assert statuses == [202] * NEXT_KEYS_AT_MOST + [409]
         assert len(house.relay.sent) == NEXT_KEYS_AT_MOST
-        for online in ({MACHINE}, set[str]()):  # also offline: switching it on would not help
+        for online in ({MACHINE}, set[str]()):  # offline too, but switching it on would not help
             house.relay.online = online
             refused = await house.ask("POST", ROTATE)
             assert refused.status == 409
-            assert "ignored the earlier rotations" in refused.content["error"]
+            assert "ignored the last" in refused.content["error"]
             assert "pair it again" in refused.content["error"]
 
 
-async def test_only_owners_give_a_machine_a_key(tmp_path: Path) -> None:
+async def test_only_owners_rotate_a_key(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         await house.give("bob", "member")

@@ -56,9 +56,7 @@ async def test_an_app_gets_all_machines_up_to_the_quota_in_one_answer(tmp_path: 
 
 
 @pytest.mark.parametrize("devices", [frozenset(), "*"])
-async def test_however_many_machines_there_are_an_answer_has_a_bounded_number(
-    house: Household, devices: Any
-) -> None:
+async def test_number_of_machines_in_an_answer_is_bounded(house: Household, devices: Any) -> None:
     await fill(house, "bob")
     token = house.token("bob", devices=devices)
     answer = await house.ask("GET", "/devices", token=token)
@@ -151,7 +149,7 @@ async def test_a_share_is_refused_to_a_user_with_as_many_machines_as_the_quota(
         refused = await house.ask("POST", "/devices/claim-share", body, by="bob")
         assert refused.status == 409
         assert "2 machines" in refused.content["error"]
-        # Nothing is used up, and what they have already stays theirs.
+        # The share is not used up, and the user keeps the machines.
         assert (await house.ask("DELETE", f"/devices/{ids(1)[0]}", by="bob")).status == 200
         for _ in range(2):
             assert (await house.ask("POST", "/devices/claim-share", body, by="bob")).status == 200
@@ -160,7 +158,7 @@ async def test_a_share_is_refused_to_a_user_with_as_many_machines_as_the_quota(
 # Removal
 
 
-async def test_a_large_account_is_signed_out_before_its_machines_are_given_up(
+async def test_large_account_is_signed_out_before_its_machines_are_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
@@ -172,17 +170,17 @@ async def test_a_large_account_is_signed_out_before_its_machines_are_given_up(
         await fill(house, ben["user"]["id"])
         path = f"/admin/users/{ben['user']['id']}"
         assert (await house.ask("DELETE", path, token=ada["accessToken"])).status == 200
-        # The answer does not wait for the machines.
+        # The answer does not wait for the release of the machines.
         assert await house.store.read(closed_accounts) == [ben["user"]["id"]]
         assert (await house.ask("GET", "/devices", token=ben["accessToken"])).status == 401
         assert (await house.ask("DELETE", path, token=ada["accessToken"])).status == 404
-        # Another user signs in, and signs out everywhere, meanwhile.
+        # Meanwhile another user signs in, and ends all sessions.
         again = await sign_in(house, EMAIL)
         with trio.fail_after(2):
             answer = await ask(house, "/auth/logout-all", {}, token=again["accessToken"])
         assert (answer.status, answer.content["ended"]) == (200, 2)
         assert await house.store.read(closed_accounts) != []
-        # The address is free at once.
+        # The address can be used again at once.
         new = await sign_in(house, BEN)
         assert new["user"]["id"] != ben["user"]["id"]
         with trio.fail_after(20):

@@ -17,7 +17,7 @@ from support.sign_ins import EMAIL, add_account, admitted, ask, sign_in
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let sessions see a time that is so many seconds after the test began."""
+    """Return a function that sets the clock of sessions to some seconds after the start of the test."""
     began_ms = now_ms()
 
     def pass_s(seconds: float) -> None:
@@ -29,7 +29,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 async def status_of(house: Household, session: dict[str, Any], path: str = "/auth/me") -> int:
-    """Ask with a session's access token."""
+    """Send a request with the access token of a session."""
     return (await ask(house, path, method="GET", token=session["accessToken"])).status
 
 
@@ -37,7 +37,7 @@ async def refresh(house: Household, session: dict[str, Any]) -> Any:
     return await ask(house, "/auth/refresh", {"refreshToken": session["refreshToken"]})
 
 
-async def test_refreshing_gives_all_that_an_app_keeps(house: Household) -> None:
+async def test_refresh_returns_all_fields_of_a_session(house: Household) -> None:
     first = await sign_in(house)
     answer = await refresh(house, first)
     assert answer.status == 200
@@ -48,7 +48,7 @@ async def test_refreshing_gives_all_that_an_app_keeps(house: Household) -> None:
     assert isinstance(second["expiresAt"], int)
     assert second["expiresAt"] == pytest.approx((time.time() + 3600) * 1000, abs=5_000)
     assert await status_of(house, second) == 200
-    # It is the same session: the old access token is good until its end.
+    # It is the same session: the old access token stays valid until it expires.
     assert await status_of(house, first) == 200
 
 
@@ -75,7 +75,7 @@ async def test_requests_of_two_tabs_at_the_same_time_get_the_same_successor(hous
     assert len(set(tokens)) == 1
 
 
-async def test_a_token_whose_answer_was_lost_is_good_after_a_night(
+async def test_refresh_token_whose_answer_was_lost_works_after_a_night(
     house: Household, later: Callable[[float], None]
 ) -> None:
     session = await sign_in(house)
@@ -104,7 +104,7 @@ async def test_a_token_used_after_its_successor_ends_the_session(
     assert await status_of(house, owner) == 401
     for session in (owner, tab.content, stolen):
         assert (await refresh(house, session)).status == 401
-    # The owner of the machine sees it, and so does the log.
+    # The activity of the machine shows it, and so does the log.
     fresh = await sign_in(house)
     told = await ask(house, f"/devices/{MACHINE}/activity", method="GET", token=fresh["accessToken"])
     entry = told.content["activity"][0]
@@ -136,7 +136,7 @@ async def test_no_refresh_token_is_stored(house: Household) -> None:
         for token in (session["refreshToken"], following["refreshToken"]):
             assert token not in stored
             assert token.encode() not in stored
-        # Nor does it follow from what is stored.
+        # Stored values do not reveal the successor.
         salts = [row.successor_salt for row in rows if row.successor_salt is not None]
         hashes = [row.token_hash for row in rows]
         assert salts
@@ -147,7 +147,7 @@ async def test_no_refresh_token_is_stored(house: Household) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "never-was", "x" * 5000, "é\0", "eyJhbGciOiJub25lIn0.e30."])
-async def test_a_token_that_is_no_good_is_a_401(house: Household, token: str) -> None:
+async def test_invalid_refresh_token_is_a_401(house: Household, token: str) -> None:
     answer = await ask(house, "/auth/refresh", {"refreshToken": token})
     assert answer.status == 401
 
@@ -182,12 +182,12 @@ async def test_signing_out_ends_this_session_and_no_other(house: Household) -> N
     assert await status_of(house, kitchen) == 401
     assert (await refresh(house, kitchen)).status == 401
     assert await status_of(house, phone) == 200
-    # It is over: that is no failure, it is what was wanted.
+    # The session has ended already, which is no error.
     again = await ask(house, "/auth/logout", token=kitchen["accessToken"])
     assert (again.status, again.content) == (200, {"ended": 0})
 
 
-async def test_a_token_of_no_session_has_none_to_end(house: Household) -> None:
+async def test_sign_out_without_a_session_ends_nothing(house: Household) -> None:
     answer = await house.ask("POST", "/auth/logout", token=house.token("ada"))
     assert (answer.status, answer.content) == (200, {"ended": 0})
     assert (await house.ask("GET", "/auth/me", token=house.token("ada"))).status == 200
@@ -224,7 +224,7 @@ async def test_sessions_are_listed_and_ended(house: Household) -> None:
         "address",
     }
     (not_this,) = [session["id"] for session in listed if not session["current"]]
-    # Nobody ends somebody else's, or learns that it is there.
+    # No user ends the session of another, or learns that it exists.
     foreign = await ask(house, f"/auth/sessions/{not_this}", method="DELETE", token=other["accessToken"])
     unknown = await ask(house, "/auth/sessions/never-was", method="DELETE", token=other["accessToken"])
     assert foreign.status == unknown.status == 404
@@ -236,7 +236,7 @@ async def test_sessions_are_listed_and_ended(house: Household) -> None:
 
 
 @pytest.mark.parametrize("path", ["logout", "logout-all", "sessions", "refresh"])
-async def test_the_answer_comes_after_the_change_was_applied(house: Household, path: str) -> None:
+async def test_answer_is_sent_after_the_change_was_applied(house: Household, path: str) -> None:
     applied: list[Change] = []
 
     async def apply(changes: Sequence[Change]) -> None:
@@ -261,7 +261,7 @@ async def test_the_answer_comes_after_the_change_was_applied(house: Household, p
     assert [change.kind for change in applied] == ["session_ended"]
 
 
-async def test_me_tells_who_asks(house: Household) -> None:
+async def test_me_returns_the_user_of_the_token(house: Household) -> None:
     await add_account(house)
     session = await sign_in(house)
     me = (await ask(house, "/auth/me", method="GET", token=session["accessToken"])).content
@@ -270,14 +270,14 @@ async def test_me_tells_who_asks(house: Household) -> None:
     assert me["sessionId"]
 
 
-async def test_me_with_a_token_of_no_account(house: Household) -> None:
+async def test_me_with_a_token_without_an_account(house: Household) -> None:
     me = (await house.ask("GET", "/auth/me", token=house.token("carol"))).content
     assert me["user"] == {"id": "carol", "email": "carol@example.org", "name": "", "picture": None}
     assert (me["isAdmin"], me["hasPassword"], me["sessionId"]) == (False, False, None)
 
 
-async def test_a_session_of_somebody_else_is_none(house: Household) -> None:
-    """A token that names a session must be of the same user, whoever signed it."""
+async def test_session_of_another_user_is_not_found(house: Household) -> None:
+    """A token with a session must name the user of that session, even if its signature is valid."""
     session = await sign_in(house)
     me = (await ask(house, "/auth/me", method="GET", token=session["accessToken"])).content
     mixed = house.keys.issue(user_id="mallory", email="m@example.org", session_id=me["sessionId"])
@@ -285,7 +285,7 @@ async def test_a_session_of_somebody_else_is_none(house: Household) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a b", "bearer forged"])
-async def test_what_is_no_token_is_a_401_that_says_so(house: Household, header: str) -> None:
+async def test_malformed_token_is_a_401(house: Household, header: str) -> None:
     response = await house.app.test_client().get("/api/auth/me", headers={"Authorization": header})
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -312,5 +312,5 @@ async def test_refreshes_are_limited_by_address(house: Household) -> None:
         ("GET", "/stats/extended"),
     ],
 )
-async def test_what_is_not_offered_is_a_404_in_json(house: Household, method: str, path: str) -> None:
+async def test_unsupported_sign_in_is_a_404_in_json(house: Household, method: str, path: str) -> None:
     assert (await house.ask(method, path)).status == 404

@@ -41,7 +41,7 @@ async def test_metrics_with_their_token(measured: QuartTrio) -> None:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer no", TOKEN, f"Basic {TOKEN}", "Bearer \udcff"]
 )
-async def test_nobody_else_sees_them(measured: QuartTrio, header: str | None) -> None:
+async def test_metrics_without_their_token_are_refused(measured: QuartTrio, header: str | None) -> None:
     assert not bearer_matches(header, TOKEN)
     if header is None or header.isascii():
         headers = {} if header is None else {"Authorization": header}
@@ -50,7 +50,7 @@ async def test_nobody_else_sees_them(measured: QuartTrio, header: str | None) ->
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_without_a_token_there_are_none(app: QuartTrio) -> None:
+async def test_without_a_configured_token_metrics_are_not_served(app: QuartTrio) -> None:
     response = await app.test_client().get("/metrics", headers={"Authorization": "Bearer "})
     assert response.status_code == 404
 
@@ -60,7 +60,7 @@ def test_the_token_is_not_shown() -> None:
 
 
 class Measuring:
-    """An application, and what is counted of it."""
+    """An application with its counters."""
 
     def __init__(self, app: QuartTrio, counters: RequestCounters) -> None:
         self.counters = counters
@@ -114,15 +114,13 @@ async def test_requests_are_counted_by_method_route_and_status(measuring: Measur
     assert {len(each) for each in ids} == {16}
 
 
-async def test_whoever_asks_too_often_is_counted_by_what_there_was_too_much_of(measuring: Measuring) -> None:
+async def test_refused_requests_are_counted_by_reason(measuring: Measuring) -> None:
     for _ in range(3):
         await measuring.client.post("/api/auth/invite", json={"token": "x" * 43})
     assert measuring.counters.refused == {"too_many_attempts_to_sign_in": 2}
 
 
-async def test_each_entry_of_the_log_says_of_which_request_it_is(
-    measuring: Measuring, noted: pytest.LogCaptureFixture
-) -> None:
+async def test_log_entries_have_the_request_id(measuring: Measuring, noted: pytest.LogCaptureFixture) -> None:
     seen: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -145,7 +143,7 @@ async def test_each_entry_of_the_log_says_of_which_request_it_is(
     assert record.getMessage() == "GET none: 204"
 
 
-async def test_requests_are_in_flight_until_they_are_over_however_that_comes() -> None:
+async def test_requests_are_in_flight_until_they_end_or_fail() -> None:
     counters = RequestCounters()
 
     async def hangs(scope: Any, receive: Any, send: Any) -> None:
@@ -166,7 +164,7 @@ async def test_requests_are_in_flight_until_they_are_over_however_that_comes() -
     assert counters.answered == {("GET", "none", "none"): 2}
 
 
-async def test_what_is_no_request_is_handed_on() -> None:
+async def test_lifespan_events_are_passed_on() -> None:
     counters, seen = RequestCounters(), []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

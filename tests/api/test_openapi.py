@@ -42,7 +42,7 @@ async def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -
     assert {method for methods in paths.values() for method in methods} <= METHODS
 
 
-async def test_every_operation_says_what_it_does_and_how_it_refuses(tmp_path: Path) -> None:
+async def test_every_operation_has_a_summary_and_error_answers(tmp_path: Path) -> None:
     content = await document(tmp_path)
     operations = [operation for methods in content["paths"].values() for operation in methods.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
@@ -90,7 +90,7 @@ def app_with(body: Any) -> QuartTrio:
     return app
 
 
-def test_an_operation_is_made_of_its_description() -> None:
+def test_operation_is_generated_from_its_description() -> None:
     made = document_of(routes_of(app_with(Given)))
     operation = made.paths["/api/some/{user_id}"]["post"]
     assert made.paths.keys() == {"/api/some/{user_id}", "/api/openapi.json"}
@@ -110,13 +110,13 @@ def test_an_operation_is_made_of_its_description() -> None:
     ]
 
 
-def test_two_shapes_of_one_name_are_refused() -> None:
+def test_two_types_with_the_same_name_are_refused() -> None:
     other = msgspec.defstruct("Document", [("else_", int)])
     with pytest.raises(ValueError, match="Document"):
         document_of(routes_of(app_with(other)))
 
 
-async def test_the_document_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_document_is_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     client = app_with(Given).test_client()
     first = await (await client.get("/api/openapi.json")).get_data()
     monkeypatch.setattr("brewos_relay.api.openapi.document_of", None)

@@ -43,10 +43,10 @@ async def roles(house: Household, by: str) -> dict[str, str]:
     return {device["id"]: device["role"] for device in answer.content["devices"]}
 
 
-# Registering
+# Registration
 
 
-async def test_a_machine_registers_what_it_shows_and_whoever_sees_that_owns_it(tmp_path: Path) -> None:
+async def test_user_with_the_shown_token_becomes_owner(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         answer = await register(house, NEW.lower(), more=[1])
         assert (answer.status, answer.body) == (200, b'{"success":true}')
@@ -56,7 +56,7 @@ async def test_a_machine_registers_what_it_shows_and_whoever_sees_that_owns_it(t
         assert await roles(house, "bob") == {NEW: "owner"}
 
 
-async def test_every_registration_is_answered_alike(tmp_path: Path) -> None:
+async def test_every_registration_gets_the_same_answer(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         answers = [
             await register(house),
@@ -88,7 +88,7 @@ async def test_every_registration_is_answered_alike(tmp_path: Path) -> None:
         {"deviceKey": None},
     ],
 )
-async def test_what_is_malformed_is_refused_without_being_repeated(
+async def test_malformed_registration_is_refused_without_quoting_it(
     tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     async with open_household(tmp_path) as house:
@@ -102,7 +102,7 @@ async def test_what_is_malformed_is_refused_without_being_repeated(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"deviceId":"\xff"}', b"[" * 3000, b"null"])
-async def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+async def test_body_that_is_not_json_is_refused(tmp_path: Path, data: bytes) -> None:
     async with open_household(tmp_path) as house:
         answer = await house.ask("POST", "/devices/register-claim", by=None, data=data)
         assert answer.status == 400
@@ -118,11 +118,11 @@ async def test_a_machine_is_slowed_down_by_its_id_first(tmp_path: Path) -> None:
         refused = await register(house, key=KEY)
         assert refused.status == 429
         assert int(refused.headers["Retry-After"]) > 0
-        # Others have not used any of what the address has left.
+        # The other requests used up nothing of the budget of the address.
         assert [(await register(house, f"BRW-0000010{n}")).status for n in range(4)] == [200, 200, 200, 429]
 
 
-async def test_nobody_elsewhere_can_keep_a_machine_with_a_new_key_out(tmp_path: Path) -> None:
+async def test_other_networks_cannot_lock_out_a_machine_with_a_new_key(tmp_path: Path) -> None:
     request_limits = RequestLimits()
     request_limits.register_by_device = RequestLimit("registrations", burst=2, each_minute=1)
     async with open_household(tmp_path, request_limits=request_limits) as house:
@@ -138,7 +138,7 @@ async def test_nobody_elsewhere_can_keep_a_machine_with_a_new_key_out(tmp_path: 
         assert await register_from("198.51.100.7", OTHER_KEY) == 200
 
 
-async def test_nobody_can_keep_a_machine_with_a_working_key_out(tmp_path: Path) -> None:
+async def test_machine_with_a_working_key_cannot_be_locked_out(tmp_path: Path) -> None:
     request_limits = RequestLimits()
     request_limits.register_by_device = RequestLimit("registrations", burst=1, each_minute=1)
     async with open_household(tmp_path, request_limits=request_limits) as house:
@@ -149,10 +149,10 @@ async def test_nobody_can_keep_a_machine_with_a_working_key_out(tmp_path: Path) 
         assert (await register(house, MACHINE, key="n" * 43)).status == 200
 
 
-# Claiming
+# Pairing
 
 
-async def test_a_claim_can_be_repeated_by_the_same_user_only(tmp_path: Path) -> None:
+async def test_pairing_can_be_repeated_by_the_same_user_only(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await register(house)
         first = await claim(house)
@@ -161,7 +161,7 @@ async def test_a_claim_can_be_repeated_by_the_same_user_only(tmp_path: Path) -> 
         assert await roles(house, "eve") == {}
 
 
-async def test_a_claim_of_an_owned_machine_with_its_working_key_makes_a_member(tmp_path: Path) -> None:
+async def test_pairing_with_an_owned_machine_makes_a_member(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await register(house, MACHINE, key=KEY)
         answer = await claim(house, MACHINE, name="Taken over")
@@ -182,7 +182,7 @@ async def test_a_stranger_with_a_key_of_their_own_gets_nothing(tmp_path: Path) -
         assert device.key_hash == hash_secret(OTHER_KEY)
 
 
-async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_words(tmp_path: Path) -> None:
+async def test_wrong_unknown_expired_and_used_tokens_get_the_same_answer(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await register(house)
         await claim(house)
@@ -214,7 +214,7 @@ async def test_what_is_wrong_unknown_expired_and_used_is_refused_in_the_same_wor
         assert answers[0].status == 404
 
 
-async def test_a_token_is_good_for_as_long_as_the_machine_shows_it(
+async def test_token_is_valid_as_long_as_the_machine_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_household(tmp_path) as house:
@@ -228,7 +228,7 @@ async def test_a_token_is_good_for_as_long_as_the_machine_shows_it(
         assert (await claim(house, token="u" * 32)).status == 200
 
 
-async def test_claiming_needs_to_be_signed_in(tmp_path: Path) -> None:
+async def test_pairing_needs_a_session(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         for path in ("claim", "claim-share"):
             body = {"deviceId": NEW, "token": TOKEN}
@@ -239,13 +239,13 @@ async def test_claiming_needs_to_be_signed_in(tmp_path: Path) -> None:
     "body", [{}, {"deviceId": NEW}, {"deviceId": 1, "token": ""}, {"deviceId": "x" * 321}]
 )
 @pytest.mark.parametrize("path", ["claim", "claim-share"])
-async def test_a_malformed_claim_is_refused(tmp_path: Path, body: Any, path: str) -> None:
+async def test_malformed_pairing_request_is_refused(tmp_path: Path, body: Any, path: str) -> None:
     async with open_household(tmp_path) as house:
         assert (await house.ask("POST", f"/devices/{path}", body)).status == 400
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "a\x07"])
-async def test_a_name_that_cannot_be_one_is_refused_and_the_token_is_kept(tmp_path: Path, name: str) -> None:
+async def test_invalid_name_is_refused_and_the_token_stays_valid(tmp_path: Path, name: str) -> None:
     async with open_household(tmp_path) as house:
         await register(house)
         assert (await claim(house, name=name)).status == 400
@@ -265,7 +265,7 @@ async def test_guessing_is_slowed_down(tmp_path: Path, typed: bool) -> None:
             return (await claim(house, "AAAA-AAAA" if typed else MACHINE, token=token, by=by)).status
 
         await register(house, NEW)
-        assert (await claim(house, by="eve")).status == 200  # what is good does not count
+        assert (await claim(house, by="eve")).status == 200  # successful attempts do not count
         assert [await guess("eve") for _ in range(4)] == [404, 404, 404, 429]
         assert [await guess("mallory") for _ in range(3)] == [404, 404, 429]
 
@@ -284,7 +284,7 @@ async def test_a_short_code_can_be_typed_without_a_token(tmp_path: Path, path: s
         assert await roles(house, "bob") == {MACHINE: "viewer"}
 
 
-async def test_a_link_is_taken_up_by_any_number(tmp_path: Path) -> None:
+async def test_link_can_be_accepted_by_any_number_of_users(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         made = await share(house)
         body = {"deviceId": MACHINE.lower(), "token": made["token"], "name": "ignored"}
@@ -294,7 +294,7 @@ async def test_a_link_is_taken_up_by_any_number(tmp_path: Path) -> None:
         assert await roles(house, "bob") == await roles(house, "cleo") == {MACHINE: "member"}
 
 
-async def test_the_token_of_a_share_is_none_of_a_machine_and_the_other_way_round(tmp_path: Path) -> None:
+async def test_share_tokens_and_pairing_tokens_are_not_interchangeable(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         made = await share(house)
         await register(house)
@@ -316,12 +316,12 @@ async def test_a_flood_of_new_machines_is_503_and_a_machine_with_its_key_is_not(
         refused = await register(house, "BRW-000001FF")
         assert refused.headers["Retry-After"] == "30"
         assert "200 " not in refused.content["error"]
-        # It has nothing new to say, and would not connect if it were refused.
+        # It would not connect if it were refused.
         assert (await register(house, MACHINE)).status == 200
         assert (await register(house, MACHINE, key=OTHER_KEY)).status == 503
 
 
-async def test_a_claim_that_ends_in_503_is_not_counted(
+async def test_pairing_that_ends_in_503_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_household(tmp_path) as house:

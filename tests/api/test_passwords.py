@@ -24,7 +24,7 @@ NEW = "another battery staple"
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every session be too old to set a password without the old one."""
+    """Make every session too old to set a password without the current one."""
     late_ms = now_ms() + FRESH_S * 1000 + 60_000
     monkeypatch.setattr(passwords, "now_ms", lambda: late_ms)
 
@@ -36,7 +36,7 @@ async def signs_in(house: Household, password: str) -> bool:
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
-async def test_who_came_by_a_link_may_set_a_password(house: Household, method: str) -> None:
+async def test_fresh_session_may_set_a_password(house: Household, method: str) -> None:
     session = await sign_in(house)
     answer = await ask(house, "/me/password", {"password": NEW}, method=method, token=session["accessToken"])
     assert (answer.status, answer.content) == (200, {"endedSessions": 0})
@@ -87,14 +87,14 @@ async def test_later_the_current_password_is_needed(house: Household) -> None:
 
 
 @pytest.mark.usefixtures("later")
-async def test_later_no_first_password_is_set_with_a_token_alone(house: Household) -> None:
+async def test_old_session_may_not_set_a_first_password(house: Household) -> None:
     session = await sign_in(house)
     answer = await ask(house, "/me/password", {"password": NEW}, method="PUT", token=session["accessToken"])
     assert answer.status == 403
     assert not await signs_in(house, NEW)
 
 
-async def test_a_token_of_no_session_sets_no_password(house: Household) -> None:
+async def test_token_without_a_session_sets_no_password(house: Household) -> None:
     user = await add_account(house)
     token = house.keys.issue(user_id=user.id, email=EMAIL)
     answer = await ask(house, "/me/password", {"password": NEW}, method="PUT", token=token)
@@ -120,7 +120,7 @@ async def test_guesses_from_one_address_are_few(house: Household, monkeypatch: p
     assert await guess(house, check, "192.0.2.1", PASSWORD) == "limited"
 
 
-async def test_many_strangers_do_not_guess_more_and_lock_nobody_out(
+async def test_guesses_from_many_addresses_are_limited_without_lockout(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
@@ -134,7 +134,7 @@ async def test_many_strangers_do_not_guess_more_and_lock_nobody_out(
         assert await guess(house, check, "home", PASSWORD) == "right"
 
 
-async def test_other_accounts_cannot_push_out_the_networks_that_an_account_knows(
+async def test_known_networks_of_an_account_are_independent_of_other_accounts(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
@@ -151,7 +151,7 @@ async def test_other_accounts_cannot_push_out_the_networks_that_an_account_knows
     assert await guess(house, check, "home", PASSWORD) == "right"
 
 
-async def test_known_networks_outlast_a_restart(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_known_networks_survive_a_restart(house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     await add_account(house)
     before = PasswordCheck(store=house.store, request_limits=RequestLimits())
@@ -162,7 +162,7 @@ async def test_known_networks_outlast_a_restart(house: Household, monkeypatch: p
 
 
 async def lock_out_strangers(house: Household, check: PasswordCheck) -> None:
-    """Use up what the account has for networks that are new to it."""
+    """Use up the attempts of unknown networks at an account."""
     for number in range(100):
         if await guess(house, check, f"stranger {number}") == "limited":
             return
@@ -170,11 +170,11 @@ async def lock_out_strangers(house: Household, check: PasswordCheck) -> None:
 
 
 def neighbours(count: int) -> list[str]:
-    """Give as many /64 of one /56."""
+    """Return `count` /64 of one /56."""
     return [network_of(f"2001:db8:0:{number:x}::1") for number in range(count)]
 
 
-async def test_a_56_has_no_more_attempts_at_an_account_than_two_64(
+async def test_a_56_has_as_many_attempts_at_an_account_as_two_64(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
@@ -184,10 +184,10 @@ async def test_a_56_has_no_more_attempts_at_an_account_than_two_64(
     assert results == ["wrong"] * 16 + ["limited"] * 29
 
 
-async def test_45_connections_of_one_56_keep_no_owner_from_signing_in(
+async def test_45_connections_of_one_56_do_not_lock_out_the_owner(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner signs in from a known network, and another user from one that is new."""
+    """The owner signs in from a known network, another user from an unknown one."""
     monkeypatch.setattr(passwords, "password_matches", slow_match)
     await add_account(house)
     other = await house.store.write(add_user, email="bob@example.org", name=None, now_ms=1)
@@ -249,7 +249,7 @@ async def test_an_attempt_that_ends_in_503_is_not_counted(
 async def test_a_registry_that_fails_costs_no_attempt(
     house: Household, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Every way in is refunded, through HTTP."""
+    """The attempt is given back for every way to sign in."""
     await add_account(house)
     token = (await sign_in(house))["accessToken"] if way == "me" else None
     request_limits = house.request_limits
@@ -277,7 +277,7 @@ async def test_a_registry_that_fails_costs_no_attempt(
 
     monkeypatch.setattr(limited, "give_back", count)
     answer = await ask(house, path, body, method=method, token=token)
-    if way == "google":  # it is not set up, which is no 503
+    if way == "google":  # this way is not set up, which is no 503
         assert (answer.status, given_back) == (404, 0)
     else:
         assert (answer.status, given_back) == (503, 1)

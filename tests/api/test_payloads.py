@@ -15,7 +15,7 @@ def test_times_are_iso_8601_in_utc_with_milliseconds() -> None:
     assert iso_time(1_700_000_000_001) == "2023-11-14T22:13:20.001Z"
 
 
-def test_no_time_is_none() -> None:
+def test_iso_time_of_none_is_none() -> None:
     assert iso_time(None) is None
 
 
@@ -92,7 +92,7 @@ async def test_a_body_that_a_form_can_send_is_refused(app: QuartTrio, content_ty
         b"deviceId=a",
     ],
 )
-async def test_a_body_of_another_shape_is_a_400_that_does_not_repeat_it(app: QuartTrio, body: bytes) -> None:
+async def test_invalid_body_is_a_400_that_does_not_quote_it(app: QuartTrio, body: bytes) -> None:
     response = await app.test_client().post("/thing", data=body, headers=JSON)
     assert response.status_code == 400
     error = (await response.get_json())["error"]
@@ -100,12 +100,12 @@ async def test_a_body_of_another_shape_is_a_400_that_does_not_repeat_it(app: Qua
     assert "aaaa" not in error
 
 
-async def test_the_place_of_a_mistake_is_told(app: QuartTrio) -> None:
+async def test_error_names_the_wrong_member(app: QuartTrio) -> None:
     response = await app.test_client().post("/thing", data=b'{"deviceId":"a","count":[]}', headers=JSON)
     assert "$.count" in (await response.get_json())["error"]
 
 
-async def test_a_query_is_read_by_its_shape(app: QuartTrio) -> None:
+async def test_query_is_decoded_by_its_type(app: QuartTrio) -> None:
     response = await app.test_client().get("/thing?deviceId=a&count=3&more=1")
     assert await response.get_json() == {"id": "a", "count": 3}
     response = await app.test_client().get("/thing?deviceId=a&count=many")
@@ -113,27 +113,27 @@ async def test_a_query_is_read_by_its_shape(app: QuartTrio) -> None:
     assert "$.count" in (await response.get_json())["error"]
 
 
-def test_a_text_that_can_be_shown_is_stripped() -> None:
+def test_valid_name_is_stripped() -> None:
     assert checked_name("  Küche 1 ", what="A name", longest_chars=7) == "Küche 1"
     family = "\U0001f468\u200d\U0001f469"
     assert checked_name(family, what="A name", longest_chars=7) == family
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a\0b", "a\nb", "\ud800", "12345678", "\u202eabc", "\u200b"])
-def test_a_text_that_cannot_be_shown_is_refused(text: str) -> None:
+def test_invalid_name_is_a_400(text: str) -> None:
     with pytest.raises(Refused, match="A name must have 1 to 7 printable characters") as refused:
         checked_name(text, what="A name", longest_chars=7)
     assert refused.value.status == 400
 
 
-def test_what_has_a_secret_in_it_does_not_show_it() -> None:
+def test_repr_of_a_secret_struct_hides_its_fields() -> None:
     class Password(SecretStruct, rename="camel"):
         password: str
 
     assert repr(Password("correct horse")) == "<Password>"
 
 
-def test_nothing_that_has_a_secret_in_it_shows_it() -> None:
+def test_structs_with_secret_fields_hide_them() -> None:
     for module in (sign_in, login_sessions, passwords):
         for name, kind in vars(module).items():
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct:

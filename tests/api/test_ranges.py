@@ -1,4 +1,4 @@
-"""Parts of files: which bytes a Range header stands for."""
+"""Range headers: the bytes that each means."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ WHOLE = (0, SIZE)
         ("bytes=" + "0" * 5000 + "1-1", (1, 2)),
     ],
 )
-def test_a_single_range_is_a_part(value: str, part: tuple[int, int]) -> None:
+def test_single_range_is_parsed(value: str, part: tuple[int, int]) -> None:
     assert parse_range(value, SIZE) == part
 
 
@@ -52,7 +52,7 @@ def test_a_single_range_is_a_part(value: str, part: tuple[int, int]) -> None:
         "x",
     ],
 )
-def test_anything_else_is_the_whole_file(value: str) -> None:
+def test_other_range_headers_mean_the_whole_file(value: str) -> None:
     assert parse_range(value, SIZE) == WHOLE
 
 
@@ -62,14 +62,14 @@ def test_a_range_behind_the_end_is_refused(value: str) -> None:
         parse_range(value, SIZE)
 
 
-def test_of_an_empty_file_there_is_no_part() -> None:
+def test_empty_file_has_no_satisfiable_range() -> None:
     assert parse_range("bytes=-5", 0) == (0, 0)
     with pytest.raises(Unsatisfiable):
         parse_range("bytes=0-", 0)
 
 
 @given(st.one_of(st.text(), st.from_regex(r"bytes=\d*-\d*")), st.integers(0, 200))
-def test_a_part_is_always_inside_the_file(value: str, size: int) -> None:
+def test_part_is_always_within_the_file(value: str, size: int) -> None:
     try:
         first, stop = parse_range(value, size)
     except Unsatisfiable:

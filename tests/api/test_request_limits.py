@@ -35,14 +35,14 @@ async def test_a_bucket_is_emptied_and_fills_again(autojump_clock: trio.testing.
     assert count(limit, "a") == 3
 
 
-async def test_the_answer_says_when_to_come_back_and_that_is_true(
+async def test_retry_after_is_exact(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limit = RequestLimit("attempts to pair", burst=2, each_minute=4)
     count(limit, "a")
     with pytest.raises(Refused) as refused:
         limit.admit("a")
-    assert refused.value.problem == "Too many attempts to pair; try again in 15 seconds."
+    assert refused.value.problem == "Too many attempts to pair. Try again in 15 seconds."
     await trio.sleep(int(refused.value.headers["Retry-After"]))
     assert admitted(limit, "a")
 
@@ -50,22 +50,22 @@ async def test_the_answer_says_when_to_come_back_and_that_is_true(
 @pytest.mark.parametrize(
     ("each_minute", "words"), [(60, "a second"), (0.6, "100 seconds"), (0.4, "3 minutes")]
 )
-async def test_the_time_is_told_in_words(
+async def test_wait_is_written_in_words(
     autojump_clock: trio.testing.MockClock, each_minute: float, words: str
 ) -> None:
     limit = RequestLimit("tries", burst=1, each_minute=each_minute)
     limit.admit("a")
-    with pytest.raises(Refused, match=f"try again in {words}."):
+    with pytest.raises(Refused, match=f"Try again in {words}."):
         limit.admit("a")
 
 
-async def test_nobody_pays_for_somebody_else(autojump_clock: trio.testing.MockClock) -> None:
+async def test_keys_have_separate_buckets(autojump_clock: trio.testing.MockClock) -> None:
     limit = RequestLimit("tries", burst=3, each_minute=6)
     count(limit, "a")
     assert count(limit, "b") == 3
 
 
-async def test_what_is_given_back_can_be_taken_again_and_never_adds_up(
+async def test_returned_tokens_never_exceed_the_burst(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limit = RequestLimit("tries", burst=3, each_minute=6)
@@ -76,7 +76,7 @@ async def test_what_is_given_back_can_be_taken_again_and_never_adds_up(
     assert count(limit, "a") == 3
 
 
-async def test_only_so_many_are_remembered_and_the_last_used_stay(
+async def test_number_of_buckets_is_bounded_and_recent_ones_stay(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limit = RequestLimit("tries", burst=2, each_minute=6, kept=10)
@@ -90,8 +90,10 @@ async def test_only_so_many_are_remembered_and_the_last_used_stay(
     assert count(limit, "stranger 0") == 2
 
 
-async def test_ten_tabs_behind_one_address_never_see_a_limit(autojump_clock: trio.testing.MockClock) -> None:
-    """Each polls every 10 s and renews its tokens; for a while, all of them are loaded again and again."""
+async def test_ten_tabs_behind_one_address_never_reach_a_limit(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each polls every 10 s and renews its tokens. For a minute, all of them reload repeatedly."""
     request_limits = RequestLimits()
     for second in range(3600):
         for tab in range(10):
@@ -141,7 +143,7 @@ async def test_a_wider_network_has_a_few_times_the_budget_of_one_address(
     assert sum(count(limit, key) for key in keys) == shares * 4
 
 
-async def test_what_a_wider_network_refuses_costs_the_narrow_one_nothing(
+async def test_refusal_by_a_wider_network_costs_the_narrow_one_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limit = RequestLimit("tries", burst=4, each_minute=4, by_network=True)
@@ -151,7 +153,7 @@ async def test_what_a_wider_network_refuses_costs_the_narrow_one_nothing(
     assert count(limit, third) == 1
 
 
-async def test_keys_about_different_things_have_buckets_of_their_own(
+async def test_keys_about_different_subjects_have_separate_buckets(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limit = RequestLimit("tries", burst=1, each_minute=1, by_network=True)
@@ -183,7 +185,7 @@ async def test_an_attempt_that_ends_in_503_is_given_back(
     assert admitted(limit, "a") is given_back
 
 
-async def test_what_would_be_refused_can_be_asked_without_taking_anything(
+async def test_check_refuses_without_taking_a_token(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     request_limits = RequestLimits()
@@ -219,14 +221,14 @@ def admitted_of(rate: FairRate, count: int, network: str) -> int:
     return let_in
 
 
-async def test_a_rate_is_used_up_by_one_network_but_for_what_it_leaves_to_others(
+async def test_one_network_leaves_a_reserve_to_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     rate = FairRate("tries", rate_per_s=10, burst=200, reserve_s=10)
     first = admitted_of(rate, 1000, "192.0.2.1")
     assert first == pytest.approx(150, abs=2)
     assert admitted_of(rate, 20, "198.51.100.1") == 20
-    # Alone, it comes to the whole rate.
+    # A network alone gets the whole rate.
     let_in = 0
     for _ in range(100):
         await trio.sleep(1)
@@ -235,14 +237,14 @@ async def test_a_rate_is_used_up_by_one_network_but_for_what_it_leaves_to_others
     assert admitted_of(rate, 50, "203.0.113.1") >= 45
 
 
-async def test_a_48_shares_as_one_network(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_48_counts_as_one_network(autojump_clock: trio.testing.MockClock) -> None:
     rate = FairRate("tries", rate_per_s=10, burst=200, reserve_s=10)
     let_in = sum(admitted_of(rate, 1, f"2001:db8:0:{number:x}::") for number in range(1000))
     assert let_in < 195
     assert admitted_of(rate, 5, "192.0.2.1") == 5
 
 
-async def test_the_refusal_says_when_to_come_back() -> None:
+async def test_refusal_has_retry_after() -> None:
     rate = FairRate("tries", rate_per_s=1, burst=1, reserve_s=1)
     rate.admit("192.0.2.1")
     with pytest.raises(Refused, match="Too many tries at once") as refused:

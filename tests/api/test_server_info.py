@@ -10,7 +10,7 @@ from support.household import Household, open_household
 from support.sign_ins import PlainVerifier
 
 
-async def test_says_who_is_connected(app: QuartTrio, relay: Any) -> None:
+async def test_health_counts_devices_and_clients(app: QuartTrio, relay: Any) -> None:
     relay.online |= {"BRW-00000001", "BRW-00000002"}
     relay.client_count = 7
     response = await app.test_client().get("/api/health")
@@ -21,25 +21,25 @@ async def test_says_who_is_connected(app: QuartTrio, relay: Any) -> None:
     assert answer == {"status": "ok", "devices": 2, "clients": 7}
 
 
-async def test_is_503_once_the_relay_is_leaving(app: QuartTrio, relay: Any) -> None:
+async def test_health_is_503_during_drain(app: QuartTrio, relay: Any) -> None:
     relay.closing = True
     response = await app.test_client().get("/api/health")
     assert response.status_code == 503
     assert (await response.get_json())["status"] == "closing"
 
 
-async def test_answers_head_without_a_query_in_the_way(app: QuartTrio) -> None:
+async def test_health_answers_head_and_ignores_a_query(app: QuartTrio) -> None:
     response = await app.test_client().head("/api/health?x=%00")
     assert response.status_code == 200
 
 
-async def test_whoever_answers_is_alive(app: QuartTrio, relay: Any) -> None:
+async def test_livez_is_ok(app: QuartTrio, relay: Any) -> None:
     relay.closing = True
     response = await app.test_client().get("/livez")
     assert (response.status_code, await response.get_json()) == (200, {"status": "ok"})
 
 
-async def test_ready_until_it_leaves(app: QuartTrio, relay: Any) -> None:
+async def test_ready_until_the_drain(app: QuartTrio, relay: Any) -> None:
     response = await app.test_client().get("/readyz")
     ready = {"status": "ready", "reasons": [], "degraded": []}
     assert (response.status_code, await response.get_json()) == (200, ready)
@@ -51,7 +51,7 @@ async def test_ready_until_it_leaves(app: QuartTrio, relay: Any) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-async def test_info_tells_an_app_all_that_it_needs(app: QuartTrio) -> None:
+async def test_info_has_the_fields_that_apps_need(app: QuartTrio) -> None:
     response = await app.test_client().get("/api/info")
     assert response.status_code == 200
     answer = await response.get_json()
@@ -68,7 +68,7 @@ async def test_mode_is_cloud(app: QuartTrio) -> None:
     assert await response.get_json() == {"mode": "cloud", "apMode": False}
 
 
-async def test_info_tells_how_to_sign_in_and_no_secret(
+async def test_info_lists_ways_to_sign_in_without_secrets(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async with open_household(tmp_path) as house:
@@ -95,6 +95,6 @@ async def test_info_tells_how_to_sign_in_and_no_secret(
         }
 
 
-async def test_there_are_no_public_keys_of_a_secret(house: Household) -> None:
+async def test_no_public_keys_with_a_shared_secret(house: Household) -> None:
     answer = await house.ask("GET", "/auth/jwks.json", by=None)
     assert answer.content == {"keys": []}

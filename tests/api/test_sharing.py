@@ -29,7 +29,7 @@ async def take(house: Household, made: dict[str, Any], *, by: str = "bob") -> An
     return await house.ask("POST", "/devices/claim-share", body, by=by)
 
 
-async def test_a_share_is_a_link_a_picture_and_a_code(tmp_path: Path) -> None:
+async def test_share_has_a_link_a_qr_code_and_a_short_code(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         answer = await house.ask("POST", f"/devices/{MACHINE.lower()}/share")
         assert answer.status == 200
@@ -47,13 +47,13 @@ async def test_a_share_is_a_link_a_picture_and_a_code(tmp_path: Path) -> None:
         assert (await take(house, made)).status == 200
 
 
-async def test_a_link_leads_to_the_address_that_was_asked(tmp_path: Path) -> None:
+async def test_link_uses_the_address_of_the_request(tmp_path: Path) -> None:
     async with open_household(tmp_path, proxy_trust=ProxyTrust()) as house:
         made = (await house.ask("POST", SHARE)).content
         assert made["url"].startswith("http://localhost/pair?")
 
 
-async def test_what_is_made_is_never_shown_again(tmp_path: Path) -> None:
+async def test_secrets_of_a_share_are_shown_once(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         made = (await house.ask("POST", SHARE, {"role": "viewer", "uses": 3})).content
         (share,) = await listed(house)
@@ -71,7 +71,7 @@ async def test_what_is_made_is_never_shown_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["ms", "iso"])
-async def test_access_may_end(tmp_path: Path, form: str) -> None:
+async def test_access_by_a_share_may_end(tmp_path: Path, form: str) -> None:
     async with open_household(tmp_path) as house:
         until_ms = now_ms() + HOUR_MS
         iso = datetime.fromtimestamp(until_ms / 1000, UTC).isoformat(timespec="milliseconds")
@@ -99,20 +99,20 @@ async def test_access_may_end(tmp_path: Path, form: str) -> None:
         ([], 400),
     ],
 )
-async def test_a_share_has_to_make_sense(tmp_path: Path, wanted: Any, status: int) -> None:
+async def test_invalid_share_is_refused(tmp_path: Path, wanted: Any, status: int) -> None:
     async with open_household(tmp_path) as house:
         assert (await house.ask("POST", SHARE, wanted)).status == status
         assert await listed(house) == []
 
 
-async def test_a_body_is_not_needed_and_may_be_empty(tmp_path: Path) -> None:
+async def test_share_without_a_body_uses_defaults(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         for data in (None, b"", b"{}"):
             assert (await house.ask("POST", SHARE, data=data)).status == 200
         assert (await house.ask("POST", SHARE, data=b"x")).status == 400
 
 
-async def test_a_revoked_share_is_worth_nothing(tmp_path: Path) -> None:
+async def test_revoked_share_is_refused(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         made = (await house.ask("POST", SHARE)).content
         path = f"/devices/{MACHINE}/shares/{made['shareId']}"
@@ -151,7 +151,7 @@ async def test_a_token_alone_is_not_enough_to_share(tmp_path: Path) -> None:
             assert "token" in answer.content["error"]
 
 
-async def test_shares_are_slowed_down_for_each_user(tmp_path: Path) -> None:
+async def test_shares_are_limited_by_user(tmp_path: Path) -> None:
     request_limits = RequestLimits()
     request_limits.shares_by_user = RequestLimit("invitations", burst=2, each_minute=1)
     async with open_household(tmp_path, request_limits=request_limits) as house:
@@ -160,7 +160,7 @@ async def test_shares_are_slowed_down_for_each_user(tmp_path: Path) -> None:
         assert (await house.ask("POST", SHARE, by="bob")).status == 200
 
 
-def test_a_time_is_read_in_either_form() -> None:
+def test_until_accepts_both_time_formats() -> None:
     assert to_ms(None, now_ms=5) is None
     assert to_ms(6, now_ms=5) == 6
     assert to_ms(datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC), now_ms=5) == 1500

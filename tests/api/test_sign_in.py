@@ -37,7 +37,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_a_proof_begins_a_session_as_an_app_keeps_it(tmp_path: Path, kind: str) -> None:
+async def test_valid_proof_starts_a_session(tmp_path: Path, kind: str) -> None:
     rules = AccountRules(verifiers={kind: PlainVerifier(good=proven())})
     async with open_household(tmp_path, accounts=rules) as house:
         answer = await ask(house, f"/auth/{kind}", BODIES[kind])
@@ -58,7 +58,7 @@ async def test_a_proof_begins_a_session_as_an_app_keeps_it(tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_a_way_in_that_is_not_set_up_is_a_404_that_names_another(house: Household, kind: str) -> None:
+async def test_unconfigured_sign_in_is_a_404_that_names_another_way(house: Household, kind: str) -> None:
     answer = await ask(house, f"/auth/{kind}", BODIES[kind])
     assert answer.status == 404
     assert "is not set up" in answer.content["error"]
@@ -66,7 +66,7 @@ async def test_a_way_in_that_is_not_set_up_is_a_404_that_names_another(house: Ho
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_a_proof_that_is_no_good_is_a_401(tmp_path: Path, kind: str) -> None:
+async def test_invalid_proof_is_a_401(tmp_path: Path, kind: str) -> None:
     rules = AccountRules(verifiers={kind: PlainVerifier()})
     async with open_household(tmp_path, accounts=rules) as house:
         answer = await ask(house, f"/auth/{kind}", BODIES[kind])
@@ -75,7 +75,7 @@ async def test_a_proof_that_is_no_good_is_a_401(tmp_path: Path, kind: str) -> No
         assert await house.store.read(all_users) == []
 
 
-async def test_an_issuer_that_cannot_be_asked_is_a_503_to_come_back_after(
+async def test_unreachable_issuer_is_a_503_with_retry_after(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unavailable = PlainVerifier(good=IdentityUnavailable("no answer within 5 s"))
@@ -87,7 +87,7 @@ async def test_an_issuer_that_cannot_be_asked_is_a_503_to_come_back_after(
     assert "no answer within 5 s" in caplog.text
 
 
-async def test_google_is_believed_for_what_it_signed(tmp_path: Path) -> None:
+async def test_google_id_token_signs_in(tmp_path: Path) -> None:
     key = IssuerKey("RS256", "one")
     with open_issuer(key) as issuer:
         rules = AccountRules(
@@ -104,7 +104,7 @@ async def test_google_is_believed_for_what_it_signed(tmp_path: Path) -> None:
             assert (await ask(house, "/auth/google", {"credential": foreign})).status == 401
 
 
-async def test_where_people_are_invited_a_stranger_is_refused(tmp_path: Path) -> None:
+async def test_stranger_without_an_invite_is_refused(tmp_path: Path) -> None:
     verifier = PlainVerifier(good=proven(), other=proven("eve@example.org"))
     rules = AccountRules(verifiers={"google": verifier}, open_to_all=False)
     async with open_household(tmp_path, accounts=rules) as house:
@@ -116,7 +116,7 @@ async def test_where_people_are_invited_a_stranger_is_refused(tmp_path: Path) ->
         assert (await ask(house, "/auth/google", {"credential": "other"})).status == 200
 
 
-async def test_an_unverified_address_leads_to_no_account(tmp_path: Path) -> None:
+async def test_unverified_address_signs_in_to_no_account(tmp_path: Path) -> None:
     verifier = PlainVerifier(good=proven(email_verified=False))
     async with open_household(tmp_path, accounts=AccountRules(verifiers={"oidc": verifier})) as house:
         await add_account(house)
@@ -134,7 +134,7 @@ async def test_a_link_works_once(house: Household) -> None:
     assert "used" in second.content["error"]
 
 
-async def test_the_browser_whose_answer_was_lost_redeems_its_link_again(
+async def test_browser_whose_answer_was_lost_redeems_its_link_again(
     house: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, nonce = await invited(house), "n" * 22
@@ -158,7 +158,7 @@ async def test_a_nonce_that_could_be_guessed_is_refused_and_uses_nothing_up(
     assert (await ask(house, "/auth/invite", {"token": token, "nonce": None})).status == 200
 
 
-async def test_a_link_that_has_expired_and_one_that_never_was_are_refused_alike(house: Household) -> None:
+async def test_expired_and_unknown_links_are_refused_alike(house: Household) -> None:
     expired = await ask(house, "/auth/invite", {"token": await invited(house, for_ms=-1)})
     unknown = await ask(house, "/auth/invite", {"token": "never-was"})
     assert expired.status == unknown.status == 401
@@ -182,9 +182,11 @@ async def test_a_password_signs_in_in_any_case_of_the_address(house: Household) 
         ("no address", PASSWORD),
     ],
 )
-async def test_wrong_and_unknown_are_refused_alike(house: Household, email: str, password: str) -> None:
+async def test_wrong_password_and_unknown_address_are_refused_alike(
+    house: Household, email: str, password: str
+) -> None:
     await add_account(house)
-    await sign_in(house, "bob@example.org")  # who has no password
+    await sign_in(house, "bob@example.org")  # this user has no password
     answer = await ask(house, "/auth/password", {"email": email, "password": password})
     assert answer.status == 401
     assert answer.content == {"error": "The e-mail address or the password is wrong."}
@@ -204,7 +206,7 @@ async def test_attempts_are_limited_by_address(house: Household) -> None:
     assert int(refused.headers["Retry-After"]) > 0
 
 
-async def test_a_session_tells_where_it_was_begun(house: Household) -> None:
+async def test_session_lists_where_it_was_started(house: Household) -> None:
     client = house.app.test_client()
     response = await client.post(
         "/api/auth/invite",
@@ -220,7 +222,7 @@ async def test_a_session_tells_where_it_was_begun(house: Household) -> None:
     assert is_showable(session.user_agent)
 
 
-async def test_no_secret_is_kept_as_it_is(tmp_path: Path) -> None:
+async def test_no_secret_is_stored_in_plain_text(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         token = await invited(house)
         session = (await ask(house, "/auth/invite", {"token": token})).content
@@ -231,7 +233,7 @@ async def test_no_secret_is_kept_as_it_is(tmp_path: Path) -> None:
         assert secret.encode() not in stored
 
 
-async def test_who_is_removed_cannot_go_on(tmp_path: Path) -> None:
+async def test_removed_user_cannot_refresh(tmp_path: Path) -> None:
     async with open_household(tmp_path, request_limits=RequestLimits()) as house:
         session = await sign_in(house)
         assert await house.store.write(remove_user, session["user"]["id"], now_ms=1)

@@ -1,4 +1,4 @@
-"""Tokens without a session: what limits them over HTTP, and how administrators revoke them."""
+"""Tokens without a session: their rights over HTTP, and their revocation by administrators."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ FOR_ALL_TOKENS = """
 
 
 def account_routes(house: Household) -> list[tuple[str, str]]:
-    """Give the methods and paths of all other routes: a new one is among them until it is listed above."""
+    """Return the methods and paths of the routes that are not listed above."""
     listed = {tuple(line.split()) for line in (WITHOUT_A_TOKEN + FOR_ALL_TOKENS).split("\n")}
     names = {"<device:device_id>": MACHINE, "<user_id>": "bob"}
     found = []
@@ -90,7 +90,7 @@ async def test_an_account_route_refuses_a_token_without_a_session(tmp_path: Path
                 token = house.token("ada", devices=devices)
                 answer = await house.ask(method, path, {} if method != "GET" else None, token=token)
                 assert answer.status == 403, (method, path)
-                assert "belongs to no session" in answer.content["error"]
+                assert "has no session" in answer.content["error"]
 
 
 @pytest.mark.parametrize("devices", [frozenset(), frozenset({MACHINE}), "*"])
@@ -121,7 +121,7 @@ async def test_the_role_of_a_token_limits_what_its_user_owns(
         assert (await house.ask("GET", DEVICE)).content["device"]["role"] == "owner"
 
 
-async def test_an_owner_s_token_may_do_with_a_device_what_its_user_may(tmp_path: Path) -> None:
+async def test_owner_token_has_the_rights_of_its_user(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         token = house.token("ada", token_id="known")
         await keep(house, "known")
@@ -135,7 +135,7 @@ async def test_a_restricted_user_may_still_leave(tmp_path: Path) -> None:
         assert (await house.ask("DELETE", DEVICE, by="bob")).status == 200
 
 
-async def test_who_asks_with_a_token_without_a_session_learns_nothing_of_the_account(
+async def test_token_without_a_session_reads_nothing_of_the_account(
     house: Household,
 ) -> None:
     await house.signed_in("ada")

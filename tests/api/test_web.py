@@ -42,7 +42,7 @@ def app(make_app: MakeApp, dist: Path) -> QuartTrio:
 async def get(app: QuartTrio, path: str, *, method: str = "GET", **headers: str) -> Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     ask = getattr(app.test_client(), method.lower())
-    # The test client writes paths anew; a real server hands on what the peer wrote.
+    # The test client normalizes paths. A real server passes on the raw path.
     scope = {"raw_path": path.partition("?")[0].encode()}
     response = await ask(path, headers=named, scope_base=scope)
     assert isinstance(response, Response)
@@ -50,7 +50,7 @@ async def get(app: QuartTrio, path: str, *, method: str = "GET", **headers: str)
 
 
 def open_files() -> list[Path]:
-    """Give what this process has open."""
+    """Return the open files of this process."""
     return [each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
 
 
@@ -80,7 +80,7 @@ async def test_every_page_of_the_app_is_its_index(app: QuartTrio, path: str) -> 
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_hashed_assets_may_be_kept_for_ever(app: QuartTrio) -> None:
+async def test_hashed_assets_are_cached_as_immutable(app: QuartTrio) -> None:
     response = await get(app, "/assets/index-3f2a.js")
     assert response.status_code == 200
     assert await response.get_data() == SCRIPT
@@ -89,7 +89,7 @@ async def test_hashed_assets_may_be_kept_for_ever(app: QuartTrio) -> None:
 
 
 @pytest.mark.parametrize("path", ["/assets/index-0000.js", "/assets/", "/assets/deeper/x.css"])
-async def test_a_missing_asset_is_missing(app: QuartTrio, path: str) -> None:
+async def test_missing_asset_is_not_found(app: QuartTrio, path: str) -> None:
     response = await get(app, path)
     assert response.status_code == 404
     assert "immutable" not in response.headers.get("Cache-Control", "")
@@ -114,7 +114,7 @@ async def test_types_do_not_depend_on_the_host(
     assert response.content_type == content_type
 
 
-async def test_the_service_worker_is_always_asked_for_again(app: QuartTrio) -> None:
+async def test_service_worker_is_always_revalidated(app: QuartTrio) -> None:
     assert (await get(app, "/sw.js")).headers["Cache-Control"] == "no-cache"
 
 
@@ -137,7 +137,7 @@ async def test_the_service_worker_is_always_asked_for_again(app: QuartTrio) -> N
         "/./index.html",
     ],
 )
-async def test_paths_that_play_tricks_are_refused(app: QuartTrio, path: str) -> None:
+async def test_unsafe_paths_are_refused(app: QuartTrio, path: str) -> None:
     response = await get(app, path)
     assert response.status_code == 404
     assert SECRET not in await response.get_data()
@@ -149,7 +149,7 @@ async def test_an_absolute_path_leads_nowhere(app: QuartTrio, dist: Path) -> Non
 
 
 @pytest.mark.parametrize("path", ["/leak.txt", "/assets/leak.txt", "/out/secret.txt", "/loop"])
-async def test_links_do_not_lead_out(app: QuartTrio, dist: Path, path: str) -> None:
+async def test_links_out_of_the_folder_are_refused(app: QuartTrio, dist: Path, path: str) -> None:
     for name in ("leak.txt", "assets/leak.txt"):
         (dist / name).symlink_to(dist.parent / "secret.txt")
     (dist / "out").symlink_to(dist.parent)
@@ -158,7 +158,7 @@ async def test_links_do_not_lead_out(app: QuartTrio, dist: Path, path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/public.txt", "/settings/config", "/chain.txt", "/well/known"])
-async def test_links_do_not_lead_to_private_files(app: QuartTrio, dist: Path, path: str) -> None:
+async def test_links_to_private_files_are_refused(app: QuartTrio, dist: Path, path: str) -> None:
     (dist / ".git").mkdir()
     (dist / ".git" / "config").write_bytes(SECRET)
     (dist / "assets" / ".well-known").mkdir()
@@ -187,9 +187,7 @@ async def test_a_name_that_begins_with_a_dot_is_refused(app: QuartTrio, dist: Pa
     assert (await get(app, path)).status_code == 404
 
 
-async def test_an_index_that_is_a_link_out_of_the_folder_is_a_wrong_setting(
-    make_app: MakeApp, dist: Path
-) -> None:
+async def test_index_that_links_out_of_the_folder_is_a_wrong_setting(make_app: MakeApp, dist: Path) -> None:
     (dist / "index.html").unlink()
     (dist / "index.html").symlink_to(dist.parent / "secret.txt")
     with pytest.raises(SettingsError, match="leads out"):
@@ -197,7 +195,7 @@ async def test_an_index_that_is_a_link_out_of_the_folder_is_a_wrong_setting(
 
 
 @pytest.mark.parametrize("swapped", ["sw.js", "assets"])
-async def test_a_link_made_between_the_look_and_the_opening_leads_nowhere(
+async def test_link_created_between_check_and_open_is_refused(
     app: QuartTrio, dist: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
     elsewhere = dist.parent / "elsewhere"
@@ -219,7 +217,7 @@ async def test_a_link_made_between_the_look_and_the_opening_leads_nowhere(
     assert response.status_code == (404 if swapped == "assets" else 200)
 
 
-async def test_a_file_replaced_after_it_was_found_is_not_sent_in_its_place(
+async def test_file_replaced_after_the_check_is_not_sent(
     app: QuartTrio, dist: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = web._find
@@ -231,7 +229,7 @@ async def test_a_file_replaced_after_it_was_found_is_not_sent_in_its_place(
         return found
 
     monkeypatch.setattr(web, "_find", find_and_swap)
-    # The head was sent; the connection ends.
+    # The head was sent. The connection ends here.
     with pytest.raises(ExceptionGroup) as problem:
         await get(app, "/sw.js")
     assert problem.value.subgroup(OSError) is not None
@@ -247,7 +245,7 @@ async def test_no_file_stays_open(app: QuartTrio, dist: Path) -> None:
     assert [file for file in open_files() if file.is_relative_to(dist)] == []
 
 
-async def test_links_inside_are_followed_and_so_is_the_root(
+async def test_links_inside_the_folder_and_a_linked_root_are_followed(
     make_app: MakeApp, dist: Path, tmp_path: Path
 ) -> None:
     (dist / "latest.js").symlink_to(dist / "sw.js")
@@ -256,7 +254,7 @@ async def test_links_inside_are_followed_and_so_is_the_root(
     assert await response.get_data() == b"self.skipWaiting();"
 
 
-async def test_what_is_no_regular_file_is_no_file(app: QuartTrio, dist: Path) -> None:
+async def test_special_files_are_not_served(app: QuartTrio, dist: Path) -> None:
     os.mkfifo(dist / "pipe")
     assert await (await get(app, "/pipe")).get_data() == INDEX
 
@@ -276,7 +274,7 @@ async def test_head_is_answered_like_get(app: QuartTrio) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/machines", "/sw.js", "/assets/index-3f2a.js"])
-async def test_whoever_has_a_file_is_not_sent_it_again(app: QuartTrio, path: str) -> None:
+async def test_cached_file_is_a_304(app: QuartTrio, path: str) -> None:
     first = await get(app, path)
     again = await get(app, path, If_None_Match=first.headers["ETag"])
     assert again.status_code == 304
@@ -301,7 +299,7 @@ async def test_a_changed_file_is_sent_again(app: QuartTrio, dist: Path) -> None:
         (f"bytes=1-{web.READ_BYTES + 1}", 1, web.READ_BYTES + 2),
     ],
 )
-async def test_a_part_of_a_file_can_be_asked_for(app: QuartTrio, wanted: str, first: int, stop: int) -> None:
+async def test_range_of_a_file_can_be_requested(app: QuartTrio, wanted: str, first: int, stop: int) -> None:
     response = await get(app, "/assets/index-3f2a.js", Range=wanted)
     assert response.status_code == 206
     assert await response.get_data() == SCRIPT[first:stop]
@@ -316,7 +314,7 @@ async def test_a_part_of_a_file_can_be_asked_for(app: QuartTrio, wanted: str, fi
 
 
 @pytest.mark.parametrize("wanted", ["bytes=0-1,4-5", "bytes=9-2", "bytes=0-", "lines=1-2", "x"])
-async def test_what_is_no_single_range_gets_the_whole_file(app: QuartTrio, wanted: str) -> None:
+async def test_other_ranges_get_the_whole_file(app: QuartTrio, wanted: str) -> None:
     response = await get(app, "/", Range=wanted)
     assert response.status_code == 200
     assert await response.get_data() == INDEX
@@ -331,7 +329,7 @@ async def test_a_range_behind_the_end_is_refused(app: QuartTrio) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-async def test_a_part_is_sent_only_of_the_file_that_is_meant(app: QuartTrio) -> None:
+async def test_if_range_must_match_the_entity_tag(app: QuartTrio) -> None:
     tag = (await get(app, "/assets/style-77aa.css")).headers["ETag"]
     same = await get(app, "/assets/style-77aa.css", Range="bytes=4-", If_Range=tag)
     assert (same.status_code, await same.get_data()) == (206, b"{}")
@@ -357,7 +355,7 @@ async def test_a_range_reaches_no_private_file(app: QuartTrio, dist: Path) -> No
         assert SECRET[:4] not in await response.get_data()
 
 
-async def test_an_app_that_is_just_being_replaced_is_a_503(app: QuartTrio, dist: Path) -> None:
+async def test_missing_index_during_replacement_is_a_503(app: QuartTrio, dist: Path) -> None:
     (dist / "index.html").unlink()
     assert (await get(app, "/machines")).status_code == 503
     assert (await get(app, "/sw.js")).status_code == 200
@@ -376,5 +374,5 @@ async def test_the_api_is_not_hidden_by_an_app(app: QuartTrio, dist: Path) -> No
     assert response.content_type == "application/json"
 
 
-def test_every_type_has_a_suffix_in_lower_case() -> None:
+def test_suffixes_of_content_types_are_in_lower_case() -> None:
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in web.CONTENT_TYPES)

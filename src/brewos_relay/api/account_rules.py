@@ -1,4 +1,4 @@
-"""Who may have an account here, how people prove who they are, and for how long they stay signed in."""
+"""Rules for accounts: ways to sign in, limits of machines, and lifetimes of tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,33 +11,33 @@ DAY_S: Final = 24 * 3600
 
 
 class IdentityVerifier(Protocol):
-    """Whoever can tell whose token it is that somebody else made."""
+    """A verifier of tokens from an identity provider."""
 
     def verify(self, token: str, /) -> ProvenIdentity:
-        """Tell who somebody is. Blocks.
+        """Verify a token and return the identity that it proves. Blocks.
 
-        Raises errors.IdentityRejected, and errors.IdentityUnavailable if it cannot be told now.
+        Raises errors.IdentityRejected, and errors.IdentityUnavailable if the provider cannot be reached.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRules:
-    """The rules. Without a verifier, people sign in by a one-time link and by a password."""
+    """The rules. Without a verifier, people sign in with a one-time link or a password."""
 
     verifiers: Mapping[str, IdentityVerifier] = field(default_factory=dict)
-    """By the last part of the path to sign in: "google", "oidc", "facebook"."""
+    """By the last part of the sign-in path: "google", "oidc", "facebook"."""
     google_client_id: str | None = None
-    """What a page needs for a Google button; it is public."""
+    """The public client id that a page needs for a Google button."""
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     open_to_all: bool = True
-    """Whether signing in gives somebody new an account; else it takes an invite for their e-mail address."""
+    """Whether a first sign-in creates an account. If false, the e-mail address needs an invite."""
     machines_per_account: int = 50
-    """How many machines one account may have, in any role."""
+    """Limit of machines for each account, in any role."""
     new_devices: NewDeviceRules = field(default_factory=NewDeviceRules)
-    """Which machines may register that are unknown."""
+    """Which unknown machines may register."""
     access_ttl_s: int = 3600
     refresh_ttl_s: int = 30 * DAY_S
     refresh_grace_s: int = 60
-    """For how long a replaced refresh token is still good: two tabs may send the same one."""
+    """How long a replaced refresh token stays valid, as two tabs may send the same one."""

@@ -21,14 +21,14 @@ from brewos_relay.vocabulary import iso_time
 
 
 class Page(msgspec.Struct):
-    """Which entries: at most `limit`, older than the one whose id is `before`."""
+    """A page of entries: at most `limit`, older than the entry with the id `before`."""
 
     before: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
 
 
 class Entry(msgspec.Struct, rename="camel", kw_only=True):
-    """Something that was done; `userId` is null if it was the machine, `email` if that has no account."""
+    """An event. `userId` is null for events of the device itself, `email` for users without an account."""
 
     id: int
     at: str
@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class ActivityAnswer(msgspec.Struct):
-    """Entries, the newest first; `next` is the `before` of the next page, null if there is none."""
+    """Entries, newest first. `next` is the `before` of the next page, null on the last page."""
 
     activity: list[Entry]
     next: int | None
@@ -62,7 +62,7 @@ class ActivityRoutes:
         )
 
     @described(
-        "Who did what with a device, for an owner of it", answer=ActivityAnswer, query=Page, refusals=[403]
+        "List the activity of a device, as an owner", answer=ActivityAnswer, query=Page, refusals=[403]
     )
     async def activity(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
@@ -88,7 +88,7 @@ class ActivityRoutes:
 
 
 def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
-    """Read a page of entries, and the e-mail addresses of those users in it who have an account."""
+    """Read a page of entries, and the e-mail addresses of the users in it."""
     found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
     accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])
     return found, {account.id: account.email for account in accounts.values()}
@@ -104,13 +104,13 @@ class NoticeAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Notices(msgspec.Struct):
-    """The notices, the newest first."""
+    """Notices, newest first."""
 
     notices: list[NoticeAnswer]
 
 
 class Dismissing(msgspec.Struct, rename="camel"):
-    """Up to which notice they have been read."""
+    """The id of the last notice to dismiss."""
 
     up_to: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -132,7 +132,7 @@ class NoticeRoutes:
             },
         )
 
-    @described("What your account is told about machines", answer=Notices)
+    @described("List the notices of your account about devices", answer=Notices)
     async def notices(self) -> Response:
         requester = await self.authenticator.with_session(request)
         found = await self.store.read(notices_of, requester.user_id)
@@ -145,7 +145,7 @@ class NoticeRoutes:
             )
         )
 
-    @described("Dismiss the notices up to one of them", answer=Done, query=Dismissing)
+    @described("Dismiss the notices up to a given id", answer=Done, query=Dismissing)
     async def dismiss(self) -> Response:
         requester = await self.authenticator.with_session(request)
         up_to_id = query_of(request, Dismissing).up_to

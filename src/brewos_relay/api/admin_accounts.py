@@ -22,18 +22,18 @@ from brewos_relay.registry.tokens import all_tokens, revoke_token
 from brewos_relay.vocabulary import Role, iso_time, now_ms
 
 INVITE_S: Final = 7 * 24 * 3600
-"""How long an invite can be taken up."""
+"""How long an invite is valid."""
 
 REMOVAL_S: Final = 5.0
-"""How long a request waits for what an account had to be given up. The rest is done without it."""
+"""How long a request waits until the devices of a removed account are released. The rest runs later."""
 
 _NO_USER: Final = "There is no such account."
 
-_LAST_ADMIN: Final = "This is the last administrator: make somebody else one first."
+_LAST_ADMIN: Final = "This is the last administrator. Make another account an administrator first."
 
 
 class Listing(msgspec.Struct):
-    """Which entries: at most `limit`, behind the one that `after` names, with `find` in their texts."""
+    """A page of entries: at most `limit`, after the entry `after`, that contain `find`."""
 
     find: Annotated[str, msgspec.Meta(max_length=320)] = ""
     after: Annotated[str, msgspec.Meta(max_length=320)] = ""
@@ -52,21 +52,21 @@ class Account(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Accounts(msgspec.Struct):
-    """Accounts in the order of their addresses; `next` is the `after` of the next page, or null."""
+    """Accounts, sorted by e-mail address. `next` is the `after` of the next page, or null."""
 
     users: list[Account]
     next: str | None
 
 
 class NewInvite(msgspec.Struct, rename="camel"):
-    """Whom to invite, and whether as an administrator."""
+    """An invitation for an e-mail address."""
 
     email: ShortText
     is_admin: bool = False
 
 
 class InviteAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A link that signs somebody in, once; it is never shown again."""
+    """A one-time link for signing in. It is shown only once."""
 
     email: str
     url: str
@@ -74,13 +74,13 @@ class InviteAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class AccountChange(msgspec.Struct, rename="camel"):
-    """What an account is to be."""
+    """The new state of an account."""
 
     is_admin: bool
 
 
 class TokenAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A token that was made on the command line; `devices` are ids, or "*" for all devices."""
+    """A token that was made on the command line. `devices` is a list of ids, or "*" for all devices."""
 
     id: str
     name: str | None
@@ -93,7 +93,7 @@ class TokenAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Tokens(msgspec.Struct):
-    """Tokens that have not expired, the newest first; `next` is the `after` of the next page, or null."""
+    """Tokens that have not expired, newest first. `next` is the `after` of the next page, or null."""
 
     tokens: list[TokenAnswer]
     next: str | None
@@ -122,7 +122,10 @@ class AdminAccountRoutes:
         )
 
     @described(
-        "The accounts of this server, for an administrator", answer=Accounts, query=Listing, refusals=[403]
+        "List the accounts of this server, as an administrator",
+        answer=Accounts,
+        query=Listing,
+        refusals=[403],
     )
     async def all_accounts(self) -> Response:
         await self.authenticator.administrator(request)
@@ -136,7 +139,7 @@ class AdminAccountRoutes:
         )
 
     @described(
-        "Make an account an administrator's or an ordinary one",
+        "Grant or withdraw administrator rights",
         answer=Account,
         body=AccountChange,
         refusals=[403, 409],
@@ -148,10 +151,10 @@ class AdminAccountRoutes:
         user = await self.store.write_as(authority, _set_admin, user_id, body.is_admin)
         return json_answer(_account_answer(user))
 
-    @described("Remove an account, its sessions, and what it has", answer=Done, refusals=[403, 409])
+    @described("Remove an account, its sessions and its access to devices", answer=Done, refusals=[403, 409])
     async def remove_account(self, user_id: str) -> Response:
         requester = await self.authenticator.administrator(request)
-        # First, and by itself: from here on the user is signed out, whatever becomes of the rest.
+        # In a transaction of its own: the user is signed out even if the rest fails.
         await self.store.write_as(
             Authority(requester.principal, is_admin=True), _close_account, user_id, now_ms=now_ms()
         )
@@ -161,7 +164,7 @@ class AdminAccountRoutes:
         return json_answer(Done())
 
     @described(
-        "Make a link that signs somebody in, once; their account is made if there is none",
+        "Create a one-time sign-in link; signing in creates the account if needed",
         answer=InviteAnswer,
         body=NewInvite,
         refusals=[403],
@@ -195,7 +198,7 @@ class AdminAccountRoutes:
         )
 
     @described(
-        "The tokens made on the command line, for an administrator",
+        "List the tokens that were made on the command line, as an administrator",
         answer=Tokens,
         query=PageQuery,
         refusals=[403],
@@ -203,7 +206,7 @@ class AdminAccountRoutes:
     async def list_tokens(self) -> Response:
         await self.authenticator.administrator(request)
         page = query_of(request, PageQuery)
-        found = await self.store.read(all_tokens, after=page.mark(), limit=page.limit, now_ms=now_ms())
+        found = await self.store.read(all_tokens, after=page.cursor(), limit=page.limit, now_ms=now_ms())
         return json_answer(
             Tokens(
                 tokens=[_token_answer(token) for token in found],
@@ -211,18 +214,18 @@ class AdminAccountRoutes:
             )
         )
 
-    @described("Revoke a token: its connections close", answer=Done, refusals=[403])
+    @described("Revoke a token and close its connections", answer=Done, refusals=[403])
     async def end_token(self, token_id: str) -> Response:
         requester = await self.authenticator.administrator(request)
         authority = Authority(requester.principal, is_admin=True)
         if not await self.store.write_as(authority, revoke_token, token_id, now_ms=now_ms()):
-            raise Refused("There is no such token: it may be revoked already.", status=404)
+            raise Refused("There is no such token. It may be revoked already.", status=404)
         await self.store.catch_up(ends_only=True)
         return json_answer(Done())
 
 
 def _set_admin(db: Connection, user_id: str, is_admin: bool) -> User:
-    """Make an account an administrator's or not; Refused if there is none, or if none would be left."""
+    """Grant or withdraw administrator rights. Raises Refused for an unknown account or the last one."""
     admins = lock_admins(db)
     if not is_admin and admins == [user_id]:
         raise Refused(_LAST_ADMIN, status=409)
@@ -234,7 +237,7 @@ def _set_admin(db: Connection, user_id: str, is_admin: bool) -> User:
 
 
 def _close_account(db: Connection, user_id: str, *, now_ms: int) -> None:
-    """Close an account; Refused if there is none, or if no administrator would be left."""
+    """Close an account. Raises Refused for an unknown account or the last administrator."""
     if lock_admins(db) == [user_id]:
         raise Refused(_LAST_ADMIN, status=409)
     if not close_account(db, user_id, now_ms=now_ms):

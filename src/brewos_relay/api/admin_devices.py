@@ -1,4 +1,4 @@
-"""/api/admin/devices, pairing and stats: the devices and the work of a server, for its administrators."""
+"""/api/admin/devices, pairing and stats: the devices and figures of a server, for its administrators."""
 
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -25,11 +25,11 @@ from brewos_relay.vocabulary import iso_time, now_ms
 
 _MINUTES_AT_MOST: Final = 24 * 60
 
-_CLOSED: Final = "BREWOS_RELAY_PAIRING is closed on this server: it takes no new machines."
+_CLOSED: Final = "This server accepts no new machines: BREWOS_RELAY_PAIRING is 'closed'."
 
 
 class AdminDevice(msgspec.Struct, rename="camel", kw_only=True):
-    """A device; `owners` are e-mail addresses, or ids of those who have no account."""
+    """A device. `owners` are e-mail addresses, or the ids of users without an account."""
 
     id: str
     name: str | None
@@ -43,14 +43,14 @@ class AdminDevice(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class AdminDevices(msgspec.Struct):
-    """Devices in the order of their ids; `next` is the `after` of the next page, or null."""
+    """Devices, sorted by id. `next` is the `after` of the next page, or null."""
 
     devices: list[AdminDevice]
     next: str | None
 
 
 class PairingState(msgspec.Struct, rename="camel", kw_only=True):
-    """Whether unknown machines may register: by the setting, and until when the window is open."""
+    """Whether unknown devices may register: the setting, and the end of an open pairing window."""
 
     mode: PairingMode
     is_open: bool
@@ -58,20 +58,20 @@ class PairingState(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Opening(msgspec.Struct, rename="camel"):
-    """For how long to open pairing."""
+    """How long to open pairing."""
 
     minutes: Annotated[int, msgspec.Meta(ge=1, le=_MINUTES_AT_MOST)] = 10
 
 
 class Registered(msgspec.Struct):
-    """How many there are in the registry."""
+    """How many devices and accounts are in the registry."""
 
     devices: int
     users: int
 
 
 class RelayTotals(msgspec.Struct, rename="camel", kw_only=True):
-    """What the relay has done since it was started, in messages, and in connections for the last two."""
+    """Counters since the start of the server. The last two count connections, the others messages."""
 
     received_from_devices: int
     received_from_clients: int
@@ -85,7 +85,7 @@ class RelayTotals(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Stats(msgspec.Struct, rename="camel", kw_only=True):
-    """How many are connected, how many there are, and the relay's running totals."""
+    """Connected and registered devices and clients, and running totals."""
 
     timestamp: int
     devices: int
@@ -118,7 +118,10 @@ class AdminDeviceRoutes:
         )
 
     @described(
-        "All devices of this server, for an administrator", answer=AdminDevices, query=Listing, refusals=[403]
+        "List the devices of this server, as an administrator",
+        answer=AdminDevices,
+        query=Listing,
+        refusals=[403],
     )
     async def all_devices(self) -> Response:
         await self.authenticator.administrator(request)
@@ -134,7 +137,7 @@ class AdminDeviceRoutes:
         )
 
     @described(
-        "Take a device from everybody, so that it can be paired again", answer=Done, refusals=[403, 404]
+        "Remove all users of a device, so that it can be paired again", answer=Done, refusals=[403, 404]
     )
     async def release(self, device_id: str) -> Response:
         authority = await self._administrator()
@@ -143,13 +146,15 @@ class AdminDeviceRoutes:
         return json_answer(Done())
 
     @described(
-        "Whether unknown machines may register, for an administrator", answer=PairingState, refusals=[403]
+        "Tell whether unknown devices may register, as an administrator", answer=PairingState, refusals=[403]
     )
     async def pairing_state(self) -> Response:
         await self._administrator()
         return self._pairing_answer(await self.store.read(window_open_until, now_ms=now_ms()))
 
-    @described("Open pairing for some minutes", answer=PairingState, body=Opening, refusals=[403, 409])
+    @described(
+        "Open the pairing window for some minutes", answer=PairingState, body=Opening, refusals=[403, 409]
+    )
     async def open_pairing(self) -> Response:
         authority = await self._administrator()
         body = await body_of(request, Opening)
@@ -159,13 +164,13 @@ class AdminDeviceRoutes:
             await self.store.write_as(authority, open_window, now_ms=now_ms(), for_ms=body.minutes * 60_000)
         )
 
-    @described("Close pairing", answer=PairingState, refusals=[403])
+    @described("Close the pairing window", answer=PairingState, refusals=[403])
     async def close_pairing(self) -> Response:
         authority = await self._administrator()
         await self.store.write_as(authority, close_window)
         return self._pairing_answer(None)
 
-    @described("How much is going on in this server, for an administrator", answer=Stats, refusals=[403])
+    @described("Read the figures of this server, as an administrator", answer=Stats, refusals=[403])
     async def server_stats(self) -> Response:
         await self.authenticator.administrator(request)
         registered = await self.store.read(totals)

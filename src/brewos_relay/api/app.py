@@ -1,4 +1,4 @@
-"""The web application: every blueprint, and what holds for all of them."""
+"""The web application: the blueprints, and the checks and headers of every request."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -58,16 +58,19 @@ def create_app(
     counters: RequestCounters | None = None,
     lines: LineLimits | None = None,
 ) -> QuartTrio:
-    """Make the application that answers everything that is not a WebSocket.
+    """Make the application that answers all HTTP requests; WebSockets do not reach it.
 
-    `web_dist_path` is the folder of a built single-page app; None for the pages that come with the relay.
-    `allowed_origins` are those of foreign pages that may send requests that change something.
-    `body_bytes` bounds the bodies of requests (413). `hsts` is for a certificate that browsers know.
-    `demo` tells pages that this is a demo.
-    `problems` gives the reasons why nobody should be sent here now, `degraded` what is wrong otherwise;
-    `metrics` is what /metrics shows, None for nothing; `counters` count what is refused since somebody
-    asks too often; `lines` limits how many lines are logged about requests that fail, None for no limit.
-    Raises errors.SettingsError if that folder holds no app.
+    - `web_dist_path` is the folder of a built single-page app. None serves the console at /.
+    - `allowed_origins` are the origins of other sites whose pages may send requests that change something.
+    - `body_bytes` limits request bodies (413).
+    - `hsts` sends Strict-Transport-Security. Set it only if browsers trust the certificate.
+    - `demo` tells pages that this is a demo.
+    - `problems` and `degraded` are listed by /readyz.
+    - `metrics` is the page at /metrics; None for no such page.
+    - `counters` count refused requests by reason.
+    - `lines` limits the log lines about failed requests; None for no limit.
+
+    Raises errors.SettingsError if `web_dist_path` holds no app.
     """
     app = _bare_app(body_bytes=body_bytes)
     request_limits = request_limits or RequestLimits()
@@ -93,7 +96,7 @@ def create_app(
             relay=relay,
             store=store,
             authenticator=authenticator,
-            # An app asks once, and takes the answer for all of its user's machines.
+            # The BrewOS app reads one page and takes it for the whole list.
             listed_at_most=max(LISTED_AT_MOST, accounts.machines_per_account),
         ).blueprint(),
         DeviceUserRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
@@ -148,16 +151,16 @@ def create_app(
 def _bare_app(*, body_bytes: int) -> QuartTrio:
     """Make an application without routes."""
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
-    # Set here because Quart reads the first from the environment, and shows tracebacks to everybody with it.
+    # Quart reads `debug` from the environment, and would show tracebacks to every client.
     app.debug = False
     app.config.update(
         PROPAGATE_EXCEPTIONS=False,
         MAX_CONTENT_LENGTH=body_bytes,
         BODY_TIMEOUT=_BODY_S,
-        # A large file on a slow line is no failure: whoever serves the connection sees to it that it moves.
+        # A large file takes long on a slow line. The HTTP side closes connections that make no progress.
         RESPONSE_TIMEOUT=None,
     )
-    # A service worker mistakes a redirect for a failure, so no path is answered with one.
+    # Service workers take a redirect for a failure, so no path is answered with one.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     app.url_map.converters["page"] = PagePathConverter
@@ -167,7 +170,7 @@ def _bare_app(*, body_bytes: int) -> QuartTrio:
 
 @dataclass(frozen=True, kw_only=True)
 class _RequestHooks:
-    """What happens before and after each view."""
+    """The checks before each view, and the headers after it."""
 
     proxy_trust: ProxyTrust
     request_limits: RequestLimits
@@ -186,7 +189,7 @@ class _RequestHooks:
         self.cross_site.check(request, current_caller())
 
     async def _answer_for_server(self) -> Response | None:
-        """Answer OPTIONS *, which asks about the server and no resource of it (RFC 9110 §9.3.7)."""
+        """Answer OPTIONS *, which asks about the server as a whole (RFC 9110 §9.3.7)."""
         if request.method == "OPTIONS" and request.scope.get("raw_path") == b"*":
             return Response("", headers={"Allow": _METHODS})
         return None

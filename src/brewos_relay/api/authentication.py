@@ -20,7 +20,10 @@ _NOT_ADMIN: Final = "Only an administrator of this server may do this."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requester:
-    """Who asks. A token may belong to no session; `session_id` is None then, and nobody an administrator."""
+    """The authenticated sender of a request.
+
+    `session_id` is None for a token without a session. `is_admin` is always false for such a token.
+    """
 
     user_id: str
     email: str
@@ -30,42 +33,42 @@ class Requester:
 
     @property
     def principal(self) -> Principal:
-        """The principal, for rights and for writes."""
+        """The principal, for checking rights and authorizing writes."""
         return principal_of(self.claims)
 
 
 class Authenticator:
-    """Finds out who asks: `who = await signed_in(request)`."""
+    """Authenticates requests: `requester = await authenticator(request)`."""
 
     def __init__(self, *, keys: KeyRing, store: Registry) -> None:
         self._keys = keys
         self._store = store
 
     async def __call__(self, request: Request) -> Requester:
-        """Read the request's token. Raises TokenRejected, also if there is none; RegistryError.
+        """Authenticate a request. Raises TokenRejected, also without a bearer token; RegistryError.
 
-        Its body is waited for first: whoever may do something when it begins need not any more once it is
-        all there, and it is they who say how long that takes.
+        Session and revocation are checked once the whole body has arrived: a client that sends its body
+        slowly must not keep rights that end meanwhile.
         """
         token = bearer_token(request)
-        self._keys.verify(token)  # nothing of a stranger's is waited for
+        self._keys.verify(token)  # do not wait for the body of a stranger
         await request.get_data()
         return await self.read(token)
 
     async def with_session(self, request: Request) -> Requester:
-        """Read the request's token, for a route about the account itself; as above.
+        """Authenticate a request to a route about the account itself.
 
-        Raises Refused (403) without a session: such a token is for devices, and may name any user.
+        Raises Refused (403) for a token without a session: it is for devices only, and may name any user.
         """
         requester = await self(request)
         if requester.session_id is None:
-            raise Refused("This token belongs to no session: sign in to do this.", status=403)
+            raise Refused("This token has no session: sign in to do this.", status=403)
         return requester
 
     async def administrator(self, request: Request) -> Requester:
-        """Read the request's token. Raises Refused (403) unless it is the session of an administrator.
+        """Authenticate an administrator. Raises Refused (403) for other accounts.
 
-        The account is read each time: it may be an ordinary one by now.
+        The account is read on every request, so withdrawn rights end at once.
         """
         requester = await self.with_session(request)
         if not requester.is_admin:
@@ -73,12 +76,12 @@ class Authenticator:
         return requester
 
     def session_of(self, request: Request) -> tuple[str | None, str]:
-        """Give the session and the user of the request's token, be that over or not. Raises TokenRejected."""
+        """Return the session id and user id of the token, even of an ended session. Raises TokenRejected."""
         claims = self._keys.verify(bearer_token(request))
         return claims.session_id, claims.user_id
 
     async def read(self, token: str) -> Requester:
-        """Read a token, and find its session.
+        """Verify a token and its session.
 
         Raises TokenRejected if the session has ended or the token was revoked; RegistryError.
         """
@@ -106,12 +109,12 @@ class Authenticator:
 
 
 def admin_required() -> Refused:
-    """Refuse (403) what only an administrator may do."""
+    """Make the refusal (403) of a request that only an administrator may send."""
     return Refused(_NOT_ADMIN, status=403)
 
 
 def bearer_token(request: Request) -> str:
-    """Take the token out of a request's head. Raises TokenRejected if there is none."""
+    """Return the bearer token of a request. Raises TokenRejected if there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
@@ -120,7 +123,7 @@ def bearer_token(request: Request) -> str:
 
 
 def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
-    """Tell where a request comes from; X-Forwarded-* count only if `proxy_trust` trusts who sent them."""
+    """Return the address and scheme of the caller. Uses X-Forwarded-* only from trusted proxies."""
     client = request.scope.get("client")
     return proxy_trust.caller(
         client[0] if client else "",
@@ -130,16 +133,16 @@ def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
 
 
 def note_caller(request: Request, *, proxy_trust: ProxyTrust) -> None:
-    """Find out where a request comes from, once for everybody who asks."""
+    """Store the caller of a request for `current_caller`."""
     g.caller = caller_of(request, proxy_trust=proxy_trust)
 
 
 def current_caller() -> Caller:
-    """Give the caller of the request that is being answered."""
+    """Return the caller of the current request."""
     caller: Caller = g.caller
     return caller
 
 
 def may_log(lines: LineLimits | None, cause: str) -> bool:
-    """Tell whether a line about the request may be logged; otherwise it is counted. None is no limit."""
+    """Tell whether to log a line about the current request. Suppressed lines are counted."""
     return lines is None or lines.admit(cause, network_of(current_caller().address))

@@ -26,7 +26,7 @@ _OWN_PAGES: Final = "; ".join(
         "style-src 'self'",
         "img-src 'self' data:",
         "connect-src 'self'",
-        # Forms are sent by script; without it, nothing that was typed may end up in an address.
+        # Scripts send the forms. If they fail, the browser must not put the input into a URL.
         "form-action 'none'",
         "base-uri 'none'",
         "frame-ancestors 'none'",
@@ -38,25 +38,24 @@ _OWN_PAGES: Final = "; ".join(
 class SecurityHeaders:
     """Completes the headers of every answer.
 
-    `google` and `facebook` say whether people can sign in with those: only then is a built app let load what
-    that needs. `hsts` lets browsers insist on TLS with a certificate that they know: they would keep people
-    out whose certificate vouches for itself.
+    With `google` or `facebook`, a built web app may load the scripts of that sign-in. `hsts` makes browsers
+    insist on a trusted certificate. Leave it out with a self-signed one, or browsers lock users out.
     """
 
     def __init__(self, *, google: bool, facebook: bool, hsts: bool = True) -> None:
         self._hsts = hsts
         self._app_policy = _app_policy(google=google, facebook=facebook)
-        # A window that a sign-in opens has to tell the page that opened it.
+        # The popup of a sign-in reports to the page that opened it.
         self._opener = "same-origin-allow-popups" if google or facebook else "same-origin"
 
     def complete(self, response: Response, *, part: str | None, secure: bool, is_api: bool) -> Response:
-        """Add the headers; `part` is the name of the blueprint that answered, `secure` whether over TLS."""
+        """Add the headers. `part` is the name of the blueprint that answered; `secure` is true over TLS."""
         headers = response.headers
         headers["X-Content-Type-Options"] = "nosniff"
         headers["X-Frame-Options"] = "DENY"
         headers["Cross-Origin-Opener-Policy"] = self._opener
         headers["Permissions-Policy"] = "geolocation=(), microphone=(), payment=(), usb=()"
-        # An address can have a claim token in it; but a sign-in wants to know the site that it is for.
+        # A URL may contain a pairing token. Sign-in providers need the origin, though.
         headers["Referrer-Policy"] = "strict-origin-when-cross-origin" if part == "web" else "no-referrer"
         headers["Content-Security-Policy"] = {"web": self._app_policy, "console": _OWN_PAGES}.get(
             part or "", _NOTHING
@@ -64,16 +63,16 @@ class SecurityHeaders:
         if secure and self._hsts:
             headers["Strict-Transport-Security"] = _HSTS
         if is_api:
-            # A service worker that caches an answer in spite of no-store must not give it to somebody else.
+            # A service worker that caches in spite of no-store must not serve it to another user.
             headers["Cache-Control"] = "no-store"
             headers["Vary"] = "Authorization"
         return response
 
 
 def _app_policy(*, google: bool, facebook: bool) -> str:
-    """Write the policy of a built web app.
+    """Write the Content-Security-Policy of a built web app.
 
-    What it shows of other hosts is fetched by its service worker, and for that connect-src counts.
+    Its service worker fetches pictures and fonts, so connect-src lists their hosts too.
     """
     sign_in = [_GOOGLE] * google + [_FACEBOOK] * facebook
     scripts = [_GOOGLE] * google + [_FACEBOOK_SCRIPT] * facebook
@@ -95,25 +94,30 @@ def _app_policy(*, google: bool, facebook: bool) -> str:
 
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# A machine's call, which names its own key.
+# Machines call this with their own key.
 _EXEMPT: Final = frozenset({"/api/push/notify"})
-# Of a page of this server, or of none, as with a bookmark.
+# From a page of this server, or from no page, like a bookmark.
 _OWN: Final = frozenset({"same-origin", "none"})
 
 
 class CrossSiteCheck:
-    """Checks `Sec-Fetch-Site` and `Origin` (Fetch Metadata, RFC 6454)."""
+    """Refuses requests from pages of other sites that change something, except from configured origins.
+
+    Any page that a user opens can make the browser send such requests, although the page cannot read the
+    answers. The check reads `Sec-Fetch-Site` and `Origin` (Fetch Metadata, RFC 6454); programs and machines
+    send neither.
+    """
 
     def __init__(self, *, proxy_trust: ProxyTrust, allowed_origins: Collection[str]) -> None:
         self._proxy_trust = proxy_trust
         self._allowed = allowed_origins
 
     def check(self, request: Request, caller: Caller) -> None:
-        """Raise Refused (403) for a request of a foreign page."""
+        """Raise Refused (403) for a request from a page of another site."""
         if request.method in _READING or request.path in _EXEMPT:
             return
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-        # Browsers that name the site know it. Others send an origin alone, as do all of them without TLS.
+        # Old browsers send only Origin. Without TLS, all browsers do.
         if site in _OWN or (site is None and origin is None):
             return
         if origin is None or not self._proxy_trust.origin_allowed(origin, caller, self._allowed):

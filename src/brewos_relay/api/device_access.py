@@ -13,14 +13,14 @@ from brewos_relay.registry.records import Access, Device
 from brewos_relay.vocabulary import DEVICE_ID, Role, parse_device_id, role_includes
 
 _NO_DEVICE: Final = "There is no such device, or you have no access to it."
-_TOO_LITTLE: Final[dict[str, str]] = {
-    "member": "You may only watch this device; its owner can change that.",
+_ROLE_TOO_LOW: Final[dict[str, str]] = {
+    "member": "You may only watch this device. An owner of the device can change that.",
     "owner": "Only an owner of the device may do this.",
 }
 
 
 class DeviceIdConverter(BaseConverter):
-    """Match a device id, in any case, as a part of a path: beside devices, other things stand there."""
+    """Match a device id in a path, in any case. Other segments, like `claim`, do not match."""
 
     regex = DEVICE_ID.pattern
 
@@ -43,16 +43,15 @@ class DeviceAccess:
 async def require_access(
     requester: Requester, device_id: str, *, store: Registry, at_least: Role = "viewer"
 ) -> DeviceAccess:
-    """Find a device, by an id in any case, that somebody reaches with this role or a higher one.
+    """Check that a requester has at least this role for a device. The id may be in any case.
 
-    Raises Refused: 404 if they do not reach it at all, whether it exists or not, 403 if their role is lower;
-    RegistryError.
+    Raises Refused: 404 without access, whether or not the device exists, 403 for a lower role; RegistryError.
     """
     try:
         device_id = parse_device_id(device_id)
     except ValueError:
         raise device_not_found() from None
-    # Always both, so that a device of somebody else takes as long as none.
+    # Always read both: the time must not tell whether the device exists.
     device = await store.find_device(device_id)
     access = await store.access_of(requester.user_id, device_id)
     rights = rights_of(requester.principal, device_id, access)
@@ -66,10 +65,10 @@ async def require_access(
 
 
 def device_not_found() -> Refused:
-    """Refuse (404) in the same words, whether there is no such device or it is somebody else's."""
+    """Make the refusal (404) for an unknown device and for a device of other users, in the same words."""
     return Refused(_NO_DEVICE, status=404)
 
 
 def role_too_low(at_least: str) -> Refused:
-    """Refuse (403) what only this role and higher ones may do."""
-    return Refused(_TOO_LITTLE[at_least], status=403)
+    """Make the refusal (403) for a requester below this role."""
+    return Refused(_ROLE_TOO_LOW[at_least], status=403)

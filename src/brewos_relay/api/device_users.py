@@ -21,14 +21,14 @@ from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import DeviceUser, User
 from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 
-_NO_USER: Final = "Nobody of that id has this device."
+_NO_USER: Final = "This device has no user with this id."
 _LAST_OWNER: Final = (
-    "This is the device's last owner: make somebody else an owner first, or remove the device."
+    "This is the last owner of the device. Make another user an owner first, or remove the device."
 )
 
 
 class DeviceUserAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """Somebody who has a device; `displayName` is never empty, `until` is null for ever."""
+    """A user of a device. `displayName` is never empty. `until` is null for access without end."""
 
     user_id: str
     email: str
@@ -40,21 +40,21 @@ class DeviceUserAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class DeviceUsers(msgspec.Struct):
-    """Users in the order in which they got the device; `next` is the `after` of the next page, or null."""
+    """Users in the order in which they got access. `next` is the `after` of the next page, or null."""
 
     users: list[DeviceUserAnswer]
     next: str | None
 
 
 class NewRole(msgspec.Struct):
-    """What somebody is to be, and until when; what is left out stays as it is."""
+    """A new role, and the end of the access. A field that is left out stays unchanged."""
 
     role: Role | msgspec.UnsetType = msgspec.UNSET
     until: When | msgspec.UnsetType = msgspec.UNSET
 
 
 class Watcher(msgspec.Struct, rename="camel", kw_only=True):
-    """Somebody who is connected; `displayName` is never empty, `email` is without an account."""
+    """A user who is connected. `displayName` is never empty; `email` is empty without an account."""
 
     user_id: str
     email: str
@@ -64,7 +64,7 @@ class Watcher(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Watchers(msgspec.Struct):
-    """The answer about all of them."""
+    """The connected users."""
 
     watchers: list[Watcher]
 
@@ -89,14 +89,14 @@ class DeviceUserRoutes:
             },
         )
 
-    @described("Who has a device; a viewer sees only themselves", answer=DeviceUsers, query=PageQuery)
+    @described("List the users of a device; viewers see only themselves", answer=DeviceUsers, query=PageQuery)
     async def users(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         page = query_of(request, PageQuery)
         access = await require_access(requester, device_id, store=self.store)
         only = requester.user_id if access.role == "viewer" else None
         found = await self.store.read(
-            users_of, access.device_id, after=page.mark(), only=only, limit=page.limit, now_ms=now_ms()
+            users_of, access.device_id, after=page.cursor(), only=only, limit=page.limit, now_ms=now_ms()
         )
         last = found[-1] if len(found) == page.limit else None
         since_ms = -1 if last is None or last.claimed_at_ms is None else last.claimed_at_ms
@@ -108,13 +108,15 @@ class DeviceUserRoutes:
         )
 
     @described(
-        "Change what somebody may do with a device, as an owner of it",
+        "Change the role of a user of a device, as an owner",
         answer=DeviceUserAnswer,
         body=NewRole,
         refusals=[403, 409, 422],
     )
     async def change(self, device_id: str, user_id: str) -> Response:
-        requester = await self.authenticator.with_session(request)  # it may give what outlasts the token
+        requester = await self.authenticator.with_session(
+            request
+        )  # the change may outlast a token without a session
         body = await body_of(request, NewRole)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
         user = await _user_of(device_id, user_id, store=self.store)
@@ -123,7 +125,7 @@ class DeviceUserRoutes:
         until_ms = user.until_ms if body.until is msgspec.UNSET else to_ms(body.until, now_ms=at_ms)
         if role == "owner" and until_ms is not None:
             if body.until is not msgspec.UNSET:
-                raise Refused("An owner is one for ever: leave 'until' out.", status=422)
+                raise Refused("The access of an owner has no end: leave 'until' out.", status=422)
             until_ms = None
         try:
             changed = await self.store.write_as(
@@ -144,7 +146,7 @@ class DeviceUserRoutes:
         return json_answer(_user_answer(await _user_of(device_id, user_id, store=self.store)))
 
     @described(
-        "Take a device from somebody, as an owner of it; anybody may take it from themselves",
+        "Remove a user from a device, as an owner; any user may remove themselves",
         answer=Done,
         refusals=[403, 409],
     )
@@ -156,7 +158,7 @@ class DeviceUserRoutes:
         )
         at_least: Role = "owner"
         if own and access.from_registry is not None:
-            # A token that may do less than its user must not give up what it could not use.
+            # A token with a lower role than its user must not give up the user's access.
             at_least = access.from_registry.role
             if not role_includes(access.role, at_least):
                 raise role_too_low(at_least)
@@ -176,7 +178,7 @@ class DeviceUserRoutes:
         await self.store.catch_up()
         return json_answer(Done())
 
-    @described("Who is connected to a device now, for an owner of it", answer=Watchers, refusals=[403])
+    @described("List the users who are connected to a device, as an owner", answer=Watchers, refusals=[403])
     async def watchers(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         access = await require_access(requester, device_id, store=self.store, at_least="owner")

@@ -1,4 +1,4 @@
-"""/api/devices: the devices of the requester, their state, names and keys."""
+"""/api/devices: the devices of the requester, with their state, names and keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,29 +28,29 @@ from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 LISTED_AT_MOST: Final = 500
 
 DESCRIBED_AT_ONCE: Final = 50
-"""How many devices are described before other tasks get their turn."""
+"""How many devices are described before other tasks may run."""
 
 _NAME_CHARS = 100
 
 _SHOWN_CHARS = 50
 
 _REFUSALS: Final[dict[RotationOutcome, str]] = {
-    "offline": "The machine is offline: switch it on, and try again once it is connected.",
+    "offline": "The machine is offline. Switch it on, and try again once it is connected.",
     "too_many": (
-        f"The machine ignored the earlier rotations: it was sent {NEXT_KEYS_AT_MOST} new keys and has used"
-        " none of them. Its key stays. Its firmware may not know how to change its key: reset the machine to"
-        " its factory settings, which gives it another key, and pair it again."
+        f"The machine ignored the last {NEXT_KEYS_AT_MOST} new keys and keeps its old one. Its firmware may"
+        " not support key rotation. To give it another key, reset the machine to its factory settings and"
+        " pair it again."
     ),
 }
 
 _WHAT_NEXT: Final = (
-    "A new key is on its way to the machine. Both keys work until the machine connects with the new one;"
-    " the old one ends then. A machine that ignores the new key keeps its old one."
+    "A new key was sent to the machine. Both keys work until the machine connects with the new one; then the"
+    " old key ends. A machine that ignores the new key keeps its old one."
 )
 
 
 class DeviceAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A device, as somebody reaches it."""
+    """A device, with the access of the requester. `until` is null for access without end."""
 
     id: str
     name: str
@@ -66,27 +66,27 @@ class DeviceAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class OneDevice(msgspec.Struct):
-    """The answer about one device."""
+    """One device."""
 
     device: DeviceAnswer
 
 
 class DevicePage(msgspec.Struct):
-    """Which devices: at most `limit`, behind the id `after`."""
+    """A page of devices: at most `limit`, after the id `after`."""
 
     after: Annotated[str, msgspec.Meta(max_length=12)] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] | None = None
 
 
 class Devices(msgspec.Struct):
-    """Devices in the order of their ids; `next` is the `after` of the next page, or null."""
+    """Devices, sorted by id. `next` is the `after` of the next page, or null."""
 
     devices: list[DeviceAnswer]
     next: str | None
 
 
 class StateAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """What is known of a device's state."""
+    """The last known state of a device."""
 
     device_id: str
     is_online: bool
@@ -98,19 +98,19 @@ class StateAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class NewName(msgspec.Struct):
-    """The body that renames a device."""
+    """A new name for a device."""
 
     name: ShortText
 
 
 class Leaving(msgspec.Struct):
-    """The query of a request to leave a device."""
+    """Whether to remove the device for all of its users."""
 
     everyone: bool = False
 
 
 class RotationAnswer(msgspec.Struct):
-    """What happens next; the key itself is for the machine alone."""
+    """The status of a key rotation. The key itself is sent only to the device."""
 
     status: str
     message: str
@@ -118,7 +118,7 @@ class RotationAnswer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A device that somebody reaches; `device` is None if it is not registered."""
+    """A device with the rights of the requester. `device` is None if it is not registered."""
 
     device_id: str
     device: Device | None
@@ -129,7 +129,7 @@ class _Listed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeviceRoutes:
-    """/api/devices and /api/devices/ID. Without a `limit`, a list has `listed_at_most` devices."""
+    """/api/devices and /api/devices/ID. A list without a `limit` has at most `listed_at_most` devices."""
 
     relay: RelayView
     store: Registry
@@ -150,7 +150,7 @@ class DeviceRoutes:
             },
         )
 
-    @described("The devices that you reach", answer=Devices, query=DevicePage)
+    @described("List the devices that you have access to", answer=Devices, query=DevicePage)
     async def devices(self) -> Response:
         requester = await self.authenticator(request)
         page = query_of(request, DevicePage)
@@ -164,13 +164,13 @@ class DeviceRoutes:
             await trio.lowlevel.checkpoint()
         return json_answer(Devices(answers, found[-1].device_id if len(found) == limit else None))
 
-    @described("A device that you reach", answer=OneDevice)
+    @described("Read a device that you have access to", answer=OneDevice)
     async def device(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         access = await require_access(requester, device_id, store=self.store)
         return json_answer(OneDevice(device=await self._describe_one(requester, access.device_id)))
 
-    @described("Rename a device, as an owner of it", answer=OneDevice, body=NewName, refusals=[403])
+    @described("Rename a device, as an owner", answer=OneDevice, body=NewName, refusals=[403])
     async def rename(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         body = await body_of(request, NewName)
@@ -187,7 +187,7 @@ class DeviceRoutes:
         return json_answer(OneDevice(device=await self._describe_one(requester, access.device_id)))
 
     @described(
-        "Leave a device; the last owner leaves it for everybody, and any owner may with `everyone`",
+        "Leave a device. If the last owner leaves, or an owner asks with `everyone`, all users lose it",
         answer=Done,
         query=Leaving,
         refusals=[403, 409],
@@ -202,21 +202,21 @@ class DeviceRoutes:
             authority = Authority(requester.principal, access.device_id, "owner")
             await self.store.write_as(authority, release, access.device_id, now_ms=now_ms())
         elif access.from_registry is not None:
-            # A token that may do less than its user must not give up what it could not use.
+            # A token with a lower role than its user must not give up the user's access.
             if not role_includes(access.role, access.from_registry.role):
                 raise role_too_low(access.from_registry.role)
             authority = Authority(requester.principal, access.device_id, access.from_registry.role)
             await self.store.write_as(authority, leave, access.device_id, requester.user_id, now_ms=now_ms())
         else:
             raise Refused(
-                "It is your token that names this device: there is nothing that you could leave.", status=409
+                "Only your token gives you access to this device, so you cannot leave it.", status=409
             )
         await self.store.catch_up()
         return json_answer(Done())
 
     @described(
-        "What is known of a device's state: the last message of each kind, how old that is, and which groups"
-        " of the status may have changed since",
+        "Read the last known state of a device: the last message of each kind, its age, and the groups of the"
+        " status that may be stale",
         answer=StateAnswer,
     )
     async def state(self, device_id: str) -> Response:
@@ -239,9 +239,7 @@ class DeviceRoutes:
             )
         )
 
-    @described(
-        "Send a machine a new key, as an owner of it", answer=RotationAnswer, status=202, refusals=[403, 409]
-    )
+    @described("Send a device a new key, as an owner", answer=RotationAnswer, status=202, refusals=[403, 409])
     async def rotate_key(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
@@ -281,9 +279,9 @@ class DeviceRoutes:
 
 
 def _reachable(db: Connection, requester: Requester, *, after: str, limit: int, now_ms: int) -> list[_Listed]:
-    """Find the devices that a token names or that its user has: at most `limit`, behind the id `after`.
+    """Find the devices that the token names or its user has: at most `limit`, after the id `after`.
 
-    However many devices there are, it reads no more than twice the limit.
+    Reads at most twice the limit, however many devices are registered.
     """
     named = requester.principal.devices
     if named == "*":
@@ -307,7 +305,7 @@ def _read_one(db: Connection, requester: Requester, device_id: str, *, now_ms: i
 def _listed(
     requester: Requester, ids: Sequence[str], there: Sequence[Device], owned: Sequence[OwnedDevice]
 ) -> list[_Listed]:
-    """Put together what is known of these devices; without those that a token or its user does not reach."""
+    """Join devices with access and rights. Leaves out devices without access."""
     devices = {device.id: device for device in (*there, *(one.device for one in owned))}
     own = {one.device.id: one for one in owned}
     listed = []
@@ -322,7 +320,7 @@ def _listed(
 
 
 def _last_known(found: StoredState, others: dict[str, Any]) -> dict[str, Any]:
-    """Say what is known of a state that only the registry has, beside the other messages of the device."""
+    """Describe a state from the registry, together with the other known messages of the device."""
     status = readable_content(Message(found.payload, found.is_text))
     if not isinstance(status, dict):
         return {}
@@ -335,5 +333,5 @@ def _last_known(found: StoredState, others: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(told: object) -> str | None:
-    """Take what a machine said of itself if it is a short text."""
+    """Return a value that a device reported, if it is a short text."""
     return told if isinstance(told, str) and len(told) <= _SHOWN_CHARS else None

@@ -85,13 +85,13 @@ async def _token_rejected(problem: TokenRejected) -> Response:
 
 
 def _no_registry(problem: RegistryError) -> Response:
-    said = "The registry cannot be used at the moment; try again soon."
+    said = "The registry is not available at the moment. Try again soon."
     if isinstance(problem, RegistryBusy):
         said = (
-            "The registry is busy, and nothing was changed; try again soon."
+            "The registry is busy, and nothing was changed. Try again soon."
             if problem.undone
-            else "The registry did not answer in time, and the change may have been made; look before you"
-            " try again."
+            else "The registry did not answer in time. The change may have been made: check before you try"
+            " again."
         )
     return error_answer(said, status=503, headers={"Retry-After": "5"})
 
@@ -118,10 +118,12 @@ async def _not_an_administrator(_problem: NotAnAdministrator) -> Response:
 
 
 async def _http_exception(problem: HTTPException) -> Response:
-    """Answer what Quart refuses or what failed, in JSON under /api and as plain text elsewhere."""
+    """Answer an error of Quart, or a crash of a view: JSON under /api, plain text elsewhere."""
     status = problem.code or 500
     headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}
-    method = "GET" if request.method == "HEAD" else request.method  # whose answers have the same length
+    method = (
+        "GET" if request.method == "HEAD" else request.method
+    )  # HEAD and GET have the same Content-Length
     text = f"{problem.name}: {method} {request.path}" if status in {404, 405} else problem.name
     if is_api_path(request.path):
         return error_answer(f"{text}.", status=status, headers=headers)

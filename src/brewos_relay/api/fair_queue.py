@@ -1,4 +1,4 @@
-"""FairQueue: turns at something scarce, shared fairly between networks."""
+"""FairQueue: turns at a scarce resource, shared fairly between networks."""
 
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -11,15 +11,15 @@ from brewos_relay.api.payloads import Refused
 from brewos_relay.errors import RegistryBusy
 
 _REMEMBERED: Final = 4096
-"""Networks whose last turn is remembered."""
+"""How many networks' last turns are remembered."""
 _BUSY_S: Final = 0.5
 """How long a turn has waited for a registry that is really busy. In a crowd, some have less time left."""
 _FIRST_IN_A_ROW: Final = 3
-"""So many turns of those who go first are followed by one of the others, if any wait."""
+"""After this many prioritized turns, one other request gets a turn."""
 
 
 class _Waiting:
-    """A request that waits for its turn, until `settled`: it was called, or lost its place."""
+    """A waiting request. `settled` is set when it gets its turn or loses its place."""
 
     __slots__ = ("called", "first", "networks", "number", "settled")
 
@@ -32,21 +32,21 @@ class _Waiting:
 
 
 class FairQueue:
-    """Gives `at_once` turns at a time; `places` more requests wait, each for `wait_s` at most.
+    """Gives `at_once` turns at a time. `places` more requests wait, each at most `wait_s`.
 
-    A turn goes to the network whose last turn was the longest ago, from the widest network to the narrowest.
-    If all places are taken, the newest request of the network that has most of them gives its place up.
+    The next turn goes to the network whose last turn is longest ago; wider networks are compared first. If
+    all places are taken, the network with the most waiting requests loses its newest one.
 
-    Where a turn has lasted long and ends since the registry is busy, those that wait are refused: their own
-    turns would end like that as well, each later than the one before.
+    If a long turn ends with RegistryBusy, all waiting requests are refused: their turns would fail the same
+    way, one after the other.
     """
 
     def __init__(
         self, what: str, *, at_once: int, places: int, wait_s: float, others_at_once: int | None = None
     ) -> None:
-        """Take what waits ("passwords"), for the answer that there is too much of it.
+        """Create a queue. `what` names the requests in refusals, like "passwords".
 
-        Requests that do not go first have `others_at_once` of the turns, or as many as there are.
+        Requests without priority get at most `others_at_once` of the turns; None for no such limit.
         """
         self._what = what
         self._free = at_once
@@ -55,7 +55,7 @@ class FairQueue:
         self._wait_s = wait_s
         self._waiting: list[_Waiting] = []
         self._count = 0
-        self._turns: OrderedDict[str, int] = OrderedDict()  # the number of each network's last turn
+        self._turns: OrderedDict[str, int] = OrderedDict()  # the number of the last turn of each network
         self._turn = self._first_in_a_row = 0
 
     def __len__(self) -> int:
@@ -63,10 +63,10 @@ class FairQueue:
 
     @asynccontextmanager
     async def turn(self, networks: Sequence[str], *, first: bool = False) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts until the block is left. Raises Refused (503).
+        """Wait for a turn, which lasts until the block ends. Raises Refused (503).
 
-        `networks` are those of the caller, the widest first. With `first`, the request goes before those
-        without it, but leaves every fourth turn to them.
+        `networks` are the networks of the caller, widest first. With `first`, the request has priority,
+        except for every fourth turn.
         """
         self._count += 1
         one = _Waiting(networks, first=first, number=self._count)
@@ -103,14 +103,14 @@ class FairQueue:
                 self._waiting.remove(one)
         if not one.called:
             raise Refused(
-                f"Too many {self._what} wait to be looked at; try again soon.",
+                f"The server is busy with other {self._what}. Try again soon.",
                 status=503,
                 headers={"Retry-After": "2"},
                 reason=f"too_many_{self._what}",
             )
 
     def _drop_one(self) -> None:
-        """Take the place of the newest request of the network that has most of them."""
+        """Refuse the newest request of the network with the most waiting requests."""
         taken = Counter(one.networks[0] for one in self._waiting)
         dropped = max(self._waiting, key=lambda one: (not one.first, taken[one.networks[0]], one.number))
         self._waiting.remove(dropped)
@@ -125,7 +125,7 @@ class FairQueue:
         self._note_turn(one)
 
     def _call(self) -> None:
-        """Call the next request, if any that waits may begin."""
+        """Give a free turn to the next waiting request, if there is one."""
         able = [one for one in self._waiting if self._may_begin(one)]
         if able:
             one = min(able, key=self._rank)

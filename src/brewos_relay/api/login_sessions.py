@@ -41,7 +41,7 @@ _ADDRESS_CHARS: Final = 64
 
 
 class Person(msgspec.Struct):
-    """Who is signed in. An app takes the first letters of `email` where `name` is empty."""
+    """The signed-in user. If `name` is empty, apps show the first letters of `email`."""
 
     id: str
     email: str
@@ -50,7 +50,7 @@ class Person(msgspec.Struct):
 
 
 class SessionTokens(SecretStruct, rename="camel"):
-    """What an app keeps to stay signed in; `expires_at` is that of the access token, in ms."""
+    """The tokens of a session. `expiresAt` is the end of the access token, in ms since 1970."""
 
     access_token: str
     refresh_token: str
@@ -59,7 +59,7 @@ class SessionTokens(SecretStruct, rename="camel"):
 
 
 class LoginSessions:
-    """Begins sessions, and makes the tokens of those that go on."""
+    """Starts login sessions, and renews their tokens."""
 
     def __init__(self, *, store: Registry, keys: KeyRing, accounts: AccountRules) -> None:
         self._store = store
@@ -67,9 +67,10 @@ class LoginSessions:
         self._accounts = accounts
 
     async def begin(self, user: User, request: Request, *, password_hash: str | None = None) -> SessionTokens:
-        """Begin a session for a user who has just proved who they are, with a password if its hash is given.
+        """Start a session for a user who has just authenticated.
 
-        Raises TokenRejected if that has changed meanwhile; RegistryError.
+        `password_hash` is the hash of the password that was used. Raises TokenRejected if the password has
+        changed meanwhile; RegistryError.
         """
         session_id = uuid.uuid4().hex
         refresh_token = generate_secret_token()
@@ -89,7 +90,7 @@ class LoginSessions:
         return self._tokens(person, session_id, refresh_token)
 
     async def refresh_tokens(self, refresh_token: str) -> SessionTokens | None:
-        """Exchange a refresh token for new tokens; None if it is not valid. Raises RegistryError."""
+        """Exchange a refresh token for new tokens. Return None if it is not valid. Raises RegistryError."""
         salt = generate_salt()
         at_ms = now_ms()
         outcome = await self._store.write_anonymous(
@@ -129,18 +130,18 @@ class LoginSessions:
 
 
 def _shown(text: str | None, longest_chars: int) -> str | None:
-    """Shorten a text, without what cannot be stored or shown everywhere; None for nothing."""
+    """Shorten a text, and drop characters that cannot be stored or shown. Return None for an empty text."""
     return showable(text or "")[:longest_chars] or None
 
 
 class RefreshBody(SecretStruct, rename="camel"):
-    """What `POST /api/auth/refresh` takes."""
+    """The body of `POST /api/auth/refresh`."""
 
     refresh_token: LongText
 
 
 class ListedSession(msgspec.Struct, rename="camel"):
-    """A session as it is listed; `current` for the one that asks. Times are in ISO 8601."""
+    """A session in a list. `current` is true for the session of the request. Times are in ISO 8601."""
 
     id: str
     current: bool
@@ -152,7 +153,7 @@ class ListedSession(msgspec.Struct, rename="camel"):
 
 
 class SessionList(msgspec.Struct):
-    """The sessions of the caller, the last used first; `next` is the `after` of the next page, or null."""
+    """The sessions of a user, last used first. `next` is the `after` of the next page, or null."""
 
     sessions: list[ListedSession]
     next: str | None
@@ -165,7 +166,7 @@ class Ended(msgspec.Struct):
 
 
 class Me(msgspec.Struct, rename="camel"):
-    """Who asks; `session_id` is None with a token that belongs to no session."""
+    """The user of a token. `sessionId` is null for a token without a session."""
 
     user: Person
     is_admin: bool
@@ -208,10 +209,13 @@ class LoginSessionRoutes:
             body = await body_of(request, RefreshBody)
             tokens = await self.login_sessions.refresh_tokens(body.refresh_token)
         if tokens is None:
-            raise Refused("The session has ended: sign in again.", status=401)
+            raise Refused("The session has ended. Sign in again.", status=401)
         return json_answer(tokens)
 
-    @described("End the session that asks; one that is over already is no failure", answer=Ended)
+    @described(
+        "Sign out: end the session of the token. It is no error if the session has ended already",
+        answer=Ended,
+    )
     async def logout(self) -> Response:
         session_id, user_id = self.authenticator.session_of(request)
         ended = session_id is not None and await self.store.write_anonymous(
@@ -220,7 +224,7 @@ class LoginSessionRoutes:
         await self.store.catch_up(ends_only=True)
         return json_answer(Ended(int(ended)))
 
-    @described("End all sessions of whoever asks", answer=Ended)
+    @described("End all of your sessions", answer=Ended)
     async def logout_all(self) -> Response:
         requester = await self.authenticator.with_session(request)
         ended = await self.store.write_as(
@@ -229,14 +233,14 @@ class LoginSessionRoutes:
         await self.store.catch_up(ends_only=True)
         return json_answer(Ended(ended))
 
-    @described("List the sessions of whoever asks", answer=SessionList, query=PageQuery)
+    @described("List your sessions", answer=SessionList, query=PageQuery)
     async def list_sessions(self) -> Response:
         requester = await self.authenticator.with_session(request)
         page = query_of(request, PageQuery)
         found = await self.store.read(
             login_sessions.sessions_of,
             requester.user_id,
-            after=page.mark(),
+            after=page.cursor(),
             limit=page.limit,
             now_ms=now_ms(),
         )
@@ -258,7 +262,7 @@ class LoginSessionRoutes:
             )
         )
 
-    @described("End one session of whoever asks", answer=Ended)
+    @described("End one of your sessions", answer=Ended)
     async def end_session(self, session_id: str) -> Response:
         requester = await self.authenticator.with_session(request)
         if not await self.store.write_as(
@@ -268,14 +272,14 @@ class LoginSessionRoutes:
             user_id=requester.user_id,
             now_ms=now_ms(),
         ):
-            raise Refused("No such session: it may have ended already.", status=404)
+            raise Refused("There is no such session. It may have ended already.", status=404)
         await self.store.catch_up(ends_only=True)
         return json_answer(Ended(1))
 
-    @described("Tell who asks", answer=Me)
+    @described("Read the user of the token", answer=Me)
     async def me(self) -> Response:
         requester = await self.authenticator(request)
-        # A token without a session may name any user: it is told what it says itself.
+        # A token without a session may name any user, so it gets only its own token claims.
         user = (
             await self.store.read(registered.find_user, requester.user_id)
             if requester.session_id is not None

@@ -20,21 +20,21 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
-    """What /metrics shows, and the token that it takes to see it."""
+    """The page at /metrics, and its bearer token."""
 
     render: Callable[[], bytes]
     token: str = field(repr=False)
 
 
 def metrics_blueprint(page: MetricsPage) -> Blueprint:
-    """Make the blueprint; 401 without the token."""
+    """Make the blueprint. Requests without the token get 401."""
     blueprint = Blueprint("metrics", __name__)
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:
         if not bearer_matches(request.headers.get("Authorization"), page.token):
             raise Refused(
-                "The metrics need their token as a bearer.",
+                "The metrics need their bearer token: send 'Authorization: Bearer <token>'.",
                 status=401,
                 headers={"WWW-Authenticate": "Bearer"},
             )
@@ -44,7 +44,7 @@ def metrics_blueprint(page: MetricsPage) -> Blueprint:
 
 
 def bearer_matches(header: str | None, token: str) -> bool:
-    """Tell whether an Authorization header has this token, in constant time."""
+    """Tell in constant time whether an Authorization header has this token."""
     scheme, _, given = (header or "").partition(" ")
     matches = hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
     return matches and scheme.lower() == "bearer"
@@ -53,18 +53,18 @@ def bearer_matches(header: str | None, token: str) -> bool:
 log = logging.getLogger(__name__)
 
 NO_ROUTE: Final = "none"
-"""Where nothing is served."""
+"""The route of requests that match no route."""
 _ROUTE: Final = "brewos_relay.route"
 
 _AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application, which servers and frameworks have types of their own for."""
+"""An ASGI application. Servers and frameworks each have their own types for it."""
 
 
 class RequestMetrics:
-    """An ASGI application around another one.
+    """ASGI middleware that counts requests, and gives each an id for its log entries.
 
-    The id is in the answer, too, as `X-Request-Id`: whoever has trouble can say it. It is always made here,
-    so that nobody writes into the log what they like.
+    The answer has the id in `X-Request-Id`, so that users can report it. An id from the client is ignored, as
+    it could forge log entries.
     """
 
     def __init__(self, app: _AsgiApp, counters: RequestCounters) -> None:
@@ -72,7 +72,7 @@ class RequestMetrics:
         self._counters = counters
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, and count it however it ends."""
+        """Answer a request, and count it even if it fails or is cancelled."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -102,6 +102,6 @@ class RequestMetrics:
 
 
 def note_route(request: Request) -> None:
-    """Note which route a request is for, as a pattern."""
+    """Store the route pattern of a request for RequestMetrics."""
     if request.url_rule is not None:
         request.scope[_ROUTE] = pattern_of(request.url_rule.rule)  # type: ignore[typeddict-unknown-key]

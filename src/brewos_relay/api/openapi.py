@@ -1,7 +1,7 @@
-"""GET /api/openapi.json: what the HTTP API takes and answers, as OpenAPI 3.1.
+"""Registration of views, and GET /api/openapi.json: the OpenAPI 3.1 document of the HTTP API.
 
-Every view under /api says what it does with `described`, next to its route; the document is made of that and
-of the routes themselves. Bodies and answers are msgspec structs, which are what is decoded and encoded too.
+Every view under /api has a description, made by the decorator `described`. The document is generated from the
+descriptions and the routes. Bodies and answers are the msgspec structs that the views decode and encode.
 """
 
 import re
@@ -24,39 +24,39 @@ _COMPONENTS: Final = "#/components/schemas/{name}"
 _NOT_LISTED: Final = frozenset({"HEAD", "OPTIONS"})
 
 _PATH_PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
-    "device_id": ("the device, in any case", {"type": "string", "pattern": f"^{DEVICE_ID.pattern}$"}),
-    "user_id": ("a user, as listed", {"type": "string", "minLength": 1}),
-    "share_id": ("a share, as listed", {"type": "string", "minLength": 1}),
-    "token_id": ("a token, as listed", {"type": "string", "minLength": 1}),
-    "session_id": ("a session, as listed", {"type": "string", "minLength": 1}),
+    "device_id": ("id of the device, in any case", {"type": "string", "pattern": f"^{DEVICE_ID.pattern}$"}),
+    "user_id": ("id of the user", {"type": "string", "minLength": 1}),
+    "share_id": ("id of the share", {"type": "string", "minLength": 1}),
+    "token_id": ("id of the token", {"type": "string", "minLength": 1}),
+    "session_id": ("id of the session", {"type": "string", "minLength": 1}),
 }
 _REFUSALS: Final[Mapping[int, str]] = {
-    400: "the request cannot be read; the text says what is wrong with it",
-    401: "a token is missing or no good",
-    403: "whoever asks may not do this, or a page of another site asks",
-    404: "there is no such thing, or it is not theirs who ask",
-    409: "not as things stand now",
+    400: "the request is malformed; the text says what is wrong",
+    401: "the token is missing or not valid",
+    403: "you may not do this, or the request comes from a page of another site",
+    404: "it does not exist, or you have no access to it",
+    409: "the request conflicts with the current state",
     415: "the body is not declared as application/json",
-    422: "the request can be read and makes no sense",
-    429: "too many requests; Retry-After says when to come back",
-    503: "not at the moment; Retry-After says when to come back",
+    422: "the request is well-formed but makes no sense",
+    429: "too many requests; Retry-After says when to retry",
+    503: "not available at the moment; Retry-After says when to retry",
 }
 
 
 class Problem(msgspec.Struct):
-    """What every answer is that is not what was asked for."""
+    """The body of every error answer."""
 
     error: str
 
 
 class Done(msgspec.Struct):
-    """The answer to what was done and has nothing to show."""
+    """The answer of a request that succeeded and returns nothing."""
 
     success: bool = True
 
 
 class Document(msgspec.Struct):
-    """An OpenAPI document, as far as it is said here what that is."""
+    """An OpenAPI document."""
 
     openapi: str
     info: dict[str, Any]
@@ -66,7 +66,7 @@ class Document(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a view does, takes and answers."""
+    """The description of a view."""
 
     summary: str
     status: int
@@ -89,12 +89,11 @@ def described(
     refusals: Iterable[int] = (),
     needs_token: bool = True,
 ) -> Callable[[V], V]:
-    """Say what the view below does; stands directly above its function, under the route.
+    """Decorate a view with its description.
 
-    `answer` and `body` are types that msgspec knows; `query` is a struct with a field for each parameter of
-    the query. `refusals` are statuses beyond those that follow from the rest: 400, 413 and 415 with a body,
-    400 with a query, 401 with a token, 403 for all methods but GET, 404 with an id in the path, 429, 431 and
-    503 always.
+    `answer` and `body` are types that msgspec supports. `query` is a struct with a field for each parameter.
+    `refusals` are the error statuses beyond those that are implied: 400, 413 and 415 with a body, 400 with a
+    query, 401 with a token, 403 for all methods but GET, 404 with an id in the path; 429, 431 and 503 always.
     """
     description = Description(
         summary=summary,
@@ -115,7 +114,7 @@ def described(
 
 
 def make_blueprint(name: str, views: Mapping[str, Callable[..., Any]]) -> Blueprint:
-    """Make a blueprint of views, each by its route: "GET /api/devices", or "PUT,POST /api/me/password"."""
+    """Make a blueprint of views by their routes, like "GET /api/devices" or "PUT,POST /api/me/password"."""
     blueprint = Blueprint(name, __name__)
     for route, view in views.items():
         methods, _, path = route.partition(" ")
@@ -124,12 +123,12 @@ def make_blueprint(name: str, views: Mapping[str, Callable[..., Any]]) -> Bluepr
 
 
 def openapi_blueprint() -> Blueprint:
-    """Make the blueprint. The document is made when it is first asked for."""
+    """Make the blueprint. The document is generated at the first request."""
     blueprint = Blueprint("openapi", __name__)
     made: list[Document] = []
 
     @blueprint.get("/api/openapi.json")
-    @described("This document", answer=Document, needs_token=False)
+    @described("Read this document", answer=Document, needs_token=False)
     async def openapi() -> Response:
         if not made:
             made.append(document_of(routes_of(current_app)))
@@ -140,23 +139,23 @@ def openapi_blueprint() -> Blueprint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path as OpenAPI writes it, with the names in the path."""
+    """A method and a path in the notation of OpenAPI, with the parameters of the path."""
 
     method: str
     path: str
     parameters: tuple[str, ...]
     name: str
     description: Description | None
-    """None for a view that does not say what it does."""
+    """None for a view without a description."""
 
 
 def pattern_of(rule: str) -> str:
-    """Write the path of a route as everybody does who writes of it: with names in braces."""
+    """Write the path of a route in the notation of OpenAPI: with names in braces."""
     return _PARAMETER.sub(r"{\1}", rule)
 
 
 def routes_of(app: Quart) -> list[Route]:
-    """List every route of an app under /api, in the order of paths and methods."""
+    """List the routes of an app under /api, sorted by path and method."""
     routes = []
     for rule in app.url_map.iter_rules():
         if not rule.rule.startswith("/api/"):
@@ -178,7 +177,7 @@ def routes_of(app: Quart) -> list[Route]:
 
 
 def document_of(routes: Iterable[Route]) -> Document:
-    """Make the document of routes that all have a description."""
+    """Generate the document of the routes that have a description."""
     listed = [(route, route.description) for route in routes if route.description is not None]
     types = _Types()
     paths: dict[str, dict[str, Any]] = {}
@@ -196,13 +195,13 @@ def document_of(routes: Iterable[Route]) -> Document:
 
 
 class _Types:
-    """The types that a document speaks of, once each."""
+    """The schemas of a document, each type once."""
 
     def __init__(self) -> None:
         self._schemas: dict[str, Any] = {}
 
     def schema_of(self, kind: Any) -> dict[str, Any]:
-        """Give the schema of a type; that of a struct is a reference to what `components` gives."""
+        """Return the schema of a type. For a struct, that is a reference into `components`."""
         (schema,), parts = msgspec.json.schema_components([kind], ref_template=_COMPONENTS)
         for name, part in parts.items():
             if self._schemas.setdefault(name, part) != part:
@@ -210,20 +209,20 @@ class _Types:
         return schema
 
     def fields_of(self, struct: type[msgspec.Struct]) -> tuple[dict[str, Any], list[str]]:
-        """Give the schema of each field of a struct, by its name, and those that must be there."""
+        """Return the schemas of the fields of a struct, and the names of the required ones."""
         _, parts = msgspec.json.schema_components([struct], ref_template=_COMPONENTS)
         schema = parts[struct.__name__]
         return schema["properties"], schema["required"]
 
     def components(self) -> dict[str, Any]:
-        """Give the schemas of the structs, by name."""
+        """Return the schemas of all structs, by name."""
         return dict(sorted(self._schemas.items()))
 
 
 def _operation(route: Route, description: Description, types: _Types) -> dict[str, Any]:
     refusals = {429, 503} | description.refusals
-    # These are answered by whoever reads requests, before anybody knows what is asked for.
-    too_large = {"431": {"description": "the request line and the headers are too large together"}}
+    # The HTTP side answers these before the request reaches the application.
+    too_large = {"431": {"description": "the request line and the headers are too large"}}
     operation: dict[str, Any] = {
         "summary": description.summary,
         "operationId": route.name,
@@ -243,7 +242,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
         operation["parameters"] = parameters
     if description.body is not None:
         refusals |= {400, 415}
-        too_large["413"] = {"description": "the body is too large; nothing of it was looked at"}
+        too_large["413"] = {"description": "the body is too large; it was not read"}
         operation["requestBody"] = {
             "required": not description.body_optional,
             "content": _json_content(types.schema_of(description.body)),
@@ -251,7 +250,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
     if description.needs_token:
         refusals.add(401)
     if route.method.upper() != "GET":
-        refusals.add(403)  # to pages of other sites
+        refusals.add(403)  # for pages of other sites
     problem = _json_content(types.schema_of(Problem))
     operation["responses"] = {
         str(description.status): {

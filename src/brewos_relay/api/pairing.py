@@ -1,4 +1,7 @@
-"""Pairing: a machine registers what its screen shows, and whoever reads that there claims the machine."""
+"""Pairing: a machine registers the token on its screen, and a user with that token gets the machine.
+
+On the wire, pairing is called "claim".
+"""
 
 import math
 from collections import OrderedDict
@@ -26,41 +29,41 @@ from brewos_relay.registry.sharing import accept_share, accept_share_code
 from brewos_relay.vocabulary import Role, now_ms, parse_device_id
 
 CLAIM_MS: Final = 10 * 60_000
-"""For how long a machine shows a token before it makes another one."""
+"""How long a machine shows a token before it makes another."""
 
 _REGISTERING_PLACES: Final = 1024
-"""Registrations that wait: a whole street comes at once, and a machine that is refused is back in 30 s."""
+"""Waiting registrations. A whole street registers at once; a refused machine retries after 30 s."""
 _REGISTERED_PER_S: Final = 10.0
 _REGISTERED_AT_ONCE: Final = 1000.0
 _REGISTERED_RESERVE_S: Final = 20.0
-"""Registrations of all networks together that are written; a machine with its working key needs none."""
+"""Limits of written registrations, for all networks. A machine with a working key does not depend on them."""
 _FULL_S: Final = 60.0
 _FULL_KEPT: Final = 4096
 _CLAIMING_PLACES: Final = 128
 _WAIT_S: Final = 6.0
-"""How long either waits. A machine gives up after 10 s."""
+"""How long a request waits in a queue. A machine gives up after 10 s."""
 
 HASHING_AT_ONCE: Final = 2
-"""How many codes are hashed at a time: each takes 16 MiB, and a processor for 30 ms."""
+"""How many codes are hashed at a time. Each takes 16 MiB of memory and 30 ms of a processor."""
 
 _KNOWN_S: Final = 3.0
-"""How long a machine with a working key waits until its token is stored; it is held in memory after that."""
+"""How long a machine with a working key waits for its token to be stored. Then memory holds the token."""
 _BUSY: Final = "the registry is busy"
 
 _NAME_CHARS: Final = 100
-# One answer for what is wrong, unknown, expired, used up or somebody else's.
-_CLOSED: Final = "This server takes no new machines at the moment."
-_TOO_MANY: Final = "Too many new machines were registered from this network; try again tomorrow."
-_NO_GOOD: Final = "This code is not valid, or it has expired. Get a new one and try again."
+# One answer for wrong, unknown, expired and used codes, and for those of other users.
+_CLOSED: Final = "This server accepts no new machines at the moment."
+_TOO_MANY: Final = "Too many new machines were registered from this network. Try again tomorrow."
+_INVALID_CODE: Final = "This code is not valid, or it has expired. Get a new one and try again."
 
-_END: Final = r"$(?!\n)"  # for Python, `$` is before a line end too
+_END: Final = r"$(?!\n)"  # in Python, `$` also matches before a final line end
 _Id = Annotated[str, msgspec.Meta(pattern=f"^[Bb][Rr][Ww]-[0-9A-Fa-f]{{8}}{_END}")]
 _Token = Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_-]{{16,128}}{_END}")]
 _Key = Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_-]{{32,128}}{_END}")]
 
 
 class Registration(msgspec.Struct, rename="camel"):
-    """What a machine sends: its id, the token that it shows, and its key."""
+    """The registration of a device: its id, the token on its screen, and its key."""
 
     device_id: _Id
     token: _Token
@@ -68,7 +71,7 @@ class Registration(msgspec.Struct, rename="camel"):
 
 
 class Claim(msgspec.Struct, rename="camel"):
-    """What was read on a screen or in a link; a typed short code stands in `deviceId`, without a token."""
+    """The id and token from a screen or link. A typed short code is sent as `deviceId`, without a token."""
 
     device_id: ShortText
     token: ShortText
@@ -76,7 +79,7 @@ class Claim(msgspec.Struct, rename="camel"):
 
 
 class ClaimedAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """The device that is theirs now, and as what."""
+    """The paired device, and the role of the user."""
 
     success: bool = True
     device_id: str
@@ -86,7 +89,7 @@ class ClaimedAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 @dataclass(kw_only=True, eq=False)
 class PairingRoutes:
-    """Registration of devices, and pairing with them."""
+    """/api/devices/register-claim, claim and claim-share."""
 
     store: Registry
     authenticator: Authenticator
@@ -95,7 +98,7 @@ class PairingRoutes:
 
     def __post_init__(self) -> None:
         self._hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
-        # One write of each kind at a time: a flood of them is never many writes ahead of anyone else's.
+        # One write of each kind at a time, so that a flood of them cannot delay other writes.
         self._registering = FairQueue("registrations", at_once=1, places=_REGISTERING_PLACES, wait_s=_WAIT_S)
         self._claiming = FairQueue("claims", at_once=1, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
         self._capacity = FairRate(
@@ -118,7 +121,7 @@ class PairingRoutes:
         )
 
     @described(
-        "A machine registers the token that it shows",
+        "Register the token on the screen of a device; devices call this",
         answer=Done,
         body=Registration,
         needs_token=False,
@@ -137,7 +140,7 @@ class PairingRoutes:
             expires_at_ms=at_ms + CLAIM_MS,
             networks=networks_of(network),
         )
-        # A machine with a working key gets its answer whether or not anything can be written.
+        # A machine with a working key gets 200 even if the registry cannot store its token.
         known = await _is_its_key(device_id, body.device_key, store=self.store)
         try:
             with trio.move_on_after(_KNOWN_S if known else math.inf) as writing:
@@ -157,21 +160,21 @@ class PairingRoutes:
             if writing.cancelled_caught:
                 raise RegistryBusy(_BUSY)
         except PairingClosed:
-            # No reason for strangers, and no "200 ": a machine takes that for success anywhere in an answer.
+            # The text gives strangers no reason, and avoids "200 ": machines take that for success.
             raise Refused(_CLOSED, status=403, reason="pairing_closed") from None
         except TooManyNewDevices as problem:
             self._full.note(network, problem.retry_s)
             raise _too_many_new(problem.retry_s) from None
         except (RegistryError, Refused):
-            # A machine that does not get 200 does not connect. Looked at again: the key may have ended.
+            # A machine that gets no 200 does not connect. Check the key again: it may have been revoked.
             if not await _is_its_key(device_id, body.device_key, store=self.store):
                 raise
             self.store.hold_pairing(shown)
-        # The same whatever came of it: anybody can send this, with anybody's id.
+        # Always the same answer: any client can send this, with any id.
         return json_answer(Done())
 
     @described(
-        "Claim a device with what its screen shows, or with a short code",
+        "Pair a device with the token on its screen, or with a short code",
         answer=ClaimedAnswer,
         body=Claim,
         refusals=[404, 409],
@@ -182,7 +185,7 @@ class PairingRoutes:
         return await self._answer_claim(requester, body, shared=False)
 
     @described(
-        "Take up a share, by its link or by its short code",
+        "Accept a share, by its link or its short code",
         answer=ClaimedAnswer,
         body=Claim,
         refusals=[404, 409],
@@ -213,8 +216,8 @@ class PairingRoutes:
                         code_hash, requester, store=self.store, accounts=self.accounts
                     )
         if claimed is None:
-            raise Refused(_NO_GOOD, status=404)
-        # Only those that came to nothing are counted.
+            raise Refused(_INVALID_CODE, status=404)
+        # Only failed attempts count.
         self.request_limits.claims_by_user.give_back(requester.user_id)
         self.request_limits.claims_by_address.give_back(network)
         await self.store.catch_up()
@@ -223,20 +226,20 @@ class PairingRoutes:
 
 
 class FullNetworks:
-    """The networks that have registered as many new ids as they may, so that asking again costs no write."""
+    """Networks that have used up their quota of new ids. They are refused without a write."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
 
     def note(self, network: str, retry_s: float) -> None:
-        """Remember for a minute at most that a network may register no new id."""
+        """Remember for at most a minute that a network may register no new id."""
         self._until[network] = trio.current_time() + min(retry_s, _FULL_S)
         self._until.move_to_end(network)
         if len(self._until) > _FULL_KEPT:
             self._until.popitem(last=False)
 
     async def check(self, network: str, device_id: str, *, store: Registry) -> None:
-        """Raise Refused (429) for a new id from such a network."""
+        """Raise Refused (429) for a new id from a network that has used up its quota."""
         left_s = self._until.get(network, 0.0) - trio.current_time()
         if left_s > 0 and await store.find_device(device_id) is None:
             raise _too_many_new(math.ceil(left_s))
@@ -249,10 +252,11 @@ def _too_many_new(retry_s: int) -> Refused:
 
 
 async def _admit_machine(device_id: str, key: str, *, store: Registry, request_limits: RequestLimits) -> None:
-    """Let a registration pass, or raise Refused (429); by device first, since a whole street has one address.
+    """Admit a registration, or raise Refused (429). The limit of the device is checked first.
 
-    One with the working key always passes the first: somebody who sends others must not keep it out. Nor can
-    they from another address if the machine has lost its key, or is new.
+    A working key always passes the limit of the device, so a stranger who registers the same id cannot keep
+    the machine out. Limits of a device are per address, which protects new machines and those that lost their
+    key.
     """
     network = network_of(current_caller().address)
     try:
@@ -264,14 +268,14 @@ async def _admit_machine(device_id: str, key: str, *, store: Registry, request_l
 
 
 async def _is_its_key(device_id: str, key: str, *, store: Registry) -> bool:
-    """Tell whether a key is one that works for a device."""
+    """Tell whether a key works for a device."""
     device = await store.find_device(device_id)
     hashes = () if device is None else (device.key_hash, *device.next_key_hashes)
     return any(secret_matches(key, key_hash) for key_hash in hashes)
 
 
 async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | None:
-    """Hash a short code; None for a text that is none."""
+    """Hash a short code. Return None for a text that is not a short code."""
     code = normalise_code(text)
     if code is None:
         return None

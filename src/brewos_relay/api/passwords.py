@@ -1,4 +1,4 @@
-"""PUT /api/me/password, and how a password is checked without anybody being able to guess or to lock out."""
+"""PUT /api/me/password, and the check of passwords, with limits against guessing and against lockout."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,20 +26,21 @@ from brewos_relay.registry.records import User
 from brewos_relay.vocabulary import now_ms
 
 FRESH_S: Final = 15 * 60
-"""Who has signed in so lately may set a password without the old one: a one-time link helps who forgot it.
+"""How long after its start a session may set a password without the current one.
 
-Nobody else sets a first one: whoever gets hold of a token would have the account for ever.
+A one-time link thus helps users who forgot theirs. Only such a fresh session may set a first password: a
+stolen token must not give lasting access to the account.
 """
 _THREADS: Final = 2
 _PLACES: Final = 32
-"""Passwords that wait for one of the threads; each takes about as long as a few hundred other requests."""
+"""Passwords that wait for a thread. Each takes as long as a few hundred other requests."""
 _WAIT_S: Final = 10.0
 
 T = TypeVar("T")
 
 
 class NewPasswordBody(SecretStruct, rename="camel"):
-    """What `PUT /api/me/password` takes."""
+    """The body of `PUT /api/me/password`."""
 
     password: ShortText
     current_password: ShortText | None = None
@@ -52,12 +53,12 @@ class PasswordIsSet(msgspec.Struct, rename="camel"):
 
 
 class PasswordCheck:
-    """Checks passwords in a few threads, and counts the attempts.
+    """Checks passwords in worker threads, and limits the attempts.
 
-    Attempts from one network at one account are limited tightly. All attempts at one account together are
-    limited too, since whoever guesses may have many addresses. That must not lock its owner out, so networks
-    in which somebody signed in to it lately are left out of that, and go first where passwords wait. The
-    registry has a list of these for each account.
+    Attempts from one network at one account have a tight limit. All attempts at one account together have a
+    limit too, as an attacker may have many addresses. To keep that from locking the owner out, it does not
+    apply to networks with a recent sign-in to the account; these also have priority in the queue. The
+    registry keeps a list of them for each account.
     """
 
     def __init__(self, *, store: Registry, request_limits: RequestLimits) -> None:
@@ -69,17 +70,15 @@ class PasswordCheck:
         self._limiter = trio.CapacityLimiter(_THREADS)
 
     async def user_with(self, *, email: str, password: str, network: str) -> User | None:
-        """Find the account with an e-mail address and a password; as `prove`."""
+        """Return the account with this e-mail address and password, like `prove`."""
         proven = await self.prove(email=email, password=password, network=network)
         return None if proven is None else proven[0]
 
     async def prove(self, *, email: str, password: str, network: str) -> tuple[User, str] | None:
-        """Find the account with an e-mail address and a password, and the hash of that password.
+        """Return the account with this e-mail address and password, and the hash of the password.
 
-        None, after as much work, if there is no such account.
-
-        `network` is that of the caller. An attempt that ends in a 503 is not counted. Raises Refused (429,
-        503), RegistryError.
+        Return None for a wrong password or address, after the same amount of work. `network` is the network
+        of the caller. An attempt that ends with 503 is not counted. Raises Refused (429, 503), RegistryError.
         """
         account = _account_of(email)
         with ExitStack() as attempts:
@@ -100,27 +99,27 @@ class PasswordCheck:
             return None if user is None else (user, stored)
 
     async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
-        """Do work with a password in a thread. Raises Refused (503) if too much of it waits.
+        """Run work with a password in a thread. Raises Refused (503) if the queue is full.
 
-        Networks have turns; those that are known come first.
+        Networks take turns; `known` ones have priority.
         """
         async with self._queue.turn(networks_of(network), first=known):
             return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
 
 
 def _look_up(db: Connection, email: str, network: str) -> tuple[str | None, str | None, int | None]:
-    """Find the id and the password's hash of an account, and when it was last signed in to from a network."""
+    """Read the id and password hash of an account, and the time of its last sign-in from a network."""
     user_id, stored = registered.password_hash_of(db, email) or (None, None)
     seen_ms = None if user_id is None else known_networks.seen_at(db, user_id, network)
     return user_id, stored, seen_ms
 
 
 def _account_of(email: str) -> str:
-    """Give what attempts at an account are counted by: the same for every way to write its address."""
+    """Return the key that attempts at an account are counted by, equal for all spellings of its address."""
     try:
         return email_key(email)
     except ValueError:
-        return ""  # nobody's, and all of those together
+        return ""  # not an address: all of these share one bucket
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +141,7 @@ class PasswordRoutes:
         )
 
     @described(
-        "Set or change one's password; other sessions end when it changes",
+        "Set or change your password. A change ends your other sessions",
         body=NewPasswordBody,
         answer=PasswordIsSet,
         refusals=[403],
@@ -154,12 +153,12 @@ class PasswordRoutes:
             body = await body_of(request, NewPasswordBody)
             await self._check_may_set(requester, body.current_password, network)
             try:
-                # Whoever gets so far has proved who they are.
+                # The user is authenticated, so the work has priority.
                 password_hash = await self.passwords.run(
                     hash_password, body.password, network=network, known=True
                 )
             except ValueError as problem:
-                raise Refused(f"This password cannot be taken: {problem}.", status=400) from None
+                raise Refused(f"This password is not possible: {problem}.", status=400) from None
         ended = await self.store.write_as(
             Authority(requester.principal),
             _set_password,
@@ -177,19 +176,19 @@ class PasswordRoutes:
         )
         user = await self.store.read(registered.find_user, requester.user_id)
         if session is None or user is None:
-            raise Refused("Sign in first: this token belongs to no account.", status=403)
+            raise Refused("This token belongs to no account. Sign in first.", status=403)
         if now_ms() - session.created_at_ms < FRESH_S * 1000:
             return
         if not user.has_password:
-            raise Refused("Sign in anew to set a first password: this session is too old.", status=403)
+            raise Refused("This session is too old to set a first password. Sign in again.", status=403)
         if current_password is None:
-            raise Refused("The current password is needed to set another.", status=403)
+            raise Refused("Give your current password to set another.", status=403)
         if not await self.passwords.user_with(email=user.email, password=current_password, network=network):
             raise Refused("The current password is wrong.", status=403)
 
 
 def _set_password(db: Connection, user_id: str, password_hash: str, *, keep: str | None, now_ms: int) -> int:
-    """Set a password. If there was one, end all sessions but `keep`; returns how many."""
+    """Set a password. If it replaces one, end all sessions except `keep`, and return how many."""
     user = registered.find_user(db, user_id)
     registered.set_password_hash(db, user_id, password_hash)
     if user is None or not user.has_password:

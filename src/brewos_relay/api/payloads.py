@@ -10,15 +10,15 @@ from quart import Request, Response, current_app
 from brewos_relay.texts import is_name
 
 API_VERSION: Final = 1
-"""What `/api/info` says; apps ask for 1 or more."""
+"""The version of the API in `/api/info`. Apps require 1 or more."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Refused(Exception):
-    """A request that is not fulfilled; the app answers it with `error_answer`. People read `problem`.
+    """The refusal of a request. `problem` is shown to users.
 
-    One that has a `reason`, a word of ours, is counted by it.
+    Refusals with a `reason` are counted by it, in the metrics.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Make a JSON answer; `content` is whatever msgspec can encode."""
+    """Make a JSON answer. `content` is a value that msgspec can encode."""
     return current_app.response_class(
         _encode(content),
         status=status,
@@ -47,34 +47,35 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 
 def error_answer(problem: str, *, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """Make the answer to a request that was not fulfilled; apps show `problem` to people."""
+    """Make an error answer. Apps show `problem` to users."""
     return json_answer({"error": problem}, status=status, headers=headers)
 
 
 _JSON: Final = "application/json"
 
+_BAD_CURSOR: Final = "The query is not valid: 'after' must be the 'next' of the previous page."
 _NUMBER: Final = re.compile("-1|[0-9]{1,18}")
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 ShortText: TypeAlias = Annotated[str, msgspec.Meta(max_length=320)]
-"""An id, a code, a token of ours, an e-mail address or a name; the field's reader checks the rest."""
+"""An id, code, token of this relay, e-mail address or name. The view checks the form."""
 LongText: TypeAlias = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
-"""A token that somebody else made."""
+"""A token of another issuer."""
 
 
 class SecretStruct(msgspec.Struct):
-    """A base for what has a secret in it: its repr shows none of its fields."""
+    """Base class of structs with secrets. Their repr shows no fields."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
 
 async def body_of(request: Request, shape: type[Struct]) -> Struct:
-    """Decode a request's body; more members are let pass.
+    """Decode the body of a request, and ignore unknown members.
 
-    Raises Refused: 415 unless it is declared as JSON, since forms of foreign pages cannot do so without
-    asking first; 400 that says where the mistake is, without repeating what was sent.
+    Raises Refused: 415 if the body is not declared as JSON, which forms of other sites cannot do without a
+    preflight request; 400 that names the wrong member, without repeating its value.
     """
     content = await request.get_data(as_text=False)
     if request.mimetype != _JSON:
@@ -82,44 +83,44 @@ async def body_of(request: Request, shape: type[Struct]) -> Struct:
     try:
         return msgspec.json.decode(content, type=shape)
     except msgspec.ValidationError as problem:
-        raise Refused(f"The body cannot be taken: {problem}.", status=400) from None
+        raise Refused(f"The body is not valid: {problem}.", status=400) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Refused("The body must be a JSON object in UTF-8.", status=400) from None
 
 
 def query_of(request: Request, shape: type[Struct]) -> Struct:
-    """Read the parameters of a query; others are let pass. Raises Refused (400) as `body_of` does."""
+    """Decode the parameters of a query, and ignore unknown ones. Raises Refused (400) like `body_of`."""
     try:
         return msgspec.convert(request.args.to_dict(), type=shape, strict=False)
     except msgspec.ValidationError as problem:
-        raise Refused(f"The query cannot be taken: {problem}.", status=400) from None
+        raise Refused(f"The query is not valid: {problem}.", status=400) from None
 
 
 class PageQuery(msgspec.Struct):
-    """The query of a list: at most `limit` entries, behind the `next` of the page before."""
+    """A page of a list: at most `limit` entries, after the `next` of the previous page."""
 
     after: Annotated[str, msgspec.Meta(max_length=320)] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 500
 
-    def mark(self) -> tuple[int, str] | None:
-        """Read `after`; None for the first page. Raises Refused (400)."""
+    def cursor(self) -> tuple[int, str] | None:
+        """Decode `after`. Return None for the first page. Raises Refused (400)."""
         number, separator, id_ = self.after.partition(":")
         if not self.after:
             return None
         if not separator or not _NUMBER.fullmatch(number) or not id_.isprintable():
-            raise Refused("The query cannot be taken: 'after' is no 'next' of such a list.", status=400)
+            raise Refused(_BAD_CURSOR, status=400)
         return int(number), id_
 
 
 def cursor_of(number: int, id_: str) -> str:
-    """Write what `PageQuery.mark` reads: where a page ends, by the number and the id of its last entry."""
+    """Encode the end of a page for `PageQuery.cursor`: the number and the id of its last entry."""
     return f"{number}:{id_}"
 
 
 def checked_name(text: str, *, what: str, longest_chars: int) -> str:
-    """Strip a text of spaces at its ends, and give it if it can be stored and shown everywhere.
+    """Strip a name of outer spaces and check it. Raises Refused (400) if it cannot be stored and shown.
 
-    Raises Refused (400) if it is not a name: see `texts`.
+    `texts` says which characters a name may have.
     """
     text = text.strip()
     if not is_name(text, longest_chars=longest_chars):

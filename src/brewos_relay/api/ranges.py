@@ -1,4 +1,4 @@
-"""Single byte ranges of files (RFC 9110 §14), for players of sound and film and for downloads that go on."""
+"""Single byte ranges of files (RFC 9110 §14), for media players and resumed downloads."""
 
 import re
 from typing import Final
@@ -7,17 +7,17 @@ from quart import Request, Response
 
 _single_range = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII | re.IGNORECASE).fullmatch
 _MOST_DIGITS: Final = 18
-"""Longer numbers are larger than any file."""
+"""Numbers with more digits are larger than any file."""
 
 
 class Unsatisfiable(Exception):
-    """The range begins behind the end of the file."""
+    """The range begins after the end of the file."""
 
 
 def parse_range(value: str, size_bytes: int) -> tuple[int, int]:
-    """Read a Range header: where the part begins, and where the rest begins. Raises Unsatisfiable.
+    """Parse a Range header. Return the first byte and the first byte after the part. Raises Unsatisfiable.
 
-    Several ranges, other units and a malformed header stand for the whole file, as HTTP allows.
+    Multiple ranges, other units and malformed headers mean the whole file, as HTTP allows.
     """
     found = _single_range(value)
     if found is None or not (found[1] or found[2]):
@@ -36,9 +36,9 @@ def parse_range(value: str, size_bytes: int) -> tuple[int, int]:
 
 
 def limit_to_range(response: Response, request: Request, *, size_bytes: int) -> tuple[int, int]:
-    """Complete the headers of an answer with a file; return where the part to send begins and ends.
+    """Set the range headers of an answer. Return the first byte to send and the first byte after the part.
 
-    Only GET has ranges. If-Range has to be the entity tag of the answer: the file may be another one by now.
+    Only GET has ranges. If-Range must match the entity tag of the answer; otherwise the whole file is sent.
     """
     response.headers["Accept-Ranges"] = "bytes"
     wanted = request.headers.get("Range")

@@ -13,18 +13,18 @@ from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.networks import networks_of, wider_networks
 
 _KEPT: Final = 4096
-"""Buckets of one kind."""
+"""How many buckets a limit keeps."""
 
 
 _NO_REGISTRY: Final = (RegistryError, RegistryBusy)
-"""What is answered with 503; the others say what was wrong with a request."""
+"""The registry errors that are answered with 503. The others are faults of the request."""
 
 
 class RequestLimit:
-    """Token buckets by key. A bucket holds `burst` and gains `each_minute`; a request takes 1 of it.
+    """Token buckets by key. A bucket holds `burst` tokens and gains `each_minute`; a request takes one.
 
-    With `by_network`, keys are what `network_of` gives, and the wider networks around it have budgets, too: a
-    provider gives one customer a /56 or a /48 of IPv6, which holds thousands of /64.
+    With `by_network`, keys are results of `network_of`, and the wider networks around them have budgets too:
+    providers give one customer a /56 or /48 of IPv6, which holds hundreds or thousands of /64.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RequestLimit:
         by_network: bool = False,
         kept: int = _KEPT,
     ) -> None:
-        """Take what is limited ("attempts to sign in"), for the answer that says so."""
+        """Create a limit. `what` names the requests in refusals, like "attempts to sign in"."""
         self.burst, self.each_minute = burst, each_minute
         self._what = what
         self._by_network = by_network
@@ -47,7 +47,7 @@ class RequestLimit:
         return len(self._level(1))
 
     def _level(self, share: int) -> TokenBuckets:
-        """Give the buckets of the networks that have `share` times the budget."""
+        """Return the buckets of networks with `share` times the budget."""
         if share not in self._levels:
             self._levels[share] = TokenBuckets(
                 rate_per_s=share * self.each_minute / 60, burst=share * self.burst, kept=self._kept
@@ -75,7 +75,7 @@ class RequestLimit:
             taken.append(bucket)
 
     def check(self, key: str) -> None:
-        """Raise Refused as `admit` would, without taking anything."""
+        """Raise Refused as `admit` would, without taking a token."""
         now_s = trio.current_time()
         for buckets, name in self._keys(key, ""):
             bucket = buckets.find(name)
@@ -83,16 +83,16 @@ class RequestLimit:
                 raise self._refusal(math.ceil(bucket.empty_s))
 
     def give_back(self, key: str, *, about: str = "") -> None:
-        """Undo an `admit`, for a request that is not to be counted."""
+        """Undo an `admit`, for a request that does not count."""
         now_s = trio.current_time()
         for buckets, name in self._keys(key, about):
             buckets.use(name, now_s).give_back()
 
     @contextmanager
     def attempt(self, key: str, *, about: str = "") -> Iterator[None]:
-        """Admit what the block does, and give the token back if it ends in a 503.
+        """Take a token for the block, and give it back if the block ends with a 503.
 
-        A server that is busy is no fault of the one who asks.
+        A busy server must not count against the client.
         """
         self.admit(key, about=about)
         try:
@@ -108,7 +108,7 @@ class RequestLimit:
 
     def _refusal(self, wait_s: int) -> Refused:
         return Refused(
-            f"Too many {self._what}; try again in {_in_words(wait_s)}.",
+            f"Too many {self._what}. Try again in {_in_words(wait_s)}.",
             status=429,
             headers={"Retry-After": str(wait_s)},
             reason=f"too_many_{self._what.replace(' ', '_')}",
@@ -123,49 +123,49 @@ def _in_words(wait_s: int) -> str:
 
 _HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
 _REGISTER: Final = "/api/devices/register-claim"
-"""This has limits of its own, for machines."""
+"""Registration of devices, which has its own limits."""
 _SIGN_INS: Final = frozenset(
     f"/api/auth/{way}" for way in ("password", "invite", "google", "oidc", "facebook")
 )
 
 
 class RequestLimits:
-    """Every rate limit of the API; keys of addresses are made by `network_of`.
+    """All rate limits of the API. Keys of addresses are results of `network_of`.
 
-    A whole street can come from one address, after a power cut all at once; and a normal page asks for its
-    devices every 10 s, and for everything anew when it is loaded.
+    A whole street may share one address, and reconnects at once after a power cut. A normal page reads its
+    devices every 10 s, and everything when it loads.
     """
 
     def __init__(self) -> None:
-        # Everything under /api but register-claim, by network.
+        # All paths under /api except register-claim, by network.
         self.requests = RequestLimit("requests", burst=600, each_minute=1200, by_network=True)
-        # Everything else: pages and their files. One visit to a large app loads some hundred, twice.
+        # Pages and their files. One visit to a large web app loads a few hundred of them, twice.
         self.pages = RequestLimit("requests for pages", burst=2000, each_minute=3000, by_network=True)
-        # Health endpoints. They have a budget of their own, so that no flood of pages turns them into 429.
+        # Health endpoints, with their own budget: a flood of page requests must not fail the health checks.
         self.health = RequestLimit("health checks", burst=300, each_minute=600, by_network=True)
         # By network.
         self.sign_ins = RequestLimit("attempts to sign in", burst=30, each_minute=20, by_network=True)
-        # By account and network; and by account, from networks in which nobody signed in to it lately.
+        # By account and network. The second: by account alone, from networks without a recent sign-in to it.
         self.passwords = RequestLimit("attempts with this password", burst=8, each_minute=4, by_network=True)
         self.strange_passwords = RequestLimit("attempts with this password", burst=30, each_minute=6)
         # By network.
         self.refreshes = RequestLimit("new tokens", burst=120, each_minute=60, by_network=True)
-        # Those that came to nothing.
+        # Failed attempts only.
         self.claims_by_user = RequestLimit("attempts to pair", burst=10, each_minute=6)
         self.claims_by_address = RequestLimit("attempts to pair", burst=40, each_minute=20, by_network=True)
         self.shares_by_user = RequestLimit("invitations", burst=20, each_minute=6)
-        # By device and address first: whoever registers a foreign machine over and over takes nothing from
-        # its street, nor, from elsewhere, from the machine itself.
+        # By device and address first. So a client that keeps registering the id of another machine uses up
+        # neither the budget of its neighbours nor, from another address, that of the machine.
         self.register_by_device = RequestLimit("registrations", burst=10, each_minute=6)
         self.register_by_address = RequestLimit("registrations", burst=500, each_minute=300, by_network=True)
 
     def admit_request(self, path: str, network: str) -> None:
-        """Count a request by its path alone. Raises Refused (429)."""
+        """Take a token for a request, by its path alone. Raises Refused (429)."""
         if path != _REGISTER:
             self._by_path(path).admit(network)
 
     def check_request(self, path: str, network: str) -> None:
-        """Raise Refused (429) for a request that would be refused, before any work is done for it."""
+        """Raise Refused (429) for a request that is over its limit, before any other work is done for it."""
         if path != _REGISTER:
             self._by_path(path).check(network)
         if path in _SIGN_INS:
@@ -181,16 +181,16 @@ class RequestLimits:
 
 _FAIR_OVER_S: Final = 30.0
 _WIDEST_SHARE: Final = 4
-"""So much may a wider network use compared with one address or /64 in it, whatever its other budgets are."""
+"""How many times the rate of one address or /64 a wider network may use, even with a larger budget."""
 _NETWORKS_KEPT: Final = 16_384
 
 
 class NetworkShares:
-    """Tells how much of a bucket's tokens each network must leave to others.
+    """Calculates how many tokens of a shared bucket each network must leave to others.
 
-    That is what it took itself, on average, in `reserve_s`. So with the whole rate to itself it leaves a part
-    of the burst, and a network that comes rarely always finds room. Networks that compete come to the same
-    rate. The wider networks around each one count as well.
+    The reserve is what the network itself took, on average, in `reserve_s`. So a network that uses the whole
+    rate leaves a part of the burst, a rare one always finds tokens, and competing ones get equal rates. The
+    wider networks around each one count as well.
     """
 
     def __init__(self, *, reserve_s: float) -> None:
@@ -198,7 +198,7 @@ class NetworkShares:
         self._rates = RecentRates(over_s=_FAIR_OVER_S, kept=_NETWORKS_KEPT)
 
     def reserve(self, network: str) -> float:
-        """Tell how many tokens a network must leave to others."""
+        """Return how many tokens a network must leave to others."""
         now, rate = trio.current_time(), self._rates.of
         wider = [rate(name, now) / min(share, _WIDEST_SHARE) for name, share in wider_networks(network)]
         return self._reserve_s * max(rate(network, now), *wider, 0.0)
@@ -211,24 +211,24 @@ class NetworkShares:
 
 
 class FairRate:
-    """A rate of requests of one kind, of all networks together, which they share fairly."""
+    """A rate limit for all requests of one kind, shared fairly between networks."""
 
     def __init__(self, what: str, *, rate_per_s: float, burst: float, reserve_s: float) -> None:
-        """Take what there is too much of ("registrations"), for the answer that says so."""
+        """Create a rate limit. `what` names the requests in refusals, like "registrations"."""
         self._what = what
         self._rate_per_s = rate_per_s
         self._burst = burst
-        self._bucket: TokenBucket | None = None  # until the first request: there may be no clock before
+        self._bucket: TokenBucket | None = None  # created at the first request: before, trio may not run
         self._shares = NetworkShares(reserve_s=reserve_s)
 
     def admit(self, network: str) -> None:
-        """Count a request from a network (as `network_of` gives it). Raises Refused (503)."""
+        """Take a token for a request from a network (a key of `network_of`). Raises Refused (503)."""
         now = trio.current_time()
         if self._bucket is None:
             self._bucket = TokenBucket(rate_per_s=self._rate_per_s, burst=self._burst, now=now)
         if not self._bucket.admit(now, reserve=self._shares.reserve(network)):
             raise Refused(
-                f"Too many {self._what} at once; try again soon.",
+                f"Too many {self._what} at once. Try again soon.",
                 status=503,
                 headers={"Retry-After": "30"},
                 reason=f"too_many_{self._what}_at_once",

@@ -17,13 +17,13 @@ from brewos_relay.version import installed_version
 from brewos_relay.vocabulary import iso_time, now_ms
 
 Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
-"""Gives the reasons why nobody should be sent to this server now."""
+"""Returns the reasons why load balancers should not send traffic to this server."""
 Degraded: TypeAlias = Callable[[], Sequence[str]]
-"""Gives what is wrong with a server that peers can still use."""
+"""Returns the faults of a server that can still serve peers."""
 
 
 class Health(msgspec.Struct):
-    """How the relay is, and how many devices and clients are connected."""
+    """The status of the relay, and the number of connected devices and clients."""
 
     status: Literal["ok", "closing"]
     timestamp: str
@@ -32,7 +32,7 @@ class Health(msgspec.Struct):
 
 
 class ReadinessAnswer(msgspec.Struct):
-    """Whether the server should be sent anybody, and why not."""
+    """Whether the server is ready for traffic, and the reasons if not."""
 
     status: Literal["ready", "not ready"]
     reasons: Sequence[str]
@@ -63,7 +63,7 @@ class HealthRoutes:
             return await self.problems()
         return ["the relay is leaving"] if self.relay.closing else []
 
-    @described("Whether the relay runs; 503 when it is leaving", answer=Health, needs_token=False)
+    @described("Check that the relay runs; 503 while it drains", answer=Health, needs_token=False)
     async def health(self) -> Response:
         return json_answer(
             Health(
@@ -76,7 +76,7 @@ class HealthRoutes:
         )
 
     async def livez(self) -> Response:
-        # Whoever can answer this is alive: it takes the event loop, and nothing else.
+        # The answer needs only a running event loop.
         return json_answer({"status": "ok"}, headers={"Cache-Control": "no-store"})
 
     async def readyz(self) -> Response:
@@ -88,20 +88,20 @@ class HealthRoutes:
         )
 
 
-# An app that misses one of these warns that the server is too old for it. Both live in the machine, and
-# everything that a machine can do passes through here.
+# An app warns that the server is too old if one of these is missing. Both are features of the machine, and
+# the relay passes all features of a machine through.
 FEATURES: Final = ("temperature_control", "power_monitoring")
 
 
 class Issuer(msgspec.Struct):
-    """An OpenID Connect issuer whose ID tokens are taken."""
+    """The OpenID Connect issuer whose ID tokens are accepted."""
 
     issuer: str | None
     audience: str | None
 
 
 class WaysIn(msgspec.Struct):
-    """How people can sign in here, besides a one-time link; `google` is the client id."""
+    """The ways to sign in besides one-time links. `google` is the client id."""
 
     google: str | None
     facebook: bool
@@ -110,10 +110,11 @@ class WaysIn(msgspec.Struct):
 
 
 class Info(msgspec.Struct, rename="camel"):
-    """What this server is; `web_app` says whether a built web app is served beside the relay's own pages.
-    `demo` is whether this is `brewos-relay demo`, whose own link signs in without a click.
+    """Version and features of this server.
 
-    The firmware is the machine's, and an app knows which build of itself it is: it shows that for None.
+    `webApp` is true if the server has a built web app besides the console. `demo` is true for `brewos-relay
+    demo`, whose link signs in without a click. `firmwareVersion` and `webVersion` are always null: the
+    firmware belongs to the machine, and an app shows its own version.
     """
 
     mode: Literal["cloud"]
@@ -134,7 +135,7 @@ class PublicKeys(msgspec.Struct):
 
 
 class Mode(msgspec.Struct, rename="camel"):
-    """What an app asks for if it could make nothing of the rest."""
+    """The fallback for apps that cannot use `/api/info`."""
 
     mode: Literal["cloud"]
     ap_mode: bool
@@ -160,16 +161,16 @@ class InfoRoutes:
             },
         )
 
-    @described("What this server is", answer=Info, needs_token=False)
+    @described("Read version and features of this server", answer=Info, needs_token=False)
     async def info(self) -> Response:
         return json_answer(self._info)
 
-    @described("That this is no machine", answer=Mode, needs_token=False)
+    @described("Tell apps that this is a server and not a machine", answer=Mode, needs_token=False)
     async def mode(self) -> Response:
         return json_answer(Mode(mode="cloud", ap_mode=False))
 
     @described(
-        "The public keys that access tokens can be verified with; none if they are signed with a secret",
+        "Read the public keys that verify access tokens; none if they are signed with a shared secret",
         answer=PublicKeys,
         needs_token=False,
     )

@@ -1,4 +1,4 @@
-"""Sharing a device: a link, its QR code and a short code, good for a day, for as many as the owner says."""
+"""Sharing a device: a link with its QR code, and a short code. Both are valid for a day."""
 
 import secrets
 from dataclasses import dataclass
@@ -25,28 +25,30 @@ from brewos_relay.registry.sharing import new_share, revoke_share, shares_of
 from brewos_relay.vocabulary import LAST_TIME_MS, iso_time, now_ms
 
 SHARE_S: Final = 24 * 3600
-"""How long a share can be taken up."""
+"""How long a share can be accepted."""
 
-# A share ends with the ownership of whoever made it.
-_NOT_OWNED: Final = "Your token names this device, but you do not own it: only its owners can share it."
+# A share ends with the ownership of its creator.
+_NOT_OWNED: Final = (
+    "Only owners of a device can share it. You are not an owner; only your token names the device."
+)
 
 When = (
     Annotated[float, msgspec.Meta(gt=0, le=LAST_TIME_MS)] | Annotated[datetime, msgspec.Meta(tz=True)] | None
 )
-"""A time in ms since the epoch, or in ISO 8601 with its offset; None for ever."""
+"""A time in ms since 1970, or in ISO 8601 with an offset; None for no end."""
 
 
 class NewShare(msgspec.Struct):
-    """What those become who take a share up, until when, and how many may."""
+    """The role that a share gives, the end of the access, and how many users may accept the share."""
 
     role: Literal["member", "viewer"] = "member"
     until: When = None
-    # JSON has one kind of numbers.
+    # A float, as JSON does not distinguish 1 and 1.0.
     uses: Annotated[float, msgspec.Meta(ge=1, le=1000, multiple_of=1)] | None = None
 
 
 class NewShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A share, in every form in which it can be handed on; it is never shown again."""
+    """A new share as link, QR code and short code. It is shown only once."""
 
     share_id: str
     device_id: str
@@ -59,7 +61,7 @@ class NewShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class ShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A share that can still be taken up; `until` and `usesLeft` are null for ever and for any number."""
+    """A valid share. `until` is null for access without end, `usesLeft` for any number of users."""
 
     share_id: str
     role: Literal["member", "viewer"]
@@ -71,14 +73,14 @@ class ShareAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Shares(msgspec.Struct):
-    """The answer about all of a device's shares."""
+    """The valid shares of a device."""
 
     shares: list[ShareAnswer]
 
 
 @dataclass(frozen=True, slots=True)
 class _Secrets:
-    """What a share is known by, and what is kept of it."""
+    """The token and the short code of a share, and their hashes."""
 
     token: str
     code: str
@@ -110,7 +112,7 @@ class SharingRoutes:
         )
 
     @described(
-        "Share a device, as an owner of it",
+        "Share a device, as an owner",
         answer=NewShareAnswer,
         body=NewShare,
         body_optional=True,
@@ -158,7 +160,7 @@ class SharingRoutes:
             )
         )
 
-    @described("The shares of a device that can still be taken up", answer=Shares, refusals=[403])
+    @described("List the valid shares of a device, as an owner", answer=Shares, refusals=[403])
     async def shares(self, device_id: str) -> Response:
         requester = await self.authenticator.with_session(request)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
@@ -180,7 +182,7 @@ class SharingRoutes:
             )
         )
 
-    @described("Revoke a share: nobody can take it up any more", answer=Done, refusals=[403])
+    @described("Revoke a share, so that it can no longer be accepted", answer=Done, refusals=[403])
     async def revoke(self, device_id: str, share_id: str) -> Response:
         requester = await self.authenticator.with_session(request)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
@@ -188,12 +190,12 @@ class SharingRoutes:
         if not await self.store.write_as(
             authority, revoke_share, device_id, share_id, user_id=requester.user_id, now_ms=now_ms()
         ):
-            raise Refused("There is no such share of this device.", status=404)
+            raise Refused("This device has no such share.", status=404)
         return json_answer(Done())
 
 
 def to_ms(when: "float | datetime | None", *, now_ms: int) -> int | None:
-    """Read the end of an access, in ms since the epoch. Raises Refused (422) if that has passed."""
+    """Convert the end of an access to ms since 1970. Raises Refused (422) if it has passed."""
     until_ms = None if when is None else int(when.timestamp() * 1000 if isinstance(when, datetime) else when)
     if until_ms is not None and until_ms <= now_ms:
         raise Refused("The time in 'until' has passed.", status=422)
@@ -201,6 +203,6 @@ def to_ms(when: "float | datetime | None", *, now_ms: int) -> int | None:
 
 
 def _make_secrets() -> _Secrets:
-    """Make a token and a code, and hash both; that of the code takes a while."""
+    """Generate a token and a short code, and hash both. Hashing the code takes a while."""
     token, code = generate_secret_token(), generate_code()
     return _Secrets(token, code, hash_secret(token), hash_code(code))

@@ -1,4 +1,4 @@
-"""POST /api/auth/google, oidc, facebook, invite and password: the ways in."""
+"""POST /api/auth/google, oidc, facebook, invite and password: the ways to sign in."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -30,29 +30,29 @@ log = logging.getLogger(__name__)
 
 _NAMES: Final = {"google": "Google", "facebook": "Facebook", "oidc": "OpenID Connect"}
 _THREADS: Final = 4
-"""How many proofs are looked at at a time: it can take asking whoever made them."""
+"""How many proofs are verified at a time. This may take requests to the identity provider."""
 
 
 Nonce = Annotated[str, msgspec.Meta(min_length=22, max_length=128)]
-"""At least 128 random bits in base64, made by a browser and kept there."""
+"""At least 128 random bits in base64, generated and kept by a browser."""
 
 
 class CredentialBody(SecretStruct):
-    """What `POST /api/auth/google` and `POST /api/auth/oidc` take: an ID token."""
+    """An ID token: the body of `POST /api/auth/google` and `POST /api/auth/oidc`."""
 
     credential: LongText
 
 
 class FacebookBody(SecretStruct, rename="camel"):
-    """What `POST /api/auth/facebook` takes."""
+    """The body of `POST /api/auth/facebook`."""
 
     access_token: LongText
 
 
 class InviteBody(SecretStruct):
-    """What `POST /api/auth/invite` takes: what a one-time link has after `#invite=`.
+    """The body of `POST /api/auth/invite`: `token` is the part of a one-time link after `#invite=`.
 
-    With a `nonce`, a random text of its own, a browser can send the same request again for a minute.
+    With a random `nonce`, a browser can repeat the same request for a minute.
     """
 
     token: ShortText
@@ -60,7 +60,7 @@ class InviteBody(SecretStruct):
 
 
 class PasswordBody(SecretStruct):
-    """What `POST /api/auth/password` takes."""
+    """The body of `POST /api/auth/password`."""
 
     email: ShortText
     password: ShortText
@@ -109,7 +109,7 @@ class SignInRoutes:
         return json_answer(await self.login_sessions.begin(user, request, password_hash=password_hash))
 
     def _attempt(self) -> AbstractContextManager[None]:
-        """Count an attempt to sign in, unless it ends in a 503."""
+        """Count an attempt to sign in, unless it ends with a 503."""
         return self.request_limits.sign_ins.attempt(network_of(current_caller().address))
 
     @described(
@@ -125,7 +125,7 @@ class SignInRoutes:
             return await self._by_proof("google", body.credential)
 
     @described(
-        "Sign in with an ID token of the OpenID Connect issuer that is set up",
+        "Sign in with an ID token of the configured OpenID Connect issuer",
         body=CredentialBody,
         answer=SessionTokens,
         refusals=[401, 403, 404],
@@ -166,7 +166,7 @@ class SignInRoutes:
             )
             if user is None:
                 raise Refused(
-                    "This link is no good any more: it was used, or it has expired. Ask for a new one.",
+                    "This link was used already, or it has expired. Ask for a new one.",
                     status=401,
                 )
             return await self._begin(user)
@@ -198,7 +198,7 @@ async def _identity_of(
     limiter: trio.CapacityLimiter,
     lines: LineLimits | None,
 ) -> Identity:
-    """Find out whose proof that is. Raises Refused: 404 if that way in is not set up, 401, or 503."""
+    """Verify a proof of identity. Raises Refused: 404 if this way to sign in is not set up, 401, or 503."""
     verifier = accounts.verifiers.get(kind)
     name = _NAMES[kind]
     if verifier is None:
@@ -212,12 +212,12 @@ async def _identity_of(
             verifier.verify, proof, limiter=limiter, abandon_on_cancel=True
         )
     except IdentityRejected as problem:
-        raise Refused(f"{name} does not vouch for that: {problem}.", status=401) from None
+        raise Refused(f"{name} did not confirm the sign-in: {problem}.", status=401) from None
     except IdentityUnavailable as problem:
         if may_log(lines, f"signing in with {name}"):
-            log.warning("signing in with %s does not work: %s", name, problem)
+            log.warning("signing in with %s failed: %s", name, problem)
         raise Refused(
-            f"{name} cannot be asked at the moment; try again soon.",
+            f"{name} cannot be reached at the moment. Try again soon.",
             status=503,
             headers={"Retry-After": "5"},
         ) from None

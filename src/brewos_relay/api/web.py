@@ -23,7 +23,7 @@ READ_BYTES: Final = 128 * 1024
 REVALIDATE: Final = "no-cache"
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
-# A table of our own: a host's idea of what .js is can be anything, and a wrong one keeps an app from loading.
+# A fixed table: the MIME types of a host may be wrong, and a wrong type for .js keeps an app from loading.
 CONTENT_TYPES: Final = {
     ".avif": "image/avif",
     ".css": "text/css; charset=utf-8",
@@ -55,14 +55,14 @@ CONTENT_TYPES: Final = {
 
 
 class PagePathConverter(PathConverter):
-    """Match every path except /api and what is below it, so that those stay free for JSON answers."""
+    """Match every path except /api and paths below it, which have JSON answers."""
 
     regex = r"(?!api(?:/|$)).*?"
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file that may be sent, as it was when it was found. None of its `names` below `root` is a link."""
+    """A file to send, with its state when it was found. None of its `names` below `root` is a link."""
 
     root: Path
     names: tuple[str, ...]
@@ -73,7 +73,10 @@ class _File:
 
 
 class _FileBody(ResponseBody):
-    """A file or a part of it. It is opened when it is sent, and must be the file that was found."""
+    """An answer body: a file or a part of it.
+
+    The file is opened when it is sent, and must still be the file that was found.
+    """
 
     def __init__(self, found: _File, first: int, stop: int) -> None:
         self._found = found
@@ -105,13 +108,13 @@ class _FileBody(ResponseBody):
 def web_blueprint(root: Path) -> Blueprint:
     """Make the blueprint that serves a built single-page app from a folder.
 
-    Every path that is no file is answered with the app's index.html, since the app has its own idea of paths;
-    only below /assets, where names are hashed, a missing file is missing. Raises errors.SettingsError.
+    A path without a file gets index.html, as the app has its own routes. Only below /assets, where names are
+    hashed, it gets 404. Raises errors.SettingsError if the folder has no index.html.
     """
     if _find(root, INDEX) is None:
         raise SettingsError(
-            f"WEB_DIST_PATH is {str(root)!r}, where there is no {INDEX}, or a link that leads out: "
-            "give the folder of a built web app, or leave it out"
+            f"WEB_DIST_PATH must be the folder of a built web app, got {str(root)!r}: its {INDEX} is missing,"
+            " or is a link that leads out of the folder. Without WEB_DIST_PATH, the relay serves its console"
         )
     blueprint = Blueprint("web", __name__)
 
@@ -126,14 +129,14 @@ def web_blueprint(root: Path) -> Blueprint:
             abort(404)
         found = found or await trio.to_thread.run_sync(_find, root, INDEX)
         if found is None:
-            abort(503)  # the app is just being replaced
+            abort(503)  # the app is being replaced right now
         return await _send_file(found, immutable=immutable)
 
     return blueprint
 
 
 async def _send_file(found: _File, *, immutable: bool) -> Response:
-    """Send a file or the part that is asked for, or 304 to a browser that has it."""
+    """Send a file or the requested part of it, or 304 if the browser has it."""
     whole = _FileBody(found, 0, found.size_bytes)
     response = current_app.response_class(whole, content_type=_content_type(found.names))
     response.content_length = found.size_bytes
@@ -147,7 +150,7 @@ async def _send_file(found: _File, *, immutable: bool) -> Response:
 
 
 def _is_plain(path: str, raw_path: bytes) -> bool:
-    """Whether a path means the same to everybody: nothing hidden in escapes, no way up, no private file."""
+    """Tell whether a path is safe: no escaped slashes, no way up, no private file."""
     raw_path = raw_path.lower()
     if b"%2f" in raw_path or b"%5c" in raw_path:
         return False
@@ -157,7 +160,7 @@ def _is_plain(path: str, raw_path: bytes) -> bool:
 
 
 def _is_public(names: Sequence[str]) -> bool:
-    """Whether no name on the way begins with a dot. RFC 8615's folder may, at the top."""
+    """Tell whether no name begins with a dot, except .well-known (RFC 8615) at the top."""
     return all(
         not name.startswith(".") or (number == 0 and name == ".well-known")
         for number, name in enumerate(names)
@@ -165,7 +168,7 @@ def _is_public(names: Sequence[str]) -> bool:
 
 
 def _find(root: Path, path: str) -> _File | None:
-    """Find a regular file inside of `root`; links may not lead out of it. Runs in a worker thread."""
+    """Find a regular file below `root`. Links must not lead out of it. Runs in a worker thread."""
     try:
         root = root.resolve(strict=True)
         names = (root / PurePosixPath(path)).resolve(strict=True).relative_to(root).parts
@@ -184,7 +187,7 @@ def _find(root: Path, path: str) -> _File | None:
 
 
 def _open(found: _File, first: int) -> BinaryIO:
-    """Open a file that was found, at a byte. OSError if another file has taken its place.
+    """Open a file that was found, at a byte. Raises OSError if the file has been replaced.
 
     Runs in a worker thread.
     """
@@ -193,13 +196,13 @@ def _open(found: _File, first: int) -> BinaryIO:
     now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if now != (found.device, found.inode, found.size_bytes, found.changed_ns):
         os.close(file)
-        raise OSError(f"{'/'.join(found.names)} was replaced while it was asked for")
+        raise OSError(f"{'/'.join(found.names)} was replaced during the request")
     os.lseek(file, first, os.SEEK_SET)
     return os.fdopen(file, "rb", buffering=0)
 
 
 def _open_below(root: Path, names: Sequence[str]) -> int:
-    """Open a file by its names below a folder, of which none may be a link: not even one made just now."""
+    """Open a file by its names below a folder. Fails if one of them is a link, even one created just now."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in names[:-1]:
@@ -207,7 +210,7 @@ def _open_below(root: Path, names: Sequence[str]) -> int:
             below = os.open(name, flags, dir_fd=folder)
             os.close(folder)
             folder = below
-        # A pipe is opened without waiting for its other end.
+        # O_NONBLOCK: opening a pipe must not wait for its other end.
         return os.open(names[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     finally:
         os.close(folder)
@@ -216,11 +219,11 @@ def _open_below(root: Path, names: Sequence[str]) -> int:
 def _content_type(names: Sequence[str]) -> str:
     suffix = PurePosixPath(names[-1]).suffix
     if not suffix and names[:-1] == (".well-known",):
-        return "application/json"  # association files have no suffix and are JSON
+        return "application/json"  # app association files are JSON without a suffix
     return CONTENT_TYPES.get(suffix.lower(), "application/octet-stream")
 
 
-# The first is there beside a built web app too: that one may be built without any way to sign in.
+# /login exists besides a built web app too, as that app may be built without a way to sign in.
 _LOGIN: Final = ("/login", "login.html")
 _PAGES: Final = (
     ("/", "index.html"),
@@ -237,7 +240,7 @@ _ALSO: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A file of the package, as it is sent."""
+    """A file of the console."""
 
     content: bytes
     content_type: str
@@ -245,13 +248,13 @@ class _Page:
 
 
 def console_blueprint(*, beside_app: bool) -> Blueprint:
-    """Make the blueprint; `beside_app` leaves a built web app all but /login and what is below /console."""
+    """Make the blueprint of the console. `beside_app` limits it to /login and paths below /console."""
     blueprint = Blueprint("console", __name__)
     pages = _read_pages()
 
     def send(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
         async def view(device_id: str = "") -> Response:
-            return await _send_page(pages[name])  # it reads the rest from its own address
+            return await _send_page(pages[name])  # the page reads the device id from its URL
 
         return view
 
@@ -268,7 +271,7 @@ def console_blueprint(*, beside_app: bool) -> Blueprint:
 
 
 def _read_pages() -> dict[str, _Page]:
-    """Read every page, script and style of the console, by its name."""
+    """Read the pages, scripts and styles of the console, by name."""
     folder = files("brewos_relay") / "console"
     return {
         entry.name: _Page(content, CONTENT_TYPES[suffix], hashlib.sha256(content).hexdigest()[:32])
@@ -279,7 +282,7 @@ def _read_pages() -> dict[str, _Page]:
 
 
 async def _send_page(page: _Page) -> Response:
-    """Send a page or the part that is asked for, or 304 to a browser that has it."""
+    """Send a page or the requested part of it, or 304 if the browser has it."""
     response = current_app.response_class(page.content, content_type=page.content_type)
     response.headers["Cache-Control"] = REVALIDATE
     response.set_etag(page.tag)
