@@ -26,12 +26,12 @@ from pathlib import Path
 
 import trio
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.incoming import IncomingConnection, PortPolicy, accept_connections
 from brewos_relay.server.self_signed import ensure_self_signed
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
 from brewos_relay.wire.poller import open_poller
@@ -42,7 +42,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 SETTLE_S = 0.3
-LIMITS = Limits(device_rate=0, client_rate=0, admit_rate=0, keepalive_s=3600, client_ping_s=3600)
+LIMITS = ServerLimits(device_rate=0, client_rate=0, admit_rate=0, keepalive_s=3600, client_ping_s=3600)
 WORKLOADS = {
     "1 device, 100 apps, 600 B": (1, 100, 600, 1),
     "50 devices, 1 app each, 600 B": (50, 1, 600, 10),

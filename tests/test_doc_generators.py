@@ -19,10 +19,10 @@ import from_metrics
 import from_python
 import from_settings
 import tables
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import CommandHead, Head
 from brewos_relay.settings import Settings
+from brewos_relay.settings.limits import ServerLimits
 from message_catalogue import RECEIVED, SENT, ReceivedMessage, SentMessage
 from sphinx_site import name_files, toctrees
 from tables import arguments_of
@@ -133,7 +133,7 @@ def test_every_group_of_settings_is_on_the_page() -> None:
         from_settings.table_of("Weather")
 
 
-@pytest.mark.parametrize("kind", [Settings, Limits])
+@pytest.mark.parametrize("kind", [Settings, ServerLimits])
 def test_every_setting_has_a_group_and_a_docstring(kind: type[Any]) -> None:
     for setting in from_settings.settings_of(kind):
         assert setting.meaning.endswith("."), f"write a docstring below {setting.name}"

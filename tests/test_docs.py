@@ -13,11 +13,11 @@ from brewos_relay import messages
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.cli import cli
 from brewos_relay.commands import failures
-from brewos_relay.core.limits import Limits
 from brewos_relay.dialect import BREWOS, CommandClass
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
+from brewos_relay.settings.limits import ServerLimits
 from from_http import application
 from message_catalogue import RECEIVED, SENT
 from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section, tables
@@ -50,7 +50,7 @@ def unit_of(name: str) -> str:
 def all_settings() -> dict[str, object]:
     """Give every setting with its default, in the order in which they are declared."""
     named = {each.name: getattr(Settings(), each.name) for each in fields(Settings) if each.name != "limits"}
-    return named | {each.name: getattr(Limits(), each.name) for each in fields(Limits)}
+    return named | {each.name: getattr(ServerLimits(), each.name) for each in fields(ServerLimits)}
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
@@ -83,7 +83,7 @@ def test_the_example_of_a_dotenv_file_has_every_setting_and_its_default() -> Non
 
 def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
     assert (
-        Limits(
+        ServerLimits(
             request_head_bytes=8 * 1024,
             device_message_bytes=16 * 1024,
             client_message_bytes=4 * 1024,
@@ -119,7 +119,7 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
             never_wait=(),
             owner_commands=(),
         )
-        == Limits()
+        == ServerLimits()
     ), "change these figures in docs/ as well: protocol, http, and all of explanation/"
 
 

@@ -12,6 +12,7 @@ import click
 from brewos_relay.cli import cli
 from brewos_relay.core.limits import Limits
 from brewos_relay.settings import FIRST_LIMITS, Settings, variable_names
+from brewos_relay.settings.limits import ServerLimits
 
 _GROUP: Final = re.compile(r"^    # (?P<name>\S.*)$")
 _UNITS: Final = {"_s": "seconds", "_bytes": "bytes"}
@@ -20,7 +21,7 @@ _HEAD: Final = ["| Variable | Option | Default | Unit | Meaning |", "|---|---|--
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A field of Settings or Limits. `group` is the comment above it, `meaning` its docstring."""
+    """A field of Settings or ServerLimits. `group` is the comment above it, `meaning` its docstring."""
 
     name: str
     group: str
@@ -70,7 +71,7 @@ def table_of_limits(which: str) -> str:
     """Make the table of the `first` limits, or of the `advanced` ones."""
     if which not in ("first", "advanced"):
         raise KeyError(f"no limits are {which!r}; choose first or advanced")
-    limits = {each.name: each for each in settings_of(Limits)}
+    limits = {each.name: each for each in (*settings_of(Limits), *settings_of(ServerLimits))}
     first = [limits.pop(name) for name in FIRST_LIMITS]
     return "\n".join([*_HEAD, *map(_row, first if which == "first" else limits.values())])
 

@@ -12,9 +12,9 @@ from typing import Final
 
 import trio
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.connection import WebSocketConnection, client_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller, open_poller
@@ -23,7 +23,7 @@ from brewos_relay.wire.transport import Transport
 log = logging.getLogger(__name__)
 
 # Conformance is about the protocol, so that no case may run into a limit.
-LIMITS: Final = Limits(client_message_bytes=16 * 1024 * 1024, outbox_bytes=64 * 1024 * 1024)
+LIMITS: Final = ServerLimits(client_message_bytes=16 * 1024 * 1024, outbox_bytes=64 * 1024 * 1024)
 
 
 async def serve(listening: socket.socket, *, poller: Poller) -> None:

@@ -7,8 +7,6 @@ from brewos_relay.core.limits import Limits
 
 def test_defaults_are_those_that_are_promised() -> None:
     limits = Limits()
-    assert limits.request_head_bytes == 8192
-    assert limits.request_head_s == 10
     assert limits.device_message_bytes == 16384
     assert limits.client_message_bytes == 4096
     assert limits.outbox_bytes == 262144

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.core.limits import Limits
+from brewos_relay.settings.limits import ServerLimits
 from support.certificates import Files, write_certificate
 from support.fronts import (
     DEPLOY,
@@ -22,7 +22,7 @@ from support.fronts import (
     nginx_passthrough,
 )
 
-LIMITS = Limits()
+LIMITS = ServerLimits()
 FILES = ["nginx.conf", "nginx-passthrough.conf", "haproxy.cfg", "haproxy-passthrough.cfg"]
 
 

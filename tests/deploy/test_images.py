@@ -11,7 +11,7 @@ import pytest
 import trio
 import yaml
 
-from brewos_relay.core.limits import Limits
+from brewos_relay.settings.limits import ServerLimits
 from support.dockerfile import is_ignored, lint, read_instructions
 from support.fronts import DEPLOY, free_port
 from support.process import serve_process
@@ -19,7 +19,7 @@ from support.process import serve_process
 ROOT = DEPLOY.parent
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 IGNORED = (ROOT / ".dockerignore").read_text()
-LONGEST_DRAIN_S = Limits().longest_drain_s + 5
+LONGEST_DRAIN_S = ServerLimits().longest_drain_s + 5
 """How long a relay may take to leave: the drain, and a few seconds for HTTP requests and the registry."""
 
 

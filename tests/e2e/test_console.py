@@ -19,7 +19,6 @@ from sqlalchemy import update
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
-from brewos_relay.core.limits import Limits
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, find_user_by_email, set_admin, set_password_hash
 from brewos_relay.registry.devices import add_devices
@@ -29,6 +28,7 @@ from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import SimulatedDevice
@@ -75,7 +75,7 @@ class Kitchen:
             port=self.port,
             data_dir=self.folder,
             jwt_secret="tests-only-" + "s" * 32,
-            limits=Limits(device_min_age_s=0.0, drain_s=0.3, close_s=0.3),
+            limits=ServerLimits(device_min_age_s=0.0, drain_s=0.3, close_s=0.3),
             **changed,
         )
         async with open_server(settings) as server:

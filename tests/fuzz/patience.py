@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from brewos_relay.core.limits import Limits
+from brewos_relay.settings.limits import ServerLimits
 from fuzz import corpus
 from fuzz.mutation import Mutator
 from support.frames import CollectingParser
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PATIENT: Final = [machine_id(number) for number in range(0x100, 0x110)]
 SETTINGS: Final[dict[str, object]] = {"BREWOS_RELAY_TLS_SELF_SIGNED": "true"}
 """Of a server that keeps its promise to machines: over TLS, as they come."""
-HELD_S: Final = Limits().device_min_age_s
+HELD_S: Final = ServerLimits().device_min_age_s
 SLACK_S: Final = 0.5
 """By how much our clock may have begun later than the server's."""
 MOST_PAYLOAD_BYTES: Final = 40_000
@@ -52,7 +52,7 @@ async def be_patient(
 
 async def _outlast(connection: WireClient, mutator: Mutator, seen: "Seen") -> None:
     began_at = trio.current_time()
-    limits = Limits()
+    limits = ServerLimits()
     parser = CollectingParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True)
     with trio.move_on_at(began_at + HELD_S - SLACK_S) as waited, suppress(Ended, trio.BrokenResourceError):
         for _ in range(mutator.chance.randrange(1, 8)):

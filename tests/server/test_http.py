@@ -11,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
 from brewos_relay.server.failures import contained
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.request_gate import WebSocketWanted
+from brewos_relay.settings.limits import ServerLimits
 from support.household import open_household
 
 GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"
@@ -232,14 +232,14 @@ class TestBodies:
             assert await browser.ask(b"ok") == (200, b"ok")
 
     async def test_a_body_that_says_it_is_too_large_is_refused_unread(self) -> None:
-        async with loopback(limits=Limits(http_body_bytes=10)) as there, there.browser() as browser:
+        async with loopback(limits=ServerLimits(http_body_bytes=10)) as there, there.browser() as browser:
             request = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 11\r\n\r\n"
             assert await browser.ask(request) == (413, b"")
             await browser.expect_end()
 
     @pytest.mark.parametrize("path", [b"/echo", b"/hang"])
     async def test_a_body_that_turns_out_too_large_is_refused(self, path: bytes) -> None:
-        async with loopback(limits=Limits(http_body_bytes=10)) as there, there.browser() as browser:
+        async with loopback(limits=ServerLimits(http_body_bytes=10)) as there, there.browser() as browser:
             head = b"POST %s HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n" % path
             assert await browser.ask(head + b"6\r\nabcdef\r\n5\r\nghijk\r\n" + b"f\r\n" * 1000) == (413, b"")
             await browser.expect_end()
@@ -463,7 +463,7 @@ class TestRefusals:
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
         post = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 3\r\n\r\nabc"
-        limits = Limits(request_head_s=2, http_idle_s=20)
+        limits = ServerLimits(request_head_s=2, http_idle_s=20)
         with trio.fail_after(100):
             async with open_http_side(demo_app, limits=limits) as side:
                 ours, theirs = trio.testing.memory_stream_pair()
@@ -624,7 +624,7 @@ class TestTime:
     async def test_a_request_that_comes_before_the_idle_limit_is_answered_by_a_busy_server(
         self, mock_clock: trio.testing.MockClock
     ) -> None:
-        limits = Limits(http_idle_s=0.3, request_head_s=1)
+        limits = ServerLimits(http_idle_s=0.3, request_head_s=1)
         async with loopback(limits=limits) as there, there.browser() as browser:
             assert isinstance(browser.stream, trio.SocketStream)
             descriptor = browser.stream.socket.fileno()
@@ -665,7 +665,7 @@ class TestTime:
     async def test_a_peer_that_reads_slowly_gets_everything(
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
-        async with self.connected(BIG_GET, limits=Limits(http_idle_s=1000)) as browser:
+        async with self.connected(BIG_GET, limits=ServerLimits(http_idle_s=1000)) as browser:
             received_bytes = 0
             while received_bytes < BIG:
                 await trio.sleep(9)
@@ -675,7 +675,7 @@ class TestTime:
 
 class TestSlowReaders:
     async def test_a_real_socket_that_is_not_read_is_given_up(self) -> None:
-        async with loopback(send_buffer_bytes=4096, limits=Limits(stall_s=0.1)) as there:
+        async with loopback(send_buffer_bytes=4096, limits=ServerLimits(stall_s=0.1)) as there:
             async with there.browser() as browser:
                 await browser.send(BIG_GET)
                 await there.expect_connections(1)

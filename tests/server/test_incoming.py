@@ -14,7 +14,6 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import REPORT_EVERY_S
 from brewos_relay.errors import PeerGone
 from brewos_relay.server import incoming as incoming_module
@@ -28,12 +27,13 @@ from brewos_relay.server.incoming import (
     RefusalLog,
     accept_connections,
 )
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.handshake import Refusal, parse_head
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, reset, tcp_pair
 from support.tls_client import TlsClient
 
-LIMITS = Limits(request_head_s=5.0, close_s=1.0)
+LIMITS = ServerLimits(request_head_s=5.0, close_s=1.0)
 HEAD = b"GET / HTTP/1.1\r\nHost: a"
 REQUEST = HEAD + b"\r\n\r\n"
 LINE = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n"
@@ -236,7 +236,7 @@ async def test_over_tls_something_else_than_http_is_refused_over_tls(context: ss
 
 
 async def test_a_head_that_is_too_large_is_refused() -> None:
-    limits = Limits(request_head_bytes=100)
+    limits = ServerLimits(request_head_bytes=100)
     async with arriving() as (incoming, far):
         far.send(b"GET /" + b"a" * 100)
         with pytest.raises(Refusal, match="431"):
@@ -437,7 +437,7 @@ async def accepting_at(*sockets: socket.socket) -> AsyncIterator[None]:
         incoming.transport.write(b"hello")
 
     async def accept() -> None:
-        await accept_connections(sockets, answer, limits=Limits(), failure="a connection failed")
+        await accept_connections(sockets, answer, limits=ServerLimits(), failure="a connection failed")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)

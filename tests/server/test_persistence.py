@@ -8,7 +8,6 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import ActivityEvent
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
@@ -28,6 +27,7 @@ from brewos_relay.server.persistence import (
     StateKeeper,
     find_state,
 )
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 
@@ -183,7 +183,7 @@ async def test_devices_without_users_take_no_room_of_others() -> None:
 async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
     store = RecordedNotes()
     recorder = ActivityRecorder(store)
-    patient = Limits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
+    patient = ServerLimits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
     async with open_relay(dialect=BREWOS, limits=patient) as relay, trio.open_nursery() as nursery:
         relay.attach_device(ONE, ScriptedPeer())
         relay.attach_device(TWO, ScriptedPeer(silent=True))
@@ -298,7 +298,7 @@ async def test_a_state_that_was_forgotten_meanwhile_is_not_stored(
 
 async def test_nothing_is_stored_without_a_retention(autojump_clock: MockClock) -> None:
     store = SlowStore()
-    async with open_relay(dialect=BREWOS, limits=Limits(state_retention_s=0)) as relay:
+    async with open_relay(dialect=BREWOS, limits=ServerLimits(state_retention_s=0)) as relay:
         await device_that_says(relay, STATUS)
         await StateKeeper(relay, store).save()
         assert store.batches == []

@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.server.incoming import PortPolicy
 from brewos_relay.server.plain_ports import MetricsPort, Redirect
+from brewos_relay.settings.limits import ServerLimits
 from support.wire_client import Response, WireClient
 
 OWN_HOSTS = {"relay.example", "192.0.2.7", "[2001:db8::7]"}
@@ -18,7 +18,7 @@ OWN_HOSTS = {"relay.example", "192.0.2.7", "[2001:db8::7]"}
 
 @asynccontextmanager
 async def redirecting(
-    *, https_port: int = 443, port_policy: PortPolicy | None = None, limits: Limits | None = None
+    *, https_port: int = 443, port_policy: PortPolicy | None = None, limits: ServerLimits | None = None
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve redirects on a port of this machine."""
     with trio.fail_after(100), socket.create_server(("127.0.0.1", 0)) as listening:
@@ -28,7 +28,7 @@ async def redirecting(
                 [listening],
                 https_port=https_port,
                 is_own_host=OWN_HOSTS.__contains__,
-                limits=limits or Limits(close_s=0.5),
+                limits=limits or ServerLimits(close_s=0.5),
                 port_policy=port_policy or PortPolicy(),
             )
             nursery.start_soon(redirect.run)
@@ -89,7 +89,7 @@ async def test_a_request_is_sent_to_the_same_path_over_tls(method: str, target: 
     ],
 )
 async def test_no_refusal_of_a_head_has_a_body(sent: bytes, status: bytes) -> None:
-    async with redirecting(limits=Limits(close_s=0.5, request_head_s=0.2)) as address:
+    async with redirecting(limits=ServerLimits(close_s=0.5, request_head_s=0.2)) as address:
         client = await WireClient.connect(address)
         await client.send(sent)
         head, end, body = (await client.read_to_end()).partition(b"\r\n\r\n")
@@ -160,7 +160,7 @@ async def test_what_cannot_be_sent_on_is_refused(sent: bytes, status: int) -> No
 
 
 async def test_whoever_is_slow_is_told_or_dropped_in_time(autojump_clock: trio.testing.MockClock) -> None:
-    async with redirecting(limits=Limits(request_head_s=5, close_s=1)) as address:
+    async with redirecting(limits=ServerLimits(request_head_s=5, close_s=1)) as address:
         silent, slow = await WireClient.connect(address), await WireClient.connect(address)
         await slow.send(b"GET /")
         began = trio.current_time()
@@ -191,7 +191,7 @@ async def test_a_defect_ends_one_connection_only(caplog: pytest.LogCaptureFixtur
             raise ZeroDivisionError
 
         async with trio.open_nursery() as nursery:
-            redirect = Redirect([listening], https_port=443, is_own_host=fail, limits=Limits())
+            redirect = Redirect([listening], https_port=443, is_own_host=fail, limits=ServerLimits())
             nursery.start_soon(redirect.run)
             for _ in "12":
                 client = await WireClient.connect(listening.getsockname())
@@ -213,7 +213,7 @@ async def open_port(
     with trio.fail_after(10), socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         async with trio.open_nursery() as nursery:
-            limits = Limits(close_s=0.2, request_head_s=0.5, outbox_bytes=1000, lag_bytes=1000)
+            limits = ServerLimits(close_s=0.2, request_head_s=0.5, outbox_bytes=1000, lag_bytes=1000)
             port = MetricsPort([listening], render=render, token=token, limits=limits)
             nursery.start_soon(port.run)
             yield listening.getsockname()

@@ -15,9 +15,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.server import process
 from brewos_relay.server.process import SystemdNotifier, give_memory_back, open_notifier
+from brewos_relay.settings.limits import ServerLimits
 from support.process import serve_process
 
 
@@ -154,7 +154,7 @@ async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: 
             server.send_signal(signal.SIGTERM)
             stopping = await hear("STOPPING=1")
             extended_us = int(re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)[1])  # type: ignore[index]
-            assert extended_us == math.ceil(Limits(drain_s=0.1).longest_drain_s * 1e6)
+            assert extended_us == math.ceil(ServerLimits(drain_s=0.1).longest_drain_s * 1e6)
             assert await server.wait(within_s=10) == 0
 
 

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.signing_keys import load_private_key
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RegistryError, SettingsError
 from brewos_relay.registry.activity import activity_of
 from brewos_relay.registry.database import Database
@@ -29,6 +28,7 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
@@ -92,7 +92,7 @@ async def test_lists_of_commands_that_are_set_are_warned_of(
 
     async with open_server(settings(tmp_path)):
         assert warnings() == []
-    lists = Limits(owner_commands=("restart", "ota_*"), never_wait=("",))
+    lists = ServerLimits(owner_commands=("restart", "ota_*"), never_wait=("",))
     async with open_server(settings(tmp_path, limits=lists)) as server:
         owners, never_wait = warnings()
         assert owners.startswith("BREWOS_RELAY_OWNER_COMMANDS can only add commands that are for owners only")
@@ -146,7 +146,7 @@ async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, t
     """Open a server that leaves once the event is set."""
     with Database.open(settings(folder).resolved_database_url()) as database, database.writing() as db:
         add_devices(db, [NewDevice(id=MACHINE, key_hash=hash_secret(KEY))], now_ms=now_ms())
-    chosen = dataclasses.replace(settings(folder), limits=Limits(**{"drain_s": 0.0, **limits}))  # type: ignore[arg-type]
+    chosen = dataclasses.replace(settings(folder), limits=ServerLimits(**{"drain_s": 0.0, **limits}))  # type: ignore[arg-type]
     leave = trio.Event()
 
     async def serve(task_status: trio.TaskStatus[Server]) -> None:
@@ -591,6 +591,6 @@ async def test_no_secret_gets_into_the_log(tmp_path: Path) -> None:
 
 
 def test_limits_have_defaults_that_a_machine_survives() -> None:
-    assert Limits().device_min_age_s >= 8
-    assert Limits().admission_s < 5
-    assert Limits().client_message_bytes <= 4096
+    assert ServerLimits().device_min_age_s >= 8
+    assert ServerLimits().admission_s < 5
+    assert ServerLimits().client_message_bytes <= 4096

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import FIRST_LIMITS, Settings
+from brewos_relay.settings.limits import ServerLimits
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
 def test_the_limits_to_change_first_are_limits() -> None:
-    assert set(FIRST_LIMITS) < {field.name for field in fields(Limits)}
+    assert set(FIRST_LIMITS) < {field.name for field in fields(ServerLimits)}
     assert len(set(FIRST_LIMITS)) == len(FIRST_LIMITS)
 
 

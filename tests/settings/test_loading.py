@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import Settings, load_settings
+from brewos_relay.settings.limits import ServerLimits
 
 SECRET = "0123456789abcdef0123456789abcdef"
 NOWHERE = Path("nowhere")
@@ -21,7 +21,7 @@ def test_the_defaults() -> None:
     settings = load()
     assert settings == Settings()
     assert (settings.host, settings.port, settings.log_level) == ("", 3001, "info")
-    assert settings.limits == Limits()
+    assert settings.limits == ServerLimits()
     assert settings.resolved_database_url() == "sqlite:///data/brewos-relay.db"
 
 
@@ -83,14 +83,14 @@ def test_every_setting_can_come_from_the_environment() -> None:
         web_dist_path=Path("web/dist"),
         database_url="sqlite:////tmp/x.db",
         log_level="debug",
-        limits=Limits(stall_s=2.5, outbox_bytes=1000),
+        limits=ServerLimits(stall_s=2.5, outbox_bytes=1000),
     )
     assert settings.resolved_database_url() == "sqlite:////tmp/x.db"
     assert load({"BREWOS_RELAY_TLS_SELF_SIGNED": "on"}) == Settings(tls_self_signed=True)
 
 
 def test_each_limit_is_a_setting() -> None:
-    for limit in fields(Limits):
+    for limit in fields(ServerLimits):
         if limit.name in ("never_wait", "owner_commands"):
             continue
         assert limit.type in (int, float)
@@ -160,6 +160,8 @@ def test_a_bad_value_of_the_command_line_is_named_as_such() -> None:
 
 
 def test_overrides_take_limits_and_refuse_what_is_no_setting() -> None:
-    assert load(stall_s=0.5, data_dir=Path("x")) == Settings(data_dir=Path("x"), limits=Limits(stall_s=0.5))
+    assert load(stall_s=0.5, data_dir=Path("x")) == Settings(
+        data_dir=Path("x"), limits=ServerLimits(stall_s=0.5)
+    )
     with pytest.raises(TypeError, match="no such setting: colour"):
         load(colour="red")

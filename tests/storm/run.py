@@ -23,7 +23,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 
-from brewos_relay.core.limits import Limits
+from brewos_relay.settings.limits import ServerLimits
 from storm.fleet import LINE_EVERY_S, Fleet, switched_on, wait_complete
 from storm.server import Relay
 from storm.timeline import histogram, most_in_a_second, share_back_after
@@ -158,7 +158,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--admit-rate",
         type=float,
-        default=Limits().admit_rate,
+        default=ServerLimits().admit_rate,
         help="WebSockets a second that the server looks at (default: as it comes)",
     )
     parser.add_argument("--tls", action="store_true", help="let everybody come over TLS")

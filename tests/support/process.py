@@ -15,12 +15,12 @@ import trio
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.limits import Limits
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.wire_client import WireClient, upgrade_head
 
@@ -125,7 +125,7 @@ async def serve_here(
     """
     bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, "drain_s": 0.0, **limits}
     given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "jwt_secret": SECRET, "data_dir": folder}
-    chosen = Settings(**{**given, "limits": Limits(**bounds), **(settings or {})})
+    chosen = Settings(**{**given, "limits": ServerLimits(**bounds), **(settings or {})})
     devices = [NewDevice(id=machine_id(n), key_hash=hash_secret(KEY)) for n in machines]
     with Database.open(chosen.resolved_database_url()) as database, database.writing() as db:
         add_devices(db, devices, now_ms=now_ms())

@@ -10,7 +10,6 @@ import trio
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.records import Access, Device, StoredState
@@ -18,6 +17,7 @@ from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.persistence import StateKeeper
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller
@@ -79,7 +79,7 @@ class RelayHere:
 
 @asynccontextmanager
 async def open_relay_here(
-    store: MemoryStore, *, port: int = 0, limits: Limits | None = None, **changed: Any
+    store: MemoryStore, *, port: int = 0, limits: ServerLimits | None = None, **changed: Any
 ) -> AsyncIterator[RelayHere]:
     """Open a relay on a port of this machine; leaving the block lets it leave as a server does.
 
@@ -89,7 +89,7 @@ async def open_relay_here(
     """
     with socket.create_server(("127.0.0.1", port), backlog=_BACKLOG) as listening:
         listening.setblocking(False)
-        bounds = limits or Limits(**changed)
+        bounds = limits or ServerLimits(**changed)
         async with (
             open_poller() as poller,
             open_relay(dialect=BREWOS, limits=bounds, on_seen=store.note_seen) as relay,
@@ -104,7 +104,12 @@ async def open_relay_here(
             )
             async with trio.open_nursery() as nursery:
                 listener = Listener(
-                    [listening], relay=relay, poller=poller, admission=admission, take_http=_hang_up
+                    [listening],
+                    relay=relay,
+                    poller=poller,
+                    admission=admission,
+                    limits=bounds,
+                    take_http=_hang_up,
                 )
                 nursery.start_soon(listener.run)
                 states = StateKeeper(relay, store)

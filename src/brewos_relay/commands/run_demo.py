@@ -17,7 +17,6 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.commands.message_lines import format_line
 from brewos_relay.commands.output import drop_output
 from brewos_relay.commands.run_client import tail
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
 from brewos_relay.messages import Message
@@ -29,6 +28,7 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import open_server
 from brewos_relay.settings import Settings
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import SimulatedDevice
@@ -89,7 +89,7 @@ def prepare(folder: Path, *, port: int) -> Demo:
         data_dir=folder,
         # The simulated machine does not throw its key away when its first seconds are cut short, so that
         # leaving need not wait for anything.
-        limits=Limits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
+        limits=ServerLimits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
     )
     key = generate_key()
     device = NewDevice(id=DEVICE_ID, key_hash=hash_secret(key), name="Simulated machine")

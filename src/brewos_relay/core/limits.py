@@ -16,8 +16,6 @@ class Limits:
     """What a peer may ask of the relay, and for how long. Each field is a setting, `BREWOS_RELAY_<FIELD>`."""
 
     # Sizes
-    request_head_bytes: int = 8 * 1024
-    """Request line and headers together; more is refused with 431."""
     device_message_bytes: int = 16 * 1024
     """A larger message from a device is read past and counted; the connection goes on."""
     client_message_bytes: int = 4 * 1024
@@ -27,8 +25,6 @@ class Limits:
     caught up."""
     outbox_bytes: int = 256 * 1024
     """The most that waits for one peer, beyond what the operating system holds."""
-    http_body_bytes: int = 64 * 1024
-    """Body of an HTTP request; more is refused with 413."""
 
     # Rates; 0 switches one off
     client_rate: float = 20.0
@@ -53,8 +49,6 @@ class Limits:
     whose token itself names the device, or all devices, count for the device only."""
 
     # Times of connections
-    request_head_s: float = 10.0
-    """From accepting a connection to the end of its request head; 408 after that."""
     admission_s: float = 4.0
     """From the end of a WebSocket's request head to its answer; 503 after that. A machine waits 5 s. Every
     other write to the registry has as long, with the wait for its turn."""
@@ -64,10 +58,6 @@ class Limits:
     """How long a peer may take nothing of what waits for it; 1013 after that."""
     close_s: float = 1.0
     """What a peer is given to answer a close frame."""
-    http_request_s: float = 60.0
-    """From the end of an HTTP request's head to the first byte of its answer, and between pieces of it."""
-    http_idle_s: float = 30.0
-    """How long an HTTP connection may wait for its next request."""
 
     # Times of devices
     device_min_age_s: float = 8.0

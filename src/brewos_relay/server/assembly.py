@@ -277,6 +277,7 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         relay=parts.relay,
         poller=parts.poller,
         admission=admission,
+        limits=parts.settings.limits,
         take_http=http.take,
         port_policy=PortPolicy(tls_context=tls.current if tls else None, is_proxy=parts.is_proxy),
         handshakes=parts.handshakes,

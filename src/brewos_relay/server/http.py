@@ -16,11 +16,11 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIFramework
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import RelayError
 from brewos_relay.server.failures import contained
 from brewos_relay.server.http_connection import HttpConnection, HttpServing
 from brewos_relay.server.request_gate import WebSocketWanted
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.telemetry.measurements import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class HttpSide:
         *,
         nursery: trio.Nursery,
         config: Config,
-        limits: Limits,
+        limits: ServerLimits,
         counters: RequestCounters,
     ) -> None:
         self._serving = HttpServing(
@@ -145,7 +145,7 @@ class HttpSide:
 async def open_http_side(
     app: ASGIFramework,
     *,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     counters: RequestCounters | None = None,
 ) -> AsyncIterator[HttpSide]:
     """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
@@ -155,7 +155,7 @@ async def open_http_side(
 
     **Owns:** (within that of `open_lifespan`) a nursery with a task for each connection.
     """
-    limits, counters = limits or Limits(), counters or RequestCounters()
+    limits, counters = limits or ServerLimits(), counters or RequestCounters()
     config = Config()
     config.accesslog = None  # a request line has a query string, and that may have a token
     config.errorlog = log

@@ -22,9 +22,9 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.server.failures import contained
 from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.telemetry.measurements import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class HttpServing:
     app: AppWrapper
     config: Config
     context: WorkerContext
-    limits: Limits
+    limits: ServerLimits
     counters: RequestCounters
 
 

@@ -13,9 +13,9 @@ from typing import Final, Self
 
 import trio
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LineLimits
 from brewos_relay.errors import PeerGone
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.handshake import (
     HEAD_END,
     Refusal,
@@ -119,7 +119,7 @@ class IncomingConnection:
         address: str,
         port: int,
         *,
-        limits: Limits,
+        limits: ServerLimits,
         write_batch: WriteBatch | None = None,
     ) -> Self:
         """Take a connection that has just come."""
@@ -150,7 +150,7 @@ class IncomingConnection:
         if not self.released:
             self.transport.close()
 
-    async def receive_head(self, *, port_policy: PortPolicy, limits: Limits) -> tuple[bytes, bytes]:
+    async def receive_head(self, *, port_policy: PortPolicy, limits: ServerLimits) -> tuple[bytes, bytes]:
         """Read the first request head, as `port_policy` says.
 
         Returns it without the empty line at its end, and what came behind it. Raises Refusal, or PeerGone if
@@ -256,7 +256,7 @@ async def accept_connections(
     sockets: Iterable[socket.socket],
     answer: Answer,
     *,
-    limits: Limits,
+    limits: ServerLimits,
     failure: str,
     write_batch: WriteBatch | None = None,
 ) -> None:
@@ -344,7 +344,7 @@ async def _accept_some(
 
 async def _handle(
     answer: Answer,
-    limits: Limits,
+    limits: ServerLimits,
     write_batch: WriteBatch | None,
     failure: str,
     accepted: socket.socket,

@@ -12,7 +12,6 @@ import trio
 from brewos_relay.api.payloads import Refused
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.core.attachment import Attachment, ClientAttachment
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, PeerGone
 from brewos_relay.networks import network_of
@@ -34,6 +33,7 @@ from brewos_relay.server.incoming import (
     accept_connections,
 )
 from brewos_relay.server.request_gate import WebSocketWanted, reason_of
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller
@@ -73,6 +73,7 @@ class Listener:
         relay: Relay,
         poller: Poller,
         admission: Admission,
+        limits: ServerLimits,
         take_http: TakeHttp,
         port_policy: PortPolicy = _PLAIN,
         handshakes: Counter[tuple[str, str]] | None = None,
@@ -90,6 +91,7 @@ class Listener:
         self._relay = relay
         self._poller = poller
         self._admission = admission
+        self._limits = limits
         self._take_http = take_http
         self._port_policy = port_policy
         self._lingering = LingerSlots()
@@ -98,10 +100,6 @@ class Listener:
         relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
-
-    @property
-    def _limits(self) -> Limits:
-        return self._relay.limits
 
     async def run(self) -> None:
         """Accept connections until cancelled."""

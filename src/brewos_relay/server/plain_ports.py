@@ -7,7 +7,6 @@ from typing import Final
 import trio
 
 from brewos_relay.api.metrics import CONTENT_TYPE, bearer_matches
-from brewos_relay.core.limits import Limits
 from brewos_relay.networks import network_of
 from brewos_relay.server.admission import DEVICE_PATH
 from brewos_relay.server.incoming import (
@@ -17,6 +16,7 @@ from brewos_relay.server.incoming import (
     RefusalLog,
     accept_connections,
 )
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.wire.handshake import Refusal, Request, encode_response, parse_head
 
 _HTTPS_PORT: Final = 443
@@ -37,7 +37,7 @@ class Redirect:
         *,
         https_port: int,
         is_own_host: Callable[[str], bool],
-        limits: Limits,
+        limits: ServerLimits,
         port_policy: PortPolicy = _PLAIN,
         refusals: RefusalLog | None = None,
     ) -> None:
@@ -104,7 +104,12 @@ class MetricsPort:
     """
 
     def __init__(
-        self, sockets: Iterable[socket.socket], *, render: Callable[[], bytes], token: str, limits: Limits
+        self,
+        sockets: Iterable[socket.socket],
+        *,
+        render: Callable[[], bytes],
+        token: str,
+        limits: ServerLimits,
     ) -> None:
         """Take listening sockets; `token` is what everybody has to know, empty for nothing."""
         self._sockets = list(sockets)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, unquote
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import Network, parse_texts
 from brewos_relay.settings.sources import PREFIX
 
@@ -136,7 +136,7 @@ class Settings:
     log_format: str = "auto"
     """`console` for lines to read, `json` for one object a line; `auto` is `console` on a terminal and `json`
     elsewhere."""
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     """Every bound, each of which is a setting of its own."""
 
     def __post_init__(self) -> None:

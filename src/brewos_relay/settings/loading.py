@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from brewos_relay.core.limits import Limits
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings.fields import Settings
+from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import (
     parse_count,
     parse_duration_s,
@@ -42,8 +42,8 @@ def load_settings(
 ) -> Settings:
     """Gather the settings from all sources and check them; SettingsError names the first bad one.
 
-    `overrides` are fields of `Settings` or of `Limits` that the command line gave; None is the same as not
-    given. Neither is an empty variable: it counts as unset.
+    `overrides` are the fields of `Settings` or `ServerLimits` that the command line gave; None counts as not
+    given. An empty variable counts as unset.
     """
     found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
     values: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def load_settings(
             values[name] = _parse(parse, found[name].variable, found[name].text)
     if overrides:
         raise TypeError(f"no such setting: {', '.join(overrides)}")
-    limits = Limits(**{name: values.pop(name) for name in _LIMIT_NAMES if name in values})
+    limits = ServerLimits(**{name: values.pop(name) for name in _LIMIT_NAMES if name in values})
     return Settings(**values, limits=limits)
 
 
@@ -97,7 +97,7 @@ def _parser_of(name: str, kind: object) -> Callable[[str], object]:
     return parse_duration_s if kind is float else parse_patterns
 
 
-_LIMIT_NAMES: Final = tuple(limit.name for limit in fields(Limits))
+_LIMIT_NAMES: Final = tuple(limit.name for limit in fields(ServerLimits))
 
 _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "host": str,
@@ -130,5 +130,5 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "database_url": str,
     "log_level": parse_log_level,
     "log_format": parse_log_format,
-    **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(Limits)},
+    **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(ServerLimits)},
 }

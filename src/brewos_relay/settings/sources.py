@@ -63,7 +63,7 @@ class Unknown:
 
 
 def variable_names(name: str) -> tuple[str, ...]:
-    """List the environment variables of a field of `Settings` or `Limits`, the one that wins first."""
+    """List the environment variables of a field of `Settings` or `ServerLimits`, the one that wins first."""
     prefixed = PREFIX + _SINGULAR.get(name, name).upper()
     return (_SHORT_NAMES[name], prefixed) if name in _SHORT_NAMES else (prefixed,)
 
@@ -80,7 +80,7 @@ def read_variable(
 
 
 def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> dict[str, Found]:
-    """Find the texts of fields of `Settings` and `Limits`; those that are nowhere, or empty, are left out.
+    """Find the texts of fields of `Settings` and `ServerLimits`, without those that are not set or empty.
 
     SettingsError if a file cannot be read.
     """
@@ -102,7 +102,7 @@ def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path:
 def find_unknown(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> list[Unknown]:
     """Find the variables and credentials with our prefix that belong to no setting, each once.
 
-    `names` are the fields of `Settings` and `Limits`. SettingsError if a file cannot be read.
+    `names` are the fields of `Settings` and `ServerLimits`. SettingsError if a file cannot be read.
     """
     known = [*(variable for name in names for variable in variable_names(name)), *_OTHER_VARIABLES]
     sources: dict[str, Iterable[str]] = {

@@ -1,0 +1,22 @@
+"""The limits of a server: those of the relay core, and those of HTTP requests."""
+
+from dataclasses import dataclass
+
+from brewos_relay.core.limits import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits(Limits):
+    """The limits of the core and of HTTP requests. Each field is a setting, `BREWOS_RELAY_<FIELD>`."""
+
+    # HTTP requests
+    request_head_bytes: int = 8 * 1024
+    """Request line and headers together; more is refused with 431."""
+    http_body_bytes: int = 64 * 1024
+    """Body of an HTTP request; more is refused with 413."""
+    request_head_s: float = 10.0
+    """From accepting a connection to the end of its request head; 408 after that."""
+    http_request_s: float = 60.0
+    """From the end of an HTTP request's head to the first byte of its answer, and between pieces of it."""
+    http_idle_s: float = 30.0
+    """How long an HTTP connection may wait for its next request."""
