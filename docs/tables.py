@@ -6,8 +6,8 @@ In a page, a generated part stands between two comments:
     …
     <!-- end of generated part -->
 
-The first comment names a generator and what it is to describe. The pages are committed with their generated
-parts, and a test fails if one of them is out of date. `--check` only lists what is out of date.
+The first comment names a generator and its argument. The pages are committed with their generated parts, and
+a test fails if one of them is out of date. `--check` only lists the pages that are out of date.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def _splittable(cell: str) -> str:
 
 
 def main() -> int:
-    """Write what is out of date, or list it; the exit code of `--check` is 1 if anything is."""
+    """Write the pages that are out of date. With `--check`, only list them, and return 1 if there are any."""
     parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
     parser.add_argument("--check", action="store_true", help="only list what is out of date")
     only_check = parser.parse_args().check

@@ -1,8 +1,8 @@
-"""The examples in the documents work: Python prints what is said, commands do what they are for.
+"""The examples in the documentation work: Python prints the documented output, and commands succeed.
 
-Every block of Python and every block of commands is run, but for those below a `<!-- not run: why -->`. The
-commands of a page are run from top to bottom, in one folder; a `<!-- before: … -->` has commands that readers
-need not see. What goes on until it is stopped, such as a server, goes on until the end of the page.
+Every block of Python or commands is run, except those below a `<!-- not run: why -->`. The commands of a page
+run from top to bottom in one folder; a `<!-- before: … -->` has commands that readers need not see. A
+long-running command, such as a server, runs until the end of the page.
 """
 
 import os
@@ -37,7 +37,7 @@ _BLOCK: Final = re.compile(
 _ENDLESS: Final = re.compile(r"^(?:\w+=\S+ )*brewos-relay (?P<name>serve|demo|tail|simulate)\b")
 _HEREDOC: Final = re.compile(r"<<-?\s*'?(\w+)'?")
 _URL: Final = re.compile(r"https?://[\w.\[\]:]+:\d+")
-#: What is written for computers of readers, and what stands for it here.
+#: Paths on the computers of readers, and their replacements in the tests.
 _ELSEWHERE: Final = {"/var/lib/brewos-relay": "var", "/srv/brewos/dist": "dist"}
 
 
@@ -48,9 +48,9 @@ class Block:
     language: str
     code: str
     reason: str | None = None
-    """Why it is not run."""
+    """The reason not to run it."""
     output: str | None = None
-    """What is said to be printed, in a block of text right after it."""
+    """Its documented output: a block of text directly after it."""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -75,7 +75,7 @@ def python_examples() -> list[object]:
 
 
 @pytest.mark.parametrize("example", python_examples())
-def test_python_prints_what_it_is_said_to(example: Block, tmp_path: Path) -> None:
+def test_python_example_prints_its_documented_output(example: Block, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", example.code],
         cwd=tmp_path,
@@ -86,7 +86,7 @@ def test_python_prints_what_it_is_said_to(example: Block, tmp_path: Path) -> Non
         check=False,
     )
     assert (ran.stderr, ran.returncode) == ("", 0)
-    assert example.output is not None, "say in a block of text what it prints"
+    assert example.output is not None, "write its output in a block of text after it"
     assert ran.stdout == example.output
 
 
@@ -99,7 +99,7 @@ def pages_with_commands() -> list[object]:
 
 
 @pytest.mark.parametrize("page", pages_with_commands())
-def test_commands_do_not_fail(page: Path, tmp_path: Path) -> None:
+def test_commands_succeed(page: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         shell = Shell(tmp_path, stack)
         for block in blocks(page):
@@ -111,12 +111,12 @@ def test_commands_do_not_fail(page: Path, tmp_path: Path) -> None:
                 shell.run(last, refusal=block.output if is_refused else None)
 
 
-def test_there_are_examples() -> None:
+def test_documentation_has_examples() -> None:
     assert len(python_examples()) >= 3
     assert len(pages_with_commands()) >= 5
 
 
-def test_every_block_that_is_not_run_says_why() -> None:
+def test_every_block_that_is_not_run_has_a_reason() -> None:
     for page in PAGES:
         text = page.read_text("utf-8")
         runnable = [block for block in blocks(page) if block.language in ("python", "console", "bash", "sh")]
@@ -127,9 +127,9 @@ def test_every_block_that_is_not_run_says_why() -> None:
 
 
 def commands(code: str) -> Iterator[str]:
-    """Split a block into commands: a line, those that it goes on in, and the text that it is given.
+    """Split a block into commands: each a line with its continuation lines and here-document.
 
-    Where a `$` stands before commands, the other lines are what they print.
+    In a block with prompts (`$`), the other lines are output.
     """
     if code.startswith("$ "):
         code = "\n".join(line.removeprefix("$ ") for line in code.splitlines() if line.startswith("$ "))
@@ -148,7 +148,7 @@ def commands(code: str) -> Iterator[str]:
 
 
 class Shell:
-    """A shell in a folder of its own, which remembers variables, and where it is."""
+    """A shell with its own folder, which keeps variables and the current folder between commands."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -163,13 +163,13 @@ class Shell:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m brewos_relay "$@"\n')
         program.chmod(0o755)
         self._environment = environment(PATH=f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
-        del self._environment["JWT_SECRET"]  # pages make one
+        del self._environment["JWT_SECRET"]  # the pages create one
         self._memory.write_text(f"cd {shlex.quote(str(self._here))}\n")
 
     def run(self, command: str, *, refusal: str | None = None) -> None:
-        """Run a command until it ends, or until it says that it has begun if it would go on for ever.
+        """Run a command until it ends, or a long-running one until its first line of output.
 
-        With a `refusal`, it has to fail with these words.
+        With a `refusal`, the command must fail with this error.
         """
         for elsewhere, name in _ELSEWHERE.items():
             command = command.replace(elsewhere, str(self._folder / name))
@@ -196,7 +196,7 @@ class Shell:
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
 
     def _begin(self, name: str, command: str) -> None:
-        """Start what goes on until it is stopped, and wait for its first line."""
+        """Start a long-running command, and wait for its first line of output."""
         if name == "serve":
             command += " --host 127.0.0.1 --port 0" + (" --redirect-port 0" if "redirect" in command else "")
         if name == "demo":
@@ -226,14 +226,14 @@ class Shell:
 
     @staticmethod
     def _exec(command: str) -> str:
-        """Have a command take the place of its shell, so that a signal reaches it."""
+        """Let a command replace its shell, so that signals reach it."""
         variables = re.match(r"(?:\w+=\S+ )*", command)
         assert variables
         return f"{variables[0]}exec {command[variables.end() :]}"
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt a program, which then has to end well; kill it if it does not."""
+    """Interrupt a program, which must exit with 0; kill it if it does not exit."""
     try:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=DEADLINE_S)

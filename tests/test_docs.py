@@ -1,4 +1,4 @@
-"""The documents say what the code does: tables are compared, links followed, examples run."""
+"""The documentation agrees with the code: tables are compared and links are followed."""
 
 import json
 import re
@@ -28,14 +28,14 @@ from tables import COMMAND, outdated
 
 
 def default_of(value: object) -> str:
-    """Write a default as the documents do."""
+    """Format a default as in the documentation."""
     if value is None:
         return "not set"
     return f"`{written(value)}`" if value not in ("", ()) else "empty"
 
 
 def written(value: object) -> str:
-    """Write a value as it stands in a variable."""
+    """Format a value as in an environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -48,12 +48,12 @@ def unit_of(name: str) -> str:
 
 
 def all_settings() -> dict[str, object]:
-    """Give every setting with its default, in the order in which they are declared."""
+    """Return every setting with its default, in the order of the fields."""
     named = {each.name: getattr(Settings(), each.name) for each in fields(Settings) if each.name != "limits"}
     return named | {each.name: getattr(ServerLimits(), each.name) for each in fields(ServerLimits)}
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_settings_page_has_every_setting_with_its_default() -> None:
     options = {param.name: param.opts[0] for param in cli.commands["serve"].params}
     expected = {
         ", ".join(f"`{variable}`" for variable in variable_names(name)): (
@@ -71,7 +71,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert all(row["Meaning"] for row in documented)
 
 
-def test_the_example_of_a_dotenv_file_has_every_setting_and_its_default() -> None:
+def test_dotenv_example_has_every_setting_with_its_default() -> None:
     found = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", read(ROOT / ".env.example"), re.M))
     assert set(found) == {variable_names(name)[0] for name in all_settings()}
     for name, value in all_settings().items():
@@ -81,7 +81,7 @@ def test_the_example_of_a_dotenv_file_has_every_setting_and_its_default() -> Non
         )
 
 
-def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
+def test_limits_that_pages_repeat_are_those_of_the_code() -> None:
     assert (
         ServerLimits(
             request_head_bytes=8 * 1024,
@@ -123,7 +123,7 @@ def test_the_bounds_that_pages_repeat_are_those_of_the_code() -> None:
     ), "change these figures in docs/ as well: protocol, http, and all of explanation/"
 
 
-def test_the_tables_of_commands_are_those_of_the_code() -> None:
+def test_tables_of_commands_are_those_of_the_dialect() -> None:
     text = section(read("reference/protocol.md"), "## Classes of commands")
     shown = [(code(row[0])[0], row[1], row[2]) for row in rows(text) if code(row[0])]
     rules = [*BREWOS.commands, *BREWOS.types]
@@ -168,7 +168,7 @@ def test_every_command_and_option_is_documented_and_no_other() -> None:
                 ), path
 
 
-def test_the_defaults_of_options_are_those_of_the_code() -> None:
+def test_defaults_of_options_are_those_of_the_code() -> None:
     page = read("reference/cli.md")
     settings = all_settings()
     for path, command in commands(cli):
@@ -191,7 +191,7 @@ def test_the_defaults_of_options_are_those_of_the_code() -> None:
                 assert shown == str(settings[str(param.name)]), (path, param.opts)
 
 
-def test_the_exit_codes_are_those_of_the_code() -> None:
+def test_exit_codes_are_those_of_the_code() -> None:
     documented = [int(row[0]) for row in rows(read("reference/exit-codes.md"))]
     known = {value for name, value in vars(failures).items() if name.startswith("EXIT_")}
     assert documented == sorted({0} | known)
@@ -200,7 +200,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 # Protocol
 
 
-def test_the_table_of_close_codes_is_that_of_the_code() -> None:
+def test_table_of_close_codes_is_that_of_the_code() -> None:
     documented = [row[:3] for row in rows(section(read("reference/protocol.md"), "## Close codes"))]
     assert documented == [
         [str(int(each)), f"`{name}`", "yes" if each.come_back else "no"]
@@ -221,7 +221,7 @@ def test_every_status_of_a_refusal_is_documented_and_no_other() -> None:
     assert documented == sorted(raised)
 
 
-def test_no_message_of_the_relay_is_forgotten() -> None:
+def test_every_message_of_the_relay_is_in_the_catalogue() -> None:
     constants = {name for name, value in vars(messages).items() if isinstance(value, Message)}
     makers = {
         name
@@ -234,7 +234,7 @@ def test_no_message_of_the_relay_is_forgotten() -> None:
     assert {each.made_by for each in SENT} == constants | makers
 
 
-def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
+def test_message_page_shows_every_form_of_each_message() -> None:
     text = read("reference/messages.md")
     shown = [json.loads(fence["code"]) for fence in FENCE.finditer(text) if fence["language"] == "json"]
     said = [json.loads(form.payload) for each in SENT for form in each.forms]
@@ -243,7 +243,7 @@ def test_the_messages_of_the_relay_are_shown_as_they_are() -> None:
 
 def test_every_status_of_a_command_is_documented_and_no_other() -> None:
     source = read(SOURCES / "brewos_relay" / "core" / "commands.py")
-    # Each status is written out where it is given, and nowhere else stands a text alone.
+    # The statuses are string literals in this module.
     given = set(re.findall(r'"(delivered|queued|expired|device_offline|forbidden)"', source))
     table = section(read("reference/protocol.md"), "## Commands for an absent device")
     documented = {code(row[0])[0] for row in rows(table[table.index("| `status` |") :])}
@@ -263,7 +263,7 @@ def test_every_route_of_the_http_api_is_documented() -> None:
     assert documented == served
 
 
-def test_the_limits_on_requests_are_those_of_the_code() -> None:
+def test_limits_on_requests_are_those_of_the_code() -> None:
     page = read("reference/http.md")
     for limit in vars(RequestLimits()).values():
         each_minute = limit.each_minute
@@ -280,7 +280,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for target in LINK.findall(FENCE.sub("", read(page))):
         if re.match(r"[a-z]+:", target):
             continue
@@ -294,16 +294,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in slugs, f"{target}: no such heading"
 
 
-def test_the_readme_leads_to_every_page_by_way_of_the_first_one() -> None:
+def test_readme_links_the_index_and_the_index_links_every_page() -> None:
     linked = {(ROOT / target).resolve() for target in LINK.findall(read(README))}
     assert DOCS / "index.md" in linked
     text = (DOCS / "index.md").read_text("utf-8")
     listed = [(DOCS / target).resolve() for target in re.findall(r"^- \[[^\]]+\]\(([^)\s]+)\)", text, re.M)]
     assert sorted(listed) == sorted(DOCS.glob("*/*.md"))
-    assert "{toctree}" not in text, "the tree of the site is made of the lists"
+    assert "{toctree}" not in text, "the navigation of the site is made from the lists"
 
 
-def test_the_readme_has_the_two_commands() -> None:
+def test_readme_has_the_two_commands() -> None:
     fences = [fence["code"] for fence in FENCE.finditer(read(README))]
     assert "python3 -m pip install . && brewos-relay demo\n" in fences
     assert "python3 -m pip install 'nox[uv]' && nox\n" in fences

@@ -1,4 +1,4 @@
-"""The programs on the pages about `brewos_relay.client` do what is said there, at a relay."""
+"""The programs on the pages about `brewos_relay.client` print their documented output."""
 
 import re
 import subprocess
@@ -35,21 +35,21 @@ Beside = Callable[[HereServer], Awaitable[None]]
 
 
 def programs(page: str) -> list[tuple[str, str | None]]:
-    """Give the programs of a page, each with what it prints if that is said."""
+    """Return the programs of a page, each with its documented output if there is one."""
     found = _PROGRAM.findall((PAGES / f"{page}.md").read_text("utf-8"))
     return [(code, printed or None) for code, printed in found]
 
 
 @asynccontextmanager
 async def kitchen(folder: Path) -> AsyncIterator[HereServer]:
-    """Open a relay that knows the machine of the pages, in whose folder its key is."""
+    """Open a relay with the machine of the pages, whose key is in the folder."""
     write_private(folder / "key.json", msgspec.json.encode({"key": KEY}))
     async with serve_here(folder, machines=[NUMBER], within_s=WITHIN_S) as server:
         yield server
 
 
 async def run(server: HereServer, folder: Path, code: str, *arguments: str) -> str:
-    """Run a program as it is on the page, but for the address of the relay; what it prints."""
+    """Run a program with the address of this relay; return its output."""
     assert URL in code
     host, port = server.address
     ran = await trio.run_process(
@@ -66,14 +66,14 @@ async def run(server: HereServer, folder: Path, code: str, *arguments: str) -> s
 
 
 async def command_it(server: HereServer) -> None:
-    """Be an app that tells the machine to heat, as soon as it is there."""
+    """Act as an app that sends the machine a temperature once it is online."""
     await until(lambda: server.server.relay.is_online(DEVICE_ID))
     app = await server.client(DEVICE_ID)
     await app.send(text({"type": "command", "cmd": "set_temp", "boiler": "brew", "temp": 93.5}))
 
 
 async def be_the_machine(server: HereServer) -> None:
-    """Say how warm it is, and that a command was understood."""
+    """Act as the machine: send the temperature, and acknowledge a command."""
     machine: WireClient = await server.device(DEVICE_ID)
     await machine.send(
         text({"type": "status", "seq": 1, "temps": {"brew": {"current": 92.8, "setpoint": 93.0}}})
@@ -92,7 +92,7 @@ async def nothing(_: HereServer) -> None:
 
 
 @pytest.mark.parametrize(("number", "beside"), [(0, command_it), (1, nothing), (3, nothing)])
-async def test_the_programs_of_devices(tmp_path: Path, number: int, beside: Beside) -> None:
+async def test_programs_of_devices(tmp_path: Path, number: int, beside: Beside) -> None:
     code, said = programs("write-a-device-in-python")[number]
     async with kitchen(tmp_path) as server, trio.open_nursery() as nursery:
         nursery.start_soon(beside, server)
@@ -100,7 +100,7 @@ async def test_the_programs_of_devices(tmp_path: Path, number: int, beside: Besi
         nursery.cancel_scope.cancel()
 
 
-async def test_the_program_that_shows_a_qr_code(tmp_path: Path) -> None:
+async def test_program_that_shows_a_qr_code(tmp_path: Path) -> None:
     code, said = programs("write-a-device-in-python")[2]
     assert said is None
     (tmp_path / "its own").mkdir()
@@ -112,7 +112,7 @@ async def test_the_program_that_shows_a_qr_code(tmp_path: Path) -> None:
         assert "\u2580" in printed
 
 
-async def test_the_program_of_an_app(tmp_path: Path) -> None:
+async def test_program_of_an_app(tmp_path: Path) -> None:
     code, said = programs("write-an-app-in-python")[0]
     async with kitchen(tmp_path) as server, trio.open_nursery() as nursery:
         (tmp_path / "token.txt").write_text(server.token([DEVICE_ID]) + "\n")
@@ -122,7 +122,7 @@ async def test_the_program_of_an_app(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_program_of_an_app_that_signs_in(tmp_path: Path) -> None:
+async def test_program_of_an_app_that_signs_in(tmp_path: Path) -> None:
     code, said = programs("write-an-app-in-python")[1]
     secret = "i" * 43
     async with kitchen(tmp_path) as server, trio.open_nursery() as nursery:
