@@ -1,7 +1,7 @@
-"""The command `brewos-relay`.
+"""The entry point of the command `brewos-relay`.
 
-Commands are thin, and import what they need when they run: `--help` loads neither Trio nor SQLAlchemy nor
-Quart. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
+Commands import their dependencies when they run: `--help` loads neither Trio nor SQLAlchemy nor Quart. Exit
+codes: 0 success, 1 failure, 2 wrong usage, 3 not started, 130 after Ctrl-C.
 """
 
 import os
@@ -54,18 +54,19 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Relay live messages between machines at home and the apps in people's hands.
+    """Relay live messages between espresso machines at home and the apps that watch and control them.
 
     \b
-    Try it, with nothing to set up:
+    Try it without any setup:
       brewos-relay demo
     \b
-    Run it at home, for machines and apps:
+    Run it at home, for devices and apps:
       echo "JWT_SECRET=$(brewos-relay secret)" > .env
       brewos-relay user invite ada@example.com --url https://relay.example.com
       brewos-relay serve --port 443 --tls-self-signed
 
-    Settings come from the command line, the environment and a .env file, in this order.
+    Settings come from command-line options, environment variables and a .env file; the first that is set
+    counts.
     """
 
 
@@ -83,9 +84,9 @@ for _command in (
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit; every error becomes one line on stderr and an exit code."""
+    """Run the command line and exit. Every error becomes one line on stderr and an exit code."""
     if os.getpid() == 1:
-        # In a container: the system ignores a signal for process 1 unless the process handles it.
+        # In a container, the kernel drops a signal for process 1 that has no handler.
         signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     prepare_streams()
     code = _run(args)
@@ -114,14 +115,14 @@ def _run(args: Sequence[str] | None) -> int:
     except OSError as problem:
         return _fail_writing(problem)
     except BaseExceptionGroup as group:
-        # Trio wraps an interrupt that arrives while several tasks run.
+        # Trio wraps a KeyboardInterrupt that arrives while several tasks run.
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         return EXIT_INTERRUPTED
 
 
 def _fail_writing(problem: OSError) -> int:
-    """Say that the output could not be written, unless its reader has gone on purpose, as `head` does."""
+    """Report that the output could not be written, unless its reader closed the pipe, as `head` does."""
     if not isinstance(problem, BrokenPipeError):
-        say_error(f"the output cannot be written: {problem.strerror or problem}")
+        say_error(f"cannot write the output: {problem.strerror or problem}")
     return EXIT_FAILED

@@ -32,7 +32,7 @@ def make_old() -> None:
     engine.dispose()
 
 
-def test_a_registry_that_is_up_to_date(run: Run) -> None:
+def test_current_registry_stays_as_it_is(run: Run) -> None:
     with opened():
         pass
     outcome = run("db", "status")
@@ -40,10 +40,10 @@ def test_a_registry_that_is_up_to_date(run: Run) -> None:
     assert outcome.out == f"registry  {FILE.absolute()}\nversion   {HEAD}\n"
     outcome = run("db", "upgrade")
     assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == f"The tables are up to date: they have version {HEAD}.\n"
+    assert outcome.err == f"The tables are up to date, at version {HEAD}.\n"
 
 
-def test_an_old_registry_is_shown_as_it_is_and_brought_up_to_date(run: Run) -> None:
+def test_old_registry_is_reported_and_upgraded(run: Run) -> None:
     make_old()
     for _ in range(2):  # looking does not change it
         outcome = run("db", "status")
@@ -52,39 +52,39 @@ def test_an_old_registry_is_shown_as_it_is_and_brought_up_to_date(run: Run) -> N
         assert "`brewos-relay db upgrade`" in outcome.err
     outcome = run("db", "upgrade")
     assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == f"The tables went from version 0001 to version {HEAD}.\n"
+    assert outcome.err == f"Upgraded the tables from version 0001 to version {HEAD}.\n"
     assert run("db", "status").code == 0
 
 
-def test_a_registry_is_made(run: Run) -> None:
+def test_upgrade_creates_a_missing_registry(run: Run) -> None:
     assert_refused(run("db", "status"), 1, f"there is no registry {FILE.absolute()}")
     assert not FILE.exists()
-    assert run("db", "upgrade").err == f"The tables went from none to version {HEAD}.\n"
+    assert run("db", "upgrade").err == f"Upgraded the tables to version {HEAD}.\n"
     assert run("db", "status").code == 0
 
 
 @pytest.mark.parametrize("command", ["status", "upgrade"])
-def test_a_registry_of_a_newer_program(run: Run, command: str) -> None:
+def test_newer_registry_is_refused(run: Run, command: str) -> None:
     with opened() as db:
         db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     assert_refused(run("db", command), 1, "9999", "newer")
 
 
 @pytest.mark.parametrize("command", ["status", "upgrade"])
-def test_what_is_no_registry(run: Run, command: str) -> None:
+def test_file_that_is_not_a_registry_is_refused(run: Run, command: str) -> None:
     FILE.parent.mkdir()
     FILE.write_bytes(b"espresso" * 1000)
     assert_refused(run("db", command), 1, "cannot open the database", "file is not a database")
 
 
-def test_a_copy_is_made_and_put_back(run: Run) -> None:
+def test_backup_can_be_restored(run: Run) -> None:
     with opened():
         pass
     outcome = run("db", "backup", "copy.db")
     assert (outcome.code, outcome.out) == (0, "")
     size_bytes = Path("copy.db").stat().st_size
     what = f"0 devices, tables of version {HEAD}, {size_bytes} bytes"
-    assert outcome.err == f"copy.db has {what}.\n"
+    assert outcome.err == f"copy.db contains {what}.\n"
     assert_refused(run("db", "backup", "copy.db"), 1, "copy.db exists already", "--force")
     assert run("db", "backup", "--force", "copy.db").code == 0
     with opened() as db:
@@ -94,14 +94,16 @@ def test_a_copy_is_made_and_put_back(run: Run) -> None:
     outcome = run("db", "restore", "copy.db")
     assert (outcome.code, outcome.out) == (0, "")
     first, second = outcome.err.splitlines()
-    assert first == f"{FILE.absolute()} is copy.db now, with {what}."
-    assert second.startswith(f"What was there is kept as {FILE.absolute()}.before-20")
-    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db has 0 devices")
-    assert run("db", "restore", second.removeprefix("What was there is kept as ").rstrip(".")).code == 0
-    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db has 1 device,")
+    assert first == f"Restored {FILE.absolute()} from copy.db: {what}."
+    assert second.startswith(f"The previous registry is kept as {FILE.absolute()}.before-20")
+    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db contains 0 devices")
+    assert (
+        run("db", "restore", second.removeprefix("The previous registry is kept as ").rstrip(".")).code == 0
+    )
+    assert run("db", "backup", "--force", "copy.db").err.startswith("copy.db contains 1 device,")
 
 
-def test_a_copy_of_nothing(run: Run) -> None:
+def test_backup_without_a_registry_is_refused(run: Run) -> None:
     assert_refused(run("db", "backup", "copy.db"), 1, f"there is no registry {FILE.absolute()}")
     assert not FILE.parent.exists()
     assert_refused(run("db", "restore", "copy.db"), 2, "copy.db")
@@ -114,7 +116,7 @@ def test_a_copy_of_nothing(run: Run) -> None:
         ("mysql://relay:secret@db/relay", {"backup": "tools", "restore": "tools"}),
     ],
 )
-def test_other_databases_have_tools_of_their_own(
+def test_other_databases_are_referred_to_their_tools(
     run: Run, monkeypatch: pytest.MonkeyPatch, url: str, hints: dict[str, str]
 ) -> None:
     monkeypatch.setenv("BREWOS_RELAY_DATABASE_URL", url)

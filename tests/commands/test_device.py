@@ -57,18 +57,18 @@ def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
 # add
 
 
-def test_a_generated_key_is_shown_once_and_alone_on_stdout(run: Run) -> None:
+def test_generated_key_alone_goes_to_stdout(run: Run) -> None:
     outcome = run("device", "add", "brw-0000000a")
     assert outcome.code == 0
     key = outcome.out.removesuffix("\n")
     assert is_key(key)
-    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only this once:\n"
+    assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\nIts key is shown only once:\n"
     (device,) = stored()
     assert (device.id, device.key_hash, device.name) == ("BRW-0000000A", hash_secret(key), None)
     assert key not in run("device", "list", "--json").out
 
 
-def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
+def test_given_key_is_not_shown(run: Run) -> None:
     outcome = run("device", "add", "BRW-0000000A", "--key", KEY, "--name", "Küche")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"Registered BRW-0000000A in {FILE.absolute()}.\n"
@@ -77,7 +77,7 @@ def test_a_key_that_the_machine_has_already_is_not_shown(run: Run) -> None:
 
 
 @pytest.mark.parametrize("line", [f"{KEY}\n", f" {KEY} \r\nand more\n", KEY])
-def test_the_key_may_come_from_stdin(run: Run, type_in: TypeIn, line: str) -> None:
+def test_key_comes_from_stdin(run: Run, type_in: TypeIn, line: str) -> None:
     type_in(line.encode())
     assert run("device", "add", "BRW-0000000A", "--key", "-").code == 0
     (device,) = stored()
@@ -85,7 +85,7 @@ def test_the_key_may_come_from_stdin(run: Run, type_in: TypeIn, line: str) -> No
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"my-secret-key\n", b"\xff" * 43, b"x" * 10_000])
-def test_what_stdin_has_may_be_no_key(run: Run, type_in: TypeIn, line: bytes) -> None:
+def test_invalid_key_from_stdin_is_refused(run: Run, type_in: TypeIn, line: bytes) -> None:
     type_in(line)
     outcome = run("device", "add", "BRW-0000000A", "--key", "-")
     assert_refused(outcome, 2, "the key has", "32 to 128", "See `brewos-relay device add --help`.")
@@ -93,24 +93,24 @@ def test_what_stdin_has_may_be_no_key(run: Run, type_in: TypeIn, line: bytes) ->
     assert not FILE.exists()
 
 
-def test_a_machine_is_given_to_users(run: Run) -> None:
+def test_added_device_has_its_owners(run: Run) -> None:
     assert run("device", "add", "BRW-0000000A", "--user", "ada", "--user", "bob", "--user", "ada").code == 0
     assert owners("BRW-0000000A") == {"ada", "bob"}
 
 
-def test_a_machine_is_given_to_an_account_by_its_e_mail_address(run: Run, type_in: TypeIn) -> None:
+def test_owner_is_found_by_e_mail_address(run: Run, type_in: TypeIn) -> None:
     add_account("u1", "ada@example.org")
     outcome = run("device", "add", "BRW-0000000A", "--user", "Ada@Example.org", "--user", "no@body")
     assert owners("BRW-0000000A") == {"u1", "no@body"}
-    assert "There is no account no@body: it is taken for the user id of a token." in outcome.err
+    assert "There is no account no@body; using it as the user id of a token." in outcome.err
     type_in(f"BRW-0000000B,{KEY},,ada@example.org;eve\n".encode())
     assert run("device", "import", "-").code == 0
     assert owners("BRW-0000000B") == {"u1", "eve"}
 
 
-def test_a_machine_is_not_registered_twice(run: Run) -> None:
+def test_registered_device_is_not_added_again(run: Run) -> None:
     run("device", "add", "BRW-0000000A")
-    assert_refused(run("device", "add", "brw-0000000a"), 1, "BRW-0000000A is registered already", "remove it")
+    assert_refused(run("device", "add", "brw-0000000a"), 1, "BRW-0000000A is already registered", "remove it")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_machine_is_not_registered_twice(run: Run) -> None:
         (["BRW-00000001", "--user", "a\tb"], ["--user", "'a\\tb'", "1 to 256 printable characters"]),
     ],
 )
-def test_what_cannot_be_added(run: Run, args: list[str], parts: list[str]) -> None:
+def test_invalid_device_is_refused(run: Run, args: list[str], parts: list[str]) -> None:
     outcome = run("device", "add", *args)
     assert_refused(outcome, 2, *parts, "See `brewos-relay device add --help`.")
     assert "my-secret-key" not in outcome.err
@@ -137,20 +137,20 @@ def write_csv(count: int, *more: str) -> str:
     return "machines.csv"
 
 
-def test_importing_a_file(run: Run) -> None:
+def test_import_registers_the_devices_of_a_file(run: Run) -> None:
     outcome = run("device", "import", write_csv(3))
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"Registered 3 devices in {FILE.absolute()}.\n"
     assert [(device.id, device.name) for device in stored()][1] == ("BRW-00000001", "Machine 1")
 
 
-def test_importing_stdin(run: Run, type_in: TypeIn) -> None:
+def test_import_reads_stdin(run: Run, type_in: TypeIn) -> None:
     type_in(f"BRW-00000001,{KEY}\n".encode())
     assert run("device", "import", "-").code == 0
     assert len(stored()) == 1
 
 
-def test_importing_who_has_them(run: Run, type_in: TypeIn) -> None:
+def test_import_sets_owners(run: Run, type_in: TypeIn) -> None:
     type_in(f"id,key,name,user\nBRW-00000001,{KEY},,ada; eve\nBRW-00000002,{KEY},Two,\n".encode())
     assert run("device", "import", "-").code == 0
     assert owners("BRW-00000001") == {"ada", "eve"}
@@ -165,29 +165,27 @@ def test_importing_who_has_them(run: Run, type_in: TypeIn) -> None:
         ("brw-00000000," + KEY, "BRW-00000000 is on line 2 already"),
     ],
 )
-def test_nothing_is_imported_if_a_line_is_bad(run: Run, line: str, problem: str) -> None:
+def test_invalid_line_imports_nothing(run: Run, line: str, problem: str) -> None:
     assert_refused(run("device", "import", write_csv(3, line)), 1, "line 5", problem)
     assert not Path("data").exists()
 
 
-def test_nothing_is_imported_if_an_id_is_registered_with_another_key(run: Run) -> None:
+def test_id_with_another_key_imports_nothing(run: Run) -> None:
     run("device", "add", "BRW-00000002", "--key", "o" * 43)
-    parts = ("line 4", "BRW-00000002 is registered already with another key; leave it out")
+    parts = ("line 4", "BRW-00000002 is already registered with another key; delete the line")
     assert_refused(run("device", "import", write_csv(5)), 1, *parts)
     assert len(stored()) == 1
 
 
-def test_the_first_of_many_registered_ids_is_named(run: Run) -> None:
+def test_first_of_several_registered_ids_is_named(run: Run) -> None:
     for number in range(3):
         run("device", "add", f"BRW-0000000{number}", "--key", "o" * 43)
-    parts = ("line 2", "BRW-00000000 (and 2 more) is registered")
+    parts = ("line 2", "BRW-00000000 (and 2 more) is already registered")
     assert_refused(run("device", "import", write_csv(5)), 1, *parts)
     assert len(stored()) == 3
 
 
-def test_an_interrupted_import_goes_on_when_it_is_run_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_import_continues_when_run_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_pause_s: float) -> None:
         raise KeyboardInterrupt
 
@@ -200,11 +198,11 @@ def test_an_interrupted_import_goes_on_when_it_is_run_again(
     monkeypatch.setattr("brewos_relay.registry.bulk.sleep", lambda _pause_s: None)
     outcome = run("device", "import", write_csv(5))
     assert outcome.err.startswith("Registered 3 devices in ")
-    assert outcome.err.endswith("; 2 had been registered with the same keys.\n")
+    assert outcome.err.endswith("; 2 were already registered with the same keys.\n")
     assert [device.name for device in stored()] == ["Renamed", *(f"Machine {n}" for n in range(1, 5))]
 
 
-def test_an_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
 
     def write(_pause_s: float) -> None:
@@ -218,19 +216,17 @@ def test_an_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.M
     assert written == [2, 4]
 
 
-def test_an_id_that_is_registered_during_an_import_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_id_registered_during_an_import_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def register(_pause_s: float) -> None:
         with opened() as db:
             add_devices(db, [NewDevice(id="BRW-00000004", key_hash=hash_secret("o" * 43))], now_ms=1)
 
     monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 4)
     monkeypatch.setattr("brewos_relay.registry.bulk.sleep", register)
-    assert_refused(run("device", "import", write_csv(6)), 1, "line 6", "BRW-00000004 is registered already")
+    assert_refused(run("device", "import", write_csv(6)), 1, "line 6", "BRW-00000004 is already registered")
 
 
-def test_a_command_may_exceed_the_quota_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_may_exceed_the_quota_with_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREWOS_RELAY_MACHINES_PER_ACCOUNT", "1")
     assert "machines now" not in run("device", "add", "BRW-00000001", "--user", "ada").err
     for command in (
@@ -239,16 +235,16 @@ def test_a_command_may_exceed_the_quota_and_says_so(run: Run, monkeypatch: pytes
     ):
         run("device", *command)
     Path("more.csv").write_text(f"BRW-00000003,{KEY},,bob\n", encoding="utf-8")
-    said = "bob has 2 machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT (1)."
+    said = "bob has 2 devices now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT (1)."
     assert said in run("device", "import", "more.csv").err
     assert said.replace("2", "3") in run("device", "give", "BRW-00000002", "--user", "bob").err
 
 
-def test_a_file_that_is_not_there(run: Run) -> None:
+def test_missing_file_is_refused(run: Run) -> None:
     assert_refused(run("device", "import", "nowhere.csv"), 2, "nowhere.csv", "No such file")
 
 
-def test_a_terminal_gets_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True
@@ -267,7 +263,7 @@ def test_a_terminal_gets_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
-def test_nothing_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
+def test_empty_registry_lists_no_devices(run: Run, args: tuple[str, ...], out: str) -> None:
     run("device", "add", "BRW-0000000A")
     run("device", "remove", "BRW-0000000A")
     outcome = run("device", "list", *args)
@@ -277,14 +273,12 @@ def test_nothing_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
     )
 
 
-def test_the_help_says_what_last_seen_means(run: Run) -> None:
+def test_help_explains_last_seen(run: Run) -> None:
     text = " ".join(run("device", "list", "--help").out.split())
-    assert (
-        "LAST SEEN is when a machine last came or went: for one that is connected now, when it came" in text
-    )
+    assert "LAST SEEN is when a device last connected or disconnected" in text
 
 
-def test_listing_for_people(run: Run) -> None:
+def test_list_as_table(run: Run) -> None:
     run("device", "add", "BRW-0000000B", "--name", "Küche", "--user", "ada")
     add_account("u1", "bob@example.org")
     run("device", "give", "BRW-0000000B", "--user", "bob@example.org", "--role", "viewer")
@@ -299,7 +293,7 @@ def test_listing_for_people(run: Run) -> None:
     ]
 
 
-def test_listing_for_programs(run: Run) -> None:
+def test_list_as_json(run: Run) -> None:
     run("device", "add", "BRW-0000000B", "--name", "Küche", "--user", "ada")
     see("BRW-0000000B", 1_700_000_000_123)
     (listed,) = json.loads(run("device", "list", "--json").out)
@@ -316,7 +310,7 @@ def test_listing_for_programs(run: Run) -> None:
 # remove
 
 
-def test_removing(run: Run) -> None:
+def test_removed_device_is_gone(run: Run) -> None:
     run("device", "add", "BRW-0000000A")
     outcome = run("device", "remove", "brw-0000000a")
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "Removed BRW-0000000A.\n")
@@ -332,7 +326,9 @@ def test_removing(run: Run) -> None:
 # where it is kept
 
 
-def test_the_data_dir_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_dir_option_selects_the_registry(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "env"))
     elsewhere = ("--data-dir", str(tmp_path / "elsewhere"))
     assert run("device", "add", "BRW-0000000A", *elsewhere).code == 0
@@ -346,7 +342,7 @@ def test_the_data_dir_of_the_command_line(run: Run, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "env" / "brewos-relay.db").exists()
 
 
-def test_listing_where_there_is_no_registry_makes_none(run: Run, tmp_path: Path) -> None:
+def test_list_creates_no_registry(run: Run, tmp_path: Path) -> None:
     for args, out in (((), ""), (("--json",), "[]\n")):
         outcome = run("device", "list", *args)
         assert (outcome.code, outcome.out) == (0, out)
@@ -368,9 +364,7 @@ def test_listing_where_there_is_no_registry_makes_none(run: Run, tmp_path: Path)
         ("rotate-key",),
     ],
 )
-def test_changing_where_there_is_no_registry_makes_none(
-    run: Run, tmp_path: Path, args: tuple[str, ...]
-) -> None:
+def test_change_creates_no_registry(run: Run, tmp_path: Path, args: tuple[str, ...]) -> None:
     refused = run("device", *args, "BRW-0000000A")
     assert_refused(refused, 1, f"there is no registry {FILE.absolute()};", "--data-dir")
     assert list(tmp_path.iterdir()) == []
@@ -385,7 +379,7 @@ def umask(mode: int) -> Iterator[None]:
         os.umask(before)
 
 
-def test_what_is_made_is_for_nobody_else(run: Run) -> None:
+def test_created_files_are_private(run: Run) -> None:
     with umask(0):
         assert run("device", "add", "BRW-0000000A").code == 0
     assert FILE.parent.stat().st_mode & 0o777 == 0o700
@@ -403,18 +397,18 @@ def test_what_is_made_is_for_nobody_else(run: Run) -> None:
         ("import", "machines.csv"),
     ],
 )
-def test_a_registry_that_cannot_be_opened(run: Run, args: tuple[str, ...]) -> None:
+def test_unreadable_registry_is_reported(run: Run, args: tuple[str, ...]) -> None:
     write_csv(1)
     Path("data").mkdir()
     Path("data", "brewos-relay.db").write_bytes(b"espresso" * 1000)
     assert_refused(run("device", *args), 1, "cannot open the database", "file is not a database")
 
 
-def test_bad_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "http")
     assert_refused(run("device", "list"), 1, "PORT is 'http'")
 
 
-def test_names_of_wide_characters_keep_the_columns_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_characters_keep_table_columns_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("ID", "NAME", "X"), [("1", "\u53f0\u6240", "x"), ("2", "e\u0301", "x")])
     assert capsys.readouterr().out.splitlines() == ["ID  NAME  X", "1   \u53f0\u6240  x", "2   e\u0301     x"]

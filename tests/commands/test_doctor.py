@@ -21,7 +21,7 @@ def states(out: str) -> dict[str, tuple[str, str]]:
     return {each["name"].split(" ")[0]: (each["state"], each["text"]) for each in json.loads(out)["findings"]}
 
 
-async def test_a_server_that_is_well(tmp_path: Path) -> None:
+async def test_healthy_server_has_no_problems(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with serve_process(tmp_path, BREWOS_RELAY_DRAIN_S=0.1) as server:
             url = f"http://127.0.0.1:{server.address[1]}"
@@ -42,13 +42,13 @@ async def test_a_server_that_is_well(tmp_path: Path) -> None:
             # With another secret than the server's: refused, and nothing is left behind either.
             ran = await run_command(tmp_path, "doctor", "--url", url, PORT=0, JWT_SECRET=OTHER_SECRET)
             assert ran.returncode == 1
-            assert b"see that JWT_SECRET is that of the server" in ran.stdout
+            assert b"set JWT_SECRET to that of the server" in ran.stdout
             assert OTHER_SECRET.encode() not in ran.stdout + ran.stderr
         with closing(sqlite3.connect(tmp_path / "data" / "brewos-relay.db")) as db, db:
             assert db.execute("SELECT count(*) FROM devices").fetchone() == (0,)
 
 
-def test_a_registry_without_an_administrator_is_a_warning(
+def test_missing_administrator_is_a_warning(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JWT_SECRET", SECRET)
@@ -67,10 +67,10 @@ def test_a_registry_without_an_administrator_is_a_warning(
             set_admin(db, ada.id, True)
             row = {"email": "Ada@example.org", "email_key": "ada@example.org x", "is_admin": False}
             db.execute(insert(users), {**row, "id": "x", "created_at_ms": 1})
-        assert "Ada@example.org: the same as another account's address" in run("doctor").out
+        assert "Ada@example.org: equal to another account's address" in run("doctor").out
 
 
-def test_settings_are_shown_with_where_they_stand(
+def test_settings_are_shown_with_their_sources(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JWT_SECRET", SECRET)
@@ -87,7 +87,7 @@ def test_settings_are_shown_with_where_they_stand(
     assert outcome.code == 1, "there is no such database"
 
 
-def test_a_registry_that_this_user_may_not_look_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_registry_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, **_: object) -> bool:
         if path.suffix != ".db":
             return False
@@ -100,7 +100,7 @@ def test_a_registry_that_this_user_may_not_look_at(run: Run, monkeypatch: pytest
     assert states(outcome.out)["database"] == ("failed", "/var/lib/others/brewos-relay.db: Permission denied")
 
 
-def test_a_setting_that_makes_no_sense(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "70000")
     outcome = run("doctor")
     assert outcome.code == 1
@@ -118,7 +118,7 @@ def test_misspelt_setting_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch
     assert "did you mean BREWOS_RELAY_PROXY_PROTOCOL?" in text
 
 
-def test_nothing_is_made_where_nothing_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_create_no_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JWT_SECRET", SECRET)
     monkeypatch.setenv("PORT", "0")
     outcome = run("doctor")
@@ -127,7 +127,7 @@ def test_nothing_is_made_where_nothing_was(run: Run, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_expired_certificate_is_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_certificate_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 
     from support.certificates import write_certificate

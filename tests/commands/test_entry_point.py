@@ -70,7 +70,7 @@ def walk(command: click.Command, path: tuple[str, ...] = ()) -> set[tuple[str, .
 # Help and version
 
 
-def test_these_are_the_commands() -> None:
+def test_list_of_commands() -> None:
     assert walk(cli) == COMMANDS
 
 
@@ -87,7 +87,7 @@ def test_help_teaches(run: Run, path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", [(), *GROUPS])
-def test_the_list_of_commands_has_whole_sentences(
+def test_short_help_of_commands_is_not_cut(
     run: Run, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -97,17 +97,17 @@ def test_the_list_of_commands_has_whole_sentences(
 
 
 @pytest.mark.parametrize("path", [(), *GROUPS])
-def test_a_group_alone_shows_its_help(run: Run, path: tuple[str, ...]) -> None:
+def test_group_without_a_command_shows_its_help(run: Run, path: tuple[str, ...]) -> None:
     assert run(*path) == run(*path, "--help")
 
 
-def test_the_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_that_of_the_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"1.2.3 of {name}")
     outcome = run("--version")
     assert (outcome.code, outcome.out) == (0, "brewos-relay 1.2.3 of brewos-relay\n")
 
 
-def test_the_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> NoReturn:
         raise PackageNotFoundError(name)
 
@@ -133,7 +133,7 @@ def test_the_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch)
         (["tail", "BRW-1", "--token", "x"], ["'BRW-1' is not a device id", "BRW-12AB34CD"]),
     ],
 )
-def test_wrong_usage_is_one_line_and_2(run: Run, args: list[str], parts: list[str]) -> None:
+def test_wrong_usage_is_one_line_with_exit_code_2(run: Run, args: list[str], parts: list[str]) -> None:
     assert_refused(run(*args), 2, *parts)
 
 
@@ -216,7 +216,7 @@ def raise_from_a_command(monkeypatch: pytest.MonkeyPatch, problem: BaseException
         BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [KeyboardInterrupt()])]),
     ],
 )
-def test_an_interrupt_ends_it_quietly(
+def test_interrupt_ends_a_command_quietly(
     run: Run, monkeypatch: pytest.MonkeyPatch, problem: BaseException
 ) -> None:
     raise_from_a_command(monkeypatch, problem)
@@ -224,13 +224,13 @@ def test_an_interrupt_ends_it_quietly(
     assert (outcome.code, outcome.out, outcome.err.strip()) == (130, "", "")
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     raise_from_a_command(monkeypatch, BaseExceptionGroup("", [ValueError("a bug")]))
     with pytest.raises(ExceptionGroup):
         main(["secret"])
 
 
-def test_a_reader_that_has_gone_ends_it_quietly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_pipe_ends_a_command_quietly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     raise_from_a_command(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"))
@@ -271,7 +271,7 @@ def test_ctrl_c_leaves_no_traceback() -> None:
         watchdog.cancel()
 
 
-def test_it_is_a_module_as_well(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_runs_as_a_module(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["brewos-relay", "secret"])
     with pytest.raises(SystemExit) as exited:
         runpy.run_module("brewos_relay", run_name="__main__")

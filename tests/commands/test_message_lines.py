@@ -60,14 +60,14 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         ({}, "None          {}"),
     ],
 )
-def test_lines(content: dict[str, Any], line: str | None) -> None:
+def test_message_is_described_in_one_line(content: dict[str, Any], line: str | None) -> None:
     if line is None:
         assert describe(content).startswith("status")
     else:
         assert describe(content) == line
 
 
-def test_a_full_status_shows_what_matters() -> None:
+def test_full_status_shows_its_main_values() -> None:
     machine = Machine(device_id="BRW-00000001", now_ms=lambda: 0)
     line = describe({"type": "status", "seq": 1, **machine.status()})
     assert (
@@ -115,7 +115,7 @@ keys = st.sampled_from(
 @given(
     kinds, st.dictionaries(keys, anything | st.fixed_dictionaries({"brew": anything, "current": anything}))
 )
-def test_is_one_line_fit_for_a_terminal_whatever_comes(kind: str, content: dict[str, Any]) -> None:
+def test_any_message_is_one_printable_line(kind: str, content: dict[str, Any]) -> None:
     line = describe({"type": kind, **content})
     assert is_showable(line)
     assert len(line) <= 300
@@ -125,7 +125,7 @@ def test_long_messages_are_cut() -> None:
     assert len(describe({"type": "other", "x": "y" * 1000})) < 150
 
 
-def test_a_line_has_the_time() -> None:
+def test_line_begins_with_the_time() -> None:
     assert (
         format_line(Message(b'{"type":"device_online"}'), AT)
         == "03:04:05  device_online the machine has come"
@@ -133,6 +133,6 @@ def test_a_line_has_the_time() -> None:
     assert format_line(Message(b"\xc1", is_text=False), AT) == "03:04:05  <Message binary, 1 bytes>"
 
 
-def test_json_of_what_only_messagepack_can_say() -> None:
+def test_messagepack_without_json_form_is_one_line() -> None:
     payload = b"\x82\xa4type\xa1x\xa1m\x81\xc4\x01a\x01"  # {"type": "x", "m": {b"a": 1}}
     assert "\n" not in format_json(Message(payload, is_text=False))

@@ -54,14 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_full_output_is_one_error_line_and_exit_code_1(folder: Path, command: tuple[str, ...]) -> None:
     done = shell(folder, ">/dev/full", *command)
     assert done.returncode == 1
-    assert done.stderr == "brewos-relay: the output cannot be written: No space left on device\n"
+    assert done.stderr == "brewos-relay: cannot write the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_closed_output_is_one_error_line_and_exit_code_1(folder: Path, command: tuple[str, ...]) -> None:
     done = shell(folder, ">&-", *command)
     assert done.returncode == 1
-    assert done.stderr == "brewos-relay: the output cannot be written: Bad file descriptor\n"
+    assert done.stderr == "brewos-relay: cannot write the output: Bad file descriptor\n"
 
 
 @needs_full_device

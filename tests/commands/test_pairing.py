@@ -36,10 +36,10 @@ def test_window_is_opened_and_closed(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert not is_open()
 
 
-def test_open_and_close_say_that_pairing_is_open_in_any_case(run: Run) -> None:
-    assert "it stays open after that" in run("pairing", "open").err
+def test_open_and_close_warn_if_the_mode_is_open(run: Run) -> None:
+    assert "pairing stays open after that" in run("pairing", "open").err
     assert run("pairing", "status").out == "Pairing is open (BREWOS_RELAY_PAIRING=open).\n"
-    assert "machines can still register" in run("pairing", "close").err
+    assert "devices can still register" in run("pairing", "close").err
 
 
 def test_window_cannot_be_opened_where_pairing_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_window_opens_for_a_day_at_most(run: Run, duration: str) -> None:
     assert not is_open()
 
 
-def test_releasing(run: Run) -> None:
+def test_released_device_has_no_users(run: Run) -> None:
     run("device", "give", ID, "--user", "eve", "--role", "member")
     outcome = run("device", "release", ID.lower())
     assert (outcome.code, outcome.out) == (0, "")

@@ -30,14 +30,14 @@ def url(postgresql: PostgreSQL, run: Run, monkeypatch: pytest.MonkeyPatch) -> It
         yield url
 
 
-def test_its_tables(run: Run, url: str) -> None:
+def test_tables_are_upgraded_on_postgresql(run: Run, url: str) -> None:
     assert_refused(run("device", "list"), 1, "none of its tables", "`brewos-relay db upgrade`")
     outcome = run("db", "status")
     assert outcome.code == 1
     assert outcome.out.endswith("version   none\n")
     assert "hunter2" not in outcome.out
-    assert run("db", "upgrade").err == f"The tables went from none to version {HEAD}.\n"
-    assert run("db", "upgrade").err == f"The tables are up to date: they have version {HEAD}.\n"
+    assert run("db", "upgrade").err == f"Upgraded the tables to version {HEAD}.\n"
+    assert run("db", "upgrade").err == f"The tables are up to date, at version {HEAD}.\n"
     outcome = run("db", "status")
     assert (outcome.code, outcome.err) == (0, "")
     assert run("device", "add", ID).code == 0
@@ -51,10 +51,10 @@ def examine(run: Run) -> str:
     return " ".join(" ".join(lines[place : place + 2]).split())
 
 
-def test_examining_it(run: Run, url: str, postgresql: PostgreSQL) -> None:
+def test_doctor_checks_a_postgresql_registry(run: Run, url: str, postgresql: PostgreSQL) -> None:
     found = examine(run)
     assert found.startswith("failed database postgresql+psycopg://relay:***@/")
-    assert "has none of the registry's tables → run `brewos-relay db upgrade`, which makes them" in found
+    assert "has none of the registry's tables → run `brewos-relay db upgrade` to create them" in found
     run("db", "upgrade")
     found = examine(run)
     assert found.startswith("ok database postgresql+psycopg://relay:***@/")
@@ -69,14 +69,14 @@ def test_examining_it(run: Run, url: str, postgresql: PostgreSQL) -> None:
     assert "hunter2" not in found
 
 
-def test_a_copy_and_the_way_back_as_the_command_says(run: Run, url: str) -> None:
+def test_advice_of_backup_and_restore_works(run: Run, url: str) -> None:
     programs = find_programs()
     if programs is None or not (programs / "pg_dump").exists():
         pytest.skip("there is no pg_dump")
 
     def advice(command: str) -> str:
         outcome = run("db", command, "a copy.dump")
-        assert_refused(outcome, 1, "the registry is in PostgreSQL: pg_")
+        assert_refused(outcome, 1, "the registry is in PostgreSQL: use pg_")
         assert "hunter2" not in outcome.err
         return outcome.err.rpartition(": ")[2]
 

@@ -43,7 +43,7 @@ class Clock:
             self._sent_at_s = None
 
 
-def test_the_server_is_asked_for_a_new_key(run: Run, machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_is_asked_for_a_new_key(run: Run, machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     note("key_sent")
     clock = Clock(monkeypatch, sent_at_s=3.0)
     outcome = run("device", "rotate-key", ID.lower())
@@ -54,18 +54,18 @@ def test_the_server_is_asked_for_a_new_key(run: Run, machine: None, monkeypatch:
         assert [(change.kind, change.device_id) for change in read_changes(db, 0)] == [("rotate_key", ID)]
 
 
-def test_no_server_or_no_machine_to_send_a_key(
+def test_missing_server_or_device_is_reported(
     run: Run, machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note("key_sent")
     note("online")
     clock = Clock(monkeypatch, sent_at_s=None)
     refused = run("device", "rotate-key", ID)
-    assert_refused(refused, 1, f"no new key was sent to {ID} within 10 s", "that the machine is connected")
+    assert_refused(refused, 1, f"no new key was sent to {ID} within 10 s", "that the device is connected")
     assert clock.now_s == device._KEY_SENT_WITHIN_S == 10.0
 
 
-def test_machine_that_ignored_the_earlier_rotations_is_named_at_once(
+def test_device_that_ignored_earlier_rotations_is_refused_at_once(
     run: Run, machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened() as db:
@@ -79,5 +79,5 @@ def test_machine_that_ignored_the_earlier_rotations_is_named_at_once(
         assert read_changes(db, 0) == []  # no server is asked
 
 
-def test_no_machine_to_rotate_the_key_of(run: Run, machine: None) -> None:
+def test_unknown_device_is_refused(run: Run, machine: None) -> None:
     assert_refused(run("device", "rotate-key", "BRW-0000000B"), 1, "BRW-0000000B is not registered in /")

@@ -91,7 +91,7 @@ def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]
     assert printed.err == ""
 
 
-def test_tail_prints_what_came_before_a_close(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tail_prints_messages_received_before_a_close(capsys: pytest.CaptureFixture[str]) -> None:
     async def converse(connection: WebSocketConnection) -> None:
         await connection.send_message(CONNECTED)
         await connection.send_message(CONNECTED)
@@ -122,7 +122,7 @@ def test_tail_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 503])
-def test_a_refusal_is_told(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusal_is_reported(status: int, capsys: pytest.CaptureFixture[str]) -> None:
     answer = b"HTTP/1.1 %d No\r\nContent-Length: 3\r\n\r\nno!" % status
     told = f"^the relay refused the connection: HTTP {status}: no!$"
     with serving(refuse=answer) as url:
@@ -133,19 +133,19 @@ def test_a_refusal_is_told(status: int, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_wrong_url() -> None:
+def test_wrong_url_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"http://HOST\[:PORT\]"):
         run_tail(url="relay.example", token="t0k3n", device_id=DEVICE_ID, as_json=False)
 
 
-def test_a_wrong_field() -> None:
+def test_wrong_field_is_refused() -> None:
     with pytest.raises(SettingsError, match="key=value"):
         run_send(
             url="http://127.0.0.1:1", token="t0k3n", device_id=DEVICE_ID, command="set_mode", fields=("on",)
         )
 
 
-def test_where_nobody_answers_there_is_advice() -> None:
+def test_unreachable_relay_is_reported_with_advice() -> None:
     with serving(refuse=b"") as url, pytest.raises(RelayUnreachable) as caught:
         run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=False)
     assert str(caught.value).startswith(f"{url} closed the connection without an answer; ")
@@ -153,7 +153,7 @@ def test_where_nobody_answers_there_is_advice() -> None:
 
 
 @pytest.mark.parametrize("code", [1008, 1012])
-def test_tail_comes_back_after_a_loss(
+def test_tail_reconnects_after_a_loss(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
     visits: list[int] = []
@@ -172,7 +172,7 @@ def test_tail_comes_back_after_a_loss(
     printed = capsys.readouterr()
     kinds = [json.loads(line)["type"] for line in printed.out.splitlines()]
     assert kinds == ["connected", "restarting", "connected"]
-    assert printed.err == f"the connection was closed with code {code}: restarting; again in 0.1 s\n"
+    assert printed.err == f"the connection was closed with code {code}: restarting; next attempt in 0.1 s\n"
 
 
 def send_and_answer(
@@ -198,7 +198,7 @@ def fate(status: str) -> str:
     return json.dumps({"type": "command_status", "requestId": "r-1", "status": status})
 
 
-def test_send_waits_for_the_greeting_and_tells_that_it_was_delivered(
+def test_send_waits_for_the_greeting_and_reports_delivery(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, received = send_and_answer(
@@ -223,7 +223,7 @@ def test_send_waits_for_the_greeting_and_tells_that_it_was_delivered(
     }
 
 
-def test_a_silent_machine_is_no_failure(
+def test_silent_device_is_not_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_client, "ANSWER_S", 0.01)
@@ -236,22 +236,20 @@ def test_a_silent_machine_is_no_failure(
     [
         ([fate("device_offline")], "the machine is offline"),
         ([fate("queued"), fate("expired")], "did not come back in time"),
-        ([fate("forbidden")], "ask one of its owners"),
+        ([fate("forbidden")], "ask an owner of the machine"),
         (['{"type":"error","message":"Not you."}', fate("forbidden")], r"^Not you\.$"),
         ([fate("lost")], "not delivered: lost"),
     ],
 )
-def test_send_tells_what_became_of_it(
-    answers: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_send_reports_the_outcome(answers: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandRefused, match=told):
         send_and_answer(*answers)
     assert capsys.readouterr().out == ""
 
 
-def test_send_does_not_wait_for_ever_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_times_out_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_client, "FATE_S", 0.05)
-    with pytest.raises(CommandRefused, match=r"did not say in 0\.05 s"):
+    with pytest.raises(CommandRefused, match=r"did not confirm the command in 0\.05 s"):
         send_and_answer()
 
 
@@ -283,7 +281,7 @@ def test_send_connects_again_if_its_command_was_not_sent_yet(
     code, received = send_after_ends(1008, 1012)
     assert code == 0
     assert len(received) == 1
-    assert "code 1008: later; again in 0.0 s" in capsys.readouterr().err
+    assert "code 1008: later; next attempt in 0.0 s" in capsys.readouterr().err
     with pytest.raises(ConnectionEnded, match="1008"):
         send_after_ends(1008, 1008, 1008, 1008)
 
@@ -294,7 +292,7 @@ def test_send_never_sends_a_command_twice() -> None:
 
 
 @pytest.mark.parametrize(("reason", "told"), [("bad token", "bad token"), ("", "the token is not accepted")])
-def test_send_tells_that_the_token_is_no_good(reason: str, told: str) -> None:
+def test_send_reports_a_rejected_token(reason: str, told: str) -> None:
     async def converse(connection: WebSocketConnection) -> None:
         await connection.aclose(4002, reason)
 
@@ -303,12 +301,12 @@ def test_send_tells_that_the_token_is_no_good(reason: str, told: str) -> None:
     assert f"code 4002: {told}; `brewos-relay token`" in str(caught.value)
 
 
-def test_send_does_not_wait_for_a_greeting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_times_out_without_a_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def converse(connection: WebSocketConnection) -> None:
         await connection.get_message()
 
     monkeypatch.setattr(run_client, "GREETING_S", 0.05)
-    with serving(converse) as url, pytest.raises(CommandRefused, match="said nothing"):
+    with serving(converse) as url, pytest.raises(CommandRefused, match="sent no greeting"):
         run_send(url=url, token="t0k3n", device_id=DEVICE_ID, command="tare", fields=())
 
 
@@ -328,7 +326,7 @@ def test_send_does_not_wait_for_a_greeting_for_ever(monkeypatch: pytest.MonkeyPa
         ("[" * 2000, "[" * 2000),
     ],
 )
-def test_values(text: str, value: object) -> None:
+def test_field_values_are_json_or_text(text: str, value: object) -> None:
     content = msgspec.json.decode(build_command("c", [f"k={text}"], request_id="r").payload)
     assert content == {"type": "command", "cmd": "c", "k": value, "requestId": "r"}
 
@@ -336,7 +334,7 @@ def test_values(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     "fields", [["on"], ["=on"], ["cmd=x"], ["type=x"], ["a=1", "a=2"], ["a=" + "x" * 5000]]
 )
-def test_fields_that_make_no_command(fields: list[str]) -> None:
+def test_invalid_fields_are_refused(fields: list[str]) -> None:
     with pytest.raises(SettingsError):
         build_command("set_mode", fields, request_id="r")
 

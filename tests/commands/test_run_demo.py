@@ -83,7 +83,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
         started.process.stdout.close()
 
 
-def test_shows_a_machine_at_work_and_ends_cleanly(running: Running, tmp_path: Path) -> None:
+def test_demo_shows_a_device_and_ends_cleanly(running: Running, tmp_path: Path) -> None:
     url = running.wait_for(r"^URL +(http://127\.0\.0\.1:\d+)$")[1]
     device_id = running.wait_for(r"^device +(BRW-[0-9A-F]{8})\b")[1]
     token = running.wait_for(r"^token +(\S+)$")[1]
@@ -107,14 +107,14 @@ def test_shows_a_machine_at_work_and_ends_cleanly(running: Running, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_leaves_nothing_behind_either(running: Running, tmp_path: Path) -> None:
+def test_sigterm_leaves_no_files(running: Running, tmp_path: Path) -> None:
     running.wait_for("status")
     running.stop(signal.SIGTERM)
     assert running.process.returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_that_is_asked_for_must_be_free() -> None:
+def test_given_port_must_be_free() -> None:
     with socket.create_server((run_demo.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port {port}"):
@@ -124,7 +124,7 @@ def test_a_port_that_is_asked_for_must_be_free() -> None:
     assert run_demo.check_port(port) == port
 
 
-def test_otherwise_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_free_port_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server((run_demo.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr(run_demo, "FIRST_PORT", port)
@@ -134,7 +134,7 @@ def test_otherwise_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) 
             run_demo.find_port()
 
 
-def test_what_it_runs_with_can_be_shown_without_secrets(tmp_path: Path) -> None:
+def test_demo_repr_has_no_secrets(tmp_path: Path) -> None:
     prepared = run_demo.prepare(tmp_path, port=1)
     assert prepared.token not in repr(prepared)
     assert prepared.device_key not in repr(prepared)

@@ -13,7 +13,7 @@ from support.websocket_server import open_websocket_server
 DEADLINE_S = 30.0
 
 
-async def test_runs_until_it_is_interrupted_and_says_goodbye() -> None:
+async def test_interrupted_simulation_closes_its_connections() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
             command = [sys.executable, "-m", "brewos_relay", "simulate", "--url", url, "--keys", "-"]

@@ -47,7 +47,7 @@ def test_serve_with_tls_behind_a_proxy(run: Run, secret: str, stand_in: StandIn)
     assert [args for args, _ in calls] == [(first,), (second,)]
 
 
-def test_options_that_are_left_out_leave_the_environment_alone(
+def test_omitted_options_do_not_override_the_environment(
     run: Run, secret: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = stand_in(*SERVE)
@@ -98,7 +98,7 @@ def test_serve_with_bad_settings(run: Run, secret: str, monkeypatch: pytest.Monk
         (RegistryError("cannot open the database\nx"), ["cannot open the database x"]),
     ],
 )
-def test_serve_that_could_not_start(
+def test_serve_that_cannot_start_exits_with_3(
     run: Run, secret: str, stand_in: StandIn, problem: Exception, parts: list[str]
 ) -> None:
     stand_in(*SERVE, problem=problem)
@@ -106,7 +106,7 @@ def test_serve_that_could_not_start(
 
 
 @pytest.mark.parametrize("problem", [ValueError("a bug"), ExceptionGroup("", [IN_USE, ValueError("a bug")])])
-def test_a_bug_is_not_taken_for_a_failure_to_start(
+def test_bug_is_not_reported_as_a_failure_to_start(
     run: Run, secret: str, stand_in: StandIn, problem: Exception
 ) -> None:
     stand_in(*SERVE, problem=problem)
@@ -115,7 +115,7 @@ def test_a_bug_is_not_taken_for_a_failure_to_start(
     assert caught.value is problem
 
 
-def test_what_logs_can_be_is_that_of_the_settings(run: Run) -> None:
+def test_log_levels_and_formats_are_those_of_the_settings(run: Run) -> None:
     said = run("serve", "--help").out
     assert f"[{'|'.join(LOG_LEVELS)}]" in said
     assert f"[{'|'.join(LOG_FORMATS)}]" in said

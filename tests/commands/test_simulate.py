@@ -31,7 +31,7 @@ def ids(fleet: Fleet) -> list[str]:
     return [simulator.machine.device_id for simulator in fleet.simulators]
 
 
-def test_one_machine_that_registers_itself(run: Run, fleets: list[Fleet]) -> None:
+def test_default_is_one_device_that_registers_itself(run: Run, fleets: list[Fleet]) -> None:
     assert run("simulate").code == 0
     (simulator,) = fleets[0].simulators
     assert simulator.machine.device_id == "BRW-51000001"
@@ -39,7 +39,7 @@ def test_one_machine_that_registers_itself(run: Run, fleets: list[Fleet]) -> Non
     assert simulator.pairing_url.startswith("http://127.0.0.1:3001/pair?id=BRW-51000001&token=")
 
 
-def test_several_faithful_ones(run: Run, fleets: list[Fleet]) -> None:
+def test_faithful_devices_are_numbered_from_the_first_id(run: Run, fleets: list[Fleet]) -> None:
     args = ("--devices", "3", "--faithful", "--first-id", "brw-000000ff", "--url", "http://127.0.0.1:1")
     assert run("simulate", *args).code == 0
     assert ids(fleets[0]) == ["BRW-000000FF", "BRW-00000100", "BRW-00000101"]
@@ -47,12 +47,12 @@ def test_several_faithful_ones(run: Run, fleets: list[Fleet]) -> None:
     assert not any(simulator.machine.rich for simulator in fleets[0].simulators)
 
 
-def test_rich_is_what_is_done(run: Run, fleets: list[Fleet]) -> None:
+def test_rich_is_the_default(run: Run, fleets: list[Fleet]) -> None:
     assert run("simulate", "--rich").code == 0
     assert not fleets[0].simulators[0].policy.faithful
 
 
-def test_registered_ones(run: Run, fleets: list[Fleet], tmp_path: Path) -> None:
+def test_devices_and_keys_come_from_the_file(run: Run, fleets: list[Fleet], tmp_path: Path) -> None:
     (tmp_path / "keys.csv").write_text(KEYS)
     assert run("simulate", "--keys", "keys.csv").code == 0
     assert run("simulate", "--keys", "keys.csv", "--devices", "2").code == 0
@@ -60,22 +60,20 @@ def test_registered_ones(run: Run, fleets: list[Fleet], tmp_path: Path) -> None:
     assert [simulator.key[:2] for simulator in fleets[0].simulators] == ["00", "11", "22"]
     assert len(fleets[1].simulators) == 2
     assert_refused(
-        run("simulate", "--keys", "keys.csv", "--devices", "4"), 2, "keys.csv has 3 machines, not 4"
+        run("simulate", "--keys", "keys.csv", "--devices", "4"), 2, "keys.csv contains 3 devices, not 4"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "code", "part"),
-    [("", 2, "has no machines"), ("BRW-00000001\n", 1, "line 1"), ("BRW-00000001,short\n", 1, "line 1")],
+    [("", 2, "contains no devices"), ("BRW-00000001\n", 1, "line 1"), ("BRW-00000001,short\n", 1, "line 1")],
 )
-def test_a_file_of_keys_that_cannot_be_taken(
-    run: Run, tmp_path: Path, text: str, code: int, part: str
-) -> None:
+def test_invalid_key_file_is_refused(run: Run, tmp_path: Path, text: str, code: int, part: str) -> None:
     (tmp_path / "keys.csv").write_text(text)
     assert_refused(run("simulate", "--keys", "keys.csv"), code, part)
 
 
-def test_the_url_comes_from_the_environment(
+def test_url_comes_from_the_environment(
     run: Run, fleets: list[Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BREWOS_RELAY_URL", "http://127.0.0.1:9")
@@ -104,12 +102,12 @@ DEMO = ("brewos_relay.commands.run_demo", "run_demo")
 
 
 @pytest.mark.parametrize(("args", "port"), [([], None), (["--port", "0"], 0), (["--port", "8080"], 8080)])
-def test_demo(run: Run, stand_in: StandIn, args: list[str], port: int | None) -> None:
+def test_demo_runs_with_the_port(run: Run, stand_in: StandIn, args: list[str], port: int | None) -> None:
     calls = stand_in(*DEMO)
     assert run("demo", *args).code == 0
     assert calls == [((port,), {})]
 
 
-def test_demo_that_could_not_start(run: Run, stand_in: StandIn) -> None:
+def test_demo_that_cannot_start_exits_with_3(run: Run, stand_in: StandIn) -> None:
     stand_in(*DEMO, problem=OSError(errno.EADDRINUSE, "Address already in use"))
     assert_refused(run("demo"), 3, "Address already in use; choose another port with --port")

@@ -16,7 +16,7 @@ TAIL = ("brewos_relay.commands.run_client", "run_tail")
 SEND = ("brewos_relay.commands.run_client", "run_send")
 
 
-def test_tail(run: Run, stand_in: StandIn) -> None:
+def test_tail_runs_with_its_arguments(run: Run, stand_in: StandIn) -> None:
     calls = stand_in(*TAIL, result=0)
     outcome = run("tail", "brw-0000000a", "--token", "t", "--url", "https://relay", "--json")
     assert outcome.code == 0
@@ -37,7 +37,7 @@ def test_tail_takes_url_and_token_from_the_environment(
     assert {kwargs["token"] for _, kwargs in calls} == {"t"}
 
 
-def test_send(run: Run, stand_in: StandIn) -> None:
+def test_send_runs_with_its_arguments(run: Run, stand_in: StandIn) -> None:
     calls = stand_in(*SEND, result=0)
     args = ["brw-0000000a", "set_temp", "boiler=brew", "temp=93.5", "--token", "t"]
     assert run("send", *args).code == 0
@@ -55,7 +55,7 @@ def test_send(run: Run, stand_in: StandIn) -> None:
     ]
 
 
-def test_url_and_token_may_come_from_a_dotenv(
+def test_url_and_token_come_from_a_dotenv(
     run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("BREWOS_RELAY_TOKEN=t\nBREWOS_RELAY_URL=https://relay\n")
@@ -69,14 +69,14 @@ def test_url_and_token_may_come_from_a_dotenv(
     ]
 
 
-def test_a_dotenv_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+def test_unreadable_dotenv_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff")
     assert_refused(run("tail", "BRW-0000000A"), 1, ".env cannot be read")
 
 
 @pytest.mark.parametrize("args", [("tail", "BRW-0000000A"), ("send", "BRW-0000000A", "tare")])
 @pytest.mark.parametrize("token", [None, ""])
-def test_without_a_token(
+def test_missing_token_is_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], token: str
 ) -> None:
     if token is not None:
@@ -86,14 +86,14 @@ def test_without_a_token(
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_tail_and_send_end_with_the_code_they_are_given(run: Run, stand_in: StandIn, code: int) -> None:
+def test_tail_and_send_exit_with_the_code_of_the_client(run: Run, stand_in: StandIn, code: int) -> None:
     stand_in(*TAIL, result=code)
     assert run("tail", "BRW-0000000A", "--token", "t").code == code
     stand_in(*SEND, result=code)
     assert run("send", "BRW-0000000A", "brew", "--token", "t").code == code
 
 
-def test_tail_and_send_that_fail(run: Run, stand_in: StandIn) -> None:
+def test_errors_of_the_client_are_one_line(run: Run, stand_in: StandIn) -> None:
     stand_in(*TAIL, problem=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
     assert_refused(run("tail", "BRW-0000000A", "--token", "t"), 1, "Connection refused")
     stand_in(*SEND, problem=SettingsError("--url is 'x'"))
@@ -103,7 +103,7 @@ def test_tail_and_send_that_fail(run: Run, stand_in: StandIn) -> None:
     assert_refused(run("send", "BRW-0000000A", "brew", "--token", "t"), 1, "brewos-relay: cannot connect\n")
 
 
-def test_without_a_server(run: Run) -> None:
+def test_missing_server_is_reported_with_advice(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     for args in (("tail", "BRW-0000000A"), ("send", "BRW-0000000A", "tare")):
@@ -115,18 +115,18 @@ def test_without_a_server(run: Run) -> None:
         )
 
 
-def test_usage_that_only_the_client_sees(run: Run) -> None:
+def test_wrong_usage_found_by_the_client_exits_with_2(run: Run) -> None:
     see = "See `brewos-relay send --help`."
     args = ("send", "BRW-0000000A", "set_mode", "--token", "t")
     assert_refused(run(*args, "on"), 2, "'on' is not a field of a command", see)
     assert_refused(run(*args, "--url", "relay.example"), 2, "http://HOST[:PORT]", see)
 
 
-def test_the_help_says_what_json_is_made_of(run: Run) -> None:
-    assert "one line of JSON, also what came as MessagePack" in " ".join(run("tail", "--help").out.split())
+def test_help_of_json_mentions_messagepack(run: Run) -> None:
+    assert "one line of JSON; MessagePack is converted" in " ".join(run("tail", "--help").out.split())
 
 
-def test_a_reader_of_tail_that_has_gone(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_pipe_ends_tail_quietly(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     stand_in(*TAIL, problem=BrokenPipeError(errno.EPIPE, "Broken pipe"))

@@ -63,12 +63,12 @@ def changes() -> list[tuple[str, str | None]]:
 # invite
 
 
-def test_a_link_signs_in_once(run: Run) -> None:
+def test_link_signs_in_once(run: Run) -> None:
     outcome = run("user", "invite", "Ada@Example.org", "--url", "https://relay.example.com/")
     assert outcome.code == 0
     match = re.fullmatch(r"https://relay\.example\.com/login#invite=([\w-]{43})\n", outcome.out)
     assert match
-    assert re.fullmatch(rf"It signs {ADA} in as an administrator, once, until 20\S+Z:\n", outcome.err)
+    assert re.fullmatch(rf"This link signs {ADA} in as an administrator, once, until 20\S+Z:\n", outcome.err)
     with opened() as db:
         user = redeem_invite(db, hash_secret(match[1]), now_ms=0)
         assert user is not None
@@ -76,7 +76,7 @@ def test_a_link_signs_in_once(run: Run) -> None:
         assert redeem_invite(db, hash_secret(match[1]), now_ms=0) is None
 
 
-def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None:
+def test_link_for_an_administrator_with_a_ttl(run: Run, ada: None) -> None:
     for args, is_admin in (((), False), (("--admin",), True)):
         email = f"{len(args)}@example.org"
         token = run("user", "invite", email, "--ttl", "1h", *args).out.rpartition("=")[2].strip()
@@ -87,14 +87,14 @@ def test_a_link_for_an_administrator_and_for_a_time(run: Run, ada: None) -> None
             assert user.is_admin == is_admin
 
 
-def test_of_several_first_links_one_makes_an_administrator(run: Run) -> None:
+def test_only_one_of_several_first_links_makes_an_administrator(run: Run) -> None:
     assert "as an administrator" in run("user", "invite", ADA).err
     assert "as an administrator" not in run("user", "invite", "bob@example.org").err
     assert "as an administrator" in run("user", "invite", ADA).err, "the first link was lost"
     assert "as an administrator" not in run("user", "invite", ADA, "--no-admin").err
 
 
-def test_no_link_for_an_address_that_looks_like_an_accounts(run: Run) -> None:
+def test_address_that_resembles_an_accounts_gets_no_link(run: Run) -> None:
     add_account("u1", "strasse@example.org")
     assert_refused(run("user", "invite", "straße@example.org"), 1, "too much like", "strasse@example.org")
 
@@ -108,7 +108,7 @@ def test_no_link_for_an_address_that_looks_like_an_accounts(run: Run) -> None:
         ({"PUBLIC_URL": "https://relay.example.com"}, "https://relay.example.com"),
     ],
 )
-def test_where_the_link_leads_to(
+def test_link_leads_to_the_public_url(
     run: Run, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], base: str
 ) -> None:
     for name, value in environ.items():
@@ -128,7 +128,7 @@ def test_where_the_link_leads_to(
         ([ADA, "--url", "https://relay.example.com/app"], ["--url"]),
     ],
 )
-def test_what_is_no_invite(run: Run, args: list[str], parts: list[str]) -> None:
+def test_invalid_invitation_is_refused(run: Run, args: list[str], parts: list[str]) -> None:
     assert_refused(run("user", "invite", *args), 2, *parts, "See `brewos-relay user invite --help`.")
     assert not FILE.exists()
 
@@ -136,7 +136,7 @@ def test_what_is_no_invite(run: Run, args: list[str], parts: list[str]) -> None:
 # list
 
 
-def test_listing_for_people(run: Run, ada: None) -> None:
+def test_list_as_table(run: Run, ada: None) -> None:
     add_account("u2", "bob@example.org")
     outcome = run("user", "list")
     assert (outcome.code, outcome.err) == (0, "")
@@ -147,7 +147,7 @@ def test_listing_for_people(run: Run, ada: None) -> None:
     ]
 
 
-def test_listing_for_programs(run: Run, ada: None) -> None:
+def test_list_as_json(run: Run, ada: None) -> None:
     assert json.loads(run("user", "list", "--json").out) == [
         {
             "id": "u1",
@@ -161,20 +161,20 @@ def test_listing_for_programs(run: Run, ada: None) -> None:
 
 
 @pytest.mark.parametrize(("args", "out"), [((), ""), (("--json",), "[]\n")])
-def test_nobody_to_list(run: Run, args: tuple[str, ...], out: str) -> None:
+def test_empty_list_is_reported(run: Run, args: tuple[str, ...], out: str) -> None:
     with opened():
         pass
     outcome = run("user", "list", *args)
     assert (outcome.code, outcome.out) == (0, out)
     assert outcome.err == (
-        f"There are no accounts in {FILE.absolute()}; `brewos-relay user invite` makes one.\n"
+        f"There are no accounts in {FILE.absolute()}; `brewos-relay user invite` invites a user.\n"
     )
 
 
 # remove, admin, sign-out
 
 
-def test_removing(run: Run, ada: None) -> None:
+def test_removed_account_is_gone(run: Run, ada: None) -> None:
     run("device", "add", "BRW-0000000A", "--user", ADA)
     outcome = run("user", "remove", ADA.upper())
     assert (outcome.code, outcome.out, outcome.err) == (0, "", f"Removed {ADA}.\n")
@@ -184,23 +184,23 @@ def test_removing(run: Run, ada: None) -> None:
     assert ("user_removed", "u1") in changes()
 
 
-def test_administrators(run: Run, ada: None) -> None:
+def test_admin_changes_the_account(run: Run, ada: None) -> None:
     outcome = run("user", "admin", ADA, "--off")
-    assert (outcome.code, outcome.err) == (0, f"{ADA} is an ordinary user now.\n")
+    assert (outcome.code, outcome.err) == (0, f"{ADA} is now an ordinary user.\n")
     with opened() as db:
         assert not all_users(db)[0].is_admin
-    assert run("user", "admin", ADA).err == f"{ADA} is an administrator now.\n"
+    assert run("user", "admin", ADA).err == f"{ADA} is now an administrator.\n"
     with opened() as db:
         assert all_users(db)[0].is_admin
 
 
-def test_signing_out(run: Run, ada: None) -> None:
+def test_sign_out_ends_login_sessions(run: Run, ada: None) -> None:
     begin_session("s1")
-    assert run("user", "sign-out", ADA).err == f"Ended 1 session of {ADA}.\n"
+    assert run("user", "sign-out", ADA).err == f"Ended 1 login session of {ADA}.\n"
     with opened() as db:
         assert sessions_of(db, "u1", now_ms=0) == []
     assert ("session_ended", "u1") in changes() or ("session_ended", "s1") in changes()
-    assert run("user", "sign-out", ADA).err == f"Ended 0 sessions of {ADA}.\n"
+    assert run("user", "sign-out", ADA).err == f"Ended 0 login sessions of {ADA}.\n"
 
 
 # password
@@ -214,11 +214,11 @@ def stored() -> str:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\nmore"])
-def test_a_password_from_stdin(run: Run, ada: None, type_in: TypeIn, end: bytes) -> None:
+def test_password_comes_from_stdin(run: Run, ada: None, type_in: TypeIn, end: bytes) -> None:
     type_in(PASSWORD.encode() + end)
     outcome = run("user", "password", ADA, "--stdin")
     assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == f"{ADA} can sign in with this password now.\n"
+    assert outcome.err == f"Set the password of {ADA}.\n"
     assert password_matches(PASSWORD, stored())
 
 
@@ -231,12 +231,12 @@ def test_a_password_from_stdin(run: Run, ada: None, type_in: TypeIn, end: bytes)
         (b"x" * 2000, "10 to 200"),
     ],
 )
-def test_a_password_that_is_no_good(run: Run, ada: None, type_in: TypeIn, typed: bytes, part: str) -> None:
+def test_invalid_password_is_refused(run: Run, ada: None, type_in: TypeIn, typed: bytes, part: str) -> None:
     type_in(typed)
     assert_refused(run("user", "password", ADA, "--stdin"), 2, part)
 
 
-def test_a_password_is_asked_for_twice_and_not_shown(
+def test_password_prompt_repeats_and_shows_nothing(
     run: Run, ada: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(StringIO):
@@ -256,21 +256,21 @@ def test_a_password_is_asked_for_twice_and_not_shown(
     assert len(asked) == 2
     said = done.err + "".join(asked)  # which of them says it is up to click
     assert "Password:" in said
-    assert "Once more:" in said
+    assert "Repeat:" in said
     assert PASSWORD not in said + done.out
     assert password_matches(PASSWORD, stored())
 
 
-def test_nobody_to_ask(run: Run, ada: None, type_in: TypeIn) -> None:
+def test_stdin_that_is_not_a_terminal_is_refused(run: Run, ada: None, type_in: TypeIn) -> None:
     type_in(PASSWORD.encode())
-    assert_refused(run("user", "password", ADA), 2, "nobody to ask", "--stdin")
+    assert_refused(run("user", "password", ADA), 2, "not a terminal", "--stdin")
 
 
 # nobody
 
 
 @pytest.mark.parametrize("command", ["remove", "password", "admin", "sign-out"])
-def test_nobody_of_that_name(run: Run, ada: None, command: str) -> None:
+def test_unknown_account_is_refused(run: Run, ada: None, command: str) -> None:
     refused = run("user", command, "eve@example.org")
     assert_refused(refused, 1, "there is no account eve@example.org; `brewos-relay user list`")
 
@@ -278,6 +278,6 @@ def test_nobody_of_that_name(run: Run, ada: None, command: str) -> None:
 @pytest.mark.parametrize(
     "args", [["list"], ["remove", ADA], ["password", ADA], ["admin", ADA], ["sign-out", ADA]]
 )
-def test_no_registry(run: Run, tmp_path: Path, args: list[str]) -> None:
+def test_missing_registry_is_refused(run: Run, tmp_path: Path, args: list[str]) -> None:
     assert_refused(run("user", *args), 1, f"there is no registry {FILE.absolute()}", "--data-dir")
     assert list(tmp_path.iterdir()) == []

@@ -65,7 +65,7 @@ async def relay_that(answers: Callable[[trio.SocketStream], Awaitable[None]]) ->
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-async def test_a_doctor_that_is_ended_leaves_nothing(
+async def test_signal_during_the_canary_leaves_no_device(
     settings: Settings, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     with trio.fail_after(40):
@@ -96,17 +96,15 @@ async def test_a_doctor_that_is_ended_leaves_nothing(
     assert names(tmp_path) == []
 
 
-async def test_a_server_that_dies_half_way(settings: Settings, tmp_path: Path) -> None:
+async def test_server_that_dies_during_the_canary_is_reported(settings: Settings, tmp_path: Path) -> None:
     async with relay_that(let_in_and_die) as url:
         ran = await run_command(tmp_path, "doctor", "--url", url, "--data-dir", str(tmp_path), PORT=0)
     assert ran.returncode == 1
-    assert re.search(rb"failed +canary +\S+: the connection was lost\n.*look at the server's log", ran.stdout)
+    assert re.search(rb"failed +canary +\S+: the connection was lost\n.*read the server's log", ran.stdout)
     assert names(tmp_path) == []
 
 
-def test_what_a_doctor_that_was_killed_left_is_removed_by_the_next(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_device_of_a_killed_canary_is_removed_by_the_next_one(settings: Settings, tmp_path: Path) -> None:
     def new(number: int, name: str) -> NewDevice:
         return NewDevice(id=f"BRW-0000000{number}", key_hash=hash_secret(generate_key()), name=name)
 
@@ -120,7 +118,7 @@ def test_what_a_doctor_that_was_killed_left_is_removed_by_the_next(
         assert [device.id for device in all_devices(db)] == ["BRW-00000002", "BRW-00000003", "BRW-00000004"]
 
 
-def test_a_device_that_has_the_id_already_stays(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_device_with_the_same_id_stays(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.doctor.canary.generate_device_id", lambda: "BRW-12AB34CD")
     theirs = NewDevice(id="BRW-12AB34CD", key_hash=hash_secret(generate_key()), name="Kitchen")
     with Database.open(settings.resolved_database_url()) as database:
@@ -134,9 +132,7 @@ def test_a_device_that_has_the_id_already_stays(settings: Settings, monkeypatch:
             assert [device.name for device in all_devices(db)] == ["Kitchen"]
 
 
-def test_a_device_that_cannot_be_removed_is_named(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_that_cannot_be_removed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_more: object) -> bool:
         raise RegistryError("the disk is full")
 

@@ -17,7 +17,7 @@ def entry(number: int, kind: ActivityKind, at_ms: int, **detail: str) -> StoredA
     return StoredActivity(id=number, device_id="BRW-12AB34CD", at_ms=at_ms, kind=kind, detail=detail)
 
 
-def test_a_timeline_is_told_from_its_beginning() -> None:
+def test_timeline_is_in_order_of_time() -> None:
     events = timeline_of(
         [
             entry(5, "offline", 9000, **SILENT),
@@ -60,21 +60,21 @@ def test_a_throttled_machine_stays_connected() -> None:
     assert (summary.connections, summary.away_ms, sum(summary.reasons.values())) == (1, [], 1)
 
 
-def test_nothing_is_a_summary_as_well() -> None:
+def test_summary_of_no_events() -> None:
     assert summarize([]).median_round_trip_ms is None
 
 
 @pytest.mark.parametrize(
     ("detail", "reason"),
     [
-        ({}, "not noted"),
-        ({"by": "peer"}, "the machine was gone without a goodbye"),
+        ({}, "not recorded"),
+        ({"by": "peer"}, "the device disconnected without a close frame"),
         ({"by": "relay"}, "the relay ended it"),
-        ({"by": "peer", "code": "1000", "roundTripMs": "x"}, "the machine closed with 1000"),
+        ({"by": "peer", "code": "1000", "roundTripMs": "x"}, "the device closed with 1000"),
         (SILENT, "the relay closed with 1008: nothing was sent for too long"),
     ],
 )
-def test_reasons(detail: dict[str, str], reason: str) -> None:
+def test_end_reason_of_each_kind_of_end(detail: dict[str, str], reason: str) -> None:
     event = TimelineEvent(at_ms=0, kind="offline", since_ms=None, detail=detail)
     assert end_reason(event) == reason
     summarize([event])
@@ -91,5 +91,5 @@ def test_reasons(detail: dict[str, str], reason: str) -> None:
         (90_000_000, "1 d 1 h"),
     ],
 )
-def test_spans(length_ms: float, text: str) -> None:
+def test_durations_have_their_two_largest_units(length_ms: float, text: str) -> None:
     assert format_duration(length_ms) == text

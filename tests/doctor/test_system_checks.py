@@ -50,9 +50,7 @@ def trusting(files: Files) -> ssl.SSLContext:
     ("days", "state", "said"),
     [(80, "ok", "80 more days"), (5, "warning", "5 more days"), (-0.5, "failed", "expired")],
 )
-def test_the_days_that_are_left_to_what_everybody_sees(
-    tmp_path: Path, days: float, state: str, said: str
-) -> None:
+def test_remaining_days_of_the_served_certificate(tmp_path: Path, days: float, state: str, said: str) -> None:
     files = write_certificate(tmp_path, ends=datetime.timedelta(days=days))
     with server_with(files) as port:
         (finding,) = check_served_certificate(f"https://localhost:{port}", trusting(files))
@@ -61,7 +59,7 @@ def test_the_days_that_are_left_to_what_everybody_sees(
     assert bool(finding.advice) == (state != "ok")
 
 
-def test_a_certificate_that_nobody_trusts_or_of_another_name(tmp_path: Path) -> None:
+def test_untrusted_certificate_or_wrong_name_fails(tmp_path: Path) -> None:
     files = write_certificate(tmp_path, names=["relay.example"])
     for context, said in ((ssl.create_default_context(), "self"), (trusting(files), "ostname mismatch")):
         with server_with(files) as port:
@@ -71,20 +69,24 @@ def test_a_certificate_that_nobody_trusts_or_of_another_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("url", ["https://localhost:99999", "https://[::1"])
-def test_an_address_that_cannot_be_read_is_for_the_canary_to_tell(url: str) -> None:
+def test_invalid_address_is_left_to_the_canary(url: str) -> None:
     assert check_served_certificate(url, ssl.create_default_context()) == []
 
 
-def test_where_there_is_no_certificate_nothing_is_said() -> None:
+def test_plain_http_has_no_certificate_finding() -> None:
     assert check_served_certificate("http://localhost:1", None) == []
     assert check_served_certificate(f"https://localhost:{free_port()}", ssl.create_default_context()) == []
 
 
 @pytest.mark.parametrize(
     ("kept", "state", "said"),
-    [(True, "ok", "kept right"), (False, "warning", "nothing"), (None, "warning", "does not say")],
+    [
+        (True, "ok", "synchronized"),
+        (False, "warning", "not synchronized"),
+        (None, "warning", "does not report"),
+    ],
 )
-def test_whether_anything_keeps_the_clock(
+def test_clock_synchronization_is_reported(
     monkeypatch: pytest.MonkeyPatch, kept: bool | None, state: str, said: str
 ) -> None:
     monkeypatch.setattr(system_checks, "_is_clock_synced", lambda: kept)
@@ -94,16 +96,18 @@ def test_whether_anything_keeps_the_clock(
     assert ("--clock" in finding.advice) == (state != "ok")
 
 
-def test_the_kernel_is_asked() -> None:
+def test_kernel_reports_clock_synchronization() -> None:
     assert system_checks._is_clock_synced() in {True, False, None}
 
 
-def test_systems_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_without_adjtimex_reports_no_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.doctor.system_checks.ctypes.CDLL", lambda _name: object())
     assert system_checks._is_clock_synced() is None
 
 
-def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_of_the_registrys_disk_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(data_dir=tmp_path)
     (finding,) = check_disk(settings)
     assert (finding.name, finding.state) == ("disk", "ok")
@@ -115,7 +119,7 @@ def test_the_disk_of_the_registry_has_room_or_not(tmp_path: Path, monkeypatch: p
     assert "free some space" in finding.advice
 
 
-def test_a_disk_that_fails_is_worse_than_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_disk_is_worse_than_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = health_checks.Disk(problems={"read_only": "the registry's disk is read-only"})
     monkeypatch.setattr(system_checks, "examine_disk", lambda _file: found)
     (finding,) = check_disk(Settings(data_dir=tmp_path))
@@ -123,12 +127,12 @@ def test_a_disk_that_fails_is_worse_than_a_full_one(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("url", ["postgresql://db.example/relay", "no url"])
-def test_only_a_disk_of_this_machine_is_examined(tmp_path: Path, url: str) -> None:
+def test_only_a_local_disk_is_checked(tmp_path: Path, url: str) -> None:
     assert check_disk(Settings(data_dir=tmp_path, database_url=url)) == []
     assert check_disk(Settings(data_dir=tmp_path / "not there")) == []
 
 
-def test_a_running_server_says_that_it_is_degraded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_degraded_server_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(_url: str, path: str, _context: object) -> tuple[int, dict[str, str], bytes]:
         assert path == "/readyz"
         return 200, {}, b'{"status":"ready","reasons":[],"degraded":["the registry\'s disk is full"]}'
@@ -139,5 +143,5 @@ def test_a_running_server_says_that_it_is_degraded(monkeypatch: pytest.MonkeyPat
     assert "disk is full" in finding.text
 
 
-def test_no_server_is_not_degraded() -> None:
+def test_missing_server_is_not_degraded() -> None:
     assert check_degraded(f"http://localhost:{free_port()}") == []

@@ -1,7 +1,7 @@
 """The commands of `brewos-relay`."""
 
-# A module is named for its command or group, and is light to import: a command imports what it needs when it
-# runs. The map:
+# A module is named for its command or group. Commands import their dependencies when they run, so that
+# `--help` starts fast. The map:
 #
 #   serve, doctor, database, pairing, user, token, device, device_users, device_activity
 #   tail_and_send    an app on the command line; run_client does the work, message_lines formats messages

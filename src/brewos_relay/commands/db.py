@@ -1,4 +1,4 @@
-"""`brewos-relay db …`: the tables of the registry, and copies of it."""
+"""`brewos-relay db …`: upgrade, back up and restore the registry."""
 
 from pathlib import Path
 from shlex import quote
@@ -12,9 +12,9 @@ from brewos_relay.commands.registry_access import database_url, require_file
 
 @click.group("db", cls=HelpfulGroup)
 def database() -> None:
-    """Look after the registry's tables, and make copies of it.
+    """Upgrade, back up and restore the registry.
 
-    On SQLite, every command and the server bring them up to date by themselves.
+    On SQLite, the server and every command upgrade the tables automatically.
 
     \b
     Example:
@@ -26,9 +26,10 @@ def database() -> None:
 @database.command()
 @data_dir_option
 def upgrade(data_dir: Path | None) -> None:
-    """Bring the tables of the registry up to date, all or nothing.
+    """Upgrade the tables of the registry to the current version.
 
-    Make a copy of the database before that: `brewos-relay db backup` does for SQLite.
+    All steps run in one transaction. Back up the database first: with `brewos-relay db backup` on SQLite,
+    with pg_dump on PostgreSQL.
 
     \b
     Example:
@@ -40,19 +41,19 @@ def upgrade(data_dir: Path | None) -> None:
     with failing_with(Failed):
         added = upgrade(database_url(data_dir))
     if not added:
-        click.echo(f"The tables are up to date: they have version {migrations.HEAD}.", err=True)
+        click.echo(f"The tables are up to date, at version {migrations.HEAD}.", err=True)
         return
     place = migrations.VERSIONS.index(added[0])
-    before = f"version {migrations.VERSIONS[place - 1]}" if place else "none"
-    click.echo(f"The tables went from {before} to version {added[-1]}.", err=True)
+    before = f"from version {migrations.VERSIONS[place - 1]} " if place else ""
+    click.echo(f"Upgraded the tables {before}to version {added[-1]}.", err=True)
 
 
 @database.command()
 @data_dir_option
 def status(data_dir: Path | None) -> None:
-    """Show where the registry is, and which version its tables have.
+    """Show the location of the registry and the version of its tables.
 
-    Ends with 1 if they have to be brought up to date. Nothing is changed.
+    Exits with 1 if the tables have to be upgraded. Changes nothing.
 
     \b
     Example:
@@ -70,7 +71,7 @@ def status(data_dir: Path | None) -> None:
     click.echo(f"version   {found or 'none'}")
     if found != migrations.HEAD:
         raise Failed(
-            f"the tables have to go to version {migrations.HEAD}; `brewos-relay db upgrade` brings them there"
+            f"the tables must be upgraded to version {migrations.HEAD}: run `brewos-relay db upgrade`"
         )
 
 
@@ -81,8 +82,8 @@ def status(data_dir: Path | None) -> None:
 def backup(file: Path, force: bool, data_dir: Path | None) -> None:
     """Copy the registry to FILE, also while the server runs.
 
-    The copy is the registry as it stands at one moment. It is looked over before it gets its name, and is for
-    the user who makes it only: who has it has the hashes of keys and passwords, and everybody's addresses.
+    The copy is consistent, and is verified before it gets its name. It contains e-mail addresses and hashes
+    of keys and passwords, so only the user who makes it can read it.
 
     \b
     Example:
@@ -94,22 +95,22 @@ def backup(file: Path, force: bool, data_dir: Path | None) -> None:
         url = database_url(data_dir)
         source = _require_sqlite(
             url,
-            "pg_dump copies it, also while the server runs:"
+            "use pg_dump, also while the server runs:"
             f" pg_dump --format=custom --file={quote(str(file))} {{database}}",
         )
         require_file(url)
         copy = back_up(source, file, replace=force)
-    click.echo(f"{file} has {_describe(copy.devices, copy.version, copy.size_bytes)}.", err=True)
+    click.echo(f"{file} contains {_describe(copy.devices, copy.version, copy.size_bytes)}.", err=True)
 
 
 @database.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @data_dir_option
 def restore(file: Path, data_dir: Path | None) -> None:
-    """Put a copy of the registry into its place.
+    """Replace the registry by a backup.
 
-    Stop the server first. A copy that is damaged, or comes from a newer version, is refused. What was there
-    is kept beside it, under a name with the time in it.
+    Stop the server first. A backup that is damaged or of a newer version is refused. The previous registry is
+    kept beside the new one, with the time in its name.
 
     \b
     Example:
@@ -121,20 +122,20 @@ def restore(file: Path, data_dir: Path | None) -> None:
         url = database_url(data_dir)
         target = _require_sqlite(
             url,
-            "pg_restore brings a copy of pg_dump back, once every server is stopped:"
+            "use pg_restore with a copy of pg_dump, once every server is stopped:"
             f" pg_restore --clean --if-exists --single-transaction --dbname={{database}} {quote(str(file))}",
         )
         copy = restore(file, target)
     what = _describe(copy.devices, copy.version, copy.size_bytes)
-    click.echo(f"{target.absolute()} is {file} now, with {what}.", err=True)
+    click.echo(f"Restored {target.absolute()} from {file}: {what}.", err=True)
     if copy.kept is not None:
-        click.echo(f"What was there is kept as {copy.kept.absolute()}.", err=True)
+        click.echo(f"The previous registry is kept as {copy.kept.absolute()}.", err=True)
 
 
 def _require_sqlite(url: str, hint: str) -> Path:
-    """Give the file of the registry; Failed says what to do about one that is not simply a file.
+    """Return the file of the registry. Raises Failed if the registry is not a plain SQLite file.
 
-    The hint is for PostgreSQL, with `{database}` where its URL belongs.
+    `hint` is for PostgreSQL, with `{database}` in place of its URL.
     """
     from brewos_relay.registry.engine import database_file, postgresql_url
 
@@ -143,7 +144,7 @@ def _require_sqlite(url: str, hint: str) -> Path:
         return file
     if (shown := postgresql_url(url)) is not None:
         raise Failed(f"the registry is in PostgreSQL: {hint.replace('{database}', quote(shown))}")
-    raise Failed("the registry is not simply an SQLite file; use the tools of its database")
+    raise Failed("the registry is not a plain SQLite file; use the tools of its database")
 
 
 def _describe(devices: int, version: str, size_bytes: int) -> str:

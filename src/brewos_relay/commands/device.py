@@ -1,4 +1,4 @@
-"""`brewos-relay device …`: the machines that may connect."""
+"""`brewos-relay device …`: register, list and remove devices, and rotate their keys."""
 
 import sys
 import time
@@ -46,9 +46,9 @@ ROWS_AT_ONCE: Final = 1000
 
 @click.group(cls=HelpfulGroup)
 def device() -> None:
-    """Register machines, and say who has them.
+    """Register devices, and say which users have them.
 
-    A running server takes changes on within a second.
+    A running server applies changes within a second.
 
     \b
     Example:
@@ -58,30 +58,29 @@ def device() -> None:
 
 @device.command()
 @device_argument
-@click.option("--key", help="The key that the machine has already, or - to read it from stdin.")
-@click.option("--name", help="What people call it.")
+@click.option("--key", help="Key that the device has already; - reads it from stdin.")
+@click.option("--name", help="Name of the device, for people.")
 @click.option(
     "--user",
     "users",
     multiple=True,
     metavar="ID",
     type=user_id,
-    help="An owner: a user's id, or the e-mail address of an account; can be repeated.",
+    help="Owner: a user id, or the e-mail address of an account (repeatable).",
 )
 @data_dir_option
 def add(
     device_id: str, key: str | None, name: str | None, users: tuple[str, ...], data_dir: Path | None
 ) -> None:
-    """Register a machine; a key that is made for it is shown once.
+    """Register a device, with a new key or with that of --key.
 
-    Without --key, one is made. It alone goes to stdout, and only its hash is kept.
-
-    Other users of this computer can see a command line while it runs: --key - keeps the key out of it.
+    A new key is printed to stdout, once; the registry stores only its hash. Other users of this computer can
+    read the arguments of a running command: use --key - to pass a key on stdin.
 
     \b
     Example:
       brewos-relay device add BRW-12AB34CD --name Kitchen --user ada
-      brewos-relay device add BRW-12AB34CD --key - < machine.key
+      brewos-relay device add BRW-12AB34CD --key - < device.key
     """
     from brewos_relay.auth.secrets import hash_secret
     from brewos_relay.registry.database import Database
@@ -103,12 +102,12 @@ def add(
                 warn_of_quota(db, new.user_ids)
         except DeviceExists:
             raise Failed(
-                f"{device_id} is registered already in {database.location};"
-                " remove it first to give it a new key"
+                f"{device_id} is already registered in {database.location};"
+                " remove it first to register it with another key"
             ) from None
     click.echo(f"Registered {device_id} in {database.location}.", err=True)
     if key is None:
-        click.echo("Its key is shown only this once:", err=True)
+        click.echo("Its key is shown only once:", err=True)
         click.echo(stored_key)
 
 
@@ -116,15 +115,15 @@ def add(
 @click.argument("file", metavar="FILE.csv", type=click.File("rb"))
 @data_dir_option
 def import_(file: BinaryIO, data_dir: Path | None) -> None:
-    """Register all the machines of a CSV file.
+    """Register all the devices of a CSV file.
 
-    A line is id,key[,name[,user]], in UTF-8, where ; stands between several users. A first line with these
-    names is skipped. If a line cannot be taken, it is named and nothing is stored. A machine that is there
-    with the same key stays as it is: run an import that was interrupted again, and it goes on. - reads stdin.
+    Each line is id,key[,name[,user]] in UTF-8; separate several users with ;. A first line with these names
+    is skipped. If a line is invalid, the error names it and nothing is stored. A device that is registered
+    with the same key is left unchanged, so an interrupted import can be run again. - reads stdin.
 
     \b
     Example:
-      brewos-relay device import machines.csv
+      brewos-relay device import devices.csv
     """
     from brewos_relay.auth.secrets import hash_secret
     from brewos_relay.registry.bulk import run_steps
@@ -150,7 +149,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
                 _refuse_taken(numbered, set(problem.device_ids))
             with database.reading() as db:
                 warn_of_quota(db, {user_id for new in rows for user_id in new.user_ids})
-    same = f"; {len(there)} had been registered with the same keys" if there else ""
+    same = f"; {len(there)} were already registered with the same keys" if there else ""
     click.echo(f"Registered {len(rows)} devices in {database.location}{same}.", err=True)
 
 
@@ -158,9 +157,9 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
 @json_option
 @data_dir_option
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """List the machines that are registered, and who has them.
+    """List the registered devices and their users.
 
-    LAST SEEN is when a machine last came or went: for one that is connected now, when it came.
+    LAST SEEN is when a device last connected or disconnected.
 
     \b
     Example:
@@ -212,9 +211,9 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 @device_argument
 @data_dir_option
 def remove(device_id: str, data_dir: Path | None) -> None:
-    """Forget a machine, its key, and who had it.
+    """Remove a device, its key, and its users' access to it.
 
-    A running server closes its connection, and those of its apps, within a second.
+    A running server closes the connections of the device and of its apps within a second.
 
     \b
     Example:
@@ -232,10 +231,10 @@ def remove(device_id: str, data_dir: Path | None) -> None:
 @device_argument
 @data_dir_option
 def rotate_key(device_id: str, data_dir: Path | None) -> None:
-    """Have the running server send a machine a new key.
+    """Have the running server send a device a new key.
 
-    Both keys work until the machine has come back with the new one; then the old one ends. A machine that
-    does not understand it goes on with the key it has.
+    Both keys work until the device has connected with the new one; then the old one is revoked. A device that
+    does not support key rotation keeps its key.
 
     \b
     Example:
@@ -257,23 +256,23 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
             note_change(db, "rotate_key", device_id=device_id, now_ms=now_ms())
         if not _key_sent(database, device_id, after_id=before[0].id if before else 0):
             raise Failed(
-                f"no new key was sent to {device_id} within {_KEY_SENT_WITHIN_S:g} s: see that the server"
-                f" runs with {database.location}, and that the machine is connected, and try again"
+                f"no new key was sent to {device_id} within {_KEY_SENT_WITHIN_S:g} s: check that the server"
+                f" runs with {database.location} and that the device is connected, and try again"
             )
     click.echo(
-        f"A new key was sent to {device_id}. The old one works until the machine has come back with the new"
-        " one, at its next connection.",
+        f"A new key was sent to {device_id}. The old one works until the device has connected with the new"
+        " one.",
         err=True,
     )
 
 
 def user_as_json(user: "DeviceUser") -> dict[str, str | None]:
-    """Give somebody who has a machine as it stands in JSON."""
+    """Return a user of a device as the JSON output has it."""
     return {"userId": user.user_id, "email": user.email, "role": user.role, "until": iso_time(user.until_ms)}
 
 
 def _for_accounts(db: "Connection", new: "NewDevice", known: dict[str, str]) -> "NewDevice":
-    """Put the ids of accounts in the place of their e-mail addresses; `known` keeps those that were found."""
+    """Replace e-mail addresses by the ids of their accounts. `known` caches the ids that were found."""
     for user in new.user_ids:
         if user not in known:
             known[user] = find_user_id(db, user)
@@ -281,20 +280,21 @@ def _for_accounts(db: "Connection", new: "NewDevice", known: dict[str, str]) -> 
 
 
 def _refuse_taken(numbered: "Sequence[tuple[int, NewDevice]]", taken: set[str]) -> None:
-    """Raise DeviceFileError, which names the first line of a device that is registered, if there is one."""
+    """Raise DeviceFileError, naming the first line of a taken device id, if any id is taken."""
     if not taken:
         return
     line, id_ = next((line, new.id) for line, new in numbered if new.id in taken)
     more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
     raise DeviceFileError(
-        line, f"{id_}{more} is registered already with another key; leave it out, or remove it first"
+        line,
+        f"{id_}{more} is already registered with another key; delete the line, or remove the device first",
     )
 
 
 def _import_steps(
     rows: "Sequence[NewDevice]", on_progress: Callable[[int], None] | None
 ) -> "Callable[[Connection], bool]":
-    """Make a step of bulk work that registers the next of these devices each time."""
+    """Return a step of bulk work that registers the next devices each time it is called."""
     from brewos_relay.registry.devices import add_devices
 
     rest = deque(rows)
@@ -309,13 +309,13 @@ def _import_steps(
 
 def _read_key() -> str:
     """Read a key from the first line of stdin."""
-    # What is not UTF-8 is no key, which is for `check_key` to say.
+    # `check_key` refuses a key that is not UTF-8.
     return sys.stdin.buffer.readline(_LINE_BYTES).decode(errors="replace").strip()
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show a bar on stderr for as long as the body runs, if somebody can see it."""
+    """Show a progress bar on stderr while the body runs, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -324,7 +324,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
 
 
 def _key_sent(database: "Database", device_id: str, *, after_id: int) -> bool:
-    """Wait until the server says that it has sent the machine a key; False if it does not, in time."""
+    """Wait until the server records that it has sent a key to the device; False if it does not in time."""
     from brewos_relay.registry.activity import activity_of
 
     deadline_s = time.monotonic() + _KEY_SENT_WITHIN_S

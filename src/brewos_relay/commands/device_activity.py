@@ -1,4 +1,4 @@
-"""`brewos-relay device activity` and `doctor`: what happened with a device, and to its connections."""
+"""`brewos-relay device activity` and `doctor`: what users did with a device, and when it was connected."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,15 +24,15 @@ _ENTRIES: Final = 5000
     type=click.IntRange(1, 5000),
     metavar="COUNT",
     default=20,
-    help="How many comings and goings to show, the newest (default: 20).",
+    help="Number of events to show, the newest ones (default: 20).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @data_dir_option
 def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -> None:
-    """Show when a machine came and went, and why.
+    """Show when and why a device connected and disconnected.
 
-    Round-trip times are those of the ping with which the relay welcomes a machine, one for each connection.
-    What just happened may take 5 s to show.
+    The relay pings a device once when it connects; round-trip times are those of these pings. Recent events
+    take up to 5 s to appear.
 
     \b
     Example:
@@ -75,48 +75,50 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     firmware = f", firmware {device.firmware_version}" if device.firmware_version else ""
     click.echo(f"{device.id}{f' ({device.name})' if device.name else ''}{firmware}")
     if not events:
-        click.echo("It has never been connected, or not in the last 90 days.")
+        click.echo("It has not been connected in the last 90 days.")
         return
-    state = "connected" if events[-1].online else "away"
+    state = "connected" if events[-1].online else "disconnected"
     changes_ms = [event.at_ms for event in events if event.kind in {"online", "offline"}] or [events[0].at_ms]
-    click.echo(f"It is {state}, for {format_duration(now_ms() - changes_ms[-1])}, as far as is noted.")
+    click.echo(
+        f"It has been {state} for {format_duration(now_ms() - changes_ms[-1])}, according to the last entry."
+    )
     click.echo(f"{summary.connections} connections since {iso_time(events[0].at_ms)}.")
     if summary.away_ms:
         longest, typical = max(summary.away_ms), sorted(summary.away_ms)[len(summary.away_ms) // 2]
         click.echo(
-            f"Away between them for {format_duration(typical)} in the middle,"
-            f" {format_duration(longest)} at the longest."
+            f"Disconnected in between: {format_duration(typical)} (median),"
+            f" {format_duration(longest)} (longest)."
         )
     if summary.median_round_trip_ms is not None:
         worst = max(summary.round_trips_ms)
-        click.echo(
-            f"Round trips: {summary.median_round_trip_ms:.0f} ms in the middle, {worst:.0f} ms at worst."
-        )
+        click.echo(f"Round trips: {summary.median_round_trip_ms:.0f} ms (median), {worst:.0f} ms (longest).")
     if summary.reasons:
-        click.echo("\nWhy they ended:")
+        click.echo("\nReasons for disconnecting:")
         for reason, count in summary.reasons.items():
             click.echo(f"{count:>6}  {reason}")
     click.echo("")
     for event in events[-limit:]:
         since = "" if event.since_ms is None else format_duration(event.since_ms)
         if event.kind == "throttled":
-            click.echo(f"{iso_time(event.at_ms)}  throttled: it sends more than its rate, and is connected")
+            click.echo(
+                f"{iso_time(event.at_ms)}  throttled: it sends more than its rate, and stays connected"
+            )
         elif event.kind == "throttle_ended":
-            click.echo(f"{iso_time(event.at_ms)}  not throttled any more{_throttled(event.detail)}")
+            click.echo(f"{iso_time(event.at_ms)}  no longer throttled{_throttled(event.detail)}")
         elif event.online:
-            click.echo(f"{iso_time(event.at_ms)}  came" + (f", after {since} away" if since else ""))
+            click.echo(f"{iso_time(event.at_ms)}  connected" + (f", after {since} offline" if since else ""))
         else:
             trip = event.detail.get("roundTripMs")
             notes = [f"round trip {trip} ms"] if trip else []
             if "messages" in event.detail:
                 notes.append(f"{event.detail['messages']} messages")
             more = f" ({', '.join(notes)})" if notes else ""
-            there = f", after {since}" if since else ""
-            click.echo(f"{iso_time(event.at_ms)}  went{there}: {end_reason(event)}{more}")
+            there = f", after {since} online" if since else ""
+            click.echo(f"{iso_time(event.at_ms)}  disconnected{there}: {end_reason(event)}{more}")
 
 
 def _throttled(detail: Mapping[str, str]) -> str:
-    """Say for how long a machine was throttled, and what became of its messages."""
+    """Say how long a device was throttled, and what became of its messages."""
     if not {"throttledS", "merged", "dropped"} <= detail.keys():
         return ""
     return (
@@ -131,14 +133,14 @@ def _throttled(detail: Mapping[str, str]) -> str:
     type=click.IntRange(1, 5000),
     metavar="COUNT",
     default=100,
-    help="How many entries at most, the newest first (default: 100).",
+    help="Maximum number of entries, newest first (default: 100).",
 )
 @json_option
 @data_dir_option
 def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -> None:
-    """Show who did what with a machine, and when.
+    """Show who did what with a device, and when.
 
-    Entries are kept for 90 days, and at most 5,000 for each machine. What just happened may take 5 s to show.
+    Entries are kept for 90 days, at most 5,000 for each device. Recent events take up to 5 s to appear.
 
     \b
     Example:
@@ -154,7 +156,7 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
         found = activity_of(db, device_id, limit=limit)
         emails = {user.id: user.email for user in all_users(db)}
     if not found:
-        click.echo(f"Nothing was done with {device_id} yet.", err=True)
+        click.echo(f"There is no activity of {device_id} yet.", err=True)
     if as_json:
         print_json(
             [
@@ -177,5 +179,5 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
 
 
 def _shown(text: str) -> str:
-    """Give a text of somebody else so that it stays on its line."""
+    """Return a text from outside as one word: unchanged if it is printable, else quoted and escaped."""
     return text if is_showable(text) and len(text.split()) == 1 else repr(text)

@@ -1,4 +1,4 @@
-"""`brewos-relay device users`, `give` and `take`: who has which machine, and as what."""
+"""`brewos-relay device users`, `give`, `take` and `release`: the users of a device and their roles."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ _users_option = click.option(
     required=True,
     metavar="USER",
     type=user_id,
-    help="Whom: a user's id, or the e-mail address of an account; can be repeated.",
+    help="A user id, or the e-mail address of an account (repeatable).",
 )
 
 
@@ -39,7 +39,7 @@ _users_option = click.option(
 @json_option
 @data_dir_option
 def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
-    """List who has a machine, as what, and until when.
+    """List the users of a device, with their roles.
 
     \b
     Example:
@@ -53,14 +53,14 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
             raise DeviceUnknown(device_id)
         found = users_of(db, device_id, now_ms=now_ms())
     if not found:
-        click.echo(f"Nobody has {device_id}: whoever claims it first becomes its owner.", err=True)
+        click.echo(f"{device_id} has no users: the first user who pairs it becomes its owner.", err=True)
     if as_json:
         print_json([user_as_json(each) for each in found])
     elif found:
         print_table(
             ("USER", "ROLE", "UNTIL", "E-MAIL"),
             [
-                (each.user_id, each.role, iso_time(each.until_ms) or "for ever", each.email or "")
+                (each.user_id, each.role, iso_time(each.until_ms) or "unlimited", each.email or "")
                 for each in found
             ],
         )
@@ -74,23 +74,24 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
     type=role_choice,
     default="owner",
     show_default=True,
-    help="What they may do with it.",
+    help="The role of the users.",
 )
 @click.option(
     "--until",
     "until_s",
     type=duration_s,
     metavar="DURATION",
-    help="For how long, from now on; for ever if this is left out. Not for owners.",
+    help="How long the users keep the role (default: unlimited). Not for owners.",
 )
 @data_dir_option
 def give(
     device_id: str, users: tuple[str, ...], role: "Role", until_s: int | None, data_dir: Path | None
 ) -> None:
-    """Give a machine to users, or change what they may do with it.
+    """Give users a role for a device, or change their role.
 
-    A viewer sees everything and sends nothing; a member sends all but what could take the machine away; an
-    owner may do everything. Either all of them get it or nobody does.
+    A viewer sees everything and sends nothing; a member also sends the commands that cannot take the device
+    away from its owners; an owner may do everything. If one of the users cannot get the role, none of them
+    does.
 
     \b
     Example:
@@ -101,17 +102,17 @@ def give(
     from brewos_relay.registry.pairing_proof import trust_key
 
     if role == "owner" and until_s is not None:
-        raise click.UsageError("an owner is one for ever; leave out --until, or take --role member")
+        raise click.UsageError("an owner's role has no end; omit --until, or use --role member")
     at_ms = now_ms()
     until_ms = None if until_s is None else at_ms + until_s * 1000
     limit = "" if until_ms is None else f", until {iso_time(until_ms)}"
     done: list[str] = []
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
-        # All accounts before the device, as the server does, so that neither waits for the other.
+        # Lock all accounts before the device, as the server does, to avoid a deadlock.
         for user, id_ in {user: find_user_id(db, user) for user in users}.items():
             had = access.access_of(db, [(id_, device_id)], now_ms=at_ms).get((id_, device_id))
             if had is not None and (had.role, had.until_ms) == (role, until_ms):
-                done.append(f"{user} is {role} of {device_id} already.")
+                done.append(f"{user} is already {role} of {device_id}.")
                 continue
             if had is None:
                 access.give(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
@@ -119,7 +120,7 @@ def give(
                 access.set_role(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
             done.append(f"{user} is {role} of {device_id} now{limit}.")
             warn_of_quota(db, [id_])
-        # The one who runs the server says whose it is: that holds without a machine that connects.
+        # The operator decides who owns the device, so its key needs no confirmation by a connection.
         trust_key(db, device_id)
     click.echo("\n".join(done), err=True)
 
@@ -129,10 +130,10 @@ def give(
 @_users_option
 @data_dir_option
 def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
-    """Take a machine away from users.
+    """Take a device away from users.
 
-    If one of them does not have it, or nobody would own it any more, nobody loses it. Apps that are attached
-    are closed within a second. A token that names the machine itself still reaches it.
+    Nothing is changed if one of the users does not have the device, or if it would have no owner left.
+    Connected apps are closed within a second. A token that names the device itself keeps its access.
 
     \b
     Example:
@@ -146,21 +147,22 @@ def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
             for user in dict.fromkeys(users)
             if not take(db, device_id, find_user_id(db, user), now_ms=now_ms())
         ]
-        if without:  # which undoes what was done for the others
+        if without:  # the exception rolls back the changes for the others
             do = "does" if len(without) == 1 else "do"
             raise Failed(f"{', '.join(without)} {do} not have {device_id}; nothing was changed")
     for user in dict.fromkeys(users):
-        click.echo(f"{user} does not have {device_id} any more.", err=True)
+        click.echo(f"{user} no longer has {device_id}.", err=True)
 
 
 @click.command()
 @device_argument
 @data_dir_option
 def release(device_id: str, data_dir: Path | None) -> None:
-    """Take a machine from all of its users.
+    """Take a device away from all of its users.
 
-    It can be paired again then, which helps the buyer of a machine whose id a stranger registered and claimed
-    first. Shares, codes and activity go; the machine stays registered. Pair it right after that.
+    It can be paired again then. This helps the buyer of a device whose id a stranger has registered and
+    paired first. Its shares, codes and activity are removed; the device stays registered. Pair it immediately
+    afterwards.
 
     \b
     Example:

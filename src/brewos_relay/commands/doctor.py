@@ -1,4 +1,4 @@
-"""`brewos-relay doctor`: what may be wrong with a server, and what to do about it."""
+"""`brewos-relay doctor`: checks of a server, with advice for each problem."""
 
 import os
 from dataclasses import asdict
@@ -18,9 +18,11 @@ _DOTENV = Path(".env")
 
 
 @click.command()
-@click.option("--url", help="The server as everybody reaches it (PUBLIC_URL; default: this machine's port).")
-@click.option("--clock", metavar="URL", help="An HTTPS server to compare the clock with.")
-@click.option("--settings", "show_settings", is_flag=True, help="Show every setting, and where it stands.")
+@click.option("--url", help="Public URL of the server (PUBLIC_URL; default: the port on this computer).")
+@click.option("--clock", metavar="URL", help="HTTPS server to compare the clock with.")
+@click.option(
+    "--settings", "show_settings", is_flag=True, help="Show every setting, and where its value comes from."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @data_dir_option
 @click.pass_context
@@ -32,10 +34,11 @@ def doctor(
     as_json: bool,
     data_dir: Path | None,
 ) -> NoReturn:
-    """Examine a server, and send a message through it.
+    """Check a server, and send a message through it.
 
-    To be run where the server runs, with its settings. For a moment there is one more device, which sends a
-    message to an app and gets one back. Ends with 1 if something has failed. Secrets are not shown.
+    Run this where the server runs, with the server's settings. The last check registers a temporary device,
+    which sends a message to an app and receives one. Exits with 1 if a check has failed. Secrets are not
+    shown.
 
     \b
     Example:

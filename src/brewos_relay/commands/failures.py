@@ -1,4 +1,4 @@
-"""Exit codes of the commands, and errors that end one with a line on stderr."""
+"""Exit codes of the commands, and errors that end a command with one line on stderr."""
 
 import sys
 from collections.abc import Iterator
@@ -19,36 +19,36 @@ EXIT_INTERRUPTED: Final = 130
 
 
 class Failed(click.ClickException):
-    """Ends a command with one line on stderr."""
+    """An error that ends a command with one line on stderr and exit code 1."""
 
     exit_code = EXIT_FAILED
 
 
 class NotStarted(Failed):
-    """Ends a command that never came to do what it is for."""
+    """An error before the command could start its work: exit code 3."""
 
     exit_code = EXIT_NOT_STARTED
 
 
 def say_error(message: str) -> None:
-    """Print the last line of a command on stderr. One that is not read keeps it for 2 s at the longest."""
+    """Print an error as one line on stderr. Waits at most 2 s for a reader that does not keep up."""
     write_last_line(sys.stderr, f"{PROGRAM}: {' '.join(message.split())}")
 
 
 @contextmanager
 def failing_with(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
-    """Turn what the relay and the system refuse into one line and an exit code.
+    """Turn RelayError and OSError into one line on stderr and an exit code.
 
-    `hint` says what to do about an error of the network, which does not say so itself.
+    `hint` is added to network errors, and says what to do about them.
     """
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever read the output has gone: that is click's to end quietly
+        raise  # the reader of the output has gone; `cli.main` ends quietly
     except (RelayError, OSError) as problem:
         raise failure(_describe(problem, hint)) from problem
     except ExceptionGroup as group:
-        # A nursery wraps what its body raised.
+        # A nursery wraps the exceptions of its body in a group.
         expected, others = group.split((RelayError, OSError))
         if others is not None or expected is None:
             raise

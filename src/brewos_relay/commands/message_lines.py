@@ -1,4 +1,4 @@
-"""Messages as lines for people to read. No I/O."""
+"""Messages as lines of text or JSON. No I/O."""
 
 from datetime import datetime
 from typing import Any, Final, TypeGuard
@@ -9,26 +9,26 @@ from brewos_relay.client.codec import decode
 from brewos_relay.messages import Message
 from brewos_relay.texts import one_line
 
-_REST_CHARS: Final = 120  # how much is shown of a message of a kind that is not known here
+_REST_CHARS: Final = 120  # the longest text of a message of unknown type
 
 
 def format_line(message: Message, at: datetime) -> str:
-    """Write a message as a line for people."""
+    """Format a message as a line with the time."""
     content = decode(message)
     return f"{at:%H:%M:%S}  {describe(content) if content is not None else repr(message)}"
 
 
 def format_json(message: Message) -> str:
-    """Write a message as one JSON object on one line."""
+    """Format a message as one line of JSON."""
     content = decode(message)
     if content is None:
         content = {"undecodable": True, "bytes": len(message.payload)}
-    # `str` for what MessagePack can say and JSON cannot, such as a map with keys of several kinds.
+    # `str` for MessagePack values without a JSON form, such as a map with keys of several types.
     return msgspec.json.encode(content, enc_hook=str).decode()
 
 
 def describe(content: dict[str, Any]) -> str:
-    """Say in one line what a message says: its type, and the values that matter to somebody who watches."""
+    """Describe a message in one line: its type and its main values."""
     kind = content.get("type")
     if kind == "connected":
         text = f"attached to {content.get('deviceId')}; the machine is {_online(content.get('deviceOnline'))}"
@@ -76,7 +76,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _state(content: dict[str, Any]) -> str:
-    """Pick state, temperatures, pressure and power out of a status; a delta has only some of them."""
+    """Pick the state, temperatures, pressure, power and weight from a status or a delta."""
     parts: list[str] = []
     machine = _group(content, "machine")
     if "state" in machine:

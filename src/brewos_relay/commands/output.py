@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or limited in their characters, and output as text and JSON."""
+"""Standard streams that may be closed, full or limited in their characters; output as text and JSON."""
 
 import io
 import json
@@ -13,14 +13,14 @@ import click
 from brewos_relay.texts import columns
 
 _CLOSED_AS: Final = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
-"""What stands in for closed streams: an empty input, an output that refuses writes, and lost errors."""
+"""Replacements of closed streams: an empty stdin, a stdout that refuses writes, a stderr that discards."""
 
 
 def prepare_streams() -> None:
-    """Make the standard streams safe to use, before anything else opens a file.
+    """Make the standard streams safe to use, before the process opens any other file.
 
-    Open the closed ones: the next file or socket would get their numbers, and what is printed would go there.
-    Let characters that a terminal cannot show be written as escapes instead of failing.
+    Open those that are closed: otherwise the next file or socket gets their descriptor, and receives the
+    output. Write characters that the terminal cannot show as escapes instead of failing.
     """
     for number, flags in _CLOSED_AS:
         try:
@@ -37,7 +37,7 @@ def prepare_streams() -> None:
 
 
 def finish_output() -> None:
-    """Write the rest of both streams. Raises OSError if that of stdout cannot be written."""
+    """Flush both streams. Raises OSError if stdout cannot be written."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -46,23 +46,23 @@ def finish_output() -> None:
 
 
 def drop_output() -> None:
-    """Discard what is printed from here on, and what the interpreter would flush while it ends."""
+    """Discard all further output, including what the interpreter flushes when it exits."""
     _discard(sys.stdout)
 
 
 def write_out(line: str) -> None:
-    """Print a line, at once."""
+    """Print a line, and flush it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def print_json(content: object) -> None:
-    """Print a value as JSON that people can read as well."""
+    """Print a value as indented JSON."""
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below their heads, each column as wide as it has to be."""
+    """Print rows below a header, each column as wide as its widest cell."""
     lines = [head, *rows]
     widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
@@ -80,7 +80,7 @@ def _text_on(number: int) -> io.TextIOWrapper:
 
 
 def _open_as(number: int, flags: int) -> None:
-    """Open the null device under a number."""
+    """Open the null device as this file descriptor."""
     opened = os.open(os.devnull, flags)
     if opened != number:
         os.dup2(opened, number)

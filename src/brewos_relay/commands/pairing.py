@@ -1,4 +1,4 @@
-"""`brewos-relay pairing …`: when unknown devices may register."""
+"""`brewos-relay pairing …`: the pairing window, in which unknown devices may register."""
 
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from brewos_relay.vocabulary import iso_time, now_ms
 
 @click.group(cls=HelpfulGroup)
 def pairing() -> None:
-    """Say when unknown machines may register.
+    """Control when unknown devices may register.
 
-    The pairing window counts where BREWOS_RELAY_PAIRING is `window`, for all servers of a registry.
+    With BREWOS_RELAY_PAIRING=window, devices may register while the pairing window is open. It applies to all
+    servers of a registry.
 
     \b
     Example:
@@ -31,13 +32,13 @@ def pairing() -> None:
     metavar="DURATION",
     default="10m",
     show_default=True,
-    help="For how long, from now on; a day at most.",
+    help="How long the window stays open, at most a day.",
 )
 @data_dir_option
 def open_(for_s: int, data_dir: Path | None) -> None:
-    """Let unknown machines register for a while.
+    """Let unknown devices register for a limited time.
 
-    A machine tries every 30 s, so it needs no reboot.
+    A device retries every 30 s, so it need not be restarted.
 
     \b
     Example:
@@ -46,22 +47,22 @@ def open_(for_s: int, data_dir: Path | None) -> None:
     from brewos_relay.registry.pairing_limits import WINDOW_AT_MOST_MS, open_window
 
     if for_s * 1000 > WINDOW_AT_MOST_MS:
-        raise click.UsageError("--for must be a day at most, as in 10m or 24h")
+        raise click.UsageError("--for must be at most a day, as in 10m or 24h")
     with failing_with(Failed):
         mode = settings_from(data_dir=data_dir).pairing
         if mode == "closed":
-            raise Failed("BREWOS_RELAY_PAIRING is closed: set it to window, and restart the server")
+            raise Failed("BREWOS_RELAY_PAIRING is closed; set it to window and restart the server")
         with existing_registry(data_dir) as database, database.writing() as db:
             until_ms = open_window(db, now_ms=now_ms(), for_ms=for_s * 1000)
     click.echo(f"Pairing is open until {iso_time(until_ms)}.", err=True)
     if mode == "open":
-        click.echo("BREWOS_RELAY_PAIRING is open: it stays open after that.", err=True)
+        click.echo("BREWOS_RELAY_PAIRING is open: pairing stays open after that time.", err=True)
 
 
 @pairing.command()
 @data_dir_option
 def close(data_dir: Path | None) -> None:
-    """Close the pairing window at once.
+    """Close the pairing window immediately.
 
     \b
     Example:
@@ -75,7 +76,7 @@ def close(data_dir: Path | None) -> None:
             close_window(db)
     if mode == "open":
         click.echo(
-            "The window is closed, but BREWOS_RELAY_PAIRING is open: machines can still register.", err=True
+            "The window is closed, but BREWOS_RELAY_PAIRING is open: devices can still register.", err=True
         )
     else:
         click.echo("Pairing is closed.", err=True)
@@ -85,9 +86,9 @@ def close(data_dir: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @data_dir_option
 def status(as_json: bool, data_dir: Path | None) -> None:
-    """Show whether unknown machines may register now.
+    """Show whether unknown devices may register now.
 
-    The mode is that of BREWOS_RELAY_PAIRING as this command reads it: run it where the server runs.
+    Run this where the server runs: the mode comes from BREWOS_RELAY_PAIRING of this command's environment.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Types of parameters, options and settings that several commands share."""
+"""Parameter types, options and settings that several commands share."""
 
 import re
 from pathlib import Path
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
-_LONGEST_DAYS: Final = 36_500  # a date that far away can still be written
+_LONGEST_DAYS: Final = 36_500  # the end is a date that datetime can represent
 
-#: What tokens and the registry take, known here without loading them for `--help`.
+#: The limits of tokens and the registry, which `--help` must not import.
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
 _NAME_CHARS: Final = 100
@@ -25,16 +25,16 @@ _SHOWN_CHARS: Final = 40
 
 
 class HelpfulGroup(click.Group):
-    """A group that shows its help when no command is given, which is no error."""
+    """A group that shows its help, with exit code 0, when no command is given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, or show the help if there are none."""
+        """Parse the arguments, or show the help if there are none."""
         # Not `no_args_is_help`: its exit code and stream depend on the version of click.
         return super().parse_args(ctx, args or ["--help"])
 
 
 def device_id(text: str) -> str:
-    """Read a device id in any case; commands get it in upper case."""
+    """Parse a device id in any case; the command gets it in upper case."""
     try:
         return parse_device_id(text)
     except ValueError as problem:
@@ -42,10 +42,12 @@ def device_id(text: str) -> str:
 
 
 def duration_s(text: str) -> int:
-    """Read a whole number with a unit, as in 90s, 15m, 12h, 7d; commands get seconds."""
+    """Parse a whole number with a unit, as in 90s, 15m, 12h or 7d; the command gets seconds."""
     match = _DURATION.fullmatch(text)
     if match is None or int(match[1]) == 0:
-        raise click.BadParameter(f"{text!r} is not a duration: it must be like 90s, 15m, 12h or 7d")
+        raise click.BadParameter(
+            f"{text!r} is not a duration: it must be a number with a unit, like 90s, 15m, 12h or 7d"
+        )
     length_s = int(match[1]) * _UNITS_S[match[2]]
     if length_s > _LONGEST_DAYS * _UNITS_S["d"]:
         raise click.BadParameter(f"{text!r} is too long: it must be {_LONGEST_DAYS}d at most")
@@ -53,22 +55,22 @@ def duration_s(text: str) -> int:
 
 
 def user_id(text: str) -> str:
-    """Take a user's id, if it is a text that can be kept and shown."""
+    """Accept a user id of printable characters."""
     return _checked(text, is_identifier(text, longest_chars=_USER_ID_CHARS), longest_chars=_USER_ID_CHARS)
 
 
 def email(text: str) -> str:
-    """Take an e-mail address, if it is a text that can be kept and shown."""
+    """Accept an e-mail address of printable characters."""
     return _checked(text, is_identifier(text, longest_chars=_EMAIL_CHARS), longest_chars=_EMAIL_CHARS)
 
 
 def token_name(text: str) -> str:
-    """Take the name of a token, if it is a text that can be kept and shown."""
+    """Accept the name of a token, of printable characters."""
     return _checked(text, is_name(text, longest_chars=_NAME_CHARS), longest_chars=_NAME_CHARS)
 
 
 def account_email(text: str) -> str:
-    """Take the e-mail address of an account, in any case; commands get it as accounts have it."""
+    """Parse the e-mail address of an account; the command gets it in the form that accounts have."""
     from brewos_relay.registry.emails import normal_email
 
     try:
@@ -82,28 +84,28 @@ role_choice: Final = click.Choice(ROLES[::-1], case_sensitive=False)
 
 _URL: Final = "http://127.0.0.1:3001"
 
-# Not click's `envvar`: it knows no `.env`.
-url_option = click.option("--url", help=f"The relay (BREWOS_RELAY_URL; default: {_URL}).")
+# Not click's `envvar`, which does not read `.env`.
+url_option = click.option("--url", help=f"URL of the relay (BREWOS_RELAY_URL; default: {_URL}).")
 
 device_argument = click.argument("device_id", metavar="ID", type=device_id)
 
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the registry's SQLite file (DATA_DIR; default: data).",
+    help="Directory of the registry's SQLite file (DATA_DIR; default: data).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 
 
 def settings_from(**overrides: Any) -> "Settings":
-    """Gather the settings, with what the command line gave above the rest."""
+    """Load the settings; `overrides` are options of the command line, and go before the environment."""
     from brewos_relay.settings import load_settings
 
     return load_settings(**overrides)
 
 
 def variable(name: str) -> str | None:
-    """Find a variable that no server needs, in the environment or in `.env`."""
+    """Read a variable that the server does not use from the environment or from `.env`."""
     from brewos_relay.settings import read_variable
 
     with failing_with(Failed):

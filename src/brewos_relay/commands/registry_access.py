@@ -1,4 +1,4 @@
-"""What the commands share that read or change the registry: finding it, and showing what is in it."""
+"""How commands open the registry, and look up the users that are named on the command line."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class NoRegistry(Failed):
-    """Ends a command that works on what is registered where nothing ever was."""
+    """The command needs a registry, and its file does not exist."""
 
 
 def database_url(data_dir: Path | None) -> str:
-    """Give the URL of the registry that the settings name."""
+    """Return the URL of the registry from the settings."""
     return settings_from(data_dir=data_dir).resolved_database_url()
 
 
 @contextmanager
 def existing_registry(data_dir: Path | None) -> Iterator["Database"]:
-    """Open the registry for as long as the body runs; NoRegistry if its file is missing, and none is made.
+    """Open the registry while the body runs. Raises NoRegistry if its file does not exist; none is created.
 
-    DeviceUnknown becomes an error that says where the device was looked for.
+    DeviceUnknown in the body becomes an error that names the registry.
     """
     from brewos_relay.registry.database import Database
 
@@ -43,39 +43,42 @@ def existing_registry(data_dir: Path | None) -> Iterator["Database"]:
         except DeviceUnknown as problem:
             raise Failed(
                 f"{problem.device_id} is not registered in {database.location};"
-                " `brewos-relay device list` shows what is"
+                " `brewos-relay device list` shows the registered ones"
             ) from None
 
 
 def require_file(url: str) -> None:
-    """Raise NoRegistry if the registry is to be a file that is missing."""
+    """Raise NoRegistry if the URL names a file that does not exist."""
     from brewos_relay.registry.engine import database_file
 
     file = database_file(url)
     if file is not None and not file.exists():
         raise NoRegistry(
-            f"there is no registry {file.absolute()}; go to the folder of the relay, or name its data folder"
-            " with --data-dir"
+            f"there is no registry {file.absolute()}; change to the relay's directory,"
+            " or name its data directory with --data-dir"
         )
 
 
 def find_user_id(db: "Connection", given: str) -> str:
-    """Give the id of the account with this e-mail address; what is none's is a user id as it stands."""
+    """Return the id of the account with this e-mail address.
+
+    Any other text is a user id, and is returned unchanged.
+    """
     if "@" not in given:
         return given
     from brewos_relay.registry.access import lock_account
     from brewos_relay.registry.accounts import find_user_by_email
 
     account = find_user_by_email(db, given)
-    # Locked, so that the machine is not given to an account that is removed at the same time.
+    # Lock the account, so that the device is not given to one that is being removed.
     if account is None or not lock_account(db, account.id):
-        click.echo(f"There is no account {given}: it is taken for the user id of a token.", err=True)
+        click.echo(f"There is no account {given}; using it as the user id of a token.", err=True)
         return given
     return account.id
 
 
 def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
-    """Say which of these users have more machines now than they could get by claims and shares."""
+    """Warn of users who now have more devices than pairing and sharing allow."""
     from brewos_relay.registry.pairing_limits import machine_count
 
     limit = settings_from().machines_per_account
@@ -83,6 +86,6 @@ def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
         count = machine_count(db, user_id, now_ms=now_ms())
         if count > limit:
             click.echo(
-                f"{user_id} has {count} machines now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT ({limit}).",
+                f"{user_id} has {count} devices now, more than BREWOS_RELAY_MACHINES_PER_ACCOUNT ({limit}).",
                 err=True,
             )

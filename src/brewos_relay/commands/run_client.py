@@ -1,4 +1,4 @@
-"""What `brewos-relay tail` and `brewos-relay send` do."""
+"""The work of `brewos-relay tail` and `send`."""
 
 import secrets
 import sys
@@ -22,30 +22,30 @@ from brewos_relay.messages import Message, encode
 from brewos_relay.texts import one_line
 
 _ATTEMPTS: Final = 4
-"""How often `send` connects at most before its command is sent."""
-GREETING_S: Final = 10.0  # the longest that the relay may take to greet
+"""The number of attempts of `send` to connect."""
+GREETING_S: Final = 10.0  # timeout for the relay's greeting
 FATE_S: Final = 15.0  # longer than any command waits for its machine
-ANSWER_S: Final = 0.7  # how long a machine may take to say something of a command
+ANSWER_S: Final = 0.7  # how long `send` waits for a log message of the device
 FINE, INTERRUPTED = 0, 130  # exit codes
 _FATES: Final = {
     "device_offline": "the machine is offline; the command was not delivered",
     "expired": "the machine did not come back in time; the command was not delivered",
-    "forbidden": "you may not do this with the machine: ask one of its owners",
+    "forbidden": "your role does not allow this command: ask an owner of the machine",
 }
 REQUEST_STATE: Final = encode({"type": "request_state"})
 
 
 class CommandRefused(RelayError):
-    """The relay answered a command with an error."""
+    """The relay did not deliver a command."""
 
     code = "command_refused"
 
 
 def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
-    """Print what a device says until Ctrl-C; the exit code is 0 then.
+    """Print the messages of a device until Ctrl-C; the exit code is 0 then.
 
-    Raises SettingsError for a URL that is none, and another RelayError if there was no connection to begin
-    with, or if it ended for good.
+    Raises SettingsError for an invalid URL, and another RelayError if the first attempt to connect fails, or
+    if a connection ends for good.
     """
     write = _write_json if as_json else _write_line
     return _run(
@@ -54,10 +54,9 @@ def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
 
 
 def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequence[str]) -> int:
-    """Send one command, with `fields` as `key=value` texts; the exit code is 0, or 130 after Ctrl-C.
+    """Send one command, with `fields` as `key=value` texts. Return exit code 0, or 130 after Ctrl-C.
 
-    Raises SettingsError for a URL or a field that is none, and another RelayError if the command was not
-    delivered to the device.
+    Raises SettingsError for an invalid URL or field, and another RelayError if the command was not delivered.
     """
 
     async def main() -> None:
@@ -75,10 +74,10 @@ async def tail(
     write: Callable[[Message], None],
     note: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Attach to a device, ask for its state as apps do, and hand on every message; come back after a loss.
+    """Attach to a device, request its state, and pass each message to `write`; reconnect after a loss.
 
-    `note` is told of losses. Raises what `dial_app` raises for the first connection, and what ended one for
-    good: ConnectionEnded, or RelayRefused.
+    `note` gets a text for each loss. Raises the exceptions of `dial_app` for the first connection, and
+    ConnectionEnded or RelayRefused if a connection ends for good.
     """
     backoff = Backoff()
     attached = False
@@ -92,12 +91,14 @@ async def tail(
                     attached = True
                     if (hint_s := _reconnect_in_s(message)) is not None:
                         backoff.hint(hint_s)
-                    # Not before the greeting: to write to a connection that is being closed may cost the
-                    # reason why.
+                    # Not before the greeting: writing to a connection that is being closed may lose the close
+                    # reason.
                     if not asked and message.peek_type() == "connected":
                         asked = True
                         backoff.reset()
-                        with suppress(ConnectionEnded):  # what came before its end is still to be read
+                        with suppress(
+                            ConnectionEnded
+                        ):  # messages received before the end are still to be read
                             await websocket.send(REQUEST_STATE)
         except (ConnectionEnded, RelayRefused, RelayUnreachable) as problem:
             if not attached or not _worth_another_try(problem):
@@ -105,7 +106,7 @@ async def tail(
             if isinstance(problem, RelayRefused) and problem.retry_after_s is not None:
                 backoff.hint(problem.retry_after_s)
             pause_s = backoff.next_s()
-            note(f"{problem}; again in {pause_s:.1f} s")
+            note(f"{problem}; next attempt in {pause_s:.1f} s")
             await trio.sleep(pause_s)
 
 
@@ -136,11 +137,11 @@ async def send(
                 if not attempts_left or not _worth_another_try(problem):
                     raise
                 pause_s = backoff.next_s()
-                note(f"{problem}; again in {pause_s:.1f} s")
+                note(f"{problem}; next attempt in {pause_s:.1f} s")
             else:
                 if greeting.cancelled_caught:
                     raise CommandRefused(
-                        f"the relay said nothing in {GREETING_S:g} s; the command was not sent"
+                        f"the relay sent no greeting in {GREETING_S:g} s; the command was not sent"
                     )
                 await websocket.send(command)
                 await _wait_for_outcome(websocket, request_id, say=say, note=note)
@@ -151,12 +152,12 @@ async def send(
 async def _wait_for_outcome(
     websocket: WebSocket, request_id: Any, *, say: Callable[[str], None], note: Callable[[str], None]
 ) -> None:
-    """Wait until it is known what became of a command; raises CommandRefused."""
+    """Wait for the outcome of a command. Raises CommandRefused."""
     with trio.move_on_after(FATE_S) as waiting:
         await _wait_for_delivery(websocket, request_id, note)
     if waiting.cancelled_caught:
         raise CommandRefused(
-            f"the relay did not say in {FATE_S:g} s what became of the command; it may have been delivered"
+            f"the relay did not confirm the command in {FATE_S:g} s; it may have been delivered"
         )
     say("delivered")
     with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
@@ -165,11 +166,10 @@ async def _wait_for_outcome(
 
 
 def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Message:
-    """Build a `command` message; a value that is JSON is taken as such (93.5, true), any other as text.
+    """Build a `command` message. A value that is valid JSON (93.5, true) is sent as JSON, any other as text.
 
-    `request_id` is its `requestId`, unless `fields` have one.
-
-    Raises SettingsError for a field that is not `key=value`, and for more than the relay takes.
+    `request_id` becomes its `requestId`, unless `fields` contains one. Raises SettingsError for a field that
+    is not `key=value`, and for a message that is too large for the relay.
     """
     content: dict[str, Any] = {"type": "command", "cmd": command}
     for field in fields:
@@ -177,19 +177,19 @@ def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Me
         if not key or not equals:
             raise SettingsError(f"{field!r} is not a field of a command; give key=value, as in mode=on")
         if key in content:
-            raise SettingsError(f"field {key!r} is given twice, or is not yours to give")
+            raise SettingsError(f"field {key!r} is given twice, or is reserved")
         try:
             content[key] = msgspec.json.decode(text)
         except (msgspec.MsgspecError, RecursionError):
             content[key] = text
     message = encode({**content, "requestId": content.get("requestId", request_id)})
     if len(message.payload) > (most := Limits().client_message_bytes):
-        raise SettingsError(f"the command has {len(message.payload)} bytes; a relay takes {most} at most")
+        raise SettingsError(f"the command has {len(message.payload)} bytes; the relay accepts at most {most}")
     return message
 
 
 async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callable[[str], None]) -> None:
-    """Read until a command was delivered; raises CommandRefused if it was not."""
+    """Read until the command was delivered. Raises CommandRefused if it was not."""
     error = ""
     while True:
         content = decode(await websocket.receive()) or {}
@@ -209,7 +209,7 @@ async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callab
 
 
 def _worth_another_try(problem: RelayError) -> bool:
-    """Whether the same attempt can come to something else later."""
+    """Tell whether a later attempt can succeed."""
     if isinstance(problem, RelayRefused):
         return problem.status == 429 or problem.status >= 500
     if isinstance(problem, ConnectionEnded) and problem.close_code in set(CloseCode):
@@ -218,7 +218,7 @@ def _worth_another_try(problem: RelayError) -> bool:
 
 
 def _reconnect_in_s(message: Message) -> float | None:
-    """Read when to come back, from a relay that says that it leaves."""
+    """Return when to reconnect if this is a `restarting` message, else None."""
     if message.peek_type() != "restarting":
         return None
     pause_ms = (decode(message) or {}).get("reconnectInMs")
@@ -234,7 +234,7 @@ async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:
 
 def _write_line(message: Message) -> None:
     if message.peek_type() == "keepalive":
-        return  # no change of anything
+        return  # contains no change
     write_out(format_line(message, datetime.now().astimezone()))
 
 
@@ -248,7 +248,7 @@ def _write_json(message: Message) -> None:
 
 
 def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
-    """Run `main`; how it ended is the exit code, or a RelayError that says what to do."""
+    """Run `main` and return the exit code. Raises RelayError, with advice for the user."""
     exit_code = FINE
     failure: RelayError | None = None
     try:

@@ -1,4 +1,4 @@
-"""`brewos-relay demo`: a whole relay at work, with nothing to configure and nothing left behind."""
+"""The work of `brewos-relay demo`: a relay, a simulated device and an app, with temporary data."""
 
 import signal
 import socket
@@ -42,19 +42,19 @@ DEVICE_ID: Final = "BRW-00C0FFEE"
 EMAIL: Final = "demo@example.org"
 INVITE_S: Final = 86_400.0
 RECONNECT_S: Final = 3.0
-SPEED: Final = 6.0  # warm in half a minute rather than in three and a half
-SHOT_EVERY_S: Final = 300.0  # of the machine's time, so every 50 s of ours
+SPEED: Final = 6.0  # the machine is warm after half a minute
+SHOT_EVERY_S: Final = 300.0  # of the machine's time: every 50 s of real time
 _PORTS_TRIED: Final = 100
 
-#: Whoever watches a demo does not wait long for a machine that comes back.
+#: Short pauses, as people watch the demo.
 POLICY: Final = replace(RICH, reconnect_s=RECONNECT_S, refused_s=RECONNECT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """What a demo runs with: the server's settings, and the credentials of one machine and one user.
+    """The settings and credentials of a demo.
 
-    `invite` is the secret of a link that signs its user in once; the user owns the machine.
+    `invite` is the secret of a link that signs the demo's user in once; the user owns the device.
     """
 
     settings: Settings
@@ -65,7 +65,7 @@ class Demo:
 
 
 def run_demo(port: int | None) -> None:
-    """Run the demo until Ctrl-C; `port` None takes 3001 or the next free one, 0 any free one.
+    """Run the demo until Ctrl-C. `port` None selects 3001 or the next free one, 0 any free one.
 
     Raises SettingsError if the port is taken.
     """
@@ -80,7 +80,7 @@ def run_demo(port: int | None) -> None:
 
 
 def prepare(folder: Path, *, port: int) -> Demo:
-    """Make a registry in `folder` with one machine and its owner, and everything that is needed to use it."""
+    """Create a registry in `folder` with one device and its owner, and the credentials to use it."""
     secret = generate_secret()
     settings = Settings(
         host=HOST,
@@ -114,10 +114,10 @@ def prepare(folder: Path, *, port: int) -> Demo:
 async def demonstrate(
     demo: Demo, *, say: Callable[[str], None], until: Callable[[], Awaitable[object]]
 ) -> None:
-    """Run the server, a machine that has just been switched on, and an app that says what arrives.
+    """Run the server, a device that has just been switched on, and an app that prints its messages.
 
-    **Owns:** the server, and the tasks of the machine and of the app.
-    **Ends when:** `until` returns; machine and app say goodbye first, then the server drains.
+    **Owns:** the server, and the tasks of the device and the app.
+    **Ends when:** `until` returns; device and app close their connections first, then the server drains.
     """
     async with open_server(demo.settings, demo=True) as server:
         for line in introduction(demo, server.url):
@@ -141,51 +141,51 @@ async def demonstrate(
 
 
 def introduction(demo: Demo, url: str) -> list[str]:
-    """Say what there is, and how to join in."""
+    """Return the lines that describe the demo, with commands to try."""
     where = f"--url {url} --token {demo.token}"
     page = f"{url}/login?next=/machine/{demo.device_id}"
     return [
-        f"open     {page}#demo&invite={demo.invite}   (once: it signs you in)",
+        f"open     {page}#demo&invite={demo.invite}   (signs you in, once)",
         f"URL      {url}",
-        f"device   {demo.device_id}   (simulated; its time passes {SPEED:g} times as fast as yours)",
+        f"device   {demo.device_id}   (simulated, at {SPEED:g} times real time)",
         f"token    {demo.token}",
         "",
         "Attach another app, in another terminal:",
         "",
         f"  brewos-relay tail {demo.device_id} {where}",
         "",
-        "Make the machine obey, and watch what both apps see:",
+        "Send commands to the machine, and watch the messages in both apps:",
         "",
         f"  brewos-relay send {demo.device_id} set_temp boiler=brew temp=96 {where}",
         f"  brewos-relay send {demo.device_id} set_mode mode=off {where}",
         f"  brewos-relay send {demo.device_id} set_mode mode=on {where}",
         "",
-        "Ctrl-C ends the demo. What an attached app receives:",
+        "Ctrl-C ends the demo. Messages that an attached app receives:",
         "",
     ]
 
 
 def find_port() -> int:
-    """Find the first free port from 3001 on."""
+    """Return the first free port from 3001 on."""
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if _is_free(port):
             return port
     raise SettingsError(
-        f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} are all taken; give one with --port"
+        f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} are all taken; choose another one with --port"
     )
 
 
 def check_port(port: int) -> int:
-    """Make sure that a port can be had; raises SettingsError."""
+    """Return the port if it is free. Raises SettingsError if it is not."""
     if not _is_free(port):
-        raise SettingsError(f"port {port} cannot be used on {HOST}; give another one with --port")
+        raise SettingsError(f"port {port} cannot be used on {HOST}; choose another one with --port")
     return port
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         if sys.platform != "win32":
-            # As the server does it; otherwise a demo that has just ended would still be in the way.
+            # As the server does; otherwise the port of a demo that has just ended would not be free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -195,7 +195,7 @@ def _is_free(port: int) -> bool:
 
 
 async def _watch(demo: Demo, url: str, say: Callable[[str], None]) -> None:
-    """Be the app: attach, and say what arrives."""
+    """Attach as an app, and print each message."""
 
     def write(message: Message) -> None:
         say(format_line(message, datetime.now().astimezone()))

@@ -1,4 +1,4 @@
-"""What `brewos-relay simulate` does."""
+"""The work of `brewos-relay simulate`: run a fleet in this process."""
 
 import signal
 import sys
@@ -11,11 +11,11 @@ import trio
 from brewos_relay.commands.output import drop_output, write_out
 from brewos_relay.simulator.fleet import Fleet
 
-_FILES_BESIDE = 64  # what a process has open beside its machines' connections
+_FILES_BESIDE = 64  # open files other than the devices' connections
 
 
 def run_fleet(make: Callable[[Callable[[str], None]], Fleet]) -> None:
-    """Make a fleet, given what prints its lines, and run it until SIGINT or SIGTERM."""
+    """Run a fleet until SIGINT or SIGTERM. `make` gets the function that prints its lines."""
     try:
         trio.run(_run, make)
     except* KeyboardInterrupt:
@@ -47,7 +47,7 @@ def _say(text: str) -> None:
 
 
 def _allow_files(count: int) -> None:
-    """Let this process have so many files open, as far as it may."""
+    """Raise the limit of open files to `count`, as far as the hard limit allows."""
     if sys.platform == "win32":
         return
     import resource

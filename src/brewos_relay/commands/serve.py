@@ -8,7 +8,7 @@ import click
 from brewos_relay.commands.failures import NotStarted, failing_with
 from brewos_relay.commands.parameters import data_dir_option, port_number, settings_from
 
-# The names that `settings` knows, without importing it for `--help`.
+# The names that `settings` accepts; importing it would slow `--help` down.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _LOG_FORMATS = ("auto", "console", "json")
 _FILE = click.Path(dir_okay=False)
@@ -16,51 +16,54 @@ _FILE = click.Path(dir_okay=False)
 
 @click.command()
 @click.option("--host", help="Address to listen on (BREWOS_RELAY_HOST; default: all interfaces).")
-@click.option("--port", type=port_number, help="Port to listen on; 0 takes a free one (PORT; default: 3001).")
-@click.option("--public-url", metavar="URL", help="The address that links lead to (PUBLIC_URL).")
-@click.option("--tls-cert", type=_FILE, help="PEM file of a certificate (BREWOS_RELAY_TLS_CERT).")
+@click.option(
+    "--port", type=port_number, help="Port to listen on; 0 selects a free one (PORT; default: 3001)."
+)
+@click.option("--public-url", metavar="URL", help="Public URL of the server, used in links (PUBLIC_URL).")
+@click.option("--tls-cert", type=_FILE, help="PEM file of the TLS certificate (BREWOS_RELAY_TLS_CERT).")
 @click.option("--tls-key", type=_FILE, help="PEM file of its private key (BREWOS_RELAY_TLS_KEY).")
 @click.option(
     "--tls-self-signed",
     is_flag=True,
-    help="Make a certificate for a home network, and keep it (BREWOS_RELAY_TLS_SELF_SIGNED).",
+    help="Make and keep a self-signed certificate, for a home network (BREWOS_RELAY_TLS_SELF_SIGNED).",
 )
 @click.option(
     "--redirect-port",
     type=port_number,
-    help="Port that leads from http to https (BREWOS_RELAY_REDIRECT_PORT).",
+    help="Port that redirects from http to https (BREWOS_RELAY_REDIRECT_PORT).",
 )
 @click.option(
     "--trusted-proxy",
     "trusted_proxies",
     multiple=True,
     metavar="CIDR",
-    help="Who may say where a connection comes from; can be repeated (BREWOS_RELAY_TRUSTED_PROXIES).",
+    help="Trust X-Forwarded-* and PROXY headers from this network (repeatable;"
+    " BREWOS_RELAY_TRUSTED_PROXIES).",
 )
 @click.option(
     "--proxy-protocol",
     is_flag=True,
-    help="Such a proxy says it with the PROXY protocol (BREWOS_RELAY_PROXY_PROTOCOL).",
+    help="Expect the PROXY protocol from trusted proxies (BREWOS_RELAY_PROXY_PROTOCOL).",
 )
 @data_dir_option
 @click.option(
     "--log-level",
     type=click.Choice(_LOG_LEVELS, case_sensitive=False),
-    help="How much to log (BREWOS_RELAY_LOG_LEVEL; default: info).",
+    help="Minimum level of log lines (BREWOS_RELAY_LOG_LEVEL; default: info).",
 )
 @click.option(
     "--log-format",
     type=click.Choice(_LOG_FORMATS, case_sensitive=False),
-    help="Lines to read, or JSON; auto: lines on a terminal (BREWOS_RELAY_LOG_FORMAT; default: auto).",
+    help="Text or JSON; auto: text on a terminal (BREWOS_RELAY_LOG_FORMAT; default: auto).",
 )
 def serve(
     *, tls_self_signed: bool, proxy_protocol: bool, trusted_proxies: tuple[str, ...], **options: object
 ) -> None:
     """Run the relay until SIGTERM or Ctrl-C.
 
-    JWT_SECRET must be set; `brewos-relay secret` makes a value for it. The first SIGTERM or Ctrl-C closes
-    every connection gently, over 20 s; a second one as soon as no machine can lose its key; a third ends the
-    process at once. SIGHUP reloads the certificate.
+    JWT_SECRET must be set; `brewos-relay secret` prints a value for it. The first SIGTERM or Ctrl-C drains
+    the server: it closes the connections evenly over 20 s. A second one closes them as soon as no device can
+    lose its key. A third one ends the process immediately. SIGHUP reloads the certificate.
 
     \b
     Example:
@@ -69,7 +72,7 @@ def serve(
       brewos-relay serve --port 443 --redirect-port 80 --tls-self-signed
     """
     if threading.current_thread() is threading.main_thread():
-        # Until it is caught: the imports take a while, and SIGHUP never ends a server.
+        # SIGHUP never ends a server, also during the imports, before it is caught.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from brewos_relay.server.signals import ServerSignals
 
@@ -78,7 +81,7 @@ def serve(
         failing_with(NotStarted, hint="; choose another address with --host and --port"),
     ):
         settings = settings_from(
-            # What is not given must not go before what the environment says.
+            # None for options that are not given: they must not override the environment.
             tls_self_signed=tls_self_signed or None,
             proxy_protocol=proxy_protocol or None,
             trusted_proxies=",".join(trusted_proxies) or None,

@@ -1,4 +1,4 @@
-"""`brewos-relay simulate` and `demo`: simulated machines, for a relay and with one."""
+"""`brewos-relay simulate` and `demo`: simulated devices, without and with a relay."""
 
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -20,7 +20,7 @@ _IDS: Final = 2**32
     "--devices",
     "count",
     type=click.IntRange(1, _MOST_DEVICES),
-    help="How many machines (default: 1, or all of --keys).",
+    help="Number of devices (default: 1, or all of --keys).",
 )
 @url_option
 @click.option(
@@ -29,28 +29,28 @@ _IDS: Final = 2**32
     flag_value=True,
     type=bool,
     default=False,
-    help="Connect and speak just as today's firmware does, with all that it does not forgive.",
+    help="Connect and send exactly as today's firmware does, with its weaknesses.",
 )
 @click.option(
     "--rich",
     "faithful",
     flag_value=False,
     type=bool,
-    help="Tell all that apps can show (this is what is done).",
+    help="Also send what only apps know so far, and reconnect robustly (default).",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(0.1, 1000),
     default=1.0,
     show_default=True,
-    help="How fast the machines' time passes; that of their connections does not change.",
+    help="Speed of the devices' time; connection timing does not change.",
 )
 @click.option(
     "--keys",
     "keys_file",
     type=click.File("rb"),
     metavar="FILE",
-    help="Machines that are registered, with their keys: the file of `device import`.",
+    help="Registered devices with their keys: a file for `device import`.",
 )
 @click.option(
     "--first-id",
@@ -58,7 +58,7 @@ _IDS: Final = 2**32
     metavar="ID",
     default=_FIRST_ID,
     show_default=True,
-    help="Id of the first machine without --keys.",
+    help="Id of the first device; ignored with --keys.",
 )
 def simulate(
     *,
@@ -69,14 +69,14 @@ def simulate(
     keys_file: BinaryIO | None,
     first_id: str,
 ) -> None:
-    """Simulate machines, until Ctrl-C.
+    """Simulate devices until Ctrl-C.
 
-    They heat, brew and obey as real ones do, and now and then a line says what happens. The first one is in
-    use all the time; the others are kitchens, most of which are off at any moment.
+    They heat up, brew and react to commands like real devices, and print their events. The first one is
+    always in use; the others model households and are off most of the time.
 
-    Without --keys they register themselves, with keys that are theirs until the command ends, and say where
-    they can be claimed: open that link, signed in, and the machine is yours. SIGHUP is a power cut: all of
-    them begin anew.
+    Without --keys, the devices register themselves with new keys, which end with the command, and print a
+    link for each: open it while you are signed in to pair the device. SIGHUP simulates a power cut: all
+    devices restart.
 
     \b
     Example:
@@ -100,11 +100,12 @@ def simulate(
 
 
 @click.command()
-@click.option("--port", type=port_number, help="Port to listen on; a free one if this is left out.")
+@click.option("--port", type=port_number, help="Port to listen on (default: 3001, or the next free one).")
 def demo(port: int | None) -> None:
-    """Show a relay, a simulated machine and an app at work.
+    """Run a relay, a simulated device and an app.
 
-    The app prints what arrives. Nothing has to be set up, and nothing is left behind. Ctrl-C ends it.
+    The app prints the messages that it receives. The demo needs no setup, and removes all its data at the
+    end. Ctrl-C ends it.
 
     \b
     Example:
@@ -117,21 +118,23 @@ def demo(port: int | None) -> None:
 
 
 def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) -> "list[DeviceIdentity]":
-    """Give the machines that there are to be."""
+    """Return the ids and keys of the devices to simulate."""
     from brewos_relay.simulator.fleet import DeviceIdentity
 
     if keys_file is None:
         first = int(first_id.removeprefix("BRW-"), 16)
         wanted = 1 if count is None else count
         if first + wanted > _IDS:
-            raise click.UsageError(f"there are no {wanted} ids from {first_id} on; give another --first-id")
+            raise click.UsageError(
+                f"there are fewer than {wanted} ids from {first_id} on; use a lower --first-id"
+            )
         return [DeviceIdentity(device_id=f"BRW-{first + position:08X}") for position in range(wanted)]
     from brewos_relay.registry.device_file import read_device_file
 
     rows = read_device_file(keys_file, hash_key=str.encode)
     found = [DeviceIdentity(device_id=new.id, key=new.key_hash.decode()) for _, new in rows]
     if not found:
-        raise click.UsageError(f"{keys_file.name} has no machines in it")
+        raise click.UsageError(f"{keys_file.name} contains no devices")
     if (count or 0) > len(found):
-        raise click.UsageError(f"{keys_file.name} has {len(found)} machines, not {count}")
+        raise click.UsageError(f"{keys_file.name} contains {len(found)} devices, not {count}")
     return found[:count]

@@ -11,7 +11,7 @@ from brewos_relay.commands.parameters import device_id, find_url, url_option, va
 from brewos_relay.errors import SettingsError
 
 _token_option = click.option(
-    "--token", help="What lets you in, as `brewos-relay token` makes it (BREWOS_RELAY_TOKEN)."
+    "--token", help="Access token, as `brewos-relay token` prints it (BREWOS_RELAY_TOKEN)."
 )
 
 
@@ -23,13 +23,13 @@ _token_option = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print each message as one line of JSON, also what came as MessagePack.",
+    help="Print each message as one line of JSON; MessagePack is converted.",
 )
 @click.pass_context
 def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None, as_json: bool) -> NoReturn:
-    """Print what a machine says, a line for each change, until Ctrl-C.
+    """Print the messages of a device, one line each, until Ctrl-C.
 
-    It is asked for its state first, as apps do. A connection that is lost is made anew, which stderr tells.
+    Requests the state of the device first, as apps do. Reconnects after a loss, and reports that on stderr.
 
     \b
     Example:
@@ -58,10 +58,10 @@ def send(
     url: str | None,
     token: str | None,
 ) -> NoReturn:
-    """Send a command to a machine, and say what became of it.
+    """Send a command to a device, and report the outcome.
 
-    It may have fields. A value that is JSON is sent as such, any other as text. The exit code is 0 only if
-    the command was delivered. A harmless command waits up to 10 s for a machine that is offline.
+    A VALUE that is valid JSON is sent as JSON, any other as text. The exit code is 0 only if the command was
+    delivered. If the device is offline, a harmless command waits for it, at most 10 s.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def send(
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Turn what a client of a relay may run into into one line and an exit code."""
+    """Turn the errors of a client into one line on stderr and an exit code."""
     with failing_with(Failed):
         try:
             yield
@@ -89,6 +89,6 @@ def _find_token(given: str | None) -> str:
     found = variable("BREWOS_RELAY_TOKEN") if given is None else given
     if not found:
         raise click.UsageError(
-            "no token; give one with --token or BREWOS_RELAY_TOKEN; `brewos-relay token` makes one"
+            "no token: pass one with --token or BREWOS_RELAY_TOKEN; `brewos-relay token` makes one"
         )
     return found

@@ -1,4 +1,4 @@
-"""`brewos-relay token …`: tokens without a session, for programs."""
+"""`brewos-relay secret` and `token …`: secrets that sign tokens, and tokens for programs."""
 
 import secrets
 from pathlib import Path
@@ -33,10 +33,11 @@ _HAS_COMMAND: Final = "brewos_relay.has_command"
 
 @click.command()
 def secret() -> None:
-    """Print a fresh value for JWT_SECRET, which signs tokens.
+    """Print a new value for JWT_SECRET, which signs tokens.
 
-    Whoever knows it can make tokens. To replace one, put the new one before the old one, with a comma between
-    them: the first signs, all verify. Take the old one away once the last of its tokens has expired.
+    Everyone who knows the secret can make tokens. To replace it, put the new secret before the old one,
+    separated by a comma: the first signs, all verify. Remove the old secret once the last of its tokens has
+    expired.
 
     \b
     Example:
@@ -51,16 +52,16 @@ class _NewToken(click.Group):
     """A group that makes a token if no command is given, with options that only a new token needs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, and note whether a command is among them."""
+        """Parse the arguments, and record whether they contain a command."""
         ctx.meta[_HAS_COMMAND] = bool(args) and args[0] in self.commands
         return super().parse_args(ctx, args)
 
 
 class _Needed(click.Option):
-    """An option that a new token needs, and a command does not."""
+    """An option that is required for a new token, but not with a command."""
 
     def process_value(self, ctx: click.Context, value: object) -> Any:
-        """Check the value; a command makes up for a missing one."""
+        """Check the value; with a command, a missing one is accepted."""
         try:
             return super().process_value(ctx, value)
         except click.MissingParameter:
@@ -71,24 +72,24 @@ class _Needed(click.Option):
 
 @click.group(cls=_NewToken, invoke_without_command=True)
 @click.option(
-    "--user", "user_id", cls=_Needed, required=True, metavar="ID", type=user_id, help="The user's id."
+    "--user", "user_id", cls=_Needed, required=True, metavar="ID", type=user_id, help="Id of the user."
 )
-@click.option("--email", cls=_Needed, required=True, type=email, help="The user's e-mail address.")
+@click.option("--email", cls=_Needed, required=True, type=email, help="E-mail address of the user.")
 @click.option(
     "--device",
     "devices",
     multiple=True,
     metavar="ID",
     type=device_id,
-    help="A device to reach; can be repeated.",
+    help="Device that the token gives access to (repeatable).",
 )
-@click.option("--all-devices", is_flag=True, help="Reach every device there is.")
+@click.option("--all-devices", is_flag=True, help="Give access to all devices.")
 @click.option(
     "--role",
     type=role_choice,
     default="owner",
     show_default=True,
-    help="The most that the token lets its bearer do with any device.",
+    help="Highest role that the token gives for any device.",
 )
 @click.option(
     "--ttl",
@@ -97,9 +98,9 @@ class _Needed(click.Option):
     metavar="DURATION",
     default="7d",
     show_default=True,
-    help="How long it is good for.",
+    help="How long the token is valid.",
 )
-@click.option("--name", type=token_name, help="A name for the list of tokens [default: the e-mail address].")
+@click.option("--name", type=token_name, help="Name for the list of tokens [default: the e-mail address].")
 @data_dir_option
 @click.pass_context
 def token(
@@ -113,12 +114,12 @@ def token(
     name: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Print a signed token (JWT) for a client, and nothing else.
+    """Print a signed token (JWT) for a client.
 
-    It reaches the devices that it names, and those that the registry says its user has. It is signed with
-    JWT_SECRET or BREWOS_RELAY_JWT_KEY_FILES, which must be the server's. A viewer sees everything and sends
-    nothing; a member sends all but what is an owner's to send. The registry keeps the id and the name of the
-    token, and never the token.
+    The token gives access to the devices in it, and to the devices of its user in the registry. It is signed
+    with JWT_SECRET or BREWOS_RELAY_JWT_KEY_FILES, which must be the same as the server's. A viewer sees
+    everything and sends nothing; a member sends all commands except those of owners. The registry stores the
+    id and the name of the token, but not the token.
 
     \b
     Example:
@@ -128,7 +129,7 @@ def token(
     if ctx.invoked_subcommand is not None:
         return
     if all_devices and devices:
-        raise click.UsageError("--device and --all-devices exclude each other; leave one of them out")
+        raise click.UsageError("--device and --all-devices exclude each other; use only one of them")
     click.echo(
         _make(
             data_dir,
@@ -143,7 +144,7 @@ def token(
 
 
 def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
-    """Make a token, and keep its id; without an id if there is no registry to keep it."""
+    """Make a token and store its id. If there is no registry, warn and make a token without an id."""
     from brewos_relay.errors import RelayError
     from brewos_relay.registry.database import Database
     from brewos_relay.registry.records import StoredToken
@@ -172,7 +173,7 @@ def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
         with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
             add_token(db, stored)
     except (RelayError, OSError) as problem:
-        say_error(f"this token has no id and cannot be revoked by itself: {problem}")
+        say_error(f"this token has no id and cannot be revoked individually: {problem}")
         return keys.issue(**said)
     return made
 
@@ -181,7 +182,7 @@ def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
 @json_option
 @data_dir_option
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """List the tokens that were made with `brewos-relay token` and have not expired.
+    """List the tokens made with `brewos-relay token` that have not expired.
 
     \b
     Example:
@@ -204,7 +205,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                     each.role,
                     "all" if each.devices == "*" else " ".join(sorted(each.devices)),
                     iso_time(each.expires_at_ms) or "",
-                    "good" if each.revoked_at_ms is None else "revoked",
+                    "valid" if each.revoked_at_ms is None else "revoked",
                 )
                 for each in found
             ],
@@ -215,9 +216,9 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 @click.argument("token_id", metavar="ID")
 @data_dir_option
 def revoke(token_id: str, data_dir: Path | None) -> None:
-    """Revoke a token by the ID that `token list` shows.
+    """Revoke a token by its ID, as `token list` shows it.
 
-    A running server closes its connections within a second. Other tokens of the user stay good.
+    A running server closes its connections within a second. Other tokens of the user stay valid.
 
     \b
     Example:
@@ -228,10 +229,10 @@ def revoke(token_id: str, data_dir: Path | None) -> None:
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         if not revoke_token(db, token_id, now_ms=now_ms()):
             raise Failed(
-                f"there is no token {token_id} to revoke: `brewos-relay token list` shows those that have not"
-                " expired, and which of them are revoked"
+                f"there is no token {token_id} to revoke: `brewos-relay token list` shows the tokens that"
+                " have not expired, and whether they are revoked"
             )
-    click.echo(f"The token {token_id} is revoked.", err=True)
+    click.echo(f"Revoked the token {token_id}.", err=True)
 
 
 def _as_json(token: "StoredToken") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`brewos-relay user …`: who has an account."""
+"""`brewos-relay user …`: the accounts of a relay."""
 
 import sys
 from pathlib import Path
@@ -41,9 +41,9 @@ _email_argument = click.argument("email", metavar="EMAIL", type=account_email)
 
 @click.group(cls=HelpfulGroup)
 def user() -> None:
-    """Invite people, and say who may sign in.
+    """Invite users, and manage their accounts.
 
-    A running server takes changes on within a second.
+    A running server applies changes within a second.
 
     \b
     Example:
@@ -56,7 +56,7 @@ def user() -> None:
 @click.option(
     "--admin/--no-admin",
     default=None,
-    help="Make it an administrator's account. Default: only the first administrator's invite.",
+    help="Invite an administrator, or not (default: only if there is no administrator yet).",
 )
 @click.option(
     "--ttl",
@@ -65,15 +65,15 @@ def user() -> None:
     metavar="DURATION",
     default="7d",
     show_default=True,
-    help="How long the link is good for.",
+    help="How long the link is valid.",
 )
-@click.option("--url", metavar="URL", type=_base_url, help="The address of the server (PUBLIC_URL).")
+@click.option("--url", metavar="URL", type=_base_url, help="Public URL of the server (PUBLIC_URL).")
 @data_dir_option
 def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir: Path | None) -> None:
-    """Print a link that signs a person in, once.
+    """Print a link that signs a user in, once.
 
-    The link makes their account if they have none. The first link makes an administrator; others do so with
-    --admin. Everyone who has the link can use it: hand it over in a way that you trust.
+    The link creates an account if the address has none. The first invitation makes an administrator; later
+    ones do so with --admin. Anyone who has the link can use it: send it over a channel that you trust.
 
     \b
     Example:
@@ -105,9 +105,9 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
     base = settings.public_url
     if base is None:
         base = f"{'https' if settings.speaks_tls else 'http'}://localhost:{settings.port}"
-        click.echo("The link is good on this computer only; --url or PUBLIC_URL makes others.", err=True)
+        click.echo("This link works only on this computer; set --url or PUBLIC_URL for others.", err=True)
     role = " as an administrator" if admin else ""
-    click.echo(f"It signs {email} in{role}, once, until {iso_time(expires_at_ms)}:", err=True)
+    click.echo(f"This link signs {email} in{role}, once, until {iso_time(expires_at_ms)}:", err=True)
     click.echo(f"{base}/login#invite={token}")
 
 
@@ -127,7 +127,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
         found = all_users(db)
         where = database.location
     if not found:
-        click.echo(f"There are no accounts in {where}; `brewos-relay user invite` makes one.", err=True)
+        click.echo(f"There are no accounts in {where}; `brewos-relay user invite` invites a user.", err=True)
     if as_json:
         print_json(
             [
@@ -163,10 +163,11 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 @_email_argument
 @data_dir_option
 def remove(email: str, data_dir: Path | None) -> None:
-    """Remove an account, its sessions, and what it has.
+    """Remove an account.
 
-    Its user is signed out at once. A machine that it owned alone can be paired again. Interrupted, the rest
-    is done by the server within the hour.
+    Its login sessions and its access to devices are removed with it. The user is signed out immediately. A
+    device without another owner can be paired again. If the command is interrupted, a running server
+    completes the removal within an hour.
 
     \b
     Example:
@@ -185,12 +186,12 @@ def remove(email: str, data_dir: Path | None) -> None:
 
 @user.command()
 @_email_argument
-@click.option("--stdin", "from_stdin", is_flag=True, help="Read it from the first line of stdin.")
+@click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from the first line of stdin.")
 @data_dir_option
 def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
     """Set the password of an account.
 
-    It is asked for twice, and not shown. Sessions that are open stay open; `user sign-out` ends them.
+    Prompts for the password twice, without showing it. Login sessions stay open; `user sign-out` ends them.
 
     \b
     Example:
@@ -200,7 +201,7 @@ def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
     from brewos_relay.registry.accounts import set_password_hash
 
     with failing_with(Failed), existing_registry(data_dir) as database:
-        # Before anybody types a password that would be for nothing.
+        # Check the account before prompting.
         with database.reading() as db:
             user_id = _account(db, email).id
         from brewos_relay.auth.passwords import hash_password
@@ -211,12 +212,12 @@ def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
             raise click.UsageError(str(problem)) from None
         with database.writing() as db:
             set_password_hash(db, user_id, password_hash)
-    click.echo(f"{email} can sign in with this password now.", err=True)
+    click.echo(f"Set the password of {email}.", err=True)
 
 
 @user.command()
 @_email_argument
-@click.option("--off", is_flag=True, help="Make it an ordinary account.")
+@click.option("--off", is_flag=True, help="Make it an ordinary account again.")
 @data_dir_option
 def admin(email: str, off: bool, data_dir: Path | None) -> None:
     """Make an account an administrator's.
@@ -230,17 +231,17 @@ def admin(email: str, off: bool, data_dir: Path | None) -> None:
 
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         set_admin(db, _account(db, email).id, not off)
-    click.echo(f"{email} is {'an ordinary user' if off else 'an administrator'} now.", err=True)
+    click.echo(f"{email} is now {'an ordinary user' if off else 'an administrator'}.", err=True)
 
 
 @user.command("sign-out")
 @_email_argument
 @data_dir_option
 def sign_out(email: str, data_dir: Path | None) -> None:
-    """End all sessions of an account.
+    """End all login sessions of an account.
 
-    Apps that are connected with one are closed within a second. Tokens of `brewos-relay token` belong to no
-    session, and stay good until they expire.
+    The connections of its apps are closed within a second. Tokens from `brewos-relay token` have no login
+    session, and stay valid until they expire.
 
     \b
     Example:
@@ -250,7 +251,7 @@ def sign_out(email: str, data_dir: Path | None) -> None:
 
     with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
         ended = end_sessions(db, _account(db, email).id, now_ms=now_ms())
-    click.echo(f"Ended {ended} {'session' if ended == 1 else 'sessions'} of {email}.", err=True)
+    click.echo(f"Ended {ended} login {'session' if ended == 1 else 'sessions'} of {email}.", err=True)
 
 
 def _account(db: "Connection", email: str) -> "User":
@@ -258,12 +259,12 @@ def _account(db: "Connection", email: str) -> "User":
 
     found = find_user_by_email(db, email)
     if found is None:
-        raise Failed(f"there is no account {email}; `brewos-relay user list` shows those there are")
+        raise Failed(f"there is no account {email}; `brewos-relay user list` shows all accounts")
     return found
 
 
 def _read_password() -> str:
-    """Read a password from the first line of stdin; UsageError if it is not text."""
+    """Read a password from the first line of stdin. Raises UsageError if it is not UTF-8."""
     line = sys.stdin.buffer.readline(_LINE_BYTES)
     try:
         return line.decode().rstrip("\r\n")
@@ -273,5 +274,5 @@ def _read_password() -> str:
 
 def _ask_password() -> str:
     if not sys.stdin.isatty():
-        raise click.UsageError("there is nobody to ask for the password; --stdin reads it from stdin")
-    return str(click.prompt("Password", hide_input=True, confirmation_prompt="Once more", err=True))
+        raise click.UsageError("stdin is not a terminal; use --stdin to read the password from it")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt="Repeat", err=True))

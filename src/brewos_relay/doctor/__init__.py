@@ -1,4 +1,4 @@
-"""Checks of a server, and of a device's connections; each check returns findings."""
+"""Checks of a server and of a device's connections; each check returns findings."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ State = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, how it is, and what to do about it if that is not well."""
+    """The result of one check, with advice if there is a problem."""
 
     name: str
     state: State

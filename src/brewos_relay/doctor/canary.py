@@ -1,4 +1,4 @@
-"""A message from a device to an app and back, through the address that everybody uses."""
+"""The canary: a message from a temporary device to an app and back, through the public URL of the server."""
 
 import signal
 import ssl
@@ -27,17 +27,17 @@ from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import generate_device_id, generate_key, now_ms
 
 NAME: Final = "Canary of the doctor"
-"""How the device is called, should anybody see it before it is removed."""
+"""The name of the temporary device, for users who see it before it is removed."""
 _WITHIN_S: Final = 10.0
 _TOKEN_S: Final = 60
 _SLOW_S: Final = 1.0
 _LEFT_MS: Final = 60_000
-"""What is older than this was left behind by a doctor that was killed."""
+"""A canary that is older than this was left behind by a killed process."""
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CanaryNotRemoved(RegistryError):
-    """The device of the canary could not be removed."""
+    """The temporary device could not be removed."""
 
     def __init__(self, device_id: str, problem: RegistryError) -> None:
         super().__init__(f"its device {device_id} may still be registered: {problem}")
@@ -45,51 +45,51 @@ class CanaryNotRemoved(RegistryError):
 
 
 def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) -> list[Finding]:
-    """Register a device for a moment, and let it and an app talk through the server at `url`.
+    """Register a temporary device, and exchange messages between it and an app through the server at `url`.
 
-    Whatever happens, the device is removed, and with it everything that its token is good for; signals that
-    end the process wait for that. To be called in the main thread.
+    The device is always removed, and with it the access of its token; signals that end the process are
+    deferred until then. Call this in the main thread.
     """
     name = "canary"
     try:
         token = ""
         signals = _DeferredSignals()
         with signals.caught(), _temporary_device(settings) as (device_id, key):
-            # It names this device only, ends by itself, and leads nowhere once the device is gone.
+            # The token names only this device, expires soon, and gives no access once the device is removed.
             token = read_key_ring(settings).issue(
                 user_id="doctor", email="doctor@localhost", devices=[device_id], ttl_s=_TOKEN_S
             )
             there_s, back_s = trio.run(signals.run, partial(_talk, url, device_id, key, token, context))
     except RelayRefused as problem:
         advice = {
-            401: "the server has another registry than these settings name",
-            403: "the server has another registry than these settings name",
-            404: "whatever answers there is no relay, or a proxy does not pass /ws/ on",
-            426: "a proxy in between does not pass the upgrade on",
-        }.get(problem.status, "look at the server's log")
+            401: "the server uses another registry than these settings",
+            403: "the server uses another registry than these settings",
+            404: "the server there is not a relay, or a proxy does not forward /ws/",
+            426: "a proxy does not forward the upgrade",
+        }.get(problem.status, "read the server's log")
         return [Finding(name, "failed", f"{url}: {problem}", advice)]
     except RelayUnreachable as problem:
         return [Finding(name, "failed", str(problem), "start the server, or name it with --url")]
     except ConnectionEnded as problem:
-        advice = "look at the server's log"
+        advice = "read the server's log"
         if problem.close_code == CloseCode.TOKEN_REJECTED:
-            advice = "see that JWT_SECRET is that of the server"
+            advice = "set JWT_SECRET to that of the server"
         return [Finding(name, "failed", f"{url}: {problem}", advice)]
     except CanaryNotRemoved as problem:
         advice = f"remove it: brewos-relay device remove {problem.device_id}"
         return [Finding(name, "failed", str(problem), advice)]
     except (trio.TooSlowError, RelayError, RegistryError, SettingsError, OSError) as problem:
-        said = str(problem) or f"no message came through within {_WITHIN_S:g} s"
-        return [Finding(name, "failed", f"{url}: {said}", "look at the server's log")]
+        said = str(problem) or f"no message arrived within {_WITHIN_S:g} s"
+        return [Finding(name, "failed", f"{url}: {said}", "read the server's log")]
     took = f"device to app {there_s * 1000:.1f} ms, app to device {back_s * 1000:.1f} ms, through {url}"
     if max(there_s, back_s) > _SLOW_S:
-        return [Finding(name, "warning", took, "look at the network, and at the server's load")]
+        return [Finding(name, "warning", took, "check the network and the server's load")]
     return [Finding(name, "ok", took)]
 
 
 @contextmanager
 def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Register a device with a key for as long as the body runs."""
+    """Register a device while the body runs; the value is its id and its key."""
     device_id, key = generate_device_id(), generate_key()
     with Database.open(settings.resolved_database_url()) as database:
         try:
@@ -102,7 +102,7 @@ def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
         finally:
             try:
                 with database.writing() as db:
-                    # Should somebody else have this id, nothing was added, and theirs stays.
+                    # If the id was taken, nothing was added, and the other device stays.
                     if any(each.key_hash == hash_secret(key) for each in find_devices(db, [device_id])):
                         remove_device(db, device_id, now_ms=now_ms())
             except RegistryError as problem:
@@ -110,7 +110,7 @@ def _temporary_device(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _remove_what_was_left(db: Connection) -> None:
-    """Remove devices of doctors that could not do so themselves, such as one that was killed."""
+    """Remove the devices of canaries whose process was killed."""
     left = (
         select(devices.c.id)
         .where(devices.c.name == NAME)
@@ -122,7 +122,7 @@ def _remove_what_was_left(db: Connection) -> None:
 
 
 class _DeferredSignals:
-    """Lets signals that end the process wait until what was made is undone, and hurries that."""
+    """Defers signals that end the process until the device is removed, and cancels the exchange at once."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -130,7 +130,7 @@ class _DeferredSignals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch signals while the body runs, in the main thread; then raise what they stand for."""
+        """Catch signals while the body runs, in the main thread; then raise what the signal stands for."""
         earlier = {number: signal.signal(number, self._note) for number in _ENDINGS}
         try:
             yield
@@ -143,7 +143,7 @@ class _DeferredSignals:
                 raise SystemExit(128 + self._received)
 
     async def run(self, talk: Callable[[], Awaitable[tuple[float, float]]]) -> tuple[float, float]:
-        """Run something in Trio, until a signal comes."""
+        """Run `talk` until it ends or a signal arrives."""
         took = 0.0, 0.0
         with trio.CancelScope() as scope:
             self._hurry = partial(trio.lowlevel.current_trio_token().run_sync_soon, scope.cancel)
@@ -163,7 +163,7 @@ class _DeferredSignals:
 async def _talk(
     url: str, device_id: str, key: str, token: str, context: ssl.SSLContext | None
 ) -> tuple[float, float]:
-    """Give how long a message took from the device to the app, and from the app to the device, in s."""
+    """Return how long a message took from device to app, and from app to device, in s."""
     with trio.fail_after(_WITHIN_S):
         async with dial_device(url, device_id=device_id, key=key, ssl_context=context) as device:
             await device.receive()

@@ -1,4 +1,4 @@
-"""When a machine was connected, for how long it was away, and why its connections ended."""
+"""When a device was connected, how long it was away, and why its connections ended."""
 
 import statistics
 from collections import Counter
@@ -14,11 +14,11 @@ _THROTTLES: Final = frozenset({"throttled", "throttle_ended"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEvent:
-    """A machine that came or went, or that began or ceased to send more than its rate.
+    """A device connected or disconnected, or began or ceased to be throttled.
 
-    `since_ms` is for how long it had been away, or there; None if that is not known. `detail` says how a
-    connection ended: `by`, `code`, `reason`, `messages`, `roundTripMs`, as far as it was noted; or what
-    happened while the machine was throttled: `throttledS`, `merged`, `dropped`.
+    `since_ms` is how long the device had been disconnected, or connected; None if unknown. `detail` describes
+    the end of a connection (`by`, `code`, `reason`, `messages`, `roundTripMs`, if recorded), or what happened
+    while the device was throttled (`throttledS`, `merged`, `dropped`).
     """
 
     at_ms: int
@@ -28,13 +28,13 @@ class TimelineEvent:
 
     @property
     def online(self) -> bool:
-        """Whether the machine was connected from then on."""
+        """Whether the device was connected after this event."""
         return self.kind != "offline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What many turns come to; times in ms. `reasons` counts ends by what is said of them."""
+    """A summary of many events. Times are in ms; `reasons` counts the ends of connections by reason."""
 
     connections: int
     away_ms: Sequence[int]
@@ -43,18 +43,18 @@ class Summary:
 
     @property
     def median_round_trip_ms(self) -> float | None:
-        """The round-trip time in the middle."""
+        """The median of the round-trip times."""
         return statistics.median(self.round_trips_ms) if self.round_trips_ms else None
 
 
 def timeline_of(entries: Iterable[StoredActivity]) -> list[TimelineEvent]:
-    """Give the turns among the entries of one machine, the oldest first."""
+    """Return the events among the entries of one device, oldest first."""
     events: list[TimelineEvent] = []
     last: TimelineEvent | None = None
     for entry in sorted(entries, key=lambda entry: entry.id):
         since_ms = None
         if entry.kind in _TURNS:
-            # A server that was killed noted no end: it is not known how long the machine was there.
+            # A server that was killed recorded no end: the duration of that connection is unknown.
             if last is not None and last.kind != entry.kind:
                 since_ms = entry.at_ms - last.at_ms
         elif entry.kind not in _THROTTLES:
@@ -69,7 +69,7 @@ def timeline_of(entries: Iterable[StoredActivity]) -> list[TimelineEvent]:
 
 
 def summarize(events: Sequence[TimelineEvent]) -> Summary:
-    """Sum up what happened."""
+    """Summarize events."""
     trips = [_number(event.detail.get("roundTripMs")) for event in events if not event.online]
     return Summary(
         connections=sum(event.kind == "online" for event in events),
@@ -80,18 +80,18 @@ def summarize(events: Sequence[TimelineEvent]) -> Summary:
 
 
 def end_reason(event: TimelineEvent) -> str:
-    """Say why a connection ended, in a few words."""
+    """Say in a few words why a connection ended."""
     detail = event.detail
     if "by" not in detail:
-        return "not noted"
-    who = "the machine" if detail["by"] == "peer" else "the relay"
+        return "not recorded"
+    who = "the device" if detail["by"] == "peer" else "the relay"
     if "code" not in detail:
-        return f"{who} was gone without a goodbye" if detail["by"] == "peer" else f"{who} ended it"
+        return f"{who} disconnected without a close frame" if detail["by"] == "peer" else f"{who} ended it"
     return f"{who} closed with {detail['code']}" + (f": {detail['reason']}" if "reason" in detail else "")
 
 
 def format_duration(length_ms: float) -> str:
-    """Write a length of time so that it can be read at a glance."""
+    """Format a duration with its two largest units."""
     left_s = round(length_ms / 1000)
     if left_s < 60:
         return f"{max(0.0, length_ms / 1000):.1f} s" if length_ms < 9_950 else f"{left_s} s"

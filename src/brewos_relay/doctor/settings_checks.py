@@ -1,4 +1,4 @@
-"""Examining settings: what each one is, where its value stands, and whether they make sense together."""
+"""Checks of the settings: the value and the source of each one, and whether they are valid together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _COMMAND_LINE: Final = "the command line"
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """A setting as people may see it: its variable, its value with secrets masked, and where that stands."""
+    """A setting to show: its variable, its value with secrets masked, and the source of the value."""
 
     variable: str
     value: str
@@ -25,7 +25,7 @@ class SettingRow:
 
 
 def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: object) -> list[SettingRow]:
-    """List every setting. SettingsError if a file with settings cannot be read."""
+    """List all settings. Raises SettingsError if a settings file cannot be read."""
     shown = []
     defaults = Settings()
     for name, found in find_settings(environ=environ, dotenv_path=dotenv_path).items():
@@ -40,7 +40,7 @@ def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: ob
 
 
 def mask(name: str, text: str) -> str:
-    """Give the value of a setting without what is secret in it."""
+    """Return the value of a setting with secrets masked."""
     if name in _SECRET:
         return f"set ({len(text.encode('utf-8', 'replace'))} bytes)"
     if name == "database_url":
@@ -53,26 +53,24 @@ def mask(name: str, text: str) -> str:
 def check_settings(
     environ: Mapping[str, str], dotenv_path: Path, **overrides: object
 ) -> tuple[Settings | None, list[Finding]]:
-    """Look whether the settings make sense, and give them if they do."""
+    """Check whether the settings are valid, and return them if they are."""
     try:
         settings = load_settings(environ=environ, dotenv_path=dotenv_path, **overrides)
     except SettingsError as problem:
-        return None, [
-            Finding("settings", "failed", str(problem), "correct it; nothing else can be looked at")
-        ]
+        return None, [Finding("settings", "failed", str(problem), "correct it; nothing else can be checked")]
     changed = [each for each in list_settings(environ, dotenv_path, **overrides) if each.source != _DEFAULT]
-    text = f"{len(changed)} set, all others at their defaults; --settings shows each one"
+    text = f"{len(changed)} set, all others have their defaults; --settings shows each one"
     found = [Finding("settings", "ok", text)]
     found += [
-        Finding("unknown setting", "warning", str(unknown), "correct its name, or remove it")
+        Finding("unknown setting", "warning", str(unknown), "correct the name, or remove the variable")
         for unknown in unknown_variables(environ=environ, dotenv_path=dotenv_path)
     ]
     try:
         read_key_ring(settings)
     except (RelayError, OSError) as problem:
-        found.append(Finding("keys of tokens", "failed", str(problem), "make a secret: brewos-relay secret"))
+        found.append(Finding("token keys", "failed", str(problem), "make a secret: brewos-relay secret"))
     else:
-        found.append(Finding("keys of tokens", "ok", "tokens can be signed and verified"))
+        found.append(Finding("token keys", "ok", "tokens can be signed and verified"))
     return settings, found
 
 

@@ -1,4 +1,4 @@
-"""Examining what a server stands on: database, certificate, port, open files, clock."""
+"""Checks of a server's environment: database, disk, certificate, port, open files, clock."""
 
 import ctypes
 import errno
@@ -36,21 +36,21 @@ _STA_UNSYNC: Final = 0x40
 
 
 def check_database(settings: Settings) -> list[Finding]:
-    """Look whether the registry can be read, written and trusted; nothing is made, and nothing is changed."""
+    """Check whether the registry can be read and written, and is undamaged. Nothing is changed or created."""
     name = "database"
     try:
         url = settings.resolved_database_url()
         file = database_file(url)
         if file is not None and not file.exists():
-            advice = "the server makes it when it starts; look at DATA_DIR if there should be one"
-            return [Finding(name, "warning", f"there is no {file.absolute()} yet", advice)]
+            advice = "the server creates it when it starts; check DATA_DIR if it should exist"
+            return [Finding(name, "warning", f"{file.absolute()} does not exist yet", advice)]
         location, tables = version(url)
         if tables is None:
             said = f"{location} has none of the registry's tables"
-            return [Finding(name, "failed", said, "run `brewos-relay db upgrade`, which makes them")]
+            return [Finding(name, "failed", said, "run `brewos-relay db upgrade` to create them")]
         if tables != migrations.HEAD:
-            said = f"{location} has tables of version {tables}, and this program wants {migrations.HEAD}"
-            return [Finding(name, "failed", said, "run `brewos-relay db upgrade`, after a copy was made")]
+            said = f"{location} has tables of version {tables}, but this program needs {migrations.HEAD}"
+            return [Finding(name, "failed", said, "back it up, then run `brewos-relay db upgrade`")]
         said = f"{location}, version {tables}, can be written"
         with Database.open(url) as database:
             with database.writing() as db:
@@ -59,21 +59,21 @@ def check_database(settings: Settings) -> list[Finding]:
                 with database.reading() as db:
                     wrong = [row[0] for row in db.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
                 if wrong:
-                    advice = "stop the server and restore a copy: `brewos-relay db restore`"
+                    advice = "stop the server and restore a backup: `brewos-relay db restore`"
                     return [Finding(name, "failed", f"{location} is damaged: {'; '.join(wrong)}", advice)]
                 said += ", no damage found"
     except (RegistryError, SettingsError, PermissionError) as problem:
         what = str(problem)
         if isinstance(problem, PermissionError):
             what = f"{problem.filename}: {problem.strerror}"
-        return [Finding(name, "failed", what, "see that it is there and that this user may write to it")]
+        return [Finding(name, "failed", what, "check that it exists and that this user may write to it")]
     return [Finding(name, "ok", said)]
 
 
 def check_accounts(settings: Settings) -> list[Finding]:
-    """Look whether the server has an administrator, and whether accounts have addresses that are the same.
+    """Check for an administrator, and for accounts with colliding addresses.
 
-    Nothing is found if the registry cannot be read, of which `check_database` tells.
+    Returns nothing if the registry cannot be read, which `check_database` reports.
     """
     name = "accounts"
     try:
@@ -87,18 +87,18 @@ def check_accounts(settings: Settings) -> list[Finding]:
     if same:
         shown = ", ".join(same[:_SHOWN_ADDRESSES])
         more = f" and {len(same) - _SHOWN_ADDRESSES} more" if len(same) > _SHOWN_ADDRESSES else ""
-        said = f"{shown}{more}: the same as another account's address, but for case or look-alike letters"
-        return [Finding(name, "warning", said, "remove the account that is not used: brewos-relay user list")]
+        said = f"{shown}{more}: equal to another account's address except for case or look-alike letters"
+        return [Finding(name, "warning", said, "remove the unused account: brewos-relay user list")]
     return [Finding(name, "ok", "there is an administrator")]
 
 
 def check_disk(settings: Settings) -> list[Finding]:
-    """Look whether the disk of the registry has room, and can be written."""
+    """Check whether the registry's disk has room and can be written."""
     name = "disk"
     try:
         file = database_file(settings.resolved_database_url())
     except (RegistryError, SettingsError):
-        return []  # `check_database` says so
+        return []  # `check_database` reports it
     if file is None or not file.parent.exists():
         return []
     disk = examine_disk(file)
@@ -108,36 +108,40 @@ def check_disk(settings: Settings) -> list[Finding]:
         found.append(Finding(name, state, said, advice_for(problem)))
     if found or disk.free_bytes is None:
         return found
-    return [Finding(name, "ok", f"{disk.free_bytes / 2**30:.1f} GiB are free where the registry is")]
+    return [Finding(name, "ok", f"{disk.free_bytes / 2**30:.1f} GiB are free on the registry's disk")]
 
 
 def check_degraded(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
-    """Ask a running server whether its registry can be written; none if no server of this version answers."""
+    """Ask a running server whether it is degraded. Returns nothing if no server answers."""
     try:
         _, _, body = fetch(url, "/readyz", context)
         said = json.loads(body)["degraded"]
-        advice = "its log says since when, and what to do"
+        advice = "read the server's log for the cause and the remedy"
         return [Finding("running server", "warning", f"degraded: {each}", advice) for each in said]
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return []
 
 
 def check_certificate(settings: Settings) -> list[Finding]:
-    """Look at the certificate in the settings, if there is one."""
+    """Check the certificate of the settings."""
     name = "certificate"
     if not settings.speaks_tls:
-        return [Finding(name, "ok", "none: the port speaks plain HTTP, for this network or a proxy with TLS")]
+        return [
+            Finding(name, "ok", "none: the port serves plain HTTP, for a local network or a proxy with TLS")
+        ]
     if settings.tls_cert is not None and settings.tls_key is not None:
         cert, key = settings.tls_cert, settings.tls_key
     else:
         cert = key = settings.data_dir / FILE_NAME
         if not cert.exists():
-            return [Finding(name, "ok", f"{cert} will be made when the server starts")]
+            return [Finding(name, "ok", f"the server creates {cert} when it starts")]
     try:
         _, certificate = load_certificate(cert, key)
     except SettingsError as problem:
         return [
-            Finding(name, "failed", str(problem), "the server does not start with it: put a good one there")
+            Finding(
+                name, "failed", str(problem), "the server cannot start with it: replace it by a valid one"
+            )
         ]
     return [_days_left(name, str(cert), certificate.expires_at_s)]
 
@@ -145,17 +149,17 @@ def check_certificate(settings: Settings) -> list[Finding]:
 def _days_left(name: str, what: str, expires_at_s: float) -> Finding:
     days = (expires_at_s - time.time()) / 86_400
     if days <= 0:
-        return Finding(name, "failed", f"{what} has expired {-days:.0f} days ago", "renew it")
-    said = f"{what} is good for {days:.0f} more days"
+        return Finding(name, "failed", f"{what} expired {-days:.0f} days ago", "renew it")
+    said = f"{what} is valid for {days:.0f} more days"
     if days < _SOON_DAYS:
-        return Finding(name, "warning", said, "see that whatever renews it does so")
+        return Finding(name, "warning", said, "check that its renewal works")
     return Finding(name, "ok", said)
 
 
 def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[Finding]:
-    """Look at what those who come by `url` get to see: a proxy may have a certificate of its own.
+    """Check the certificate that clients of `url` receive, which may be a proxy's.
 
-    None if it takes no certificate to come, or if nobody answers, which the canary finds out.
+    Returns nothing without TLS, or if no server answers, which the canary reports.
     """
     if context is None:
         return []
@@ -168,19 +172,17 @@ def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[F
             context.wrap_socket(plain, server_hostname=host) as stream,
         ):
             served = stream.getpeercert() or {}
-            return [_days_left(name, f"that at {url}", ssl.cert_time_to_seconds(str(served["notAfter"])))]
+            return [_days_left(name, f"the one of {url}", ssl.cert_time_to_seconds(str(served["notAfter"])))]
     except ssl.SSLCertVerificationError as problem:
-        said = f"that at {url} is not trusted: {problem.verify_message}"
-        advice = (
-            "renew it, and let the server send the certificates in between; or see that the name is right"
-        )
+        said = f"the one of {url} is not trusted: {problem.verify_message}"
+        advice = "renew it, and let the server send the intermediate certificates; or check the name"
         return [Finding(name, "failed", said, advice)]
     except (OSError, LookupError, ValueError):
         return []
 
 
 def check_port(settings: Settings) -> list[Finding]:
-    """Look whether the port can be had, or is this relay's already."""
+    """Check whether the port is free, or served by a relay."""
     name = f"port {settings.port}"
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -190,9 +192,9 @@ def check_port(settings: Settings) -> list[Finding]:
         except OSError as problem:
             if problem.errno == errno.EADDRINUSE:
                 return [_check_server_on_port(name, local_url(settings))]
-            advice = "look at --host; a port below 1024 needs a privilege (AmbientCapabilities= in a unit)"
+            advice = "check --host; a port below 1024 needs a privilege (AmbientCapabilities= in a unit)"
             return [Finding(name, "failed", f"cannot be used: {problem.strerror}", advice)]
-    return [Finding(name, "ok", "free: no server runs here now")]
+    return [Finding(name, "ok", "free: no server is running on it")]
 
 
 def _check_server_on_port(name: str, url: str) -> Finding:
@@ -201,36 +203,41 @@ def _check_server_on_port(name: str, url: str) -> Finding:
         health = json.loads(body)
         said = f"served by a relay with {health['devices']} devices and {health['clients']} clients"
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return Finding(name, "failed", "taken by another program", "stop that, or choose another with --port")
+        return Finding(
+            name,
+            "failed",
+            "taken by another program",
+            "stop that program, or choose another port with --port",
+        )
     if status == 503:
-        return Finding(name, "warning", f"{said}, which is leaving", "look again in a minute")
+        return Finding(name, "warning", f"{said}, which is draining", "check again in a minute")
     return Finding(name, "ok", said)
 
 
 def check_open_files() -> list[Finding]:
-    """Look how many connections the system allows."""
+    """Check the limit of open files, and so of connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    said = "any number" if hard == resource.RLIM_INFINITY else f"{hard}"
+    said = "no limit" if hard == resource.RLIM_INFINITY else f"{hard}"
     if hard != resource.RLIM_INFINITY and hard < _FEW_FILES:
-        advice = f"raise it to {_FEW_FILES} or more: LimitNOFILE= in a unit, ulimits in compose"
-        return [Finding("open files", "warning", f"{said} at most, one for each connection", advice)]
-    return [Finding("open files", "ok", f"{said} at most, one for each connection")]
+        advice = f"raise the limit to {_FEW_FILES} or more: LimitNOFILE= in a unit, ulimits in compose"
+        return [Finding("open files", "warning", f"limit: {said}, one for each connection", advice)]
+    return [Finding("open files", "ok", f"limit: {said}, one for each connection")]
 
 
 def check_clock_sync() -> list[Finding]:
-    """Look whether anything keeps this machine's clock right, as the kernel knows."""
+    """Check whether the kernel reports that this computer's clock is synchronized."""
     name, compare = "clock", "compare it: --clock https://HOST"
     kept = _is_clock_synced()
     if kept is None:
-        return [Finding(name, "warning", "this system does not say whether anything keeps it right", compare)]
+        return [Finding(name, "warning", "this system does not report whether it is synchronized", compare)]
     if not kept:
         advice = f"start chrony or systemd-timesyncd, or {compare}"
-        return [Finding(name, "warning", "nothing on this machine is known to keep it right", advice)]
-    return [Finding(name, "ok", "kept right by this machine")]
+        return [Finding(name, "warning", "the kernel reports that it is not synchronized", advice)]
+    return [Finding(name, "ok", "synchronized by this computer")]
 
 
 class _Timex(ctypes.Structure):
-    """The beginning of `struct timex`, and room for the rest of it (adjtimex(2))."""
+    """The first fields of `struct timex` and room for the others (adjtimex(2))."""
 
     _fields_: ClassVar = [
         ("modes", ctypes.c_uint),
@@ -244,7 +251,7 @@ class _Timex(ctypes.Structure):
 
 
 def _is_clock_synced() -> bool | None:
-    """Ask the kernel, which changes nothing; None if it does not say."""
+    """Ask the kernel, without changing anything. Returns None if it does not say."""
     try:
         state: int = ctypes.CDLL(None).adjtimex(ctypes.byref(timex := _Timex()))
     except (AttributeError, OSError):
@@ -255,7 +262,7 @@ def _is_clock_synced() -> bool | None:
 
 
 def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
-    """Compare this machine's clock with that of a server; its answer says it in whole seconds."""
+    """Compare this computer's clock with that of a server, whose Date header has whole seconds."""
     name = "clock"
     try:
         before_s = time.time()
@@ -263,23 +270,32 @@ def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding
         here_s = (before_s + time.time()) / 2
         there_s = parsedate_to_datetime(headers["date"]).timestamp() + 0.5
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return [Finding(name, "warning", f"{url} does not say what time it is", "name another with --clock")]
+        return [
+            Finding(name, "warning", f"{url} sends no valid Date header", "name another server with --clock")
+        ]
     off_s = here_s - there_s
     said = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {url}"
     if abs(off_s) > _CLOCK_OFF_S:
-        return [Finding(name, "failed", said, "tokens and certificates go by it: set it, say with chrony")]
+        return [
+            Finding(
+                name,
+                "failed",
+                said,
+                "tokens and certificates depend on it: synchronize it, for example with chrony",
+            )
+        ]
     return [Finding(name, "ok", f"agrees with {url}" if abs(off_s) < 2 else said)]
 
 
 def local_url(settings: Settings) -> str:
-    """Give the URL of a server with these settings, as seen from this machine."""
+    """Return the URL of a server with these settings on this computer."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     scheme = "https" if settings.speaks_tls else "http"
     return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
 def tls_context(settings: Settings, url: str) -> ssl.SSLContext | None:
-    """Give what to check a server's certificate with; one that the relay made itself is known."""
+    """Return a TLS context for the server's certificate; it trusts the relay's own self-signed one."""
     if not url.startswith(("https:", "wss:")):
         return None
     context = ssl.create_default_context()
@@ -296,10 +312,10 @@ def _certificate_of(file: Path) -> str:
 
 
 def fetch(url: str, path: str, context: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], bytes]:
-    """Ask a server for something; give status, headers by lower-case name, and body.
+    """Request a page from a server; return status, headers by lower-case name, and body.
 
-    Without a `context`, a certificate is not checked: this is for a look only, and nothing secret is sent.
-    Raises OSError or HTTPException.
+    Without `context` the certificate is not verified; nothing secret is sent. Raises OSError or
+    HTTPException.
     """
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
