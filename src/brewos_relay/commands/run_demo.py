@@ -87,8 +87,7 @@ def prepare(folder: Path, *, port: int) -> Demo:
         port=port,
         jwt_secret=secret,
         data_dir=folder,
-        # The simulated machine does not throw its key away when its first seconds are cut short, so that
-        # leaving need not wait for anything.
+        # The simulated device keeps its key after a short connection, so draining need not wait for it.
         limits=ServerLimits(device_min_age_s=0.0, drain_s=0.5, close_s=0.3),
     )
     key = generate_key()
