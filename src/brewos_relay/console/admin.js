@@ -114,8 +114,8 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
 function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
   const more = [name && email, hasPassword ? "has a password" : "has no password", `since ${day(createdAt)}`];
   const path = `/api/admin/users/${encodeURIComponent(id)}`;
-  const change = make("button", "quiet small", isAdmin ? "Remove as administrator" : "Make administrator");
-  change.setAttribute("aria-label", `${isAdmin ? "Remove as administrator" : "Make administrator"}: ${email}`);
+  const change = make("button", "quiet small", isAdmin ? "Revoke administrator" : "Make administrator");
+  change.setAttribute("aria-label", `${isAdmin ? "Revoke administrator" : "Make administrator"}: ${email}`);
   whenAsked(change, problem, async () => {
     await askSignedIn("PATCH", path, { isAdmin: !isAdmin });
     await accounts.refresh();
