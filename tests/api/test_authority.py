@@ -46,8 +46,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @asynccontextmanager
 async def open_house(folder: Path, url: str) -> AsyncIterator[Household]:
     request_limits = RequestLimits()
-    request_limits.claims_by_user = RequestLimit("attempts", burst=1000, each_minute=1)
-    request_limits.claims_by_address = RequestLimit("attempts", burst=1000, each_minute=1)
+    request_limits.pairings_by_user = RequestLimit("attempts", burst=1000, each_minute=1)
+    request_limits.pairings_by_address = RequestLimit("attempts", burst=1000, each_minute=1)
     accounts = AccountRules(machines_per_account=1000)
     with trio.fail_after(DEADLINE_S):
         async with open_household(

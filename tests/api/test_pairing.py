@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from brewos_relay.api import pairing
-from brewos_relay.api.pairing import CLAIM_MS
+from brewos_relay.api.pairing import PAIRING_TOKEN_MS
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.errors import RegistryError
@@ -221,10 +221,10 @@ async def test_token_is_valid_as_long_as_the_machine_shows_it(
         at_ms = [1_000_000]
         monkeypatch.setattr("brewos_relay.api.pairing.now_ms", lambda: at_ms[0])
         await register(house)
-        at_ms[0] += CLAIM_MS
+        at_ms[0] += PAIRING_TOKEN_MS
         assert (await claim(house)).status == 404
         await register(house, token="u" * 32)
-        at_ms[0] += CLAIM_MS - 1
+        at_ms[0] += PAIRING_TOKEN_MS - 1
         assert (await claim(house, token="u" * 32)).status == 200
 
 
@@ -256,8 +256,8 @@ async def test_invalid_name_is_refused_and_the_token_stays_valid(tmp_path: Path,
 @pytest.mark.parametrize("typed", [True, False])
 async def test_guessing_is_slowed_down(tmp_path: Path, typed: bool) -> None:
     request_limits = RequestLimits()
-    request_limits.claims_by_user = RequestLimit("attempts to pair", burst=3, each_minute=1)
-    request_limits.claims_by_address = RequestLimit("attempts to pair", burst=5, each_minute=1)
+    request_limits.pairings_by_user = RequestLimit("attempts to pair", burst=3, each_minute=1)
+    request_limits.pairings_by_address = RequestLimit("attempts to pair", burst=5, each_minute=1)
     async with open_household(tmp_path, request_limits=request_limits) as house:
 
         async def guess(by: str) -> int:
@@ -326,7 +326,7 @@ async def test_pairing_that_ends_in_503_is_not_counted(
 ) -> None:
     async with open_household(tmp_path) as house:
         monkeypatch.setattr(
-            house.request_limits, "claims_by_user", RequestLimit("claims", burst=1, each_minute=0.001)
+            house.request_limits, "pairings_by_user", RequestLimit("claims", burst=1, each_minute=0.001)
         )
 
         async def fail(*_: object, **__: object) -> None:

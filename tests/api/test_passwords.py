@@ -105,7 +105,7 @@ async def test_token_without_a_session_sets_no_password(house: Household) -> Non
 
 async def guess(house: Household, check: PasswordCheck, network: str, password: str = "guess") -> str:
     try:
-        user = await check.user_with(email=EMAIL, password=password, network=network)
+        user = await check.authenticate(email=EMAIL, password=password, network=network)
     except Refused as refusal:
         return {429: "limited"}[refusal.status]
     return "wrong" if user is None else "right"
@@ -145,7 +145,7 @@ async def test_known_networks_of_an_account_are_independent_of_other_accounts(
     check = PasswordCheck(store=house.store, request_limits=RequestLimits())
     assert await guess(house, check, "home", PASSWORD) == "right"
     for number in range(20):
-        user = await check.user_with(email="eve@example.org", password=PASSWORD, network=f"eve {number}")
+        user = await check.authenticate(email="eve@example.org", password=PASSWORD, network=f"eve {number}")
         assert user is not None
     await lock_out_strangers(house, check)
     assert await guess(house, check, "home", PASSWORD) == "right"
@@ -200,7 +200,7 @@ async def test_45_connections_of_one_56_do_not_lock_out_the_owner(
     async def attack(network: str) -> None:
         for number in itertools.count():
             try:
-                await check.user_with(email=f"{number}@example.org", password="guess", network=network)
+                await check.authenticate(email=f"{number}@example.org", password="guess", network=network)
                 ended["wrong"] += 1
             except Refused as refusal:
                 ended[str(refusal.status)] += 1
@@ -216,7 +216,9 @@ async def test_45_connections_of_one_56_do_not_lock_out_the_owner(
                 await crowded.wait()
             for _ in range(25):
                 assert await guess(house, check, "home", PASSWORD) == "right"
-                user = await check.user_with(email="bob@example.org", password=PASSWORD, network="192.0.2.9")
+                user = await check.authenticate(
+                    email="bob@example.org", password=PASSWORD, network="192.0.2.9"
+                )
                 assert user is not None
             nursery.cancel_scope.cancel()
 
@@ -239,7 +241,7 @@ async def test_an_attempt_that_ends_in_503_is_not_counted(
         patch.setattr(check, "run", busy)
         for _ in range(100):
             with pytest.raises(Refused, match="busy"):
-                await check.user_with(email=EMAIL, password=PASSWORD, network="192.0.2.1")
+                await check.authenticate(email=EMAIL, password=PASSWORD, network="192.0.2.1")
     monkeypatch.setattr(passwords, "password_matches", lambda given, _phc: given == PASSWORD)
     results = [await guess(house, check, "192.0.2.1") for _ in range(10)]
     assert results == ["wrong"] * 8 + ["limited"] * 2

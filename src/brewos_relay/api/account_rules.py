@@ -23,7 +23,7 @@ class IdentityVerifier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRules:
-    """The rules. Without a verifier, people sign in with a one-time link or a password."""
+    """Rules for accounts. Without verifiers, users sign in with one-time links or passwords."""
 
     verifiers: Mapping[str, IdentityVerifier] = field(default_factory=dict)
     """By the last part of the sign-in path: "google", "oidc", "facebook"."""
@@ -34,7 +34,7 @@ class AccountRules:
     open_to_all: bool = True
     """Whether a first sign-in creates an account. If false, the e-mail address needs an invite."""
     machines_per_account: int = 50
-    """Limit of machines for each account, in any role."""
+    """How many machines an account may have, in any role."""
     new_devices: NewDeviceRules = field(default_factory=NewDeviceRules)
     """Which unknown machines may register."""
     access_ttl_s: int = 3600

@@ -53,7 +53,7 @@ class ActivityRoutes:
     authenticator: Authenticator
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "activity",
             {
@@ -123,7 +123,7 @@ class NoticeRoutes:
     authenticator: Authenticator
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "notices",
             {

@@ -108,7 +108,7 @@ class AdminAccountRoutes:
     proxy_trust: ProxyTrust
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "admin_accounts",
             {

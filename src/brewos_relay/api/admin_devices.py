@@ -104,7 +104,7 @@ class AdminDeviceRoutes:
     rules: NewDeviceRules
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "admin_devices",
             {

@@ -78,7 +78,7 @@ class DeviceUserRoutes:
     authenticator: Authenticator
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "device_users",
             {

@@ -31,9 +31,7 @@ DESCRIBED_AT_ONCE: Final = 50
 """How many devices are described before other tasks may run."""
 
 _NAME_CHARS = 100
-
 _SHOWN_CHARS = 50
-
 _REFUSALS: Final[dict[RotationOutcome, str]] = {
     "offline": "The machine is offline. Switch it on, and try again once it is connected.",
     "too_many": (
@@ -42,7 +40,6 @@ _REFUSALS: Final[dict[RotationOutcome, str]] = {
         " pair it again."
     ),
 }
-
 _WHAT_NEXT: Final = (
     "A new key was sent to the machine. Both keys work until the machine connects with the new one; then the"
     " old key ends. A machine that ignores the new key keeps its old one."
@@ -137,7 +134,7 @@ class DeviceRoutes:
     listed_at_most: int = LISTED_AT_MOST
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "devices",
             {

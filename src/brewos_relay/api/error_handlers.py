@@ -85,15 +85,15 @@ async def _token_rejected(problem: TokenRejected) -> Response:
 
 
 def _no_registry(problem: RegistryError) -> Response:
-    said = "The registry is not available at the moment. Try again soon."
+    text = "The registry is not available at the moment. Try again soon."
     if isinstance(problem, RegistryBusy):
-        said = (
+        text = (
             "The registry is busy, and nothing was changed. Try again soon."
             if problem.undone
             else "The registry did not answer in time. The change may have been made: check before you try"
             " again."
         )
-    return error_answer(said, status=503, headers={"Retry-After": "5"})
+    return error_answer(text, status=503, headers={"Retry-After": "5"})
 
 
 async def _device_unknown(_problem: DeviceUnknown) -> Response:
@@ -121,9 +121,8 @@ async def _http_exception(problem: HTTPException) -> Response:
     """Answer an error of Quart, or a crash of a view: JSON under /api, plain text elsewhere."""
     status = problem.code or 500
     headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}
-    method = (
-        "GET" if request.method == "HEAD" else request.method
-    )  # HEAD and GET have the same Content-Length
+    # HEAD and GET must have the same Content-Length.
+    method = "GET" if request.method == "HEAD" else request.method
     text = f"{problem.name}: {method} {request.path}" if status in {404, 405} else problem.name
     if is_api_path(request.path):
         return error_answer(f"{text}.", status=status, headers=headers)

@@ -66,7 +66,7 @@ class LoginSessions:
         self._keys = keys
         self._accounts = accounts
 
-    async def begin(self, user: User, request: Request, *, password_hash: str | None = None) -> SessionTokens:
+    async def start(self, user: User, request: Request, *, password_hash: str | None = None) -> SessionTokens:
         """Start a session for a user who has just authenticated.
 
         `password_hash` is the hash of the password that was used. Raises TokenRejected if the password has
@@ -184,7 +184,7 @@ class LoginSessionRoutes:
     request_limits: RequestLimits
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "sessions",
             {

@@ -28,7 +28,7 @@ from brewos_relay.registry.records import PairingResult
 from brewos_relay.registry.sharing import accept_share, accept_share_code
 from brewos_relay.vocabulary import Role, now_ms, parse_device_id
 
-CLAIM_MS: Final = 10 * 60_000
+PAIRING_TOKEN_MS: Final = 10 * 60_000
 """How long a machine shows a token before it makes another."""
 
 _REGISTERING_PLACES: Final = 1024
@@ -38,8 +38,9 @@ _REGISTERED_AT_ONCE: Final = 1000.0
 _REGISTERED_RESERVE_S: Final = 20.0
 """Limits of written registrations, for all networks. A machine with a working key does not depend on them."""
 _FULL_S: Final = 60.0
+"""How long new ids of a network over its quota are refused without a write."""
 _FULL_KEPT: Final = 4096
-_CLAIMING_PLACES: Final = 128
+_PAIRING_PLACES: Final = 128
 _WAIT_S: Final = 6.0
 """How long a request waits in a queue. A machine gives up after 10 s."""
 
@@ -51,9 +52,9 @@ _KNOWN_S: Final = 3.0
 _BUSY: Final = "the registry is busy"
 
 _NAME_CHARS: Final = 100
-# One answer for wrong, unknown, expired and used codes, and for those of other users.
 _CLOSED: Final = "This server accepts no new machines at the moment."
 _TOO_MANY: Final = "Too many new machines were registered from this network. Try again tomorrow."
+# One answer for wrong, unknown, expired and used codes, and for those of other users.
 _INVALID_CODE: Final = "This code is not valid, or it has expired. Get a new one and try again."
 
 _END: Final = r"$(?!\n)"  # in Python, `$` also matches before a final line end
@@ -97,10 +98,10 @@ class PairingRoutes:
     accounts: AccountRules
 
     def __post_init__(self) -> None:
-        self._hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+        self._hashing = FairQueue("codes", at_once=HASHING_AT_ONCE, places=_PAIRING_PLACES, wait_s=_WAIT_S)
         # One write of each kind at a time, so that a flood of them cannot delay other writes.
         self._registering = FairQueue("registrations", at_once=1, places=_REGISTERING_PLACES, wait_s=_WAIT_S)
-        self._claiming = FairQueue("claims", at_once=1, places=_CLAIMING_PLACES, wait_s=_WAIT_S)
+        self._pairing_queue = FairQueue("claims", at_once=1, places=_PAIRING_PLACES, wait_s=_WAIT_S)
         self._capacity = FairRate(
             "registrations",
             rate_per_s=_REGISTERED_PER_S,
@@ -110,7 +111,7 @@ class PairingRoutes:
         self._full = FullNetworks()
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "pairing",
             {
@@ -137,11 +138,11 @@ class PairingRoutes:
             device_id=device_id,
             key_hash=hash_secret(body.device_key),
             token_hash=hash_secret(body.token),
-            expires_at_ms=at_ms + CLAIM_MS,
+            expires_at_ms=at_ms + PAIRING_TOKEN_MS,
             networks=networks_of(network),
         )
         # A machine with a working key gets 200 even if the registry cannot store its token.
-        known = await _is_its_key(device_id, body.device_key, store=self.store)
+        known = await _key_works(device_id, body.device_key, store=self.store)
         try:
             with trio.move_on_after(_KNOWN_S if known else math.inf) as writing:
                 await self._full.check(network, device_id, store=self.store)
@@ -167,7 +168,7 @@ class PairingRoutes:
             raise _too_many_new(problem.retry_s) from None
         except (RegistryError, Refused):
             # A machine that gets no 200 does not connect. Check the key again: it may have been revoked.
-            if not await _is_its_key(device_id, body.device_key, store=self.store):
+            if not await _key_works(device_id, body.device_key, store=self.store):
                 raise
             self.store.hold_pairing(shown)
         # Always the same answer: any client can send this, with any id.
@@ -182,7 +183,7 @@ class PairingRoutes:
     async def claim_device(self) -> Response:
         requester = await self.authenticator.with_session(request)
         body = await body_of(request, Claim)
-        return await self._answer_claim(requester, body, shared=False)
+        return await self._pair(requester, body, shared=False)
 
     @described(
         "Accept a share, by its link or its short code",
@@ -193,33 +194,33 @@ class PairingRoutes:
     async def claim_shared_device(self) -> Response:
         requester = await self.authenticator.with_session(request)
         body = await body_of(request, Claim)
-        return await self._answer_claim(requester, body, shared=True)
+        return await self._pair(requester, body, shared=True)
 
-    async def _answer_claim(self, requester: Requester, body: Claim, *, shared: bool) -> Response:
+    async def _pair(self, requester: Requester, body: Claim, *, shared: bool) -> Response:
         given = (body.name or "").strip()
         wanted = checked_name(given, what="A name", longest_chars=_NAME_CHARS) if given else None
         network = network_of(current_caller().address)
         with (
-            self.request_limits.claims_by_user.attempt(requester.user_id),
-            self.request_limits.claims_by_address.attempt(network),
+            self.request_limits.pairings_by_user.attempt(requester.user_id),
+            self.request_limits.pairings_by_address.attempt(network),
         ):
             code_hash = (
                 None if body.token else await _hash_code(body.device_id, network, hashing=self._hashing)
             )
-            async with self._claiming.turn(networks_of(network)):
+            async with self._pairing_queue.turn(networks_of(network)):
                 if body.token:
-                    claimed = await _claim_by_token(
+                    claimed = await _pair_by_token(
                         body, requester, name=wanted, shared=shared, store=self.store, accounts=self.accounts
                     )
                 else:
-                    claimed = await _claim_by_code(
+                    claimed = await _accept_code(
                         code_hash, requester, store=self.store, accounts=self.accounts
                     )
         if claimed is None:
             raise Refused(_INVALID_CODE, status=404)
         # Only failed attempts count.
-        self.request_limits.claims_by_user.give_back(requester.user_id)
-        self.request_limits.claims_by_address.give_back(network)
+        self.request_limits.pairings_by_user.give_back(requester.user_id)
+        self.request_limits.pairings_by_address.give_back(network)
         await self.store.catch_up()
         name = claimed.device_name or claimed.device_id
         return json_answer(ClaimedAnswer(device_id=claimed.device_id, name=name, role=claimed.role))
@@ -262,12 +263,12 @@ async def _admit_machine(device_id: str, key: str, *, store: Registry, request_l
     try:
         request_limits.register_by_device.admit(f"{device_id} {network}")
     except Refused:
-        if not await _is_its_key(device_id, key, store=store):
+        if not await _key_works(device_id, key, store=store):
             raise
     request_limits.register_by_address.admit(network)
 
 
-async def _is_its_key(device_id: str, key: str, *, store: Registry) -> bool:
+async def _key_works(device_id: str, key: str, *, store: Registry) -> bool:
     """Tell whether a key works for a device."""
     device = await store.find_device(device_id)
     hashes = () if device is None else (device.key_hash, *device.next_key_hashes)
@@ -283,7 +284,7 @@ async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | 
         return await trio.to_thread.run_sync(hash_code, code)
 
 
-async def _claim_by_code(
+async def _accept_code(
     code_hash: bytes | None, requester: Requester, *, store: Registry, accounts: AccountRules
 ) -> PairingResult | None:
     if code_hash is None:
@@ -298,7 +299,7 @@ async def _claim_by_code(
     )
 
 
-async def _claim_by_token(
+async def _pair_by_token(
     body: Claim,
     requester: Requester,
     *,

@@ -69,24 +69,19 @@ class PasswordCheck:
         )
         self._limiter = trio.CapacityLimiter(_THREADS)
 
-    async def user_with(self, *, email: str, password: str, network: str) -> User | None:
-        """Return the account with this e-mail address and password, like `prove`."""
-        proven = await self.prove(email=email, password=password, network=network)
-        return None if proven is None else proven[0]
-
-    async def prove(self, *, email: str, password: str, network: str) -> tuple[User, str] | None:
+    async def authenticate(self, *, email: str, password: str, network: str) -> tuple[User, str] | None:
         """Return the account with this e-mail address and password, and the hash of the password.
 
         Return None for a wrong password or address, after the same amount of work. `network` is the network
         of the caller. An attempt that ends with 503 is not counted. Raises Refused (429, 503), RegistryError.
         """
-        account = _account_of(email)
+        account = _account_key(email)
         with ExitStack() as attempts:
             attempts.enter_context(self._request_limits.passwords.attempt(network, about=account))
-            user_id, stored, seen_ms = await self._store.read(_look_up, email, network)
+            user_id, stored, seen_ms = await self._store.read(_read_account, email, network)
             known = known_networks.is_known(seen_ms, now_ms=now_ms())
             if not known:
-                attempts.enter_context(self._request_limits.strange_passwords.attempt(account))
+                attempts.enter_context(self._request_limits.passwords_from_new_networks.attempt(account))
             matches = await self.run(password_matches, password, stored, network=network, known=known)
             if not matches or user_id is None or stored is None:
                 return None
@@ -107,14 +102,14 @@ class PasswordCheck:
             return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
 
 
-def _look_up(db: Connection, email: str, network: str) -> tuple[str | None, str | None, int | None]:
+def _read_account(db: Connection, email: str, network: str) -> tuple[str | None, str | None, int | None]:
     """Read the id and password hash of an account, and the time of its last sign-in from a network."""
     user_id, stored = registered.password_hash_of(db, email) or (None, None)
     seen_ms = None if user_id is None else known_networks.seen_at(db, user_id, network)
     return user_id, stored, seen_ms
 
 
-def _account_of(email: str) -> str:
+def _account_key(email: str) -> str:
     """Return the key that attempts at an account are counted by, equal for all spellings of its address."""
     try:
         return email_key(email)
@@ -132,7 +127,7 @@ class PasswordRoutes:
     request_limits: RequestLimits
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "passwords",
             {
@@ -182,8 +177,10 @@ class PasswordRoutes:
         if not user.has_password:
             raise Refused("This session is too old to set a first password. Sign in again.", status=403)
         if current_password is None:
-            raise Refused("Give your current password to set another.", status=403)
-        if not await self.passwords.user_with(email=user.email, password=current_password, network=network):
+            raise Refused("Enter your current password to set a new one.", status=403)
+        if not await self.passwords.authenticate(
+            email=user.email, password=current_password, network=network
+        ):
             raise Refused("The current password is wrong.", status=403)
 
 

@@ -16,7 +16,7 @@ _KEPT: Final = 4096
 """How many buckets a limit keeps."""
 
 
-_NO_REGISTRY: Final = (RegistryError, RegistryBusy)
+_UNAVAILABLE: Final = (RegistryError, RegistryBusy)
 """The registry errors that are answered with 503. The others are faults of the request."""
 
 
@@ -102,7 +102,7 @@ class RequestLimit:
                 self.give_back(key, about=about)
             raise
         except RegistryError as problem:
-            if type(problem) in _NO_REGISTRY:
+            if type(problem) in _UNAVAILABLE:
                 self.give_back(key, about=about)
             raise
 
@@ -147,12 +147,14 @@ class RequestLimits:
         self.sign_ins = RequestLimit("attempts to sign in", burst=30, each_minute=20, by_network=True)
         # By account and network. The second: by account alone, from networks without a recent sign-in to it.
         self.passwords = RequestLimit("attempts with this password", burst=8, each_minute=4, by_network=True)
-        self.strange_passwords = RequestLimit("attempts with this password", burst=30, each_minute=6)
+        self.passwords_from_new_networks = RequestLimit(
+            "attempts with this password", burst=30, each_minute=6
+        )
         # By network.
         self.refreshes = RequestLimit("new tokens", burst=120, each_minute=60, by_network=True)
         # Failed attempts only.
-        self.claims_by_user = RequestLimit("attempts to pair", burst=10, each_minute=6)
-        self.claims_by_address = RequestLimit("attempts to pair", burst=40, each_minute=20, by_network=True)
+        self.pairings_by_user = RequestLimit("attempts to pair", burst=10, each_minute=6)
+        self.pairings_by_address = RequestLimit("attempts to pair", burst=40, each_minute=20, by_network=True)
         self.shares_by_user = RequestLimit("invitations", burst=20, each_minute=6)
         # By device and address first. So a client that keeps registering the id of another machine uses up
         # neither the budget of its neighbours nor, from another address, that of the machine.

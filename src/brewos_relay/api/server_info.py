@@ -48,7 +48,7 @@ class HealthRoutes:
     degraded: Degraded = tuple
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "health",
             {
@@ -151,7 +151,7 @@ class InfoRoutes:
     demo: bool = False
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "info",
             {

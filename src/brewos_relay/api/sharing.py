@@ -101,7 +101,7 @@ class SharingRoutes:
         self._hashing = trio.CapacityLimiter(HASHING_AT_ONCE)
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "sharing",
             {

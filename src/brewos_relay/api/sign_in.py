@@ -81,7 +81,7 @@ class SignInRoutes:
         self._limiter = trio.CapacityLimiter(_THREADS)
 
     def blueprint(self) -> Blueprint:
-        """Make the blueprint; the app answers refusals and errors."""
+        """Make the blueprint of these routes."""
         return make_blueprint(
             "sign_in",
             {
@@ -93,7 +93,7 @@ class SignInRoutes:
             },
         )
 
-    async def _by_proof(self, kind: str, proof: str) -> Response:
+    async def _sign_in_by_proof(self, kind: str, proof: str) -> Response:
         identity = await _identity_of(
             kind, proof, accounts=self.accounts, limiter=self._limiter, lines=self.lines
         )
@@ -103,10 +103,10 @@ class SignInRoutes:
             )
         except SignInRefused as problem:
             raise Refused(f"You cannot sign in: {problem}.", status=403) from None
-        return await self._begin(user)
+        return await self._start_session(user)
 
-    async def _begin(self, user: User, *, password_hash: str | None = None) -> Response:
-        return json_answer(await self.login_sessions.begin(user, request, password_hash=password_hash))
+    async def _start_session(self, user: User, *, password_hash: str | None = None) -> Response:
+        return json_answer(await self.login_sessions.start(user, request, password_hash=password_hash))
 
     def _attempt(self) -> AbstractContextManager[None]:
         """Count an attempt to sign in, unless it ends with a 503."""
@@ -122,7 +122,7 @@ class SignInRoutes:
     async def google(self) -> Response:
         with self._attempt():
             body = await body_of(request, CredentialBody)
-            return await self._by_proof("google", body.credential)
+            return await self._sign_in_by_proof("google", body.credential)
 
     @described(
         "Sign in with an ID token of the configured OpenID Connect issuer",
@@ -134,7 +134,7 @@ class SignInRoutes:
     async def oidc(self) -> Response:
         with self._attempt():
             body = await body_of(request, CredentialBody)
-            return await self._by_proof("oidc", body.credential)
+            return await self._sign_in_by_proof("oidc", body.credential)
 
     @described(
         "Sign in with an access token of Facebook",
@@ -146,7 +146,7 @@ class SignInRoutes:
     async def facebook(self) -> Response:
         with self._attempt():
             body = await body_of(request, FacebookBody)
-            return await self._by_proof("facebook", body.access_token)
+            return await self._sign_in_by_proof("facebook", body.access_token)
 
     @described(
         "Sign in with a one-time link",
@@ -169,7 +169,7 @@ class SignInRoutes:
                     "This link was used already, or it has expired. Ask for a new one.",
                     status=401,
                 )
-            return await self._begin(user)
+            return await self._start_session(user)
 
     @described(
         "Sign in with a password",
@@ -181,13 +181,13 @@ class SignInRoutes:
     async def password(self) -> Response:
         with self._attempt():
             body = await body_of(request, PasswordBody)
-            proven = await self.passwords.prove(
+            proven = await self.passwords.authenticate(
                 email=body.email, password=body.password, network=network_of(current_caller().address)
             )
             if proven is None:
                 raise Refused("The e-mail address or the password is wrong.", status=401)
             user, password_hash = proven
-            return await self._begin(user, password_hash=password_hash)
+            return await self._start_session(user, password_hash=password_hash)
 
 
 async def _identity_of(
