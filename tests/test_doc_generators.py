@@ -65,10 +65,12 @@ def test_only_the_generated_part_changes() -> None:
 def test_links_out_of_the_site_become_file_names(tmp_path: Path) -> None:
     site = tmp_path / "docs"
     text = (
-        "[a page](../reference/cli.md#x), [an example](../../examples/core.py#main), [far](https://a.example)"
+        "[a page](../reference/cli.md#x), [an example](../../examples/core.py#main), [far](https://a.example),"
+        " [`.env.example`](../../.env.example)"
     )
     assert name_files(text, site / "how-to", site) == (
-        "[a page](../reference/cli.md#x), an example (`examples/core.py` in the project), [far](https://a.example)"
+        "[a page](../reference/cli.md#x), an example (`examples/core.py` in the project), [far](https://a.example),"
+        " `.env.example`"
     )
 
 
@@ -290,6 +292,11 @@ def test_every_public_name_has_a_section() -> None:
         for section in re.split(r"^### ", text, flags=re.M)[1:]:
             name, _, rest = section.partition("\n")
             assert re.search(r"^```\n\n\S", rest, re.M), f"{name} has no docstring"
+
+
+def test_long_values_are_shortened() -> None:
+    text = from_python.reference_of("brewos_relay")
+    assert "```python\nBREWOS: Final = Dialect(…)\n```" in text
 
 
 def test_public_members_have_sections_with_their_signatures() -> None:

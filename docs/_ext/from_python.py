@@ -15,6 +15,7 @@ from typing import Final
 
 SOURCES: Final = Path(__file__).parents[2] / "src"
 _LINE: Final = 100
+_LONGEST: Final = 20  # lines of an assignment that is shown completely
 
 #: The public members of classes that have further methods for the modules around them.
 _MEMBERS: Final = {
@@ -109,10 +110,18 @@ def _section(package: str, name: str) -> Iterator[str]:
     elif isinstance(node, _Function):
         yield from _function(home, node)
     else:
-        statement = ast.get_source_segment(home.text, node)
-        assert statement is not None
-        yield from _python(statement)
+        yield from _python(_statement(home, node))
         yield from _text(_text_below(home.tree.body, node) or home.comment_above(node))
+
+
+def _statement(home: Module, node: ast.stmt) -> str:
+    """Return the source of an assignment, without the arguments of a long call."""
+    statement = ast.get_source_segment(home.text, node)
+    assert statement is not None
+    value = getattr(node, "value", None)
+    if statement.count("\n") > _LONGEST and isinstance(value, ast.Call):
+        return statement.partition(home.source_of(value))[0] + f"{home.source_of(value.func)}(…)"
+    return statement
 
 
 def _class(home: Module, node: ast.ClassDef) -> Iterator[str]:

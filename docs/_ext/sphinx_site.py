@@ -45,6 +45,7 @@ def name_files(text: str, folder: Path, site: Path) -> str:
         target = (folder / link["target"]).resolve()
         if target.is_relative_to(site.resolve()):
             return link[0]
-        return f"{link['text']} (`{target.relative_to(site.resolve().parent)}` in the project)"
+        name = str(target.relative_to(site.resolve().parent))
+        return f"`{name}`" if link["text"].strip("`") == name else f"{link['text']} (`{name}` in the project)"
 
     return _OUTWARD.sub(name, text)
