@@ -294,6 +294,16 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in slugs, f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("page", ["tutorial/first-steps.md", "how-to/pair-and-share.md"])
+def test_quoted_texts_are_those_of_the_console(page: str) -> None:
+    quoted = re.findall(r'"([A-Z][^"]+)"', FENCE.sub("", read(page)).replace("\n", " "))
+    assert quoted
+    package = SOURCES / "brewos_relay"
+    sources = [*(package / "console").glob("*"), *(package / "api").glob("*.py")]
+    texts = " ".join(read(path) for path in sources if path.suffix in (".html", ".js", ".py"))
+    assert [text for text in quoted if text not in texts] == []
+
+
 def test_readme_links_the_index_and_the_index_links_every_page() -> None:
     linked = {(ROOT / target).resolve() for target in LINK.findall(read(README))}
     assert DOCS / "index.md" in linked
