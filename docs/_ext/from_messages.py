@@ -216,7 +216,7 @@ def examples_of(each: SentMessage | ReceivedMessage) -> list[dict[str, Any]]:
 def _section(each: SentMessage | ReceivedMessage) -> Iterator[str]:
     yield f"### {_title(each)}"
     yield ""
-    yield f"{each.when}."
+    yield f"Sent {each.when[0].lower()}{each.when[1:]}." if isinstance(each, SentMessage) else f"{each.when}."
     for example in examples_of(each):
         yield from ("", "```json", json.dumps(example, separators=(",", ":"), ensure_ascii=False), "```")
     yield ""

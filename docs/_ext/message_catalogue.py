@@ -154,7 +154,7 @@ SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
         made_by="command_status",
         to="client",
-        when="The result of a command with a `requestId` or a `notAfter`; [the"
+        when="As the result of a command with a `requestId` or a `notAfter`; [the"
         " protocol](protocol.md#commands-for-an-absent-device) explains each status",
         forms=(messages.command_status("r-17", "delivered", _NOW_MS),),
         fields={
@@ -228,14 +228,14 @@ SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
         made_by="pong",
         to="client",
-        when="The answer to `ping`",
+        when="As the answer to `ping`",
         forms=(messages.pong(_NOW_MS, _NOW_MS - 50),),
         fields={"timestamp": _TIME, "clientTimestamp": "the ping's `timestamp`, unchanged"},
     ),
     SentMessage(
         made_by="metrics",
         to="client",
-        when="The answer to `get_metrics`",
+        when="As the answer to `get_metrics`",
         forms=(
             messages.metrics(_NOW_MS, session_id=_SESSION, clients=2, device_online=True, queued_messages=0),
         ),
@@ -262,7 +262,7 @@ SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
         made_by="auth_refreshed",
         to="client",
-        when="The answer to `refresh_auth`. Without success, the earlier token stays in use",
+        when="As the answer to `refresh_auth`. Without success, the earlier token stays in use",
         forms=(
             messages.auth_refreshed("2026-01-02T04:04:05.000Z"),
             messages.auth_refreshed(None, error="the token is another user's"),
