@@ -1,4 +1,4 @@
-"""The messages that the relay sends itself, and those of which it reads more than the type.
+"""The messages that the relay sends itself, and the fields that it reads of other messages.
 
 The examples are created by brewos_relay.messages, so they are the messages on the wire.
 """
@@ -33,7 +33,7 @@ class SentMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedMessage:
-    """A message from a peer, of which the relay reads more than the type."""
+    """A message from a peer with fields that the relay reads."""
 
     name: str
     sender: Whom
