@@ -296,7 +296,7 @@ def test_every_public_name_has_a_section() -> None:
 
 def test_long_values_are_shortened() -> None:
     text = from_python.reference_of("brewos_relay")
-    assert "```python\nBREWOS: Final = Dialect(…)\n```" in text
+    assert "```python\nBREWOS: Final = Dialect(...)\n```" in text
 
 
 def test_public_members_have_sections_with_their_signatures() -> None:

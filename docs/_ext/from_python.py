@@ -120,7 +120,7 @@ def _statement(home: Module, node: ast.stmt) -> str:
     assert statement is not None
     value = getattr(node, "value", None)
     if statement.count("\n") > _LONGEST and isinstance(value, ast.Call):
-        return statement.partition(home.source_of(value))[0] + f"{home.source_of(value.func)}(…)"
+        return statement.partition(home.source_of(value))[0] + f"{home.source_of(value.func)}(...)"
     return statement
 
 
