@@ -1,4 +1,4 @@
-"""The page on the architecture is that of the code: the tree has every task, each module its subject."""
+"""The architecture page agrees with the code: its tree has every task, its table every module."""
 
 import ast
 import re
@@ -11,11 +11,11 @@ from support.pages import FENCE, code, read, rows, section
 from support.process import SOURCES
 
 
-def test_what_the_tree_of_tasks_names_is_in_the_code() -> None:
+def test_every_task_in_the_tree_exists() -> None:
     tree = section(read("explanation/architecture.md"), "## Tasks and nurseries")
     fence = next(FENCE.finditer(tree))["code"]
     named = re.findall(r"─ (?:(\w+)\.)?(\w+)(?=  |\n)", fence)
-    assert len(named) > 15
+    assert len(named) == fence.count("─ ") - 1, "two spaces after each name"  # less the listening nursery
     source = "".join(read(path) for path in (SOURCES / "brewos_relay").rglob("*.py"))
     for owner, task in named:
         assert not owner or f"class {owner}" in source, owner
@@ -29,18 +29,18 @@ def test_every_task_of_a_server_is_in_the_tree() -> None:
         for package in ("core", "registry", "server", "wire")
         for path in (SOURCES / "brewos_relay" / package).rglob("*.py")
     )
-    kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?)?'  # which runs what is named after it
+    kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?)?'  # runs the function that is its next argument
     started = re.findall(rf"\.start(?:_soon)?\(\s*{kept}([\w.]+)", source)
     named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
-    handed_on = {"async_fn", "_run_beside"}  # what a peer wants to have run, which is in the tree itself
-    there = set(re.findall(r"\w+", tree)) | {"handle"}  # which _handle is given as
+    handed_on = {"async_fn", "_run_beside"}  # parameters; the tasks that are passed are in the tree
+    there = set(re.findall(r"\w+", tree)) | {"handle"}  # a parameter; _handle is passed
     assert named - handed_on <= there
     runners = {name for name in started if name.endswith(".run")}
     assert len(set(re.findall(r"\b[A-Z]\w+\.run\b", tree))) == len(runners)
 
 
 def docstrings_around(node: ast.AST, wanted: str, around: str = "") -> Iterator[str]:
-    """Give the docstrings around each call of a method of this name."""
+    """Yield the docstrings around each call of a method with this name."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         around += ast.get_docstring(node) or ""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == wanted:
@@ -49,7 +49,7 @@ def docstrings_around(node: ast.AST, wanted: str, around: str = "") -> Iterator[
         yield from docstrings_around(inner, wanted, around)
 
 
-def test_whoever_opens_a_nursery_says_what_is_in_it() -> None:
+def test_docstring_around_each_nursery_lists_its_tasks() -> None:
     found = 0
     for path in (SOURCES / "brewos_relay").rglob("*.py"):
         for around in docstrings_around(ast.parse(path.read_text("utf-8")), "open_nursery"):
@@ -58,14 +58,14 @@ def test_whoever_opens_a_nursery_says_what_is_in_it() -> None:
     assert found > 20
 
 
-def test_every_module_of_the_core_has_its_subject() -> None:
+def test_page_lists_every_module_of_the_core() -> None:
     table = rows(section(read("explanation/architecture.md"), "## Layers"))
     modules = (SOURCES / "brewos_relay/core").glob("[!_]*.py")
     assert sorted(name for row in table for name in code(row[0])) == sorted(path.stem for path in modules)
 
 
 def calls(path: Path, wanted: str) -> Iterator[str]:
-    """Give the first argument of each call of a method of this name, as source text."""
+    """Yield the first argument of each call of a method with this name, as source text."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == wanted:
             receiver = ast.unparse(node.func.value)
@@ -73,7 +73,7 @@ def calls(path: Path, wanted: str) -> Iterator[str]:
                 yield ast.unparse(node.args[0])
 
 
-def test_the_api_writes_nothing_without_an_authority_or_a_reason() -> None:
+def test_api_makes_no_write_without_an_authority_or_a_reason() -> None:
     package = SOURCES / "brewos_relay"
     anonymous = {function.__name__ for function in ANONYMOUS_WRITES}
     seen = set()
@@ -86,7 +86,7 @@ def test_the_api_writes_nothing_without_an_authority_or_a_reason() -> None:
     assert sorted(in_server) == ["came_with_other_key", "confirm_key", "use_next_key"]
 
 
-def test_the_api_is_given_no_store_that_writes_without_an_authority() -> None:
+def test_api_gets_no_store_that_writes_without_an_authority() -> None:
     package = SOURCES / "brewos_relay"
     for path in (*(package / "api").rglob("*.py"), package / "key_rotation.py"):
         imported = {

@@ -1,4 +1,4 @@
-"""Each promise of the security page names tests that exist; each section with promises names some."""
+"""Each promise of the security page names existing tests, and each section with promises is in the table."""
 
 import ast
 import re
