@@ -1,4 +1,4 @@
-"""Tests of client.app, against a server of the `websockets` library."""
+"""Tests of client.app_peer."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -53,7 +53,7 @@ def opened(server: PlainServer) -> Open:
 
 
 async def join(server: PlainServer, *, online: bool = True) -> Peer:
-    """Let the app in, and greet it as a relay does."""
+    """Accept the app, and greet it as a relay does."""
     peer = await server.accept()
     await peer.greet(deviceOnline=online, sessionId="x", deviceId=DEVICE_ID)
     await peer.receive_kind("ping")
@@ -61,17 +61,17 @@ async def join(server: PlainServer, *, online: bool = True) -> Peer:
 
 
 async def show(peer: Peer, *messages: dict[str, Any]) -> None:
-    """Say what is known."""
+    """Send the known state."""
     await peer.send(type="device_status", online=True, snapshotAgeMs=5)
     for message in messages:
         await peer.send(**message)
     await peer.send(type="pong")
 
 
-# What is known
+# The known state
 
 
-async def test_gives_what_is_known_once_all_of_it_is_here(server: PlainServer, opened: Open) -> None:
+async def test_state_waits_for_the_complete_known_state(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await join(server)
         assert server.asked[0] == {"path": "/ws/client", "token": "t0ken", "device": DEVICE_ID}
@@ -91,7 +91,7 @@ async def test_gives_what_is_known_once_all_of_it_is_here(server: PlainServer, o
         assert state.status["seq"] == 2
 
 
-async def test_does_not_wait_long_for_the_rest(server: PlainServer, opened: Open) -> None:
+async def test_state_waits_only_briefly_for_the_rest(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await join(server)
         await peer.send(**STATUS)
@@ -105,18 +105,18 @@ async def test_does_not_wait_long_for_the_rest(server: PlainServer, opened: Open
 
 
 @pytest.mark.parametrize(
-    ("online", "why"), [(True, "it has said nothing"), (False, "the machine is offline")]
+    ("online", "why"), [(True, "it has sent no state"), (False, "the device is offline")]
 )
-async def test_says_when_nothing_is_known(server: PlainServer, opened: Open, online: bool, why: str) -> None:
+async def test_state_raises_nothing_known_with_the_reason(
+    server: PlainServer, opened: Open, online: bool, why: str
+) -> None:
     async with opened() as app:
         await join(server, online=online)
-        with pytest.raises(NothingKnown, match=f"{DEVICE_ID} after 0.05 s: {why}"):
+        with pytest.raises(NothingKnown, match=f"{DEVICE_ID} is known after 0.05 s: {why}"):
             await app.state(timeout_s=0.05)
 
 
-async def test_what_was_known_before_the_connection_broke_is_not_what_is_known(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_state_of_an_earlier_connection_is_not_returned(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await join(server)
         await show(peer, STATUS)
@@ -128,15 +128,13 @@ async def test_what_was_known_before_the_connection_broke_is_not_what_is_known(
             await app.state(timeout_s=0.2)
 
 
-async def test_no_connection_no_state(server: PlainServer, opened: Open) -> None:
+async def test_state_without_a_connection_raises_nothing_known(server: PlainServer, opened: Open) -> None:
     async with opened(enabled=False) as app:
-        with pytest.raises(NothingKnown, match="it is not enabled"):
+        with pytest.raises(NothingKnown, match="the link is disabled"):
             await app.state(timeout_s=0.01)
 
 
-async def test_asks_for_a_status_that_a_change_is_to_be_merged_into(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_delta_without_a_status_requests_the_full_status(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await join(server)
         await peer.send(type="status_delta", pressure=5.0)
@@ -148,9 +146,7 @@ async def test_asks_for_a_status_that_a_change_is_to_be_merged_into(
 # Messages
 
 
-async def test_gives_what_is_said_without_what_is_between_the_two_of_us(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_iteration_skips_messages_of_the_connection_itself(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await join(server)
         await peer.connection.send("nonsense")
@@ -166,7 +162,9 @@ async def test_gives_what_is_said_without_what_is_between_the_two_of_us(
         assert (await peer.receive())["type"] == "request_state"
 
 
-async def test_a_busy_program_misses_the_oldest_but_not_the_state(server: PlainServer, opened: Open) -> None:
+async def test_busy_program_misses_the_oldest_messages_but_no_state(
+    server: PlainServer, opened: Open
+) -> None:
     async with opened(messages_at_most=2) as app:
         peer = await join(server)
         await show(peer, *({**STATUS, "seq": seq} for seq in range(10)))
@@ -198,7 +196,7 @@ async def answered(peer: Peer, *statuses: str) -> dict[str, Any]:
         (["something new", "delivered", "expired"], Outcome("delivered")),
     ],
 )
-async def test_tells_what_became_of_a_command(
+async def test_command_returns_its_outcome(
     server: PlainServer, opened: Open, statuses: list[str], outcome: Outcome
 ) -> None:
     commands: list[dict[str, Any]] = []
@@ -224,7 +222,7 @@ async def test_tells_what_became_of_a_command(
 
 
 @pytest.mark.parametrize("statuses", [[], ["queued"]])
-async def test_a_command_that_nothing_comes_back_for_is_unknown_in_the_end(
+async def test_unanswered_command_is_unknown_after_its_timeout(
     server: PlainServer, opened: Open, statuses: list[str]
 ) -> None:
     async with opened() as app, trio.open_nursery() as nursery:
@@ -236,9 +234,7 @@ async def test_a_command_that_nothing_comes_back_for_is_unknown_in_the_end(
         assert (outcome.fate, outcome.waited) == ("unknown", bool(statuses))
 
 
-async def test_a_command_whose_connection_breaks_is_unknown_at_once(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_command_on_a_broken_connection_is_unknown_at_once(server: PlainServer, opened: Open) -> None:
     async with opened() as app, trio.open_nursery() as nursery:
         peer = await join(server)
 
@@ -253,17 +249,17 @@ async def test_a_command_whose_connection_breaks_is_unknown_at_once(
         assert "broke" in outcome.reason
 
 
-async def test_a_command_without_a_connection_is_not_sent(server: PlainServer, opened: Open) -> None:
+async def test_command_without_a_connection_is_not_sent(server: PlainServer, opened: Open) -> None:
     server.refusals = [(503, {})] * 100
     async with opened() as app:
         outcome = await app.command("tare", timeout_s=0.1)
         assert outcome.fate == "not_sent"
         assert "503" in outcome.reason
     async with opened(enabled=False) as app:
-        assert await app.command("tare", timeout_s=0) == Outcome("not_sent", "it is not enabled")
+        assert await app.command("tare", timeout_s=0) == Outcome("not_sent", "the link is disabled")
 
 
-async def test_a_command_that_is_cut_off_in_the_sending_is_unknown(
+async def test_command_interrupted_while_sending_is_unknown(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as app:
@@ -275,23 +271,23 @@ async def test_a_command_that_is_cut_off_in_the_sending_is_unknown(
 
 
 @pytest.mark.parametrize("field", ["type", "requestId", "notAfter"])
-async def test_what_is_not_yours_to_give_is_refused(server: PlainServer, opened: Open, field: str) -> None:
+async def test_reserved_field_of_a_command_is_refused(server: PlainServer, opened: Open, field: str) -> None:
     async with opened() as app:
         with pytest.raises(ValueError, match=f"'{field}' cannot be a field"):
             await app.command("tare", **{field: 1})
 
 
-async def test_a_command_that_is_too_large_is_not_sent(server: PlainServer, opened: Open) -> None:
+async def test_too_large_command_is_not_sent(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         await join(server)
-        with pytest.raises(ValueError, match="a relay takes 4096 at most"):
+        with pytest.raises(ValueError, match="the relay accepts at most 4096"):
             await app.command("tare", pad="x" * 4096)
 
 
 # Ends
 
 
-async def test_a_token_that_is_not_accepted_stops_it(server: PlainServer, opened: Open) -> None:
+async def test_rejected_token_stops_the_link(server: PlainServer, opened: Open) -> None:
     async with opened() as app:
         peer = await server.accept()
         await peer.close(4002, "the token has expired")
@@ -308,7 +304,7 @@ async def test_a_token_that_is_not_accepted_stops_it(server: PlainServer, opened
         assert len(server.asked) == 2
 
 
-async def test_whoever_waits_hears_that_it_stops(server: PlainServer, opened: Open) -> None:
+async def test_waiting_tasks_raise_link_stopped(server: PlainServer, opened: Open) -> None:
     async with opened() as app, trio.open_nursery() as nursery:
         peer = await join(server)
 
@@ -321,7 +317,7 @@ async def test_whoever_waits_hears_that_it_stops(server: PlainServer, opened: Op
 
 
 @pytest.mark.parametrize("end", ["403", "4003"])
-async def test_without_access_it_comes_back_after_a_long_pause(
+async def test_without_access_it_reconnects_after_a_long_pause(
     server: PlainServer, opened: Open, end: str
 ) -> None:
     if end == "403":
@@ -338,7 +334,7 @@ async def test_without_access_it_comes_back_after_a_long_pause(
         await join(server)
 
 
-async def test_without_access_it_stops_after_a_while_and_says_why(
+async def test_without_access_it_stops_after_12_attempts(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "LONG_PAUSE_S", 0.01)
@@ -354,7 +350,7 @@ async def test_without_access_it_stops_after_a_while_and_says_why(
         await join(server)
 
 
-async def test_access_that_comes_back_begins_the_count_again(
+async def test_access_given_back_resets_the_attempts(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "LONG_PAUSE_S", 0.01)
@@ -368,7 +364,7 @@ async def test_access_that_comes_back_begins_the_count_again(
         await join(server)
 
 
-async def test_comes_back_after_other_ends_and_when_the_relay_says(server: PlainServer, opened: Open) -> None:
+async def test_other_ends_reconnect_when_the_relay_asks(server: PlainServer, opened: Open) -> None:
     server.refusals = [(500, {})]
     async with opened() as app:
         peer = await join(server)
@@ -380,7 +376,7 @@ async def test_comes_back_after_other_ends_and_when_the_relay_says(server: Plain
         assert app.connections == 2
 
 
-async def test_what_is_no_url_or_no_id_is_told_at_once() -> None:
+async def test_invalid_url_or_id_raises_at_once() -> None:
     for url, device_id in (("relay", DEVICE_ID), ("http://127.0.0.1", "kitchen")):
         with pytest.raises(SettingsError):
             async with open_app(url, "t", device_id):
@@ -391,7 +387,7 @@ async def test_what_is_no_url_or_no_id_is_told_at_once() -> None:
 
 
 class Tokens:
-    """A function that gives one token after the other."""
+    """A function that returns one token after the other."""
 
     def __init__(self, *tokens: str | Exception) -> None:
         self._tokens = list(tokens)
@@ -406,7 +402,7 @@ class Tokens:
         return token
 
 
-async def test_a_token_that_is_about_to_end_is_replaced_in_the_connection(
+async def test_expiring_token_is_replaced_on_the_connection(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_module, "_RENEW_AGAIN_S", 0.01)
@@ -427,7 +423,7 @@ async def test_a_token_that_is_about_to_end_is_replaced_in_the_connection(
         assert app.connections == 2
 
 
-async def test_a_relay_that_does_not_take_the_new_token_is_told_of(
+async def test_rejected_new_token_is_logged(
     server: PlainServer, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened() as app:
@@ -439,7 +435,7 @@ async def test_a_relay_that_does_not_take_the_new_token_is_told_of(
         assert "another user's" in caplog.text
 
 
-async def test_without_another_token_the_connection_goes_on_to_its_end(
+async def test_without_a_new_token_the_connection_continues_until_expiry(
     server: PlainServer, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(Tokens("one", SignInEnded("signed out"))) as app:
@@ -454,7 +450,7 @@ async def test_without_another_token_the_connection_goes_on_to_its_end(
         assert "signed out" in stopped.reason
 
 
-async def test_a_token_that_was_rejected_gives_way_to_a_fresh_one(server: PlainServer, opened: Open) -> None:
+async def test_rejected_token_is_replaced_by_a_fresh_one(server: PlainServer, opened: Open) -> None:
     async with opened(Tokens("one", "two", "three")) as app:
         peer = await join(server)
         await peer.close(4002, "the token has expired")
@@ -466,7 +462,7 @@ async def test_a_token_that_was_rejected_gives_way_to_a_fresh_one(server: PlainS
         assert app.connections == 3
 
 
-async def test_fresh_tokens_that_are_rejected_stop_it(server: PlainServer, opened: Open) -> None:
+async def test_rejected_fresh_tokens_stop_the_link(server: PlainServer, opened: Open) -> None:
     async with opened(Tokens("one", "two", "three")) as app:
         for _ in range(2):
             peer = await server.accept()
@@ -474,15 +470,15 @@ async def test_fresh_tokens_that_are_rejected_stop_it(server: PlainServer, opene
         assert (await app.wait_for_state(LinkState.STOPPED)).close_code == 4002
 
 
-async def test_a_function_that_has_no_other_token_stops_it(server: PlainServer, opened: Open) -> None:
+async def test_function_without_another_token_stops_the_link(server: PlainServer, opened: Open) -> None:
     async with opened(Tokens("one")) as app:
         peer = await server.accept()
         await peer.close(4002, "the token has expired")
         stopped = await app.wait_for_state(LinkState.STOPPED)
-        assert "there is no other" in stopped.reason
+        assert "has no other" in stopped.reason
 
 
-async def test_what_else_the_function_raises_comes_out(server: PlainServer, opened: Open) -> None:
+async def test_other_exceptions_of_the_function_leave_the_block(server: PlainServer, opened: Open) -> None:
     for error in (ValueError("a mistake"), SettingsError("no")):
         with pytest.raises(type(error)):
             async with opened(Tokens(error)):

@@ -24,7 +24,7 @@ def test_jitter_shortens_by_up_to_40_percent() -> None:
     assert all(3 <= pause_s <= 5 for pause_s in several)
 
 
-def test_a_reset_begins_anew() -> None:
+def test_reset_starts_with_the_shortest_pause() -> None:
     backoff = Backoff(chance=lambda: 0.0)
     pauses(backoff, 3)
     backoff.hint(33)
@@ -32,7 +32,7 @@ def test_a_reset_begins_anew() -> None:
     assert pauses(backoff, 2) == [5, 10]
 
 
-def test_a_hint_is_the_next_pause_and_only_that() -> None:
+def test_hint_is_only_the_next_pause() -> None:
     backoff = Backoff(chance=lambda: 0.5)
     backoff.hint(31)
     assert pauses(backoff, 2) == pytest.approx([31, 8])
@@ -50,7 +50,7 @@ def test_a_hint_is_the_next_pause_and_only_that() -> None:
         (float("inf"), 5),
     ],
 )
-def test_a_hint_is_taken_within_reason(asked_s: float, pause_s: float) -> None:
+def test_hint_is_limited(asked_s: float, pause_s: float) -> None:
     backoff = Backoff(chance=lambda: 0.0)
     backoff.hint(asked_s)
     assert backoff.next_s() == pause_s
@@ -68,11 +68,11 @@ def test_a_hint_is_taken_within_reason(asked_s: float, pause_s: float) -> None:
         ("²", None),
     ],
 )
-def test_reads_retry_after(text: str, seconds: float | None) -> None:
+def test_retry_after_in_seconds(text: str, seconds: float | None) -> None:
     assert parse_retry_after(text) == seconds
 
 
-def test_reads_dates_in_retry_after() -> None:
+def test_retry_after_as_a_date() -> None:
     at = datetime.fromtimestamp(int(time.time()) + 90, UTC)
     seconds = parse_retry_after(format_datetime(at, usegmt=True))
     assert seconds is not None

@@ -1,4 +1,4 @@
-"""Tests of client.codec: what is decoded, and what is nothing."""
+"""Tests of client.codec."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from brewos_relay.client.codec import decode, encode_binary
 from brewos_relay.messages import Message
 
 
-def test_numbers_come_back_as_they_were_meant() -> None:
+def test_single_precision_is_rounded_to_its_digits() -> None:
     content: dict[str, Any] = {
         "type": "status",
         "temps": {"brew": 93.2, "list": [0.1]},
@@ -20,7 +20,7 @@ def test_numbers_come_back_as_they_were_meant() -> None:
     assert decode(encode_binary(content)) == content
 
 
-def test_double_precision_stays() -> None:
+def test_double_precision_is_unchanged() -> None:
     assert decode(Message(b'{"type":"x","a":0.30000000000000004,"b":1e300}')) == {
         "type": "x",
         "a": 0.30000000000000004,
@@ -41,7 +41,7 @@ def test_double_precision_stays() -> None:
         Message(b"\x91" * 100_000, is_text=False),
     ],
 )
-def test_what_is_no_object_is_nothing(message: Message) -> None:
+def test_message_that_is_not_an_object_is_none(message: Message) -> None:
     assert decode(message) is None
 
 
@@ -64,10 +64,10 @@ def test_what_is_no_object_is_nothing(message: Message) -> None:
         ),
     ],
 )
-def test_a_field_that_cannot_be_decoded_is_left_out(message: Message) -> None:
+def test_invalid_field_is_left_out(message: Message) -> None:
     assert decode(message) == {"type": "status", "pressure": 9.0}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
-def test_infinity_does_no_harm(value: float) -> None:
+def test_infinity_is_decoded(value: float) -> None:
     assert decode(Message(msgspec.msgpack.encode({"a": value}), is_text=False)) == {"a": value}

@@ -1,4 +1,4 @@
-"""Tests of client.deltas: what is worth sending of a state, and what that saves."""
+"""Tests of client.deltas: which message is sent for a state, and the size that it saves."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def begun(**options: Any) -> Deltas:
     ],
 )
 @pytest.mark.parametrize("sign", [1, -1])
-def test_numbers_go_when_they_have_changed_enough(path: str, least: float, sign: int) -> None:
+def test_numbers_are_sent_above_their_threshold(path: str, least: float, sign: int) -> None:
     def changed_by(change: float) -> dict[str, Any]:
         state = make_state()
         group: Any = state
@@ -69,7 +69,7 @@ def test_numbers_go_when_they_have_changed_enough(path: str, least: float, sign:
     assert deltas.next(changed_by(least), now_s=3) is None
 
 
-def test_rounding_is_not_taken_for_less() -> None:
+def test_rounding_errors_do_not_lower_a_change() -> None:
     deltas = Deltas()
     deltas.next(make_state(pressure=9.0), now_s=0)
     assert 9.1 - 9.0 < 0.1
@@ -80,14 +80,14 @@ def test_rounding_is_not_taken_for_less() -> None:
     }
 
 
-def test_small_changes_add_up_against_what_was_sent() -> None:
+def test_small_changes_accumulate() -> None:
     deltas = begun()
     assert deltas.next(make_state(pressure=0.06), now_s=1) is None
     assert deltas.next(make_state(pressure=0.12), now_s=2) is not None
     assert deltas.next(make_state(pressure=0.06), now_s=3) is None
 
 
-def test_what_is_no_number_goes_at_any_change_and_groups_go_whole() -> None:
+def test_other_values_are_sent_at_any_change_with_their_group() -> None:
     deltas = begun()
     cleaning = {"brewCount": 4, "reminderDue": False}
     assert deltas.next(make_state(cleaning=cleaning), now_s=1) == {
@@ -100,7 +100,7 @@ def test_what_is_no_number_goes_at_any_change_and_groups_go_whole() -> None:
     assert report == {"type": "status_delta", "seq": 3, "machine": machine, "tank": ["low"]}
 
 
-def test_a_delta_leaves_out_what_only_a_full_one_has() -> None:
+def test_delta_omits_fields_of_full_statuses() -> None:
     deltas = begun()
     power = {"current": 1400.0, "voltage": 228.0, "todayKwh": 1.1, "totalKwh": 9.1, "maxCurrent": 15.0}
     scale = {"connected": True, "weight": 20.0, "flowRate": 2.0, "bbw": {"targetWeight": 40.0}}
@@ -116,7 +116,7 @@ def test_a_delta_leaves_out_what_only_a_full_one_has() -> None:
     assert quiet.next(make_state(power=make_state()["power"] | {"voltage": 100.0}), now_s=1) is None
 
 
-def test_another_state_of_the_machine_is_told_in_full() -> None:
+def test_change_of_machine_state_sends_a_full_status() -> None:
     deltas = begun()
     state = make_state(machine={"state": "brewing", "mode": "on", "isHeating": False})
     assert deltas.next(state, now_s=1) == {"type": "status", "seq": 2, **state}
@@ -129,18 +129,18 @@ def test_another_state_of_the_machine_is_told_in_full() -> None:
         make_state(temps={"brew": {"current": 93.0}, "steam": {"current": 140.0}, "group": 88.0}),
     ],
 )
-def test_what_is_not_there_any_more_needs_a_full_one(state: dict[str, Any]) -> None:
+def test_removed_field_sends_a_full_status(state: dict[str, Any]) -> None:
     report = begun().next(state, now_s=1)
     assert report == {"type": "status", "seq": 2, **state}
 
 
-def test_what_only_a_full_one_has_may_come_and_go() -> None:
+def test_field_of_full_statuses_may_appear_and_disappear() -> None:
     state = make_state()
     del state["esp32"], state["scale"]["bbw"]
     assert begun().next(state, now_s=1) is None
 
 
-def test_a_full_one_is_due_every_5_min_with_what_is_occasional() -> None:
+def test_full_status_every_5_min_contains_occasional_groups() -> None:
     deltas = begun()
     stats = {"stats": {"sessionShots": 3}}
     assert deltas.next(make_state(pressure=5.0), now_s=299, occasional=stats) == {
@@ -160,7 +160,7 @@ def test_a_full_one_is_due_every_5_min_with_what_is_occasional() -> None:
     assert (report["type"], "stats" in report) == ("status", False)
 
 
-def test_a_quiet_machine_says_that_it_is_there() -> None:
+def test_unchanged_state_sends_keepalives() -> None:
     deltas = begun()
     assert deltas.next(make_state(), now_s=29.9) is None
     assert deltas.next(make_state(), now_s=30) == {"type": "keepalive", "seq": 2}
@@ -168,13 +168,13 @@ def test_a_quiet_machine_says_that_it_is_there() -> None:
     assert deltas.next(make_state(), now_s=60) == {"type": "keepalive", "seq": 3}
 
 
-def test_beginning_anew_makes_the_next_one_full_and_goes_on_counting() -> None:
+def test_begin_makes_the_next_message_full_and_continues_seq() -> None:
     deltas = begun()
     deltas.begin()
     assert deltas.next(make_state(), now_s=1) == {"type": "status", "seq": 2, **make_state()}
 
 
-def test_thresholds_and_times_can_be_others() -> None:
+def test_thresholds_and_times_are_configurable() -> None:
     deltas = begun(
         thresholds={**THRESHOLDS, "pressure": 2.0, "cleaning.brewCount": math.inf},
         full_only={*FULL_ONLY, "wifi"},
@@ -193,7 +193,7 @@ def test_thresholds_and_times_can_be_others() -> None:
     assert report["type"] == "status"
 
 
-def test_counts_the_bytes_that_are_saved() -> None:
+def test_saved_bytes_are_counted() -> None:
     deltas = begun()
     full_bytes = deltas.bytes_sent
     assert full_bytes == len(msgspec.msgpack.encode({"type": "status", "seq": 1, **make_state()}))
@@ -206,7 +206,7 @@ def test_counts_the_bytes_that_are_saved() -> None:
     assert deltas.bytes_saved == 2 * full_bytes - delta_bytes
 
 
-def test_a_state_without_the_usual_groups_will_do() -> None:
+def test_state_without_the_usual_groups_is_accepted() -> None:
     deltas = Deltas()
     assert deltas.next({"level": 3}, now_s=0) == {"type": "status", "seq": 1, "level": 3}
     assert deltas.next({"level": 3, "on": True}, now_s=1) == {"type": "status_delta", "seq": 2, "on": True}
@@ -218,7 +218,7 @@ def test_a_state_without_the_usual_groups_will_do() -> None:
     }
 
 
-def test_a_state_may_be_changed_in_its_place() -> None:
+def test_state_may_be_mutated_by_the_caller() -> None:
     deltas = Deltas()
     state = {"temps": {"brew": {"current": 20.0}}, "alarms": [1]}
     deltas.next(state, now_s=0)

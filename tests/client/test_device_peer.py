@@ -64,7 +64,7 @@ async def tell(peer: Peer, *cmds: str) -> None:
         await peer.send(type="command", cmd=cmd)
 
 
-async def test_says_and_is_told(server: PlainServer, opened: Open) -> None:
+async def test_device_sends_and_receives(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         peer = await server.accept()
         assert server.asked == [{"path": "/ws/device", "id": DEVICE_ID, "key": OLD}]
@@ -94,7 +94,7 @@ async def test_says_and_is_told(server: PlainServer, opened: Open) -> None:
         await peer.receive()
 
 
-async def test_comes_back_after_every_end(server: PlainServer, opened: Open) -> None:
+async def test_device_reconnects_after_every_end(server: PlainServer, opened: Open) -> None:
     server.refusals = [(401, {}), (503, {"Retry-After": "0"}), (409, {}), (500, {})]
     async with opened() as device:
         for end in (Peer.close, Peer.cut, lambda peer: peer.close(4003), lambda peer: peer.close(1012)):
@@ -109,7 +109,7 @@ async def test_comes_back_after_every_end(server: PlainServer, opened: Open) -> 
     assert {asked["key"] for asked in server.asked} == {OLD}
 
 
-async def test_a_device_that_was_replaced_stops(server: PlainServer, opened: Open) -> None:
+async def test_replaced_device_stops(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         peer = await server.accept()
         await tell(peer, "tare")
@@ -127,7 +127,7 @@ async def test_a_device_that_was_replaced_stops(server: PlainServer, opened: Ope
         assert waiting.cancelled_caught
 
 
-async def test_can_be_paused_and_switched_off(server: PlainServer, opened: Open) -> None:
+async def test_device_can_be_paused_and_disabled(server: PlainServer, opened: Open) -> None:
     async with opened(enabled=False) as device:
         assert not device.enabled
         device.enabled = True
@@ -142,9 +142,7 @@ async def test_can_be_paused_and_switched_off(server: PlainServer, opened: Open)
         assert (await anext(device.statuses())).state in LinkState
 
 
-async def test_what_is_sent_while_offline_waits_if_the_caller_says_so(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_send_waits_for_a_connection_on_request(server: PlainServer, opened: Open) -> None:
     server.refusals = [(503, {})]
     async with opened() as device:
         await device.wait_for_state(LinkState.WAITING)
@@ -154,9 +152,7 @@ async def test_what_is_sent_while_offline_waits_if_the_caller_says_so(
         assert (await peer.receive())["message"] == "kept"
 
 
-async def test_registers_before_the_first_connection_until_that_works(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_registers_until_it_succeeds_before_connecting(server: PlainServer, opened: Open) -> None:
     calls: list[int] = []
 
     async def register() -> None:
@@ -174,7 +170,7 @@ async def test_registers_before_the_first_connection_until_that_works(
     assert calls == [0, 0, 0]
 
 
-async def test_what_else_registering_raises_comes_out(server: PlainServer, opened: Open) -> None:
+async def test_other_exceptions_of_register_leave_the_block(server: PlainServer, opened: Open) -> None:
     async def register() -> None:
         raise SettingsError("no TLS")
 
@@ -183,14 +179,14 @@ async def test_what_else_registering_raises_comes_out(server: PlainServer, opene
             await trio.sleep_forever()
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(server: PlainServer, opened: Open) -> None:
+async def test_exception_of_the_block_is_unwrapped(server: PlainServer, opened: Open) -> None:
     with pytest.raises(ValueError, match="mine"):  # noqa: PT012
         async with opened():
             await server.accept()
             raise ValueError("mine")
 
 
-async def test_several_that_are_raised_stay_a_group(server: PlainServer, opened: Open) -> None:
+async def test_several_exceptions_stay_a_group(server: PlainServer, opened: Open) -> None:
     async def register() -> None:
         raise ValueError("one")
 
@@ -202,15 +198,15 @@ async def test_several_that_are_raised_stay_a_group(server: PlainServer, opened:
                 raise ValueError("two")
 
 
-async def test_a_file_that_holds_no_key_is_told(server: PlainServer, opened: Open, keys: KeyStore) -> None:
+async def test_invalid_key_file_raises(server: PlainServer, opened: Open, keys: KeyStore) -> None:
     keys.path.write_text("nonsense")
-    with pytest.raises(KeyStoreError, match="does not hold a key"):
+    with pytest.raises(KeyStoreError, match="is not a key file"):
         async with opened():
             await trio.sleep_forever()
 
 
 @pytest.mark.parametrize(("url", "device_id"), [("relay", DEVICE_ID), ("http://127.0.0.1", "BRW-1")])
-async def test_what_makes_no_sense_is_told_at_once(keys: KeyStore, url: str, device_id: str) -> None:
+async def test_invalid_arguments_raise_at_once(keys: KeyStore, url: str, device_id: str) -> None:
     with pytest.raises(SettingsError):
         async with open_device(url, device_id, keys):
             pass  # pragma: no cover
@@ -219,7 +215,7 @@ async def test_what_makes_no_sense_is_told_at_once(keys: KeyStore, url: str, dev
 # Commands for a program that is busy
 
 
-async def test_commands_wait_for_a_busy_program_but_not_all_of_them(
+async def test_commands_wait_in_a_bounded_queue(
     server: PlainServer, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(commands_at_most=2) as device:
@@ -228,15 +224,15 @@ async def test_commands_wait_for_a_busy_program_but_not_all_of_them(
         await peer.send(type="request_state")
         log = await peer.receive()
         assert (log["type"], log["level"]) == ("log", "warn")
-        assert log["message"].startswith("third was not taken")
-        assert "'third' was not taken" in caplog.text
+        assert log["message"].startswith("third was dropped")
+        assert "dropped 'third'" in caplog.text
         assert [(await anext(device)).name for _ in range(2)] == ["first", "second"]
         await tell(peer, "fourth")
         assert (await anext(device)).name == "fourth"
         assert device.dropped_commands == 2
 
 
-async def test_a_command_whose_time_is_over_is_not_given(server: PlainServer, opened: Open) -> None:
+async def test_expired_command_is_not_returned(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         peer = await server.accept()
         await peer.greet()  # by the relay's clock, it is 2023
@@ -248,9 +244,7 @@ async def test_a_command_whose_time_is_over_is_not_given(server: PlainServer, op
 # Reports
 
 
-async def test_reports_what_changed_and_everything_to_whoever_is_new(
-    server: PlainServer, opened: Open
-) -> None:
+async def test_reports_changes_and_the_whole_state_on_request(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         device.report({"pressure": 1.0, "machine": {"state": "idle"}}, occasional={"stats": {}})
         peer = await server.accept()
@@ -272,7 +266,7 @@ async def test_reports_what_changed_and_everything_to_whoever_is_new(
         assert device.deltas.seq == 4
 
 
-async def test_a_quiet_device_says_that_it_is_alive(
+async def test_idle_device_sends_keepalives(
     server: PlainServer, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brewos_relay.client.device_peer._LOOK_EVERY_S", 0.02)
@@ -290,7 +284,7 @@ async def rotate(peer: Peer, key: Any) -> None:
     await peer.send(type="key_rotate", key=key)
 
 
-async def test_a_new_key_is_kept_used_and_only_then_the_old_one_forgotten(
+async def test_new_key_is_stored_and_used_before_the_old_one_is_dropped(
     server: PlainServer, opened: Open, keys: KeyStore
 ) -> None:
     async with opened() as device:
@@ -308,7 +302,7 @@ async def test_a_new_key_is_kept_used_and_only_then_the_old_one_forgotten(
         assert KeyStore(keys.path).load() == Keys(NEW)
 
 
-async def test_a_new_key_that_is_refused_gives_way_to_the_old_one(
+async def test_refused_new_key_falls_back_to_the_old_one(
     server: PlainServer, opened: Open, keys: KeyStore
 ) -> None:
     async with opened() as device:
@@ -334,7 +328,7 @@ async def test_two_keys_take_turns_until_one_is_accepted(
     assert [asked["key"] for asked in server.asked] == [NEW, OLD, NEW, NEW, OLD]
 
 
-async def test_a_crash_after_the_relay_has_changed_keys_does_no_harm(
+async def test_crash_after_a_key_change_keeps_a_working_key(
     server: PlainServer, opened: Open, keys: KeyStore
 ) -> None:
     keys.add_next(NEW)  # as it is after a crash before the greeting
@@ -351,7 +345,7 @@ async def test_a_crash_after_the_relay_has_changed_keys_does_no_harm(
 
 
 @pytest.mark.parametrize("key", [None, "short", 5, OLD])
-async def test_what_is_no_new_key_changes_nothing(
+async def test_invalid_new_key_is_ignored(
     server: PlainServer, opened: Open, keys: KeyStore, key: Any
 ) -> None:
     async with opened() as device:
@@ -363,7 +357,7 @@ async def test_what_is_no_new_key_changes_nothing(
     assert KeyStore(keys.path).load() == Keys(OLD)
 
 
-async def test_a_key_that_cannot_be_kept_is_not_used(
+async def test_key_that_cannot_be_stored_is_not_used(
     server: PlainServer,
     opened: Open,
     keys: KeyStore,
@@ -391,10 +385,10 @@ async def test_a_key_that_cannot_be_kept_is_not_used(
             await peer.greet()
             await tell(peer, "tare")
             await anext(device)
-            assert "has to keep two keys" in caplog.text
+            assert "keeps both keys" in caplog.text
 
 
-async def test_a_relay_that_says_when_to_come_back_is_heeded(server: PlainServer, opened: Open) -> None:
+async def test_reconnects_when_the_relay_asks(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         peer = await server.accept()
         await peer.send(type="restarting", reconnectInMs=500)

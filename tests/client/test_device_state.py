@@ -1,4 +1,4 @@
-"""Tests of client.device_state: what is known after each message."""
+"""Tests of client.device_state."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def after(*messages: dict[str, Any]) -> DeviceState:
     return state
 
 
-def test_nothing_is_known_at_first() -> None:
+def test_initial_state_is_empty() -> None:
     state = DeviceState()
     assert (state.online, dict(state.messages), dict(state.status), dict(state.info)) == (False, {}, {}, {})
 
@@ -34,18 +34,18 @@ def test_nothing_is_known_at_first() -> None:
         ({"type": "device_offline"}, False),
     ],
 )
-def test_knows_whether_the_machine_is_there(message: dict[str, Any], online: bool) -> None:
+def test_online_follows_the_relays_messages(message: dict[str, Any], online: bool) -> None:
     for before in (DeviceState(online=True), DeviceState(online=False)):
         assert before.after(message).online is online
 
 
-def test_presence_leaves_what_is_known_and_a_greeting_does_not() -> None:
+def test_greeting_clears_the_state_and_presence_keeps_it() -> None:
     assert after(STATUS, {"type": "device_offline"}).status == STATUS
     assert after(STATUS, {"type": "device_status", "online": True}).status == STATUS
     assert dict(after(STATUS, {"type": "connected"}).messages) == {}
 
 
-def test_changes_are_merged_within_their_groups() -> None:
+def test_deltas_are_merged_within_groups() -> None:
     delta = {"type": "status_delta", "seq": 2, "temps": {"group": 89.0}, "pressure": {"now": 8.0}, "new": 1}
     state = after(STATUS, delta)
     assert state.status == {
@@ -55,24 +55,24 @@ def test_changes_are_merged_within_their_groups() -> None:
         "pressure": {"now": 8.0},
         "new": 1,
     }
-    assert STATUS["temps"] == {"brew": 93.0, "group": 88.0}  # what was given away stays as it was
+    assert STATUS["temps"] == {"brew": 93.0, "group": 88.0}  # an earlier state does not change
 
 
-def test_a_change_of_what_is_not_known_is_nothing() -> None:
+def test_delta_without_a_status_is_ignored() -> None:
     assert dict(after({"type": "status_delta", "pressure": 1.0}).messages) == {}
 
 
-def test_the_last_of_each_kind_counts() -> None:
+def test_last_message_of_each_kind_counts() -> None:
     info = {"type": "device_info", "deviceName": "Kitchen"}
     state = after({"type": "device_info"}, info, {"type": "log"}, STATUS)
     assert dict(state.messages) == {"device_info": info, "status": STATUS}
     assert state.info == info
 
 
-def test_machines_of_old_have_a_status_too() -> None:
+def test_status_of_old_firmware() -> None:
     old = {"type": "pico_status", "brewTemp": 93.0}
     assert after({"type": "esp_status"}, old).status == old
 
 
-def test_kinds_are_those_that_the_relay_keeps() -> None:
+def test_kinds_are_those_of_the_relays_snapshot() -> None:
     assert {"status", *BREWOS.kept} == STATE_KINDS

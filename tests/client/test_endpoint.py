@@ -1,4 +1,4 @@
-"""Tests of client.endpoint: URLs, and what is shown of foreign text."""
+"""Tests of client.endpoint."""
 
 import ssl
 from contextlib import suppress
@@ -22,13 +22,11 @@ from support.certificates import server_context, write_certificate
         ("http://[::1]:3001", Endpoint("::1", 3001, tls=False)),
     ],
 )
-def test_reads_the_forms_of_urls(url: str, endpoint: Endpoint) -> None:
+def test_parses_all_url_forms(url: str, endpoint: Endpoint) -> None:
     assert parse_url(url) == endpoint
 
 
-async def test_a_certificate_is_for_a_name_with_the_dot_of_the_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_root_dot_is_removed_for_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_certificate(tmp_path, names=["relay.example"])
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     here = listeners[0].socket.getsockname()
@@ -71,7 +69,7 @@ def test_host_header_always_has_the_port() -> None:
         "http://user:s3cr3t@relay.example",
     ],
 )
-def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
+def test_other_urls_are_refused_without_repeating_secrets(url: str) -> None:
     with pytest.raises(SettingsError, match="URL of the relay") as caught:
         parse_url(url)
     assert "s3cr3t" not in str(caught.value)
@@ -89,7 +87,7 @@ def test_refuses_other_urls_without_repeating_secrets(url: str) -> None:
         ("relay.example", False),
     ],
 )
-def test_knows_this_computer(host: str, is_here: bool) -> None:
+def test_loopback_is_this_computer(host: str, is_here: bool) -> None:
     assert Endpoint(host, 80, tls=False).is_here is is_here
 
 

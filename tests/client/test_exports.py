@@ -51,29 +51,29 @@ def loaded_by(code: str) -> set[str]:
     return set(child.stdout.split())
 
 
-def test_public_names_are_these() -> None:
+def test_list_of_public_names() -> None:
     assert client.__all__ == PUBLIC
     assert dir(client) == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_resolves_to_the_one_of_its_module(name: str) -> None:
+def test_each_public_name_resolves_to_its_module(name: str) -> None:
     (module,) = (module for module, names in client._HOME.items() if name in names)
     public: Any = getattr(client, name)
     assert public is getattr(importlib.import_module(f".{module}", "brewos_relay.client"), name)
     assert public.__doc__ or name in ("THRESHOLDS", "FULL_ONLY")
 
 
-def test_a_name_that_is_not_there_is_named() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"'brewos_relay\.client' has no attribute 'Proxy'"):
         client.Proxy  # noqa: B018
 
 
-def test_the_import_alone_loads_nothing_that_is_large() -> None:
+def test_import_alone_loads_no_large_package() -> None:
     assert not {"trio", "msgspec", "segno", "h11", "trio_websocket"} & loaded_by("import brewos_relay.client")
 
 
-def test_a_device_and_an_app_need_no_server() -> None:
+def test_sdk_loads_no_server_package() -> None:
     others = {"sqlalchemy", "quart", "quart_trio", "hypercorn", "click", "jwt", "dotenv"}
     loaded = loaded_by("from brewos_relay.client import *")
     assert "trio_websocket" in loaded

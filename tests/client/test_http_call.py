@@ -1,4 +1,4 @@
-"""Tests of client.http_call: one call, and every way in which it can come to nothing."""
+"""Tests of client.http_call: one request, and its errors."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ async def post(url: str, **options: Any) -> dict[str, Any]:
         return await post_json(url, "/api/x", {"secret": SECRET}, **options)
 
 
-async def test_posts_json_and_gives_what_comes_back() -> None:
+async def test_post_returns_the_answer() -> None:
     requests: list[bytes] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -59,12 +59,12 @@ async def test_posts_json_and_gives_what_comes_back() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"[]", b"[" * 5000])
-async def test_an_answer_that_says_nothing_is_empty(body: bytes) -> None:
+async def test_answer_without_json_is_empty(body: bytes) -> None:
     async with open_server(answer("200 OK", body)) as url:
         assert await post(url) == {}
 
 
-async def test_a_refusal_has_its_status_its_words_and_its_pause() -> None:
+async def test_refusal_has_status_text_and_retry_after() -> None:
     async with open_server(answer("429 Too Many", b'{"error":"slow\\n down"}', "Retry-After: 7")) as url:
         with pytest.raises(RelayRefused, match="slow  down") as caught:
             await post(url)
@@ -85,7 +85,7 @@ async def test_a_refusal_has_its_status_its_words_and_its_pause() -> None:
         answering(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + b"x" * 300_000),
     ],
 )
-async def test_what_is_no_answer_is_told(answers: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+async def test_invalid_answer_raises(answers: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
     async with open_server(answers) as url:
         before = open_files()
         with pytest.raises(RelayUnreachable, match="did not answer in HTTP"):
@@ -94,7 +94,7 @@ async def test_what_is_no_answer_is_told(answers: Callable[[trio.SocketStream], 
         assert open_files() <= before
 
 
-async def test_no_answer_in_time() -> None:
+async def test_timeout_raises() -> None:
     async def silent(stream: trio.SocketStream) -> None:
         async with stream:
             await trio.sleep_forever()
@@ -110,5 +110,5 @@ async def test_secrets_leave_this_computer_only_over_tls(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trio, "open_tcp_stream", unused)
     for url in ("http://relay.example", "ws://192.168.1.2:3001"):
-        with pytest.raises(SettingsError, match="give https"):
+        with pytest.raises(SettingsError, match="use https"):
             await post(url)

@@ -1,4 +1,4 @@
-"""Tests of client.key_store: one key or another, whatever happens, and nobody else reads it."""
+"""Tests of client.key_store: a crash leaves a valid key, and the files are private."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ def store_with(path: Path, keys: dict[str, str]) -> KeyStore:
     return KeyStore(path)
 
 
-def test_makes_a_key_once_and_keeps_it(tmp_path: Path) -> None:
+def test_key_is_made_once_and_stored(tmp_path: Path) -> None:
     path = tmp_path / "key.json"
     store = KeyStore(path)
     assert not store.known
@@ -39,7 +39,7 @@ def test_makes_a_key_once_and_keeps_it(tmp_path: Path) -> None:
     assert generate_key() != generate_key()
 
 
-def test_only_its_owner_may_read_the_file_whatever_the_umask(tmp_path: Path) -> None:
+def test_file_is_private_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         KeyStore(tmp_path / "key.json").load()
@@ -49,7 +49,7 @@ def test_only_its_owner_may_read_the_file_whatever_the_umask(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
 
 
-def test_a_key_that_was_sent_is_kept_beside_until_one_is_accepted(tmp_path: Path) -> None:
+def test_next_key_is_stored_until_one_key_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "key.json"
     store = store_with(path, {"key": OLD})
     assert store.load().newest == OLD
@@ -62,13 +62,13 @@ def test_a_key_that_was_sent_is_kept_beside_until_one_is_accepted(tmp_path: Path
     assert kept(path) == {"key": NEWER}
 
 
-def test_the_old_one_may_be_the_one_that_is_accepted(tmp_path: Path) -> None:
+def test_old_key_can_be_accepted(tmp_path: Path) -> None:
     store = store_with(tmp_path / "key.json", {"key": OLD, "nextKey": NEW})
     assert store.accepted(OLD) == Keys(OLD)
     assert kept(tmp_path / "key.json") == {"key": OLD}
 
 
-def test_writes_nothing_if_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_keys_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_with(tmp_path / "key.json", {"key": OLD, "nextKey": NEW})
     store.load()
     monkeypatch.setattr(key_store, "write_private", None)
@@ -79,9 +79,9 @@ def test_writes_nothing_if_nothing_changes(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("sent", ["", "short", "x" * 129, "a" * 42 + "!", None, 43])
-def test_what_is_no_key_is_not_kept(tmp_path: Path, sent: Any) -> None:
+def test_invalid_key_is_refused(tmp_path: Path, sent: Any) -> None:
     store = store_with(tmp_path / "key.json", {"key": OLD})
-    with pytest.raises(KeyStoreError, match="what was sent as a key is none"):
+    with pytest.raises(KeyStoreError, match="the key from the relay is invalid"):
         store.add_next(sent)
     assert kept(tmp_path / "key.json") == {"key": OLD}
 
@@ -90,15 +90,15 @@ def test_what_is_no_key_is_not_kept(tmp_path: Path, sent: Any) -> None:
     "data",
     [b"", b"nonsense", b"[]", b'{"key":"short"}', b'{"key":5}', b'{"key":"%s","nextKey":""}' % (b"a" * 43)],
 )
-def test_a_file_that_is_no_key_store_is_left_alone(tmp_path: Path, data: bytes) -> None:
+def test_invalid_file_is_not_overwritten(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "key.json"
     write_private(path, data)
-    with pytest.raises(KeyStoreError, match="does not hold a key"):
+    with pytest.raises(KeyStoreError, match="is not a key file"):
         KeyStore(path).load()
     assert path.read_bytes() == data
 
 
-def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+def test_file_readable_by_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key.json"
     store_with(path, {"key": OLD})
     path.chmod(0o640)
@@ -107,8 +107,8 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     assert OLD not in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_or_is_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyStoreError, match="the folder must exist"):
+def test_missing_directory_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(KeyStoreError, match="its directory must exist"):
         KeyStore(tmp_path / "nowhere" / "key.json").load()
     with pytest.raises(KeyStoreError, match="cannot be read"):
         read_private(tmp_path / ("n" * 300))
@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_there_or_is_the_file_is_named(tmp_path: Path) -> N
         KeyStore(tmp_path / "folder").load()
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_symbolic_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     link = tmp_path / "key.json"
     link.symlink_to(tmp_path / "data" / "real.json")
@@ -126,7 +126,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert kept(tmp_path / "data" / "real.json") == {"key": keys.key}
 
 
-def test_the_keys_are_not_shown(tmp_path: Path) -> None:
+def test_repr_hides_the_keys(tmp_path: Path) -> None:
     store = store_with(tmp_path / "key.json", {"key": OLD, "nextKey": NEW})
     shown = f"{store!r} {store.load()!r} {store.load()} {Keys(OLD)!r}"
     assert OLD not in shown
@@ -137,7 +137,7 @@ def test_the_keys_are_not_shown(tmp_path: Path) -> None:
 
 
 class Crash(BaseException):
-    """The power is cut."""
+    """The power fails."""
 
 
 def steps() -> list[tuple[Any, str]]:
@@ -152,7 +152,7 @@ def steps() -> list[tuple[Any, str]]:
 
 
 class PowerCut:
-    """Lets the `after`th call of the file system be the last one, before it is done or once it is."""
+    """Ends the process at the `after`th call of the file system, before or after the call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int, done: bool) -> None:
         self.calls = 0
@@ -183,7 +183,7 @@ class PowerCut:
 
 @pytest.mark.parametrize("left_over", [False, True])
 @pytest.mark.parametrize("done", [False, True])
-def test_a_crash_between_any_two_steps_leaves_one_of_the_two(
+def test_crash_between_any_two_steps_leaves_the_old_or_the_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool, left_over: bool
 ) -> None:
     path = tmp_path / "key.json"
@@ -213,7 +213,7 @@ def test_a_crash_between_any_two_steps_leaves_one_of_the_two(
     assert Keys(OLD, NEW) in found
 
 
-def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+def test_new_file_is_synced_before_it_replaces_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_with(tmp_path / "key.json", {"key": OLD})
@@ -238,7 +238,7 @@ def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
     ]
 
 
-def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "key.json"
     store = store_with(path, {"key": OLD})
     store.load()

@@ -12,14 +12,14 @@ from brewos_relay.client.linked_peer import ReceiveQueue, RelayClock
 # ReceiveQueue
 
 
-async def test_gives_what_was_put_in_order() -> None:
+async def test_queue_keeps_the_order() -> None:
     inbox = ReceiveQueue[int](3, drops="newest")
     assert [inbox.put(number) for number in (1, 2)] == [True, True]
     assert len(inbox) == 2
     assert [await inbox.get(), await inbox.get()] == [1, 2]
 
 
-async def test_whoever_waits_is_woken_once_for_each_item() -> None:
+async def test_each_item_wakes_one_waiting_task() -> None:
     inbox = ReceiveQueue[int](3, drops="newest")
     got: list[int] = []
 
@@ -38,7 +38,7 @@ async def test_whoever_waits_is_woken_once_for_each_item() -> None:
     assert got == [1, 2]
 
 
-async def test_a_full_one_takes_nothing_or_gives_up_the_oldest() -> None:
+async def test_full_queue_drops_the_newest_or_the_oldest() -> None:
     keeps_oldest = ReceiveQueue[int](2, drops="newest")
     assert [keeps_oldest.put(number) for number in (1, 2, 3)] == [True, True, False]
     assert (await keeps_oldest.get(), keeps_oldest.dropped) == (1, 1)
@@ -47,7 +47,7 @@ async def test_a_full_one_takes_nothing_or_gives_up_the_oldest() -> None:
     assert (await keeps_newest.get(), keeps_newest.dropped) == (2, 1)
 
 
-async def test_an_end_comes_after_what_is_there_and_may_be_taken_back() -> None:
+async def test_end_is_raised_after_the_last_item_and_can_be_revoked() -> None:
     inbox = ReceiveQueue[int](2, drops="newest")
     inbox.put(1)
     inbox.end(ValueError("over"))
@@ -64,7 +64,7 @@ async def test_an_end_comes_after_what_is_there_and_may_be_taken_back() -> None:
     assert waiting.cancelled_caught
 
 
-async def test_an_end_wakes_all_who_wait() -> None:
+async def test_end_wakes_all_waiting_tasks() -> None:
     inbox = ReceiveQueue[int](2, drops="newest")
     ended: list[str] = []
 
@@ -82,22 +82,22 @@ async def test_an_end_wakes_all_who_wait() -> None:
     assert len(ended) == 2
 
 
-def test_nothing_fits_into_none() -> None:
-    with pytest.raises(ValueError, match="at_most is 0"):
+def test_queue_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="at_most must be at least 1, got 0"):
         ReceiveQueue[int](0, drops="newest")
 
 
 # RelayClock
 
 
-def test_goes_by_our_clock_until_the_relay_has_greeted() -> None:
+def test_clock_is_local_until_the_greeting() -> None:
     clock = RelayClock()
     assert abs(clock.now_ms() - time.time() * 1000) < 1000
     clock.set("noon")
     assert abs(clock.now_ms() - time.time() * 1000) < 1000
 
 
-def test_goes_by_the_relay_s_clock_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_is_the_relays_after_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = RelayClock()
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     clock.set(1_700_000_000_000)
@@ -119,7 +119,7 @@ def test_goes_by_the_relay_s_clock_then(monkeypatch: pytest.MonkeyPatch) -> None
         (0, True),
     ],
 )
-def test_knows_what_has_lost_its_meaning(
+def test_has_passed_compares_with_the_relays_time(
     monkeypatch: pytest.MonkeyPatch, not_after: Any, passed: bool
 ) -> None:
     clock = RelayClock()

@@ -1,4 +1,4 @@
-"""No socket is left open, whatever the other side does."""
+"""Tests that connections of the SDK leave no open sockets."""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -64,7 +64,7 @@ ENDS: list[Callable[[Peer], Awaitable[None]]] = [replaced, Peer.cut, closed, gar
 
 
 async def refuse_and_end(server: PlainServer, link: LinkedPeer) -> None:
-    """Refuse half of all, and end the others in all the ways that there are."""
+    """Refuse half of the connections, and end the others in every possible way."""
     server.refusals = [(status, {}) for status in itertools.islice(itertools.cycle([401, 409, 503]), 100)]
     for number in range(CONNECTIONS - 100):
         peer = await server.accept()
@@ -76,23 +76,21 @@ async def refuse_and_end(server: PlainServer, link: LinkedPeer) -> None:
 
 
 @pytest.mark.parametrize("end", ["device", "app"])
-async def test_200_connections_that_were_refused_cut_and_replaced_leave_nothing_open(
-    tmp_path: Path, end: str
-) -> None:
+async def test_refused_cut_and_replaced_connections_leave_no_open_socket(tmp_path: Path, end: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_plain_server() as server:
             await trio.to_thread.run_sync(open_files)  # threads have files of their own
             before = open_files()
             async with opened(end, server.url, tmp_path) as link:
                 await refuse_and_end(server, link)
-                # One connection, and what the server has of those that are just ending.
+                # One connection, and those that the server is still closing.
                 assert open_files() <= before + 6
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert open_files() <= before
             assert len(server.asked) >= CONNECTIONS
 
 
-async def test_answers_that_make_no_sense_leave_nothing_open(tmp_path: Path) -> None:
+async def test_invalid_answers_leave_no_open_socket(tmp_path: Path) -> None:
     answers = itertools.cycle(ANSWERS)
     count = 0
 
@@ -111,7 +109,7 @@ async def test_answers_that_make_no_sense_leave_nothing_open(tmp_path: Path) -> 
             assert open_files() <= before
 
 
-async def test_being_cancelled_at_any_moment_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_cancellation_at_any_moment_leaves_no_open_socket(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_plain_server() as server:
             await trio.to_thread.run_sync(open_files)

@@ -1,4 +1,4 @@
-"""Tests of client.pairing: what is shown, what is registered, and over what."""
+"""Tests of client.pairing."""
 
 import ssl
 from pathlib import Path
@@ -39,14 +39,14 @@ def test_tokens_are_32_characters_and_differ() -> None:
         ("ws://127.0.0.1:3001", "http://127.0.0.1:3001"),
     ],
 )
-def test_the_pairing_url_leads_to_the_page_that_takes_the_token(keys: KeyStore, url: str, base: str) -> None:
+def test_pairing_url_leads_to_the_pairing_page(keys: KeyStore, url: str, base: str) -> None:
     pairing = Pairing(url, DEVICE_ID.lower(), keys)
     parts = urlsplit(pairing.pairing_url)
     assert f"{parts.scheme}://{parts.netloc}{parts.path}" == f"{base}/pair"
     assert parse_qs(parts.query) == {"id": [DEVICE_ID], "token": [pairing.token]}
 
 
-def test_a_new_token_is_shown_from_then_on(keys: KeyStore) -> None:
+def test_renewed_token_is_shown(keys: KeyStore) -> None:
     pairing = Pairing("https://relay.example", DEVICE_ID, keys)
     before, drawn = pairing.token, pairing.qr_for_terminal()
     assert pairing.renew_token() == pairing.token != before
@@ -54,7 +54,7 @@ def test_a_new_token_is_shown_from_then_on(keys: KeyStore) -> None:
     assert pairing.qr_for_terminal() != drawn
 
 
-def test_the_qr_code_fits_a_terminal(keys: KeyStore) -> None:
+def test_qr_code_fits_a_terminal(keys: KeyStore) -> None:
     drawn = Pairing("https://relay.example", DEVICE_ID, keys).qr_for_terminal()
     lines = drawn.rstrip("\n").split("\n")
     assert len(lines) < 40
@@ -66,14 +66,12 @@ def test_the_qr_code_fits_a_terminal(keys: KeyStore) -> None:
 @pytest.mark.parametrize(
     ("url", "device_id"), [("relay.example", DEVICE_ID), ("https://relay.example", "kitchen")]
 )
-def test_what_makes_no_sense_is_told_at_once(keys: KeyStore, url: str, device_id: str) -> None:
+def test_invalid_arguments_raise_at_once(keys: KeyStore, url: str, device_id: str) -> None:
     with pytest.raises(SettingsError):
         Pairing(url, device_id, keys)
 
 
-async def test_registers_the_newest_key_with_what_it_was_given(
-    keys: KeyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_register_sends_the_newest_key(keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
     async def post(*args: Any, **options: Any) -> dict[str, Any]:
@@ -98,13 +96,11 @@ async def test_registers_the_newest_key_with_what_it_was_given(
 
 
 async def test_secrets_do_not_leave_this_computer_without_tls(keys: KeyStore) -> None:
-    with pytest.raises(SettingsError, match="give https"):
+    with pytest.raises(SettingsError, match="use https"):
         await Pairing("http://relay.example", DEVICE_ID, keys).register()
 
 
-async def test_a_relay_takes_it_and_whoever_has_the_url_gets_the_machine(
-    tmp_path: Path, keys: KeyStore
-) -> None:
+async def test_registered_device_can_be_paired_with_its_url(tmp_path: Path, keys: KeyStore) -> None:
     async with serve_here(tmp_path) as server:
         url = f"http://127.0.0.1:{server.address[1]}"
         pairing = Pairing(url, DEVICE_ID, keys)

@@ -1,4 +1,4 @@
-"""Tests of client.link: what it does after every kind of end, and what it says about that."""
+"""Tests of client.reconnecting_link: reconnects after each kind of end, and the status."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -28,7 +28,7 @@ from brewos_relay.messages import Message
 
 
 class Line:
-    """A connection that the test plays the other side of."""
+    """A connection whose other side is the test."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -60,7 +60,7 @@ class Line:
 
 
 class Network:
-    """Where a link dials; `fails` are raised by the next attempts, one each."""
+    """The `dial` of a link; the next attempts raise `fails`, one each."""
 
     def __init__(self) -> None:
         self.attempts_at: list[float] = []
@@ -122,7 +122,7 @@ def unreachable() -> RelayUnreachable:
     return RelayUnreachable("nobody there")
 
 
-async def test_tries_again_after_5_s_doubling_to_60_s(autojump_clock: MockClock) -> None:
+async def test_retries_after_5_s_doubling_to_60_s(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable() for _ in range(7)]
     async with running(network) as link:
@@ -130,7 +130,7 @@ async def test_tries_again_after_5_s_doubling_to_60_s(autojump_clock: MockClock)
     assert network.pauses == pytest.approx([5, 10, 20, 40, 60, 60, 60])
 
 
-async def test_says_how_it_stands_and_why(autojump_clock: MockClock) -> None:
+async def test_status_has_state_and_reason(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [RelayRefused(401, "unknown device")]
     async with running(network) as link:
@@ -153,7 +153,7 @@ async def test_says_how_it_stands_and_why(autojump_clock: MockClock) -> None:
     assert "unknown device" in network.told[2].reason  # still, while it tries again
 
 
-async def test_gives_each_status_to_whoever_keeps_up(autojump_clock: MockClock) -> None:
+async def test_statuses_yields_each_status(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable()]
     network.dial_s = 1.0
@@ -170,7 +170,7 @@ async def test_gives_each_status_to_whoever_keeps_up(autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize(("lived_s", "pause_s"), [(0.0, 40.0), (GOOD_S - 1, 40.0), (GOOD_S, 5.0)])
-async def test_only_a_connection_that_lived_makes_pauses_short_again(
+async def test_only_a_long_connection_shortens_pauses_again(
     autojump_clock: MockClock, lived_s: float, pause_s: float
 ) -> None:
     network = Network()
@@ -183,7 +183,7 @@ async def test_only_a_connection_that_lived_makes_pauses_short_again(
         assert waiting.next_attempt_at_s == pytest.approx(trio.current_time() + pause_s)
 
 
-async def test_comes_back_when_the_relay_says(autojump_clock: MockClock) -> None:
+async def test_reconnects_when_the_relay_asks(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
@@ -207,7 +207,7 @@ async def test_honours_retry_after(autojump_clock: MockClock) -> None:
     assert network.pauses == pytest.approx([90, 10])
 
 
-async def test_a_kick_ends_a_pause_and_makes_the_next_ones_short(autojump_clock: MockClock) -> None:
+async def test_kick_ends_a_wait_and_shortens_the_next_ones(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable() for _ in range(4)]
     async with running(network) as link:
@@ -220,7 +220,7 @@ async def test_a_kick_ends_a_pause_and_makes_the_next_ones_short(autojump_clock:
         assert waiting.next_attempt_at_s == pytest.approx(trio.current_time() + 4.9)
 
 
-async def test_a_kick_during_an_attempt_is_not_forgotten(autojump_clock: MockClock) -> None:
+async def test_kick_during_an_attempt_counts(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable()]
     network.dial_s = 3.0
@@ -231,7 +231,7 @@ async def test_a_kick_during_an_attempt_is_not_forgotten(autojump_clock: MockClo
         assert network.attempts_at == pytest.approx([3, 6])
 
 
-async def test_a_kick_makes_a_connection_show_that_it_is_alive(autojump_clock: MockClock) -> None:
+async def test_kick_checks_a_connection(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
@@ -247,7 +247,7 @@ async def test_a_kick_makes_a_connection_show_that_it_is_alive(autojump_clock: M
         assert "no pong" in waiting.reason
 
 
-async def test_a_dead_connection_is_noticed_without_a_kick(autojump_clock: MockClock) -> None:
+async def test_dead_connection_is_detected(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
@@ -256,14 +256,14 @@ async def test_a_dead_connection_is_noticed_without_a_kick(autojump_clock: MockC
             await link.wait_for_state(LinkState.WAITING)
 
 
-async def test_a_pause_closes_and_lasts_until_it_is_ended(autojump_clock: MockClock) -> None:
+async def test_pause_closes_and_lasts_until_resume(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
         link.pause()
         link.pause()
         paused = await link.wait_for_state(LinkState.PAUSED)
-        assert paused.reason == "it is paused"
+        assert paused.reason == "the link is paused"
         assert network.lines[0].closed_by_us
         await trio.sleep(1000)
         link.kick()
@@ -277,7 +277,7 @@ async def test_a_pause_closes_and_lasts_until_it_is_ended(autojump_clock: MockCl
         assert link.connections == 2
 
 
-async def test_a_pause_ends_a_wait_for_the_next_attempt_too(autojump_clock: MockClock) -> None:
+async def test_pause_ends_a_wait_for_the_next_attempt(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable()]
     async with running(network) as link:
@@ -288,7 +288,7 @@ async def test_a_pause_ends_a_wait_for_the_next_attempt_too(autojump_clock: Mock
         assert len(network.attempts_at) == 1
 
 
-async def test_a_link_that_is_not_enabled_does_nothing(autojump_clock: MockClock) -> None:
+async def test_disabled_link_does_not_connect(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network, enabled=False) as link:
         assert not link.enabled
@@ -308,7 +308,7 @@ async def test_a_link_that_is_not_enabled_does_nothing(autojump_clock: MockClock
         assert link.connections == 1
 
 
-async def test_a_link_that_has_stopped_begins_again_only_when_kicked(autojump_clock: MockClock) -> None:
+async def test_stopped_link_starts_again_only_when_kicked(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
@@ -331,7 +331,7 @@ async def test_a_link_that_has_stopped_begins_again_only_when_kicked(autojump_cl
     ("verdict", "shortest_s", "longest_s"),
     [(Verdict.AT_ONCE, 0.0, 1.0), (Verdict.SLOWLY, LONG_PAUSE_S, LONG_PAUSE_S * 1.2)],
 )
-async def test_obeys_the_verdict(
+async def test_verdict_decides_how_to_continue(
     autojump_clock: MockClock, verdict: Verdict, shortest_s: float, longest_s: float
 ) -> None:
     network = Network()
@@ -342,7 +342,7 @@ async def test_obeys_the_verdict(
     assert shortest_s <= network.pauses[0] <= longest_s
 
 
-async def test_what_is_sent_while_offline_is_dropped_or_waits(autojump_clock: MockClock) -> None:
+async def test_send_while_offline_drops_or_waits(autojump_clock: MockClock) -> None:
     network = Network()
     network.fails = [unreachable()]
     async with running(network) as link:
@@ -354,7 +354,7 @@ async def test_what_is_sent_while_offline_is_dropped_or_waits(autojump_clock: Mo
         assert network.lines[0].sent == [b"waited", b"now"]
 
 
-async def test_what_breaks_while_it_is_sent_is_sent_again_or_not(autojump_clock: MockClock) -> None:
+async def test_interrupted_send_is_repeated_only_with_wait(autojump_clock: MockClock) -> None:
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
@@ -366,7 +366,7 @@ async def test_what_breaks_while_it_is_sent_is_sent_again_or_not(autojump_clock:
 
 
 @pytest.mark.parametrize("error", [SettingsError("no URL"), ValueError("a mistake")])
-async def test_other_errors_come_out(autojump_clock: MockClock, error: Exception) -> None:
+async def test_other_exceptions_leave_run(autojump_clock: MockClock, error: Exception) -> None:
     def judge(error: RelayError) -> Verdict:
         raise error
 

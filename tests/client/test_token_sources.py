@@ -1,4 +1,4 @@
-"""Tests of client.tokens: where tokens come from, and that a session outlives whatever happens."""
+"""Tests of client.token_sources."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ URL = "https://relay.example"
 
 
 class Relay:
-    """What answers; `answers` are given one after the other, the last one again and again."""
+    """A server that returns `answers` one after the other, and repeats the last one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -70,7 +70,7 @@ def kept(path: Path) -> Any:
     return msgspec.json.decode(path.read_bytes())
 
 
-async def test_a_token_may_be_given_or_called_for(path: Path) -> None:
+async def test_token_is_a_text_or_a_function(path: Path) -> None:
     async def function() -> str:
         return "called"
 
@@ -84,7 +84,7 @@ async def test_a_token_may_be_given_or_called_for(path: Path) -> None:
     assert token_source(tokens) is tokens
 
 
-async def test_a_good_token_is_used_as_it_is(relay: Relay, path: Path) -> None:
+async def test_valid_token_is_not_exchanged(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=130))
     tokens = SessionTokens(URL, str(path))
     assert [await tokens.token(), await tokens.token()] == ["access 1", "access 1"]
@@ -92,7 +92,7 @@ async def test_a_good_token_is_used_as_it_is(relay: Relay, path: Path) -> None:
     assert "refresh 1" not in repr(tokens)
 
 
-async def test_one_that_ends_soon_is_exchanged_and_kept(relay: Relay, path: Path) -> None:
+async def test_expiring_token_is_exchanged_and_stored(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=110))
     relay.answers = [session(2)]
     tokens = SessionTokens(URL, path)
@@ -103,7 +103,7 @@ async def test_one_that_ends_soon_is_exchanged_and_kept(relay: Relay, path: Path
     assert await SessionTokens(URL, path).token() == "access 2"
 
 
-async def test_a_fresh_one_is_always_exchanged(relay: Relay, path: Path) -> None:
+async def test_fresh_always_exchanges(relay: Relay, path: Path) -> None:
     keep(path, session(1))
     relay.answers = [session(2), session(3)]
     tokens = SessionTokens(URL, path)
@@ -114,7 +114,7 @@ async def test_a_fresh_one_is_always_exchanged(relay: Relay, path: Path) -> None
     assert [body["refreshToken"] for _, body in relay.asked] == ["refresh 1", "refresh 2"]
 
 
-async def test_whoever_asks_together_shares_one_exchange(relay: Relay, path: Path) -> None:
+async def test_concurrent_requests_share_one_exchange(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=0))
     relay.answers = [session(2)]
     tokens = SessionTokens(URL, path)
@@ -129,7 +129,7 @@ async def test_whoever_asks_together_shares_one_exchange(relay: Relay, path: Pat
     assert got == ["access 2"] * 3
 
 
-async def test_signing_in_makes_the_file(relay: Relay, path: Path) -> None:
+async def test_sign_in_creates_the_file(relay: Relay, path: Path) -> None:
     relay.answers = [session(1)]
     tokens = SessionTokens(URL, path)
     with pytest.raises(SignInEnded, match=r"there is no session in .*; sign in first"):
@@ -141,7 +141,7 @@ async def test_signing_in_makes_the_file(relay: Relay, path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_session_that_has_ended_is_told(relay: Relay, path: Path, status: int) -> None:
+async def test_ended_session_raises(relay: Relay, path: Path, status: int) -> None:
     keep(path, session(1))
     relay.answers = [RelayRefused(status, "The session has ended")]
     with pytest.raises(SignInEnded, match="sign in again"):
@@ -149,7 +149,7 @@ async def test_a_session_that_has_ended_is_told(relay: Relay, path: Path, status
 
 
 @pytest.mark.parametrize("error", [RelayRefused(503, retry_after_s=5), RelayUnreachable("not there")])
-async def test_what_may_be_better_later_is_told_as_it_is(relay: Relay, path: Path, error: Exception) -> None:
+async def test_temporary_error_is_raised_unchanged(relay: Relay, path: Path, error: Exception) -> None:
     keep(path, session(1))
     relay.answers = [error, session(2)]
     tokens = SessionTokens(URL, path)
@@ -160,19 +160,19 @@ async def test_what_may_be_better_later_is_told_as_it_is(relay: Relay, path: Pat
 
 
 @pytest.mark.parametrize("answer", [{}, {"accessToken": 5}])
-async def test_an_answer_without_tokens_is_none(relay: Relay, path: Path, answer: dict[str, Any]) -> None:
+async def test_answer_without_tokens_raises(relay: Relay, path: Path, answer: dict[str, Any]) -> None:
     relay.answers = [answer]
-    with pytest.raises(RelayUnreachable, match="gives no tokens"):
+    with pytest.raises(RelayUnreachable, match="returned no tokens"):
         await SessionTokens(URL, path).sign_in("/api/auth/invite", token="x")
 
 
-async def test_a_file_that_is_no_session_is_told(path: Path) -> None:
+async def test_invalid_session_file_raises(path: Path) -> None:
     write_private(path, b"nonsense")
-    with pytest.raises(KeyStoreError, match="does not hold a session"):
+    with pytest.raises(KeyStoreError, match="is not a session file"):
         await SessionTokens(URL, path).token()
 
 
-async def test_an_exchange_is_not_cancelled_halfway(relay: Relay, path: Path) -> None:
+async def test_exchange_is_not_cancelled_halfway(relay: Relay, path: Path) -> None:
     keep(path, session(1))
     relay.answers = [session(2)]
     with trio.CancelScope() as scope:
@@ -188,7 +188,7 @@ def full_disk(*_: Any) -> None:
     raise KeyStoreError("the disk is full")
 
 
-async def test_a_full_disk_does_not_stop_an_app_that_runs(
+async def test_full_disk_does_not_stop_a_running_app(
     relay: Relay, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep(path, session(1))
@@ -197,25 +197,21 @@ async def test_a_full_disk_does_not_stop_an_app_that_runs(
     with monkeypatch.context() as patch:
         patch.setattr(tokens_module, "write_private", full_disk)
         assert await tokens.fresh() == "access 2"
-    assert "cannot be started again" in caplog.text
+    assert "is lost after a restart" in caplog.text
     assert kept(path)["refreshToken"] == "refresh 1"
     assert await tokens.fresh() == "access 3"
     assert relay.asked[1][1] == {"refreshToken": "refresh 2"}
     assert kept(path)["refreshToken"] == "refresh 3"
 
 
-async def test_a_full_disk_is_told_to_whoever_signs_in(
-    relay: Relay, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_disk_fails_a_sign_in(relay: Relay, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     relay.answers = [session(1)]
     monkeypatch.setattr(tokens_module, "write_private", full_disk)
     with pytest.raises(KeyStoreError, match="full"):
         await SessionTokens(URL, path).sign_in("/api/auth/invite", token="x")
 
 
-async def test_what_is_wrong_with_the_file_before_anything_is_exchanged_is_told(
-    relay: Relay, path: Path
-) -> None:
+async def test_invalid_file_raises_before_an_exchange(relay: Relay, path: Path) -> None:
     keep(path, session(1))
     relay.answers = [KeyStoreError("nothing was exchanged")]
     with pytest.raises(KeyStoreError, match="nothing was exchanged"):

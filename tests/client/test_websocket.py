@@ -49,7 +49,7 @@ async def test_exchanges_text_and_binary() -> None:
                 await server.connection.get_message()
 
 
-async def test_tells_code_and_reason_of_a_close() -> None:
+async def test_close_has_code_and_reason() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), open_websocket(url, SECRET) as websocket:
             server = await accepted.receive()
@@ -66,7 +66,7 @@ async def test_tells_code_and_reason_of_a_close() -> None:
                 await websocket.ping(timeout_s=5)
 
 
-async def test_tells_a_loss_from_a_close() -> None:
+async def test_loss_has_no_close_code() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), open_websocket(url, SECRET) as websocket:
             server = await accepted.receive()
@@ -76,7 +76,7 @@ async def test_tells_a_loss_from_a_close() -> None:
             assert caught.value.close_code is None
 
 
-async def test_a_ping_without_a_pong_ends_the_connection() -> None:
+async def test_ping_without_a_pong_ends_the_connection() -> None:
     handshake = trio.Event()
 
     async def silent(stream: trio.SocketStream) -> None:
@@ -117,7 +117,7 @@ async def test_a_ping_without_a_pong_ends_the_connection() -> None:
         (b"HTTP/1.1 301 Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n", 301, ""),
     ],
 )
-async def test_a_refusal_has_its_status_and_leaves_nothing_open(
+async def test_refusal_has_a_status_and_leaves_no_open_socket(
     answer: bytes, status: int, detail: str
 ) -> None:
     with trio.fail_after(DEADLINE_S):
@@ -142,7 +142,7 @@ async def test_a_refusal_has_its_status_and_leaves_nothing_open(
         (b"Retry-After: soon\r\n", None),
     ],
 )
-async def test_a_refusal_may_say_when_to_come_back(headers: bytes, retry_after_s: float | None) -> None:
+async def test_refusal_may_have_retry_after(headers: bytes, retry_after_s: float | None) -> None:
     answer = b"HTTP/1.1 503 Unavailable\r\n" + headers + b"Content-Length: 16\r\n\r\nRetry-After: 99\n"
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(answer)) as url:
@@ -152,7 +152,7 @@ async def test_a_refusal_may_say_when_to_come_back(headers: bytes, retry_after_s
             assert (caught.value.status, caught.value.retry_after_s) == (503, retry_after_s)
 
 
-async def test_a_refusal_whose_head_is_cut_short_is_one() -> None:
+async def test_truncated_refusal_is_a_refusal() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(b"HTTP/1.1 503 Unavailable\r\nRetry-Af")) as url:
             with pytest.raises(RelayRefused, match=r"HTTP 503$") as caught:
@@ -161,7 +161,7 @@ async def test_a_refusal_whose_head_is_cut_short_is_one() -> None:
             assert caught.value.retry_after_s is None
 
 
-async def test_a_server_that_does_not_answer_the_goodbye_is_not_waited_for() -> None:
+async def test_close_does_not_wait_for_a_silent_server() -> None:
     async with open_websocket_server() as (url, accepted):
         with trio.fail_after(DEADLINE_S):
             async with open_websocket(url, SECRET):
@@ -171,7 +171,7 @@ async def test_a_server_that_does_not_answer_the_goodbye_is_not_waited_for() -> 
             assert CLOSE_S <= trio.current_time() - began_s < CLOSE_S + 1
 
 
-async def test_cancelling_says_goodbye_with_messages_unread() -> None:
+async def test_cancellation_sends_a_close_frame_with_messages_unread() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):
             with trio.CancelScope() as scope:
@@ -189,11 +189,11 @@ async def test_cancelling_says_goodbye_with_messages_unread() -> None:
     ("answer", "text"),
     [
         (b"", "without an answer"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "no WebSocket server"),
-        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "no WebSocket server"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "not a WebSocket server"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "not a WebSocket server"),
     ],
 )
-async def test_other_answers_are_no_relay_and_leave_nothing_open(answer: bytes, text: str) -> None:
+async def test_other_answers_are_unreachable_and_leave_no_open_socket(answer: bytes, text: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(answer)) as url:
             before = open_files()
@@ -204,7 +204,7 @@ async def test_other_answers_are_no_relay_and_leave_nothing_open(answer: bytes, 
             assert open_files() <= before
 
 
-async def test_no_answer_in_time() -> None:
+async def test_handshake_timeout_raises() -> None:
     async def silent(stream: trio.SocketStream) -> None:
         async with stream:
             await trio.sleep_forever()
@@ -224,7 +224,7 @@ async def test_no_answer_in_time() -> None:
                     pass  # pragma: no cover
 
 
-async def test_nobody_listens() -> None:
+async def test_refused_tcp_connection_raises() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -234,7 +234,7 @@ async def test_nobody_listens() -> None:
     assert str(caught.value) == f"cannot connect to ws://127.0.0.1:{port}/ (Connection refused)"
 
 
-async def test_every_address_may_fail_for_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_address_may_fail_for_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = OSError(errno.ECONNREFUSED, "Error connecting to ('::1', 1)")
     unreachable = OSError(errno.ENETUNREACH, "Error connecting to ('192.0.2.1', 1)")
 
@@ -249,7 +249,7 @@ async def test_every_address_may_fail_for_its_own_reason(monkeypatch: pytest.Mon
             pass  # pragma: no cover
 
 
-async def test_a_name_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_host_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise socket.gaierror(8, "Name not known")
 
@@ -259,7 +259,7 @@ async def test_a_name_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None
             pass  # pragma: no cover
 
 
-async def test_no_tls_where_it_is_asked_for() -> None:
+async def test_missing_tls_raises() -> None:
     async def plain(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some()
@@ -275,7 +275,7 @@ async def test_no_tls_where_it_is_asked_for() -> None:
             assert open_files() <= before
 
 
-async def test_what_the_block_raises_comes_out_as_it_is() -> None:
+async def test_exception_of_the_block_is_unwrapped() -> None:
     class OwnError(RelayError):
         pass
 
@@ -289,7 +289,7 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
                 await server.connection.get_message()
 
 
-async def test_cancelling_says_goodbye() -> None:
+async def test_cancellation_sends_a_close_frame() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):
             before = open_files()
@@ -310,7 +310,7 @@ async def test_cancelling_says_goodbye() -> None:
 # Requests of devices and apps
 
 
-async def test_an_app_asks_for_its_device_with_its_token() -> None:
+async def test_app_request_has_device_and_token() -> None:
     with trio.fail_after(10):
         async with open_websocket_server() as (url, accepted):
             async with dial_app(url, token="a b&c", device_id="BRW-0000ABCD"):
@@ -318,7 +318,7 @@ async def test_an_app_asks_for_its_device_with_its_token() -> None:
             assert server.path == "/ws/client?token=a+b%26c&device=BRW-0000ABCD"
 
 
-async def test_a_device_asks_as_machines_do() -> None:
+async def test_device_request_has_the_headers_of_firmware() -> None:
     with trio.fail_after(10):
         async with open_websocket_server() as (url, accepted):
             async with dial_device(url, device_id="BRW-0000ABCD", key="k" * 43):

@@ -49,7 +49,7 @@ async def test_whoever_joins_knows_the_state_at_once(autojump_clock: MockClock) 
 
 async def test_nothing_is_known_of_a_machine_that_was_never_there(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen, attached(kitchen) as app:
-        with pytest.raises(NothingKnown, match="the machine is offline"):
+        with pytest.raises(NothingKnown, match="the device is offline"):
             await app.state()
 
 

@@ -1,4 +1,4 @@
-"""An app's end: it watches a machine, and tells it what to do."""
+"""App: a client of a relay that watches a device and sends it commands."""
 
 import itertools
 import logging
@@ -26,18 +26,18 @@ from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSock
 from brewos_relay.errors import CloseCode, RelayError
 from brewos_relay.messages import encode
 
-#: How many messages wait for a program that is busy.
+#: The capacity of the queue of received messages.
 MESSAGES_AT_MOST: Final = 256
-#: The largest message that a relay takes from an app.
+#: The largest message that a relay accepts from an app.
 COMMAND_BYTES: Final = 4096
-#: How long a relay may take, after the end of a command's time, to say what became of it.
+#: How long to wait for the outcome of a command after its timeout.
 LATE_S: Final = 1.0
-#: How long what is known may be on its way, once the status is here, to be waited for.
+#: How long to wait for the rest of the known state once the status has arrived.
 REST_S: Final = 1.0
 _RENEW_AGAIN_S: Final = 10.0
 _REJECTIONS_AT_MOST: Final = 2
 _REFUSALS_AT_MOST: Final = 12
-"""Attempts without access to the device, 5 min apart, after which an app stops: about an hour."""
+"""The number of attempts without access to the device, 5 min apart, before the app stops: about an hour."""
 _FORBIDDEN: Final = 403
 _OURS: Final = frozenset({"type", "cmd", "requestId", "notAfter"})
 _NOT_FOR_PROGRAMS: Final = frozenset({"pong", "auth_refreshed", "token_expiring"})
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class NothingKnown(RelayError):
-    """Nothing is known of the machine: it has said nothing yet, or has been gone for a while."""
+    """No state of the device is known: it has sent none yet, or has been offline for a while."""
 
     code = "nothing_known"
     retry = True
@@ -55,9 +55,9 @@ class NothingKnown(RelayError):
 class App(LinkedPeer):
     """An app that is attached to a device. Made by `open_app`.
 
-    Iterate over it to get what the machine and the relay say, as dicts. What comes while the program is busy
-    waits, 256 messages of it by default; the oldest gives way then, and is counted in `missed_messages`
-    (`state` misses none). Iterating raises LinkStopped once the link has stopped.
+    Iterate over it to receive the messages of the device and the relay, as dicts. Messages wait in a queue
+    while the program is busy, 256 by default; a full queue drops its oldest message and counts it in
+    `missed_messages` (`state` misses none). Iterating raises LinkStopped once the link has stopped.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class App(LinkedPeer):
         self._ssl_context = ssl_context
         self._token = ""
         self._rejections = 0
-        self._refusals = 0  # for want of access, one after the other
+        self._refusals = 0  # consecutive refusals for lack of access
         self._needs_fresh = False
         self._expiring = trio.Event()
         self._clock = RelayClock()
@@ -100,7 +100,7 @@ class App(LinkedPeer):
 
     @property
     def missed_messages(self) -> int:
-        """How many messages gave way to newer ones since the program was busy."""
+        """The number of messages that were dropped because the program was busy."""
         return self._inbox.dropped
 
     def __aiter__(self) -> "App":
@@ -110,9 +110,9 @@ class App(LinkedPeer):
         return await self._inbox.get()
 
     async def state(self, *, timeout_s: float = 10.0) -> DeviceState:
-        """Give what is known of the machine now, waiting for it if need be.
+        """Return the known state of the device; wait for it if necessary.
 
-        Raises NothingKnown if nothing is known within `timeout_s`, and LinkStopped.
+        Raises NothingKnown if no state is known within `timeout_s`, and LinkStopped.
         """
         with trio.move_on_after(timeout_s):
             await self._until(lambda: self._greeted and bool(self._state.status))
@@ -123,18 +123,18 @@ class App(LinkedPeer):
         if not self._greeted:
             why = self.status.reason or "there is no connection"
         else:
-            why = "it has said nothing" if self._state.online else "the machine is offline"
-        raise NothingKnown(f"nothing is known of {self.device_id} after {timeout_s:g} s: {why}")
+            why = "it has sent no state" if self._state.online else "the device is offline"
+        raise NothingKnown(f"no state of {self.device_id} is known after {timeout_s:g} s: {why}")
 
     async def command(self, cmd: str, /, *, timeout_s: float = 5.0, **fields: Any) -> Outcome:
-        """Tell the machine to do something, and wait for what becomes of that.
+        """Send a command to the device, and wait for its outcome.
 
-        After `timeout_s` it is not delivered any more, whatever happens. Raises ValueError for fields that
-        are not yours to give or a command that is too large, and LinkStopped.
+        The relay does not deliver it after `timeout_s`. Raises ValueError for reserved fields or a command
+        that is too large, and LinkStopped.
         """
         deadline_s = trio.current_time() + timeout_s
         if taken := sorted(_OURS & fields.keys()):
-            raise ValueError(f"{taken[0]!r} cannot be a field of a command: it is given by what sends it")
+            raise ValueError(f"{taken[0]!r} cannot be a field of a command: the SDK sets it")
         with trio.move_on_at(deadline_s):
             await self._until(lambda: self._greeted)
         if not self._greeted:
@@ -145,7 +145,7 @@ class App(LinkedPeer):
         message = encode({**content, "requestId": request_id, "notAfter": self._clock.now_ms() + left_ms})
         if len(message.payload) > COMMAND_BYTES:
             raise ValueError(
-                f"the command has {len(message.payload)} bytes; a relay takes {COMMAND_BYTES} at most"
+                f"the command has {len(message.payload)} bytes; the relay accepts at most {COMMAND_BYTES}"
             )
         with self._outcomes.awaiting(request_id) as awaited:
             with trio.move_on_at(deadline_s + LATE_S):
@@ -160,7 +160,7 @@ class App(LinkedPeer):
         rejected = self._token if self._needs_fresh else None
         self._token = await (self._source.fresh() if self._needs_fresh else self._source.token())
         if self._token == rejected:
-            raise SignInEnded("the relay does not accept the token, and there is no other")
+            raise SignInEnded("the relay does not accept the token, and the source has no other")
         self._needs_fresh = False
         self._greeted = self._complete = False
         self._expiring = trio.Event()
@@ -175,7 +175,7 @@ class App(LinkedPeer):
                     await self._take(kind, content, websocket)
         finally:
             self._greeted = False
-            self._outcomes.lose("the connection broke before the relay said what became of it")
+            self._outcomes.lose("the connection broke before the relay reported the outcome")
 
     async def _take(self, kind: str, content: dict[str, Any], websocket: WebSocket) -> None:
         self._state = self._state.after(content)
@@ -183,7 +183,7 @@ class App(LinkedPeer):
             self._rejections = self._refusals = 0
             self._clock.set(content.get("timestamp"))
             self._greeted = True
-            # What is known comes right behind the greeting; the answer to this, behind that.
+            # The known state follows the greeting, and the pong follows the known state.
             await self._send_own(websocket, {"type": "ping", "timestamp": self._clock.now_ms()})
         elif kind == "pong":
             self._complete = True
@@ -192,7 +192,7 @@ class App(LinkedPeer):
         elif kind == "token_expiring":
             self._expiring.set()
         elif kind == "auth_refreshed" and content.get("success") is not True:
-            _log.warning("the relay does not take the new token: %s", content.get("error"))
+            _log.warning("the relay does not accept the new token: %s", content.get("error"))
         elif kind == "status_delta" and "status" not in self._state.messages:
             await self._send_own(websocket, {"type": "request_full_status"})
         self._tell_news()
@@ -202,18 +202,18 @@ class App(LinkedPeer):
             self._inbox.put(content)
 
     async def _send_own(self, websocket: WebSocket, content: dict[str, Any]) -> None:
-        with suppress(ConnectionEnded):  # what came before its end is still to be read
+        with suppress(ConnectionEnded):  # messages received before the end are still to be read
             await websocket.send(encode(content))
 
     async def _renew(self, websocket: WebSocket) -> None:
-        """Put a fresh token in the place of one that is about to end."""
+        """Send the relay a new token when the current one is about to expire."""
         while True:
             await self._expiring.wait()
             self._expiring = trio.Event()
             try:
                 token = await self._source.fresh()
             except SignInEnded as error:
-                _log.warning("%s; the connection ends when its token does", error)
+                _log.warning("%s; the connection ends when its token expires", error)
                 continue
             except (RelayUnreachable, RelayRefused):
                 await trio.sleep(_RENEW_AGAIN_S)
@@ -224,7 +224,7 @@ class App(LinkedPeer):
                 await websocket.send(encode({"type": "refresh_auth", "token": token}))
 
     async def _until(self, come: Callable[[], bool]) -> None:
-        """Wait until something is so; raises LinkStopped."""
+        """Wait until a condition is true. Raises LinkStopped."""
         await trio.lowlevel.checkpoint()
         while not come():
             if self.status.state is LinkState.STOPPED:
@@ -237,7 +237,7 @@ class App(LinkedPeer):
         if isinstance(error, SignInEnded):
             return Verdict.STOP
         if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
-            # Another token may do; but not if the one that was not taken was fresh.
+            # Try another token, unless the rejected one was new.
             if isinstance(self._source, StaticToken):
                 return Verdict.STOP
             self._rejections += 1
@@ -259,7 +259,7 @@ class App(LinkedPeer):
         self._tell_news()
 
     def _tell_news(self) -> None:
-        """Wake whoever waits for something to have come."""
+        """Wake the tasks that wait for a condition."""
         news, self._news = self._news, trio.Event()
         news.set()
 
@@ -276,14 +276,15 @@ async def open_app(
     # State
     enabled: bool = True,
 ) -> AsyncIterator[App]:
-    """Be attached to the device `device_id` for as long as the block lasts, whatever the network does.
+    """Attach to the device `device_id` while the block runs, and reconnect after each loss.
 
-    The block begins at once, connected or not. `token` is an access token; or a function that gives one,
-    which is called for every connection and whenever a token is about to end; or `SessionTokens`. Once no
-    token is accepted any more, the link stops. Without access to the device (403, 4003) it tries again every
-    5 min, since users who take access away may give it back, and stops after 12 attempts.
+    The block starts immediately, connected or not. `token` is an access token, a function that returns one,
+    or `SessionTokens`. A function is called for every connection, and whenever a token is about to expire.
+    The link stops when the relay accepts no token. Without access to the device (403, 4003) it tries again
+    every 5 min, as access may be given back, and stops after 12 attempts.
 
-    Raises SettingsError for a URL or an id that is none; out of the block, what the function raises.
+    Raises SettingsError for an invalid URL or device id; the block also raises the exceptions of the
+    function.
 
     **Owns:** the connection, and the tasks that live on it.
     **Ends when:** the block is left; the connection is closed with a close frame.

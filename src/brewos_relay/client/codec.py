@@ -1,4 +1,4 @@
-"""Messages as plain values, and plain values as machines send them. No I/O."""
+"""Decode messages into plain values, and encode values as firmware does. No I/O."""
 
 import math
 import struct
@@ -15,11 +15,7 @@ _ENDLESS: Final = 1e300
 
 
 def decode(message: Message) -> dict[str, Any] | None:
-    """Decode a message, JSON or MessagePack; None if it is no object (or map).
-
-    The relay passes on what a machine says if its type is readable. A field that has no text as its key, or
-    whose value cannot be decoded, is left out.
-    """
+    """Decode a message, JSON or MessagePack; None if it is not an object with text keys."""
     codec = msgspec.json if message.is_text else msgspec.msgpack
     try:
         content = codec.decode(message.payload, type=dict[str, Any])
@@ -29,7 +25,7 @@ def decode(message: Message) -> dict[str, Any] | None:
 
 
 def _decode_fields(message: Message) -> dict[str, Any] | None:
-    """Decode a message field by field; None if its type is not among those that can be decoded."""
+    """Decode a message field by field, without the invalid fields; None without a valid `type`."""
     codec = msgspec.json if message.is_text else msgspec.msgpack
     content: dict[str, Any] = {}
     with suppress(*MALFORMED):
@@ -42,17 +38,17 @@ def _decode_fields(message: Message) -> dict[str, Any] | None:
 
 
 def encode_binary(content: dict[str, Any]) -> Message:
-    """Encode as machines do: one MessagePack map, its measured values in single precision."""
+    """Encode as firmware does: one MessagePack map, with numbers in single precision."""
     return Message(msgspec.msgpack.encode(_packed(content)), is_text=False)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Say whether this is a number to reckon with."""
+    """Tell whether a value is a finite number, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _ENDLESS
 
 
 def _shortened(value: Any) -> Any:
-    """Give back numbers as the machine meant them: 93.2, not the 93.19999694824219 of its float32."""
+    """Round a float32 to the digits that the device meant: 93.2, not 93.19999694824219."""
     if isinstance(value, float) and abs(value) < 1e7 and math.isfinite(value):
         (single,) = struct.unpack("f", struct.pack("f", value))
         return float(f"{value:.7g}") if single == value else value
@@ -71,5 +67,5 @@ def _packed(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_packed(item) for item in value]
     if isinstance(value, int) and value > _INT32_MAX:
-        return float(value)  # times of day, which machines send in double precision
+        return float(value)  # times, which firmware sends in double precision
     return value

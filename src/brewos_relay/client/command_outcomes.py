@@ -1,4 +1,4 @@
-"""What became of a command."""
+"""The outcomes of commands, and the commands that wait for theirs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ _TOLD: Final = frozenset(get_args(Fate)) - {"not_sent", "unknown"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command: its `fate`, and whether it `waited` at the relay for the machine.
+    """The outcome of a command: its `fate`, and whether it `waited` at the relay for the device.
 
     | `fate` | Meaning |
     |---|---|
-    | `delivered` | it was handed to the machine's connection; whether it obeyed shows in what it reports |
-    | `expired` | its time was over before it could be delivered |
-    | `device_offline` | the machine is not there, and this command may not wait; or it did not take it |
-    | `forbidden` | whoever the token stands for may not do this |
+    | `delivered` | sent to the device; its reports show whether it obeyed |
+    | `expired` | the command's time ended before it could be delivered |
+    | `device_offline` | the device is offline and the command may not wait, or the device did not accept it |
+    | `forbidden` | the role of the token does not allow the command |
     | `not_sent` | there was no connection to the relay in time |
-    | `unknown` | it was sent, and the connection broke, or nothing came back; it is not delivered late |
+    | `unknown` | sent, but the connection broke or no answer came; it is not delivered later |
     """
 
     fate: Fate
@@ -31,47 +31,47 @@ class Outcome:
 
     @property
     def delivered(self) -> bool:
-        """Whether the command was handed to the machine's connection."""
+        """Whether the command was sent to the device."""
         return self.fate == "delivered"
 
 
 class PendingCommand:
-    """A command whose fate is awaited."""
+    """A command without an outcome yet."""
 
     def __init__(self) -> None:
-        self.outcome = Outcome("unknown", "nothing came back for it")
+        self.outcome = Outcome("unknown", "no answer arrived")
         self._decided = trio.Event()
         self._waited = False
 
     async def wait(self) -> Outcome:
-        """Wait until it is decided."""
+        """Wait for the outcome."""
         await self._decided.wait()
         return self.outcome
 
     def hear(self, status: Any) -> None:
-        """Take what a `command_status` says."""
+        """Handle the `status` of a `command_status`."""
         if status == "queued":
             self._waited = True
-            self.outcome = Outcome("unknown", "it waits at the relay", waited=True)
+            self.outcome = Outcome("unknown", "the command waits at the relay", waited=True)
         elif status in _TOLD:
             self.decide(Outcome(cast(Fate, status), waited=self._waited))
 
     def decide(self, outcome: Outcome) -> None:
-        """Settle it, once."""
+        """Set the outcome; later calls have no effect."""
         if not self._decided.is_set():
             self.outcome = outcome
             self._decided.set()
 
 
 class PendingCommands:
-    """The commands that are on their way over one connection, by their request id."""
+    """The pending commands of one connection, by request id."""
 
     def __init__(self) -> None:
         self._awaited: dict[str, PendingCommand] = {}
 
     @contextmanager
     def awaiting(self, request_id: str) -> Iterator[PendingCommand]:
-        """Await the fate of a command as long as the block lasts."""
+        """Register a pending command while the block runs."""
         awaited = self._awaited[request_id] = PendingCommand()
         try:
             yield awaited
@@ -79,7 +79,7 @@ class PendingCommands:
             del self._awaited[request_id]
 
     def hear(self, content: dict[str, Any]) -> bool:
-        """Take a `command_status`; False if it is for none of these."""
+        """Handle a `command_status`; return False if it belongs to no pending command."""
         request_id = content.get("requestId")
         awaited = self._awaited.get(request_id) if isinstance(request_id, str) else None
         if awaited is None:
@@ -88,6 +88,6 @@ class PendingCommands:
         return True
 
     def lose(self, reason: str) -> None:
-        """Settle them all, as the connection has ended: nothing comes back any more."""
+        """Set the outcome of all pending commands, as their connection has ended."""
         for awaited in self._awaited.values():
             awaited.decide(Outcome("unknown", reason))

@@ -1,4 +1,4 @@
-"""What is worth sending of a state that keeps changing: everything, what changed, or nothing. No I/O."""
+"""Which part of a changing state to send: all of it, the changes, or nothing. No I/O."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -10,8 +10,8 @@ import msgspec
 FULL_EVERY_S: Final = 300.0
 KEEPALIVE_S: Final = 30.0
 
-#: The least change of a number that is worth a message, by its path in the state, in the unit that it has
-#: there. Of a number that is not listed, and of everything that is no number, every change is.
+#: The smallest change of a number that causes a message, by its path in the state and in its unit. Every
+#: change of another number, and of any other value, causes a message.
 THRESHOLDS: Final[Mapping[str, float]] = MappingProxyType(
     {
         "temps.brew.current": 0.5,  # °C
@@ -19,14 +19,14 @@ THRESHOLDS: Final[Mapping[str, float]] = MappingProxyType(
         "temps.group": 0.5,
         "pressure": 0.1,  # bar
         "power.current": 10.0,  # W
-        "power.voltage": math.inf,  # goes along with the power
+        "power.voltage": math.inf,  # is sent with the power
         "scale.weight": 0.5,  # g
         "scale.flowRate": 0.1,  # ml/s
         "wifi.rssi": 10.0,  # dB
     }
 )
 
-#: Groups, and fields of groups, that only a full status has.
+#: Groups, and fields of groups, that only a full status contains.
 FULL_ONLY: Final = frozenset(
     {
         "esp32",
@@ -41,23 +41,23 @@ FULL_ONLY: Final = frozenset(
     }
 )
 
-#: What decides that a full status is due as soon as it changes.
+#: Fields whose change causes a full status.
 FULL_WHEN_CHANGED: Final = ("machine.state",)
 
-_ROUNDING: Final = 1e-9  # 9.1 - 9.0 is a little less than 0.1
+_ROUNDING: Final = 1e-9  # 9.1 - 9.0 is slightly less than 0.1
 
 
 class Deltas:
-    """Decides, each time that it is given the whole state, what is worth sending, against what was sent last.
+    """Decides which message to send for the current state, by comparison with the sent state.
 
-    Small changes add up until they are worth a message. A group that has changed enough goes as a whole, but
-    for what only a full status has. `seq` counts what was sent, over all connections.
+    Small changes accumulate until they exceed their threshold. A changed group is sent as a whole, without
+    the fields that only a full status has. `seq` counts the sent messages of all connections.
 
-    `thresholds` and `full_only` replace the usual ones: `{**THRESHOLDS, "tank.level_ml": 50.0}` adds one,
-    and a threshold of infinity is for what is never worth a message of its own.
+    `thresholds` and `full_only` replace the default ones: `{**THRESHOLDS, "tank.level_ml": 50.0}` adds one. A
+    threshold of infinity is for a field that never causes a message.
 
-    `bytes_sent` is the size of all that was worth sending, packed as MessagePack, and `bytes_saved` what was
-    saved compared with sending everything every time; it goes by the size of the last full status.
+    `bytes_sent` is the size of all messages, packed as MessagePack, and `bytes_saved` the difference to
+    sending a full status each time; it uses the size of the last full status.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Deltas:
         self._full_bytes = 0
 
     def begin(self) -> None:
-        """Begin anew, as on a new connection or when somebody asks for everything: the next one is full."""
+        """Make the next message a full one, as for a new connection or a request for the state."""
         self._sent = None
 
     def next(
@@ -94,10 +94,10 @@ class Deltas:
         now_s: float,
         occasional: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | None:
-        """Give the message to send now, if any: a `status`, a `status_delta`, or a `keepalive`.
+        """Return the message to send now, if any: a `status`, a `status_delta`, or a `keepalive`.
 
-        `occasional` are groups for the full status that is due every 5 min (statistics, say). `now_s` is any
-        clock that only goes forward.
+        `occasional` are groups for the full status that is due every 5 min (statistics, for example). `now_s`
+        is the time of any monotonic clock.
         """
         before = self._sent
         content: dict[str, Any]
@@ -116,7 +116,7 @@ class Deltas:
         if content["type"] == "status":
             self._sent, self._full_at_s, self._full_bytes = _copied(state), now_s, size_bytes
         elif content["type"] == "status_delta":
-            # Only what was sent counts.
+            # Compare with the sent values only.
             self._sent = (before or {}) | {
                 group: _copied(state[group]) for group in content if group in state
             }
@@ -127,7 +127,7 @@ class Deltas:
         return content
 
     def changed_groups(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the groups that have changed enough to be sent, each as it goes into a `status_delta`."""
+        """Return the groups that have changed enough to be sent, as a `status_delta` contains them."""
         changed: dict[str, Any] = {}
         for group, new in after.items():
             old = before.get(group, _NOTHING)
@@ -141,7 +141,7 @@ class Deltas:
         return {key: item for key, item in value.items() if f"{group}.{key}" not in self._full_only}
 
     def _has_changed(self, path: str, old: Any, new: Any) -> bool:
-        """Say whether what is at `path` has changed enough to be sent."""
+        """Tell whether the value at `path` has changed enough to be sent."""
         if path in self._full_only:
             return False
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -154,15 +154,15 @@ class Deltas:
         return bool(old != new)
 
     def _needs_full(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        """Say whether something changed that a delta cannot tell, or that goes with all the rest."""
-        if before == after:  # most of the time
+        """Tell whether a change needs a full status."""
+        if before == after:  # the usual case
             return False
         if any(_look_up(before, path) != _look_up(after, path) for path in self._full_when_changed):
             return True
         return self._has_lost("", before, after)
 
     def _has_lost(self, path: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        """Say whether something is not there any more: a delta can only add and replace."""
+        """Tell whether a field is missing: a delta can only add and replace fields."""
         for key, old in before.items():
             new = after.get(key, _NOTHING)
             if old == new or (here := f"{path}{key}") in self._full_only:
@@ -187,7 +187,7 @@ def _look_up(state: Mapping[str, Any], path: str) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Copy what may be changed in its place: whoever calls may go on using it."""
+    """Copy mutable values: the caller may change them later."""
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

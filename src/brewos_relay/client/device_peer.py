@@ -1,4 +1,4 @@
-"""A machine's end: it says what there is to say, and is told what to do."""
+"""Device: a device of a relay, which reports its state and receives commands."""
 
 import logging
 import ssl
@@ -26,7 +26,7 @@ from brewos_relay.errors import CloseCode, RelayError
 from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import is_key
 
-#: How many commands wait for a program that is busy.
+#: The capacity of the queue of received commands.
 COMMANDS_AT_MOST: Final = 32
 REPORT_EVERY_S: Final = 0.5
 _LOOK_EVERY_S: Final = 5.0
@@ -38,9 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a device is told. `kind` is the message's `type`, and `name` the `cmd` of a command (else `kind`).
+    """A command or another message for the device.
 
-    `content` is the whole message, `received_at_s` is in Trio's time.
+    `kind` is its `type`, and `name` the `cmd` of a command (otherwise `kind`). `content` is the whole
+    message. `received_at_s` is in Trio's time.
     """
 
     kind: str
@@ -49,7 +50,7 @@ class Command:
     received_at_s: float = field(compare=False)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Give a field of the message."""
+        """Return a field of the message, or `default`."""
         return self.content.get(key, default)
 
     def __getitem__(self, key: str) -> Any:
@@ -57,16 +58,16 @@ class Command:
 
 
 class _KeySent(RelayError):
-    """The relay has sent a key, which is to be used from the next connection on."""
+    """The relay has sent a new key, to be used from the next connection on."""
 
 
 class Device(LinkedPeer):
     """A device of a relay. Made by `open_device`.
 
-    Iterate over it to get what it is told. What comes while the program is busy waits, 32 messages of it by
-    default. When those are there, a further command is not taken: it is counted in `dropped_commands`, and
-    whoever watches the machine is told in a `log` message. A command whose `notAfter` has passed while it
-    waited is not given any more. Iterating raises LinkStopped once the link has stopped.
+    Iterate over it to receive commands. They wait in a queue while the program is busy, 32 by default. A full
+    queue drops new commands: they are counted in `dropped_commands`, and the connected apps get a `log`
+    message. A command whose `notAfter` has passed in the queue is dropped silently. Iterating raises
+    LinkStopped once the link has stopped.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Device(LinkedPeer):
 
     @property
     def dropped_commands(self) -> int:
-        """How many messages were not taken since as many waited as may."""
+        """The number of messages that were dropped because the queue was full."""
         return self._inbox.dropped
 
     def __aiter__(self) -> "Device":
@@ -125,11 +126,11 @@ class Device(LinkedPeer):
                 return command
 
     def report(self, state: Mapping[str, Any], *, occasional: Mapping[str, Any] | None = None) -> None:
-        """Say what the state of the machine is now, all of it, as often as you like.
+        """Report the complete state of the device, as often as you like.
 
-        What has changed enough is sent, every 0.5 s at most, and everything at the beginning of a connection,
-        when somebody asks, and every 5 min; as MessagePack, in single precision. `occasional` are groups that
-        go along every 5 min. Without a connection nothing is kept but the last state.
+        Sufficient changes are sent, at most every 0.5 s, as MessagePack in single precision. The whole state
+        is sent at the start of a connection, when an app requests it, and every 5 min. `occasional` are
+        groups for the message every 5 min. Without a connection, only the last state is kept.
         """
         self._state = state
         self._occasional = occasional or {}
@@ -144,7 +145,7 @@ class Device(LinkedPeer):
         keys = self._key_store.known
         if keys is None:
             keys = await trio.to_thread.run_sync(self._key_store.load)
-        # A key that was sent comes first; if it was refused, the one before it is tried again.
+        # Try the newest key first; if the relay refused it, the one before it.
         self._key = keys.key if self._newest_refused else keys.newest
         self._has_two_keys = keys.next_key is not None
         self._unheard = True
@@ -169,7 +170,7 @@ class Device(LinkedPeer):
                 await self._take(kind, content)
 
     async def _take(self, kind: str, content: dict[str, Any]) -> None:
-        """Hand a message to the program, or say that it is busy."""
+        """Queue a message for the program, or report that it is busy."""
         if kind in _ASKS_FOR_STATE:
             self.deltas.begin()
             self._reported.set()
@@ -177,11 +178,11 @@ class Device(LinkedPeer):
         name = cmd if kind == "command" and isinstance(cmd, str) else kind
         taken = self._inbox.put(Command(kind, name, content, trio.current_time()))
         if not taken and kind == "command":
-            _log.warning("%s is busy: %r was not taken", self.device_id, name)
+            _log.warning("%s is busy: dropped %r", self.device_id, name)
             await self._link.send(_busy(name), wait=False)
 
     async def _report(self, websocket: WebSocket) -> None:
-        """Send what is worth sending of what the program reports, in one message for each interval."""
+        """Send the changes that the program reports, at most one message in each interval."""
         self.deltas.begin()
         while True:
             if self._state is not None:
@@ -191,26 +192,28 @@ class Device(LinkedPeer):
                 if content is not None:
                     await websocket.send(encode_binary(content))
             await trio.sleep(self._report_every_s)
-            with trio.move_on_after(_LOOK_EVERY_S):  # whether something is due that nobody reports
+            with trio.move_on_after(
+                _LOOK_EVERY_S
+            ):  # a keepalive or a full status may be due without a report
                 await self._reported.wait()
             self._reported = trio.Event()
 
     # Keys
 
     async def _take_key(self, key: Any) -> None:
-        """Keep a key that the relay has sent, and reconnect with it; raises _KeySent."""
+        """Store a key from the relay, and reconnect with it. Raises _KeySent."""
         if not is_key(key) or key == self._key:
             return
         try:
             await trio.to_thread.run_sync(self._key_store.add_next, key)
         except KeyStoreError as error:
-            _log.error("%s keeps its key, as a new one cannot be kept: %s", self.device_id, error)
+            _log.error("%s keeps its key, as the new one cannot be stored: %s", self.device_id, error)
             return
         self._newest_refused = False
         raise _KeySent("the relay has sent a new key")
 
     async def _settle_key(self) -> None:
-        """Forget all keys but the one with which we were let in, now that the relay has spoken."""
+        """Keep only the key that the relay has accepted; called with the first message of a connection."""
         self._unheard = False
         self._newest_refused = False
         if self._key_store.known == Keys(self._key):
@@ -218,7 +221,7 @@ class Device(LinkedPeer):
         try:
             await trio.to_thread.run_sync(self._key_store.accepted, self._key)
         except KeyStoreError as error:
-            _log.error("%s has to keep two keys for now: %s", self.device_id, error)
+            _log.error("%s keeps both keys for now: %s", self.device_id, error)
 
     # Ends
 
@@ -254,13 +257,13 @@ async def open_device(
     # State
     enabled: bool = True,
 ) -> AsyncIterator[Device]:
-    """Be the device `device_id` of a relay for as long as the block lasts, whatever the network does.
+    """Be the device `device_id` of a relay while the block runs, and reconnect after each loss.
 
-    The block begins at once, connected or not. `register` (`Pairing.register`, say) is called before the
-    first connection, again and again until it raises nothing. A relay that sends a new key is obeyed.
+    The block starts immediately, connected or not. `register` (`Pairing.register`, for example) is called
+    before the first connection, until it succeeds. A new key from the relay is stored and used.
 
-    Raises SettingsError for a URL or an id that is none; out of the block, KeyStoreError if the file with the
-    key cannot be used, and what `register` raises beyond RelayUnreachable and RelayRefused.
+    Raises SettingsError for an invalid URL or device id. The block raises KeyStoreError if the file with the
+    key cannot be used, and the exceptions of `register` other than RelayUnreachable and RelayRefused.
 
     **Owns:** the connection, and the tasks that live on it.
     **Ends when:** the block is left; the connection is closed with a close frame.
@@ -281,13 +284,13 @@ async def open_device(
 
 
 def _busy(name: str) -> Message:
-    """Tell those who watch that a command was not taken."""
+    """Return the log message that tells apps that a command was dropped."""
     return encode(
         {
             "type": "log",
             "level": "warn",
             "source": "device",
-            "message": f"{name[:60]} was not taken: the machine has not got to what it was told before",
+            "message": f"{name[:60]} was dropped: the device is still busy with earlier commands",
             "timestamp": int(trio.current_time() * 1000),
         }
     )

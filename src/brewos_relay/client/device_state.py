@@ -1,11 +1,11 @@
-"""What an app knows of a machine: what the relay says on joining, and what the machine says later. No I/O."""
+"""The state of a device as an app receives it: on attaching, and by later messages. No I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-#: Messages of a machine of which the last one is its state.
+#: Message kinds that are part of the state; the last message of each kind counts.
 STATE_KINDS: Final = frozenset(
     {"status", "device_info", "esp_status", "pico_status", "power_meter_status", "bbw_settings"}
 )
@@ -14,9 +14,9 @@ _MAIN_KINDS: Final = ("status", "pico_status", "esp_status")
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What is known of a machine.
+    """The known state of a device.
 
-    `online` says whether it is connected to the relay. `messages` are the last message of each kind by its
+    `online` tells whether it is connected to the relay. `messages` are the last message of each kind by its
     `type`, the status with all later changes merged into it.
     """
 
@@ -25,7 +25,7 @@ class DeviceState:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The last status with all later changes; empty if none is known."""
+        """The last status with all later changes; empty if unknown."""
         for kind in _MAIN_KINDS:
             if kind in self.messages:
                 return self.messages[kind]
@@ -33,11 +33,11 @@ class DeviceState:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the machine is and how it is set, as it last said; empty if it has not."""
+        """The identity and the settings of the device, as it last reported them; empty if unknown."""
         return self.messages.get("device_info", {})
 
     def after(self, content: Mapping[str, Any]) -> "DeviceState":
-        """Give what is known after a message."""
+        """Return the state after a message."""
         kind = content.get("type")
         if kind == "connected":
             return DeviceState(content.get("deviceOnline") is True)
@@ -50,12 +50,12 @@ class DeviceState:
         return self._with(kind, content) if kind in STATE_KINDS else self
 
     def _with(self, kind: Any, content: Mapping[str, Any]) -> "DeviceState":
-        # What a machine says reaches apps only while it is there.
+        # Messages of a device arrive only while it is online.
         return DeviceState(self.online, MappingProxyType({**self.messages, kind: content}))
 
 
 def _merged(status: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a delta on a status: within a group it replaces the fields that it names, and leaves the others."""
+    """Merge a delta into a status: within a group it replaces its own fields, and leaves the others."""
     merged = dict(status)
     for group, value in delta.items():
         if group != "type":

@@ -1,4 +1,4 @@
-"""Where a relay listens: its URL, and a stream to it."""
+"""The address of a relay: its URL, and a stream to it."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ _SCHEMES: Final = {"http": False, "ws": False, "https": True, "wss": True}
 
 
 class RelayUnreachable(RelayError):
-    """No WebSocket could be had, and not because the relay said no."""
+    """The relay could not be reached, or did not answer in HTTP."""
 
     code = "relay_unreachable"
     retry = True
@@ -26,7 +26,7 @@ class RelayUnreachable(RelayError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a relay listens."""
+    """The address of a relay."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class Endpoint:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is on this very computer, so that nobody can listen on the way."""
+        """Whether the relay is on this computer, so that the connection does not cross a network."""
         if self.dotless_host == "localhost":
             return True
         try:
@@ -44,37 +44,38 @@ class Endpoint:
 
     @property
     def dotless_host(self) -> str:
-        """The host as it is in certificates: without the dot of the root of the domain name system."""
+        """The host as certificates have it, without the dot of the root domain."""
         return self.host.removesuffix(".")
 
     @property
     def host_header(self) -> str:
-        """The `Host:` header: always with the port, as machines send it."""
+        """The `Host` header, always with the port, as firmware sends it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_url(url: str) -> Endpoint:
-    """Read a relay's URL: scheme, host and perhaps a port.
+    """Parse a relay's URL: scheme, host and an optional port.
 
-    Raises SettingsError, without repeating what may hold a secret.
+    Raises SettingsError, without repeating a part that may contain a secret.
     """
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise SettingsError(f"the URL of the relay cannot be read ({error}); give {URL_FORMS}") from None
+        raise SettingsError(f"the URL of the relay is invalid ({error}); it must be {URL_FORMS}") from None
     if parts.scheme not in _SCHEMES or not host:
         raise SettingsError(
-            f"the URL of the relay has scheme {parts.scheme!r} and host {host or ''!r}; give {URL_FORMS}"
+            f"the URL of the relay has scheme {parts.scheme!r} and host {host or ''!r};"
+            f" it must be {URL_FORMS}"
         )
     if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise SettingsError(f"the URL of the relay is more than an address; give just {URL_FORMS}")
+        raise SettingsError(f"the URL of the relay has more than an address; it must be {URL_FORMS}")
     tls = _SCHEMES[parts.scheme]
     return Endpoint(host, port or (443 if tls else 80), tls)
 
 
 def check_device_id(device_id: str) -> str:
-    """Return a device id in the form in which relays keep it. Raises SettingsError if it is none."""
+    """Return a device id in upper case. Raises SettingsError if it is invalid."""
     try:
         return parse_device_id(device_id)
     except ValueError as problem:
@@ -82,7 +83,7 @@ def check_device_id(device_id: str) -> str:
 
 
 async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
-    """Connect, with TLS where the URL asks for it; raises RelayUnreachable."""
+    """Connect, with TLS if the URL asks for it. Raises RelayUnreachable."""
     try:
         tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     except OSError as error:
@@ -103,7 +104,7 @@ async def open_stream(endpoint: Endpoint, shown: str, ssl_context: ssl.SSLContex
 
 
 def reasons_of(error: OSError) -> str:
-    """Say why there is no connection, once for all addresses that were tried, and without them."""
+    """Return why the connection failed, once for all addresses that were tried, without the addresses."""
     tried = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else (error,)
     reasons = {
         os.strerror(each.errno)

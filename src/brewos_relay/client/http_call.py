@@ -1,4 +1,4 @@
-"""One HTTP call to a relay: JSON there, JSON back."""
+"""One HTTP request to a relay, with JSON in both directions."""
 
 import ssl
 from contextlib import suppress
@@ -26,15 +26,15 @@ async def post_json(
     ssl_context: ssl.SSLContext | None = None,
     timeout_s: float = 10.0,
 ) -> dict[str, Any]:
-    """POST `body` to `path` of the relay at `url`, over a connection of its own, and give its answer.
+    """POST `body` to `path` of the relay at `url`, over a new connection, and return its answer.
 
-    Raises SettingsError for a URL without TLS, unless it leads to this very computer: such calls have
-    secrets in them. Raises RelayUnreachable, and RelayRefused for any status but 200. None repeats `body`.
+    Raises SettingsError for a URL without TLS, unless it leads to this computer: these requests contain
+    secrets. Raises RelayUnreachable, and RelayRefused for any status but 200. None repeats `body`.
     """
     endpoint = parse_url(url)
     shown = url.strip()
     if not endpoint.tls and not endpoint.is_here:
-        raise SettingsError(f"{shown} would take secrets through the network for all to read; give https://…")
+        raise SettingsError(f"{shown} would send secrets over the network in plain text; use https://…")
     payload = msgspec.json.encode(body)
     request = h11.Request(
         method="POST",
@@ -63,7 +63,7 @@ async def post_json(
 
 
 async def _read_answer(http: h11.Connection, stream: trio.abc.Stream) -> tuple[h11.Response, bytes]:
-    """Read until the answer is complete; raises h11.RemoteProtocolError if it is none, or endless."""
+    """Read the complete answer. Raises h11.RemoteProtocolError if it is invalid or too long."""
     response: h11.Response | None = None
     answer = bytearray()
     while True:
@@ -81,7 +81,7 @@ async def _read_answer(http: h11.Connection, stream: trio.abc.Stream) -> tuple[h
 
 
 def _judged(response: h11.Response, answer: bytes) -> dict[str, Any]:
-    """Give what an answer says; raises RelayRefused."""
+    """Return the content of an answer. Raises RelayRefused."""
     content: dict[str, Any] = {}
     with suppress(msgspec.MsgspecError, RecursionError):
         content = msgspec.json.decode(answer, type=dict[str, Any])

@@ -1,7 +1,7 @@
-"""Where a device keeps its key: one file, which says the old or the new thing whatever happens, nothing else.
+"""The key of a device in a private file, which contains either the old or the new key at any time.
 
 RelayError
-└── KeyStoreError   the file cannot be read or written, or is not what it should be
+└── KeyStoreError   the file cannot be read or written, or is not a key file
 """
 
 import os
@@ -19,20 +19,20 @@ _FILE_BYTES: Final = 64 * 1024
 
 
 class KeyStoreError(RelayError):
-    """A file of secrets cannot be used; the text names it, and says what to do."""
+    """A file of secrets cannot be used; the text names it and the remedy."""
 
     code = "key_store"
 
 
 class Keys(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a key store keeps: the `key` that a relay has accepted, and a `next_key` that it sent later."""
+    """The keys in a file: the `key` that a relay has accepted, and a `next_key` that it sent later."""
 
     key: str
     next_key: str | None = None
 
     @property
     def newest(self) -> str:
-        """The key to come with first: a relay that sent one knows it, and may know no other any more."""
+        """The key to try first: a relay that sent a new key may have revoked the older one."""
         return self.key if self.next_key is None else self.next_key
 
     def __repr__(self) -> str:
@@ -42,11 +42,11 @@ class Keys(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 class KeyStore:
     """The keys of one device in a file that only its owner can read (0600).
 
-    `load` makes a key if there is no file yet. A key that a relay sends is kept beside the one in use
-    (`add_next`) until one of them has been accepted (`accepted`). Every change is on the disk when the
-    call returns. All of them block, for as long as the disk takes. `known` are the keys once they were read.
+    `load` makes a key if the file does not exist. A key from a relay is stored beside the current one
+    (`add_next`) until one of them is accepted (`accepted`). Each change is on disk when the call returns. All
+    methods block on the disk. `known` are the keys once they were read.
 
-    Errors are KeyStoreError. A file that does not hold a key is never written over.
+    Errors are KeyStoreError. A file that is not a key file is never overwritten.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,21 +57,21 @@ class KeyStore:
         return f"KeyStore({str(self.path)!r})"
 
     def load(self) -> Keys:
-        """Give the keys; from the file the first time, and one that is made now if there is no file."""
+        """Return the keys: the first call reads the file, or creates it with a new key."""
         if self.known is None:
             data = read_private(self.path)
             self.known = self._write(Keys(generate_key())) if data is None else self._read(data)
         return self.known
 
     def add_next(self, key: str) -> Keys:
-        """Keep a key that a relay has sent beside the one in use; one that was kept before is forgotten."""
+        """Store a key from the relay beside the current one; it replaces an earlier next key."""
         if not is_key(key):
-            raise KeyStoreError("what was sent as a key is none: 32 to 128 of A-Z a-z 0-9 _ - make one")
+            raise KeyStoreError("the key from the relay is invalid: it must be 32 to 128 of A-Z a-z 0-9 _ -")
         keys = self.load()
         return keys if key in (keys.key, keys.next_key) else self._write(Keys(keys.key, key))
 
     def accepted(self, key: str) -> Keys:
-        """Forget all keys but this one, which a relay has let in."""
+        """Keep only this key, which the relay has accepted."""
         keys = self.load()
         return keys if keys == Keys(key) else self._write(Keys(key))
 
@@ -86,12 +86,12 @@ class KeyStore:
             if is_key(keys.key) and (keys.next_key is None or is_key(keys.next_key)):
                 return keys
         raise KeyStoreError(
-            f"{self.path} does not hold a key; put back the right file, or remove this one and pair again"
+            f"{self.path} is not a key file; restore the right file, or remove this one and pair again"
         )
 
 
 def read_private(path: Path) -> bytes | None:
-    """Read a file of secrets; None if there is none. Raises KeyStoreError if others can read it, too."""
+    """Read a file of secrets; None if it does not exist. Raises KeyStoreError if other users can read it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -102,8 +102,8 @@ def read_private(path: Path) -> bytes | None:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         if mode & 0o077:
             raise KeyStoreError(
-                f"{path} holds secrets, and others on this computer may read it (its mode is {mode:04o}); "
-                f"`chmod 600 {path}` keeps them out"
+                f"{path} contains secrets, and other users can read it (its mode is {mode:04o}): "
+                f"run `chmod 600 {path}`"
             )
         return os.read(descriptor, _FILE_BYTES)
     except OSError as error:
@@ -113,16 +113,16 @@ def read_private(path: Path) -> bytes | None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file of secrets (0600) in one step: whoever reads it finds what was there before, or `data`.
+    """Write a file of secrets (0600) atomically: readers find the old content or `data`.
 
-    That holds whenever the process or the computer stops: the new file is complete and on the disk before
-    it takes the place of the old one. Raises KeyStoreError; the old file is still there then.
+    This also holds if the process or the computer stops: the new file is complete and on disk before it
+    replaces the old one. Raises KeyStoreError; the old file is unchanged then.
     """
-    path = Path(os.path.realpath(path))  # where a link leads to: the link is to stay one
+    path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     new = path.with_name(f".{path.name}.new")
     try:
         with suppress(FileNotFoundError):
-            new.unlink()  # left by somebody who did not come to the end
+            new.unlink()  # left by an interrupted write
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             remaining = memoryview(data)
@@ -139,5 +139,5 @@ def write_private(path: Path, data: bytes) -> None:
             os.close(folder)
     except OSError as error:
         raise KeyStoreError(
-            f"{path} cannot be written ({error.strerror}); the folder must exist and be yours"
+            f"{path} cannot be written ({error.strerror}); its directory must exist and be writable"
         ) from None

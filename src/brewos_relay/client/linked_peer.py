@@ -15,28 +15,28 @@ from brewos_relay.vocabulary import now_ms
 
 
 class LinkedPeer:
-    """An end of a connection that comes back by itself."""
+    """The base class of App and Device: control and observation of their link."""
 
     _link: ReconnectingLink
 
     @property
     def status(self) -> LinkStatus:
-        """How the link stands, and why."""
+        """The state of the link, and its reason."""
         return self._link.status
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection."""
+        """Whether the link is connected."""
         return self._link.status.state is LinkState.CONNECTED
 
     @property
     def connections(self) -> int:
-        """How many connections there have been."""
+        """The number of connections so far."""
         return self._link.connections
 
     @property
     def enabled(self) -> bool:
-        """Whether there is to be a connection at all; setting it to False closes the one that there is."""
+        """Whether the link may connect; setting it to False closes an open connection."""
         return self._link.enabled
 
     @enabled.setter
@@ -44,35 +44,35 @@ class LinkedPeer:
         self._link.enabled = enabled
 
     def pause(self) -> None:
-        """Close the connection, and open none until `resume`, as for a download that needs the memory."""
+        """Close the connection until `resume`, for example during a download that needs the memory."""
         self._link.pause()
 
     def resume(self) -> None:
-        """End a pause: connect at once."""
+        """End a pause, and connect immediately."""
         self._link.resume()
 
     def kick(self) -> None:
-        """Do something now, as when the network has come back.
+        """Act now, for example when the network is back.
 
-        A link that waits tries at once, and its pauses are short again. One that is connected looks whether
-        it still is, within 5 s. One that has stopped begins again.
+        A waiting link tries immediately, and its pauses are short again. A connected link checks its
+        connection within 5 s. A stopped link starts again.
         """
         self._link.kick()
 
     async def wait_for_state(self, *states: LinkState) -> LinkStatus:
-        """Wait until the link is in one of these states, and give its status."""
+        """Wait until the link is in one of these states, and return its status."""
         return await self._link.wait_for_state(*states)
 
     def statuses(self) -> Statuses:
-        """Give the status, and then each new one; who is slow misses those in between."""
+        """Iterate over the current status and each new one; a slow reader misses those in between."""
         return self._link.statuses()
 
     async def send(self, content: dict[str, Any] | Message, *, wait: bool = False) -> bool:
-        """Send a message (as JSON text, unless it is a `Message`), and say whether a connection took it.
+        """Send a message (as JSON text, unless it is a `Message`), and tell whether a connection accepted it.
 
-        While there is no connection it is dropped; with `wait` it waits for one, and is sent again if that
-        breaks while it is being sent, so it may arrive twice. Raises LinkStopped if it would wait for a link
-        that has stopped.
+        Without a connection, the message is dropped, unless `wait` is true. With `wait`, a message is sent
+        again if the connection breaks while it is being sent, so it may arrive twice. Raises LinkStopped
+        instead of waiting for a stopped link.
         """
         message = content if isinstance(content, Message) else encode(content)
         return await self._link.send(message, wait=wait)
@@ -80,7 +80,7 @@ class LinkedPeer:
 
 @asynccontextmanager
 async def run_link(link: ReconnectingLink) -> AsyncGenerator[None]:
-    """Run a link as long as the block lasts; what the block or the link raises comes out as it is.
+    """Run a link while the block runs. Exceptions of the block or the link leave it unwrapped.
 
     **Owns:** the task of the link. **Ends when:** the block is left.
     """
@@ -104,14 +104,15 @@ T = TypeVar("T")
 
 
 class ReceiveQueue(Generic[T]):
-    """A bounded queue between who never waits and who does.
+    """A bounded queue of received messages; `put` never waits, `get` does.
 
-    When it is full, either the `"newest"` is not taken or the `"oldest"` gives way; `dropped` counts them.
+    A full queue drops either the `"newest"` item, which is not added, or its `"oldest"`; `dropped` counts
+    them.
     """
 
     def __init__(self, at_most: int, *, drops: Literal["newest", "oldest"]) -> None:
         if at_most < 1:
-            raise ValueError(f"at_most is {at_most}; at least 1 has to have room")
+            raise ValueError(f"at_most must be at least 1, got {at_most}")
         self.dropped = 0
         self._at_most = at_most
         self._drops_newest = drops == "newest"
@@ -123,7 +124,7 @@ class ReceiveQueue(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> bool:
-        """Add an item, and say whether it was taken."""
+        """Add an item, and tell whether it was accepted."""
         if len(self._items) >= self._at_most:
             self.dropped += 1
             if self._drops_newest:
@@ -134,7 +135,7 @@ class ReceiveQueue(Generic[T]):
         return True
 
     async def get(self) -> T:
-        """Take the oldest item, waiting for one if need be; raises what it was ended with."""
+        """Remove the oldest item; wait for one if necessary. Raises the error of `end`."""
         await trio.lowlevel.checkpoint()
         while not self._items:
             if self._end is not None:
@@ -143,29 +144,35 @@ class ReceiveQueue(Generic[T]):
         return self._items.popleft()
 
     def end(self, error: Exception | None) -> None:
-        """Let whoever waits for more get this error, from now on; None lets them wait again."""
+        """Make `get` raise this error once the queue is empty; None makes it wait again."""
         self._end = error
         if error is not None:
             self._waiting.unpark_all()
 
 
 class RelayClock:
-    """What time it is at the relay: by its greeting, and by our own clock as long as there was none."""
+    """The relay's clock, estimated from its greeting; this computer's clock until then.
+
+    The times of commands refer to the relay's clock.
+    """
 
     def __init__(self) -> None:
         self._ahead_ms: float | None = None
 
     def set(self, timestamp_ms: Any) -> None:
-        """Take the `timestamp` of a greeting. It was on its way for a moment, so we are late, never early."""
+        """Set the clock from the `timestamp` of a greeting.
+
+        The estimate is late by the travel time of the greeting, never early.
+        """
         if is_number(timestamp_ms):
             self._ahead_ms = timestamp_ms - time.monotonic() * 1000
 
     def now_ms(self) -> int:
-        """Give the time at the relay in ms since 1970."""
+        """Return the relay's time in ms since 1970."""
         if self._ahead_ms is None:
             return now_ms()
         return int(time.monotonic() * 1000 + self._ahead_ms)
 
     def has_passed(self, not_after: Any) -> bool:
-        """Say whether the time until which a command has a meaning is over."""
+        """Tell whether the `notAfter` of a command has passed."""
         return is_number(not_after) and self.now_ms() > not_after

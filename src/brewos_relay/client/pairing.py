@@ -1,4 +1,4 @@
-"""How a machine gets an owner: it registers its key, and shows a token to whoever stands before it."""
+"""Pairing: a device registers its key, and shows a token to its future owner."""
 
 import io
 import secrets
@@ -17,11 +17,11 @@ _TOKEN_BYTES: Final = 24
 
 
 class Pairing:
-    """What a machine needs to be claimed by somebody: its id, its key, a token to show, and a registration.
+    """The pairing of a device: its id, its key, a token to show, and its registration.
 
-    Show `pairing_url`, or the QR code of it, to whoever stands before the machine; it is good for 10 minutes
-    from a registration. `await register()` may be called as often as one likes; give it to `open_device`
-    as `register` to have it called before the first connection.
+    Show `pairing_url`, or its QR code, to the user at the device; it is valid for 10 minutes after a
+    registration. `await register()` can be repeated; pass it to `open_device` as `register` to call it before
+    the first connection.
     """
 
     def __init__(
@@ -43,27 +43,27 @@ class Pairing:
 
     @property
     def pairing_url(self) -> str:
-        """Where whoever wants to have the machine is sent; it has the token in it."""
+        """The URL that a user opens to become the owner; it contains the token."""
         scheme, _, rest = self._url.partition("://")
         scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
         return f"{scheme}://{rest}/pair?" + urlencode({"id": self.device_id, "token": self.token})
 
     def qr_for_terminal(self) -> str:
-        """Draw the QR code of `pairing_url` in characters, to be read by the camera of a phone."""
+        """Return the QR code of `pairing_url` as text, for the camera of a phone."""
         drawing = io.StringIO()
         segno.make_qr(self.pairing_url, error="m").terminal(drawing, compact=True)
         return drawing.getvalue()
 
     def renew_token(self) -> str:
-        """Make a new token, as after its 10 minutes; `register` tells the relay."""
+        """Make a new token, for example after 10 minutes; `register` sends it to the relay."""
         self.token = generate_claim_token()
         return self.token
 
     async def register(self) -> None:
-        """Tell the relay the key and the token.
+        """Send the key and the token to the relay.
 
         Raises RelayUnreachable or RelayRefused, SettingsError for a URL without TLS that leads to another
-        computer, and KeyStoreError. The relay does not say what becomes of it.
+        computer, and KeyStoreError. The answer does not reveal whether a user has the device.
         """
         keys = await trio.to_thread.run_sync(self._key_store.load)
         await post_json(
@@ -76,5 +76,5 @@ class Pairing:
 
 
 def generate_claim_token() -> str:
-    """Make a token for a machine to show: 192 random bits in 32 characters that need no escaping."""
+    """Make a token to show: 192 random bits in 32 characters that need no escaping."""
     return secrets.token_urlsafe(_TOKEN_BYTES)

@@ -1,7 +1,7 @@
-"""A connection to a relay that comes back by itself, and says how it stands.
+"""A connection to a relay that is opened again after each loss, and its status.
 
 RelayError
-└── LinkStopped   the link does not come back by itself, since that would be of no use
+└── LinkStopped   the link does not reconnect any more
 """
 
 import random
@@ -19,33 +19,33 @@ from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSock
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
 
-#: A connection is a good one, after which pauses are short again, once it has lived for so long.
+#: Pauses are short again after a connection of this length.
 GOOD_S: Final = 30.0
 PING_S: Final = 15.0
 PONG_S: Final = 16.0
-#: How long a connection that was kicked has to show that it is alive.
+#: Timeout of the pong after a kick.
 KICKED_PONG_S: Final = 5.0
-#: The pause where coming back soon is of no use, and never coming back would be worse.
+#: The pause while the app has no access to the device.
 LONG_PAUSE_S: Final = 300.0
 _AT_ONCE_S: Final = 1.0
 
 
 class LinkState(StrEnum):
-    """How a link stands."""
+    """The state of a link."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
-    #: It has lost its connection, or got none, and tries again at `next_attempt_at_s`.
+    #: Between two attempts; the next one is at `next_attempt_at_s`.
     WAITING = "waiting"
     PAUSED = "paused"
     DISABLED = "disabled"
-    #: It does not come back unless it is kicked.
+    #: Does not reconnect until it is kicked.
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """How a link stands, and why: what ended the last connection or attempt, as far as that is known.
+    """The state of a link and its reason: why the last connection or attempt ended, if known.
 
     `next_attempt_at_s` is in Trio's time.
     """
@@ -58,7 +58,7 @@ class LinkStatus:
 
 
 class LinkStopped(RelayError):
-    """The link has stopped; `status` says why."""
+    """The link has stopped; `status` has the reason."""
 
     code = "link_stopped"
 
@@ -68,16 +68,16 @@ class LinkStopped(RelayError):
 
 
 class Verdict(Enum):
-    """What to do after a connection or an attempt has ended."""
+    """How to continue after a connection or an attempt has ended."""
 
-    BACK_OFF = "come back after the usual pause"
-    AT_ONCE = "come back at once"
-    SLOWLY = "come back after a long pause"
-    STOP = "do not come back"
+    BACK_OFF = "reconnect after the next pause of the backoff"
+    AT_ONCE = "reconnect immediately"
+    SLOWLY = "reconnect after a long pause"
+    STOP = "do not reconnect"
 
 
 class Statuses:
-    """The statuses of a link, one after the other, without end."""
+    """The statuses of a link as an endless asynchronous iterator."""
 
     def __init__(self, link: "ReconnectingLink") -> None:
         self._link = link
@@ -95,12 +95,12 @@ class Statuses:
 
 
 class ReconnectingLink:
-    """Keeps one connection open, and opens it again.
+    """Keeps one connection open, and opens it again after each loss.
 
-    `dial` prepares an attempt and gives the connection to enter. `parts` are what is done with every
-    connection, each in a task of its own, until one of them raises. `judge` decides what to do after a
-    RelayError: RelayUnreachable, RelayRefused, ConnectionEnded, or what `parts` and `dial` raise besides.
-    Whatever else they raise comes out of `run`. `tell` hears of every change, at once.
+    `dial` prepares an attempt and returns the connection to enter. `parts` are functions that use the
+    connection, each in its own task, until one of them raises. `judge` decides how to continue after a
+    RelayError: RelayUnreachable, RelayRefused, ConnectionEnded, or another one of `parts` and `dial`. Other
+    exceptions leave `run`. `tell` is called with every new status.
     """
 
     def __init__(
@@ -130,58 +130,58 @@ class ReconnectingLink:
         self._websocket: WebSocket | None = None
         self._come_back_at_s: float | None = None
         self._changed = trio.Event()
-        self._wished = trio.Event()
+        self._control_changed = trio.Event()
         self._kicked = trio.Event()
         self._turn = trio.CancelScope()
 
-    # What a program wants
+    # Control
 
     @property
     def enabled(self) -> bool:
-        """Whether there is to be a connection at all; setting it to False closes the one that there is."""
+        """Whether the link may connect; setting it to False closes an open connection."""
         return self._enabled
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
         if enabled != self._enabled:
             self._enabled = enabled
-            self._wish()
+            self._apply_control()
 
     def pause(self) -> None:
-        """Close the connection, and open none until `resume`, as for a download that needs the memory."""
+        """Close the connection until `resume`, for example during a download that needs the memory."""
         if not self._paused:
             self._paused = True
-            self._wish()
+            self._apply_control()
 
     def resume(self) -> None:
-        """End a pause: connect at once."""
+        """End a pause, and connect immediately."""
         if self._paused:
             self._paused = False
-            self._wish()
+            self._apply_control()
 
     def kick(self) -> None:
-        """Do something now, as when the network has come back.
+        """Act now, for example when the network is back.
 
-        A link that waits tries at once, and its pauses are short again. One that is connected looks whether
-        it still is, within 5 s. One that has stopped begins again.
+        A waiting link tries immediately, and its pauses are short again. A connected link checks its
+        connection within 5 s. A stopped link starts again.
         """
         self._backoff.reset()
-        self._kicked.set()  # whoever waits for the next attempt, or pings
+        self._kicked.set()  # wakes the wait for the next attempt, and the ping task
         if self._stopped is not None:
             self._stopped = None
-            self._wish()
+            self._apply_control()
 
-    # What a program sees
+    # Observation
 
     async def wait_for_state(self, *states: LinkState) -> LinkStatus:
-        """Wait until the link is in one of these states, and give its status."""
+        """Wait until the link is in one of these states, and return its status."""
         await trio.lowlevel.checkpoint()
         while self.status.state not in states:
             await self._changed.wait()
         return self.status
 
     def statuses(self) -> "Statuses":
-        """Give the status, and then each new one; who is slow misses those in between."""
+        """Iterate over the current status and each new one; a slow reader misses those in between."""
         return Statuses(self)
 
     async def wait_for_change(self) -> None:
@@ -189,10 +189,10 @@ class ReconnectingLink:
         await self._changed.wait()
 
     async def send(self, message: Message, *, wait: bool) -> bool:
-        """Send a message, and say whether it was handed to a connection.
+        """Send a message, and tell whether a connection accepted it.
 
-        While there is none, it waits for one if `wait` says so, and is dropped otherwise. Raises LinkStopped
-        if it would wait for a link that has stopped.
+        Without a connection, the message is dropped, unless `wait` is true. Raises LinkStopped instead of
+        waiting for a stopped link.
         """
         await trio.lowlevel.checkpoint()
         while True:
@@ -201,7 +201,7 @@ class ReconnectingLink:
                     await self._websocket.send(message)
                     return True
                 except ConnectionEnded:
-                    pass  # the reader finds out why
+                    pass  # the reader reports the reason
             if not wait:
                 return False
             if self._stopped is not None:
@@ -209,39 +209,39 @@ class ReconnectingLink:
             await self._changed.wait()
 
     def heed_restarting(self, content: dict[str, Any]) -> None:
-        """Take a `restarting` message: once this connection has ended, come back when it says."""
+        """Handle a `restarting` message: after this connection, reconnect at the time that it gives."""
         pause_ms = content.get("reconnectInMs")
         if is_number(pause_ms):
             self._come_back_at_s = trio.current_time() + pause_ms / 1000
 
-    # Its life
+    # Connections
 
     async def run(self) -> None:
-        """Be connected whenever that is wanted.
+        """Stay connected while the link is enabled, not paused and not stopped.
 
         **Owns:** one connection at a time, and the tasks that live on it.
         **Ends when:** cancelled; the connection is closed with a close frame then.
         """
         while True:
-            self._wished = trio.Event()
+            self._control_changed = trio.Event()
             why_not = self._why_not()
             if why_not is None:
                 with trio.CancelScope() as self._turn:
                     await self._try()
             else:
                 self._set(why_not)
-                await self._wished.wait()
+                await self._control_changed.wait()
 
     def _why_not(self) -> LinkStatus | None:
-        """Say why there is to be no connection; None if there is to be one."""
+        """Return the reason not to connect, or None."""
         if not self._enabled:
-            return LinkStatus(LinkState.DISABLED, "it is not enabled")
+            return LinkStatus(LinkState.DISABLED, "the link is disabled")
         if self._paused:
-            return LinkStatus(LinkState.PAUSED, "it is paused")
+            return LinkStatus(LinkState.PAUSED, "the link is paused")
         return self._stopped
 
     async def _try(self) -> None:
-        """Connect, live on the connection, and wait for the next attempt."""
+        """Connect, run the parts on the connection, and wait for the next attempt."""
         self._kicked = trio.Event()
         self._come_back_at_s = None
         self._set(LinkStatus(LinkState.CONNECTING, self.status.reason))
@@ -271,7 +271,7 @@ class ReconnectingLink:
 
     def _pause_s(self, verdict: Verdict, error: RelayError) -> float:
         if verdict is Verdict.AT_ONCE:
-            return _AT_ONCE_S * random.random()  # noqa: S311 - only spreads a fleet that is told all at once
+            return _AT_ONCE_S * random.random()  # noqa: S311 - only spreads the reconnects of a fleet
         if verdict is Verdict.SLOWLY:
             return LONG_PAUSE_S * (1 + 0.2 * random.random())  # noqa: S311
         if self._come_back_at_s is not None:
@@ -281,7 +281,7 @@ class ReconnectingLink:
         return self._backoff.next_s()
 
     async def _live(self, websocket: WebSocket) -> RelayError:
-        """Live on a connection; what ended it.
+        """Run the parts on a connection; return the error that ended it.
 
         **Owns:** a task for each part, and one that pings. **Ends when:** one of them raises.
         """
@@ -306,7 +306,7 @@ class ReconnectingLink:
         return ended[0]
 
     async def _ping(self, websocket: WebSocket) -> None:
-        """Ping at once, as a device is there from its first frame, and then every 15 s or when kicked."""
+        """Ping immediately, which makes a device present, and then every 15 s or when kicked."""
         pong_s = PONG_S
         while True:
             await websocket.ping(timeout_s=pong_s)
@@ -316,9 +316,9 @@ class ReconnectingLink:
                 self._kicked = trio.Event()
                 pong_s = KICKED_PONG_S
 
-    def _wish(self) -> None:
-        """Act on a wish that has changed: end whatever is going on."""
-        self._wished.set()
+    def _apply_control(self) -> None:
+        """Apply a change of the control state: end the current attempt, connection or wait."""
+        self._control_changed.set()
         self._turn.cancel()
 
     def _set(self, status: LinkStatus) -> None:

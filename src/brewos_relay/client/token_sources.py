@@ -1,7 +1,7 @@
-"""Where an app gets its access tokens from: one that it was given, a function, or a session that goes on.
+"""Sources of access tokens for an app: a fixed token, a function, or a login session that is refreshed.
 
 RelayError
-└── SignInEnded   there are no more tokens to be had: somebody has to sign in again
+└── SignInEnded   no tokens are left: the user has to sign in again
 """
 
 import logging
@@ -21,7 +21,7 @@ from brewos_relay.client.key_store import KeyStoreError, read_private, write_pri
 from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import RelayError
 
-#: An access token that ends sooner than this is exchanged before it is used.
+#: An access token that expires sooner than this is exchanged before use.
 MARGIN_S: Final = 120.0
 _REFRESH_S: Final = 10.0
 _ENDED: Final = frozenset({401, 403})
@@ -30,59 +30,62 @@ _log = logging.getLogger(__name__)
 
 
 class SignInEnded(RelayError):
-    """There are no more tokens to be had."""
+    """No more tokens are available."""
 
     code = "sign_in_ended"
 
 
 class TokenSource(Protocol):
-    """Where access tokens come from."""
+    """A source of access tokens."""
 
     async def token(self) -> str:
-        """Give a token to use. Raises SignInEnded, RelayUnreachable or RelayRefused."""
+        """Return a valid token. Raises SignInEnded, RelayUnreachable or RelayRefused."""
         ...
 
     async def fresh(self) -> str:
-        """Give another token than the one before, if there is one: that ends soon, or was not accepted."""
+        """Return a new token if there is one, as the last one expires soon or was rejected."""
         ...
 
 
-#: What `open_app` takes as a token.
+#: The kinds of tokens that `open_app` accepts.
 Token: TypeAlias = str | Callable[[], Awaitable[str]] | TokenSource
 
 
 class StaticToken:
-    """One token, for as long as it is good."""
+    """A fixed token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
     async def token(self) -> str:
-        """Give the token."""
+        """Return the token."""
         return self._token
 
     async def fresh(self) -> str:
-        """Give the same token: there is no other."""
+        """Return the same token: there is no other."""
         return self._token
 
 
 class TokenFunction:
-    """Whatever a function gives; it is called for every connection, and whenever a token is about to end."""
+    """A function that returns tokens; called for every connection, and when a token is about to expire."""
 
     def __init__(self, function: Callable[[], Awaitable[str]]) -> None:
         self._function = function
 
     async def token(self) -> str:
-        """Ask the function."""
+        """Call the function."""
         return await self._function()
 
     async def fresh(self) -> str:
-        """Ask the function."""
+        """Call the function."""
         return await self._function()
 
 
 class _Session(msgspec.Struct, frozen=True, rename="camel"):
-    """A session as a relay gives it, and as it is kept; `expires_at` is that of the access token, in ms."""
+    """A login session as the relay returns it, and as the file stores it.
+
+    `expires_at` is the end of the access token, in ms.
+    """
 
     access_token: str
     refresh_token: str
@@ -90,11 +93,11 @@ class _Session(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SessionTokens:
-    """The tokens of a session that goes on for as long as somebody uses it: an app can live on it for weeks.
+    """The tokens of a login session, in a file; the session stays valid for weeks while it is used.
 
-    The session is in a file that only its owner can read (0600). Each exchange replaces the refresh token in
-    it, so each app, and each process, needs a session and a file of its own.
-    The file has what the relay answers to somebody who signs in; `sign_in` makes one.
+    Only the owner of the file can read it (0600). Each exchange replaces the refresh token in it, so each
+    app, and each process, needs a session and a file of its own. The file has the relay's answer to a
+    sign-in; `sign_in` creates it.
     """
 
     def __init__(
@@ -110,16 +113,16 @@ class SessionTokens:
         return f"SessionTokens({str(self.path)!r})"
 
     async def sign_in(self, path: str, **proof: str) -> None:
-        """Begin the session: `path` is one of `/api/auth/…`, and `proof` what it takes.
+        """Start the session: `path` is one of `/api/auth/…`, and `proof` its arguments.
 
         `sign_in("/api/auth/password", email=…, password=…)`, or `sign_in("/api/auth/invite", token=…)` with
-        what a one-time link ends in. Raises RelayUnreachable, RelayRefused, SettingsError or KeyStoreError.
+        the token of a one-time link. Raises RelayUnreachable, RelayRefused, SettingsError or KeyStoreError.
         """
         async with self._one_at_a_time:
             await self._exchange(path, dict(proof))
 
     async def token(self) -> str:
-        """Give a token that is good for two more minutes at least."""
+        """Return a token that is valid for at least two more minutes."""
         async with self._one_at_a_time:
             session = await self._load()
             if session.expires_at / 1000 - time.time() > MARGIN_S:
@@ -141,11 +144,11 @@ class SessionTokens:
         except KeyStoreError as error:
             if self._session is None or self._session is session:
                 raise
-            _log.error("the app goes on, but cannot be started again: %s", error)
+            _log.error("the app continues, but its session is lost after a restart: %s", error)
             return self._session.access_token
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> str:
-        """Get tokens and keep them, without being interrupted: those before are good for nothing then."""
+        """Get tokens and store them, shielded from cancellation: an exchange ends the earlier ones."""
         with trio.move_on_after(2 * _REFRESH_S, shield=True):
             answer = await post_json(
                 self._url, path, body, ssl_context=self._ssl_context, timeout_s=_REFRESH_S
@@ -153,7 +156,7 @@ class SessionTokens:
             try:
                 session = msgspec.convert(answer, _Session)
             except msgspec.ValidationError:
-                raise RelayUnreachable(f"what answers at {self._url} gives no tokens") from None
+                raise RelayUnreachable(f"the server at {self._url} returned no tokens") from None
             self._session = session
             data = msgspec.json.encode(session) + b"\n"
             await trio.to_thread.run_sync(write_private, self.path, data)
@@ -168,12 +171,12 @@ class SessionTokens:
             try:
                 self._session = msgspec.json.decode(data, type=_Session)
             except (msgspec.MsgspecError, RecursionError):
-                raise KeyStoreError(f"{self.path} does not hold a session; sign in again") from None
+                raise KeyStoreError(f"{self.path} is not a session file; sign in again") from None
         return self._session
 
 
 def token_source(token: Token) -> TokenSource:
-    """Make a source of tokens of whatever somebody has."""
+    """Return a token source for any kind of token."""
     if isinstance(token, str):
         return StaticToken(token)
     return TokenFunction(token) if callable(token) else token

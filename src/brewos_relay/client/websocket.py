@@ -1,10 +1,10 @@
 """One WebSocket to a relay, as a device or as an app; the stream below it is opened and closed here.
 
 RelayError
-├── RelayUnreachable      nobody answers at that address, or not in time, or not in HTTP
+├── RelayUnreachable      no HTTP answer from that address, or not in time
 ├── RelayRefused          the relay answered the upgrade with an HTTP status other than 101
 └── PeerGone
-    └── ConnectionEnded   the WebSocket was open and is not any more
+    └── ConnectionEnded   the WebSocket was open, and has ended
 """
 
 import re
@@ -24,19 +24,19 @@ from brewos_relay.errors import PeerGone, RelayError
 from brewos_relay.messages import Message
 from brewos_relay.texts import one_line
 
-CLOSE_S: Final = 0.5  # what the relay is given to answer our close frame
-_ANSWER_BYTES: Final = 4096  # how much of a refusal is kept to be shown
+CLOSE_S: Final = 0.5  # timeout for the answer to our close frame
+_ANSWER_BYTES: Final = 4096  # the recorded part of a refusal
 _ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*(\n(?:.*?\n)??)\r?\n(.*)", re.DOTALL)
 _CUT_ANSWER: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[^\n]*\n")
 _RETRY_AFTER: Final = re.compile(rb"\nRetry-After:([^\n]*)\n", re.IGNORECASE)
-#: The largest message that a machine reads; a larger one makes it close the connection (1009).
+#: The largest message that firmware reads; it closes the connection at a larger one (1009).
 DEVICE_MESSAGE_BYTES: Final = 15 * 1024
 
 
 class RelayRefused(RelayError):
-    """The relay refused the upgrade; `status` is the HTTP status, `detail` what its answer says.
+    """The relay refused the upgrade; `status` is the HTTP status, `detail` the text of its answer.
 
-    `retry_after_s` is how long it asks to be left alone; None if it does not.
+    `retry_after_s` is how long the relay asks to wait before the next attempt, or None.
     """
 
     code = "relay_refused"
@@ -49,7 +49,7 @@ class RelayRefused(RelayError):
 
 
 class ConnectionEnded(PeerGone):
-    """The connection has ended; `close_code` is None if that happened without a close frame."""
+    """The connection has ended; `close_code` is None without a close frame."""
 
     code = "connection_ended"
 
@@ -61,13 +61,13 @@ class ConnectionEnded(PeerGone):
 
 
 class WebSocket:
-    """An open WebSocket, in terms of messages. Made by `open_websocket`, which also ends it."""
+    """An open WebSocket that sends and receives messages. Made by `open_websocket`, which also closes it."""
 
     def __init__(self, connection: trio_websocket.WebSocketConnection) -> None:
         self._connection = connection
 
     async def send(self, message: Message) -> None:
-        """Send one message; raises ConnectionEnded."""
+        """Send one message. Raises ConnectionEnded."""
         payload = message.payload.decode() if message.is_text else message.payload
         try:
             await self._connection.send_message(payload)
@@ -75,7 +75,7 @@ class WebSocket:
             raise self._ended() from None
 
     async def receive(self) -> Message:
-        """Wait for the next message; raises ConnectionEnded."""
+        """Wait for the next message. Raises ConnectionEnded."""
         try:
             payload = await self._connection.get_message()
         except trio_websocket.ConnectionClosed:
@@ -85,7 +85,7 @@ class WebSocket:
         return Message(payload, is_text=False)
 
     async def ping(self, *, timeout_s: float) -> None:
-        """Send an empty ping and wait for its pong; raises ConnectionEnded, also when none comes in time."""
+        """Send an empty ping and wait for its pong. Raises ConnectionEnded, also after the timeout."""
         try:
             with trio.fail_after(timeout_s):
                 await self._connection.ping(b"")
@@ -95,12 +95,12 @@ class WebSocket:
             raise ConnectionEnded(None, f"no pong within {timeout_s:g} s") from None
 
     async def close(self, reader: "_Reader", stream: trio.abc.Stream) -> None:
-        """Say goodbye with a close frame, and read on for a moment, to the end of the stream.
+        """Send a close frame, and read for a moment until the stream ends.
 
-        What is unread when a socket is closed makes the kernel reset the connection, and the frame may be
-        lost with it. From now on it is read here, as `reader` may have been cancelled by whatever ends us.
+        If a socket is closed while data is unread, the kernel resets the connection, and the close frame may
+        be lost. `reader` may already be cancelled, so the reading continues here.
 
-        **Owns:** the task that says goodbye, beside the reading.
+        **Owns:** the task that sends the close frame, beside the reading.
         """
         with trio.move_on_after(CLOSE_S, shield=True):
             reader.life.cancel()
@@ -108,7 +108,7 @@ class WebSocket:
             if self._connection.closed is not None:
                 return
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._connection.aclose)  # it waits for an answer that it will not see
+                nursery.start_soon(self._connection.aclose)  # ends when the nursery is cancelled
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     while await stream.receive_some():
                         pass
@@ -126,7 +126,7 @@ async def open_websocket(
     url: str,
     target: str,
     *,
-    # What is asked for
+    # Request
     subprotocols: Iterable[str] = (),
     headers: Iterable[tuple[bytes, bytes]] = (),
     ssl_context: ssl.SSLContext | None = None,
@@ -134,15 +134,15 @@ async def open_websocket(
     timeout_s: float = 10.0,
     max_message_bytes: int = 1024 * 1024,
 ) -> AsyncIterator[WebSocket]:
-    """Open a WebSocket to the relay at `url`; `target` is path and query, and may hold secrets.
+    """Open a WebSocket to the relay at `url`; `target` is path and query, and may contain secrets.
 
-    Raises SettingsError, RelayUnreachable (whose text has the URL) or RelayRefused; none repeats `target`.
+    Raises SettingsError, RelayUnreachable (its text has the URL) or RelayRefused; none repeats `target`.
 
     **Owns:** the stream, and the task that reads it.
-    **Ends when:** the block is left, with a close frame; whatever happens, the stream is closed then.
+    **Ends when:** the block is left, with a close frame; the stream is closed in any case.
     """
     endpoint = parse_url(url)
-    shown = url.strip()  # just an address, so no secrets
+    shown = url.strip()  # contains no secrets
     deadline = trio.current_time() + timeout_s
     with trio.move_on_at(deadline) as attempt:
         stream = await open_stream(endpoint, shown, ssl_context)
@@ -175,7 +175,7 @@ async def open_websocket(
                     await websocket.close(reader, stream)
                 reader.life.cancel()
     except BaseExceptionGroup as group:
-        # The reader raises nothing, so this is what the block raised, wrapped by our nursery.
+        # The reader raises nothing: this exception is the block's, wrapped by our nursery.
         if len(group.exceptions) > 1:
             raise
         raised = group.exceptions[0]
@@ -193,9 +193,9 @@ def dial_device(
     ssl_context: ssl.SSLContext | None = None,
     timeout_s: float = 20.0,
 ) -> AbstractAsyncContextManager[WebSocket]:
-    """Connect to a relay as the device `device_id`, with the request headers that machines send.
+    """Connect to a relay as the device `device_id`, with the request headers of firmware.
 
-    Raises what `open_websocket` raises; a relay refuses a device with 400, 401, 409 or 503.
+    Raises the exceptions of `open_websocket`; a relay refuses a device with 400, 401, 409 or 503.
     """
     return open_websocket(
         url,
@@ -218,7 +218,8 @@ def dial_app(
 ) -> AbstractAsyncContextManager[WebSocket]:
     """Attach an app to the device `device_id`.
 
-    Raises what `open_websocket` raises. A token that is no good is told afterwards, by a close with 4002.
+    Raises the exceptions of `open_websocket`. A relay rejects an invalid token after the upgrade, by a close
+    with 4002.
     """
     return open_websocket(
         url,
@@ -229,7 +230,7 @@ def dial_app(
 
 
 def _refusal(answer: bytes, shown: str, *, timeout_s: float, ended: bool) -> RelayError:
-    """Say why there is no WebSocket, from what the other side answered."""
+    """Return the reason why the handshake failed, from the answer of the other side."""
     if (match := _ANSWER.match(answer)) is not None and match[1] != b"101":
         asked = _RETRY_AFTER.search(match[2])
         retry_after_s = parse_retry_after(asked[1].decode("latin-1")) if asked is not None else None
@@ -240,11 +241,11 @@ def _refusal(answer: bytes, shown: str, *, timeout_s: float, ended: bool) -> Rel
         return RelayUnreachable(f"{shown} did not answer the upgrade in {timeout_s:g} s")
     if not answer:
         return RelayUnreachable(f"{shown} closed the connection without an answer")
-    return RelayUnreachable(f"what answers at {shown} is no WebSocket server")
+    return RelayUnreachable(f"the server at {shown} is not a WebSocket server")
 
 
 def _detail(body: bytes) -> str:
-    """Pick the readable part of a refusal's body: the text of a JSON error, or a line of plain text."""
+    """Return the readable part of a refusal's body: the text of a JSON error, or a line of plain text."""
     try:
         content = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
@@ -258,12 +259,11 @@ def _detail(body: bytes) -> str:
 
 
 class _Reader:
-    """Stands where trio-websocket wants a nursery, so that what its reading task raises stays in here.
+    """Replaces the nursery of trio-websocket, so that exceptions of its reading task stay inside.
 
-    A refused or garbled handshake would otherwise reach the caller as a group, and a connection that is
-    closed before it was answered would be waited for without end: `attempt` is cancelled instead.
-
-    `life` ends the task, and `ended` is set once it has ended.
+    Otherwise a refused or invalid handshake would reach the caller as a group, and a connection that closes
+    before the answer would be waited for without end: here `attempt` is cancelled. `life` ends the task, and
+    `ended` is set once it has ended.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -279,7 +279,7 @@ class _Reader:
         try:
             with self.life:
                 await read()
-        except Exception:  # noqa: S110 - whatever it is, the connection has ended, and that is what is told
+        except Exception:  # noqa: S110 - any exception ends the connection, which `ended` reports
             pass
         finally:
             self.ended.set()
@@ -288,10 +288,10 @@ class _Reader:
 
 
 class _Tap(trio.abc.Stream):
-    """Passes a stream on, and keeps the beginning of what arrives as long as `keep` is true.
+    """Passes a stream on, and records the beginning of the received data while `keep` is true.
 
-    trio-websocket tells a refusal only after the whole of its body, and never where the body ends with the
-    connection. Once there is a WebSocket, `keep` is false.
+    trio-websocket reports a refusal only after its whole body, and never if the body ends with the
+    connection. `keep` is false once the WebSocket is open.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
