@@ -146,28 +146,28 @@ def test_a_picture_that_is_no_encrypted_address(issuer: Issuer, verifier: Verifi
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"aud": "somebody-else"}, "audience is none of ours"),
-        ({"aud": []}, "the claim aud"),
-        ({"aud": 5}, "audience is none of ours"),
-        ({"aud": None}, "lacks the claim aud"),
+        ({"aud": "somebody-else"}, "for another audience"),
+        ({"aud": []}, "has no 'aud'"),
+        ({"aud": 5}, "for another audience"),
+        ({"aud": None}, "has no 'aud'"),
         ({"iss": "https://evil.example"}, "another issuer"),
         ({"iss": ["https://evil.example"]}, None),
-        ({"iss": None}, "lacks the claim iss"),
+        ({"iss": None}, "has no 'iss'"),
         ({"exp": int(time.time()) - 120}, "has expired"),
-        ({"exp": None}, "lacks the claim exp"),
+        ({"exp": None}, "has no 'exp'"),
         ({"exp": "soon"}, "malformed"),
         ({"exp": []}, "malformed"),
         ({"nbf": int(time.time()) + 600}, "not valid yet"),
         ({"iat": int(time.time()) + 600}, "not valid yet"),
-        ({"iat": None}, "lacks the claim iat"),
-        ({"sub": None}, "lacks the claim sub"),
-        ({"sub": ""}, "does not say whose"),
-        ({"sub": "x" * 256}, "does not say whose"),
-        ({"sub": "a\x00b"}, "does not say whose"),
-        ({"azp": "somebody-else"}, "given to another client"),
-        ({"azp": 5}, "given to another client"),
-        ({"aud": [CLIENT_ID, "somebody-else"]}, "given to another client"),
-        ({"aud": [CLIENT_ID, "somebody-else"], "azp": "somebody-else"}, "given to another client"),
+        ({"iat": None}, "has no 'iat'"),
+        ({"sub": None}, "has no 'sub'"),
+        ({"sub": ""}, "has no valid 'sub'"),
+        ({"sub": "x" * 256}, "has no valid 'sub'"),
+        ({"sub": "a\x00b"}, "has no valid 'sub'"),
+        ({"azp": "somebody-else"}, "issued to another client"),
+        ({"azp": 5}, "issued to another client"),
+        ({"aud": [CLIENT_ID, "somebody-else"]}, "issued to another client"),
+        ({"aud": [CLIENT_ID, "somebody-else"], "azp": "somebody-else"}, "issued to another client"),
     ],
 )
 def test_a_wrong_claim(
@@ -202,7 +202,7 @@ def test_a_token_of_somebody_elses_key(issuer: Issuer, verifier: Verifier) -> No
     forger = IssuerKey("ES256", "ec")
     assert_rejected(verifier, issuer.token(key=forger), because="signature is wrong")
     forger.key_id = "forged"
-    assert_rejected(verifier, issuer.token(key=forger), because="a key that its issuer does not show")
+    assert_rejected(verifier, issuer.token(key=forger), because="not among those that its issuer publishes")
 
 
 def without_algorithm(key: IssuerKey) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def test_an_algorithm_that_is_no_key_pair(
 def test_an_algorithm_that_is_not_the_keys(
     issuer: Issuer, verifier: Verifier, header: dict[str, Any]
 ) -> None:
-    assert_rejected(verifier, sign(header, issuer.claims()), because="in another way than its key is for")
+    assert_rejected(verifier, sign(header, issuer.claims()), because="algorithm does not fit")
 
 
 @pytest.mark.parametrize(
@@ -372,17 +372,17 @@ def test_a_key_that_is_rotated_in(issuer: Issuer) -> None:
     verifier.verify(issuer.token())
     fresh = IssuerKey("ES256", "fresh")
     issuer.keys = [fresh]
-    assert_rejected(verifier, issuer.token(), because="a key that its issuer does not show")
+    assert_rejected(verifier, issuer.token(), because="not among those that its issuer publishes")
     now_s = 60.0
     assert verifier.verify(issuer.token()).subject == "ada-at-the-issuer"
-    assert_rejected(verifier, issuer.token(key=EC_KEY), because="a key that its issuer does not show")
+    assert_rejected(verifier, issuer.token(key=EC_KEY), because="not among those that its issuer publishes")
 
 
 def test_an_issuer_that_is_down() -> None:
     with open_issuer(EC_KEY) as gone:
         token = gone.token()
         verifier = Verifier(issuer=gone.url, audiences=[CLIENT_ID])
-    with pytest.raises(IdentityUnavailable, match=r"127\.0\.0\.1 cannot be asked") as caught:
+    with pytest.raises(IdentityUnavailable, match=r"cannot fetch from 127\.0\.0\.1") as caught:
         verifier.verify(token)
     assert caught.value.retry
 
@@ -392,7 +392,7 @@ def test_an_issuer_that_is_slow() -> None:
         slow.answers = {KEYS_PATH: Answer({}, delay_s=30)}
         verifier = Verifier(issuer=slow.url, audiences=[CLIENT_ID], timeout_s=0.1)
         began_s = time.monotonic()
-        with pytest.raises(IdentityUnavailable, match="does not answer in time"):
+        with pytest.raises(IdentityUnavailable, match="did not answer in time"):
             verifier.verify(slow.token())
         assert time.monotonic() - began_s < 5
 
@@ -421,7 +421,7 @@ def test_only_encrypted_issuers_but_for_those_on_this_computer(issuer: Issuer) -
 
 
 def test_without_an_audience_nothing_would_be_safe(issuer: Issuer) -> None:
-    with pytest.raises(ValueError, match="made for anybody else"):
+    with pytest.raises(ValueError, match="an audience is required"):
         Verifier(issuer=issuer.url, audiences=[])
 
 
@@ -542,13 +542,13 @@ def test_an_access_token_that_is_not_for_us(
 )
 def test_an_access_token_of_somebody_else(issuer: Issuer, facebook: FacebookVerifier, about: Answer) -> None:
     issuer.answers = {"/me": about}
-    assert_rejected(facebook, "adas-token", because="does not tell whose")
+    assert_rejected(facebook, "adas-token", because="did not name the user")
 
 
 def test_a_wrong_secret_of_the_app_is_our_fault(issuer: Issuer) -> None:
     issuer.people = {"adas-token": ADA}
     verifier = FacebookVerifier(app_id=APP_ID, app_secret="wrong-secret", graph_url=issuer.url)
-    with pytest.raises(IdentityUnavailable, match="does not take the id and the secret") as caught:
+    with pytest.raises(IdentityUnavailable, match="rejected the app's id and secret") as caught:
         verifier.verify("adas-token")
     assert "wrong-secret" not in str(caught.value) + repr(verifier)
 

@@ -124,7 +124,7 @@ def test_a_token_for_all_devices() -> None:
         ({"email": "x" * 321}, "email"),
         ({"devices": ["espresso"]}, "device id"),
         ({"ttl_s": 0}, "0 s"),
-        ({"ttl_s": -5}, "-5 s"),
+        ({"ttl_s": -5}, "got -5"),
         ({"ttl_s": 10**12}, "exp"),
         ({"now_s": -1}, "iat"),
     ],
@@ -167,7 +167,7 @@ def test_the_refusal_of_another_algorithm_says_which_one_it_must_be() -> None:
 def test_an_extension_is_refused_even_where_it_changes_nothing() -> None:
     for extension in ({"crit": ["b64"], "b64": True}, {"b64": True}):
         token = make_token(content(), header={"alg": "HS256", **extension})
-        assert_rejected(token, because="an extension that is not known here")
+        assert_rejected(token, because="an unsupported extension")
 
 
 def test_a_payload_that_lies_elsewhere() -> None:

@@ -1,1 +1,1 @@
-"""Who somebody is, and what they may do."""
+"""Authentication: secrets, keys, tokens, identities, and the address of a caller. No SQL."""

@@ -1,4 +1,4 @@
-"""From the claims of a token and from a role, to what the relay enforces."""
+"""From token claims and roles to the grants that the relay enforces."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from brewos_relay.vocabulary import Role, role_includes
 
 
 def principal_of(claims: TokenClaims) -> Principal:
-    """Take the principal and the limits of the token out of the claims of a token."""
+    """Return the principal that token claims name, with the limits of the token."""
     return Principal(
         user_id=claims.user_id,
         session_id=claims.session_id,
@@ -27,10 +27,10 @@ def grant_of(
     session_id: str | None = None,
     by_token: bool = False,
 ) -> Grant:
-    """Say what a role allows: a viewer looks on, a member commands, an owner commands everything.
+    """Return the grant of a role. Viewers watch, members send commands, owners send all commands.
 
-    `until_ms` is when it ends, in ms since the epoch; None is never. `by_token` is for a device that a token
-    names itself, so that the registry has no say in it.
+    `until_ms` is the end of the grant in Unix ms; None is never. `by_token` is true if the token itself names
+    the device, so that the registry does not limit it.
     """
     return Grant(
         user_id=user_id,
@@ -43,7 +43,7 @@ def grant_of(
 
 
 def grant_to(principal: Principal, rights: Rights) -> Grant:
-    """Say what a principal may do with a device to which it has these rights."""
+    """Return the grant of a principal that has these rights to a device."""
     grant = grant_of(rights.role, until_ms=rights.until_ms, by_token=rights.by_token)
     return replace(
         grant,

@@ -1,4 +1,7 @@
-"""Who somebody is, as an OpenID Connect issuer or Facebook says. It all blocks: use a worker thread."""
+"""Identity providers: verify ID tokens of OpenID Connect issuers, and access tokens of Facebook.
+
+Verification may fetch from the provider and blocks meanwhile: call it in a worker thread.
+"""
 
 import hashlib
 import hmac
@@ -30,9 +33,10 @@ _URL_CHARS: Final = 2048
 
 
 class ProvenIdentity(NamedTuple):
-    """Who somebody is; `subject` is what the issuer calls him for ever, everything after it may change.
+    """An identity that a provider has confirmed.
 
-    `email_verified` is true only if whoever proves this identity is the one who reads the e-mail.
+    `subject` never changes for a user of the issuer; all fields after it may. `email_verified` is true only
+    if the user is known to read the mail of this address now.
     """
 
     issuer: str
@@ -55,27 +59,34 @@ class Verifier:
         timeout_s: float = FETCH_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the issuer as its tokens name it; without `jwks_url` it says itself where its keys are.
+        """Take the issuer as its tokens name it.
 
-        Nobody is asked yet. ValueError for an address that is neither https nor on this computer, and without
-        an audience.
+        Without `jwks_url`, the issuer's discovery document names it.
+
+        Nothing is fetched yet. Raises ValueError without an audience, and for a URL that is neither https nor
+        on this computer.
         """
         check_url(issuer)
         if jwks_url is not None:
             check_url(jwks_url)
         if not audiences:
-            raise ValueError("without an audience, tokens made for anybody else would be taken")
+            raise ValueError(
+                "an audience is required: without it, tokens for other services would be accepted"
+            )
         self._issuer = issuer
         self._audiences = tuple(audiences)
         self._keys = IssuerKeys(issuer=issuer, jwks_url=jwks_url, timeout_s=timeout_s, clock=clock)
 
     def verify(self, id_token: str) -> ProvenIdentity:
-        """Read an ID token. Raises IdentityRejected; IdentityUnavailable if its issuer cannot be asked."""
+        """Verify an ID token.
+
+        Raises IdentityRejected, or IdentityUnavailable if the issuer does not answer.
+        """
         content = self._read(id_token)
         self._check_presenter(content)
         subject = _short_text(content.get("sub"), longest_chars=_SUBJECT_CHARS)
         if subject is None:
-            raise IdentityRejected("the token does not say whose it is")
+            raise IdentityRejected("the token has no valid 'sub'")
         email = _short_text(content.get("email"), longest_chars=_EMAIL_CHARS)
         return ProvenIdentity(
             issuer=self._issuer,
@@ -93,11 +104,11 @@ class Verifier:
             header = jwt.get_unverified_header(id_token)
             key_id, algorithm = header.get("kid"), header.get("alg")
             if algorithm not in ALGORITHMS:
-                raise IdentityRejected("the token must be signed with a key pair, as with RS256 or ES256")
+                raise IdentityRejected("the token must be signed with a key pair, like RS256 or ES256")
             ready = [key.by_algorithm.get(algorithm) for key in self._keys.find(key_id)]
             candidates = [key for key in ready if key is not None]
             if not candidates:
-                raise IdentityRejected("the token was signed in another way than its key is for")
+                raise IdentityRejected("the token's algorithm does not fit the issuer's key")
             return self._decode_with_any(id_token, candidates)
         except jwt.PyJWTError as problem:
             raise IdentityRejected(_reason(problem)) from None
@@ -105,7 +116,7 @@ class Verifier:
             raise IdentityRejected("the token is malformed") from None
 
     def _decode_with_any(self, id_token: str, keys: Sequence[jwt.PyJWK]) -> dict[str, Any]:
-        """Verify a token with the first of these keys that fits. Raises the error of the last one."""
+        """Verify a token with the first key that fits. Raises the error of the last key if none does."""
         for key in keys[:-1]:
             with suppress(jwt.InvalidSignatureError, jwt.InvalidKeyError):
                 return self._decode(id_token, key)
@@ -127,14 +138,14 @@ class Verifier:
         return [self._issuer]
 
     def _check_presenter(self, content: Mapping[str, Any]) -> None:
-        """Refuse a token that was made for us too, but given to somebody else (`azp`)."""
+        """Reject a token for our audience that was issued to another client (`azp`)."""
         presenter = content.get("azp")
         is_shared = isinstance(content["aud"], list) and len(content["aud"]) > 1
         if presenter not in self._audiences and (presenter is not None or is_shared):
-            raise IdentityRejected("the token was given to another client than ours")
+            raise IdentityRejected("the token was issued to another client")
 
     def _is_verified(self, email: str, content: Mapping[str, Any]) -> bool:
-        # Some issuers write their booleans as texts.
+        # Some issuers write booleans as strings.
         said = content.get("email_verified")
         return said is True or said == "true"
 
@@ -158,17 +169,17 @@ class GoogleVerifier(Verifier):
         return [GOOGLE_ISSUER, GOOGLE_ISSUER.removeprefix("https://")]
 
     def _check_presenter(self, content: Mapping[str, Any]) -> None:
-        """Take any presenter: an app on a telephone asks under its own id for a token that is for us."""
+        """Accept any presenter: a phone app requests a token for us under its own client id."""
 
     def _is_verified(self, email: str, content: Mapping[str, Any]) -> bool:
-        # Google vouches for the addresses that it hosts itself: its own, and those of a Workspace domain
-        # (`hd`). Any other was verified when the account was made, and may be somebody else's by now.
+        # Google is authoritative for the addresses that it hosts: gmail.com, and Workspace domains (`hd`). It
+        # verified any other address when the account was made; the address may have changed hands since.
         is_hosted = email.lower().endswith("@gmail.com") or bool(content.get("hd"))
         return is_hosted and super()._is_verified(email, content)
 
 
 class FacebookVerifier:
-    """Verifies access tokens that Facebook gave to our app."""
+    """Verifies access tokens that Facebook issued to our app."""
 
     def __init__(
         self,
@@ -178,21 +189,21 @@ class FacebookVerifier:
         graph_url: str = FACEBOOK_GRAPH_URL,
         timeout_s: float = FETCH_TIMEOUT_S,
     ) -> None:
-        """Take the app's id and secret; ValueError if one is missing, or the URL is no good."""
+        """Take the app's id and secret. Raises ValueError if one is missing or the URL is not accepted."""
         check_url(graph_url)
         if not app_id or not app_secret:
-            raise ValueError("the id and the secret of the Facebook app are needed both")
+            raise ValueError("Facebook needs both the app's id and its secret")
         self._app_id = app_id
         self._app_secret = app_secret
         self._graph_url = graph_url.rstrip("/")
         self._timeout_s = timeout_s
 
     def verify(self, access_token: str) -> ProvenIdentity:
-        """Ask whose token it is. Raises IdentityRejected; IdentityUnavailable if Facebook cannot be asked."""
+        """Look up the user of a token. Raises IdentityRejected, or IdentityUnavailable without an answer."""
         if not 0 < len(access_token) <= MAX_PROOF_CHARS or not access_token.isascii():
             raise IdentityRejected("the access token is malformed")
         subject = self._check(access_token)
-        # A token alone is of no use to whoever gets hold of it, if the app asks for this proof.
+        # An app that requires this proof makes stolen tokens useless.
         proof = hmac.new(self._app_secret.encode(), access_token.encode(), hashlib.sha256).hexdigest()
         about = self._ask(
             "/me",
@@ -201,14 +212,14 @@ class FacebookVerifier:
             appsecret_proof=proof,
         )
         if about is None or about.get("id") != subject:
-            raise IdentityRejected("Facebook does not tell whose access token it is")
+            raise IdentityRejected("Facebook did not name the user of the access token")
         picture = about.get("picture")
         data = picture.get("data") if isinstance(picture, dict) else None
         return ProvenIdentity(
             issuer=FACEBOOK_ISSUER,
             subject=subject,
-            # Facebook does not say whether it has verified an address: one of its own making stands in, which
-            # nobody else can prove to be theirs, so that it leads to no other account.
+            # Facebook does not say whether it has verified an address. This one is unique to the user and no
+            # other user can prove it, so it never leads to another account.
             email=f"{subject}@{_NO_MAIL_DOMAIN}",
             email_verified=True,
             name=_name(about.get("name")),
@@ -216,28 +227,28 @@ class FacebookVerifier:
         )
 
     def _check(self, access_token: str) -> str:
-        """Find out whether a token was given to our app and is still good; gives the user's id in the app."""
+        """Check that a token is valid and was issued to our app. Returns the user's id in the app."""
         answer = self._ask(
             "/debug_token", input_token=access_token, access_token=f"{self._app_id}|{self._app_secret}"
         )
         if answer is None:
-            raise IdentityUnavailable("Facebook does not take the id and the secret of the app")
+            raise IdentityUnavailable("Facebook rejected the app's id and secret")
         data = answer.get("data")
         if not isinstance(data, dict) or data.get("is_valid") is not True:
-            raise IdentityRejected("the access token is not valid, or no longer")
+            raise IdentityRejected("the access token is not valid or has expired")
         subject = _short_text(data.get("user_id"), longest_chars=_SUBJECT_CHARS)
         if str(data.get("app_id")) != self._app_id or subject is None:
-            raise IdentityRejected("the access token was given to another app than ours")
+            raise IdentityRejected("the access token was issued to another app")
         return subject
 
     def _ask(self, path: str, **query: str) -> dict[str, Any] | None:
-        """Ask the Graph API; None if it refuses. Raises IdentityUnavailable."""
+        """Query the Graph API. Returns None if it refuses. Raises IdentityUnavailable."""
         status, answer = fetch_json(self._graph_url + path, query=query, timeout_s=self._timeout_s)
         if status == 200 and isinstance(answer, dict):
             return answer
         if 400 <= status < 500 and status != 429:
             return None
-        raise IdentityUnavailable(f"Facebook answers with status {status}, or not as it should")
+        raise IdentityUnavailable(f"Facebook gave an unexpected answer (status {status})")
 
 
 def _reason(problem: jwt.PyJWTError) -> str:
@@ -247,13 +258,13 @@ def _reason(problem: jwt.PyJWTError) -> str:
         case jwt.ImmatureSignatureError():
             return "the token is not valid yet"
         case jwt.InvalidAudienceError():
-            return "the token was made for somebody else: its audience is none of ours"
+            return "the token is for another audience"
         case jwt.InvalidIssuerError():
-            return "the token is of another issuer"
+            return "the token is from another issuer"
         case jwt.InvalidSignatureError():
             return "the token's signature is wrong"
         case jwt.MissingRequiredClaimError():
-            return f"the token lacks the claim {problem.claim}"
+            return f"the token has no {problem.claim!r}"
     return "the token is malformed"
 
 
@@ -266,6 +277,6 @@ def _name(value: object) -> str | None:
 
 
 def _picture_url(value: object) -> str | None:
-    # A page shows it: nothing may hide in there that is run, or that is fetched unencrypted.
+    # A page shows the picture: refuse URLs that run code or are fetched unencrypted.
     url = _short_text(value, longest_chars=_URL_CHARS)
     return url if url is not None and url.startswith("https://") else None

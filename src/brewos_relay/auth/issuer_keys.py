@@ -1,4 +1,4 @@
-"""The public keys of an OpenID Connect issuer: found (Discovery 1.0), fetched (RFC 7517), kept."""
+"""The public keys of an OpenID Connect issuer: discovered, fetched (JWKS, RFC 7517) and cached."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ _BY_CURVE: Final = {
     ("OKP", "Ed25519"): ("EdDSA", "Ed25519"),  # RFC 8037 and RFC 9864 name the same signature
 }
 
-#: What an ID token may be signed with: key pairs only. With a shared secret, whoever can verify can forge.
+#: Algorithms for ID tokens: key pairs only. Everyone who can verify with a shared secret can also forge.
 ALGORITHMS: Final = frozenset({*_RSA, *(name for names in _BY_CURVE.values() for name in names)})
 
 CANDIDATES_AT_MOST: Final = 8
-"""How many keys are tried for one token: several may have the same id, and a token need not name any."""
+"""How many keys are tried for one token. Several may share an id, and a token may name none."""
 
 _KEYS_AT_MOST: Final = 100
 _GOOD_FOR_S: Final = 3600.0
@@ -33,14 +33,14 @@ _PAUSE_AFTER_FAILURE_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class IssuerKey:
-    """A public key of an issuer, ready for each of the algorithms that it may be used with."""
+    """A public key of an issuer, ready for each algorithm that it supports."""
 
     key_id: str | None
     by_algorithm: Mapping[str, jwt.PyJWK]
 
 
 class _Ed25519(jwt.PyJWK):
-    """A key for the algorithm `Ed25519` (RFC 9864), which PyJWT knows as EdDSA alone."""
+    """A key for the algorithm `Ed25519` (RFC 9864). PyJWT knows it as EdDSA only."""
 
     def __init__(self, shown: dict[str, Any]) -> None:
         super().__init__(shown, "EdDSA")
@@ -48,10 +48,10 @@ class _Ed25519(jwt.PyJWK):
 
 
 class IssuerKeys:
-    """Keeps the keys of an issuer. Safe to use from several threads.
+    """A cache of an issuer's keys. Thread-safe.
 
-    They are fetched when first needed, again every hour, and when a token names one that is not among them,
-    at most once a minute. While the issuer cannot be reached, those that are there are good for a day.
+    Keys are fetched on first use, again after an hour, and, at most once a minute, when a token names an
+    unknown key. While the issuer is unreachable, cached keys stay valid for a day.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class IssuerKeys:
         self._problem: IdentityUnavailable | None = None
 
     def find(self, key_id: str | None) -> list[IssuerKey]:
-        """Return the keys of this id, or all of them for a token that names none; 8 at most.
+        """Return the keys with this id, at most 8. A token without a key id gets all keys.
 
-        Raises IdentityRejected if there is no such key; IdentityUnavailable if that cannot be told now.
+        Raises IdentityRejected if there is none, IdentityUnavailable if the keys cannot be fetched.
         """
         if not self._pick(key_id) or self._are_old():
             with self._fetching:
-                # Another thread may have fetched them while this one waited.
+                # Another thread may have fetched the keys while this one waited.
                 if self._clock() >= self._may_fetch_s and (not self._pick(key_id) or self._are_old()):
                     self._refresh()
         keys = self._pick(key_id)
@@ -82,7 +82,7 @@ class IssuerKeys:
             return keys
         if self._problem is not None:
             raise IdentityUnavailable(str(self._problem))
-        raise IdentityRejected("the token was signed with a key that its issuer does not show")
+        raise IdentityRejected("the token's key is not among those that its issuer publishes")
 
     def _are_old(self) -> bool:
         return self._clock() - self._fetched_s >= _GOOD_FOR_S
@@ -109,31 +109,31 @@ class IssuerKeys:
         read = [_read_key(one) for one in shown[:_KEYS_AT_MOST]] if isinstance(shown, list) else []
         keys = [key for key in read if key is not None]
         if not keys:
-            raise IdentityUnavailable(f"{self._issuer} shows no keys that can be used")
+            raise IdentityUnavailable(f"{self._issuer} publishes no usable keys")
         return keys
 
     def _discover(self) -> str:
         about = self._ask(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
         if about.get("issuer") != self._issuer:
-            raise IdentityUnavailable(f"{self._issuer} goes by another name where it introduces itself")
+            raise IdentityUnavailable(f"the discovery document of {self._issuer} names another issuer")
         url = about.get("jwks_uri")
         try:
             check_url(url if isinstance(url, str) else "")
         except ValueError as problem:
-            raise IdentityUnavailable(f"{self._issuer} does not say where its keys are: {problem}") from None
+            raise IdentityUnavailable(f"{self._issuer} has no valid jwks_uri: {problem}") from None
         if self._issuer.startswith("https:") and not str(url).startswith("https:"):
-            raise IdentityUnavailable(f"{self._issuer} wants its keys to be fetched unencrypted")
+            raise IdentityUnavailable(f"{self._issuer} names an unencrypted jwks_uri")
         return str(url)
 
     def _ask(self, url: str) -> dict[str, Any]:
         status, answer = fetch_json(url, timeout_s=self._timeout_s)
         if status != 200 or not isinstance(answer, dict):
-            raise IdentityUnavailable(f"{self._issuer} answers with status {status}, or not as it should")
+            raise IdentityUnavailable(f"{self._issuer} gave an unexpected answer (status {status})")
         return answer
 
 
 def _read_key(shown: Any) -> IssuerKey | None:
-    """Read a JSON Web Key (RFC 7517); None if it cannot be used here, which does not spoil the others."""
+    """Read a JSON Web Key (RFC 7517). Returns None for an unusable key; the others still count."""
     if not isinstance(shown, dict) or shown.get("use", "sig") != "sig" or "d" in shown:
         return None
     operations = shown.get("key_ops", ["verify"])
@@ -150,7 +150,7 @@ def _read_key(shown: Any) -> IssuerKey | None:
 
 
 def _algorithms_of(shown: Mapping[str, Any]) -> tuple[str, ...]:
-    """Tell what a key may be used with: what its type and curve allow, and its `alg` if it has one."""
+    """List the algorithms that a key's type, curve and `alg` allow."""
     kind, curve = str(shown.get("kty")), str(shown.get("crv"))
     fitting = _RSA if kind == "RSA" else _BY_CURVE.get((kind, curve), ())
     named = shown.get("alg")

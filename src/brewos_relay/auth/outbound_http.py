@@ -1,4 +1,4 @@
-"""Ask another party over HTTP, with a limit on everything: time, size, where the answer may come from."""
+"""HTTPS requests to identity providers, limited in time, size and destination."""
 
 import contextlib
 import http.client
@@ -20,24 +20,25 @@ _HEADERS: Final = {"Accept": "application/json", "User-Agent": "brewos-relay", "
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError unless a URL is one to ask: https, or http on this computer."""
+    """Raise ValueError unless a URL is https, or http on this computer."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname and parts.port != 0:
         return
     if parts.scheme != "http" or not _is_here(parts.hostname):
         raise ValueError(
-            f"the address of {parts.hostname or 'nobody'} must begin with https://;"
-            " http:// is for this computer only, as in http://127.0.0.1:8080"
+            f"the URL of {parts.hostname or 'the provider'} must begin with https://;"
+            " http:// is accepted for this computer only, like http://127.0.0.1:8080"
         )
 
 
 def fetch_json(
     url: str, *, query: dict[str, str] | None = None, timeout_s: float = FETCH_TIMEOUT_S
 ) -> tuple[int, Any]:
-    """GET a URL; gives the status and the JSON of the answer, whatever the status.
+    """GET a URL. Returns the status and the decoded JSON, whatever the status.
 
-    Blocks, for not much longer than `timeout_s`. Follows no redirect, uses no proxy. IdentityUnavailable if
-    there is no such answer; its text names the host only: there may be secrets in the rest.
+    Blocks for little longer than `timeout_s`. Follows no redirect and uses no proxy. Raises
+    IdentityUnavailable without a JSON answer; the message names the host only, since the rest of the URL may
+    hold secrets.
     """
     parts = urlsplit(url)
     until_s = time.monotonic() + timeout_s
@@ -54,21 +55,21 @@ def fetch_json(
                 with connection.getresponse() as response:
                     return response.status, _read(response)
     except TimeoutError:
-        raise IdentityUnavailable(f"{parts.hostname} does not answer in time") from None
+        raise IdentityUnavailable(f"{parts.hostname} did not answer in time") from None
     except (OSError, http.client.HTTPException) as problem:
         reason = (problem.strerror if isinstance(problem, OSError) else None) or type(problem).__name__
-        raise IdentityUnavailable(f"{parts.hostname} cannot be asked: {reason}") from None
+        raise IdentityUnavailable(f"cannot fetch from {parts.hostname}: {reason}") from None
     except (ValueError, RecursionError):
-        raise IdentityUnavailable(f"{parts.hostname} answers with something that is not JSON") from None
+        raise IdentityUnavailable(f"the answer of {parts.hostname} is not JSON") from None
 
 
 @contextlib.contextmanager
 def _cut_off(sock: socket.socket, at_s: float) -> Iterator[None]:
-    """Cut a connection off at a time, if the block is not left before; raises TimeoutError if it was.
+    """Shut a connection down at a deadline. Raises TimeoutError if that happened within the block.
 
-    A limit for each read is not enough: an answer can come one byte at a time.
+    A timeout for each read is not enough: an answer can arrive one byte at a time.
 
-    **Owns:** the thread that waits for it.
+    **Owns:** the timer thread.
     """
     was_cut = threading.Event()
 
@@ -84,13 +85,13 @@ def _cut_off(sock: socket.socket, at_s: float) -> Iterator[None]:
     finally:
         watch.cancel()
         watch.join()
-        if was_cut.is_set():  # what was read looks as if it had come to its end
+        if was_cut.is_set():  # the truncated answer looks complete
             raise TimeoutError
 
 
 def _read(response: http.client.HTTPResponse) -> Any:
     if 300 <= response.status < 400:
-        raise OSError(0, "it answers with a redirect, and none is followed")
+        raise OSError(0, "the answer is a redirect, which is not followed")
     body = response.read(MAX_ANSWER_BYTES + 1)
     if len(body) > MAX_ANSWER_BYTES:
         raise OSError(0, f"the answer has more than {MAX_ANSWER_BYTES} bytes")

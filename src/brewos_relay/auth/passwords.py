@@ -1,4 +1,4 @@
-"""Passwords: the rules for them, and argon2id (RFC 9106), whose PHC texts are what is kept.
+"""Passwords: length rules, and hashing with argon2id (RFC 9106) into PHC strings.
 
 Hashing and comparing take about 30 ms and 19 MiB: call them in a worker thread.
 """
@@ -19,12 +19,12 @@ _PASSES: Final = 2
 _LANES: Final = 1
 _MEMORY_KIB: Final = 19 * 1024
 
-# What a password is compared with if there is none, so that the answer takes as long.
+# Compared with if no password is stored, so that the answer takes as long.
 _NO_PASSWORD: Final = f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${'A' * 22}${'A' * 43}"
 
 
 def check_password(password: str) -> None:
-    """Raise ValueError unless a password may be chosen: 10 to 200 characters."""
+    """Raise ValueError unless a password has 10 to 200 characters."""
     count = len(password)
     if not MIN_PASSWORD_CHARS <= count <= MAX_PASSWORD_CHARS:
         raise ValueError(
@@ -33,7 +33,7 @@ def check_password(password: str) -> None:
 
 
 def hash_password(password: str) -> str:
-    """Hash a password with a salt of its own, into a PHC text to keep. ValueError as in `check_password`."""
+    """Hash a password with a new salt into a PHC string. Raises ValueError like `check_password`."""
     check_password(password)
     kdf = Argon2id(
         salt=os.urandom(_SALT_BYTES),
@@ -46,8 +46,11 @@ def hash_password(password: str) -> str:
 
 
 def password_matches(password: str, phc: str | None) -> bool:
-    """Compare a password with what was kept; None (nobody, or no password) is as much work, and False."""
-    if len(password) > MAX_PASSWORD_CHARS:  # nobody has such a one, and some take long to normalise
+    """Compare a password with a stored hash.
+
+    False if there is none (no account or no password), after equal work.
+    """
+    if len(password) > MAX_PASSWORD_CHARS:  # no account has one, and normalising it could take long
         password, phc = "", None
     try:
         Argon2id.verify_phc_encoded(_encode(password), _NO_PASSWORD if phc is None else phc)
@@ -57,5 +60,5 @@ def password_matches(password: str, phc: str | None) -> bool:
 
 
 def _encode(password: str) -> bytes:
-    # The same letters can be typed as different code points, depending on the keyboard and the system.
+    # Keyboards and systems encode the same letters as different code points.
     return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Who calls, and under which address the server was called: directly, or through proxies that are trusted."""
+"""The address of a caller, and the address it used for this server, behind trusted proxies."""
 
 import ipaddress
 import re
@@ -9,10 +9,10 @@ from typing import Final, TypeAlias
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Only what can stand in a link as it is: a host name, an IPv4 address, or an IPv6 address in brackets.
+# Only hosts that are safe in a link: a name, an IPv4 address, or an IPv6 address in brackets.
 _HOST: Final = (
     r"(?P<name>[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
-    r"(?:(?<=[a-z0-9])\.)?"  # the root of the domain name system: the name is the same without it
+    r"(?:(?<=[a-z0-9])\.)?"  # the root of the domain name system; the name means the same without it
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
 _HOST_ALONE: Final = re.compile(_HOST, re.ASCII)
@@ -25,16 +25,16 @@ _FORWARDED_V6: Final = re.compile(
 _LISTS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
-"""By what a proxy may call them: some name the scheme of the WebSocket."""
+"""The names of schemes that proxies send. Some name the scheme of the WebSocket."""
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and what for.
+    """The origin of a request: the caller's address, and the scheme and host that it used for this server.
 
-    `address` is an IP address (an IPv4 one is never written as IPv6), `scheme` is "http" or "https", `host`
-    is in lower case, with a port unless it is the scheme's own, and empty if there was none to be believed.
+    `address` is an IP address; an IPv4 address is never written as IPv6. `scheme` is "http" or "https".
+    `host` is in lower case, without the default port of the scheme, and empty if no valid one was sent.
     """
 
     address: str
@@ -43,22 +43,22 @@ class Caller:
 
 
 class ProxyTrust:
-    """What stands before the server: proxies whose word counts, and the address that people know."""
+    """The proxies whose X-Forwarded-* headers count, and the public URL of this server."""
 
     def __init__(self, trusted_networks: Iterable[Network] = (), public_url: str | None = None) -> None:
-        """Take the networks of proxies to trust, and the public address, without a `/` at its end."""
+        """Take the networks of trusted proxies, and the public URL without a trailing `/`."""
         self._trusted = tuple(map(_unmapped, trusted_networks))
         self._public_url = public_url
 
     def trusts(self, peer_address: str) -> bool:
-        """Tell whether what a peer says of others is believed."""
+        """Tell whether a peer's X-Forwarded-* headers count."""
         address = _parse_peer(peer_address)
         return address is not None and self._is_trusted(address)
 
     def caller(self, peer_address: str, secure: bool, headers: Iterable[tuple[str, str]]) -> Caller:
-        """Tell who calls, from the other end of the connection and from the request's headers, in any case.
+        """Return the caller of a request, from the connection's peer and the request's headers.
 
-        X-Forwarded-* count only if that other end is trusted: anybody else can write there what he likes.
+        X-Forwarded-* count only if the peer is a trusted proxy: any other peer can write anything there.
         """
         values = _gather(headers)
         scheme = "https" if secure else "http"
@@ -68,7 +68,7 @@ class ProxyTrust:
             return Caller(peer_address, scheme, _first_host(hosts, scheme))
         if self._is_trusted(peer):
             peer = self._walk_back(peer, values["x-forwarded-for"])
-            # The last value is the one that the trusted peer itself has written.
+            # The trusted peer itself wrote the last value.
             claimed = values["x-forwarded-proto"][-1:]
             if claimed:
                 scheme = _SCHEMES.get(claimed[0].lower(), scheme)
@@ -76,13 +76,13 @@ class ProxyTrust:
         return Caller(str(peer), scheme, _first_host(hosts, scheme))
 
     def base_url(self, caller: Caller) -> str:
-        """Give the start of links to this server, without a `/` at its end."""
+        """Return the start of links to this server, without a trailing `/`."""
         return self._public_url or f"{caller.scheme}://{caller.host or 'localhost'}"
 
     def origin_allowed(self, origin: str | None, caller: Caller, allowed: Iterable[str] = ()) -> bool:
-        """Tell whether a page of this origin (RFC 6454) may call: our own, or one of those allowed.
+        """Tell whether a page of this origin (RFC 6454) may call: this server's own, or an allowed one.
 
-        None stands for a request that has none, as those of programs that are no browsers.
+        Programs other than browsers send no origin; None is allowed.
         """
         if origin is None:
             return True
@@ -90,8 +90,8 @@ class ProxyTrust:
         if read is None:
             return False
         scheme, host = read
-        # A page that came unencrypted may have been written by anybody on its way. The other way round, a
-        # proxy may take the encryption off without a word.
+        # An unencrypted page may have been modified on its way, so it may not call an https server. An https
+        # page may call over http: a proxy may terminate TLS without saying so.
         if host == caller.host and (scheme == "https" or scheme == caller.scheme == "http"):
             return True
         ours = () if self._public_url is None else (self._public_url,)
@@ -101,7 +101,7 @@ class ProxyTrust:
         return any(address in network for network in self._trusted)
 
     def _walk_back(self, nearest: _Address, forwarded: list[str]) -> _Address:
-        """Follow the chain from its trusted end, as long as somebody trusted vouches for the one before."""
+        """Follow X-Forwarded-For from its trusted end to the first address that is not a trusted proxy."""
         for entry in reversed(forwarded):
             before = _parse_forwarded(entry)
             if before is None:
@@ -113,9 +113,9 @@ class ProxyTrust:
 
 
 def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Collect the values that count here, in the order in which they were added; a header may come often.
+    """Collect the values of the headers that count, in the order in which they were added.
 
-    Empty elements of a list count for nothing (RFC 9110 §5.6.1).
+    A header may occur several times. Empty list elements do not count (RFC 9110 §5.6.1).
     """
     values: dict[str, list[str]] = {name: [] for name in ("host", *_LISTS)}
     for name, value in headers:
@@ -128,7 +128,7 @@ def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _unmapped(network: Network) -> Network:
-    """Write a network of IPv4 addresses that is written as IPv6 (::ffff:10.0.0.0/104) as IPv4."""
+    """Convert a network of IPv4 addresses in IPv6 form (::ffff:10.0.0.0/104) to IPv4."""
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         first = network.network_address.ipv4_mapped
         assert first is not None, "all of that network is mapped"
@@ -137,7 +137,7 @@ def _unmapped(network: Network) -> Network:
 
 
 def _parse_peer(text: str) -> _Address | None:
-    return _parse_address(text.partition("%")[0])  # a link-local address has its interface behind a %
+    return _parse_address(text.partition("%")[0])  # a link-local address ends in % and its interface
 
 
 def _parse_forwarded(entry: str) -> _Address | None:
@@ -166,7 +166,10 @@ def _first_host(candidates: Iterable[str], scheme: str) -> str:
 
 
 def _read_origin(origin: str) -> tuple[str, str] | None:
-    """Give the scheme and the host of an origin, None if it has none, as `null` or `file://`."""
+    """Return the scheme and host of an origin.
+
+    None for `null`, `file://` and other origins without a host.
+    """
     found = _ORIGIN.fullmatch(origin.lower())
     if found is None or (host := _without_default_port(found, found["scheme"])) is None:
         return None

@@ -10,14 +10,14 @@ _SIGNING_BYTES: Final = 48
 _TOKEN_BYTES: Final = 32
 _SUCCESSOR: Final = b"brewos-relay successor of a token\0"
 
-# Crockford's base32: no I, L, O or U, which are taken for other characters, or make words.
+# Crockford's base32 leaves out I, L, O and U, which look like other characters or form words.
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MEANT: Final = str.maketrans("OIL", "011", "- ")
 _CODE_CHARS: Final = 8
 _TYPED_CHARS: Final = 32
 
-# A code has 40 random bits. These 16 MiB and about 30 ms for each guess put them out of reach of whoever
-# has got hold of the hashes. The salt is fixed because a code is looked up by its hash.
+# A code has 40 random bits. At 16 MiB and about 30 ms for each guess, codes cannot be recovered from stolen
+# hashes before they expire. The salt is fixed because a code is looked up by its hash.
 _CODE_SALT: Final = b"brewos-relay short code"
 _SCRYPT_N: Final = 2**14
 _SCRYPT_R: Final = 8
@@ -28,24 +28,25 @@ _NO_HASH: Final = bytes(hashlib.sha256().digest_size)
 
 
 def generate_secret() -> str:
-    """Make a secret to sign tokens with: 64 characters, 384 random bits."""
+    """Generate a secret for signing tokens: 64 characters, 384 random bits."""
     return secrets.token_urlsafe(_SIGNING_BYTES)
 
 
 def generate_secret_token() -> str:
-    """Make a token of 256 random bits: 43 characters that need no escaping in a URL."""
+    """Generate a token of 256 random bits: 43 characters that need no escaping in a URL."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
 
 
 def generate_salt() -> bytes:
-    """Make a salt for `derive_token`: 256 random bits."""
+    """Generate a salt for `derive_token`: 256 random bits."""
     return secrets.token_bytes(_TOKEN_BYTES)
 
 
 def derive_token(token: str, salt: bytes) -> str:
-    """Derive a token's successor: HMAC-SHA256 of a salt, with the token as its key, 43 characters.
+    """Derive a token's successor: HMAC-SHA256 of a salt, with the token as key, in 43 characters.
 
-    It takes both: the registry has the salt, and of the token a hash; a client has the token alone.
+    The registry stores the salt and the token's hash; the client stores the token. Only both together give
+    the successor.
     """
     key = token.encode("utf-8", "surrogatepass")
     digest = hmac.digest(key, _SUCCESSOR + salt, "sha256")
@@ -72,15 +73,15 @@ def hash_matches(presented_hash: bytes, stored_hash: bytes | None) -> bool:
 
 
 def generate_code() -> str:
-    """Make a short code for people to read out and type: `XXXX-XXXX`, 40 random bits."""
+    """Generate a short code for people to read out and type: `XXXX-XXXX`, 40 random bits."""
     code = "".join(secrets.choice(_ALPHABET) for _ in range(_CODE_CHARS))
     return f"{code[:4]}-{code[4:]}"
 
 
 def normalise_code(text: str) -> str | None:
-    """Give a typed code the form in which it was made; None if it is none.
+    """Convert a typed code to the form in which it was generated. Returns None if it is malformed.
 
-    Case, spaces and dashes do not matter, O counts as 0, I and L as 1.
+    Case, spaces and dashes do not matter. O counts as 0, I and L as 1.
     """
     if len(text) > _TYPED_CHARS or not text.isascii():
         return None
@@ -91,5 +92,5 @@ def normalise_code(text: str) -> str | None:
 
 
 def hash_code(code: str) -> bytes:
-    """Hash a code for keeping and finding: scrypt, 32 bytes. Call it in a worker thread: it takes 30 ms."""
+    """Hash a code for storing and finding: scrypt, 32 bytes. Takes 30 ms: call it in a worker thread."""
     return hashlib.scrypt(code.encode(), salt=_CODE_SALT, n=_SCRYPT_N, r=_SCRYPT_R, p=1, dklen=_HASH_BYTES)

@@ -29,16 +29,16 @@ _HS256: Final = HMACAlgorithm(HMACAlgorithm.SHA256)
 
 
 class _CheckedHs256(HMACAlgorithm):
-    """HS256 with secrets that were looked at once, as SecretKey does, and not again for each token."""
+    """HS256 that checks its secret once, in SecretKey, rather than for each token."""
 
     def prepare_key(self, key: str | bytes) -> bytes:
-        """Give the secret as it is."""
+        """Return the secret unchanged."""
         assert isinstance(key, bytes)
         return key
 
 
 _EDDSA_NAMES: Final = ("EdDSA", "Ed25519")
-"""Names of the same signature in RFC 8037 and RFC 9864. More services know the first: we sign with it."""
+"""Names of one algorithm in RFC 8037 and RFC 9864. We sign under the first, which more services know."""
 
 _JWS: Final = jwt.PyJWS(algorithms=get_args(Algorithm))
 _JWS.register_algorithm("Ed25519", OKPAlgorithm())
@@ -47,7 +47,7 @@ _JWS.register_algorithm("HS256", _CheckedHs256(HMACAlgorithm.SHA256))
 
 
 class SigningKey:
-    """A key of a key ring. `id` is derived from the key and tells nothing of what is secret in it."""
+    """A key that signs and verifies tokens. `id` is derived from the key and reveals nothing secret."""
 
     def __init__(
         self,
@@ -64,13 +64,13 @@ class SigningKey:
         self._verifies_with = verifies_with
 
     def sign(self, payload: bytes) -> str:
-        """Make a token of a payload: a JWS in its compact form (RFC 7515 §7.1)."""
+        """Sign a payload: a JWS in compact form (RFC 7515 §7.1)."""
         return _JWS.encode(payload, self._signs_with, algorithm=self.algorithm, headers={"kid": self.id})
 
     def verify(self, token: str) -> bytes | None:
-        """Give the payload of a token, or None if another key signed it.
+        """Return the payload of a token, or None if another key signed it.
 
-        TokenRejected if it is for another algorithm; PyJWT's errors if it is malformed.
+        Raises TokenRejected for another algorithm, and PyJWT's errors for a malformed token.
         """
         try:
             payload: bytes = _JWS.decode(token, self._verifies_with, algorithms=self._accepted)
@@ -85,7 +85,7 @@ class SecretKey(SigningKey):
     """A secret that both signs and verifies, with HMAC and SHA-256 (RFC 7518 §3.2)."""
 
     def __init__(self, secret: str) -> None:
-        """Take a secret of at least 32 bytes; ValueError if it is shorter, or cannot be one."""
+        """Take a secret of at least 32 bytes. Raises ValueError if it is shorter or is a key file."""
         try:
             key = secret.encode()
         except UnicodeEncodeError:
@@ -95,19 +95,19 @@ class SecretKey(SigningKey):
         try:
             _HS256.prepare_key(key)
         except jwt.InvalidKeyError:
-            # Whoever has its public half could sign with that if it were taken for a secret.
+            # A public key used as a secret would let everyone who has it sign.
             raise ValueError("the secret is a key in PEM or another form; it must be a random text") from None
         key_id = _encode(_HS256.sign(_SECRET_ID, key)[:_SECRET_ID_BYTES])
         super().__init__(key_id=key_id, algorithm="HS256", signs_with=key, verifies_with=key)
 
 
 class PrivateKey(SigningKey):
-    """A private key, whose public half others may have to verify what it signed."""
+    """A private key. Other services can verify its signatures with the public half."""
 
     def __init__(self, key: Ed25519PrivateKey | RSAPrivateKey) -> None:
         public_key = key.public_key()
         algorithm: Algorithm
-        # The members that make the key, as RFC 7638 has them in its thumbprint; PyJWT gives more.
+        # The required members, which RFC 7638 hashes into a thumbprint. PyJWT returns more.
         if isinstance(public_key, Ed25519PublicKey):
             algorithm, members = "EdDSA", ("crv", "kty", "x")
             shown = OKPAlgorithm.to_jwk(public_key, as_dict=True)
@@ -121,18 +121,18 @@ class PrivateKey(SigningKey):
         )
 
     def jwk(self) -> dict[str, str]:
-        """Give the public half as a JSON Web Key (RFC 7517)."""
+        """Return the public half as a JSON Web Key (RFC 7517)."""
         return {**self._public, "kid": self.id, "alg": self.algorithm, "use": "sig"}
 
 
 def load_private_key(pem: bytes) -> PrivateKey:
-    """Read a private key, Ed25519 or RSA of at least 2048 bits; ValueError says what is wrong with it."""
+    """Read a private key: Ed25519, or RSA of at least 2048 bits. Raises ValueError with the reason."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
-        raise ValueError("the key is encrypted: it must lie there without a passphrase") from None
+        raise ValueError("the key is encrypted; store it without a passphrase") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError("there is no private key in PEM form") from None
+        raise ValueError("it contains no private key in PEM form") from None
     if isinstance(key, RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
         raise ValueError(f"the RSA key has {key.key_size} bits; it must have {MIN_RSA_BITS} or more")
     if not isinstance(key, RSAPrivateKey | Ed25519PrivateKey):

@@ -1,4 +1,4 @@
-"""JSON Web Tokens (RFC 7519) that say who a client is, which devices it may reach and as what."""
+"""Access tokens: JSON Web Tokens (RFC 7519) that name a user, devices and a role."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from brewos_relay.vocabulary import LAST_TIME_MS, ROLES, Role, parse_device_id
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
 MAX_TOKEN_CHARS: Final = 16_384
 CLOCKS_DIFFER_S: Final = 60
-"""How far the clock of another service may be ahead of ours when it says from when a token is valid."""
+"""How far the clock of another issuer may be ahead, for tokens that become valid later (`nbf`)."""
 
 _LAST_TIME_S: Final = LAST_TIME_MS // 1000
 _USER_ID_CHARS: Final = 256
@@ -30,10 +30,10 @@ _TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
 
 @dataclass(frozen=True, slots=True)
 class TokenClaims:
-    """What a valid token says. Times are Unix times in seconds.
+    """The claims of a valid token. Times are Unix times in seconds.
 
-    `role` is what its bearer is to the devices that the token itself names, and the most that the bearer may
-    do with any other device of the user. `token_id` is the id by which a token can be revoked by itself.
+    `role` is the bearer's role for the devices that the token names, and the highest role for the user's
+    other devices. `token_id` is the id by which the token can be revoked.
     """
 
     user_id: str
@@ -47,14 +47,17 @@ class TokenClaims:
 
 
 class KeyRing:
-    """Issues tokens with its first key, and verifies those of all its keys.
+    """Issues tokens with its first key, and verifies tokens of all its keys.
 
-    So a key can be replaced without logging anybody out: the new one goes first, the old one stays behind it
-    until its last token has expired.
+    So a key can be replaced without signing users out: put the new key first, and keep the old one until its
+    last token has expired.
     """
 
     def __init__(self, secrets: Sequence[str], private_keys: Sequence[PrivateKey] = ()) -> None:
-        """Take secrets of at least 32 bytes, and private keys, which go first; ValueError without any."""
+        """Take secrets of at least 32 bytes and private keys, which go first.
+
+        Raises ValueError without any.
+        """
         self._secrets = [SecretKey(secret) for secret in secrets]
         self._private_keys = list(private_keys)
         keys: list[SigningKey] = [*self._private_keys, *self._secrets]
@@ -64,7 +67,7 @@ class KeyRing:
         self._by_id = {key.id: key for key in keys}
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """Give the public halves of the private keys as a JSON Web Key Set (RFC 7517), for other services."""
+        """Return the public halves of the private keys as a JSON Web Key Set (RFC 7517)."""
         return {"keys": [key.jwk() for key in self._private_keys]}
 
     def issue(
@@ -79,10 +82,13 @@ class KeyRing:
         role: Role = "owner",
         token_id: str | None = None,
     ) -> str:
-        """Sign a token; `devices` are ids, or "*". ValueError for anything that `verify` would not take."""
+        """Sign a token.
+
+        `devices` are ids, or "*". Raises ValueError for claims that `verify` would reject.
+        """
         issued_at_s = int(time.time()) if now_s is None else now_s
         if ttl_s <= 0:
-            raise ValueError(f"a token cannot live for {ttl_s} s: it must be more than 0")
+            raise ValueError(f"the lifetime of a token must be more than 0 s, got {ttl_s}")
         content: dict[str, Any] = {
             "userId": user_id,
             "email": email,
@@ -105,19 +111,22 @@ class KeyRing:
         return token
 
     def verify(self, token: str) -> TokenClaims:
-        """Read a token; TokenRejected if it is malformed, forged, expired, or lacks a claim."""
+        """Verify a token. Raises TokenRejected if it is malformed, forged, expired or incomplete."""
         if len(token) > MAX_TOKEN_CHARS:
             raise TokenRejected(f"the token is longer than {MAX_TOKEN_CHARS} characters")
         try:
             payload = self._open(token)
-        # Half a surrogate pair, or JSON that is nested too deeply, need not end in an error of PyJWT's own.
+        # A lone surrogate or deeply nested JSON may raise other errors than PyJWT's own.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise TokenRejected("the token is malformed") from None
-        # Only the signature is left to PyJWT: it takes claims of types that make no sense.
+        # PyJWT verifies the signature only: it would accept claims of wrong types.
         return _read_content(payload)
 
     def _open(self, token: str) -> bytes:
-        """Give the payload of a token that one of the keys signed; TokenRejected, or PyJWT's errors."""
+        """Return the payload of a token that one of the keys signed.
+
+        Raises TokenRejected or PyJWT's errors.
+        """
         for key in self._keys_for(_read_header(token)):
             payload = key.verify(token)
             if payload is not None:
@@ -125,10 +134,10 @@ class KeyRing:
         raise TokenRejected("the token was signed with another secret or key")
 
     def _keys_for(self, header: dict[str, Any]) -> Sequence[SigningKey]:
-        """List the keys that can have signed a token with this header; raises TokenRejected."""
-        # PyJWT refuses what it does not know in `crit`, but it does know RFC 7797.
+        """List the keys that can have signed a token with this header. Raises TokenRejected."""
+        # PyJWT refuses unknown extensions in `crit`, but it knows this one (RFC 7797).
         if "b64" in header:
-            raise TokenRejected("the token needs an extension that is not known here")
+            raise TokenRejected("the token uses an unsupported extension (b64)")
         if "kid" not in header:
             return self._secrets
         key = self._by_id.get(header["kid"])
@@ -136,9 +145,9 @@ class KeyRing:
 
 
 def _read_header(token: str) -> dict[str, Any]:
-    """Read what may tell the key, of a header that nobody has vouched for yet; ValueError if it is none.
+    """Read the header of an unverified token. Raises ValueError if it is malformed.
 
-    PyJWT does so as well, but looks at all of the token for it, and again when the key is there.
+    PyJWT reads it too, but parses the whole token for it, and again once the key is known.
     """
     encoded = token.partition(".")[0]
     header = json.loads(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
@@ -148,7 +157,7 @@ def _read_header(token: str) -> dict[str, Any]:
 
 
 def _read_content(payload: bytes) -> TokenClaims:
-    """Read what a token says and whether that is true now; raises TokenRejected."""
+    """Read the claims of a verified payload and check its times. Raises TokenRejected."""
     try:
         content = json.loads(payload)
     except (ValueError, RecursionError):
@@ -159,7 +168,7 @@ def _read_content(payload: bytes) -> TokenClaims:
         claims = _read_claims(content)
         valid_from_s = _read_time(content, "nbf") if "nbf" in content else 0
     except ValueError as problem:
-        raise TokenRejected(f"the token cannot be taken: {problem}") from None
+        raise TokenRejected(f"the token has an invalid claim: {problem}") from None
     now_s = time.time()
     if claims.expires_at_s <= now_s:
         raise TokenRejected("the token has expired")
@@ -169,7 +178,7 @@ def _read_content(payload: bytes) -> TokenClaims:
 
 
 def _read_claims(content: dict[str, Any]) -> TokenClaims:
-    """Check the type and the range of every claim; ValueError says which one is wrong, without its value."""
+    """Check the type and range of every claim. Raises ValueError that names the claim, not its value."""
     role = content.get("role", "owner")
     if role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}")
@@ -186,7 +195,10 @@ def _read_claims(content: dict[str, Any]) -> TokenClaims:
 
 
 def _read_token_id(value: object) -> str | None:
-    """Take an id that the registry can have; None for an id of another service, which may be any text."""
+    """Return an id that the registry can have issued.
+
+    None for ids of other issuers, which may be any text.
+    """
     return value if isinstance(value, str) and _TOKEN_ID.fullmatch(value) else None
 
 
@@ -199,9 +211,9 @@ def _read_text(content: dict[str, Any], name: str, *, longest_chars: int) -> str
 
 def _read_time(content: dict[str, Any], name: str) -> int:
     value: Any = content.get(name)
-    # RFC 7519 §2 lets a NumericDate have a fraction.
+    # RFC 7519 §2 allows fractions in a NumericDate.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # NaN and Infinity, which Python's JSON has and which compare as false or too large, end here as well.
+    # This also rejects NaN and Infinity, which Python's JSON accepts.
     if not is_number or not 0 <= value <= _LAST_TIME_S:
         raise ValueError(f"{name} must be a time in seconds since 1970")
     return int(value)
