@@ -1,7 +1,6 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -10,11 +9,15 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.audience import Audience
 from brewos_relay.core.commands import Commands, PendingCommand, PendingCommands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.presence import Presence
+from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.dialect import BREWOS, Dialect, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import CommandHead, Message, encode
@@ -29,24 +32,18 @@ UNKNOWN = encode({"type": "command", "cmd": "new_command"})
 SNAPSHOT = [encode({"type": "status", "seq": 7}), encode({"type": "device_info"})]
 
 
-@dataclass
-class FakeSession:
-    """What commands ask of their session."""
+class Recorder:
+    """The session of the attachments, and what is recorded of the commands."""
 
-    device_id: str = DEVICE_ID
-    last_seen_ms: int | None = None
-    device: Attachment | None = None
-    client_count: int = 1
-    known: list[Message] = field(default_factory=lambda: list(SNAPSHOT))
-    noted: list[tuple[Any, ...]] = field(default_factory=list)
+    device_id = DEVICE_ID
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[Any, ...]] = []
 
     def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
         assert device_id == self.device_id
         self.noted.append((kind, user_id, *detail.values()))
         assert list(detail) == ["name", "outcome"]
-
-    def snapshot_messages(self) -> list[Message]:
-        return self.known
 
     def start_soon(self, *_: object) -> None:
         raise AssertionError("nothing is to be started")
@@ -56,23 +53,35 @@ class Opened:
     """Commands under test, with a device that may be there or not."""
 
     def __init__(self, dialect: Dialect = BREWOS, **limits: Any) -> None:
-        self.session = FakeSession()
+        self.session = Recorder()
         self.counters = Counters()
         bounds = Limits(**limits)
         policy = Policy(dialect, owner_commands=bounds.owner_commands, never_wait=bounds.never_wait)
+        self.presence = Presence(DEVICE_ID, limits=bounds, dialect=dialect)
+        for message in SNAPSHOT:
+            head = message.peek()
+            assert head is not None
+            self.presence.snapshot.note(message, head.type, head.seq)
+        lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
+        self.audience = Audience(limits=bounds, dialect=dialect, counters=self.counters, lines=lines)
         self.commands = Commands(
-            limits=bounds, policy=policy, counters=self.counters, note_activity=self.session.note
+            self.presence,
+            self.audience,
+            limits=bounds,
+            policy=policy,
+            counters=self.counters,
+            note_activity=self.session.note,
         )
         self.device = ScriptedPeer()
 
     def comes(self) -> None:
         """Let the device be there, and get what waits for it."""
         device = DeviceAttachment(self.session, self.device, bucket=None)
-        self.session.device = device
-        self.commands.flush(self.session, device, trio.current_time())
+        self.presence.present = device
+        self.commands.flush(device, trio.current_time())
 
     def goes(self) -> None:
-        self.session.device = None
+        self.presence.present = None
 
     def client(
         self, *, renew: Renew | None = None, expires_at_s: float = float("inf"), grant: Grant = FULL
@@ -90,7 +99,7 @@ class Client:
 
     def say(self, *contents: dict[str, Any] | Message) -> None:
         received = [content if isinstance(content, Message) else encode(content) for content in contents]
-        self._opened.commands.take(self._opened.session, self.attachment, received, trio.current_time())
+        self._opened.commands.take(self.attachment, received, trio.current_time())
 
     def heard(self) -> list[Any]:
         """Give what the client was told since the last time, without the texts and times that vary."""
@@ -223,6 +232,7 @@ async def test_a_ping_without_anything_is_answered() -> None:
 async def test_metrics_tell_of_the_connection() -> None:
     opened = Opened()
     client = opened.client()
+    opened.audience.join(client.attachment)
     client.say(TARE)
     client.heard()
     client.say({"type": "get_metrics"})
@@ -233,7 +243,8 @@ async def test_metrics_tell_of_the_connection() -> None:
         "queuedMessages": 1,
     }
     assert client.heard() == [expected]
-    opened.session.client_count = 3
+    for _ in range(2):
+        opened.audience.join(opened.client().attachment)
     opened.comes()
     client.heard()
     client.say({"type": "get_metrics"})
@@ -300,7 +311,7 @@ async def test_a_question_for_an_absent_device_is_answered_quietly(
     question: str, last_seen_ms: int | None, last_seen: str | None
 ) -> None:
     opened = Opened()
-    opened.session.last_seen_ms = last_seen_ms
+    opened.presence.last_seen_ms = last_seen_ms
     client = opened.client()
     client.say({"type": question})
     assert client.heard() == [absent() | {"lastSeen": last_seen}]
@@ -336,7 +347,7 @@ async def test_whoever_has_a_gap_is_helped_at_once() -> None:
 
 async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
     opened = Opened()
-    opened.session.known = []
+    opened.presence.snapshot = Snapshot(BREWOS)
     opened.comes()
     client = opened.client()
     client.say({"type": "request_full_status"})
@@ -347,8 +358,8 @@ async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
 async def test_what_the_relay_has_asked_need_not_be_asked_again(autojump_clock: MockClock) -> None:
     opened = Opened()
     opened.comes()
-    assert opened.session.device is not None
-    opened.commands.ask_for_state(opened.session.device, trio.current_time())
+    assert opened.presence.present is not None
+    opened.commands.ask_for_state(opened.presence.present, trio.current_time())
     assert opened.device.types == ["request_state"]
     opened.device.forget()
     client = opened.client()
@@ -362,8 +373,8 @@ async def test_what_the_relay_has_asked_need_not_be_asked_again(autojump_clock: 
 async def test_relay_asks_for_nothing_where_the_dialect_has_no_request_of_its_own() -> None:
     opened = Opened(Dialect(full_state_requests=frozenset({"dump"})))
     opened.comes()
-    assert opened.session.device is not None
-    opened.commands.ask_for_state(opened.session.device, trio.current_time())
+    assert opened.presence.present is not None
+    opened.commands.ask_for_state(opened.presence.present, trio.current_time())
     opened.client(grant=VIEWER).say({"type": "dump"})
     assert opened.device.messages == []
     opened.client().say({"type": "dump"})
@@ -410,18 +421,18 @@ async def test_a_command_that_waited_for_too_long_has_expired(autojump_clock: Mo
     client.say(TARE)
     client.heard()
     await trio.sleep(5.9)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == []
     await trio.sleep(0.2)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE]
     assert opened.commands.pending_count == 1
     assert opened.counters.undeliverable == 1
     await trio.sleep(4)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE]
     assert opened.commands.pending_count == 0
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     opened.comes()
     assert (opened.device.messages, client.heard()) == ([], [])
 
@@ -489,7 +500,7 @@ async def test_settings_keep_more_commands_from_waiting_and_say_for_how_long(
     client.say(TARE, SCHEDULE, SCHEDULE, HEAT)
     assert client.heard() == [OFFLINE, queued(1, ttl_ms=3000), OFFLINE, OFFLINE]
     await trio.sleep(3)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE]
 
 
@@ -536,7 +547,7 @@ async def test_a_command_with_a_request_id_is_told_what_became_of_it(autojump_cl
         command_status({"any": "thing"}, "device_offline"),
     ]
     await trio.sleep(10)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE, command_status("waits", "expired")]
     client.say({"type": "command", "cmd": "tare", "requestId": 2})
     client.heard()
@@ -595,10 +606,10 @@ async def test_a_command_waits_no_longer_than_it_may(autojump_clock: MockClock) 
     client.say({"type": "command", "cmd": "tare", "notAfter": in_s(4)})
     assert client.heard()[1:] == [command_status(None, "queued")]
     await trio.sleep(3.5)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == []
     await trio.sleep(0.6)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE, command_status(None, "expired")]
 
 
@@ -608,7 +619,7 @@ async def test_a_command_that_may_wait_for_long_waits_as_long_as_any(autojump_cl
     client.say({"type": "command", "cmd": "tare", "notAfter": in_s(3600)})
     client.heard()
     await trio.sleep(10)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert client.heard() == [OFFLINE, command_status(None, "expired")]
 
 
@@ -924,7 +935,7 @@ async def test_every_command_is_noted_with_what_became_of_it(autojump_clock: Moc
     ]
     noted.clear()
     await trio.sleep(11)
-    opened.commands.expire(opened.session, trio.current_time())
+    opened.commands.expire(trio.current_time())
     assert noted == [("command", "ada", "tare", "expired")]
     owner.say({"type": "setLogLevel", "level": "info"})
     noted.clear()

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from brewos_relay.core.merging import (
+    HeldState,
     decode,
     fields_of,
     group_names,
@@ -16,7 +17,7 @@ from brewos_relay.core.merging import (
     unnumbered,
     without_volatile,
 )
-from brewos_relay.dialect import Volatile
+from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
 from support.state_messages import binary, float32, note, noted, status_of
 
@@ -188,3 +189,102 @@ def test_a_status_is_put_over_an_earlier_one(form: Any) -> None:
         "mode": "on",
     }
     assert group_names(merged) == ["temps", "pressure", "mode"]
+
+
+# Messages that are held
+
+
+def packed(content: Any) -> Message:
+    return Message(msgspec.msgpack.encode(content), is_text=False)
+
+
+def decoded(message: Message) -> Any:
+    return (msgspec.json if message.is_text else msgspec.msgpack).decode(message.payload)
+
+
+def merged(*messages: Message) -> Message:
+    state = HeldState(BREWOS, is_text=messages[0].is_text)
+    for message in messages:
+        head = message.peek()
+        assert head is not None
+        state.add(message, head)
+        assert state.size_bytes > 0
+    return state.message()
+
+
+def test_a_single_message_passes_unchanged() -> None:
+    message = Message(b'{ "type": "status_delta",  "seq": 7 }')
+    assert merged(message) is message
+
+
+@pytest.mark.parametrize("make", [encode, packed])
+def test_deltas_become_one_with_the_last_number(make: Any) -> None:
+    found = merged(
+        make({"type": "status_delta", "seq": 3, "temps": {"group": 1.5, "brew": {"current": 90}}}),
+        make({"type": "status_delta", "seq": 4, "power": {"current": 10}, "pressure": 1}),
+        make({"type": "status_delta", "seq": 6, "temps": {"group": 2.5}, "pressure": 9}),
+        make({"type": "status_delta", "seq": 7, "temps": {"steam": 1}}),
+    )
+    assert decoded(found) == {
+        "type": "status_delta",
+        "seq": 7,
+        "temps": {"group": 2.5, "brew": {"current": 90}, "steam": 1},
+        "power": {"current": 10},
+        "pressure": 9,
+    }
+
+
+def test_numbers_keep_their_encoding() -> None:
+    body = b"\x83\xa4type\xacstatus_delta\xa3seq\x01\xa1t\xca\x42\xba\x66\x66"
+    found = merged(Message(body, is_text=False), packed({"type": "status_delta", "seq": 2, "p": 1}))
+    assert b"\xa1t\xca\x42\xba\x66\x66" in found.payload, "a float of 32 bits stays one"
+
+
+def test_a_status_takes_the_place_of_what_was_before_but_for_groups_that_it_lacks() -> None:
+    found = merged(
+        encode({"type": "status", "seq": 1, "machine": {"state": "idle", "on": 1}, "stats": {"shots": 3}}),
+        encode({"type": "status_delta", "seq": 2, "machine": {"state": "ready"}}),
+        encode({"type": "status", "seq": 3, "machine": {"state": "idle"}}),
+        encode({"type": "status_delta", "seq": 4, "power": {"current": 5}}),
+    )
+    assert decoded(found) == {
+        "type": "status",
+        "seq": 4,
+        "machine": {"state": "idle"},
+        "stats": {"shots": 3},
+        "power": {"current": 5},
+    }
+
+
+def test_a_number_that_is_none_is_left_out() -> None:
+    found = merged(encode({"type": "status_delta", "a": 1}), encode({"type": "status_delta", "seq": "x"}))
+    assert decoded(found) == {"type": "status_delta", "a": 1, "seq": "x"}
+
+
+def test_a_group_that_is_no_map_any_more_is_replaced() -> None:
+    found = merged(
+        encode({"type": "status_delta", "a": {"x": 1}, "b": 2}),
+        encode({"type": "status_delta", "a": None, "b": {"y": 3}}),
+    )
+    assert decoded(found) == {"type": "status_delta", "a": None, "b": {"y": 3}}
+
+
+def test_the_first_message_decides_the_encoding() -> None:
+    found = merged(packed({"type": "status", "a": 1}), encode({"type": "status_delta", "seq": 2, "b": 93.2}))
+    assert (found.is_text, decoded(found)) == (False, {"type": "status", "seq": 2, "a": 1, "b": 93.2})
+
+
+def test_messages_that_only_a_liberal_reader_reads_are_merged() -> None:
+    found = merged(
+        packed({"type": "status_delta", "seq": 1, 5: 1, "a": {b"x": 1, "y": 2}}),
+        packed({"type": "status_delta", "seq": 2, 5: 3, "a": {b"x": 4}}),
+    )
+    assert msgspec.msgpack.decode(found.payload, strict=False) == {
+        "type": "status_delta", "seq": 2, 5: 3, "a": {b"x": 4, "y": 2},
+    }  # fmt: skip
+    surrogate = rb'{"type":"status_delta","name":"\ud83d"}'
+    text = merged(Message(surrogate), encode({"type": "status_delta", "seq": 2, "b": 1}))
+    assert (
+        text.payload
+        == rb'{"type": "status_delta","name":"\ud83d"}'.replace(b" ", b"")[:-1] + b',"seq":2,"b":1}'
+    )

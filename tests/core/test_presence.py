@@ -1,3 +1,6 @@
+from typing import Any
+
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -6,7 +9,11 @@ from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
+from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.dialect import BREWOS
+from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
+from support.state_messages import note
 
 
 class Nothing:
@@ -24,7 +31,7 @@ def connection() -> DeviceAttachment:
 
 @pytest.fixture
 def presence() -> Presence:
-    return Presence(Limits())
+    return Presence("BRW-00000001", limits=Limits(), dialect=BREWOS)
 
 
 async def test_nobody_is_there_at_first(presence: Presence) -> None:
@@ -135,7 +142,10 @@ async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autoj
 
 
 async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock) -> None:
-    presence, counters = Presence(Limits(device_ping_s=10, device_silence_s=30)), Counters()
+    presence, counters = (
+        Presence("BRW-00000001", limits=Limits(device_ping_s=10, device_silence_s=30), dialect=BREWOS),
+        Counters(),
+    )
     assert not presence.run_checks(trio.current_time(), counters)
     device = connection()
     presence.arrive(device)
@@ -151,7 +161,10 @@ async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock
 
 
 async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock) -> None:
-    presence, counters = Presence(Limits(device_first_frame_s=10)), Counters()
+    presence, counters = (
+        Presence("BRW-00000001", limits=Limits(device_first_frame_s=10), dialect=BREWOS),
+        Counters(),
+    )
     arriving = connection()
     presence.arrive(arriving)
     await trio.sleep(5)
@@ -166,14 +179,14 @@ async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock
 
 
 async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojump_clock: MockClock) -> None:
-    presence, counters = Presence(Limits()), Counters()
-    presence.resume(trio.current_time())
+    presence, counters = Presence("BRW-00000001", limits=Limits(), dialect=BREWOS), Counters()
+    presence.resume(trio.current_time(), 0.0)
     present, arriving = connection(), connection()
     presence.arrive(present)
     presence.replace(trio.current_time())
     presence.arrive(arriving)
     await trio.sleep(50)
-    presence.resume(trio.current_time())
+    presence.resume(trio.current_time(), 0.0)
     assert not presence.run_checks(trio.current_time(), counters)
     for device in (present, arriving):
         assert isinstance(device.peer, ScriptedPeer)
@@ -182,10 +195,120 @@ async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojum
 
 
 async def test_what_was_replaced_before_a_pause_is_no_sign_of_a_fight(autojump_clock: MockClock) -> None:
-    presence = Presence(Limits())
+    presence = Presence("BRW-00000001", limits=Limits(), dialect=BREWOS)
     for _ in range(4):
         presence.arrive(connection())
         presence.replace(trio.current_time())
     assert presence.is_contested(trio.current_time())
-    presence.resume(trio.current_time())
+    presence.resume(trio.current_time(), 0.0)
     assert not presence.is_contested(trio.current_time())
+
+
+# State
+
+
+STATUS = {"type": "status", "seq": 1, "pressure": 9.0, "temps": {"brew": 93}}
+
+
+def told(messages: list[Message]) -> list[Any]:
+    return [msgspec.json.decode(message.payload) for message in messages]
+
+
+def online(presence: Presence) -> DeviceAttachment:
+    device = connection()
+    presence.arrive(device)
+    presence.replace(trio.current_time())
+    return device
+
+
+async def test_status_of_an_unknown_device_has_no_age(presence: Presence) -> None:
+    (status,) = told(presence.state())
+    expected = {"type": "device_status", "deviceId": "BRW-00000001", "online": False, "lastSeen": None}
+    assert status == {**expected, "snapshotAgeMs": None}
+
+
+async def test_state_tells_whether_the_device_is_online_and_what_it_said(presence: Presence) -> None:
+    presence.last_seen_ms = 0
+    online(presence)
+    note(presence.snapshot, encode(STATUS))
+    status, state = told(presence.state())
+    assert (status["online"], status["lastSeen"], status["snapshotAgeMs"]) == (
+        True,
+        "1970-01-01T00:00:00.000Z",
+        0,
+    )
+    assert "staleGroups" not in status
+    assert state == STATUS
+
+
+async def test_restored_state_is_told_once_after_the_time_for_a_whole_state(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    now = trio.current_time()
+    presence.restore((encode(STATUS), now - 5), now)
+    assert presence.restored(now) == []
+    await trio.sleep(BREWOS.says_state_within_s)
+    status, state = told(presence.restored(trio.current_time()))
+    assert status["staleGroups"] == ["pressure", "temps"]
+    assert state == {"type": "status", "temps": {"brew": 93}}
+    assert presence.restored(trio.current_time()) == []
+
+
+async def test_whole_state_of_the_device_takes_the_place_of_a_restored_one(presence: Presence) -> None:
+    now = trio.current_time()
+    presence.restore((encode(STATUS), now), now)
+    note(presence.snapshot, encode(STATUS))
+    assert presence.restored(now + 1) == []
+
+
+async def test_state_that_is_unknown_or_too_old_is_not_told(presence: Presence) -> None:
+    now = trio.current_time()
+    for known_before in (None, (Message(b"[]"), now)):
+        presence.restore(known_before, now)
+        assert presence.snapshot.empty
+    presence.restore((encode(STATUS), now - 901), now)
+    assert presence.snapshot.has_status
+    assert presence.restored(now + 3600) == []
+
+
+async def test_known_state_is_forgotten_some_time_after_the_device_went(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    device = online(presence)
+    note(presence.snapshot, encode(STATUS))
+    await trio.sleep(1000)
+    presence.check_state(trio.current_time())
+    assert presence.snapshot.has_status, "the device is online"
+    presence.leave(device)
+    await trio.sleep(59)
+    presence.check_state(trio.current_time())
+    assert presence.snapshot.has_status
+    await trio.sleep(1)
+    presence.check_state(trio.current_time())
+    assert presence.snapshot.empty
+
+
+async def test_state_of_an_absent_device_can_be_forgotten(presence: Presence) -> None:
+    device = online(presence)
+    note(presence.snapshot, encode(STATUS))
+    presence.forget_state()
+    assert presence.snapshot.has_status, "the device is online"
+    presence.leave(device)
+    presence.forget_state()
+    assert presence.snapshot.empty
+    arriving = connection()
+    arriving.known_before = (encode(STATUS), 0.0)
+    presence.arrive(arriving)
+    presence.forget_state()
+    assert arriving.known_before is None
+
+
+async def test_little_is_kept_of_an_anonymous_device(presence: Presence) -> None:
+    presence.set_anonymous(True)
+    assert type(presence.snapshot) is SmallSnapshot
+    note(presence.snapshot, encode(STATUS))
+    presence.set_anonymous(True)
+    assert presence.snapshot.has_status
+    presence.set_anonymous(False)
+    assert type(presence.snapshot) is Snapshot
+    assert presence.snapshot.has_status

@@ -17,8 +17,9 @@ from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Receive, Tasks, memory_peer
+from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.core.session import ActivityEvent, DeviceSession
+from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing

@@ -16,8 +16,9 @@ from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import End
 from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.recording import Happening
 from brewos_relay.core.relay import open_relay
-from brewos_relay.core.session import DeviceSession, Happening, Host
+from brewos_relay.core.session import DeviceSession, Host
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
@@ -276,7 +277,7 @@ async def test_the_host_learns_when_the_device_was_seen() -> None:
         await wait_all_tasks_blocked()
         assert [device_id for device_id, _ in opened.host.seen] == [DEVICE_ID, DEVICE_ID]
         assert before <= opened.host.seen[0][1] <= opened.host.seen[1][1] <= now_ms()
-        assert opened.session.last_seen_ms == opened.host.seen[1][1]
+        assert opened.session.presence.last_seen_ms == opened.host.seen[1][1]
         client.leave()
         await wait_all_tasks_blocked()
         assert len(opened.host.seen) == 2
@@ -593,12 +594,12 @@ async def test_a_pause_counts_for_the_age_of_what_is_known_and_for_no_silence(
         opened.session.run_checks(trio.current_time())
         await wait_all_tasks_blocked()
         assert opened.is_online()
-        assert opened.session.snapshot.age_s(trio.current_time()) >= 3600
+        assert opened.session.presence.snapshot.age_s(trio.current_time()) >= 3600
         device.leave()
         await wait_all_tasks_blocked()
-        left_at = opened.session.gone_at
+        left_at = opened.session.presence.gone_at
         opened.session.resume(trio.current_time(), 3600)
-        assert opened.session.gone_at == left_at - 3600
+        assert opened.session.presence.gone_at == left_at - 3600
 
 
 async def test_whoever_joins_is_told_what_is_known(autojump_clock: MockClock) -> None:
@@ -630,7 +631,7 @@ async def test_the_snapshot_goes_when_the_device_has_been_away_for_a_minute(
         client, device = await opened.client(), await opened.device()
         device.say({"type": "status", "seq": 1})
         await opened.pass_s(100, client, device)
-        assert not opened.session.snapshot.empty, "a device that is there is known"
+        assert not opened.session.presence.snapshot.empty, "a device that is there is known"
         device.leave()
         await opened.pass_s(59, client)
         late = ScriptedPeer()
@@ -720,7 +721,7 @@ async def test_an_old_state_is_not_told(
         client.say({"type": "request_full_status"})
         assert client.types.count("status") == 2 * is_told
         device.say({"type": "status_delta", "pressure": 1.0})
-        assert opened.session.snapshot.as_dict()["status"]["pressure"] == 1.0
+        assert opened.session.presence.snapshot.as_dict()["status"]["pressure"] == 1.0
 
 
 async def test_a_restored_state_ages_while_the_process_does_not_run(autojump_clock: MockClock) -> None:
@@ -728,7 +729,7 @@ async def test_a_restored_state_ages_while_the_process_does_not_run(autojump_clo
         device = await opened.device(known_state=known_state())
         await opened.pass_s(2, device)
         opened.session.resume(trio.current_time(), 500.0)
-        assert 560.0 <= opened.session.snapshot.age_s(trio.current_time()) <= 565.0
+        assert 560.0 <= opened.session.presence.snapshot.age_s(trio.current_time()) <= 565.0
 
 
 async def test_what_is_in_memory_counts_more_than_what_comes_along(autojump_clock: MockClock) -> None:
@@ -756,13 +757,13 @@ async def test_a_state_is_forgotten_with_the_key_that_it_came_with(autojump_cloc
         device = await opened.device(credential=b"old")
         device.say(STATUS)
         opened.session.end_device([b"old"], code=4003, reason="")
-        assert not opened.session.snapshot.empty
-        opened.session.forget_state()
-        assert not opened.session.snapshot.empty, "it is what the device says now"
+        assert not opened.session.presence.snapshot.empty
+        opened.session.presence.forget_state()
+        assert not opened.session.presence.snapshot.empty, "it is what the device says now"
         arriving = ScriptedPeer(silent=True)
         attachment = opened.session.attach_device(arriving, credential=b"new", known_state=known_state())
         opened.session.end_device([b"new"], code=4003, reason="")
-        assert not opened.session.snapshot.has_status
+        assert not opened.session.presence.snapshot.has_status
         assert attachment.known_before is None
 
 
@@ -775,7 +776,7 @@ async def test_the_age_counts_from_the_last_word_even_if_the_device_leaves_at_on
         device.leave()
         await wait_all_tasks_blocked()
         await trio.sleep(30)
-        assert opened.session.snapshot.age_s(trio.current_time()) == pytest.approx(30)
+        assert opened.session.presence.snapshot.age_s(trio.current_time()) == pytest.approx(30)
 
 
 # From a client to the device
@@ -986,7 +987,7 @@ async def test_a_pause_of_the_process_makes_no_peer_silent(autojump_clock: MockC
         opened.session.run_checks(trio.current_time())
         await wait_all_tasks_blocked()
         assert client.closes == device.closes == []
-        assert opened.session.snapshot.age_s(trio.current_time()) == 150
+        assert opened.session.presence.snapshot.age_s(trio.current_time()) == 150
 
 
 async def test_a_device_that_is_silent_for_45_s_is_gone(autojump_clock: MockClock) -> None:
@@ -1427,15 +1428,15 @@ async def test_of_an_anonymous_device_little_is_kept_until_it_is_known() -> None
     async with open_session() as opened:
         device = await opened.device(anonymous=True)
         device.say(status, power)
-        assert opened.session.snapshot_messages() == [status]
+        assert opened.session.presence.snapshot.messages() == [status]
         # Somebody has it by now: it comes back as itself, with what was known.
         device = await opened.device(anonymous=False)
         await opened.pass_s(10, device)
         device.say(power)
-        assert opened.session.snapshot_messages() == [status, power]
+        assert opened.session.presence.snapshot.messages() == [status, power]
         # Its last owner has left it.
         await opened.device(anonymous=True)
-        assert opened.session.snapshot.empty
+        assert opened.session.presence.snapshot.empty
 
 
 async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> None:
@@ -1443,7 +1444,7 @@ async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> N
         client = await opened.client()
         await opened.device(ScriptedPeer(silent=True), anonymous=True)
         opened.session.run_checks(trio.current_time())
-        assert type(opened.session.snapshot) is SmallSnapshot
+        assert type(opened.session.presence.snapshot) is SmallSnapshot
         client.leave()
 
 

@@ -1,11 +1,21 @@
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
+import trio
+from trio.testing import MockClock
 
-from brewos_relay.core.throttle import HeldState, Throttle
+from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
+from brewos_relay.core.audience import Audience
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.presence import Presence
+from brewos_relay.core.rate_limits import LineLimits, open_bucket
+from brewos_relay.core.throttle import DeviceFeed, Throttle
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
+from support.peers import ScriptedPeer
 
 
 def packed(content: Any) -> Message:
@@ -28,99 +38,8 @@ def hold(throttle: Throttle, *contents: dict[str, Any] | Message) -> None:
     throttle.hold([(message, head) for message in messages if (head := message.peek()) is not None])
 
 
-def merged(*messages: Message) -> Message:
-    state = HeldState(BREWOS, is_text=messages[0].is_text)
-    for message in messages:
-        head = message.peek()
-        assert head is not None
-        state.add(message, head)
-        assert state.size_bytes > 0
-    return state.message()
-
-
 def log(number: int, level: str = "info") -> dict[str, Any]:
     return {"type": "log", "level": level, "message": f"line {number}"}
-
-
-# Merging
-
-
-def test_a_single_message_passes_unchanged() -> None:
-    message = Message(b'{ "type": "status_delta",  "seq": 7 }')
-    assert merged(message) is message
-
-
-@pytest.mark.parametrize("make", [encode, packed])
-def test_deltas_become_one_with_the_last_number(make: Any) -> None:
-    found = merged(
-        make({"type": "status_delta", "seq": 3, "temps": {"group": 1.5, "brew": {"current": 90}}}),
-        make({"type": "status_delta", "seq": 4, "power": {"current": 10}, "pressure": 1}),
-        make({"type": "status_delta", "seq": 6, "temps": {"group": 2.5}, "pressure": 9}),
-        make({"type": "status_delta", "seq": 7, "temps": {"steam": 1}}),
-    )
-    assert decoded(found) == {
-        "type": "status_delta",
-        "seq": 7,
-        "temps": {"group": 2.5, "brew": {"current": 90}, "steam": 1},
-        "power": {"current": 10},
-        "pressure": 9,
-    }
-
-
-def test_numbers_keep_their_encoding() -> None:
-    body = b"\x83\xa4type\xacstatus_delta\xa3seq\x01\xa1t\xca\x42\xba\x66\x66"
-    found = merged(Message(body, is_text=False), packed({"type": "status_delta", "seq": 2, "p": 1}))
-    assert b"\xa1t\xca\x42\xba\x66\x66" in found.payload, "a float of 32 bits stays one"
-
-
-def test_a_status_takes_the_place_of_what_was_before_but_for_groups_that_it_lacks() -> None:
-    found = merged(
-        encode({"type": "status", "seq": 1, "machine": {"state": "idle", "on": 1}, "stats": {"shots": 3}}),
-        encode({"type": "status_delta", "seq": 2, "machine": {"state": "ready"}}),
-        encode({"type": "status", "seq": 3, "machine": {"state": "idle"}}),
-        encode({"type": "status_delta", "seq": 4, "power": {"current": 5}}),
-    )
-    assert decoded(found) == {
-        "type": "status",
-        "seq": 4,
-        "machine": {"state": "idle"},
-        "stats": {"shots": 3},
-        "power": {"current": 5},
-    }
-
-
-def test_a_number_that_is_none_is_left_out() -> None:
-    found = merged(encode({"type": "status_delta", "a": 1}), encode({"type": "status_delta", "seq": "x"}))
-    assert decoded(found) == {"type": "status_delta", "a": 1, "seq": "x"}
-
-
-def test_a_group_that_is_no_map_any_more_is_replaced() -> None:
-    found = merged(
-        encode({"type": "status_delta", "a": {"x": 1}, "b": 2}),
-        encode({"type": "status_delta", "a": None, "b": {"y": 3}}),
-    )
-    assert decoded(found) == {"type": "status_delta", "a": None, "b": {"y": 3}}
-
-
-def test_the_first_message_decides_the_encoding() -> None:
-    found = merged(packed({"type": "status", "a": 1}), encode({"type": "status_delta", "seq": 2, "b": 93.2}))
-    assert (found.is_text, decoded(found)) == (False, {"type": "status", "seq": 2, "a": 1, "b": 93.2})
-
-
-def test_messages_that_only_a_liberal_reader_reads_are_merged() -> None:
-    found = merged(
-        packed({"type": "status_delta", "seq": 1, 5: 1, "a": {b"x": 1, "y": 2}}),
-        packed({"type": "status_delta", "seq": 2, 5: 3, "a": {b"x": 4}}),
-    )
-    assert msgspec.msgpack.decode(found.payload, strict=False) == {
-        "type": "status_delta", "seq": 2, 5: 3, "a": {b"x": 4, "y": 2},
-    }  # fmt: skip
-    surrogate = rb'{"type":"status_delta","name":"\ud83d"}'
-    text = merged(Message(surrogate), encode({"type": "status_delta", "seq": 2, "b": 1}))
-    assert (
-        text.payload
-        == rb'{"type": "status_delta","name":"\ud83d"}'.replace(b" ", b"")[:-1] + b',"seq":2,"b":1}'
-    )
 
 
 # Holding
@@ -219,3 +138,129 @@ def test_reading_pauses_beyond_1000_messages_a_second_or_1_mib() -> None:
 
 def test_a_larger_rate_has_a_larger_bound() -> None:
     assert open_throttle(rate_per_s=5000.0).count_read(10_000, 0, 0.0) == 0.0
+
+
+# The feed of a device
+
+
+class Fed:
+    """The feed of a device with a client that listens."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.counters = Counters()
+        self.noted: list[tuple[str, dict[str, str]]] = []
+        bounds = Limits(**limits)
+        lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
+        presence = Presence("BRW-00000001", limits=bounds, dialect=BREWOS)
+        audience = Audience(limits=bounds, dialect=BREWOS, counters=self.counters, lines=lines)
+        self.presence = presence
+        self.feed = DeviceFeed(
+            presence,
+            audience,
+            limits=bounds,
+            dialect=BREWOS,
+            counters=self.counters,
+            lines=lines,
+            note_activity=self.note,
+        )
+        bucket = open_bucket(bounds.device_rate, burst=bounds.device_burst)
+        self.device = DeviceAttachment(self, ScriptedPeer(), bucket=bucket)
+        self.client = ScriptedPeer()
+        audience.join(ClientAttachment(self, self.client, bucket=None))
+        self.feed.begin()
+
+    device_id = "BRW-00000001"
+
+    def start_soon(self, *_: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+        assert (device_id, user_id) == (self.device_id, None)
+        self.noted.append((kind, dict(detail)))
+
+    def say(self, *contents: dict[str, Any] | Message) -> float:
+        """Let the device send messages in one read; return for how long the reading is paused."""
+        received = [content if isinstance(content, Message) else encode(content) for content in contents]
+        bucket, now = self.device.bucket, trio.current_time()
+        if bucket is not None and (self.feed.throttle is not None or bucket.take(len(received), now)):
+            return self.feed.hold(self.device, bucket, received, now)
+        self.feed.pass_on(self.device, received)
+        return 0.0
+
+    def heard(self) -> list[Any]:
+        heard = self.client.received
+        self.client.forget()
+        return heard
+
+
+def event(number: int) -> dict[str, Any]:
+    return {"type": "event", "n": number}
+
+
+async def test_messages_within_the_rate_pass_at_once() -> None:
+    fed = Fed()
+    status = {"type": "status", "seq": 1}
+    assert fed.say(status, event(1)) == 0.0
+    assert fed.heard() == [status, event(1)]
+    assert fed.presence.snapshot.has_status
+    fed.feed.end(fed.device)
+    assert (fed.device.received, fed.noted) == (2, [])
+
+
+async def test_unreadable_messages_are_dropped_and_counted() -> None:
+    fed = Fed()
+    assert fed.say(Message(b"[]"), event(1), Message(b"{")) == 0.0
+    assert fed.heard() == [event(1)]
+    fed.say(Message(b"1"))
+    assert fed.heard() == []
+    assert fed.counters.invalid == 3
+
+
+async def test_messages_beyond_the_rate_are_held_and_passed_at_the_rate(autojump_clock: MockClock) -> None:
+    fed = Fed(device_rate=2.0, device_burst=2.0)
+    assert fed.say(event(1), event(2), event(3), Message(b"[]"), event(4)) == 0.0
+    assert fed.heard() == [event(1), event(2)]
+    assert (fed.counters.throttled, fed.counters.invalid) == (1, 1)
+    assert fed.say(event(5)) == 0.0
+    assert fed.heard() == []
+    await trio.sleep(1)
+    fed.feed.release(fed.device, trio.current_time())
+    assert fed.heard() == [event(3), event(4)]
+    await trio.sleep(0.5)
+    fed.feed.release(fed.device, trio.current_time())
+    assert fed.heard() == [event(5)]
+    await trio.sleep(3)
+    fed.feed.release(fed.device, trio.current_time())
+    assert fed.feed.throttle is None
+    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"]
+    fed.feed.release(fed.device, trio.current_time())
+    fed.feed.end(fed.device)
+    assert fed.device.received == 5
+    assert fed.counters.bytes_from_devices == sum(len(encode(event(n)).payload) for n in range(1, 6))
+
+
+async def test_a_second_throttle_within_a_minute_is_not_noted(autojump_clock: MockClock) -> None:
+    fed = Fed(device_rate=2.0, device_burst=2.0)
+    for _ in range(2):
+        fed.say(*map(event, range(4)))
+        await trio.sleep(6)
+        fed.feed.release(fed.device, trio.current_time())
+        await trio.sleep(1)
+        fed.feed.release(fed.device, trio.current_time())
+        assert fed.feed.throttle is None
+    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"]
+    assert fed.counters.throttled == 2
+
+
+async def test_held_messages_pass_when_the_device_goes_unless_they_are_dropped() -> None:
+    fed = Fed(device_rate=1.0, device_burst=1.0)
+    fed.feed.drop_held()
+    fed.say(event(1), event(2))
+    fed.feed.end(fed.device)
+    assert fed.heard() == [event(1), event(2)]
+    fed.feed.begin()
+    fed.say(event(3), event(4))
+    fed.feed.drop_held()
+    fed.feed.end(fed.device)
+    assert event(4) not in fed.heard()
+    assert fed.counters.over_rate > 0

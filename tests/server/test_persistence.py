@@ -8,8 +8,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.core.session import ActivityEvent
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError

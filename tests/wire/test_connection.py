@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -1152,3 +1153,25 @@ async def test_a_pong_is_noticed() -> None:
         await session.ran.wait()
         assert session.end is not None
         assert session.end.round_trip_s is not None
+
+
+async def test_connection_is_freed_when_it_ends() -> None:
+    def connections() -> int:
+        return sum(type(each) is WebSocketConnection for each in gc.get_objects())
+
+    gc.collect()
+    before = connections()
+    gc.disable()
+    try:
+        async with open_session(min_age_s=0.01) as session:
+            session.client.send(client_frame(TEXT, b"{}") + client_frame(PING, b"1"))
+            session.client.send(client_frame(TEXT, b"begun", fin=False))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert connections() == before + 1
+            session.connection.close(1000, "")
+            await session.closed.wait()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        del session
+        assert connections() == before
+    finally:
+        gc.enable()

@@ -13,7 +13,6 @@ import trio
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.peer import End, Peer
 from brewos_relay.core.rate_limits import TokenBucket
-from brewos_relay.core.throttle import Throttle
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
@@ -148,7 +147,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of the device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "known_before", "sent_invalid", "spoke_at", "throttle", "throttle_noted_at")
+    __slots__ = ("credential", "known_before", "sent_invalid", "spoke_at")
 
     def __init__(
         self,
@@ -166,10 +165,6 @@ class DeviceAttachment(Attachment):
         """When its first frame was read (trio time)."""
         self.sent_invalid = False
         """Whether it has sent a message that cannot be read."""
-        self.throttle: Throttle | None = None
-        """What holds its messages back, while it exceeds its rate."""
-        self.throttle_noted_at = -math.inf
-        """When it was last noted that it does (trio time)."""
         self.known_before: tuple[Message, float] | None = None
         """The device's whole state from before, and when it held (trio time), until it is here."""
 

@@ -2,15 +2,18 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment
+from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import unnumbered
+from brewos_relay.core.presence import Presence
+from brewos_relay.core.recording import NoteActivity
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
@@ -75,39 +78,34 @@ class PendingCommands(Generic[Sender]):
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
 
-NoteActivity: TypeAlias = Callable[[str, Literal["command"], str | None, Mapping[str, str]], None]
-"""Takes the device, what happened, the user who did it, and details."""
-
-
-class Session(Protocol):
-    """What commands need to know of the session that they are given in."""
-
-    device_id: str
-    last_seen_ms: int | None
-
-    @property
-    def device(self) -> Attachment | None:
-        """The connection that stands for the device, if it is there."""
-
-    @property
-    def client_count(self) -> int:
-        """How many clients are attached."""
-
-    def snapshot_messages(self) -> list[Message]:
-        """Give what is known of the device's state."""
-
 
 class Commands:
-    """Takes what the clients of one device say. Commands for an absent device wait here, if they may.
+    """Takes what the clients of one device say: answers it, passes it on, or lets it wait for the device."""
 
-    The session is given to each call, as it would never go if what it holds held it.
-    """
-
-    __slots__ = ("_asked_at", "_counters", "_dialect", "_limits", "_note_activity", "_pending", "_policy")
+    __slots__ = (
+        "_asked_at",
+        "_audience",
+        "_counters",
+        "_dialect",
+        "_limits",
+        "_note_activity",
+        "_pending",
+        "_policy",
+        "_presence",
+    )
 
     def __init__(
-        self, *, limits: Limits, policy: Policy, counters: Counters, note_activity: NoteActivity
+        self,
+        presence: Presence,
+        audience: Audience,
+        *,
+        limits: Limits,
+        policy: Policy,
+        counters: Counters,
+        note_activity: NoteActivity,
     ) -> None:
+        self._presence = presence
+        self._audience = audience
         self._limits = limits
         self._policy = policy
         self._dialect = policy.dialect
@@ -116,12 +114,10 @@ class Commands:
         self._pending: PendingCommands[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
-    def take(
-        self, session: Session, client: ClientAttachment, received: Sequence[Message], now: float
-    ) -> None:
+    def take(self, client: ClientAttachment, received: Sequence[Message], now: float) -> None:
         """Answer a client, or pass on to the device what it says."""
         counters, size_bytes = self._counters, 0
-        device = session.device
+        device = self._presence.present
         to_device: list[Message] = []
         passed_on: list[CommandHead] = []
         answers: list[Message] = []
@@ -136,19 +132,19 @@ class Commands:
                 counters.too_big += 1
                 answers.append(messages.MESSAGE_TOO_BIG)
             elif head.type in _FOR_THE_RELAY:
-                answers.append(self._answer(session, client, head))
+                answers.append(self._answer(client, head))
             elif head.type in self._dialect.state_requests and client.access_ends_at > now:
-                answers += self._ask_for_state(session, client, text, head, to_device, now)
+                answers += self._ask_for_state(client, text, head, to_device, now)
             elif not (
                 client.access_ends_at > now
                 and client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
             ):
-                refusal = messages.forbidden(session.device_id)
-                answers += self._became(session, client, head, "forbidden", refusal)
+                refusal = messages.forbidden(self._presence.device_id)
+                answers += self._became(client, head, "forbidden", refusal)
             elif head.not_after is not None and _left_s(head) <= 0:
-                answers += self._became(session, client, head, "expired")
+                answers += self._became(client, head, "expired")
             elif device is None:
-                answers += self._wait(session, client, text, head, now)
+                answers += self._wait(client, text, head, now)
             else:
                 to_device.append(text)
                 passed_on.append(head)
@@ -163,13 +159,13 @@ class Commands:
                 counters.undeliverable += len(to_device)
                 answers.append(messages.DEVICE_BUSY)
             for head in passed_on:
-                self._note(session, client, head, became)
+                self._note(client, head, became)
                 if head.request_id is not None or head.not_after is not None:
                     answers.append(messages.command_status(head.request_id, became, now_ms()))
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
-    def _answer(self, session: Session, client: ClientAttachment, head: CommandHead) -> Message:
+    def _answer(self, client: ClientAttachment, head: CommandHead) -> Message:
         """Answer what is meant for the relay."""
         if head.type == "ping":
             return messages.pong(now_ms(), head.timestamp)
@@ -178,8 +174,8 @@ class Commands:
         return messages.metrics(
             now_ms(),
             session_id=client.id,
-            clients=session.client_count,
-            device_online=session.device is not None,
+            clients=len(self._audience),
+            device_online=self._presence.present is not None,
             queued_messages=self.pending_count,
         )
 
@@ -190,7 +186,6 @@ class Commands:
 
     def _became(
         self,
-        session: Session,
         client: ClientAttachment,
         head: CommandHead,
         status: str,
@@ -200,15 +195,15 @@ class Commands:
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
-        self._note(session, client, head, status)
+        self._note(client, head, status)
         return answers
 
-    def _note(self, session: Session, client: ClientAttachment, head: CommandHead, status: str) -> None:
+    def _note(self, client: ClientAttachment, head: CommandHead, status: str) -> None:
         """Note what became of a command."""
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
         detail = {"name": head.name, "outcome": status}
-        self._note_activity(session.device_id, "command", client.grant.user_id, detail)
+        self._note_activity(self._presence.device_id, "command", client.grant.user_id, detail)
 
     def _note_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)
@@ -217,7 +212,6 @@ class Commands:
 
     def _ask_for_state(
         self,
-        session: Session,
         client: ClientAttachment,
         text: Message,
         head: CommandHead,
@@ -225,8 +219,8 @@ class Commands:
         now: float,
     ) -> list[Message]:
         """Ask the device for its state, unless somebody has just done so; whoever has a gap is helped now."""
-        if session.device is None:
-            return [self._absent_status(session)]
+        if self._presence.present is None:
+            return [self._absent_status()]
         # Nothing of what somebody says who only looks on goes to the machine: the relay asks by itself.
         may_ask = client.grant.may_command
         question = head.type if may_ask else self._dialect.state_request
@@ -236,7 +230,7 @@ class Commands:
             to_device.append(text if may_ask else messages.state_request(question, now_ms()))
         if head.type == self._dialect.state_request:
             return []
-        known = session.snapshot_messages()
+        known = self._presence.snapshot.messages()
         return [unnumbered(message) for message in known if message.peek_type() == self._dialect.state]
 
     def ask_for_state(self, device: Attachment, now: float) -> None:
@@ -259,16 +253,14 @@ class Commands:
         """Forget what waits, without a word: nobody is here any more, and its senders lead back here."""
         self._pending = None
 
-    def _wait(
-        self, session: Session, client: ClientAttachment, text: Message, head: CommandHead, now: float
-    ) -> list[Message]:
+    def _wait(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> list[Message]:
         """Let a command wait for the device that is away, if it may; tell its sender."""
         if self._keep(client, text, head, now):
-            told = self._absent_status(session, queued=True)
-            return self._became(session, client, head, "queued", told)
+            told = self._absent_status(queued=True)
+            return self._became(client, head, "queued", told)
         self._counters.undeliverable += 1
-        offline = messages.device_offline_error(session.device_id)
-        return self._became(session, client, head, "device_offline", offline)
+        offline = messages.device_offline_error(self._presence.device_id)
+        return self._became(client, head, "device_offline", offline)
 
     def _keep(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
         """Keep a command for when the device is back; False if it must not be, or cannot."""
@@ -288,9 +280,9 @@ class Commands:
             )
         )
 
-    def flush(self, session: Session, device: Attachment, now: float) -> None:
+    def flush(self, device: Attachment, now: float) -> None:
         """Give the device that has come what waited for it, and tell the senders."""
-        self.expire(session, now)
+        self.expire(now)
         if self._pending is None:
             return
         waiting: list[PendingCommand[ClientAttachment]] = []
@@ -298,34 +290,32 @@ class Commands:
             if self._allows(command.sender, command.head, now):
                 waiting.append(command)
             else:  # not any more
-                self._tell(session, command, messages.forbidden(session.device_id), "forbidden")
+                self._tell(command, messages.forbidden(self._presence.device_id), "forbidden")
         self._pending = None
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
             for command in waiting:
-                self._tell(session, command, messages.DEVICE_BUSY, "device_offline")
+                self._tell(command, messages.DEVICE_BUSY, "device_offline")
             return
         self._note_sent([command.message for command in waiting])
         for command in waiting:
             sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
-            self._tell(session, command, sent, "delivered")
+            self._tell(command, sent, "delivered")
 
-    def expire(self, session: Session, now: float) -> None:
+    def expire(self, now: float) -> None:
         """Tell the senders of commands that have waited for too long."""
         if self._pending is None:
             return
         for command in self._pending.take_expired(now, now_ms()):
             self._counters.undeliverable += 1
-            self._tell(session, command, messages.device_offline_error(session.device_id), "expired")
+            self._tell(command, messages.device_offline_error(self._presence.device_id), "expired")
         if not self._pending:
             self._pending = None
 
-    def _tell(
-        self, session: Session, command: PendingCommand[ClientAttachment], message: Message, status: str
-    ) -> None:
-        told = self._became(session, command.sender, command.head, status, message)
+    def _tell(self, command: PendingCommand[ClientAttachment], message: Message, status: str) -> None:
+        told = self._became(command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 
-    def _absent_status(self, session: Session, *, queued: bool = False) -> Message:
+    def _absent_status(self, *, queued: bool = False) -> Message:
         more: dict[str, object] = {}
         if queued:
             more = {
@@ -334,7 +324,7 @@ class Commands:
                 "queueTTL": round(self._limits.pending_s * 1000),
             }
         return messages.device_status(
-            session.device_id, online=False, last_seen=iso_time(session.last_seen_ms), **more
+            self._presence.device_id, online=False, last_seen=iso_time(self._presence.last_seen_ms), **more
         )
 
 

@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from brewos_relay.dialect import Volatile
-from brewos_relay.fields import MALFORMED, Fields, join, split
-from brewos_relay.messages import Message
+from brewos_relay.dialect import Dialect, Volatile
+from brewos_relay.fields import MALFORMED, Fields, Key, join, split
+from brewos_relay.messages import Head, Message
 
 EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
 _NO_GROUPS: Final = frozenset({"type", "seq"})
@@ -172,3 +172,69 @@ def _readable_float(value: float) -> float:
         return value
     in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # what is too large for that is whole
     return float(f"{value:.7g}") if in_32_bits == value else value
+
+
+class HeldState:
+    """Several messages of a device about its state, merged into one: a whole state or a change.
+
+    A whole state replaces the groups that it names; a change replaces what it names of a group. So apps
+    that get the one message know the same as from all of them. The last `seq` is the message's.
+    """
+
+    __slots__ = ("_dialect", "_groups", "_is_text", "_is_whole", "_only", "_seq", "size_bytes")
+
+    def __init__(self, dialect: Dialect, *, is_text: bool) -> None:
+        self._dialect = dialect
+        self._is_text = is_text
+        self._groups: dict[Key, Fields | msgspec.Raw] = {}
+        self._only: Message | None = None  # a single message passes unchanged
+        self._is_whole = False
+        self._seq: Any = None
+        self.size_bytes = 0
+        """No less than the size of the merged message."""
+
+    def add(self, message: Message, head: Head) -> None:
+        """Merge a message, which has to be one of this device's state."""
+        if message.is_text == self._is_text:
+            groups = split_fields(message.payload, is_text=self._is_text)
+        else:
+            groups = recoded(message, is_text=self._is_text)
+        self._only = None if self._groups else message
+        self.size_bytes += len(message.payload)
+        if head.type == self._dialect.state:
+            self._is_whole = True
+            self._groups.update(groups)
+        else:
+            for name, group in groups.items():
+                self._groups[name] = self._merged(self._groups.get(name), group)
+        if isinstance(head.seq, int) and abs(head.seq) < 2**63:
+            self._seq = head.seq
+
+    def _merged(self, old: Fields | msgspec.Raw | None, new: msgspec.Raw) -> Fields | msgspec.Raw:
+        """Put what `new` names over `old`, if both are maps; else it is `new`. Each is decoded only once."""
+        if old is None:
+            return new
+        try:
+            fields = split_fields(new, is_text=self._is_text)
+            merged = split_fields(old, is_text=self._is_text) if isinstance(old, msgspec.Raw) else old
+        except MALFORMED:
+            return new
+        merged.update(fields)
+        return merged
+
+    def message(self) -> Message:
+        """Give all of it as one message."""
+        if self._only is None:
+            fields = {
+                name: group
+                if isinstance(group, msgspec.Raw)
+                else msgspec.Raw(join(group, is_text=self._is_text))
+                for name, group in self._groups.items()
+            }
+            kind = self._dialect.state if self._is_whole else self._dialect.state_change
+            fields["type"] = raw_value(kind, is_text=self._is_text)
+            if self._seq is not None:
+                fields["seq"] = raw_value(self._seq, is_text=self._is_text)
+            self._only = Message(join(fields, is_text=self._is_text), self._is_text)
+            self.size_bytes = len(self._only.payload)
+        return self._only

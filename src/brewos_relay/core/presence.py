@@ -1,38 +1,82 @@
-"""Presence: which connection stands for the device, if any.
+"""Presence: the connection that stands for a device, and the state that clients are told of.
 
-A connection stands for its device from its first frame on. One that never sends any is a leftover of a broken
-one. One that takes the place of another may be the same machine that came back, or a second one with the same
-id; two of those would take turns for ever.
+A connection stands for its device from its first frame on. One that never sends a frame is left over from a
+broken connection. A connection that replaces another one belongs to the same device after a reconnect, or to
+a second device with the same id; two such devices would replace each other without end.
 """
 
+import math
 from collections import deque
 from typing import Final
 
+import trio
+
+from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import unnumbered
+from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
+from brewos_relay.messages import Message
+from brewos_relay.vocabulary import iso_time
 
 _LIVELY_S: Final = 20.0
-"""A machine pings every 15 s: one that was heard since has not lost its connection."""
+"""A device that sent something this recently still has its connection: machines ping every 15 s."""
 _SWAPS: Final = 3
 _SWAPS_WITHIN_S: Final = 300.0
-"""So many lively connections replaced within so short a time are a fight."""
+"""This many replaced live connections within this time mean that two devices use the same id."""
 
 
 class Presence:
-    """The connections of one device: the one that stands for it, and at most one that has yet to speak."""
+    """One device in its session: its connections, its last known state, and when it was last seen."""
 
-    __slots__ = ("_limits", "_swapped_at", "arriving", "present")
+    __slots__ = (
+        "_dialect",
+        "_limits",
+        "_show_at",
+        "_swapped_at",
+        "anonymous",
+        "arriving",
+        "device_id",
+        "gone_at",
+        "last_seen_ms",
+        "present",
+        "snapshot",
+    )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self,
+        device_id: str,
+        *,
+        limits: Limits,
+        dialect: Dialect,
+        snapshot: Snapshot | None = None,
+        gone_at: float = -math.inf,
+    ) -> None:
         self._limits = limits
+        self._dialect = dialect
         self._swapped_at: deque[float] | None = None
+        self._show_at = math.inf  # when clients are told of a restored state (trio time)
+        self.device_id = device_id
         self.present: DeviceAttachment | None = None
+        """The connection that stands for the device."""
         self.arriving: DeviceAttachment | None = None
+        """A connection that has not sent its first frame, or may not replace the present one yet."""
+        self.snapshot = snapshot if snapshot is not None else Snapshot(dialect)
+        self.anonymous = False
+        """Whether the device registered itself and has no user. The relay then keeps little of its state, and
+        none after it has gone."""
+        self.gone_at = gone_at
+        """When the device went offline (trio time)."""
+        self.last_seen_ms: int | None = None
+        """When the device last came or went, in ms since the epoch."""
+
+    # Connections
 
     def arrive(self, device: DeviceAttachment) -> DeviceAttachment | None:
-        """Let a connection wait for its first frame; return one that waited before it and is to be closed."""
+        """Let a connection wait for its first frame; return an earlier one that has to be closed for it."""
         earlier, self.arriving = self.arriving, device
         return earlier
 
@@ -53,7 +97,7 @@ class Presence:
         return replaced
 
     def is_contested(self, now: float) -> bool:
-        """Whether two machines fight for this id, so that the one that is here had better stay."""
+        """Whether two devices use this id, so that the present connection stays and others are refused."""
         swaps = self._swapped_at
         return (
             swaps is not None
@@ -70,20 +114,25 @@ class Presence:
         if device is not self.present:
             return False
         self.present = None
+        self._show_at = math.inf
+        self.gone_at = trio.current_time()
+        self.snapshot.age_s(self.gone_at)  # stamps the last messages: the next check may be far away
         return True
 
-    def resume(self, now: float) -> None:
+    def resume(self, now: float, unseen_s: float) -> None:
         """Start every silence timer again after a pause; see `core.pauses`.
 
-        What was replaced before it is no sign of a fight: machines lose their connections in a pause.
+        Connections that were replaced before the pause do not count: devices lose connections in a pause.
         """
         self._swapped_at = None
         for device in (self.present, self.arriving):
             if device is not None:
                 device.restart_silence(now)
+        self.snapshot.count_pause(unseen_s)
+        self.gone_at -= unseen_s
 
     def run_checks(self, now: float, counters: Counters) -> bool:
-        """Close what is silent for too long; True if the arriving connection may stand for the device now."""
+        """Close silent connections; True if the arriving one may stand for the device from now on."""
         limits, device, arriving = self._limits, self.present, self.arriving
         comes = False
         if arriving is not None:
@@ -98,5 +147,64 @@ class Presence:
                 device.close(CloseCode.POLICY_VIOLATION, "nothing was sent for too long")
             elif silent_s >= limits.device_ping_s <= now - device.pinged_at:
                 device.pinged_at = now
-                device.ping()  # a machine pings by itself; others may only listen, and answer this
+                device.ping()  # machines ping by themselves; other devices may only answer pings
         return comes
+
+    # State
+
+    def set_anonymous(self, anonymous: bool) -> None:
+        """Note whether the device is anonymous, which decides how much of its state is kept."""
+        if anonymous != self.anonymous:
+            self.anonymous = anonymous
+            self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.grown()
+
+    def restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
+        """Continue from the state before the device's absence; `known_before` is used if none is known here.
+
+        A machine sends its whole state after a boot and after a change, otherwise every few minutes. Clients
+        are told the earlier state after the time that a machine needs to send all of it.
+        """
+        if (known := self.snapshot.known(now) or known_before) is None:
+            return
+        message, held_at = known
+        if self.snapshot.restore(message, at=held_at):
+            is_recent = 0 <= now - held_at < self._limits.restored_state_s
+            self._show_at = now + self._dialect.says_state_within_s if is_recent else math.inf
+
+    def restored(self, now: float) -> list[Message]:
+        """Return the restored state once, when clients are to be told of it; until then nothing."""
+        if now < self._show_at:
+            return []
+        self._show_at = math.inf
+        return [unnumbered(message) for message in self.state()] if self.snapshot.show() else []
+
+    def check_state(self, now: float) -> None:
+        """Note how old the known state is, and forget that of a device that went long ago."""
+        self.snapshot.age_s(now)
+        if self.present is None and now - self.gone_at >= self._limits.snapshot_s:
+            self._clear()
+
+    def forget_state(self) -> None:
+        """Forget the state of an absent device, for example because it has another user now."""
+        if self.present is None:
+            self._clear()
+            if self.arriving is not None:
+                self.arriving.known_before = None
+
+    def _clear(self) -> None:
+        self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)
+
+    def state(self) -> list[Message]:
+        """Return what a client has to be told of the device: its status, and its last known state."""
+        return [self.status(), *self.snapshot.messages()]
+
+    def status(self) -> Message:
+        """Return a `device_status`: whether the device is online, and how old its known state is."""
+        age_s = self.snapshot.age_s(trio.current_time())
+        return messages.device_status(
+            self.device_id,
+            online=self.present is not None,
+            last_seen=iso_time(self.last_seen_ms),
+            snapshotAgeMs=round(age_s * 1000) if math.isfinite(age_s) else None,
+            **({"staleGroups": stale} if (stale := self.snapshot.stale_groups()) else {}),
+        )

@@ -1,17 +1,41 @@
 """What is logged and kept of attachments: fields that tell them apart, how they ended, what they said."""
 
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.peer import LEAVING, End, Receive, detail_of, shown
 from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 
 log = logging.getLogger(__name__)
+
+Happening: TypeAlias = Literal[
+    "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"
+]
+"""The kinds of activity that are recorded."""
+
+
+class ActivityEvent(NamedTuple):
+    """Activity of a device or of its clients, for the history that its users can read."""
+
+    device_id: str
+    kind: Happening
+    user_id: str | None
+    """The user who caused it, if any."""
+    detail: Mapping[str, str]
+    anonymous: bool = False
+    """Whether the device registered itself and has no user."""
+    info: DeviceInfo | None = None
+    """What a device that went offline has told about itself."""
+
+
+NoteActivity: TypeAlias = Callable[[str, Happening, str | None, Mapping[str, str]], None]
+"""Takes the device, the kind of activity, the user who caused it, and details."""
 
 LEFT: Final = End("peer", None)
 """Of a peer that says nothing of how it ended, and was not asked to end."""

@@ -18,7 +18,8 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rate_limits import LineLimits, open_bucket
-from brewos_relay.core.session import ActivityEvent, DeviceSession, Happening
+from brewos_relay.core.recording import ActivityEvent, Happening
+from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
@@ -176,8 +177,8 @@ class Relay:
         `grant` says what the client may do. `network` is where it comes from. Raises RelayClosing.
         """
         session = self._session(device_id)
-        if session.last_seen_ms is None:
-            session.last_seen_ms = last_seen_ms
+        if session.presence.last_seen_ms is None:
+            session.presence.last_seen_ms = last_seen_ms
         return session.attach_client(
             peer, expires_at_s=expires_at_s, renew=renew, grant=grant, network=network
         )
@@ -234,18 +235,18 @@ class Relay:
     def note_owned(self, device_id: str) -> None:
         """Learn that a user has a device: it is not anonymous any more."""
         if (session := self._sessions.get(device_id)) is not None:
-            session.set_anonymous(False)
+            session.presence.set_anonymous(False)
 
     def is_anonymous(self, device_id: str) -> bool:
         """Whether a device that is connected registered itself and has no user, as far as is known here."""
         session = self._sessions.get(device_id)
-        return session is not None and session.anonymous
+        return session is not None and session.presence.anonymous
 
     def forget_state(self, device_id: str) -> None:
         """Forget the state of a device, unless it is connected: then it is what the device says now."""
         session = self._sessions.get(device_id)
         if session is not None:
-            session.forget_state()
+            session.presence.forget_state()
         self._left_behind.pop(device_id, None)
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
@@ -282,8 +283,8 @@ class Relay:
         if self._sessions.get(session.device_id) is not session:
             return  # said before: a connection that was replaced may be the last to go
         del self._sessions[session.device_id]
-        if not (session.snapshot.empty or session.anonymous):
-            self._left_behind[session.device_id] = (session.snapshot, session.gone_at)
+        if not (session.presence.snapshot.empty or session.presence.anonymous):
+            self._left_behind[session.device_id] = (session.presence.snapshot, session.presence.gone_at)
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Give what is known of a device's state, as JSON has it: the last message of each kind by `type`.
@@ -307,9 +308,9 @@ class Relay:
         """Whether the whole state of a device is known, and stays so for this long without the device."""
         session = self._sessions.get(device_id)
         if session is not None and session.device is not None:
-            return session.snapshot.has_status
+            return session.presence.snapshot.has_status
         if session is not None:
-            snapshot, gone_at = session.snapshot, session.gone_at
+            snapshot, gone_at = session.presence.snapshot, session.presence.gone_at
         elif (left_behind := self._left_behind.get(device_id)) is not None:
             snapshot, gone_at = left_behind
         else:
@@ -322,7 +323,9 @@ class Relay:
         due = []
         for device_id, session in self._sessions.items():
             wait_s = every_s if session.device is not None else 0.0
-            if not session.anonymous and session.snapshot.is_due_for_saving(now, every_s=wait_s):
+            if not session.presence.anonymous and session.presence.snapshot.is_due_for_saving(
+                now, every_s=wait_s
+            ):
                 due.append(device_id)
         for device_id, (snapshot, _) in self._left_behind.items():
             if snapshot.is_due_for_saving(now, every_s=0.0):
@@ -349,7 +352,7 @@ class Relay:
     def _snapshot(self, device_id: str) -> Snapshot:
         session = self._sessions.get(device_id)
         if session is not None:
-            return session.snapshot
+            return session.presence.snapshot
         left_behind = self._left_behind.get(device_id)
         return left_behind[0] if left_behind is not None else Snapshot(self.policy.dialect)
 

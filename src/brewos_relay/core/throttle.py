@@ -4,17 +4,23 @@ The relay goes on reading from such a device and answers its pings: a machine wh
 backlog takes the connection for lost. Apps get fewer messages, which say the same.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+import trio
 
-from brewos_relay.core.merging import raw_value, recoded, split_fields
-from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.core.attachment import DeviceAttachment
+from brewos_relay.core.audience import Audience
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import HeldState
+from brewos_relay.core.presence import Presence
+from brewos_relay.core.rate_limits import LineLimits, TokenBucket
+from brewos_relay.core.recording import NoteActivity, log_invalid, log_throttled
 from brewos_relay.dialect import Dialect, StateKind
-from brewos_relay.fields import MALFORMED, Fields, Key, join
-from brewos_relay.messages import Head, Message
+from brewos_relay.messages import Delivery, Head, Message
 
 _MOST_WAIT_S: Final = 2.0
 """Messages that cannot be merged wait no longer than this: no more of them are held."""
@@ -32,72 +38,6 @@ _MOST_PAUSE_S: Final = 1.0
 _STATE_KEY: Final = ""
 """The key of the merged state, beside the types of other messages."""
 _MERGED: Final = (StateKind.WHOLE, StateKind.CHANGE)
-
-
-class HeldState:
-    """Several messages of a device about its state, merged into one: a whole state or a change.
-
-    A whole state replaces the groups that it names; a change replaces what it names of a group. So apps
-    that get the one message know the same as from all of them. The last `seq` is the message's.
-    """
-
-    __slots__ = ("_dialect", "_groups", "_is_text", "_is_whole", "_only", "_seq", "size_bytes")
-
-    def __init__(self, dialect: Dialect, *, is_text: bool) -> None:
-        self._dialect = dialect
-        self._is_text = is_text
-        self._groups: dict[Key, Fields | msgspec.Raw] = {}
-        self._only: Message | None = None  # a single message passes unchanged
-        self._is_whole = False
-        self._seq: Any = None
-        self.size_bytes = 0
-        """No less than the size of the merged message."""
-
-    def add(self, message: Message, head: Head) -> None:
-        """Merge a message, which has to be one of this device's state."""
-        if message.is_text == self._is_text:
-            groups = split_fields(message.payload, is_text=self._is_text)
-        else:
-            groups = recoded(message, is_text=self._is_text)
-        self._only = None if self._groups else message
-        self.size_bytes += len(message.payload)
-        if head.type == self._dialect.state:
-            self._is_whole = True
-            self._groups.update(groups)
-        else:
-            for name, group in groups.items():
-                self._groups[name] = self._merged(self._groups.get(name), group)
-        if isinstance(head.seq, int) and abs(head.seq) < 2**63:
-            self._seq = head.seq
-
-    def _merged(self, old: Fields | msgspec.Raw | None, new: msgspec.Raw) -> Fields | msgspec.Raw:
-        """Put what `new` names over `old`, if both are maps; else it is `new`. Each is decoded only once."""
-        if old is None:
-            return new
-        try:
-            fields = split_fields(new, is_text=self._is_text)
-            merged = split_fields(old, is_text=self._is_text) if isinstance(old, msgspec.Raw) else old
-        except MALFORMED:
-            return new
-        merged.update(fields)
-        return merged
-
-    def message(self) -> Message:
-        """Give all of it as one message."""
-        if self._only is None:
-            fields = {
-                name: group
-                if isinstance(group, msgspec.Raw)
-                else msgspec.Raw(join(group, is_text=self._is_text))
-                for name, group in self._groups.items()
-            }
-            kind = self._dialect.state if self._is_whole else self._dialect.state_change
-            fields["type"] = raw_value(kind, is_text=self._is_text)
-            if self._seq is not None:
-                fields["seq"] = raw_value(self._seq, is_text=self._is_text)
-            self._only = Message(join(fields, is_text=self._is_text), self._is_text)
-            self.size_bytes = len(self._only.payload)
-        return self._only
 
 
 class Throttle:
@@ -257,3 +197,152 @@ class Throttle:
 
     def _take_oldest(self, count: int) -> list[Message]:
         return [self._take(next(iter(self._held))) for _ in range(count)]
+
+
+_NOTED_EVERY_S: Final = 60.0
+"""How often the activity of a device says that it is throttled; its history needs room for other entries."""
+
+
+class DeviceFeed:
+    """Messages of the device on their way to the snapshot and the clients.
+
+    They pass on at once while the device keeps its rate. Beyond it a `Throttle` merges and holds them.
+    """
+
+    __slots__ = (
+        "_audience",
+        "_counters",
+        "_dialect",
+        "_heard_before",
+        "_limits",
+        "_lines",
+        "_note_activity",
+        "_noted_at",
+        "_presence",
+        "throttle",
+    )
+
+    def __init__(
+        self,
+        presence: Presence,
+        audience: Audience,
+        *,
+        limits: Limits,
+        dialect: Dialect,
+        counters: Counters,
+        lines: LineLimits,
+        note_activity: NoteActivity,
+    ) -> None:
+        self._presence = presence
+        self._audience = audience
+        self._limits = limits
+        self._dialect = dialect
+        self._counters = counters
+        self._lines = lines
+        self._note_activity = note_activity
+        self._heard_before = 0  # how many messages came before the present connection
+        self._noted_at = -math.inf  # when the activity last said that the device is throttled (trio time)
+        self.throttle: Throttle | None = None
+        """What holds messages back, while the device exceeds its rate."""
+
+    def begin(self) -> None:
+        """Count the messages of another connection of the device from here on."""
+        self._heard_before = self._audience.heard
+        self._noted_at = -math.inf
+
+    def end(self, device: DeviceAttachment) -> None:
+        """Pass on what is held, and note how many messages the connection has sent."""
+        self._end_throttle(device)
+        device.received = self._audience.heard - self._heard_before
+
+    def pass_on(self, device: DeviceAttachment, received: Sequence[Message]) -> None:
+        """Note what the device says of its state, and send it to every client."""
+        note = self._presence.snapshot.note
+        invalid = size_bytes = 0
+        for message in received:
+            size_bytes += len(message.payload)
+            head = message.peek()
+            if head is None:
+                invalid += 1
+            else:
+                note(message, head.type, head.seq)
+        if invalid:
+            self._counters.invalid += invalid
+            log_invalid(device, received, self._lines)
+            received = [message for message in received if message.peek() is not None]
+            size_bytes = sum(len(message.payload) for message in received)
+        if received:
+            self._audience.broadcast(Delivery(received), size_bytes)
+
+    def hold(
+        self, device: DeviceAttachment, bucket: TokenBucket, received: Sequence[Message], now: float
+    ) -> float:
+        """Hold messages beyond the rate; return for how many seconds to pause reading."""
+        throttle = self.throttle
+        count, size_bytes = len(received), sum(len(message.payload) for message in received)
+        if throttle is None:
+            allowed = bucket.level(now) + count
+            bucket.owe(0, now)
+            throttle = self.throttle = self._begin_throttle(device, allowed % 1, now)
+            self.pass_on(device, received[: int(allowed)])
+            received = received[int(allowed) :]
+        else:
+            bucket.owe(count, now)
+        heads = [(message, head) for message in received if (head := message.peek()) is not None]
+        if len(heads) < len(received):
+            self._counters.invalid += len(received) - len(heads)
+            log_invalid(device, received, self._lines)
+        self._counters.bytes_from_devices += sum(len(message.payload) for message, _ in heads)
+        self._heard_before -= len(heads)
+        throttle.hold(heads)
+        self.release(device, now)
+        return throttle.count_read(count, size_bytes, now)
+
+    def release(self, device: DeviceAttachment, now: float) -> None:
+        """Pass on held messages as the rate allows; end the throttle once the device keeps its rate again."""
+        throttle, bucket = self.throttle, device.bucket
+        if throttle is None or bucket is None:
+            return
+        self._pass_on_held(device, throttle.release(now))
+        if not len(throttle) and bucket.is_full(now):
+            self._end_throttle(device)
+
+    def drop_held(self) -> None:
+        """Drop what is held: the device may say nothing more."""
+        if self.throttle is not None:
+            self.throttle.drop_all()
+
+    def _begin_throttle(self, device: DeviceAttachment, allowed: float, now: float) -> Throttle:
+        """Make the throttle; `allowed` messages may be passed on at once."""
+        self._counters.throttled += 1
+        if now - self._noted_at >= _NOTED_EVERY_S:
+            self._noted_at = now
+            log_throttled(device, self._lines)
+            self._note_activity(self._presence.device_id, "throttled", None, {})
+        return Throttle(
+            self._dialect,
+            rate_per_s=self._limits.device_rate,
+            burst=self._limits.device_burst,
+            allowed=allowed,
+            anonymous=self._presence.anonymous,
+            now=now,
+        )
+
+    def _pass_on_held(self, device: DeviceAttachment, released: Sequence[Message]) -> None:
+        if released:
+            self._heard_before += len(released)
+            self.pass_on(device, released)
+            self._audience.settle()  # adds their bytes, which were counted when they came
+            self._counters.bytes_from_devices -= sum(len(message.payload) for message in released)
+
+    def _end_throttle(self, device: DeviceAttachment) -> None:
+        """Pass on everything that is held, and hold nothing more."""
+        throttle, self.throttle = self.throttle, None
+        if throttle is None:
+            return
+        self._pass_on_held(device, throttle.release_all())
+        self._counters.merged += throttle.merged
+        self._counters.over_rate += throttle.dropped
+        if throttle.began_at == self._noted_at:
+            summary = throttle.summary(trio.current_time())
+            self._note_activity(self._presence.device_id, "throttle_ended", None, summary)

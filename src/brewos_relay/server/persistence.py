@@ -6,8 +6,8 @@ from typing import Final
 
 import trio
 
+from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.session import ActivityEvent
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message
