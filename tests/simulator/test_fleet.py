@@ -1,4 +1,4 @@
-"""Tests of client.fleet and client.habits."""
+"""Tests of simulator.fleet and simulator.usage_patterns."""
 
 import math
 import random
@@ -25,7 +25,7 @@ def make_fleet(url: str, said: list[str], count: int, **parameters: object) -> F
     return Fleet(identities, url=url, policy=RICH, say=said.append, **parameters)  # type: ignore[arg-type]
 
 
-async def test_all_of_them_live() -> None:
+async def test_all_machines_connect() -> None:
     said: list[str] = []
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
@@ -38,10 +38,10 @@ async def test_all_of_them_live() -> None:
             again = {(await accepted.receive()).path for _ in range(30)}
             assert again == paths
             nursery.cancel_scope.cancel()
-    assert said == []  # too many to be heard each
+    assert said == []  # too many to be reported individually
 
 
-async def test_few_are_heard_each() -> None:
+async def test_small_fleet_reports_each_machine() -> None:
     said: list[str] = []
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
@@ -53,7 +53,7 @@ async def test_few_are_heard_each() -> None:
     assert sorted(said) == ["BRW-00000000  connected", "BRW-00000001  connected"]
 
 
-async def test_the_sum_tells_of_troubles() -> None:
+async def test_summary_counts_errors() -> None:
     answer = b'HTTP/1.1 401 No\r\nContent-Length: 17\r\n\r\n{"error":"Never"}'
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(answer)) as url, trio.open_nursery() as nursery:
@@ -68,7 +68,7 @@ async def test_the_sum_tells_of_troubles() -> None:
             nursery.cancel_scope.cancel()
 
 
-def test_who_registers() -> None:
+def test_machines_without_a_key_and_faithful_ones_register() -> None:
     url = "http://127.0.0.1:1"
     given, new = (
         DeviceIdentity(device_id="BRW-00000001", key="k" * 43),
@@ -82,7 +82,7 @@ def test_who_registers() -> None:
     assert "k" * 43 not in repr(given)
 
 
-def test_a_barista_uses_the_machine() -> None:
+def test_barista_uses_the_machine() -> None:
     machine, barista = make_machine(), Barista(60.0)
     barista.begin(machine)
     machine.switch_on()
@@ -100,7 +100,7 @@ def test_a_barista_uses_the_machine() -> None:
     assert machine.water.tank_ml == 2000
 
 
-def test_a_barista_without_a_time_does_nothing() -> None:
+def test_barista_without_an_interval_does_nothing() -> None:
     machine, barista = make_machine(), Barista()
     machine.switch_on()
     for _ in range(600):
@@ -109,7 +109,7 @@ def test_a_barista_without_a_time_does_nothing() -> None:
     assert machine.brew_count == 0
 
 
-def test_of_many_kitchens_most_are_off() -> None:
+def test_most_households_are_off() -> None:
     chance = random.Random(5)
     machines = [make_machine() for _ in range(300)]
     for machine in machines:
@@ -118,7 +118,7 @@ def test_of_many_kitchens_most_are_off() -> None:
     assert 15 <= on <= 50
 
 
-def test_a_kitchen_switches_on_brews_and_switches_off() -> None:
+def test_household_switches_on_brews_and_switches_off() -> None:
     machine, household = make_machine(), Household(random.Random(2))
     household.begin(machine)
     states = set()
@@ -132,6 +132,6 @@ def test_a_kitchen_switches_on_brews_and_switches_off() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2000])
-def test_the_first_one_is_in_use(count: int) -> None:
+def test_first_machine_is_in_use(count: int) -> None:
     fleet = make_fleet("http://127.0.0.1:1", [], count)
     assert fleet.simulators[0].machine.mode == "on"

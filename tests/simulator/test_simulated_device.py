@@ -1,4 +1,4 @@
-"""Tests of client.simulator: a machine's behaviour on the wire."""
+"""Tests of simulator.simulated_device: a machine's behaviour on the wire."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,7 +34,7 @@ def make_simulator(
 
 
 async def receive(connection: WebSocketConnection) -> tuple[bool, dict[str, Any]]:
-    """Give the next message, and whether it was text."""
+    """Return the next message, and whether it was text."""
     payload = await connection.get_message()
     is_text = isinstance(payload, str)
     message = Message(payload.encode() if isinstance(payload, str) else payload, is_text=is_text)
@@ -53,7 +53,7 @@ async def receive_until(
 
 
 async def receive_close_code(connection: WebSocketConnection) -> int:
-    """Read to the end of a connection; gives the code that it was closed with."""
+    """Read to the end of a connection; return its close code."""
     while True:
         try:
             await connection.get_message()
@@ -63,7 +63,7 @@ async def receive_close_code(connection: WebSocketConnection) -> int:
 
 @asynccontextmanager
 async def running(**parameters: Any) -> AsyncIterator[tuple[SimulatedDevice, Accepted]]:
-    """Run a simulator against a server of ours; gives it and the server's end of its first connection."""
+    """Run a device against a test server; yield it and the server's end of its first connection."""
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
             simulator = make_simulator(url, **parameters)
@@ -72,7 +72,7 @@ async def running(**parameters: Any) -> AsyncIterator[tuple[SimulatedDevice, Acc
             nursery.cancel_scope.cancel()
 
 
-async def test_asks_for_the_upgrade_as_a_machine_does() -> None:
+async def test_upgrade_request_is_that_of_firmware() -> None:
     async with running() as (_, server):
         assert server.path == f"/ws/device?id=BRW-0000ABCD&key={KEY}"
         assert server.subprotocols == ("arduino",)
@@ -80,7 +80,7 @@ async def test_asks_for_the_upgrade_as_a_machine_does() -> None:
         assert server.headers["user-agent"] == "arduino-WebSocket-Client"
 
 
-async def test_begins_with_a_full_status_in_binary() -> None:
+async def test_first_message_is_a_full_status_in_binary() -> None:
     async with running() as (_, server):
         is_text, status = await receive(server.connection)
         assert (is_text, status["type"], status["seq"]) == (False, "status", 1)
@@ -88,7 +88,7 @@ async def test_begins_with_a_full_status_in_binary() -> None:
         assert status["temps"]["brew"] == {"current": 22.0, "setpoint": 93.0}
 
 
-async def test_pings_at_once() -> None:
+async def test_first_ping_is_immediate() -> None:
     pinged = trio.Event()
 
     async def listen(stream: trio.SocketStream) -> None:
@@ -113,7 +113,7 @@ async def test_pings_at_once() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_heats_up_holds_and_brews_with_gapless_numbers() -> None:
+async def test_heats_up_and_brews_with_gapless_seq() -> None:
     async with running(speed=1000.0, usage=Barista(200.0)) as (_, server):
         await receive(server.connection)
         await server.connection.send_message('{"type":"command","cmd":"set_mode","mode":"on"}')
@@ -132,21 +132,23 @@ async def test_heats_up_holds_and_brews_with_gapless_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["request_state", "request_full_status"])
-async def test_introduces_itself_when_asked(kind: str) -> None:
+async def test_device_info_on_request(kind: str) -> None:
     async with running() as (_, server):
         await server.connection.send_message(f'{{"type":"{kind}"}}')
         info = await receive_until(server.connection, lambda content: content["type"] == "device_info")
         assert info["deviceId"] == "BRW-0000ABCD"
 
 
-async def test_introduces_itself_unasked_after_a_while() -> None:
+async def test_device_info_without_a_request() -> None:
     async with running(first_info_s=0.05) as (_, server):
         await server.connection.send_message('{"type":"request_state","source":"proactive"}')
-        for _ in range(2):  # once for the question, which does not cancel the introduction, and once for that
+        for _ in range(
+            2
+        ):  # the answer to the request, and the introduction, which the request does not cancel
             await receive_until(server.connection, lambda content: content["type"] == "device_info")
 
 
-async def test_obeys_and_says_so() -> None:
+async def test_command_is_obeyed_and_logged() -> None:
     async with running() as (simulator, server):
         await receive(server.connection)
         await server.connection.send_message('{"type":"command","cmd":"set_mode","mode":"on","deviceId":"x"}')
@@ -184,7 +186,7 @@ async def test_obeys_and_says_so() -> None:
         '{"type":"command","cmd":' + "1" * 5000 + "}",
     ],
 )
-async def test_ignores_everything_else(junk: str | bytes) -> None:
+async def test_unknown_messages_are_ignored(junk: str | bytes) -> None:
     async with running(tick_s=60.0, policy=replace(FAITHFUL, grace_s=0.0, tick_s=60.0)) as (
         simulator,
         server,
@@ -196,13 +198,13 @@ async def test_ignores_everything_else(junk: str | bytes) -> None:
         assert simulator.machine.state == "idle"
 
 
-async def test_takes_no_message_of_more_than_15_kib() -> None:
+async def test_message_over_15_kib_closes_the_connection() -> None:
     async with running() as (_, server):
         await server.connection.send_message("x" * (15 * 1024 + 1))
         assert await receive_close_code(server.connection) == 1009
 
 
-async def test_comes_back_with_higher_numbers_and_counts_early_losses() -> None:
+async def test_reconnect_continues_seq_and_counts_early_losses() -> None:
     said: list[str] = []
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
@@ -225,7 +227,7 @@ async def test_comes_back_with_higher_numbers_and_counts_early_losses() -> None:
     assert "lost" in said[3]
 
 
-async def test_tries_again_when_it_is_refused_or_nobody_is_there() -> None:
+async def test_refused_or_failed_attempt_is_repeated() -> None:
     said: list[str] = []
     told = trio.Event()
 
@@ -246,7 +248,7 @@ async def test_tries_again_when_it_is_refused_or_nobody_is_there() -> None:
     assert simulator.refusals == 3
 
 
-async def test_says_goodbye_when_it_is_switched_off() -> None:
+async def test_cancellation_sends_a_close_frame() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):
             async with trio.open_nursery() as nursery:
@@ -258,7 +260,7 @@ async def test_says_goodbye_when_it_is_switched_off() -> None:
             assert simulator.key_losses == 0
 
 
-async def test_registers_what_it_is_to_be_claimed_with() -> None:
+async def test_registers_key_and_pairing_token() -> None:
     received: list[bytes] = []
     registered = trio.Event()
 
@@ -292,7 +294,7 @@ async def test_registers_what_it_is_to_be_claimed_with() -> None:
     assert simulator.key not in "".join(said)
 
 
-async def test_tells_more_if_it_is_rich() -> None:
+async def test_rich_device_sends_more_messages() -> None:
     async with running(rich=True, first_info_s=0.01) as (_, server):
         wanted = {"device_info", "esp_status", "pico_status", "bbw_settings", "preinfusion_settings"}
         while wanted:
@@ -302,7 +304,7 @@ async def test_tells_more_if_it_is_rich() -> None:
                 assert content["shot"] == {"active": False}
 
 
-async def test_comes_back_with_a_new_key_that_it_is_given() -> None:
+async def test_reconnects_with_a_new_key() -> None:
     said: list[str] = []
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
@@ -322,16 +324,16 @@ async def test_comes_back_with_a_new_key_that_it_is_given() -> None:
     assert not any(KEY in text or "nnnn" in text for text in said)
 
 
-async def test_waits_as_long_as_a_relay_that_leaves_asks_for() -> None:
+async def test_waits_as_long_as_a_draining_relay_asks() -> None:
     said: list[str] = []
     async with running(policy=replace(RICH, tick_s=0.01), announce=said.append) as (_, server):
         await server.connection.send_message('{"type":"restarting","reconnectInMs":700}')
         await server.connection.aclose(1012)
         await until(lambda: len(said) >= 2)
-    assert said[1].endswith("again in 0.7 s")
+    assert said[1].endswith("next attempt in 0.7 s")
 
 
-async def test_restarts_when_it_is_told_to() -> None:
+async def test_restart_command_restarts() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
             simulator = make_simulator(url, policy=replace(POLICY, reboot_s=0.01))
@@ -346,7 +348,7 @@ async def test_restarts_when_it_is_told_to() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_leaves_for_good_until_it_is_switched_off_and_on() -> None:
+async def test_offline_command_lasts_until_a_power_cycle() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:
             simulator = make_simulator(url)

@@ -1,4 +1,4 @@
-"""Tests of client.reports: what is sent when, and how it is encoded."""
+"""Tests of simulator.status_reports: which message is sent when, and its encoding."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def take(reports: StatusReports, status: dict[str, Any], now_s: float) -> dict[s
     return reports.next(status, {"sessionShots": 3}, now_s=now_s, uptime_s=now_s)
 
 
-def test_begins_with_everything_then_says_what_changed() -> None:
+def test_full_status_first_then_changes() -> None:
     reports = StatusReports()
     reports.begin()
     first = take(reports, make_status(), 0)
@@ -35,7 +35,7 @@ def test_begins_with_everything_then_says_what_changed() -> None:
     assert (again["type"], again["seq"]) == ("status", 3)
 
 
-def test_small_changes_add_up_against_what_was_sent() -> None:
+def test_small_changes_accumulate() -> None:
     reports = StatusReports()
     take(reports, make_status(pressure=0.0), 0)
     assert take(reports, make_status(pressure=0.06), 1) is None
@@ -43,7 +43,7 @@ def test_small_changes_add_up_against_what_was_sent() -> None:
     assert take(reports, make_status(pressure=0.06), 3) is None
 
 
-def test_another_state_is_told_in_full() -> None:
+def test_change_of_state_sends_a_full_status() -> None:
     reports = StatusReports()
     status = make_status()
     take(reports, status, 0)
@@ -52,7 +52,7 @@ def test_another_state_is_told_in_full() -> None:
     assert (report["type"], "temps" in report, "stats" in report) == ("status", True, False)
 
 
-def test_quiet_machines_say_that_they_are_alive() -> None:
+def test_unchanged_state_sends_keepalives() -> None:
     reports = StatusReports()
     take(reports, make_status(), 0)
     assert take(reports, make_status(), 29.9) is None
@@ -60,7 +60,7 @@ def test_quiet_machines_say_that_they_are_alive() -> None:
     assert take(reports, make_status(), 59.9) is None
 
 
-def test_every_five_minutes_everything_with_stats() -> None:
+def test_full_status_with_stats_every_five_minutes() -> None:
     reports = StatusReports()
     take(reports, make_status(), 0)
     report = take(reports, make_status(), 300)
@@ -110,7 +110,7 @@ def test_thresholds(group: str, before: dict[str, Any], after: dict[str, Any], t
     assert changed == ({} if told is None else {group: told})
 
 
-def test_a_delta_of_some_fields_keeps_the_others_known() -> None:
+def test_delta_of_some_fields_keeps_the_others() -> None:
     reports = StatusReports()
     status = make_status()
     take(reports, status, 0)
@@ -118,7 +118,7 @@ def test_a_delta_of_some_fields_keeps_the_others_known() -> None:
     assert take(reports, status | {"power": status["power"] | {"current": 905.0}}, 2) is None
 
 
-def test_sizes_are_those_that_machines_can_send() -> None:
+def test_messages_fit_the_limits_of_firmware() -> None:
     status = {"type": "status", "seq": 1, **make_status()}
     assert 500 < len(pack(status)) <= 2042
     delta = {"type": "status_delta", "seq": 1234, "power": {"current": 1500.0, "voltage": 230.0}}

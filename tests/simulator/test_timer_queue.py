@@ -1,4 +1,4 @@
-"""Tests of client.clock."""
+"""Tests of simulator.timer_queue."""
 
 import math
 
@@ -9,7 +9,7 @@ from brewos_relay.simulator.timer_queue import GRAIN_S, TimerQueue
 
 
 class Counting:
-    """Ticks at intervals, and says when."""
+    """Records the times of its calls."""
 
     def __init__(self, *pauses_s: float) -> None:
         self.due_s = math.inf
@@ -21,7 +21,7 @@ class Counting:
         return now_s + self._pauses_s.pop(0) if self._pauses_s else math.inf
 
 
-async def test_looks_at_each_when_it_is_due(autojump_clock: MockClock) -> None:
+async def test_each_object_is_called_when_due(autojump_clock: MockClock) -> None:
     timers = TimerQueue()
     often, once = Counting(1, 1, 1), Counting()
     began_s = trio.current_time()
@@ -36,7 +36,7 @@ async def test_looks_at_each_when_it_is_due(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_can_be_woken_earlier_but_not_later(autojump_clock: MockClock) -> None:
+async def test_wake_can_only_make_a_call_earlier(autojump_clock: MockClock) -> None:
     timers = TimerQueue()
     sleeper = Counting()
     began_s = trio.current_time()
@@ -52,7 +52,7 @@ async def test_can_be_woken_earlier_but_not_later(autojump_clock: MockClock) -> 
         nursery.cancel_scope.cancel()
 
 
-async def test_forgets(autojump_clock: MockClock) -> None:
+async def test_forgotten_object_is_not_called(autojump_clock: MockClock) -> None:
     timers = TimerQueue()
     sleeper = Counting()
     async with trio.open_nursery() as nursery:

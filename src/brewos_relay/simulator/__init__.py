@@ -1,4 +1,4 @@
-"""Simulated machines: a model of an espresso machine behind the firmware's end of a relay connection."""
+"""Simulated machines: a model of an espresso machine behind the firmware's end of a connection."""
 
 # The map; arrows point down only.
 #

@@ -1,4 +1,4 @@
-"""The two ways in which a simulated machine keeps its connection."""
+"""How a simulated machine connects and reconnects."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,18 +6,18 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPolicy:
-    """How a machine treats its relay. Times in s.
+    """The connection behaviour of a machine. Times are in s.
 
-    `faithful`: as the firmware does it, with its fixed pauses, and a key that is gone when a connection
-    ends too early. Otherwise as this package's own device does it: it backs off, takes hints, and keeps its
-    key.
+    `faithful` machines behave as firmware does: their pauses are fixed, and a connection that ends too early
+    costs them their key. Others behave as the SDK's device does: they back off, follow the relay's hints, and
+    keep their key.
     """
 
     faithful: bool
     # Before the first connection
     grace_s: float
     after_register_s: float
-    # Between connections; None backs off
+    # Between connections; None uses the backoff
     reconnect_s: float | None
     refused_s: float | None
     unreachable_s: float | None

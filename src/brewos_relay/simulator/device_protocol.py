@@ -1,4 +1,4 @@
-"""What a simulated machine says and hears on one connection."""
+"""The messages that a simulated machine sends and receives on one connection."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ from brewos_relay.simulator.model.status import esp_status, pico_status, power_m
 from brewos_relay.simulator.status_reports import StatusReports
 from brewos_relay.texts import one_line
 
-#: How a connection ended: by the relay's close frame, without one, by us for cause; or by a command.
+#: How a connection ended: with the relay's close frame, without one, by the machine, or by a command.
 EndCause = Literal["closed", "lost", "dropped", "restart", "reconnect", "leave"]
 
 _METER_S: Final = 5.0
-_SLACK_S: Final = 1e-6  # so that a tick that comes on time is not taken for the one before
+_SLACK_S: Final = 1e-6  # tolerates rounding of tick times
 _STALL_S: Final = 5.0
 _COOLING_TICK_S: Final = 2.0
 _COLD_TICK_S: Final = 15.0
@@ -43,9 +43,9 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class DeviceProtocol:
-    """One connection's worth of talk. `tick` is called by a clock; `run` reads, to the end.
+    """One connection of a machine. The timer queue calls `tick`; `run` reads until the end.
 
-    `end` and `why` tell how it ended. Nothing here waits but `run`.
+    `end` and `why` tell how the connection ended. Only `run` waits.
     """
 
     __slots__ = (
@@ -84,7 +84,7 @@ class DeviceProtocol:
         wake: Callable[[float], None],
     ) -> None:
         self.reports = reports
-        #: Whether it is to be cut without a close frame, as when the power goes.
+        #: Whether to cut the connection without a close frame, as a power cut does.
         self.abrupt = False
         self.end: EndCause | None = None
         self.why = ""
@@ -108,9 +108,9 @@ class DeviceProtocol:
         self._scope = trio.CancelScope()
 
     async def run(self, let_in: Callable[[], None]) -> None:
-        """Read to the end; `let_in` is called once the relay has said something.
+        """Read until the end; `let_in` is called with the first message of the relay.
 
-        **Ends when:** the connection has, or with a close frame when cancelled.
+        **Ends when:** the connection has ended; a cancelled one sends a close frame.
         """
         connection = self._connection
         heard = False
@@ -127,8 +127,8 @@ class DeviceProtocol:
                         if self.end is None:
                             await self._turn(frame)
         except UnreadableFrame as problem:
-            self._finish("dropped", f"it does not read that (close code {problem.code})")
-            # With what is left of it unread, the close frame would not arrive.
+            self._finish("dropped", f"it cannot read a frame (close code {problem.code})")
+            # Reads the rest of the frame: otherwise the close frame may be lost.
             await connection.say_goodbye(problem.code)
         except trio.Cancelled:
             if not self.abrupt:
@@ -140,11 +140,11 @@ class DeviceProtocol:
             self._finish("lost", "the connection was lost")
 
     def tick(self, now_s: float) -> float:
-        """Say what is due; gives when there is something to say again, at the latest."""
+        """Send the messages that are due; return the latest time of the next call."""
         if now_s < self._busy_until_s:
             return self._busy_until_s
         machine = self._machine
-        self._check_heart(now_s)
+        self._check_pongs(now_s)
         if self._later:
             for message in self._later:
                 self._say(message)
@@ -162,12 +162,12 @@ class DeviceProtocol:
             self._say(power_meter_status(machine))
         return self._next_s(now_s)
 
-    # Speaking
+    # Sending
 
     def _next_s(self, now_s: float) -> float:
         machine, tick_s = self._machine, self._policy.tick_s
         if not machine.off or now_s < self._tick_from_s + tick_s:
-            # On the grid of the ticks, which begins with the connection.
+            # Ticks are multiples of `tick_s` after the start of the connection.
             pace_s = tick_s - (now_s - self._tick_from_s + _SLACK_S) % tick_s
         else:
             pace_s = _COLD_TICK_S if machine.cold else _COOLING_TICK_S
@@ -193,7 +193,7 @@ class DeviceProtocol:
             self._say_pico()
 
     def _say_pico(self) -> None:
-        """Say what an old machine's `pico_status` says, if that is another now."""
+        """Send the `pico_status` of old firmware if it has changed."""
         content = pico_status(self._machine)
         if content != self._pico:
             self._pico = content
@@ -201,7 +201,7 @@ class DeviceProtocol:
 
     def _say(self, content: Mapping[str, Any]) -> None:
         payload = _encode(content)
-        # Too much for a machine to send, which it finds out silently.
+        # Firmware silently drops a message that is too large.
         if len(payload) <= TEXT_BYTES or not self._policy.faithful:
             self.messages += 1
             self._connection.send(TEXT, payload)
@@ -216,8 +216,8 @@ class DeviceProtocol:
             self._say(machine.configuration.bbw_settings())
             self._say(machine.configuration.preinfusion_settings())
 
-    def _check_heart(self, now_s: float) -> None:
-        """Ping when it is time, and drop a connection on which two pings in a row were not answered."""
+    def _check_pongs(self, now_s: float) -> None:
+        """Ping when it is due, and drop the connection after two pings in a row without a pong."""
         if now_s >= self._pong_by_s:
             self._missed += 1
             self._pong_by_s = math.inf
@@ -231,10 +231,10 @@ class DeviceProtocol:
             self._ping_at_s = now_s + self._policy.ping_s
             self._pong_by_s = now_s + self._policy.pong_s
 
-    # Hearing
+    # Receiving
 
     async def _receive(self, frames: list[Frame]) -> bool:
-        """Wait for frames; False once the connection has ended. Raises Unreadable."""
+        """Wait for frames; return False once the connection has ended. Raises UnreadableFrame."""
         if not self._connection.stalled:
             return await self._connection.receive(frames.append)
         with trio.move_on_after(_STALL_S):
@@ -242,7 +242,7 @@ class DeviceProtocol:
         raise UnreadableFrame(1002)
 
     async def _turn(self, frame: Frame) -> None:
-        """Take a frame. A faithful machine takes one in each turn of its loop, and none while it is busy."""
+        """Handle a frame. Faithful machines handle one in each turn of their loop, and none while busy."""
         if self._policy.faithful:
             await trio.sleep(TURN_S)
             if trio.current_time() < self._busy_until_s:
@@ -287,11 +287,11 @@ class DeviceProtocol:
             self._take_as_sdk(content)
 
     def _take_as_sdk(self, content: dict[str, Any]) -> None:
-        """Take what today's machines do not know."""
+        """Handle messages that today's firmware does not support."""
         key, back_in_ms = content.get("key"), content.get("reconnectInMs")
         if content.get("type") == "key_rotate" and isinstance(key, str) and key:
             self.new_key = key
-            self._finish("reconnect", "it was given a new key")
+            self._finish("reconnect", "it received a new key")
         elif content.get("type") == "restarting" and isinstance(back_in_ms, int | float):
             self.back_in_s = back_in_ms / 1000
 

@@ -17,27 +17,27 @@ from brewos_relay.simulator.timer_queue import TimerQueue
 from brewos_relay.simulator.usage_patterns import Barista, Household, UsagePattern
 from brewos_relay.vocabulary import now_ms
 
-#: A relay lets in so many WebSockets a second; so many machines are switched on in one.
+#: How many machines are switched on in one second: as many as a relay accepts.
 STARTS_PER_S: Final = 100.0
 SHOT_EVERY_S: Final = 240.0
-#: Of so many machines, each is heard; of more, only their sum.
+#: The largest fleet whose machines are reported individually.
 HEARD_ALONE: Final = 10
 SUMMARY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceIdentity:
-    """A machine's id, and its key if it has one already."""
+    """The id of a machine, and its key if it has one already."""
 
     device_id: str
     key: str | None = field(default=None, repr=False)
 
 
 class Fleet:
-    """Simulated machines that share a clock, a source of chance, and what TLS needs.
+    """Simulated machines that share a timer queue, a random source, and a TLS context.
 
-    The first one is in use all the time; the others are kitchens, nine of ten of which are off. Machines
-    without a key register themselves, and faithful ones always do.
+    The first one is always in use; the others model households, which use their machines one hour of ten.
+    Machines without a key register themselves, and faithful machines always do.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Fleet:
         say: Callable[[str], None],
         seed: int = 1,
     ) -> None:
-        chance = random.Random(seed)  # noqa: S311 - noise of sensors
+        chance = random.Random(seed)  # noqa: S311 - sensor noise
         context: ssl.SSLContext | None = make_ssl_context(policy) if parse_url(url).tls else None
         self._say = say
         self._refused: Counter[str] = Counter()
@@ -79,10 +79,10 @@ class Fleet:
             )
 
     async def run(self) -> None:
-        """Let all machines live.
+        """Run all machines.
 
-        **Owns:** the clock's task, one task for each machine, and those that send what could not leave at
-        once.
+        **Owns:** the task of the timer queue, one task for each machine, and tasks for writes that had to
+        wait.
         **Ends when:** cancelled; every connection is closed with a close frame then.
         """
         timers = TimerQueue()
@@ -99,7 +99,7 @@ class Fleet:
             simulator.power_cycle()
 
     def summary(self) -> str:
-        """Say in one line how the machines are."""
+        """Summarize the states of the machines in one line."""
         states = Counter(simulator.machine.state for simulator in self.simulators)
         doing = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         online = sum(simulator.state == "online" for simulator in self.simulators)
@@ -118,8 +118,8 @@ class Fleet:
         return self._count
 
     def _count(self, text: str) -> None:
-        """Count what happens to one of many, if it is a trouble."""
-        why, again, _ = text.partition("; again in ")
+        """Count the event of one machine of many, if it is an error."""
+        why, again, _ = text.partition("; next attempt in ")
         if again:
             self._refused[why] += 1
 

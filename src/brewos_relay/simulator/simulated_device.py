@@ -1,4 +1,4 @@
-"""The life of a simulated machine: it is switched on, connects, and comes back after a loss."""
+"""One simulated device: it is switched on, registers, connects, and reconnects after losses."""
 
 import random
 import ssl
@@ -24,7 +24,7 @@ from brewos_relay.simulator.status_reports import StatusReports
 from brewos_relay.simulator.timer_queue import TimerQueue
 from brewos_relay.simulator.usage_patterns import Barista, UsagePattern
 
-#: A machine whose connection ends sooner than this takes it for bad credentials.
+#: Firmware takes a connection that ends sooner than this for bad credentials.
 KEY_LOSS_S: Final = 5.0
 ZOMBIE_S: Final = 30.0
 _SILENT_RECONNECT_S: Final = 0.006
@@ -37,14 +37,14 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], Any]
 
 
 class SimulatedDevice:
-    """A machine and its life with a relay.
+    """A machine with its connections to a relay.
 
-    `key` None makes one, and `registers` tells the relay of the key and of a token to be claimed with, as
-    machines do when they are switched on. `speed` lets the machine's time pass faster than ours; the times
-    of its connection stay as they are. `announce` is told what happens.
+    `key` None makes a key. `registers` sends the key and a pairing token to the relay when the device is
+    switched on. `speed` is the speed of the machine's time; connection timing stays real. `announce` is
+    called with each event.
 
-    `key_losses` counts connections that ended, by no doing of ours, in less than 5 s. Each costs a faithful
-    machine its key and its place in the cloud until `power_cycle`; others just go on.
+    `key_losses` counts connections that ended within 5 s without a cause in the device. A faithful device
+    then drops its key and stays offline until `power_cycle`; others continue.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class SimulatedDevice:
         self._switched_on = trio.Event()
         self._power = trio.CancelScope()
 
-    # What somebody does to it
+    # Control
 
     def power_cycle(self) -> None:
-        """Switch the machine off and on again: its connection is cut, and it begins anew."""
+        """Switch the machine off and on again: cut its connection, and restart."""
         if self._protocol is not None:
             self._protocol.abrupt = True
         self._switched_on.set()
@@ -104,14 +104,14 @@ class SimulatedDevice:
 
     @property
     def pairing_url(self) -> str:
-        """What its screen shows as a QR code, for whoever wants to have it."""
+        """The URL in the QR code on the screen, for the future owner."""
         return f"{self._url.rstrip('/')}/pair?id={self.machine.device_id}&token={self.token}"
 
     async def run(self) -> None:
-        """Live, with a clock of its own.
+        """Run alone, with a timer queue of its own.
 
-        **Owns:** the clock's task, and all that living takes.
-        **Ends when:** cancelled; it says goodbye then.
+        **Owns:** the task of the timer queue, and the tasks of `live`.
+        **Ends when:** cancelled; the connection is closed with a close frame.
         """
         timers = TimerQueue()
         async with trio.open_nursery() as nursery:
@@ -119,8 +119,7 @@ class SimulatedDevice:
             await self.live(timers, nursery.start_soon)
 
     async def live(self, timers: TimerQueue, spawn: Spawn) -> None:
-        """Be switched on, and stay connected as well as it goes; `spawn` starts tasks that outlive a
-        connection.
+        """Switch on, and stay connected as far as possible; `spawn` starts tasks that outlive a connection.
 
         **Ends when:** cancelled; a connection is closed with a close frame then.
         """
@@ -140,7 +139,7 @@ class SimulatedDevice:
             timers.forget(self)
 
     def tick(self, now_s: float) -> float:
-        """Let the machine and its connection go on; gives when to come again."""
+        """Advance the machine and its connection; return the time of the next call."""
         machine = self.machine
         machine.step((now_s - self._stepped_at_s) * self._speed)
         self._stepped_at_s = now_s
@@ -150,7 +149,7 @@ class SimulatedDevice:
             return now_s + min(_OFFLINE_TICK_S, max(0.5, again_s))
         return min(self._protocol.tick(now_s), now_s + max(0.5, again_s))
 
-    # Its life
+    # Connections
 
     def _restart(self) -> None:
         self.machine.switch_off()
@@ -163,7 +162,7 @@ class SimulatedDevice:
         return self.state == "dead"
 
     async def _be_on(self, timers: TimerQueue, spawn: Spawn) -> None:
-        """Live from switching on to the next restart."""
+        """Run from power-on to the next restart."""
         policy = self.policy
         self.state = "waiting"
         await trio.sleep(policy.grace_s)
@@ -182,7 +181,7 @@ class SimulatedDevice:
                 return
 
     async def _register(self) -> None:
-        """Register until it is taken."""
+        """Register until the relay accepts it."""
         while True:
             try:
                 await register(
@@ -196,13 +195,13 @@ class SimulatedDevice:
                 await self._pause(self.policy.register_s, f"not registered: {problem}", problem)
             else:
                 self._backoff.reset()
-                self._announce(f"registered; claim it at {self.pairing_url}")
+                self._announce(f"registered; pair it at {self.pairing_url}")
                 return
 
     async def _connect_once(self, timers: TimerQueue, spawn: Spawn) -> EndCause | None:
-        """Have one connection, from its attempt to the pause after it; how it ended, None without one.
+        """Make one connection, and pause after it; return how it ended, or None if there was none.
 
-        **Owns:** what a machine leaves behind that was cut off, for as long as the pause takes.
+        **Owns:** the silent connection of firmware after a loss, for the length of the pause.
         """
         policy = self.policy
         try:
@@ -213,7 +212,7 @@ class SimulatedDevice:
         except RelayRefused as problem:
             self.refusals += 1
             if self._new_key is not None and problem.status in (401, 403):
-                self._new_key = None  # the relay does not know it after all
+                self._new_key = None  # the relay does not know the new key
             await self._pause(policy.refused_s, str(problem), problem)
             return None
         except (HostNotFound, ConnectTimedOut) as problem:
@@ -234,14 +233,14 @@ class SimulatedDevice:
                 self._announce(
                     f"disconnected after {age_s:.1f} s: {protocol.why};"
                     " it takes that for bad credentials, has made a new key,"
-                    " and is off the cloud until it is switched off and on"
+                    " and stays offline until it is switched off and on"
                 )
                 return end
         elif age_s >= KEY_LOSS_S:
             self._backoff.reset()
         if protocol.new_key is not None:
             self._new_key = protocol.new_key
-            self._announce("has a new key, and comes back with it")
+            self._announce("has a new key, and reconnects with it")
             return end
         if protocol.back_in_s is not None:
             self._backoff.hint(protocol.back_in_s)
@@ -265,9 +264,9 @@ class SimulatedDevice:
         )
 
     async def _run_protocol(self, connection: FirmwareConnection, timers: TimerQueue) -> DeviceProtocol:
-        """Be connected, to the end."""
+        """Run the protocol on a connection until it ends."""
         now_s = trio.current_time()
-        if not self.policy.faithful:  # firmware sends everything once in each boot
+        if not self.policy.faithful:  # firmware sends a full status only once after booting
             self._reports.begin()
         protocol = DeviceProtocol(
             connection,
@@ -291,7 +290,7 @@ class SimulatedDevice:
         return protocol
 
     def _key_works(self) -> None:
-        """Take note that the relay has let us in with the key that was tried."""
+        """Record that the relay has accepted the key."""
         if self._new_key is not None:
             self.key, self._new_key = self._new_key, None
             self._announce("the new key works")
@@ -299,15 +298,15 @@ class SimulatedDevice:
     async def _pause(
         self, fixed_s: float | None, why: str, problem: RelayRefused | RelayUnreachable | None
     ) -> None:
-        """Say why there is no connection, and wait until the next attempt."""
+        """Announce the reason, and wait until the next attempt."""
         if isinstance(problem, RelayRefused) and problem.retry_after_s is not None:
             self._backoff.hint(problem.retry_after_s)
         pause_s = self._backoff.next_s() if fixed_s is None else fixed_s
-        self._announce(f"{why}; again in {pause_s:.3g} s")
+        self._announce(f"{why}; next attempt in {pause_s:.3g} s")
         await trio.sleep(pause_s)
 
     async def _reconnect_silently(self, spawn: Spawn) -> None:
-        """Connect as the library does after a bare loss, without the firmware knowing: nothing is said."""
+        """Open the second, silent connection that the firmware's library makes after a loss."""
         await trio.sleep(_SILENT_RECONNECT_S)
         try:
             async with self._open(spawn, self.key) as _:
@@ -318,7 +317,7 @@ class SimulatedDevice:
 
 
 def make_ssl_context(policy: ConnectionPolicy) -> ssl.SSLContext:
-    """Make what TLS needs; a faithful machine looks at no certificate."""
+    """Make a TLS context; faithful machines do not verify certificates."""
     context = ssl.create_default_context()
     if policy.faithful:
         context.check_hostname = False
@@ -327,6 +326,6 @@ def make_ssl_context(policy: ConnectionPolicy) -> ssl.SSLContext:
 
 
 def _random_text(length: int) -> str:
-    """Make a key or a token, as machines do: of 64 characters, each drawn on its own."""
+    """Make a key or a token, as firmware does: each character drawn from 64."""
     chance = random.SystemRandom()
     return "".join(chance.choices(_ALPHABET, k=length))

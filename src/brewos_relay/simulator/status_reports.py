@@ -1,11 +1,11 @@
-"""What a machine sends of its state and when: in full, what changed, or just that it is alive. No I/O."""
+"""Which part of its state firmware sends, and when: full, the changes, or a keepalive. No I/O."""
 
 from typing import Any, Final
 
 FULL_EVERY_S: Final = 300.0
 KEEPALIVE_S: Final = 30.0
 
-_ROUNDING: Final = 1e-9  # 9.1 - 9.0 is a little less than 0.1
+_ROUNDING: Final = 1e-9  # 9.1 - 9.0 is slightly less than 0.1
 _TEMP_C: Final = 0.5 - _ROUNDING
 _PRESSURE_BAR: Final = 0.1 - _ROUNDING
 _POWER_W: Final = 10.0
@@ -15,10 +15,10 @@ _RSSI_DB: Final = 10
 
 
 class StatusReports:
-    """Decides, tick by tick, what is worth sending, against what was sent last.
+    """Decides at each tick which message to send, by comparison with the sent state.
 
-    One is for all connections of a boot: the first report is a full one, and a reconnect changes nothing.
-    `seq` counts what was sent.
+    One object covers all connections of a boot: only the first report after booting is forced to be full.
+    `seq` counts the sent messages.
     """
 
     __slots__ = ("_full_at_s", "_sent", "_sent_at_s", "seq")
@@ -30,12 +30,12 @@ class StatusReports:
         self._full_at_s = 0.0
 
     def begin(self) -> None:
-        """Make the next report a full one. Firmware does so when it boots, and at no other time."""
+        """Make the next report a full one. Firmware does this only when it boots."""
         self._sent = None
 
     @property
     def due_s(self) -> float:
-        """When there is something to say although nothing has changed, on the clock of `next`."""
+        """When a report is due without a change, on the clock of `next`."""
         if self._sent is None:
             return 0.0
         return min(self._sent_at_s + KEEPALIVE_S, self._full_at_s + FULL_EVERY_S)
@@ -43,7 +43,7 @@ class StatusReports:
     def next(
         self, status: dict[str, Any], stats: dict[str, Any], *, now_s: float, uptime_s: float
     ) -> dict[str, Any] | None:
-        """Give the message to send now, if any; `now_s` is any clock that only goes forward."""
+        """Return the message to send now, if any; `now_s` is the time of any monotonic clock."""
         before = self._sent
         content: dict[str, Any]
         if before is None or before["machine"]["state"] != status["machine"]["state"]:
@@ -59,7 +59,7 @@ class StatusReports:
         if content["type"] == "status":
             self._sent, self._full_at_s = status, now_s
         else:
-            # Only what was sent counts: small changes add up until they are worth a message.
+            # Compare with the sent values only: small changes accumulate.
             self._sent = (before or {}) | {group: status[group] for group in content if group in status}
         self._sent_at_s = now_s
         self.seq += 1
@@ -67,7 +67,7 @@ class StatusReports:
 
 
 def changed_groups(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Give the groups of a status that have changed enough to be sent, each as it goes into a delta."""
+    """Return the groups of a status that have changed enough to be sent, as a delta contains them."""
     changed: dict[str, Any] = {}
     if before["machine"] != after["machine"]:
         changed["machine"] = after["machine"]

@@ -1,4 +1,4 @@
-"""One task for the timers of many: each says when it is to be looked at again."""
+"""One task for the timers of many objects."""
 
 import math
 from heapq import heappop, heappush
@@ -6,22 +6,22 @@ from typing import Final, Protocol
 
 import trio
 
-#: Whoever is due within this time is looked at in the same turn.
+#: Objects that are due within this time are called together.
 GRAIN_S: Final = 0.05
 _SOONEST_S: Final = 0.001
 
 
 class Timed(Protocol):
-    """What a clock looks at; `due_s` belongs to the clock."""
+    """An object with a timer; `due_s` belongs to the queue."""
 
     due_s: float
 
     def tick(self, now_s: float) -> float:
-        """Do what is due, and say when to come again (trio time)."""
+        """Do the work that is due. Return the time of the next call (Trio time)."""
 
 
 class TimerQueue:
-    """Looks at everything that was given to it, when it is due. **Owns:** nothing; `run` is its task."""
+    """Calls `tick` of each object when it is due. **Owns:** nothing; `run` is its task."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timed]] = []
@@ -30,16 +30,16 @@ class TimerQueue:
         self._sleeps_until_s = math.inf
 
     def wake(self, timed: Timed, at_s: float) -> None:
-        """Look at something at `at_s`, or when it was due anyway if that is earlier."""
+        """Call the object at `at_s`, or earlier if it is due earlier."""
         if at_s < timed.due_s:
             self._push(timed, at_s)
 
     def forget(self, timed: Timed) -> None:
-        """Look at it no more."""
+        """Remove an object."""
         timed.due_s = math.inf
 
     async def run(self) -> None:
-        """Tick for ever. **Ends when:** cancelled."""
+        """Call due objects until cancelled. **Ends when:** cancelled."""
         while True:
             self._sleeps_until_s = self._heap[0][0] + GRAIN_S if self._heap else math.inf
             self._earlier = trio.Event()
@@ -48,10 +48,10 @@ class TimerQueue:
             now_s = trio.current_time()
             while self._heap and self._heap[0][0] <= now_s:
                 at_s, _, timed = heappop(self._heap)
-                # What was woken earlier meanwhile is in the heap twice.
+                # An object that was woken earlier meanwhile is in the heap twice.
                 if at_s == timed.due_s:
                     timed.due_s = math.inf
-                    # Never at once again: a time that cannot be waited for would be waited for without end.
+                    # Never immediately again: that would be an endless loop.
                     self._push(timed, max(timed.tick(now_s), now_s + _SOONEST_S))
             await trio.lowlevel.checkpoint()
 

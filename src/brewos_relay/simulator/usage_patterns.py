@@ -1,4 +1,4 @@
-"""Whoever uses a simulated machine: switches it on, pulls shots, steams milk, fills the tank. No I/O."""
+"""The users of a simulated machine: they switch it on, pull shots, steam milk, fill the tank. No I/O."""
 
 import math
 import random
@@ -15,17 +15,23 @@ _LONGEST_BEFORE_S: Final = 900.0
 
 
 class UsagePattern(Protocol):
-    """Who uses the machine."""
+    """How a machine is used."""
 
     def begin(self, machine: Machine) -> None:
-        """Begin with the machine."""
+        """Start using the machine."""
 
     def act(self, machine: Machine) -> float:
-        """Do what is due; gives in how many s of the machine's time to look again, at the latest."""
+        """Use the machine if it is time; return the latest time of the next call, in s from now.
+
+        Times are on the machine's clock.
+        """
 
 
 class Barista:
-    """Pulls a shot whenever the machine has been ready for `shot_every_s`; steams after every other one."""
+    """A user who pulls a shot when the machine has been ready for `shot_every_s`.
+
+    The user steams milk after every second shot.
+    """
 
     __slots__ = ("_shot_every_s", "_steams_next")
 
@@ -34,10 +40,13 @@ class Barista:
         self._steams_next = False
 
     def begin(self, machine: Machine) -> None:
-        """Begin with a machine: nothing is done to it."""
+        """Start using the machine: no action."""
 
     def act(self, machine: Machine) -> float:
-        """Do what is due; gives in how many s of the machine's time to look again, at the latest."""
+        """Use the machine if it is time; return the latest time of the next call, in s from now.
+
+        Times are on the machine's clock.
+        """
         if machine.state == "ready" and machine.ready_s >= self._shot_every_s:
             if machine.water.level != "ok":
                 machine.water.tank_ml = TANK_ML
@@ -49,7 +58,7 @@ class Barista:
 
 
 class Household:
-    """A kitchen: the machine is off for nine hours of ten, on for an hour, with a shot every ten minutes."""
+    """A machine that is off for nine hours of ten, and on for one hour with a shot every ten minutes."""
 
     __slots__ = ("_chance", "_next_shot_s", "_switches_at_s")
 
@@ -59,7 +68,7 @@ class Household:
         self._next_shot_s = 0.0
 
     def begin(self, machine: Machine) -> None:
-        """Begin somewhere in the day: one machine of ten is on already."""
+        """Start at a random time of the day: one machine of ten is on already."""
         chance = self._chance
         if chance.random() < _ON_S / (_ON_S + _OFF_S):
             machine.switch_on()
@@ -67,7 +76,10 @@ class Household:
         self._plan(machine)
 
     def act(self, machine: Machine) -> float:
-        """Do what is due; gives in how many s of the machine's time to look again, at the latest."""
+        """Use the machine if it is time; return the latest time of the next call, in s from now.
+
+        Times are on the machine's clock.
+        """
         if machine.uptime_s >= self._switches_at_s and machine.shot is None:
             if machine.state == "idle":
                 machine.switch_on()

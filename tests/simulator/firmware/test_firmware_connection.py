@@ -1,4 +1,4 @@
-"""Tests of client.firmware.link: what a connection can come to, and what waits where it is slow."""
+"""Tests of simulator.firmware.firmware_connection: errors of an attempt, and slow connections."""
 
 import random
 import socket
@@ -50,7 +50,7 @@ async def connect(
 
 
 async def problem_with(endpoint: Endpoint, **options: Any) -> BaseException:
-    """Try to connect; gives what that comes to, out of the groups that nurseries make."""
+    """Try to connect; return the exception, without the groups of nurseries."""
     with trio.fail_after(DEADLINE_S):
         try:
             await connect(endpoint, **options)
@@ -66,18 +66,18 @@ async def problem_with(endpoint: Endpoint, **options: Any) -> BaseException:
     ("answer", "told"),
     [
         (b"", "without an answer"),
-        (b"HTTP/1.1 101 Yes\r\n\r\n", "in a way that machines do not take"),
-        (b"SSH-2.0-x\r\n\r\n", "no relay"),
+        (b"HTTP/1.1 101 Yes\r\n\r\n", "firmware does not accept"),
+        (b"SSH-2.0-x\r\n\r\n", "not a relay"),
     ],
 )
-async def test_what_is_no_upgrade(answer: bytes, told: str) -> None:
+async def test_other_answers_raise(answer: bytes, told: str) -> None:
     async with open_server(answering(answer)) as url:
         problem = await problem_with(parse_url(url))
     assert isinstance(problem, RelayUnreachable)
     assert told in str(problem)
 
 
-async def test_a_refusal_says_why_and_when_to_come_back() -> None:
+async def test_refusal_has_text_and_retry_after() -> None:
     answer = b'HTTP/1.1 503 Later\r\nRetry-After: 7\r\nContent-Length: 16\r\n\r\n{"error":"Full"}'
     async with open_server(answering(answer)) as url:
         problem = await problem_with(parse_url(url))
@@ -86,7 +86,7 @@ async def test_a_refusal_says_why_and_when_to_come_back() -> None:
 
 
 @pytest.mark.parametrize("faithful", [True, False])
-async def test_nobody_there(faithful: bool) -> None:
+async def test_refused_tcp_connection_raises(faithful: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     problem = await problem_with(Endpoint("127.0.0.1", port, tls=False), faithful=faithful)
@@ -94,7 +94,7 @@ async def test_nobody_there(faithful: bool) -> None:
     assert str(problem) == f"cannot connect to 127.0.0.1 port {port} (Connection refused)"
 
 
-async def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_host_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     async def find_nothing(*_: object, **__: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -102,7 +102,7 @@ async def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(await problem_with(Endpoint("nowhere.invalid", 80, tls=False)), HostNotFound)
 
 
-async def test_no_tls() -> None:
+async def test_missing_tls_raises() -> None:
     async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad\r\n\r\n")
         await stream.receive_some()
@@ -139,7 +139,7 @@ async def test_registration(answer: bytes, refused: type[Exception] | None) -> N
                     await ask()
 
 
-async def test_what_a_slow_relay_does_not_take_waits_and_the_newest_is_dropped() -> None:
+async def test_slow_relay_makes_frames_wait_and_drops_the_newest() -> None:
     read = trio.Event()
     received = bytearray()
     enough = trio.Event()
@@ -149,7 +149,7 @@ async def test_what_a_slow_relay_does_not_take_waits_and_the_newest_is_dropped()
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
         key = head.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
-        # The first message comes in one piece with the answer.
+        # The first message arrives together with the answer.
         await stream.send_all(
             b"HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
             + accept_value(key).encode()
@@ -176,7 +176,7 @@ async def test_what_a_slow_relay_does_not_take_waits_and_the_newest_is_dropped()
         await until(lambda: not connection._waiting)
         connection.send(TEXT, b"z" * 1400 + b"the end")
         await enough.wait()
-        # 8 bytes of header each, all whole: what was dropped was dropped as a whole.
+        # All frames are complete, with 8 bytes of header each: only whole frames were dropped.
         assert len(received) == (sent - 1) * 60_008 + 1407 + 8
 
     with trio.fail_after(DEADLINE_S):

@@ -1,4 +1,4 @@
-"""Tests of client.firmware.frames."""
+"""Tests of simulator.firmware.firmware_frames."""
 
 import random
 
@@ -20,20 +20,20 @@ from support.wire_client import frame
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1399, 1400, 2047])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, PING])
-def test_builds_what_the_tests_own_machine_builds(length: int, opcode: int) -> None:
+def test_frames_equal_those_of_the_reference_machine(length: int, opcode: int) -> None:
     payload = bytes(range(256)) * 8
     writes = build(opcode, payload[:length], chance=random.Random(1))
     assert b"".join(writes) == device_frame(opcode, payload[:length], random.Random(1))
     assert len(writes) == (2 if length >= 1400 else 1)
 
 
-def test_masks_large_frames_too_if_it_is_to() -> None:
+def test_always_masked_masks_large_frames() -> None:
     (data,) = build(TEXT, b"x" * 1500, chance=random.Random(1), always_masked=True)
     assert data[4:8] != b"\0\0\0\0"
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])
-def test_reads_frames_in_pieces(step: int) -> None:
+def test_frames_are_read_in_pieces(step: int) -> None:
     data = b"".join(
         [
             frame(TEXT, b"a" * 300, mask=None),
@@ -67,7 +67,7 @@ def test_reads_frames_in_pieces(step: int) -> None:
         (frame(0x3, mask=None), 1002),
     ],
 )
-def test_what_is_too_much_ends_it(data: bytes, code: int) -> None:
+def test_too_large_or_unknown_frame_is_unreadable(data: bytes, code: int) -> None:
     found: list[Frame] = []
     with pytest.raises(UnreadableFrame) as caught:
         FrameReader().feed(frame(TEXT, b"x" * 15_360, mask=None) + data, found.append)

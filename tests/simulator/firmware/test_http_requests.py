@@ -1,4 +1,4 @@
-"""Tests of client.firmware.upgrade."""
+"""Tests of simulator.firmware.http_requests."""
 
 import pytest
 
@@ -15,14 +15,14 @@ from support.wire_client import accept_value
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
-def test_asks_as_the_tests_own_machine_does() -> None:
+def test_upgrade_request_equals_that_of_the_reference_machine() -> None:
     assert upgrade_request(
         device_id="BRW-1", key="k", host="cloud.example:443", websocket_key=KEY
     ) == firmware_wire.upgrade_request("BRW-1", "k", port=443, websocket_key=KEY)
     assert len(websocket_key(bytes(16))) == 24
 
 
-def test_registers_in_six_writes() -> None:
+def test_registration_has_six_writes() -> None:
     writes = register_request(device_id="BRW-1", key="k" * 43, token="t" * 32, host="cloud.example")
     assert len(writes) == 6
     head, _, body = b"".join(writes).partition(b"\r\n\r\n")
@@ -48,7 +48,7 @@ def test_registers_in_six_writes() -> None:
         ({"status": "200 OK"}, False),
     ],
 )
-def test_takes_only_what_the_firmware_takes(changed: dict[str, str], taken: bool) -> None:
+def test_accepted_answers_are_those_of_firmware(changed: dict[str, str], taken: bool) -> None:
     headers = {
         "Connection": " Upgrade",
         "Sec-WebSocket-Accept": f" {accept_value(KEY)}",
@@ -64,5 +64,5 @@ def test_takes_only_what_the_firmware_takes(changed: dict[str, str], taken: bool
 
 
 @pytest.mark.parametrize("head", [b"", b"SSH-2.0", b"HTTP/1.1 x", b"\xff\xfe"])
-def test_what_is_no_answer(head: bytes) -> None:
+def test_invalid_head_is_none(head: bytes) -> None:
     assert parse_head(head) is None

@@ -1,4 +1,4 @@
-"""Tests of client.firmware.pack."""
+"""Tests of simulator.firmware.messagepack."""
 
 import struct
 from typing import Any
@@ -22,16 +22,16 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=40), values, max_size=20))
-def test_packs_as_the_tests_own_machine_does(content: dict[str, Any]) -> None:
+def test_encoding_equals_that_of_the_reference_machine(content: dict[str, Any]) -> None:
     assert pack(content) == firmware_wire.pack(content)
 
 
-def test_measured_values_are_single_precision_and_times_double() -> None:
+def test_measurements_are_float32_and_times_float64() -> None:
     payload = pack(
         {"type": "status", "t": 93.2, "at": 1_700_000_000_000, "up": 200, "ok": True, "gone": None}
     )
     assert b"\xa1t\xca" + struct.pack(">f", 93.2) in payload
     assert b"\xa2at\xcb" + struct.pack(">d", 1_700_000_000_000) in payload
-    assert b"\xa2up\xd1\x00\xc8" in payload  # signed, where others would take the unsigned \xcc
+    assert b"\xa2up\xd1\x00\xc8" in payload  # signed; other encoders use the unsigned \xcc
     assert "gone" not in msgspec.msgpack.decode(payload)
     assert list(msgspec.msgpack.decode(payload)) == ["type", "t", "at", "up", "ok"]

@@ -1,4 +1,4 @@
-"""Tests of client.model.commands and what it is made of: every command, its ranges, and what it says."""
+"""Tests of the commands in simulator.model: each command, its ranges and its answers."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ def obey(machine: Machine, cmd: str, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("mode", ["on", "ready", "brew", "steam"])
 @pytest.mark.parametrize("off", ["off", "standby", "idle"])
-def test_is_switched_on_and_off(mode: str, off: str) -> None:
+def test_set_mode_switches_on_and_off(mode: str, off: str) -> None:
     machine = make_machine()
     assert machine.mode == "standby"
     assert "machineOnTimestamp" not in machine.status()["machine"]
@@ -32,7 +32,7 @@ def test_is_switched_on_and_off(mode: str, off: str) -> None:
     assert (machine.mode, machine.state) == ("standby", "idle")
 
 
-def test_a_strategy_counts_only_with_on() -> None:
+def test_strategy_applies_only_to_on() -> None:
     machine = make_machine()
     assert obey(machine, "set_mode", mode="on", strategy=3).settings_changed
     assert machine.strategy == 3
@@ -44,7 +44,7 @@ def test_a_strategy_counts_only_with_on() -> None:
     assert machine.strategy == 3
 
 
-def test_refuses_a_mode_while_it_heats() -> None:
+def test_mode_is_refused_while_heating() -> None:
     machine = make_machine()
     obey(machine, "set_mode", mode="on")
     for cmd, fields in (("set_mode", {"mode": "eco"}), ("set_mode", {"mode": "on"}), ("enter_eco", {})):
@@ -95,7 +95,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("cmd", "fields"), REFUSED)
-def test_refuses_what_it_does_not_take(cmd: str, fields: dict[str, Any]) -> None:
+def test_invalid_fields_are_refused(cmd: str, fields: dict[str, Any]) -> None:
     machine = make_machine()
     before = machine.device_info()
     outcome = obey(machine, cmd, **fields)
@@ -130,7 +130,7 @@ def test_settings_show_in_device_info(cmd: str, fields: dict[str, Any], expected
     assert {key: info[key] for key in expected} == expected
 
 
-def test_preferences_and_time_keep_what_is_not_given() -> None:
+def test_omitted_preferences_and_time_settings_keep_their_values() -> None:
     machine = make_machine()
     assert obey(machine, "set_preferences", currency="USD", use24HourTime=False).settings_changed
     obey(machine, "set_preferences", firstDayOfWeek=0)
@@ -172,7 +172,7 @@ def answered(machine: Machine, cmd: str, **fields: Any) -> list[str]:
     return [answer["type"] for answer in outcome.answers]
 
 
-def test_answers() -> None:
+def test_each_command_has_its_answers() -> None:
     machine = make_machine()
     assert answered(machine, "set_bbw", target_weight=40, auto_stop=False) == ["bbw_settings"]
     assert machine.configuration.bbw_settings()["targetWeight"] == 40
@@ -210,7 +210,7 @@ def test_a_power_meter_shows_in_the_status() -> None:
     assert "meter" not in machine.status()["power"]
 
 
-def test_a_scale_comes_and_goes() -> None:
+def test_scale_connects_and_disconnects() -> None:
     machine = make_machine()
     obey(machine, "scale_disconnect")
     assert machine.status()["scale"]["connected"] is False
@@ -231,11 +231,11 @@ def test_a_scale_comes_and_goes() -> None:
         ("ota_start", {"version": "1.0.0"}, "leave"),
     ],
 )
-def test_what_takes_it_off_the_net(cmd: str, fields: dict[str, Any], effect: str) -> None:
+def test_commands_that_end_the_connection(cmd: str, fields: dict[str, Any], effect: str) -> None:
     assert obey(make_machine(), cmd, **fields).effect == effect
 
 
-def test_an_update_of_a_rich_machine_ends_well() -> None:
+def test_update_of_a_rich_machine_succeeds() -> None:
     machine = make_machine(rich=True)
     outcome = obey(machine, "esp32_ota_start", version="9.9.9")
     assert outcome.effect == "restart"
@@ -243,13 +243,13 @@ def test_an_update_of_a_rich_machine_ends_well() -> None:
     assert machine.device_info()["firmwareVersion"] == "9.9.9"
 
 
-def test_a_fixed_address_shows() -> None:
+def test_static_address_is_reported() -> None:
     machine = make_machine()
     obey(machine, "wifi_config", staticIp=True, ip="10.0.0.9", gateway="10.0.0.1", subnet="255.0.0.0")
     assert machine.status()["wifi"]["ip"] == "10.0.0.9"
 
 
-def test_a_factory_reset_forgets() -> None:
+def test_factory_reset_restores_the_defaults() -> None:
     machine = make_machine()
     obey(machine, "set_machine_info", name="Mine")
     obey(machine, "set_temp", temp=99)
@@ -257,7 +257,7 @@ def test_a_factory_reset_forgets() -> None:
     assert machine.device_info() == make_machine().device_info()
 
 
-def test_only_a_rich_machine_brews_when_it_is_told() -> None:
+def test_only_a_rich_machine_obeys_brew_start() -> None:
     assert obey(make_machine(), "brew_start").text.startswith("Unknown command")
     machine = make_machine(rich=True)
     assert obey(machine, "brew_start").level == "warn"
@@ -274,13 +274,13 @@ def test_only_a_rich_machine_brews_when_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("cmd", [None, 7, ["set_mode"], {}, "", "make_tea", "x" * 500, 10**400])
-def test_knows_no_other_commands(cmd: Any) -> None:
+def test_unknown_command_is_refused(cmd: Any) -> None:
     outcome = make_machine().obey({"cmd": cmd})
     assert outcome.level == "warn"
     assert outcome.text.startswith("Unknown command")
     assert len(outcome.text) <= 100
 
 
-def test_every_command_says_something() -> None:
+def test_every_command_logs_a_line() -> None:
     for cmd in KNOWN:
         assert obey(make_machine(), cmd).text

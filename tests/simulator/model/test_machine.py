@@ -1,4 +1,4 @@
-"""Tests of client.machine: physics within bounds, and what follows from it."""
+"""Tests of simulator.model.machine: physics within bounds, and the machine's states."""
 
 import random
 from typing import Any
@@ -94,7 +94,7 @@ def assert_physical(machine: Machine) -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(commands, st.floats(0, 300), st.booleans()), max_size=8), st.booleans())
-def test_stays_within_bounds_whatever_it_is_told(
+def test_any_commands_keep_values_within_bounds(
     story: list[tuple[dict[str, Any], float, bool]], rich: bool
 ) -> None:
     machine = make_machine(rich=rich)
@@ -114,7 +114,7 @@ def test_stays_within_bounds_whatever_it_is_told(
 @given(
     st.lists(st.sampled_from(["on", "off", "eco", "shot", "steam", "wait"]), max_size=8), st.integers(0, 3)
 )
-def test_energy_adds_up(story: list[str], strategy: int) -> None:
+def test_energy_is_conserved(story: list[str], strategy: int) -> None:
     machine = make_machine()
     drawn_j = 0.0
     for event in story:
@@ -147,7 +147,7 @@ def test_reaches_its_setpoint_and_holds_it(temp_c: float, strategy: int) -> None
         assert machine.brew.temp_c == pytest.approx(temp_c, abs=0.7)
 
 
-def test_heats_and_cools_at_the_pace_of_a_real_one() -> None:
+def test_heating_and_cooling_rates_are_realistic() -> None:
     machine = make_machine()
     machine.obey({"cmd": "set_mode", "mode": "on"})
     machine.step(90)
@@ -166,7 +166,7 @@ def test_heats_and_cools_at_the_pace_of_a_real_one() -> None:
     assert machine.status()["power"]["current"] < 50
 
 
-def test_overshoots_a_little_and_hunts_around_its_setpoint() -> None:
+def test_temperature_overshoots_and_oscillates_slightly() -> None:
     machine = make_machine()
     machine.switch_on()
     highest_c, held, powers = 0.0, [], set()
@@ -184,7 +184,7 @@ def test_overshoots_a_little_and_hunts_around_its_setpoint() -> None:
     assert len(powers) > 30
 
 
-def test_the_length_of_the_steps_hardly_matters() -> None:
+def test_step_length_has_little_influence() -> None:
     coarse, fine = make_machine(), make_machine()
     for machine in (coarse, fine):
         machine.obey({"cmd": "set_mode", "mode": "on"})
@@ -194,11 +194,11 @@ def test_the_length_of_the_steps_hardly_matters() -> None:
     assert coarse.brew.temp_c == pytest.approx(fine.brew.temp_c, abs=0.5)
 
 
-def test_is_the_same_again_with_the_same_chance() -> None:
+def test_same_seed_gives_the_same_run() -> None:
     assert make_ready().status() == make_ready().status()
 
 
-def test_is_warm_then_cold_when_it_is_off() -> None:
+def test_machine_cools_down_when_off() -> None:
     machine = make_ready()
     assert (machine.off, machine.cold) == (False, False)
     machine.switch_off()
@@ -208,7 +208,7 @@ def test_is_warm_then_cold_when_it_is_off() -> None:
     assert machine.brew.temp_c == pytest.approx(AMBIENT_C, abs=0.5)
 
 
-def test_both_boilers_never_take_more_than_the_mains_give() -> None:
+def test_boilers_stay_within_the_power_limit() -> None:
     for strategy in range(4):
         machine = make_machine()
         machine.obey({"cmd": "set_power", "voltage": 230, "maxCurrent": 7})
@@ -230,14 +230,14 @@ def test_eco_holds_less_and_leaves_steam_cold() -> None:
     assert machine.state == "heating"
 
 
-def test_a_warm_machine_is_ready_at_once() -> None:
+def test_warm_machine_is_ready_at_once() -> None:
     machine = make_ready()
     machine.obey({"cmd": "set_mode", "mode": "off"})
     machine.obey({"cmd": "set_mode", "mode": "on"})
     assert machine.state == "ready"
 
 
-def test_a_new_setpoint_shows_everywhere_and_is_gone_for() -> None:
+def test_new_setpoint_is_reported_and_reached() -> None:
     machine = make_ready()
     machine.obey({"cmd": "set_temp", "boiler": "brew", "temp": 99})
     machine.obey({"cmd": "set_temp", "boiler": "steam", "temp": 125})
@@ -288,7 +288,7 @@ def test_a_shot() -> None:
     assert [line["message"][:13] for line in machine.news] == ["Brewing start", "Brewing ended"]
 
 
-def test_the_cup_gets_what_it_should_have() -> None:
+def test_shot_stops_at_its_weight() -> None:
     machine = make_ready()
     machine.obey({"cmd": "set_bbw", "targetWeight": 30, "stopOffset": 1})
     machine.pull_shot()
@@ -328,7 +328,7 @@ def test_shots_empty_the_tank() -> None:
     assert machine.status()["water"]["tankLevel"] == "ok"
 
 
-def test_only_a_rich_machine_tells_of_shots() -> None:
+def test_only_a_rich_machine_sends_shot_events() -> None:
     plain, rich = make_ready(), make_ready(rich=True)
     for machine in (plain, rich):
         machine.pull_shot()
@@ -339,7 +339,7 @@ def test_only_a_rich_machine_tells_of_shots() -> None:
     assert [news["event"] for news in rich.news if news["type"] == "event"] == ["shot_start"]
 
 
-def test_switches_itself_on_and_off_by_its_clock() -> None:
+def test_schedules_switch_the_machine() -> None:
     machine = make_machine()
     machine.obey(
         {"cmd": "add_schedule", "hour": 22, "minute": 14, "action": "on", "strategy": 1}
@@ -353,14 +353,14 @@ def test_switches_itself_on_and_off_by_its_clock() -> None:
     assert machine.state == "idle"
 
 
-def test_a_long_step_of_a_machine_that_is_off_misses_no_schedule() -> None:
+def test_long_step_while_off_misses_no_schedule() -> None:
     machine = make_machine()
     machine.obey({"cmd": "add_schedule", "hour": 3, "minute": 0})
     machine.step(5 * 3600)
     assert machine.mode == "on"
 
 
-def test_eco_and_auto_off_come_by_themselves() -> None:
+def test_eco_and_auto_off_start_automatically() -> None:
     machine = make_ready()
     machine.obey({"cmd": "set_eco", "timeout": 1})
     machine.step(120)
@@ -371,7 +371,7 @@ def test_eco_and_auto_off_come_by_themselves() -> None:
     assert "Switched off" in machine.news[-1]["message"]
 
 
-def test_what_it_has_to_say_does_not_pile_up() -> None:
+def test_pending_messages_are_bounded() -> None:
     machine = make_machine(rich=True)
     for number in range(500):
         machine.say("info", str(number))

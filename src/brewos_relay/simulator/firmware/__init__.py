@@ -1,1 +1,1 @@
-"""A machine's own end of the wire, byte for byte: its request, its frames, its MessagePack."""
+"""The firmware's end of a connection, byte for byte: its requests, frames and MessagePack."""

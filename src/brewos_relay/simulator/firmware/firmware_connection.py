@@ -1,6 +1,6 @@
-"""A machine's connection: from the first SYN to the last frame. It is light: thousands fit into a process.
+"""A machine's connection, from the first SYN to the last frame. It is light: thousands fit into a process.
 
-Nothing is sent by a task of its own as long as the operating system takes what is written.
+A task sends data only if the operating system did not accept it at once.
 """
 
 import random
@@ -31,9 +31,9 @@ from brewos_relay.simulator.firmware.http_requests import (
 from brewos_relay.texts import one_line
 
 ATTEMPT_S: Final = 20.0
-ANSWER_S: Final = 5.0  # from the upgrade to the end of its answer's head
+ANSWER_S: Final = 5.0  # timeout for the head of the answer to the upgrade
 REGISTER_S: Final = 10.0
-TURN_S: Final = 0.01  # a machine does one thing in each turn of its loop
+TURN_S: Final = 0.01  # the length of a turn of the firmware's loop
 GOODBYE_S: Final = 0.5
 MOST_WAITING: Final = 20
 _AGAIN_S: Final = 0.011
@@ -41,22 +41,22 @@ _READ_BYTES: Final = 4096
 
 
 class HostNotFound(RelayUnreachable):
-    """The host's name leads to no address."""
+    """The host name has no address."""
 
     code = "relay_name_unknown"
 
 
 class ConnectTimedOut(RelayUnreachable):
-    """No connection came about in 20 s."""
+    """No connection was made in 20 s."""
 
     code = "relay_no_connection"
 
 
 class FirmwareConnection:
-    """An open WebSocket of a machine. Made by `open_firmware_connection`, which also ends it.
+    """An open WebSocket of a machine. Made by `open_firmware_connection`, which also closes it.
 
-    `send` never waits. What the operating system does not take at once waits here, 20 messages at most; the
-    newest is dropped then, as machines do it.
+    `send` never waits. At most 20 messages wait for the operating system; further ones are dropped, as
+    firmware does.
     """
 
     __slots__ = (
@@ -82,7 +82,7 @@ class FirmwareConnection:
         always_masked: bool,
         rest: bytes,
     ) -> None:
-        self._rest = rest  # what came in one piece with the answer
+        self._rest = rest  # bytes that arrived with the answer
         self._stream = stream
         self._raw = raw
         self._spawn = spawn
@@ -95,11 +95,11 @@ class FirmwareConnection:
 
     @property
     def stalled(self) -> bool:
-        """Whether a frame has begun to arrive and is not complete."""
+        """Whether an incomplete frame has arrived."""
         return self._frames.waiting
 
     def send(self, opcode: int, payload: bytes) -> None:
-        """Send a frame, now or as soon as it can leave; without an effect on a connection that has ended."""
+        """Send a frame as soon as possible; no effect once the connection has ended."""
         if len(self._waiting) >= MOST_WAITING and opcode != CLOSE:
             self.dropped += 1
             return
@@ -113,9 +113,9 @@ class FirmwareConnection:
                 self._spawn(self._flush)
 
     async def receive(self, take: Callable[[Frame], None]) -> bool:
-        """Wait for bytes and hand on the frames that are complete with them; False once it has ended.
+        """Wait for bytes, and pass on the complete frames; return False once the connection has ended.
 
-        Raises Unreadable for what a machine does not take.
+        Raises UnreadableFrame for a frame that firmware cannot read.
         """
         data: bytes | bytearray = self._rest
         self._rest = b""
@@ -130,13 +130,13 @@ class FirmwareConnection:
         return True
 
     async def drop(self) -> None:
-        """End the connection without a word."""
+        """End the connection without a close frame."""
         await trio.aclose_forcefully(self._stream)
 
     async def say_goodbye(self, code: int = 1000) -> None:
-        """Close with a close frame, and give the other side a moment to answer it."""
+        """Send a close frame, and give the other side a moment to answer it."""
         with trio.move_on_after(GOODBYE_S, shield=True):
-            # Not by `send`: where it would need a task, that may have been cancelled by now.
+            # Not with `send`: it may need a task, and the nursery may already be cancelled.
             closing = build(
                 CLOSE, close_payload(code), chance=self._chance, always_masked=self._always_masked
             )
@@ -146,7 +146,7 @@ class FirmwareConnection:
                     pass
 
     def _write(self, data: bytes) -> bytes:
-        """Write what the operating system takes at once; gives what it does not."""
+        """Write what the operating system accepts at once; return the rest."""
         if self._raw is None or self._waiting or self._flushing:
             return data
         try:
@@ -154,10 +154,10 @@ class FirmwareConnection:
         except BlockingIOError:
             return data
         except OSError:
-            return b""  # whoever reads sees that it has ended
+            return b""  # the reader notices the end
 
     async def _flush(self) -> None:
-        """Send what waits. **Ends when:** nothing does any more, or the connection has ended."""
+        """Send the waiting messages. **Ends when:** none are left, or the connection has ended."""
         try:
             while self._waiting:
                 await self._stream.send_all(self._waiting[0])
@@ -179,9 +179,9 @@ async def open_firmware_connection(
     ssl_context: ssl.SSLContext | None,
     faithful: bool,
 ) -> AsyncIterator[FirmwareConnection]:
-    """Connect as a machine; raises RelayUnreachable or RelayRefused.
+    """Connect as a machine. Raises RelayUnreachable or RelayRefused.
 
-    `spawn` starts a task in a nursery that lives longer than the link. Leaving the block drops what is left.
+    `spawn` starts a task in a nursery that outlives the connection. Leaving the block drops waiting messages.
     """
     handshake_key = websocket_key(chance.randbytes(16))
     request = upgrade_request(
@@ -193,7 +193,7 @@ async def open_firmware_connection(
         if faithful:
             await trio.sleep(TURN_S * answer.lines)
             if not accepted(answer, handshake_key) and ssl_context is None and await _ends_now(stream):
-                # A machine takes that for a lost connection, and tries once more in the same call.
+                # Firmware takes that for a lost connection, and tries once more in the same call.
                 await trio.aclose_forcefully(stream)
                 stream, raw = await _connect(endpoint, ssl_context, twice=True)
                 answer, rest = await _ask(stream, request, endpoint)
@@ -203,7 +203,9 @@ async def open_firmware_connection(
                 with suppress(trio.BrokenResourceError):
                     await stream.send_all(FAREWELL)
             if answer.status == 101:
-                raise RelayUnreachable("the upgrade was answered in a way that machines do not take")
+                raise RelayUnreachable(
+                    "the relay's answer to the upgrade is one that firmware does not accept"
+                )
             raise RelayRefused(answer.status, _detail(rest), retry_after_s=_retry_after_s(answer))
         connection = FirmwareConnection(
             stream, raw, spawn=spawn, chance=chance, always_masked=not faithful, rest=rest
@@ -218,7 +220,7 @@ async def register(
 ) -> None:
     """Register a machine's key, and the token that its screen shows.
 
-    Raises RelayUnreachable, or RelayRefused unless `200 ` is in what is answered first.
+    Raises RelayUnreachable, or RelayRefused unless the first part of the answer contains `200 `.
     """
     stream, _ = await _connect(endpoint, ssl_context, twice=False)
     try:
@@ -232,7 +234,7 @@ async def register(
             head, _, body = answer.partition(b"\r\n\r\n")
             parsed = parse_head(head)
             if parsed is None:
-                raise RelayUnreachable("what answers is no relay")
+                raise RelayUnreachable("the server is not a relay")
             raise RelayRefused(parsed.status, _detail(body), retry_after_s=_retry_after_s(parsed))
         if asking.cancelled_caught:
             raise RelayUnreachable(f"the registration was not answered in {REGISTER_S:g} s")
@@ -245,7 +247,7 @@ async def register(
 async def _connect(
     endpoint: Endpoint, ssl_context: ssl.SSLContext | None, *, twice: bool
 ) -> tuple[trio.abc.Stream, socket.socket | None]:
-    """Connect, with TLS where the endpoint has it; gives the socket too if it can be written to."""
+    """Connect, with TLS if the endpoint has it; return the socket too if it can be written to directly."""
     with trio.move_on_after(ATTEMPT_S):
         try:
             found = await trio.socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
@@ -276,7 +278,7 @@ async def _connect(
 
 
 async def _connect_to_any(found: list[Any]) -> tuple[trio.SocketStream, socket.socket]:
-    """Connect to the first address that takes us; raises the last one's OSError."""
+    """Connect to the first address that accepts. Raises the OSError of the last one."""
     problem: OSError = OSError("no address")
     for family, kind, protocol, _, address in found:
         raw = socket.socket(family, kind, protocol)
@@ -294,7 +296,7 @@ async def _connect_to_any(found: list[Any]) -> tuple[trio.SocketStream, socket.s
 
 
 async def _ask(stream: trio.abc.Stream, request: bytes, endpoint: Endpoint) -> tuple[Answer, bytes]:
-    """Send the upgrade and read the head of its answer; gives what came after it too."""
+    """Send the upgrade and read the head of its answer; return the bytes after it too."""
     received = b""
     try:
         with trio.move_on_after(ANSWER_S):
@@ -307,7 +309,7 @@ async def _ask(stream: trio.abc.Stream, request: bytes, endpoint: Endpoint) -> t
             head, _, rest = received.partition(b"\r\n\r\n")
             answer = parse_head(head)
             if answer is None:
-                raise RelayUnreachable(f"what answers at {endpoint.host} is no relay")
+                raise RelayUnreachable(f"the server at {endpoint.host} is not a relay")
             return answer, rest
     except trio.BrokenResourceError:
         raise RelayUnreachable(f"{endpoint.host} reset the connection without an answer") from None
@@ -315,7 +317,7 @@ async def _ask(stream: trio.abc.Stream, request: bytes, endpoint: Endpoint) -> t
 
 
 async def _ends_now(stream: trio.abc.Stream) -> bool:
-    """Tell whether a refused connection ends within a turn of a machine's loop; what comes is discarded."""
+    """Tell whether a refused connection ends within a turn of the firmware's loop. Discards received data."""
     with trio.move_on_after(TURN_S), suppress(trio.BrokenResourceError):
         while await stream.receive_some(_READ_BYTES):
             pass
@@ -333,7 +335,7 @@ def _retry_after_s(answer: Answer) -> float | None:
 
 
 def _detail(body: bytes) -> str:
-    """Pick what a refusal says, as far as it has come."""
+    """Return the error text of a refusal, as far as it has arrived."""
     try:
         content = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):

@@ -1,7 +1,7 @@
-"""Frames as machines build and read them (RFC 6455 §5.2). No I/O.
+"""WebSocket frames as firmware builds and reads them (RFC 6455 §5.2). No I/O.
 
-Nothing is ever fragmented, and what is fragmented is not understood. The mask is a random one, but for empty
-and for large frames it is zero: the key costs memory where payloads are large.
+Firmware neither sends nor understands fragments. Its masks are random, but zero for empty and for large
+frames, to save memory.
 """
 
 import random
@@ -11,12 +11,12 @@ from typing import Final
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
-#: The largest message that a machine reads; a larger one makes it close the connection (1009).
+#: The largest message that firmware reads; it closes the connection at a larger one (1009).
 MOST_BYTES: Final = 15_360
-#: What it sends itself, at most; it drops what is larger.
+#: The largest messages that it sends; it drops larger ones.
 TEXT_BYTES: Final = 2047
 BINARY_BYTES: Final = 2042
-#: From here on, header and payload are two writes, and the mask is zero.
+#: From this length on, header and payload are two writes, and the mask is zero.
 LARGE_BYTES: Final = 1400
 
 _FIN: Final = 0x80
@@ -26,7 +26,7 @@ _NO_MASK: Final = b"\0\0\0\0"
 
 
 class UnreadableFrame(Exception):
-    """What came ends the connection; `code` is what a machine closes it with."""
+    """A frame that ends the connection; `code` is the close code of the firmware."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -35,7 +35,7 @@ class UnreadableFrame(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as it came; `whole` is false for a fragment."""
+    """A received frame; `whole` is false for a fragment."""
 
     opcode: int
     payload: bytes
@@ -43,9 +43,9 @@ class Frame:
 
 
 def build(opcode: int, payload: bytes, *, chance: random.Random, always_masked: bool = False) -> list[bytes]:
-    """Build a frame, as the writes in which it leaves.
+    """Build a frame, as a list of writes.
 
-    `always_masked` gives large frames a random mask too, and one write, as other libraries do.
+    `always_masked` gives large frames a random mask too, in one write, as other libraries do.
     """
     length = len(payload)
     large = length >= LARGE_BYTES and not always_masked
@@ -63,12 +63,12 @@ def build(opcode: int, payload: bytes, *, chance: random.Random, always_masked: 
 
 
 def close_payload(code: int) -> bytes:
-    """Give the payload of a close frame: machines give no reason."""
+    """Return the payload of a close frame; firmware gives no reason."""
     return code.to_bytes(2, "big")
 
 
 class FrameReader:
-    """Takes bytes as they come, and gives the frames that are complete."""
+    """Collects received bytes, and returns complete frames."""
 
     __slots__ = ("_data",)
 
@@ -77,11 +77,11 @@ class FrameReader:
 
     @property
     def waiting(self) -> bool:
-        """Whether a frame has begun to arrive."""
+        """Whether an incomplete frame has arrived."""
         return bool(self._data)
 
     def feed(self, data: bytes | bytearray, take: Callable[[Frame], None]) -> None:
-        """Hand on every frame that is complete now; raises Unreadable at the first that is too much."""
+        """Pass on each complete frame. Raises UnreadableFrame at the first that firmware cannot read."""
         received = self._data
         received += data
         at = 0

@@ -1,4 +1,4 @@
-"""The two HTTP requests of a machine, as bytes, and what it makes of their answers. No I/O."""
+"""The two HTTP requests of firmware, as bytes, and how it reads the answers. No I/O."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-#: What a machine writes on a connection whose upgrade was not to its liking.
+#: What firmware writes after an answer that it does not accept.
 FAREWELL: Final = b"This is a webSocket client!"
 HEAD_BYTES: Final = 16 * 1024
 
@@ -15,7 +15,7 @@ _GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 def upgrade_request(*, device_id: str, key: str, host: str, websocket_key: str) -> bytes:
-    """Build the upgrade; `host` has the port in it."""
+    """Build the upgrade request; `host` includes the port."""
     lines = (
         f"GET /ws/device?id={device_id}&key={key} HTTP/1.1",
         f"Host: {host}",
@@ -33,12 +33,12 @@ def upgrade_request(*, device_id: str, key: str, host: str, websocket_key: str) 
 
 
 def websocket_key(random_bytes: bytes) -> str:
-    """Write 16 bytes as the handshake's key."""
+    """Encode 16 bytes as `Sec-WebSocket-Key`."""
     return b64encode(random_bytes).decode()
 
 
 def register_request(*, device_id: str, key: str, token: str, host: str) -> list[bytes]:
-    """Build the registration of what a machine's screen shows, as its writes: a line each, then the body."""
+    """Build the registration of key and token, as a list of writes: one for each line, then the body."""
     body = msgspec.json.encode({"deviceId": device_id, "token": token, "deviceKey": key})
     lines = (
         "POST /api/devices/register-claim HTTP/1.1\r\n",
@@ -52,7 +52,7 @@ def register_request(*, device_id: str, key: str, token: str, host: str) -> list
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The head of an answer; names of `headers` are in lower case."""
+    """The head of an answer; names in `headers` are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -60,7 +60,7 @@ class Answer:
 
 
 def parse_head(head: bytes) -> Answer | None:
-    """Read the head of an answer; None if it is none."""
+    """Parse the head of an answer; None if it is not HTTP."""
     first, *rest = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     version, _, status = first.partition(" ")
     if not version.startswith("HTTP/1.") or not status[:3].isdecimal():
@@ -74,7 +74,7 @@ def parse_head(head: bytes) -> Answer | None:
 
 
 def accepted(answer: Answer, websocket_key: str) -> bool:
-    """Tell whether a machine takes an answer for its upgrade: it reads two headers, and those strictly."""
+    """Tell whether firmware accepts an answer to its upgrade: it checks two headers strictly."""
     accept = sha1((websocket_key + _GUID).encode(), usedforsecurity=False).digest()
     return (
         answer.status == 101

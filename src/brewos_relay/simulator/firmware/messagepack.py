@@ -1,7 +1,7 @@
-"""MessagePack as machines write it.
+"""MessagePack as firmware writes it.
 
-Whole numbers are signed ones of up to 32 bits, fractions have 32 bits, times of day (whole numbers beyond
-that) are fractions of 64 bits, and what is None is left out. Keys stay in their order.
+Integers are signed with up to 32 bits; larger ones (times) are 64-bit floats. Other numbers are 32-bit
+floats. None is left out. Keys keep their order.
 """
 
 import struct
@@ -17,7 +17,7 @@ _pack_32: Final = struct.Struct(">Bi").pack
 
 
 def pack(value: dict[str, Any]) -> bytes:
-    """Pack a message."""
+    """Encode a message."""
     return _map(value)
 
 
@@ -71,7 +71,7 @@ def _none(_: None) -> bytes:
 
 
 def _key(key: str) -> bytes:
-    """Pack a key, and remember it: there are few of them, and they are the same all the time."""
+    """Encode a key, and cache it: the same few keys are used all the time."""
     packed = _KEYS[key] = _text(key)
     return packed
 

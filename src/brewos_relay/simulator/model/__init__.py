@@ -1,1 +1,1 @@
-"""What a simulated machine is made of: boilers, shots, settings, commands. No I/O and no clock of its own."""
+"""The model of an espresso machine: boilers, shots, settings, commands. No I/O and no clock of its own."""

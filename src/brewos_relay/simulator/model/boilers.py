@@ -1,23 +1,23 @@
-"""Boilers: a heater, a mass of water, a loss to the room, and a controller that is good but not perfect.
+"""Boilers: a heater, a mass of water, heat loss, and an imperfect controller; and their share of the power.
 
-The heater's element stores heat and gives it away late, and the sensor follows the water late: a controller
-that only sees the sensor overshoots a little when it has heated up, and hunts around its setpoint afterwards.
+The heating element stores heat and releases it slowly, and the sensor lags behind the water. So the
+controller overshoots a little after heating up, and oscillates around its setpoint.
 """
 
 import math
 from dataclasses import dataclass, field
 from typing import Final
 
-#: The longest step of a boiler that is heated; one that is off can take longer ones.
+#: The longest time step of a heated boiler; one that is off can take longer steps.
 HEATED_STEP_S: Final = 0.25
 
-_ELEMENT_S: Final = 9.0  # how long the element takes to give away most of its heat
+_ELEMENT_S: Final = 9.0  # the time constant of the element
 _SENSOR_S: Final = 3.0
-_GAIN_PER_C: Final = 0.22  # part of the heater's power for each °C that is missing
+_GAIN_PER_C: Final = 0.22  # fraction of the heater's power per °C below the target
 _INTEGRAL_PER_C_S: Final = 0.0022
 _INTEGRATED_WITHIN_C: Final = 4.0
 _INTEGRAL_MOST: Final = 0.35
-_FORGETS_S: Final = 500.0  # the integral leaks, so that an idle boiler droops by a bit
+_FORGETS_S: Final = 500.0  # the integral decays, so that an idle boiler droops slightly
 _CONTROL_S: Final = 1.0
 
 _ELEMENT_STEP: Final = 1.0 - math.exp(-HEATED_STEP_S / _ELEMENT_S)
@@ -35,10 +35,10 @@ _BREW_TURN_S: Final = 8.0
 
 @dataclass(slots=True, kw_only=True)
 class Boiler:
-    """A vessel of water with a heater and a sensor. `temp_c` is the water, `sensor_c` what is known of it.
+    """A vessel of water with a heater and a sensor.
 
-    What the heater took is in the element, in the water, or lost: `given_j` = `element_j` + the water's +
-    `lost_j`.
+    `temp_c` is the temperature of the water, `sensor_c` the reading of the sensor. The energy of the heater
+    is in the element, in the water, or lost: `given_j` = `element_j` + the water's + `lost_j`.
     """
 
     heater_w: float
@@ -62,18 +62,18 @@ class Boiler:
 
     @property
     def power_w(self) -> float:
-        """What the heater takes."""
+        """The power of the heater."""
         return self.duty * self.heater_w
 
     @property
     def target_c(self) -> float:
-        """The setpoint, as far as this boiler can safely be heated."""
+        """The setpoint, limited to a safe temperature."""
         return min(self.setpoint_c, self.limit_c - 2.0)
 
     def want(self, target_c: float | None, dt_s: float, *, error_c: float) -> float:
-        """Decide, once a second, on the power in W that it takes to get to `target_c` (None: off).
+        """Decide once a second on the power in W to reach `target_c` (None: off).
 
-        The sensor errs by `error_c`.
+        `error_c` is the error of the sensor.
         """
         if target_c is None:
             self._integral = self._wanted = self._decided_s = 0.0
@@ -86,11 +86,11 @@ class Boiler:
                 gained = missing_c * _INTEGRAL_PER_C_S - self._integral / _FORGETS_S
                 self._integral = min(_INTEGRAL_MOST, max(0.0, self._integral + gained * _CONTROL_S))
             self._wanted = min(1.0, max(0.0, missing_c * _GAIN_PER_C + self._integral)) * self.heater_w
-        # The thermostat that no software overrules.
+        # The hardware thermostat.
         return self._wanted if self.temp_c < self.limit_c - 0.5 else 0.0
 
     def step(self, dt_s: float, *, power_w: float, draw_w: float = 0.0) -> None:
-        """Heat with `power_w` while `draw_w` is taken out by water or steam that leaves."""
+        """Heat with `power_w` while leaving water or steam takes `draw_w`."""
         self.duty = power_w / self.heater_w
         given_j = power_w * dt_s
         self.given_j += given_j
@@ -108,10 +108,10 @@ class Boiler:
 def share_power(
     brew_w: float, steam_w: float, *, strategy: int, budget_w: float, heating: bool, clock_s: float
 ) -> tuple[float, float]:
-    """Give what each boiler gets of the W that it wants; never more than `budget_w` together.
+    """Return the power in W for each boiler, limited by its demand and together by `budget_w`.
 
-    While the machine heats up (`heating`), strategy 1 lets the steam boiler wait, and strategy 3 lets the
-    two take turns, so that never both of them draw. Strategy 0 never heats it. The brew boiler comes first.
+    While the machine heats up (`heating`), strategy 1 delays the steam boiler, and strategy 3 alternates
+    between the two. Strategy 0 never heats the steam boiler. The brew boiler has priority.
     """
     budget_w = max(0.0, budget_w)
     if strategy == BREW_ONLY or (strategy == SEQUENTIAL and heating):

@@ -1,4 +1,4 @@
-"""Commands about heat, water and coffee."""
+"""Commands for heating, brewing and the scale."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +21,7 @@ _SCALE: Final = {"address": "AA:BB:CC:00:11:22", "name": "Simulated scale", "rss
 
 
 def set_mode(machine: "Machine", command: _Command) -> CommandResult:
-    """Switch on (with a strategy, perhaps), off, or to eco."""
+    """Switch on (with an optional strategy), off, or to eco."""
     wanted = _MODES[fields.choice(command, "mode", _MODES)]
     if wanted == "standby":
         machine.switch_off()
@@ -37,7 +37,7 @@ def set_mode(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_temp(machine: "Machine", command: _Command) -> CommandResult:
-    """Set what a boiler is heated to."""
+    """Set the setpoint of a boiler."""
     boiler = fields.choice(command, "boiler", ("brew", "steam"), "brew")
     temp_c = fields.number(command, "temp", low=50, high=150)
     (machine.brew if boiler == "brew" else machine.steam).setpoint_c = temp_c
@@ -46,7 +46,7 @@ def set_temp(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_eco(machine: "Machine", command: _Command) -> CommandResult:
-    """Set how warm eco mode is, and after how long it begins."""
+    """Set the temperature of eco mode, and when it starts."""
     configuration = machine.configuration
     enabled = fields.flag(command, "enabled", default=True)
     brew_c = fields.number(command, "brewTemp", low=50, high=120, default=80)
@@ -57,7 +57,7 @@ def set_eco(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def enter_eco(machine: "Machine", _: _Command) -> CommandResult:
-    """Go to eco mode now."""
+    """Start eco mode now."""
     _not_while_busy(machine)
     machine.enter_eco()
     return CommandResult("info", "Entering eco mode")
@@ -72,7 +72,7 @@ def exit_eco(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def set_bbw(machine: "Machine", command: _Command) -> CommandResult:
-    """Set brewing by weight; what is not given stays."""
+    """Set brewing by weight; omitted fields keep their values."""
     now = machine.configuration
     target_g = fields.number(
         command, "targetWeight", "target_weight", low=10, high=100, default=now.target_weight_g
@@ -99,7 +99,7 @@ def set_preinfusion(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_power(machine: "Machine", command: _Command) -> CommandResult:
-    """Set what the mains give."""
+    """Set the voltage and the current of the mains."""
     voltage = fields.whole(command, "voltage", low=100, high=240, default=230)
     current_a = fields.number(command, "maxCurrent", low=1, high=30, default=15)
     machine.configuration.mains_voltage, machine.configuration.max_current = voltage, current_a
@@ -116,27 +116,27 @@ def brew_start(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def brew_stop(machine: "Machine", _: _Command) -> CommandResult:
-    """End the shot."""
+    """Stop the shot."""
     if not machine.stop_shot():
         raise CommandRejected("nothing is brewing")
     return CommandResult("info", "Brewing stopped")
 
 
 def tare(machine: "Machine", _: _Command) -> CommandResult:
-    """Let the scale show nothing for what is on it."""
+    """Set the scale to zero."""
     _need_scale(machine)
     machine.water.weight_g = 0.0
     return CommandResult("info", "Scale tared")
 
 
 def scale_scan(_machine: "Machine", _: _Command) -> CommandResult:
-    """Look for scales."""
+    """Scan for scales."""
     found = ({"type": "scan_result", **_SCALE}, {"type": "scan_complete"})
     return CommandResult("info", "Scanning for scales", rich_answers=found)
 
 
 def scale_scan_stop(_machine: "Machine", _: _Command) -> CommandResult:
-    """Stop looking."""
+    """Stop scanning."""
     return CommandResult("info", "Scan stopped", rich_answers=({"type": "scan_complete"},))
 
 
@@ -148,14 +148,14 @@ def scale_connect(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def scale_disconnect(machine: "Machine", _: _Command) -> CommandResult:
-    """Let go of the scale."""
+    """Disconnect the scale."""
     machine.water.scale_connected = False
     machine.water.weight_g = 0.0
     return CommandResult("info", "Scale disconnected", rich_answers=(_scale_status(machine),))
 
 
 def set_scale_connected(machine: "Machine", command: _Command) -> CommandResult:
-    """Do either of them."""
+    """Connect or disconnect the scale."""
     connected = fields.flag(command, "connected", default=True)
     return (scale_connect if connected else scale_disconnect)(machine, {"address": _SCALE["address"]})
 

@@ -12,19 +12,19 @@ _MISSING: Final = object()
 
 
 class CommandRejected(Exception):
-    """A command cannot be carried out; its text says why."""
+    """A command cannot be carried out; the text has the reason."""
 
 
-#: What a machine does to its connection afterwards: it starts anew, is off the net for a moment, or for good.
+#: The effect of a command on the connection: restart, a short interruption, or offline for good.
 Effect = Literal["restart", "reconnect", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What the machine says of a command; `settings_changed` if its `device_info` is another now.
+    """The result of a command. `settings_changed` means that the `device_info` has changed.
 
-    `answers` are messages that follow, `rich_answers` those that only a rich machine sends; for `busy_s` it
-    neither reads nor writes.
+    `answers` are messages to send; only a rich machine also sends `rich_answers`. The machine neither reads
+    nor writes for `busy_s`.
     """
 
     level: Literal["info", "warn"]
@@ -39,7 +39,7 @@ class CommandResult:
 def number(
     command: Mapping[str, Any], *names: str, low: float, high: float, default: float | None = None
 ) -> float:
-    """Read a number from `low` to `high` under the first of `names` that is there."""
+    """Read a number from `low` to `high` from the first of `names` in the command."""
     value = _find(command, names, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise CommandRejected(f"{names[0]} must be a number from {low:g} to {high:g}, not {shown(value)}")
@@ -47,7 +47,7 @@ def number(
 
 
 def whole(command: Mapping[str, Any], *names: str, low: int, high: int, default: int | None = None) -> int:
-    """Read a whole number."""
+    """Read an integer."""
     value = number(command, *names, low=low, high=high, default=default)
     if not value.is_integer():
         raise CommandRejected(f"{names[0]} must be a whole number, not {value:g}")
@@ -55,7 +55,7 @@ def whole(command: Mapping[str, Any], *names: str, low: int, high: int, default:
 
 
 def flag(command: Mapping[str, Any], *names: str, default: bool | None = None) -> bool:
-    """Read true or false."""
+    """Read a boolean."""
     value = _find(command, names, default)
     if not isinstance(value, bool):
         raise CommandRejected(f"{names[0]} must be true or false, not {shown(value)}")
@@ -65,7 +65,7 @@ def flag(command: Mapping[str, Any], *names: str, default: bool | None = None) -
 def text(
     command: Mapping[str, Any], *names: str, longest: int = _TEXT_CHARS, default: str | None = None
 ) -> str:
-    """Read a text, cut to the length that a machine keeps."""
+    """Read a text, cut to the length that a machine stores."""
     value = _find(command, names, default)
     if not isinstance(value, str):
         raise CommandRejected(f"{names[0]} must be a text, not {shown(value)}")
@@ -73,7 +73,7 @@ def text(
 
 
 def choice(command: Mapping[str, Any], name: str, choices: Iterable[str], default: str | None = None) -> str:
-    """Read one of some words."""
+    """Read one of several words."""
     value = _find(command, (name,), default)
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
@@ -82,9 +82,9 @@ def choice(command: Mapping[str, Any], name: str, choices: Iterable[str], defaul
 
 
 def shown(value: Any) -> str:
-    """Show a value that somebody sent, whatever it is, in a few characters."""
+    """Show a received value in a few characters."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "a number without end"
+        return "an infinite number"
     plain = value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1e9)
     return repr(value)[:40] if plain else f"a value of type {type(value).__name__}"
 

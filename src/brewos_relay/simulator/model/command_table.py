@@ -1,4 +1,4 @@
-"""Obedience: which commands a machine knows, and what it says of those that it does not take."""
+"""The commands that a machine knows, and its reaction to others."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -65,7 +65,7 @@ KNOWN: Final[Mapping[str, _Obey]] = {
     "factory_reset": system.factory_reset,
 }
 
-#: What apps send and today's machines do not know.
+#: Commands of apps that today's firmware does not know.
 RICH: Final[Mapping[str, _Obey]] = {
     "brew_start": brewing.brew_start,
     "brew_stop": brewing.brew_stop,
@@ -74,7 +74,7 @@ RICH: Final[Mapping[str, _Obey]] = {
 
 
 def obey(machine: "Machine", command: Mapping[str, Any]) -> CommandResult:
-    """Carry out a command as far as the machine takes it; never raises, whatever it is."""
+    """Carry out a command if the machine accepts it; never raises."""
     cmd = command.get("cmd")
     carry_out = None
     if isinstance(cmd, str):

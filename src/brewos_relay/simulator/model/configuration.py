@@ -1,4 +1,4 @@
-"""How a machine is set: what its `device_info` tells, and what it keeps beside that."""
+"""The settings of a machine: those in its `device_info`, and others."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,15 +8,15 @@ from brewos_relay.simulator.model.schedules import Schedule
 
 @dataclass(slots=True, kw_only=True)
 class Configuration:
-    """Everything that a command can set. Names are those of the machine's messages, in our spelling."""
+    """Everything that a command can set. The names follow those in the machine's messages."""
 
-    # Who it is
+    # Identity
     name: str = "Simulated machine"
     brand: str = "BrewOS"
     model: str = "Simulator"
     machine_type: str = "dual_boiler"
     firmware: str = "0.8.62"
-    # The mains
+    # Mains
     mains_voltage: int = 230
     max_current: float = 15.0
     # Eco and pre-infusion
@@ -36,7 +36,7 @@ class Configuration:
     schedules: list[Schedule] = field(default_factory=list)
     auto_off: bool = False
     auto_off_min: int = 60
-    # What people like
+    # Preferences
     preferences: dict[str, Any] = field(
         default_factory=lambda: {
             "firstDayOfWeek": "monday",
@@ -57,14 +57,14 @@ class Configuration:
             "dstOffsetMinutes": 0,
         }
     )
-    # What it is connected to
+    # Connections
     mqtt: dict[str, Any] = field(
         default_factory=lambda: {"enabled": False, "connected": False, "broker": "", "topic": "brewos"}
     )
     static_ip: dict[str, Any] = field(default_factory=dict)
     meter_topic: str | None = None
     meter_format: str = "auto"
-    # Its log
+    # Logging
     log_enabled: bool = False
     log_pico: bool = False
     log_debug: bool = False
@@ -72,7 +72,7 @@ class Configuration:
 
     @property
     def utc_offset_s(self) -> int:
-        """What its local time is ahead of UTC."""
+        """The offset of its local time from UTC."""
         offset_min: int = self.time["utcOffsetMinutes"]
         if self.time["dstEnabled"]:
             offset_min += self.time["dstOffsetMinutes"]
@@ -80,11 +80,11 @@ class Configuration:
 
     @property
     def limit_w(self) -> float:
-        """The most that it may draw."""
+        """The highest power that it may draw."""
         return self.mains_voltage * self.max_current
 
     def bbw_settings(self) -> dict[str, Any]:
-        """Report how it brews by weight, as its `bbw_settings` message."""
+        """Return its `bbw_settings` message (brew by weight)."""
         return {
             "type": "bbw_settings",
             "enabled": self.bbw_enabled,
@@ -95,7 +95,7 @@ class Configuration:
         }
 
     def preinfusion_settings(self) -> dict[str, Any]:
-        """Report its pre-infusion, as its `preinfusion_settings` message."""
+        """Return its `preinfusion_settings` message."""
         return {
             "type": "preinfusion_settings",
             "enabled": self.preinfusion,
@@ -104,7 +104,7 @@ class Configuration:
         }
 
     def device_info(self, device_id: str, *, brew_c: float, steam_c: float) -> dict[str, Any]:
-        """Report what it is and how it is set, as its `device_info` message."""
+        """Return its `device_info` message."""
         return {
             "type": "device_info",
             "deviceId": device_id,

@@ -1,7 +1,7 @@
-"""A dual-boiler espresso machine as a model: no I/O and no clock, time passes by `step`.
+"""A model of a dual-boiler espresso machine. It has no I/O and no clock: `step` advances its time.
 
-Figures are those of a domestic machine: 0.25 to 0.4 °C/s when heating, about 1 °C/min when cooling down, a
-shot of half a minute at 9 bar.
+The figures are those of a domestic machine: 0.25 to 0.4 °C/s when heating, about 1 °C/min when cooling down,
+a shot of half a minute at 9 bar.
 """
 
 import random
@@ -17,16 +17,16 @@ from brewos_relay.simulator.model.status import device_info, stats, status
 from brewos_relay.simulator.model.water import PUMP_W, Recipe, Shot, Water
 
 AMBIENT_C: Final = 22.0
-READY_BAND_C: Final = 1.0  # this near to its setpoint, the brew boiler is ready
-LOST_BAND_C: Final = 3.0  # this far below it, the machine is heating again
+READY_BAND_C: Final = 1.0  # the brew boiler is ready within this distance of its setpoint
+LOST_BAND_C: Final = 3.0  # the machine is heating again below this distance
 
-_COLD_STEP_S: Final = 15.0  # the longest step of a machine whose heaters are off
+_COLD_STEP_S: Final = 15.0  # the longest time step while the heaters are off
 _WARM_C: Final = 0.5
 _GROUP_PART: Final = 0.94
 _GROUP_LAG_S: Final = 90.0
 _ELECTRONICS_W: Final = 5.0
 _STEAMING_W: Final = 950.0
-_DRAUGHT_W: Final = 6.0  # how much the loss to the room changes in a step
+_DRAUGHT_W: Final = 6.0  # the change of the heat loss in a step
 _DRAUGHT_S: Final = 20.0
 _MOST_NEWS: Final = 40
 
@@ -34,12 +34,12 @@ State = Literal["idle", "heating", "ready", "brewing", "eco"]
 
 
 class Machine:
-    """A machine that can be switched on and off, set, stepped through time and asked for its state.
+    """A machine that can be switched on and off, configured, advanced in time and asked for its state.
 
-    `now_ms` gives the time of day for the time stamps that a machine reports (Unix, ms). Its own clock, by
-    which schedules and eco go, starts there and passes with its steps. With the same `chance` and the same
-    calls, everything but those time stamps is the same. `rich` lets it obey and tell what apps know and
-    today's machines do not have: `brew_start`, the shot's own figures, events.
+    `now_ms` returns the time for the machine's time stamps (Unix, ms). Its own clock, for schedules and eco
+    mode, starts there and advances with its steps. With the same `chance` and the same calls, everything but
+    those time stamps is the same. A `rich` machine has commands and messages that apps know and today's
+    firmware lacks: `brew_start`, figures of the shot, events.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Machine:
         chance: random.Random | None = None,
         rich: bool = False,
     ) -> None:
-        # Noise of sensors, not secrets.
+        # Sensor noise, not secrets.
         self.chance = random.Random(1) if chance is None else chance  # noqa: S311
         self.device_id = device_id
         self.rich = rich
@@ -68,23 +68,23 @@ class Machine:
         self.state: State = "idle"
         self.strategy = 2
         self.rssi_dbm = -58.0
-        # Its clocks
+        # Clocks
         self.uptime_s = 0.0
-        self.ready_s = 0.0  # for how long it has been ready without a shot
-        self.unused_s = 0.0  # for how long it has been on without a shot
+        self.ready_s = 0.0  # time in state `ready` since the last shot
+        self.unused_s = 0.0  # time switched on since the last shot
         self.on_since_ms: int | None = None
         self.last_shot_ms: int | None = None
         self.shot_began_ms: int | None = None
-        # What it has done
+        # Counters
         self.brew_count = 0
         self.shots_today = 0
         self.lifetime_shots = 0
         self.brewed_s = 0.0
         self.energy_kwh = 0.0
         self.energy_today_kwh = 0.0
-        #: What it has to say beside its state: `log` and, if it is rich, `event` messages, oldest first.
+        #: Messages to send: `log` and, from a rich machine, `event`, oldest first.
         self.news: list[dict[str, Any]] = []
-        # What is measured
+        # Measurements
         self.voltage_v = 230.0
         self.group_c = AMBIENT_C
         self._steaming_s = 0.0
@@ -99,23 +99,23 @@ class Machine:
 
     @property
     def shot(self) -> Shot | None:
-        """The shot that is being made."""
+        """The shot in progress."""
         return self.water.shot
 
     @property
     def power_w(self) -> float:
-        """What the whole machine takes."""
+        """The power of the whole machine."""
         pump_w = PUMP_W if self.shot is not None else 0.0
         return self.brew.power_w + self.steam.power_w + pump_w + _ELECTRONICS_W
 
     @property
     def clock_ms(self) -> int:
-        """The machine's own time of day, Unix ms."""
+        """The time of the machine's own clock, Unix ms."""
         return int(self._clock_s * 1000)
 
     @property
     def off(self) -> bool:
-        """Whether nothing in it is heated or moves, so that it can be looked at less often."""
+        """Whether nothing heats or moves, so that longer steps suffice."""
         return self.state == "idle" and self.water.at_rest
 
     @property
@@ -123,14 +123,14 @@ class Machine:
         """Whether it is off and has cooled down, so that nothing changes any more."""
         return self.off and self.brew.temp_c - AMBIENT_C < _WARM_C and self.steam.temp_c - AMBIENT_C < _WARM_C
 
-    # What is done to it
+    # Control
 
     def obey(self, command: Mapping[str, Any]) -> CommandResult:
-        """Carry out a command (`cmd` and its fields) as far as the machine takes it."""
+        """Carry out a command (`cmd` and its fields) if the machine accepts it."""
         return obey(self, command)
 
     def switch_on(self, strategy: int | None = None) -> None:
-        """Heat up, or go on from eco."""
+        """Heat up, or leave eco mode."""
         if strategy is not None:
             self.strategy = strategy
             self.configuration.preferences["lastHeatingStrategy"] = strategy
@@ -142,7 +142,7 @@ class Machine:
         self._settle()
 
     def switch_off(self) -> None:
-        """Go to standby, whatever it is doing; a shot ends with it."""
+        """Go to standby in any state; this ends a shot."""
         if self.shot is not None:
             self.stop_shot()
         self.state = "idle"
@@ -155,7 +155,7 @@ class Machine:
         self.ready_s = 0.0
 
     def pull_shot(self) -> bool:
-        """Start a shot; False if the machine is not ready for one."""
+        """Start a shot; return False if the machine is not ready for one."""
         if self.state != "ready" or self.water.level == "empty":
             return False
         configuration = self.configuration
@@ -176,7 +176,7 @@ class Machine:
         return True
 
     def stop_shot(self) -> bool:
-        """End the shot; False if there is none."""
+        """Stop the shot; return False if there is none."""
         shot = self.water.end()
         if shot is None:
             return False
@@ -205,7 +205,7 @@ class Machine:
             self._steaming_s = for_s
 
     def say(self, level: str, text: str, *, source: str = "esp32") -> None:
-        """Put a line into the machine's log."""
+        """Append a line to the machine's log."""
         self.news.append(
             {
                 "type": "log",
@@ -218,15 +218,15 @@ class Machine:
         del self.news[:-_MOST_NEWS]
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Tell what only a rich machine tells."""
+        """Append a message that only a rich machine sends."""
         if self.rich:
             self.news.append(message)
             del self.news[:-_MOST_NEWS]
 
-    # What happens in it
+    # Simulation
 
     def step(self, dt_s: float) -> None:
-        """Let `dt_s` seconds pass."""
+        """Advance by `dt_s` seconds."""
         while dt_s > 1e-9:
             step_s = min(dt_s, _COLD_STEP_S if self.off else HEATED_STEP_S)
             self._step(step_s)
@@ -278,13 +278,13 @@ class Machine:
             self._pass_minutes(minute)
 
     def _targets(self) -> tuple[float, float | None]:
-        """What the boilers are heated to, None being off; the machine is on or in eco."""
+        """Return the boilers' target temperatures (None: off) while the machine is on or in eco mode."""
         if self.state == "eco":
             return min(self.configuration.eco_brew_c, self.brew.limit_c - 2.0), None
         return self.brew.target_c, self.steam.target_c
 
     def _settle(self) -> None:
-        """Go to the state that follows from the temperatures."""
+        """Set the state that follows from the temperatures."""
         missing_c = self.brew.target_c - self.brew.sensor_c
         if self.state == "heating" and missing_c <= READY_BAND_C:
             self.state = "ready"
@@ -292,17 +292,17 @@ class Machine:
         elif self.state == "ready" and missing_c > LOST_BAND_C:
             self.state = "heating"
 
-    # Its clock
+    # Clock
 
     def _local_minute(self) -> int:
         return int(self._clock_s + self.configuration.utc_offset_s) // 60
 
     def _pass_minutes(self, minute: int) -> None:
-        """Do what is due at the full minute that has come; after a jump of the clock, only that one."""
+        """Run the tasks of the current minute; after a jump of the clock, skip the other minutes."""
         if minute // 1440 != self._minute // 1440:
             self.shots_today = 0
             self.energy_today_kwh = 0.0
-        # A step is never longer than a minute: more has passed only when the clock was set.
+        # A step is at most a minute: more than one has passed only if the clock was set.
         self._minute = minute
         for schedule in self.configuration.schedules:
             if schedule.due_at(minute):
@@ -327,16 +327,16 @@ class Machine:
         elif self.state in ("idle", "eco"):
             self.switch_on(schedule.strategy)
 
-    # What it says
+    # Messages
 
     def status(self) -> dict[str, Any]:
-        """Report the machine's state in the groups of a `status` message, without `type` and `seq`."""
+        """Return the groups of a `status` message, without `type` and `seq`."""
         return status(self)
 
     def stats(self) -> dict[str, Any]:
-        """Report the figures that a machine adds to its status every few minutes."""
+        """Return the statistics that a machine adds to its status every few minutes."""
         return stats(self)
 
     def device_info(self) -> dict[str, Any]:
-        """Report what the machine is and how it is set, as its `device_info` message."""
+        """Return the `device_info` message."""
         return device_info(self)

@@ -20,7 +20,7 @@ EVERY_DAY: Final = 0b1111111
 
 @dataclass(slots=True, kw_only=True)
 class Schedule:
-    """One entry; `days` has a bit for each day of the week, Sunday being bit 0."""
+    """One schedule; `days` has a bit for each day of the week, bit 0 is Sunday."""
 
     id: int
     enabled: bool = True
@@ -32,7 +32,7 @@ class Schedule:
     name: str = ""
 
     def due_at(self, minute: int) -> bool:
-        """Whether this is to happen in a minute, counted since 1970 in local time."""
+        """Tell whether the schedule is due in this minute, counted since 1970 in local time."""
         moment = datetime.fromtimestamp(minute * 60, UTC)
         return (
             self.enabled
@@ -41,12 +41,12 @@ class Schedule:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Write it as `device_info` has it."""
+        """Return the schedule as `device_info` contains it."""
         return asdict(self)
 
 
 def add_schedule(machine: "Machine", command: _Command) -> CommandResult:
-    """Add a schedule, which gets an id."""
+    """Add a schedule with a new id."""
     schedules = machine.configuration.schedules
     if len(schedules) >= MOST_SCHEDULES:
         raise CommandRejected(f"there are {MOST_SCHEDULES} schedules already; delete one")
@@ -57,7 +57,7 @@ def add_schedule(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def update_schedule(machine: "Machine", command: _Command) -> CommandResult:
-    """Change a schedule; what is not given stays."""
+    """Change a schedule; omitted fields keep their values."""
     old = _find(machine, command)
     new = _set(Schedule(**old.as_dict()), command)
     schedules = machine.configuration.schedules
@@ -73,20 +73,20 @@ def delete_schedule(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def toggle_schedule(machine: "Machine", command: _Command) -> CommandResult:
-    """Let a schedule count, or not."""
+    """Enable or disable a schedule."""
     schedule = _find(machine, command)
     schedule.enabled = fields.flag(command, "enabled", default=True)
     return CommandResult("info", f"Schedule {schedule.id} {'on' if schedule.enabled else 'off'}", True)
 
 
 def get_schedules(machine: "Machine", _: _Command) -> CommandResult:
-    """Tell the schedules."""
+    """Report the schedules."""
     count = len(machine.configuration.schedules)
     return CommandResult("info", f"{count} schedules", settings_changed=True)
 
 
 def set_auto_off(machine: "Machine", command: _Command) -> CommandResult:
-    """Set whether and after how long an unused machine switches itself off."""
+    """Set whether and when an unused machine switches itself off."""
     enabled = fields.flag(command, "enabled", default=True)
     minutes = fields.whole(command, "minutes", low=1, high=1440, default=60)
     machine.configuration.auto_off, machine.configuration.auto_off_min = enabled, minutes
@@ -104,7 +104,7 @@ def _find(machine: "Machine", command: _Command) -> Schedule:
 
 
 def _set(schedule: Schedule, command: _Command) -> Schedule:
-    """Take over what a command says of a schedule; raises Wrong with nothing of it kept elsewhere."""
+    """Set the fields of a schedule from a command. Raises CommandRejected."""
     schedule.enabled = fields.flag(command, "enabled", default=schedule.enabled)
     schedule.days = fields.whole(command, "days", low=0, high=EVERY_DAY, default=schedule.days)
     schedule.hour = fields.whole(command, "hour", low=0, high=23, default=schedule.hour)

@@ -1,4 +1,4 @@
-"""Commands about the house: its network of things, its meter, its clock, and what people like."""
+"""Commands for MQTT, the power meter, the machine's name, preferences and time."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ _DAYS: Final = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday"
 
 
 def mqtt_test(machine: "Machine", command: _Command) -> CommandResult:
-    """Try a broker; a simulated machine never calls one, and finds whatever has a name."""
+    """Test a broker; a simulated machine does not connect, and succeeds if a broker is set."""
     broker = fields.text(command, "broker", default=machine.configuration.mqtt["broker"])
     answer = {
         "type": "mqtt_test_result",
@@ -43,7 +43,7 @@ def mqtt_config(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def configure_power_meter(machine: "Machine", command: _Command) -> CommandResult:
-    """Say where a power meter reports to."""
+    """Set the topic of a power meter."""
     source = fields.choice(command, "source", ("none", "mqtt"), "none")
     if source == "none":
         machine.configuration.meter_topic = None
@@ -55,7 +55,7 @@ def configure_power_meter(machine: "Machine", command: _Command) -> CommandResul
 
 
 def try_power_meter(machine: "Machine", _: _Command) -> CommandResult:
-    """Say whether the meter reports (`test_power_meter`)."""
+    """Report whether a meter is configured (`test_power_meter`)."""
     found = machine.configuration.meter_topic is not None
     answer = {
         "type": "power_meter_test_result",
@@ -67,12 +67,12 @@ def try_power_meter(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def discover_power_meter(_machine: "Machine", _: _Command) -> CommandResult:
-    """Do nothing, as the machines do."""
+    """Do nothing, as firmware does."""
     return CommandResult("info", "Power meters are not looked for")
 
 
 def set_machine_info(machine: "Machine", command: _Command) -> CommandResult:
-    """Name the machine, and say what it is; what is not given stays."""
+    """Set the name and the type of the machine; omitted fields keep their values."""
     now = machine.configuration
     kind = fields.choice(command, "machineType", (*_TYPES, now.machine_type), now.machine_type)
     name = fields.text(command, "name", longest=32, default=now.name)
@@ -83,7 +83,7 @@ def set_machine_info(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_preferences(machine: "Machine", command: _Command) -> CommandResult:
-    """Keep what people like; what is not given stays."""
+    """Set the preferences; omitted fields keep their values."""
     now = machine.configuration.preferences
     first = command.get("firstDayOfWeek", now["firstDayOfWeek"])
     if first not in _DAYS and not (type(first) is int and 0 <= first <= 6):
@@ -107,7 +107,7 @@ def set_preferences(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_time_config(machine: "Machine", command: _Command) -> CommandResult:
-    """Set the clock's zone; what is not given stays."""
+    """Set the time zone; omitted fields keep their values."""
     now = machine.configuration.time
     machine.configuration.time = {
         "useNTP": fields.flag(command, "useNTP", default=now["useNTP"]),
@@ -124,12 +124,12 @@ def set_time_config(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def get_time_status(machine: "Machine", _: _Command) -> CommandResult:
-    """Tell the time."""
+    """Report the time."""
     return CommandResult("info", "Time status", answers=(_time_status(machine),))
 
 
 def sync_time(machine: "Machine", _: _Command) -> CommandResult:
-    """Ask the time server, which a simulated machine need not."""
+    """Synchronize the time, which a simulated machine need not do."""
     return CommandResult("info", "Time synchronised", answers=(_time_status(machine),))
 
 

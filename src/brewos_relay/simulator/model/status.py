@@ -1,4 +1,4 @@
-"""What a machine says of itself, in the groups and in the order of its messages."""
+"""The status messages of a machine, with their groups in order."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from brewos_relay.simulator.model.machine import Machine
 
 BREWS_BEFORE_CLEANING: Final = 100
-_EARLIER_KWH: Final = 100.0  # what it had used before it was simulated
+_EARLIER_KWH: Final = 100.0  # energy used before the simulation
 
 
 def status(machine: "Machine") -> dict[str, Any]:
-    """Report the state in the groups of a `status` message, without `type` and `seq`."""
+    """Return the groups of a `status` message, without `type` and `seq`."""
     configuration = machine.configuration
     mains: dict[str, Any] = {
         "current": float(round(machine.power_w)),
@@ -77,7 +77,7 @@ def status(machine: "Machine") -> dict[str, Any]:
 
 
 def stats(machine: "Machine") -> dict[str, Any]:
-    """Report the figures that a machine adds to its status every few minutes."""
+    """Return the statistics that a machine adds to its status every few minutes."""
     count = machine.lifetime_shots
     average_ms = machine.brewed_s * 1000 / count if count else 0.0
     return {
@@ -97,14 +97,14 @@ def stats(machine: "Machine") -> dict[str, Any]:
 
 
 def device_info(machine: "Machine") -> dict[str, Any]:
-    """Report what the machine is and how it is set, as its `device_info` message."""
+    """Return the `device_info` message."""
     return machine.configuration.device_info(
         machine.device_id, brew_c=machine.brew.setpoint_c, steam_c=machine.steam.setpoint_c
     )
 
 
 def pico_status(machine: "Machine") -> dict[str, Any]:
-    """Report what does not change all the time, as an old machine's `pico_status`."""
+    """Return the `pico_status` of old firmware, with values that change rarely."""
     return {
         "type": "pico_status",
         "version": machine.configuration.firmware,
@@ -118,7 +118,7 @@ def pico_status(machine: "Machine") -> dict[str, Any]:
 
 
 def esp_status(machine: "Machine") -> dict[str, Any]:
-    """Report the connections, as an old machine's `esp_status`."""
+    """Return the `esp_status` of old firmware, with its connections."""
     return {
         "type": "esp_status",
         "version": machine.configuration.firmware,
@@ -129,7 +129,7 @@ def esp_status(machine: "Machine") -> dict[str, Any]:
 
 
 def power_meter_status(machine: "Machine") -> dict[str, Any]:
-    """Report what the power meter measures, as a `power_meter_status` message."""
+    """Return the `power_meter_status` message."""
     configured = machine.configuration.meter_topic is not None
     content: dict[str, Any] = {
         "type": "power_meter_status",
@@ -152,7 +152,7 @@ def power_meter_status(machine: "Machine") -> dict[str, Any]:
 
 
 def meter_reading(machine: "Machine") -> dict[str, float]:
-    """Give what a meter in the plug would show."""
+    """Return the reading of a power meter in the plug."""
     return {
         "voltage": round(machine.voltage_v, 1),
         "current": round(machine.power_w / machine.voltage_v, 2),
@@ -165,7 +165,7 @@ def meter_reading(machine: "Machine") -> dict[str, float]:
 
 
 def uptime_ms(machine: "Machine") -> int:
-    """Give its uptime as 32 bits hold it."""
+    """Return the uptime as 32 bits."""
     return int(machine.uptime_s * 1000) % 2**31
 
 

@@ -1,4 +1,4 @@
-"""Commands about the machine itself: its checks, its log, its firmware, its network."""
+"""Commands for diagnostics, the log, firmware updates and the network."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _UPDATE_CHECK_S: Final = 3.0
 
 
 def run_diagnostics(machine: "Machine", _: _Command) -> CommandResult:
-    """Check every part."""
+    """Test every part."""
     results = [_test(machine, test_id) for test_id in range(1, len(_TESTS) + 1)]
     failed = sum(result["status"] != 0 for result in results)
     header = {
@@ -36,13 +36,13 @@ def run_diagnostics(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def run_diagnostic_test(machine: "Machine", command: _Command) -> CommandResult:
-    """Check one part."""
+    """Test one part."""
     test_id = fields.whole(command, "testId", low=1, high=len(_TESTS))
     return CommandResult("info", f"Test {test_id} complete", answers=(_test(machine, test_id),), busy_s=0.4)
 
 
 def set_log_config(machine: "Machine", command: _Command) -> CommandResult:
-    """Set what is logged; what is not given stays."""
+    """Configure the log; omitted fields keep their values."""
     now = machine.configuration
     enabled = fields.flag(command, "enabled", default=now.log_enabled)
     pico = fields.flag(command, "picoEnabled", default=now.log_pico)
@@ -52,17 +52,17 @@ def set_log_config(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def get_log_config(machine: "Machine", _: _Command) -> CommandResult:
-    """Tell what is logged."""
+    """Report the log settings."""
     return CommandResult("info", "Log settings", answers=(_log_config(machine),))
 
 
 def clear_logs(machine: "Machine", _: _Command) -> CommandResult:
-    """Forget what was logged."""
+    """Clear the log."""
     return CommandResult("info", "Logs cleared", answers=(_log_config(machine),))
 
 
 def check_update(machine: "Machine", _: _Command) -> CommandResult:
-    """Look for an update, which takes a while; the answer stays in the house."""
+    """Look for an update, which takes a while. Firmware does not send the result to the relay."""
     result = {
         "type": "update_check_result",
         "updateAvailable": False,
@@ -72,12 +72,12 @@ def check_update(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def check_version_mismatch(machine: "Machine", _: _Command) -> CommandResult:
-    """Compare the versions of its two parts; the answer stays in the house."""
+    """Compare the versions of the two processors. Firmware does not send the result to the relay."""
     return CommandResult("info", f"Both parts have version {machine.configuration.firmware}")
 
 
 def ota_start(machine: "Machine", command: _Command) -> CommandResult:
-    """Install a version: a rich machine starts anew with it, today's leave the cloud over it."""
+    """Install a version: a rich machine restarts with it, today's firmware loses its cloud connection."""
     version = fields.text(command, "version", longest=16)
     if not version:
         raise CommandRejected("version must not be empty")
@@ -94,7 +94,7 @@ def ota_start(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def set_cloud_config(_machine: "Machine", command: _Command) -> CommandResult:
-    """Leave the cloud; a simulated machine is not re-pointed to another server, whoever asks."""
+    """Disconnect from the cloud. A simulated machine never moves to another server."""
     enabled = fields.flag(command, "enabled", default=True)
     fields.text(command, "serverUrl", default="")
     if not enabled:
@@ -103,7 +103,7 @@ def set_cloud_config(_machine: "Machine", command: _Command) -> CommandResult:
 
 
 def wifi_config(machine: "Machine", command: _Command) -> CommandResult:
-    """Set its address in the network, where it has gone for a moment then."""
+    """Set the network address, which interrupts the connection for a moment."""
     if not fields.flag(command, "staticIp", default=False):
         machine.configuration.static_ip = {}
         return CommandResult("info", "Address from the router", effect="reconnect", busy_s=1.0)
@@ -119,17 +119,17 @@ def wifi_config(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def wifi_forget(_machine: "Machine", _: _Command) -> CommandResult:
-    """Forget the network, and with it everything outside."""
+    """Forget the network, and go offline."""
     return CommandResult("info", "Network forgotten", effect="leave")
 
 
 def restart(_machine: "Machine", _: _Command) -> CommandResult:
-    """Start anew."""
+    """Restart."""
     return CommandResult("info", "Restarting", effect="restart")
 
 
 def factory_reset(machine: "Machine", _: _Command) -> CommandResult:
-    """Forget all settings, the cloud among them."""
+    """Reset all settings, including the cloud's."""
     machine.switch_off()
     machine.configuration = Configuration()
     machine.brew.setpoint_c, machine.steam.setpoint_c = 93.0, 140.0
@@ -138,7 +138,7 @@ def factory_reset(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def _test(machine: "Machine", test_id: int) -> dict[str, Any]:
-    """Give the result of one test: its value, and between what it should be."""
+    """Return the result of one test: its value and the allowed range."""
     value, low, high = {
         1: (machine.brew.sensor_c, 5.0, 110.0),
         2: (machine.steam.sensor_c, 5.0, 165.0),

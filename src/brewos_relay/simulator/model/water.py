@@ -11,7 +11,7 @@ TANK_EMPTY_ML: Final = 80.0
 
 _CUP_S: Final = 15.0  # how long a full cup stays on the scale
 _DRIP_S: Final = 4.0
-_COFFEE_G: Final = 5.0  # less than that does not drip
+_COFFEE_G: Final = 5.0  # a smaller shot does not drip
 _J_PER_ML_K: Final = 4.18
 
 PUMP_W: Final = 55.0
@@ -20,12 +20,12 @@ PUMP_BAR: Final = 9.0
 _PREINFUSION_BAR: Final = 3.0
 _RAMP_S: Final = 1.6
 _FALL_S: Final = 2.5
-_SOAK_ML: Final = 12.0  # what the coffee drinks before the first drop
+_SOAK_ML: Final = 12.0  # water that the coffee absorbs before the first drop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a shot is made: pre-infusion in s (0: none), and the weight at which the pump stops."""
+    """The settings of a shot: pre-infusion in s (0: none), and the weight at which the pump stops."""
 
     preinfusion_s: float
     pause_s: float
@@ -33,7 +33,7 @@ class Recipe:
 
 
 class Shot:
-    """One shot that is going on. Made anew for each."""
+    """A shot in progress."""
 
     __slots__ = (
         "_flow_trim",
@@ -49,7 +49,7 @@ class Shot:
     def __init__(self, recipe: Recipe, *, chance: random.Random) -> None:
         self._recipe = recipe
         self._random = chance
-        self._flow_trim = chance.uniform(0.9, 1.12)  # how the coffee was ground today
+        self._flow_trim = chance.uniform(0.9, 1.12)  # variation of the grind
         self._pumped_ml = 0.0
         self.elapsed_s = 0.0
         self.pressure_bar = 0.0
@@ -58,16 +58,16 @@ class Shot:
 
     @property
     def done(self) -> bool:
-        """Whether the cup has what it should have."""
+        """Whether the shot has reached its weight or its longest duration."""
         return self.weight_g >= self._recipe.stop_at_g or self.elapsed_s >= LONGEST_S
 
     def step(self, dt_s: float) -> float:
-        """Go on for `dt_s`; gives the water that the pump moved, in ml/s."""
+        """Advance by `dt_s`; return the flow of water through the pump, in ml/s."""
         self.elapsed_s += dt_s
         recipe = self._recipe
         brewing_s = self.elapsed_s - recipe.preinfusion_s - recipe.pause_s
         if brewing_s > 0:
-            # The puck gives way little by little: less pressure, more flow.
+            # The puck erodes: less pressure, more flow.
             goal_bar, pace_s = PUMP_BAR - 0.012 * brewing_s, _RAMP_S
         elif self.elapsed_s <= recipe.preinfusion_s:
             goal_bar, pace_s = _PREINFUSION_BAR, _RAMP_S / 2
@@ -88,7 +88,7 @@ class Shot:
 
 
 class Water:
-    """What is in the tank, under pressure, and in the cup; `shot` is the one that is being made."""
+    """The water in the tank, under pressure, and in the cup; `shot` is the one in progress."""
 
     __slots__ = (
         "_after_shot_s",
@@ -117,23 +117,23 @@ class Water:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing flows, drips or stands on the scale."""
+        """Whether nothing flows or drips, and no cup is on the scale."""
         return self.shot is None and self._after_shot_s <= 0.0
 
     @property
     def level(self) -> str:
-        """The level of the tank in the machine's words."""
+        """The level of the tank, as the machine reports it."""
         if self.tank_ml > TANK_LOW_ML:
             return "ok"
         return "low" if self.tank_ml > TANK_EMPTY_ML else "empty"
 
     def begin(self, recipe: Recipe, *, tares: bool) -> None:
-        """Let a shot begin."""
+        """Start a shot."""
         self.shot = Shot(recipe, chance=self._chance)
         self._tare_g = 0.0 if tares else self.weight_g
 
     def end(self) -> Shot | None:
-        """Stop the pump; gives the shot that this ends, if there is one."""
+        """Stop the pump; return the shot that this ends, if any."""
         shot, self.shot = self.shot, None
         if shot is not None:
             self._after_shot_s = _CUP_S
@@ -141,7 +141,7 @@ class Water:
         return shot
 
     def step(self, dt_s: float, *, warms_by_c: float) -> float:
-        """Let `dt_s` pass; gives the heat that warming the water by `warms_by_c` takes, in W."""
+        """Advance by `dt_s`; return the power in W to warm the flowing water by `warms_by_c`."""
         shot = self.shot
         if shot is not None:
             water_ml_per_s = shot.step(dt_s)
@@ -159,5 +159,5 @@ class Water:
                 self.weight_g += self.flow_g_per_s * dt_s
             self._after_shot_s -= dt_s
             if self._after_shot_s <= 0.0:
-                self.weight_g = self.flow_g_per_s = 0.0  # the cup is taken away
+                self.weight_g = self.flow_g_per_s = 0.0  # the cup is removed
         return 0.0
