@@ -22,14 +22,14 @@ PAGES = {
 }
 # The modules of each page that use elements of the page.
 PARTS = {
-    "index.html": ["home.js", "machines.js", "sessions.js", "top.js"],
+    "index.html": ["home.js", "machine_list.js", "session_list.js", "header.js"],
     "login.html": ["login.js"],
     "pair.html": ["pair.js"],
     "machine.html": [
-        *("machine.js", "live.js", "shot.js", "commands.js", "log.js", "people.js", "sharing.js"),
-        *("activity.js", "own.js", "page.js", "top.js"),
+        *("machine.js", "readings.js", "shot.js", "commands.js", "log.js", "users.js", "sharing.js"),
+        *("activity.js", "about.js", "dom.js", "header.js"),
     ],
-    "admin.html": ["admin.js", "page.js"],
+    "admin.html": ["admin.js", "dom.js"],
 }
 # innerHTML and its like would undo the protection against names with markup.
 FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|javascript:"

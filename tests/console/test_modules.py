@@ -98,7 +98,7 @@ async def test_status_is_merged_and_read(tmp_path: Path) -> None:
         async def merged(*said: dict[str, Any]) -> Any:
             steps = "null"
             for message in said:
-                steps = f"module.merge({steps}, {json.dumps(message)})"
+                steps = f"module.mergeStatus({steps}, {json.dumps(message)})"
             return await page.run(steps)
 
         full = {"type": "status", "seq": 1, "temps": {"brew": {"current": 90}, "group": 80}, "pressure": 9}
@@ -117,11 +117,13 @@ async def test_status_is_merged_and_read(tmp_path: Path) -> None:
             "power": [],
             "scale": 3,
         }
-        read = await page.run(f"module.read({json.dumps(odd)})")
+        read = await page.run(f"module.readStatus({json.dumps(odd)})")
         assert (read["brew"], read["pressure"], read["state"], read["power"], read["weight"]) == (None,) * 5
         old = "{state: 'ready', brewTemp: 93.1, power: 50}"
         more = "{state: 'heating', brewSetpoint: 95}"
-        read = await page.run(f"module.read(module.mergeOld(module.mergeOld(null, {old}), {more}))")
+        read = await page.run(
+            f"module.readStatus(module.mergeOldStatus(module.mergeOldStatus(null, {old}), {more}))"
+        )
         assert (read["state"], read["brew"], read["brewTarget"], read["power"]) == ("heating", 93.1, 95, 50)
 
 

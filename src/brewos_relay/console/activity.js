@@ -1,7 +1,7 @@
 // The activity of the machine.
 
-import { askSignedIn } from "./api.js";
-import { byId, clock, make, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { byId, clockTime, createElement, onAction } from "./dom.js";
 
 const SHOWN = 30;
 const WORDS = {
@@ -32,20 +32,20 @@ export class ActivityList {
 
   constructor(deviceId, problem) {
     this.#path = `/api/devices/${deviceId}/activity?limit=${SHOWN}`;
-    whenAsked(byId("activity-more"), problem, () => this.#showEarlier());
+    onAction(byId("activity-more"), problem, () => this.#showEarlier());
   }
 
   /** Show the newest entries, unless the user is reading earlier ones. */
   async refresh() {
     byId("activity-part").hidden = false;
     if (this.#before !== null && byId("activity").children.length > SHOWN) return;
-    const { activity, next } = await askSignedIn("GET", this.#path);
+    const { activity, next } = await sendSignedIn("GET", this.#path);
     byId("activity").replaceChildren(...activity.map(row));
     this.#note(next);
   }
 
   async #showEarlier() {
-    const { activity, next } = await askSignedIn("GET", `${this.#path}&before=${this.#before}`);
+    const { activity, next } = await sendSignedIn("GET", `${this.#path}&before=${this.#before}`);
     byId("activity").append(...activity.map(row));
     this.#note(next);
   }
@@ -59,5 +59,5 @@ export class ActivityList {
 function row({ at, kind, userId, email, detail }) {
   const who = email ?? userId ?? "The machine";
   const what = (WORDS[kind] ?? (() => kind))(detail ?? {});
-  return make("li", "", [make("div", "what", [make("strong", "", who), ` ${what}`]), make("time", "", clock(at))]);
+  return createElement("li", "", [createElement("div", "what", [createElement("strong", "", who), ` ${what}`]), createElement("time", "", clockTime(at))]);
 }

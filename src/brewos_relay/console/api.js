@@ -1,27 +1,27 @@
 // Requests to the HTTP API of this server.
 
-import { accessToken, renew } from "./session.js";
+import { accessToken, renewSession } from "./login_session.js";
 
 const TIME_MS = 15000;
 
 /** An error answer, with a message for the user. `status` is 0 if the server did not answer. */
-export class Refused extends Error {
+export class RequestFailed extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
   }
 }
 
-/** Send a request without authentication. Returns the JSON of the answer; throws Refused. */
-export async function ask(method, path, body) {
+/** Send a request without authentication. Returns the JSON of the answer; throws RequestFailed. */
+export async function sendAnonymous(method, path, body) {
   return read(await send(method, path, body, null));
 }
 
-/** Send a request as the signed-in user. Returns the JSON of the answer; throws SignedOut or Refused. */
-export async function askSignedIn(method, path, body) {
+/** Send a request as the signed-in user. Returns the JSON of the answer; throws SignedOut or RequestFailed. */
+export async function sendSignedIn(method, path, body) {
   const token = await tokenOr(accessToken);
   let answer = await send(method, path, body, token);
-  if (answer.status === 401) answer = await send(method, path, body, await tokenOr(() => renew(token)));
+  if (answer.status === 401) answer = await send(method, path, body, await tokenOr(() => renewSession(token)));
   return read(answer);
 }
 
@@ -54,9 +54,9 @@ async function send(method, path, body, token) {
 async function read(answer) {
   const content = await answer.json().catch(() => null);
   if (answer.ok && content !== null) return content;
-  throw new Refused(content?.error ?? `The server answered ${answer.status}. Try again soon.`, answer.status);
+  throw new RequestFailed(content?.error ?? `The server answered ${answer.status}. Try again soon.`, answer.status);
 }
 
 function unreachable() {
-  return new Refused("The server cannot be reached. Check your connection and try again.", 0);
+  return new RequestFailed("The server cannot be reached. Check your connection and try again.", 0);
 }

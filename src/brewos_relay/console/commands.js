@@ -1,6 +1,6 @@
 // The controls of the machine, and the outcome of each command.
 
-import { byId, confirmed, tell } from "./page.js";
+import { askToConfirm, byId, setText } from "./dom.js";
 
 const ANSWER_MS = 12000; // longer than a command may wait
 const OUTCOMES = {
@@ -96,11 +96,11 @@ export class Commands {
 
   async #restart() {
     const text = "The machine stops what it is doing, and is back in about half a minute.";
-    if (await confirmed({ title: "Restart the machine?", text, act: "Restart" })) this.#ask("Restart", { cmd: "restart" });
+    if (await askToConfirm({ title: "Restart the machine?", text, act: "Restart" })) this.#ask("Restart", { cmd: "restart" });
   }
 
   #tell(text, kind) {
     byId("outcome").className = `outcome ${kind}`;
-    tell(byId("outcome"), text);
+    setText(byId("outcome"), text);
   }
 }

@@ -1,6 +1,6 @@
 // A dial with a value and a target.
 
-import { byId } from "./page.js";
+import { byId } from "./dom.js";
 
 const FROM_DEG = 135;
 const SWEEP_DEG = 270;

@@ -1,11 +1,11 @@
 // The home page: the machines and login sessions of the user, kept up to date.
 
-import { refreshMachines } from "./machines.js";
+import { byId, goToLogin, pollWhileVisible, setText } from "./dom.js";
+import { showAdminLink, showHeader } from "./header.js";
+import { SignedOut } from "./login_session.js";
+import { refreshMachines } from "./machine_list.js";
 import { refreshNotices } from "./notices.js";
-import { byId, goToLogin, tell, whileSeen } from "./page.js";
-import { SignedOut } from "./session.js";
-import { refreshSessions } from "./sessions.js";
-import { showTop, showWayToAdmin } from "./top.js";
+import { refreshSessions } from "./session_list.js";
 
 const EVERY_MS = 10000;
 const problem = byId("problem");
@@ -15,14 +15,14 @@ async function refresh() {
     await refreshMachines();
     await refreshNotices();
     await refreshSessions(problem);
-    tell(problem);
+    setText(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });
-    tell(problem, failure.message);
+    setText(problem, failure.message);
   }
 }
 
-if (showTop(problem)) {
-  whileSeen(refresh, EVERY_MS);
-  showWayToAdmin().catch(() => {});
+if (showHeader(problem)) {
+  pollWhileVisible(refresh, EVERY_MS);
+  showAdminLink().catch(() => {});
 }

@@ -1,9 +1,9 @@
 // The WebSocket to a machine, which reconnects by itself.
 
-import { askSignedIn } from "./api.js";
+import { sendSignedIn } from "./api.js";
 import { Backoff } from "./backoff.js";
+import { accessToken, renewSession, SignedOut } from "./login_session.js";
 import { decode } from "./msgpack.js";
-import { accessToken, renew, SignedOut } from "./session.js";
 
 const STALE_MS = 10000; // the relay sends something every 7 s
 const LOOK_MS = 1000;
@@ -93,7 +93,7 @@ export class Link {
   #token() {
     const rejected = this.#rejected;
     this.#rejected = null;
-    return rejected === null ? accessToken() : renew(rejected);
+    return rejected === null ? accessToken() : renewSession(rejected);
   }
 
   #take(data) {
@@ -122,7 +122,7 @@ export class Link {
   async #refresh() {
     const socket = this.#socket;
     try {
-      const token = await renew(await accessToken());
+      const token = await renewSession(await accessToken());
       if (socket === this.#socket) this.send({ type: "refresh_auth", token });
     } catch (problem) {
       if (problem instanceof SignedOut) this.#signOut();
@@ -139,7 +139,7 @@ export class Link {
     // Browsers hide why a WebSocket was refused. Ask the HTTP API for the reason.
     const attempt = this.#attempt;
     try {
-      await askSignedIn("GET", `/api/devices/${this.#deviceId}`);
+      await sendSignedIn("GET", `/api/devices/${this.#deviceId}`);
     } catch (problem) {
       if (attempt !== this.#attempt) return;
       if (problem instanceof SignedOut) return this.#signOut();

@@ -1,12 +1,12 @@
 // Signing in: with a one-time link, or with a password. The link has its token after #, which browsers never send.
 
-import { ask, askSignedIn } from "./api.js";
-import { byId, nextPage, tell, whenAsked } from "./page.js";
-import { forget, keep, kept } from "./session.js";
+import { sendAnonymous, sendSignedIn } from "./api.js";
+import { byId, nextPage, onAction, setText } from "./dom.js";
+import { clearSession, storedSession, storeSession } from "./login_session.js";
 
 const NONCE = "brewos_relay_nonce";
 const problem = byId("problem");
-const info = ask("GET", "/api/info");
+const info = sendAnonymous("GET", "/api/info");
 info.catch(() => {}); // the page works without
 const sections = ["invited", "here", "sign-in", "choose"];
 
@@ -16,7 +16,7 @@ function show(name, title) {
   byId(name).querySelector("input:not([readonly]), button").focus();
 }
 
-function goOn() {
+function goToNextPage() {
   location.replace(nextPage());
 }
 
@@ -41,20 +41,20 @@ function nonce() {
 
 async function showInvited() {
   byId("server").textContent = location.host;
-  byId("current").textContent = kept()?.user?.email ?? "";
-  byId("replaces").hidden = !kept();
+  byId("current").textContent = storedSession()?.user?.email ?? "";
+  byId("replaces").hidden = !storedSession();
   show("invited", "Welcome");
   const token = inviteToken();
   if ((await isDemo()) && token === inviteToken()) byId("accept").click();
 }
 
 function start() {
-  tell(problem);
+  setText(problem);
   if (inviteToken()) return showInvited();
   if (new URLSearchParams(location.search).has("expired")) {
-    tell(byId("notice"), "Your session has ended. Sign in again.");
-  } else if (kept()) {
-    byId("name").textContent = kept().user?.email ?? "";
+    setText(byId("notice"), "Your session has ended. Sign in again.");
+  } else if (storedSession()) {
+    byId("name").textContent = storedSession().user?.email ?? "";
     return show("here", "Signed in");
   }
   show("sign-in", "Sign in");
@@ -70,11 +70,11 @@ async function tellOtherWays() {
   }
 }
 
-whenAsked(byId("accept"), problem, async () => {
+onAction(byId("accept"), problem, async () => {
   const inDemo = await isDemo();
   let session;
   try {
-    session = await ask("POST", "/api/auth/invite", { token: inviteToken(), nonce: nonce() });
+    session = await sendAnonymous("POST", "/api/auth/invite", { token: inviteToken(), nonce: nonce() });
   } catch (failure) {
     if (failure.status === 401) {
       history.replaceState(null, "", location.pathname + location.search);
@@ -82,33 +82,33 @@ whenAsked(byId("accept"), problem, async () => {
     }
     throw failure;
   }
-  keep(session);
+  storeSession(session);
   sessionStorage.removeItem(NONCE);
   history.replaceState(null, "", location.pathname + location.search);
-  if (inDemo) return goOn();
+  if (inDemo) return goToNextPage();
   byId("account").value = session.user.email;
   byId("elsewhere").hidden = true;
   show("choose", "Set a password");
 });
 
-whenAsked(byId("sign-in"), problem, async () => {
-  keep(await ask("POST", "/api/auth/password", { email: byId("email").value, password: byId("password").value }));
-  goOn();
+onAction(byId("sign-in"), problem, async () => {
+  storeSession(await sendAnonymous("POST", "/api/auth/password", { email: byId("email").value, password: byId("password").value }));
+  goToNextPage();
 });
 
-whenAsked(byId("choose"), problem, async () => {
-  await askSignedIn("PUT", "/api/me/password", { password: byId("chosen").value });
-  goOn();
+onAction(byId("choose"), problem, async () => {
+  await sendSignedIn("PUT", "/api/me/password", { password: byId("chosen").value });
+  goToNextPage();
 });
 
-whenAsked(byId("leave"), problem, async () => {
-  await askSignedIn("POST", "/api/auth/logout").catch(() => {});
-  forget();
+onAction(byId("leave"), problem, async () => {
+  await sendSignedIn("POST", "/api/auth/logout").catch(() => {});
+  clearSession();
   start();
 });
 
-byId("go-on").addEventListener("click", goOn);
-byId("skip").addEventListener("click", goOn);
+byId("go-on").addEventListener("click", goToNextPage);
+byId("skip").addEventListener("click", goToNextPage);
 addEventListener("hashchange", start);
 start();
 tellOtherWays().catch(() => {});

@@ -1,19 +1,19 @@
 // The page of one machine: connects the link to the parts of the page.
 
+import { showDevice, startMachineSettings } from "./about.js";
 import { ActivityList } from "./activity.js";
-import { askSignedIn } from "./api.js";
+import { sendSignedIn } from "./api.js";
 import { Commands } from "./commands.js";
+import { byId, goToLogin, pollWhileVisible, setText } from "./dom.js";
+import { showAdminLink, showHeader } from "./header.js";
 import { Link } from "./link.js";
-import { hideLastKnown, showLastKnown, showPresence, showReading, startDrawing } from "./live.js";
-import { addLine } from "./log.js";
-import { showDevice, startOwning } from "./own.js";
-import { byId, goToLogin, tell, whileSeen } from "./page.js";
-import { People } from "./people.js";
-import { SignedOut } from "./session.js";
+import { addLogLine } from "./log.js";
+import { SignedOut } from "./login_session.js";
+import { hideLastKnown, showLastKnown, showPresence, showReading, startDrawing } from "./readings.js";
 import { startSharing } from "./sharing.js";
 import { Shot } from "./shot.js";
-import { merge, mergeOld, read } from "./state.js";
-import { showTop, showWayToAdmin } from "./top.js";
+import { mergeOldStatus, mergeStatus, readStatus } from "./state.js";
+import { UserList } from "./users.js";
 
 const REFRESH_MS = 15000;
 const deviceId = decodeURIComponent(location.pathname.split("/").at(-1)).toUpperCase();
@@ -50,44 +50,44 @@ function take(message) {
     case "status":
       return showWhole(message);
     case "status_delta":
-      return show(merge(status, message));
+      return show(mergeStatus(status, message));
     case "pico_status":
-      return show(mergeOld(status, message));
+      return show(mergeOldStatus(status, message));
     case "device_info":
       ecoTarget = typeof message.ecoBrewTemp === "number" ? message.ecoBrewTemp : ecoTarget;
-      return status && commands.show({ ...read(status), ecoTarget });
+      return status && commands.show({ ...readStatus(status), ecoTarget });
     case "command_status":
       return commands.take(message);
     case "metrics":
       return people?.showCount(message.connection?.clients);
     case "log":
-      return addLine(message);
+      return addLogLine(message);
     case "error":
       // Errors of commands arrive as command_status too.
-      return ["device_offline", "forbidden"].includes(message.error) ? undefined : addLine({ ...message, level: "error" });
+      return ["device_offline", "forbidden"].includes(message.error) ? undefined : addLogLine({ ...message, level: "error" });
   }
 }
 
 function showWhole(message) {
   const at = Date.now() - (snapshotAgeMs ?? 0);
-  if (isStale) showLastKnown(read(message), at);
+  if (isStale) showLastKnown(readStatus(message), at);
   else hideLastKnown();
   isStale = false;
-  show(merge(status, message));
+  show(mergeStatus(status, message));
 }
 
 /** Show the last known state from the registry, until the machine sends a new one. */
 async function lookUpLastKnown() {
-  const known = await askSignedIn("GET", `/api/devices/${deviceId}/state`);
+  const known = await sendSignedIn("GET", `/api/devices/${deviceId}/state`);
   if (status !== null || !known.lastKnown || !known.messages.status) return;
-  showLastKnown(read(known.messages.status), Date.now() - known.snapshotAgeMs);
+  showLastKnown(readStatus(known.messages.status), Date.now() - known.snapshotAgeMs);
 }
 
 function show(known) {
   const ageMs = snapshotAgeMs ?? 0;
   snapshotAgeMs = null;
   status = known;
-  const reading = read(status);
+  const reading = readStatus(status);
   showReading(reading, Date.now() - ageMs);
   commands.show({ ...reading, ecoTarget });
   if (presence.isOnline) shot.take(reading);
@@ -104,7 +104,7 @@ function showLink({ state, retryAt, restarting }) {
   const lost = state !== "live" && state !== "connecting";
   byId("link").className = `link ${state === "live" ? "live" : lost ? "lost" : ""}`;
   byId("retry").hidden = state !== "waiting";
-  tell(byId("link-text"), words());
+  setText(byId("link-text"), words());
   if (state !== "live") {
     presence = { ...presence, isOnline: false };
     commands.interrupt();
@@ -128,7 +128,7 @@ let activity = null;
 
 async function refresh() {
   try {
-    const { device } = await askSignedIn("GET", `/api/devices/${deviceId}`);
+    const { device } = await sendSignedIn("GET", `/api/devices/${deviceId}`);
     allow(device.role);
     showDevice(device);
     link.readmit();
@@ -136,11 +136,11 @@ async function refresh() {
     await people.refresh();
     if (role === "owner") await activity.refresh();
     if (status === null) await lookUpLastKnown();
-    tell(problem);
+    setText(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });
     // The line below the name of the machine shows a lost connection already.
-    if (failure.status) tell(problem, failure.message);
+    if (failure.status) setText(problem, failure.message);
   }
 }
 
@@ -149,18 +149,18 @@ function allow(now) {
   role = now;
   commands.allow(role);
   people.allow(role);
-  if (role === "owner") startSharing(deviceId, problem).catch((failure) => tell(problem, failure.message));
+  if (role === "owner") startSharing(deviceId, problem).catch((failure) => setText(problem, failure.message));
 }
 
-const session = showTop(problem);
+const session = showHeader(problem);
 if (session) {
-  people = new People(deviceId, { userId: session.user?.id, problem, onChange: () => activity.refresh() });
+  people = new UserList(deviceId, { userId: session.user?.id, problem, onChange: () => activity.refresh() });
   activity = new ActivityList(deviceId, problem);
-  startOwning(deviceId, problem, showDevice);
+  startMachineSettings(deviceId, problem, showDevice);
   byId("retry").addEventListener("click", () => link.kick());
   setInterval(() => link.state === "waiting" && showLink(link), 1000);
   startDrawing();
   link.start();
-  whileSeen(refresh, REFRESH_MS);
-  showWayToAdmin().catch(() => {});
+  pollWhileVisible(refresh, REFRESH_MS);
+  showAdminLink().catch(() => {});
 }

@@ -1,7 +1,7 @@
 // Notices to the account about machines that it lost or got.
 
-import { askSignedIn } from "./api.js";
-import { byId, clock, make, tell, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { byId, clockTime, createElement, onAction, setText } from "./dom.js";
 
 const WORDS = {
   lost_to_machine: (id) => `${id} now belongs to another user: a machine with this id connected, and that user paired it. If the machine is yours, pair it again and switch it on within a day, or ask the administrator of this server to release it.`,
@@ -14,7 +14,7 @@ let newest = 0;
 
 /** Load and show the notices. */
 export async function refreshNotices() {
-  const { notices } = await askSignedIn("GET", "/api/notices");
+  const { notices } = await sendSignedIn("GET", "/api/notices");
   byId("notices-part").hidden = notices.length === 0;
   newest = notices[0]?.id ?? 0;
   byId("notices").replaceChildren(...notices.map(row));
@@ -22,11 +22,11 @@ export async function refreshNotices() {
 
 function row({ at, kind, deviceId }) {
   const text = (WORDS[kind] ?? (() => kind))(deviceId);
-  return make("li", "", [make("div", "what", text), make("time", "", clock(at))]);
+  return createElement("li", "", [createElement("div", "what", text), createElement("time", "", clockTime(at))]);
 }
 
-whenAsked(byId("notices-read"), byId("problem"), async () => {
-  tell(byId("problem"));
-  await askSignedIn("DELETE", `/api/notices?upTo=${newest}`);
+onAction(byId("notices-read"), byId("problem"), async () => {
+  setText(byId("problem"));
+  await sendSignedIn("DELETE", `/api/notices?upTo=${newest}`);
   await refreshNotices();
 });

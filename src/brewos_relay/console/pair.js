@@ -1,8 +1,8 @@
 // Adding a machine: with the code on its screen, with a share link, or with a short code.
 
-import { askSignedIn } from "./api.js";
-import { byId, goToLogin, tell, whenAsked } from "./page.js";
-import { kept } from "./session.js";
+import { sendSignedIn } from "./api.js";
+import { byId, goToLogin, onAction, setText } from "./dom.js";
+import { storedSession } from "./login_session.js";
 
 const KEY = "brewos_relay_pairing";
 const problem = byId("problem");
@@ -21,7 +21,7 @@ function takeScanned() {
 function showDone() {
   sessionStorage.removeItem(KEY);
   for (const id of ["scanned", "typed"]) byId(id).hidden = true;
-  tell(byId("notice"), "Done. The machine is in your list now.");
+  setText(byId("notice"), "Done. The machine is in your list now.");
   byId("back").hidden = true;
   byId("done").hidden = false;
   byId("done").firstElementChild.focus();
@@ -29,11 +29,11 @@ function showDone() {
 
 const scanned = takeScanned();
 
-whenAsked(byId("scanned"), problem, async () => {
+onAction(byId("scanned"), problem, async () => {
   const path = scanned.share ? "/api/devices/claim-share" : "/api/devices/claim";
   const name = byId("name").value.trim();
   try {
-    await askSignedIn("POST", path, { deviceId: scanned.id, token: scanned.token, ...(name && { name }) });
+    await sendSignedIn("POST", path, { deviceId: scanned.id, token: scanned.token, ...(name && { name }) });
   } catch (failure) {
     if (failure.status >= 400 && failure.status < 429) {
       // Trying again will not help.
@@ -46,12 +46,12 @@ whenAsked(byId("scanned"), problem, async () => {
   showDone();
 });
 
-whenAsked(byId("typed"), problem, async () => {
-  await askSignedIn("POST", "/api/devices/claim", { deviceId: byId("code").value.trim(), token: "" });
+onAction(byId("typed"), problem, async () => {
+  await sendSignedIn("POST", "/api/devices/claim", { deviceId: byId("code").value.trim(), token: "" });
   showDone();
 });
 
-if (!kept()) {
+if (!storedSession()) {
   goToLogin();
 } else if (scanned) {
   byId("about").textContent = scanned.share

@@ -1,7 +1,7 @@
 // Sharing the machine: a new link with its QR code and short code, and the list of valid links.
 
-import { askSignedIn } from "./api.js";
-import { byId, clock, make, tell, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { byId, clockTime, createElement, onAction, setText } from "./dom.js";
 
 /** Set up sharing for an owner. */
 export async function startSharing(deviceId, problem) {
@@ -9,40 +9,40 @@ export async function startSharing(deviceId, problem) {
   let url = "";
 
   async function refresh() {
-    const { shares } = await askSignedIn("GET", `${path}/shares`);
+    const { shares } = await sendSignedIn("GET", `${path}/shares`);
     byId("shares").replaceChildren(...shares.map(row));
     byId("shares").hidden = shares.length === 0;
   }
 
   function row({ shareId, role, until, expiresAt, usesLeft }) {
-    const more = [until && `access until ${clock(until)}`, usesLeft !== null && `${usesLeft} left`, `link valid until ${clock(expiresAt)}`];
-    const revoke = make("button", "quiet small", "Revoke");
+    const more = [until && `access until ${clockTime(until)}`, usesLeft !== null && `${usesLeft} left`, `link valid until ${clockTime(expiresAt)}`];
+    const revoke = createElement("button", "quiet small", "Revoke");
     revoke.setAttribute("aria-label", `Revoke the link for a ${role}`);
-    whenAsked(revoke, problem, async () => {
-      await askSignedIn("DELETE", `${path}/shares/${encodeURIComponent(shareId)}`);
+    onAction(revoke, problem, async () => {
+      await sendSignedIn("DELETE", `${path}/shares/${encodeURIComponent(shareId)}`);
       byId("shared").hidden = true;
       await refresh();
     });
-    return make("li", "", [make("div", "what", [`For a ${role} `, make("span", "more", more.filter(Boolean).join(" · "))]), revoke]);
+    return createElement("li", "", [createElement("div", "what", [`For a ${role} `, createElement("span", "more", more.filter(Boolean).join(" · "))]), revoke]);
   }
 
-  whenAsked(byId("share"), problem, async () => {
+  onAction(byId("share"), problem, async () => {
     const forMs = Number(byId("share-for").value);
-    const made = await askSignedIn("POST", `${path}/share`, {
+    const made = await sendSignedIn("POST", `${path}/share`, {
       role: byId("share-role").value,
       ...(forMs && { until: Date.now() + forMs }),
     });
     url = made.url;
     byId("share-qr").src = picture(made.qr);
-    tell(byId("share-code"), made.manualCode);
-    tell(byId("share-copy"), "Copy link");
+    setText(byId("share-code"), made.manualCode);
+    setText(byId("share-copy"), "Copy link");
     byId("shared").hidden = false;
     await refresh();
   });
 
-  whenAsked(byId("share-copy"), problem, async () => {
+  onAction(byId("share-copy"), problem, async () => {
     await navigator.clipboard.writeText(url);
-    tell(byId("share-copy"), "Copied");
+    setText(byId("share-copy"), "Copied");
   });
   // Browsers offer the clipboard only over TLS.
   byId("share-copy").hidden = !navigator.clipboard;

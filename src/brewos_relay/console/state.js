@@ -5,7 +5,7 @@ const text = (value) => (typeof value === "string" ? value : null);
 const isGroup = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 /** Return the status after a message: a `status` replaces it, a `status_delta` changes the values that it contains. */
-export function merge(status, message) {
+export function mergeStatus(status, message) {
   const { type, seq, ...said } = message;
   if (type === "status") return said;
   const merged = { ...status };
@@ -16,7 +16,7 @@ export function merge(status, message) {
 }
 
 /** Read a status. Missing values are null. */
-export function read(status) {
+export function readStatus(status) {
   const { machine = {}, temps = {}, power = {}, scale = {}, shot } = status ?? {};
   return {
     state: text(machine?.state),
@@ -44,11 +44,11 @@ export function read(status) {
 }
 
 /** Return the status after the flat message of an old machine, which may leave values out. */
-export function mergeOld(status, message) {
+export function mergeOldStatus(status, message) {
   const said = (group) => Object.fromEntries(Object.entries(group).filter(([, value]) => value !== undefined));
   const brew = said({ current: message.brewTemp, setpoint: message.brewSetpoint });
   const steam = said({ current: message.steamTemp, setpoint: message.steamSetpoint });
-  return merge(status, said({
+  return mergeStatus(status, said({
     type: "status_delta",
     machine: said({
       state: message.state,

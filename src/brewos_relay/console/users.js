@@ -1,11 +1,11 @@
 // The users of the machine, and the users who watch it now.
 
-import { askSignedIn } from "./api.js";
-import { byId, confirmed, day, make, tell, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { askToConfirm, byId, createElement, day, onAction, setText } from "./dom.js";
 
 const ROLES = ["owner", "member", "viewer"];
 
-export class People {
+export class UserList {
   #path;
   #me;
   #problem;
@@ -28,13 +28,13 @@ export class People {
   /** Show how many apps are connected. All users may see this. */
   showCount(count) {
     if (!Number.isInteger(count)) return;
-    tell(byId("watching"), count > 1 ? `${count} apps are watching this machine, including this one.` : "No other app is watching this machine.");
+    setText(byId("watching"), count > 1 ? `${count} apps are watching this machine, including this one.` : "No other app is watching this machine.");
   }
 
   async refresh() {
-    const { users } = await askSignedIn("GET", `${this.#path}/users`);
+    const { users } = await sendSignedIn("GET", `${this.#path}/users`);
     if (this.#role === "owner") {
-      const { watchers } = await askSignedIn("GET", `${this.#path}/watchers`);
+      const { watchers } = await sendSignedIn("GET", `${this.#path}/watchers`);
       this.#watching = new Map(watchers.map((one) => [one.userId, one]));
     }
     const strangers = [...this.#watching.values()].filter((one) => !users.some(({ userId }) => userId === one.userId));
@@ -50,26 +50,26 @@ export class People {
   #row({ userId, displayName, email, role, until }) {
     const name = userId === this.#me ? `${displayName} (you)` : displayName;
     const more = [email !== displayName && email, until && `until ${day(until)}`, !role && "with a token"];
-    const what = make("div", "what", make("span", "", name));
-    if (more.some(Boolean)) what.append(" ", make("span", "more", more.filter(Boolean).join(" · ")));
+    const what = createElement("div", "what", createElement("span", "", name));
+    if (more.some(Boolean)) what.append(" ", createElement("span", "more", more.filter(Boolean).join(" · ")));
     const parts = [what];
-    if (this.#watching.has(userId)) parts.push(make("span", "state online", "watching"));
+    if (this.#watching.has(userId)) parts.push(createElement("span", "state online", "watching"));
     if (role && this.#role === "owner" && userId !== this.#me) parts.push(this.#choice({ userId, displayName, role }), this.#removal({ userId, displayName }));
-    else if (role) parts.push(make("span", "tag", role));
-    return make("li", "", parts);
+    else if (role) parts.push(createElement("span", "tag", role));
+    return createElement("li", "", parts);
   }
 
   #choice({ userId, displayName, role }) {
-    const choice = make("select", "small", ROLES.map((one) => make("option", "", one)));
+    const choice = createElement("select", "small", ROLES.map((one) => createElement("option", "", one)));
     choice.setAttribute("aria-label", `Role of ${displayName}`);
     choice.value = role;
     choice.addEventListener("change", async () => {
-      tell(this.#problem);
+      setText(this.#problem);
       try {
-        await askSignedIn("PATCH", `${this.#path}/users/${encodeURIComponent(userId)}`, { role: choice.value });
+        await sendSignedIn("PATCH", `${this.#path}/users/${encodeURIComponent(userId)}`, { role: choice.value });
       } catch (failure) {
         choice.value = role;
-        tell(this.#problem, failure.message);
+        setText(this.#problem, failure.message);
       }
       this.#known = "";
       await this.refresh().then(this.#onChange).catch(() => {});
@@ -78,12 +78,12 @@ export class People {
   }
 
   #removal({ userId, displayName }) {
-    const button = make("button", "quiet small", "Remove");
+    const button = createElement("button", "quiet small", "Remove");
     button.setAttribute("aria-label", `Remove ${displayName}`);
-    whenAsked(button, this.#problem, async () => {
+    onAction(button, this.#problem, async () => {
       const text = "They lose access to this machine. To come back, they need a new link.";
-      if (!(await confirmed({ title: `Remove ${displayName}?`, text, act: "Remove" }))) return;
-      await askSignedIn("DELETE", `${this.#path}/users/${encodeURIComponent(userId)}`);
+      if (!(await askToConfirm({ title: `Remove ${displayName}?`, text, act: "Remove" }))) return;
+      await sendSignedIn("DELETE", `${this.#path}/users/${encodeURIComponent(userId)}`);
       await this.refresh();
       await this.#onChange();
     });

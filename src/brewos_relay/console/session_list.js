@@ -1,11 +1,11 @@
 // The list of login sessions, each with a button to end it.
 
-import { askSignedIn } from "./api.js";
-import { ago, byId, day, make, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { byId, createElement, day, onAction, relativeTime } from "./dom.js";
 
 /** Load and show the login sessions of the user. Errors are shown in `problem`. */
 export async function refreshSessions(problem) {
-  const { sessions } = await askSignedIn("GET", "/api/auth/sessions");
+  const { sessions } = await sendSignedIn("GET", "/api/auth/sessions");
   const list = byId("sessions");
   // Keep the row of a session: a button must not vanish while the user taps it.
   const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
@@ -15,16 +15,16 @@ export async function refreshSessions(problem) {
 
 function row(session, problem) {
   const name = browserOf(session.userAgent);
-  const element = make("li", "", make("div", "what", [make("div", "name", name), make("div", "more")]));
+  const element = createElement("li", "", createElement("div", "what", [createElement("div", "name", name), createElement("div", "more")]));
   element.dataset.id = session.id;
   if (session.current) {
-    element.append(make("span", "tag", "this session"));
+    element.append(createElement("span", "tag", "this session"));
     return element;
   }
-  const end = make("button", "quiet small", "Sign out");
+  const end = createElement("button", "quiet small", "Sign out");
   end.setAttribute("aria-label", `Sign out ${name}`);
-  whenAsked(end, problem, async () => {
-    await askSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);
+  onAction(end, problem, async () => {
+    await sendSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);
     await refreshSessions(problem);
   });
   element.append(end);
@@ -32,7 +32,7 @@ function row(session, problem) {
 }
 
 function update(element, { address, lastUsedAt, createdAt }) {
-  const more = [address, `used ${ago(lastUsedAt)}`, `since ${day(createdAt)}`];
+  const more = [address, `used ${relativeTime(lastUsedAt)}`, `since ${day(createdAt)}`];
   element.querySelector(".more").textContent = more.filter(Boolean).join(" · ");
   return element;
 }

@@ -1,38 +1,38 @@
 // The header of every page for signed-in users, and the URLs of the pages.
 
-import { askSignedIn } from "./api.js";
-import { byId, goToLogin, whenAsked } from "./page.js";
-import { forget, kept } from "./session.js";
+import { sendSignedIn } from "./api.js";
+import { byId, goToLogin, onAction } from "./dom.js";
+import { clearSession, storedSession } from "./login_session.js";
 
 // Besides a built web app, which owns /, the console is below /console.
 const base = location.pathname.startsWith("/console") ? "/console" : "";
 
-export const home = base || "/";
-export const pageOf = (deviceId) => `${base}/machine/${encodeURIComponent(deviceId)}`;
+export const homePage = base || "/";
+export const machinePage = (deviceId) => `${base}/machine/${encodeURIComponent(deviceId)}`;
 
 /** Show the user and the sign-out button. Return the session, or null while the browser goes to /login. */
-export function showTop(problem) {
-  const session = kept();
+export function showHeader(problem) {
+  const session = storedSession();
   if (!session) {
     goToLogin();
     return null;
   }
-  document.querySelector("header .mark").href = home;
+  document.querySelector("header .mark").href = homePage;
   byId("who").textContent = session.user?.email ?? "";
   byId("sign-out").hidden = false;
-  whenAsked(byId("sign-out"), problem, async () => {
+  onAction(byId("sign-out"), problem, async () => {
     // Sign out here even if the server fails: the device may be a shared tablet.
-    await askSignedIn("POST", "/api/auth/logout").catch(() => {});
-    forget();
+    await sendSignedIn("POST", "/api/auth/logout").catch(() => {});
+    clearSession();
     location.replace("/login");
   });
-  addEventListener("storage", () => kept() || goToLogin());
+  addEventListener("storage", () => storedSession() || goToLogin());
   return session;
 }
 
 /** Show administrators the link to the server page. */
-export async function showWayToAdmin() {
-  const { isAdmin } = await askSignedIn("GET", "/api/auth/me");
+export async function showAdminLink() {
+  const { isAdmin } = await sendSignedIn("GET", "/api/auth/me");
   byId("to-admin").href = `${base}/admin`;
   byId("to-admin").hidden = !isAdmin;
 }

@@ -1,11 +1,11 @@
 // A searchable list that loads page by page.
 
-import { askSignedIn } from "./api.js";
-import { byId, tell, whenAsked } from "./page.js";
+import { sendSignedIn } from "./api.js";
+import { byId, onAction, setText } from "./dom.js";
 
 const FIND_MS = 300;
 
-export class Listing {
+export class PagedList {
   #parts;
   #next = null;
   #pages = 1;
@@ -14,7 +14,7 @@ export class Listing {
   /** `name` is the field of the list in the answer; `row` makes an element from an entry. */
   constructor({ path, name, row, list, none, more, find, problem }) {
     this.#parts = { path, name, row, list: byId(list), none: byId(none), more: byId(more), find: byId(find) };
-    whenAsked(byId(more), problem, () => {
+    onAction(byId(more), problem, () => {
       this.#pages++;
       return this.refresh();
     });
@@ -23,7 +23,7 @@ export class Listing {
       clearTimeout(timer);
       timer = setTimeout(() => {
         this.#pages = 1;
-        this.refresh().catch((failure) => tell(problem, failure.message));
+        this.refresh().catch((failure) => setText(problem, failure.message));
       }, FIND_MS);
     });
   }
@@ -36,7 +36,7 @@ export class Listing {
     this.#next = null;
     for (let page = 0; page < this.#pages; page++) {
       const asked = new URLSearchParams({ find: wanted, ...(this.#next !== null && { after: this.#next }) });
-      const answer = await askSignedIn("GET", `${path}?${asked}`);
+      const answer = await sendSignedIn("GET", `${path}?${asked}`);
       found.push(...answer[name]);
       this.#next = answer.next;
       if (this.#next === null) break;

@@ -7,7 +7,7 @@ const SOON_MS = 5 * 60 * 1000;
 export class SignedOut extends Error {}
 
 /** Return the stored session, or null. */
-export function kept() {
+export function storedSession() {
   try {
     const session = JSON.parse(localStorage.getItem(KEY));
     return typeof session?.accessToken === "string" ? session : null;
@@ -17,21 +17,21 @@ export function kept() {
 }
 
 /** Store a session from the server. */
-export function keep({ accessToken, refreshToken, expiresAt, user }) {
+export function storeSession({ accessToken, refreshToken, expiresAt, user }) {
   localStorage.setItem(KEY, JSON.stringify({ accessToken, refreshToken, expiresAt, user }));
 }
 
-export function forget() {
+export function clearSession() {
   localStorage.removeItem(KEY);
 }
 
 /** Return an access token that is valid for a while. Throws SignedOut, or an error of `fetch`. */
 export async function accessToken() {
-  const session = kept();
+  const session = storedSession();
   if (!session) throw new SignedOut();
   if (session.expiresAt > Date.now() + SOON_MS) return session.accessToken;
   try {
-    return await renew(session.accessToken);
+    return await renewSession(session.accessToken);
   } catch (problem) {
     if (problem instanceof SignedOut || session.expiresAt <= Date.now()) throw problem;
     return session.accessToken; // the token is still valid, and the next call tries again
@@ -39,14 +39,14 @@ export async function accessToken() {
 }
 
 /** Renew the session, unless another tab has done so since `used` was its access token. */
-export function renew(used) {
+export function renewSession(used) {
   const work = () => renewNow(used);
   // Tabs take turns if the browser supports locks. Otherwise the server accepts both for a while.
   return navigator.locks ? navigator.locks.request(KEY, work) : work();
 }
 
 async function renewNow(used) {
-  const session = kept();
+  const session = storedSession();
   if (!session) throw new SignedOut();
   if (session.accessToken !== used) return session.accessToken;
   const answer = await fetch("/api/auth/refresh", {
@@ -56,11 +56,11 @@ async function renewNow(used) {
     signal: AbortSignal.timeout(8000),
   });
   if (answer.status === 401 || answer.status === 403) {
-    if (kept()?.accessToken === used) forget();
+    if (storedSession()?.accessToken === used) clearSession();
     throw new SignedOut();
   }
   if (!answer.ok) throw new Error(`The session could not be renewed: the server answered ${answer.status}.`);
   const renewed = await answer.json();
-  keep(renewed);
+  storeSession(renewed);
   return renewed.accessToken;
 }

@@ -1,11 +1,11 @@
 // Shared by all pages: elements, messages, forms, times, and the way to the sign-in page.
 
-import { SignedOut } from "./session.js";
+import { SignedOut } from "./login_session.js";
 
 export const byId = (id) => document.getElementById(id);
 
 /** Make an element. `content` is text, an element, or a list of these. */
-export function make(name, className, content = []) {
+export function createElement(name, className, content = []) {
   const element = document.createElement(name);
   if (className) element.className = className;
   element.append(...[content].flat());
@@ -13,24 +13,24 @@ export function make(name, className, content = []) {
 }
 
 /** Show a message, or remove it. */
-export function tell(element, text = "") {
+export function setText(element, text = "") {
   element.textContent = text;
 }
 
 /** Run `act` when a button is pressed or a form is sent: one run at a time. Errors are shown in `problem`. */
-export function whenAsked(element, problem, act) {
+export function onAction(element, problem, act) {
   const isForm = element instanceof HTMLFormElement;
   const buttons = isForm ? element.querySelectorAll("button") : [element];
   element.addEventListener(isForm ? "submit" : "click", async (event) => {
     event.preventDefault();
     if (buttons[0].disabled) return;
-    tell(problem);
+    setText(problem);
     for (const button of buttons) button.disabled = true;
     try {
       await act();
     } catch (failure) {
       if (failure instanceof SignedOut) return goToLogin({ expired: true });
-      tell(problem, failure.message);
+      setText(problem, failure.message);
     } finally {
       for (const button of buttons) button.disabled = false;
     }
@@ -59,7 +59,7 @@ export function nextPage() {
 }
 
 /** Format a time (ISO 8601) relative to now, like "3 minutes ago". */
-export function ago(iso) {
+export function relativeTime(iso) {
   const seconds = (Date.parse(iso) - Date.now()) / 1000;
   const words = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
   for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
@@ -69,20 +69,20 @@ export function ago(iso) {
 }
 
 /** Run `act` repeatedly, one run at a time, and only while the page is visible. */
-export async function whileSeen(act, everyMs) {
+export async function pollWhileVisible(act, everyMs) {
   await act();
   setTimeout(() => {
-    if (!document.hidden) return whileSeen(act, everyMs);
-    document.addEventListener("visibilitychange", () => whileSeen(act, everyMs), { once: true });
+    if (!document.hidden) return pollWhileVisible(act, everyMs);
+    document.addEventListener("visibilitychange", () => pollWhileVisible(act, everyMs), { once: true });
   }, everyMs);
 }
 
 /** Ask for confirmation in a dialog. Resolves to true or false. */
-export function confirmed({ title, text, act }) {
+export function askToConfirm({ title, text, act }) {
   const dialog = byId("confirm");
-  tell(byId("confirm-title"), title);
-  tell(byId("confirm-text"), text);
-  tell(byId("confirm-do"), act);
+  setText(byId("confirm-title"), title);
+  setText(byId("confirm-text"), text);
+  setText(byId("confirm-do"), act);
   return new Promise((settle) => {
     let answer = false;
     byId("confirm-do").onclick = () => {
@@ -100,7 +100,7 @@ export function confirmed({ title, text, act }) {
 export const day = (iso) => new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" });
 
 /** Format a time (ISO 8601, or ms since 1970) as a clock time, with the day if it is not today. */
-export function clock(at) {
+export function clockTime(at) {
   const time = new Date(at);
   const day = time.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
   return time.toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });

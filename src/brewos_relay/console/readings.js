@@ -1,9 +1,9 @@
 // The current state of the machine: text, gauges, and the chart of the last minutes.
 
 import { Chart } from "./chart.js";
+import { byId, clockTime, relativeTime, setText } from "./dom.js";
 import { Gauge } from "./gauge.js";
 import { History } from "./history.js";
-import { ago, byId, clock, tell } from "./page.js";
 
 const MINUTES = 10;
 const LENGTH_MS = MINUTES * 60 * 1000;
@@ -51,7 +51,7 @@ export function showLastKnown(reading, at) {
   gauges.brew.show(reading.brew, reading.brewTarget);
   gauges.steam.show(reading.steam, reading.steamTarget);
   const does = STATES[reading.isBrewing ? "brewing" : reading.state];
-  const age = ago(new Date(at).toISOString());
+  const age = relativeTime(new Date(at).toISOString());
   say(byId("last-known"), `last known state, ${age}${does ? `: ${does}` : ""}`);
 }
 
@@ -72,7 +72,7 @@ export function showPresence({ isOnline, isKnown, lastSeen }) {
   if (!isKnown) return;
   byId("now").className = "now";
   say(byId("now"), "Offline");
-  say(byId("facts"), lastSeen ? `last seen ${ago(lastSeen)}` : "");
+  say(byId("facts"), lastSeen ? `last seen ${relativeTime(lastSeen)}` : "");
 }
 
 function showState({ state, isBrewing }) {
@@ -85,14 +85,14 @@ function showFacts({ onSince, mode, tank, cleaningDue, brewCount }) {
   const facts = [
     tank && tank !== "ok" && `water ${tank}`,
     cleaningDue && `cleaning due after ${brewCount} shots`,
-    onSince && mode !== "standby" && `on since ${clock(onSince).replace(/:\d\d$/, "")}`,
+    onSince && mode !== "standby" && `on since ${clockTime(onSince).replace(/:\d\d$/, "")}`,
   ];
   say(byId("facts"), facts.filter(Boolean).join(" · "));
 }
 
 /** Write a text only if it changed: screen readers read out every write. */
 function say(element, text) {
-  if (element.textContent !== text) tell(element, text);
+  if (element.textContent !== text) setText(element, text);
 }
 
 function draw() {
@@ -106,11 +106,11 @@ function draw() {
 
 function readingAt(at) {
   const sample = history.samples.findLast((one) => one.at <= at);
-  if (!sample || sample.gap) return `${clock(at)} · no data`;
+  if (!sample || sample.gap) return `${clockTime(at)} · no data`;
   const parts = [["brew", "brew", 1, " °C"], ["steam", "steam", 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
   const shown = parts.filter(([of]) => sample[of] !== null)
     .map(([of, name, digits, unit]) => `${name} ${sample[of].toFixed(digits)}${unit}`.trim());
-  return [clock(at), ...shown].join(" · ");
+  return [clockTime(at), ...shown].join(" · ");
 }
 
 /** Start drawing the chart, and showing values at the pointer. */
