@@ -25,8 +25,8 @@ from brewos_relay.commands import (
     token,
     user,
 )
-from brewos_relay.commands.failures import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, say_error
-from brewos_relay.commands.output import drop_output, finish_output, prepare_streams
+from brewos_relay.commands.failures import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, print_error
+from brewos_relay.commands.output import discard_output, finish_output, prepare_streams
 from brewos_relay.commands.parameters import HelpfulGroup
 
 __all__ = ["cli", "main"]
@@ -93,9 +93,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         finish_output()
     except OSError as problem:
-        drop_output()
+        discard_output()
         if code == 0:
-            code = _fail_writing(problem)
+            code = _report_write_error(problem)
     sys.exit(code)
 
 
@@ -105,15 +105,15 @@ def _run(args: Sequence[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except click.UsageError as problem:
         path = problem.ctx.command_path if problem.ctx is not None else PROGRAM
-        say_error(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
+        print_error(f"{problem.format_message().rstrip('.')}. See `{path} --help`.")
         return EXIT_USAGE
     except click.ClickException as problem:
-        say_error(problem.format_message())
+        print_error(problem.format_message())
         return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except OSError as problem:
-        return _fail_writing(problem)
+        return _report_write_error(problem)
     except BaseExceptionGroup as group:
         # Trio wraps a KeyboardInterrupt that arrives while several tasks run.
         if group.subgroup(KeyboardInterrupt) is None:
@@ -121,8 +121,8 @@ def _run(args: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _fail_writing(problem: OSError) -> int:
+def _report_write_error(problem: OSError) -> int:
     """Report that the output could not be written, unless its reader closed the pipe, as `head` does."""
     if not isinstance(problem, BrokenPipeError):
-        say_error(f"cannot write the output: {problem.strerror or problem}")
+        print_error(f"cannot write the output: {problem.strerror or problem}")
     return EXIT_FAILED

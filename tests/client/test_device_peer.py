@@ -59,7 +59,7 @@ def opened(server: PlainServer, keys: KeyStore) -> Open:
     return opened
 
 
-async def tell(peer: Peer, *cmds: str) -> None:
+async def on_status(peer: Peer, *cmds: str) -> None:
     for cmd in cmds:
         await peer.send(type="command", cmd=cmd)
 
@@ -112,7 +112,7 @@ async def test_device_reconnects_after_every_end(server: PlainServer, opened: Op
 async def test_replaced_device_stops(server: PlainServer, opened: Open) -> None:
     async with opened() as device:
         peer = await server.accept()
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         await peer.close(4002, "another connection took its place")
         stopped = await device.wait_for_state(LinkState.STOPPED)
         assert stopped.close_code == 4002
@@ -220,14 +220,14 @@ async def test_commands_wait_in_a_bounded_queue(
 ) -> None:
     async with opened(commands_at_most=2) as device:
         peer = await server.accept()
-        await tell(peer, "first", "second", "third")
+        await on_status(peer, "first", "second", "third")
         await peer.send(type="request_state")
         log = await peer.receive()
         assert (log["type"], log["level"]) == ("log", "warn")
         assert log["message"].startswith("third was dropped")
         assert "dropped 'third'" in caplog.text
         assert [(await anext(device)).name for _ in range(2)] == ["first", "second"]
-        await tell(peer, "fourth")
+        await on_status(peer, "fourth")
         assert (await anext(device)).name == "fourth"
         assert device.dropped_commands == 2
 
@@ -297,7 +297,7 @@ async def test_new_key_is_stored_and_used_before_the_old_one_is_dropped(
         await device.wait_for_state(LinkState.CONNECTED)
         assert KeyStore(keys.path).load() == Keys(OLD, NEW)  # let in, but not greeted
         await peer.greet()
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         await anext(device)
         assert KeyStore(keys.path).load() == Keys(NEW)
 
@@ -313,7 +313,7 @@ async def test_refused_new_key_falls_back_to_the_old_one(
         assert [asked["key"] for asked in server.asked] == [OLD, NEW, OLD]
         assert KeyStore(keys.path).load() == Keys(OLD, NEW)
         await peer.greet()
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         await anext(device)
         assert KeyStore(keys.path).load() == Keys(OLD)
 
@@ -336,7 +336,7 @@ async def test_crash_after_a_key_change_keeps_a_working_key(
         peer = await server.accept()
         assert peer.parameters["key"] == NEW
         await peer.greet()
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         await anext(device)
         await rotate(peer, NEWER)
         peer = await server.accept()
@@ -351,7 +351,7 @@ async def test_invalid_new_key_is_ignored(
     async with opened() as device:
         peer = await server.accept()
         await rotate(peer, key)
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         assert (await anext(device)).name == "tare"
         assert device.connections == 1
     assert KeyStore(keys.path).load() == Keys(OLD)
@@ -373,7 +373,7 @@ async def test_key_that_cannot_be_stored_is_not_used(
         with monkeypatch.context() as patch:
             patch.setattr("brewos_relay.client.key_store.write_private", full)
             await rotate(peer, NEW)
-            await tell(peer, "tare")
+            await on_status(peer, "tare")
             assert (await anext(device)).name == "tare"
         assert device.connections == 1
         assert "keeps its key" in caplog.text
@@ -383,7 +383,7 @@ async def test_key_that_cannot_be_stored_is_not_used(
             peer = await server.accept()
             patch.setattr("brewos_relay.client.key_store.write_private", full)
             await peer.greet()
-            await tell(peer, "tare")
+            await on_status(peer, "tare")
             await anext(device)
             assert "keeps both keys" in caplog.text
 
@@ -392,7 +392,7 @@ async def test_reconnects_when_the_relay_asks(server: PlainServer, opened: Open)
     async with opened() as device:
         peer = await server.accept()
         await peer.send(type="restarting", reconnectInMs=500)
-        await tell(peer, "tare")
+        await on_status(peer, "tare")
         await anext(device)
         at_s = trio.current_time()
         await peer.close(1012)

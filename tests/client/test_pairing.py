@@ -10,7 +10,7 @@ import trio
 
 from brewos_relay.client import pairing as pairing_module
 from brewos_relay.client.key_store import KeyStore
-from brewos_relay.client.pairing import Pairing, generate_claim_token
+from brewos_relay.client.pairing import Pairing, generate_pairing_token
 from brewos_relay.errors import SettingsError
 from support.household import add_session
 from support.http_client import ask
@@ -25,7 +25,7 @@ def keys(tmp_path: Path) -> KeyStore:
 
 
 def test_tokens_are_32_characters_and_differ() -> None:
-    made = {generate_claim_token() for _ in range(20)}
+    made = {generate_pairing_token() for _ in range(20)}
     assert len(made) == 20
     assert {len(token) for token in made} == {32}
 

@@ -20,7 +20,7 @@ from brewos_relay.client.reconnecting_link import (
     LinkStatus,
     LinkStopped,
     ReconnectingLink,
-    Verdict,
+    RetryDecision,
 )
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused
 from brewos_relay.errors import RelayError, SettingsError
@@ -67,15 +67,15 @@ class Network:
         self.lines: list[Line] = []
         self.fails: list[Exception] = []
         self.dial_s = 0.0
-        self.verdict = Verdict.BACK_OFF
+        self.verdict = RetryDecision.BACK_OFF
         self.told: list[LinkStatus] = []
 
     def link(self, **options: Any) -> ReconnectingLink:
         return ReconnectingLink(
             dial=self.dial,
             parts=(self.read,),
-            judge=lambda _: self.verdict,
-            tell=self.told.append,
+            decide_retry=lambda _: self.verdict,
+            on_status=self.told.append,
             backoff=Backoff(chance=lambda: 0.0),
             **options,
         )
@@ -187,8 +187,8 @@ async def test_reconnects_when_the_relay_asks(autojump_clock: MockClock) -> None
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
-        link.heed_restarting({"reconnectInMs": 31_000})
-        link.heed_restarting({"reconnectInMs": "soon"})
+        link.handle_restarting({"reconnectInMs": 31_000})
+        link.handle_restarting({"reconnectInMs": "soon"})
         await trio.sleep(11)
         network.lines[0].cut(1012)
         waiting = await link.wait_for_state(LinkState.WAITING)
@@ -312,7 +312,7 @@ async def test_stopped_link_starts_again_only_when_kicked(autojump_clock: MockCl
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
-        network.verdict = Verdict.STOP
+        network.verdict = RetryDecision.STOP
         network.lines[0].cut(4002, "replaced")
         stopped = await link.wait_for_state(LinkState.STOPPED)
         assert (stopped.close_code, "replaced" in stopped.reason) == (4002, True)
@@ -329,10 +329,10 @@ async def test_stopped_link_starts_again_only_when_kicked(autojump_clock: MockCl
 
 @pytest.mark.parametrize(
     ("verdict", "shortest_s", "longest_s"),
-    [(Verdict.AT_ONCE, 0.0, 1.0), (Verdict.SLOWLY, LONG_PAUSE_S, LONG_PAUSE_S * 1.2)],
+    [(RetryDecision.AT_ONCE, 0.0, 1.0), (RetryDecision.SLOWLY, LONG_PAUSE_S, LONG_PAUSE_S * 1.2)],
 )
 async def test_verdict_decides_how_to_continue(
-    autojump_clock: MockClock, verdict: Verdict, shortest_s: float, longest_s: float
+    autojump_clock: MockClock, verdict: RetryDecision, shortest_s: float, longest_s: float
 ) -> None:
     network = Network()
     network.verdict = verdict
@@ -367,12 +367,12 @@ async def test_interrupted_send_is_repeated_only_with_wait(autojump_clock: MockC
 
 @pytest.mark.parametrize("error", [SettingsError("no URL"), ValueError("a mistake")])
 async def test_other_exceptions_leave_run(autojump_clock: MockClock, error: Exception) -> None:
-    def judge(error: RelayError) -> Verdict:
+    def decide_retry(error: RelayError) -> RetryDecision:
         raise error
 
     network = Network()
     network.fails = [error]
     link = network.link()
-    link._judge = judge
+    link._decide_retry = decide_retry
     with pytest.raises(type(error)):
         await link.run()

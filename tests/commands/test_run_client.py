@@ -343,7 +343,7 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_client, "write_out", interrupt)
+    monkeypatch.setattr(run_client, "print_line", interrupt)
 
     async def converse(connection: WebSocketConnection) -> None:
         await connection.send_message(CONNECTED)

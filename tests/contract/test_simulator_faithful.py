@@ -124,7 +124,7 @@ async def cloud(*, registered: bytes = b"HTTP/1.1 200 OK", **parameters: Any) ->
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)
             machine = Machine(
-                device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000, chance=random.Random(1)
+                device_id="BRW-0000ABCD", now_ms=lambda: 1_700_000_000_000, rng=random.Random(1)
             )
             simulator = SimulatedDevice(
                 machine, url=f"http://127.0.0.1:{port}", registers=True, policy=FAITHFUL, **parameters
@@ -229,9 +229,9 @@ async def test_2_5_is_silent_where_its_text_is_too_long(autojump_clock: MockCloc
     async with cloud() as here:
         machine = here.simulator.machine
         for _ in range(10):
-            machine.obey({"cmd": "add_schedule", "name": "n" * 23})
-        machine.obey({"cmd": "set_time_config", "ntpServer": "s" * 63})
-        machine.obey({"cmd": "set_machine_info", "name": "é" * 32, "brand": "é" * 32, "model": "m" * 32})
+            machine.execute({"cmd": "add_schedule", "name": "n" * 23})
+        machine.execute({"cmd": "set_time_config", "ntpServer": "s" * 63})
+        machine.execute({"cmd": "set_machine_info", "name": "é" * 32, "brand": "é" * 32, "model": "m" * 32})
         assert len(msgspec.json.encode(machine.device_info())) > 2047
         visit = await here.next_visit()
         await visit.let_in()
@@ -244,7 +244,7 @@ async def test_2_5_is_silent_where_its_text_is_too_long(autojump_clock: MockCloc
 async def test_1_3_large_texts_have_a_zero_mask(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         for _ in range(8):
-            here.simulator.machine.obey({"cmd": "add_schedule", "name": "n" * 23})
+            here.simulator.machine.execute({"cmd": "add_schedule", "name": "n" * 23})
         visit = await here.next_visit()
         await visit.let_in()
         await visit.say({"type": "request_state"})

@@ -17,7 +17,7 @@ DEADLINE_S = 20.0
 
 
 def make_machine(seed: int = 1) -> Machine:
-    return Machine(device_id="BRW-00000001", now_ms=lambda: 1_700_000_000_000, chance=random.Random(seed))
+    return Machine(device_id="BRW-00000001", now_ms=lambda: 1_700_000_000_000, rng=random.Random(seed))
 
 
 def make_fleet(url: str, said: list[str], count: int, **parameters: object) -> Fleet:
@@ -110,10 +110,10 @@ def test_barista_without_an_interval_does_nothing() -> None:
 
 
 def test_most_households_are_off() -> None:
-    chance = random.Random(5)
+    rng = random.Random(5)
     machines = [make_machine() for _ in range(300)]
     for machine in machines:
-        Household(chance).begin(machine)
+        Household(rng).begin(machine)
     on = sum(machine.state != "idle" for machine in machines)
     assert 15 <= on <= 50
 

@@ -6,7 +6,7 @@
 #   linked_peer              what App and Device share: their link, received messages, the relay's clock
 #   reconnecting_link        one connection at a time, opened again after each loss; its status
 #   device_state, deltas     the state of a device: as an app receives it, as a device sends it
-#   command_outcomes         what became of an app's commands
+#   command_outcomes         the outcomes of an app's commands
 #   pairing, token_sources   registration of a device, tokens of an app, both by HTTP (http_call)
 #   key_store                device keys and sessions in private files
 #   websocket                one WebSocket; the only module that imports trio_websocket

@@ -19,7 +19,7 @@ from brewos_relay.client.reconnecting_link import (
     LinkStatus,
     LinkStopped,
     ReconnectingLink,
-    Verdict,
+    RetryDecision,
 )
 from brewos_relay.client.token_sources import SignInEnded, StaticToken, Token, token_source
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
@@ -75,7 +75,7 @@ class App(LinkedPeer):
         parse_url(url)
         self.device_id = check_device_id(device_id)
         self._url = url
-        self._source = token_source(token)
+        self._token_source = token_source(token)
         self._ssl_context = ssl_context
         self._token = ""
         self._rejections = 0
@@ -89,12 +89,12 @@ class App(LinkedPeer):
         self._state = DeviceState()
         self._greeted = False
         self._complete = False
-        self._news = trio.Event()
+        self._changed = trio.Event()
         self._link = ReconnectingLink(
             dial=self._dial,
             parts=(self._read, self._renew),
-            judge=self._judge,
-            tell=self._told,
+            decide_retry=self._decide_retry,
+            on_status=self._on_status,
             enabled=enabled,
         )
 
@@ -115,9 +115,9 @@ class App(LinkedPeer):
         Raises NothingKnown if no state is known within `timeout_s`, and LinkStopped.
         """
         with trio.move_on_after(timeout_s):
-            await self._until(lambda: self._greeted and bool(self._state.status))
+            await self._wait_until(lambda: self._greeted and bool(self._state.status))
             with trio.move_on_after(REST_S):
-                await self._until(lambda: self._complete)
+                await self._wait_until(lambda: self._complete)
         if self._greeted and self._state.messages:
             return self._state
         if not self._greeted:
@@ -136,7 +136,7 @@ class App(LinkedPeer):
         if taken := sorted(_OURS & fields.keys()):
             raise ValueError(f"{taken[0]!r} cannot be a field of a command: the SDK sets it")
         with trio.move_on_at(deadline_s):
-            await self._until(lambda: self._greeted)
+            await self._wait_until(lambda: self._greeted)
         if not self._greeted:
             return Outcome("not_sent", self.status.reason or "there was no connection in time")
         request_id = next(self._request_ids)
@@ -158,7 +158,7 @@ class App(LinkedPeer):
 
     async def _dial(self) -> AbstractAsyncContextManager[WebSocket]:
         rejected = self._token if self._needs_fresh else None
-        self._token = await (self._source.fresh() if self._needs_fresh else self._source.token())
+        self._token = await (self._token_source.fresh() if self._needs_fresh else self._token_source.token())
         if self._token == rejected:
             raise SignInEnded("the relay does not accept the token, and the source has no other")
         self._needs_fresh = False
@@ -172,12 +172,12 @@ class App(LinkedPeer):
                 content = decode(await websocket.receive())
                 kind = content.get("type") if content is not None else None
                 if content is not None and isinstance(kind, str):
-                    await self._take(kind, content, websocket)
+                    await self._handle(kind, content, websocket)
         finally:
             self._greeted = False
-            self._outcomes.lose("the connection broke before the relay reported the outcome")
+            self._outcomes.fail_all("the connection broke before the relay reported the outcome")
 
-    async def _take(self, kind: str, content: dict[str, Any], websocket: WebSocket) -> None:
+    async def _handle(self, kind: str, content: dict[str, Any], websocket: WebSocket) -> None:
         self._state = self._state.after(content)
         if kind == "connected":
             self._rejections = self._refusals = 0
@@ -188,15 +188,15 @@ class App(LinkedPeer):
         elif kind == "pong":
             self._complete = True
         elif kind == "restarting":
-            self._link.heed_restarting(content)
+            self._link.handle_restarting(content)
         elif kind == "token_expiring":
             self._expiring.set()
         elif kind == "auth_refreshed" and content.get("success") is not True:
             _log.warning("the relay does not accept the new token: %s", content.get("error"))
         elif kind == "status_delta" and "status" not in self._state.messages:
             await self._send_own(websocket, {"type": "request_full_status"})
-        self._tell_news()
-        if kind == "command_status" and self._outcomes.hear(content):
+        self._wake_waiters()
+        if kind == "command_status" and self._outcomes.handle_status(content):
             return
         if kind not in _NOT_FOR_PROGRAMS:
             self._inbox.put(content)
@@ -211,7 +211,7 @@ class App(LinkedPeer):
             await self._expiring.wait()
             self._expiring = trio.Event()
             try:
-                token = await self._source.fresh()
+                token = await self._token_source.fresh()
             except SignInEnded as error:
                 _log.warning("%s; the connection ends when its token expires", error)
                 continue
@@ -223,44 +223,44 @@ class App(LinkedPeer):
                 self._token = token
                 await websocket.send(encode({"type": "refresh_auth", "token": token}))
 
-    async def _until(self, come: Callable[[], bool]) -> None:
+    async def _wait_until(self, come: Callable[[], bool]) -> None:
         """Wait until a condition is true. Raises LinkStopped."""
         await trio.lowlevel.checkpoint()
         while not come():
             if self.status.state is LinkState.STOPPED:
                 raise LinkStopped(self.status)
-            await self._news.wait()
+            await self._changed.wait()
 
     # Ends
 
-    def _judge(self, error: RelayError) -> Verdict:
+    def _decide_retry(self, error: RelayError) -> RetryDecision:
         if isinstance(error, SignInEnded):
-            return Verdict.STOP
+            return RetryDecision.STOP
         if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.TOKEN_REJECTED:
             # Try another token, unless the rejected one was new.
-            if isinstance(self._source, StaticToken):
-                return Verdict.STOP
+            if isinstance(self._token_source, StaticToken):
+                return RetryDecision.STOP
             self._rejections += 1
             self._needs_fresh = True
-            return Verdict.STOP if self._rejections >= _REJECTIONS_AT_MOST else Verdict.AT_ONCE
+            return RetryDecision.STOP if self._rejections >= _REJECTIONS_AT_MOST else RetryDecision.AT_ONCE
         if (isinstance(error, ConnectionEnded) and error.close_code == CloseCode.ACCESS_ENDED) or (
             isinstance(error, RelayRefused) and error.status == _FORBIDDEN
         ):
             self._refusals += 1
-            return Verdict.STOP if self._refusals >= _REFUSALS_AT_MOST else Verdict.SLOWLY
+            return RetryDecision.STOP if self._refusals >= _REFUSALS_AT_MOST else RetryDecision.SLOWLY
         if isinstance(error, ConnectionEnded | RelayRefused | RelayUnreachable):
-            return Verdict.BACK_OFF
+            return RetryDecision.BACK_OFF
         raise error
 
-    def _told(self, status: LinkStatus) -> None:
+    def _on_status(self, status: LinkStatus) -> None:
         self._inbox.end(LinkStopped(status) if status.state is LinkState.STOPPED else None)
         if status.state is LinkState.STOPPED:
             self._rejections = self._refusals = 0
-        self._tell_news()
+        self._wake_waiters()
 
-    def _tell_news(self) -> None:
+    def _wake_waiters(self) -> None:
         """Wake the tasks that wait for a condition."""
-        news, self._news = self._news, trio.Event()
+        news, self._changed = self._changed, trio.Event()
         news.set()
 
 

@@ -48,15 +48,15 @@ class PendingCommand:
         await self._decided.wait()
         return self.outcome
 
-    def hear(self, status: Any) -> None:
+    def handle_status(self, status: Any) -> None:
         """Handle the `status` of a `command_status`."""
         if status == "queued":
             self._waited = True
             self.outcome = Outcome("unknown", "the command waits at the relay", waited=True)
         elif status in _TOLD:
-            self.decide(Outcome(cast(Fate, status), waited=self._waited))
+            self.set_outcome(Outcome(cast(Fate, status), waited=self._waited))
 
-    def decide(self, outcome: Outcome) -> None:
+    def set_outcome(self, outcome: Outcome) -> None:
         """Set the outcome; later calls have no effect."""
         if not self._decided.is_set():
             self.outcome = outcome
@@ -78,16 +78,16 @@ class PendingCommands:
         finally:
             del self._awaited[request_id]
 
-    def hear(self, content: dict[str, Any]) -> bool:
+    def handle_status(self, content: dict[str, Any]) -> bool:
         """Handle a `command_status`; return False if it belongs to no pending command."""
         request_id = content.get("requestId")
         awaited = self._awaited.get(request_id) if isinstance(request_id, str) else None
         if awaited is None:
             return False
-        awaited.hear(content.get("status"))
+        awaited.handle_status(content.get("status"))
         return True
 
-    def lose(self, reason: str) -> None:
+    def fail_all(self, reason: str) -> None:
         """Set the outcome of all pending commands, as their connection has ended."""
         for awaited in self._awaited.values():
-            awaited.decide(Outcome("unknown", reason))
+            awaited.set_outcome(Outcome("unknown", reason))

@@ -19,7 +19,7 @@ from brewos_relay.client.reconnecting_link import (
     LinkStatus,
     LinkStopped,
     ReconnectingLink,
-    Verdict,
+    RetryDecision,
 )
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_device
 from brewos_relay.errors import CloseCode, RelayError
@@ -99,15 +99,15 @@ class Device(LinkedPeer):
         self._key = ""
         self._has_two_keys = False
         self._newest_refused = False
-        self._unheard = True
+        self._awaits_first_message = True
         self._state: Mapping[str, Any] | None = None
         self._occasional: Mapping[str, Any] = {}
         self._reported = trio.Event()
         self._link = ReconnectingLink(
             dial=self._dial,
             parts=(self._read, self._report),
-            judge=self._judge,
-            tell=self._told,
+            decide_retry=self._decide_retry,
+            on_status=self._on_status,
             enabled=enabled,
         )
 
@@ -148,14 +148,14 @@ class Device(LinkedPeer):
         # Try the newest key first; if the relay refused it, the one before it.
         self._key = keys.key if self._newest_refused else keys.newest
         self._has_two_keys = keys.next_key is not None
-        self._unheard = True
+        self._awaits_first_message = True
         return dial_device(self._url, device_id=self.device_id, key=self._key, ssl_context=self._ssl_context)
 
     async def _read(self, websocket: WebSocket) -> None:
         while True:
             message = await websocket.receive()
-            if self._unheard:
-                await self._settle_key()
+            if self._awaits_first_message:
+                await self._confirm_key()
             content = decode(message)
             kind = content.get("type") if content is not None else None
             if content is None or not isinstance(kind, str):
@@ -163,13 +163,13 @@ class Device(LinkedPeer):
             if kind == "connected":
                 self._clock.set(content.get("timestamp"))
             elif kind == "restarting":
-                self._link.heed_restarting(content)
+                self._link.handle_restarting(content)
             elif kind == "key_rotate":
-                await self._take_key(content.get("key"))
+                await self._store_new_key(content.get("key"))
             else:
-                await self._take(kind, content)
+                await self._handle(kind, content)
 
-    async def _take(self, kind: str, content: dict[str, Any]) -> None:
+    async def _handle(self, kind: str, content: dict[str, Any]) -> None:
         """Queue a message for the program, or report that it is busy."""
         if kind in _ASKS_FOR_STATE:
             self.deltas.begin()
@@ -200,7 +200,7 @@ class Device(LinkedPeer):
 
     # Keys
 
-    async def _take_key(self, key: Any) -> None:
+    async def _store_new_key(self, key: Any) -> None:
         """Store a key from the relay, and reconnect with it. Raises _KeySent."""
         if not is_key(key) or key == self._key:
             return
@@ -212,9 +212,9 @@ class Device(LinkedPeer):
         self._newest_refused = False
         raise _KeySent("the relay has sent a new key")
 
-    async def _settle_key(self) -> None:
+    async def _confirm_key(self) -> None:
         """Keep only the key that the relay has accepted; called with the first message of a connection."""
-        self._unheard = False
+        self._awaits_first_message = False
         self._newest_refused = False
         if self._key_store.known == Keys(self._key):
             return
@@ -225,19 +225,19 @@ class Device(LinkedPeer):
 
     # Ends
 
-    def _judge(self, error: RelayError) -> Verdict:
+    def _decide_retry(self, error: RelayError) -> RetryDecision:
         if isinstance(error, _KeySent):
-            return Verdict.AT_ONCE
+            return RetryDecision.AT_ONCE
         if isinstance(error, RelayRefused) and error.status == _UNAUTHORIZED:
             self._newest_refused = self._has_two_keys and not self._newest_refused
-            return Verdict.AT_ONCE if self._newest_refused else Verdict.BACK_OFF
+            return RetryDecision.AT_ONCE if self._newest_refused else RetryDecision.BACK_OFF
         if isinstance(error, ConnectionEnded) and error.close_code == CloseCode.REPLACED:
-            return Verdict.STOP
+            return RetryDecision.STOP
         if isinstance(error, ConnectionEnded | RelayRefused | RelayUnreachable):
-            return Verdict.BACK_OFF
+            return RetryDecision.BACK_OFF
         raise error
 
-    def _told(self, status: LinkStatus) -> None:
+    def _on_status(self, status: LinkStatus) -> None:
         self._inbox.end(LinkStopped(status) if status.state is LinkState.STOPPED else None)
 
 

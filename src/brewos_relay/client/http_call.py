@@ -58,7 +58,7 @@ async def post_json(
             raise RelayUnreachable(f"{shown} did not answer in HTTP") from None
         finally:
             await trio.aclose_forcefully(stream)
-        return _judged(response, answer)
+        return _content_of(response, answer)
     raise RelayUnreachable(f"{shown} did not answer in {timeout_s:g} s")
 
 
@@ -80,7 +80,7 @@ async def _read_answer(http: h11.Connection, stream: trio.abc.Stream) -> tuple[h
             return response, bytes(answer)
 
 
-def _judged(response: h11.Response, answer: bytes) -> dict[str, Any]:
+def _content_of(response: h11.Response, answer: bytes) -> dict[str, Any]:
     """Return the content of an answer. Raises RelayRefused."""
     content: dict[str, Any] = {}
     with suppress(msgspec.MsgspecError, RecursionError):

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 import trio
 
 from brewos_relay.client.codec import is_number
-from brewos_relay.client.reconnecting_link import LinkState, LinkStatus, ReconnectingLink, Statuses
+from brewos_relay.client.reconnecting_link import LinkState, LinkStatus, ReconnectingLink, StatusIterator
 from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import now_ms
 
@@ -63,7 +63,7 @@ class LinkedPeer:
         """Wait until the link is in one of these states, and return its status."""
         return await self._link.wait_for_state(*states)
 
-    def statuses(self) -> Statuses:
+    def statuses(self) -> StatusIterator:
         """Iterate over the current status and each new one; a slow reader misses those in between."""
         return self._link.statuses()
 

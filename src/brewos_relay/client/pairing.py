@@ -35,7 +35,7 @@ class Pairing:
     ) -> None:
         parse_url(url)
         self.device_id = check_device_id(device_id)
-        self.token = generate_claim_token()
+        self.token = generate_pairing_token()
         self._url = url.strip().rstrip("/")
         self._key_store = key_store
         self._ssl_context = ssl_context
@@ -56,7 +56,7 @@ class Pairing:
 
     def renew_token(self) -> str:
         """Make a new token, for example after 10 minutes; `register` sends it to the relay."""
-        self.token = generate_claim_token()
+        self.token = generate_pairing_token()
         return self.token
 
     async def register(self) -> None:
@@ -75,6 +75,6 @@ class Pairing:
         )
 
 
-def generate_claim_token() -> str:
+def generate_pairing_token() -> str:
     """Make a token to show: 192 random bits in 32 characters that need no escaping."""
     return secrets.token_urlsafe(_TOKEN_BYTES)

@@ -67,7 +67,7 @@ class LinkStopped(RelayError):
         super().__init__(f"the link has stopped: {status.reason}")
 
 
-class Verdict(Enum):
+class RetryDecision(Enum):
     """How to continue after a connection or an attempt has ended."""
 
     BACK_OFF = "reconnect after the next pause of the backoff"
@@ -76,14 +76,14 @@ class Verdict(Enum):
     STOP = "do not reconnect"
 
 
-class Statuses:
+class StatusIterator:
     """The statuses of a link as an endless asynchronous iterator."""
 
     def __init__(self, link: "ReconnectingLink") -> None:
         self._link = link
         self._given: LinkStatus | None = None
 
-    def __aiter__(self) -> "Statuses":
+    def __aiter__(self) -> "StatusIterator":
         return self
 
     async def __anext__(self) -> LinkStatus:
@@ -98,9 +98,9 @@ class ReconnectingLink:
     """Keeps one connection open, and opens it again after each loss.
 
     `dial` prepares an attempt and returns the connection to enter. `parts` are functions that use the
-    connection, each in its own task, until one of them raises. `judge` decides how to continue after a
+    connection, each in its own task, until one of them raises. `decide_retry` decides how to continue after a
     RelayError: RelayUnreachable, RelayRefused, ConnectionEnded, or another one of `parts` and `dial`. Other
-    exceptions leave `run`. `tell` is called with every new status.
+    exceptions leave `run`. `on_status` is called with every new status.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class ReconnectingLink:
         *,
         dial: Callable[[], Awaitable[AbstractAsyncContextManager[WebSocket]]],
         parts: Sequence[Callable[[WebSocket], Awaitable[None]]],
-        judge: Callable[[RelayError], Verdict],
-        tell: Callable[[LinkStatus], None] = lambda _: None,
+        decide_retry: Callable[[RelayError], RetryDecision],
+        on_status: Callable[[LinkStatus], None] = lambda _: None,
         # Times
         backoff: Backoff | None = None,
         good_s: float = GOOD_S,
@@ -120,8 +120,8 @@ class ReconnectingLink:
         self.status = LinkStatus(LinkState.CONNECTING if enabled else LinkState.DISABLED)
         self._dial = dial
         self._parts = parts
-        self._judge = judge
-        self._tell = tell
+        self._decide_retry = decide_retry
+        self._on_status = on_status
         self._backoff = backoff or Backoff()
         self._good_s = good_s
         self._enabled = enabled
@@ -180,9 +180,9 @@ class ReconnectingLink:
             await self._changed.wait()
         return self.status
 
-    def statuses(self) -> "Statuses":
+    def statuses(self) -> "StatusIterator":
         """Iterate over the current status and each new one; a slow reader misses those in between."""
-        return Statuses(self)
+        return StatusIterator(self)
 
     async def wait_for_change(self) -> None:
         """Wait for the next status."""
@@ -208,7 +208,7 @@ class ReconnectingLink:
                 raise LinkStopped(self._stopped)
             await self._changed.wait()
 
-    def heed_restarting(self, content: dict[str, Any]) -> None:
+    def handle_restarting(self, content: dict[str, Any]) -> None:
         """Handle a `restarting` message: after this connection, reconnect at the time that it gives."""
         pause_ms = content.get("reconnectInMs")
         if is_number(pause_ms):
@@ -224,15 +224,15 @@ class ReconnectingLink:
         """
         while True:
             self._control_changed = trio.Event()
-            why_not = self._why_not()
+            why_not = self._reason_not_to_connect()
             if why_not is None:
                 with trio.CancelScope() as self._turn:
-                    await self._try()
+                    await self._connect_once()
             else:
                 self._set(why_not)
                 await self._control_changed.wait()
 
-    def _why_not(self) -> LinkStatus | None:
+    def _reason_not_to_connect(self) -> LinkStatus | None:
         """Return the reason not to connect, or None."""
         if not self._enabled:
             return LinkStatus(LinkState.DISABLED, "the link is disabled")
@@ -240,7 +240,7 @@ class ReconnectingLink:
             return LinkStatus(LinkState.PAUSED, "the link is paused")
         return self._stopped
 
-    async def _try(self) -> None:
+    async def _connect_once(self) -> None:
         """Connect, run the parts on the connection, and wait for the next attempt."""
         self._kicked = trio.Event()
         self._come_back_at_s = None
@@ -249,10 +249,10 @@ class ReconnectingLink:
         try:
             async with await self._dial() as websocket:
                 opened_at_s = trio.current_time()
-                error = await self._live(websocket)
+                error = await self._run_parts(websocket)
         except RelayError as failure:
             error = failure
-        verdict = self._judge(error)
+        verdict = self._decide_retry(error)
         if opened_at_s is not None and trio.current_time() - opened_at_s >= self._good_s:
             self._backoff.reset()
         why = LinkStatus(
@@ -261,7 +261,7 @@ class ReconnectingLink:
             close_code=error.close_code if isinstance(error, ConnectionEnded) else None,
             http_status=error.status if isinstance(error, RelayRefused) else None,
         )
-        if verdict is Verdict.STOP:
+        if verdict is RetryDecision.STOP:
             self._stopped = why
             return
         pause_s = self._pause_s(verdict, error)
@@ -269,10 +269,10 @@ class ReconnectingLink:
         with trio.move_on_after(pause_s):
             await self._kicked.wait()
 
-    def _pause_s(self, verdict: Verdict, error: RelayError) -> float:
-        if verdict is Verdict.AT_ONCE:
+    def _pause_s(self, verdict: RetryDecision, error: RelayError) -> float:
+        if verdict is RetryDecision.AT_ONCE:
             return _AT_ONCE_S * random.random()  # noqa: S311 - only spreads the reconnects of a fleet
-        if verdict is Verdict.SLOWLY:
+        if verdict is RetryDecision.SLOWLY:
             return LONG_PAUSE_S * (1 + 0.2 * random.random())  # noqa: S311
         if self._come_back_at_s is not None:
             self._backoff.hint(self._come_back_at_s - trio.current_time())
@@ -280,7 +280,7 @@ class ReconnectingLink:
             self._backoff.hint(error.retry_after_s, same_for_all=True)
         return self._backoff.next_s()
 
-    async def _live(self, websocket: WebSocket) -> RelayError:
+    async def _run_parts(self, websocket: WebSocket) -> RelayError:
         """Run the parts on a connection; return the error that ended it.
 
         **Owns:** a task for each part, and one that pings. **Ends when:** one of them raises.
@@ -325,4 +325,4 @@ class ReconnectingLink:
         self.status = status
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        self._tell(status)
+        self._on_status(status)

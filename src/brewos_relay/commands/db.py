@@ -5,7 +5,7 @@ from shlex import quote
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option
 from brewos_relay.commands.registry_access import database_url, require_file
 
@@ -38,7 +38,7 @@ def upgrade(data_dir: Path | None) -> None:
     from brewos_relay.registry import migrations
     from brewos_relay.registry.database import upgrade
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         added = upgrade(database_url(data_dir))
     if not added:
         click.echo(f"The tables are up to date, at version {migrations.HEAD}.", err=True)
@@ -62,7 +62,7 @@ def status(data_dir: Path | None) -> None:
     from brewos_relay.registry import migrations
     from brewos_relay.registry.database import version
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         url = database_url(data_dir)
         require_file(url)
         location, found = version(url)
@@ -91,7 +91,7 @@ def backup(file: Path, force: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.backup import back_up
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         url = database_url(data_dir)
         source = _require_sqlite(
             url,
@@ -118,7 +118,7 @@ def restore(file: Path, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.backup import restore
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         url = database_url(data_dir)
         target = _require_sqlite(
             url,

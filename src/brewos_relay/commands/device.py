@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
     HelpfulGroup,
@@ -25,7 +25,7 @@ from brewos_relay.commands.registry_access import (
     database_url,
     existing_registry,
     find_user_id,
-    warn_of_quota,
+    warn_about_quota,
 )
 from brewos_relay.errors import DeviceExists, DeviceFileError, DeviceUnknown, TooManyKeys
 from brewos_relay.vocabulary import check_key, generate_key, iso_time, now_ms
@@ -93,13 +93,13 @@ def add(
         new = NewDevice(id=device_id, key_hash=hash_secret(stored_key), name=name, more_user_ids=users)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
-    with failing_with(Failed), Database.open(database_url(data_dir)) as database:
+    with errors_as(Failed), Database.open(database_url(data_dir)) as database:
         try:
             with database.writing() as db:
                 new = _for_accounts(db, new, {})
                 add_devices(db, [new], now_ms=now_ms())
             with database.reading() as db:
-                warn_of_quota(db, new.user_ids)
+                warn_about_quota(db, new.user_ids)
         except DeviceExists:
             raise Failed(
                 f"{device_id} is already registered in {database.location};"
@@ -131,7 +131,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     from brewos_relay.registry.device_file import read_device_file
     from brewos_relay.registry.devices import find_devices
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         numbered = list(read_device_file(file, hash_key=hash_secret))
         with Database.open(database_url(data_dir)) as database:
             with database.reading() as db:
@@ -148,7 +148,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
             except DeviceExists as problem:  # since then
                 _refuse_taken(numbered, set(problem.device_ids))
             with database.reading() as db:
-                warn_of_quota(db, {user_id for new in rows for user_id in new.user_ids})
+                warn_about_quota(db, {user_id for new in rows for user_id in new.user_ids})
     same = f"; {len(there)} were already registered with the same keys" if there else ""
     click.echo(f"Registered {len(rows)} devices in {database.location}{same}.", err=True)
 
@@ -169,7 +169,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     from brewos_relay.registry.devices import all_devices
 
     found: list[tuple[Device, list[DeviceUser]]] = []
-    with failing_with(Failed):
+    with errors_as(Failed):
         try:
             with existing_registry(data_dir) as database, database.reading() as db:
                 found = [(each, users_of(db, each.id, now_ms=now_ms())) for each in all_devices(db)]
@@ -221,7 +221,7 @@ def remove(device_id: str, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.devices import remove_device
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         if not remove_device(db, device_id, now_ms=now_ms()):
             raise DeviceUnknown(device_id)
     click.echo(f"Removed {device_id}.", err=True)
@@ -245,7 +245,7 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
     from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
     from brewos_relay.registry.devices import find_devices
 
-    with failing_with(Failed), existing_registry(data_dir) as database:
+    with errors_as(Failed), existing_registry(data_dir) as database:
         with database.writing() as db:
             found = find_devices(db, [device_id])
             if not found:

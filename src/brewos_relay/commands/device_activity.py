@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.output import print_json
 from brewos_relay.commands.parameters import data_dir_option, device_argument, json_option
 from brewos_relay.commands.registry_access import existing_registry
@@ -42,7 +42,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
     from brewos_relay.registry.activity import activity_of
     from brewos_relay.registry.devices import find_devices
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         device = next(iter(find_devices(db, [device_id])), None)
         if device is None:
             raise DeviceUnknown(device_id)
@@ -104,7 +104,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
                 f"{iso_time(event.at_ms)}  throttled: it sends more than its rate, and stays connected"
             )
         elif event.kind == "throttle_ended":
-            click.echo(f"{iso_time(event.at_ms)}  no longer throttled{_throttled(event.detail)}")
+            click.echo(f"{iso_time(event.at_ms)}  no longer throttled{_throttle_summary(event.detail)}")
         elif event.online:
             click.echo(f"{iso_time(event.at_ms)}  connected" + (f", after {since} offline" if since else ""))
         else:
@@ -117,7 +117,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
             click.echo(f"{iso_time(event.at_ms)}  disconnected{there}: {end_reason(event)}{more}")
 
 
-def _throttled(detail: Mapping[str, str]) -> str:
+def _throttle_summary(detail: Mapping[str, str]) -> str:
     """Say how long a device was throttled, and what became of its messages."""
     if not {"throttledS", "merged", "dropped"} <= detail.keys():
         return ""
@@ -150,7 +150,7 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
     from brewos_relay.registry.activity import activity_of
     from brewos_relay.registry.devices import find_devices
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         if not find_devices(db, [device_id]):
             raise DeviceUnknown(device_id)
         found = activity_of(db, device_id, limit=limit)
@@ -174,10 +174,10 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
         return
     for each in found:
         who = "-" if each.user_id is None else emails.get(each.user_id, each.user_id)
-        detail = "  ".join(f"{key}={_shown(value)}" for key, value in each.detail.items())
+        detail = "  ".join(f"{key}={_quote(value)}" for key, value in each.detail.items())
         click.echo(f"{iso_time(each.at_ms)}  {each.kind:<13}  {who}  {detail}".rstrip())
 
 
-def _shown(text: str) -> str:
+def _quote(text: str) -> str:
     """Return a text from outside as one word: unchanged if it is printable, else quoted and escaped."""
     return text if is_showable(text) and len(text.split()) == 1 else repr(text)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from brewos_relay.commands.device import user_as_json
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
     data_dir_option,
@@ -16,7 +16,7 @@ from brewos_relay.commands.parameters import (
     role_choice,
     user_id,
 )
-from brewos_relay.commands.registry_access import existing_registry, find_user_id, warn_of_quota
+from brewos_relay.commands.registry_access import existing_registry, find_user_id, warn_about_quota
 from brewos_relay.errors import DeviceUnknown
 from brewos_relay.vocabulary import iso_time, now_ms
 
@@ -48,7 +48,7 @@ def users(device_id: str, as_json: bool, data_dir: Path | None) -> None:
     from brewos_relay.registry.access import users_of
     from brewos_relay.registry.devices import find_devices
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         if not find_devices(db, [device_id]):
             raise DeviceUnknown(device_id)
         found = users_of(db, device_id, now_ms=now_ms())
@@ -107,7 +107,7 @@ def give(
     until_ms = None if until_s is None else at_ms + until_s * 1000
     limit = "" if until_ms is None else f", until {iso_time(until_ms)}"
     done: list[str] = []
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         # Lock all accounts before the device, as the server does, to avoid a deadlock.
         for user, id_ in {user: find_user_id(db, user) for user in users}.items():
             had = access.access_of(db, [(id_, device_id)], now_ms=at_ms).get((id_, device_id))
@@ -119,7 +119,7 @@ def give(
             else:
                 access.set_role(db, device_id, id_, role=role, until_ms=until_ms, now_ms=at_ms)
             done.append(f"{user} is {role} of {device_id} now{limit}.")
-            warn_of_quota(db, [id_])
+            warn_about_quota(db, [id_])
         # The operator decides who owns the device, so its key needs no confirmation by a connection.
         trust_key(db, device_id)
     click.echo("\n".join(done), err=True)
@@ -141,7 +141,7 @@ def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.access import take
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         without = [
             user
             for user in dict.fromkeys(users)
@@ -170,7 +170,7 @@ def release(device_id: str, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.pairing_proof import release_device
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         had = release_device(db, device_id, now_ms=now_ms())
     users = "1 user" if had == 1 else f"{had} users"
     click.echo(f"Released {device_id}: {users} had it, and it can be paired again.", err=True)

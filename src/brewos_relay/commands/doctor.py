@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from brewos_relay.commands.failures import EXIT_FAILED, Failed, failing_with
+from brewos_relay.commands.failures import EXIT_FAILED, Failed, errors_as
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import data_dir_option
 
@@ -50,7 +50,7 @@ def doctor(
     settings, found = check_settings(os.environ, _DOTENV, **overrides)
     shown = []
     if show_settings:
-        with failing_with(Failed):
+        with errors_as(Failed):
             shown = list_settings(os.environ, _DOTENV, **overrides)
     if settings is not None:
         from brewos_relay.doctor import system_checks as checks

@@ -30,13 +30,13 @@ class NotStarted(Failed):
     exit_code = EXIT_NOT_STARTED
 
 
-def say_error(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error as one line on stderr. Waits at most 2 s for a reader that does not keep up."""
     write_last_line(sys.stderr, f"{PROGRAM}: {' '.join(message.split())}")
 
 
 @contextmanager
-def failing_with(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
+def errors_as(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
     """Turn RelayError and OSError into one line on stderr and an exit code.
 
     `hint` is added to network errors, and says what to do about them.

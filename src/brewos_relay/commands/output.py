@@ -45,12 +45,12 @@ def finish_output() -> None:
     sys.stdout.flush()
 
 
-def drop_output() -> None:
+def discard_output() -> None:
     """Discard all further output, including what the interpreter flushes when it exits."""
     _discard(sys.stdout)
 
 
-def write_out(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line, and flush it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.output import print_json
 from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option, duration_s, settings_from
 from brewos_relay.commands.registry_access import existing_registry
@@ -48,7 +48,7 @@ def open_(for_s: int, data_dir: Path | None) -> None:
 
     if for_s * 1000 > WINDOW_AT_MOST_MS:
         raise click.UsageError("--for must be at most a day, as in 10m or 24h")
-    with failing_with(Failed):
+    with errors_as(Failed):
         mode = settings_from(data_dir=data_dir).pairing
         if mode == "closed":
             raise Failed("BREWOS_RELAY_PAIRING is closed; set it to window and restart the server")
@@ -70,7 +70,7 @@ def close(data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.pairing_limits import close_window
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         mode = settings_from(data_dir=data_dir).pairing
         with existing_registry(data_dir) as database, database.writing() as db:
             close_window(db)
@@ -96,7 +96,7 @@ def status(as_json: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.pairing_limits import window_open_until
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         mode = settings_from(data_dir=data_dir).pairing
         with existing_registry(data_dir) as database, database.reading() as db:
             until_ms = window_open_until(db, now_ms=now_ms())

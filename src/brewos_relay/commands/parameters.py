@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.texts import is_identifier, is_name
 from brewos_relay.vocabulary import ROLES, parse_device_id
 
@@ -108,7 +108,7 @@ def variable(name: str) -> str | None:
     """Read a variable that the server does not use from the environment or from `.env`."""
     from brewos_relay.settings import read_variable
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         return read_variable(name)
 
 

@@ -77,7 +77,7 @@ def find_user_id(db: "Connection", given: str) -> str:
     return account.id
 
 
-def warn_of_quota(db: "Connection", user_ids: Iterable[str]) -> None:
+def warn_about_quota(db: "Connection", user_ids: Iterable[str]) -> None:
     """Warn of users who now have more devices than pairing and sharing allow."""
     from brewos_relay.registry.pairing_limits import machine_count
 

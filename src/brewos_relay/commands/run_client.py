@@ -15,7 +15,7 @@ from brewos_relay.client.codec import decode
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
 from brewos_relay.commands.message_lines import format_json, format_line
-from brewos_relay.commands.output import drop_output, write_out
+from brewos_relay.commands.output import discard_output, print_line
 from brewos_relay.core.limits import Limits
 from brewos_relay.errors import CloseCode, RelayError, SettingsError
 from brewos_relay.messages import Message, encode
@@ -61,7 +61,7 @@ def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequ
 
     async def main() -> None:
         told = build_command(command, fields, request_id=secrets.token_hex(8))
-        await send(url=url, token=token, device_id=device_id, command=told, say=write_out, note=_note)
+        await send(url=url, token=token, device_id=device_id, command=told, say=print_line, note=_note)
 
     return _run(main, interrupted=INTERRUPTED)
 
@@ -119,12 +119,11 @@ async def send(
     say: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Attach to a device, send it a command that has a `requestId`, and wait until it is known what became
-    of it.
+    """Attach to a device, send a command that has a `requestId`, and wait for its outcome.
 
-    A connection that ends before the command was sent is made again, a few times. No command is sent twice.
-    `say` is told that it was delivered, and what the machine logs right after that; `note`, that it waits.
-    Raises CommandRefused, ConnectionEnded, or what `dial_app` raises.
+    Reconnects a few times if a connection ends before the command was sent; a command is never sent twice.
+    `say` gets a text for the delivery and for the next log message of the device; `note` one while the
+    command waits. Raises CommandRefused, ConnectionEnded, or the exceptions of `dial_app`.
     """
     request_id = msgspec.json.decode(command.payload)["requestId"]
     backoff = Backoff()
@@ -235,7 +234,7 @@ async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:
 def _write_line(message: Message) -> None:
     if message.peek_type() == "keepalive":
         return  # contains no change
-    write_out(format_line(message, datetime.now().astimezone()))
+    print_line(format_line(message, datetime.now().astimezone()))
 
 
 def _note(text: str) -> None:
@@ -244,7 +243,7 @@ def _note(text: str) -> None:
 
 
 def _write_json(message: Message) -> None:
-    write_out(format_json(message))
+    print_line(format_json(message))
 
 
 def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
@@ -256,7 +255,7 @@ def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
     except* KeyboardInterrupt:
         exit_code = interrupted
     except* BrokenPipeError:
-        drop_output()
+        discard_output()
     except* RelayError as group:
         failure = _first_leaf(group)
     if failure is not None:

@@ -15,7 +15,7 @@ import trio
 from brewos_relay.auth.secrets import generate_secret, generate_secret_token, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.commands.message_lines import format_line
-from brewos_relay.commands.output import drop_output
+from brewos_relay.commands.output import discard_output
 from brewos_relay.commands.run_client import tail
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
@@ -76,7 +76,7 @@ def run_demo(port: int | None) -> None:
     except* KeyboardInterrupt:
         pass
     except* BrokenPipeError:
-        drop_output()
+        discard_output()
 
 
 def prepare(folder: Path, *, port: int) -> Demo:

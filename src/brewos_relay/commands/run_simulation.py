@@ -8,7 +8,7 @@ from datetime import datetime
 
 import trio
 
-from brewos_relay.commands.output import drop_output, write_out
+from brewos_relay.commands.output import discard_output, print_line
 from brewos_relay.simulator.fleet import Fleet
 
 _FILES_BESIDE = 64  # open files other than the devices' connections
@@ -21,7 +21,7 @@ def run_fleet(make: Callable[[Callable[[str], None]], Fleet]) -> None:
     except* KeyboardInterrupt:
         pass
     except* BrokenPipeError:
-        drop_output()
+        discard_output()
 
 
 async def _run(make: Callable[[Callable[[str], None]], Fleet]) -> None:
@@ -43,7 +43,7 @@ async def _run(make: Callable[[Callable[[str], None]], Fleet]) -> None:
 
 
 def _say(text: str) -> None:
-    write_out(f"{datetime.now().astimezone():%H:%M:%S}  {text}")
+    print_line(f"{datetime.now().astimezone():%H:%M:%S}  {text}")
 
 
 def _allow_files(count: int) -> None:

@@ -5,7 +5,7 @@ import threading
 
 import click
 
-from brewos_relay.commands.failures import NotStarted, failing_with
+from brewos_relay.commands.failures import NotStarted, errors_as
 from brewos_relay.commands.parameters import data_dir_option, port_number, settings_from
 
 # The names that `settings` accepts; importing it would slow `--help` down.
@@ -78,7 +78,7 @@ def serve(
 
     with (
         ServerSignals().caught() as signals,
-        failing_with(NotStarted, hint="; choose another address with --host and --port"),
+        errors_as(NotStarted, hint="; choose another address with --host and --port"),
     ):
         settings = settings_from(
             # None for options that are not given: they must not override the environment.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, NotStarted, failing_with
+from brewos_relay.commands.failures import Failed, NotStarted, errors_as
 from brewos_relay.commands.parameters import device_id, find_url, port_number, url_option
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def simulate(
       brewos-relay simulate --keys devices.csv --speed 6
       brewos-relay simulate --devices 200 --faithful --url https://relay.example.com
     """
-    with failing_with(Failed):
+    with errors_as(Failed):
         identities = _identities(count, keys_file, first_id)
         from brewos_relay.commands.run_simulation import run_fleet
         from brewos_relay.errors import SettingsError
@@ -111,7 +111,7 @@ def demo(port: int | None) -> None:
     Example:
       brewos-relay demo
     """
-    with failing_with(NotStarted, hint="; choose another port with --port"):
+    with errors_as(NotStarted, hint="; choose another port with --port"):
         from brewos_relay.commands.run_demo import run_demo
 
         run_demo(port)

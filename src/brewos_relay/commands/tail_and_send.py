@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.parameters import device_id, find_url, url_option, variable
 from brewos_relay.errors import SettingsError
 
@@ -35,7 +35,7 @@ def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None,
     Example:
       brewos-relay tail BRW-12AB34CD --token "$(brewos-relay token --user ada --email a@b.c --all-devices)"
     """
-    with _reaching():
+    with _client_errors():
         where = {"url": find_url(url), "token": _find_token(token)}
         from brewos_relay.commands.run_client import run_tail
 
@@ -67,7 +67,7 @@ def send(
     Example:
       brewos-relay send BRW-12AB34CD set_temp boiler=brew temp=93.5
     """
-    with _reaching():
+    with _client_errors():
         where = {"url": find_url(url), "token": _find_token(token)}
         from brewos_relay.commands.run_client import run_send
 
@@ -76,9 +76,9 @@ def send(
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def _client_errors() -> Iterator[None]:
     """Turn the errors of a client into one line on stderr and an exit code."""
-    with failing_with(Failed):
+    with errors_as(Failed):
         try:
             yield
         except SettingsError as problem:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with, say_error
+from brewos_relay.commands.failures import Failed, errors_as, print_error
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
     data_dir_option,
@@ -131,7 +131,7 @@ def token(
     if all_devices and devices:
         raise click.UsageError("--device and --all-devices exclude each other; use only one of them")
     click.echo(
-        _make(
+        _issue(
             data_dir,
             name=name or email[:_NAME_CHARS],
             user_id=user_id,
@@ -143,7 +143,7 @@ def token(
     )
 
 
-def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
+def _issue(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
     """Make a token and store its id. If there is no registry, warn and make a token without an id."""
     from brewos_relay.errors import RelayError
     from brewos_relay.registry.database import Database
@@ -151,7 +151,7 @@ def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
     from brewos_relay.registry.tokens import add_token
     from brewos_relay.server.key_ring import read_key_ring
 
-    with failing_with(Failed):
+    with errors_as(Failed):
         settings = settings_from(data_dir=data_dir)
         keys = read_key_ring(settings)
     id_ = secrets.token_hex(_ID_BYTES)
@@ -173,7 +173,7 @@ def _make(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
         with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
             add_token(db, stored)
     except (RelayError, OSError) as problem:
-        say_error(f"this token has no id and cannot be revoked individually: {problem}")
+        print_error(f"this token has no id and cannot be revoked individually: {problem}")
         return keys.issue(**said)
     return made
 
@@ -190,7 +190,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.tokens import all_tokens
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         found = all_tokens(db, now_ms=now_ms())
     if as_json:
         print_json([_as_json(each) for each in found])
@@ -226,7 +226,7 @@ def revoke(token_id: str, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.tokens import revoke_token
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         if not revoke_token(db, token_id, now_ms=now_ms()):
             raise Failed(
                 f"there is no token {token_id} to revoke: `brewos-relay token list` shows the tokens that"

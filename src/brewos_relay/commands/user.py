@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from brewos_relay.commands.failures import Failed, failing_with
+from brewos_relay.commands.failures import Failed, errors_as
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
     HelpfulGroup,
@@ -84,7 +84,7 @@ def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir
     from brewos_relay.registry.invites import add_invite, is_first_administrator
 
     token = generate_secret_token()
-    with failing_with(Failed):
+    with errors_as(Failed):
         settings = settings_from(data_dir=data_dir, public_url=url)
         with Database.open(settings.resolved_database_url()) as database, database.writing() as db:
             at_ms = now_ms()
@@ -123,7 +123,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.accounts import all_users
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.reading() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         found = all_users(db)
         where = database.location
     if not found:
@@ -176,7 +176,7 @@ def remove(email: str, data_dir: Path | None) -> None:
     from brewos_relay.registry.account_removal import close_account, remove_some
     from brewos_relay.registry.bulk import run_steps
 
-    with failing_with(Failed), existing_registry(data_dir) as database:
+    with errors_as(Failed), existing_registry(data_dir) as database:
         with database.writing() as db:
             user_id = _account(db, email).id
             close_account(db, user_id, now_ms=now_ms())
@@ -200,7 +200,7 @@ def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.accounts import set_password_hash
 
-    with failing_with(Failed), existing_registry(data_dir) as database:
+    with errors_as(Failed), existing_registry(data_dir) as database:
         # Check the account before prompting.
         with database.reading() as db:
             user_id = _account(db, email).id
@@ -229,7 +229,7 @@ def admin(email: str, off: bool, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.accounts import set_admin
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         set_admin(db, _account(db, email).id, not off)
     click.echo(f"{email} is now {'an ordinary user' if off else 'an administrator'}.", err=True)
 
@@ -249,7 +249,7 @@ def sign_out(email: str, data_dir: Path | None) -> None:
     """
     from brewos_relay.registry.login_sessions import end_sessions
 
-    with failing_with(Failed), existing_registry(data_dir) as database, database.writing() as db:
+    with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         ended = end_sessions(db, _account(db, email).id, now_ms=now_ms())
     click.echo(f"Ended {ended} login {'session' if ended == 1 else 'sessions'} of {email}.", err=True)
 

@@ -4,8 +4,8 @@
 #
 #   fleet               many simulated machines in one process
 #   simulated_device    one machine: power, registration, connections, pauses between them
-#   device_protocol     what a machine sends and receives on one connection
-#   status_reports      which part of its state a machine sends, and when
+#   device_protocol     the messages of one connection
+#   status_reports      full status, delta or keepalive: which one is due
 #   usage_patterns      the people who use a machine
 #   connection_policy   how a machine connects and reconnects: as firmware does, or as the SDK does
 #   timer_queue         one task for the timers of all machines

@@ -107,8 +107,8 @@ class DeviceProtocol:
         self._asked = False
         self._scope = trio.CancelScope()
 
-    async def run(self, let_in: Callable[[], None]) -> None:
-        """Read until the end; `let_in` is called with the first message of the relay.
+    async def run(self, on_first_message: Callable[[], None]) -> None:
+        """Read until the end; `on_first_message` is called with the first message of the relay.
 
         **Ends when:** the connection has ended; a cancelled one sends a close frame.
         """
@@ -122,10 +122,10 @@ class DeviceProtocol:
                         break
                     if not heard:
                         heard = True
-                        let_in()
+                        on_first_message()
                     for frame in frames:
                         if self.end is None:
-                            await self._turn(frame)
+                            await self._handle_frame(frame)
         except UnreadableFrame as problem:
             self._finish("dropped", f"it cannot read a frame (close code {problem.code})")
             # Reads the rest of the frame: otherwise the close frame may be lost.
@@ -147,19 +147,19 @@ class DeviceProtocol:
         self._check_pongs(now_s)
         if self._later:
             for message in self._later:
-                self._say(message)
+                self._send(message)
             self._later = []
-        if machine.news:
-            for message in machine.news:
-                self._say(message)
-            machine.news.clear()
+        if machine.outgoing:
+            for message in machine.outgoing:
+                self._send(message)
+            machine.outgoing.clear()
         if now_s >= self._tick_from_s + self._policy.tick_s - _SLACK_S:
             self._report(now_s)
         if now_s >= self._first_info_at_s:
             self._introduce()
         if machine.configuration.meter_topic is not None and now_s >= self._meter_at_s:
             self._meter_at_s = now_s + _METER_S
-            self._say(power_meter_status(machine))
+            self._send(power_meter_status(machine))
         return self._next_s(now_s)
 
     # Sending
@@ -190,16 +190,16 @@ class DeviceProtocol:
             self.messages += 1
             self._connection.send(BINARY, payload)
         if machine.rich and report["type"] == "status":
-            self._say_pico()
+            self._send_pico_status()
 
-    def _say_pico(self) -> None:
+    def _send_pico_status(self) -> None:
         """Send the `pico_status` of old firmware if it has changed."""
         content = pico_status(self._machine)
         if content != self._pico:
             self._pico = content
-            self._say(content)
+            self._send(content)
 
-    def _say(self, content: Mapping[str, Any]) -> None:
+    def _send(self, content: Mapping[str, Any]) -> None:
         payload = _encode(content)
         # Firmware silently drops a message that is too large.
         if len(payload) <= TEXT_BYTES or not self._policy.faithful:
@@ -209,12 +209,12 @@ class DeviceProtocol:
     def _introduce(self) -> None:
         self._first_info_at_s = math.inf
         machine = self._machine
-        self._say(machine.device_info())
+        self._send(machine.device_info())
         if machine.rich and not self._asked:
             self._asked = True
-            self._say(esp_status(machine))
-            self._say(machine.configuration.bbw_settings())
-            self._say(machine.configuration.preinfusion_settings())
+            self._send(esp_status(machine))
+            self._send(machine.configuration.bbw_settings())
+            self._send(machine.configuration.preinfusion_settings())
 
     def _check_pongs(self, now_s: float) -> None:
         """Ping when it is due, and drop the connection after two pings in a row without a pong."""
@@ -241,14 +241,14 @@ class DeviceProtocol:
             return await self._connection.receive(frames.append)
         raise UnreadableFrame(1002)
 
-    async def _turn(self, frame: Frame) -> None:
+    async def _handle_frame(self, frame: Frame) -> None:
         """Handle a frame. Faithful machines handle one in each turn of their loop, and none while busy."""
         if self._policy.faithful:
             await trio.sleep(TURN_S)
             if trio.current_time() < self._busy_until_s:
                 await trio.sleep_until(self._busy_until_s)
         if frame.opcode == TEXT and frame.whole:
-            self._take(frame.payload)
+            self._handle_message(frame.payload)
         elif frame.opcode == PING:
             self._connection.send(PONG, frame.payload)
         elif frame.opcode == PONG:
@@ -260,7 +260,7 @@ class DeviceProtocol:
             self._finish("closed", f"closed by the relay with code {code}{reason and ': ' + reason}")
             self._connection.send(CLOSE, close_payload(1000))
 
-    def _take(self, payload: bytes) -> None:
+    def _handle_message(self, payload: bytes) -> None:
         try:
             content = _decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -268,14 +268,14 @@ class DeviceProtocol:
         kind = content.get("type")
         if kind in ("request_state", "request_full_status"):
             if content.get("source") == "proactive":
-                self._say(self._machine.device_info())
+                self._send(self._machine.device_info())
             else:
                 self._introduce()
             if self._machine.rich and kind == "request_full_status":
                 self.reports.begin()
                 self._wake(trio.current_time())
         elif kind == "command":
-            self._obey(content)
+            self._execute(content)
         elif kind == "setLogLevel":
             level = content.get("level")
             if level in _LOG_LEVELS:
@@ -284,9 +284,9 @@ class DeviceProtocol:
             self._machine.say("info", "Pico answered the ping")
             self._wake(trio.current_time())
         elif not self._policy.faithful:
-            self._take_as_sdk(content)
+            self._handle_sdk_message(content)
 
-    def _take_as_sdk(self, content: dict[str, Any]) -> None:
+    def _handle_sdk_message(self, content: dict[str, Any]) -> None:
         """Handle messages that today's firmware does not support."""
         key, back_in_ms = content.get("key"), content.get("reconnectInMs")
         if content.get("type") == "key_rotate" and isinstance(key, str) and key:
@@ -295,9 +295,9 @@ class DeviceProtocol:
         elif content.get("type") == "restarting" and isinstance(back_in_ms, int | float):
             self.back_in_s = back_in_ms / 1000
 
-    def _obey(self, command: dict[str, Any]) -> None:
+    def _execute(self, command: dict[str, Any]) -> None:
         machine = self._machine
-        outcome: CommandResult = machine.obey(command)
+        outcome: CommandResult = machine.execute(command)
         machine.say(outcome.level, outcome.text)
         answers = [*outcome.answers, *(outcome.rich_answers if machine.rich else ())]
         if outcome.settings_changed:
@@ -306,15 +306,15 @@ class DeviceProtocol:
         if outcome.busy_s:
             self._later += answers
             self._busy_until_s = now_s + outcome.busy_s
-        for message in machine.news:
-            self._say(message)
-        machine.news.clear()
+        for message in machine.outgoing:
+            self._send(message)
+        machine.outgoing.clear()
         if not outcome.busy_s:
             for message in answers:
-                self._say(message)
+                self._send(message)
         if outcome.effect is not None:
             for message in self._later:
-                self._say(message)
+                self._send(message)
             self._finish(outcome.effect, outcome.text)
         ticks = math.floor((now_s - self._tick_from_s) / self._policy.tick_s) + 1
         self._wake(self._tick_from_s + ticks * self._policy.tick_s)

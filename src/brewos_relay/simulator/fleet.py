@@ -50,16 +50,14 @@ class Fleet:
         say: Callable[[str], None],
         seed: int = 1,
     ) -> None:
-        chance = random.Random(seed)  # noqa: S311 - sensor noise
+        rng = random.Random(seed)  # noqa: S311 - sensor noise
         context: ssl.SSLContext | None = make_ssl_context(policy) if parse_url(url).tls else None
-        self._say = say
+        self._send = say
         self._refused: Counter[str] = Counter()
         self.simulators: list[SimulatedDevice] = []
         for position, identity in enumerate(identities):
-            machine = Machine(
-                device_id=identity.device_id, now_ms=now_ms, chance=chance, rich=not policy.faithful
-            )
-            usage: UsagePattern = Household(chance)
+            machine = Machine(device_id=identity.device_id, now_ms=now_ms, rng=rng, rich=not policy.faithful)
+            usage: UsagePattern = Household(rng)
             if position == 0:
                 machine.switch_on()
                 usage = Barista(SHOT_EVERY_S)
@@ -114,7 +112,7 @@ class Fleet:
 
     def _announcer(self, device_id: str, *, alone: bool) -> Callable[[str], None]:
         if alone:
-            return lambda text: self._say(f"{device_id}  {text}")
+            return lambda text: self._send(f"{device_id}  {text}")
         return self._count
 
     def _count(self, text: str) -> None:
@@ -126,4 +124,4 @@ class Fleet:
     async def _sum_up(self) -> None:
         while True:
             await trio.sleep(SUMMARY_S)
-            self._say(self.summary())
+            self._send(self.summary())

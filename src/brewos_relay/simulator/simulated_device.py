@@ -65,7 +65,7 @@ class SimulatedDevice:
         self.policy = policy
         self.key = key or _random_text(_KEY_CHARS)
         self.token = _random_text(_TOKEN_CHARS)
-        # What happened
+        # State and counters
         self.state: Literal["off", "waiting", "online", "dead"] = "off"
         self.connections = 0
         self.key_losses = 0
@@ -85,7 +85,7 @@ class SimulatedDevice:
         self._speed = speed
         self._start_after_s = start_after_s
         self._announce = announce
-        self._backoff = Backoff(chance=machine.chance.random)
+        self._backoff = Backoff(chance=machine.rng.random)
         self._protocol: DeviceProtocol | None = None
         self._reports = StatusReports()
         self._new_key: str | None = None
@@ -119,7 +119,7 @@ class SimulatedDevice:
             await self.live(timers, nursery.start_soon)
 
     async def live(self, timers: TimerQueue, spawn: Spawn) -> None:
-        """Switch on, and stay connected as far as possible; `spawn` starts tasks that outlive a connection.
+        """Switch on, connect, and reconnect after each loss; `spawn` starts tasks that outlive a connection.
 
         **Ends when:** cancelled; a connection is closed with a close frame then.
         """
@@ -131,7 +131,7 @@ class SimulatedDevice:
             while True:
                 self._switched_on = trio.Event()
                 with trio.CancelScope() as self._power:
-                    await self._be_on(timers, spawn)
+                    await self._run_until_restart(timers, spawn)
                 if self._power.cancelled_caught:
                     self._announce("switched off and on again")
                 self._restart()
@@ -145,7 +145,7 @@ class SimulatedDevice:
         self._stepped_at_s = now_s
         again_s = self._usage.act(machine) / self._speed
         if self._protocol is None:
-            machine.news.clear()
+            machine.outgoing.clear()
             return now_s + min(_OFFLINE_TICK_S, max(0.5, again_s))
         return min(self._protocol.tick(now_s), now_s + max(0.5, again_s))
 
@@ -161,7 +161,7 @@ class SimulatedDevice:
     def _is_dead(self) -> bool:
         return self.state == "dead"
 
-    async def _be_on(self, timers: TimerQueue, spawn: Spawn) -> None:
+    async def _run_until_restart(self, timers: TimerQueue, spawn: Spawn) -> None:
         """Run from power-on to the next restart."""
         policy = self.policy
         self.state = "waiting"
@@ -258,7 +258,7 @@ class SimulatedDevice:
             device_id=self.machine.device_id,
             key=key,
             spawn=spawn,
-            chance=self.machine.chance,
+            rng=self.machine.rng,
             ssl_context=self._ssl_context,
             faithful=self.policy.faithful,
         )
@@ -282,14 +282,14 @@ class SimulatedDevice:
         self._protocol = protocol
         timers.wake(self, now_s)
         try:
-            await protocol.run(self._key_works)
+            await protocol.run(self._on_key_accepted)
         finally:
             self._protocol = None
             self.messages += protocol.messages
             self.state = "waiting"
         return protocol
 
-    def _key_works(self) -> None:
+    def _on_key_accepted(self) -> None:
         """Record that the relay has accepted the key."""
         if self._new_key is not None:
             self.key, self._new_key = self._new_key, None
@@ -327,5 +327,5 @@ def make_ssl_context(policy: ConnectionPolicy) -> ssl.SSLContext:
 
 def _random_text(length: int) -> str:
     """Make a key or a token, as firmware does: each character drawn from 64."""
-    chance = random.SystemRandom()
-    return "".join(chance.choices(_ALPHABET, k=length))
+    rng = random.SystemRandom()
+    return "".join(rng.choices(_ALPHABET, k=length))

@@ -60,19 +60,19 @@ class Barista:
 class Household:
     """A machine that is off for nine hours of ten, and on for one hour with a shot every ten minutes."""
 
-    __slots__ = ("_chance", "_next_shot_s", "_switches_at_s")
+    __slots__ = ("_next_shot_s", "_rng", "_switches_at_s")
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self._switches_at_s = 0.0  # on the machine's uptime
         self._next_shot_s = 0.0
 
     def begin(self, machine: Machine) -> None:
         """Start at a random time of the day: one machine of ten is on already."""
-        chance = self._chance
-        if chance.random() < _ON_S / (_ON_S + _OFF_S):
+        rng = self._rng
+        if rng.random() < _ON_S / (_ON_S + _OFF_S):
             machine.switch_on()
-            machine.step(chance.uniform(0.0, _LONGEST_BEFORE_S))
+            machine.step(rng.uniform(0.0, _LONGEST_BEFORE_S))
         self._plan(machine)
 
     def act(self, machine: Machine) -> float:
@@ -90,10 +90,10 @@ class Household:
             if machine.water.level != "ok":
                 machine.water.tank_ml = TANK_ML
             machine.pull_shot()
-            self._next_shot_s = self._chance.expovariate(1.0 / _SHOT_S)
+            self._next_shot_s = self._rng.expovariate(1.0 / _SHOT_S)
         return max(0.5, self._switches_at_s - machine.uptime_s)
 
     def _plan(self, machine: Machine) -> None:
         mean_s = _OFF_S if machine.state == "idle" else _ON_S
-        self._switches_at_s = machine.uptime_s + self._chance.expovariate(1.0 / mean_s)
-        self._next_shot_s = self._chance.expovariate(1.0 / _SHOT_S)
+        self._switches_at_s = machine.uptime_s + self._rng.expovariate(1.0 / mean_s)
+        self._next_shot_s = self._rng.expovariate(1.0 / _SHOT_S)

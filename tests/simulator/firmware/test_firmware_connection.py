@@ -40,7 +40,7 @@ async def connect(
             device_id="BRW-0000ABCD",
             key="k" * 43,
             spawn=nursery.start_soon,
-            chance=random.Random(1),
+            rng=random.Random(1),
             ssl_context=ssl_context,
             faithful=faithful,
         ) as connection,

@@ -22,13 +22,13 @@ from support.wire_client import frame
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, PING])
 def test_frames_equal_those_of_the_reference_machine(length: int, opcode: int) -> None:
     payload = bytes(range(256)) * 8
-    writes = build(opcode, payload[:length], chance=random.Random(1))
+    writes = build(opcode, payload[:length], rng=random.Random(1))
     assert b"".join(writes) == device_frame(opcode, payload[:length], random.Random(1))
     assert len(writes) == (2 if length >= 1400 else 1)
 
 
 def test_always_masked_masks_large_frames() -> None:
-    (data,) = build(TEXT, b"x" * 1500, chance=random.Random(1), always_masked=True)
+    (data,) = build(TEXT, b"x" * 1500, rng=random.Random(1), always_masked=True)
     assert data[4:8] != b"\0\0\0\0"
 
 

@@ -12,11 +12,11 @@ NOW_MS = 1_700_000_000_000
 
 
 def make_machine(*, rich: bool = False) -> Machine:
-    return Machine(device_id="BRW-00000001", now_ms=lambda: NOW_MS, chance=random.Random(1), rich=rich)
+    return Machine(device_id="BRW-00000001", now_ms=lambda: NOW_MS, rng=random.Random(1), rich=rich)
 
 
-def obey(machine: Machine, cmd: str, **fields: Any) -> Any:
-    return machine.obey({"cmd": cmd, **fields})
+def execute(machine: Machine, cmd: str, **fields: Any) -> Any:
+    return machine.execute({"cmd": cmd, **fields})
 
 
 @pytest.mark.parametrize("mode", ["on", "ready", "brew", "steam"])
@@ -25,30 +25,30 @@ def test_set_mode_switches_on_and_off(mode: str, off: str) -> None:
     machine = make_machine()
     assert machine.mode == "standby"
     assert "machineOnTimestamp" not in machine.status()["machine"]
-    assert obey(machine, "set_mode", mode=mode).level == "info"
+    assert execute(machine, "set_mode", mode=mode).level == "info"
     assert machine.mode == "on"
     assert machine.status()["machine"]["machineOnTimestamp"] == NOW_MS
-    assert obey(machine, "set_mode", mode=off).level == "info"
+    assert execute(machine, "set_mode", mode=off).level == "info"
     assert (machine.mode, machine.state) == ("standby", "idle")
 
 
 def test_strategy_applies_only_to_on() -> None:
     machine = make_machine()
-    assert obey(machine, "set_mode", mode="on", strategy=3).settings_changed
+    assert execute(machine, "set_mode", mode="on", strategy=3).settings_changed
     assert machine.strategy == 3
     assert machine.device_info()["preferences"]["lastHeatingStrategy"] == 3
     machine.switch_off()
-    obey(machine, "set_mode", mode="brew", strategy=1)
+    execute(machine, "set_mode", mode="brew", strategy=1)
     machine.switch_off()
-    obey(machine, "set_mode", mode="on", strategy=True)
+    execute(machine, "set_mode", mode="on", strategy=True)
     assert machine.strategy == 3
 
 
 def test_mode_is_refused_while_heating() -> None:
     machine = make_machine()
-    obey(machine, "set_mode", mode="on")
+    execute(machine, "set_mode", mode="on")
     for cmd, fields in (("set_mode", {"mode": "eco"}), ("set_mode", {"mode": "on"}), ("enter_eco", {})):
-        outcome = obey(machine, cmd, **fields)
+        outcome = execute(machine, cmd, **fields)
         assert (outcome.level, machine.state) == ("warn", "heating")
 
 
@@ -98,7 +98,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 def test_invalid_fields_are_refused(cmd: str, fields: dict[str, Any]) -> None:
     machine = make_machine()
     before = machine.device_info()
-    outcome = obey(machine, cmd, **fields)
+    outcome = execute(machine, cmd, **fields)
     assert (outcome.level, outcome.settings_changed, outcome.answers) == ("warn", False, ())
     assert 0 < len(outcome.text) <= 255
     assert machine.device_info() == before
@@ -124,7 +124,7 @@ SETTINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("cmd", "fields", "expected"), SETTINGS)
 def test_settings_show_in_device_info(cmd: str, fields: dict[str, Any], expected: dict[str, Any]) -> None:
     machine = make_machine()
-    outcome = obey(machine, cmd, **fields)
+    outcome = execute(machine, cmd, **fields)
     assert (outcome.level, outcome.settings_changed) == ("info", True)
     info = machine.device_info()
     assert {key: info[key] for key in expected} == expected
@@ -132,42 +132,42 @@ def test_settings_show_in_device_info(cmd: str, fields: dict[str, Any], expected
 
 def test_omitted_preferences_and_time_settings_keep_their_values() -> None:
     machine = make_machine()
-    assert obey(machine, "set_preferences", currency="USD", use24HourTime=False).settings_changed
-    obey(machine, "set_preferences", firstDayOfWeek=0)
+    assert execute(machine, "set_preferences", currency="USD", use24HourTime=False).settings_changed
+    execute(machine, "set_preferences", firstDayOfWeek=0)
     preferences = machine.device_info()["preferences"]
     assert (preferences["currency"], preferences["use24HourTime"]) == ("USD", False)
     assert (preferences["firstDayOfWeek"], preferences["temperatureUnit"]) == (0, "celsius")
-    obey(machine, "set_time_config", utcOffsetMinutes=-300, dstEnabled=True, dstOffsetMinutes=60)
+    execute(machine, "set_time_config", utcOffsetMinutes=-300, dstEnabled=True, dstOffsetMinutes=60)
     assert machine.configuration.utc_offset_s == -4 * 3600
-    (answer,) = obey(machine, "get_time_status").answers
+    (answer,) = execute(machine, "get_time_status").answers
     assert (answer["type"], answer["timezone"], answer["utcOffset"]) == ("time_status", "UTC-04:00", -14_400)
     assert answer["currentTime"] == "2023-11-14 18:13:20"
-    assert obey(machine, "sync_time").answers[0]["type"] == "time_status"
+    assert execute(machine, "sync_time").answers[0]["type"] == "time_status"
 
 
 def test_schedules() -> None:
     machine = make_machine()
     for hour in range(10):
-        assert obey(machine, "add_schedule", hour=hour, name="x" * 30).level == "info"
-    assert obey(machine, "add_schedule", hour=3).level == "warn"
+        assert execute(machine, "add_schedule", hour=hour, name="x" * 30).level == "info"
+    assert execute(machine, "add_schedule", hour=3).level == "warn"
     schedules = machine.device_info()["schedule"]["schedules"]
     assert [schedule["id"] for schedule in schedules] == list(range(1, 11))
     assert len(schedules[0]["name"]) == 23
-    assert obey(machine, "update_schedule", id=2, minute=30, action="off").settings_changed
-    assert obey(machine, "toggle_schedule", id=3, enabled=False).settings_changed
-    assert obey(machine, "delete_schedule", id=1).settings_changed
-    assert obey(machine, "get_schedules").settings_changed
+    assert execute(machine, "update_schedule", id=2, minute=30, action="off").settings_changed
+    assert execute(machine, "toggle_schedule", id=3, enabled=False).settings_changed
+    assert execute(machine, "delete_schedule", id=1).settings_changed
+    assert execute(machine, "get_schedules").settings_changed
     changed, toggled = machine.configuration.schedules[:2]
     assert (changed.hour, changed.minute, changed.action, toggled.enabled) == (1, 30, "off", False)
-    obey(machine, "add_schedule")
+    execute(machine, "add_schedule")
     assert machine.configuration.schedules[-1].id == 1
     before = machine.configuration.schedules[0].as_dict()
-    assert obey(machine, "update_schedule", id=2, hour=5, minute=99).level == "warn"
+    assert execute(machine, "update_schedule", id=2, hour=5, minute=99).level == "warn"
     assert machine.configuration.schedules[0].as_dict() == before
 
 
 def answered(machine: Machine, cmd: str, **fields: Any) -> list[str]:
-    outcome = obey(machine, cmd, **fields)
+    outcome = execute(machine, cmd, **fields)
     assert outcome.level == "info", outcome.text
     return [answer["type"] for answer in outcome.answers]
 
@@ -182,12 +182,12 @@ def test_each_command_has_its_answers() -> None:
     assert machine.status()["mqtt"] == {"enabled": True, "connected": True, "broker": "home", "topic": "t"}
     assert answered(machine, "test_power_meter") == ["power_meter_test_result"]
     assert answered(machine, "set_log_config", debugEnabled=True) == ["log_config"]
-    assert obey(machine, "get_log_config").answers[0]["debugEnabled"] is True
+    assert execute(machine, "get_log_config").answers[0]["debugEnabled"] is True
     assert answered(machine, "clear_logs") == ["log_config"]
     assert answered(machine, "run_diagnostic_test", testId=1) == ["diagnostics_result"]
     kinds = answered(machine, "run_diagnostics")
     assert (kinds[-1], set(kinds[:-1])) == ("diagnostics_header", {"diagnostics_result"})
-    assert obey(machine, "run_diagnostics").busy_s > 2
+    assert execute(machine, "run_diagnostics").busy_s > 2
     for cmd in (
         "tare",
         "scale_tare",
@@ -197,25 +197,25 @@ def test_each_command_has_its_answers() -> None:
         "check_version_mismatch",
     ):
         assert answered(machine, cmd) == []
-    assert obey(machine, "check_update").busy_s > 0
+    assert execute(machine, "check_update").busy_s > 0
     assert answered(machine, "start_power_meter_discovery") == []
 
 
 def test_a_power_meter_shows_in_the_status() -> None:
     machine = make_machine()
     assert "meter" not in machine.status()["power"]
-    obey(machine, "configure_power_meter", source="mqtt", topic="home/meter")
+    execute(machine, "configure_power_meter", source="mqtt", topic="home/meter")
     assert machine.status()["power"]["meter"]["reading"]["power"] == pytest.approx(machine.power_w, abs=0.1)
-    obey(machine, "configure_power_meter", source="none")
+    execute(machine, "configure_power_meter", source="none")
     assert "meter" not in machine.status()["power"]
 
 
 def test_scale_connects_and_disconnects() -> None:
     machine = make_machine()
-    obey(machine, "scale_disconnect")
+    execute(machine, "scale_disconnect")
     assert machine.status()["scale"]["connected"] is False
-    assert obey(machine, "tare").level == "warn"
-    obey(machine, "scale_connect", address="AA:BB:CC:00:11:22")
+    assert execute(machine, "tare").level == "warn"
+    execute(machine, "scale_connect", address="AA:BB:CC:00:11:22")
     assert machine.status()["scale"]["connected"] is True
 
 
@@ -232,12 +232,12 @@ def test_scale_connects_and_disconnects() -> None:
     ],
 )
 def test_commands_that_end_the_connection(cmd: str, fields: dict[str, Any], effect: str) -> None:
-    assert obey(make_machine(), cmd, **fields).effect == effect
+    assert execute(make_machine(), cmd, **fields).effect == effect
 
 
 def test_update_of_a_rich_machine_succeeds() -> None:
     machine = make_machine(rich=True)
-    outcome = obey(machine, "esp32_ota_start", version="9.9.9")
+    outcome = execute(machine, "esp32_ota_start", version="9.9.9")
     assert outcome.effect == "restart"
     assert outcome.rich_answers[-1]["stage"] == "complete"
     assert machine.device_info()["firmwareVersion"] == "9.9.9"
@@ -245,37 +245,37 @@ def test_update_of_a_rich_machine_succeeds() -> None:
 
 def test_static_address_is_reported() -> None:
     machine = make_machine()
-    obey(machine, "wifi_config", staticIp=True, ip="10.0.0.9", gateway="10.0.0.1", subnet="255.0.0.0")
+    execute(machine, "wifi_config", staticIp=True, ip="10.0.0.9", gateway="10.0.0.1", subnet="255.0.0.0")
     assert machine.status()["wifi"]["ip"] == "10.0.0.9"
 
 
 def test_factory_reset_restores_the_defaults() -> None:
     machine = make_machine()
-    obey(machine, "set_machine_info", name="Mine")
-    obey(machine, "set_temp", temp=99)
-    obey(machine, "factory_reset")
+    execute(machine, "set_machine_info", name="Mine")
+    execute(machine, "set_temp", temp=99)
+    execute(machine, "factory_reset")
     assert machine.device_info() == make_machine().device_info()
 
 
 def test_only_a_rich_machine_obeys_brew_start() -> None:
-    assert obey(make_machine(), "brew_start").text.startswith("Unknown command")
+    assert execute(make_machine(), "brew_start").text.startswith("Unknown command")
     machine = make_machine(rich=True)
-    assert obey(machine, "brew_start").level == "warn"
-    assert obey(machine, "brew_stop").level == "warn"
+    assert execute(machine, "brew_start").level == "warn"
+    assert execute(machine, "brew_stop").level == "warn"
     machine.switch_on()
     machine.step(600)
-    assert obey(machine, "brew_start").level == "info"
+    assert execute(machine, "brew_start").level == "info"
     assert machine.state == "brewing"
-    assert obey(machine, "brew_stop").level == "info"
+    assert execute(machine, "brew_stop").level == "info"
     assert machine.mode == "on"
     assert machine.shot is None
-    obey(machine, "set_scale_connected", connected=False)
+    execute(machine, "set_scale_connected", connected=False)
     assert machine.water.scale_connected is False
 
 
 @pytest.mark.parametrize("cmd", [None, 7, ["set_mode"], {}, "", "make_tea", "x" * 500, 10**400])
 def test_unknown_command_is_refused(cmd: Any) -> None:
-    outcome = make_machine().obey({"cmd": cmd})
+    outcome = make_machine().execute({"cmd": cmd})
     assert outcome.level == "warn"
     assert outcome.text.startswith("Unknown command")
     assert len(outcome.text) <= 100
@@ -283,4 +283,4 @@ def test_unknown_command_is_refused(cmd: Any) -> None:
 
 def test_every_command_logs_a_line() -> None:
     for cmd in KNOWN:
-        assert obey(make_machine(), cmd).text
+        assert execute(make_machine(), cmd).text

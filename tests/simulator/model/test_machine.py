@@ -65,15 +65,15 @@ commands = st.one_of(
 
 
 def make_machine(*, rich: bool = False, seed: int = 1) -> Machine:
-    return Machine(device_id="BRW-00000001", now_ms=lambda: NOW_MS, chance=random.Random(seed), rich=rich)
+    return Machine(device_id="BRW-00000001", now_ms=lambda: NOW_MS, rng=random.Random(seed), rich=rich)
 
 
 def make_ready(*, rich: bool = False) -> Machine:
     machine = make_machine(rich=rich)
-    machine.obey({"cmd": "set_mode", "mode": "on"})
+    machine.execute({"cmd": "set_mode", "mode": "on"})
     machine.step(1200)
     assert machine.state == "ready"
-    machine.news.clear()
+    machine.outgoing.clear()
     return machine
 
 
@@ -99,7 +99,7 @@ def test_any_commands_keep_values_within_bounds(
 ) -> None:
     machine = make_machine(rich=rich)
     for command, dt_s, shot in story:
-        outcome = machine.obey(command)
+        outcome = machine.execute(command)
         assert 0 < len(outcome.text) <= 255
         if shot:
             machine.pull_shot()
@@ -123,7 +123,7 @@ def test_energy_is_conserved(story: list[str], strategy: int) -> None:
         elif event == "steam":
             machine.steam_milk(20)
         else:
-            machine.obey({"cmd": "set_mode", "mode": event, "strategy": strategy})
+            machine.execute({"cmd": "set_mode", "mode": event, "strategy": strategy})
         for _ in range(800):
             machine.step(0.25)
             drawn_j += machine.power_w * 0.25
@@ -137,8 +137,8 @@ def test_energy_is_conserved(story: list[str], strategy: int) -> None:
 @given(temp_c=st.floats(60, 101), strategy=st.integers(0, 3))
 def test_reaches_its_setpoint_and_holds_it(temp_c: float, strategy: int) -> None:
     machine = make_machine()
-    machine.obey({"cmd": "set_temp", "temp": temp_c})
-    machine.obey({"cmd": "set_mode", "mode": "on", "strategy": strategy})
+    machine.execute({"cmd": "set_temp", "temp": temp_c})
+    machine.execute({"cmd": "set_mode", "mode": "on", "strategy": strategy})
     assert machine.status()["machine"]["state"] == "heating"
     machine.step(1200)
     for _ in range(10):
@@ -149,7 +149,7 @@ def test_reaches_its_setpoint_and_holds_it(temp_c: float, strategy: int) -> None
 
 def test_heating_and_cooling_rates_are_realistic() -> None:
     machine = make_machine()
-    machine.obey({"cmd": "set_mode", "mode": "on"})
+    machine.execute({"cmd": "set_mode", "mode": "on"})
     machine.step(90)
     before_c, before_steam_c = machine.brew.temp_c, machine.steam.temp_c
     machine.step(60)
@@ -159,7 +159,7 @@ def test_heating_and_cooling_rates_are_realistic() -> None:
     assert machine.status()["machine"]["isHeating"] is True
     machine.step(1140)
     assert machine.steam.temp_c == pytest.approx(140, abs=1.0)
-    machine.obey({"cmd": "set_mode", "mode": "off"})
+    machine.execute({"cmd": "set_mode", "mode": "off"})
     before_c = machine.brew.temp_c
     machine.step(60)
     assert 0.5 <= before_c - machine.brew.temp_c <= 1.6
@@ -187,7 +187,7 @@ def test_temperature_overshoots_and_oscillates_slightly() -> None:
 def test_step_length_has_little_influence() -> None:
     coarse, fine = make_machine(), make_machine()
     for machine in (coarse, fine):
-        machine.obey({"cmd": "set_mode", "mode": "on"})
+        machine.execute({"cmd": "set_mode", "mode": "on"})
     coarse.step(100)
     for _ in range(1000):
         fine.step(0.1)
@@ -211,8 +211,8 @@ def test_machine_cools_down_when_off() -> None:
 def test_boilers_stay_within_the_power_limit() -> None:
     for strategy in range(4):
         machine = make_machine()
-        machine.obey({"cmd": "set_power", "voltage": 230, "maxCurrent": 7})
-        machine.obey({"cmd": "set_mode", "mode": "on", "strategy": strategy})
+        machine.execute({"cmd": "set_power", "voltage": 230, "maxCurrent": 7})
+        machine.execute({"cmd": "set_mode", "mode": "on", "strategy": strategy})
         for _ in range(1200):
             machine.step(0.5)
             assert machine.power_w <= 7 * 230 + 1e-6
@@ -221,26 +221,26 @@ def test_boilers_stay_within_the_power_limit() -> None:
 
 def test_eco_holds_less_and_leaves_steam_cold() -> None:
     machine = make_ready()
-    machine.obey({"cmd": "set_mode", "mode": "eco"})
+    machine.execute({"cmd": "set_mode", "mode": "eco"})
     machine.step(3600)
     assert machine.mode == "eco"
     assert machine.brew.temp_c == pytest.approx(80, abs=0.7)
     assert machine.steam.temp_c < 105
-    assert machine.obey({"cmd": "exit_eco"}).level == "info"
+    assert machine.execute({"cmd": "exit_eco"}).level == "info"
     assert machine.state == "heating"
 
 
 def test_warm_machine_is_ready_at_once() -> None:
     machine = make_ready()
-    machine.obey({"cmd": "set_mode", "mode": "off"})
-    machine.obey({"cmd": "set_mode", "mode": "on"})
+    machine.execute({"cmd": "set_mode", "mode": "off"})
+    machine.execute({"cmd": "set_mode", "mode": "on"})
     assert machine.state == "ready"
 
 
 def test_new_setpoint_is_reported_and_reached() -> None:
     machine = make_ready()
-    machine.obey({"cmd": "set_temp", "boiler": "brew", "temp": 99})
-    machine.obey({"cmd": "set_temp", "boiler": "steam", "temp": 125})
+    machine.execute({"cmd": "set_temp", "boiler": "brew", "temp": 99})
+    machine.execute({"cmd": "set_temp", "boiler": "steam", "temp": 125})
     assert machine.device_info()["brewSetpoint"] == 99
     assert machine.device_info()["steamSetpoint"] == 125
     machine.step(1)
@@ -254,7 +254,7 @@ def test_steam_waits_for_its_turn() -> None:
     temps = {}
     for strategy in range(4):
         machine = make_machine()
-        machine.obey({"cmd": "set_mode", "mode": "on", "strategy": strategy})
+        machine.execute({"cmd": "set_mode", "mode": "on", "strategy": strategy})
         machine.step(150)
         temps[strategy] = machine.steam.temp_c
     assert temps[0] == temps[1] == pytest.approx(AMBIENT_C)
@@ -285,12 +285,12 @@ def test_a_shot() -> None:
     assert status["machine"]["lastShotTimestamp"] == NOW_MS
     assert machine.stats()["sessionShots"] == 1
     assert (status["pressure"], status["scale"]["weight"]) == (0, 0)
-    assert [line["message"][:13] for line in machine.news] == ["Brewing start", "Brewing ended"]
+    assert [line["message"][:13] for line in machine.outgoing] == ["Brewing start", "Brewing ended"]
 
 
 def test_shot_stops_at_its_weight() -> None:
     machine = make_ready()
-    machine.obey({"cmd": "set_bbw", "targetWeight": 30, "stopOffset": 1})
+    machine.execute({"cmd": "set_bbw", "targetWeight": 30, "stopOffset": 1})
     machine.pull_shot()
     heaviest_g = 0.0
     for _ in range(120):
@@ -303,7 +303,7 @@ def test_switching_off_ends_a_shot() -> None:
     machine = make_ready()
     machine.pull_shot()
     machine.step(10)
-    machine.obey({"cmd": "set_mode", "mode": "off"})
+    machine.execute({"cmd": "set_mode", "mode": "off"})
     machine.step(30)
     assert (machine.state, machine.status()["pressure"]) == ("idle", 0)
     assert not machine.pull_shot()
@@ -334,17 +334,17 @@ def test_only_a_rich_machine_sends_shot_events() -> None:
         machine.pull_shot()
         machine.step(10)
     assert "shot" not in plain.status()
-    assert {news["type"] for news in plain.news} == {"log"}
+    assert {outgoing["type"] for outgoing in plain.outgoing} == {"log"}
     assert rich.status()["shot"]["active"] is True
-    assert [news["event"] for news in rich.news if news["type"] == "event"] == ["shot_start"]
+    assert [outgoing["event"] for outgoing in rich.outgoing if outgoing["type"] == "event"] == ["shot_start"]
 
 
 def test_schedules_switch_the_machine() -> None:
     machine = make_machine()
-    machine.obey(
+    machine.execute(
         {"cmd": "add_schedule", "hour": 22, "minute": 14, "action": "on", "strategy": 1}
     )  # it is 22:13:20
-    machine.obey({"cmd": "add_schedule", "hour": 22, "minute": 16, "action": "off"})
+    machine.execute({"cmd": "add_schedule", "hour": 22, "minute": 16, "action": "off"})
     machine.step(30)
     assert machine.state == "idle"
     machine.step(30)
@@ -355,20 +355,20 @@ def test_schedules_switch_the_machine() -> None:
 
 def test_long_step_while_off_misses_no_schedule() -> None:
     machine = make_machine()
-    machine.obey({"cmd": "add_schedule", "hour": 3, "minute": 0})
+    machine.execute({"cmd": "add_schedule", "hour": 3, "minute": 0})
     machine.step(5 * 3600)
     assert machine.mode == "on"
 
 
 def test_eco_and_auto_off_start_automatically() -> None:
     machine = make_ready()
-    machine.obey({"cmd": "set_eco", "timeout": 1})
+    machine.execute({"cmd": "set_eco", "timeout": 1})
     machine.step(120)
     assert machine.mode == "eco"
-    machine.obey({"cmd": "set_auto_off", "minutes": 30})
+    machine.execute({"cmd": "set_auto_off", "minutes": 30})
     machine.step(1800)
     assert machine.mode == "standby"
-    assert "Switched off" in machine.news[-1]["message"]
+    assert "Switched off" in machine.outgoing[-1]["message"]
 
 
 def test_pending_messages_are_bounded() -> None:
@@ -376,4 +376,4 @@ def test_pending_messages_are_bounded() -> None:
     for number in range(500):
         machine.say("info", str(number))
         machine.tell({"type": "event"})
-    assert len(machine.news) <= 40
+    assert len(machine.outgoing) <= 40

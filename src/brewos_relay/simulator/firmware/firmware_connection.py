@@ -61,11 +61,11 @@ class FirmwareConnection:
 
     __slots__ = (
         "_always_masked",
-        "_chance",
         "_flushing",
         "_frames",
         "_raw",
         "_rest",
+        "_rng",
         "_spawn",
         "_stream",
         "_waiting",
@@ -78,7 +78,7 @@ class FirmwareConnection:
         raw: socket.socket | None,
         *,
         spawn: Callable[[Callable[[], Awaitable[None]]], Any],
-        chance: random.Random,
+        rng: random.Random,
         always_masked: bool,
         rest: bytes,
     ) -> None:
@@ -86,7 +86,7 @@ class FirmwareConnection:
         self._stream = stream
         self._raw = raw
         self._spawn = spawn
-        self._chance = chance
+        self._rng = rng
         self._always_masked = always_masked
         self._frames = FrameReader()
         self._waiting: deque[bytes] = deque()
@@ -103,7 +103,7 @@ class FirmwareConnection:
         if len(self._waiting) >= MOST_WAITING and opcode != CLOSE:
             self.dropped += 1
             return
-        writes = build(opcode, payload, chance=self._chance, always_masked=self._always_masked)
+        writes = build(opcode, payload, rng=self._rng, always_masked=self._always_masked)
         while writes and (left := self._write(writes[0])) != writes[0]:
             writes = [left, *writes[1:]] if left else writes[1:]
         if writes:
@@ -137,9 +137,7 @@ class FirmwareConnection:
         """Send a close frame, and give the other side a moment to answer it."""
         with trio.move_on_after(GOODBYE_S, shield=True):
             # Not with `send`: it may need a task, and the nursery may already be cancelled.
-            closing = build(
-                CLOSE, close_payload(code), chance=self._chance, always_masked=self._always_masked
-            )
+            closing = build(CLOSE, close_payload(code), rng=self._rng, always_masked=self._always_masked)
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
                 await self._stream.send_all(b"".join((*self._waiting, *closing)))
                 while await self._stream.receive_some(_READ_BYTES):
@@ -175,7 +173,7 @@ async def open_firmware_connection(
     device_id: str,
     key: str,
     spawn: Callable[[Callable[[], Awaitable[None]]], Any],
-    chance: random.Random,
+    rng: random.Random,
     ssl_context: ssl.SSLContext | None,
     faithful: bool,
 ) -> AsyncIterator[FirmwareConnection]:
@@ -183,7 +181,7 @@ async def open_firmware_connection(
 
     `spawn` starts a task in a nursery that outlives the connection. Leaving the block drops waiting messages.
     """
-    handshake_key = websocket_key(chance.randbytes(16))
+    handshake_key = websocket_key(rng.randbytes(16))
     request = upgrade_request(
         device_id=device_id, key=key, host=endpoint.host_header, websocket_key=handshake_key
     )
@@ -208,7 +206,7 @@ async def open_firmware_connection(
                 )
             raise RelayRefused(answer.status, _detail(rest), retry_after_s=_retry_after_s(answer))
         connection = FirmwareConnection(
-            stream, raw, spawn=spawn, chance=chance, always_masked=not faithful, rest=rest
+            stream, raw, spawn=spawn, rng=rng, always_masked=not faithful, rest=rest
         )
         yield connection
     finally:
@@ -335,7 +333,7 @@ def _retry_after_s(answer: Answer) -> float | None:
 
 
 def _detail(body: bytes) -> str:
-    """Return the error text of a refusal, as far as it has arrived."""
+    """Return the error text of a refusal, if it has arrived completely."""
     try:
         content = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):

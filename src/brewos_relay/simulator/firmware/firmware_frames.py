@@ -42,14 +42,14 @@ class Frame:
     whole: bool = True
 
 
-def build(opcode: int, payload: bytes, *, chance: random.Random, always_masked: bool = False) -> list[bytes]:
+def build(opcode: int, payload: bytes, *, rng: random.Random, always_masked: bool = False) -> list[bytes]:
     """Build a frame, as a list of writes.
 
     `always_masked` gives large frames a random mask too, in one write, as other libraries do.
     """
     length = len(payload)
     large = length >= LARGE_BYTES and not always_masked
-    mask = chance.randbytes(4) if payload and not large else _NO_MASK
+    mask = rng.randbytes(4) if payload and not large else _NO_MASK
     if length <= 125:
         head = bytes((_FIN | opcode, _MASKED | length)) + mask
     else:

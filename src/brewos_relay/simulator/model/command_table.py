@@ -12,9 +12,9 @@ from brewos_relay.simulator.model.command_fields import CommandRejected, Command
 if TYPE_CHECKING:
     from brewos_relay.simulator.model.machine import Machine
 
-_Obey = Callable[["Machine", Mapping[str, Any]], CommandResult]
+_Execute = Callable[["Machine", Mapping[str, Any]], CommandResult]
 
-KNOWN: Final[Mapping[str, _Obey]] = {
+KNOWN: Final[Mapping[str, _Execute]] = {
     "set_mode": brewing.set_mode,
     "set_temp": brewing.set_temp,
     "set_eco": brewing.set_eco,
@@ -66,14 +66,14 @@ KNOWN: Final[Mapping[str, _Obey]] = {
 }
 
 #: Commands of apps that today's firmware does not know.
-RICH: Final[Mapping[str, _Obey]] = {
+RICH: Final[Mapping[str, _Execute]] = {
     "brew_start": brewing.brew_start,
     "brew_stop": brewing.brew_stop,
     "set_scale_connected": brewing.set_scale_connected,
 }
 
 
-def obey(machine: "Machine", command: Mapping[str, Any]) -> CommandResult:
+def execute(machine: "Machine", command: Mapping[str, Any]) -> CommandResult:
     """Carry out a command if the machine accepts it; never raises."""
     cmd = command.get("cmd")
     carry_out = None

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from brewos_relay.simulator.model.boilers import HEATED_STEP_S, Boiler, share_power
 from brewos_relay.simulator.model.command_fields import CommandResult
-from brewos_relay.simulator.model.command_table import obey
+from brewos_relay.simulator.model.command_table import execute
 from brewos_relay.simulator.model.configuration import Configuration
 from brewos_relay.simulator.model.schedules import Schedule
 from brewos_relay.simulator.model.status import device_info, stats, status
@@ -18,7 +18,7 @@ from brewos_relay.simulator.model.water import PUMP_W, Recipe, Shot, Water
 
 AMBIENT_C: Final = 22.0
 READY_BAND_C: Final = 1.0  # the brew boiler is ready within this distance of its setpoint
-LOST_BAND_C: Final = 3.0  # the machine is heating again below this distance
+LOST_BAND_C: Final = 3.0  # the machine heats again when it is this far below
 
 _COLD_STEP_S: Final = 15.0  # the longest time step while the heaters are off
 _WARM_C: Final = 0.5
@@ -28,7 +28,7 @@ _ELECTRONICS_W: Final = 5.0
 _STEAMING_W: Final = 950.0
 _DRAUGHT_W: Final = 6.0  # the change of the heat loss in a step
 _DRAUGHT_S: Final = 20.0
-_MOST_NEWS: Final = 40
+_MOST_OUTGOING: Final = 40
 
 State = Literal["idle", "heating", "ready", "brewing", "eco"]
 
@@ -37,7 +37,7 @@ class Machine:
     """A machine that can be switched on and off, configured, advanced in time and asked for its state.
 
     `now_ms` returns the time for the machine's time stamps (Unix, ms). Its own clock, for schedules and eco
-    mode, starts there and advances with its steps. With the same `chance` and the same calls, everything but
+    mode, starts there and advances with its steps. With the same `rng` and the same calls, everything but
     those time stamps is the same. A `rich` machine has commands and messages that apps know and today's
     firmware lacks: `brew_start`, figures of the shot, events.
     """
@@ -47,11 +47,11 @@ class Machine:
         *,
         device_id: str,
         now_ms: Callable[[], int],
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
         rich: bool = False,
     ) -> None:
         # Sensor noise, not secrets.
-        self.chance = random.Random(1) if chance is None else chance  # noqa: S311
+        self.rng = random.Random(1) if rng is None else rng  # noqa: S311
         self.device_id = device_id
         self.rich = rich
         self.now_ms = now_ms
@@ -64,7 +64,7 @@ class Machine:
             heater_w=1000.0, capacity_j_per_k=3400.0, loss_w_per_k=0.6, limit_c=160.0,
             setpoint_c=140.0, ambient_c=AMBIENT_C,
         )  # fmt: skip
-        self.water = Water(self.chance)
+        self.water = Water(self.rng)
         self.state: State = "idle"
         self.strategy = 2
         self.rssi_dbm = -58.0
@@ -83,7 +83,7 @@ class Machine:
         self.energy_kwh = 0.0
         self.energy_today_kwh = 0.0
         #: Messages to send: `log` and, from a rich machine, `event`, oldest first.
-        self.news: list[dict[str, Any]] = []
+        self.outgoing: list[dict[str, Any]] = []
         # Measurements
         self.voltage_v = 230.0
         self.group_c = AMBIENT_C
@@ -125,9 +125,9 @@ class Machine:
 
     # Control
 
-    def obey(self, command: Mapping[str, Any]) -> CommandResult:
+    def execute(self, command: Mapping[str, Any]) -> CommandResult:
         """Carry out a command (`cmd` and its fields) if the machine accepts it."""
-        return obey(self, command)
+        return execute(self, command)
 
     def switch_on(self, strategy: int | None = None) -> None:
         """Heat up, or leave eco mode."""
@@ -206,7 +206,7 @@ class Machine:
 
     def say(self, level: str, text: str, *, source: str = "esp32") -> None:
         """Append a line to the machine's log."""
-        self.news.append(
+        self.outgoing.append(
             {
                 "type": "log",
                 "level": level,
@@ -215,13 +215,13 @@ class Machine:
                 "timestamp": int(self.uptime_s * 1000),
             }
         )
-        del self.news[:-_MOST_NEWS]
+        del self.outgoing[:-_MOST_OUTGOING]
 
     def tell(self, message: dict[str, Any]) -> None:
         """Append a message that only a rich machine sends."""
         if self.rich:
-            self.news.append(message)
-            del self.news[:-_MOST_NEWS]
+            self.outgoing.append(message)
+            del self.outgoing[:-_MOST_OUTGOING]
 
     # Simulation
 
@@ -238,7 +238,7 @@ class Machine:
         on = self.state != "idle"
         self.ready_s = self.ready_s + dt_s if self.state == "ready" else 0.0
         self.unused_s = self.unused_s + dt_s if on else 0.0
-        noise = self.chance.gauss
+        noise = self.rng.gauss
         brew_draw_w = self.water.step(dt_s, warms_by_c=self.brew.temp_c - AMBIENT_C)
         if self.shot is not None and self.shot.done:
             self.stop_shot()
@@ -307,7 +307,7 @@ class Machine:
         for schedule in self.configuration.schedules:
             if schedule.due_at(minute):
                 self._keep(schedule)
-        self.rssi_dbm = min(-45.0, max(-80.0, self.rssi_dbm + self.chance.gauss(0.0, 0.8)))
+        self.rssi_dbm = min(-45.0, max(-80.0, self.rssi_dbm + self.rng.gauss(0.0, 0.8)))
         configuration = self.configuration
         if configuration.auto_off and self.unused_s >= configuration.auto_off_min * 60 and self.shot is None:
             self.switch_off()

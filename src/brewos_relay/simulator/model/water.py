@@ -46,10 +46,10 @@ class Shot:
         "weight_g",
     )
 
-    def __init__(self, recipe: Recipe, *, chance: random.Random) -> None:
+    def __init__(self, recipe: Recipe, *, rng: random.Random) -> None:
         self._recipe = recipe
-        self._random = chance
-        self._flow_trim = chance.uniform(0.9, 1.12)  # variation of the grind
+        self._random = rng
+        self._flow_trim = rng.uniform(0.9, 1.12)  # variation of the grind
         self._pumped_ml = 0.0
         self.elapsed_s = 0.0
         self.pressure_bar = 0.0
@@ -92,8 +92,8 @@ class Water:
 
     __slots__ = (
         "_after_shot_s",
-        "_chance",
         "_drip_g",
+        "_rng",
         "_tare_g",
         "flow_g_per_s",
         "pressure_bar",
@@ -103,8 +103,8 @@ class Water:
         "weight_g",
     )
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self.tank_ml = TANK_ML
         self.scale_connected = True
         self.shot: Shot | None = None
@@ -129,7 +129,7 @@ class Water:
 
     def begin(self, recipe: Recipe, *, tares: bool) -> None:
         """Start a shot."""
-        self.shot = Shot(recipe, chance=self._chance)
+        self.shot = Shot(recipe, rng=self._rng)
         self._tare_g = 0.0 if tares else self.weight_g
 
     def end(self) -> Shot | None:
@@ -137,7 +137,7 @@ class Water:
         shot, self.shot = self.shot, None
         if shot is not None:
             self._after_shot_s = _CUP_S
-            self._drip_g = self._chance.uniform(1.0, 2.0) if shot.weight_g > _COFFEE_G else 0.0
+            self._drip_g = self._rng.uniform(1.0, 2.0) if shot.weight_g > _COFFEE_G else 0.0
         return shot
 
     def step(self, dt_s: float, *, warms_by_c: float) -> float:
