@@ -20,8 +20,9 @@ from brewos_relay.registry.device_keys import use_next_key
 from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted
 from brewos_relay.registry.records import Access, Device, LoginSession, StoredState
 from brewos_relay.registry.store import Store
-from brewos_relay.server.admission import Admission, ClientEntry, Denied, DeviceEntry, TokenRefused
-from brewos_relay.server.connection_budgets import DEVICE_BURST
+from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
+from brewos_relay.server.connection_rates import DEVICE_BURST
+from brewos_relay.server.incoming import Denied
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
 from support.wire_client import upgrade_head
@@ -724,7 +725,7 @@ async def test_a_client_of_a_crowd_is_429() -> None:
     refusal = await see_refusal(gate, client_request(), 429)
     assert refusal.message == "too many clients of this user are connected"
     assert refusal.headers["Retry-After"]
-    assert not gate._strangers, "they have proved who they are"
+    assert not gate._rates._failing, "they have proved who they are"
     assert isinstance(gate._relay, FakeRelay)
     assert [grant.user_id for grant in gate._relay.asked_for] == ["ada"]
     assert isinstance(await gate.check(device_request()), DeviceEntry)
@@ -765,7 +766,7 @@ async def test_those_who_are_let_in_are_no_strangers() -> None:
     gate = admission()
     for _ in range(10):
         assert isinstance(await gate.check(device_request()), DeviceEntry)
-    assert not gate._strangers
+    assert not gate._rates._failing
 
 
 async def test_a_device_that_comes_back_at_once_again_and_again_is_503_and_asks_nobody(
@@ -779,7 +780,7 @@ async def test_a_device_that_comes_back_at_once_again_and_again_is_503_and_asks_
     refusal = await see_refusal(gate, device_request(), 503)
     assert (refusal.message, refusal.headers["Retry-After"]) == ("this peer connects too often", "30")
     assert len(store.asked) == let_in
-    assert not gate._strangers, "it has proved itself"
+    assert not gate._rates._failing, "it has proved itself"
     # Its id in small letters is the same device, and strangers use up nothing of another one.
     await see_refusal(gate, device_request(DEVICE_ID.lower()), 503)
     for _ in range(100):
@@ -851,13 +852,13 @@ async def test_no_rate_means_no_share() -> None:
 
 
 async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brewos_relay.server.admission._STRANGERS_KEPT", 4)
+    monkeypatch.setattr("brewos_relay.server.connection_rates._FAILING_KEPT", 4)
     gate = admission()
     for number in range(9):
         asking = device_request(key="w" * 43)
         asking.peer_address = f"203.0.113.{number}"
         await see_refusal(gate, asking, 401)
-    known = [number for number in range(9) if gate._strangers.find(f"203.0.113.{number}")]
+    known = [number for number in range(9) if gate._rates._failing.find(f"203.0.113.{number}")]
     assert known == [6, 7, 8]
 
 

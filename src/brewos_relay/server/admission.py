@@ -8,23 +8,22 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.request_limits import NetworkShares
 from brewos_relay.auth.grants import grant_to, principal_of
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_matches, hash_secret
 from brewos_relay.auth.tokens import KeyRing, TokenClaims
 from brewos_relay.core.attachment import Renew
 from brewos_relay.core.grant import Credential, Grant, Principal, rights_of
-from brewos_relay.core.rate_limits import TokenBuckets
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
-from brewos_relay.networks import network_of, networks_of, wider_networks
+from brewos_relay.networks import network_of
 from brewos_relay.registry.device_keys import use_next_key
 from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted, is_of_interest
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
-from brewos_relay.server.connection_budgets import Budget, PeerBudgets
+from brewos_relay.server.connection_rates import ConnectionRates
+from brewos_relay.server.incoming import Denied
 from brewos_relay.server.persistence import find_state
 from brewos_relay.vocabulary import is_key, now_ms, parse_device_id, role_includes
 from brewos_relay.wire.handshake import Refusal, Request
@@ -32,23 +31,7 @@ from brewos_relay.wire.handshake import Refusal, Request
 DEVICE_PATH = "/ws/device"
 CLIENT_PATHS = frozenset({"/ws/client", "/ws"})
 
-_SHARE_OF_STRANGERS: Final = 0.25
-"""How much of `admit_rate`, at most, one network may use for attempts that come to nothing."""
-_STRANGERS_KEPT: Final = 12_288
-_RESERVE_S: Final = 0.5
-"""A network leaves to others as many connections as it had itself lately in this time."""
-
 _NO_ACCESS: Final = "no_access"
-
-
-class Denied(Refusal):
-    """A refusal with a reason, a word of ours for those who count."""
-
-    def __init__(
-        self, reason: str, status: int, message: str, *, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(status, message, headers=headers)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,51 +100,31 @@ class Admission:
         self._proxy_trust = proxy_trust
         self._allowed_origins = allowed_origins
         self._revision = revision
-        self._peers = PeerBudgets(relay.limits)
-        self._networks = NetworkShares(reserve_s=_RESERVE_S)
-        rate_per_s = relay.limits.admit_rate * _SHARE_OF_STRANGERS
-        self._strangers = TokenBuckets(
-            rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), kept=_STRANGERS_KEPT
-        )
+        self._rates = ConnectionRates(relay)
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
         """Decide about a request. Raises Refusal."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         network = self.network(request)
-        if self._strangers:
-            self._refuse_insisting(network)
+        self._rates.refuse_failing(network)
         if request.path == DEVICE_PATH:
             # A machine comes back after 30 s whatever the answer says.
-            self._refuse_repeating(self._peers.of_device(request.parameters().get("id", "").upper()))
-        if not self._relay.admits(reserve=self._networks.reserve(network)):
-            raise Denied(
-                "too_many_connections", 503, "too many connections at once", headers={"Retry-After": "5"}
-            )
-        self._networks.note(network)
+            self._rates.refuse_repeating_device(request.parameters().get("id", "").upper())
+        self._rates.admit(network)
         try:
             entry = await self._check_in_time(request, network)
         except Refusal as refusal:
             if refusal.status < 500 and refusal.status != 429:  # of whom we know who they are
-                self._note_stranger(network)
+                self._rates.note_failure(network)
             raise
         if isinstance(entry, TokenRefused):
-            self._note_stranger(network)
+            self._rates.note_failure(network)
+        elif isinstance(entry, DeviceEntry):
+            self._rates.note_device(entry.device_id)
         else:
-            self._budget_of(entry).note()
+            self._rates.note_client(entry.device_id, entry.grant)
         return entry
-
-    def _budget_of(self, entry: DeviceEntry | ClientEntry) -> Budget:
-        if isinstance(entry, DeviceEntry):
-            return self._peers.of_device(entry.device_id)
-        grant = entry.grant
-        return self._peers.of_client(grant.user_id, entry.device_id, by_token=grant.by_token)
-
-    def _refuse_repeating(self, budget: Budget) -> None:
-        """Refuse a peer that connects more often than its budget allows, if there are too many of these."""
-        if not budget.admit():
-            message = "this peer connects too often"
-            raise Denied("too_many_repeats", 503, message, headers={"Retry-After": "30"})
 
     def network(self, request: Request) -> str:
         """Tell which network a request comes from."""
@@ -178,26 +141,6 @@ class Admission:
                 if revision == self._revision():
                     return entry
         raise Denied("registry", 503, "the registry does not answer", headers={"Retry-After": "5"})
-
-    def _refuse_insisting(self, network: str) -> None:
-        """Refuse a network whose attempts came to nothing too often: it would use up what all others have."""
-        for name in networks_of(network):
-            bucket = self._strangers.find(name)
-            if bucket is not None and bucket.level(trio.current_time()) < 0:
-                raise Denied(
-                    "too_many_failures",
-                    503,
-                    "too many connections that came to nothing",
-                    headers={"Retry-After": "5"},
-                )
-
-    def _note_stranger(self, network: str) -> None:
-        """Count an attempt that came to nothing; those that are let in are never counted."""
-        if self._relay.limits.admit_rate > 0:
-            now = trio.current_time()
-            self._strangers.use(network, now).take(1, now)
-            for name, share in wider_networks(network):
-                self._strangers.use(name, now).take(1 / share, now)
 
     async def _check(self, request: Request, network: str) -> DeviceEntry | ClientEntry | TokenRefused:
         if request.path == DEVICE_PATH:
@@ -289,7 +232,7 @@ class Admission:
             return TokenRefused(str(error))
         principal = principal_of(claims)
         by_token = principal.names(device_id)
-        self._refuse_repeating(self._peers.of_client(claims.user_id, device_id, by_token=by_token))
+        self._rates.refuse_repeating_client(claims.user_id, device_id, by_token=by_token)
         if claims.session_id is not None:
             session = await self._store.find_session(claims.session_id)
             if session is None or session.user_id != claims.user_id:

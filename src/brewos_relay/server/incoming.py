@@ -365,6 +365,16 @@ async def _handle(
             (incoming or accepted).close()
 
 
+class Denied(Refusal):
+    """A refusal with a reason, a word of ours for those who count."""
+
+    def __init__(
+        self, reason: str, status: int, message: str, *, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, headers=headers)
+        self.reason = reason
+
+
 class RefusalLog:
     """Logs refused connections: 100 lines at once and 5 a second; 50 and 12 a minute for a cause and network.
 

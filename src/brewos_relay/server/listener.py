@@ -20,12 +20,12 @@ from brewos_relay.server.admission import (
     DEVICE_PATH,
     Admission,
     ClientEntry,
-    Denied,
     DeviceEntry,
     TokenRefused,
 )
 from brewos_relay.server.http import TakeWebSocket
 from brewos_relay.server.incoming import (
+    Denied,
     IncomingConnection,
     LingerSlots,
     PortPolicy,

@@ -12,9 +12,8 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.networks import network_of
-from brewos_relay.server import connection_budgets
-from brewos_relay.server.admission import _RESERVE_S
-from brewos_relay.server.connection_budgets import DEVICE_BURST, PeerBudgets
+from brewos_relay.server import connection_rates
+from brewos_relay.server.connection_rates import _RESERVE_S, DEVICE_BURST, PeerBudgets
 
 STEP_S = 0.05
 
@@ -217,7 +216,7 @@ async def test_no_rate_means_no_budget() -> None:
 
 async def test_only_so_many_networks_and_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_limits, "_NETWORKS_KEPT", 10)
-    monkeypatch.setattr(connection_budgets, "_PEERS_KEPT", 10)
+    monkeypatch.setattr(connection_rates, "_PEERS_KEPT", 10)
     networks, peers = NetworkShares(reserve_s=1.0), PeerBudgets(Limits())
     for number in range(100):
         networks.note(f"10.0.{number}.1")
