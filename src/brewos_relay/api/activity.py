@@ -45,9 +45,30 @@ class ActivityAnswer(msgspec.Struct):
     next: int | None
 
 
+class NoticeAnswer(msgspec.Struct, rename="camel", kw_only=True):
+    """A notice about a device."""
+
+    id: int
+    at: str
+    kind: NoticeKind
+    device_id: str
+
+
+class Notices(msgspec.Struct):
+    """Notices, newest first."""
+
+    notices: list[NoticeAnswer]
+
+
+class Dismissing(msgspec.Struct, rename="camel"):
+    """The id of the last notice to dismiss."""
+
+    up_to: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivityRoutes:
-    """GET /api/devices/ID/activity."""
+    """The route of the activity of a device."""
 
     store: Registry
     authenticator: Authenticator
@@ -87,37 +108,9 @@ class ActivityRoutes:
         )
 
 
-def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
-    """Read a page of entries, and the e-mail addresses of the users in it."""
-    found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
-    accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])
-    return found, {account.id: account.email for account in accounts.values()}
-
-
-class NoticeAnswer(msgspec.Struct, rename="camel", kw_only=True):
-    """A notice about a device."""
-
-    id: int
-    at: str
-    kind: NoticeKind
-    device_id: str
-
-
-class Notices(msgspec.Struct):
-    """Notices, newest first."""
-
-    notices: list[NoticeAnswer]
-
-
-class Dismissing(msgspec.Struct, rename="camel"):
-    """The id of the last notice to dismiss."""
-
-    up_to: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoticeRoutes:
-    """/api/notices."""
+    """The routes of the notices to an account."""
 
     store: Registry
     authenticator: Authenticator
@@ -153,3 +146,10 @@ class NoticeRoutes:
             Authority(requester.principal), dismiss_notices, requester.user_id, up_to_id=up_to_id
         )
         return json_answer(Done())
+
+
+def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
+    """Read a page of entries, and the e-mail addresses of the users in it."""
+    found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
+    accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])
+    return found, {account.id: account.email for account in accounts.values()}

@@ -101,7 +101,7 @@ class Tokens(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdminAccountRoutes:
-    """/api/admin/users, /api/admin/invites and /api/admin/tokens."""
+    """The routes of accounts, invites and tokens, for administrators."""
 
     store: Registry
     authenticator: Authenticator

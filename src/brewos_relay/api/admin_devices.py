@@ -96,7 +96,7 @@ class Stats(msgspec.Struct, rename="camel", kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdminDeviceRoutes:
-    """/api/admin/devices, /api/admin/pairing and /api/admin/stats."""
+    """The routes of devices, pairing and figures, for administrators."""
 
     relay: RelayView
     store: Registry

@@ -71,7 +71,7 @@ class Watchers(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeviceUserRoutes:
-    """/api/devices/ID/users and /api/devices/ID/watchers."""
+    """The routes of the users of a device."""
 
     relay: RelayView
     store: Registry

@@ -126,7 +126,7 @@ class _Listed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DeviceRoutes:
-    """/api/devices and /api/devices/ID. A list without a `limit` has at most `listed_at_most` devices."""
+    """The routes of devices. A list without a `limit` has at most `listed_at_most` devices."""
 
     relay: RelayView
     store: Registry

@@ -35,7 +35,6 @@ from brewos_relay.texts import showable
 from brewos_relay.vocabulary import iso_time, now_ms
 
 log = logging.getLogger(__name__)
-
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
 
@@ -56,6 +55,46 @@ class SessionTokens(SecretStruct, rename="camel"):
     refresh_token: str
     expires_at: int
     user: Person
+
+
+class RefreshBody(SecretStruct, rename="camel"):
+    """The body of `POST /api/auth/refresh`."""
+
+    refresh_token: LongText
+
+
+class ListedSession(msgspec.Struct, rename="camel"):
+    """A session in a list. `current` is true for the session of the request. Times are in ISO 8601."""
+
+    id: str
+    current: bool
+    created_at: str
+    last_used_at: str
+    expires_at: str
+    user_agent: str | None
+    address: str | None
+
+
+class SessionList(msgspec.Struct):
+    """The sessions of a user, last used first. `next` is the `after` of the next page, or null."""
+
+    sessions: list[ListedSession]
+    next: str | None
+
+
+class Ended(msgspec.Struct):
+    """How many sessions were ended."""
+
+    ended: int
+
+
+class Me(msgspec.Struct, rename="camel"):
+    """The user of a token. `sessionId` is null for a token without a session."""
+
+    user: Person
+    is_admin: bool
+    has_password: bool
+    session_id: str | None
 
 
 class LoginSessions:
@@ -129,54 +168,12 @@ class LoginSessions:
         return SessionTokens(access_token, refresh_token, expires_at_ms, person)
 
 
-def _shown(text: str | None, longest_chars: int) -> str | None:
-    """Shorten a text, and drop characters that cannot be stored or shown. Return None for an empty text."""
-    return showable(text or "")[:longest_chars] or None
-
-
-class RefreshBody(SecretStruct, rename="camel"):
-    """The body of `POST /api/auth/refresh`."""
-
-    refresh_token: LongText
-
-
-class ListedSession(msgspec.Struct, rename="camel"):
-    """A session in a list. `current` is true for the session of the request. Times are in ISO 8601."""
-
-    id: str
-    current: bool
-    created_at: str
-    last_used_at: str
-    expires_at: str
-    user_agent: str | None
-    address: str | None
-
-
-class SessionList(msgspec.Struct):
-    """The sessions of a user, last used first. `next` is the `after` of the next page, or null."""
-
-    sessions: list[ListedSession]
-    next: str | None
-
-
-class Ended(msgspec.Struct):
-    """How many sessions were ended."""
-
-    ended: int
-
-
-class Me(msgspec.Struct, rename="camel"):
-    """The user of a token. `sessionId` is null for a token without a session."""
-
-    user: Person
-    is_admin: bool
-    has_password: bool
-    session_id: str | None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoginSessionRoutes:
-    """/api/auth/refresh, logout, logout-all, sessions and me."""
+    """The routes of the login sessions of a user.
+
+    A request that ends a session is answered after the connections of that session are closed.
+    """
 
     store: Registry
     login_sessions: LoginSessions
@@ -298,3 +295,8 @@ class LoginSessionRoutes:
                 session_id=requester.session_id,
             )
         )
+
+
+def _shown(text: str | None, longest_chars: int) -> str | None:
+    """Shorten a text, and drop characters that cannot be stored or shown. Return None for an empty text."""
+    return showable(text or "")[:longest_chars] or None

@@ -90,7 +90,7 @@ class ClaimedAnswer(msgspec.Struct, rename="camel", kw_only=True):
 
 @dataclass(kw_only=True, eq=False)
 class PairingRoutes:
-    """/api/devices/register-claim, claim and claim-share."""
+    """The routes of pairing: devices register a token, users pair a device or accept a share."""
 
     store: Registry
     authenticator: Authenticator

@@ -119,7 +119,7 @@ def _account_key(email: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PasswordRoutes:
-    """PUT /api/me/password."""
+    """The route that sets a password."""
 
     store: Registry
     authenticator: Authenticator

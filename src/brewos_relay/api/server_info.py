@@ -21,6 +21,10 @@ Problems: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 Degraded: TypeAlias = Callable[[], Sequence[str]]
 """Returns the faults of a server that can still serve peers."""
 
+# An app warns that the server is too old if one of these is missing. Both are features of the machine, and
+# the relay passes all features of a machine through.
+FEATURES: Final = ("temperature_control", "power_monitoring")
+
 
 class Health(msgspec.Struct):
     """The status of the relay, and the number of connected devices and clients."""
@@ -37,60 +41,6 @@ class ReadinessAnswer(msgspec.Struct):
     status: Literal["ready", "not ready"]
     reasons: Sequence[str]
     degraded: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HealthRoutes:
-    """/api/health, /livez and /readyz."""
-
-    relay: RelayView
-    problems: Problems | None = None
-    degraded: Degraded = tuple
-
-    def blueprint(self) -> Blueprint:
-        """Make the blueprint of these routes."""
-        return make_blueprint(
-            "health",
-            {
-                "GET /api/health": self.health,
-                "GET /livez": self.livez,
-                "GET /readyz": self.readyz,
-            },
-        )
-
-    async def _find_problems(self) -> Sequence[str]:
-        if self.problems is not None:
-            return await self.problems()
-        return ["the relay is leaving"] if self.relay.closing else []
-
-    @described("Check that the relay runs; 503 while it drains", answer=Health, needs_token=False)
-    async def health(self) -> Response:
-        return json_answer(
-            Health(
-                status="closing" if self.relay.closing else "ok",
-                timestamp=iso_time(now_ms()),
-                devices=self.relay.device_count,
-                clients=self.relay.client_count,
-            ),
-            status=503 if self.relay.closing else 200,
-        )
-
-    async def livez(self) -> Response:
-        # The answer needs only a running event loop.
-        return json_answer({"status": "ok"}, headers={"Cache-Control": "no-store"})
-
-    async def readyz(self) -> Response:
-        reasons = await self._find_problems()
-        return json_answer(
-            ReadinessAnswer("not ready" if reasons else "ready", reasons, list(self.degraded())),
-            status=503 if reasons else 200,
-            headers={"Cache-Control": "no-store"},
-        )
-
-
-# An app warns that the server is too old if one of these is missing. Both are features of the machine, and
-# the relay passes all features of a machine through.
-FEATURES: Final = ("temperature_control", "power_monitoring")
 
 
 class Issuer(msgspec.Struct):
@@ -142,8 +92,65 @@ class Mode(msgspec.Struct, rename="camel"):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class HealthRoutes:
+    """The routes of health checks.
+
+    During the drain, /api/health and /readyz answer 503, so that load balancers send no new connections.
+    /readyz calls `problems`; without it, the drain is the only problem. /readyz also lists `degraded`, which
+    does not change the status: devices must still reach this server.
+    """
+
+    relay: RelayView
+    problems: Problems | None = None
+    degraded: Degraded = tuple
+
+    def blueprint(self) -> Blueprint:
+        """Make the blueprint of these routes."""
+        return make_blueprint(
+            "health",
+            {
+                "GET /api/health": self.health,
+                "GET /livez": self.livez,
+                "GET /readyz": self.readyz,
+            },
+        )
+
+    async def _find_problems(self) -> Sequence[str]:
+        if self.problems is not None:
+            return await self.problems()
+        return ["the relay is leaving"] if self.relay.closing else []
+
+    @described("Check that the relay runs; 503 while it drains", answer=Health, needs_token=False)
+    async def health(self) -> Response:
+        return json_answer(
+            Health(
+                status="closing" if self.relay.closing else "ok",
+                timestamp=iso_time(now_ms()),
+                devices=self.relay.device_count,
+                clients=self.relay.client_count,
+            ),
+            status=503 if self.relay.closing else 200,
+        )
+
+    async def livez(self) -> Response:
+        # The answer needs only a running event loop.
+        return json_answer({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+    async def readyz(self) -> Response:
+        reasons = await self._find_problems()
+        return json_answer(
+            ReadinessAnswer("not ready" if reasons else "ready", reasons, list(self.degraded())),
+            status=503 if reasons else 200,
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InfoRoutes:
-    """/api/info, /api/mode and /api/auth/jwks.json."""
+    """The routes about the server: version, features and public keys.
+
+    Without `mode: cloud`, an app would take this server for a machine.
+    """
 
     accounts: AccountRules
     keys: KeyRing

@@ -90,7 +90,7 @@ class _Secrets:
 
 @dataclass(kw_only=True, eq=False)
 class SharingRoutes:
-    """/api/devices/ID/share and /api/devices/ID/shares."""
+    """The routes of the shares of a device."""
 
     store: Registry
     authenticator: Authenticator

@@ -68,7 +68,7 @@ class PasswordBody(SecretStruct):
 
 @dataclass(kw_only=True, eq=False)
 class SignInRoutes:
-    """/api/auth/google, oidc, facebook, invite and password."""
+    """The routes that sign users in."""
 
     store: Registry
     accounts: AccountRules
