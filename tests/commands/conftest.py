@@ -1,4 +1,4 @@
-"""Running `brewos-relay` in this process, in an empty folder and with an empty environment."""
+"""Run `brewos-relay` in this process, in an empty directory and with an empty environment."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -39,7 +39,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Give a function that runs a command line and tells how it ended."""
+    """Return a function that runs a command line and returns its outcome."""
     monkeypatch.chdir(tmp_path)
     for name in [*os.environ]:
         if name.startswith("BREWOS_RELAY_") or name in SHORT_NAMES:
@@ -57,13 +57,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch, run: Run) -> str:
-    """Put a good JWT_SECRET into the environment."""
+    """Put a valid JWT_SECRET into the environment."""
     monkeypatch.setenv("JWT_SECRET", SECRET)
     return SECRET
 
 
 def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
-    """Check that a command ended with this code, and with one line on stderr that has all of these parts."""
+    """Check the exit code, and that the only output is one line on stderr with all of these parts."""
     assert outcome.code == code
     assert outcome.out == ""
     assert outcome.err.startswith("brewos-relay: ")
@@ -75,13 +75,13 @@ def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
 
 @contextmanager
 def opened() -> Iterator[Connection]:
-    """Give a connection for reading and writing to the registry of the folder."""
+    """Open a connection to the registry of the directory, for reading and writing."""
     with Database.open("sqlite:///data/brewos-relay.db") as database, database.writing() as db:
         yield db
 
 
 def add_account(user_id: str, email: str, *, is_admin: bool = False) -> None:
-    """Put an account into the registry as it stands."""
+    """Add an account directly to the registry."""
     with opened() as db:
         row = {"id": user_id, "email": email, "is_admin": is_admin, "created_at_ms": 1_700_000_000_123}
         row["email_key"] = email
@@ -93,7 +93,7 @@ StandIn = Callable[..., list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Give a function that puts a function in the place of a module's, and tells how it was called."""
+    """Return a function that replaces a function of a module, and returns the list of its calls."""
 
     def stand_in(
         module: str, name: str, *, result: object = None, problem: BaseException | None = None

@@ -11,7 +11,7 @@ FILE = Path("data", "brewos-relay.db")
 
 
 def make_old() -> None:
-    """Make a registry as it was before there were versions."""
+    """Create a registry of the time before versions."""
     FILE.parent.mkdir()
     engine = create_engine(f"sqlite:///{FILE}")
     with engine.begin() as db:
@@ -45,7 +45,7 @@ def test_current_registry_stays_as_it_is(run: Run) -> None:
 
 def test_old_registry_is_reported_and_upgraded(run: Run) -> None:
     make_old()
-    for _ in range(2):  # looking does not change it
+    for _ in range(2):  # `status` changes nothing
         outcome = run("db", "status")
         assert outcome.code == 1
         assert outcome.out == f"registry  {FILE.absolute()}\nversion   0001\n"

@@ -46,7 +46,7 @@ def see(device_id: str, at_ms: int) -> None:
 
 @pytest.fixture
 def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
-    """Give a function that puts something on stdin."""
+    """Return a function that sets the content of stdin."""
 
     def type_in(content: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(content)))
@@ -323,7 +323,7 @@ def test_removed_device_is_gone(run: Run) -> None:
     )
 
 
-# where it is kept
+# Location of the registry
 
 
 def test_data_dir_option_selects_the_registry(

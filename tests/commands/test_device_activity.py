@@ -21,7 +21,7 @@ def note(kind: ActivityKind, *, user_id: str | None = None, **detail: str) -> No
 
 @pytest.fixture
 def machine(run: Run) -> None:
-    """Register a machine."""
+    """Register a device."""
     run("device", "add", ID)
 
 
@@ -67,9 +67,6 @@ def test_empty_activity_is_reported(run: Run, machine: None, args: tuple[str, ..
 def test_activity_of_an_unknown_device_is_refused(run: Run, machine: None) -> None:
     assert_refused(run("device", "activity", "BRW-0000000B"), 1, "BRW-0000000B is not registered in /")
     assert_refused(run("device", "activity", ID, "--limit", "0"), 2, "--limit")
-
-
-# rotate-key
 
 
 # doctor

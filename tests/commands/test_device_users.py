@@ -12,7 +12,7 @@ ID = "BRW-0000000A"
 
 @pytest.fixture
 def machine(run: Run) -> None:
-    """Register a machine that ada owns."""
+    """Register a device that ada owns."""
     run("device", "add", ID, "--user", "ada")
 
 

@@ -39,7 +39,7 @@ async def test_healthy_server_has_no_problems(tmp_path: Path) -> None:
             assert "served by a relay" in found["port"][1]
             assert "device to app" in found["canary"][1]
             assert "agrees with" in found["clock"][1]
-            # With another secret than the server's: refused, and nothing is left behind either.
+            # Another secret than the server's is refused, and no device is left behind.
             ran = await run_command(tmp_path, "doctor", "--url", url, PORT=0, JWT_SECRET=OTHER_SECRET)
             assert ran.returncode == 1
             assert b"set JWT_SECRET to that of the server" in ran.stdout

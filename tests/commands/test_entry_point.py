@@ -1,4 +1,4 @@
-"""The command as a whole: help, version, what it costs to start, and how it ends."""
+"""Tests of the command as a whole: help, version, cost of the start, and exit codes."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from brewos_relay.cli import cli, main
 from .conftest import SECRET, Run, assert_refused
 
 DEADLINE_S = 30.0
-CPU_BOUND_S = 1.0  # far above what it takes, for machines that are busy or slow
+CPU_BOUND_S = 1.0  # far above the usual time, for slow or busy computers
 
 COMMANDS = {
     ("db", "backup"),
@@ -137,11 +137,11 @@ def test_wrong_usage_is_one_line_with_exit_code_2(run: Run, args: list[str], par
     assert_refused(run(*args), 2, *parts)
 
 
-# What it costs to start
+# Cost of the start
 
 
 def run_child(*command: str) -> tuple[str, float]:
-    """Run a child, and give what it printed and the CPU seconds that it took."""
+    """Run a child process; return its output and its CPU time in s."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *command],
@@ -184,7 +184,7 @@ def test_light_commands_load_nothing_heavy(args: list[str]) -> None:
     modules = set(json.loads(out.splitlines()[-1]))
     assert "click" in modules
     assert not modules & {"trio", "quart", "quart_trio", "hypercorn", "trio_websocket", "msgspec"}
-    # What makes a token needs what signs it, and the registry, which keeps its id.
+    # `token` needs the signing code, and the registry for the id of the token.
     makes_token = args[:1] == ["token"]
     assert makes_token or not modules & {"sqlalchemy", "alembic"}
     assert makes_token or not modules & {"jwt", "cryptography"}
@@ -198,7 +198,7 @@ def test_light_commands_take_little_time(args: list[str]) -> None:
     assert cpu_s < CPU_BOUND_S
 
 
-# How it ends
+# Exit codes
 
 
 def raise_from_a_command(monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> None:
@@ -231,7 +231,7 @@ def test_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_pipe_ends_a_command_quietly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click replaces it; restore it afterwards
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     raise_from_a_command(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"))
     outcome = run("secret")
@@ -257,7 +257,7 @@ def test_ctrl_c_leaves_no_traceback() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background of a shell does not hear Ctrl-C, and hands that on.
+        # A shell makes its background jobs ignore SIGINT, and child processes inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as child:
         watchdog = threading.Timer(DEADLINE_S, child.kill)

@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, full, or cannot write every character."""
+"""Tests of commands whose standard streams are closed, full, or cannot write every character."""
 
 import signal
 import socket
@@ -28,7 +28,7 @@ needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
 
 
 def shell(folder: Path, redirected: str, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with its streams as a shell redirects them."""
+    """Run a command with redirected streams, as a shell does."""
     return subprocess.run(
         ["/bin/sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "brewos_relay", *command],
         cwd=folder,
@@ -42,7 +42,7 @@ def shell(folder: Path, redirected: str, *command: str, **variables: str) -> sub
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with a registry that has a device with a name of many scripts."""
+    """A directory with a registry; the name of its device has characters of many scripts."""
     made = tmp_path_factory.mktemp("registry")
     added = shell(made, "", "device", "add", "BRW-00000001", "--name", "Küche → ☕")
     assert added.returncode == 0, added.stderr

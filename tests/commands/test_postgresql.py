@@ -1,4 +1,4 @@
-"""Commands on a registry in PostgreSQL."""
+"""Tests of commands on a registry in PostgreSQL."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ ID = "BRW-0000001A"
 
 @pytest.fixture
 def url(postgresql: PostgreSQL, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL, in the environment, of a database without a table."""
+    """Put the URL of an empty database into the environment."""
     with postgresql.new_database(empty=True) as url:
         monkeypatch.setenv("BREWOS_RELAY_DATABASE_URL", url)
         monkeypatch.setenv("JWT_SECRET", SECRET)

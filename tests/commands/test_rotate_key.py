@@ -22,17 +22,17 @@ def note(kind: ActivityKind) -> None:
 
 @pytest.fixture
 def machine(run: Run) -> None:
-    """Register a machine."""
+    """Register a device."""
     run("device", "add", ID)
 
 
 class Clock:
-    """Stands in for the time: sleeping makes it go on, and whatever was planned happens meanwhile."""
+    """Replaces the time: sleeping advances it, and the key is sent at its time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, sent_at_s: float | None) -> None:
         self.now_s = 0.0
         self._sent_at_s = sent_at_s
-        # Of this command alone: the thread that writes its last line has the real time.
+        # Only for this command: the thread that writes its last line uses the real time.
         mine = SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now_s)
         monkeypatch.setattr("brewos_relay.commands.device.time", mine)
 
@@ -76,7 +76,7 @@ def test_device_that_ignored_earlier_rotations_is_refused_at_once(
     assert_refused(refused, 1, f"{ID} ignored the earlier rotations", "pair it again")
     assert clock.now_s == 0
     with opened() as db:
-        assert read_changes(db, 0) == []  # no server is asked
+        assert read_changes(db, 0) == []  # no request to a server
 
 
 def test_unknown_device_is_refused(run: Run, machine: None) -> None:

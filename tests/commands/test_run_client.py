@@ -33,7 +33,7 @@ CONNECTED = '{"type":"connected","deviceId":"BRW-0000ABCD","deviceOnline":true}'
 def serving(
     converse: Callable[[WebSocketConnection], Awaitable[None]] | None = None, *, refuse: bytes = b""
 ) -> Iterator[str]:
-    """Run a relay in another thread, since what is tested runs Trio itself; gives the URL."""
+    """Run a relay in another thread, as the tested function runs Trio itself; yield its URL."""
     ready = threading.Event()
     urls: list[str] = []
     stop: list[Callable[[], None]] = []
@@ -178,7 +178,7 @@ def test_tail_reconnects_after_a_loss(
 def send_and_answer(
     *answers: str, fields: tuple[str, ...] = ("requestId=r-1",)
 ) -> tuple[int, list[bytes | str]]:
-    """Run `send` against a relay that answers; gives the exit code, and what the relay received."""
+    """Run `send` against a relay that answers; return the exit code and the received messages."""
     received: list[str | bytes] = []
 
     async def converse(connection: WebSocketConnection) -> None:
@@ -254,7 +254,7 @@ def test_send_times_out_without_an_outcome(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def send_after_ends(*codes: int, greets: bool = False) -> tuple[int, list[str | bytes]]:
-    """Run `send` against a relay that ends as many connections with these codes before it answers."""
+    """Run `send` against a relay that closes one connection with each of these codes before it answers."""
     received: list[str | bytes] = []
     ends = list(codes)
 

@@ -1,4 +1,4 @@
-"""Tests of demo: the real process, as somebody who tries the product sees it."""
+"""Tests of the demo in its own process."""
 
 import os
 import re
@@ -22,7 +22,7 @@ RUN = "import sys; from brewos_relay.commands.run_demo import run_demo; run_demo
 
 
 class Running:
-    """A demo in a process of its own, with what it has printed so far."""
+    """A demo in its own process, with its output so far."""
 
     def __init__(self, temporary: Path) -> None:
         self.lines: list[str] = []
@@ -50,7 +50,7 @@ class Running:
             self._news.notify_all()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait for a line that matches."""
+        """Wait for a matching line of output."""
 
         def find() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
@@ -62,7 +62,7 @@ class Running:
         return match
 
     def stop(self, number: int) -> float:
-        """Send a signal and wait for the end; gives the seconds that it took."""
+        """Send a signal and wait for the end; return how long that took, in s."""
         began_s = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(DEADLINE_S)
@@ -103,7 +103,7 @@ def test_demo_shows_a_device_and_ends_cleanly(running: Running, tmp_path: Path) 
     took_s = running.stop(signal.SIGINT)
     assert running.process.returncode == 0
     assert not [line for line in running.lines if "Traceback" in line]
-    assert took_s < 2.0  # a second on a machine that has nothing else to do
+    assert took_s < 2.0  # about 1 s on an idle computer
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Tests of cli.simulate: which machines there are, and what it is run with."""
+"""Tests of commands.simulate: the simulated devices, and their options."""
 
 import errno
 from collections.abc import Callable
@@ -17,7 +17,7 @@ KEYS = "id,key,name\n" + "".join(f"brw-0000000{number},{str(number) * 43},Kitche
 
 @pytest.fixture
 def fleets(monkeypatch: pytest.MonkeyPatch) -> list[Fleet]:
-    """Collect the fleets that are to be run."""
+    """Collect the fleets instead of running them."""
     found: list[Fleet] = []
 
     def run_fleet(make: Callable[[Any], Fleet]) -> None:

@@ -127,7 +127,7 @@ def test_help_of_json_mentions_messagepack(run: Run) -> None:
 
 
 def test_closed_pipe_ends_tail_quietly(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click puts something else there, which must not stay
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # click replaces it; restore it afterwards
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     stand_in(*TAIL, problem=BrokenPipeError(errno.EPIPE, "Broken pipe"))
     outcome = run("tail", "BRW-0000000A", "--token", "t")

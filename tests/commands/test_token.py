@@ -1,4 +1,4 @@
-"""`brewos-relay token list` and `token revoke`; how one is made is in test_access.py."""
+"""Tests of `brewos-relay secret` and `token`."""
 
 import json
 from pathlib import Path

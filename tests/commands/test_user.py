@@ -27,7 +27,7 @@ TypeIn = Callable[[bytes], None]
 
 @pytest.fixture
 def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
-    """Give a function that puts something on stdin."""
+    """Return a function that sets the content of stdin."""
 
     def type_in(content: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(content)))
@@ -37,7 +37,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
 
 @pytest.fixture
 def ada(run: Run) -> None:
-    """Make an account."""
+    """Create an account."""
     add_account("u1", ADA, is_admin=True)
 
 
@@ -254,7 +254,7 @@ def test_password_prompt_repeats_and_shows_nothing(
     done = run("user", "password", ADA)
     assert done.code == 0
     assert len(asked) == 2
-    said = done.err + "".join(asked)  # which of them says it is up to click
+    said = done.err + "".join(asked)  # the stream depends on the version of click
     assert "Password:" in said
     assert "Repeat:" in said
     assert PASSWORD not in said + done.out
@@ -266,7 +266,7 @@ def test_stdin_that_is_not_a_terminal_is_refused(run: Run, ada: None, type_in: T
     assert_refused(run("user", "password", ADA), 2, "not a terminal", "--stdin")
 
 
-# nobody
+# Unknown accounts
 
 
 @pytest.mark.parametrize("command", ["remove", "password", "admin", "sign-out"])

@@ -1,4 +1,4 @@
-"""Whatever happens to the canary, its device does not stay."""
+"""Tests of doctor.canary: its device is removed in every case."""
 
 import re
 import signal
@@ -45,17 +45,17 @@ async def hang(_stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
 
 
-async def let_in_and_die(stream: trio.SocketStream) -> None:
+async def accept_and_die(stream: trio.SocketStream) -> None:
     head = b""
     while HEAD_END not in head:
         head += await stream.receive_some()
-    with suppress(Refusal):  # of what is no WebSocket
+    with suppress(Refusal):  # not a WebSocket
         await stream.send_all(accept_upgrade(parse_head(head.partition(HEAD_END)[0])))
 
 
 @asynccontextmanager
-async def relay_that(answers: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
-    """Open a port where each connection is treated like this, and then closed."""
+async def fake_relay(answers: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
+    """Open a port whose connections are passed to `answers`, and then closed."""
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, answers, 0, host="127.0.0.1"))
         yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
@@ -69,7 +69,7 @@ async def test_signal_during_the_canary_leaves_no_device(
     settings: Settings, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     with trio.fail_after(40):
-        async with relay_that(hang) as url, trio.open_nursery() as nursery:
+        async with fake_relay(hang) as url, trio.open_nursery() as nursery:
             command = [
                 sys.executable,
                 "-m",
@@ -97,7 +97,7 @@ async def test_signal_during_the_canary_leaves_no_device(
 
 
 async def test_server_that_dies_during_the_canary_is_reported(settings: Settings, tmp_path: Path) -> None:
-    async with relay_that(let_in_and_die) as url:
+    async with fake_relay(accept_and_die) as url:
         ran = await run_command(tmp_path, "doctor", "--url", url, "--data-dir", str(tmp_path), PORT=0)
     assert ran.returncode == 1
     assert re.search(rb"failed +canary +\S+: the connection was lost\n.*read the server's log", ran.stdout)

@@ -23,7 +23,7 @@ from support.fronts import free_port
 
 @contextmanager
 def server_with(files: Files) -> Iterator[int]:
-    """Shake hands with one client, in a thread; give the port."""
+    """Run a TLS handshake with one client, in a thread; return the port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(10)
 

@@ -115,11 +115,11 @@ def add(
 @click.argument("file", metavar="FILE.csv", type=click.File("rb"))
 @data_dir_option
 def import_(file: BinaryIO, data_dir: Path | None) -> None:
-    """Register all the devices of a CSV file.
+    """Register all the devices of a CSV file; - reads stdin.
 
     Each line is id,key[,name[,user]] in UTF-8; separate several users with ;. A first line with these names
     is skipped. If a line is invalid, the error names it and nothing is stored. A device that is registered
-    with the same key is left unchanged, so an interrupted import can be run again. - reads stdin.
+    with the same key is left unchanged, so an interrupted import can be run again.
 
     \b
     Example:

@@ -36,7 +36,7 @@ _IDS: Final = 2**32
     "faithful",
     flag_value=False,
     type=bool,
-    help="Also send what only apps know so far, and reconnect robustly (default).",
+    help="Send all that apps can show, and reconnect with a backoff (default).",
 )
 @click.option(
     "--speed",

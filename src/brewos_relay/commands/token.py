@@ -100,7 +100,12 @@ class _Needed(click.Option):
     show_default=True,
     help="How long the token is valid.",
 )
-@click.option("--name", type=token_name, help="Name for the list of tokens [default: the e-mail address].")
+@click.option(
+    "--name",
+    type=token_name,
+    metavar="NAME",
+    help="Name for the list of tokens [default: the e-mail address].",
+)
 @data_dir_option
 @click.pass_context
 def token(
@@ -118,8 +123,8 @@ def token(
 
     The token gives access to the devices in it, and to the devices of its user in the registry. It is signed
     with JWT_SECRET or BREWOS_RELAY_JWT_KEY_FILES, which must be the same as the server's. A viewer sees
-    everything and sends nothing; a member sends all commands except those of owners. The registry stores the
-    id and the name of the token, but not the token.
+    everything and sends nothing; a member sends all commands except those reserved for owners. The registry
+    stores the id and the name of the token, but not the token.
 
     \b
     Example:
@@ -182,7 +187,7 @@ def _issue(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
 @json_option
 @data_dir_option
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """List the tokens made with `brewos-relay token` that have not expired.
+    """List the tokens of programs that have not expired.
 
     \b
     Example:
