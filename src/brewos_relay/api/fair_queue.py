@@ -44,7 +44,7 @@ class FairQueue:
     def __init__(
         self, what: str, *, at_once: int, places: int, wait_s: float, others_at_once: int | None = None
     ) -> None:
-        """Create a queue. `what` names the requests in refusals, like "passwords".
+        """Create a queue. `what` names the requests in the reason of refusals, like "passwords".
 
         Requests without priority get at most `others_at_once` of the turns; None for no such limit.
         """
@@ -103,7 +103,7 @@ class FairQueue:
                 self._waiting.remove(one)
         if not one.called:
             raise Refused(
-                f"The server is busy with other {self._what}. Try again soon.",
+                "The server is busy with other requests of this kind. Try again soon.",
                 status=503,
                 headers={"Retry-After": "2"},
                 reason=f"too_many_{self._what}",

@@ -209,21 +209,21 @@ class PairingRoutes:
             )
             async with self._pairing_queue.turn(networks_of(network)):
                 if body.token:
-                    claimed = await _pair_by_token(
+                    paired = await _pair_by_token(
                         body, requester, name=wanted, shared=shared, store=self.store, accounts=self.accounts
                     )
                 else:
-                    claimed = await _accept_code(
+                    paired = await _accept_code(
                         code_hash, requester, store=self.store, accounts=self.accounts
                     )
-        if claimed is None:
+        if paired is None:
             raise Refused(_INVALID_CODE, status=404)
         # Only failed attempts count.
         self.request_limits.pairings_by_user.give_back(requester.user_id)
         self.request_limits.pairings_by_address.give_back(network)
         await self.store.catch_up()
-        name = claimed.device_name or claimed.device_id
-        return json_answer(ClaimedAnswer(device_id=claimed.device_id, name=name, role=claimed.role))
+        name = paired.device_name or paired.device_id
+        return json_answer(ClaimedAnswer(device_id=paired.device_id, name=name, role=paired.role))
 
 
 class FullNetworks:
