@@ -359,7 +359,7 @@ async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: Moc
             assert relay.closing
             for attach in (relay.attach_device, relay.attach_client):
                 newcomer = ScriptedPeer()
-                with pytest.raises(RelayClosing, match="come back later"):
+                with pytest.raises(RelayClosing, match="connect again later"):
                     attach(ONE, newcomer)
                 assert (newcomer.runs, newcomer.deliveries, newcomer.closes) == (0, [], [])
         assert {peer.close_code for peer in peers} == {CloseCode.SERVICE_RESTART}
@@ -556,7 +556,7 @@ async def test_looks_go_on_after_one_that_failed_as_a_whole(
         relay.attach_client(ONE, client)
         await trio.sleep(10)
         assert "keepalive" in client.types
-    assert "could be looked after" in caplog.text
+    assert "the periodic checks failed" in caplog.text
 
 
 # What is known of devices

@@ -19,14 +19,15 @@ from brewos_relay.messages import Delivery, Message
 log = logging.getLogger(__name__)
 
 _SAME_END_S = 1.0
-"""Two ends of a token that are no further apart are one, seen by two clocks."""
+"""Two expiry times closer than this are the same time, read by two clocks."""
 
 Renew: TypeAlias = Callable[[str], int]
-"""Takes a fresh token of the same user and gives its end, in s since the epoch; raises TokenRejected."""
+"""Takes a fresh token of the same user and returns when it expires, in s since the epoch. Raises
+TokenRejected."""
 
 
 class StartSoon(Protocol):
-    """What an attachment needs of the session that it is part of."""
+    """The part of a session that an attachment uses."""
 
     device_id: str
 
@@ -35,7 +36,7 @@ class StartSoon(Protocol):
 
 
 class Attachment:
-    """One peer in a session, device or client, and where the peer starts its tasks."""
+    """One peer in a session, a device or a client. It starts the tasks of its peer."""
 
     __slots__ = (
         "_ended",
@@ -59,18 +60,18 @@ class Attachment:
         self.peer = peer
         self.bucket = bucket
         self.network = network
-        """Where it comes from, as far as the caller of the relay tells networks apart."""
+        """The network of the peer, as the caller of the relay names it."""
         self.attached_at = trio.current_time()
         self.heard_at = self.attached_at
-        """When the peer last gave a sign of life, as of the last look."""
+        """When the peer last gave a sign of life, as of the last check (trio time)."""
         self.heard = False
-        """Whether it gave one since then."""
+        """Whether it has given one since the last check."""
         self.pinged_at = self.attached_at
-        """When it was last asked for one."""
+        """When it was last asked for one (trio time)."""
         self.end: End | None = None
-        """How it ended, or was asked to."""
+        """How it ended, or how the relay asked it to end."""
         self.number = 0
-        """Which connection of its kind it is, counted by the relay."""
+        """The number of this connection, counted for devices and for clients."""
         self.received = 0
         """How many messages it has sent."""
         self._ended: trio.Event | bool = False
@@ -86,7 +87,7 @@ class Attachment:
                 log.exception("a peer of device %s cannot be closed", self.session.device_id)
 
     def deliver(self, delivery: Delivery, *, keep: bool = False) -> bool:
-        """Deliver to the peer, also if it lags when the messages are to be kept; one that fails is closed."""
+        """Deliver messages to the peer. With `keep`, also to one that lags. A peer that fails is closed."""
         try:
             return self.peer.deliver(delivery, keep=keep)
         except Exception as error:
@@ -94,13 +95,13 @@ class Attachment:
             return False
 
     def fail(self, error: Exception) -> None:
-        """Close the peer because of an exception, which ends no other peer; raises nothing."""
+        """Close the peer because of an exception. No other peer ends, and nothing is raised."""
         self.close(CloseCode.INTERNAL_ERROR, "the relay failed")
-        with suppress(Exception):  # there may be no memory for it
+        with suppress(Exception):  # logging needs memory, and there may be none
             log.error("a peer of device %s failed", self.session.device_id, exc_info=error)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task of the peer, beside its reading; see `peer.Tasks`."""
+        """Start a task of the peer beside its `run`; see `peer.Tasks`."""
         self.session.start_soon(self._run_beside, async_fn, args)
 
     async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
@@ -118,18 +119,18 @@ class Attachment:
             self.fail(error)
 
     def silent_s(self, now: float) -> float:
-        """Look for how long the peer has given no sign of life, in s."""
+        """Return for how many seconds the peer has given no sign of life."""
         if self.heard:
             self.heard = False
             self.heard_at = now
         return now - self.heard_at
 
     def restart_silence(self, now: float) -> None:
-        """Let the peer's silence begin now, after a time in which nothing was read."""
+        """Start the silence timer of the peer again, after a pause in reading."""
         self.heard_at = self.pinged_at = now
 
     async def wait_closed(self) -> None:
-        """Wait until the peer has ended and everything of it is closed."""
+        """Wait until the peer has ended and all its resources are closed."""
         if self._ended is False:
             self._ended = trio.Event()
         if isinstance(self._ended, trio.Event):
@@ -138,14 +139,14 @@ class Attachment:
             await trio.lowlevel.checkpoint()
 
     def note_ended(self) -> None:
-        """Note that everything of the peer is closed."""
+        """Note that the peer has ended and all its resources are closed."""
         waiting, self._ended = self._ended, True
         if isinstance(waiting, trio.Event):
             waiting.set()
 
 
 class DeviceAttachment(Attachment):
-    """A connection of the device. It stands for the device from its first frame on."""
+    """A connection of a device. It stands for the device from its first frame on."""
 
     __slots__ = ("credential", "known_before", "sent_invalid", "spoke_at")
 
@@ -160,17 +161,18 @@ class DeviceAttachment(Attachment):
     ) -> None:
         super().__init__(session, peer, bucket=bucket, network=network)
         self.credential = credential
-        """What it proved itself with, as far as whoever let it in wants to know that again."""
+        """What the connection authenticated with, for `Relay.end_device`."""
         self.spoke_at: float | None = None
         """When its first frame was read (trio time)."""
         self.sent_invalid = False
-        """Whether it has sent a message that cannot be read."""
+        """Whether it has sent an unreadable message."""
         self.known_before: tuple[Message, float] | None = None
-        """The device's whole state from before, and when it held (trio time), until it is here."""
+        """The last whole state of the device and when it was current (trio time), until the device is
+        present."""
 
 
 class ClientAttachment(Attachment):
-    """A client, with the token that it came with and what it may do."""
+    """A client, its token and its grant."""
 
     __slots__ = ("access_ends_at", "due_at", "expires_at", "grant", "id", "renew", "warned")
 
@@ -188,39 +190,40 @@ class ClientAttachment(Attachment):
         super().__init__(session, peer, bucket=bucket, network=network)
         self.id = secrets.token_hex(8)
         self.access_ends_at = math.inf
-        """When it may do nothing any more (trio time)."""
+        """When its access ends (trio time)."""
         self.due_at = -math.inf
-        """When these ends are to be looked at again (trio time): not before; at once after a change."""
+        """When its access and its token have to be checked next (trio time). A change makes that now."""
         self.set_grant(grant)
         self.expires_at = math.inf
-        """When its token ends (trio time)."""
+        """When its token expires (trio time)."""
         self.renew = renew
         self.warned = False
-        """Whether it was told that its token ends."""
+        """Whether it was told that its token expires soon."""
         self.set_token_end(expires_at_s)
 
     def set_grant(self, grant: Grant) -> None:
-        """Let the client do this from its next message on, unless its access was ended: that is for good."""
+        """Apply a grant from the next message on. A client whose access was ended keeps no access."""
         if self.access_ends_at > -math.inf:
             self.grant = grant
             self.access_ends_at = trio.current_time() + grant.until_s - time.time()
             self.due_at = -math.inf
 
     def end_access(self, code: int, reason: str) -> None:
-        """Close the client; nothing of it goes to the machine any more, nor does what waits."""
+        """Close the client. Its messages, and its commands that wait, no longer reach the device."""
         self.access_ends_at = -math.inf
         self.close(code, reason)
 
     def count_pause(self, unseen_s: float) -> None:
-        """Bring the ends closer by a time that Trio's clock has not counted: tokens end by the wall clock."""
+        """Bring the ends closer by a time that Trio's clock did not count: tokens expire by the wall
+        clock."""
         self.expires_at -= unseen_s
         self.access_ends_at -= unseen_s
         self.due_at = -math.inf
 
     def set_token_end(self, expires_at_s: float) -> None:
-        """Note that the client has a token that ends at this time, in s since the epoch."""
+        """Note that the client has a token that expires at this time, in s since the epoch."""
         expires_at = trio.current_time() + expires_at_s - time.time()
-        if expires_at > self.expires_at + _SAME_END_S:  # a browser may give the same one again
+        if expires_at > self.expires_at + _SAME_END_S:  # a browser may send the same token again
             self.warned = False
         self.expires_at = expires_at
         self.due_at = -math.inf

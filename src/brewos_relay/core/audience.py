@@ -1,4 +1,4 @@
-"""Audience: the clients of one device, those that keep up and those that lag."""
+"""Audience: the clients of one device, and the lag of slow clients."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import iso_time, now_ms
 
 LOOK_EVERY_S: Final = 1.0
-"""How often what is due by time is done."""
+"""How often the periodic checks run."""
 
 
 class Audience:
-    """Whoever listens to one device.
+    """The clients of one device.
 
-    A client that has not taken what was sent to it lags: it gets only what nothing that comes later would say
-    again, until it has caught up. The others do not notice.
+    A client lags after its outbox was full. Until it has caught up, it gets only messages that no later
+    message repeats. Other clients do not notice.
     """
 
     __slots__ = (
@@ -51,10 +51,10 @@ class Audience:
         self._clients: dict[ClientAttachment, Callable[[Delivery], bool]] = {}
         self._lagging: dict[ClientAttachment, None] = {}  # an empty set would be larger
         self.heard = 0
-        """How many messages of the device were there to be heard."""
+        """How many messages of the device were sent to the clients that were attached."""
         self.heard_bytes = 0
-        self._settled = self._settled_bytes = 0  # what of that is in the counters
-        self._fed = False  # whether the clients got a message since the last look
+        self._settled = self._settled_bytes = 0  # how much of these two is in the counters
+        self._fed = False  # whether the clients got a message since the last check
         self._fed_at = trio.current_time()
 
     def __len__(self) -> int:
@@ -62,14 +62,14 @@ class Audience:
 
     @property
     def lagging_count(self) -> int:
-        """How many of them lag."""
+        """How many clients lag."""
         return len(self._lagging)
 
     def __iter__(self) -> Iterator[ClientAttachment]:
         return iter((*self._clients, *self._lagging))
 
     def join(self, client: ClientAttachment) -> None:
-        """Let a client hear everything from here on."""
+        """Attach a client: it gets every message from here on."""
         self.settle()
         self._clients[client] = client.peer.deliver
 
@@ -82,8 +82,8 @@ class Audience:
     def settle(self) -> None:
         """Bring the counters up to date.
 
-        As often as the clients change, and now and then: each message goes to all of them, so that it need
-        not be counted for each.
+        This runs when the clients change and with the periodic checks. Each message goes to every client, so
+        it need not be counted for each.
         """
         if self.heard == self._settled:
             return
@@ -94,9 +94,9 @@ class Audience:
         self._counters.bytes_to_clients += told_bytes * len(self._clients)
 
     def broadcast(self, delivery: Delivery, size_bytes: int) -> None:
-        """Send what the device says to every client; one that is too far behind begins to lag.
+        """Send messages of the device to every client. A client that is too far behind begins to lag.
 
-        `size_bytes` is that of all payloads.
+        `size_bytes` is the size of all payloads together.
         """
         self._fed = True
         behind: list[ClientAttachment] | None = None
@@ -129,15 +129,15 @@ class Audience:
                 self._counters.left_out += len(kept)
 
     def tell(self, *told: Message) -> None:
-        """Tell every client something of the relay's own, also those that lag."""
+        """Send messages of the relay to every client, also to lagging ones."""
         delivery = Delivery(told)
         for client in self:
             client.deliver(delivery, keep=True)
 
     def run_checks(self, now: float, state: Callable[[], list[Message]]) -> None:
-        """Do what is due by time; called about once a second.
+        """Send keepalives and pings, and close clients that are silent or have expired; called once a second.
 
-        `state` gives what a client that lagged has to be told of the device when it has caught up.
+        `state` returns what a client that lagged is told when it has caught up.
         """
         limits = self._limits
         self.settle()
@@ -176,7 +176,7 @@ class Audience:
             client.ping()
 
     def _look_at_ends(self, client: ClientAttachment, now: float) -> None:
-        """Close a client whose token or access has ended, warn one whose token soon will."""
+        """Close a client whose token or access has ended, and warn one whose token ends soon."""
         warning_s = self._limits.token_warning_s
         left_s = client.expires_at - now
         if client.access_ends_at <= now:

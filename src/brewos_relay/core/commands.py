@@ -1,4 +1,5 @@
-"""What clients say: what the relay answers itself, what goes to the device, and what waits for it."""
+"""Commands: the messages of clients. The relay answers some, and the others go to the device or wait for
+it."""
 
 import math
 from collections import deque
@@ -24,20 +25,20 @@ Sender = TypeVar("Sender")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingCommand(Generic[Sender]):
-    """A message that waits for a device, and what its sender has to be told in the end."""
+    """A message that waits for a device, with its sender, who is told the outcome."""
 
     message: Message
     head: CommandHead
     sender: Sender
     queued_at_ms: int
     expires_at: float
-    """When it is no longer to be delivered (trio time)."""
+    """When it expires (trio time)."""
     expires_at_ms: float = math.inf
-    """The same by the wall clock, which also counts while the process does not run."""
+    """The same by the wall clock, which also counts while the process is paused."""
 
 
 class PendingCommands(Generic[Sender]):
-    """What waits for one device, oldest first; at most `most`."""
+    """The commands that wait for one device, oldest first; at most `most`."""
 
     __slots__ = ("_commands", "_most")
 
@@ -52,14 +53,14 @@ class PendingCommands(Generic[Sender]):
         return iter(self._commands)
 
     def add(self, command: PendingCommand[Sender]) -> bool:
-        """Let a command wait; False if too many do already."""
+        """Add a command; False if too many wait already."""
         if len(self._commands) >= self._most:
             return False
         self._commands.append(command)
         return True
 
     def take_expired(self, now: float, now_ms: int) -> list[PendingCommand[Sender]]:
-        """Take out the commands that have expired by either clock."""
+        """Remove and return the commands that have expired by either clock."""
         expired: list[PendingCommand[Sender]] = []
         waiting: deque[PendingCommand[Sender]] = deque()
         for command in self._commands:
@@ -69,7 +70,7 @@ class PendingCommands(Generic[Sender]):
         return expired
 
     def take_all(self) -> list[PendingCommand[Sender]]:
-        """Take out everything."""
+        """Remove and return all commands."""
         taken = list(self._commands)
         self._commands.clear()
         return taken
@@ -80,7 +81,8 @@ _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
 
 
 class Commands:
-    """Takes what the clients of one device say: answers it, passes it on, or lets it wait for the device."""
+    """Takes the messages of the clients of one device: answers them, passes them on, or keeps them for the
+    device."""
 
     __slots__ = (
         "_asked_at",
@@ -115,7 +117,7 @@ class Commands:
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
     def take(self, client: ClientAttachment, received: Sequence[Message], now: float) -> None:
-        """Answer a client, or pass on to the device what it says."""
+        """Take messages of a client: answer them, pass them on to the device, or let them wait."""
         counters, size_bytes = self._counters, 0
         device = self._presence.present
         to_device: list[Message] = []
@@ -166,7 +168,7 @@ class Commands:
             client.deliver(Delivery(answers), keep=True)
 
     def _answer(self, client: ClientAttachment, head: CommandHead) -> Message:
-        """Answer what is meant for the relay."""
+        """Answer a message for the relay itself."""
         if head.type == "ping":
             return messages.pong(now_ms(), head.timestamp)
         if head.type == "refresh_auth":
@@ -191,7 +193,8 @@ class Commands:
         status: str,
         told: Message | None = None,
     ) -> list[Message]:
-        """Note what became of a command, and say so as far as its sender wants to know."""
+        """Record the outcome of a command. Return the answers: `told`, and the outcome if the sender asks for
+        it."""
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
@@ -199,7 +202,7 @@ class Commands:
         return answers
 
     def _note(self, client: ClientAttachment, head: CommandHead, status: str) -> None:
-        """Note what became of a command."""
+        """Count and record the outcome of a command."""
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
         detail = {"name": head.name, "outcome": status}
@@ -218,10 +221,11 @@ class Commands:
         to_device: list[Message],
         now: float,
     ) -> list[Message]:
-        """Ask the device for its state, unless somebody has just done so; whoever has a gap is helped now."""
+        """Ask the device for its state, unless it was asked just now. Return what the relay can answer at
+        once."""
         if self._presence.present is None:
             return [self._absent_status()]
-        # Nothing of what somebody says who only looks on goes to the machine: the relay asks by itself.
+        # Messages of a viewer never reach the device: the relay sends a request of its own.
         may_ask = client.grant.may_command
         question = head.type if may_ask else self._dialect.state_request
         every_s = self._limits.state_request_s
@@ -234,7 +238,7 @@ class Commands:
         return [unnumbered(message) for message in known if message.peek_type() == self._dialect.state]
 
     def ask_for_state(self, device: Attachment, now: float) -> None:
-        """Ask the device for its state, on behalf of the relay."""
+        """Ask the device for its state on behalf of the relay."""
         if (request := self._dialect.state_request) is not None:
             device.deliver(Delivery((messages.state_request(request, now_ms()),)))
             self._asked_at[request] = now
@@ -246,15 +250,15 @@ class Commands:
 
     @property
     def senders(self) -> Iterator[ClientAttachment]:
-        """Give the senders of the commands that wait; they need not be here any more."""
+        """The senders of the commands that wait. They may have left."""
         return (command.sender for command in self._pending or ())
 
     def forget(self) -> None:
-        """Forget what waits, without a word: nobody is here any more, and its senders lead back here."""
+        """Drop the commands that wait, without telling their senders: every peer has gone."""
         self._pending = None
 
     def _wait(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> list[Message]:
-        """Let a command wait for the device that is away, if it may; tell its sender."""
+        """Keep a command for the absent device, if it may wait; return the answers for its sender."""
         if self._keep(client, text, head, now):
             told = self._absent_status(queued=True)
             return self._became(client, head, "queued", told)
@@ -263,7 +267,7 @@ class Commands:
         return self._became(client, head, "device_offline", offline)
 
     def _keep(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
-        """Keep a command for when the device is back; False if it must not be, or cannot."""
+        """Keep a command until the device is back; False if it may not wait, or too many do."""
         if not self._policy.may_wait(head.type, head.cmd, head.mode):
             return False
         if self._pending is None:
@@ -281,7 +285,7 @@ class Commands:
         )
 
     def flush(self, device: Attachment, now: float) -> None:
-        """Give the device that has come what waited for it, and tell the senders."""
+        """Deliver the commands that waited to the device that has come, and tell their senders."""
         self.expire(now)
         if self._pending is None:
             return
@@ -289,7 +293,7 @@ class Commands:
         for command in self._pending.take_all():
             if self._allows(command.sender, command.head, now):
                 waiting.append(command)
-            else:  # not any more
+            else:  # the sender has lost the right meanwhile
                 self._tell(command, messages.forbidden(self._presence.device_id), "forbidden")
         self._pending = None
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
@@ -302,7 +306,7 @@ class Commands:
             self._tell(command, sent, "delivered")
 
     def expire(self, now: float) -> None:
-        """Tell the senders of commands that have waited for too long."""
+        """Remove commands that have waited for too long, and tell their senders."""
         if self._pending is None:
             return
         for command in self._pending.take_expired(now, now_ms()):
@@ -329,15 +333,15 @@ class Commands:
 
 
 def _left_s(head: CommandHead) -> float:
-    """Look for how long a command may still be delivered, in s."""
+    """Return for how many seconds a command may still be delivered."""
     if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
         return float("inf")
-    # JSON has whole numbers that are too large to be divided.
+    # JSON has integers that are too large for a division.
     return (max(0, min(head.not_after, _LATEST_MS)) - now_ms()) / 1000
 
 
 def _refresh(client: ClientAttachment, token: object) -> Message:
-    """Put a fresh token in the place of the one that a client came with."""
+    """Replace the token of a client by a fresh one."""
     if client.renew is None or not isinstance(token, str):
         return messages.auth_refreshed(None, error="no token can be taken here")
     try:

@@ -1,4 +1,4 @@
-"""What a relay has done since it was opened: plain numbers, for whoever wants to look."""
+"""Counters: running totals of a relay since it was opened."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ LATENCY_BOUNDS_S: Final = (
 
 
 class Histogram:
-    """Counts values by size: `counts` has an entry for each bound (values up to it), and one for more."""
+    """Counts values by size. `counts` has an entry for each bound (values up to it), and one for larger
+    values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -23,13 +24,13 @@ class Histogram:
         """The sum of all values."""
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, as often as it was met."""
+        """Count a value `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
 
 class Counters:
-    """Running totals, of messages if nothing else is said."""
+    """Running totals. They count messages unless their description says otherwise."""
 
     __slots__ = (
         "bytes_from_clients",
@@ -62,44 +63,45 @@ class Counters:
         self.received_from_devices = 0
         self.received_from_clients = 0
         self.bytes_from_devices = 0
-        """Of payloads, as all bytes here."""
+        """Bytes of payloads, like all bytes here."""
         self.bytes_from_clients = 0
         self.sent_to_clients = 0
-        """What a device says counts once for each client that it goes to, what the relay says not at all."""
+        """A message of a device counts once for each client that gets it. Messages of the relay do not
+        count."""
         self.sent_to_devices = 0
         self.bytes_to_clients = 0
         self.bytes_to_devices = 0
         self.invalid = 0
-        """Dropped since they were no object (or map) with a text `type`."""
+        """Dropped: not an object (or map) with a text `type`."""
         self.oversized = 0
-        """From devices, read past since they were too large."""
+        """From devices: skipped because they were too large."""
         self.too_big = 0
-        """From clients, dropped since no machine reads a message of that size."""
+        """From clients: dropped because they were too large for a machine."""
         self.left_out = 0
-        """Not delivered to a client since it was too far behind."""
+        """Not delivered to a client because it was too far behind."""
         self.throttled = 0
-        """How often devices began to exceed their rate."""
+        """How often a device began to exceed its rate."""
         self.merged = 0
-        """From devices that exceeded their rate, passed on as a part of a later message."""
+        """From devices that exceeded their rate: delivered as part of a later message."""
         self.over_rate = 0
-        """From devices that exceeded their rate, dropped."""
+        """From devices that exceeded their rate: dropped."""
         self.undeliverable = 0
-        """From clients, for a device that was absent or did not take them."""
+        """From clients: for a device that was absent or did not accept them."""
         self.lagged = 0
-        """Clients that fell behind."""
+        """Clients that began to lag."""
         self.devices_attached = 0
-        """Connections of devices, whether they ever stood for their device or not."""
+        """Connections of devices, including those that never stood for their device."""
         self.clients_attached = 0
         self.zombies = 0
-        """Connections of devices that never sent anything, and were dropped."""
+        """Connections of devices that were closed because they never sent anything."""
         self.conflicts = 0
-        """Connections of devices that were refused since another machine with the same id was there."""
+        """Connections of devices that were refused because another device with the same id was present."""
         self.commands: dict[str, int] = {}
-        """Commands by what became of them."""
+        """Commands by outcome."""
         self.ended: dict[tuple[str, str, str], int] = {}
-        """Connections that ended, by (`device` or `client`, who ended it, close code)."""
+        """Connections that ended, by kind (`device` or `client`), who ended it, and close code."""
         self.latency = Histogram(LATENCY_BOUNDS_S)
-        """From waking up for what a peer sent to having passed it on, in s; of a few messages only."""
+        """From wake-up until the messages of a pass were delivered, in s; a sample."""
 
     def note_end(self, peer: str, end: End) -> None:
         """Count a connection that has ended."""

@@ -17,7 +17,7 @@ NamedDevices: TypeAlias = frozenset[str] | Literal["*"]
 
 
 class Held(Protocol):
-    """Access of a user to a device, as the registry has it."""
+    """A user's access to a device, from the registry."""
 
     @property
     def role(self) -> Role:
@@ -26,16 +26,16 @@ class Held(Protocol):
 
     @property
     def until_ms(self) -> int | None:
-        """When the access ends, in Unix ms; None is never."""
+        """When the access ends, in Unix ms; None means never."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """A user, as a token names them, and the limits of that token.
+    """A user and the limits of their token.
 
-    `token_id` is the id of a token that can be revoked by itself. `role` is the highest role that the token
-    lends. `devices` are the devices that the token names.
+    `token_id` is set if the token can be revoked by itself. `role` is the highest role that the token gives.
+    `devices` are the devices that the token names.
     """
 
     user_id: str
@@ -45,15 +45,15 @@ class Principal:
     devices: NamedDevices = frozenset()
 
     def names(self, device_id: str) -> bool:
-        """Tell whether the token names this device (an id in upper case), or all devices."""
+        """Whether the token names this device (an id in upper case), or all devices."""
         return self.devices == "*" or device_id in self.devices
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """A role for one device, and when it ends in Unix ms; None is never.
+    """A role for one device, and when it ends in Unix ms; None means never.
 
-    `by_token` tells that the token itself names the device, so that the registry has no say in it.
+    `by_token` is True if the token itself names the device. The registry then cannot change the role.
     """
 
     role: Role
@@ -62,9 +62,9 @@ class Rights:
 
 
 def rights_of(principal: Principal, device_id: str, held: Held | None) -> Rights | None:
-    """Give the rights of a principal to a device; None without any.
+    """Return the rights of a principal to a device; None if there are none.
 
-    `held` is what the registry says of its user and the device (an id in upper case).
+    `held` is the access of its user to the device (an id in upper case) in the registry.
     """
     if principal.names(device_id):
         return Rights(principal.role, by_token=True)
@@ -75,32 +75,32 @@ def rights_of(principal: Principal, device_id: str, held: Held | None) -> Rights
 
 @dataclass(slots=True)
 class Credential:
-    """The token that a client uses now: the id by which it can be revoked, if it has one."""
+    """The present token of a client, by the id for its revocation; None for a token without an id."""
 
     token_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What a client may do, and on whose behalf. Every client hears everything that its machine says."""
+    """The permissions of a client, and its user. Every client gets all messages of its device."""
 
     user_id: str | None = None
     session_id: str | None = None
     highest_role: Role = "owner"
-    """The highest role that the token lends, whatever the registry says later."""
+    """The highest role that the token gives. A change in the registry cannot raise it."""
     credential: Credential | None = field(default=None, compare=False)
-    """None for a session: that ends with all its tokens."""
+    """None for a token of a login session: it ends with the session."""
     may_command: bool = True
-    """Whether its messages reach the machine."""
+    """Whether its messages reach the device."""
     may_manage: bool = True
-    """Whether that includes the messages of owners."""
+    """Whether it may send the commands of owners."""
     until_s: float = math.inf
-    """When it ends, in s since the epoch."""
+    """When the access ends, in s since the epoch."""
     by_token: bool = False
     """Whether the token itself names the device, so that the registry cannot change the grant."""
 
     def allows(self, needed: CommandClass) -> bool:
-        """Whether a message of this class may go to the machine."""
+        """Whether a message of this class may go to the device."""
         if not self.may_command or needed is CommandClass.RESERVED:
             return False
         if self.may_manage or needed is CommandClass.USE:
@@ -114,7 +114,8 @@ FULL: Final = Grant()
 class ClientCounts:
     """Counts the clients of each user.
 
-    Those whose token itself names the device are not counted: whoever made it knows for how many it is.
+    Clients whose token itself names the device are not counted: the issuer of the token decides how many they
+    are.
     """
 
     __slots__ = ("_counts",)
@@ -126,15 +127,15 @@ class ClientCounts:
         return len(self._counts)
 
     def add(self, grant: Grant) -> None:
-        """Count a client that has come."""
+        """Count a client that was attached."""
         self._count(grant, 1)
 
     def remove(self, grant: Grant) -> None:
-        """Count a client that has gone."""
+        """Count a client that has ended."""
         self._count(grant, -1)
 
     def of(self, grant: Grant) -> int:
-        """Give the number of clients of the user whose grant this is; 0 if they are not counted."""
+        """Return how many clients the user of this grant has; 0 if they are not counted."""
         user_id = _counted(grant)
         return 0 if user_id is None else self._counts.get(user_id, 0)
 

@@ -1,6 +1,6 @@
-"""Merging: take state messages apart into raw groups, put one over another, and join them again.
+"""Merging: split state messages into raw groups, overlay one message with another, and join them again.
 
-Only the keys on top are decoded. The value of a group stays as the device wrote it.
+Only the top-level keys are decoded. The value of a group stays as the device wrote it.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def unnumbered(message: Message) -> Message:
-    """Give a message without its `seq`, for a client that has missed something.
+    """Return a message without its `seq`, for a client that has missed messages.
 
-    It may have seen that number already, which would be another gap to it, and it would ask again, for ever.
+    The client may know that number already. It would take that for another gap, and ask again without end.
     """
     fields = fields_of(message)
     if fields.pop("seq", None) is None:
@@ -33,9 +33,10 @@ def unnumbered(message: Message) -> Message:
 
 
 def readable_content(message: Message) -> Any:
-    """Decode a message with numbers as people write them.
+    """Decode a message, with numbers in their shortest form.
 
-    A field that JSON cannot hold, such as a text that is not UTF-8, is left out. None if nothing can be read.
+    Fields that JSON cannot hold, such as a text that is not UTF-8, are left out. None if nothing can be
+    decoded.
     """
     text = message.as_text()
     if text is not None:
@@ -45,7 +46,7 @@ def readable_content(message: Message) -> Any:
 
 
 def _readable_fields(message: Message) -> dict[str, Any]:
-    """Decode the fields of a message one by one, without those that JSON cannot hold."""
+    """Decode the fields of a message one by one, and leave out those that JSON cannot hold."""
     content: dict[str, Any] = {}
     for name, value in fields_of(message).items():
         text = Message(bytes(value), message.is_text).as_text()
@@ -57,7 +58,7 @@ def _readable_fields(message: Message) -> dict[str, Any]:
 
 
 def without_volatile(message: Message, volatile: Sequence[Volatile]) -> Message | None:
-    """Give a `status` without its number and its volatile parts; None if it is none."""
+    """Return a state without its `seq` and its volatile parts; None if it has no fields."""
     fields = fields_of(message)
     if not fields:
         return None
@@ -79,7 +80,7 @@ def without_volatile(message: Message, volatile: Sequence[Volatile]) -> Message 
 
 
 def overlaid(base: Message, status: Message) -> Message:
-    """Put a status over an earlier one, of which it has the encoding."""
+    """Overlay an earlier state with a later one; the result has the encoding of the earlier one."""
     fields = fields_of(base)
     for name, value in fields_of(status).items():
         fields[name] = merge_group(fields.get(name), value, is_text=base.is_text)
@@ -87,12 +88,12 @@ def overlaid(base: Message, status: Message) -> Message:
 
 
 def group_names(status: Message) -> list[str]:
-    """List the groups of a status that have a name."""
+    """List the groups of a state that have a text as their name."""
     return [name for name in fields_of(status) if isinstance(name, str) and name not in _NO_GROUPS]
 
 
 def fields_of(message: Message) -> Fields:
-    """Give the fields of a message; none if it is malformed."""
+    """Return the fields of a message; none if it is malformed."""
     try:
         return split_fields(message.payload, is_text=message.is_text)
     except MALFORMED:
@@ -107,7 +108,7 @@ def split_fields(payload: bytes | msgspec.Raw, *, is_text: bool) -> Fields:
 
 
 def merge_group(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> msgspec.Raw:
-    """Put the fields of `new` over those of `old`, if both are maps; else give `new`."""
+    """Overlay the fields of `old` with those of `new` if both are maps; else return `new`."""
     if old is None:
         return new
     try:
@@ -119,7 +120,7 @@ def merge_group(old: msgspec.Raw | None, new: msgspec.Raw, *, is_text: bool) -> 
 
 def join_fields(fields: Fields, *, is_text: bool) -> bytes:
     if all(type(key) is str for key in fields):
-        with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair
+        with contextlib.suppress(UnicodeEncodeError):  # an unpaired surrogate
             return encode_value(fields, is_text=is_text)
     return join(fields, is_text=is_text)
 
@@ -133,7 +134,7 @@ def raw_value(content: Any, *, is_text: bool) -> msgspec.Raw:
 
 
 def recoded(message: Message, *, is_text: bool) -> Fields:
-    """Give the fields of a message in the other encoding, if it is not in this one already.
+    """Return the fields of a message, converted to the other encoding if it is not in this one.
 
     A field that the other encoding cannot hold is left out.
     """
@@ -156,7 +157,7 @@ def decode(message: Message) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Give numbers that came in 32 bits with the 7 digits that they have: 93.2, not 93.19999694824219."""
+    """Write 32-bit floats with the 7 digits that they hold: 93.2, not 93.19999694824219."""
     if isinstance(value, float):
         return _readable_float(value)
     if isinstance(value, dict):
@@ -167,18 +168,18 @@ def readable(value: Any) -> Any:
 
 
 def _readable_float(value: float) -> float:
-    # Whole numbers are left alone: times in ms have more than 7 digits, and come in 64 bits.
+    # Integers stay: times in ms have more than 7 digits, and are sent in 64 bits.
     if value.is_integer() or not math.isfinite(value):
         return value
-    in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # what is too large for that is whole
+    in_32_bits = struct.unpack("f", struct.pack("f", value))[0]  # larger floats are integers
     return float(f"{value:.7g}") if in_32_bits == value else value
 
 
 class HeldState:
-    """Several messages of a device about its state, merged into one: a whole state or a change.
+    """Several state messages of a device, merged into one: a whole state or a change.
 
-    A whole state replaces the groups that it names; a change replaces what it names of a group. So apps
-    that get the one message know the same as from all of them. The last `seq` is the message's.
+    A whole state replaces the groups that it names; a change replaces the fields that it names in a group. So
+    an app that gets the one message knows the same as from all of them. The message has the last `seq`.
     """
 
     __slots__ = ("_dialect", "_groups", "_is_text", "_is_whole", "_only", "_seq", "size_bytes")
@@ -191,10 +192,10 @@ class HeldState:
         self._is_whole = False
         self._seq: Any = None
         self.size_bytes = 0
-        """No less than the size of the merged message."""
+        """At least the size of the merged message."""
 
     def add(self, message: Message, head: Head) -> None:
-        """Merge a message, which has to be one of this device's state."""
+        """Merge a message of this device's state."""
         if message.is_text == self._is_text:
             groups = split_fields(message.payload, is_text=self._is_text)
         else:
@@ -211,7 +212,7 @@ class HeldState:
             self._seq = head.seq
 
     def _merged(self, old: Fields | msgspec.Raw | None, new: msgspec.Raw) -> Fields | msgspec.Raw:
-        """Put what `new` names over `old`, if both are maps; else it is `new`. Each is decoded only once."""
+        """Overlay `old` with `new` if both are maps; else return `new`. Each group is decoded only once."""
         if old is None:
             return new
         try:
@@ -223,7 +224,7 @@ class HeldState:
         return merged
 
     def message(self) -> Message:
-        """Give all of it as one message."""
+        """Return everything as one message."""
         if self._only is None:
             fields = {
                 name: group

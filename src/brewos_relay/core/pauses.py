@@ -1,7 +1,8 @@
-"""Pauses: times in which the process did not run, as after SIGSTOP or in a suspended virtual machine.
+"""Pauses: times without a running process, for example after SIGSTOP or in a suspended system.
 
-Peers cannot be judged by such a time: what they sent meanwhile waits to be read. `RunningClock` keeps every
-deadline of the process from passing in a pause. `PauseWatch` notices one: silence then counts from its end.
+Silence during a pause says nothing about a peer: its messages wait to be read. `RunningClock`
+stops in a pause, so that no deadline passes. `PauseWatch` detects a pause, so that silence can be measured
+from its end.
 """
 
 import random
@@ -13,26 +14,26 @@ from typing import Final
 import trio
 
 PAUSE_S: Final = 2.0
-"""An event loop that is late by more than this has not run."""
+"""An event loop that is late by more than this was paused."""
 
 
 class RunningClock(trio.abc.Clock):
-    """A clock for `trio.run` on which a pause takes no time, so that no deadline passes in it."""
+    """A clock for `trio.run` that stops in a pause, so that no deadline passes in it."""
 
     __slots__ = ("_latest_s", "_offset_s", "left_out_s")
 
     def __init__(self) -> None:
         self.left_out_s = 0.0
-        """How much time was left out so far."""
-        self._offset_s = random.uniform(10_000, 1_000_000)  # noqa: S311 - as Trio's own: no time of another clock fits
+        """How much time the clock has left out so far."""
+        self._offset_s = random.uniform(10_000, 1_000_000)  # noqa: S311 - as Trio does: the times of two clocks do not match
         self._latest_s = inf
-        """When the loop has to look at the clock again at the latest, if the process runs."""
+        """When a running loop reads the clock again, at the latest."""
 
     def start_clock(self) -> None:
         """Do nothing: the clock runs already."""
 
     def current_time(self) -> float:
-        """Read the clock; Trio does so in every turn of its loop."""
+        """Read the clock. Trio does so in every turn of its loop."""
         real_s = perf_counter()
         if real_s > self._latest_s:
             late_s = real_s - self._latest_s + PAUSE_S
@@ -42,17 +43,17 @@ class RunningClock(trio.abc.Clock):
         return real_s + self._offset_s
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Say how long to sleep, and expect the next look after that."""
+        """Return how long to sleep, and expect the next reading of the clock after that."""
         sleep_s = deadline - self.current_time()
         self._latest_s += max(0.0, sleep_s)
         return sleep_s
 
 
 class PauseWatch:
-    """Notices that the process did not run since the last look.
+    """Detects that the process was paused since the last check.
 
-    It sees a loop that is late on its own clock, what a `RunningClock` left out, and a suspended system, for
-    which the monotonic clock stands still.
+    It combines three measurements: how late the loop is on its own clock, how much time a `RunningClock` left
+    out, and how long the system was suspended, when the monotonic clock stops.
     """
 
     def __init__(self) -> None:
@@ -60,30 +61,30 @@ class PauseWatch:
         self._unseen_s = 0.0
 
     def expect(self, due_at: float) -> None:
-        """Note when the next look is to be (trio time)."""
+        """Note when the next check is due (trio time)."""
         self._due_at = due_at
         self._unseen_s = _unseen_s()
 
     def look(self, now: float) -> tuple[float, float]:
-        """Return how long the process did not run, and how much of that Trio's clock did not count."""
+        """Return how long the process was paused, and how much of that Trio's clock did not count."""
         unseen_s = _unseen_s() - self._unseen_s
         paused_s = max(0.0, now - self._due_at) + unseen_s
         return (paused_s, unseen_s) if paused_s > PAUSE_S else (0.0, 0.0)
 
 
 def left_out_s() -> float:
-    """Read how much time the clock of this Trio program has left out."""
+    """Return how much time the clock of this Trio run has left out."""
     clock = trio.lowlevel.current_clock()
     return clock.left_out_s if isinstance(clock, RunningClock) else 0.0
 
 
 def _unseen_s() -> float:
-    """Read how much time Trio's clock has not counted since some fixed moment."""
+    """Return how much time Trio's clock has not counted since a fixed moment."""
     return left_out_s() + _suspended_s()
 
 
 def _suspended_s() -> float:
-    """Read for how long the system has been suspended since it was started; 0 where it does not say."""
+    """Return how long the system has been suspended since it started; 0 if it cannot tell."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -1,4 +1,4 @@
-"""Peer: the interface of a connection to a device or a client, how a peer ended, and peers in memory."""
+"""Peer: the interface of a connection to a device or a client, how a peer ends, and peers in memory."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ By = Literal["peer", "relay"]
 
 _REASON_CHARS: Final = 120
 _PEERS_OWN: Final = range(1000, 1016)
-"""What the close codes of a peer mean is known here, and of the relay's own all; of others there are many."""
+"""Close codes of peers that a metric shows. Codes of the relay are always shown; other codes count as
+`other`."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a peer ended; `code` is None if no close frame said so, as when a line is cut.
+    """How a peer ended; `code` is None if it ended without a close frame, for example by a lost connection.
 
-    `round_trip_s` is the shortest that a ping of the relay took to be answered, if one was.
+    `round_trip_s` is the shortest time between a ping of the relay and its answer, if there was one.
     """
 
     by: By
@@ -31,25 +32,25 @@ class End:
 
     @property
     def label(self) -> str:
-        """The close code as a metric has it: one of a few, whatever peers think of."""
+        """The close code as the label of a metric, with few values."""
         if self.code is None:
             return "none"
         known = self.code in _PEERS_OWN or self.code in CloseCode.__members__.values()
         return str(self.code) if known else "other"
 
     def __str__(self) -> str:
-        """Say it in a few words; what a peer gave as its reason is made fit for a line."""
+        """Describe the end in a few words. The reason of a peer is made printable."""
         how = "without a goodbye" if self.code is None else f"with {self.code}"
         reason = shown(self.reason)
         return f"the {self.by} ended it {how}{reason and ': ' + reason}"
 
 
 LEAVING: Final = End("relay", CloseCode.GOING_AWAY, "the relay is leaving")
-"""Of a peer that is there when everything ends."""
+"""The end of a peer that is attached when the relay closes."""
 
 
 def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
-    """Give what is kept of an end: texts, as activity has them."""
+    """Return the details of an end as the activity keeps them."""
     detail = {"by": end.by, "connectedS": f"{connected_s:.1f}", "messages": str(received)}
     if end.code is not None:
         detail["code"] = str(int(end.code))
@@ -61,59 +62,59 @@ def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
 
 
 def shown(text: str) -> str:
-    """Cut a peer's text to one short line, for the log and the activity."""
+    """Cut a peer's text to one short printable line, for the log and the activity."""
     return one_line(text, longest_chars=_REASON_CHARS)
 
 
 Receive: TypeAlias = Callable[[Sequence[Message]], float]
 """Takes the messages that a peer sent, in order; never blocks.
 
-No messages at all are a sign of life. Gives back for how many seconds nothing more is to be read from the
-peer, mostly 0.0. It is called only while `Peer.run` runs.
+An empty sequence is a sign of life. The result is for how many seconds to pause reading from the peer, mostly
+0.0. It is called only while `Peer.run` runs.
 """
 
 
 class Tasks(Protocol):
-    """Where a peer starts what must go on beside its reading; the tasks belong to the peer's session."""
+    """Starts the tasks of a peer that run beside its `run`; they belong to the peer's session."""
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start `async_fn(*args)`. Its failure ends the peer, and nobody else."""
+        """Start `async_fn(*args)`. If it fails, this peer ends, and no other one."""
 
 
 class Peer(Protocol):
     """A connection to one device or to one client.
 
-    A session owns it: the session calls `run` once, in a task of its own, and `aclose` after that, whatever
-    happened.
+    A session owns it: the session calls `run` once, in a task of its own, and always calls `aclose` after
+    that.
     """
 
     async def run(self, tasks: Tasks, receive: Receive) -> End | None:
-        """Hand on what the peer sends, until it ends by its own doing or by `close`; tell how, if known.
+        """Pass on what the peer sends, until it ends or `close` is called; return how it ended, if known.
 
-        What must go on beside the reading (a writer) is started in `tasks`, and ends with `aclose` at the
+        Tasks beside the reading, such as a writer, are started in `tasks`, and end with `aclose` at the
         latest.
         """
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
-        """Send messages without waiting; False if the peer is too far behind, or ending, and gets none.
+        """Send messages without waiting; False if the peer is too far behind or ending, and takes none.
 
-        What is to be kept is for a peer that is behind already: it has a bound of its own.
+        With `keep`, a peer that is behind takes them as well, up to a second limit.
         """
 
     @property
     def backlog_bytes(self) -> int:
-        """How much waits for the peer to take it; how exactly that is known is the peer's matter."""
+        """How much waits for the peer to read it. Each kind of peer decides how exactly it knows that."""
 
     def ping(self) -> bool:
-        """Ask for a sign of life, which comes through `receive`; True if it is sure that the peer lives."""
+        """Ask for a sign of life, which comes through `receive`; True if the peer is known to be alive."""
 
     def close(self, code: int, reason: str) -> None:
         """Ask `run` to end, with a WebSocket close code (errors.CloseCode). Only the first call counts."""
 
     async def aclose(self) -> None:
-        """Say goodbye to the peer and let go of everything, within a bounded time, cancelled or not.
+        """Close the connection and free all resources, within a bounded time, cancelled or not.
 
-        The peer itself knows how early it may be closed without harm.
+        The peer itself knows how early its connection may be closed.
         """
 
 
@@ -132,25 +133,25 @@ class MemoryPeer:
         self.close_reason = ""
 
     async def run(self, tasks: Tasks, receive: Receive) -> End | None:
-        """Hand on what the other end sends; see `Peer.run`."""
+        """Pass on what the other end sends; see `Peer.run`."""
         try:
             async for message in self._inbound:
                 await trio.sleep(receive((message,)))
         except trio.ClosedResourceError:
             pass  # `close` was called
-        return None  # who ended it: the relay knows whether it was the relay
+        return None  # the relay knows whether it ended the connection
 
     @property
     def backlog_bytes(self) -> int:
-        """How many messages wait, which is all that is known here."""
+        """How many messages wait: their sizes are not counted."""
         return self._outbound.statistics().current_buffer_used
 
     def ping(self) -> bool:
-        """Be sure: the other end is there until it leaves."""
+        """Return True: the other end lives until it closes."""
         return True
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
-        """Send messages to the other end, which may let a number of them wait; see `Peer.deliver`."""
+        """Send messages to the other end, up to its capacity; see `Peer.deliver`."""
         if self.close_code is not None:
             return False
         state = self._outbound.statistics()
@@ -165,20 +166,20 @@ class MemoryPeer:
         return True
 
     def close(self, code: int, reason: str) -> None:
-        """Let `run` end, with this close code; see `Peer.close`."""
+        """End `run` with this close code; see `Peer.close`."""
         if self.close_code is None:
             self.close_code, self.close_reason = code, reason
         self._inbound.close()
 
     async def aclose(self) -> None:
-        """Let go of both directions; the other end's `receive` raises PeerGone from here on."""
+        """Close both directions; `MemoryEnd.receive` raises PeerGone from here on."""
         self._inbound.close()
         self._outbound.close()
         await trio.lowlevel.checkpoint()
 
 
 class MemoryEnd:
-    """The other side of a connection in memory: what a device or an app would hold."""
+    """The other side of a connection in memory, for a device or an app."""
 
     def __init__(
         self,
@@ -192,7 +193,7 @@ class MemoryEnd:
 
     @property
     def close_code(self) -> int | None:
-        """The close code that the relay gave, if it ended the connection."""
+        """The close code of the relay, if it ended the connection."""
         return self._peer.close_code
 
     async def send(self, content: dict[str, Any] | Message) -> None:
@@ -204,14 +205,14 @@ class MemoryEnd:
             raise self._gone() from None
 
     async def receive(self) -> Message:
-        """Wait for the next message from the relay. Raises PeerGone once there will be none."""
+        """Wait for the next message from the relay. Raises PeerGone when the connection has ended."""
         try:
             return await self._inbound.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise self._gone() from None
 
     def close(self) -> None:
-        """Leave."""
+        """Close this end."""
         self._inbound.close()
         self._outbound.close()
 
@@ -222,7 +223,7 @@ class MemoryEnd:
 
 
 def memory_peer(*, capacity_messages: int = _CAPACITY_MESSAGES) -> tuple[MemoryPeer, MemoryEnd]:
-    """Make a peer and its other end, which may leave `capacity_messages` unread."""
+    """Make a peer and its other end; up to `capacity_messages` may wait in each direction."""
     to_relay, from_end = trio.open_memory_channel[Message](capacity_messages)
     to_end, from_relay = trio.open_memory_channel[Message](capacity_messages)
     peer = MemoryPeer(from_end, to_end)

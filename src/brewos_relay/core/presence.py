@@ -1,4 +1,4 @@
-"""Presence: the connection that stands for a device, and the state that clients are told of.
+"""Presence: the connection that stands for a device, and the state that its clients are told.
 
 A connection stands for its device from its first frame on. One that never sends a frame is left over from a
 broken connection. A connection that replaces another one belongs to the same device after a reconnect, or to

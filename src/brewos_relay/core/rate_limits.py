@@ -11,7 +11,7 @@ _MOST_PAUSE_S: Final = 5.0
 
 
 class TokenBucket:
-    """Lets `rate_per_s` messages through on average, and `burst` at once after a quiet time."""
+    """Lets `rate_per_s` messages through on average, and `burst` at once after a pause."""
 
     __slots__ = ("_at", "_burst", "_rate_per_s", "_tokens")
 
@@ -22,51 +22,51 @@ class TokenBucket:
         self._at = now
 
     def take(self, count: float, now: float) -> float:
-        """Count messages that have come; return for how many seconds to take no more (0.0: go on).
+        """Take tokens for `count` messages; return for how many seconds to pause (0.0: go on).
 
-        At most 5 s at a time, so that a peer's pings are answered before it gives up; what is left then is
-        remembered.
+        A pause takes 5 s at most, so that pings of the peer are answered before it gives up. The rest of the
+        debt stays.
         """
         tokens = self._tokens + (now - self._at) * self._rate_per_s
-        if tokens > self._burst:  # faster than `min`, for every message
+        if tokens > self._burst:  # faster than `min`, on the path of every message
             tokens = self._burst
         self._tokens = tokens = tokens - count
         self._at = now
         return 0.0 if tokens >= 0 else min(-tokens / self._rate_per_s, _MOST_PAUSE_S)
 
     def owe(self, count: float, now: float) -> None:
-        """Count messages that are taken whatever their number; the debt is at most `burst`."""
+        """Take tokens for messages that cannot be paused; the debt is at most `burst`."""
         self._tokens = max(-self._burst, self.level(now) - count)
 
     def is_full(self, now: float) -> bool:
-        """Tell whether the peer has been slow enough for long enough to be let through at once again."""
+        """Whether all tokens are there: the peer has kept its rate for some time."""
         return self.level(now) >= self._burst
 
     def level(self, now: float) -> float:
-        """Tell how many tokens there are."""
+        """Return how many tokens there are."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate_per_s)
         self._at = now
         return self._tokens
 
     def admit(self, now: float, *, reserve: float = 0.0) -> bool:
-        """Take one token if there is one, and `reserve` more are left after it."""
+        """Take one token, if `reserve` more are left after that."""
         if self.level(now) < 1 + reserve:
             return False
         self._tokens -= 1
         return True
 
     def give_back(self) -> None:
-        """Put a token back that was taken for nothing."""
+        """Return a token that was taken and not used."""
         self._tokens = min(self._burst, self._tokens + 1)
 
     @property
     def empty_s(self) -> float:
-        """For how many seconds from the last look at it there is no token to take."""
+        """For how many seconds after the last use there is no token."""
         return max(0.0, (1 - self._tokens) / self._rate_per_s)
 
 
 class TokenBuckets:
-    """A bucket for each key; beyond `kept`, that which was used least recently is forgotten, and so full."""
+    """A bucket for each key. With more than `kept` keys, the one used least recently is forgotten."""
 
     def __init__(self, *, rate_per_s: float, burst: float, kept: int) -> None:
         self._rate_per_s = rate_per_s
@@ -78,11 +78,11 @@ class TokenBuckets:
         return len(self._buckets)
 
     def find(self, key: str) -> TokenBucket | None:
-        """Look for a bucket that was used before."""
+        """Return the bucket of a key that was used before."""
         return self._buckets.get(key)
 
     def use(self, key: str, now: float) -> TokenBucket:
-        """Give the bucket of a key; one that was not used before is full."""
+        """Return the bucket of a key; a new one is full."""
         bucket = self._buckets.pop(key, None) or TokenBucket(
             rate_per_s=self._rate_per_s, burst=self._burst, now=now
         )
@@ -93,9 +93,9 @@ class TokenBuckets:
 
 
 class RecentRates:
-    """How often each key was used lately, a second: an average in which older uses count less.
+    """The recent rate of uses for each key, a second; older uses count less.
 
-    Beyond `kept` keys, that which was used least recently is forgotten.
+    With more than `kept` keys, the one used least recently is forgotten.
     """
 
     def __init__(self, *, over_s: float, kept: int) -> None:
@@ -107,12 +107,12 @@ class RecentRates:
         return len(self._rates)
 
     def of(self, key: str, now: float) -> float:
-        """Give the rate of a key, a second."""
+        """Return the rate of a key, a second."""
         rate, at = self._rates.get(key, (0.0, now))
         return rate * math.exp((at - now) / self._over_s)
 
     def note(self, key: str, now: float) -> None:
-        """Count a use."""
+        """Count a use of a key."""
         self._rates[key] = self.of(key, now) + 1 / self._over_s, now
         self._rates.move_to_end(key)
         if len(self._rates) > self._kept:
@@ -120,7 +120,7 @@ class RecentRates:
 
 
 def open_bucket(rate_per_s: float, *, burst: float) -> TokenBucket | None:
-    """Make a bucket that is full now; None, which lets everything through, for a rate of 0."""
+    """Make a full bucket; None, for no limit, if the rate is 0."""
     if rate_per_s <= 0:
         return None
     return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=trio.current_time())
@@ -131,13 +131,13 @@ log = logging.getLogger(__name__)
 REPORT_EVERY_S: Final = 60.0
 _EACH_PER_S: Final = 0.2
 _KEPT: Final = 1024
-"""Pairs of a cause and a network that have a bucket of their own."""
+"""Pairs of cause and network that have a bucket of their own."""
 _REPORTED: Final = 20
-"""Lines of one report; the rest of what was suppressed becomes one more line."""
+"""Lines of one report. One more line sums up the rest."""
 
 
 class _Cause:
-    """The lines of one cause from one network: how many more may be logged, and how many were not."""
+    """The lines of one cause from one network: its bucket, and how many lines were suppressed."""
 
     __slots__ = ("bucket", "suppressed")
 
@@ -147,25 +147,25 @@ class _Cause:
 
 
 class LineLimits:
-    """Decides which lines are logged, and reports how many were not.
+    """Decides which lines are logged, and reports how many were suppressed.
 
-    One cause from one network may have `each_at_once` lines at once and 12 a minute; all together have
-    `burst` at once and `rate_per_s`. What is suppressed is counted, and reported once a minute by cause and
-    network, also if no more lines come.
+    Each cause from each network may have `each_at_once` lines at once and 12 a minute, and all together
+    `burst` at once and `rate_per_s`. Suppressed lines are counted, and reported once a minute by cause and
+    network.
     """
 
     def __init__(self, what: str, *, rate_per_s: float, burst: float, each_at_once: float) -> None:
-        """Take what the lines are about ("connections"), for the reports."""
+        """`what` names the subject of the lines in the reports, for example "connections"."""
         self._what = what
         self._each_at_once = each_at_once
         now = trio.current_time()
         self._together = TokenBucket(rate_per_s=rate_per_s, burst=burst, now=now)
         self._causes: dict[tuple[str, str], _Cause] = {}
-        self._others = 0  # suppressed lines of causes that have no place of their own
+        self._others = 0  # suppressed lines of causes without a bucket of their own
         self._report_at = now + REPORT_EVERY_S
 
     def admit(self, cause: str, network: str) -> bool:
-        """Tell whether a line may be logged; otherwise count it."""
+        """Whether a line may be logged; if not, it is counted."""
         now = trio.current_time()
         one = self._causes.get((cause, network))
         if one is None:
@@ -191,7 +191,7 @@ class LineLimits:
             self._forget_quiet(now)
 
     def report(self) -> None:
-        """Log how many lines were suppressed since the last report, those with most of them first."""
+        """Log how many lines were suppressed since the last report, the largest numbers first."""
         suppressed = [(one.suppressed, *key) for key, one in self._causes.items() if one.suppressed]
         suppressed.sort(reverse=True)
         for count, cause, network in suppressed[:_REPORTED]:
@@ -207,7 +207,7 @@ class LineLimits:
             one.suppressed = 0
 
     def _forget_quiet(self, now: float) -> None:
-        """Forget the causes that may log as many lines as a new one."""
+        """Forget causes whose bucket is full."""
         self._causes = {
             key: one
             for key, one in self._causes.items()

@@ -1,4 +1,4 @@
-"""What is logged and kept of attachments: fields that tell them apart, how they ended, what they said."""
+"""Recording: what the log and the activity say about attachments."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +38,13 @@ NoteActivity: TypeAlias = Callable[[str, Happening, str | None, Mapping[str, str
 """Takes the device, the kind of activity, the user who caused it, and details."""
 
 LEFT: Final = End("peer", None)
-"""Of a peer that says nothing of how it ended, and was not asked to end."""
+"""The end of a peer that does not tell how it ended, and that the relay did not close."""
 
 _NAMED_AT_MOST: Final = 8
 
 
 def fields_of(attachment: Attachment) -> dict[str, object]:
-    """Give the fields of a log entry about an attachment; once it has ended, also how."""
+    """Return the fields that identify an attachment in the log, and how it ended."""
     fields: dict[str, object] = {"device": attachment.session.device_id, "connection": attachment.number}
     if isinstance(attachment, ClientAttachment):
         fields["client"] = attachment.id
@@ -54,7 +54,7 @@ def fields_of(attachment: Attachment) -> dict[str, object]:
 
 
 def end_of(attachment: Attachment) -> dict[str, str]:
-    """Give what is kept of the end of an attachment."""
+    """Return the details of the end of an attachment as the activity keeps them."""
     return detail_of(
         attachment.end or LEAVING,
         connected_s=trio.current_time() - attachment.attached_at,
@@ -63,7 +63,7 @@ def end_of(attachment: Attachment) -> dict[str, str]:
 
 
 def log_came(attachment: Attachment, lines: LineLimits) -> None:
-    """Log that a peer is there from now on, if there are not too many such lines."""
+    """Log that a peer is attached, within the limits of such lines."""
     is_client = isinstance(attachment, ClientAttachment)
     if not lines.admit("client came" if is_client else "device came", attachment.network):
         return
@@ -72,14 +72,14 @@ def log_came(attachment: Attachment, lines: LineLimits) -> None:
 
 
 def log_replaced(attachment: Attachment, lines: LineLimits) -> None:
-    """Log that a device has another connection from now on, likewise."""
+    """Log that a device has a new connection, within the limits."""
     if lines.admit("device replaced its connection", attachment.network):
         device_id = attachment.session.device_id
         log.info("device %s replaced its earlier connection", device_id, extra=fields_of(attachment))
 
 
 def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: bool = True) -> None:
-    """Log that a peer has ended, by whom and why, likewise."""
+    """Log how a peer ended, within the limits."""
     device_id, end = attachment.session.device_id, attachment.end or LEAVING
     is_client = isinstance(attachment, ClientAttachment)
     kind = "client" if is_client else "device"
@@ -94,7 +94,7 @@ def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: boo
 
 
 def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: LineLimits) -> None:
-    """Log why a message of a device was dropped: the first one of a connection, if there are not too many."""
+    """Log why a message of a device was dropped, once for each connection and within the limits."""
     if device.sent_invalid:
         return
     device.sent_invalid = True
@@ -105,7 +105,7 @@ def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: Li
 
 
 def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
-    """Log that a device exceeds its rate, likewise."""
+    """Log that a device exceeds its rate, within the limits."""
     if lines.admit("device throttled", attachment.network):
         log.info(
             "device %s sends more than its rate allows; its messages are merged",
@@ -115,20 +115,20 @@ def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
 
 
 def log_contested(attachment: Attachment, lines: LineLimits) -> None:
-    """Log that two machines use one id, likewise."""
+    """Log that two devices use the same id, within the limits."""
     if lines.admit("device contested", attachment.network):
         text = "two machines use the id %s; only one of them is let in"
         log.warning(text, attachment.session.device_id, extra=fields_of(attachment))
 
 
 def log_lagging(client: ClientAttachment, lines: LineLimits) -> None:
-    """Log that a client does not take what is sent to it, likewise."""
+    """Log that a client lags, within the limits."""
     if lines.admit("client lags", client.network):
         log.info("client %s lags", client.id, extra=fields_of(client))
 
 
 def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:
-    """Log what a peer says, types only, and hand it on."""
+    """Log the types of the messages of a peer, and pass them on."""
     if received:
         types = [shown(message.peek_type() or "?") for message in received[:_NAMED_AT_MOST]]
         more = f" and {len(received) - len(types)} more" if len(received) > len(types) else ""

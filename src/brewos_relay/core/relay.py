@@ -1,4 +1,4 @@
-"""Relay: from device ids to live sessions."""
+"""Relay: the sessions of all devices, by device id."""
 
 import logging
 import math
@@ -29,13 +29,13 @@ from brewos_relay.vocabulary import Role, now_ms
 log = logging.getLogger(__name__)
 
 _LOOKS_PER_PASS: Final = 50
-"""How many sessions are looked after before everything else in the process gets its turn."""
+"""How many sessions are checked before other tasks get their turn."""
 
 _LINES_PER_S: Final = 5.0
 _LINES_AT_ONCE: Final = 2000.0
-"""Log lines about peers that come and go, of all networks together."""
+"""Limits of log lines about peers that come and go, for all networks together."""
 _LINES_AT_ONCE_OF_EACH: Final = 200.0
-"""Those of one cause and network."""
+"""The limit for one cause and network."""
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[ActivityEvent], None]
@@ -44,7 +44,7 @@ OnActivity = Callable[[ActivityEvent], None]
 class Relay:
     """Brings devices and their clients together; made by `open_relay`.
 
-    **Owns:** nothing itself: each session runs in the nursery of `open_relay`.
+    **Owns:** nothing: each session runs in the nursery of `open_relay`.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Relay:
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False
-        """Set once the relay takes nobody on any more."""
+        """Whether the relay refuses new peers, because it drains or closes."""
         self.attached: set[Attachment] = set()
-        """Every peer whose goodbye is not said yet."""
+        """Every peer that has not ended."""
         self.client_counts = ClientCounts()
         """How many clients each user has."""
         self._nursery = nursery
@@ -72,16 +72,16 @@ class Relay:
         self._on_activity = on_activity
         self._sessions: dict[str, DeviceSession] = {}
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
-        """What is known of devices without a session, and when they went."""
+        """The state of devices without a session, and when they went offline (trio time)."""
         self.lines = LineLimits(
             "connections",
             rate_per_s=_LINES_PER_S,
             burst=_LINES_AT_ONCE,
             each_at_once=_LINES_AT_ONCE_OF_EACH,
         )
-        """Which lines about peers that come and go are logged."""
+        """Decides which lines about peers that come and go are logged."""
         self.line_limits = [self.lines]
-        """What reports once a minute how many lines were suppressed."""
+        """Limits that report once a minute how many log lines were suppressed."""
         self._admitting = open_bucket(limits.admit_rate, burst=max(1.0, limits.admit_rate))
 
     @property
@@ -101,7 +101,7 @@ class Relay:
 
     @property
     def lagging_count(self) -> int:
-        """How many clients are too far behind to be told everything."""
+        """How many clients lag."""
         return sum(session.lagging_count for session in self._sessions.values())
 
     @property
@@ -115,11 +115,11 @@ class Relay:
         return session is not None and session.device is not None
 
     def admits(self, *, reserve: float = 0.0) -> bool:
-        """Take one connection from what `admit_rate` allows, if it allows `reserve` more; False if not."""
+        """Take a token of `admit_rate`, if `reserve` more are left after that; False if not."""
         return self._admitting is None or self._admitting.admit(trio.current_time(), reserve=reserve)
 
     def is_contested(self, device_id: str) -> bool:
-        """Whether another machine with this id is here and had better stay; a newcomer is to be refused."""
+        """Whether two devices use this id, so that another connection has to be refused."""
         session = self._sessions.get(device_id)
         if session is None or not session.is_contested():
             return False
@@ -127,7 +127,7 @@ class Relay:
         return True
 
     def reached_client_limit(self, device_id: str, grant: Grant) -> str | None:
-        """Say of what there are as many clients as may be, if one with this grant is one too many."""
+        """Return whose limit of clients is reached, "this machine" or "this user"; None if neither is."""
         session = self._sessions.get(device_id)
         if session is not None and session.client_count >= self.limits.clients_per_device:
             return "this machine"
@@ -143,12 +143,12 @@ class Relay:
         anonymous: bool = False,
         known_state: KnownState | None = None,
     ) -> DeviceAttachment:
-        """Make `peer` a connection of a device; it belongs to the relay from here on.
+        """Attach `peer` as a connection of a device. The relay owns the peer from here on.
 
-        It stands for the device from its first sign of life on; an earlier connection of the same device is
-        then closed with 4002. `credential` is what `end_device` goes by. `network` is where it comes from:
-        its log lines are limited by that. Of an `anonymous` device little is kept. `known_state` is its last
-        whole state as far as the caller knows, where the relay itself does not. Raises RelayClosing.
+        The connection stands for the device from its first sign of life on. An earlier connection of the same
+        device is then closed with 4002. `credential` identifies the key for `end_device`. `network` limits
+        its log lines. The relay keeps little state of an `anonymous` device. `known_state` is the last whole
+        state that the caller knows; the relay uses it if it knows none itself. Raises RelayClosing.
         """
         return self._session(device_id).attach_device(
             peer,
@@ -169,12 +169,13 @@ class Relay:
         grant: Grant = FULL,
         network: str = "",
     ) -> ClientAttachment:
-        """Attach `peer` to a device as one of its clients; it belongs to the relay from here on.
+        """Attach `peer` as a client of a device. The relay owns the peer from here on.
 
-        `last_seen_ms` says when the device was last seen, in ms since the epoch, as far as the caller knows.
-        `expires_at_s` is the end of the client's token, in s since the epoch: it is warned before that, and
-        closed then (4002). `renew` takes a fresh token and gives its end, or raises TokenRejected.
-        `grant` says what the client may do. `network` is where it comes from. Raises RelayClosing.
+        `last_seen_ms` is when the caller knows that the device was last seen, in ms since the epoch.
+        `expires_at_s` is when the client's token expires, in s since the epoch: the client is warned before,
+        and then closed with 4002. `renew` takes a fresh token and returns when that expires, or raises
+        TokenRejected. `grant` says what the client may do. `network` limits its log lines. Raises
+        RelayClosing.
         """
         session = self._session(device_id)
         if session.presence.last_seen_ms is None:
@@ -186,10 +187,10 @@ class Relay:
     def set_grant(
         self, device_id: str, user_id: str, grant: Grant | None, *, highest_role: Role | None = None
     ) -> None:
-        """Let a user's clients of a device do this from now on; None ends them (4003).
+        """Give the clients of a user at a device another grant; None closes them with 4003.
 
-        With `highest_role`, only clients whose token lends this role at most. Each client keeps its session,
-        whatever the grant says of it; clients whose own token names the device are left alone.
+        With `highest_role`, only the clients whose token gives at most this role. Each client keeps its login
+        session. Clients whose own token names the device do not change.
         """
         for client in self._clients(device_id):
             had = client.grant
@@ -209,54 +210,56 @@ class Relay:
                 )
 
     def users_of(self, device_id: str) -> set[str]:
-        """Tell whose clients of a device are there by what the registry says, not by their own token."""
+        """Return the users whose clients of a device have their access from the registry, not from their
+        token."""
         grants = [client.grant for client in self._clients(device_id)]
         return {grant.user_id for grant in grants if grant.user_id is not None and not grant.by_token}
 
     def grants_of(self, device_id: str) -> list[Grant]:
-        """Give the grant of every client of a device: who they are, and what they may do."""
+        """Return the grant of every client of a device."""
         return [client.grant for client in self._clients(device_id)]
 
     def end_clients(self, match: Callable[[Grant], bool], *, code: int, reason: str) -> None:
-        """Close every client, of any device, whose grant matches; nothing more that it says is taken."""
+        """Close every client, of any device, whose grant matches. Its messages no longer count."""
         for device_id in list(self._sessions):
             for client in self._clients(device_id):
                 if match(client.grant):
                     client.end_access(code, reason)
 
     def end_device(self, device_id: str, *, unless: Collection[bytes | None] = ()) -> None:
-        """Close a device's connections (4003) whose credential is none of these, but none too early."""
+        """Close the connections of a device (4003) whose credential is not listed, once it is safe to end
+        them."""
         session = self._sessions.get(device_id)
         if session is not None:
             reason = "the key is not that of the machine any more"
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
-        self._left_behind.pop(device_id, None)  # it may be that of another key
+        self._left_behind.pop(device_id, None)  # it may be the state of a device with another key
 
     def note_owned(self, device_id: str) -> None:
-        """Learn that a user has a device: it is not anonymous any more."""
+        """Note that a device has a user, so that it is no longer anonymous."""
         if (session := self._sessions.get(device_id)) is not None:
             session.presence.set_anonymous(False)
 
     def is_anonymous(self, device_id: str) -> bool:
-        """Whether a device that is connected registered itself and has no user, as far as is known here."""
+        """Whether a connected device registered itself and has no user."""
         session = self._sessions.get(device_id)
         return session is not None and session.presence.anonymous
 
     def forget_state(self, device_id: str) -> None:
-        """Forget the state of a device, unless it is connected: then it is what the device says now."""
+        """Forget the state of a device that is not connected."""
         session = self._sessions.get(device_id)
         if session is not None:
             session.presence.forget_state()
         self._left_behind.pop(device_id, None)
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
-        """Send a message of the relay's own to a device; False if it is not there, or not able to take it."""
+        """Send a message of the relay to a device; False if it is absent or does not take it."""
         session = self._sessions.get(device_id)
         device = session.device if session is not None else None
         return device is not None and device.deliver(Delivery((message,)), keep=True)
 
     def tell_clients(self, device_id: str, message: Message, match: Callable[[Grant], bool]) -> None:
-        """Send a message of the relay's own to those clients of a device whose grants match."""
+        """Send a message of the relay to the clients of a device whose grants match."""
         delivery = Delivery((message,))
         for client in self._clients(device_id):
             if match(client.grant):
@@ -268,7 +271,7 @@ class Relay:
 
     def _session(self, device_id: str) -> DeviceSession:
         if self.closing:
-            raise RelayClosing("the relay is leaving and takes nobody on; come back later")
+            raise RelayClosing("the relay is closing and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
             snapshot, gone_at = self._left_behind.pop(device_id, (None, -math.inf))
@@ -279,18 +282,18 @@ class Relay:
         return session
 
     def session_emptied(self, session: DeviceSession) -> None:
-        """Forget a session that nobody is attached to, but not at once what it knows."""
+        """Forget a session without peers; the state of its device stays for a while."""
         if self._sessions.get(session.device_id) is not session:
-            return  # said before: a connection that was replaced may be the last to go
+            return  # known already: a replaced connection may be the last to end
         del self._sessions[session.device_id]
         if not (session.presence.snapshot.empty or session.presence.anonymous):
             self._left_behind[session.device_id] = (session.presence.snapshot, session.presence.gone_at)
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
-        """Give what is known of a device's state, as JSON has it: the last message of each kind by `type`.
+        """Return the known state of a device as JSON content: the last message of each kind, by `type`.
 
-        None if nothing is known. `snapshotAgeMs` says how old it is, `staleGroups` which groups of the status
-        the device has not spoken of since it came, and `lastKnown` whether there are any.
+        None if nothing is known. `snapshotAgeMs` is how old it is, `staleGroups` are the groups that the
+        device has not sent since it came, and `lastKnown` tells whether there are any.
         """
         snapshot = self._snapshot(device_id)
         if snapshot.empty:
@@ -305,7 +308,8 @@ class Relay:
         }
 
     def knows_state(self, device_id: str, *, for_s: float) -> bool:
-        """Whether the whole state of a device is known, and stays so for this long without the device."""
+        """Whether the whole state of a device is known, and stays known for this long while the device is
+        absent."""
         session = self._sessions.get(device_id)
         if session is not None and session.device is not None:
             return session.presence.snapshot.has_status
@@ -318,7 +322,7 @@ class Relay:
         return snapshot.has_status and trio.current_time() + for_s < gone_at + self.limits.snapshot_s
 
     def unsaved_states(self) -> list[str]:
-        """List the devices whose whole state is to be saved now, since it has changed; see `Limits`."""
+        """List the devices whose state has changed and has to be saved now; see `Limits`."""
         now, every_s = trio.current_time(), self.limits.state_save_s
         due = []
         for device_id, session in self._sessions.items():
@@ -333,7 +337,7 @@ class Relay:
         return due
 
     def state_to_save(self, device_id: str) -> KnownState | None:
-        """Give the whole state of a device, which is being saved from here on; None if it has gone."""
+        """Return the state of a device, and count it as saved; None if it is not known any more."""
         snapshot, now = self._snapshot(device_id), trio.current_time()
         if (known := snapshot.known(now)) is None:
             return None
@@ -342,11 +346,11 @@ class Relay:
         return KnownState(message, now_ms() - round((now - held_at) * 1000))
 
     def state_not_saved(self, device_id: str) -> None:
-        """Learn that the state of a device could not be saved."""
+        """Note that the state of a device could not be saved."""
         self._snapshot(device_id).note_unsaved()
 
     def info_of(self, device_id: str) -> DeviceInfo:
-        """Read what a device says that it is, as far as it is known."""
+        """Return what a device tells about itself, as far as it is known."""
         return self._snapshot(device_id).info()
 
     def _snapshot(self, device_id: str) -> Snapshot:
@@ -357,7 +361,7 @@ class Relay:
         return left_behind[0] if left_behind is not None else Snapshot(self.policy.dialect)
 
     async def run(self) -> None:
-        """Do what is due by time, for ever: one task for all connections."""
+        """Run the periodic checks of every session, once a second, until cancelled."""
         watch = PauseWatch()
         while True:
             due_at = trio.current_time() + LOOK_EVERY_S
@@ -365,9 +369,9 @@ class Relay:
             await trio.sleep_until(due_at)
             try:
                 await self._run_checks(watch)
-            except Exception:  # no memory for a list of them: the next look may have some
+            except Exception:  # there was no memory for the list of sessions
                 with suppress(Exception):
-                    log.exception("not every device could be looked after")
+                    log.exception("the periodic checks failed")
 
     async def _run_checks(self, watch: PauseWatch) -> None:
         now = trio.current_time()
@@ -380,7 +384,7 @@ class Relay:
             try:
                 session.run_checks(now)
             except Exception:
-                log.exception("looking after device %s failed", session.device_id)
+                log.exception("the periodic checks of device %s failed", session.device_id)
             if number % _LOOKS_PER_PASS == 0:
                 await trio.lowlevel.checkpoint()
                 now = trio.current_time()
@@ -389,7 +393,7 @@ class Relay:
                 del self._left_behind[device_id]
 
     def _resume(self, now: float, paused_s: float, unseen_s: float) -> None:
-        """Judge no peer by a pause that has just ended."""
+        """Start every silence timer again after a pause."""
         log.warning("the process did not run for %.1f s; every silence timer starts again", paused_s)
         for session in self._sessions.values():
             session.resume(now, unseen_s)
@@ -398,16 +402,16 @@ class Relay:
             self._left_behind[device_id] = (snapshot, gone_at - unseen_s)
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
-        """Tell whoever opened the relay that a device came or went."""
+        """Call `on_seen`: a device came or went."""
         if self._on_seen is None:
             return
         try:
             self._on_seen(device_id, at_ms)
         except Exception:
-            log.exception("nobody could note that device %s was seen", device_id)
+            log.exception("on_seen failed for device %s", device_id)
 
     def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
-        """Tell whoever opened the relay what happened."""
+        """Call `on_activity`."""
         if self._on_activity is None:
             return
         try:
@@ -415,14 +419,14 @@ class Relay:
             anonymous = self.is_anonymous(device_id)
             self._on_activity(ActivityEvent(device_id, kind, user_id, detail, anonymous, info))
         except Exception:
-            log.exception("nobody could note what happened to device %s", device_id)
+            log.exception("on_activity failed for device %s", device_id)
 
     async def drain(self, *, hurry: trio.Event | None = None) -> None:
-        """Refuse new peers, close every peer (1012), and wait until all have ended.
+        """Refuse new peers, close every peer with 1012, and wait until all have ended.
 
-        Clients are told when to come back. Clients and devices are closed one after the other, evenly over
-        `limits.drain_s`, so that they return as evenly. Once `hurry` is set the rest are closed at once. A
-        young device is held until its key is safe, in either case.
+        Clients are told when to connect again. Clients and devices are closed one by one, evenly over
+        `limits.drain_s`, so that they come back evenly. Once `hurry` is set, the rest are closed at once. In
+        both cases a young device is held until its key is safe.
         """
         hurry = hurry if hurry is not None else trio.Event()
         self.closing = True
@@ -440,7 +444,7 @@ class Relay:
             for attachment in list(self.attached):
                 await attachment.wait_closed()
         if deadline.cancelled_caught:
-            log.warning("not everybody had gone after %g s", longest_s)
+            log.warning("some peers had not ended after %g s", longest_s)
 
 
 async def _close_evenly(attachments: Sequence[Attachment], window_s: float, hurry: trio.Event) -> None:
@@ -460,17 +464,17 @@ async def open_relay(
     on_activity: OnActivity | None = None,
     counters: Counters | None = None,
 ) -> AsyncIterator[Relay]:
-    """Open a relay; leaving the block closes every peer that is still attached, with a goodbye.
+    """Open a relay. Leaving the block closes every peer that is still attached.
 
     `dialect` says which messages the devices send and understand. Without it, the relay passes on every
     message, keeps no state, lets no command wait, and takes messages for a device from owners only.
 
-    `on_seen(device_id, at_ms)` is called when a device comes or goes, `on_activity` with an
-    ActivityEvent also when a client does, or sends a command; neither must block. `counters` is where the
-    relay counts, for an owner that needs them before. An exception that leaves the block comes out in an
-    ExceptionGroup, as from every nursery.
+    `on_seen(device_id, at_ms)` is called when a device comes or goes, and `on_activity` with an ActivityEvent
+    also when a client does or sends a command; neither may block. `counters` are the counters of the relay,
+    for a caller that needs them earlier. An exception that leaves the block is raised in an ExceptionGroup,
+    as from every nursery.
 
-    **Owns:** the nursery in which every session lives, and the task that looks after them by time.
+    **Owns:** the nursery of all sessions, and the task of the periodic checks.
     """
     async with trio.open_nursery() as nursery:
         relay = Relay(

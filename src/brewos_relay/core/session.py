@@ -1,4 +1,4 @@
-"""DeviceSession: all that is live for one device, owned by one nursery."""
+"""DeviceSession: the connection of one device and its clients, owned by one nursery."""
 
 import functools
 import logging
@@ -38,39 +38,39 @@ from brewos_relay.vocabulary import now_ms
 
 
 class Host(Protocol):
-    """What a session asks of the relay that it is part of."""
+    """The part of the relay that a session uses."""
 
     limits: Limits
     policy: Policy
-    """What each message of a client needs, and which commands may wait."""
+    """The right that each message of a client needs, and which commands may wait."""
     counters: Counters
     attached: set[Attachment]
-    """Every peer whose goodbye is not said yet."""
+    """Every peer that has not ended."""
     client_counts: ClientCounts
     """How many clients each user has."""
     lines: LineLimits
-    """Which lines about peers that come and go are logged."""
+    """Decides which lines about peers that come and go are logged."""
     logs_messages: bool
-    """Whether each pass of messages is logged."""
+    """Whether the types of messages are logged."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
-        """Learn that nobody is attached any more; the session takes nobody on from here."""
+        """Forget a session that has no peers. It takes no more peers from here on."""
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
-        """Learn that a device came or went."""
+        """Note that a device came or went."""
 
     def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
-        """Learn that something happened that somebody may want to look up."""
+        """Record activity of a device or a client."""
 
 
 log = logging.getLogger(__name__)
 
 
 class DeviceSession:
-    """Everything that is live for one device: its connection, if it has one, and its clients.
+    """All that is live for one device: its connection, if it has one, and its clients.
 
-    **Owns:** a nursery with one task for each attached peer, and what those peers start beside their reading.
-    **Ends when:** the last peer has ended. Cancelled, it closes every peer with a goodbye.
+    **Owns:** a nursery with a task for each attached peer, and the tasks that peers start besides.
+    **Ends when:** the last peer has ended. If it is cancelled, it closes every peer.
     """
 
     __slots__ = (
@@ -118,7 +118,7 @@ class DeviceSession:
 
     @property
     def device(self) -> DeviceAttachment | None:
-        """The connection that stands for the device, if it is there."""
+        """The connection that stands for the device, if it is online."""
         return self.presence.present
 
     @property
@@ -128,7 +128,7 @@ class DeviceSession:
 
     @property
     def lagging_count(self) -> int:
-        """How many of them are too far behind to be told everything."""
+        """How many clients lag."""
         return self._audience.lagging_count
 
     @property
@@ -138,25 +138,25 @@ class DeviceSession:
 
     @property
     def clients(self) -> list[ClientAttachment]:
-        """Everybody who is attached as a client, and whoever has left with a command of theirs waiting."""
+        """The attached clients, and departed clients that still have a pending command."""
         return list(dict.fromkeys((*self._audience, *self._commands.senders)))
 
     def is_contested(self) -> bool:
-        """Whether two machines fight for this device id, so that no other connection is to be let in."""
+        """Whether two devices use this id, so that another connection has to be refused."""
         return self.presence.is_contested(trio.current_time())
 
     async def run(self) -> None:
-        """Keep the session until its last peer has ended."""
+        """Run the session until its last peer has ended."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             waiting, self._waiting = self._waiting, []
             for attachment in waiting:
                 nursery.start_soon(self._keep, attachment)
-        self._nursery = None  # it leads back here
-        if not waiting:  # whoever it was for could not be attached
+        self._nursery = None  # it refers to this session
+        if not waiting:  # attaching the first peer failed
             self._host.session_emptied(self)
 
-    # Coming and going
+    # Attaching and detaching
 
     def attach_device(
         self,
@@ -167,7 +167,7 @@ class DeviceSession:
         anonymous: bool = False,
         known_state: KnownState | None = None,
     ) -> DeviceAttachment:
-        """Take a connection of the device on. It stands for the device from its first frame on."""
+        """Attach a connection of the device. It stands for the device from its first frame on."""
         limits = self._limits
         self.presence.set_anonymous(anonymous)
         greeting = Delivery((messages.connected_device(now_ms()),))
@@ -187,7 +187,7 @@ class DeviceSession:
         if earlier is not None:
             earlier.close(CloseCode.REPLACED, "a newer connection took this one's place")
         attachment.deliver(greeting)
-        attachment.ping()  # whoever only listens answers this, and is there
+        attachment.ping()  # a device that only listens answers this, which is its first frame
         self._start(attachment)
         if attachment.heard:
             self._arrives(attachment)
@@ -202,7 +202,7 @@ class DeviceSession:
         grant: Grant = FULL,
         network: str = "",
     ) -> ClientAttachment:
-        """Take a client on, and tell it what is known of the device."""
+        """Attach a client, and tell it the known state of the device."""
         limits = self._limits
         client = ClientAttachment(
             self,
@@ -242,7 +242,7 @@ class DeviceSession:
         self._nursery.start_soon(async_fn, *args)
 
     async def _keep(self, attachment: Attachment) -> None:
-        """Own a peer from its first message to its goodbye. Its failure is its own."""
+        """Own a peer from its first message to its end. If it fails, no other peer ends."""
         receive: Receive
         if isinstance(attachment, DeviceAttachment):
             receive = functools.partial(self._take_from_device, attachment)
@@ -262,8 +262,8 @@ class DeviceSession:
                 finally:
                     await attachment.peer.aclose()
         except* Exception:
-            with suppress(Exception):  # there may be no memory for it
-                log.exception("a peer of device %s could not say goodbye", self.device_id)
+            with suppress(Exception):  # logging needs memory, and there may be none
+                log.exception("closing a peer of device %s failed", self.device_id)
         finally:
             self._host.attached.discard(attachment)
             attachment.note_ended()
@@ -287,7 +287,7 @@ class DeviceSession:
             self._host.session_emptied(self)
 
     def _arrives(self, device: DeviceAttachment) -> bool:
-        """Let a connection that has given its first sign of life stand for the device, if it may."""
+        """Let a connection that gave its first sign of life stand for the device, if it may."""
         now = trio.current_time()
         if device.spoke_at is None:
             device.spoke_at = now
@@ -297,7 +297,7 @@ class DeviceSession:
         return True
 
     def _device_came(self, now: float) -> None:
-        """Let the connection that has just spoken for the first time stand for the device."""
+        """Let the arriving connection stand for the device, and tell the clients."""
         replaced = self.presence.replace(now)
         if replaced is not None:
             self._feed.end(replaced)
@@ -321,7 +321,7 @@ class DeviceSession:
         self._commands.flush(device, now)
 
     def _device_went(self, device: DeviceAttachment) -> bool:
-        """Believe nothing more that a connection of the device says; False if it did not stand for it."""
+        """Note that a connection of the device has ended; False if it did not stand for the device."""
         if not self.presence.leave(device):
             return False
         self._feed.end(device)
@@ -332,17 +332,18 @@ class DeviceSession:
         return True
 
     def end_device(self, unless: Collection[bytes | None], *, code: int, reason: str) -> None:
-        """Close the device's connections whose credential is none of these; they have no say any more."""
+        """Close the connections of the device whose credential is not listed. Their messages no longer
+        count."""
         for connection in (self.presence.present, self.presence.arriving):
             if connection is not None and connection.credential not in unless:
                 connection.close(code, reason)
                 if connection is self.presence.present:
                     self._feed.drop_held()
                 self._device_went(connection)
-        self.presence.forget_state()  # it was that of another key
+        self.presence.forget_state()  # it was the state of a device with another key
 
     def _note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
-        """Note what a client did."""
+        """Record activity of a client."""
         self._host.note(self.device_id, kind, client.grant.user_id, detail)
 
     def _note_seen(self) -> None:
@@ -352,7 +353,7 @@ class DeviceSession:
     # Messages
 
     def _take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
-        """Take what a connection of the device says, if it stands for the device."""
+        """Take messages of a connection of the device, if it stands for the device."""
         device.heard = True
         if device is not self.presence.present and not self._arrives(device):
             return 0.0
@@ -382,7 +383,7 @@ class DeviceSession:
         self._audience.resume(now, unseen_s)
 
     def run_checks(self, now: float) -> None:
-        """Do what is due; called about once a second."""
+        """Run the periodic checks; called about once a second."""
         if self.presence.run_checks(now, self._host.counters):
             self._device_came(now)
         if self.device is not None:

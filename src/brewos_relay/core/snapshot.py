@@ -1,8 +1,8 @@
 """Snapshot: the last known state of one device, for clients that join and after absences.
 
-A machine says its whole state rarely and what has changed often; merged, they are what an app that was there
-all the time would know. Merging waits until somebody asks: a machine that nobody watches costs nothing here
-but keeping its last few messages.
+A machine sends its whole state rarely, and changes often. Merged, they give what an app knows that was
+attached all the time. Messages are merged only when the state is needed: for a machine without clients, the
+relay only keeps its last few messages.
 """
 
 import math
@@ -29,42 +29,42 @@ from brewos_relay.messages import Message
 _WHOLE, _CHANGE, _NUMBER, _KEPT = StateKind
 
 _MERGE_AT: Final = 100
-"""So many changes are merged unasked, so that what is kept stays small."""
+"""This many changes are merged at once, so that few messages are kept."""
 
 _MOST_BYTES: Final = 64 * 1024
-"""The same for bytes; and no state is larger than this."""
+"""The same for the bytes of changes. A state is never larger."""
 
 _SMALL_MERGE_AT: Final = 10
 _SMALL_BYTES: Final = 4 * 1024
-"""The same two for an anonymous device."""
+"""The same two limits for an anonymous device."""
 
 
 class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
-    """What is read of a `device_info` to tell machines apart in a list; whatever it is that stands there."""
+    """What a device tells about itself, to tell devices apart in a list. The values may have any type."""
 
     firmware_version: Any = None
     machine_type: Any = None
 
 
 class KnownState(NamedTuple):
-    """The whole state of a device as a `status`, and when that was known to hold, in ms since the epoch."""
+    """The whole state of a device, and when it was current, in ms since the epoch."""
 
     message: Message
     at_ms: int
 
 
 class Restored:
-    """The state from before an absence, where a snapshot goes on until the device says all of it."""
+    """A state from before an absence, which the snapshot uses until the device has sent a whole state."""
 
     __slots__ = ("at", "message", "renewed", "shown")
 
     def __init__(self, message: Message, at: float) -> None:
         self.message = message
-        """With everything, also what clients are not told again."""
+        """The whole state, including the volatile parts."""
         self.at = at
-        """When it was known to hold (trio time)."""
+        """When it was current (trio time)."""
         self.renewed: set[Key] = set()
-        """The groups that the device has spoken of since."""
+        """The groups that the device has sent since."""
         self.shown = False
         """Whether clients are told of it."""
 
@@ -72,14 +72,14 @@ class Restored:
 _decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
 _decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _SAVED_APART_S: Final = 5.0
-"""How often a state is due for saving at most, however often the device says all of it."""
+"""The shortest time between two saves of a state."""
 
 
 class Snapshot:
-    """What a device has said of its state, as far as its dialect says which messages are about that.
+    """The state of a device, from the messages that its dialect lists.
 
-    A group in a change replaces what it names and leaves the rest of that group as it was: an app
-    that joins then knows just what one knows that was there.
+    A change replaces the fields that it names in a group, and leaves the other fields. So an app that joins
+    knows the same as one that was attached all the time.
     """
 
     __slots__ = (
@@ -108,17 +108,17 @@ class Snapshot:
         self._changes_bytes = 0
         self._others: dict[str, Message] = {}
         self.seq: Any = None
-        """The last sequence number that the device gave."""
-        self._noted = False  # since the last look at the clock
+        """The last sequence number of the device."""
+        self._noted = False  # since the clock was last read
         self._noted_at = -math.inf
         self._restored: Restored | None = None
         self._unsaved = False  # whether anything was noted since the state was saved
-        self._saved: Message | None = None  # the status that was saved, to tell whether a full one came since
+        self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
         self._saved_at = -math.inf
 
     @property
     def has_status(self) -> bool:
-        """Whether the whole state is known, from now or from before an absence."""
+        """Whether the whole state is known, current or from before an absence."""
         return self._status is not None
 
     @property
@@ -127,10 +127,10 @@ class Snapshot:
         return self._status is None and not self._others
 
     def age_s(self, now: float) -> float:
-        """Look for how long the device has not spoken of its state, in s; infinite if it never has.
+        """Return how long ago the device sent anything about its state, in s; infinite if it never did.
 
-        Of a restored state, the age of the oldest part. Exact to the time between two looks, since messages
-        are not stamped as they come.
+        For a restored state, this is the age of its oldest part. It is exact to the time between two calls,
+        since messages get no time stamp.
         """
         if self._noted:
             self._noted = False
@@ -139,13 +139,13 @@ class Snapshot:
         return now - (self._noted_at if self._restored is None else self._restored.at)
 
     def count_pause(self, unseen_s: float) -> None:
-        """Let what is known be older by a time that Trio's clock has not counted."""
+        """Add a time that Trio's clock did not count to the age of the state."""
         self._noted_at -= unseen_s
         if self._restored is not None:
             self._restored.at -= unseen_s
 
     def note(self, message: Message, message_type: str, seq: Any) -> None:
-        """Take note of a message of the device, if it is about its state."""
+        """Keep a message of the device, if it is about its state."""
         kind = self._kinds.get(message_type)
         if kind is None:
             return
@@ -157,7 +157,7 @@ class Snapshot:
             self._changes_bytes = 0
         elif kind is _CHANGE:
             if self._status is None:
-                return  # a change of something unknown
+                return  # a change to an unknown state
             self._changes.append(message)
             self._changes_bytes += len(message.payload)
             self.seq = seq
@@ -170,16 +170,16 @@ class Snapshot:
         self._noted = True
 
     def messages(self) -> list[Message]:
-        """Give what a client that joins has to be told, in the device's own encoding.
+        """Return what a client that joins is told, in the encoding of the device.
 
-        The status carries the device's last `seq`, so that the next message is the next one for the client.
+        The state carries the device's last `seq`, so that the client sees no gap before the next message.
         """
         self._merge()
         status = self._status if self._restored is None or self._restored.shown else None
         return [*([status] if status is not None else []), *self._others.values()]
 
     def info(self) -> DeviceInfo:
-        """Read what the device says that it is. Cheap, as the rest, which may be large, is passed over."""
+        """Return what the device tells about itself. The rest of the message is not decoded."""
         told = self._others.get(self._dialect.info or "")
         if told is None:
             return DeviceInfo()
@@ -189,9 +189,9 @@ class Snapshot:
             return DeviceInfo()
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the known messages by type, with numbers as people write them; JSON can hold all of it.
+        """Return the known messages by type, as JSON content, with numbers in their shortest form.
 
-        A message that has no such form is left out: text in a machine's message need not be UTF-8.
+        A message without such a form is left out: text in a machine's message need not be UTF-8.
         """
         known = dict(self._others)
         if self._dialect.state is not None and (status := self.whole_status()) is not None:
@@ -199,25 +199,27 @@ class Snapshot:
         contents = {name: readable_content(message) for name, message in known.items()}
         return {name: content for name, content in contents.items() if content is not None}
 
-    # Before and after an absence
+    # Absences
 
     def whole_status(self) -> Message | None:
-        """Give the whole state as a `status`: what was restored, with all that the device has said since."""
+        """Return the whole state: the restored one, overlaid with everything that the device has sent
+        since."""
         self._merge()
         if self._restored is None or self._status is None:
             return self._status
         return overlaid(self._restored.message, self._status)
 
     def known(self, now: float) -> tuple[Message, float] | None:
-        """Give the whole state, and when it was known to hold (trio time); None if it is not known."""
+        """Return the whole state, and when it was current (trio time); None if it is not known."""
         status = self.whole_status()
         return (status, now - self.age_s(now)) if status is not None else None
 
     def restore(self, message: Message, *, at: float) -> bool:
-        """Go on from a state from before an absence; `at` is when it held (trio time).
+        """Continue from a state before an absence; `at` is when it was current (trio time).
 
-        It gets no `seq` before the device gives one: the device has counted on meanwhile. Clients are told
-        without the volatile parts, and only after `show`. False if it is no status, or the dialect has none.
+        It gets no `seq` until the device sends one, since the device has counted on meanwhile. Clients are
+        told it without the volatile parts, and only after `show`. False if the message has no fields, or the
+        dialect has no state.
         """
         told = without_volatile(message, self._dialect.volatile)
         if told is None or self._dialect.state is None:
@@ -231,19 +233,19 @@ class Snapshot:
         return True
 
     def show(self) -> bool:
-        """Tell clients of the restored state from here on; False if there is none (any more)."""
+        """Tell clients of the restored state from here on; False if there is none, or no longer."""
         if self._restored is None:
             return False
         self._restored.shown = True
         return True
 
     def groups(self) -> list[str]:
-        """List the groups of the status."""
+        """List the groups of the state."""
         status = self.whole_status()
         return group_names(status) if status is not None else []
 
     def stale_groups(self) -> list[str]:
-        """List the groups that the device has not spoken of since its absence."""
+        """List the groups that the device has not sent since its absence."""
         self._merge()
         if self._restored is None:
             return []
@@ -252,10 +254,10 @@ class Snapshot:
     # Saving
 
     def is_due_for_saving(self, now: float, *, every_s: float) -> bool:
-        """Whether it is time to save what the device has said since the state was last saved.
+        """Whether the state has changed and has to be saved now.
 
-        At once if it has said all of it, since that says that something important is different, but not more
-        often than each 5 s; every `every_s` otherwise. With 0, as soon as anything is different.
+        A whole state is saved at once, since it announces an important change, but not within 5 s of the last
+        one. Other changes are saved each `every_s`; with 0, at once.
         """
         self.age_s(now)
         if not self._unsaved or self._status is None:
@@ -264,20 +266,20 @@ class Snapshot:
         return now - self._saved_at >= wait_s
 
     def note_saved(self, now: float) -> None:
-        """Take note that the state, as it is now, is being saved."""
+        """Note that the present state is being saved."""
         self.age_s(now)
         self._unsaved = False
         self._saved = self._status
         self._saved_at = now
 
     def note_unsaved(self) -> None:
-        """Take note that saving failed: it is due again at once."""
+        """Note that saving failed: the state is due again at once."""
         self._unsaved = True
         self._saved = None
         self._saved_at = -math.inf
 
     def grown(self) -> "Snapshot":
-        """Give a snapshot of the usual size that knows as much."""
+        """Return a snapshot of the usual size with the same state."""
         usual = Snapshot(self._dialect)
         for name in Snapshot.__slots__:
             setattr(usual, name, getattr(self, name))
@@ -300,7 +302,7 @@ class Snapshot:
         merged = Message(join_fields(fields, is_text=status.is_text), status.is_text)
         if self._saved is status:
             self._saved = merged
-        # What grows beyond all measure is not the state of a machine.
+        # What grows beyond that is not the state of a machine.
         self._status = merged if len(merged.payload) <= _MOST_BYTES else None
         self._status_seq = self.seq
         self._changes.clear()
@@ -308,15 +310,15 @@ class Snapshot:
 
 
 class SmallSnapshot(Snapshot):
-    """What an anonymous device has said of its state: its status with few changes, and what it is.
+    """The state of an anonymous device: small, with few changes, and what the device tells about itself.
 
-    Enough for a machine's own state, whose messages have 2 KiB at most, and for nothing else.
+    That is enough for a machine, whose messages have 2 KiB at most.
     """
 
     __slots__ = ()
 
     def note(self, message: Message, message_type: str, seq: Any) -> None:
-        """Take note of a message, unless there is no room for it."""
+        """Keep a message about the state, unless it is too large."""
         if self._kinds.get(message_type) is _KEPT and message_type != self._dialect.info:
             return
         if len(message.payload) > _SMALL_BYTES:

@@ -1,7 +1,7 @@
-"""Throttle: what a device that exceeds its rate has sent, until it may be passed on.
+"""Throttle: the messages of a device on their way to its clients, held while it exceeds its rate.
 
-The relay goes on reading from such a device and answers its pings: a machine whose ping waits behind a
-backlog takes the connection for lost. Apps get fewer messages, which say the same.
+The relay keeps reading from such a device and answers its pings: a machine whose ping waits behind a backlog
+takes the connection for lost. Apps get fewer messages with the same content.
 """
 
 import math
@@ -23,16 +23,17 @@ from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Delivery, Head, Message
 
 _MOST_WAIT_S: Final = 2.0
-"""Messages that cannot be merged wait no longer than this: no more of them are held."""
+"""How long messages that cannot be merged wait, at most: not more of them are held."""
 _MOST_BYTES: Final = 64 * 1024
 _ANONYMOUS_BYTES: Final = 8 * 1024
-"""The same for an anonymous device, of which little is kept."""
+"""The same for an anonymous device."""
 
 _MOST_READ_PER_S: Final = 1000.0
-"""Messages a second beyond which reading does pause. A machine sends 500 at most."""
+"""Messages a second beyond which reading pauses after all. A machine sends 500 at most."""
 _MOST_READ_BYTES_PER_S: Final = 1024.0 * 1024
 _MOST_PAUSE_S: Final = 1.0
-"""One pause, after which up to 64 KiB are read: a ping behind a short backlog is answered within 3 s."""
+"""The longest pause. Up to 64 KiB are read after it, so a ping behind a short backlog is answered within 3
+s."""
 
 
 _STATE_KEY: Final = ""
@@ -41,11 +42,11 @@ _MERGED: Final = (StateKind.WHOLE, StateKind.CHANGE)
 
 
 class Throttle:
-    """Holds what a device sends beyond its rate, and gives it back at that rate.
+    """Holds the messages of a device beyond its rate, and releases them at that rate.
 
-    A message that the next one of its type replaces is replaced in its place; deltas are merged into the
-    state that is held. All others leave in the order in which they came. There is a bound for what is held:
-    beyond it the oldest is dropped, log lines first.
+    Changes are merged into the held state, and a message that the next one of its type supersedes is
+    replaced. All other messages keep their order. There is a limit: beyond it the oldest messages are
+    dropped, log lines first.
     """
 
     __slots__ = (
@@ -85,16 +86,16 @@ class Throttle:
         )
         self._most_bytes = _ANONYMOUS_BYTES if anonymous else _MOST_BYTES
         self._most_queued = max(1.0, _MOST_WAIT_S * rate_per_s)
-        # By type where the next message replaces it, else by a number.
+        # By type where the next message supersedes it, otherwise by number.
         self._held: OrderedDict[str | int, Message | HeldState] = OrderedDict()
         self._size_bytes = 0
         self._number = 0
-        self._queued = 0  # how many are held by a number
-        self._droppable: deque[int] = deque()  # those of them that go first
+        self._queued = 0  # how many are held by number
+        self._droppable: deque[int] = deque()  # the numbers of messages that are dropped first
         self.began_at = now
         """When the device exceeded its rate (trio time)."""
         self.merged = 0
-        """How many messages became part of another, or were replaced by one."""
+        """How many messages were merged into another one, or superseded by one."""
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -102,16 +103,16 @@ class Throttle:
 
     @property
     def size_bytes(self) -> int:
-        """No less than the size of what is held."""
+        """At least the size of the held messages."""
         return self._size_bytes
 
     def count_read(self, count: int, size_bytes: int, now: float) -> float:
-        """Count what was read; return for how many seconds to read no more, mostly 0.0."""
+        """Count messages that were read; return for how many seconds to pause reading, mostly 0.0."""
         pause_s = max(self._read.take(count, now), self._bytes_read.take(size_bytes, now))
         return min(pause_s, _MOST_PAUSE_S)
 
     def hold(self, received: Sequence[tuple[Message, Head]]) -> None:
-        """Hold messages, in the order in which they came."""
+        """Hold messages in the order of their arrival."""
         for message, head in received:
             if self._dialect.state_kinds.get(head.type) in _MERGED:
                 self._hold_state(message, head)
@@ -148,7 +149,7 @@ class Throttle:
             self._droppable.append(self._number)
 
     def _trim(self) -> None:
-        """Drop what is too much: log lines first, then other messages, and the state last."""
+        """Drop what exceeds the limits: log lines first, then other messages, and the state last."""
         state = self._held.get(_STATE_KEY)
         if isinstance(state, HeldState):
             self._size_bytes -= state.size_bytes
@@ -163,7 +164,7 @@ class Throttle:
             self.dropped += 1
 
     def _take(self, key: str | int) -> Message:
-        """Give a message back, and hold it no more."""
+        """Remove and return a message."""
         held = self._held.pop(key)
         self._size_bytes -= held.size_bytes if isinstance(held, HeldState) else len(held.payload)
         if isinstance(key, int):
@@ -173,22 +174,22 @@ class Throttle:
         return held.message() if isinstance(held, HeldState) else held
 
     def release(self, now: float) -> list[Message]:
-        """Give back as many messages as may be passed on now."""
+        """Release as many messages as the rate allows now."""
         count = min(len(self._held), int(self._pace.level(now)))
         if count:
             self._pace.take(count, now)
         return self._take_oldest(count)
 
     def release_all(self) -> list[Message]:
-        """Give everything back: the device goes, and apps are to know what it said last."""
+        """Release all messages, so that apps get the last messages of a device that goes."""
         return self._take_oldest(len(self._held))
 
     def drop_all(self) -> None:
-        """Hold nothing more, and give nothing back."""
+        """Drop all messages."""
         self.dropped += len(self._take_oldest(len(self._held)))
 
     def summary(self, now: float) -> dict[str, str]:
-        """Give what is kept of it: texts, as activity has them."""
+        """Return the details that the activity keeps."""
         return {
             "throttledS": f"{now - self.began_at:.1f}",
             "merged": str(self.merged),
@@ -206,7 +207,7 @@ _NOTED_EVERY_S: Final = 60.0
 class DeviceFeed:
     """Messages of the device on their way to the snapshot and the clients.
 
-    They pass on at once while the device keeps its rate. Beyond it a `Throttle` merges and holds them.
+    They pass at once while the device keeps its rate. Beyond it, a `Throttle` merges and holds them.
     """
 
     __slots__ = (
@@ -243,20 +244,20 @@ class DeviceFeed:
         self._heard_before = 0  # how many messages came before the present connection
         self._noted_at = -math.inf  # when the activity last said that the device is throttled (trio time)
         self.throttle: Throttle | None = None
-        """What holds messages back, while the device exceeds its rate."""
+        """The held messages, while the device exceeds its rate."""
 
     def begin(self) -> None:
-        """Count the messages of another connection of the device from here on."""
+        """Count the messages of a new connection of the device from here on."""
         self._heard_before = self._audience.heard
         self._noted_at = -math.inf
 
     def end(self, device: DeviceAttachment) -> None:
-        """Pass on what is held, and note how many messages the connection has sent."""
+        """Release all held messages, and note how many messages the connection has sent."""
         self._end_throttle(device)
         device.received = self._audience.heard - self._heard_before
 
     def pass_on(self, device: DeviceAttachment, received: Sequence[Message]) -> None:
-        """Note what the device says of its state, and send it to every client."""
+        """Keep the state, and send all messages to every client."""
         note = self._presence.snapshot.note
         invalid = size_bytes = 0
         for message in received:
@@ -299,7 +300,7 @@ class DeviceFeed:
         return throttle.count_read(count, size_bytes, now)
 
     def release(self, device: DeviceAttachment, now: float) -> None:
-        """Pass on held messages as the rate allows; end the throttle once the device keeps its rate again."""
+        """Release held messages as the rate allows; end the throttle once the device keeps its rate again."""
         throttle, bucket = self.throttle, device.bucket
         if throttle is None or bucket is None:
             return
@@ -308,12 +309,12 @@ class DeviceFeed:
             self._end_throttle(device)
 
     def drop_held(self) -> None:
-        """Drop what is held: the device may say nothing more."""
+        """Drop the held messages."""
         if self.throttle is not None:
             self.throttle.drop_all()
 
     def _begin_throttle(self, device: DeviceAttachment, allowed: float, now: float) -> Throttle:
-        """Make the throttle; `allowed` messages may be passed on at once."""
+        """Make the throttle; it may release `allowed` messages at once."""
         self._counters.throttled += 1
         if now - self._noted_at >= _NOTED_EVERY_S:
             self._noted_at = now
@@ -336,7 +337,7 @@ class DeviceFeed:
             self._counters.bytes_from_devices -= sum(len(message.payload) for message in released)
 
     def _end_throttle(self, device: DeviceAttachment) -> None:
-        """Pass on everything that is held, and hold nothing more."""
+        """Release all held messages, and end the throttle."""
         throttle, self.throttle = self.throttle, None
         if throttle is None:
             return

@@ -1,1 +1,1 @@
-"""WebSocket on Trio: from bytes to messages and back."""
+"""WebSocket on Trio: sockets, TLS, handshakes and frames."""

@@ -1,4 +1,4 @@
-"""WebSocketConnection: a transport and a codec that make a core Peer."""
+"""WebSocketConnection: a core Peer, made of a transport and a frame parser."""
 
 import contextlib
 import logging
@@ -29,34 +29,35 @@ log = logging.getLogger(__name__)
 
 _SMALL_AT_ONCE: Final = 200.0
 _SMALL_PER_S: Final = 50.0
-"""Control frames and small fragments of one peer: nobody counts them as messages, and each costs as much."""
+"""The rate of control frames and small fragments of one peer. They are no messages, but cost as much."""
 _SMALL_IN_A_READ: Final = 4
-"""So many cost less than the reading itself."""
+"""Fewer of them in one read are not counted: the read itself costs more."""
 
 _MOST_PAUSE_S: Final = 1.0
-"""One pause for them. A machine takes a connection for lost if its ping is not answered in 8 s."""
+"""The longest pause for them. A machine takes its connection for lost if a ping is not answered in 8 s."""
 _PASSED_BYTES_PER_S: Final = 1024.0 * 1024
-"""What is read past of messages that are too large."""
+"""The rate at which messages that are too large are skipped."""
 
 _ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
-"""The largest message of a device that nobody vouches for. Those of machines have 2 KiB at most."""
+"""The largest message of an anonymous device. A machine sends 2 KiB at most."""
 _ANONYMOUS_OUTBOX_BYTES: Final = 8 * 1024
-"""What waits for it. Without apps, little but pongs is sent to it."""
+"""The outbox of an anonymous device. Without apps, it is sent little but pongs."""
 _FAILED: Final = Ending(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer=False)
-"""Made beforehand: there may be no memory for it."""
+"""Made in advance: there may be no memory for it later."""
 
 _UNREAD = Counters()
-"""Where connections count that nobody asked to."""
+"""The counters of connections that have no others."""
 
 
 class WebSocketConnection:
-    """A WebSocket of which the handshake is done.
+    """A WebSocket after its handshake.
 
-    **Owns:** its transport, a writer task while the outbox is not empty, a timer task while a message is
+    **Owns:** its transport, a writer task while the outbox is not empty, and a timer task while a message is
     incomplete.
-    **Ends when:** the peer closes or breaks the rules, `close` was called, or it is cancelled; then `aclose`
-    says goodbye. A connection that is held is not ended before `Limits.safe_to_end_at`, unless the peer has
-    gone.
+
+    **Ends when:** the peer closes it or violates the protocol, `close` was called, or it is cancelled; then
+    `aclose` sends the close frame. A connection that is held does not end before `Limits.safe_to_end_at`,
+    unless the peer has gone.
     """
 
     __slots__ = (
@@ -105,21 +106,21 @@ class WebSocketConnection:
         self._is_held = is_held
         self._initial = initial
         self._opened_at = trio.current_time()
-        self._spoke_at: float | None = None  # when something was first read after the 101, if it is held
+        self._spoke_at: float | None = None  # when the first bytes after the 101 were read, if it is held
         self._ending: Ending | None = None
         self._stream_ending: Ending | None = None  # by a close frame of the peer, or by a fault
         self._gone = False
         self._leaving = False
         self._said_goodbye = False
         self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
-        self._pinged_at: float | None = None  # when a ping was sent that is not answered
+        self._pinged_at: float | None = None  # when the unanswered ping was sent
         self._round_trip_s: float | None = None
-        self._small: TokenBucket | None = None  # of a peer that has ever sent many small frames at once
-        self._passed: TokenBucket | None = None  # of a peer that has ever sent a message that is too large
+        self._small: TokenBucket | None = None  # made at the first read with many small frames
+        self._passed: TokenBucket | None = None  # made at the first message that is too large
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
     async def run(self, tasks: Tasks, receive: Receive) -> End | None:
-        """Hand on what the peer sends until the connection is to end; see `Peer.run`."""
+        """Pass on what the peer sends until the connection ends; see `Peer.run`."""
         self._receive = receive
         self._tasks = tasks
         transport = self._transport
@@ -133,7 +134,7 @@ class WebSocketConnection:
             if data:
                 self.take(data)
             if self._ending is None:
-                # Not an Event in a CancelScope: an idle connection is little else than this.
+                # Without an Event and a CancelScope: they would be most of the memory of an idle connection.
                 self._sleeper = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
@@ -142,7 +143,7 @@ class WebSocketConnection:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
-            del self._receive, self._tasks  # they lead back here, and would keep all of it from going
+            del self._receive, self._tasks  # they refer to this connection, and would keep it in memory
         return self._end()
 
     def _end(self) -> End:
@@ -157,13 +158,13 @@ class WebSocketConnection:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _wake(self) -> None:
-        """Let `run` go on to its end."""
+        """Let `run` end."""
         if self._sleeper is not None:
             trio.lowlevel.reschedule(self._sleeper)
             self._sleeper = None
 
     def _read_first(self) -> bytes | None:
-        """Read, until there is something for the first time: the peer has its 101 by then."""
+        """Read until there are bytes for the first time, which proves that the peer has its 101."""
         data = self._transport.read()
         if data:
             self._spoke_at = trio.current_time()
@@ -171,7 +172,7 @@ class WebSocketConnection:
         return data
 
     def take(self, data: bytes) -> None:
-        """Do with what has come whatever is to be done; empty bytes are the end. No failure leaves it."""
+        """Process bytes that were read; empty bytes are the end of the stream. Raises nothing."""
         if not data:
             self._gone = True
             self._wake()
@@ -184,11 +185,11 @@ class WebSocketConnection:
                 pause_s = self._receive(received)
                 if pause_s > 0:
                     self._pause(pause_s)
-        except Exception as error:  # it must not end the task that reads for everybody
+        except Exception as error:  # it must not end the task that reads all sockets
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """End the connection because of an exception, and log it; raises nothing, also without memory."""
+        """End the connection because of an exception, and log it. Raises nothing, even without memory."""
         if self._ending is None:
             self._ending = _FAILED
             with contextlib.suppress(Exception):
@@ -197,7 +198,7 @@ class WebSocketConnection:
                 log.error("a connection failed", exc_info=error)
 
     def _attend(self, parsed: Parsed) -> None:
-        """Do what a read asks for that brought more than whole messages."""
+        """Process a read that brought more than whole messages."""
         if parsed.pings:
             self._transport.write(encode_pongs(parsed.pings))
         self._counters.oversized += parsed.oversized
@@ -222,11 +223,11 @@ class WebSocketConnection:
         elif self._overdue is None:
             self._overdue = trio.CancelScope(deadline=trio.current_time() + pause_s + self._limits.message_s)
             self._tasks.start_soon(self._wait_for_message, self._overdue)
-        elif parsed.messages or parsed.oversized:  # it is another message than before
+        elif parsed.messages or parsed.oversized:  # another message has begun
             self._overdue.deadline = trio.current_time() + pause_s + self._limits.message_s
 
     def _count_small(self, count: int) -> float:
-        """Count small frames; return for how many seconds to read no more."""
+        """Count small frames; return for how many seconds to pause reading."""
         now = trio.current_time()
         if self._small is None:
             if count <= _SMALL_IN_A_READ:
@@ -235,7 +236,7 @@ class WebSocketConnection:
         return min(self._small.take(count, now), _MOST_PAUSE_S) if count > _SMALL_IN_A_READ else 0.0
 
     def _count_passed(self, size_bytes: int) -> float:
-        """Count bytes that were read past; return for how many seconds to read no more."""
+        """Count skipped bytes; return for how many seconds to pause reading."""
         now = trio.current_time()
         if self._passed is None:
             self._passed = TokenBucket(rate_per_s=_PASSED_BYTES_PER_S, burst=_PASSED_BYTES_PER_S, now=now)
@@ -248,7 +249,7 @@ class WebSocketConnection:
             self._round_trip_s = min(round_trip_s, self._round_trip_s or round_trip_s)
 
     def _pause(self, pause_s: float) -> None:
-        """Read nothing for a while: what the peer sends waits in the network, and slows it down."""
+        """Pause reading: what the peer sends fills the buffers of the network, and slows the peer down."""
         self._poller.unwatch(self._transport.fd)
         self._tasks.start_soon(self._go_on_after, pause_s)
 
@@ -263,17 +264,17 @@ class WebSocketConnection:
             with overdue:
                 await trio.sleep_forever()
             if overdue is self._overdue and (data := self.read()) is not None:
-                self.take(data)  # bytes that have arrived count, however late this task runs
+                self.take(data)  # bytes that have arrived count, even if this task runs late
             if overdue is not self._overdue or self._gone:
                 return
             if trio.current_time() >= overdue.deadline:
                 self.close(CloseCode.POLICY_VIOLATION, "message not completed in time")
                 return
-            overdue = self._overdue = trio.CancelScope(deadline=overdue.deadline)  # of another message
+            overdue = self._overdue = trio.CancelScope(deadline=overdue.deadline)  # for another message
 
     @property
     def backlog_bytes(self) -> int:
-        """What waits beyond what the operating system holds."""
+        """How much waits besides what the operating system buffers."""
         return self._transport.outbox_bytes
 
     def ping(self) -> bool:
@@ -284,7 +285,7 @@ class WebSocketConnection:
         return False
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
-        """Send messages without waiting; False if they were left out; see `Peer.deliver`."""
+        """Send messages without waiting; False if they were not sent; see `Peer.deliver`."""
         if self._ending is not None:
             return False
         return self._transport.write(delivery.encoded or encode_delivery(delivery), keep)
@@ -293,7 +294,7 @@ class WebSocketConnection:
         self._tasks.start_soon(self._write_on)
 
     async def _write_on(self) -> None:
-        """Write what waits in the outbox; close a peer that takes none of it."""
+        """Write the outbox; close a peer that reads none of it."""
         if self._leaving:
             return
         try:
@@ -303,15 +304,15 @@ class WebSocketConnection:
             pass  # the connection ended first, and writes the rest itself
 
     def close(self, code: int, reason: str) -> None:
-        """Let `run` end; `aclose` will give this code and reason. The first call counts."""
+        """Let `run` end; `aclose` sends this code and reason. Only the first call counts."""
         if self._ending is None:
             self._ending = Ending(code, reason, by_peer=False)
         self._wake()
 
     async def aclose(self) -> None:
-        """End the connection as well as the peer lets us: hold it as long as it must be, close frame, close.
+        """Hold the connection as long as it must be, exchange close frames, and close the socket.
 
-        Takes at most what is left of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
+        This takes at most what is left of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
         """
         transport = self._transport
         if transport.closed:
@@ -332,15 +333,15 @@ class WebSocketConnection:
                 await self._say_goodbye(ending)
         finally:
             transport.close()
-            self.read = transport.read  # `_read_first` leads back here
+            self.read = transport.read  # `_read_first` refers to this connection
         await trio.lowlevel.checkpoint()
 
     async def _hold(self) -> None:
-        """Read and forget until the device can be ended without harm, or has ended by itself."""
+        """Read and discard until the device may be ended, or has ended by itself."""
         while not self._peer_has_ended:
             with trio.move_on_at(self._safe_to_end_at):
                 await self._transport.wait_readable()
-            self._read_and_forget()  # also where it is safe already: the first frame may wait to be read
+            self._read_and_forget()  # even after that time: the first frame may wait to be read
             if trio.current_time() >= self._safe_to_end_at:
                 return
 
@@ -361,19 +362,19 @@ class WebSocketConnection:
             self._transport.write(frame)
         await self._transport.flush(stall_s=self._limits.close_s)
         if self._stream_ending is not None:
-            self._transport.finish_writing()  # no answer is parsed any more: the peer may close at once
+            self._transport.finish_writing()  # the answer is not parsed any more: the peer may close at once
         if answered is None:
             await self._read_to_the_end()
 
     async def _read_to_the_end(self) -> None:
-        """Read and forget until the peer has closed, or has gone."""
+        """Read and discard until the peer has closed or gone."""
         while not self._peer_has_ended:
             await self._transport.wait_readable()
             self._read_and_forget()
 
     @property
     def _peer_has_ended(self) -> bool:
-        """Whether the peer has closed, or has gone."""
+        """Whether the peer has closed or gone."""
         return self._gone or self._peer_has_closed
 
     @property
@@ -382,7 +383,7 @@ class WebSocketConnection:
         return self._stream_ending is not None and self._stream_ending.by_peer
 
     def _read_and_forget(self) -> None:
-        """Read once, and answer pings; the rest is forgotten."""
+        """Read once, answer pings, and discard the rest."""
         received = self.read()
         if received:
             parsed = self._parser.feed(received)
@@ -403,9 +404,9 @@ def device_connection(
     initial: bytes = b"",
     anonymous: bool = False,
 ) -> WebSocketConnection:
-    """Make the connection of a device: large messages are read past, and it is held until its key is safe.
+    """Make the connection of a device: large messages are skipped, and it is held until its key is safe.
 
-    For an `anonymous` device, little memory is held: what a machine needs, and no more.
+    An `anonymous` device gets the little memory that a machine needs.
     """
     message_bytes = limits.device_message_bytes
     if anonymous:
@@ -425,6 +426,6 @@ def device_connection(
 def client_connection(
     transport: Transport, *, poller: Poller, limits: Limits, initial: bytes = b""
 ) -> WebSocketConnection:
-    """Make the connection of a client: a large message ends it."""
+    """Make the connection of a client: a message that is too large ends it."""
     parser = FrameParser(max_message_bytes=limits.client_message_bytes)
     return WebSocketConnection(transport, parser, poller=poller, limits=limits, initial=initial)

@@ -1,8 +1,7 @@
-"""RFC 6455 frames, seen from the server: bytes in, messages out, and back. No I/O.
+"""RFC 6455 frames of a server: bytes to messages, and messages to bytes. No I/O.
 
-The parser takes every complete frame of what it is fed in one pass. Payloads leave it unmasked, joined if
-they were fragmented, text checked to be UTF-8; nothing that a client can send makes it hold more than one
-message of the allowed size.
+The parser takes every complete frame of a read in one pass. It unmasks payloads, joins fragments and checks
+that text is UTF-8. It never holds more than one message of the allowed size.
 """
 
 import codecs
@@ -34,9 +33,9 @@ _large_header = struct.Struct(">BBQ").pack
 
 
 class Ending:
-    """Why a stream of frames is over: the peer's close frame, or what it did wrong.
+    """Why a stream of frames ended: the peer's close frame, or a violation of the protocol.
 
-    `code` is None for a close frame without one.
+    `code` is None for a close frame without a code.
     """
 
     __slots__ = ("by_peer", "code", "reason")
@@ -52,7 +51,7 @@ class Ending:
 
 @final
 class Parsed:
-    """What one read brought, where that was not whole messages only."""
+    """The result of a read that brought more than whole messages."""
 
     __slots__ = (
         "ending",
@@ -68,18 +67,18 @@ class Parsed:
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages = messages
-        """The messages that were completed, in order."""
+        """The messages that are complete, in order."""
         self.pings: list[bytes] = []
-        """Payloads of pings, to be answered."""
+        """Payloads of pings, which have to be answered."""
         self.has_pong = False
         self.has_control = False
         """Whether a control frame has come, which is a sign of life."""
         self.small = 0
-        """How many control frames and small fragments have come, which cost much for what they say."""
+        """How many control frames and small fragments have come. They cost much for their size."""
         self.oversized = 0
-        """How many messages were too large and are being read past."""
+        """How many messages were too large, and are skipped."""
         self.passed_bytes = 0
-        """How many bytes of such messages were read past."""
+        """How many bytes of such messages were skipped."""
         self.incomplete = False
         """Whether a message has begun that is not complete."""
         self.ending: Ending | None = None
@@ -87,10 +86,10 @@ class Parsed:
 
 
 class FrameParser:
-    """Parses what one client sends.
+    """Parses the frames of one client.
 
-    With `skip_oversize`, a message of more than `max_message_bytes` is read past; without, it ends the stream
-    with 1009.
+    With `skip_oversize`, a message of more than `max_message_bytes` is skipped; without it, the message ends
+    the stream with 1009.
     """
 
     __slots__ = (
@@ -111,22 +110,22 @@ class FrameParser:
     def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
         self._max_message_bytes = max_message_bytes
         self._skip_oversize = skip_oversize
-        self._is_midway = False  # the last read ended inside a message, or the stream
+        self._is_midway = False  # the last read ended inside a message, or ended the stream
         self._ended = False
-        self._partial: bytearray | None = None  # the beginning of a frame
-        self._need_bytes = 0  # how long that has to become before another look is worth it
-        self._skip_bytes = 0  # still to be read past
+        self._partial: bytearray | None = None  # the first bytes of a frame
+        self._need_bytes = 0  # how many bytes of it have to be there before it is parsed again
+        self._skip_bytes = 0  # how many bytes are still to be skipped
         self._fragments: bytearray | None = None  # of a message that has begun
         self._fragments_bytes = 0
         self._fragments_are_text = False
-        self._discarding = False  # the message that has begun is too large, and is read past
+        self._discarding = False  # the message that has begun is too large, and is skipped
         self._utf8: codecs.IncrementalDecoder | None = None
 
     def feed(self, data: bytes) -> list[Message] | Parsed:
         """Take bytes from the wire.
 
-        Return the messages alone where they are all that came, which costs nothing more; else a `Parsed`.
-        After the end of the stream, everything is ignored.
+        Return the list of messages if the bytes are whole messages only, otherwise a `Parsed`. After the end
+        of the stream, all bytes are ignored.
         """
         messages: list[Message] = []
         parsed: Parsed | None = None
@@ -135,7 +134,7 @@ class FrameParser:
             data = self._resume(data, parsed)
         start, end = 0, len(data)
         while start < end:
-            # A whole text or binary message in one frame, which is nearly all that ever comes.
+            # A whole text or binary message in one frame, as nearly all are.
             if end - start >= 8 and self._fragments is None:
                 first, second = data[start], data[start + 1]
                 if (first == 0x82 or first == 0x81) and 0x80 <= second <= 0xFE:
@@ -168,7 +167,7 @@ class FrameParser:
         return parsed
 
     def _resume(self, data: bytes, parsed: Parsed) -> bytes:
-        """Put what came before in front of new bytes; return what can be parsed of both."""
+        """Prepend the bytes of earlier reads; return the bytes to parse."""
         if self._ended:
             return b""
         if self._skip_bytes:
@@ -183,7 +182,7 @@ class FrameParser:
         return data
 
     def _take_frame(self, data: bytes, start: int, parsed: Parsed) -> int:
-        """Take any frame, whole or not, that begins at `start`; return where to go on."""
+        """Take any frame, whole or not, that begins at `start`; return where the next one begins."""
         end = len(data)
         available = end - start
         if available < 2:
@@ -224,7 +223,7 @@ class FrameParser:
         return len(data)
 
     def _fail(self, parsed: Parsed, code: CloseCode, reason: str, end: int) -> int:
-        """End the stream; return `end`, where nothing is left to be parsed."""
+        """End the stream; return `end`, which stops the parsing."""
         self._end(parsed, Ending(code, reason, by_peer=False))
         return end
 
@@ -234,7 +233,7 @@ class FrameParser:
         self._partial = self._fragments = self._utf8 = None
 
     def _problem_with(self, first: int, second: int) -> str | None:
-        """Say what is wrong with a frame that begins with these two bytes."""
+        """Check the first two bytes of a frame; return the fault, or None."""
         opcode = first & 0x0F
         if first & _RSV:
             return "reserved bit set, no extension agreed on"
@@ -252,7 +251,7 @@ class FrameParser:
         return None
 
     def _read_past(self, first: int, parsed: Parsed) -> None:
-        """Note that the frame beginning with `first`, and its message with it, is too large to be kept."""
+        """Skip the frame that begins with `first`, and its message, which is too large."""
         if not self._discarding:
             parsed.oversized += 1
         self._discarding = first & _FIN == 0
@@ -298,7 +297,7 @@ _OPCODES: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 
 
 def unmask_without_c(payload: bytes, mask: bytes) -> bytes:
-    """Take a mask of 4 bytes off a payload (or put it on, which is the same)."""
+    """Apply a mask of 4 bytes to a payload, which masks or unmasks it."""
     length = len(payload)
     words = (length + 3) >> 2
     keys = _int_from_bytes(mask * words, "little")
@@ -308,7 +307,7 @@ def unmask_without_c(payload: bytes, mask: bytes) -> bytes:
 unmask: Callable[[bytes, bytes], bytes]
 try:
     from websockets.speedups import apply_mask as unmask
-except ImportError:  # websockets comes without its C part where that could not be built
+except ImportError:  # websockets has no C extension where it could not be built
     unmask = unmask_without_c
 
 
@@ -351,7 +350,7 @@ PING_FRAME: Final = bytes((_FIN | PING, 0))
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:
-    """Build a close frame; a reason that is too long loses its end."""
+    """Build a close frame; a reason that is too long is cut."""
     if code is None:
         return encode_frame(CLOSE, b"")
     text = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore").encode()
@@ -364,11 +363,11 @@ def encode_pongs(payloads: Iterable[bytes]) -> bytes:
 
 
 def encode_delivery(delivery: Delivery) -> bytes:
-    """Give a delivery as frames, one for each message, building them at the first call."""
+    """Return the frames of a delivery, one for each message; the first call builds them."""
     encoded = delivery.encoded
     if encoded is None:
         messages = delivery.messages
-        if len(messages) == 1:  # nearly always
+        if len(messages) == 1:  # as nearly all deliveries
             message = messages[0]
             encoded = encode_frame(TEXT if message.is_text else BINARY, message.payload)
         else:

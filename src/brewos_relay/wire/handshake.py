@@ -1,6 +1,7 @@
-"""HTTP/1.1 request heads and the WebSocket upgrade, seen from the server. No I/O.
+"""HTTP/1.1 request heads and the WebSocket upgrade of a server. No I/O.
 
-A head goes in, a Request comes out, or a Refusal that knows how to say itself (RFC 9112, RFC 6455 §4.2).
+`parse_head` returns a Request, or raises a Refusal that can be encoded as the response (RFC 9112, RFC 6455
+§4.2).
 """
 
 import binascii
@@ -27,7 +28,7 @@ _MAX_QUERY_FIELDS: Final = 50
 
 
 class Refusal(Exception):
-    """An HTTP status and a sentence that answer a request. The connection is closed after it."""
+    """A response with an HTTP status and a message. The connection is closed after it."""
 
     def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(f"{status} {message}")
@@ -36,7 +37,7 @@ class Refusal(Exception):
         self.headers = headers or {}
 
     def encode(self, *, head_only: bool = False) -> bytes:
-        """Build the response; `head_only` leaves the body out, as in every answer to HEAD."""
+        """Build the response; `head_only` leaves the body out, as in every response to HEAD."""
         body = json.dumps({"error": self.message}).encode()
         headers = {"Content-Type": "application/json", **self.headers}
         return encode_response(self.status, headers, body, head_only=head_only)
@@ -45,8 +46,8 @@ class Refusal(Exception):
 class Request:
     """A request head: `method`, `path` and `query` as they came, `headers` by lower-case name.
 
-    Headers that came several times are joined with commas (RFC 9110 §5.3). The owner of the
-    connection sets `peer_address`, and `secure` if TLS protects the connection.
+    Headers that came several times are joined with commas (RFC 9110 §5.3). The owner of the connection sets
+    `peer_address`, and `secure` if TLS protects the connection.
     """
 
     __slots__ = ("headers", "method", "minor_version", "path", "peer_address", "query", "secure")
@@ -68,10 +69,10 @@ class Request:
         return self.minor_version == 1 and names_websocket(self.headers.get("upgrade", ""))
 
     def parameters(self) -> dict[str, str]:
-        """Read the query string. Of a name that is there several times, the last value counts.
+        """Parse the query string. If a name comes several times, the last value counts.
 
-        An app puts its own parameters behind those of the page that it runs in, which may be anything: what
-        is not UTF-8 there becomes U+FFFD.
+        An app appends its parameters to those of the page that it runs in, which may be anything: bytes that
+        are not UTF-8 become U+FFFD.
         """
         try:
             return dict(
@@ -80,11 +81,11 @@ class Request:
                 )
             )
         except ValueError:
-            raise Refusal(400, "the query string cannot be read") from None
+            raise Refusal(400, "the query string has too many fields") from None
 
 
 def encode_response(status: int, headers: dict[str, str], body: bytes = b"", *, head_only: bool) -> bytes:
-    """Build the last response of a connection; `head_only` leaves out the body, and changes no header."""
+    """Build the last response of a connection; `head_only` leaves out the body, but changes no header."""
     lines = [
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
         f"Content-Length: {len(body)}",
@@ -98,27 +99,27 @@ def encode_response(status: int, headers: dict[str, str], body: bytes = b"", *, 
 def skip_empty_line(data: bytes) -> bytes:
     """Drop one empty line, or its beginning, before a request line: old clients send one after a body.
 
-    RFC 9112 §2.2 asks for that. A second empty line stays, and is no request line.
+    RFC 9112 §2.2 asks for that. A second empty line stays, and is an invalid request line.
     """
     line = _empty_line(data)
     return data[line.end() :] if line is not None else data
 
 
 def is_head_only(data: bytes) -> bool:
-    """Whether a request that begins with this data gets no body, as far as it can be told."""
+    """Whether the response to a request that begins with this data has no body, as far as the data tells."""
     return bool(data) and b"HEAD ".startswith(data[:5])
 
 
 def names_websocket(upgrade: str) -> bool:
-    """Whether WebSocket is among the protocols of an Upgrade header."""
+    """Whether an Upgrade header names WebSocket."""
     return "websocket" in _tokens(upgrade)
 
 
 def split_target(method: str, target: str) -> tuple[str, str | None]:
     """Return a request target in origin form, and the authority of one in absolute form. Raises Refusal.
 
-    An origin server has to accept both (RFC 9112 §3.2). The target `*`, for the server as a whole, is for
-    OPTIONS only; with OPTIONS, an address without a path stands for it.
+    An origin server has to accept both (RFC 9112 §3.2). The target `*` stands for the server as a whole, and
+    is for OPTIONS only; with OPTIONS, an address without a path means the same.
     """
     if target.startswith("/") or (target == "*" and method == "OPTIONS"):
         return target, None
@@ -130,12 +131,12 @@ def split_target(method: str, target: str) -> tuple[str, str | None]:
 
 
 def begins_like_http(data: bytes) -> bool:
-    """Whether these first bytes of a connection can be those of a request."""
+    """Whether a connection that begins with these bytes can be HTTP."""
     return b"A" <= data[:1] <= b"Z"
 
 
 def parse_head(head: bytes) -> Request:
-    """Read a request head, without the empty line at its end. Raises Refusal."""
+    """Parse a request head, without the empty line at its end. Raises Refusal."""
     lines = head.split(b"\r\n")
     start = _request_line(lines[0])
     if start is None:
@@ -144,14 +145,14 @@ def parse_head(head: bytes) -> Request:
     for line in lines[1:]:
         match = _header_line(line)
         if match is None:
-            raise Refusal(400, "a header line cannot be read")
+            raise Refusal(400, "a header line is malformed")
         name = match[1].decode().lower()
         value = match[2].decode("latin-1").rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     minor_version = int(start[3])
     host = headers.get("host")
     if (host is None and minor_version == 1) or (host and not _host(host)):
-        raise Refusal(400, "the Host header is missing or cannot be read")
+        raise Refusal(400, "the Host header is missing or malformed")
     method = start[1].decode()
     target, authority = split_target(method, start[2].decode())
     if authority is not None:
@@ -161,24 +162,24 @@ def parse_head(head: bytes) -> Request:
 
 
 def accept_upgrade(request: Request) -> bytes:
-    """Build the 101 answer to a WebSocket opening handshake. Raises Refusal.
+    """Build the 101 response to a WebSocket opening handshake. Raises Refusal.
 
-    The first subprotocol that the client offers is agreed on, since a browser that offers one insists; no
-    extension ever is.
+    The first subprotocol that the client offers is selected, since a browser that offers some requires one.
+    Extensions are never selected.
     """
     headers = request.headers
     if request.method != "GET" or request.minor_version != 1:
-        raise Refusal(400, "a WebSocket begins with GET and HTTP/1.1")
+        raise Refusal(400, "a WebSocket handshake must use GET and HTTP/1.1")
     if "transfer-encoding" in headers or not _no_content(headers.get("content-length", "0")):
         raise Refusal(400, "a WebSocket handshake has no body")
     if not names_websocket(headers.get("upgrade", "")):
         raise Refusal(
             426,
-            "this address speaks WebSocket",
+            "this path accepts only WebSocket connections",
             headers={"Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
         )
     if "upgrade" not in _tokens(headers.get("connection", "")):
-        raise Refusal(400, "the Connection header does not say Upgrade")
+        raise Refusal(400, "the Connection header does not name Upgrade")
     if headers.get("sec-websocket-version") != "13":
         raise Refusal(
             426,
@@ -194,7 +195,7 @@ def accept_upgrade(request: Request) -> bytes:
     if subprotocol is not None:
         first = subprotocol.partition(",")[0].strip(" \t")
         if not _subprotocol(first):
-            raise Refusal(400, "Sec-WebSocket-Protocol cannot be read")
+            raise Refusal(400, "Sec-WebSocket-Protocol is malformed")
         agreed = f"Sec-WebSocket-Protocol: {first}\r\n"
     return (
         "HTTP/1.1 101 Switching Protocols\r\n"

@@ -1,9 +1,9 @@
-"""Poller: one task that notices which of all sockets have something to read.
+"""Poller: one task that reads all WebSockets.
 
-Waiting for each socket in a task of its own costs a system call and a task switch for every message. Here
-the sockets are registered once. A pass over those that are readable reads from all of them, then lets their
-owners do with it what is to be done, one after the other and in the same task, and then sends what they
-wrote. What is called must not block; each connection's lifetime stays with a task of its own.
+A task for each socket would cost a system call and a task switch for every message. Here the sockets are
+registered once. A pass has three steps: it reads every readable socket, lets the owner of each process the
+bytes, and sends the answers. An owner must not block. The lifetime of each connection belongs to a task of its
+own.
 """
 
 import logging
@@ -23,32 +23,33 @@ log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """Whose socket is watched."""
+    """The owner of a socket that the poller reads."""
 
     @property
     def read(self) -> Callable[[], bytes | None]:
-        """Reads once; None if nothing is there, empty bytes at the end."""
+        """Reads once; returns None if there is nothing to read, and empty bytes at the end."""
 
     def take(self, data: bytes) -> None:
-        """Do with what was read whatever is to be done."""
+        """Process bytes that were read."""
 
     def fail(self, error: Exception) -> None:
-        """End the connection, of which some bytes were lost."""
+        """End the connection, because some bytes were lost."""
 
 
 _READABLE_PER_PASS: Final = 64
 _READABLE_PER_TURN: Final = 128
-"""How many sockets are read before everything else in the process gets its turn."""
+"""How many sockets are read before other tasks get their turn."""
 _WORTH_ANOTHER_LOOK: Final = 8
-"""Where so many had something, others have by now: looking costs less than a turn of everything."""
+"""After a pass over this many sockets, others are readable by now: polling again costs less than a turn of
+all tasks."""
 _SAMPLE_EVERY: Final = 32
-"""One pass out of so many is timed."""
+"""One pass out of this many is timed."""
 _PAUSE_S: Final = 0.1
-"""How long the poller waits after a failure of its own, before it tries again."""
+"""How long the poller waits after a failure of its own before it tries again."""
 
 
 class Poller:
-    """Calls the owner of every watched socket that has something to read, or has come to its end.
+    """Reads every watched socket that has data or has ended, and calls its owner.
 
     Made by `open_poller`, which owns the task that runs it.
     """
@@ -61,17 +62,17 @@ class Poller:
         """Holds the writes of its transports until the end of a pass."""
 
     def watch(self, fd: int, owner: Owner) -> None:
-        """Whenever `fd` is readable let its owner read once, and take what that gave; again for the rest."""
+        """Read from `fd` whenever it is readable, and pass the bytes to its owner."""
         self._epoll.register(fd, select.POLLIN)
         self._owners[fd] = owner
 
     def unwatch(self, fd: int) -> None:
-        """Stop calling for `fd`, and forget what this pass has read of it; harmless if it is not watched."""
+        """Stop reading from `fd`, and drop what this pass has read of it. It need not be watched."""
         if self._owners.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     async def run(self) -> None:
-        """Look and call, for ever; a failure that belongs to no connection, such as no memory, passes."""
+        """Poll until cancelled. After a failure of no single connection, such as no memory, try again."""
         while True:
             try:
                 await self._run()
@@ -100,7 +101,8 @@ class Poller:
                 left -= len(readable)
 
     def _go_over(self, readable: list[tuple[int, int]]) -> None:
-        """Do one pass: one kind of work after the other, so that its code stays in the processor's caches."""
+        """Do one pass: one kind of work for all sockets at a time, so that its code stays in the processor's
+        caches."""
         owners = self._owners
         received = []
         for fd, _event in readable:
@@ -109,18 +111,18 @@ class Poller:
                 data = owner.read()
                 if data is not None:
                     received.append((fd, owner, data))
-            except Exception as error:  # also no memory: the others go on
+            except Exception as error:  # including MemoryError: the others go on
                 _fail(owner, error)
         with self.write_batch:
             for fd, owner, data in received:
-                if owners.get(fd) is owner:  # an earlier one may have ended it
+                if owners.get(fd) is owner:  # an earlier one may have ended this connection
                     try:
                         owner.take(data)
                     except Exception as error:
                         _fail(owner, error)
 
     def _go_over_timed(self, readable: list[tuple[int, int]]) -> None:
-        """Do one pass, and note how long its messages waited and took, together."""
+        """Do one pass, and measure how long its messages took together."""
         counters = self._counters
         began_at_s = time.perf_counter()
         before = counters.received_from_devices + counters.received_from_clients
@@ -130,18 +132,18 @@ class Poller:
             counters.latency.observe(time.perf_counter() - began_at_s, came)
 
     def close(self) -> None:
-        """Give the system's resources back."""
+        """Close the epoll object."""
         self._epoll.close()
 
 
 def _fail(owner: Owner, error: Exception) -> None:
-    """Tell an owner that its connection failed; where even that fails, the next look at it will end it."""
+    """Tell an owner that its connection failed. If even that fails, the next read ends the connection."""
     with suppress(Exception):
         owner.fail(error)
 
 
 class _Selector:
-    """What `select.epoll` does, for systems without it."""
+    """A replacement for `select.epoll` on systems without it."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -164,9 +166,9 @@ class _Selector:
 
 @asynccontextmanager
 async def open_poller(counters: Counters | None = None) -> AsyncIterator[Poller]:
-    """Open a poller, and run it until the block is left. `counters` is where it notes how long things take.
+    """Open a poller, and run it until the block is left. `counters` gets the measured times.
 
-    **Owns:** the one task that reads.
+    **Owns:** the task that reads.
     """
     poller = Poller(counters)
     try:

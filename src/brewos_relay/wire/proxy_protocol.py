@@ -1,6 +1,6 @@
-"""The header that a load balancer puts in front of a connection, to say whose it is. No I/O.
+"""The PROXY protocol: the header with which a load balancer tells the address of the client. No I/O.
 
-PROXY protocol, versions 1 (a line of text) and 2 (binary).
+Version 1 is a line of text, version 2 is binary.
 """
 
 import re
@@ -10,7 +10,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 MOST_HEADER_BYTES: Final = 4096
-"""What is taken of version 2, which may be followed by things that nobody here asks for; version 1: 107."""
+"""The largest header of version 2, including extensions that are ignored; version 1: 107."""
 
 _V1_START: Final = b"PROXY "
 _V1_MOST_BYTES: Final = 107
@@ -30,14 +30,14 @@ _CLIENT_USED_SSL: Final = 0x01
 
 
 class ProxyProtocolError(ValueError):
-    """The connection does not begin with a header that can be read."""
+    """The connection does not begin with a valid PROXY header."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """Whose connection it is: `address` is None if the load balancer speaks for itself, or does not know.
+    """The address of the client: None if the load balancer connects for itself, or does not know it.
 
-    `secure` says whether the peer has TLS with the load balancer, as far as that was told.
+    `secure` is True if the load balancer says that the client uses TLS.
     """
 
     address: str | None = None
@@ -46,9 +46,9 @@ class ProxyHeader:
 
 
 def parse_proxy_header(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Read a header, and how many of the bytes it has; None if all of them belong to it and more has to come.
+    """Parse a header; return it and its length, or None if more bytes are needed.
 
-    Raises ProxyProtocolError, as early as the first byte that cannot be one of a header.
+    Raises ProxyProtocolError at the first byte that cannot belong to a header.
     """
     if data[: len(_V1_START)] == _V1_START[: len(data)]:
         return _parse_line(data)
@@ -65,7 +65,7 @@ def _parse_line(data: bytes) -> tuple[ProxyHeader, int] | None:
         return None
     line = _V1_LINE.fullmatch(data[:end])
     if line is None:
-        raise ProxyProtocolError("the PROXY header cannot be read")
+        raise ProxyProtocolError("the PROXY header is malformed")
     if line["family"] is None:
         return ProxyHeader(), end
     address = IPv4Address if line["family"] == b"4" else IPv6Address
@@ -73,13 +73,13 @@ def _parse_line(data: bytes) -> tuple[ProxyHeader, int] | None:
         source = address(line["source"].decode())
         address(line["target"].decode())
     except AddressValueError:
-        raise ProxyProtocolError("an address in the PROXY header cannot be read") from None
+        raise ProxyProtocolError("an address in the PROXY header is invalid") from None
     return ProxyHeader(str(source), _port(int(line["port"]))), end
 
 
 def _port(number: int) -> int:
     if number > 0xFFFF:
-        raise ProxyProtocolError("a port in the PROXY header cannot be one")
+        raise ProxyProtocolError("a port in the PROXY header is larger than 65535")
     return number
 
 
@@ -88,7 +88,7 @@ def _parse_binary(data: bytes) -> tuple[ProxyHeader, int] | None:
         return None
     _, command, family, length = _V2_HEAD.unpack_from(data)
     if command not in {_V2_LOCAL, _V2_PROXY} or family not in _V2_FAMILIES:
-        raise ProxyProtocolError("the PROXY header is of a kind that nobody knows")
+        raise ProxyProtocolError("the PROXY header has an unknown command or address family")
     end = _V2_HEAD.size + length
     if end > MOST_HEADER_BYTES:
         raise ProxyProtocolError("the PROXY header is too long")
@@ -106,14 +106,14 @@ def _parse_binary(data: bytes) -> tuple[ProxyHeader, int] | None:
 
 
 def _tells_of_tls(extras: bytes) -> bool:
-    """Look for what a load balancer that ends TLS says of it, among whatever else it says."""
+    """Read from the extensions whether the client uses TLS with the load balancer."""
     while extras:
         if len(extras) < _TLV_HEAD.size:
-            raise ProxyProtocolError("the PROXY header ends in the middle")
+            raise ProxyProtocolError("the PROXY header is cut off")
         kind, length = _TLV_HEAD.unpack_from(extras)
         value, extras = extras[_TLV_HEAD.size :][:length], extras[_TLV_HEAD.size + length :]
         if len(value) < length:
-            raise ProxyProtocolError("the PROXY header ends in the middle")
+            raise ProxyProtocolError("the PROXY header is cut off")
         if kind == _TLV_SSL:
             return bool(value[:1]) and bool(value[0] & _CLIENT_USED_SSL)
     return False

@@ -1,8 +1,8 @@
-"""TLS in a transport: a non-blocking SSLSocket in the place of the socket.
+"""TLS in a transport: a non-blocking SSLSocket in place of the socket.
 
-Over memory BIOs each read and each write would take several calls more. OpenSSL reads no further than the
-record that it was asked for, and one record is always smaller than one read: so nothing ever waits inside
-of it while the socket looks empty, and a poller that watches the socket misses nothing.
+Memory BIOs would take several more calls for each read and write. OpenSSL reads no further than the record
+that it returns, and a record is always smaller than one read. So no data is left in OpenSSL while the socket
+has none, and a poller that watches the socket misses nothing.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ def begins_like_tls(data: bytes) -> bool:
 
 
 class TlsTransport(Transport):
-    """A transport over a socket of which the TLS handshake is done; made by `accept_tls`.
+    """A transport over a socket after its TLS handshake; made by `accept_tls`.
 
-    The rules of TLS for new keys in mid-connection could make a read wait for room to write, or a write wait
-    for something to read. A peer that drives it there has stopped reading, or has said half a message: its
-    stream is broken then, since waiting for it would keep a whole process busy.
+    A change of keys in TLS can make a read wait until it can write, or a write until it can read. A peer that
+    causes this has stopped reading, or has sent half a message. Its stream then counts as broken, since
+    waiting for it would keep the process busy.
 
-    OpenSSL takes a write as a whole or not at all, and wants the very same bytes again until it has: as the
-    first of an outbox is never changed, it gets them.
+    OpenSSL takes a write as a whole or not at all, and requires the same bytes again until it has. The first
+    entry of an outbox never changes, so it gets them.
     """
 
     __slots__ = ("_said_goodbye", "_tls")
@@ -43,7 +43,8 @@ class TlsTransport(Transport):
             tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
         )
         self._tls = tls
-        # These know TLS only, and are a call less than `send` and `recv`, which go on in plain after its end.
+        # These know TLS only, and save a call over `send` and `recv`, which continue without TLS after its
+        # end.
         self._send = tls.write
         self._recv = tls.read
         self._said_goodbye = False
@@ -51,24 +52,24 @@ class TlsTransport(Transport):
     def _break(self) -> None:
         if not self.broken:
             super()._break()
-            # Not of the SSLSocket: that would go on without TLS. It makes the end show when it is read.
+            # The method of SSLSocket would continue without TLS. This one makes the next read return the end.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
 
     def finish_writing(self) -> None:
-        """Tell the peer that nothing more will come: close_notify, and the end of the stream."""
+        """Send close_notify and the end of the stream."""
         if self._said_goodbye:
             return
         self._said_goodbye = True
-        with contextlib.suppress(OSError):  # mostly: the peer has not said the same yet
+        with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
             self._tls.unwrap()
-            self._recv = _nothing  # it has; what is left of the socket knows no TLS any more
+            self._recv = _nothing  # it has, and the socket has no TLS any more
         self._send = _take_all
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._tls, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Say goodbye as far as that goes without waiting, and close the socket."""
+        """Send close_notify if that needs no waiting, and close the socket."""
         if not self.closed:
             if self._outbox is None and not self.broken:
                 self.finish_writing()
@@ -84,15 +85,15 @@ def _take_all(data: bytes) -> int:
 
 
 async def accept_tls(transport: Transport, context: ssl.SSLContext) -> TlsTransport:
-    """Do the server's part of a TLS handshake; `transport` is closed from here on, whatever happens.
+    """Do the TLS handshake of a server. `transport` is closed from here on in every case.
 
-    Raises PeerGone if there is none to be had with this peer.
+    Raises PeerGone if the handshake fails.
     """
     limits = transport.outbox_limits
     plain = transport.detach()
     tls: ssl.SSLSocket | None = None
     try:
-        plain.getpeername()  # of a socket that has none any more, an SSLSocket would be lost half-made
+        plain.getpeername()  # without a peer, an SSLSocket would be left half-made
         tls = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         while True:
             try:

@@ -15,17 +15,17 @@ import trio
 
 READ_BYTES: Final = 64 * 1024
 
-# An SSLSocket says it in its own words; naming them here costs nothing where there are none. One that wants
-# to write before it reads, or to read before it writes, is not among them: see `wire.tls`.
+# An SSLSocket has exceptions of its own; listing them costs nothing for other sockets. Not listed: a read
+# that has to write first, and a write that has to read first; see `wire.tls`.
 _NOTHING_TO_READ: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 _NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
 class WriteBatch:
-    """Holds the writes of many transports while its block runs, and then makes them one after the other.
+    """Holds the writes of many transports while its block runs, and then does them one after the other.
 
-    So the processor has the system's code for sending at hand for all of them, instead of fetching it anew
-    for each, after everything that happens between two of them. Small writes of one transport go as one.
+    So the code of the system for sending stays in the processor's caches. Small writes of one transport
+    become one write.
     """
 
     __slots__ = ("held", "holding")
@@ -43,12 +43,12 @@ class WriteBatch:
         for transport in held:
             try:
                 transport.release()
-            except Exception as error:  # also no memory: the others go on
+            except Exception as error:  # including MemoryError: the others go on
                 transport.fail(error)
 
 
 _AT_ONCE: Final = WriteBatch()
-"""Holds nothing."""
+"""Holds no writes."""
 
 
 class Transport:
@@ -94,13 +94,13 @@ class Transport:
         self._lag_bytes = outbox_limit_bytes if lag_bytes is None else min(lag_bytes, outbox_limit_bytes)
         self._wakes = 0
         self.broken = False
-        """Whether the stream has failed, which is another end than that which the peer gives it."""
+        """Whether the stream failed. An end by the peer is no failure."""
         self.outbox_bytes = 0
-        """What waits to be written."""
+        """How many bytes wait to be written."""
         self.on_blocked: Callable[[], None] | None = None
-        """Called when the outbox ceases to be empty: somebody has to run `flush`."""
+        """Called when the outbox is no longer empty: a task has to run `flush`."""
         self.on_failed: Callable[[Exception], None] | None = None
-        """Called when a held write failed otherwise than by the stream; some of it may be lost."""
+        """Called when a held write failed by another exception than OSError; part of it may be lost."""
 
     @property
     def closed(self) -> bool:
@@ -109,16 +109,17 @@ class Transport:
 
     @property
     def outbox_limits(self) -> tuple[int, int]:
-        """The most that may wait, in bytes, and how much of it what need not be kept finds no room."""
+        """The most bytes that may wait, and the most that may wait before writes without `keep` are
+        refused."""
         return self._outbox_limit_bytes, self._lag_bytes
 
     def limit_outbox(self, limit_bytes: int) -> None:
-        """Let no more than this wait, whether it must be kept or not."""
+        """Lower the limits of the outbox, for all writes."""
         self._outbox_limit_bytes = min(self._outbox_limit_bytes, limit_bytes)
         self._lag_bytes = min(self._lag_bytes, limit_bytes)
 
     def read(self) -> bytes | None:
-        """Read what is there, up to 64 KiB; None if nothing is, empty bytes once the stream is over."""
+        """Read up to 64 KiB; None if there is nothing to read, empty bytes at the end of the stream."""
         try:
             return self._recv(READ_BYTES)
         except _NOTHING_TO_READ:
@@ -128,7 +129,7 @@ class Transport:
             return b""
 
     def peek(self, most_bytes: int) -> bytes | None:
-        """Look at what `read` would give, and leave it there; of a stream without TLS only."""
+        """Return what `read` would return, and leave it there; only without TLS."""
         try:
             return self._socket.recv(most_bytes, socket.MSG_PEEK)
         except _NOTHING_TO_READ:
@@ -138,23 +139,22 @@ class Transport:
             return b""
 
     def skip(self, length: int) -> None:
-        """Read bytes that `peek` gave, and forget them."""
+        """Read bytes that `peek` returned, and discard them."""
         with contextlib.suppress(OSError):
             self._socket.recv(length)
 
     def write(self, data: bytes, keep: bool = True) -> bool:
-        """Write, or leave in the outbox; False if the outbox has no room and nothing was written.
+        """Write, or add to the outbox; False if the outbox has no room, and then nothing is written.
 
-        What is not to be kept finds no room any more once `lag_bytes` wait.
-
-        A broken stream takes everything: its end shows when it is read.
+        Without `keep`, the outbox has room for `lag_bytes` only. A broken stream accepts everything: `read`
+        returns its end.
         """
         if self._outbox is None:
             if self._held is not None:
-                if len(self._held) + len(data) <= self._lag_bytes:  # the outbox would take both
+                if len(self._held) + len(data) <= self._lag_bytes:  # the outbox would have room for both
                     self._held += data
                     return True
-                self.release()  # what becomes of it decides about this
+                self.release()  # its result decides about this write
                 return self.write(data, keep)
             if self.write_batch.holding:
                 self.write_batch.held.append(self)
@@ -170,7 +170,7 @@ class Transport:
         return True
 
     def release(self) -> None:
-        """Make the write that `write_batch` has held, if there is one."""
+        """Do the write that `write_batch` holds, if there is one."""
         data = self._held
         if data is None:
             return
@@ -189,7 +189,7 @@ class Transport:
                 self.on_blocked()
 
     def fail(self, error: Exception) -> None:
-        """Give up the write that `write_batch` has held, and what is left of the stream with it."""
+        """Drop the held write, and end the stream."""
         self._held = None
         if self.on_failed is not None:
             self.on_failed(error)
@@ -210,15 +210,15 @@ class Transport:
         self.broken = True
 
     def keep_first_unsent(self) -> None:
-        """Forget what waits in the outbox, except for a write that may have been sent in part."""
+        """Drop the outbox, except for a write that may have been sent in part."""
         if self._outbox is not None:
             self._outbox = deque((self._outbox[0],))
             self.outbox_bytes = len(self._outbox[0])
 
     async def flush(self, *, stall_s: float) -> bool:
-        """Write until the outbox is empty; False if the peer took nothing at all for `stall_s`.
+        """Write until the outbox is empty; False if the peer read nothing for `stall_s`.
 
-        A peer that takes little is not stalled, although the system may say for long that there is no room.
+        A peer that reads slowly is not stalled, even if the system reports for long that there is no room.
 
         Raises trio.ClosedResourceError after `wake` or `close`.
         """
@@ -227,7 +227,7 @@ class Transport:
             untaken_bytes = self._untaken_bytes()
             with trio.move_on_after(stall_s) as stalled:
                 await trio.lowlevel.wait_writable(self.fd)
-            if wakes != self._wakes:  # after the waiting was over, and before it was noticed here
+            if wakes != self._wakes:  # after the wait had ended, and before this task ran
                 raise trio.ClosedResourceError("woken")
             if stalled.cancelled_caught:
                 if self._untaken_bytes() < untaken_bytes:
@@ -246,37 +246,37 @@ class Transport:
         return True
 
     def _untaken_bytes(self) -> int:
-        """Ask the system how much of what was sent the peer has not taken; 0 where it does not say."""
+        """Ask the system how many sent bytes the peer has not acknowledged; 0 if it cannot tell."""
         try:
             return int.from_bytes(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError:
             return 0
 
     async def wait_readable(self) -> None:
-        """Wait for something to read, or for the end.
+        """Wait for something to read, or for the end of the stream.
 
         Raises trio.ClosedResourceError after `wake` or `close`.
         """
         await trio.lowlevel.wait_readable(self.fd)
 
     def finish_writing(self) -> None:
-        """Tell the peer that nothing more will come."""
+        """Send the end of the stream."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def detach(self) -> socket.socket:
-        """Give the socket away; this transport is closed from here on."""
+        """Return the socket; this transport is closed from here on."""
         self.fd = -1
         return self._socket
 
     def wake(self) -> None:
-        """Make whoever waits for this stream stop waiting, with trio.ClosedResourceError."""
+        """Make the tasks that wait for this stream raise trio.ClosedResourceError."""
         if not self.closed:
             self._wakes += 1
             trio.lowlevel.notify_closing(self.fd)
 
     def close(self) -> None:
-        """Close the socket; what waits in the outbox is lost."""
+        """Close the socket, and drop the outbox."""
         if not self.closed:
             self.wake()
             self.fd = -1
@@ -293,7 +293,7 @@ class TransportStream(trio.abc.HalfCloseableStream):
         self._left = b""
 
     def detach(self) -> tuple[Transport, bytes]:
-        """Give the transport to the caller, and the data that was read from it and not taken.
+        """Return the transport, and the data that was read from it but not received.
 
         Closing the stream still closes the transport.
         """
@@ -301,7 +301,7 @@ class TransportStream(trio.abc.HalfCloseableStream):
         return self._transport, left
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait for something and return it, or empty bytes at the end; see `trio.abc.ReceiveStream`."""
+        """Wait for data and return it, or empty bytes at the end; see `trio.abc.ReceiveStream`."""
         transport = self._transport
         self._check_open()
         await trio.lowlevel.checkpoint()
@@ -316,7 +316,7 @@ class TransportStream(trio.abc.HalfCloseableStream):
         return data[:most_bytes]
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it, and wait until the system has it; see `trio.abc.SendStream`."""
+        """Write all data, and wait until the system has it; see `trio.abc.SendStream`."""
         transport = self._transport
         self._check_open()
         await trio.lowlevel.checkpoint()
@@ -332,7 +332,7 @@ class TransportStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.wait_writable(self._transport.fd)
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more will come."""
+        """Send the end of the stream."""
         self._check_open()
         await trio.lowlevel.checkpoint()
         self._transport.finish_writing()
