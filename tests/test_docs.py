@@ -203,7 +203,7 @@ def test_exit_codes_are_those_of_the_code() -> None:
 def test_table_of_close_codes_is_that_of_the_code() -> None:
     documented = [row[:3] for row in rows(section(read("reference/protocol.md"), "## Close codes"))]
     assert documented == [
-        [str(int(each)), f"`{name}`", "yes" if each.come_back else "no"]
+        [str(int(each)), f"`{name}`", "yes" if each.may_reconnect else "no"]
         for name, each in CloseCode.__members__.items()
     ]
 

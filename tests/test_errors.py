@@ -32,7 +32,7 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "number", "come_back"),
+    ("code", "number", "may_reconnect"),
     [
         (CloseCode.NORMAL, 1000, False),
         (CloseCode.GOING_AWAY, 1001, True),
@@ -48,9 +48,9 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
         (CloseCode.ACCESS_ENDED, 4003, False),
     ],
 )
-def test_close_codes_and_who_may_come_back(code: CloseCode, number: int, come_back: bool) -> None:
+def test_close_codes_and_who_may_come_back(code: CloseCode, number: int, may_reconnect: bool) -> None:
     assert code == number
-    assert code.come_back is come_back
+    assert code.may_reconnect is may_reconnect
 
 
 def test_every_close_code_is_in_the_table_above() -> None:

@@ -82,7 +82,7 @@ def document() -> dict[str, Any]:
         },
         "components": {"messages": {_name(each): _message(each) for each in EVERYTHING}},
         "x-close-codes": [
-            {"code": int(code), "name": name, "comeBack": code.come_back}
+            {"code": int(code), "name": name, "comeBack": code.may_reconnect}
             for name, code in CloseCode.__members__.items()
         ],
     }

@@ -1,4 +1,4 @@
-"""brewos-relay: a relay between machines at home and the apps in people's hands."""
+"""brewos-relay: a WebSocket relay between espresso machines and their apps."""
 
 # The map of the package; arrows point down only.
 #
@@ -10,22 +10,21 @@
 #   api           HTTP on Quart-Trio, and the pages in console
 #   key_rotation  a new key for a device, sent over its own connection
 #   protocols     the relay and the registry, as the HTTP API calls them
-#   wire          WebSocket: bytes to messages and back
-#   auth          keys, tokens, who is who   registry    devices, people, who has what: in SQL
+#   wire          WebSocket: sockets, TLS, handshakes, frames
+#   auth          keys, tokens, identities     registry  devices, users, shares, sessions: in SQL
 #   client        the SDK: devices and apps in Python
-#   telemetry     logs and figures
-#   core          THE REUSABLE RELAY: sessions, peers, limits
-#   messages      what passes through        errors      the exception tree, close codes
-#   dialect       the commands of BrewOS machines, and who may send each
-#   fields        splits a message that msgspec refuses
+#   telemetry     logs and metrics
+#   core          the reusable relay: sessions, peers, limits
+#   messages      messages of devices, clients and the relay     errors  exceptions and close codes
+#   dialect       what the relay knows of BrewOS messages, and of those of other devices
+#   fields        a lenient decoder for messages that msgspec refuses
 #   texts         which characters a name may have
 #   vocabulary    roles, device ids and keys, wall-clock times: shared by all layers
 #   networks      networks around an address, for limits and quotas
 #   version       the version of the installed package
 #   settings      the one reader of the environment; only commands, doctor and server use it
 #
-# The names below are the library. They are fetched when first used, so that a command line that needs no
-# relay does not load one.
+# The names below are the library. They are imported at first use, so that other commands start fast.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

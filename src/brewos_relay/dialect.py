@@ -1,4 +1,4 @@
-"""Dialect: what the relay knows of the messages of one kind of device.
+"""Dialect: what the relay knows about the messages of one kind of device.
 
 `NEUTRAL` knows only the messages of the relay itself. `BREWOS` is the dialect of BrewOS machines: its tables
 are the single source of these rules, and the reference page is generated from them. A command that a dialect
@@ -13,16 +13,16 @@ from typing import Final, TypeAlias
 
 
 class CommandClass(enum.StrEnum):
-    """What a sender needs for a message to reach the machine."""
+    """The right that a sender needs for a message to reach the device."""
 
     USE = "use"
     """Making coffee: members and owners."""
     HOUSEHOLD = "household"
-    """Settings that act after the sender has left: members whose access has no end time, and owners."""
+    """Settings that take effect after the sender has left: members whose access has no end, and owners."""
     MANAGE = "manage"
     """Networks, services, calibration, updates and resets: owners."""
     RESERVED = "reserved"
-    """Messages that a machine believes because the relay sends them: no client may send them."""
+    """Messages that a device trusts because the relay sends them: no client may send them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Rule:
     name: str
     command_class: CommandClass
     effect: str
-    """What the machine does with it, for the reference page."""
+    """What the device does with it, for the reference page."""
     waits: bool = False
     waits_in_modes: frozenset[str] = frozenset()
-    """It may also wait with these values of `mode`."""
+    """Values of `mode` with which it may wait as well."""
 
 
 Rules: TypeAlias = tuple[Rule, ...]
@@ -43,12 +43,12 @@ Rules: TypeAlias = tuple[Rule, ...]
 
 @dataclass(frozen=True, slots=True)
 class Volatile:
-    """A part of a machine's state that says nothing after an absence: a group, or one of its fields."""
+    """A part of a device's state that is outdated after an absence: a group, or one of its fields."""
 
     group: str
     field: str | None = None
     value: object = None
-    """Only with this value, unless it is None."""
+    """Only a field with this value is volatile; None means any value."""
 
 
 RELAY_TYPES: Final[Rules] = (
@@ -69,7 +69,7 @@ class StateKind(enum.IntEnum):
     NUMBER = 3
     """It only carries the next `seq`."""
     KEPT = 4
-    """The last message of its type is kept as it came, beside the state."""
+    """The last message of its type is kept unchanged, beside the state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,50 +77,51 @@ class Dialect:
     """The messages of one kind of device. Without arguments, it is the neutral dialect.
 
     Under the neutral dialect the relay passes on every message, keeps no state, asks the device for nothing
-    and lets no command wait. Only owners may send messages to the device, and nobody may send those of the
+    and lets no command wait. Only owners may send messages to the device, and no client may send those of the
     relay itself.
     """
 
     # From clients to the device
     commands: Rules = ()
-    """By `cmd`; these come in messages of the type `command`."""
+    """The commands by `cmd`; they come in messages of the type `command`."""
     types: Rules = RELAY_TYPES
-    """By `type`: the other messages."""
+    """The other messages, by `type`."""
     modes: frozenset[str] = frozenset()
     """The values of `mode` that the device knows."""
     state_request: str | None = None
-    """The type by which the relay and clients ask the device for its whole state."""
+    """The type of the request for the whole state, from the relay or a client."""
     full_state_requests: frozenset[str] = frozenset()
-    """Types by which clients ask for the state and get the last known one from the relay at once."""
+    """Types of requests that the relay also answers itself, with the last known state."""
 
     # From the device
     state: str | None = None
-    """The type of a message with the whole state: an object of groups."""
+    """The type of a message with the whole state, which is an object of groups."""
     state_change: str | None = None
-    """The type of a message with the groups that have changed; it needs `state`."""
+    """The type of a message with changed groups; it needs `state`."""
     numbered: frozenset[str] = frozenset()
-    """Types of messages that share the numbering (`seq`) of the state and hold none."""
+    """Types of messages that carry the next `seq` of the state and no state."""
     kept: tuple[str, ...] = ()
-    """Types of which the last message is kept for clients that join."""
+    """Types whose last message is kept for clients that join."""
     info: str | None = None
-    """The one of these that describes the device."""
+    """The type among `kept` in which the device describes itself."""
     superseded: frozenset[str] = frozenset()
-    """More types of messages that need not reach a client that lags: the next one says all of it."""
+    """Types that a lagging client may miss, since the next message of the type repeats everything."""
     log: str | None = None
-    """The type of log lines: only those with the `level` "error" have to reach a client that lags."""
+    """The type of log lines. A lagging client gets only those with the `level` "error"."""
     volatile: tuple[Volatile, ...] = ()
-    """What changes within seconds: clients of an absent device are not told it again."""
+    """Parts of the state that change within seconds. Clients are not told them after an absence."""
     says_state_within_s: float = 0.75
-    """How long after coming a device that says its whole state at once has said it, at the latest."""
+    """The longest time after its arrival that a device needs to send its whole state, if it does so at
+    once."""
 
     # Derived from the fields above
     state_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
     """The messages that change the last known state, by type."""
     state_requests: frozenset[str] = field(init=False, repr=False, compare=False)
-    """All types by which clients ask for the state."""
+    """All types of requests for the state."""
 
     def __post_init__(self) -> None:
-        """Derive the tables for looking up."""
+        """Derive the lookup tables."""
         kinds = dict.fromkeys(self.kept, StateKind.KEPT) | dict.fromkeys(self.numbered, StateKind.NUMBER)
         if self.state is not None:
             kinds[self.state] = StateKind.WHOLE
@@ -137,7 +138,7 @@ class Dialect:
     def must_reach(self, message_type: str, level: object) -> bool:
         """Whether a message must reach every client, since no later message repeats it.
 
-        A kept message must, although the next one replaces it: it may be the last for a long time.
+        This includes kept messages, unless `superseded` lists them: the next one may come much later.
         """
         if message_type == self.log:
             return level == "error"
@@ -150,10 +151,10 @@ NEUTRAL: Final = Dialect()
 
 
 class Policy:
-    """A dialect, tightened by two lists of patterns.
+    """A dialect, restricted further by two lists of patterns.
 
     A pattern names a `cmd`, a `cmd` and its `mode` as `cmd:mode`, or a `type`; `*` stands for any characters.
-    A match makes a command an owner's, or keeps it from waiting. No pattern allows more than the dialect.
+    A match reserves a command for owners, or keeps it from waiting. No pattern allows more than the dialect.
     """
 
     __slots__ = (
@@ -178,7 +179,7 @@ class Policy:
         self._never_wait = _split(never_wait)
 
     def class_of(self, kind: str, cmd: object = None, mode: object = None) -> CommandClass:
-        """Give the class of a message by its `type`, `cmd` and `mode`, of any type."""
+        """Return the class of a message by its `type`, `cmd` and `mode`, which may be of any type."""
         rule = self._find(kind, cmd)
         if rule is None:
             is_reserved = kind != "command" and kind.strip().lower() in self._reserved
@@ -192,16 +193,16 @@ class Policy:
         return rule.command_class
 
     def may_wait(self, kind: str, cmd: object = None, mode: object = None) -> bool:
-        """Whether a message may wait for an absent machine."""
+        """Whether a message may wait for an absent device."""
         rule = self._find(kind, cmd)
         if rule is None or not (rule.waits or (isinstance(mode, str) and mode in rule.waits_in_modes)):
             return False
         return not (self._never_wait and self._names(self._never_wait, rule, mode))
 
     def unlisted(self) -> tuple[list[str], list[str]]:
-        """List the commands of owners, and those that never wait, as far as no pattern names them.
+        """List the owners' commands, and those that never wait, that no pattern names.
 
-        The dialect restricts them all the same. In earlier versions a list without them allowed them.
+        The dialect restricts them in any case. In earlier versions a list without them allowed them.
         """
         owners, never = [], []
         for rule in self.dialect.commands:
@@ -221,7 +222,8 @@ class Policy:
         return self._commands.get(cmd) if isinstance(cmd, str) else None
 
     def _names(self, patterns: Sequence[tuple[str, str]], rule: Rule, mode: object) -> bool:
-        """Whether a pattern names this message. A `mode` that the machine does not know matches any."""
+        """Whether a pattern names this message. A `mode` that the device does not know matches any
+        pattern."""
         name = _folded(rule.name)
         known = isinstance(mode, str) and mode in self.dialect.modes
         return any(
@@ -231,7 +233,7 @@ class Policy:
 
 
 def _split(patterns: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Split patterns into those of a name and of a mode; an empty one names nothing."""
+    """Split patterns into name and mode; empty patterns are left out."""
     parts = (_folded(pattern).partition(":") for pattern in patterns if pattern)
     return tuple((name.strip(), mode.strip()) for name, _, mode in parts)
 
@@ -246,8 +248,8 @@ def _rules(command_class: CommandClass, effects: dict[str, str], *, waits: bool 
 
 _MODES: Final = frozenset({"on", "ready", "brew", "steam", "off", "standby", "idle", "eco"})
 
-# A command may wait if a machine that gets it 10 s late stays off if it was off, moves no water, and stays on
-# the net. So most settings may wait: they change what a later command does.
+# A command may wait if a machine that gets it 10 s late stays off if it was off, moves no water, and stays
+# connected. So most settings may wait: they change what a later command does.
 BREWOS: Final = Dialect(
     modes=_MODES,
     state_request="request_state",
@@ -262,7 +264,7 @@ BREWOS: Final = Dialect(
     volatile=(
         *(Volatile(group) for group in ("shot", "scale", "power", "pressure")),
         Volatile("machine", "isBrewing"),
-        # A shot takes half a minute, so this one is over. The mode, which stays, says that the machine is on.
+        # A shot takes half a minute, so it is over. The mode, which stays, says that the machine is on.
         Volatile("machine", "state", "brewing"),
     ),
     commands=(

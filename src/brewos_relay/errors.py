@@ -1,28 +1,28 @@
-"""One exception tree, and the close codes the relay uses.
+"""The exceptions of the relay, and its close codes.
 
 RelayError
-├── RelayClosing         the relay is leaving and takes nobody on
-├── PeerGone             what the peer stood for has ended
-├── TokenRejected        a JWT that is malformed, forged, expired or incomplete
-├── IdentityRejected     what somebody else says about who signs in is not good enough
-├── IdentityUnavailable  whoever would have to say it cannot be asked now
-├── RegistryError
-│   ├── RegistryBusy     a write that did not get its turn in time
-│   ├── DeviceExists     registering an id that is registered already
-│   ├── DeviceUnknown    what can only be done to a device that is registered
-│   ├── LastOwner        what would leave a device to people who do not own it
-│   ├── NotAnOwner       sharing a device that somebody else owns
-│   ├── RoleTooLow       a write that takes a higher role for the device
-│   ├── NotAnAdministrator   a write that takes an administrator
-│   ├── TooManyKeys      sending a machine yet another key that it will not use
-│   ├── QuotaReached     giving a user more machines than an account may have
-│   ├── TooManyUnproven  claiming yet another machine while so many others never connected
-│   ├── PairingClosed    registering a machine that is unknown while pairing is closed
-│   ├── TooManyNewDevices registering yet another id from a network
-│   ├── SignInRefused    somebody whom nobody let in, or whose e-mail address nobody vouches for
-│   ├── UserExists       making an account with an e-mail address that has one
-│   └── DeviceFileError  a device file with a line that cannot be taken
-└── SettingsError        a setting that is missing or does not make sense
+├── RelayClosing            the relay accepts no more peers
+├── PeerGone                the connection to the peer has ended
+├── TokenRejected           a JWT is malformed, forged, expired or incomplete
+├── IdentityRejected        an identity provider's proof was rejected
+├── IdentityUnavailable     an identity provider could not be asked
+├── RegistryError           the registry refused a change
+│   ├── RegistryBusy        a write did not get its turn in time
+│   ├── DeviceExists        the id is registered already
+│   ├── DeviceUnknown       the device is not registered
+│   ├── LastOwner           the device would have no owner
+│   ├── NotAnOwner          the action is for owners of the device
+│   ├── RoleTooLow          the action needs a higher role for the device
+│   ├── NotAnAdministrator  the action needs an administrator
+│   ├── TooManyKeys         the machine was sent several keys and used none of them
+│   ├── QuotaReached        the user would have too many machines
+│   ├── TooManyUnproven     the user would have too many machines that never connected
+│   ├── PairingClosed       an unknown machine registers while pairing is closed
+│   ├── TooManyNewDevices   the network registers too many new ids
+│   ├── SignInRefused       the user may not sign in
+│   ├── UserExists          the e-mail address has an account
+│   └── DeviceFileError     a line of a device file is invalid
+└── SettingsError           a setting is missing or invalid
 """
 
 from collections.abc import Iterable
@@ -42,23 +42,23 @@ class CloseCode(IntEnum):
     INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
     TRY_AGAIN_LATER = 1013
-    #: To a device: a newer connection took its place. To a client: its token is rejected, or it is
-    #: a page without access to the device. An app that receives it does not come back on its own.
+    #: To a device: a newer connection replaced it. To a client: its token was rejected, or it is a page
+    #: without access to the device. An app that receives it does not connect again by itself.
     REPLACED = 4002
     TOKEN_REJECTED = 4002
-    #: To a client: its user has no access to the device any more. To a device: its key is none any more.
+    # To a client: the access of its user to the device has ended. To a device: its key is no longer valid.
     ACCESS_ENDED = 4003
 
     @property
-    def come_back(self) -> bool:
-        """Whether a peer that is closed with this code may connect again as it is."""
-        return self in _COME_BACK
+    def may_reconnect(self) -> bool:
+        """Whether a peer that was closed with this code may connect again with the same credentials."""
+        return self in _RECONNECTABLE
 
 
-_COME_BACK = frozenset(
+_RECONNECTABLE = frozenset(
     {
         CloseCode.GOING_AWAY,
-        CloseCode.POLICY_VIOLATION,  # of silence, mostly
+        CloseCode.POLICY_VIOLATION,  # usually because of silence
         CloseCode.INTERNAL_ERROR,
         CloseCode.SERVICE_RESTART,
         CloseCode.TRY_AGAIN_LATER,
@@ -67,9 +67,9 @@ _COME_BACK = frozenset(
 
 
 class RelayError(Exception):
-    """Base of everything that the relay raises on purpose.
+    """Base of all errors of the relay.
 
-    `code` is stable and machine-readable; `retry` says whether trying again later can help.
+    `code` is stable and machine-readable; `retry` says whether the same attempt can succeed later.
     """
 
     code: ClassVar[str] = "relay_error"
@@ -77,46 +77,46 @@ class RelayError(Exception):
 
 
 class RelayClosing(RelayError):
-    """The relay is draining or closed: nothing can be attached any more."""
+    """The relay is draining or closed, and accepts no more peers."""
 
     code = "relay_closing"
     retry = True
 
 
 class PeerGone(RelayError):
-    """The peer has ended; whoever waited for it need not wait any longer."""
+    """The connection to the peer has ended."""
 
     code = "peer_gone"
     retry = True
 
 
 class TokenRejected(RelayError):
-    """A JWT was not accepted; the text says why, without repeating the token."""
+    """A JWT was rejected; the text says why, without the token."""
 
     code = "token_rejected"
 
 
 class IdentityRejected(RelayError):
-    """Another party's proof of who somebody is was not accepted; the text says why, without repeating it."""
+    """An identity provider's proof was rejected; the text says why, without the proof."""
 
     code = "identity_rejected"
 
 
 class IdentityUnavailable(RelayError):
-    """Another party had to be asked who somebody is, and did not answer, or not as it should."""
+    """An identity provider could not be asked, or did not answer as it should."""
 
     code = "identity_unavailable"
     retry = True
 
 
 class RegistryError(RelayError):
-    """The registry refused a change; nothing of it was stored."""
+    """The registry refused a change; nothing was stored."""
 
     code = "registry_error"
 
 
 class RegistryBusy(RegistryError):
-    """A write did not get its turn in time. `undone` is false if it may have been committed all the same."""
+    """A write did not get its turn in time. `undone` is False if it may have been committed all the same."""
 
     code = "registry_busy"
     retry = True
@@ -143,21 +143,23 @@ class DeviceUnknown(RegistryError):
 
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
-        super().__init__(f"{device_id} is not registered; `brewos-relay device list` shows what is")
+        super().__init__(
+            f"{device_id} is not registered; `brewos-relay device list` lists the registered devices"
+        )
 
 
 class LastOwner(RegistryError):
-    """A device would be left to people who do not own it."""
+    """The change would leave a device without an owner."""
 
     code = "last_owner"
 
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
-        super().__init__(f"{device_id} would have no owner left: make somebody else an owner first")
+        super().__init__(f"{device_id} would have no owner: make another user an owner first")
 
 
 class NotAnOwner(RegistryError):
-    """A user wants to do with a device what only its owners may."""
+    """The action is for owners of the device only."""
 
     code = "not_an_owner"
 
@@ -167,18 +169,18 @@ class NotAnOwner(RegistryError):
 
 
 class RoleTooLow(RegistryError):
-    """A principal reaches a device, with a role that does not allow this."""
+    """A principal has access to a device, with a role that does not allow the action."""
 
     code = "role_too_low"
 
     def __init__(self, device_id: str, at_least: str) -> None:
         self.device_id = device_id
         self.at_least = at_least
-        super().__init__(f"this takes the role {at_least} for {device_id}")
+        super().__init__(f"this needs the role {at_least} for {device_id}")
 
 
 class NotAnAdministrator(RegistryError):
-    """A principal is no administrator of this server, or is none any more."""
+    """A principal is not an administrator of this server, or no longer."""
 
     code = "not_an_administrator"
 
@@ -187,7 +189,7 @@ class NotAnAdministrator(RegistryError):
 
 
 class TooManyKeys(RegistryError):
-    """A machine was sent key after key and used none of them; any one may still be the one that it kept."""
+    """A machine was sent several keys and used none of them; each may be the one that it stored."""
 
     code = "too_many_keys"
 
@@ -214,7 +216,7 @@ class QuotaReached(RegistryError):
 
 
 class TooManyUnproven(RegistryError):
-    """A user would own more machines that never connected than an account may."""
+    """A user would own more machines that never connected than an account may own."""
 
     code = "too_many_unproven"
 
@@ -226,7 +228,7 @@ class TooManyUnproven(RegistryError):
 
 
 class PairingClosed(RegistryError):
-    """A machine that is unknown wants to register while pairing is closed."""
+    """An unknown machine wants to register while pairing is closed."""
 
     code = "pairing_closed"
 
@@ -246,13 +248,13 @@ class TooManyNewDevices(RegistryError):
 
 
 class SignInRefused(RegistryError):
-    """Somebody proved who they are, and is not let in; the text is for them to read."""
+    """A user proved their identity and may not sign in; the text is for that user."""
 
     code = "sign_in_refused"
 
 
 class UserExists(RegistryError):
-    """There is an account with this e-mail address."""
+    """An account with this e-mail address exists."""
 
     code = "user_exists"
 
@@ -262,7 +264,7 @@ class UserExists(RegistryError):
 
 
 class DeviceFileError(RegistryError):
-    """A line of a device file cannot be taken; `line` counts from 1."""
+    """A line of a device file is invalid; `line` counts from 1."""
 
     code = "device_file"
 
@@ -272,6 +274,6 @@ class DeviceFileError(RegistryError):
 
 
 class SettingsError(RelayError):
-    """A setting is missing or does not make sense; the text names it and says what to do."""
+    """A setting is missing or invalid; the text names it and says what to do."""
 
     code = "settings"

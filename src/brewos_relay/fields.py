@@ -1,7 +1,7 @@
 """Fields: split a message into its top-level keys and encoded values, and join them.
 
-A slow and liberal way to read a message of a machine, for one that msgspec refuses: a MessagePack map may
-have keys of any type, and a text may hold half a surrogate pair or bytes that are not UTF-8.
+This is a slow but lenient decoder for messages of machines that msgspec refuses: a MessagePack map may have
+keys of any type, and a text may hold unpaired surrogates or bytes that are not UTF-8.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any, Final, NoReturn, TypeAlias
 import msgspec
 
 Key: TypeAlias = str | bytes
-"""A text; or a key of a MessagePack map that is not a text in UTF-8, as it is encoded."""
+"""A text, or the encoded key of a MessagePack map if it is not a UTF-8 text."""
 Fields: TypeAlias = dict[Key, msgspec.Raw]
 
 MALFORMED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoding raises. RecursionError stands for deep nesting; UnicodeDecodeError is a ValueError."""
+"""The exceptions of decoding. RecursionError means deep nesting; UnicodeDecodeError is a ValueError."""
 
 _decode_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _TEXT_STARTS: Final = {0xD9: 2, 0xDA: 3, 0xDB: 5}
@@ -23,9 +23,9 @@ _space = re.compile(r"[ \t\n\r]*").match
 
 
 def split(payload: bytes, *, is_text: bool) -> Fields:
-    """Give the fields of a JSON object or a MessagePack map; of a key that comes twice, the last.
+    """Return the fields of a JSON object or a MessagePack map; of a repeated key, the last.
 
-    Raises one of `MALFORMED`. The messages of these errors repeat no content.
+    Raises one of `MALFORMED`. The texts of these errors repeat no content.
     """
     return _split_json(payload.decode()) if is_text else _split_msgpack(payload)
 
@@ -44,7 +44,7 @@ def join(fields: Fields, *, is_text: bool) -> bytes:
 
 
 def map_head(payload: bytes) -> tuple[int, int] | None:
-    """Read how many pairs a MessagePack map announces, and where they start; None if it is not a map."""
+    """Return how many pairs a MessagePack map has, and where they start; None if it is not a map."""
     first = payload[0] if payload else 0
     if 0x80 <= first <= 0x8F:
         return first & 0x0F, 1
@@ -59,7 +59,7 @@ def _split_msgpack(payload: bytes) -> Fields:
     size, start = head
     if 2 * size > len(payload):
         raise ValueError("the map is cut off")
-    # Read as an array of twice the size, a map may have any keys, and nothing in it is decoded.
+    # As an array of twice the size, a map may have keys of any type, and no value is decoded.
     items = _decode_items(b"\xdd%b%b" % ((2 * size).to_bytes(4), payload[start:]))
     return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
@@ -80,7 +80,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"JSON has no {constant}")
 
 
-# Numbers become floats, as no text of digits is too long for one.
+# All numbers become floats: a float may have any number of digits.
 _decoder: Any = json.JSONDecoder(parse_constant=_refuse, parse_int=float)
 _scan_value = _decoder.scan_once
 
@@ -109,7 +109,7 @@ def _split_json(text: str) -> Fields:
 
 
 def _after(text: str, mark: str, at: int) -> int:
-    """Give where the text goes on after a mark, without the space around it."""
+    """Return where the text continues after a mark and the space around it."""
     at = _end_of_space(text, at)
     if text[at : at + 1] != mark:
         raise ValueError(f"{mark!r} should be at character {at}")

@@ -1,7 +1,7 @@
-"""A message between a machine and its apps, and the few messages that the relay says itself.
+"""Messages between a device and its clients, and the messages of the relay itself.
 
-The relay passes messages on as they came. It looks at one key, the text `type` on top of every JSON object
-or MessagePack map, without decoding the rest.
+The relay forwards messages unchanged. It reads a few top-level keys of a JSON object or MessagePack map,
+first of all the text `type`, and does not decode the rest.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from brewos_relay.texts import showable
 
 _NAME_CHARS: Final = 64
 _MOST_DEPTH: Final = 10
-"""Objects and arrays inside each other; a machine's parser ignores a message with more."""
+"""The deepest nesting of objects and arrays. A machine's parser ignores a message with deeper ones."""
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""The only way to write a NUL in JSON, but not a backslash in front of `u0000`."""
+"""Matches an escaped NUL in JSON, but not an escaped backslash before `u0000`."""
 
 
 class Head(msgspec.Struct, gc=False):
-    """What is read of every message of a device: its `type`, and two more keys as far as it has them."""
+    """The keys that are read of every message of a device. Only `type` is required."""
 
     type: str
     seq: Any = None
@@ -33,7 +33,7 @@ class Head(msgspec.Struct, gc=False):
 
 
 class CommandHead(msgspec.Struct, gc=False, rename="camel"):
-    """The fields of a client's message that the relay reads. Only `type` is required, and is a text."""
+    """The keys that are read of a client's message. Only `type` is required, and has to be a text."""
 
     type: str
     cmd: Any = None
@@ -45,23 +45,23 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
 
     @property
     def wants_status(self) -> bool:
-        """Whether the sender is to be told what becomes of it."""
+        """Whether the sender asks for the outcome."""
         return self.request_id is not None or self.not_after is not None
 
     @property
     def name(self) -> str:
-        """Its `cmd`, or its `type` if it has none, as activity shows it."""
+        """Its `cmd`, or its `type` if it has none, as the activity shows it."""
         return _shown(self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type)
 
 
 @lru_cache(maxsize=256)
 def _shown(name: str) -> str:
-    """Make a name of a client's fit to be stored and shown."""
+    """Make a name from a client fit to be stored and shown."""
     return showable(name[:_NAME_CHARS], instead="?")
 
 
 def _nested(levels: int) -> Any:
-    """Build the type of a JSON value with at most so many arrays and objects inside each other."""
+    """Build the type of a JSON value with at most this many arrays and objects inside each other."""
     scalar = None | bool | int | float | str
     value: Any = scalar
     for _ in range(levels):
@@ -81,9 +81,9 @@ _type_of_msgpack = msgspec.msgpack.Decoder(str).decode
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One WebSocket message: `payload` as it came, and whether it was text (else binary).
+    """One WebSocket message: the received `payload`, and whether it is text (else binary).
 
-    Text is valid UTF-8; whoever makes a message has seen to that.
+    Text is valid UTF-8; the code that makes a message ensures that.
     """
 
     payload: bytes
@@ -94,7 +94,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return f"<Message {kind}, {len(self.payload)} bytes>"
 
     def peek(self) -> Head | None:
-        """Read the message's head; None if it is not an object (or map) that has a text `type`."""
+        """Read the head; None if the message is not an object (or map) with a text `type`."""
         try:
             return (_peek_json if self.is_text else _peek_msgpack)(self.payload)
         except MALFORMED:
@@ -104,7 +104,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
                 return None
 
     def _peek_liberally(self) -> Head:
-        """Read the head of a message that has another key or text that msgspec refuses."""
+        """Read the head of a message that msgspec refuses because of another key or text in it."""
         fields = split(self.payload, is_text=self.is_text)
         if (raw := fields.get("type")) is None:
             raise ValueError("it has no 'type'")
@@ -119,7 +119,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return head
 
     def why_invalid(self) -> str:
-        """Say why the message has no head, without its content; empty if it has one."""
+        """Return why the message has no head, without its content; an empty text if it has one."""
         if self.peek() is not None:
             return ""
         try:
@@ -133,21 +133,21 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return ""
 
     def peek_type(self) -> str | None:
-        """Read the message's `type`; None if it is not an object (or map) that has a text one."""
+        """Read the `type`; None if the message is not an object (or map) with a text `type`."""
         head = self.peek()
         return head.type if head is not None else None
 
     def peek_command(self) -> CommandHead | None:
-        """Read the head of a text message of a client; None if it is not an object with a text `type`.
+        """Read the head of a client's text message; None if it is not an object with a text `type`.
 
-        None also if another JSON parser could read the message differently: the head decides what the sender
+        Also None if another JSON parser could read the message differently: the head decides what the sender
         may do, and the machine has its own parser. See `_is_ambiguous`.
         """
         payload = self.payload
         try:
             content = _decode_command(payload)
-            # What the relay itself would write, without escapes, is unambiguous: a key that came twice would
-            # be missing from it. Most messages of apps are.
+            # A text without escapes that the encoder would write again is unambiguous: a repeated key would
+            # be missing from it. Most messages of apps are like this.
             if (_encode_json(content) != payload or payload.find(b"\\") >= 0) and _is_ambiguous(payload):
                 return None
             return _convert(content, CommandHead)
@@ -155,9 +155,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             return None
 
     def as_command(self) -> "Message | None":
-        """Give a client's message as JSON text, which is what `peek_command` reads and a machine gets.
+        """Return a client's message as JSON text, which `peek_command` reads and a machine gets.
 
-        None if the message has no such form, or is a MessagePack map with a key that comes twice.
+        None if the message has no such form, or is a MessagePack map with a repeated key.
         """
         if self.is_text:
             return self
@@ -168,7 +168,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return text
 
     def as_text(self) -> "Message | None":
-        """Give the message as JSON text, which is all that a machine reads; None if it has no such form."""
+        """Return the message as JSON text, the only encoding that a machine reads; None if it has no such
+        form."""
         if self.is_text:
             return self
         try:
@@ -178,15 +179,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 def _is_ambiguous(payload: bytes) -> bool:
-    """Whether JSON parsers could read different things in a text; may raise one of `MALFORMED` if they could.
+    """Whether JSON parsers could read a text differently; may raise one of `MALFORMED` if they could.
 
-    Parsers disagree about a key that comes twice, a NUL, half a surrogate pair, numbers without a value (as
-    1e999), and deep nesting. `_decode_command` refuses the last two.
+    Parsers disagree about repeated keys, NUL, unpaired surrogates, numbers without a value (such as 1e999),
+    and deep nesting. `_decode_command` refuses the last two.
     """
     if _NUL.search(payload):
         return True
     content = json.loads(payload, object_pairs_hook=_dict_without_repetition)
-    _encode_json(content)  # finds half a surrogate pair
+    _encode_json(content)  # finds an unpaired surrogate
     return False
 
 
@@ -198,10 +199,9 @@ def _dict_without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """Messages that go to several peers in one write each.
+    """Messages that are sent to several peers, with one write for each.
 
-    `encoded` is for the peers: the first one that needs the messages as bytes on a wire leaves them here for
-    the others.
+    `encoded` caches the frames: the first peer that needs them stores them here for the others.
     """
 
     messages: Sequence[Message]
@@ -239,12 +239,12 @@ DEVICE_BUSY: Final = encode(
 
 
 def connected_device(timestamp_ms: int) -> Message:
-    """Greet a device."""
+    """Build the greeting of a device."""
     return encode({"type": "connected", "timestamp": timestamp_ms})
 
 
 def connected_client(session_id: str, device_id: str, *, device_online: bool, timestamp_ms: int) -> Message:
-    """Greet a client and tell it whether its device is there."""
+    """Build the greeting of a client, which says whether its device is online."""
     return encode(
         {
             "type": "connected",
@@ -257,7 +257,7 @@ def connected_client(session_id: str, device_id: str, *, device_online: bool, ti
 
 
 def device_offline_error(device_id: str) -> Message:
-    """Answer a command for an absent device; apps show the text to their user."""
+    """Build the answer to a command for an absent device; apps show the text to their user."""
     return encode(
         {
             "type": "error",
@@ -269,7 +269,7 @@ def device_offline_error(device_id: str) -> Message:
 
 
 def forbidden(device_id: str) -> Message:
-    """Answer a command that its sender may not give; apps show the text to their user."""
+    """Build the answer to a command that its sender may not send; apps show the text to their user."""
     return encode(
         {
             "type": "error",
@@ -281,12 +281,12 @@ def forbidden(device_id: str) -> Message:
 
 
 def key_rotate(key: str) -> Message:
-    """Give a device a new key, to be used from its next connection on."""
+    """Build the message that gives a device a new key, for its next connection."""
     return encode({"type": "key_rotate", "key": key})
 
 
 def key_pending(timestamp_ms: int) -> Message:
-    """Tell an owner that a machine wants to replace its key; apps show it among what the machine logs."""
+    """Tell an owner that a machine wants to replace its key; apps show this among the machine's log lines."""
     return encode(
         {
             "type": "log",
@@ -300,7 +300,7 @@ def key_pending(timestamp_ms: int) -> Message:
 
 
 def owner_changed(timestamp_ms: int) -> Message:
-    """Tell an owner that a machine with another key has the device now, and its user with it."""
+    """Tell an owner that a machine with another key, and the user who paired it, have the device now."""
     return encode(
         {
             "type": "log",
@@ -315,7 +315,7 @@ def owner_changed(timestamp_ms: int) -> Message:
 
 
 def device_status(device_id: str, *, online: bool, last_seen: str | None, **more: Any) -> Message:
-    """Say whether a device is there, in a way that apps take quietly.
+    """Build the message that tells whether a device is online, which apps do not announce to their user.
 
     `last_seen` is an ISO 8601 time in UTC; `more` are further fields.
     """
@@ -325,24 +325,24 @@ def device_status(device_id: str, *, online: bool, last_seen: str | None, **more
 
 
 def state_request(message_type: str, timestamp_ms: int) -> Message:
-    """Ask a device for its state; `message_type` is what its dialect calls that."""
+    """Build a request for the state of a device; `message_type` is its name in the dialect."""
     return encode({"type": message_type, "timestamp": timestamp_ms})
 
 
 def keepalive(timestamp_ms: int) -> Message:
-    """Show a client that the connection is alive."""
+    """Build the message that shows a client that its connection is alive."""
     return encode({"type": "keepalive", "timestamp": timestamp_ms})
 
 
 def pong(timestamp_ms: int, client_timestamp: Any) -> Message:
-    """Answer a client's `ping`."""
+    """Build the answer to a client's `ping`."""
     return encode({"type": "pong", "timestamp": timestamp_ms, "clientTimestamp": client_timestamp})
 
 
 def metrics(
     timestamp_ms: int, *, session_id: str, clients: int, device_online: bool, queued_messages: int
 ) -> Message:
-    """Answer a client's `get_metrics`."""
+    """Build the answer to a client's `get_metrics`."""
     return encode(
         {
             "type": "metrics",
@@ -355,23 +355,23 @@ def metrics(
 
 
 def queued_message_sent(message_type: str, queued_at_ms: int) -> Message:
-    """Tell a client that a message of its has reached the device after all."""
+    """Tell a client that its message, which waited, has reached the device."""
     return encode(
         {"type": "queued_message_sent", "originalTimestamp": queued_at_ms, "messageType": message_type}
     )
 
 
 def command_status(request_id: Any, status: str, timestamp_ms: int) -> Message:
-    """Tell a client what became of a command that carried a `requestId` or a `notAfter`."""
+    """Tell a client the outcome of a command that carried a `requestId` or a `notAfter`."""
     answer = {"type": "command_status", "requestId": request_id, "status": status, "timestamp": timestamp_ms}
     try:
         return encode(answer)
-    except RecursionError:  # it could just about be read: nobody else is to suffer for it
+    except RecursionError:  # its nesting can be decoded but not encoded
         return encode({**answer, "requestId": None})
 
 
 def token_expiring(expires_at: str, expires_in_s: int) -> Message:
-    """Tell a client that its token is about to end; `expires_at` is an ISO 8601 time in UTC."""
+    """Tell a client that its token expires soon; `expires_at` is an ISO 8601 time in UTC."""
     return encode(
         {
             "type": "token_expiring",
@@ -383,12 +383,12 @@ def token_expiring(expires_at: str, expires_in_s: int) -> Message:
 
 
 def auth_refreshed(expires_at: str | None, *, error: str | None = None) -> Message:
-    """Answer a `refresh_auth`."""
+    """Build the answer to a `refresh_auth`."""
     if error is not None:
         return encode({"type": "auth_refreshed", "success": False, "error": error})
     return encode({"type": "auth_refreshed", "success": True, "tokenExpiresAt": expires_at})
 
 
 def restarting(reconnect_in_ms: int) -> Message:
-    """Tell a client that the relay leaves, and when to come back."""
+    """Tell a client that the relay restarts, and when to connect again."""
     return encode({"type": "restarting", "reconnectInMs": reconnect_in_ms})

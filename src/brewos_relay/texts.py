@@ -1,7 +1,7 @@
-"""Texts that people write: which characters a name may have, and how foreign text is made fit to be shown.
+"""Texts from users and peers: which characters a name may have, and how a text is made printable.
 
-Names may have everything that Unicode gives people to write with: joiners in emoji and Persian, spaces of any
-kind, and characters that are newer than Python's tables. So the rules list the characters that are refused.
+A name may have every character that people write with: joiners in emoji and Persian, spaces of any kind, and
+characters that are newer than Python's tables. So the rules list the refused characters.
 """
 
 import re
@@ -9,14 +9,14 @@ from typing import Final
 from unicodedata import category, east_asian_width
 
 _BREAKS: Final = "\t-\r\x1c-\x1f\x85\u2028\u2029"
-"""Characters that end a line, or stand for a space."""
+"""Characters that end a line or count as a space."""
 
 _REFUSED: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters
     "\u2028\u2029"  # line and paragraph separators
     "\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates: they would reorder the text around
     "\ud800-\udfff"  # surrogates: UTF-8 has no form for them
-    "\ufdd0-\ufdef"  # noncharacters, as those below
+    "\ufdd0-\ufdef"  # noncharacters, like those below
     + "".join(map(chr, (plane << 16 | last for plane in range(17) for last in (0xFFFE, 0xFFFF))))
     + "]"
 )
@@ -29,49 +29,49 @@ _INVISIBLE: Final = re.compile(
 _BREAK: Final = re.compile(f"[{_BREAKS}]")
 _SPACES: Final = re.compile(r"\s{2,}")
 _JOINER: Final = "\u200d"
-# Code points that belong to the one before them: joiner, emoji's skin tones, and the tags of a flag. The
-# others are marks (category M).
+# Code points that belong to the one before them: joiners, the skin tones of emoji, and the tags of a flag.
+# The other ones are marks (category M).
 _EXTENDS: Final = re.compile("[\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 _REGIONAL: Final = re.compile("[\U0001f1e6-\U0001f1ff]+$")
-"""Two of these letters are a flag."""
+"""Two of these letters make a flag."""
 
 _WIDE: Final = re.compile("[\U0001f300-\U0001faff]")
 
 
 def is_showable(text: str) -> bool:
-    """Tell whether a text can be stored and shown on one line without harm to the text around it."""
+    """Whether a text can be stored, and shown on one line without changing the text around it."""
     return _REFUSED.search(text) is None
 
 
 def is_name(text: str, *, longest_chars: int) -> bool:
-    """Tell whether a text can be a name: showable, with a visible character, at most so many code points."""
+    """Whether a text can be a name: printable, with a visible character, and not longer than this."""
     return len(text) <= longest_chars and is_showable(text) and bool(_INVISIBLE.sub("", text))
 
 
 def is_identifier(text: str, *, longest_chars: int) -> bool:
-    """Tell whether a text can be an id or an address: stricter, as two of them should never look alike."""
+    """Whether a text can be an id or an address: the rule is stricter, so that no two of them look alike."""
     return 0 < len(text) <= longest_chars and text.isprintable()
 
 
 def showable(text: str, *, instead: str = "") -> str:
-    """Give a text with `instead` in place of each character that cannot be shown."""
+    """Replace each character that cannot be shown by `instead`."""
     return _REFUSED.sub(instead, text)
 
 
 def one_line(text: str, *, longest_chars: int = 300) -> str:
-    """Make foreign text fit for one line of a terminal or log: no control characters, cut to a length."""
+    """Make a text from outside fit for one line of a terminal or log: without control characters, and cut."""
     return showable(text[:longest_chars], instead=" ").strip()
 
 
 def clean_name(text: str, *, longest_chars: int) -> str | None:
-    """Make a name of a foreign text: one line, without refused characters, cut; None if nothing is left."""
+    """Make a name from a text: one line, without refused characters, cut; None if nothing visible is left."""
     text = _SPACES.sub(" ", showable(_BREAK.sub(" ", text))).strip()
     text = _cut(text, longest_chars).strip()
     return text if is_name(text, longest_chars=longest_chars) else None
 
 
 def _cut(text: str, longest_chars: int) -> str:
-    """Cut a text between two characters as people see them, if these are not endless."""
+    """Cut a text between two visible characters, unless one of them is longer than the text may be."""
     if len(text) <= longest_chars:
         return text
     end = longest_chars
@@ -81,7 +81,7 @@ def _cut(text: str, longest_chars: int) -> str:
 
 
 def _is_inside(text: str, at: int) -> bool:
-    """Tell whether a position is between two code points of one character."""
+    """Whether a position is inside a visible character."""
     after, before = text[at], text[at - 1]
     if before == _JOINER or _EXTENDS.match(after) or category(after).startswith("M"):
         return True
@@ -90,7 +90,7 @@ def _is_inside(text: str, at: int) -> bool:
 
 
 def columns(text: str) -> int:
-    """Count the columns that a text takes in a terminal."""
+    """Return how many columns a text takes in a terminal."""
     count = 0
     before = ""
     for char in text:

@@ -212,7 +212,7 @@ def _worth_another_try(problem: RelayError) -> bool:
     if isinstance(problem, RelayRefused):
         return problem.status == 429 or problem.status >= 500
     if isinstance(problem, ConnectionEnded) and problem.close_code in set(CloseCode):
-        return CloseCode(problem.close_code).come_back
+        return CloseCode(problem.close_code).may_reconnect
     return True
 
 

@@ -2,8 +2,7 @@
 
 A task for each socket would cost a system call and a task switch for every message. Here the sockets are
 registered once. A pass has three steps: it reads every readable socket, lets the owner of each process the
-bytes, and sends the answers. An owner must not block. The lifetime of each connection belongs to a task of its
-own.
+bytes, and sends the answers. An owner must not block. Each connection has a task for its lifetime.
 """
 
 import logging
