@@ -132,7 +132,7 @@ def give(
 def take(device_id: str, users: tuple[str, ...], data_dir: Path | None) -> None:
     """Take a device away from users.
 
-    Nothing is changed if one of the users does not have the device, or if it would have no owner left.
+    Nothing is changed if one of the users does not have the device, or if it would have no owner.
     Connected apps are closed within a second. A token that names the device itself keeps its access.
 
     \b
