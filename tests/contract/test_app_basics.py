@@ -1,4 +1,4 @@
-"""What the web app of the machines relies on; tests are named after the sections that it is described in."""
+"""The web app's expectations of a relay; tests are named for sections of the app contract."""
 
 import re
 import time
@@ -98,17 +98,17 @@ async def test_missing_parameters_are_refused_with_400(tmp_path: Path, path: str
 
 
 @pytest.mark.parametrize("devices", [[], [OTHER], [OTHER, machine_id(3)]])
-async def test_without_access_a_page_is_closed_with_4002(tmp_path: Path, devices: list[str]) -> None:
+async def test_page_without_access_is_closed_with_4002(tmp_path: Path, devices: list[str]) -> None:
     async with serve_here(tmp_path) as server:
         assert await see_close(server, target(server.token(devices))) == (4002, "no access to this device")
         assert server.server.relay.client_count == 0
 
 
-# §2: the URL, and who gets in
+# §2: the URL and access
 
 
 @pytest.mark.parametrize("path", ["/ws/client", "/ws"])
-async def test_2_both_names_lead_to_the_same(tmp_path: Path, path: str) -> None:
+async def test_2_both_paths_are_equivalent(tmp_path: Path, path: str) -> None:
     async with serve_here(tmp_path) as server:
         connection, response = await ask(server, target(server.token(), path=path))
         assert response.status == 101
@@ -118,7 +118,7 @@ async def test_2_both_names_lead_to_the_same(tmp_path: Path, path: str) -> None:
         assert (await connection.read_json())["type"] == "connected"
 
 
-async def test_2_parameters_of_the_page_come_first_and_do_not_count(tmp_path: Path) -> None:
+async def test_2_parameters_of_the_page_are_ignored(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         token = server.token([MACHINE])
         page = f"dev=true&tab=system&empty=&novalue&device={OTHER}&token=of-the-page&x=%C3%A9+y"
@@ -128,7 +128,7 @@ async def test_2_parameters_of_the_page_come_first_and_do_not_count(tmp_path: Pa
 
 
 @pytest.mark.parametrize("page", ["q=%ff", "q=%", "q=%zz", "q", "&&&", "q=%00", "=x"])
-async def test_2_parameters_of_the_page_need_not_be_readable(tmp_path: Path, page: str) -> None:
+async def test_2_undecodable_parameters_of_the_page_are_ignored(tmp_path: Path, page: str) -> None:
     async with serve_here(tmp_path) as server:
         _, response = await ask(server, f"/ws/client?{page}&token={server.token()}&device={MACHINE}")
         assert response.status == 101
@@ -153,7 +153,7 @@ async def test_access_by_registry(tmp_path: Path) -> None:
 
 
 async def see_close(server: Reach, asked: str) -> tuple[int, str]:
-    """See a client let in and closed; give code and reason."""
+    """Return the code and reason with which a connected client is closed."""
     connection, response = await ask(server, asked)
     assert response.status == 101
     return await connection.read_close()
@@ -167,7 +167,7 @@ async def see_who_gets_in(server: ProcessServer) -> None:
     await server.device(MACHINE, key=DEVICE_KEY)
 
 
-# §2.2: what the relay says itself
+# §2.2: messages of the relay itself
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -206,7 +206,7 @@ async def test_2_2_device_online_and_offline(tmp_path: Path, leave: str) -> None
         assert await stranger.read_json() == {"type": "device_online"}
 
 
-async def test_2_2_a_command_for_an_absent_machine_is_answered_with_an_error(tmp_path: Path) -> None:
+async def test_2_2_command_for_an_absent_machine_returns_an_error(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         client = await server.client(MACHINE)
         await client.send(text({"type": "command", "deviceId": MACHINE, "cmd": "set_mode", "mode": "on"}))
@@ -217,7 +217,7 @@ async def test_2_2_a_command_for_an_absent_machine_is_answered_with_an_error(tmp
 
 @pytest.mark.parametrize("question", ["request_state", "request_full_status"])
 @pytest.mark.parametrize("encode", [text, packed])
-async def test_2_2_a_question_for_an_absent_machine_is_answered_quietly(
+async def test_2_2_state_request_for_an_absent_machine_returns_no_error(
     tmp_path: Path, question: str, encode: Callable[[dict[str, Any]], bytes]
 ) -> None:
     async with serve_here(tmp_path) as server:
@@ -227,7 +227,7 @@ async def test_2_2_a_question_for_an_absent_machine_is_answered_quietly(
         assert answer == {"type": "device_status", "deviceId": MACHINE, "online": False, "lastSeen": None}
 
 
-async def test_2_2_last_seen_is_when_the_machine_left(tmp_path: Path) -> None:
+async def test_2_2_last_seen_is_the_time_of_the_disconnect(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         client, device = await server.client(MACHINE), await server.device(MACHINE)
         device.abort()
@@ -263,7 +263,7 @@ async def test_0_6_a_close_with_1000_is_answered_with_1000(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("code", [None, 1001, 3000, 4000, 4999])
-async def test_0_6_other_codes_come_back_too(tmp_path: Path, code: int | None) -> None:
+async def test_0_6_other_close_codes_are_echoed(tmp_path: Path, code: int | None) -> None:
     async with serve_here(tmp_path) as server:
         client = await server.client(MACHINE)
         await client.send(close(code))
@@ -274,14 +274,14 @@ async def test_0_6_other_codes_come_back_too(tmp_path: Path, code: int | None) -
 
 async def left(server: HereServer, *, clients: int) -> None:
     with trio.fail_after(1):
-        while server.server.relay.client_count != clients:  # noqa: ASYNC110 - leaving is another's task
+        while server.server.relay.client_count != clients:  # noqa: ASYNC110 - another task detaches the client
             await trio.sleep(0.001)
 
 
-# §3, §4: what is passed on
+# §3, §4: relayed messages
 
 
-async def test_3_anything_that_has_a_type_reaches_the_machine_as_it_came(tmp_path: Path) -> None:
+async def test_3_any_message_with_a_type_reaches_the_machine_unchanged(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         device, client = await server.device(MACHINE), await server.client(MACHINE)
         sent = [

@@ -1,4 +1,4 @@
-"""The endpoints that the web app calls, as it calls them, with what it reads of the answers.
+"""The endpoints of the web app: its requests, and the parts of the answers that it reads.
 
 Tests are named after the rows of the table that they are described in.
 """
@@ -30,7 +30,7 @@ DAY_S = 24 * 3600
 
 
 async def signed_in(server: HereServer, who: str = "ada") -> dict[str, Any]:
-    """Sign somebody in by an invite; gives the session as the app keeps it."""
+    """Sign a user in with an invitation; return the login session as the app stores it."""
     token = generate_secret_token()
     await server.server.store.write(
         add_invite,
@@ -47,7 +47,7 @@ async def signed_in(server: HereServer, who: str = "ada") -> dict[str, Any]:
 
 
 async def with_machine(server: HereServer, who: str = "ada", *, role: Role = "owner") -> dict[str, Any]:
-    """Sign somebody in who has MACHINE."""
+    """Sign a user in who has MACHINE."""
     session = await signed_in(server, who)
     await server.server.store.write(give, MACHINE, session["user"]["id"], role=role, now_ms=now_ms())
     return session
@@ -64,7 +64,7 @@ def check_session(session: dict[str, Any]) -> None:
     assert isinstance(session["accessToken"], str)
     assert isinstance(session["refreshToken"], str)
     assert len(session["refreshToken"]) <= 64
-    # Well over the five minutes before its end in which an app takes it for expired.
+    # Well over five minutes: an app takes a token for expired five minutes before its end.
     assert isinstance(session["expiresAt"], int)
     assert 3500 < session["expiresAt"] / 1000 - time.time() <= 3600
     assert session["user"].keys() == {"id", "email", "name", "picture"}
@@ -82,7 +82,7 @@ def is_iso(text_: str) -> bool:
     return text_.endswith("Z") and datetime.fromisoformat(text_).tzinfo is not None
 
 
-# Rows 1 and 2: what this is
+# Rows 1 and 2: the server
 
 
 @pytest.mark.parametrize("token", [None, "nonsense"])
@@ -148,7 +148,7 @@ async def test_row_4_facebook(tmp_path: Path, issuer: Issuer, monkeypatch: pytes
         check_refusal(await ask(server, "POST", "/api/auth/facebook", {"accessToken": "bad"}), 401)
 
 
-async def test_rows_3_and_4_are_refused_in_json_when_they_are_not_set_up(tmp_path: Path) -> None:
+async def test_rows_3_and_4_without_configuration_are_refused_in_json(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         check_refusal(await ask(server, "POST", "/api/auth/google", {"credential": "x"}), 404)
         check_refusal(await ask(server, "POST", "/api/auth/facebook", {"accessToken": "x"}), 404)
@@ -164,7 +164,7 @@ async def test_row_5_refresh(tmp_path: Path) -> None:
         check_session(told.content)
         assert told.content["refreshToken"] != session["refreshToken"]
         assert told.content["user"] == session["user"]
-        # Another tab sends the same one at the same time.
+        # Another tab sends the same token at the same time.
         again = await ask(server, "POST", "/api/auth/refresh", body)
         assert again.status == 200
         for fresh in (told.content, again.content):
@@ -172,7 +172,9 @@ async def test_row_5_refresh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", "x" * 43])
-async def test_row_5_only_what_is_over_ends_the_session_of_an_app(tmp_path: Path, token: str) -> None:
+async def test_row_5_only_an_invalid_refresh_token_ends_the_session_of_an_app(
+    tmp_path: Path, token: str
+) -> None:
     async with serve_here(tmp_path) as server:
         check_refusal(await ask(server, "POST", "/api/auth/refresh", {"refreshToken": token}), 401)
         session = await signed_in(server)
@@ -187,7 +189,7 @@ async def test_row_6_logout(tmp_path: Path) -> None:
         client = await server.client(MACHINE, token=session["accessToken"])
         told = await ask_as(server, session, "POST", "/api/auth/logout")
         assert told.status == 200
-        # By the time of the answer, the socket is closed for good.
+        # The socket is closed before the answer.
         assert (await client.read_close())[0] == 4002
         check_refusal(await ask_as(server, session, "GET", "/api/devices"), 401)
         assert (await ask_as(server, other, "GET", "/api/devices")).status == 200
@@ -233,7 +235,7 @@ async def test_row_8_a_bad_token_is_a_401(tmp_path: Path, token: str | None) -> 
         check_refusal(await ask(server, "GET", "/api/devices", token=token), 401)
 
 
-async def test_row_8_an_open_page_may_ask_every_10_s_and_a_household_at_once(tmp_path: Path) -> None:
+async def test_row_8_polling_every_10_s_is_within_the_rate_limit(tmp_path: Path) -> None:
     async with serve_here(tmp_path, within_s=30) as server:
         session = await with_machine(server)
         for _ in range(200):
@@ -264,7 +266,7 @@ async def shared(server: HereServer, owner: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-async def test_row_9_a_typed_code_comes_as_the_id_with_an_empty_token(tmp_path: Path) -> None:
+async def test_row_9_typed_code_is_sent_as_the_id_with_an_empty_token(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         owner, guest = await with_machine(server), await signed_in(server, "bob")
         code = (await shared(server, owner))["manualCode"]
@@ -348,7 +350,7 @@ async def test_row_15_share(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         owner = await with_machine(server)
         content = await shared(server, owner)
-        # The address is this server's own: that under which it was asked.
+        # The link has the host of the request.
         assert content["url"].startswith(f"http://relay.example/pair?id={MACHINE}&token=")
         assert content["url"].endswith("&share=true")
         assert len(content["manualCode"]) == 9
@@ -358,13 +360,13 @@ async def test_row_15_share(tmp_path: Path) -> None:
         check_refusal(await ask_as(server, stranger, "POST", f"/api/devices/{MACHINE}/share"), 404)
 
 
-async def test_row_15_the_public_url_stands_in_links(tmp_path: Path) -> None:
+async def test_row_15_links_have_the_public_url(tmp_path: Path) -> None:
     async with serve_here(tmp_path, settings={"public_url": "https://home.example"}) as server:
         content = await shared(server, await with_machine(server))
         assert content["url"].startswith("https://home.example/pair?")
 
 
-# Rows 16 to 26: what there is not (yet)
+# Rows 16 to 26: not implemented
 
 
 @pytest.mark.parametrize(
@@ -391,10 +393,10 @@ async def test_rows_16_to_26_are_a_404_in_json(tmp_path: Path, method: str, path
         check_refusal(told, 404)
 
 
-# What goes for all of them
+# All endpoints
 
 
-async def test_an_answer_before_the_body_leaves_nobody_waiting(tmp_path: Path) -> None:
+async def test_early_answer_does_not_block_the_connection(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         for delay_s in (0.0, 0.001, 0.01):
             connection = await server.connect()
@@ -403,5 +405,5 @@ async def test_an_answer_before_the_body_leaves_nobody_waiting(tmp_path: Path) -
             await connection.send(b"{}")
             assert (await connection.read_response()).status == 405
             await connection.send(b"GET /api/mode HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
-            with trio.fail_after(2):  # an answer, or the end: not silence
+            with trio.fail_after(2):  # an answer or the end of the connection, but no silence
                 await connection.read_to_end()

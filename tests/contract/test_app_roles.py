@@ -1,4 +1,4 @@
-"""Who may do what with a machine, seen with faithful apps of everybody in a household, on a virtual clock."""
+"""The roles of a device's users, tested with faithful apps on a virtual clock."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from support.wire_client import WireClient, upgrade_head
 
 MACHINE = machine_id(1)
 
-# What an app says to a machine, each by its type.
+# Messages of an app for a machine, by type.
 MESSAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("command", {"cmd": "set_mode", "mode": "on", "strategy": 1}),
     ("command", {"cmd": "set_mode", "mode": "standby"}),
@@ -57,7 +57,7 @@ def tokens_of(role: Role) -> Callable[[], str]:
 
 
 def told_by_apps(device: FaithfulDevice) -> list[object]:
-    """Give what a machine has received that an app has said: the relay says nothing but two things itself."""
+    """Return the messages of apps that a machine has received, without the two of the relay itself."""
     return [
         message
         for message in device.received
@@ -66,7 +66,7 @@ def told_by_apps(device: FaithfulDevice) -> list[object]:
 
 
 def lend(kitchen: Kitchen, user_id: str, role: Role, *, for_s: float | None = None) -> Callable[[], str]:
-    """Let a user have the machine by the registry; give what makes their tokens."""
+    """Give a user the machine in the registry; return a function that makes their tokens."""
     until_ms = None if for_s is None else round((time.time() + for_s) * 1000)
     kitchen.store.accesses[user_id, MACHINE] = Access(
         user_id=user_id, device_id=MACHINE, role=role, until_ms=until_ms, claimed_at_ms=1
@@ -74,7 +74,7 @@ def lend(kitchen: Kitchen, user_id: str, role: Role, *, for_s: float | None = No
     return lambda: token([], user_id=user_id)
 
 
-async def test_a_viewer_sees_all_that_an_owner_sees(autojump_clock: MockClock) -> None:
+async def test_viewer_sees_everything_an_owner_sees(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device, owner = kitchen.device(), kitchen.app()
         viewer = kitchen.app(new_token=tokens_of("viewer"))
@@ -101,7 +101,7 @@ async def test_a_viewer_sees_all_that_an_owner_sees(autojump_clock: MockClock) -
         assert viewer.longest_silence_s <= 7.1
 
 
-async def test_a_viewer_triggers_nothing(autojump_clock: MockClock) -> None:
+async def test_viewer_cannot_send_commands(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device, viewer = kitchen.device(), kitchen.app(new_token=tokens_of("viewer"))
         await trio.sleep(10)
@@ -114,12 +114,12 @@ async def test_a_viewer_triggers_nothing(autojump_clock: MockClock) -> None:
         assert (device.state, device.info) == (state, info)
         errors = viewer.of_type("error")
         assert [error["error"] for error in errors] == ["forbidden"] * len(MESSAGES + OWNERS_MESSAGES)
-        assert viewer.toasts == [errors[0]["message"]] * len(errors)  # its user reads why
+        assert viewer.toasts == [errors[0]["message"]] * len(errors)  # the user sees the reasons
         assert viewer.ends == []
         assert len(device.opened_at) == 1
 
 
-async def test_a_viewer_gets_the_state_that_it_asks_for(autojump_clock: MockClock) -> None:
+async def test_viewer_can_request_the_state(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         await trio.sleep(10)
@@ -132,16 +132,16 @@ async def test_a_viewer_gets_the_state_that_it_asks_for(autojump_clock: MockCloc
         assert viewer.full_status_requests == 1
         assert viewer.state["pressure"] == 2.5
         asked = [message for message in device.received if message["type"] == "request_state"]
-        assert len(asked) == 2  # when the app came, and for the gap; with none of the app's bytes
+        assert len(asked) == 2  # on attaching, and for the gap; without bytes of the app
         assert told_by_apps(device) == []
         assert viewer.toasts == []
 
 
-async def test_a_viewer_s_commands_do_not_wait_for_the_machine(autojump_clock: MockClock) -> None:
+async def test_viewers_commands_do_not_wait_for_the_machine(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         viewer, device = kitchen.app(new_token=tokens_of("viewer")), kitchen.device(grace_s=6)
         await trio.sleep(2)
-        assert viewer.toasts == []  # asking for the state of an absent machine is no trouble
+        assert viewer.toasts == []  # a request for the state of an absent machine causes no error
         await viewer.send("command", cmd="tare", requestId="r1")
         await trio.sleep(1)
         assert [error["error"] for error in viewer.of_type("error")] == ["forbidden"]
@@ -152,7 +152,7 @@ async def test_a_viewer_s_commands_do_not_wait_for_the_machine(autojump_clock: M
 
 
 @pytest.mark.parametrize("role", ["member", "owner"])
-async def test_a_member_does_all_but_what_could_take_the_machine_away(
+async def test_member_can_send_all_commands_except_owner_commands(
     autojump_clock: MockClock, role: Role
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -172,7 +172,7 @@ async def test_a_member_does_all_but_what_could_take_the_machine_away(
         assert app.ends == []
 
 
-async def test_a_guest_does_not_change_what_outlasts_the_visit(autojump_clock: MockClock) -> None:
+async def test_guest_cannot_change_what_outlasts_the_visit(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         app = kitchen.app(new_token=lend(kitchen, "guest", "member", for_s=600))
@@ -192,7 +192,7 @@ async def test_a_guest_does_not_change_what_outlasts_the_visit(autojump_clock: M
         assert app.ends == []
 
 
-async def test_an_end_time_that_is_set_meanwhile_counts_at_once(autojump_clock: MockClock) -> None:
+async def test_new_end_time_applies_at_once(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         app = kitchen.app(new_token=lend(kitchen, "bob", "member"))
@@ -224,7 +224,7 @@ async def test_access_until_a_time_ends_at_that_time(autojump_clock: MockClock) 
         assert device.ends == []
 
 
-async def test_access_that_is_taken_ends_what_is_open_and_what_waits(autojump_clock: MockClock) -> None:
+async def test_removed_access_ends_connections_and_waiting_commands(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         owner = kitchen.app(new_token=lend(kitchen, "ada", "owner"))
         app = kitchen.app(new_token=lend(kitchen, "bob", "member"))
@@ -246,7 +246,7 @@ async def test_access_that_is_taken_ends_what_is_open_and_what_waits(autojump_cl
         assert (app.gave_up, app.refused) == (True, [])
 
 
-async def test_a_tab_without_access_stops_and_comes_back_when_the_access_does(
+async def test_tab_without_access_reconnects_when_access_is_given_back(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -278,7 +278,7 @@ async def test_a_tab_without_access_stops_and_comes_back_when_the_access_does(
         assert waiting.shows_online()
 
 
-async def test_a_page_is_told_the_same_of_a_device_without_access_and_of_none(
+async def test_page_cannot_tell_an_inaccessible_device_from_an_unknown_one(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -290,7 +290,7 @@ async def test_a_page_is_told_the_same_of_a_device_without_access_and_of_none(
             answers.append((response.status, await link.read_close()))
             link.abort()
         assert answers == [(101, (4002, "no access to this device"))] * 2
-        for number in (2, 99):  # a program is told by the status
+        for number in (2, 99):  # programs get the status code
             link = await WireClient.connect(kitchen.here.address)
             target = f"/ws/client?token={lend(kitchen, 'bob', 'member')()}&device={machine_id(number)}"
             response = await link.ask(upgrade_head(target))
@@ -298,7 +298,7 @@ async def test_a_page_is_told_the_same_of_a_device_without_access_and_of_none(
             link.abort()
 
 
-async def test_another_role_counts_from_the_next_message_on(autojump_clock: MockClock) -> None:
+async def test_new_role_applies_from_the_next_message(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         app = kitchen.app(new_token=lend(kitchen, "bob", "viewer"))
@@ -317,7 +317,7 @@ async def test_another_role_counts_from_the_next_message_on(autojump_clock: Mock
         assert [error["error"] for error in app.of_type("error")] == ["forbidden"] * 3
 
 
-async def test_the_machine_that_a_message_names_is_not_the_one_that_counts(
+async def test_device_id_in_a_message_is_ignored(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:

@@ -1,4 +1,4 @@
-"""What the web app expects of a server, step by step, seen with faithful apps on a virtual clock."""
+"""The web app's expectations step by step, tested with faithful apps on a virtual clock."""
 
 import time
 
@@ -21,7 +21,7 @@ async def test_8_dashboard_live_temps(autojump_clock: MockClock) -> None:
         await trio.sleep(10)
         app = kitchen.app()
         await trio.sleep(0.01)
-        assert app.state["temps"]["brew"]["current"] == pytest.approx(22.4)  # before anybody was asked
+        assert app.state["temps"]["brew"]["current"] == pytest.approx(22.4)  # before any request
         assert app.info["deviceId"] == device.device_id
         for current in (30.5, 31.5, 32.5):
             device.change(temps={**device.state["temps"], "brew": {"current": current, "setpoint": 93.0}})
@@ -74,7 +74,7 @@ async def test_8_idle_no_reconnect(autojump_clock: MockClock) -> None:
         assert len(app.opened_at) == 1
         assert app.longest_silence_s <= 7.1
         assert len(device.opened_at) == 1
-        assert app.full_status_requests <= 12  # a full status each 5 min, after keepalives that count as well
+        assert app.full_status_requests <= 12  # one each 5 min, after keepalives, which have a seq too
 
 
 async def test_8_idle_no_reconnect_while_the_machine_is_occupied(autojump_clock: MockClock) -> None:
@@ -105,7 +105,7 @@ async def test_8_idle_while_offline_no_reconnect(autojump_clock: MockClock) -> N
         assert app.shows_online() is False
         assert len(app.opened_at) == 1
         assert app.longest_silence_s <= 7.1
-        assert app.toasts == []  # the app asks for the state of a machine that is absent
+        assert app.toasts == []  # the app requests the state of an absent machine
         assert app.of_type("device_status")[0]["online"] is False
 
 
@@ -139,7 +139,7 @@ async def test_8_reload_second_client(autojump_clock: MockClock) -> None:
         device.change(pressure=3.5)
         await trio.sleep(1)
         assert [app.state["pressure"] for app in apps] == [3.5] * 5
-        assert [app.full_status_requests for app in apps] == [0] * 5  # the numbers go on from the snapshot
+        assert [app.full_status_requests for app in apps] == [0] * 5  # seq continues from the snapshot
 
 
 async def test_8_reload_while_the_machine_is_away(autojump_clock: MockClock) -> None:
@@ -180,7 +180,7 @@ async def test_8_ws_refusals(autojump_clock: MockClock) -> None:
         assert (stranger.gave_up, stranger.refused) == (True, [])
 
 
-# §2: what else the app relies on
+# §2: other expectations
 
 
 async def test_2_1_a_gap_costs_one_request_for_each_app(autojump_clock: MockClock) -> None:
@@ -194,7 +194,7 @@ async def test_2_1_a_gap_costs_one_request_for_each_app(autojump_clock: MockCloc
         assert app.state["pressure"] == 2.5
 
 
-async def test_2_2_a_token_that_ends_is_renewed(autojump_clock: MockClock) -> None:
+async def test_2_2_expiring_token_is_renewed(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         app = kitchen.app(new_token=lambda: token(ttl_s=3600))
         await trio.sleep(3000)
@@ -206,12 +206,12 @@ async def test_2_2_a_token_that_ends_is_renewed(autojump_clock: MockClock) -> No
         assert app.ends == []
 
 
-async def test_2_2_the_end_of_a_token_is_the_end(
+async def test_2_2_expired_token_closes_the_connection(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began_s = time.time()
     monkeypatch.setattr(time, "time", lambda: began_s + trio.current_time())
-    tokens = [token(ttl_s=900)] * 3  # a browser whose clock is slow gives the same one again
+    tokens = [token(ttl_s=900)] * 3  # a browser with a slow clock sends the same token again
     async with open_kitchen() as kitchen:
         app = kitchen.app(new_token=tokens.pop)
         await trio.sleep(1000)
@@ -219,10 +219,10 @@ async def test_2_2_the_end_of_a_token_is_the_end(
         assert code == 4002
         assert 898 <= ended_at - app.opened_at[0] <= 902
         assert app.gave_up
-        assert len(app.of_type("token_expiring")) == 1  # not again and again
+        assert len(app.of_type("token_expiring")) == 1  # only once
 
 
-async def test_2_2_a_token_that_is_nearly_over_is_told_at_once(autojump_clock: MockClock) -> None:
+async def test_2_2_nearly_expired_token_is_announced_at_once(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         app = FaithfulApp(kitchen.here.address, machine_id(1), lambda: token(ttl_s=60))
         kitchen.nursery.start_soon(app.run)
@@ -230,7 +230,7 @@ async def test_2_2_a_token_that_is_nearly_over_is_told_at_once(autojump_clock: M
         assert 57 <= app.of_type("token_expiring")[0]["expiresIn"] <= 60
 
 
-async def test_2_2_another_user_s_token_is_not_taken(autojump_clock: MockClock) -> None:
+async def test_2_2_another_users_token_is_rejected(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         app = kitchen.app(new_token=lambda: token(ttl_s=900))
         await trio.sleep(1)
@@ -260,7 +260,7 @@ async def test_3_ping_and_metrics_are_answered_by_the_relay(
         assert not {"ping", "get_metrics"} & {message["type"] for message in device.received}
 
 
-# §3: commands for a machine that is absent
+# §3: commands for an absent machine
 
 
 async def test_3_a_harmless_command_waits_for_the_machine(autojump_clock: MockClock) -> None:
@@ -277,7 +277,7 @@ async def test_3_a_harmless_command_waits_for_the_machine(autojump_clock: MockCl
         assert app.toasts == []
 
 
-async def test_3_a_command_that_waited_for_too_long_is_told_and_forgotten(autojump_clock: MockClock) -> None:
+async def test_3_command_that_waits_too_long_expires(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         app, device = kitchen.app(), kitchen.device(grace_s=20)
         await trio.sleep(1)
@@ -303,9 +303,7 @@ async def test_3_a_command_that_waited_for_too_long_is_told_and_forgotten(autoju
         {"cmd": "set_cloud_config", "enabled": False},
     ],
 )
-async def test_3_what_could_do_harm_never_waits(
-    autojump_clock: MockClock, command: dict[str, object]
-) -> None:
+async def test_3_harmful_commands_never_wait(autojump_clock: MockClock, command: dict[str, object]) -> None:
     async with open_kitchen() as kitchen:
         app, device = kitchen.app(), kitchen.device(grace_s=5)
         await trio.sleep(1)

@@ -1,4 +1,4 @@
-"""What the firmware of the machines in people's kitchens relies on; tests are named after its rules."""
+"""The firmware's expectations of a relay; tests are named for the rules of the device contract."""
 
 import statistics
 import time
@@ -72,7 +72,7 @@ async def test_1_1_the_request_may_come_in_pieces(tmp_path: Path) -> None:
         assert (await connection.read_response()).status == 101
 
 
-async def test_rule_8_the_101_has_the_form_that_the_firmware_reads(tmp_path: Path) -> None:
+async def test_rule_8_101_has_the_form_that_firmware_reads(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         _, response = await ask(server, GOOD)
         lines = response.head.split(b"\r\n")
@@ -86,7 +86,7 @@ async def test_rule_8_the_101_has_the_form_that_the_firmware_reads(tmp_path: Pat
         assert len(response.head) < 1024
 
 
-async def test_1_2_nothing_is_agreed_on_that_was_not_asked_for(tmp_path: Path) -> None:
+async def test_1_2_only_requested_extensions_are_agreed_on(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         connection = await server.connect()
         head = upgrade_head(f"/ws/device{GOOD}", Sec_WebSocket_Extensions="permessage-deflate")
@@ -154,7 +154,7 @@ async def test_rule_2_refusals_come_before_the_upgrade(tmp_path: Path, status: i
         assert (await server.device(machine_id(1))).connected["type"] == "connected"
 
 
-async def test_2_3_a_server_that_leaves_says_503(tmp_path: Path) -> None:
+async def test_2_3_draining_server_answers_503(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         server.server.relay.closing = True
         _, response = await ask(server, GOOD)
@@ -163,7 +163,7 @@ async def test_2_3_a_server_that_leaves_says_503(tmp_path: Path) -> None:
         assert b"200 " not in response.head + response.body
 
 
-async def test_2_3_an_unknown_id_and_a_wrong_key_get_the_same_answer_in_the_same_time(tmp_path: Path) -> None:
+async def test_2_3_unknown_id_and_wrong_key_get_the_same_answer_in_the_same_time(tmp_path: Path) -> None:
     async with serve_here(tmp_path, within_s=20, admit_rate=0) as server:
         queries = (f"?id={UNKNOWN}&key={WRONG_KEY}", f"?id={machine_id(1)}&key={WRONG_KEY}")
         answers: tuple[set[bytes], set[bytes]] = (set(), set())
@@ -189,7 +189,7 @@ async def test_rule_7_the_answer_comes_in_time(tmp_path: Path) -> None:
                 await ask(server, query)
 
 
-# §0 rules 1, 3 and 4, §2.2, §2.3: nobody is dropped young
+# §0 rules 1, 3 and 4, §2.2, §2.3: young connections stay open
 
 
 @pytest.mark.parametrize("cause", [frame(0x3), text(b"\xff"), frame(PING, mask=None)])
@@ -203,7 +203,7 @@ async def test_rule_1_a_young_machine_is_not_closed(tmp_path: Path, cause: bytes
 
 
 @pytest.mark.parametrize("age_s", [0.0, MIN_AGE_S])
-async def test_2_3_a_machine_that_comes_again_replaces_itself(tmp_path: Path, age_s: float) -> None:
+async def test_2_3_reconnecting_machine_replaces_its_connection(tmp_path: Path, age_s: float) -> None:
     async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
         began = trio.current_time()
         client = await server.client(machine_id(1))
@@ -225,7 +225,7 @@ async def test_2_3_a_machine_that_comes_again_replaces_itself(tmp_path: Path, ag
         assert server.server.relay.device_count == 1
 
 
-async def test_2_3_machines_that_keep_replacing_each_other_end_as_one(tmp_path: Path) -> None:
+async def test_2_3_machines_that_replace_each_other_end_as_one(tmp_path: Path) -> None:
     async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
         client = await server.client(machine_id(1))
         devices = [await server.device(machine_id(1)) for _ in range(10)]
@@ -247,7 +247,7 @@ async def test_rule_4_the_end_is_a_close_frame(tmp_path: Path) -> None:
             assert await device.read_to_end() == b""
 
 
-async def test_1_3_a_machine_that_closes_gets_its_code_back(tmp_path: Path) -> None:
+async def test_1_3_close_code_of_a_machine_is_echoed(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
         await device.send(close(1000))

@@ -1,4 +1,4 @@
-"""Further checks of what the firmware of the machines imposes, with faithful machines on a virtual clock."""
+"""Further rules of the firmware, tested with faithful machines on a virtual clock."""
 
 import itertools
 
@@ -29,9 +29,7 @@ async def test_8_closing_is_spread_and_skips_the_young(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("stall_s", [10, 28])
-async def test_8_a_machine_that_is_occupied_is_left_in_peace(
-    autojump_clock: MockClock, stall_s: float
-) -> None:
+async def test_8_busy_machine_is_not_disconnected(autojump_clock: MockClock, stall_s: float) -> None:
     async with open_kitchen() as kitchen:
         device, app = kitchen.device(), kitchen.app()
         await trio.sleep(21)
@@ -41,7 +39,7 @@ async def test_8_a_machine_that_is_occupied_is_left_in_peace(
         assert app.ends == []
 
 
-async def test_8_a_machine_that_is_occupied_for_a_minute_keeps_its_key_and_comes_back(
+async def test_8_machine_busy_for_a_minute_keeps_its_key_and_reconnects(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -55,7 +53,7 @@ async def test_8_a_machine_that_is_occupied_for_a_minute_keeps_its_key_and_comes
         assert app.ends == []
 
 
-async def test_8_a_storm_of_requests_for_the_state_reaches_the_machine_as_one(
+async def test_8_many_state_requests_reach_the_machine_as_one(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -64,7 +62,7 @@ async def test_8_a_storm_of_requests_for_the_state_reaches_the_machine_as_one(
         apps = [kitchen.app() for _ in range(30)]
         await trio.sleep(1)
         assert [m["type"] for m in device.received].count("request_state") == 1
-        device.seq += 3  # a browser in the same house got some
+        device.seq += 3  # a browser in the local network received some
         device.change(pressure=1.0)
         await trio.sleep(1)
         assert [app.full_status_requests for app in apps] == [1] * 30
@@ -72,7 +70,7 @@ async def test_8_a_storm_of_requests_for_the_state_reaches_the_machine_as_one(
         assert all(app.of_type("device_info") for app in apps)
 
 
-async def test_8_a_machine_without_a_key_that_is_known_never_gets_a_101(autojump_clock: MockClock) -> None:
+async def test_8_machine_with_an_unknown_key_never_gets_a_101(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         stranger = kitchen.device(0xFFFF, key=KEY)
         await trio.sleep(100)

@@ -1,4 +1,4 @@
-"""What the firmware of the machines sends and reads, frame by frame; tests are named after its rules."""
+"""The frames that the firmware sends and reads; tests are named for the rules of the device contract."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,12 +28,12 @@ MIN_AGE_S = 0.3
 # §1.3: frames of the machine
 
 
-async def test_1_3_zero_masks_are_fine(tmp_path: Path) -> None:
+async def test_1_3_zero_masks_are_accepted(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
         payload = b'{"type":"device_info","pad":"%s"}' % (b"x" * 1500)
         await device.send(bytes.fromhex("8980 00000000"), frame(TEXT, payload, mask=NO_MASK))
-        assert (await device.read_json())["type"] == "request_state"  # since there is a client
+        assert (await device.read_json())["type"] == "request_state"  # because a client is attached
         assert await device.read_frame() == (0x80 | PONG, 0, b"")
         assert await client.read_json() == {"type": "device_online"}
         assert (await client.read_message()).payload == payload
@@ -52,7 +52,7 @@ async def test_1_3_a_large_text_comes_in_two_segments(tmp_path: Path, size: int)
         assert await client.read_message() == (0x81, 126, payload)
 
 
-async def test_rule_10_status_traffic_is_passed_on_as_it_came(tmp_path: Path) -> None:
+async def test_rule_10_status_messages_are_relayed_unchanged(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         client, device = await server.client(machine_id(1)), await server.device(machine_id(1))
         status = b"\x83\xa4type\xa6status\xa3seq\xd2\x00\x00\x00\x01\xa8pressure\xca\x41\x17\x33\x33"
@@ -64,7 +64,7 @@ async def test_rule_10_status_traffic_is_passed_on_as_it_came(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
-async def test_rule_7_pings_are_answered_with_what_they_said(tmp_path: Path, payload: bytes) -> None:
+async def test_rule_7_pongs_have_the_payload_of_the_ping(tmp_path: Path, payload: bytes) -> None:
     async with serve_here(tmp_path) as server:
         device = await server.device(machine_id(1))
         with trio.fail_after(1):
@@ -72,7 +72,7 @@ async def test_rule_7_pings_are_answered_with_what_they_said(tmp_path: Path, pay
             assert await device.read_frame() == (0x80 | PONG, len(payload), payload)
 
 
-async def test_rule_7_pings_are_answered_while_a_machine_is_held(tmp_path: Path) -> None:
+async def test_rule_7_pings_are_answered_while_reading_is_paused(tmp_path: Path) -> None:
     async with serve_here(tmp_path, device_min_age_s=MIN_AGE_S) as server:
         old = await server.device(machine_id(1))
         await server.device(machine_id(1))
@@ -80,7 +80,7 @@ async def test_rule_7_pings_are_answered_while_a_machine_is_held(tmp_path: Path)
         assert await old.read_frame() == (0x80 | PONG, 5, b"alive")
 
 
-# §0 rule 6: what reaches the machine
+# §0 rule 6: messages for the machine
 
 
 async def in_fragments(client: WireClient, payload: bytes) -> None:
@@ -98,7 +98,7 @@ async def in_one(client: WireClient, payload: bytes) -> None:
 
 @pytest.mark.parametrize("send", [in_one, in_fragments, as_messagepack])
 @pytest.mark.parametrize("size", [40, 126, 4000, 4096])
-async def test_rule_6_whatever_an_app_sends_reaches_the_machine_as_one_text_frame(
+async def test_rule_6_messages_of_apps_reach_the_machine_as_one_text_frame(
     tmp_path: Path, send: Callable[[WireClient, bytes], Awaitable[None]], size: int
 ) -> None:
     async with serve_here(tmp_path) as server:
@@ -111,7 +111,7 @@ async def test_rule_6_whatever_an_app_sends_reaches_the_machine_as_one_text_fram
         assert found.payload == payload
 
 
-async def test_rule_6_what_grows_too_large_as_text_does_not_reach_the_machine(tmp_path: Path) -> None:
+async def test_rule_6_message_that_is_too_large_as_text_does_not_reach_the_machine(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         device, client = await server.device(machine_id(1)), await server.client(machine_id(1))
         growing = packed({"type": "command", "a": [1.2345678901234567e-300] * 400})
@@ -129,6 +129,6 @@ async def test_rule_6_nothing_else_reaches_the_machine(tmp_path: Path) -> None:
             await client.send(text({"type": "request_state"}), text("no message"), frame(PING, b"mine"))
             await client.read_until("error")
             client.abort()
-        assert await device.read_frame() == (0x81, 24, b'{"type":"request_state"}')  # one for all of them
+        assert await device.read_frame() == (0x81, 24, b'{"type":"request_state"}')  # one for all clients
         await device.send(frame(PING, b"last"))
         assert await device.read_frame() == (0x80 | PONG, 4, b"last")

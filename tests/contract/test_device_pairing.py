@@ -1,4 +1,4 @@
-"""How machines register what they show; tests are named after the sections that it is described in."""
+"""The registration of machines; tests are named for the sections of the device contract."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ TOKEN = "Sc-reen_Of-the_Machine-Shows0123"
 
 
 def segments(body: bytes) -> list[bytes]:
-    """Give a registration as a machine writes it: each line by itself, and then the body."""
+    """Return a registration as the writes of a machine: one for each line, then the body."""
     return [
         b"POST /api/devices/register-claim HTTP/1.1\r\n",
         b"Host: cloud.example\r\n",
@@ -37,7 +37,7 @@ def registration(device_id: str = NEW, *, token: str = TOKEN, key: str = KEY) ->
 
 
 async def post(server: HereServer, body: bytes, *, pause_s: float | None = None) -> tuple[Response, bytes]:
-    """Send a registration; gives the answer, and what of it a machine sees: what arrived at first."""
+    """Send a registration; return the answer, and its first part, which is all that a machine reads."""
     connection = await server.connect()
     if pause_s is None:
         await connection.send(*segments(body))
@@ -116,7 +116,7 @@ async def test_3_2_no_refusal_looks_like_a_success(tmp_path: Path, body: bytes) 
         assert not seen_as_success(first + b" " + response.body)
 
 
-async def test_3_2_too_many_is_a_429_that_does_not_look_like_a_success(tmp_path: Path) -> None:
+async def test_3_2_rate_limit_answers_429_that_does_not_look_like_a_success(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         for number in range(40):
             response, first = await post(server, registration(key=f"{number:043}"))
@@ -127,7 +127,7 @@ async def test_3_2_too_many_is_a_429_that_does_not_look_like_a_success(tmp_path:
         assert not seen_as_success(first)
 
 
-async def test_3_2_the_same_registration_is_taken_again_and_again(tmp_path: Path) -> None:
+async def test_3_2_repeated_registration_is_accepted(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         for _ in range(30):
             await register(server)
@@ -137,16 +137,16 @@ async def test_3_2_the_same_registration_is_taken_again_and_again(tmp_path: Path
         assert await claim(server, "eve") == 404
 
 
-async def test_3_2_a_whole_street_comes_back_after_a_power_cut(tmp_path: Path) -> None:
+async def test_3_2_many_machines_register_at_once_after_a_power_cut(tmp_path: Path) -> None:
     async with serve_here(tmp_path, within_s=30) as server:
         began_at = time.monotonic()
         async with trio.open_nursery() as nursery:
             for number in range(300):
                 nursery.start_soon(register, server, f"BRW-{number:08X}")
-        assert time.monotonic() - began_at < 10  # what a machine waits for its answer
+        assert time.monotonic() - began_at < 10  # a machine's timeout for the answer
 
 
-# §3.2: what follows
+# §3.2: after the registration
 
 
 async def test_3_2_an_unknown_machine_can_connect_once_it_has_registered(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_3_2_an_unknown_machine_can_connect_once_it_has_registered(tmp_pat
         assert not await lets_in(server, NEW, WRONG_KEY)
 
 
-async def test_3_2_a_machine_that_nobody_has_may_change_its_key(tmp_path: Path) -> None:
+async def test_3_2_machine_without_users_may_change_its_key(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await register(server)
         await register(server, key=WRONG_KEY)
@@ -165,7 +165,7 @@ async def test_3_2_a_machine_that_nobody_has_may_change_its_key(tmp_path: Path) 
         assert not await lets_in(server, NEW, KEY)
 
 
-async def test_3_2_another_key_for_a_machine_of_somebody_is_kept_back(tmp_path: Path) -> None:
+async def test_3_2_another_key_for_an_owned_machine_is_held_back(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await owned(server)
         app = await server.client(OWNED, token=server.token([], user_id="ada"))
@@ -179,7 +179,7 @@ async def test_3_2_another_key_for_a_machine_of_somebody_is_kept_back(tmp_path: 
         assert told.content["device"]["keyPending"] is True
 
 
-async def test_3_2_only_an_owner_who_sees_the_screen_makes_it_the_key(tmp_path: Path) -> None:
+async def test_3_2_only_an_owner_who_sees_the_screen_confirms_the_key(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await owned(server)
         await register(server, OWNED, key=WRONG_KEY)
@@ -191,7 +191,7 @@ async def test_3_2_only_an_owner_who_sees_the_screen_makes_it_the_key(tmp_path: 
         assert not await lets_in(server, OWNED, KEY)
 
 
-async def test_3_2_the_connection_with_the_old_key_ends_when_an_owner_claims(tmp_path: Path) -> None:
+async def test_3_2_connection_with_the_old_key_ends_when_an_owner_pairs(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await owned(server)
         machine = await server.device(OWNED)
@@ -201,7 +201,7 @@ async def test_3_2_the_connection_with_the_old_key_ends_when_an_owner_claims(tmp
             assert (await machine.read_close())[0] == 4003
 
 
-async def test_3_2_a_new_token_of_the_machine_itself_is_worth_membership(tmp_path: Path) -> None:
+async def test_3_2_new_token_of_the_machine_gives_membership(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await owned(server)
         await register(server, OWNED)
@@ -210,13 +210,13 @@ async def test_3_2_a_new_token_of_the_machine_itself_is_worth_membership(tmp_pat
         assert [device["role"] for device in told.content["devices"]] == ["member"]
 
 
-async def test_3_2_a_machine_that_was_given_up_is_claimed_anew(tmp_path: Path) -> None:
+async def test_3_2_released_machine_can_be_paired_again(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         await owned(server)
         machine = await server.device(OWNED)
         gone = await ask(server, "DELETE", f"/api/devices/{OWNED}", token=server.token([], user_id="ada"))
         assert gone.status == 200
-        # Its key is still good: it stays where it is.
+        # Its key is still valid: it stays connected.
         await machine.show_life()
         await register(server, OWNED)
         assert await claim(server, "bob", OWNED) == 200

@@ -1,4 +1,4 @@
-"""The rules that the firmware of the machines imposes, seen with faithful machines on a virtual clock.
+"""The rules that the firmware imposes, tested with faithful machines on a virtual clock.
 
 Tests are named after the rules. Those of frames and headers are with the tests of the frames.
 """
@@ -17,15 +17,15 @@ from support.wire_client import CONTINUATION, TEXT, frame, packed, text
 
 YOUNG_S = 1.0
 SAFE_AGE_S = 7.9
-"""The clock of a machine starts some turns after the relay's."""
+"""A machine's clock starts some turns after the relay's."""
 
 
 def ages(device: FaithfulDevice) -> list[float]:
-    """Give the ages at which its connections ended, in s."""
+    """Return the lengths of its connections in s."""
     return [ended - opened for opened, ended in zip(device.opened_at, device.ended_at, strict=False)]
 
 
-# Rule 1: no connection of a machine ends young
+# Rule 1: no young connection of a machine ends
 
 
 async def replace(kitchen: Kitchen, _device: FaithfulDevice) -> None:
@@ -51,7 +51,7 @@ async def send_bad_text(_kitchen: Kitchen, device: FaithfulDevice) -> None:
 
 async def close_it(kitchen: Kitchen, _device: FaithfulDevice) -> None:
     for attachment in kitchen.relay.attached:
-        attachment.close(4000, "somebody wants it to go")
+        attachment.close(4000, "the relay wants it to end")
 
 
 async def meet_a_defect(_kitchen: Kitchen, device: FaithfulDevice) -> None:
@@ -65,7 +65,7 @@ CAUSES = [replace, replace_often, drain, break_the_rules, send_bad_text, close_i
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-async def test_rule_1_no_connection_of_a_machine_ends_young(
+async def test_rule_1_no_young_connection_of_a_machine_ends(
     autojump_clock: MockClock,
     cause: Callable[[Kitchen, FaithfulDevice], Awaitable[None]],
 ) -> None:
@@ -91,7 +91,7 @@ async def test_rule_1_an_oversized_message_of_an_app_does_not_reach_a_young_mach
         assert device.ends == []
 
 
-async def test_rule_1_leaving_waits_for_a_young_machine(autojump_clock: MockClock) -> None:
+async def test_rule_1_drain_waits_for_a_young_machine(autojump_clock: MockClock) -> None:
     async with open_kitchen(drain_s=0) as kitchen:
         old = kitchen.device(1)
         await trio.sleep(9)
@@ -106,13 +106,15 @@ async def test_rule_1_leaving_waits_for_a_young_machine(autojump_clock: MockCloc
 # Rule 2: refusals
 
 
-async def test_rule_2_a_refused_machine_keeps_its_key_and_tries_for_ever(autojump_clock: MockClock) -> None:
+async def test_rule_2_refused_machine_keeps_its_key_and_retries_without_end(
+    autojump_clock: MockClock,
+) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device(key=WRONG_KEY)
         await trio.sleep(300)
         assert {status for _, status in device.refused} == {401}
         assert len(device.refused) == 10
-        assert (device.requests, device.hasty) == (10, 0)  # one for each attempt
+        assert (device.requests, device.hasty) == (10, 0)  # one request for each attempt
         kitchen.store.keys[device.device_id] = WRONG_KEY
         await trio.sleep(31)
         assert device.online
@@ -130,10 +132,10 @@ async def test_rule_2_a_contested_id_is_refused_before_the_upgrade(autojump_cloc
         assert app.shows_online()
 
 
-# Rule 3: the code is for those who read logs
+# Rule 3: close codes
 
 
-async def test_rule_3_the_answer_of_a_machine_to_any_code_is_good(autojump_clock: MockClock) -> None:
+async def test_rule_3_any_close_code_of_the_answer_is_accepted(autojump_clock: MockClock) -> None:
     async with open_kitchen(close_s=5.0) as kitchen:
         device = kitchen.device()
         await trio.sleep(20)
@@ -141,7 +143,7 @@ async def test_rule_3_the_answer_of_a_machine_to_any_code_is_good(autojump_clock
             attachment.close(4003, "anything")
         await trio.sleep(0.1)
         assert device.ends == ["closed"]
-        assert not kitchen.relay.attached  # without waiting for the same code to come back
+        assert not kitchen.relay.attached  # does not wait for the same code from the machine
         await trio.sleep(RECONNECT_S + 1)
         assert device.online
 
@@ -173,7 +175,9 @@ async def test_rule_4_a_machine_that_closes_is_answered(autojump_clock: MockCloc
 # Rule 5: presence
 
 
-async def test_rule_5_a_zombie_is_not_the_machine_and_is_dropped(autojump_clock: MockClock) -> None:
+async def test_rule_5_silent_leftover_connection_is_not_present_and_is_dropped(
+    autojump_clock: MockClock,
+) -> None:
     async with open_kitchen() as kitchen:
         device, app = kitchen.device(), kitchen.app()
         await trio.sleep(20)
@@ -192,7 +196,9 @@ async def test_rule_5_a_zombie_is_not_the_machine_and_is_dropped(autojump_clock:
         assert not any(message.get("cmd") == "tare" for message in device.received)
 
 
-async def test_rule_5_a_zombie_does_not_replace_a_live_machine(autojump_clock: MockClock) -> None:
+async def test_rule_5_silent_leftover_connection_does_not_replace_a_live_machine(
+    autojump_clock: MockClock,
+) -> None:
     async with open_kitchen() as kitchen:
         device, app = kitchen.device(), kitchen.app()
         await trio.sleep(20)
@@ -200,7 +206,7 @@ async def test_rule_5_a_zombie_does_not_replace_a_live_machine(autojump_clock: M
         zombie = await kitchen.connect_device()
         await trio.sleep(5)
         await app.send("command", cmd="tare")
-        assert (await zombie.read_json())["type"] == "connected"  # the one thing that it is told
+        assert (await zombie.read_json())["type"] == "connected"  # the only message to it
         assert (await zombie.read_close())[0]
         await trio.sleep(60)
         assert device.ends == []
@@ -219,7 +225,7 @@ async def test_rule_5_a_machine_that_only_listens_is_present_by_its_pong(autojum
         assert kitchen.relay.is_online(machine_id(1))
 
 
-async def test_rule_5_the_state_is_asked_for_when_a_machine_comes_and_apps_wait(
+async def test_rule_5_state_is_requested_when_a_machine_arrives_and_apps_are_attached(
     autojump_clock: MockClock,
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -230,10 +236,10 @@ async def test_rule_5_the_state_is_asked_for_when_a_machine_comes_and_apps_wait(
         assert [message["type"] for message in unwatched.received] == ["connected"]
 
 
-# Rule 6: what reaches a machine
+# Rule 6: messages for a machine
 
 
-async def test_rule_6_a_machine_understands_all_that_it_gets(autojump_clock: MockClock) -> None:
+async def test_rule_6_machine_understands_all_its_messages(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         await trio.sleep(1)
@@ -250,7 +256,7 @@ async def test_rule_6_a_machine_understands_all_that_it_gets(autojump_clock: Moc
         assert device.online
 
 
-# Rule 7: in time
+# Rule 7: response times
 
 
 async def test_rule_7_a_slow_registry_means_503_before_the_machine_gives_up(
@@ -275,7 +281,7 @@ async def test_rule_7_pings_are_answered_all_day(autojump_clock: MockClock) -> N
         assert device.ends == []
 
 
-# Rule 8 is part of what a faithful machine looks at
+# Rule 8: the answer to the upgrade, which faithful machines check
 
 
 async def test_rule_8_a_faithful_machine_accepts_the_answer(autojump_clock: MockClock) -> None:
@@ -289,7 +295,7 @@ async def test_rule_8_a_faithful_machine_accepts_the_answer(autojump_clock: Mock
 # Rule 10: MessagePack
 
 
-async def test_rule_10_packed_status_reaches_apps_as_it_came(autojump_clock: MockClock) -> None:
+async def test_rule_10_packed_status_reaches_apps_unchanged(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device, app = kitchen.device(), kitchen.app()
         await trio.sleep(3.5)

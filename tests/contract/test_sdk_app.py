@@ -1,4 +1,4 @@
-"""The app of `brewos_relay.client` at a relay, with faithful machines."""
+"""The SDK's App with a relay and faithful machines."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ async def attached(kitchen: Kitchen, given: str | None = None) -> AsyncIterator[
         yield app
 
 
-async def test_whoever_joins_knows_the_state_at_once(autojump_clock: MockClock) -> None:
+async def test_attached_app_knows_the_state_at_once(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         await trio.sleep(20)
@@ -47,13 +47,13 @@ async def test_whoever_joins_knows_the_state_at_once(autojump_clock: MockClock) 
             assert (await app.state()).status["pressure"] == 9.1
 
 
-async def test_nothing_is_known_of_a_machine_that_was_never_there(autojump_clock: MockClock) -> None:
+async def test_state_of_a_machine_without_connections_is_unknown(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen, attached(kitchen) as app:
         with pytest.raises(NothingKnown, match="the device is offline"):
             await app.state()
 
 
-async def test_a_command_is_delivered_and_obeyed(autojump_clock: MockClock) -> None:
+async def test_command_is_delivered_and_executed(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         device = kitchen.device()
         await trio.sleep(20)
@@ -79,7 +79,7 @@ async def test_a_harmless_command_waits_and_one_that_heats_does_not(autojump_clo
         assert (harmless.fate, harmless.waited) == ("delivered", True)
 
 
-async def test_a_command_that_waits_in_vain_expires(autojump_clock: MockClock) -> None:
+async def test_waiting_command_expires(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen, attached(kitchen) as app:
         outcome = await app.command("tare", timeout_s=20)
         assert (outcome.fate, outcome.waited) == ("expired", True)
@@ -99,7 +99,7 @@ async def test_nothing_is_delivered_after_the_time_of_a_command(tmp_path: Path) 
             assert [message.get("cmd") for message in said] == [None, "second"]
 
 
-async def test_a_viewer_hears_that_it_may_not(autojump_clock: MockClock) -> None:
+async def test_viewers_command_is_forbidden(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen:
         kitchen.device()
         await trio.sleep(20)
@@ -107,7 +107,7 @@ async def test_a_viewer_hears_that_it_may_not(autojump_clock: MockClock) -> None
             assert (await app.command("tare")).fate == "forbidden"
 
 
-async def test_an_app_comes_back_when_the_relay_says(autojump_clock: MockClock) -> None:
+async def test_app_reconnects_when_the_relay_asks(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen, attached(kitchen) as app:
         await app.wait_for_state(LinkState.CONNECTED)
         began_s = trio.current_time()
@@ -119,16 +119,14 @@ async def test_an_app_comes_back_when_the_relay_says(autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize("given", ["nonsense", token().rpartition(".")[0] + ".x"])
-async def test_a_token_that_is_no_good_stops_it_with_the_reason(
-    autojump_clock: MockClock, given: str
-) -> None:
+async def test_invalid_token_stops_the_link_with_the_reason(autojump_clock: MockClock, given: str) -> None:
     async with open_kitchen() as kitchen, attached(kitchen, given) as app:
         stopped = await app.wait_for_state(LinkState.STOPPED)
         assert stopped.close_code == 4002
         assert "token" in stopped.reason
 
 
-async def test_another_device_s_token_waits_for_access(autojump_clock: MockClock) -> None:
+async def test_token_of_another_device_waits_for_access(autojump_clock: MockClock) -> None:
     async with open_kitchen() as kitchen, attached(kitchen, token([machine_id(2)])) as app:
         waiting = await app.wait_for_state(LinkState.WAITING)
         assert waiting.http_status == 403
@@ -142,7 +140,7 @@ def database_url(folder: Path) -> str:
 
 
 async def sign_up(server: HereServer, folder: Path, tokens: SessionTokens) -> str:
-    """Make an account for a bot, and sign in; gives its id."""
+    """Create an account for a bot, and sign in; return its id."""
     secret = "i" * 43
     with Database.open(database_url(folder)) as database, database.writing() as db:
         add_invite(
@@ -158,7 +156,7 @@ async def sign_up(server: HereServer, folder: Path, tokens: SessionTokens) -> st
     return str(told.content["user"]["id"])
 
 
-async def test_an_app_lives_on_its_session(tmp_path: Path) -> None:
+async def test_app_runs_on_a_login_session(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         url = f"http://127.0.0.1:{server.address[1]}"
         tokens = SessionTokens(url, tmp_path / "session.json")

@@ -1,6 +1,6 @@
-"""The device of `brewos_relay.client` keeps to the rules that hold between machines and a relay.
+"""The SDK's Device follows the rules between machines and a relay.
 
-Tests are named after the rules, as those of faithful machines are; what concerns only firmware is not here.
+Tests are named for the rules; those that concern only firmware are left out.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,7 +33,7 @@ STATE: dict[str, Any] = {
 
 
 class Watched:
-    """A device, and what became of its connections."""
+    """A device, and the ends of its connections."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -68,7 +68,7 @@ async def switched_on(
         nursery.cancel_scope.cancel()
 
 
-# Rule 1: no connection of a device ends young
+# Rule 1: no young connection of a device ends
 
 
 async def replace(kitchen: Kitchen, _: Device) -> None:
@@ -86,7 +86,7 @@ async def drain(kitchen: Kitchen, _: Device) -> None:
 
 async def close_it(kitchen: Kitchen, _: Device) -> None:
     for attachment in kitchen.relay.attached:
-        attachment.close(4000, "somebody wants it to go")
+        attachment.close(4000, "the relay wants it to end")
 
 
 async def meet_a_defect(_: Kitchen, device: Device) -> None:
@@ -97,7 +97,7 @@ async def meet_a_defect(_: Kitchen, device: Device) -> None:
 
 
 @pytest.mark.parametrize("cause", [replace, replace_often, drain, close_it, meet_a_defect])
-async def test_rule_1_no_connection_of_a_device_ends_young(
+async def test_rule_1_no_young_connection_of_a_device_ends(
     autojump_clock: MockClock,
     tmp_path: Path,
     cause: Callable[[Kitchen, Device], Awaitable[None]],
@@ -114,7 +114,7 @@ async def test_rule_1_no_connection_of_a_device_ends_young(
 # Rule 2: refusals
 
 
-async def test_rule_2_a_refused_device_keeps_its_key_and_tries_for_ever(
+async def test_rule_2_refused_device_keeps_its_key_and_retries_without_end(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path, key=WRONG_KEY) as watched:
@@ -127,7 +127,7 @@ async def test_rule_2_a_refused_device_keeps_its_key_and_tries_for_ever(
         assert watched.device.connected
 
 
-async def test_rule_2_a_full_relay_is_left_alone_as_long_as_it_says(
+async def test_rule_2_retry_after_of_a_full_relay_is_followed(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen:
@@ -142,7 +142,7 @@ async def test_rule_2_a_full_relay_is_left_alone_as_long_as_it_says(
             assert watched.device.connected
 
 
-async def test_rule_2_two_devices_with_one_id_do_not_take_turns(
+async def test_rule_2_two_devices_with_one_id_do_not_alternate(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as first:
@@ -156,11 +156,11 @@ async def test_rule_2_two_devices_with_one_id_do_not_take_turns(
             assert second.ends == []
 
 
-# Rule 3: whatever the code
+# Rule 3: close codes
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1008, 1012, 4000, 4001, 4003])
-async def test_rule_3_a_device_comes_back_whatever_the_code(
+async def test_rule_3_device_reconnects_after_any_close_code(
     autojump_clock: MockClock, tmp_path: Path, code: int
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:
@@ -168,7 +168,7 @@ async def test_rule_3_a_device_comes_back_whatever_the_code(
         for attachment in kitchen.relay.attached:
             attachment.close(code, "anything")
         await trio.sleep(0.5)
-        assert not kitchen.relay.attached  # it has answered
+        assert not kitchen.relay.attached  # it has answered the close frame
         await trio.sleep(10)
         assert watched.device.connected
         assert [end.close_code for end in watched.ends] == [code]
@@ -178,7 +178,7 @@ async def test_rule_3_a_device_comes_back_whatever_the_code(
 
 
 @pytest.mark.parametrize("how", ["leave", "pause", "disable"])
-async def test_rule_4_a_device_says_goodbye(autojump_clock: MockClock, tmp_path: Path, how: str) -> None:
+async def test_rule_4_device_sends_a_close_frame(autojump_clock: MockClock, tmp_path: Path, how: str) -> None:
     async with open_kitchen() as kitchen:
         app = kitchen.app()
         async with switched_on(kitchen, tmp_path) as watched:
@@ -199,7 +199,7 @@ async def test_rule_4_a_device_says_goodbye(autojump_clock: MockClock, tmp_path:
 # Rule 5: presence
 
 
-async def test_rule_5_a_device_is_there_from_its_first_frame(
+async def test_rule_5_device_is_present_from_its_first_frame(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:
@@ -208,14 +208,14 @@ async def test_rule_5_a_device_is_there_from_its_first_frame(
         assert kitchen.relay.is_online(machine_id(1))
 
 
-async def test_rule_5_a_device_that_lost_its_connection_leaves_no_zombie(
+async def test_rule_5_lost_connection_leaves_no_silent_leftover(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:
         app = kitchen.app()
         await trio.sleep(20)
         (attachment,) = (one for one in kitchen.relay.attached if isinstance(one, DeviceAttachment))
-        cast(WebSocketConnection, attachment.peer)._transport.close()  # whatever is in between cuts it
+        cast(WebSocketConnection, attachment.peer)._transport.close()  # a failure of the network
         await trio.sleep(1)
         assert watched.device.status.state is LinkState.WAITING
         await app.send("command", cmd="tare")
@@ -225,9 +225,7 @@ async def test_rule_5_a_device_that_lost_its_connection_leaves_no_zombie(
         assert app.shows_online()
 
 
-async def test_rule_5_a_device_is_asked_for_its_state_and_answers(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
+async def test_rule_5_device_answers_a_state_request(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with open_kitchen() as kitchen:
         app = kitchen.app()
         await trio.sleep(1)
@@ -239,12 +237,10 @@ async def test_rule_5_a_device_is_asked_for_its_state_and_answers(
             assert app.state["temps"]["brew"] == pytest.approx(STATE["temps"]["brew"])
 
 
-# Rule 6: what reaches a device
+# Rule 6: messages for a device
 
 
-async def test_rule_6_a_device_understands_all_that_it_gets(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
+async def test_rule_6_device_understands_all_its_messages(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:
         await trio.sleep(1)
         client = await kitchen.connect_client()
@@ -276,10 +272,10 @@ async def test_rule_6_a_device_reads_15_kib_and_no_more(tmp_path: Path, size_byt
                 assert (await anext(device)).kind == "pad"
 
 
-# Rule 7: in time
+# Rule 7: keepalives
 
 
-async def test_rule_7_a_device_lives_all_day(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_rule_7_device_stays_connected_all_day(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:
         await trio.sleep(6 * 3600)
         assert len(watched.opened_at) == 1
@@ -308,7 +304,7 @@ async def test_rule_9_there_is_no_connection_before_the_registration(
 # Rule 10: MessagePack
 
 
-async def test_rule_10_what_is_reported_reaches_apps_packed_and_as_it_was_meant(
+async def test_rule_10_reports_reach_apps_packed_with_rounded_numbers(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_kitchen() as kitchen, switched_on(kitchen, tmp_path) as watched:

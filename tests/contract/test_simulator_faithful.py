@@ -1,4 +1,4 @@
-"""The simulator's faithful manners against the firmware's rules, by their sections; on a virtual clock."""
+"""The simulator's faithful mode against sections of the device contract, on a virtual clock."""
 
 import contextlib
 import itertools
@@ -30,13 +30,13 @@ from support.wire_client import (
     frame,
 )
 
-GRACE_S = 12.25  # 10 s and a bit, then 2 s after the registration
+GRACE_S = 12.25  # 10.25 s, then 2 s after the registration
 DEADLINE_S = 400.0
 
 
 @dataclass
 class Visit:
-    """One TCP connection of the machine: when it came, its request, and the server's end of it."""
+    """One TCP connection of the machine: its start, its request, and the server's end."""
 
     at_s: float
     head: bytes
@@ -55,7 +55,7 @@ class Visit:
         await self.wire.send(frame(TEXT, msgspec.json.encode(content), mask=None))
 
     async def read_masked(self) -> tuple[Frame, bytes]:
-        """Read a frame; gives it unmasked, and the key."""
+        """Read a frame; return it unmasked, with the mask."""
         first, second = await self.wire._take(2)
         assert second & 0x80, "a machine masks everything"
         length = second & 0x7F
@@ -83,7 +83,7 @@ def content(found: Frame) -> dict[str, Any]:
 
 @dataclass
 class Cloud:
-    """A server of exact bytes; it takes registrations, and hands out everything else."""
+    """A server that accepts registrations, and passes all other connections to the test."""
 
     simulator: SimulatedDevice
     visits: trio.MemoryReceiveChannel[Visit]
@@ -96,7 +96,7 @@ class Cloud:
 
 @contextlib.asynccontextmanager
 async def cloud(*, registered: bytes = b"HTTP/1.1 200 OK", **parameters: Any) -> AsyncIterator[Cloud]:
-    """Switch a faithful machine on in front of a server."""
+    """Switch on a faithful machine that connects to a test server."""
     send, receive = trio.open_memory_channel[Visit](100)
     registrations: list[tuple[float, bytes]] = []
 
@@ -165,7 +165,7 @@ async def test_1_3_pings_at_once_with_a_zero_mask_and_then_every_15_s(autojump_c
         assert pings[2] - pings[1] == pytest.approx(15, abs=0.2)
 
 
-async def test_7_1_a_status_in_half_a_second_and_its_name_after_three(autojump_clock: MockClock) -> None:
+async def test_7_1_status_after_half_a_second_and_device_info_after_three(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -178,7 +178,7 @@ async def test_7_1_a_status_in_half_a_second_and_its_name_after_three(autojump_c
         assert trio.current_time() - visit.at_s == pytest.approx(3.1, abs=0.3)
 
 
-async def test_7_1_a_quiet_machine_says_that_it_is_alive_and_everything_every_5_min(
+async def test_7_1_idle_machine_sends_keepalives_and_a_full_status_every_5_min(
     autojump_clock: MockClock,
 ) -> None:
     async with cloud() as here:
@@ -225,7 +225,7 @@ async def test_0_6_reads_15_360_bytes_and_no_more(autojump_clock: MockClock, siz
             assert found.payload == struct.pack(">H", 1009)
 
 
-async def test_2_5_is_silent_where_its_text_is_too_long(autojump_clock: MockClock) -> None:
+async def test_2_5_too_long_text_is_dropped(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         machine = here.simulator.machine
         for _ in range(10):
@@ -258,7 +258,7 @@ async def test_1_3_large_texts_have_a_zero_mask(autojump_clock: MockClock) -> No
         assert keys["status"][1] != b"\0\0\0\0"
 
 
-async def test_2_1_comes_back_after_a_close_frame_and_says_1000(autojump_clock: MockClock) -> None:
+async def test_2_1_answers_1000_to_a_close_frame_and_reconnects(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -274,7 +274,7 @@ async def test_2_1_comes_back_after_a_close_frame_and_says_1000(autojump_clock: 
         assert (here.simulator.key_losses, here.simulator.zombies) == (0, 0)
 
 
-async def test_2_6_1_says_its_whole_state_on_its_first_connection_alone(autojump_clock: MockClock) -> None:
+async def test_2_6_1_full_status_only_on_the_first_connection(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -292,7 +292,7 @@ async def test_2_6_1_says_its_whole_state_on_its_first_connection_alone(autojump
         assert "status" not in said
 
 
-async def test_0_4_a_bare_loss_leaves_a_zombie(autojump_clock: MockClock) -> None:
+async def test_0_4_loss_without_a_close_frame_leaves_a_silent_connection(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -310,7 +310,7 @@ async def test_0_4_a_bare_loss_leaves_a_zombie(autojump_clock: MockClock) -> Non
 
 
 @pytest.mark.parametrize("bare", [True, False])
-async def test_0_1_an_early_end_costs_the_key_and_the_cloud(autojump_clock: MockClock, bare: bool) -> None:
+async def test_0_1_early_end_costs_the_key_and_the_cloud(autojump_clock: MockClock, bare: bool) -> None:
     async with cloud() as here:
         first_key = here.simulator.key
         visit = await here.next_visit()
@@ -332,7 +332,7 @@ async def test_0_1_an_early_end_costs_the_key_and_the_cloud(autojump_clock: Mock
         assert here.simulator.key.encode() in here.registrations[-1][1]
 
 
-async def test_1_2_writes_farewell_where_it_is_refused_and_comes_back(autojump_clock: MockClock) -> None:
+async def test_1_2_refused_machine_writes_its_farewell_and_retries(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.wire.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
@@ -343,7 +343,7 @@ async def test_1_2_writes_farewell_where_it_is_refused_and_comes_back(autojump_c
 
 
 @pytest.mark.parametrize("closes_at_once", [True, False])
-async def test_2_6_3_a_plain_refusal_with_an_end_behind_it_is_tried_again_at_once(
+async def test_2_6_3_plain_refusal_that_ends_at_once_is_retried_at_once(
     autojump_clock: MockClock, closes_at_once: bool
 ) -> None:
     async with cloud() as here:
@@ -376,7 +376,7 @@ async def test_1_3_gives_up_after_two_pings_without_an_answer(autojump_clock: Mo
         assert trio.current_time() - visit.at_s == pytest.approx(16.2, abs=0.4)
 
 
-async def test_1_2_an_answer_must_come_in_5_s(autojump_clock: MockClock) -> None:
+async def test_1_2_answer_must_arrive_in_5_s(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         with pytest.raises(Ended):
@@ -384,7 +384,7 @@ async def test_1_2_an_answer_must_come_in_5_s(autojump_clock: MockClock) -> None
         assert trio.current_time() - visit.at_s == pytest.approx(5, abs=0.2)
 
 
-async def test_2_6_a_command_is_told_in_the_log_and_in_what_it_changes(autojump_clock: MockClock) -> None:
+async def test_2_6_command_is_logged_and_changes_are_reported(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -399,7 +399,7 @@ async def test_2_6_a_command_is_told_in_the_log_and_in_what_it_changes(autojump_
         assert (delta["type"], delta["temps"]["steam"]["setpoint"]) == ("status_delta", 125)
 
 
-async def test_1_3_some_commands_keep_it_from_everything(autojump_clock: MockClock) -> None:
+async def test_1_3_some_commands_block_the_machine(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -420,7 +420,7 @@ async def test_3_1_its_key_and_its_token_have_the_form_of_real_ones(autojump_clo
         )
 
 
-async def test_2_6_a_meter_is_told_every_5_s(autojump_clock: MockClock) -> None:
+async def test_2_6_power_meter_is_reported_every_5_s(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -435,7 +435,7 @@ async def test_2_6_a_meter_is_told_every_5_s(autojump_clock: MockClock) -> None:
         assert pauses == pytest.approx([5.0] * 3, abs=0.3)
 
 
-async def test_2_7_a_ping_is_answered_in_the_log_and_the_rest_is_ignored(autojump_clock: MockClock) -> None:
+async def test_2_7_ping_is_logged_and_other_messages_are_ignored(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -450,7 +450,7 @@ async def test_2_7_a_ping_is_answered_in_the_log_and_the_rest_is_ignored(autojum
         assert here.simulator.key != "n" * 43
 
 
-async def test_1_3_a_frame_that_does_not_end_is_given_5_s(autojump_clock: MockClock) -> None:
+async def test_1_3_incomplete_frame_times_out_after_5_s(autojump_clock: MockClock) -> None:
     async with cloud() as here:
         visit = await here.next_visit()
         await visit.let_in()
@@ -463,7 +463,7 @@ async def test_1_3_a_frame_that_does_not_end_is_given_5_s(autojump_clock: MockCl
         assert trio.current_time() - began_s == pytest.approx(5, abs=0.2)
 
 
-async def test_2_1_a_registration_that_is_not_taken_keeps_it_off_the_net(autojump_clock: MockClock) -> None:
+async def test_2_1_rejected_registration_keeps_the_machine_offline(autojump_clock: MockClock) -> None:
     async with cloud(registered=b"HTTP/1.1 201 Made") as here:
         with trio.move_on_after(110):
             await here.next_visit()

@@ -1,4 +1,4 @@
-"""What apps show of a machine that comes back: it says its whole state only after up to 5 min (§2.6.1)."""
+"""The state that apps get when a machine returns: it sends a full status only after 5 min (§2.6.1)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ COLD = {
 
 
 class House:
-    """A machine and an app of it, and the relays that come and go."""
+    """A machine, its app, and the relays that run one after the other."""
 
     def __init__(self, store: MemoryStore, power: trio.Nursery) -> None:
         self.store = store
@@ -40,7 +40,7 @@ class House:
 
     @asynccontextmanager
     async def relay(self, **limits: Any) -> AsyncIterator[RelayHere]:
-        """Run a relay at the same place as the one before."""
+        """Run a relay on the port of the previous one."""
         limits = {"drain_s": 0, "state_save_s": 180.0, **limits}
         async with open_relay_here(self.store, port=self.port, **limits) as here:
             self.here, self.port = here, here.address[1]
@@ -59,7 +59,7 @@ class House:
 
 @pytest.fixture(autouse=True)
 def one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the wall clock go on with the virtual one."""
+    """Advance the wall clock with the virtual one."""
     began_ms = 1_800_000_000_000
     for module in (relay, session):
         monkeypatch.setattr(module, "now_ms", lambda: began_ms + round(trio.current_time() * 1000))
@@ -73,19 +73,19 @@ async def open_house() -> AsyncIterator[House]:
 
 
 def delay_s(app: FaithfulApp, device: FaithfulDevice) -> float:
-    """Tell how long after the machine's return its app showed what it is doing."""
+    """Return how long after the machine's return its app knew the state, in s."""
     assert app.state_known_at is not None, "the app shows no state"
     return app.state_known_at - device.opened_at[-1]
 
 
 async def until_back(device: FaithfulDevice, *, connections: int = 2) -> None:
     with trio.fail_after(40):
-        while len(device.opened_at) < connections:  # noqa: ASYNC110 - it knows nothing of events
+        while len(device.opened_at) < connections:  # noqa: ASYNC110 - the device has no events
             await trio.sleep(0.05)
 
 
 @pytest.mark.parametrize("crashes", [False, True])
-async def test_2_6_1_an_app_shows_its_machine_within_2_s_of_its_return(
+async def test_2_6_1_app_shows_a_returned_machine_within_2_s(
     autojump_clock: MockClock, crashes: bool
 ) -> None:
     async with open_house() as house:
@@ -102,12 +102,12 @@ async def test_2_6_1_an_app_shows_its_machine_within_2_s_of_its_return(
             assert delay_s(app, device) <= 2
             assert app.state["machine"]["state"] == "ready"
             assert [message["seq"] for message in app.of_type("status") if "seq" in message] == [1, 2]
-            # That the machine is here, how old its state is, and the state.
+            # The machine's presence, the age of its state, and the state.
             sequence = [message["type"] for message in app.received]
             told = sequence[len(sequence) - sequence[::-1].index("connected") - 1 :]
             assert [kind for kind in told if kind not in {"keepalive", "device_info"}] == [
                 "connected",
-                "device_status",  # which answers what it asks of an absent machine
+                "device_status",  # the answer to its request for the state of an absent machine
                 "device_online",
                 "device_status",
                 "status",
@@ -118,7 +118,7 @@ async def test_2_6_1_an_app_shows_its_machine_within_2_s_of_its_return(
             assert {"machine", "temps"} <= set(status["staleGroups"])
 
 
-async def test_an_app_that_comes_after_the_machine_is_told_at_once(
+async def test_app_that_attaches_after_the_machine_gets_the_state_at_once(
     autojump_clock: MockClock,
 ) -> None:
     async with open_house() as house:
@@ -135,7 +135,7 @@ async def test_an_app_that_comes_after_the_machine_is_told_at_once(
             assert app.state["machine"]["state"] == "ready"
 
 
-async def test_deltas_after_a_restart_are_merged_and_asked_for_once(
+async def test_deltas_after_a_restart_are_merged_and_requested_once(
     autojump_clock: MockClock,
 ) -> None:
     async with open_house() as house:
@@ -163,7 +163,7 @@ async def test_deltas_after_a_restart_are_merged_and_asked_for_once(
             assert late.full_status_requests == 0
 
 
-async def test_nothing_old_is_told_of_a_machine_that_changed_while_away(
+async def test_old_state_of_a_machine_that_changed_is_not_sent(
     autojump_clock: MockClock,
 ) -> None:
     async with open_house() as house:
@@ -182,7 +182,7 @@ async def test_nothing_old_is_told_of_a_machine_that_changed_while_away(
             assert delay_s(app, device) <= 2
 
 
-async def test_a_change_right_before_a_crash_is_not_forgotten(autojump_clock: MockClock) -> None:
+async def test_change_right_before_a_crash_is_kept(autojump_clock: MockClock) -> None:
     async with open_house() as house:
         async with house.relay():
             device, app = house.device(), house.app()
@@ -197,7 +197,7 @@ async def test_a_change_right_before_a_crash_is_not_forgotten(autojump_clock: Mo
             assert app.state["machine"]["state"] == "ready"
 
 
-async def test_volatile_parts_are_not_shown_again(autojump_clock: MockClock) -> None:
+async def test_volatile_parts_are_not_restored(autojump_clock: MockClock) -> None:
     async with open_house() as house:
         async with house.relay():
             device = house.device()
@@ -215,14 +215,14 @@ async def test_volatile_parts_are_not_shown_again(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize(("absent_s", "shown"), [(70.0, True), (840.0, True), (960.0, False)])
-async def test_a_long_absence_from_the_relay(autojump_clock: MockClock, absent_s: float, shown: bool) -> None:
+async def test_state_after_a_long_absence(autojump_clock: MockClock, absent_s: float, shown: bool) -> None:
     async with open_house() as house, house.relay():
         device, app = house.device(), house.app()
         await trio.sleep(30)
         device.change(**HOT)
         await trio.sleep(20)
-        device._full_at = trio.current_time() + absent_s  # so that it need not say all of it soon
-        house.store.keys[machine_id(1)] = "x" * 43  # it is refused meanwhile
+        device._full_at = trio.current_time() + absent_s  # delays the next full status
+        house.store.keys[machine_id(1)] = "x" * 43  # makes the relay refuse it
         device.lose_connection()
         await trio.sleep(absent_s)
         house.store.keys[machine_id(1)] = KEY
@@ -240,7 +240,7 @@ async def test_a_long_absence_from_the_relay(autojump_clock: MockClock, absent_s
         assert app.state["machine"]["state"] == "idle"
 
 
-async def test_a_state_of_the_future_is_not_shown(autojump_clock: MockClock) -> None:
+async def test_state_with_a_future_time_is_not_restored(autojump_clock: MockClock) -> None:
     async with open_house() as house:
         async with house.relay():
             device, app = house.device(), house.app()
