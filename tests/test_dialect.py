@@ -72,7 +72,7 @@ def test_every_type_of_the_firmware_and_the_app_has_a_class() -> None:
 
 
 @pytest.mark.parametrize("rule", [*BREWOS.commands, *BREWOS.types], ids=lambda rule: rule.name)
-def test_every_rule_says_what_the_machine_does(rule: Any) -> None:
+def test_every_rule_describes_its_effect(rule: Any) -> None:
     assert rule.effect
     assert not (rule.waits and rule.waits_in_modes)
     assert rule.waits_in_modes <= BREWOS.modes
@@ -99,7 +99,7 @@ def test_switching_the_machine_is_use_in_every_mode(mode: object) -> None:
         "set_preferences",
     ],
 )
-def test_what_acts_after_the_sender_has_left_is_household(cmd: str) -> None:
+def test_settings_that_outlast_the_sender_are_household(cmd: str) -> None:
     assert class_of(cmd) is HOUSEHOLD
 
 
@@ -140,13 +140,13 @@ def test_an_unknown_type_is_for_owners_and_never_waits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["key_rotate", " Key_Rotate", "key_rotate\t", "connected", "error"])
-def test_what_a_machine_believes_of_the_relay_is_for_no_client(kind: str) -> None:
+def test_messages_of_the_relay_are_reserved(kind: str) -> None:
     assert policy().class_of(kind) is RESERVED
     assert policy(owner_commands="*").class_of(kind) is RESERVED
     assert not policy().may_wait(kind)
 
 
-def test_a_reserved_type_is_no_reserved_command() -> None:
+def test_command_named_like_a_reserved_type_is_not_reserved() -> None:
     assert class_of("key_rotate") is MANAGE
 
 
@@ -160,7 +160,7 @@ def test_a_cleaning_that_an_app_notes_is_use_and_waits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("cmd", LATE_HARM)
-def test_what_could_do_harm_later_never_waits(cmd: str) -> None:
+def test_commands_that_could_harm_later_never_wait(cmd: str) -> None:
     assert not may_wait(cmd)
 
 
@@ -225,7 +225,7 @@ def test_no_pattern_allows_more_than_the_table(patterns: str) -> None:
         assert free.may_wait(kind, cmd, mode) or not tight.may_wait(kind, cmd, mode)
 
 
-def test_what_a_list_leaves_out_is_listed() -> None:
+def test_unlisted_commands_are_listed() -> None:
     owners, never_wait = policy("ota_*,*_ota_start,wifi_*,mqtt_*", "brew_*,set_mode:on").unlisted()
     assert {"restart", "factory_reset", "set_cloud_config"} <= set(owners)
     assert not {"ota_start", "pico_ota_start", "wifi_forget", "mqtt_config", "tare"} & set(owners)

@@ -48,7 +48,9 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
         (CloseCode.ACCESS_ENDED, 4003, False),
     ],
 )
-def test_close_codes_and_who_may_come_back(code: CloseCode, number: int, may_reconnect: bool) -> None:
+def test_close_codes_after_which_a_peer_may_reconnect(
+    code: CloseCode, number: int, may_reconnect: bool
+) -> None:
     assert code == number
     assert code.may_reconnect is may_reconnect
 

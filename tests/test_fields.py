@@ -82,7 +82,7 @@ def test_the_last_of_a_repeated_key_counts() -> None:
         b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
-def test_what_is_no_object_cannot_be_split(payload: bytes) -> None:
+def test_text_that_is_not_an_object_cannot_be_split(payload: bytes) -> None:
     with pytest.raises(MALFORMED):
         split(payload, is_text=True)
 
@@ -99,7 +99,7 @@ def test_what_is_no_object_cannot_be_split(payload: bytes) -> None:
         b"\xde\x01",
     ],
 )
-def test_what_is_no_map_cannot_be_split(payload: bytes) -> None:
+def test_binary_that_is_not_a_map_cannot_be_split(payload: bytes) -> None:
     with pytest.raises(MALFORMED):
         split(payload, is_text=False)
 

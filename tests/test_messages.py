@@ -57,7 +57,7 @@ def test_type_is_read_from_json_and_messagepack(content: dict[str, Any], message
         b'{"type":"status","deep":' + b"[" * 100_000,
     ],
 )
-def test_text_that_is_no_object_with_a_text_type_has_none(payload: bytes) -> None:
+def test_text_message_without_a_text_type_has_no_type(payload: bytes) -> None:
     assert Message(payload).peek_type() is None
 
 
@@ -78,7 +78,7 @@ def test_text_that_is_no_object_with_a_text_type_has_none(payload: bytes) -> Non
         b"\x82\xa4type\xa1x\xa4deep" + b"\x91" * 100_000,
     ],
 )
-def test_binary_that_is_no_map_with_a_text_type_has_none(payload: bytes) -> None:
+def test_binary_message_without_a_text_type_has_no_type(payload: bytes) -> None:
     assert Message(payload, is_text=False).peek_type() is None
 
 
@@ -92,7 +92,7 @@ def test_binary_that_is_no_map_with_a_text_type_has_none(payload: bytes) -> None
         b'"n":1e999,"n":2',
     ],
 )
-def test_the_type_of_an_object_is_read_whatever_else_it_has(more: bytes) -> None:
+def test_type_of_any_object_is_read(more: bytes) -> None:
     message = Message(b'{"type":"status",%b,"seq":7,"level":"error"}' % more)
     assert message.peek() == Head("status", 7, "error")
     assert message.why_invalid() == ""
@@ -114,7 +114,7 @@ def test_the_type_of_an_object_is_read_whatever_else_it_has(more: bytes) -> None
         b"\xa1n\x81\x01\x02",
     ],
 )
-def test_the_type_of_a_map_is_read_whatever_else_it_has(more: bytes) -> None:
+def test_type_of_any_map_is_read(more: bytes) -> None:
     payload = b"\x84\xa4type\xa6status%b\xa3seq\x07\xa5level\xa5error" % more
     assert Message(payload, is_text=False).peek() == Head("status", 7, "error")
 
@@ -127,7 +127,7 @@ def test_the_type_of_a_map_is_read_whatever_else_it_has(more: bytes) -> None:
         Message(b"\x83\xa4type\xa3log\xa3seq\xa1\xff\xa5level\xa5error", is_text=False),
     ],
 )
-def test_a_number_that_cannot_be_read_is_none(message: Message) -> None:
+def test_unreadable_number_is_none(message: Message) -> None:
     assert message.peek() == Head("log", None, "error")
 
 
@@ -163,7 +163,7 @@ def test_messagepack_becomes_json_of_the_same_content(content: dict[str, Any]) -
     assert _decoded(text) == content
 
 
-def test_what_json_does_not_know_gets_its_nearest_form() -> None:
+def test_values_unknown_to_json_are_converted() -> None:
     text = _binary({"type": "command", "raw": b"\x00\xff", "bad": float("nan"), 1: 2}).as_text()
     assert text is not None
     assert _decoded(text) == {"type": "command", "raw": "AP8=", "bad": None, "1": 2}
@@ -247,7 +247,7 @@ def test_delivery_starts_without_an_encoding() -> None:
     assert delivery.encoded == b"frame"
 
 
-def test_what_the_relay_says_of_itself() -> None:
+def test_messages_of_the_relay() -> None:
     assert messages.DEVICE_ONLINE.payload == b'{"type":"device_online"}'
     assert messages.DEVICE_OFFLINE.payload == b'{"type":"device_offline"}'
     assert messages.connected_device(1_700_000_000_123).payload == (
@@ -319,11 +319,11 @@ def test_answers_for_an_absent_device() -> None:
     ],
     ids=lambda value: value.peek_type() if isinstance(value, Message) else "",
 )
-def test_what_the_relay_says_to_apps_is_what_they_know(message: Message, payload: bytes) -> None:
+def test_messages_to_apps_have_the_fields_that_apps_know(message: Message, payload: bytes) -> None:
     assert message.payload == payload
 
 
-def test_what_is_read_of_a_message_of_a_device() -> None:
+def test_head_of_a_device_message() -> None:
     content = {"type": "log", "seq": 7, "level": "error", "message": "x"}
     for message in (encode(content), _binary(content)):
         head = message.peek()
@@ -347,7 +347,7 @@ def test_only_the_type_has_to_be_of_a_kind(odd: Any) -> None:
     assert (command.cmd, command.not_after, command.request_id, command.token) == (odd, odd, odd, odd)
 
 
-def test_what_is_read_of_a_command() -> None:
+def test_head_of_a_command() -> None:
     command = encode(
         {
             "type": "command",
@@ -382,14 +382,14 @@ def test_a_command_without_a_type_is_none(payload: bytes) -> None:
         (messages.DEVICE_BUSY, "device_busy"),
     ],
 )
-def test_errors_for_a_client_say_what_happened(message: Message, error: str) -> None:
+def test_errors_for_a_client_have_a_code_and_a_text(message: Message, error: str) -> None:
     content = _decoded(message)
     assert content["type"] == "error"
     assert content["error"] == error
     assert content["message"].startswith("The message was dropped: ")
 
 
-def test_owners_are_told_of_a_key_among_what_the_machine_logs() -> None:
+def test_owners_get_a_log_line_about_a_new_key() -> None:
     content = _decoded(messages.key_pending(17))
     assert "another key" in content.pop("message")
     assert content == {"type": "log", "level": "warn", "source": "relay", "timestamp": 17}
@@ -401,7 +401,7 @@ def test_owners_are_told_of_a_device_that_another_machine_has() -> None:
     assert content == {"type": "log", "level": "warn", "source": "relay", "timestamp": 17}
 
 
-def test_whoever_may_not_is_told_whom_to_ask() -> None:
+def test_forbidden_command_names_whom_to_ask() -> None:
     content = _decoded(messages.forbidden("BRW-00000001"))
     assert "owner" in content.pop("message")
     assert content == {"type": "error", "error": "forbidden", "deviceId": "BRW-00000001"}
@@ -418,7 +418,7 @@ def test_whoever_may_not_is_told_whom_to_ask() -> None:
         ({"notAfter": 0}, True),
     ],
 )
-def test_who_is_told_what_became_of_a_command(content: dict[str, Any], wants: bool) -> None:
+def test_senders_that_get_an_outcome(content: dict[str, Any], wants: bool) -> None:
     head = encode({"type": "command", **content}).peek_command()
     assert head is not None
     assert head.wants_status is wants

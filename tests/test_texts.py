@@ -70,7 +70,7 @@ def test_names_as_people_write_them_are_accepted(name: str) -> None:
         "x" * 101,
     ],
 )
-def test_names_that_harm_or_show_nothing_are_refused(name: str) -> None:
+def test_unprintable_and_invisible_names_are_refused(name: str) -> None:
     assert not is_name(name, longest_chars=100)
 
 

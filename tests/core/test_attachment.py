@@ -106,7 +106,7 @@ async def test_a_task_of_the_peer_that_fails_closes_it(device: DeviceAttachment,
     assert peer.close_code == CloseCode.INTERNAL_ERROR
 
 
-async def test_silence_is_counted_from_the_last_look_at_a_sign_of_life(
+async def test_silence_counts_from_the_last_check_that_found_a_sign_of_life(
     device: DeviceAttachment, autojump_clock: MockClock
 ) -> None:
     await trio.sleep(5)
@@ -139,7 +139,7 @@ async def test_waiting_for_the_end_before_and_after_it(
         await device.wait_closed()
 
 
-async def test_an_end_that_nobody_waits_for(device: DeviceAttachment) -> None:
+async def test_peer_may_end_without_a_waiter(device: DeviceAttachment) -> None:
     device.note_ended()
     device.note_ended()
     with trio.fail_after(1):
@@ -170,7 +170,7 @@ async def test_the_end_of_a_token_is_kept_on_the_clock_of_the_relay(
     assert not client.warned, "it will be told of the new end"
 
 
-async def test_a_device_keeps_what_it_proved_itself_with(
+async def test_device_attachment_keeps_its_credential(
     device: DeviceAttachment, peer: ScriptedPeer, nursery: trio.Nursery
 ) -> None:
     assert device.credential is None
@@ -181,7 +181,7 @@ async def test_a_device_keeps_what_it_proved_itself_with(
 # What a client may do
 
 
-async def test_whoever_is_not_said_to_may_less_may_everything_for_ever(
+async def test_client_without_a_grant_may_do_everything_without_end(
     make_client: Callable[..., ClientAttachment],
 ) -> None:
     client = make_client()

@@ -64,7 +64,7 @@ class Opened:
 # Those that keep up
 
 
-async def test_everybody_gets_the_same_delivery() -> None:
+async def test_all_clients_get_the_same_delivery() -> None:
     opened = Opened()
     peers = [opened.join() for _ in range(3)]
     delivery = Delivery([STATUS, INFO])
@@ -77,7 +77,7 @@ async def test_everybody_gets_the_same_delivery() -> None:
     assert set(opened.audience) == set(opened.clients.values())
 
 
-async def test_whoever_left_hears_nothing() -> None:
+async def test_departed_client_gets_nothing() -> None:
     opened = Opened()
     leaving, lagging, staying = (opened.join() for _ in range(3))
     lagging.refuses = True
@@ -103,7 +103,7 @@ async def test_a_client_that_cannot_be_delivered_to_ends_alone() -> None:
     assert (client.messages, client.closes) == ([STATUS], [])
 
 
-async def test_what_the_relay_tells_is_kept_for_everybody() -> None:
+async def test_messages_of_the_relay_reach_lagging_clients() -> None:
     opened = Opened()
     lagging, client = opened.join(), opened.join()
     lagging.refuses = True
@@ -117,7 +117,7 @@ async def test_what_the_relay_tells_is_kept_for_everybody() -> None:
 # Those that lag
 
 
-async def test_a_client_that_lags_misses_only_what_is_said_again() -> None:
+async def test_lagging_client_misses_only_repeated_messages() -> None:
     opened = Opened()
     lagging, client = opened.join(), opened.join()
     lagging.refuses = True
@@ -134,7 +134,7 @@ async def test_a_client_that_lags_misses_only_what_is_said_again() -> None:
     assert lagging.closes == []
 
 
-async def test_what_must_reach_a_client_but_has_no_room_is_counted() -> None:
+async def test_messages_without_room_in_the_outbox_are_counted() -> None:
     opened = Opened()
     lagging = opened.join()
     lagging.refuses_all = True
@@ -167,7 +167,7 @@ async def test_a_client_that_has_caught_up_gets_the_state_and_goes_on(autojump_c
 
 
 @pytest.mark.parametrize("offset_s", [0.0, 0.01, 0.5, 0.99])
-async def test_nobody_waits_longer_than_7_s_for_a_message(offset_s: float, autojump_clock: MockClock) -> None:
+async def test_clients_get_a_message_at_least_every_7_s(offset_s: float, autojump_clock: MockClock) -> None:
     opened = Opened()
     client = opened.join()
     await opened.pass_s(3)
@@ -185,7 +185,7 @@ async def test_nobody_waits_longer_than_7_s_for_a_message(offset_s: float, autoj
     assert 8 <= client.types.count("keepalive") <= 13
 
 
-async def test_whoever_hears_the_device_needs_no_keepalive(autojump_clock: MockClock) -> None:
+async def test_no_keepalive_is_sent_while_the_device_sends(autojump_clock: MockClock) -> None:
     opened = Opened()
     client = opened.join()
     for _ in range(30):
@@ -271,7 +271,7 @@ async def test_the_end_of_a_token_is_told_5_minutes_before_and_enforced(autojump
     assert "token_expiring" not in other.types
 
 
-async def test_a_client_may_be_given_up_before_it_would_be_asked(autojump_clock: MockClock) -> None:
+async def test_silence_limit_below_the_ping_interval_closes_without_a_ping(autojump_clock: MockClock) -> None:
     opened = Opened(client_silence_s=5.0, client_ping_s=60.0)
     client = opened.join()
     await opened.pass_s(6)
@@ -316,7 +316,7 @@ async def test_a_fresh_token_that_ends_earlier_counts_too(autojump_clock: MockCl
 # Access
 
 
-async def test_access_ends_when_its_time_is_over_and_nobody_else_notices(autojump_clock: MockClock) -> None:
+async def test_expired_access_closes_one_client_only(autojump_clock: MockClock) -> None:
     opened = Opened()
     until_s = time.time() + 20
     guest, other = opened.join(grant=Grant(user_id="guest", until_s=until_s)), opened.join()
@@ -329,7 +329,7 @@ async def test_access_ends_when_its_time_is_over_and_nobody_else_notices(autojum
     assert other.closes == []
 
 
-async def test_access_that_ends_with_the_token_is_what_the_client_hears_of(
+async def test_access_that_ends_with_the_token_closes_with_4003(
     autojump_clock: MockClock,
 ) -> None:
     opened = Opened()

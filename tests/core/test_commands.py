@@ -159,7 +159,7 @@ async def test_messagepack_of_a_client_reaches_the_device_as_json() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"type":7}', b"", b"on"])
-async def test_what_a_client_garbles_is_dropped_and_it_is_told(payload: bytes) -> None:
+async def test_malformed_message_is_dropped_and_answered(payload: bytes) -> None:
     opened = Opened()
     opened.comes()
     client = opened.client()
@@ -214,7 +214,7 @@ async def test_a_command_that_a_busy_device_did_not_take_was_not_delivered() -> 
 
 
 @pytest.mark.parametrize("stamp", [17, 1.5, "mine", None, {"at": [1]}, 2**70])
-async def test_a_ping_is_answered_with_what_it_came_with(stamp: Any) -> None:
+async def test_pong_repeats_the_timestamp_of_the_ping(stamp: Any) -> None:
     opened = Opened()
     opened.comes()
     client = opened.client()
@@ -253,7 +253,7 @@ async def test_metrics_tell_of_the_connection() -> None:
     assert opened.device.messages == [TARE]
 
 
-async def test_a_fresh_token_takes_the_place_of_the_old_one() -> None:
+async def test_fresh_token_replaces_the_old_one() -> None:
     ends_at_s = int(time.time()) + 3600
     given: list[str] = []
 
@@ -272,7 +272,7 @@ async def test_a_fresh_token_takes_the_place_of_the_old_one() -> None:
     assert not client.attachment.warned
 
 
-async def test_a_token_that_is_no_good_changes_nothing() -> None:
+async def test_rejected_token_changes_nothing() -> None:
     def renew(token: str) -> int:
         raise TokenRejected("the token is of another user")
 
@@ -286,7 +286,7 @@ async def test_a_token_that_is_no_good_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("token", [None, 7, ["x"]])
-async def test_what_is_no_token_is_refused(token: object) -> None:
+async def test_token_that_is_not_a_text_is_refused(token: object) -> None:
     client = Opened().client(renew=lambda token: 1)
     client.say({"type": "refresh_auth", "token": token}, {"type": "refresh_auth"})
     answers = client.heard()
@@ -332,7 +332,7 @@ async def test_questions_of_many_clients_become_one(autojump_clock: MockClock) -
     assert opened.device.messages == [full, state, state], "two seconds after the first"
 
 
-async def test_whoever_has_a_gap_is_helped_at_once() -> None:
+async def test_request_for_the_full_state_is_answered_at_once() -> None:
     opened = Opened()
     opened.comes()
     clients = [opened.client() for _ in range(3)]
@@ -355,7 +355,7 @@ async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
     assert opened.device.types == ["request_full_status"]
 
 
-async def test_what_the_relay_has_asked_need_not_be_asked_again(autojump_clock: MockClock) -> None:
+async def test_request_of_the_relay_counts_for_clients(autojump_clock: MockClock) -> None:
     opened = Opened()
     opened.comes()
     assert opened.presence.present is not None
@@ -384,7 +384,7 @@ async def test_relay_asks_for_nothing_where_the_dialect_has_no_request_of_its_ow
 # Waiting for an absent device
 
 
-async def test_a_harmless_command_waits_and_goes_out_when_the_device_comes(
+async def test_harmless_command_waits_until_the_device_comes(
     autojump_clock: MockClock,
 ) -> None:
     opened = Opened()
@@ -438,7 +438,7 @@ async def test_a_command_that_waited_for_too_long_has_expired(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("younger", [0, 1])
-async def test_what_expires_as_the_device_comes_is_not_delivered(
+async def test_command_that_expires_as_the_device_comes_is_not_delivered(
     younger: int, autojump_clock: MockClock
 ) -> None:
     opened = Opened()
@@ -481,7 +481,7 @@ async def test_no_more_than_50_wait(autojump_clock: MockClock) -> None:
         {"type": "command"},
     ],
 )
-async def test_what_could_harm_later_fails_at_once(content: dict[str, Any]) -> None:
+async def test_command_that_could_harm_later_fails_at_once(content: dict[str, Any]) -> None:
     opened = Opened()
     client = opened.client()
     client.say(content)
@@ -504,7 +504,7 @@ async def test_settings_keep_more_commands_from_waiting_and_say_for_how_long(
     assert client.heard() == [OFFLINE]
 
 
-async def test_a_device_that_does_not_take_what_waited_is_busy() -> None:
+async def test_device_that_refuses_pending_commands_is_busy() -> None:
     opened = Opened()
     client = opened.client()
     client.say(TARE, {"type": "command", "cmd": "tare", "requestId": 1})
@@ -533,7 +533,7 @@ async def test_a_client_that_left_leaves_its_command() -> None:
 # notAfter and requestId
 
 
-async def test_a_command_with_a_request_id_is_told_what_became_of_it(autojump_clock: MockClock) -> None:
+async def test_command_with_a_request_id_gets_its_outcome(autojump_clock: MockClock) -> None:
     opened = Opened()
     client = opened.client()
     client.say(
@@ -600,7 +600,7 @@ async def test_a_time_long_ago_is_past(not_after: Any) -> None:
     assert opened.device.messages == []
 
 
-async def test_a_command_waits_no_longer_than_it_may(autojump_clock: MockClock) -> None:
+async def test_command_waits_until_its_not_after_at_most(autojump_clock: MockClock) -> None:
     opened = Opened()
     client = opened.client()
     client.say({"type": "command", "cmd": "tare", "notAfter": in_s(4)})
@@ -623,7 +623,7 @@ async def test_a_command_that_may_wait_for_long_waits_as_long_as_any(autojump_cl
     assert client.heard() == [OFFLINE, command_status(None, "expired")]
 
 
-async def test_whoever_says_neither_sees_nothing_new() -> None:
+async def test_command_without_request_id_and_not_after_gets_no_status() -> None:
     opened = Opened()
     client = opened.client()
     client.say(TARE, HEAT)
@@ -632,7 +632,7 @@ async def test_whoever_says_neither_sees_nothing_new() -> None:
     assert "command_status" not in [answer["type"] for answer in client.heard()]
 
 
-def test_the_errors_are_those_that_apps_know() -> None:
+def test_errors_have_the_codes_that_apps_know() -> None:
     assert messages.DEVICE_BUSY.peek_type() == messages.INVALID_MESSAGE.peek_type() == "error"
     assert messages.forbidden(DEVICE_ID).peek_type() == "error"
 
@@ -656,7 +656,7 @@ async def test_nothing_that_a_viewer_says_goes_to_the_device(present: bool) -> N
     assert opened.counters.received_from_clients == 5
 
 
-async def test_a_viewer_is_answered_what_the_relay_knows() -> None:
+async def test_viewer_gets_the_state_that_the_relay_knows() -> None:
     opened = Opened()
     opened.comes()
     viewer = opened.client(grant=VIEWER, renew=lambda token: int(time.time()) + 3600)
@@ -697,7 +697,7 @@ async def test_the_relay_asks_for_the_state_in_a_viewer_s_stead(autojump_clock: 
     assert opened.session.noted == [], "asking is not doing"
 
 
-async def test_a_question_of_a_viewer_that_a_busy_device_does_not_take_is_no_command() -> None:
+async def test_state_request_of_a_viewer_to_a_busy_device_is_not_recorded() -> None:
     opened = Opened()
     opened.comes()
     opened.device.refuses = True
@@ -707,7 +707,7 @@ async def test_a_question_of_a_viewer_that_a_busy_device_does_not_take_is_no_com
     assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"]
 
 
-async def test_what_is_the_owner_s_is_refused_to_a_member_and_the_rest_goes_out() -> None:
+async def test_owner_commands_of_a_member_are_refused_and_others_delivered() -> None:
     opened = Opened()
     opened.comes()
     member, owner = opened.client(grant=MEMBER), opened.client(grant=OWNER)
@@ -763,7 +763,7 @@ async def test_a_setting_that_waits_is_refused_if_its_sender_got_an_end_time() -
         {"type": "anything"},
     ],
 )
-async def test_what_is_not_known_to_be_harmless_never_waits(content: dict[str, Any]) -> None:
+async def test_unknown_commands_never_wait(content: dict[str, Any]) -> None:
     opened = Opened()
     client = opened.client()
     client.say(content)
@@ -782,7 +782,7 @@ async def test_what_is_not_known_to_be_harmless_never_waits(content: dict[str, A
         rb'{"type":"command","cmd":"tare","x":"\ud800"}',
     ],
 )
-async def test_what_two_parsers_could_read_differently_reaches_no_machine(payload: bytes) -> None:
+async def test_ambiguous_messages_reach_no_machine(payload: bytes) -> None:
     opened = Opened()
     opened.comes()
     owner = opened.client(grant=OWNER)
@@ -812,7 +812,7 @@ async def test_messagepack_with_a_key_twice_is_refused() -> None:
     assert [answer["error"] for answer in client.heard()] == ["invalid_message"] * 2
 
 
-async def test_a_setting_reserves_more_commands_for_owners_and_frees_none() -> None:
+async def test_setting_reserves_more_commands_for_owners_and_frees_none() -> None:
     opened = Opened(owner_commands=("tare",))
     opened.comes()
     member = opened.client(grant=MEMBER)
@@ -821,14 +821,14 @@ async def test_a_setting_reserves_more_commands_for_owners_and_frees_none() -> N
     assert opened.device.messages == [HEAT]
 
 
-async def test_what_is_forbidden_is_not_called_expired() -> None:
+async def test_forbidden_command_is_not_reported_as_expired() -> None:
     opened = Opened()
     viewer = opened.client(grant=VIEWER)
     viewer.say({"type": "command", "cmd": "tare", "notAfter": 0})
     assert viewer.heard() == [FORBIDDEN, command_status(None, "forbidden")]
 
 
-async def test_access_ends_at_that_second_and_not_when_somebody_looks(autojump_clock: MockClock) -> None:
+async def test_access_ends_exactly_and_not_with_the_next_check(autojump_clock: MockClock) -> None:
     opened = Opened()
     opened.comes()
     guest = opened.client(grant=Grant(user_id="guest", until_s=time.time() + 10))
@@ -856,7 +856,7 @@ async def test_nothing_is_taken_of_one_whose_access_was_ended(present: bool) -> 
     assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"] * 2
 
 
-async def test_what_waits_is_looked_at_again_when_it_goes_out(autojump_clock: MockClock) -> None:
+async def test_pending_commands_are_authorised_again_on_delivery(autojump_clock: MockClock) -> None:
     opened = Opened()
     tare = {"type": "command", "cmd": "tare", "requestId": 1}
     clients = {
@@ -908,7 +908,7 @@ async def test_a_device_that_comes_is_told_nothing_if_all_that_waited_is_forbidd
     assert opened.commands.pending_count == 0
 
 
-async def test_what_is_forgotten_never_goes_out() -> None:
+async def test_forgotten_commands_are_never_delivered() -> None:
     opened = Opened()
     client = opened.client()
     client.say(TARE)
@@ -921,7 +921,7 @@ async def test_what_is_forgotten_never_goes_out() -> None:
 # What is noted
 
 
-async def test_every_command_is_noted_with_what_became_of_it(autojump_clock: MockClock) -> None:
+async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockClock) -> None:
     opened = Opened()
     owner, viewer = opened.client(grant=OWNER), opened.client(grant=VIEWER)
     noted = opened.session.noted
@@ -984,14 +984,14 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
     assert waiting.take_all() == []
 
 
-def test_no_more_wait_than_may() -> None:
+def test_pending_commands_are_bounded() -> None:
     waiting = PendingCommands[str](2)
     assert [waiting.add(command(name)) for name in "abc"] == [True, True, False]
     assert names(waiting.take_all()) == ["a", "b"], "those that were promised to wait stay"
     assert waiting.add(command("d"))
 
 
-def test_what_has_expired_is_taken_out_and_the_rest_stays_in_order() -> None:
+def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
     waiting = PendingCommands[str](50)
     for name, expires_at in (("a", 3.0), ("b", 10.0), ("c", 2.0), ("d", 5.0)):
         waiting.add(command(name, expires_at=expires_at))

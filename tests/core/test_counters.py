@@ -19,7 +19,7 @@ def test_each_relay_counts_for_itself() -> None:
     assert (one.commands, other.commands) == ({"queued": 1}, {})
 
 
-def test_ends_are_counted_by_who_and_why() -> None:
+def test_ends_are_counted_by_peer_and_code() -> None:
     counters = Counters()
     for code in (1000, 1000, None, 3333, 4002, 4999):
         counters.note_end("device", End("peer", code))

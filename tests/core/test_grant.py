@@ -47,7 +47,7 @@ def test_another_device_is_reached_as_the_registry_says() -> None:
     ("token", "held", "role"),
     [("viewer", "owner", "viewer"), ("member", "owner", "member"), ("member", "viewer", "viewer")],
 )
-def test_the_role_of_a_token_caps_what_the_registry_says(token: Role, held: Role, role: Role) -> None:
+def test_role_of_a_token_limits_the_role_of_the_registry(token: Role, held: Role, role: Role) -> None:
     assert rights_of(principal(token), ONE, Access(held, 7)) == Rights(role, 7)
 
 
@@ -93,7 +93,7 @@ def test_a_grant_is_a_value_and_the_full_one_has_no_end() -> None:
 ADA, BOB = Grant(user_id="ada"), Grant(user_id="bob")
 
 
-def test_each_user_has_those_that_came_and_have_not_gone() -> None:
+def test_count_of_a_user_is_attached_clients() -> None:
     client_counts = ClientCounts()
     for grant in (ADA, BOB, ADA):
         client_counts.add(grant)
@@ -102,7 +102,7 @@ def test_each_user_has_those_that_came_and_have_not_gone() -> None:
     assert (client_counts.of(ADA), client_counts.of(BOB)) == (1, 1)
 
 
-def test_nobody_is_remembered_who_has_gone() -> None:
+def test_users_without_clients_are_forgotten() -> None:
     client_counts = ClientCounts()
     client_counts.add(ADA)
     assert len(client_counts) == 1
@@ -111,7 +111,7 @@ def test_nobody_is_remembered_who_has_gone() -> None:
     assert client_counts.of(ADA) == 0
 
 
-def test_clients_whose_token_names_the_device_or_nobody_are_not_counted() -> None:
+def test_clients_without_a_user_or_with_a_device_token_are_not_counted() -> None:
     client_counts = ClientCounts()
     for grant in (Grant(user_id="ada", by_token=True), FULL):
         client_counts.add(grant)

@@ -5,7 +5,7 @@ import pytest
 from brewos_relay.core.limits import Limits
 
 
-def test_defaults_are_those_that_are_promised() -> None:
+def test_defaults_match_the_documentation() -> None:
     limits = Limits()
     assert limits.device_message_bytes == 16384
     assert limits.client_message_bytes == 4096
@@ -21,7 +21,7 @@ def test_defaults_are_those_that_are_promised() -> None:
     assert (limits.pending_commands, limits.pending_s) == (50, 10)
 
 
-def test_defaults_respect_what_machines_bear() -> None:
+def test_defaults_fit_the_timeouts_of_machines() -> None:
     limits = Limits()
     assert limits.client_message_bytes <= 15_360, "a larger text makes a machine close"
     assert limits.admission_s < 5, "a machine waits 5 s for its 101"
@@ -31,14 +31,14 @@ def test_defaults_respect_what_machines_bear() -> None:
     assert limits.device_silence_s >= 45, "some commands keep a machine from answering for that long"
 
 
-def test_defaults_respect_what_apps_bear() -> None:
+def test_defaults_fit_the_timeouts_of_apps() -> None:
     limits = Limits()
     assert limits.keepalive_s < 10, "an app leaves after 10 s without a message"
     assert limits.client_silence_s <= 40, "a half-open app is seen within 40 s"
     assert limits.client_silence_s >= 2 * limits.client_ping_s, "it is asked twice before it is given up"
 
 
-def test_one_message_of_each_side_fits_into_an_outbox() -> None:
+def test_largest_message_of_each_side_fits_into_an_outbox() -> None:
     limits = Limits()
     assert limits.outbox_bytes > max(limits.device_message_bytes, limits.client_message_bytes)
     assert limits.lag_bytes > limits.device_message_bytes
@@ -90,5 +90,5 @@ def test_another_minimum_age_scales_every_hold() -> None:
     assert none.longest_hold_s == 0
 
 
-def test_a_drain_takes_at_most_its_window_the_longest_hold_and_a_goodbye() -> None:
+def test_longest_drain_is_window_hold_and_close() -> None:
     assert Limits().longest_drain_s == 20 + 16 + 1 + 1

@@ -74,19 +74,19 @@ def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
         Message(b"\x82\xa4type\xabdevice_info\xa1\xff\x01", is_text=False),
     ],
 )
-def test_what_json_cannot_hold_is_left_out_of_it(message: Message) -> None:
+def test_values_that_json_cannot_hold_are_left_out(message: Message) -> None:
     snapshot = noted(message)
     assert snapshot.messages() == [message]
     assert snapshot.as_dict() == {"device_info": {"type": "device_info"}}
 
 
-def test_a_status_that_cannot_be_taken_apart_is_begun_anew() -> None:
+def test_status_that_cannot_be_split_is_replaced() -> None:
     status = Message(b'{"type":"status","x":' + b"[" * 700 + b"]" * 700 + b"}")
     snapshot = noted(status, encode({"type": "status_delta", "seq": 2, "a": 1}))
     assert status_of(snapshot)["a"] == 1
 
 
-def test_fields_of_what_is_no_message_are_none() -> None:
+def test_malformed_message_has_no_fields() -> None:
     assert fields_of(Message(b"[]")) == {}
     assert fields_of(Message(b"\x81\x01", is_text=False)) == {}
 
@@ -116,7 +116,7 @@ def test_groups_with_half_a_surrogate_pair_are_merged_and_carried() -> None:
     }
 
 
-def test_of_a_change_in_the_other_encoding_only_what_it_cannot_hold_is_lost() -> None:
+def test_change_in_the_other_encoding_loses_only_unrepresentable_fields() -> None:
     change = Message(rb'{"type":"status_delta","seq":2,"x":"\ud800","\ud800":1,"y":1}')
     assert status_of(noted(binary({"type": "status", "x": "ok"}), change)) == {
         "type": "status",
@@ -130,14 +130,14 @@ def test_of_a_change_in_the_other_encoding_only_what_it_cannot_hold_is_lost() ->
 
 
 @pytest.mark.parametrize("value", [93.2, 0.1, -12.34567, 1e-20, 1234567.5])
-def test_what_came_in_32_bits_has_7_digits(value: float) -> None:
+def test_32_bit_floats_are_written_with_7_digits(value: float) -> None:
     assert readable(float(float32(value))) == float(f"{value:.7g}")
 
 
 @pytest.mark.parametrize(
     "value", [0.1, 1.0000000001, 1e300, 1_700_000_000_123.0, 16_777_217.0, -2.0, math.inf, 5, None, "x", True]
 )
-def test_what_came_in_64_bits_or_is_whole_is_left_alone(value: Any) -> None:
+def test_64_bit_floats_and_integers_do_not_change(value: Any) -> None:
     assert readable(value) == value
     assert math.isnan(readable(math.nan))
 
@@ -157,7 +157,7 @@ def test_a_status_can_be_given_without_its_number(is_text: bool) -> None:
     assert unnumbered(without) is without
 
 
-def test_content_without_a_form_for_people_is_none() -> None:
+def test_message_without_readable_content_is_none() -> None:
     assert readable_content(encode({"a": 1})) == {"a": 1}
     assert readable_content(Message(b"{")) is None
     assert readable_content(Message(b"\xc1", is_text=False)) is None
@@ -240,7 +240,7 @@ def test_numbers_keep_their_encoding() -> None:
     assert b"\xa1t\xca\x42\xba\x66\x66" in found.payload, "a float of 32 bits stays one"
 
 
-def test_a_status_takes_the_place_of_what_was_before_but_for_groups_that_it_lacks() -> None:
+def test_status_replaces_earlier_groups_that_it_names() -> None:
     found = merged(
         encode({"type": "status", "seq": 1, "machine": {"state": "idle", "on": 1}, "stats": {"shots": 3}}),
         encode({"type": "status_delta", "seq": 2, "machine": {"state": "ready"}}),
@@ -256,12 +256,12 @@ def test_a_status_takes_the_place_of_what_was_before_but_for_groups_that_it_lack
     }
 
 
-def test_a_number_that_is_none_is_left_out() -> None:
+def test_invalid_seq_is_left_out() -> None:
     found = merged(encode({"type": "status_delta", "a": 1}), encode({"type": "status_delta", "seq": "x"}))
     assert decoded(found) == {"type": "status_delta", "a": 1, "seq": "x"}
 
 
-def test_a_group_that_is_no_map_any_more_is_replaced() -> None:
+def test_group_that_is_not_a_map_is_replaced() -> None:
     found = merged(
         encode({"type": "status_delta", "a": {"x": 1}, "b": 2}),
         encode({"type": "status_delta", "a": None, "b": {"y": 3}}),

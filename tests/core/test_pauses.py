@@ -105,7 +105,7 @@ async def test_a_suspended_system_was_paused(monkeypatch: pytest.MonkeyPatch, mo
     assert watch.look(now + 2) == (0, 0)
 
 
-def test_what_a_clock_leaves_out_was_a_pause(real: RealTime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_out_by_the_clock_is_a_pause(real: RealTime, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         watch = PauseWatch()
         watch.expect(trio.current_time() + 1)

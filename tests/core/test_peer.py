@@ -51,7 +51,7 @@ def test_an_end_in_words(end: End, text: str) -> None:
     assert str(end) == text
 
 
-def test_what_is_kept_of_an_end() -> None:
+def test_details_of_an_end() -> None:
     assert detail_of(End("peer", None), connected_s=1.24, received=7) == {
         "by": "peer",
         "connectedS": "1.2",
@@ -78,7 +78,7 @@ def test_texts_of_others_stay_on_their_line_and_short() -> None:
         (4999, "other"),
     ],
 )
-def test_metrics_have_few_close_codes_whatever_peers_think_of(code: int | None, label: str) -> None:
+def test_metrics_show_few_close_codes(code: int | None, label: str) -> None:
     assert End("peer", code).label == label
 
 
@@ -109,7 +109,7 @@ class Running:
         return self.pause_s
 
 
-async def test_what_the_other_end_sends_is_handed_on_in_order(nursery: trio.Nursery) -> None:
+async def test_messages_of_the_other_end_arrive_in_order(nursery: trio.Nursery) -> None:
     peer, end = memory_peer()
     running = Running(peer, nursery)
     await end.send({"type": "1"})
@@ -144,7 +144,7 @@ async def test_nothing_is_read_during_a_pause(
     assert running.received == [ONE, TWO, THREE], "nothing was dropped"
 
 
-async def test_the_backlog_is_what_the_other_end_has_not_taken() -> None:
+async def test_backlog_is_the_unread_messages() -> None:
     peer, end = memory_peer()
     assert peer.backlog_bytes == 0
     peer.deliver(Delivery([ONE, TWO]))
@@ -154,13 +154,13 @@ async def test_the_backlog_is_what_the_other_end_has_not_taken() -> None:
     assert peer.backlog_bytes == 0
 
 
-async def test_what_is_to_be_kept_has_no_more_room_than_the_rest() -> None:
+async def test_keep_gives_no_extra_room_in_memory() -> None:
     peer, _end = memory_peer(capacity_messages=1)
     assert peer.deliver(Delivery([ONE]), keep=True)
     assert not peer.deliver(Delivery([TWO]), keep=True)
 
 
-async def test_what_is_delivered_is_received_in_order() -> None:
+async def test_deliveries_are_received_in_order() -> None:
     peer, end = memory_peer()
     assert peer.deliver(Delivery([ONE, TWO]))
     assert peer.deliver(Delivery([BINARY]))
@@ -201,7 +201,7 @@ async def test_a_delivery_that_does_not_fit_is_left_out_as_a_whole() -> None:
     assert await end.receive() == THREE
 
 
-async def test_whoever_waits_for_a_message_is_room_for_one(nursery: trio.Nursery) -> None:
+async def test_waiting_receiver_is_room_for_one_message(nursery: trio.Nursery) -> None:
     peer, end = memory_peer(capacity_messages=1)
     received: list[Message] = []
 
@@ -218,7 +218,7 @@ async def test_whoever_waits_for_a_message_is_room_for_one(nursery: trio.Nursery
     assert await end.receive() == TWO
 
 
-async def test_sending_waits_while_nobody_reads(autojump_clock: trio.testing.MockClock) -> None:
+async def test_sending_waits_for_the_reader(autojump_clock: trio.testing.MockClock) -> None:
     _, end = memory_peer(capacity_messages=1)
     await end.send(ONE)
     with trio.move_on_after(1) as waited:
@@ -278,7 +278,7 @@ async def test_nothing_is_delivered_after_close() -> None:
     assert not peer.deliver(Delivery([ONE]))
 
 
-async def test_what_was_delivered_before_the_end_can_still_be_received() -> None:
+async def test_messages_before_the_end_can_still_be_received() -> None:
     peer, end = memory_peer()
     peer.deliver(Delivery([ONE]))
     peer.close(1012, "restarting")

@@ -34,7 +34,7 @@ def presence() -> Presence:
     return Presence("BRW-00000001", limits=Limits(), dialect=BREWOS)
 
 
-async def test_nobody_is_there_at_first(presence: Presence) -> None:
+async def test_no_connection_is_present_at_first(presence: Presence) -> None:
     assert (presence.present, presence.arriving) == (None, None)
     assert presence.may_replace(0.0)
     assert not presence.is_contested(0.0)
@@ -48,7 +48,7 @@ async def test_a_connection_arrives_and_then_stands_for_the_device(presence: Pre
     assert (presence.present, presence.arriving) == (device, None)
 
 
-async def test_of_two_that_arrive_the_newer_is_waited_for(presence: Presence) -> None:
+async def test_newer_arriving_connection_replaces_the_older_one(presence: Presence) -> None:
     older, newer = connection(), connection()
     presence.arrive(older)
     assert presence.arrive(newer) is older
@@ -106,15 +106,13 @@ async def test_two_machines_with_one_id_are_a_fight_after_three_swaps(
     assert contested == [False, False, False, True, True, True], "the first one swapped nobody"
 
 
-async def test_a_machine_that_comes_back_after_a_silence_fights_nobody(
-    presence: Presence, autojump_clock: MockClock
-) -> None:
+async def test_reconnect_after_a_silence_is_no_contest(presence: Presence, autojump_clock: MockClock) -> None:
     for _ in range(6):
         await swap(presence, heard=False, after_s=31)
         assert not presence.is_contested(trio.current_time())
 
 
-async def test_a_fight_is_over_when_the_one_that_stayed_falls_silent_or_leaves(
+async def test_contest_ends_when_the_present_device_is_silent_or_leaves(
     presence: Presence, autojump_clock: MockClock
 ) -> None:
     for _ in range(4):
@@ -141,7 +139,7 @@ async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autoj
         assert presence.is_contested(trio.current_time()) == contested
 
 
-async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock) -> None:
+async def test_silent_device_is_pinged_and_then_closed(autojump_clock: MockClock) -> None:
     presence, counters = (
         Presence("BRW-00000001", limits=Limits(device_ping_s=10, device_silence_s=30), dialect=BREWOS),
         Counters(),
@@ -160,7 +158,7 @@ async def test_what_is_silent_is_asked_and_then_closed(autojump_clock: MockClock
     assert counters.zombies == 0
 
 
-async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock) -> None:
+async def test_arriving_connection_without_a_frame_is_closed(autojump_clock: MockClock) -> None:
     presence, counters = (
         Presence("BRW-00000001", limits=Limits(device_first_frame_s=10), dialect=BREWOS),
         Counters(),
@@ -178,7 +176,7 @@ async def test_one_that_arrives_says_something_or_goes(autojump_clock: MockClock
     assert arriving.peer.close_code == 1008
 
 
-async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojump_clock: MockClock) -> None:
+async def test_pause_restarts_silence_and_is_no_sign_of_life(autojump_clock: MockClock) -> None:
     presence, counters = Presence("BRW-00000001", limits=Limits(), dialect=BREWOS), Counters()
     presence.resume(trio.current_time(), 0.0)
     present, arriving = connection(), connection()
@@ -194,7 +192,7 @@ async def test_after_a_pause_silence_begins_again_and_is_no_sign_of_life(autojum
         assert device.peer.pinged_at == []
 
 
-async def test_what_was_replaced_before_a_pause_is_no_sign_of_a_fight(autojump_clock: MockClock) -> None:
+async def test_replacements_before_a_pause_are_no_contest(autojump_clock: MockClock) -> None:
     presence = Presence("BRW-00000001", limits=Limits(), dialect=BREWOS)
     for _ in range(4):
         presence.arrive(connection())
@@ -227,7 +225,7 @@ async def test_status_of_an_unknown_device_has_no_age(presence: Presence) -> Non
     assert status == {**expected, "snapshotAgeMs": None}
 
 
-async def test_state_tells_whether_the_device_is_online_and_what_it_said(presence: Presence) -> None:
+async def test_state_tells_presence_and_last_status(presence: Presence) -> None:
     presence.last_seen_ms = 0
     online(presence)
     note(presence.snapshot, encode(STATUS))
@@ -254,7 +252,7 @@ async def test_restored_state_is_told_once_after_the_time_for_a_whole_state(
     assert presence.restored(trio.current_time()) == []
 
 
-async def test_whole_state_of_the_device_takes_the_place_of_a_restored_one(presence: Presence) -> None:
+async def test_whole_state_replaces_a_restored_one(presence: Presence) -> None:
     now = trio.current_time()
     presence.restore((encode(STATUS), now), now)
     note(presence.snapshot, encode(STATUS))

@@ -40,7 +40,7 @@ def test_a_quiet_time_gives_a_burst_and_no_more() -> None:
     assert client.take(1, 10_000.0) > 0.0
 
 
-def test_whoever_keeps_the_rate_never_waits() -> None:
+def test_peer_within_its_rate_never_waits() -> None:
     client = bucket(burst=1)
     assert [client.take(1, 100 + number / 16) for number in range(200)] == [0.0] * 200
 
@@ -54,7 +54,7 @@ def test_without_a_burst_every_message_has_to_wait() -> None:
     rate_per_s=st.floats(0.5, 100),
     burst=st.floats(1, 200),
 )
-def test_nobody_who_pauses_as_told_is_faster_than_the_rate(
+def test_pauses_keep_a_peer_at_its_rate(
     passes: list[tuple[float, int]], rate_per_s: float, burst: float
 ) -> None:
     one = bucket(rate_per_s=rate_per_s, burst=burst, now=0.0)
@@ -70,14 +70,14 @@ def test_nobody_who_pauses_as_told_is_faster_than_the_rate(
         taken += count
 
 
-def test_what_a_long_pause_would_have_been_is_remembered() -> None:
+def test_rest_of_a_long_pause_is_kept_as_debt() -> None:
     client = bucket()
     assert client.take(360, 100.0) == 5.0, "15 s are owed"
     assert client.take(0, 105.0) == 5.0
     assert client.take(0, 114.0) == pytest.approx(1.0)
 
 
-def test_admission_takes_what_is_there() -> None:
+def test_admission_takes_the_tokens_that_are_left() -> None:
     door = bucket(rate_per_s=2.0, burst=3.0)
     assert [door.admit(100.0) for _ in range(5)] == [True, True, True, False, False]
     assert not door.admit(100.4)
@@ -105,7 +105,7 @@ def test_how_long_there_is_nothing_to_take() -> None:
     assert door.empty_s == 0.0
 
 
-def test_what_is_given_back_never_adds_up() -> None:
+def test_returned_tokens_never_exceed_the_burst() -> None:
     door = bucket(rate_per_s=1.0, burst=2.0)
     for _ in range(5):
         assert door.admit(100.0)
@@ -203,7 +203,7 @@ async def test_all_together_have_a_bound(autojump_clock: trio.testing.MockClock)
     assert sum(admitted(lines, 10, network=str(number)) for number in range(50)) == 5
 
 
-async def test_what_was_suppressed_is_reported_once_a_minute_also_when_it_is_quiet(
+async def test_suppressed_lines_are_reported_once_a_minute_even_without_new_lines(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -108,7 +108,7 @@ async def test_a_throttled_device_is_logged_unless_there_are_too_many_such_lines
     assert "BRW-12AB34CD sends more than its rate" in record.getMessage()
 
 
-async def test_what_a_peer_can_repeat_is_logged_as_often_as_its_network_may(
+async def test_lines_that_a_peer_can_repeat_are_limited_by_network(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)

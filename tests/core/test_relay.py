@@ -71,7 +71,7 @@ async def test_memory_peers_meet(autojump_clock: MockClock) -> None:
             await machine.receive()
 
 
-async def test_of_an_anonymous_device_that_has_gone_nothing_is_known(autojump_clock: MockClock) -> None:
+async def test_state_of_an_anonymous_device_goes_with_it(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         for device_id, anonymous in ((ONE, False), (TWO, True)):
             device = ScriptedPeer()
@@ -115,7 +115,7 @@ async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(
     assert "were suppressed: device came" in caplog.text.rpartition("203.0.113.66")[2], "also in the end"
 
 
-async def test_who_is_here_is_counted() -> None:
+async def test_devices_and_clients_are_counted() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         assert (relay.device_count, relay.client_count, relay.is_online(ONE)) == (0, 0, False)
         assert not relay.closing
@@ -181,7 +181,7 @@ async def test_a_peer_that_cannot_be_attached_leaves_nothing_behind(
         assert client.types == ["connected", "device_online", "status"]
 
 
-async def test_whoever_comes_during_the_last_goodbye_finds_a_new_session(autojump_clock: MockClock) -> None:
+async def test_client_during_the_last_close_gets_a_new_session(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         old, device, client = ScriptedPeer(goodbye_s=5), ScriptedPeer(), ScriptedPeer()
         leaving = relay.attach_device(ONE, old)
@@ -221,7 +221,7 @@ async def test_coming_and_going_devices_are_told_of() -> None:
     assert seen == sorted(seen, key=lambda entry: entry[1])
 
 
-async def test_devices_come_and_go_even_if_nobody_can_note_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_devices_come_and_go_even_if_on_seen_fails(caplog: pytest.LogCaptureFixture) -> None:
     def fail(device_id: str, at_ms: int) -> None:
         raise OSError("no space")
 
@@ -278,7 +278,7 @@ async def test_a_device_can_be_reached_after_a_peer_could_not_be_greeted() -> No
 # Leaving
 
 
-async def test_leaving_the_block_says_goodbye_to_everybody(autojump_clock: MockClock) -> None:
+async def test_leaving_the_block_closes_every_peer(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=3) for _ in range(4)]
     before = tasks_living()
     async with open_relay(dialect=BREWOS) as relay:
@@ -296,7 +296,7 @@ async def test_leaving_the_block_says_goodbye_to_everybody(autojump_clock: MockC
         relay.attach_client(ONE, ScriptedPeer())
 
 
-async def test_cancelling_says_goodbye_to_everybody(autojump_clock: MockClock) -> None:
+async def test_cancelling_closes_every_peer(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=1) for _ in range(2)]
     with trio.move_on_after(10) as scope:
         async with open_relay(dialect=BREWOS) as relay:
@@ -308,7 +308,7 @@ async def test_cancelling_says_goodbye_to_everybody(autojump_clock: MockClock) -
     assert trio.current_time() == pytest.approx(11)
 
 
-async def test_an_error_in_the_block_says_goodbye_to_everybody() -> None:
+async def test_error_in_the_block_closes_every_peer() -> None:
     peer, mine = ScriptedPeer(), ValueError("mine")
 
     async def open_and_fail() -> None:
@@ -337,7 +337,7 @@ class _FailsWhenCancelled(ScriptedPeer):
             raise ValueError("scripted")
 
 
-async def test_a_peer_that_fails_as_it_is_cancelled_is_nobody_elses_concern() -> None:
+async def test_peer_that_fails_while_cancelled_ends_no_other() -> None:
     peers = [ScriptedPeer(), _FailsWhenCancelled()]
     async with open_relay(dialect=BREWOS) as relay:
         for peer in peers:
@@ -346,7 +346,7 @@ async def test_a_peer_that_fails_as_it_is_cancelled_is_nobody_elses_concern() ->
     assert [peer.acloses for peer in peers] == [1, 1]
 
 
-async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: MockClock) -> None:
+async def test_drain_closes_every_peer_and_accepts_no_more(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=goodbye_s) for goodbye_s in (4, 1, 4)]
     async with open_relay(dialect=BREWOS) as relay:
         relay.attach_device(ONE, peers[0])
@@ -367,7 +367,7 @@ async def test_draining_closes_everybody_and_takes_nobody_on(autojump_clock: Moc
         assert [peer.acloses for peer in peers] == [1] * 3
 
 
-async def test_draining_spreads_everybody_evenly_over_20_s(autojump_clock: MockClock) -> None:
+async def test_drain_spreads_closes_evenly_over_20_s(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         devices = [ScriptedPeer(min_age_s=8.0) for _ in range(40)]
         clients = [ScriptedPeer() for _ in range(10)]
@@ -469,7 +469,7 @@ async def test_draining_goes_on_after_its_time(
     assert peers[0].acloses == 1
 
 
-async def test_draining_when_nobody_is_there_and_draining_twice(
+async def test_drain_without_peers_and_drain_twice(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
@@ -480,7 +480,7 @@ async def test_draining_when_nobody_is_there_and_draining_twice(
     assert "not everybody" not in caplog.text
 
 
-async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: MockClock) -> None:
+async def test_drain_waits_for_closes_that_began_earlier(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         replaced, leaving, client = (ScriptedPeer(goodbye_s=4) for _ in range(3))
         relay.attach_device(ONE, replaced)
@@ -494,7 +494,7 @@ async def test_draining_waits_for_goodbyes_that_began_earlier(autojump_clock: Mo
         assert [peer.acloses for peer in (replaced, leaving, client)] == [1] * 3
 
 
-async def test_draining_closes_everybody_else_when_one_cannot_be_closed(autojump_clock: MockClock) -> None:
+async def test_drain_closes_other_peers_when_one_fails(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         broken, client = ScriptedPeer(), ScriptedPeer()
         broken.close_error = ValueError("no close")
@@ -517,7 +517,7 @@ async def test_every_session_is_looked_after_once_a_second(autojump_clock: MockC
         assert all(client.pinged_at for client in clients)
 
 
-async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
+async def test_failing_checks_of_a_session_affect_no_other(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
@@ -539,7 +539,7 @@ async def test_a_session_that_cannot_be_looked_after_is_nobody_elses_concern(
         assert ONE in caplog.text
 
 
-async def test_looks_go_on_after_one_that_failed_as_a_whole(
+async def test_checks_continue_after_a_failure_of_all(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     look = Relay._run_checks
@@ -562,7 +562,7 @@ async def test_looks_go_on_after_one_that_failed_as_a_whole(
 # What is known of devices
 
 
-async def test_what_a_device_is_can_be_asked_for() -> None:
+async def test_info_of_a_device_can_be_read() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         assert relay.info_of(ONE) == DeviceInfo()
         device = ScriptedPeer()
@@ -594,7 +594,7 @@ async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("goes_at_once", [True, False])
-async def test_what_is_known_outlives_the_device_by_a_minute(
+async def test_known_state_outlives_the_device_by_a_minute(
     goes_at_once: bool, autojump_clock: MockClock
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
@@ -624,7 +624,7 @@ async def test_what_is_known_outlives_the_device_by_a_minute(
         assert relay._left_behind == {}
 
 
-async def test_a_device_that_comes_back_goes_on_from_what_was_known(autojump_clock: MockClock) -> None:
+async def test_returning_device_continues_from_the_known_state(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         first, second, client = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         relay.attach_device(ONE, first)
@@ -738,19 +738,19 @@ async def test_no_more_are_let_in_than_the_rate(autojump_clock: MockClock) -> No
         assert [relay.admits() for _ in range(15)].count(True) == 5
 
 
-async def test_a_rate_of_less_than_one_a_second_lets_somebody_in(autojump_clock: MockClock) -> None:
+async def test_admit_rate_below_one_a_second_admits(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=0.5)) as relay:
         assert [relay.admits() for _ in range(3)] == [True, False, False]
         await trio.sleep(2)
         assert relay.admits()
 
 
-async def test_a_rate_of_0_lets_everybody_in() -> None:
+async def test_admit_rate_of_0_admits_all() -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=0.0)) as relay:
         assert all(relay.admits() for _ in range(10_000))
 
 
-async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockClock) -> None:
+async def test_clients_of_a_device_are_bounded(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(clients_per_device=2)) as relay:
         peers = [ScriptedPeer(), ScriptedPeer()]
         for peer in peers:
@@ -763,7 +763,7 @@ async def test_a_device_has_no_more_clients_than_it_may(autojump_clock: MockCloc
         assert relay.reached_client_limit(ONE, FULL) is None
 
 
-async def test_a_user_has_no_more_clients_than_they_may(autojump_clock: MockClock) -> None:
+async def test_clients_of_a_user_are_bounded(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(clients_per_user=2)) as relay:
         ada, bob = Grant(user_id="ada"), Grant(user_id="bob")
         peers = {ONE: ScriptedPeer(), TWO: ScriptedPeer()}
@@ -813,7 +813,7 @@ async def test_a_token_ends_and_is_renewed(autojump_clock: MockClock) -> None:
         assert [client.close_code for client in clients] == [None, CloseCode.TOKEN_REJECTED]
 
 
-async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session(
+async def test_late_end_of_a_replaced_connection_keeps_the_next_session(
     autojump_clock: MockClock,
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
@@ -834,7 +834,7 @@ async def test_one_that_left_after_it_was_replaced_does_not_end_the_next_session
         assert [old.acloses, new.acloses, client.acloses] == [1, 1, 0]
 
 
-async def test_whoever_asks_for_a_full_status_gets_nothing_else(autojump_clock: MockClock) -> None:
+async def test_full_status_request_returns_the_status_only(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         peer, machine = memory_peer()
         relay.attach_device("BRW-00000001", peer)
@@ -904,7 +904,7 @@ async def test_access_that_is_taken_ends_the_user_s_clients_of_that_device() -> 
         relay.set_grant("BRW-00000009", "ada", None)
 
 
-async def test_whoever_was_ended_gets_nothing_back_before_it_has_gone(autojump_clock: MockClock) -> None:
+async def test_client_whose_access_was_ended_gets_no_new_grant(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         device, client, again = ScriptedPeer(), ScriptedPeer(), ScriptedPeer()
         client.stays = True
@@ -922,7 +922,7 @@ async def test_whoever_was_ended_gets_nothing_back_before_it_has_gone(autojump_c
         assert device.types.count("command") == 1
 
 
-async def test_a_command_that_waits_goes_with_the_access_of_one_who_has_left() -> None:
+async def test_pending_command_of_a_departed_client_ends_with_its_access() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         relay.attach_client(ONE, ScriptedPeer(), grant=BOB)
         adas, bobs = ScriptedPeer(), ScriptedPeer()
@@ -941,7 +941,7 @@ async def test_a_command_that_waits_goes_with_the_access_of_one_who_has_left() -
         assert device.types == ["connected", "request_state"]
 
 
-async def test_whoever_has_access_by_their_own_token_is_left_alone() -> None:
+async def test_clients_with_a_device_token_keep_their_grant() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         peers = [ScriptedPeer() for _ in range(3)]
         by_token = dataclasses.replace(ADA, by_token=True)
@@ -992,7 +992,7 @@ async def test_a_grant_reaches_a_client_before_its_session_runs() -> None:
         assert (ended.close_code, ended.runs, ended.acloses) == (CloseCode.ACCESS_ENDED, 1, 1)
 
 
-async def test_those_who_are_ended_are_not_in_the_way_of_a_drain(autojump_clock: MockClock) -> None:
+async def test_ended_clients_do_not_delay_a_drain(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         ended, device = ScriptedPeer(goodbye_s=1), ScriptedPeer(min_age_s=8.0)
         staying = [ScriptedPeer() for _ in range(2)]
@@ -1065,7 +1065,7 @@ async def test_a_device_that_has_yet_to_speak_ends_as_well(autojump_clock: MockC
         assert device.gone_at == 8
 
 
-async def test_whoever_came_in_without_a_credential_may_be_let_stay() -> None:
+async def test_device_without_a_credential_can_be_kept() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         device = ScriptedPeer()
         relay.attach_device(ONE, device)
@@ -1101,7 +1101,7 @@ async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None
         assert device.acloses == 1
 
 
-async def test_a_message_of_the_relay_reaches_those_whom_it_is_for() -> None:
+async def test_message_of_the_relay_reaches_matching_clients() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         message = encode({"type": "key_pending"})
         adas, bobs, elsewhere = ScriptedPeer(refuses=True), ScriptedPeer(), ScriptedPeer()
@@ -1117,7 +1117,7 @@ async def test_a_message_of_the_relay_reaches_those_whom_it_is_for() -> None:
 # What is noted
 
 
-async def test_what_happens_is_noted() -> None:
+async def test_activity_is_recorded() -> None:
     noted: list[ActivityEvent] = []
     async with open_relay(dialect=BREWOS, on_activity=noted.append) as relay:
         client, device = ScriptedPeer(), ScriptedPeer()
@@ -1140,7 +1140,7 @@ async def test_what_happens_is_noted() -> None:
     ]
 
 
-async def test_what_is_live_can_be_counted() -> None:
+async def test_live_peers_can_be_counted() -> None:
     counters = Counters()
     async with open_relay(dialect=BREWOS, counters=counters) as relay:
         assert relay.counters is counters
@@ -1152,7 +1152,7 @@ async def test_what_is_live_can_be_counted() -> None:
         assert (relay.session_count, relay.lagging_count, relay.pending_count) == (2, 0, 1)
 
 
-async def test_things_happen_even_if_nobody_can_note_them(caplog: pytest.LogCaptureFixture) -> None:
+async def test_relay_works_even_if_on_activity_fails(caplog: pytest.LogCaptureFixture) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space")
 
@@ -1236,7 +1236,7 @@ async def test_no_peer_is_closed_for_its_silence_in_a_pause(
         assert device.close_code == 1008, "silence counts from the end of the pause"
 
 
-async def test_what_ends_by_the_wall_clock_ends_in_a_pause(
+async def test_wall_clock_ends_pass_in_a_pause(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suspended_s = 0.0
@@ -1260,7 +1260,7 @@ async def test_what_ends_by_the_wall_clock_ends_in_a_pause(
         assert state["snapshotAgeMs"] >= 50_000
 
 
-async def test_what_is_known_of_an_absent_device_is_forgotten_by_the_end_of_a_pause(
+async def test_state_of_an_absent_device_expires_in_a_pause(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suspended_s = 0.0

@@ -519,7 +519,7 @@ def run_in_trio(main: Callable[[], Any]) -> None:
 
 @settings(max_examples=100)
 @given(steps=STEPS)
-def test_a_relay_does_what_its_model_does(steps: Sequence[tuple[str, int, int, int]]) -> None:
+def test_relay_behaves_as_its_model(steps: Sequence[tuple[str, int, int, int]]) -> None:
     async def main() -> None:
         async with open_relay(dialect=BREWOS) as relay:
             await trio.sleep(0.5)

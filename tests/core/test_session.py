@@ -155,7 +155,7 @@ async def test_a_device_that_is_sure_to_be_alive_is_there_at_once() -> None:
 
 
 @pytest.mark.parametrize("clients", [0, 1, 3])
-async def test_a_device_that_comes_is_asked_for_its_state_if_somebody_waits(clients: int) -> None:
+async def test_arriving_device_is_asked_for_its_state_if_clients_are_attached(clients: int) -> None:
     async with open_session() as opened:
         attached = [await opened.client() for _ in range(clients)]
         device = ScriptedPeer()
@@ -167,7 +167,7 @@ async def test_a_device_that_comes_is_asked_for_its_state_if_somebody_waits(clie
         assert device.types == ["connected", *["request_state"] * (clients > 0)], "it was asked already"
 
 
-async def test_what_waited_goes_out_when_the_device_comes() -> None:
+async def test_pending_commands_go_out_when_the_device_comes() -> None:
     async with open_session() as opened:
         client = await opened.client()
         client.say(TARE, COMMAND)
@@ -221,7 +221,7 @@ async def test_clients_are_told_when_the_device_comes_and_goes() -> None:
         assert not opened.is_online()
 
 
-async def test_a_client_that_leaves_concerns_nobody() -> None:
+async def test_client_that_leaves_affects_no_other_peer() -> None:
     async with open_session() as opened:
         device, leaving, staying = await opened.device(), await opened.client(), await opened.client()
         leaving.leave()
@@ -246,13 +246,13 @@ async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: boo
     assert [peer.acloses for peer in leaving] == [1, 1]
 
 
-async def test_a_session_that_nobody_could_be_attached_to_is_forgotten() -> None:
+async def test_session_without_a_first_peer_is_forgotten() -> None:
     opened = Opened()
     await opened.session.run()
     assert opened.host.emptied == [opened.session]
 
 
-async def test_the_host_knows_everybody_whose_goodbye_is_not_said(autojump_clock: MockClock) -> None:
+async def test_host_lists_every_peer_that_has_not_ended(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         slow = ScriptedPeer(goodbye_s=5)
         client, device = opened.session.attach_client(slow), opened.session.attach_device(ScriptedPeer())
@@ -283,7 +283,7 @@ async def test_the_host_learns_when_the_device_was_seen() -> None:
         assert len(opened.host.seen) == 2
 
 
-async def test_cancelling_says_goodbye_to_everybody(autojump_clock: MockClock) -> None:
+async def test_cancelling_closes_every_peer(autojump_clock: MockClock) -> None:
     peers = [ScriptedPeer(goodbye_s=2) for _ in range(3)]
     async with open_session() as opened:
         opened.session.attach_device(peers[0])
@@ -331,7 +331,7 @@ async def test_a_newer_connection_replaces_the_older_when_it_speaks(autojump_clo
         assert len(opened.host.seen) == 2
 
 
-async def test_a_connection_of_less_than_8_s_is_not_replaced_before_it_is_old_enough(
+async def test_young_connection_is_not_replaced_before_8_s(
     autojump_clock: MockClock,
 ) -> None:
     async with open_session() as opened:
@@ -361,7 +361,7 @@ async def test_a_newer_connection_takes_over_when_the_older_leaves(autojump_cloc
         assert client.messages[-1] == STATUS
 
 
-async def test_a_zombie_replaces_nobody_and_is_dropped_after_10_s(autojump_clock: MockClock) -> None:
+async def test_zombie_replaces_no_connection_and_is_closed_after_10_s(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client, device = await opened.client(), await opened.device()
         client.forget()
@@ -420,7 +420,7 @@ async def test_a_device_is_replaced_even_if_it_cannot_be_closed(
         assert "ValueError: no close" in caplog.text
 
 
-async def test_of_several_that_have_not_spoken_the_last_one_stays(autojump_clock: MockClock) -> None:
+async def test_last_of_several_silent_connections_stays(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         devices = [ScriptedPeer(silent=True, min_age_s=8) for _ in range(3)]
         for device in devices:
@@ -499,7 +499,7 @@ async def test_a_device_without_clients_talks_to_itself() -> None:
         assert opened.counters.invalid == 1
 
 
-async def test_what_a_device_garbles_is_dropped_and_counted() -> None:
+async def test_malformed_messages_of_a_device_are_dropped_and_counted() -> None:
     async with open_session() as opened:
         device, client = await opened.device(), await opened.client()
         device.say(GARBAGE, STATUS, Message(b"\xc1", is_text=False), DELTA)
@@ -583,7 +583,7 @@ async def test_a_client_that_cannot_be_delivered_to_ends_alone(caplog: pytest.Lo
 # What is known of the device
 
 
-async def test_a_pause_counts_for_the_age_of_what_is_known_and_for_no_silence(
+async def test_pause_counts_for_the_age_of_the_state_but_not_for_silence(
     autojump_clock: MockClock,
 ) -> None:
     async with open_session(device_silence_s=45, snapshot_s=60) as opened:
@@ -602,7 +602,7 @@ async def test_a_pause_counts_for_the_age_of_what_is_known_and_for_no_silence(
         assert opened.session.presence.gone_at == left_at - 3600
 
 
-async def test_whoever_joins_is_told_what_is_known(autojump_clock: MockClock) -> None:
+async def test_joining_client_gets_the_known_state(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device = await opened.device()
         device.say({"type": "status", "seq": 1, "a": 1}, {"type": "status_delta", "seq": 2, "b": 2})
@@ -732,7 +732,7 @@ async def test_a_restored_state_ages_while_the_process_does_not_run(autojump_clo
         assert 560.0 <= opened.session.presence.snapshot.age_s(trio.current_time()) <= 565.0
 
 
-async def test_what_is_in_memory_counts_more_than_what_comes_along(autojump_clock: MockClock) -> None:
+async def test_state_in_memory_wins_over_the_given_one(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client, device = await opened.client(), await opened.device()
         device.say({"type": "status", "seq": 9, "machine": {"state": "idle"}})
@@ -743,7 +743,7 @@ async def test_what_is_in_memory_counts_more_than_what_comes_along(autojump_cloc
         assert client.received[-1] == {"type": "status", "machine": {"state": "idle"}}
 
 
-async def test_what_comes_along_is_of_no_use_if_it_is_no_status(autojump_clock: MockClock) -> None:
+async def test_given_state_that_is_not_a_status_is_ignored(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client = await opened.client()
         device = await opened.device(known_state=KnownState(GARBAGE, now_ms()))
@@ -792,7 +792,7 @@ async def test_commands_reach_the_device_untouched_and_in_order() -> None:
         assert opened.counters.received_from_clients == 3
 
 
-async def test_what_waited_for_too_long_has_expired(autojump_clock: MockClock) -> None:
+async def test_commands_that_wait_too_long_expire(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client = await opened.client()
         client.say(TARE)
@@ -829,7 +829,7 @@ async def test_a_client_that_is_too_fast_is_slowed_down_but_nothing_is_lost() ->
         assert (other.pauses_s, client.pauses_s[1:]) == ([0.0], [0.0])
 
 
-async def test_a_device_that_is_too_fast_is_read_on_whatever_it_says() -> None:
+async def test_device_beyond_its_rate_is_still_read() -> None:
     async with open_session(device_rate=50.0, device_burst=200.0) as opened:
         device, client = await opened.device(), await opened.client()
         device.say(*[STATUS] * 100, *[GARBAGE] * 150)
@@ -922,7 +922,7 @@ async def test_a_throttled_device_is_noted_when_it_begins_and_when_it_ends(autoj
         assert opened.host.noted[-1][0] == "throttled"
 
 
-async def test_what_a_device_said_last_is_passed_on_before_it_is_offline() -> None:
+async def test_last_messages_of_a_device_pass_before_it_is_offline() -> None:
     async with open_session(device_burst=1.0) as opened:
         client, device = await opened.client(), await opened.device()
         device.say(*[delta(seq, power={"current": seq}) for seq in range(10)])
@@ -932,7 +932,7 @@ async def test_what_a_device_said_last_is_passed_on_before_it_is_offline() -> No
         assert last_values(client)["power"] == {"current": 9}
 
 
-async def test_what_a_replaced_connection_said_comes_before_what_the_next_one_says(
+async def test_messages_of_a_replaced_connection_come_first(
     autojump_clock: MockClock,
 ) -> None:
     async with open_session(device_burst=1.0) as opened:
@@ -947,7 +947,7 @@ async def test_what_a_replaced_connection_said_comes_before_what_the_next_one_sa
         assert [content["seq"] for content in client.received if "seq" in content] == [0, 9, 20]
 
 
-async def test_what_is_held_of_a_revoked_device_is_dropped() -> None:
+async def test_held_messages_of_a_revoked_device_are_dropped() -> None:
     async with open_session(device_burst=1.0) as opened:
         client = await opened.client()
         device = await opened.device(credential=b"old")
@@ -966,7 +966,7 @@ async def test_a_device_at_line_rate_is_paused_but_for_a_second_at_most(autojump
         assert len(client.messages) <= 200 + 1
 
 
-async def test_a_rate_of_0_is_none() -> None:
+async def test_rate_of_0_is_no_limit() -> None:
     async with open_session(device_rate=0.0, client_rate=0.0) as opened:
         device, client = await opened.device(), await opened.client()
         device.say(*[STATUS] * 1000)
@@ -1167,7 +1167,7 @@ async def test_cancelling_ends_the_tasks_of_its_peers() -> None:
 # Who is here, and what is noted of them
 
 
-async def test_everybody_who_is_here_can_be_found(autojump_clock: MockClock) -> None:
+async def test_clients_of_a_session_are_listed(autojump_clock: MockClock) -> None:
     opened = Opened()
     clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
     opened.session.attach_device(ScriptedPeer())
@@ -1213,7 +1213,7 @@ async def test_a_device_that_is_ended_has_no_say_from_then_on(
         assert opened.host.emptied == [opened.session]
 
 
-async def test_whoever_has_left_a_command_is_still_to_be_reckoned_with(autojump_clock: MockClock) -> None:
+async def test_departed_client_with_a_pending_command_is_listed(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         staying, leaving = ScriptedPeer(), ScriptedPeer()
         attachments = [opened.session.attach_client(peer) for peer in (staying, leaving)]
@@ -1230,7 +1230,7 @@ async def test_whoever_has_left_a_command_is_still_to_be_reckoned_with(autojump_
         assert len(staying.messages) > 0
 
 
-async def test_what_waits_ends_with_the_session() -> None:
+async def test_pending_commands_end_with_the_session() -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(opened.session.run)
@@ -1241,7 +1241,7 @@ async def test_what_waits_ends_with_the_session() -> None:
     assert opened.session.clients == []
 
 
-async def test_whoever_comes_and_goes_is_noted() -> None:
+async def test_peers_that_come_and_go_are_recorded() -> None:
     async with open_session() as opened:
         noted = opened.host.noted
         client = await opened.client(grant=Grant(user_id="ada", session_id="s1"))
@@ -1295,7 +1295,7 @@ async def test_how_a_connection_ended_is_noted_and_counted(autojump_clock: MockC
     assert (opened.counters.devices_attached, opened.counters.clients_attached) == (1, 1)
 
 
-async def test_what_comes_and_goes_is_counted_with_its_size(autojump_clock: MockClock) -> None:
+async def test_messages_and_bytes_are_counted(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device = await opened.device()
         device.say(STATUS)
@@ -1335,7 +1335,7 @@ async def test_replaced_connections_know_how_much_they_said(
     assert "the relay ended it with 1001: the relay is leaving" in went.getMessage()
 
 
-async def test_what_is_said_is_logged_if_somebody_wants_to_know(caplog: pytest.LogCaptureFixture) -> None:
+async def test_message_types_are_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     opened = Opened()
     opened.host.logs_messages = True
@@ -1423,7 +1423,7 @@ async def test_waiting_only_after_the_end() -> None:
 # Anonymous devices
 
 
-async def test_of_an_anonymous_device_little_is_kept_until_it_is_known() -> None:
+async def test_little_is_kept_of_an_anonymous_device_until_it_has_a_user() -> None:
     status, power = encode({"type": "status", "n": 1}), encode({"type": "power_meter_status", "w": 2})
     async with open_session() as opened:
         device = await opened.device(anonymous=True)
@@ -1439,7 +1439,7 @@ async def test_of_an_anonymous_device_little_is_kept_until_it_is_known() -> None
         assert opened.session.presence.snapshot.empty
 
 
-async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> None:
+async def test_state_of_an_anonymous_device_expires() -> None:
     async with open_session(snapshot_s=0.0) as opened:
         client = await opened.client()
         await opened.device(ScriptedPeer(silent=True), anonymous=True)
@@ -1448,11 +1448,11 @@ async def test_what_an_anonymous_device_said_is_forgotten_in_time_as_well() -> N
         client.leave()
 
 
-def test_what_happens_is_something_that_the_registry_keeps() -> None:
+def test_registry_stores_every_kind_of_activity() -> None:
     assert set(get_args(Happening)) < set(get_args(ActivityKind))
 
 
-async def test_a_relay_is_what_a_session_asks_for() -> None:
+async def test_relay_is_a_host() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         host: Host = relay
         host.note("BRW-00000001", "online", None, {})

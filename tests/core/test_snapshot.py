@@ -54,7 +54,7 @@ def test_the_last_of_each_kind_is_kept_as_it_came() -> None:
     assert snapshot.messages() == [status, *new], "the status goes first"
 
 
-def test_what_is_not_state_is_not_kept() -> None:
+def test_messages_without_state_are_not_kept() -> None:
     kinds = ("log", "event", "error", "scan_result", "diagnostics_result", "time_status", "ota_progress")
     snapshot = noted(*(encode({"type": kind}) for kind in kinds))
     assert snapshot.empty
@@ -67,7 +67,7 @@ def test_a_change_of_something_unknown_is_not_kept() -> None:
     assert snapshot.messages() == []
 
 
-def test_a_status_takes_the_place_of_everything_before_it() -> None:
+def test_status_replaces_everything_before_it() -> None:
     snapshot = noted(
         encode({"type": "status", "seq": 1, "pressure": 1, "mqtt": {"enabled": True}}),
         encode({"type": "status_delta", "seq": 2, "pressure": 2}),
@@ -77,7 +77,7 @@ def test_a_status_takes_the_place_of_everything_before_it() -> None:
     assert snapshot.messages() == [last]
 
 
-def test_a_group_replaces_what_it_names_and_leaves_the_rest_of_it() -> None:
+def test_change_replaces_named_fields_of_a_group() -> None:
     snapshot = noted(
         binary({"type": "status", "seq": 1, "power": {"current": 5, "maxCurrent": 15}, "machine": {"a": 1}}),
         binary({"type": "status_delta", "seq": 2, "power": {"current": 1500}, "machine": {}}),
@@ -97,7 +97,7 @@ def test_a_group_replaces_what_it_names_and_leaves_the_rest_of_it() -> None:
     ("old", "new"), [({"a": 1}, 5), (5, {"a": 1}), ({"a": 1}, None), (None, {"a": 1}), (1, 2)]
 )
 @pytest.mark.parametrize("write", [encode, binary])
-def test_a_group_that_is_none_is_replaced_as_a_whole(old: Any, new: Any, write: Any) -> None:
+def test_group_that_is_no_map_is_replaced(old: Any, new: Any, write: Any) -> None:
     snapshot = noted(write({"type": "status", "x": old}), write({"type": "status_delta", "x": new}))
     assert status_of(snapshot) == {"type": "status", "x": new}
 
@@ -113,7 +113,7 @@ def test_the_status_has_the_number_after_which_the_device_goes_on() -> None:
     assert snapshot.seq == 10
 
 
-def test_what_has_no_number_gets_none() -> None:
+def test_state_without_seq_gets_none() -> None:
     snapshot = noted(encode({"type": "status", "a": 1}), encode({"type": "status_delta", "a": 2}))
     assert status_of(snapshot) == {"type": "status", "a": 2}
 
@@ -124,7 +124,7 @@ def test_what_has_no_number_gets_none() -> None:
     ids=["text", "list", "huge", "-huge", "null"],
 )
 @pytest.mark.parametrize("is_text", [True, False])
-def test_a_number_that_is_none_does_no_harm(seq: bytes, is_text: bool) -> None:
+def test_invalid_seq_is_harmless(seq: bytes, is_text: bool) -> None:
     snapshot = noted(
         (encode if is_text else binary)({"type": "status", "seq": 1, "a": 2}),
         Message(b'{"type":"status_delta","seq":' + seq + b',"a":2}'),
@@ -143,7 +143,7 @@ def test_a_number_that_no_message_can_hold_is_left_alone() -> None:
 # How old it is
 
 
-def test_age_is_counted_from_the_look_after_the_last_word() -> None:
+def test_age_counts_from_the_check_after_the_last_message() -> None:
     snapshot = noted(encode({"type": "status"}))
     assert snapshot.age_s(100.0) == 0
     assert snapshot.age_s(107.5) == 7.5
@@ -287,7 +287,7 @@ def calls(decoders: Iterable[Counting]) -> int:
 
 
 @pytest.mark.parametrize("write", [encode, binary])
-def test_a_device_that_nobody_watches_is_not_decoded(decoders: list[Counting], write: Any) -> None:
+def test_messages_are_not_decoded_without_clients(decoders: list[Counting], write: Any) -> None:
     snapshot = Snapshot(BREWOS)
     for _ in range(50):
         note(snapshot, write({"type": "status", "seq": 1}), write({"type": "device_info", "x": {"y": 1}}))
@@ -333,7 +333,9 @@ def test_no_more_than_a_hundred_changes_are_kept_unmerged(decoders: list[Countin
     ],
 )
 @pytest.mark.parametrize("write", [encode, binary])
-def test_what_is_not_said_again_must_reach_everybody(content: dict[str, Any], must: bool, write: Any) -> None:
+def test_messages_that_are_not_repeated_must_reach_every_client(
+    content: dict[str, Any], must: bool, write: Any
+) -> None:
     assert must_reach(write(content), BREWOS) == must
 
 
@@ -358,7 +360,7 @@ def test_a_state_without_measure_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("is_text", [True, False])
-def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool) -> None:
+def test_info_is_read_without_decoding_the_rest(is_text: bool) -> None:
     snapshot = Snapshot(BREWOS)
     assert snapshot.info() == DeviceInfo()
     content = {"type": "device_info", "firmwareVersion": "1.2", "machineType": 5, "more": [1.5]}
@@ -370,7 +372,7 @@ def test_what_a_device_is_can_be_told_without_reading_all_it_says(is_text: bool)
     assert snapshot.info() == DeviceInfo()
 
 
-def test_a_pause_that_the_clock_did_not_count_makes_what_is_known_older() -> None:
+def test_uncounted_pause_adds_to_the_age() -> None:
     snapshot = Snapshot(BREWOS)
     snapshot.note(encode({"type": "status"}), "status", None)
     assert snapshot.age_s(100.0) == 0
@@ -404,7 +406,7 @@ def test_a_small_snapshot_has_the_state_of_a_real_machine() -> None:
     assert (told["seq"], told["temps"]) == (39, {"brew": 39.0})
 
 
-def test_a_small_snapshot_keeps_few_bytes_whatever_is_sent() -> None:
+def test_small_snapshot_is_bounded() -> None:
     snapshot = SmallSnapshot(BREWOS)
     most = 0
     for size_bytes in (100, 4000, 16_000):
@@ -500,7 +502,7 @@ def test_a_machine_that_was_brewing_may_do_anything_now(form: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_the_machine_says_after_an_absence_is_merged_and_not_stale(form: Any) -> None:
+def test_groups_sent_after_an_absence_are_merged_and_not_stale(form: Any) -> None:
     snapshot = restored(form(WHOLE))
     assert snapshot.stale_groups() == ["machine", "temps", "pressure", "power", "water"]
     note(snapshot, form({"type": "status_delta", "seq": 90, "power": {"current": 50}, "machine": {}}))
@@ -521,7 +523,7 @@ def test_what_the_machine_says_after_an_absence_is_merged_and_not_stale(form: An
     assert snapshot.groups() == ["machine", "temps", "pressure", "power", "water"]
 
 
-def test_a_whole_status_ends_what_was_restored() -> None:
+def test_whole_status_ends_a_restored_state() -> None:
     snapshot = restored(encode(WHOLE), shown=False)
     note(snapshot, encode({"type": "status", "seq": 1, "pressure": 9.0}))
     assert not snapshot.show()
@@ -538,7 +540,7 @@ def test_a_restored_state_ages_in_pauses_too() -> None:
 
 
 @pytest.mark.parametrize("message", [Message(b"[]"), Message(b"{}"), Message(b"\xc1", is_text=False)])
-def test_what_is_no_status_is_not_restored(message: Message) -> None:
+def test_message_without_fields_is_not_restored(message: Message) -> None:
     snapshot = Snapshot(BREWOS)
     assert not snapshot.restore(message, at=0.0)
     assert snapshot.empty
@@ -599,7 +601,7 @@ def test_a_restored_state_is_saved_once_the_machine_has_spoken() -> None:
     assert due(snapshot, 1000.0)
 
 
-def test_what_was_not_saved_before_an_absence_is_saved_after_it() -> None:
+def test_unsaved_state_is_saved_after_an_absence() -> None:
     snapshot = noted(encode(WHOLE))
     known = snapshot.known(5.0)
     assert known is not None

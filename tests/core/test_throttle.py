@@ -45,7 +45,7 @@ def log(number: int, level: str = "info") -> dict[str, Any]:
 # Holding
 
 
-def test_what_the_next_message_replaces_is_replaced_in_its_place() -> None:
+def test_superseded_message_is_replaced_in_its_place() -> None:
     throttle = open_throttle()
     meters = [{"type": "power_meter_status", "n": n} for n in range(3)]
     infos = [{"type": "device_info", "n": n} for n in range(3)]
@@ -91,7 +91,7 @@ def test_a_log_line_that_has_left_is_not_dropped_again() -> None:
 
 
 @pytest.mark.parametrize(("anonymous", "most_bytes"), [(False, 64 * 1024), (True, 8 * 1024)])
-def test_what_is_held_is_bounded(anonymous: bool, most_bytes: int) -> None:
+def test_held_messages_are_bounded(anonymous: bool, most_bytes: int) -> None:
     throttle = open_throttle(anonymous=anonymous)
     for n in range(200):
         hold(

@@ -226,7 +226,7 @@ async def test_deliveries_arrive() -> None:
         assert await session.client.read_frame() == (BINARY, b"\xff")
 
 
-async def test_what_was_delivered_before_running_is_written_later() -> None:
+async def test_deliveries_before_run_are_written_later() -> None:
     filled_bytes = 0
 
     def block(session: Session) -> None:
@@ -271,7 +271,7 @@ async def test_a_control_frame_is_a_sign_of_life(opcode: int) -> None:
         assert session.signs_of_life == 2  # a message is one anyway
 
 
-async def test_a_part_of_a_frame_is_no_sign_of_life() -> None:
+async def test_partial_frame_is_no_sign_of_life() -> None:
     async with open_session() as session:
         session.client.send(client_frame(PING)[:-1])
         await trio.testing.wait_all_tasks_blocked()
@@ -312,7 +312,7 @@ _SMALL = {
 
 
 @pytest.mark.parametrize("small", _SMALL.values(), ids=_SMALL)
-async def test_a_peer_that_floods_with_what_is_no_message_is_not_read_for_a_while(
+async def test_flood_of_control_frames_pauses_reading(
     small: bytes, mock_clock: trio.testing.MockClock
 ) -> None:
     async with open_session(pair=tcp_pair) as session:
@@ -386,7 +386,7 @@ async def test_a_peer_that_is_paused_can_be_closed() -> None:
         await trio.sleep(0.3)  # what was to go on by then has nothing to go on with
 
 
-async def test_what_is_delivered_in_a_pass_is_sent_at_its_end() -> None:
+async def test_deliveries_of_a_pass_are_sent_at_its_end() -> None:
     async with open_session() as session:
         with session.connection._poller.write_batch:
             assert session.connection.deliver(HELLO)
@@ -422,7 +422,7 @@ async def test_a_close_frame_right_after_the_handshake_is_answered() -> None:
         assert session.received == [Message(b"x")]
 
 
-async def test_what_comes_after_a_close_frame_is_not_handed_on() -> None:
+async def test_messages_after_a_close_frame_are_ignored() -> None:
     async with open_session() as session:
         session.client.send(client_frame(PING, b"p") + close_frame(1000) + client_frame(TEXT, b"late"))
         frames = await session.client.read_to_the_end()
@@ -550,7 +550,7 @@ async def test_every_message_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("begins_another", [False, True])
-async def test_what_has_arrived_counts_before_a_message_is_judged(begins_another: bool) -> None:
+async def test_arrived_bytes_count_before_the_message_timeout(begins_another: bool) -> None:
     frame = client_frame(TEXT, b"abc")
     async with open_session(message_s=0.2) as session:
         session.client.send(frame[:3])
@@ -840,7 +840,7 @@ async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connec
         assert await closed_after_s(session) >= AGE_S * (10.5 + 5.5) / 8
 
 
-async def test_what_came_before_the_101_does_not_prove_that_it_arrived() -> None:
+async def test_bytes_before_the_101_do_not_prove_its_arrival() -> None:
     async with open_session(min_age_s=AGE_S, initial=client_frame(TEXT, b"early")) as session:
         await session.wait_received(1)
         assert await closed_after_s(session) >= AGE_S * 10.5 / 8
@@ -867,7 +867,7 @@ async def test_a_peer_that_does_not_read_is_left_out_and_closed_after_a_while() 
         assert len(frames) <= delivered
 
 
-async def test_what_must_not_be_lost_has_a_bound_of_its_own() -> None:
+async def test_kept_messages_have_their_own_limit() -> None:
     async with open_session(pair=small_buffer, lag_bytes=1000) as session:
         while session.connection.deliver(Delivery([Message(b"x" * 100)])):
             pass
@@ -1039,7 +1039,7 @@ async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_
             assert read_close(read_server_frames(far.recv(100))[0])[0] == CloseCode.PROTOCOL_ERROR
 
 
-async def test_of_an_anonymous_device_little_is_buffered() -> None:
+async def test_buffers_of_an_anonymous_device_are_small() -> None:
     usual = Limits()
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller, trio.open_nursery() as nursery:
@@ -1080,7 +1080,7 @@ async def test_a_client_s_large_message_ends_its_connection() -> None:
             assert read_close(read_server_frames(far.recv(200))[0])[0] == CloseCode.MESSAGE_TOO_BIG
 
 
-async def test_what_comes_after_close_is_not_handed_on() -> None:
+async def test_messages_after_close_are_ignored() -> None:
     async with open_session() as session:
         session.client.send(client_frame(TEXT, b"too late"))
         await trio.testing.wait_all_tasks_blocked()
@@ -1096,7 +1096,7 @@ async def test_what_comes_after_close_is_not_handed_on() -> None:
 # -- How it ended -----------------------------------------------------------------------------------------
 
 
-async def test_whoever_says_goodbye_ended_it() -> None:
+async def test_close_frame_of_the_peer_is_its_end() -> None:
     async with open_session() as session:
         session.client.send(close_frame(1001, b"bye"))
         await session.ran.wait()
@@ -1118,7 +1118,7 @@ async def test_a_connection_that_fails_is_lost() -> None:
         assert session.end == End("peer", None, "the connection was lost")
 
 
-async def test_what_the_relay_ends_is_its_doing() -> None:
+async def test_close_by_the_relay_is_its_end() -> None:
     async with open_session() as session:
         await trio.testing.wait_all_tasks_blocked()
         session.connection.close(4002, "another one came")

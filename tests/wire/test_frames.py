@@ -203,13 +203,13 @@ def test_a_close_frame_ends_a_message_that_has_begun() -> None:
     assert parse(client_frame(TEXT, b"a", fin=False) + close_frame(1001))[0].verdict == (True, 1001)
 
 
-def test_close_codes_are_those_of_the_registry() -> None:
+def test_close_codes_match_the_iana_registry() -> None:
     external = websockets.frames.EXTERNAL_CLOSE_CODES
     for code in range(0x10000):
         assert is_close_code(code) == (code in external or 3000 <= code <= 4999)
 
 
-def test_what_comes_after_the_end_is_ignored() -> None:
+def test_bytes_after_the_end_are_ignored() -> None:
     parsed, parser = parse(close_frame(1000) + text("late") + client_frame(PING))
     assert parsed == ([], [], (True, 1000))
     assert parser.feed(text("later")) == []
@@ -362,7 +362,7 @@ def test_a_message_that_is_too_large_shows_in_its_header() -> None:
     assert parser.incomplete
 
 
-def test_what_is_read_past_has_to_keep_the_rules_of_framing() -> None:
+def test_skipped_messages_must_follow_the_framing_rules() -> None:
     began = client_frame(BINARY, bytes(LIMIT + 1), fin=False)
     parsed, _ = parse(began + text("inside"), limit=LIMIT, skip_oversize=True)
     assert parsed == ([], [], (False, CloseCode.PROTOCOL_ERROR))
@@ -696,7 +696,7 @@ def test_agrees_with_websockets_and_wsproto(stream: bytes) -> None:
 
 @settings(max_examples=200)
 @given(st.lists(valid_messages(), max_size=6).map(b"".join), st.integers(125, 260))
-def test_agrees_with_websockets_on_what_is_too_large(stream: bytes, limit: int) -> None:
+def test_agrees_with_websockets_on_messages_that_are_too_large(stream: bytes, limit: int) -> None:
     # Pings are left out: websockets counts them into the message that they interrupt, which RFC 6455 §5.4
     # gives no ground for ("control frames MAY be injected in the middle of a fragmented message").
     data_frames = [raw for raw in split(stream) if raw[0] & 0x08 == 0]
@@ -734,7 +734,7 @@ def test_the_result_is_the_same_byte_by_byte(stream: bytes, limit: int) -> None:
     ),
     st.integers(0, 50),
 )
-def test_reading_past_leaves_out_exactly_what_is_too_large(
+def test_skips_exactly_the_messages_that_are_too_large(
     contents: list[tuple[bool, str, list[int]]], limit: int
 ) -> None:
     stream = b""

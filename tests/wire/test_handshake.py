@@ -360,7 +360,7 @@ def test_the_last_of_several_parameters_counts() -> None:
 
 
 @pytest.mark.parametrize("query", ["a=%ff&b=2", "%c3=1&b=2", "a=%E2%82&b=2"])
-def test_what_is_not_utf_8_in_a_query_harms_nothing_else(query: str) -> None:
+def test_invalid_utf_8_in_a_query_affects_no_other_parameter(query: str) -> None:
     assert parameters(query)["b"] == "2"
     assert "\ufffd" in "".join([*parameters(query), *parameters(query).values()])
 
@@ -456,7 +456,7 @@ def test_a_bad_key_is_refused(key: str | None) -> None:
 
 
 @pytest.mark.parametrize("length", ["0", "00"])
-def test_a_body_without_content_is_none(length: str) -> None:
+def test_empty_body_is_accepted(length: str) -> None:
     assert accept(upgrade_head(content_length=length))
 
 

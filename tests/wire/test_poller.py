@@ -95,7 +95,7 @@ async def test_an_owner_is_called_when_its_socket_is_readable(open_poller: OpenP
             poller.unwatch(near.fileno())
 
 
-async def test_an_owner_is_called_again_for_what_it_left(open_poller: OpenPoller) -> None:
+async def test_owner_is_called_again_for_unread_data(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         received: list[bytes] = []
         complete = trio.Event()
@@ -129,7 +129,7 @@ async def test_an_owner_is_called_at_the_end_of_the_stream(open_poller: OpenPoll
             await ended.wait()
 
 
-async def test_nobody_is_called_after_unwatch(open_poller: OpenPoller) -> None:
+async def test_owner_is_not_called_after_unwatch(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller:
             owner = Owner(near).watched_by(poller)
@@ -257,7 +257,7 @@ async def test_owners_that_went_in_a_pass_are_not_called(open_poller: OpenPoller
     assert calls == [1]
 
 
-async def test_all_are_read_before_any_is_dealt_with_and_then_what_they_wrote_is_sent(
+async def test_pass_reads_all_then_processes_all_then_sends(
     open_poller: OpenPoller,
 ) -> None:
     happened: list[str] = []
@@ -293,7 +293,7 @@ async def test_all_are_read_before_any_is_dealt_with_and_then_what_they_wrote_is
             assert read_available(listener) == b"y"
 
 
-async def test_what_an_owner_wrote_is_sent_if_another_fails(open_poller: OpenPoller) -> None:
+async def test_writes_are_sent_if_another_owner_fails(open_poller: OpenPoller) -> None:
     with trio.fail_after(5), socket_pair() as (near, far), socket_pair() as (out, listener):
         transport = Transport(out, outbox_limit_bytes=1000)
 
@@ -315,7 +315,7 @@ async def test_what_an_owner_wrote_is_sent_if_another_fails(open_poller: OpenPol
 
 @pytest.mark.parametrize("error", [MemoryError, RecursionError, OSError])
 @pytest.mark.parametrize("where", ["read", "take", "fail"])
-async def test_failure_of_one_owner_is_told_to_it_and_harms_no_other(
+async def test_failing_owner_is_told_and_affects_no_other(
     open_poller: OpenPoller, where: str, error: type[Exception]
 ) -> None:
     failures: list[Exception] = []
@@ -373,7 +373,7 @@ async def test_poller_goes_on_after_a_failure_of_its_own(
 
 
 @pytest.mark.parametrize(("busy", "reads"), [(7, 7), (8, 128), (50, 128), (70, 128), (128, 128), (200, 128)])
-async def test_where_many_are_busy_it_looks_again_before_all_else_has_its_turn(
+async def test_busy_poller_polls_again_before_other_tasks(
     open_poller: OpenPoller, busy: int, reads: int
 ) -> None:
     with trio.fail_after(5), ExitStack() as stack:

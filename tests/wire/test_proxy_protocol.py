@@ -93,7 +93,7 @@ def test_a_header_says_whose_the_connection_is_and_where_it_ends(
         SIGNATURE + struct.pack("!BBH", 0x21, 0x11, MOST_HEADER_BYTES - 15),
     ],
 )
-def test_what_is_no_header_is_refused(wrong: bytes) -> None:
+def test_malformed_proxy_header_is_refused(wrong: bytes) -> None:
     with pytest.raises(ProxyProtocolError):
         parse_proxy_header(wrong)
 

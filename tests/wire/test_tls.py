@@ -103,7 +103,7 @@ async def accept(transport: Transport, server: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\x16garbage" * 10, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff"])
-async def test_garbage_is_no_handshake(server: ssl.SSLContext, garbage: bytes) -> None:
+async def test_garbage_fails_the_handshake(server: ssl.SSLContext, garbage: bytes) -> None:
     before = count_open_files()
     with trio.fail_after(5), tcp_pair() as (near, far):
         far.send(garbage)
@@ -170,9 +170,7 @@ async def test_a_handshake_that_stalls_can_be_cancelled(
 # -- Reading and writing ----------------------------------------------------------------------------------
 
 
-async def test_what_is_written_is_read_at_the_other_end(
-    server: ssl.SSLContext, version: ssl.TLSVersion
-) -> None:
+async def test_written_bytes_arrive(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         assert client.tls.version() == {VERSIONS[0]: "TLSv1.2", VERSIONS[1]: "TLSv1.3"}[version]
         assert transport.outbox_limits == (LIMIT, LIMIT - 1)
@@ -224,7 +222,7 @@ async def test_half_a_record_is_nothing_yet(server: ssl.SSLContext, version: ssl
         assert await read(transport) == b"a message"
 
 
-async def test_what_the_system_does_not_take_waits_and_is_written_in_order(
+async def test_unsent_bytes_wait_and_are_written_in_order(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     async with tls_pair(server, version) as (transport, client):
@@ -247,7 +245,7 @@ async def test_what_the_system_does_not_take_waits_and_is_written_in_order(
         assert await client.read(4) == b"more"
 
 
-async def test_what_was_begun_is_finished_when_the_rest_is_forgotten(
+async def test_begun_write_is_finished_when_the_outbox_is_dropped(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     async with tls_pair(server, version) as (transport, client):
@@ -272,7 +270,7 @@ async def test_a_peer_that_takes_nothing_stalls(
 # -- Failures ---------------------------------------------------------------------------------------------
 
 
-async def test_what_is_no_record_breaks_the_stream(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+async def test_invalid_record_breaks_the_stream(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         await client.send_raw(b"GET / HTTP/1.1\r\n\r\n")
         await transport.wait_readable()
@@ -291,7 +289,7 @@ async def test_a_reset_breaks_the_stream(server: ssl.SSLContext) -> None:
         assert transport.broken
 
 
-async def test_an_end_without_a_goodbye_is_an_end(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+async def test_end_without_close_notify_is_an_end(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         await client.send(b"last")
         client.sock.close()
@@ -338,9 +336,7 @@ async def test_a_read_that_waits_for_room_ends_the_connection(
 # -- The end ----------------------------------------------------------------------------------------------
 
 
-async def test_a_goodbye_can_be_said_before_the_peer_says_it(
-    server: ssl.SSLContext, version: ssl.TLSVersion
-) -> None:
+async def test_close_notify_can_be_sent_first(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         transport.write(b"last")
         transport.finish_writing()
@@ -358,9 +354,7 @@ async def test_a_goodbye_can_be_said_before_the_peer_says_it(
         assert await read(transport) == b""
 
 
-async def test_a_goodbye_is_said_although_the_peer_has_said_more(
-    server: ssl.SSLContext, version: ssl.TLSVersion
-) -> None:
+async def test_close_notify_is_sent_with_unread_data(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         await client.send(b"not read yet")
         await transport.wait_readable()
@@ -371,7 +365,7 @@ async def test_a_goodbye_is_said_although_the_peer_has_said_more(
             pass
 
 
-async def test_a_goodbye_is_answered(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+async def test_close_notify_is_answered(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         await client.say_goodbye()
         assert await read(transport) == b""
@@ -382,7 +376,7 @@ async def test_a_goodbye_is_answered(server: ssl.SSLContext, version: ssl.TLSVer
         assert await client.read_record() == b""
 
 
-async def test_closing_says_goodbye(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+async def test_closing_sends_close_notify(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     async with tls_pair(server, version) as (transport, client):
         transport.write(b"last")
         transport.close()

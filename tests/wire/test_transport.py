@@ -46,7 +46,7 @@ async def read_exactly(far: socket.socket, length: int) -> bytes:
 # -- Reading ----------------------------------------------------------------------------------------------
 
 
-async def test_reading_gives_what_is_there() -> None:
+async def test_read_returns_available_data() -> None:
     with transport_pair() as (transport, far):
         assert transport.read() is None
         far.send(b"abc")
@@ -91,7 +91,7 @@ async def test_waiting_for_something_to_read() -> None:
         await transport.wait_readable()
 
 
-async def test_a_look_at_what_is_there_leaves_it_there() -> None:
+async def test_peek_leaves_the_data() -> None:
     with transport_pair() as (transport, far):
         assert transport.peek(10) is None
         far.send(b"abcdef")
@@ -108,7 +108,7 @@ async def test_a_look_at_what_is_there_leaves_it_there() -> None:
         assert not transport.broken
 
 
-async def test_a_look_at_a_broken_stream_is_the_end() -> None:
+async def test_peek_at_a_broken_stream_is_the_end() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
@@ -140,7 +140,7 @@ async def test_the_bounds_of_the_outbox_can_be_asked_for() -> None:
 # -- Holding writes back ----------------------------------------------------------------------------------
 
 
-async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
+async def test_held_writes_are_sent_in_order() -> None:
     with transport_pair() as (one, far_one), transport_pair() as (two, far_two):
         sends = one.write_batch = two.write_batch = WriteBatch()
         assert one.write(b"at once ")
@@ -160,7 +160,7 @@ async def test_what_is_held_is_sent_in_order_when_it_is_let_go() -> None:
 
 
 @pytest.mark.parametrize("is_watched", [True, False])
-async def test_held_write_that_fails_harms_no_other(is_watched: bool) -> None:
+async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
     failures: list[Exception] = []
 
     def fail(_data: bytes) -> int:
@@ -215,7 +215,7 @@ async def test_small_writes_that_are_held_go_in_one_piece() -> None:
     assert sent == [b"1" + b"2" * 8 + b"3", b"4", b"5" * 10]
 
 
-async def test_what_is_held_and_finds_no_room_waits_in_the_outbox() -> None:
+async def test_held_write_without_room_goes_into_the_outbox() -> None:
     with transport_pair() as (transport, far):
         blocked: list[int] = []
         transport.on_blocked = lambda: blocked.append(transport.outbox_bytes)
@@ -237,7 +237,7 @@ async def test_what_is_held_and_finds_no_room_waits_in_the_outbox() -> None:
     st.lists(st.tuples(st.integers(1, 80), st.booleans()), max_size=12),
     st.integers(10, 100),
 )
-async def test_what_is_held_finds_room_where_it_would_have_found_it_at_once(
+async def test_held_writes_have_the_same_limits_as_direct_ones(
     writes: list[tuple[int, bool]], lag_bytes: int
 ) -> None:
     with tcp_pair() as (near_one, _), tcp_pair() as (near_two, _):
@@ -253,7 +253,7 @@ async def test_what_is_held_finds_room_where_it_would_have_found_it_at_once(
         held.close()
 
 
-async def test_what_is_held_of_a_broken_or_closed_stream_is_forgotten() -> None:
+async def test_held_write_of_a_closed_stream_is_dropped() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         sends = transport.write_batch = WriteBatch()
@@ -269,7 +269,7 @@ async def test_what_is_held_of_a_broken_or_closed_stream_is_forgotten() -> None:
 # -- Writing ----------------------------------------------------------------------------------------------
 
 
-async def test_what_the_system_takes_is_written_at_once() -> None:
+async def test_write_is_sent_at_once_if_there_is_room() -> None:
     with transport_pair() as (transport, far):
         transport.on_blocked = pytest.fail
         assert transport.write(b"abc")
@@ -278,7 +278,7 @@ async def test_what_the_system_takes_is_written_at_once() -> None:
         assert read_available(far) == b"abc"
 
 
-async def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
+async def test_unsent_bytes_go_into_the_outbox() -> None:
     with transport_pair() as (transport, far):
         blocked: list[None] = []
         transport.on_blocked = lambda: blocked.append(None)
@@ -292,7 +292,7 @@ async def test_what_the_system_does_not_take_goes_into_the_outbox() -> None:
         assert len(read_available(far)) == filled_bytes
 
 
-async def test_nobody_has_to_be_told_of_the_outbox() -> None:
+async def test_on_blocked_is_optional() -> None:
     with transport_pair() as (transport, _):
         fill_transport(transport)
         assert transport.on_blocked is None
@@ -322,7 +322,7 @@ async def test_the_outbox_is_bounded() -> None:
         assert transport.outbox_bytes == LIMIT
 
 
-async def test_what_need_not_be_kept_finds_room_up_to_the_mark_only() -> None:
+async def test_writes_without_keep_fit_up_to_lag_bytes() -> None:
     with socket_pair(send_buffer_bytes=4096) as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=100)
         fill_transport(transport)
@@ -392,7 +392,7 @@ async def test_flushing_writes_everything_in_order() -> None:
         assert not blocked
 
 
-async def test_flushing_takes_what_comes_meanwhile_along() -> None:
+async def test_flush_writes_data_that_is_added_meanwhile() -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
         filled_bytes = fill_transport(transport)
         assert transport.write(b"first ")
@@ -458,7 +458,7 @@ async def test_flushing_a_broken_stream_empties_the_outbox() -> None:
         transport.close()
 
 
-async def test_the_outbox_can_be_cut_down_to_what_was_begun() -> None:
+async def test_outbox_can_be_cut_to_the_begun_write() -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
         transport.keep_first_unsent()  # nothing there is fine, too
         filled_bytes = fill_transport(transport)
@@ -478,7 +478,7 @@ async def test_the_outbox_can_be_cut_down_to_what_was_begun() -> None:
 
 
 @pytest.mark.parametrize("how", ["wake", "close"])
-async def test_whoever_waits_is_woken(how: str) -> None:
+async def test_wake_ends_a_wait(how: str) -> None:
     with trio.fail_after(5), transport_pair() as (transport, _):
         fill_transport(transport)
         transport.write(b"waits")
@@ -507,7 +507,7 @@ async def test_whoever_waits_is_woken(how: str) -> None:
         assert transport.outbox_bytes == (5 if how == "wake" else 0)
 
 
-async def test_whoever_is_about_to_go_on_is_woken_too() -> None:
+async def test_wake_ends_a_wait_that_was_about_to_end() -> None:
     for _ in range(20):  # which task goes first is a matter of luck
         with trio.fail_after(5), transport_pair() as (transport, far):
             filled_bytes = fill_transport(transport)
@@ -586,7 +586,7 @@ async def test_a_peer_that_takes_little_is_not_stalled() -> None:
             raise AssertionError("it was taken for stalled")
 
 
-async def test_where_the_system_does_not_say_what_was_taken_nothing_was(
+async def test_unknown_untaken_bytes_count_as_stalled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> bytes:
@@ -611,7 +611,7 @@ async def stream_pair() -> AsyncIterator[tuple[TransportStream, Transport, socke
         transport.close()
 
 
-async def test_receiving_gives_what_is_there_in_pieces_of_the_wanted_size() -> None:
+async def test_receive_returns_pieces_of_the_wanted_size() -> None:
     async with stream_pair() as (stream, _, far):
         far.send(b"abcdef")
         assert await stream.receive_some(4) == b"abcd"
@@ -657,14 +657,14 @@ async def test_sending_waits_until_the_system_has_it_all() -> None:
         assert received == data
 
 
-async def test_nothing_to_send_is_no_trouble() -> None:
+async def test_sending_nothing_is_allowed() -> None:
     async with stream_pair() as (stream, _, far):
         await stream.send_all(b"")
         await stream.send_all(bytearray(b"x"))
         assert read_available(far) == b"x"
 
 
-async def test_what_was_cancelled_and_finds_no_room_breaks_the_stream() -> None:
+async def test_cancelled_send_without_room_breaks_the_stream() -> None:
     async with stream_pair() as (stream, transport, far):
         fill_transport(transport)
         with trio.move_on_after(0):
@@ -732,7 +732,7 @@ async def test_a_stream_that_was_closed_does_nothing_more() -> None:
             await stream.wait_send_all_might_not_block()
 
 
-async def test_whoever_waits_is_told_of_the_closing() -> None:
+async def test_close_ends_a_receive() -> None:
     async with stream_pair() as (stream, _, _far), trio.open_nursery() as nursery:
 
         async def receive() -> None:
@@ -744,7 +744,7 @@ async def test_whoever_waits_is_told_of_the_closing() -> None:
         await stream.aclose()
 
 
-async def test_what_was_read_and_not_taken_goes_with_the_transport() -> None:
+async def test_detach_returns_unread_data() -> None:
     async with stream_pair() as (stream, transport, far):
         far.send(b"abcdef")
         assert await stream.receive_some(2) == b"ab"
