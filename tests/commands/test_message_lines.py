@@ -20,17 +20,17 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     [
         (
             {"type": "connected", "deviceId": "BRW-1", "deviceOnline": True},
-            "connected     attached to BRW-1; the machine is online",
+            "connected     attached to BRW-1; the device is online",
         ),
         (
             {"type": "connected", "deviceId": "BRW-1"},
-            "connected     attached to BRW-1; the machine is offline",
+            "connected     attached to BRW-1; the device is offline",
         ),
-        ({"type": "device_online"}, "device_online the machine has come"),
-        ({"type": "device_offline"}, "device_offline the machine has gone"),
+        ({"type": "device_online"}, "device_online the device has connected"),
+        ({"type": "device_offline"}, "device_offline the device has disconnected"),
         (
             {"type": "device_status", "online": False, "lastSeen": None},
-            "device_status the machine is offline, last seen never",
+            "device_status the device is offline, last seen never",
         ),
         (
             {"type": "status_delta", "seq": 2, "temps": {"brew": {"current": 92.94, "setpoint": 93.0}}},
@@ -128,7 +128,7 @@ def test_long_messages_are_cut() -> None:
 def test_line_begins_with_the_time() -> None:
     assert (
         format_line(Message(b'{"type":"device_online"}'), AT)
-        == "03:04:05  device_online the machine has come"
+        == "03:04:05  device_online the device has connected"
     )
     assert format_line(Message(b"\xc1", is_text=False), AT) == "03:04:05  <Message binary, 1 bytes>"
 

@@ -84,9 +84,9 @@ def test_tail_prints_lines_until_it_is_closed(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr()
     lines = [line.split(maxsplit=2)[1:] for line in printed.out.splitlines()]
     assert lines == [
-        ["connected", f"attached to {DEVICE_ID}; the machine is online"],
+        ["connected", f"attached to {DEVICE_ID}; the device is online"],
         ["status_delta", "9.1 bar"],
-        ["device_offline", "the machine has gone"],
+        ["device_offline", "the device has disconnected"],
     ]
     assert printed.err == ""
 
@@ -210,7 +210,7 @@ def test_send_waits_for_the_greeting_and_reports_delivery(
     )
     assert code == 0
     printed = capsys.readouterr()
-    assert printed.out == "delivered\nthe machine says: Set [0m\n"
+    assert printed.out == "delivered\nthe device logs: Set [0m\n"
     assert "waits for it" in printed.err
     (sent,) = (json.loads(message) for message in received)
     assert sent == {
@@ -234,9 +234,9 @@ def test_silent_device_is_not_a_failure(
 @pytest.mark.parametrize(
     ("answers", "told"),
     [
-        ([fate("device_offline")], "the machine is offline"),
+        ([fate("device_offline")], "the device is offline"),
         ([fate("queued"), fate("expired")], "did not come back in time"),
-        ([fate("forbidden")], "ask an owner of the machine"),
+        ([fate("forbidden")], "ask an owner of the device"),
         (['{"type":"error","message":"Not you."}', fate("forbidden")], r"^Not you\.$"),
         ([fate("lost")], "not delivered: lost"),
     ],

@@ -52,7 +52,7 @@ def errors_as(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
         expected, others = group.split((RelayError, OSError))
         if others is not None or expected is None:
             raise
-        raise failure(_describe(_first_leaf(expected), hint)) from group
+        raise failure(_describe(first_leaf(expected), hint)) from group
 
 
 def _describe(problem: BaseException, hint: str) -> str:
@@ -63,7 +63,8 @@ def _describe(problem: BaseException, hint: str) -> str:
     return f"{problem.strerror}{hint}"
 
 
-def _first_leaf(problem: BaseException) -> BaseException:
+def first_leaf(problem: BaseException) -> BaseException:
+    """Return the first exception in nested groups."""
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
     return problem

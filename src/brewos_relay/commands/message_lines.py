@@ -31,14 +31,14 @@ def describe(content: dict[str, Any]) -> str:
     """Describe a message in one line: its type and its main values."""
     kind = content.get("type")
     if kind == "connected":
-        text = f"attached to {content.get('deviceId')}; the machine is {_online(content.get('deviceOnline'))}"
+        text = f"attached to {content.get('deviceId')}; the device is {_online(content.get('deviceOnline'))}"
     elif kind == "device_online":
-        text = "the machine has come"
+        text = "the device has connected"
     elif kind == "device_offline":
-        text = "the machine has gone"
+        text = "the device has disconnected"
     elif kind == "device_status":
         text = (
-            f"the machine is {_online(content.get('online'))}, last seen {content.get('lastSeen') or 'never'}"
+            f"the device is {_online(content.get('online'))}, last seen {content.get('lastSeen') or 'never'}"
         )
     elif kind in ("status", "status_delta"):
         text = _state(content)

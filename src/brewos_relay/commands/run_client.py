@@ -14,6 +14,7 @@ from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import decode
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
+from brewos_relay.commands.failures import first_leaf
 from brewos_relay.commands.message_lines import format_json, format_line
 from brewos_relay.commands.output import discard_output, print_line
 from brewos_relay.core.limits import Limits
@@ -24,13 +25,13 @@ from brewos_relay.texts import one_line
 _ATTEMPTS: Final = 4
 """The number of attempts of `send` to connect."""
 GREETING_S: Final = 10.0  # timeout for the relay's greeting
-FATE_S: Final = 15.0  # longer than any command waits for its machine
+FATE_S: Final = 15.0  # longer than any command waits for its device
 ANSWER_S: Final = 0.7  # how long `send` waits for a log message of the device
 FINE, INTERRUPTED = 0, 130  # exit codes
 _FATES: Final = {
-    "device_offline": "the machine is offline; the command was not delivered",
-    "expired": "the machine did not come back in time; the command was not delivered",
-    "forbidden": "your role does not allow this command: ask an owner of the machine",
+    "device_offline": "the device is offline; the command was not delivered",
+    "expired": "the device did not connect in time; the command was not delivered",
+    "forbidden": "your role does not allow this command: ask an owner of the device",
 }
 REQUEST_STATE: Final = encode({"type": "request_state"})
 
@@ -161,7 +162,7 @@ async def _wait_for_outcome(
     say("delivered")
     with trio.move_on_after(ANSWER_S), suppress(ConnectionEnded):
         log = await _wait_for(websocket, "log")
-        say(f"the machine says: {one_line(str(log.get('message')))}")
+        say(f"the device logs: {one_line(str(log.get('message')))}")
 
 
 def build_command(command: str, fields: Sequence[str], *, request_id: str) -> Message:
@@ -200,7 +201,7 @@ async def _wait_for_delivery(websocket: WebSocket, request_id: Any, note: Callab
         if status == "delivered":
             return
         if status == "queued":
-            note("the machine is offline; the command waits for it")
+            note("the device is offline; the command waits for it")
         else:
             raise CommandRefused(
                 error or _FATES.get(str(status)) or f"the command was not delivered: {status}"
@@ -257,15 +258,12 @@ def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
     except* BrokenPipeError:
         discard_output()
     except* RelayError as group:
-        failure = _first_leaf(group)
+        leaf = first_leaf(group)
+        assert isinstance(leaf, RelayError)
+        failure = leaf
     if failure is not None:
         raise _with_advice(failure)
     return exit_code
-
-
-def _first_leaf(group: BaseExceptionGroup[RelayError]) -> RelayError:
-    first = group.exceptions[0]
-    return _first_leaf(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _with_advice(failure: RelayError) -> RelayError:

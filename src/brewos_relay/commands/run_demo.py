@@ -130,7 +130,7 @@ async def demonstrate(
             policy=POLICY,
             usage=Barista(SHOT_EVERY_S),
             speed=SPEED,
-            announce=lambda text: say(f"machine {text}"),
+            announce=lambda text: say(f"device {text}"),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(simulator.run)
@@ -153,7 +153,7 @@ def introduction(demo: Demo, url: str) -> list[str]:
         "",
         f"  brewos-relay tail {demo.device_id} {where}",
         "",
-        "Send commands to the machine, and watch the messages in both apps:",
+        "Send commands to the device, and watch the messages in both apps:",
         "",
         f"  brewos-relay send {demo.device_id} set_temp boiler=brew temp=96 {where}",
         f"  brewos-relay send {demo.device_id} set_mode mode=off {where}",
