@@ -235,7 +235,7 @@ def test_silent_device_is_not_a_failure(
     ("answers", "told"),
     [
         ([fate("device_offline")], "the device is offline"),
-        ([fate("queued"), fate("expired")], "did not come back in time"),
+        ([fate("queued"), fate("expired")], "did not connect in time"),
         ([fate("forbidden")], "ask an owner of the device"),
         (['{"type":"error","message":"Not you."}', fate("forbidden")], r"^Not you\.$"),
         ([fate("lost")], "not delivered: lost"),
