@@ -124,7 +124,7 @@ def test_link_leads_to_the_public_url(
         (["ada"], ["'ada': that is no e-mail address", "ada@example.org"]),
         (["a" * 999], [f"'{'a' * 40}…': that is no e-mail address"]),
         ([ADA, "--ttl", "7"], ["'7' is not a duration"]),
-        ([ADA, "--url", "relay.example.com"], ["--url", "an http or https address without a path"]),
+        ([ADA, "--url", "relay.example.com"], ["--url", "an http or https URL without a path"]),
         ([ADA, "--url", "https://relay.example.com/app"], ["--url"]),
     ],
 )

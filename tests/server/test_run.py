@@ -515,7 +515,7 @@ async def test_a_registry_without_accounts_is_announced_with_the_command(tmp_pat
             command = line.partition("brewos-relay user invite ")[2].split()
             assert command == ["EMAIL", "--data-dir", str(tmp_path / "data")]
             done = await run_command(tmp_path, "user", "invite", "ada@example.org", *command[1:])
-            assert b"It signs ada@example.org in as an administrator" in done.stderr
+            assert b"signs ada@example.org in as an administrator" in done.stderr
 
 
 async def test_the_ready_line_and_the_exit(tmp_path: Path) -> None:

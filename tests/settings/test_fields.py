@@ -23,7 +23,7 @@ def test_a_secret_is_required_and_must_be_long_enough() -> None:
     assert Settings(jwt_secret="ä" * 16).require_jwt_secrets() == ["ä" * 16]
     with pytest.raises(SettingsError, match=r"JWT_SECRET is not set: .* `brewos-relay secret`"):
         Settings().require_jwt_secrets()
-    with pytest.raises(SettingsError, match=r"JWT_SECRET has 31 bytes: .* 32 bytes; `brewos-relay secret`"):
+    with pytest.raises(SettingsError, match=r"JWT_SECRET has 31 bytes: .* 32 bytes\. `brewos-relay secret`"):
         Settings(jwt_secret=SECRET[1:]).require_jwt_secrets()
     with pytest.raises(SettingsError, match=r"JWT_SECRET is not UTF-8: .* `brewos-relay secret`"):
         Settings(jwt_secret=SECRET + "\udcff").require_jwt_secrets()
@@ -37,7 +37,7 @@ def test_several_secrets_keep_their_order() -> None:
     assert "short" not in str(caught.value)
 
 
-def test_keys_in_files_need_no_secret() -> None:
+def test_no_secret_is_required_with_key_files() -> None:
     assert Settings(jwt_key_files=(Path("k.pem"),)).require_jwt_secrets() == []
     assert Settings(jwt_key_files=(Path("k.pem"),), jwt_secret=SECRET).require_jwt_secrets() == [SECRET]
     with pytest.raises(SettingsError, match="JWT_SECRET has 5 bytes"):
@@ -51,28 +51,28 @@ NETWORK = ip_network("10.0.0.0/8")
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"tls_cert": Path("cert.pem")}, "TLS_CERT needs BREWOS_RELAY_TLS_KEY"),
-        ({"tls_key": Path("key.pem")}, "TLS_KEY needs BREWOS_RELAY_TLS_CERT"),
-        (CERT | {"tls_self_signed": True}, "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude"),
-        ({"redirect_port": 80}, "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or"),
-        (CERT | {"redirect_port": 443, "port": 443}, "REDIRECT_PORT is 443, where the relay itself listens"),
-        ({"metrics_token": "hush"}, "METRICS_TOKEN has 4 characters: it must have 16 or more"),
-        ({"proxy_protocol": True}, "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES"),
-        ({"oidc_issuer": "https://id.example.com"}, "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE"),
-        ({"oidc_audiences": ("relay",)}, "need BREWOS_RELAY_OIDC_ISSUER"),
-        ({"oidc_jwks_url": "https://id.example.com/keys"}, "need BREWOS_RELAY_OIDC_ISSUER"),
+        ({"tls_cert": Path("cert.pem")}, "TLS_CERT requires BREWOS_RELAY_TLS_KEY"),
+        ({"tls_key": Path("key.pem")}, "TLS_KEY requires BREWOS_RELAY_TLS_CERT"),
+        (CERT | {"tls_self_signed": True}, "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED cannot be"),
+        ({"redirect_port": 80}, "REDIRECT_PORT requires BREWOS_RELAY_TLS_CERT or"),
+        (CERT | {"redirect_port": 443, "port": 443}, "REDIRECT_PORT is 443, the same as BREWOS_RELAY_PORT"),
+        ({"metrics_token": "hush"}, "METRICS_TOKEN must have at least 16 characters, got 4"),
+        ({"proxy_protocol": True}, "PROXY_PROTOCOL requires BREWOS_RELAY_TRUSTED_PROXIES"),
+        ({"oidc_issuer": "https://id.example.com"}, "OIDC_ISSUER requires BREWOS_RELAY_OIDC_AUDIENCE"),
+        ({"oidc_audiences": ("relay",)}, "require BREWOS_RELAY_OIDC_ISSUER"),
+        ({"oidc_jwks_url": "https://id.example.com/keys"}, "require BREWOS_RELAY_OIDC_ISSUER"),
         ({"facebook_app_id": "123"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
         ({"facebook_app_secret": "hush"}, "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET"),
     ],
 )
-def test_settings_that_do_not_go_together(values: dict[str, Any], problem: str) -> None:
+def test_conflicting_settings_are_refused(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(SettingsError, match=problem) as caught:
         Settings(**values)
     assert str(caught.value).startswith("BREWOS_RELAY_")
     assert "hush" not in str(caught.value)
 
 
-def test_settings_that_do_go_together() -> None:
+def test_compatible_settings_are_accepted() -> None:
     assert not Settings().speaks_tls
     assert Settings(**CERT, redirect_port=80).speaks_tls
     assert Settings(tls_self_signed=True, redirect_port=0, port=0).speaks_tls, "0 takes any free ones"
@@ -81,7 +81,7 @@ def test_settings_that_do_go_together() -> None:
     assert Settings(facebook_app_id="123", facebook_app_secret="hush").facebook_app_id == "123"
 
 
-def test_secrets_stay_out_of_texts() -> None:
+def test_repr_contains_no_secrets() -> None:
     settings = Settings(
         jwt_secret=SECRET,
         database_url="postgresql://relay:hunter2@db/relay",
@@ -107,7 +107,7 @@ def test_a_password_in_a_database_url_need_not_be_escaped(password: str) -> None
     assert password in Settings(database_url=url).secrets()
 
 
-def test_a_password_in_a_database_url_that_should_have_been_escaped() -> None:
+def test_an_unescaped_password_in_a_database_url_is_found() -> None:
     assert Settings(database_url="postgresql://relay:hun@ter@db/relay").secrets() == ["hun", "hun@ter"]
 
 
@@ -116,6 +116,6 @@ def test_the_database_lies_in_the_data_dir() -> None:
 
 
 @pytest.mark.parametrize("data_dir", ["what?", "100%"])
-def test_a_data_dir_that_no_url_can_hold(data_dir: str) -> None:
-    with pytest.raises(SettingsError, match=r"DATA_DIR is '.*': choose a folder without"):
+def test_a_data_dir_that_cannot_be_part_of_a_url_is_refused(data_dir: str) -> None:
+    with pytest.raises(SettingsError, match=r"DATA_DIR must not contain .* got"):
         Settings(data_dir=Path(data_dir)).resolved_database_url()

@@ -99,13 +99,13 @@ def test_each_limit_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "65536", "1.5", " 80", "8_0", "\u0663", "9" * 5000])
-def test_a_port_that_is_none(value: str) -> None:
+def test_an_invalid_port_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match=r"PORT is .*: it must be a number from 0 to 65535"):
         load({"PORT": value})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "", "9" * 16, "many"])
-def test_a_bad_count(value: str) -> None:
+def test_an_invalid_count_is_refused(value: str) -> None:
     environ = {"BREWOS_RELAY_OUTBOX_BYTES": value}
     if value:
         with pytest.raises(SettingsError, match=r"BREWOS_RELAY_OUTBOX_BYTES .* whole number greater than 0"):
@@ -113,7 +113,7 @@ def test_a_bad_count(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "1e999"])
-def test_a_bad_duration(value: str) -> None:
+def test_an_invalid_duration_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match=f"BREWOS_RELAY_STALL_S is '{value}': .* seconds greater than 0"):
         load({"BREWOS_RELAY_STALL_S": value})
 
@@ -126,12 +126,12 @@ def test_a_rate_of_0_switches_it_off(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "fast"])
-def test_a_bad_rate(value: str) -> None:
+def test_an_invalid_rate_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match=f"BREWOS_RELAY_CLIENT_RATE is '{value}': it must be a number"):
         load({"BREWOS_RELAY_CLIENT_RATE": value})
 
 
-def test_a_burst_may_be_nothing() -> None:
+def test_a_burst_may_be_0() -> None:
     assert load({"BREWOS_RELAY_CLIENT_BURST": "0"}).limits.client_burst == 0
     with pytest.raises(SettingsError, match=r"BREWOS_RELAY_CLIENT_BURST is '-1': .* 0 or greater"):
         load({"BREWOS_RELAY_CLIENT_BURST": "-1"})
@@ -145,21 +145,21 @@ def test_lists_of_commands_are_empty_unless_they_are_set() -> None:
     assert load({"BREWOS_RELAY_OWNER_COMMANDS": "ota_*"}).limits.owner_commands == ("ota_*",)
 
 
-def test_a_log_level_that_is_none() -> None:
+def test_an_invalid_log_level_is_refused() -> None:
     with pytest.raises(
         SettingsError, match="BREWOS_RELAY_LOG_LEVEL is 'loud': it must be one of debug, info"
     ):
         load({"BREWOS_RELAY_LOG_LEVEL": "loud"})
 
 
-def test_a_bad_value_of_the_command_line_is_named_as_such() -> None:
+def test_an_error_names_the_option_of_a_bad_value() -> None:
     with pytest.raises(SettingsError, match="--log-level is 'loud'"):
         load(log_level="loud")
     with pytest.raises(SettingsError, match="--trusted-proxy is 'home'"):
         load(trusted_proxies="home")
 
 
-def test_overrides_take_limits_and_refuse_what_is_no_setting() -> None:
+def test_overrides_may_be_limits_and_must_be_settings() -> None:
     assert load(stall_s=0.5, data_dir=Path("x")) == Settings(
         data_dir=Path("x"), limits=ServerLimits(stall_s=0.5)
     )

@@ -17,12 +17,12 @@ def test_no(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "maybe", " true"])
-def test_neither_yes_nor_no(text: str) -> None:
+def test_invalid_flags_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^true or false$"):
         parsing.parse_flag(text)
 
 
-def test_who_may_sign_up() -> None:
+def test_sign_up_policies() -> None:
     assert parsing.parse_sign_up("OPEN") == "open"
     with pytest.raises(ValueError, match="one of open, invited"):
         parsing.parse_sign_up("closed")
@@ -43,7 +43,7 @@ def test_networks() -> None:
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8 fd00::/8"])
-def test_no_networks(text: str) -> None:
+def test_invalid_networks_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"networks like 10\.0\.0\.0/8"):
         parsing.parse_networks(text)
 
@@ -87,10 +87,10 @@ def test_public_urls_and_origins_are_written_as_browsers_do(text: str, origin: s
         "https://relay.example.com\n",
     ],
 )
-def test_what_is_no_public_url_and_no_origin(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^an http or https address without a path"):
+def test_invalid_public_urls_and_origins_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an http or https URL without a path"):
         parsing.parse_public_url(text)
-    with pytest.raises(ValueError, match=r"^origins like"):
+    with pytest.raises(ValueError, match=r"^a comma-separated list of origins"):
         parsing.parse_origins(f"https://b.example,{text}/x" if text.endswith("\n") else text)
 
 
@@ -99,7 +99,7 @@ def test_what_is_no_public_url_and_no_origin(text: str) -> None:
     ["https://id.example.com", "https://id.example.com/realms/home/", "http://127.0.0.1:8080", "http://[::1]/x",
      "http://localhost:8080"],
 )  # fmt: skip
-def test_an_issuer_stays_as_it_is(text: str) -> None:
+def test_an_issuer_is_returned_unchanged(text: str) -> None:
     assert parsing.parse_issuer(text) == text
     assert parsing.parse_secure_url(f"{text}?a=b") == f"{text}?a=b"
 
@@ -109,12 +109,12 @@ def test_an_issuer_stays_as_it_is(text: str) -> None:
     ["http://id.example.com", "https://ada:x@id.example.com", "id.example.com", "file:///etc", "https://a/#b",
      "http://127.0.0.1.example.com"],
 )  # fmt: skip
-def test_no_issuer(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^an https address"):
+def test_invalid_issuers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an https URL"):
         parsing.parse_issuer(text)
 
 
-def test_an_issuer_has_no_query() -> None:
+def test_an_issuer_with_a_query_is_refused() -> None:
     with pytest.raises(ValueError, match="without a query"):
         parsing.parse_issuer("https://id.example.com?a=b")
 
@@ -122,13 +122,13 @@ def test_an_issuer_has_no_query() -> None:
 @pytest.mark.parametrize("text", ["capacitor://localhost", "Ionic://localhost", "tauri://LOCALHOST"])
 def test_origins_of_app_shells_are_allowed(text: str) -> None:
     assert parsing.parse_origins(f"{text},https://a.example") == (text.lower(), "https://a.example")
-    with pytest.raises(ValueError, match="an http or https address"):
+    with pytest.raises(ValueError, match="an http or https URL"):
         parsing.parse_public_url(text)
 
 
 @pytest.mark.parametrize(
     "text", ["capacitor://example.org", "tauri://localhost/x", "ionic://localhost:80", "app://localhost"]
 )
-def test_other_schemes_are_no_origins(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^origins like"):
+def test_origins_with_other_schemes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^a comma-separated list of origins"):
         parsing.parse_origins(text)

@@ -35,7 +35,7 @@ def write_credential(folder: Path, name: str, content: bytes) -> dict[str, str]:
     return {"CREDENTIALS_DIRECTORY": str(folder)}
 
 
-def test_short_names_go_before_prefixed_ones() -> None:
+def test_short_names_take_precedence_over_prefixed_names() -> None:
     assert variable_names("port") == ("PORT", "BREWOS_RELAY_PORT")
     assert variable_names("host") == ("BREWOS_RELAY_HOST",)
     assert variable_names("google_client_ids") == ("GOOGLE_CLIENT_ID", "BREWOS_RELAY_GOOGLE_CLIENT_ID")
@@ -44,7 +44,7 @@ def test_short_names_go_before_prefixed_ones() -> None:
     assert load({"BREWOS_RELAY_PORT": "81", "PORT": "82"}).port == 82
 
 
-def test_the_command_line_goes_before_the_environment_before_dotenv(tmp_path: Path) -> None:
+def test_command_line_precedes_environment_and_environment_precedes_dotenv(tmp_path: Path) -> None:
     dotenv = write_dotenv(tmp_path, "PORT=1\nBREWOS_RELAY_HOST=a\nBREWOS_RELAY_LOG_LEVEL=error\n")
     environ = {"BREWOS_RELAY_PORT": "2", "BREWOS_RELAY_HOST": "b"}
     settings = load(environ, dotenv=dotenv, port=3, host=None)
@@ -57,24 +57,24 @@ def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
     assert settings == Settings(port=5)
 
 
-def test_a_dotenv_is_taken_literally(tmp_path: Path) -> None:
+def test_values_in_a_dotenv_are_literal(tmp_path: Path) -> None:
     dotenv = write_dotenv(tmp_path, f"# a comment\nexport JWT_SECRET='${{HOME}}{SECRET}'\n")
     assert load(dotenv=dotenv).jwt_secret == "${HOME}" + SECRET
 
 
-def test_a_dotenv_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_dotenv_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"\.env cannot be read: it is not UTF-8"):
         load(dotenv=write_dotenv(tmp_path, b"PORT=\xff\n"))
     with pytest.raises(SettingsError, match="cannot be read: Not a directory"):
         load(dotenv=tmp_path / ".env" / ".env")
 
 
-def test_a_folder_in_the_place_of_a_dotenv_is_ignored(tmp_path: Path) -> None:
+def test_a_folder_named_dotenv_is_ignored(tmp_path: Path) -> None:
     assert load(dotenv=tmp_path) == Settings()
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_a_credential_is_as_good_as_a_variable(tmp_path: Path, end: bytes) -> None:
+def test_a_credential_sets_a_setting(tmp_path: Path, end: bytes) -> None:
     environ = write_credential(tmp_path, "JWT_SECRET", SECRET.encode() + end)
     assert load(environ).require_jwt_secrets() == [SECRET]
     assert read_variable("JWT_SECRET", environ=environ, dotenv_path=tmp_path / ".env") == SECRET
@@ -88,7 +88,7 @@ def test_every_setting_can_be_a_credential(tmp_path: Path) -> None:
     assert (found.limits.drain_s, found.host) == (7, "127.0.0.1")
 
 
-def test_the_environment_goes_before_credentials_before_dotenv(tmp_path: Path) -> None:
+def test_environment_precedes_credentials_and_credentials_precede_dotenv(tmp_path: Path) -> None:
     environ = write_credential(tmp_path, "PORT", b"2")
     dotenv = write_dotenv(tmp_path, "PORT=3\n")
     assert load({**environ, "PORT": "1"}, dotenv=dotenv).port == 1
@@ -97,7 +97,7 @@ def test_the_environment_goes_before_credentials_before_dotenv(tmp_path: Path) -
     assert load({}, dotenv=dotenv).port == 3
 
 
-def test_a_credential_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_credential_is_an_error(tmp_path: Path) -> None:
     environ = write_credential(tmp_path, "JWT_SECRET", b"\xff\xfe")
     with pytest.raises(SettingsError, match="JWT_SECRET cannot be read: it is not UTF-8"):
         load(environ)
@@ -131,7 +131,7 @@ def test_service_links_of_an_orchestrator_set_nothing() -> None:
     assert read_variable("BREWOS_RELAY_PORT", environ=SERVICE_LINKS, dotenv_path=Path("nowhere")) is None
 
 
-def test_service_links_leave_ports_of_files_in_force(tmp_path: Path) -> None:
+def test_service_links_do_not_replace_ports_from_files(tmp_path: Path) -> None:
     dotenv = write_dotenv(tmp_path, "BREWOS_RELAY_PORT=81\n")
     assert load(SERVICE_LINKS, dotenv=dotenv).port == 81
 
@@ -173,7 +173,7 @@ def test_credentials_folder_that_is_missing_has_no_unknown_variables(tmp_path: P
     assert unknown_variables(environ=environ, dotenv_path=Path("nowhere")) == []
 
 
-def test_byte_order_mark_is_no_part_of_a_dotenv_or_a_credential(tmp_path: Path) -> None:
+def test_byte_order_mark_is_removed_from_dotenv_and_credentials(tmp_path: Path) -> None:
     dotenv = write_dotenv(tmp_path, b"\xef\xbb\xbfPORT=81\n")
     assert load(dotenv=dotenv).port == 81
     environ = write_credential(tmp_path, "JWT_SECRET", b"\xef\xbb\xbf" + SECRET.encode())

@@ -14,7 +14,7 @@ ENDS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 @pytest.mark.parametrize("path", ["deploy/grafana/dashboard.json", "docs/how-to/observe.md"])
-async def test_every_metric_that_is_shown_exists(path: str) -> None:
+async def test_every_metric_on_a_dashboard_exists(path: str) -> None:
     text = (ROOT / path).read_text("utf-8")
     async with open_relay() as relay:
         families = list(RelayCollector(relay, MetricSources(version="")).collect())

@@ -74,7 +74,7 @@ def test_lines_come_in_their_order_from_all_threads() -> None:
 
 
 @pytest.mark.parametrize("is_blocking", [True, False])
-def test_nothing_waits_for_a_pipe_that_is_full(pipe: Pipe, is_blocking: bool) -> None:
+def test_writing_does_not_wait_for_a_full_pipe(pipe: Pipe, is_blocking: bool) -> None:
     filled = pipe.fill()
     os.set_blocking(pipe.descriptor, is_blocking)
     writer = pipe.writer()
@@ -87,7 +87,7 @@ def test_nothing_waits_for_a_pipe_that_is_full(pipe: Pipe, is_blocking: bool) ->
     writer.close()
 
 
-def test_what_waits_is_bounded_by_its_size(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_of_lines_is_bounded_in_size(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_writer, "CHARS_AT_MOST", 1000)
     writer = pipe.writer()
     # A pipe does not take the first line whole: its beginning shows that the thread waits with it.
@@ -102,7 +102,7 @@ def test_what_waits_is_bounded_by_its_size(pipe: Pipe, monkeypatch: pytest.Monke
     writer.close()
 
 
-def test_each_gap_is_told_of_in_its_place(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gap_is_reported_where_it_occurred(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_writer, "LINES_AT_MOST", 2)
     writer = pipe.writer()
     first = "-" * 1_000_000
@@ -116,7 +116,7 @@ def test_each_gap_is_told_of_in_its_place(pipe: Pipe, monkeypatch: pytest.Monkey
     writer.close()
 
 
-def test_flush_of_a_stalled_writer_waits_once_only(pipe: Pipe) -> None:
+def test_flush_of_a_stalled_writer_waits_only_once(pipe: Pipe) -> None:
     pipe.fill()
     writer = pipe.writer()
     writer.put("one")
@@ -126,7 +126,7 @@ def test_flush_of_a_stalled_writer_waits_once_only(pipe: Pipe) -> None:
     assert time.monotonic() - began_s < 1
 
 
-def test_lines_that_cannot_be_written_are_counted_and_told_of_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_cannot_be_written_are_counted_and_reported_later(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     full = True
 
@@ -174,7 +174,7 @@ def test_a_line_after_half_a_line_begins_a_new_one(monkeypatch: pytest.MonkeyPat
         writer.close()
 
 
-def test_reader_that_has_gone_breaks_the_writer_and_nothing_else(pipe: Pipe) -> None:
+def test_a_closed_reader_breaks_only_the_writer(pipe: Pipe) -> None:
     writer = pipe.writer()
     pipe.reader.close()
     for _ in range(3):
@@ -185,7 +185,7 @@ def test_reader_that_has_gone_breaks_the_writer_and_nothing_else(pipe: Pipe) -> 
     writer.close()
 
 
-def test_stream_that_was_closed_takes_nothing() -> None:
+def test_writing_to_a_closed_stream_is_ignored() -> None:
     stream = io.StringIO()
     stream.close()
     writer = LineWriter(stream)
@@ -196,7 +196,7 @@ def test_stream_that_was_closed_takes_nothing() -> None:
     assert writer.dropped == 2
 
 
-def test_no_thread_to_be_had_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_does_not_fail_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -211,7 +211,7 @@ def test_no_thread_to_be_had_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert stream.getvalue() == "early\nlate\n"
 
 
-def test_last_line_does_not_wait_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_line_has_a_deadline(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_writer, "LineWriter", lambda _stream: pipe.writer())
     pipe.fill()
     began_s = time.monotonic()

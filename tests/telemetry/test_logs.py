@@ -63,7 +63,7 @@ def test_json_has_one_object_a_line_with_the_fields_of_the_entry() -> None:
     }
 
 
-def test_what_every_entry_has_is_its_own() -> None:
+def test_fields_of_the_log_record_are_not_overwritten() -> None:
     stream = io.StringIO()
     configure_logging(stream=stream)
     with structlog.contextvars.bound_contextvars(request="r1", event="other", logger="other"):
@@ -85,7 +85,7 @@ def test_exceptions_stay_on_their_line_in_json() -> None:
 
 
 @pytest.mark.parametrize(("log_format", "stream"), [("auto", Terminal()), ("console", io.StringIO())])
-def test_a_terminal_gets_lines_to_read(log_format: str, stream: io.StringIO) -> None:
+def test_a_terminal_gets_readable_lines(log_format: str, stream: io.StringIO) -> None:
     configure_logging(stream=stream, log_format=log_format)  # type: ignore[arg-type]
     try:
         raise ValueError("no")
@@ -99,7 +99,7 @@ def test_a_terminal_gets_lines_to_read(log_format: str, stream: io.StringIO) -> 
     assert ("\x1b[" in text) == stream.isatty()
 
 
-def test_the_last_word_counts() -> None:
+def test_the_last_configuration_applies() -> None:
     first, second = io.StringIO(), io.StringIO()
     configure_logging(stream=first, level="debug")
     configure_logging(stream=second, level="warning")
@@ -109,7 +109,7 @@ def test_the_last_word_counts() -> None:
     assert written(second).count("\n") == 1
 
 
-def test_libraries_are_rendered_alike_and_say_little() -> None:
+def test_log_lines_of_libraries_have_the_same_form_and_a_higher_level() -> None:
     stream = io.StringIO()
     configure_logging(stream=stream, level="debug")
     logging.getLogger("hypercorn.error").info("running")
@@ -125,7 +125,7 @@ def test_known_secrets_are_never_written() -> None:
     assert json.loads(written(stream))["said"] == "[hidden]"
 
 
-def test_an_entry_that_cannot_be_rendered_says_so_and_raises_nothing(
+def test_an_entry_that_cannot_be_rendered_is_reported_and_raises_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     class Odd:
@@ -141,7 +141,7 @@ def test_an_entry_that_cannot_be_rendered_says_so_and_raises_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_entry_that_memory_is_missing_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_without_memory_for_it_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_handler: object, _record: object) -> str:
         raise MemoryError
 
@@ -156,7 +156,7 @@ def test_an_entry_that_memory_is_missing_for_is_counted(monkeypatch: pytest.Monk
     assert events == ["1 log lines were dropped", "after"]
 
 
-def test_lines_that_are_not_read_are_dropped_and_told_of_in_their_place(
+def test_unread_lines_are_dropped_and_reported_where_they_are_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(line_writer, "LINES_AT_MOST", 1000)
@@ -204,7 +204,7 @@ def test_process_whose_log_is_not_read_ends_with_its_exit_code() -> None:
         assert process.wait(20) == 1
 
 
-def test_last_words_are_written_before_the_process_ends() -> None:
+def test_last_lines_are_written_before_the_process_ends() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", BLOCKED.replace("5000", "50")], capture_output=True, timeout=20
     )
@@ -241,7 +241,7 @@ raise LAST("last " + SECRET)
 """
 
 
-def test_what_nobody_catches_is_one_object_a_line_without_secrets() -> None:
+def test_uncaught_exceptions_are_logged_as_json_without_secrets() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("LAST", "RuntimeError")],
         env=environment(),
@@ -261,7 +261,7 @@ def test_what_nobody_catches_is_one_object_a_line_without_secrets() -> None:
         assert text not in json.dumps(entries, ensure_ascii=False)
 
 
-def test_ctrl_c_is_no_failure() -> None:
+def test_ctrl_c_is_not_logged_as_a_failure() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("LAST", "KeyboardInterrupt")],
         env=environment(),

@@ -8,7 +8,7 @@ from brewos_relay.telemetry.measurements import LOOK_EVERY_S, LoopLag, RequestCo
 @pytest.mark.parametrize(
     ("method", "label"), [("GET", "GET"), ("DELETE", "DELETE"), ("BREW", "other"), ("get", "other")]
 )
-def test_methods_that_somebody_thinks_of_are_one(method: str, label: str) -> None:
+def test_unknown_methods_share_one_label(method: str, label: str) -> None:
     assert method_label(method) == label
 
 
@@ -23,7 +23,7 @@ def test_requests_are_counted_and_timed_by_route() -> None:
     assert sum(counters.took["none"].counts) == 1
 
 
-async def test_how_late_it_woke_is_noted(mock_clock: MockClock) -> None:
+async def test_lateness_of_the_event_loop_is_measured(mock_clock: MockClock) -> None:
     lag = LoopLag()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lag.run)

@@ -23,7 +23,7 @@ def read(text: bytes) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_everything_is_read_when_it_is_asked_for() -> None:
+async def test_metrics_are_read_at_each_scrape() -> None:
     timing = Histogram((0.1, 1.0))
     timing.observe(0.05)
     timing.observe(0.5)
@@ -86,7 +86,7 @@ async def test_everything_is_read_when_it_is_asked_for() -> None:
     assert found["process_open_fds",] > 2
 
 
-async def test_metrics_of_two_relays_are_apart() -> None:
+async def test_metrics_of_two_relays_are_separate() -> None:
     async with open_relay() as one, open_relay() as other:
         first, second = (Metrics(relay, MetricSources(version="")) for relay in (one, other))
         one.attach_device(DEVICE, ScriptedPeer())

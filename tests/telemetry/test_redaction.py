@@ -30,7 +30,7 @@ KEY = "k3y_Of-the_Machine" + "0" * 25
     ],
 )
 @pytest.mark.parametrize("secret", [KEY, JWT, KEY.lower(), "hunter2-hunter2"])
-def test_what_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
+def test_text_that_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
     if secret == "hunter2-hunter2" and ("KeyError" in text or "sent" in text):
         pytest.skip("a word among words")
     redacted = Redaction()(text % secret)
@@ -49,11 +49,11 @@ def test_what_looks_like_a_secret_is_hidden(text: str, secret: str) -> None:
         "to\N{KELVIN SIGN}en: %s",
     ],
 )
-def test_names_are_known_in_whatever_letters_they_are_written(text: str) -> None:
+def test_names_of_secrets_are_found_in_upper_and_lower_case(text: str) -> None:
     assert "hunter-hunter" not in Redaction()(text % "hunter-hunter")
 
 
-def test_keys_are_hidden_wherever_they_stand() -> None:
+def test_keys_are_hidden_anywhere_in_a_line() -> None:
     redact = Redaction()
     for _ in range(200):
         key = generate_key()
@@ -61,7 +61,7 @@ def test_keys_are_hidden_wherever_they_stand() -> None:
             assert key not in redact(f"it was {key} that came")
 
 
-def test_known_secrets_are_hidden_whatever_they_look_like() -> None:
+def test_known_secrets_of_any_form_are_hidden() -> None:
     redact = Redaction(["open sesame", "", "abc"])
     assert redact("he said open sesame, abc") == "he said [hidden], abc"
 
@@ -84,9 +84,7 @@ SECRETS = ['pa%40ss"wo\\rd/', "Zauberwört er", "it's-a-secret", "a+b c/d=e&f"]
         lambda text: quote(text, safe=""),
     ],
 )
-def test_known_secrets_are_hidden_however_they_were_written(
-    secret: str, written: Callable[[str], str]
-) -> None:
+def test_known_secrets_are_hidden_in_every_encoding(secret: str, written: Callable[[str], str]) -> None:
     redacted = Redaction([secret])(written(secret))
     assert "[hidden]" in redacted
     for part in re.findall(r"\w{3,}", unquote(secret)):
@@ -116,7 +114,7 @@ def test_json_stays_json(entry: object) -> None:
     "secret", ["correcthorse", "2correcthorse", "2e4-horse", "nullhorse", "[correcthorse"]
 )
 @pytest.mark.parametrize("between", [":", ": "])
-def test_what_looks_like_json_and_is_none_hides_nothing_less(secret: str, between: str) -> None:
+def test_text_that_resembles_json_does_not_expose_secrets(secret: str, between: str) -> None:
     assert Redaction()(f'{{"password"{between}{secret}}}') == f'{{"password"{between}[hidden]'
 
 
@@ -138,10 +136,10 @@ def test_passwords_in_urls_are_hidden() -> None:
         "code: 1008",
     ],
 )
-def test_everything_else_stays(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert Redaction()(text) == text
 
 
-def test_a_long_text_takes_no_time() -> None:
+def test_a_long_text_is_redacted_quickly() -> None:
     for text in ("a" * 200_000, "key=" * 50_000, "/" * 100_000, "://" * 50_000, secrets.token_hex(100_000)):
         Redaction()(text)

@@ -1,9 +1,10 @@
-"""Settings, the one reader of the environment; everything else is handed what it needs.
+"""Settings: the only package that reads the environment.
 
-fields     what can be set, and what of it belongs together
-loading    the settings of all sources: the command line over the environment over files over defaults
-parsing    how each is read from a text
-sources    where the texts stand: in the environment, in credentials, in `.env`
+fields     the settings, and the checks that concern several of them
+limits     the limits of a server
+loading    combines all sources: command line, environment, credentials, `.env`, defaults
+parsing    parsers for the texts of settings
+sources    finds the texts: in the environment, in credentials, in `.env`
 """
 
 from brewos_relay.settings.fields import DATABASE_FILE, FIRST_LIMITS, MIN_JWT_SECRET_BYTES, Settings

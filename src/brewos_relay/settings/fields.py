@@ -1,4 +1,4 @@
-"""Everything that can be set from outside, and what of it belongs together."""
+"""The settings of a server, and the checks that concern several of them."""
 
 import re
 from dataclasses import dataclass, field
@@ -31,159 +31,161 @@ FIRST_LIMITS: Final = (
 )
 """The limits that operators change first. The settings reference lists the others as advanced."""
 
-# SQLAlchemy takes all up to the first `@`, also what would end the host of any other URL; others to the last.
+# In SQLAlchemy, a password ends at the first `@`, and may contain `/`, `?` and `#`. In other parsers, it ends
+# at the last `@` before any of these.
 _PASSWORDS: Final = (re.compile(r"://[^:/]*:([^@]+)@"), re.compile(r"://[^:/]*:([^/?#]+)@"))
 _PASSWORD_NAMES: Final = ("password", "sslpassword")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set from outside, checked."""
+    """The checked settings of a server."""
 
     # Addresses and ports
     host: str = ""
-    """Address to listen on; empty for all interfaces, IPv4 and IPv6."""
+    """Address to listen on. Empty: all IPv4 and IPv6 interfaces."""
     port: int = 3001
-    """Port to listen on; 0 takes any free one."""
+    """Port to listen on. 0: any free port."""
     public_url: str | None = None
-    """The address that links lead to: `http` or `https` and a host, perhaps a port, no path; without it,
-    links lead to where the request came to."""
+    """Base URL for links: `http` or `https`, a host and an optional port, without a path. Not set: links use
+    the address of the request."""
 
     # TLS
     tls_cert: Path | None = None
-    """PEM file of a certificate, followed by those that vouch for it; the port speaks TLS only then. Needs
-    the key."""
+    """PEM file with the certificate chain, the server's certificate first. With it, the port speaks TLS.
+    Requires `BREWOS_RELAY_TLS_KEY`."""
     tls_key: Path | None = None
-    """PEM file of the private key of that certificate, without a passphrase."""
+    """PEM file with the private key of the certificate, without a passphrase."""
     tls_self_signed: bool = False
-    """Speak TLS with a certificate that the relay makes, keeps in the data folder, and renews; not
-    together with the two above."""
+    """Speak TLS with a self-signed certificate. The relay creates and renews it, and stores it in the data
+    folder. Cannot be combined with `BREWOS_RELAY_TLS_CERT`."""
     redirect_port: int | None = None
-    """A second port, where plain HTTP is sent on to TLS (308); needs TLS; 0 takes any free one."""
+    """A second port that redirects plain HTTP to HTTPS (308). Requires TLS. 0: any free port."""
 
     # Behind a proxy
     trusted_proxies: tuple[Network, ...] = ()
-    """Networks (`10.0.0.0/8`) and addresses whose `X-Forwarded-For`, `-Proto` and `-Host` count; the
-    option takes one and can be repeated."""
+    """Networks (`10.0.0.0/8`) and addresses of proxies whose `X-Forwarded-For`, `-Proto` and `-Host` headers
+    the relay trusts. The option takes one value and is repeatable."""
     proxy_protocol: bool = False
-    """Connections from there begin with a header of the PROXY protocol, version 1 or 2; needs the
-    networks."""
+    """Connections from trusted proxies begin with a PROXY protocol header, version 1 or 2. Requires
+    `BREWOS_RELAY_TRUSTED_PROXIES`."""
 
     # Token keys
     jwt_secret: str = field(default="", repr=False)
-    """Secrets of at least 32 bytes each: the first signs tokens, all verify them; required for `serve` and
-    `token`, unless there are key files."""
+    """Secrets of at least 32 bytes each. The first one signs tokens; all of them verify tokens. Required for
+    `serve` and `token` unless `BREWOS_RELAY_JWT_KEY_FILES` is set."""
     jwt_key_files: tuple[Path, ...] = ()
-    """PEM files of private keys, Ed25519 or RSA of at least 2048 bits: the first signs, before any secret
-    does, all verify."""
+    """PEM files with private keys: Ed25519, or RSA of at least 2048 bits. The first key signs tokens, instead
+    of a secret; all keys verify tokens."""
 
     # Sign-in
     sign_up: str = "open"
-    """Who gets an account: `open` for whoever proves who they are to one of the parties below, `invited`
-    for those who were invited before."""
+    """Who may create an account. `open`: every user that an identity provider confirms. `invited`: only users
+    with an invite."""
     google_client_ids: tuple[str, ...] = ()
-    """Client ids that Google's ID tokens may be made for; the first is told to pages. Empty: nobody signs
-    in with Google."""
+    """Google client IDs: accepted audiences of Google's ID tokens. The sign-in page uses the first one.
+    Empty: no sign-in with Google."""
     oidc_issuer: str | None = None
-    """An OpenID Connect issuer, exactly as its tokens name it: `https`, or `http` on this computer; needs
-    an audience."""
+    """OpenID Connect issuer, exactly as in the `iss` claim of its tokens: an `https` URL, or `http` for this
+    computer. Requires `BREWOS_RELAY_OIDC_AUDIENCE`."""
     oidc_audiences: tuple[str, ...] = ()
-    """Client ids that the issuer's ID tokens may be made for."""
+    """Accepted audiences (client IDs) of the issuer's ID tokens."""
     oidc_jwks_url: str | None = None
-    """Where the issuer's public keys are; without it, the issuer's `/.well-known/openid-configuration` is
-    asked."""
+    """URL of the issuer's public keys (JWKS). Not set: taken from the issuer's
+    `/.well-known/openid-configuration`."""
     facebook_app_id: str = ""
-    """The app that Facebook's access tokens have to be made for; needs its secret."""
+    """ID of the Facebook app whose access tokens are accepted. Requires
+    `BREWOS_RELAY_FACEBOOK_APP_SECRET`."""
     facebook_app_secret: str = field(default="", repr=False)
-    """The secret of that app."""
+    """Secret of the Facebook app."""
 
     # Pairing
     pairing: str = "open"
-    """Which machines may register that are unknown: `open` for any, `window` for those that do so while an
-    administrator has opened pairing (`brewos-relay pairing open`), `closed` for none."""
+    """Which unknown machines may register. `open`: all. `window`: only while an administrator keeps pairing
+    open (`brewos-relay pairing open`). `closed`: none."""
     new_machines_per_network: int = 500
-    """Unknown machines that may register within a day from one network: an address, or a /64 of IPv6. The
+    """Unknown machines that may register within a day from one network: an IPv4 address, or an IPv6 /64. The
     next wider network may register twice as many, and so on."""
     machines_per_account: int = 50
-    """Machines that one account may have, in any role; claims, shares and gifts beyond that are refused.
-    Accounts that have more keep them."""
+    """Machines that one account may have, in any role. Pairing, shares and transfers beyond that are refused.
+    Accounts that already have more keep them."""
 
     # Web app
     web_dist_path: Path | None = None
-    """Folder of a built web app to serve; without it, the relay's own pages."""
+    """Folder of a built web app to serve. Not set: the relay's own pages."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins of pages that may connect as clients and send requests that change something, besides the
-    server's own, as in `https://app.example.com`; of an app, `capacitor://localhost`, `ionic://localhost`
-    or `tauri://localhost`."""
+    """Other origins whose pages may connect as clients and send state-changing requests, such as
+    `https://app.example.com`. For apps: `capacitor://localhost`, `ionic://localhost` or
+    `tauri://localhost`."""
 
     # Metrics
     metrics_token: str = field(default="", repr=False)
-    """What `GET /metrics` takes as a bearer, of at least 16 characters; without it, the port that everybody
-    reaches shows no metrics."""
+    """Bearer token for `GET /metrics`, of at least 16 characters. Not set: the public port serves no
+    metrics."""
     metrics_port: int | None = None
-    """A port of its own for `GET /metrics`, without TLS, and without a token unless one is set; 0 takes any
-    free one."""
+    """A separate port for `GET /metrics`, without TLS. It requires a token only if
+    `BREWOS_RELAY_METRICS_TOKEN` is set. 0: any free port."""
     metrics_host: str = "127.0.0.1"
-    """Address to listen on for that."""
+    """Address of the metrics port."""
 
     # Storage and logging
     data_dir: Path = Path("data")
-    """Folder of the registry's SQLite file `brewos-relay.db`, and of a certificate that the relay makes."""
+    """Folder of the registry's SQLite file `brewos-relay.db` and of the self-signed certificate."""
     database_url: str = field(default="", repr=False)  # it may hold a password
-    """SQLAlchemy URL of the registry; empty for the SQLite file in the data folder."""
+    """SQLAlchemy URL of the registry. Empty: the SQLite file in the data folder."""
     log_level: str = "info"
-    """`debug`, `info`, `warning`, `error` or `critical`."""
+    """Lowest level to log: `debug`, `info`, `warning`, `error` or `critical`."""
     log_format: str = "auto"
-    """`console` for lines to read, `json` for one object a line; `auto` is `console` on a terminal and `json`
-    elsewhere."""
+    """`console`: readable lines. `json`: one JSON object per line. `auto`: `console` on a terminal, `json`
+    otherwise."""
     limits: ServerLimits = field(default_factory=ServerLimits)
-    """Every bound, each of which is a setting of its own."""
+    """The limits. Each of them is a setting of its own."""
 
     def __post_init__(self) -> None:
-        """Check what belongs together; SettingsError names the settings and says what to do."""
+        """Check settings that depend on each other. Raises SettingsError."""
         for wrong, problem in (
             (
                 self.tls_cert is not None and self.tls_key is None,
-                "TLS_CERT needs BREWOS_RELAY_TLS_KEY as well",
+                "TLS_CERT requires BREWOS_RELAY_TLS_KEY",
             ),
             (
                 self.tls_key is not None and self.tls_cert is None,
-                "TLS_KEY needs BREWOS_RELAY_TLS_CERT as well",
+                "TLS_KEY requires BREWOS_RELAY_TLS_CERT",
             ),
             (
                 self.tls_self_signed and self.tls_cert is not None,
-                "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED exclude each other; leave one of them out",
+                "TLS_CERT and BREWOS_RELAY_TLS_SELF_SIGNED cannot be combined; remove one of them",
             ),
             (
                 self.redirect_port is not None and not self.speaks_tls,
-                "REDIRECT_PORT needs BREWOS_RELAY_TLS_CERT or BREWOS_RELAY_TLS_SELF_SIGNED to lead to",
+                "REDIRECT_PORT requires BREWOS_RELAY_TLS_CERT or BREWOS_RELAY_TLS_SELF_SIGNED",
             ),
             (
                 self.redirect_port is not None and self.redirect_port == self.port != 0,
-                f"REDIRECT_PORT is {self.redirect_port}, where the relay itself listens; choose another",
+                f"REDIRECT_PORT is {self.redirect_port}, the same as BREWOS_RELAY_PORT; choose another port",
             ),
             (
                 self.proxy_protocol and not self.trusted_proxies,
-                "PROXY_PROTOCOL needs BREWOS_RELAY_TRUSTED_PROXIES: nobody else's header counts",
+                "PROXY_PROTOCOL requires BREWOS_RELAY_TRUSTED_PROXIES, the proxies that send the header",
             ),
             (
                 self.oidc_issuer is not None and not self.oidc_audiences,
-                "OIDC_ISSUER needs BREWOS_RELAY_OIDC_AUDIENCE: tokens made for others are no good here",
+                "OIDC_ISSUER requires BREWOS_RELAY_OIDC_AUDIENCE, the audiences of tokens to accept",
             ),
             (
                 self.oidc_issuer is None and bool(self.oidc_audiences or self.oidc_jwks_url),
-                "OIDC_AUDIENCE and BREWOS_RELAY_OIDC_JWKS_URL need BREWOS_RELAY_OIDC_ISSUER as well",
+                "OIDC_AUDIENCE and BREWOS_RELAY_OIDC_JWKS_URL require BREWOS_RELAY_OIDC_ISSUER",
             ),
             (
                 0 < len(self.metrics_token) < MIN_METRICS_TOKEN_CHARS,
                 (
-                    f"METRICS_TOKEN has {len(self.metrics_token)} characters: it must have"
-                    f" {MIN_METRICS_TOKEN_CHARS} or more; `brewos-relay secret` makes one"
+                    f"METRICS_TOKEN must have at least {MIN_METRICS_TOKEN_CHARS} characters, got"
+                    f" {len(self.metrics_token)}; `brewos-relay secret` generates one"
                 ),
             ),
             (
                 bool(self.facebook_app_id) != bool(self.facebook_app_secret),
-                "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET need each other",
+                "FACEBOOK_APP_ID and BREWOS_RELAY_FACEBOOK_APP_SECRET must be set together",
             ),
         ):
             if wrong:
@@ -195,7 +197,7 @@ class Settings:
         return self.tls_self_signed or self.tls_cert is not None
 
     def secrets(self) -> list[str]:
-        """List what must never be shown, neither in a log nor elsewhere."""
+        """List the secrets of the settings, which the log must not contain."""
         return [
             *parse_texts(self.jwt_secret),
             *filter(None, (self.facebook_app_secret, self.metrics_token)),
@@ -203,20 +205,20 @@ class Settings:
         ]
 
     def resolved_database_url(self) -> str:
-        """Give the URL of the registry's database; SettingsError if `data_dir` cannot be part of one."""
+        """Return the URL of the registry. Raises SettingsError if `data_dir` cannot be part of a URL."""
         if self.database_url:
             return self.database_url
         path = (self.data_dir / DATABASE_FILE).as_posix()
         if "?" in path or "%" in path:
             raise SettingsError(
-                f"DATA_DIR is {str(self.data_dir)!r}: choose a folder without '?' and '%' in its name"
+                f"DATA_DIR must not contain '?' or '%', got {str(self.data_dir)!r}; choose another folder"
             )
         return f"sqlite:///{path}"
 
     def require_jwt_secrets(self) -> list[str]:
-        """Give the secrets, the one that signs first; SettingsError if one is too short, or there is none.
+        """Return the secrets, the signing one first. Raises SettingsError if one is too short.
 
-        There need not be any where `jwt_key_files` are.
+        Raises SettingsError, too, if there are neither secrets nor `jwt_key_files`.
         """
         try:
             self.jwt_secret.encode()
@@ -233,7 +235,7 @@ class Settings:
 
 
 def _passwords_in(database_url: str) -> list[str]:
-    """Find the passwords of a database's URL, as they are written there and as they are meant."""
+    """Find the passwords in a database URL, percent-encoded and decoded."""
     written = [found[1] for pattern in _PASSWORDS if (found := pattern.search(database_url))]
     query = parse_qs(database_url.rpartition("?")[2])
     named = [each for name in _PASSWORD_NAMES for each in query.get(name, ())]
@@ -242,6 +244,6 @@ def _passwords_in(database_url: str) -> list[str]:
 
 def _secret_problem(problem: str) -> SettingsError:
     return SettingsError(
-        f"JWT_SECRET {problem}: it must be a text of at least {MIN_JWT_SECRET_BYTES} bytes;"
-        " `brewos-relay secret` makes one, to be put into the environment or into .env"
+        f"JWT_SECRET {problem}: it must be a text of at least {MIN_JWT_SECRET_BYTES} bytes."
+        " `brewos-relay secret` generates one; put it into the environment or into .env"
     )

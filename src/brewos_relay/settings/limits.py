@@ -11,12 +11,12 @@ class ServerLimits(Limits):
 
     # HTTP requests
     request_head_bytes: int = 8 * 1024
-    """Request line and headers together; more is refused with 431."""
+    """Size of the request line and headers. Larger ones are refused with 431."""
     http_body_bytes: int = 64 * 1024
-    """Body of an HTTP request; more is refused with 413."""
+    """Size of an HTTP request body. Larger ones are refused with 413."""
     request_head_s: float = 10.0
-    """From accepting a connection to the end of its request head; 408 after that."""
+    """Time from accepting a connection to the end of its request head. 408 after that."""
     http_request_s: float = 60.0
-    """From the end of an HTTP request's head to the first byte of its answer, and between pieces of it."""
+    """Time from the end of a request head to the first byte of the response, and between parts of it."""
     http_idle_s: float = 30.0
     """How long an HTTP connection may wait for its next request."""

@@ -1,4 +1,4 @@
-"""The command line over the environment over credentials over `.env` over defaults."""
+"""Load the settings: command line before environment, credentials, `.env` and defaults."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from brewos_relay.settings.parsing import (
 )
 from brewos_relay.settings.sources import Found, Unknown, find_texts, find_unknown
 
-#: Options that are not named like their fields, as each use of them gives one value.
+#: Options whose names differ from their fields: each use of the option gives one value of a list.
 _OPTIONS: Final = {"trusted_proxies": "--trusted-proxy"}
 
 
@@ -40,10 +40,10 @@ def load_settings(
     dotenv_path: Path = Path(".env"),
     **overrides: object,
 ) -> Settings:
-    """Gather the settings from all sources and check them; SettingsError names the first bad one.
+    """Load the settings from all sources and check them. Raises SettingsError that names the first bad one.
 
-    `overrides` are the fields of `Settings` or `ServerLimits` that the command line gave; None counts as not
-    given. An empty variable counts as unset.
+    `overrides` are the fields of `Settings` or `ServerLimits` from the command line; None means not given.
+    An empty variable counts as unset.
     """
     found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
     values: dict[str, Any] = {}
@@ -63,9 +63,9 @@ def load_settings(
 def find_settings(
     *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
 ) -> dict[str, Found | None]:
-    """Tell for each setting where its value stands; None for those that have their default.
+    """Return for each setting the source of its value, or None if it has its default.
 
-    SettingsError if a file cannot be read.
+    Raises SettingsError if a file cannot be read.
     """
     found = find_texts(_PARSERS, environ=environ, dotenv_path=dotenv_path)
     return {name: found.get(name) for name in _PARSERS}
@@ -74,9 +74,9 @@ def find_settings(
 def unknown_variables(
     *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
 ) -> list[Unknown]:
-    """Find the variables with our prefix that are no settings, such as misspelt ones.
+    """Find the variables with our prefix that are not settings, such as misspelt ones.
 
-    SettingsError if a file cannot be read.
+    Raises SettingsError if a file cannot be read.
     """
     return find_unknown(_PARSERS, environ=environ, dotenv_path=dotenv_path)
 
@@ -89,7 +89,7 @@ def _parse(parse: Callable[[str], object], name: str, text: str) -> object:
 
 
 def _parser_of(name: str, kind: object) -> Callable[[str], object]:
-    """Find how a limit is read."""
+    """Return the parser of a limit."""
     if name.endswith(("_rate", "_burst")):
         return parse_number
     if kind is int:

@@ -1,4 +1,4 @@
-"""Where settings come from besides the command line: variables in the environment, and in files."""
+"""Sources of settings besides the command line: environment variables, credentials and `.env`."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ from brewos_relay.errors import SettingsError
 
 PREFIX: Final = "BREWOS_RELAY_"
 
-#: Names that hosting platforms and the service's documentation use; each goes before the prefixed one.
+#: Names that hosting platforms and the service's documentation use. They precede the prefixed names.
 _SHORT_NAMES: Final = {
     "port": "PORT",
     "public_url": "PUBLIC_URL",
@@ -22,11 +22,11 @@ _SHORT_NAMES: Final = {
     "data_dir": "DATA_DIR",
     "web_dist_path": "WEB_DIST_PATH",
 }
-#: Variables that are in the singular, as most people set one value only.
+#: Variables named in the singular, since most servers set one value only.
 _SINGULAR: Final = {"google_client_ids": "google_client_id", "oidc_audiences": "oidc_audience"}
 _CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
 
-#: Variables with our prefix that are no settings: those of `tail` and `send`, and those of the tests.
+#: Variables with our prefix that are not settings: those of `tail` and `send`, and those of the tests.
 _OTHER_VARIABLES: Final = ("BREWOS_RELAY_URL", "BREWOS_RELAY_TOKEN")
 _OF_TESTS: Final = re.compile(r"BREWOS_RELAY_[A-Z]+_TESTS")
 
@@ -42,7 +42,7 @@ _SERVICE_URL: Final = re.compile(r"(tcp|udp|sctp)://\S+")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The text of a setting, the variable that has it, and where that stands."""
+    """The text of a setting, its variable, and the source of the variable."""
 
     text: str
     variable: str
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A variable with our prefix that is no setting, its source, and the setting that was probably meant."""
+    """A variable with our prefix that is not a setting, its source, and the setting with the nearest name."""
 
     variable: str
     source: str
@@ -63,7 +63,7 @@ class Unknown:
 
 
 def variable_names(name: str) -> tuple[str, ...]:
-    """List the environment variables of a field of `Settings` or `ServerLimits`, the one that wins first."""
+    """List the variables of a field of `Settings` or `ServerLimits`. The first one takes precedence."""
     prefixed = PREFIX + _SINGULAR.get(name, name).upper()
     return (_SHORT_NAMES[name], prefixed) if name in _SHORT_NAMES else (prefixed,)
 
@@ -71,18 +71,18 @@ def variable_names(name: str) -> tuple[str, ...]:
 def read_variable(
     name: str, *, environ: Mapping[str, str] = os.environ, dotenv_path: Path = Path(".env")
 ) -> str | None:
-    """Find a variable that need not be a setting; None if unset or empty.
+    """Read a variable, which need not be a setting. Return None if it is unset or empty.
 
-    SettingsError if a file is looked into and cannot be read.
+    Raises SettingsError if a file cannot be read.
     """
     in_file = read_credentials(environ, [name]).get(name)
     return _without_service_links(environ).get(name) or in_file or read_dotenv(dotenv_path).get(name) or None
 
 
 def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> dict[str, Found]:
-    """Find the texts of fields of `Settings` and `ServerLimits`, without those that are not set or empty.
+    """Find the texts of fields of `Settings` and `ServerLimits`, except unset and empty ones.
 
-    SettingsError if a file cannot be read.
+    Raises SettingsError if a file cannot be read.
     """
     variables = {name: variable_names(name) for name in names}
     sources = {
@@ -102,7 +102,7 @@ def find_texts(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path:
 def find_unknown(names: Iterable[str], *, environ: Mapping[str, str], dotenv_path: Path) -> list[Unknown]:
     """Find the variables and credentials with our prefix that belong to no setting, each once.
 
-    `names` are the fields of `Settings` and `ServerLimits`. SettingsError if a file cannot be read.
+    `names` are the fields of `Settings` and `ServerLimits`. Raises SettingsError if a file cannot be read.
     """
     known = [*(variable for name in names for variable in variable_names(name)), *_OTHER_VARIABLES]
     sources: dict[str, Iterable[str]] = {
@@ -121,7 +121,7 @@ def find_unknown(names: Iterable[str], *, environ: Mapping[str, str], dotenv_pat
 
 
 def _without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
-    """Leave out the variables that describe a service of an orchestrator, and set nothing here."""
+    """Remove the variables with which an orchestrator describes services: they are not settings."""
     return {
         name: text
         for name, text in environ.items()
@@ -135,13 +135,13 @@ def _credential_names(environ: Mapping[str, str]) -> list[str]:
     try:
         return os.listdir(folder) if folder else []  # noqa: PTH208 - names alone are needed
     except OSError:
-        return []  # reading one that is a setting tells what is wrong
+        return []  # `read_credentials` reports the problem
 
 
 def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """Read the files that are named like these variables, in the folder of secrets that systemd makes.
+    """Read the files named like these variables in the folder CREDENTIALS_DIRECTORY, which systemd creates.
 
-    The end of the last line is no part of a value. SettingsError if there is a file that cannot be read.
+    Trailing line breaks are removed. Raises SettingsError if a file cannot be read.
     """
     folder = environ.get(_CREDENTIALS)
     if not folder:
@@ -160,17 +160,17 @@ def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[s
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """Read a `.env`; one that is not there has nothing in it. SettingsError if it cannot be read."""
+    """Read a `.env`; a missing file is empty. Raises SettingsError if it cannot be read."""
     try:
         text = path.read_text("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):  # a folder of that name is somebody's virtual environment
+    except (FileNotFoundError, IsADirectoryError):  # a folder of this name is a virtual environment
         return {}
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
         raise SettingsError(f"{path} cannot be read: {reason}") from None
-    # Most commands run without a .env, and need not wait for this.
+    # Imported late: most commands run without a .env and need not wait for it.
     from dotenv import dotenv_values
 
-    # No interpolation: a secret with a `$` in it means itself.
+    # No interpolation: a `$` in a secret has no special meaning.
     content = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in content.items() if value is not None}
