@@ -31,7 +31,7 @@ def url(postgresql: PostgreSQL, run: Run, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def test_tables_are_upgraded_on_postgresql(run: Run, url: str) -> None:
-    assert_refused(run("device", "list"), 1, "none of its tables", "`brewos-relay db upgrade`")
+    assert_refused(run("device", "list"), 1, "its tables are missing", "`brewos-relay db upgrade`")
     outcome = run("db", "status")
     assert outcome.code == 1
     assert outcome.out.endswith("version   none\n")

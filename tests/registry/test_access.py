@@ -157,9 +157,9 @@ def test_what_is_not_registered_is_not_given_or_taken(db: Connection) -> None:
 
 def test_nobody_owns_a_device_until_a_time(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
-    with pytest.raises(ValueError, match="an owner is one for ever"):
+    with pytest.raises(ValueError, match="an owner has a device for ever"):
         give(db, ONE, "bob", role="owner", until_ms=SOON_MS, now_ms=NOW_MS)
-    with pytest.raises(ValueError, match="an owner is one for ever"):
+    with pytest.raises(ValueError, match="an owner has a device for ever"):
         set_role(db, ONE, "ada", role="owner", until_ms=SOON_MS, now_ms=NOW_MS)
 
 

@@ -111,7 +111,7 @@ def test_nobody_waits_for_ever_for_a_computer_that_is_gone(url: str) -> None:
 
 def test_tables_are_made_on_request_only(empty: str) -> None:
     assert version(empty)[1] is None
-    with pytest.raises(RegistryError, match=r"none of its tables, .*`brewos-relay db upgrade` brings"):
+    with pytest.raises(RegistryError, match=r"its tables are missing, .*run `brewos-relay db upgrade`"):
         Database.open(empty)
     assert version(empty)[1] is None
     assert upgrade(empty) == list(migrations.VERSIONS)
@@ -120,7 +120,7 @@ def test_tables_are_made_on_request_only(empty: str) -> None:
 
 
 def test_an_old_database_keeps_its_rows(old: str) -> None:
-    with pytest.raises(RegistryError, match=r"version 0001, .* \d+; `brewos-relay db upgrade` brings"):
+    with pytest.raises(RegistryError, match=r"version 0001, .* \d+; run `brewos-relay db upgrade`"):
         Database.open(old)
     assert upgrade(old) == list(migrations.VERSIONS[1:])
     with Database.open(old) as database, database.reading() as db:

@@ -228,9 +228,9 @@ def test_only_an_owner_shares(db: Connection, who: str) -> None:
 @pytest.mark.parametrize(
     ("terms", "problem"),
     [
-        ({"role": "owner"}, "'owner' cannot be given"),
-        ({"until_ms": NOW_MS}, "has passed"),
-        ({"uses_left": 0}, "0 people"),
+        ({"role": "owner"}, "must be member or viewer, got 'owner'"),
+        ({"until_ms": NOW_MS}, "ended already"),
+        ({"uses_left": 0}, "uses_left must be 1 or more"),
     ],
 )
 def test_shares_that_make_no_sense(db: Connection, terms: Any, problem: str) -> None:

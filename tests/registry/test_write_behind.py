@@ -244,7 +244,7 @@ async def test_what_cannot_be_written_at_all_does_not_keep_the_rest_from_being(
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(1)
     assert [written[1:] for written in flushes.written] == [({}, [2])]
-    assert caplog.messages == ["what was noted cannot be written and is lost"]
+    assert caplog.messages == ["recorded facts cannot be written and are lost"]
 
 
 async def test_too_much_activity_is_dropped_and_counted(

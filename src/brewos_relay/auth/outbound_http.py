@@ -34,7 +34,7 @@ def check_url(url: str) -> None:
 def fetch_json(
     url: str, *, query: dict[str, str] | None = None, timeout_s: float = FETCH_TIMEOUT_S
 ) -> tuple[int, Any]:
-    """GET a URL. Returns the status and the decoded JSON, whatever the status.
+    """GET a URL. Returns the status and the decoded JSON, also for error statuses.
 
     Blocks for little longer than `timeout_s`. Follows no redirect and uses no proxy. Raises
     IdentityUnavailable without a JSON answer; the message names the host only, since the rest of the URL may

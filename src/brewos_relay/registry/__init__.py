@@ -1,1 +1,1 @@
-"""What is kept for good: devices, their keys, and who has them."""
+"""Durable state in SQL: devices, accounts, login sessions, tokens, shares and the change feed."""

@@ -1,7 +1,7 @@
-"""Who may do what with which device.
+"""Access: which user has which device, in which role, and until when.
 
-Whoever has a device as its owner has it for ever; the others have it for ever or until a time. Each function
-that takes something away tells running servers of it in the same transaction.
+Owners have a device for ever; members and viewers for ever or until a time. Every function that reduces
+access also notifies running servers in the same transaction.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ from brewos_relay.vocabulary import Role, role_includes
 
 Left = Literal["left", "removed"]
 
-# Whoever has nothing left but a row that is over does not have the device.
+# Access that has ended is no access, even while its row still exists.
 _NOT_OVER: Final = or_(device_users.c.until_ms.is_(None), device_users.c.until_ms > bindparam("now_ms"))
 _ACCESS: Final = (
     device_users.c.user_id,
@@ -93,7 +93,7 @@ _USERS_OF: Final = (
 
 
 def lock_account(db: Connection, user_id: str) -> bool:
-    """Keep an account from being removed until the transaction ends; False if no account has this id.
+    """Keep an account from being removed until the transaction ends. False if no account has this id.
 
     Accounts are locked before devices: see `registry.authority`.
     """
@@ -103,7 +103,7 @@ def lock_account(db: Connection, user_id: str) -> bool:
 def access_of(
     db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int
 ) -> dict[tuple[str, str], Access]:
-    """Tell what these pairs of user id and device id stand for; those without access are left out."""
+    """Read the access of pairs of user id and device id. Pairs without access are left out."""
     return {
         (row[0], row[1]): _access(row)
         for chunk in chunks(pairs, IDS_AT_ONCE)
@@ -120,9 +120,9 @@ def devices_of(
     limit: int | None = None,
     now_ms: int,
 ) -> list[OwnedDevice]:
-    """Read the devices that a user has, in the order of their ids: at most `limit`, behind the id `after`.
+    """List the devices of a user in the order of their ids: at most `limit`, after the id `after`.
 
-    With `only`, those of these ids.
+    `only` limits the list to these ids.
     """
     query = _DEVICES_OF.where(device_users.c.device_id > after).limit(limit)
     if only is not None:
@@ -143,10 +143,10 @@ def users_of(
     limit: int | None = None,
     now_ms: int,
 ) -> list[DeviceUser]:
-    """Read the users of a device, in the order in which they got it: at most `limit`.
+    """List the users of a device in the order in which they got access: at most `limit`.
 
-    `after` is the `claimed_at_ms` and the id of the last user of the page before, and -1 for no time. With
-    `only`, the user of this id.
+    `after` is the `claimed_at_ms` and the id of the last user of the previous page; -1 stands for no time.
+    `only` limits the list to this user.
     """
     query = _USERS_OF.limit(limit)
     if after is not None:
@@ -172,10 +172,10 @@ def users_of(
 def give(
     db: Connection, device_id: str, user_id: str, *, role: Role, until_ms: int | None = None, now_ms: int
 ) -> bool:
-    """Give a device to a user, for ever or until a time; False if they have as much already.
+    """Give a user access to a device, for ever or until a time. False if the user has as much already.
 
-    It never takes anything away: whoever has more in one way and less in another keeps what they have.
-    Raises DeviceUnknown, and ValueError for an owner until a time. Whoever calls has checked the user id.
+    Never reduces access: a user who has more in one respect and less in another keeps it unchanged. Raises
+    DeviceUnknown, and ValueError for an owner with an end. The caller has validated the user id.
     """
     _check_role(role, until_ms)
     lock_account(db, user_id)
@@ -198,10 +198,10 @@ def set_role(
     now_ms: int,
     by_user_id: str | None = None,
 ) -> bool:
-    """Say what a user who has a device may do from now on, and until when; False if they do not have it.
+    """Change the role of a user and its end. False if the user does not have the device.
 
-    If that is less than before, the device's shares end: they may have a link of one.
-    Raises LastOwner, DeviceUnknown, and ValueError for an owner until a time.
+    If the user can do less afterwards, the device's shares end: the user may know one of their links. Raises
+    LastOwner, DeviceUnknown, and ValueError for an owner with an end.
     """
     _check_role(role, until_ms)
     lock_account(db, user_id)
@@ -223,10 +223,10 @@ def set_role(
 
 
 def take(db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_id: str | None = None) -> bool:
-    """Take a device away from a user, and end its shares, of which they may have a link.
+    """Remove a user's access to a device. False if the user does not have it.
 
-    Whoever takes it from themselves ends nobody's shares. False if they do not have it. Raises LastOwner and
-    DeviceUnknown.
+    The device's shares end, since the user may know one of their links; not if users remove themselves.
+    Raises LastOwner and DeviceUnknown.
     """
     lock_device(db, device_id)
     everybody = current_users(db, device_id, now_ms=now_ms)
@@ -244,10 +244,12 @@ def take(db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_i
 def leave(
     db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_id: str | None = None
 ) -> Left | None:
-    """Let a user give a device up, whoever says so: "left"; None if they do not have it.
+    """Let a user give up a device: "left", or "removed" for the last owner.
 
-    When the last owner does, nobody has it any more ("removed"): its shares and activity go, no token
-    that was registered is worth anything, and it can be claimed anew by the next one. Raises DeviceUnknown.
+    None if the user does not have it.
+
+    When the last owner leaves, all users lose the device: its shares, activity and registered tokens end, and
+    the next user can pair it. Raises DeviceUnknown.
     """
     lock_device(db, device_id)
     everybody = current_users(db, device_id, now_ms=now_ms)
@@ -262,21 +264,22 @@ def leave(
 
 
 def release(db: Connection, device_id: str, *, now_ms: int) -> None:
-    """Take a device away from everybody, as when the last owner leaves it. Raises DeviceUnknown."""
+    """Take a device from all users, like when the last owner leaves. Raises DeviceUnknown."""
     lock_device(db, device_id)
     release_from(db, device_id, current_users(db, device_id, now_ms=now_ms), now_ms=now_ms)
 
 
 def release_from(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
-    """Take a locked device from all of its users."""
+    """Take a locked device from these users, who are all that it has."""
     note_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
     _release(db, [device_id])
 
 
 def leave_some(db: Connection, user_id: str, *, at_most: int, now_ms: int) -> int:
-    """Let a user give up some of their devices, as `leave` does; give how many.
+    """Let a user give up some devices, like `leave`. Returns how many.
 
-    Running servers hear of the other users of these devices. Of this user they hear from the caller.
+    Running servers are notified about the other users of these devices. The caller notifies them about this
+    user.
     """
     ids = db.scalars(_SOME_DEVICES, {"of_user": user_id, "at_most": at_most}).all()
     if not ids:
@@ -314,7 +317,7 @@ def leave_some(db: Connection, user_id: str, *, at_most: int, now_ms: int) -> in
 
 
 def _release(db: Connection, device_ids: Sequence[str]) -> None:
-    """Take devices from all of their users, of whom running servers know already."""
+    """Take devices from all users. Running servers have been notified."""
     for table in (device_users, shares):
         db.execute(delete(table).where(table.c.device_id.in_(device_ids)))
     end_pairing_tokens(db, *device_ids)
@@ -326,24 +329,24 @@ def _release(db: Connection, device_ids: Sequence[str]) -> None:
 
 def _check_role(role: Role, until_ms: int | None) -> None:
     if role == "owner" and until_ms is not None:
-        raise ValueError("an owner is one for ever: leave the time out, or give another role")
+        raise ValueError("an owner has a device for ever: leave the time out, or choose another role")
 
 
 def current_users(db: Connection, device_id: str, *, now_ms: int) -> dict[str, Access]:
-    """Read who has a device now, by user id; it stays so only if the device is locked."""
+    """Read the current access to a device, by user id. It stays current only while the device is locked."""
     rows = db.execute(_OF_DEVICE, {"of_device": device_id, "now_ms": now_ms})
     return {row[0]: _access(row) for row in rows}
 
 
 def _covers(access: Access, other: Access) -> bool:
-    """Tell whether it lets a user do all that the other does, for as long."""
+    """Tell whether access allows at least as much as other access, for at least as long."""
     return role_includes(access.role, other.role) and (
         access.until_ms is None or (other.until_ms is not None and access.until_ms >= other.until_ms)
     )
 
 
 def _grant(db: Connection, new: Access, had: Access | None, *, now_ms: int) -> None:
-    """Store access in the place of what the user has now, or had once."""
+    """Store access, replacing the user's current or former access."""
     _delete(db, new.device_id, [new.user_id])
     row = {
         "user_id": new.user_id,
@@ -353,7 +356,7 @@ def _grant(db: Connection, new: Access, had: Access | None, *, now_ms: int) -> N
         "claimed_at_ms": now_ms if had is None else had.claimed_at_ms,
     }
     add_device_users(db, [row])
-    # Whoever is connected already may do more from now on, or less.
+    # Running servers update the grants of this user's attached clients.
     note_change(db, "access_changed", device_id=new.device_id, user_id=new.user_id, now_ms=now_ms)
 
 
@@ -367,7 +370,7 @@ def _take(db: Connection, device_id: str, user_ids: Sequence[str], *, now_ms: in
 
 
 def _end_shares(db: Connection, device_id: str) -> None:
-    # Whoever has less from now on may still have a link that would give it back.
+    # A user who lost access may know the link of a share, which would restore it.
     db.execute(delete(shares).where(shares.c.device_id == device_id))
 
 

@@ -1,8 +1,8 @@
-"""Removing an account: at once what lets its user in, and then, in steps, what they had.
+"""Removing an account: close it at once, then give up its devices in steps.
 
-`close_account` is one short transaction. It ends the sessions, the password, the identities and the invites,
-and frees the e-mail address. The account stays as a row without any of these while `remove_some` gives up its
-devices. A removal that was interrupted is finished by the housekeeping of a server.
+`close_account` is one short transaction. It ends the sessions, password, identities and invites, and frees
+the e-mail address. The account remains as a closed row while `remove_some` gives up its devices. The
+housekeeping of a server finishes an interrupted removal.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ from brewos_relay.registry.invites import forget_invites
 from brewos_relay.registry.schema import identities, known_networks, redeemed_invites, sessions, users
 
 DEVICES_AT_ONCE: Final = 50
-"""Devices for one set of statements. Each may have 5,000 entries of activity."""
+"""Devices in one set of statements. Each may have 5,000 entries of activity."""
 
 _CLOSED: Final = select(users.c.id).where(users.c.removed_at_ms.is_not(None)).order_by(users.c.id)
 _LOCKED: Final = (
@@ -26,7 +26,7 @@ _LOCKED: Final = (
 
 
 def close_account(db: Connection, user_id: str, *, now_ms: int) -> bool:
-    """Let the user of an account in no more, by whatever way; False if there is no such account."""
+    """Close an account, so that its user cannot sign in any more. False if there is none."""
     db.execute(_LOCKED, {"of_user": user_id})
     user = find_user(db, user_id)
     if user is None:
@@ -38,18 +38,18 @@ def close_account(db: Connection, user_id: str, *, now_ms: int) -> bool:
     gone = {"email": nobodys, "email_key": nobodys, "name": None, "picture_url": None, "password_hash": None}
     closed = update(users).where(users.c.id == user_id)
     db.execute(closed.values(**gone, is_admin=False, removed_at_ms=now_ms))
-    # Before what they had: their apps are to hear that the account is gone, rather than to try again.
+    # Before the devices are given up: apps learn that the account is gone, and do not retry.
     note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
     return True
 
 
 def closed_accounts(db: Connection) -> list[str]:
-    """List the accounts that are closed and not removed yet."""
+    """List the accounts that are closed and not yet removed."""
     return list(db.scalars(_CLOSED))
 
 
 def remove_some(db: Connection, user_id: str, *, now_ms: int) -> bool:
-    """Give up some devices of a closed account, then remove the account; True while there is more to do."""
+    """Give up some devices of a closed account, then remove the account. True while there is more to do."""
     if db.scalar(_LOCKED, {"of_user": user_id}) is None:
         return False
     watch = Stopwatch()
@@ -58,7 +58,7 @@ def remove_some(db: Connection, user_id: str, *, now_ms: int) -> bool:
         left += count
         if watch.is_over:
             break
-    if left:  # a token of no session may have attached apps meanwhile
+    if left:  # a token without a session may have attached clients meanwhile
         note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
     if count:
         return True
@@ -67,7 +67,7 @@ def remove_some(db: Connection, user_id: str, *, now_ms: int) -> bool:
 
 
 def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
-    """Remove a small account in one transaction; False if there is none."""
+    """Remove a small account in one transaction. False if there is none."""
     if not close_account(db, user_id, now_ms=now_ms):
         return False
     while remove_some(db, user_id, now_ms=now_ms):

@@ -1,14 +1,10 @@
-"""Accounts: people, how they prove who they are, and whom an administrator has invited.
+"""Accounts: users, their e-mail addresses, passwords and administrator rights.
 
-A person's subject at an issuer never changes. Their e-mail address may change, and may become another
-person's. So an address leads to an account once, when the issuer vouches for exactly this mailbox, and never
-past another account of the same issuer.
+Accounts are found by `emails.email_key`, and no two new accounts have the same key. Two accounts from before
+there were keys may: the key of the younger one ends with a space and its id, and both are found by their
+addresses.
 
-Accounts and invites are found by `emails.email_key`, and no two accounts have the same key. Two accounts from
-before there were keys may: the younger one's key has its id behind it, and both are found by the address that
-they have.
-
-Signing in never makes an administrator. An invite does if it says so, and `set_admin`.
+Signing in never makes an administrator. `set_admin` does, and an invite that says so.
 """
 
 import uuid
@@ -38,7 +34,7 @@ _USERS: Final = select(
 ).where(_THERE)
 _BY_ID: Final = _USERS.where(users.c.id == bindparam("of_user"))
 _BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=True)))
-# Of two that are the same by the key, the one that has just this address.
+# Of two accounts with the same key, the one with exactly this address.
 _HAS_ADDRESS: Final = or_(users.c.email_key == bindparam("key"), users.c.email == bindparam("wanted"))
 _THIS_FIRST: Final = (users.c.email == bindparam("wanted")).desc()
 _BY_EMAIL: Final = _USERS.where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
@@ -61,12 +57,12 @@ def find_user(db: Connection, user_id: str) -> User | None:
 
 
 def existing_user(db: Connection, user_id: str) -> User:
-    """Find an account that must exist, by its id. The database raises an error if it does not."""
+    """Read an account that must exist. The database raises an error if it does not."""
     return _user(db.execute(_BY_ID, {"of_user": user_id}).one())
 
 
 def find_users(db: Connection, ids: Sequence[str]) -> dict[str, User]:
-    """Find those of these accounts that there are, by their ids."""
+    """Find accounts by their ids. Missing ones are left out."""
     found = [
         _user(row) for chunk in chunks(ids, IDS_AT_ONCE) for row in db.execute(_BY_IDS, {"of_users": chunk})
     ]
@@ -74,7 +70,7 @@ def find_users(db: Connection, ids: Sequence[str]) -> dict[str, User]:
 
 
 def find_user_by_email(db: Connection, email: str) -> User | None:
-    """Find the account with the same e-mail address as this one, by `email_key`."""
+    """Find an account by e-mail address; addresses with the same `email_key` are equal."""
     try:
         return _one(db, _BY_EMAIL, wanted=normal_email(email), key=email_key(email))
     except ValueError:
@@ -82,14 +78,14 @@ def find_user_by_email(db: Connection, email: str) -> User | None:
 
 
 def all_users(db: Connection) -> list[User]:
-    """List every account, in the order of their e-mail addresses."""
+    """List all accounts, ordered by e-mail address."""
     return [_user(row) for row in db.execute(_ALL)]
 
 
 def some_users(db: Connection, *, find: str = "", after: str = "", limit: int) -> list[User]:
-    """List accounts in the order of their e-mail addresses: at most `limit`, behind the address `after`.
+    """List accounts ordered by e-mail address: at most `limit`, after the address `after`.
 
-    With `find`, only those that have it in their address or name, in any case.
+    `find` limits the list to accounts with this text in their address or name, in any case.
     """
     query = _ALL.where(users.c.email > after).limit(limit)
     if find:
@@ -102,12 +98,12 @@ def some_users(db: Connection, *, find: str = "", after: str = "", limit: int) -
 
 
 def lock_admins(db: Connection) -> list[str]:
-    """Give the ids of all administrators, whom nobody else changes until the transaction ends."""
+    """Return the ids of all administrators, and lock them until the transaction ends."""
     return list(db.scalars(_ADMINS))
 
 
 def colliding_addresses(db: Connection) -> list[str]:
-    """List the addresses of accounts that are the same as an older account's, by `email_key`."""
+    """List the addresses of accounts that have the same `email_key` as an older account."""
     return list(db.scalars(_COLLIDING))
 
 
@@ -117,12 +113,12 @@ def has_accounts(db: Connection) -> bool:
 
 
 def has_administrator(db: Connection) -> bool:
-    """Tell whether any account is an administrator's."""
+    """Tell whether any account is an administrator."""
     return bool(db.scalar(_ANY_ADMIN))
 
 
 def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> User:
-    """Make an ordinary account. Raises UserExists, and ValueError if `email` is no e-mail address."""
+    """Create an ordinary account. Raises UserExists, and ValueError for an invalid address."""
     email = normal_email(email)
     if find_user_by_email(db, email) is not None:
         raise UserExists(email)
@@ -130,13 +126,13 @@ def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> Us
 
 
 def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -> bool:
-    """Keep the hash of a user's password, or none; False if there is no such account."""
+    """Store the hash of a user's password, or remove it. False if there is no such account."""
     changed = update(users).where(users.c.id == user_id, _THERE).values(password_hash=password_hash)
     return db.execute(changed).rowcount > 0
 
 
 def password_hash_of(db: Connection, email: str) -> tuple[str, str] | None:
-    """Find the id and the password's hash of the account with an e-mail address; None if it has none."""
+    """Return the id and password hash of the account with an address. None without account or password."""
     try:
         wanted = {"wanted": normal_email(email), "key": email_key(email)}
     except ValueError:
@@ -146,7 +142,7 @@ def password_hash_of(db: Connection, email: str) -> tuple[str, str] | None:
 
 
 def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
-    """Make a user an administrator or an ordinary one; False if there is no such account.
+    """Make a user an administrator or an ordinary user. False if there is no such account.
 
     The open invites of a former administrator end.
     """
@@ -159,6 +155,7 @@ def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
 def make_user(
     db: Connection, email: str, *, name: str | None, picture_url: str | None, is_admin: bool, now_ms: int
 ) -> User:
+    """Create an account, whose address is valid and free."""
     user = User(
         id=uuid.uuid4().hex,
         email=email,
@@ -184,6 +181,7 @@ def make_user(
 
 
 def clean_user_name(text: str | None) -> str | None:
+    """Make a valid name of foreign text. None if nothing is left."""
     return clean_name(text or "", longest_chars=_NAME_CHARS)
 
 

@@ -1,4 +1,4 @@
-"""Who did what with a device, and when."""
+"""Activity: the history of a device, with the user of each entry."""
 
 import json
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ _KNOWN: Final = (
 
 
 def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
-    """Write entries, in their order; what a user id has too much of is cut off."""
+    """Add entries in their order. User ids that are too long are cut."""
     if entries:
         db.execute(insert(activity), [_row(entry) for entry in entries])
 
 
 def add_activity_of_known(db: Connection, entries: Sequence[Activity]) -> None:
-    """Write the entries about devices that a user has, or that were added by hand.
+    """Add the entries of devices that have users or were added by hand.
 
-    Anyone can register other devices and connect with them, and some may have been removed meanwhile.
+    Anyone can register and connect other devices, and some may have been removed meanwhile.
     """
     ids = list({entry.device_id for entry in entries})
     there: set[str] = set()
@@ -53,7 +53,7 @@ def add_activity_of_known(db: Connection, entries: Sequence[Activity]) -> None:
 def activity_of(
     db: Connection, device_id: str, *, before_id: int | None = None, limit: int = 100
 ) -> list[StoredActivity]:
-    """Read the newest entries of a device (of those older than the one with `before_id`), newest first."""
+    """List the newest entries of a device, newest first; `before_id` starts at older ones."""
     parameters = {
         "of_device": device_id,
         "before_id": _GREATEST_ID if before_id is None else before_id,
@@ -63,7 +63,7 @@ def activity_of(
 
 
 def forget_activity(db: Connection, *device_ids: str) -> None:
-    """Remove every entry of devices, as when they have other users."""
+    """Delete the activity of devices, like when their users change."""
     db.execute(delete(activity).where(activity.c.device_id.in_(device_ids)))
 
 
@@ -78,7 +78,7 @@ def _row(entry: Activity) -> dict[str, Any]:
 
 
 def _storable(user_id: str) -> str:
-    # A token may be for anybody. One with a strange name must not keep the entries of others from being kept.
+    # A token can name any user id. A malformed one must not make the insert of all entries fail.
     return user_id[:_USER_ID_CHARS].replace("\0", "?").encode(errors="replace").decode()
 
 

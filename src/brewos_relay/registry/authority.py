@@ -1,11 +1,10 @@
-"""Authority: what a write depends on, verified inside the transaction of that write.
+"""Authority: the rights that a write depends on, verified inside its transaction.
 
-A request waits: for its body, for a thread, for another writer. Its session may end meanwhile. So each write
-verifies the session, the user, the token, the role and the device first, and locks the rows that say so until
-it is committed.
+A request waits for its body, for a thread and for other writers, and its session may end meanwhile. So each
+write first verifies the session, user, token, role and device, and locks their rows until the commit.
 
-Rows are locked in one order everywhere, so that no two writers wait for each other: administrators, the
-principal's account, its session, its token, other accounts, devices.
+All code locks rows in the same order, so that writers do not deadlock: administrators, the principal's
+account, its session, its token, other accounts, devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.tokens import lock_token
 from brewos_relay.vocabulary import Role, role_includes
 
-# NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
+# FOR NO KEY UPDATE: other writers can still add rows that refer to the account or the session.
 _USER: Final = (
     select(users.c.id)
     .where(users.c.id == bindparam("of_user"))
@@ -47,10 +46,10 @@ _SESSION: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A principal, and the role that it must have when it writes.
+    """A principal and the rights that it must have at the time of the write.
 
-    `device_id` and `at_least` name a device and the lowest role for it. `is_admin` asks for an administrator.
-    `about_user_id` is another user whom the write concerns; their account stays until it is committed.
+    `device_id` and `at_least` require this role for the device. `is_admin` requires an administrator.
+    `about_user_id` is another user whom the write concerns; that account is kept until the commit.
     """
 
     principal: Principal
@@ -63,8 +62,8 @@ class Authority:
 def verify(db: Connection, authority: Authority, *, now_ms: int) -> None:
     """Verify an authority, and keep it valid until the transaction ends.
 
-    Raises TokenRejected if the session or the account is gone or the token was revoked, NotAnAdministrator,
-    DeviceUnknown if the principal does not reach the device, and RoleTooLow.
+    Raises TokenRejected if the session or account has ended or the token was revoked, NotAnAdministrator,
+    DeviceUnknown if the principal has no access to the device, and RoleTooLow.
     """
     principal = authority.principal
     if authority.is_admin and (principal.session_id is None or principal.user_id not in lock_admins(db)):
@@ -99,14 +98,14 @@ def _verify_device(
 
 
 ANONYMOUS_WRITES: Final[Mapping[Callable[..., Any], str]] = {
-    sign_in: "the issuer of an identity proves it; the account is looked up in the transaction",
-    redeem_invite: "the token of the invite is the authority; the transaction uses it up",
-    open_session: "a sign-in that was just proved; the transaction checks the account and the password again",
-    note_network: "a password that was just checked; the transaction locks the account, if it is still there",
+    sign_in: "the issuer proves the identity; the transaction looks the account up",
+    redeem_invite: "the invite's token is the authority; the transaction uses it up",
+    open_session: "the sign-in was just proved; the transaction checks account and password again",
+    note_network: "the password was just checked; the transaction locks the account if it still exists",
     refresh: "the refresh token is the authority; the transaction checks and replaces it",
-    end_session: "a signed token names the session; ending it gives nothing, and ending it twice is no error",
+    end_session: "a signed token names the session; ending it grants nothing, and may be repeated",
     register_pairing: "a machine has no account; the transaction checks the key that it sends",
-    add_next_key: "asked for on the command line; the change feed is written by administrators alone",
-    drop_next_key: "undoes an add_next_key of the same request, whose key was never sent",
+    add_next_key: "requested on the command line; only administrators write these changes",
+    drop_next_key: "undoes the add_next_key of the same request, whose key was never sent",
 }
-"""The writes of the HTTP API that no session, token or role authorises, each with the reason."""
+"""The writes of the HTTP API that need no session, token or role, each with the reason."""

@@ -1,6 +1,6 @@
-"""Copies of an SQLite registry: one that is made while others write, and the way back from it.
+"""Backup and restore of an SQLite registry, while other processes may use it.
 
-Both work on files, and put a new one into its place in one step: whoever looks sees the old or the new one.
+Both write a new file and rename it into place, so that readers see the old or the new file, never a part.
 """
 
 import errno
@@ -23,18 +23,18 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.engine import BUSY_TIMEOUT_S
 
-# What every program that has an SQLite database open holds a lock on, in part (sqlite.org/fileformat2.html,
-# the lock-byte page). With a write-ahead log, it does so for as long as it has the database open.
+# The lock bytes of an SQLite file (sqlite.org/fileformat2.html, the lock-byte page). With a write-ahead log,
+# each program holds a lock on some of them for as long as it has the database open.
 _LOCK_START: Final = 0x4000_0000
 _LOCK_BYTES: Final = 512
 
 _BESIDE: Final = ("-wal", "-journal", "-shm")
-"""Ends of the names of files that belong to a database; all but the last have content."""
+"""Suffixes of the files that belong to a database. All but the last have content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy that was made: `version` is that of its tables, `kept` where what was there before is now."""
+    """A completed copy: the version of its tables, and in `kept` the path of the replaced file."""
 
     size_bytes: int
     version: str
@@ -43,10 +43,10 @@ class Copy:
 
 
 def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
-    """Copy a registry as it stands at one moment. Whoever writes to it meanwhile does not have to wait.
+    """Copy a registry as of one moment, without blocking writers.
 
-    The copy is one file, for this user of the computer only, and is looked over before it gets its name.
-    Raises RegistryError, also if there is a file of that name, unless it is to be replaced.
+    The copy is a single file that only this user can read. It is checked before it gets its name. Raises
+    RegistryError; also if `target` exists, unless `replace` is true.
     """
     if target.exists() and _is_same(database, target):
         raise RegistryError(f"{target} is the registry itself; choose another name")
@@ -61,19 +61,19 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
             else:
                 _give_name(copy, target)
         except FileExistsError:
-            raise RegistryError(f"{target} came to be while the copy was made; choose another name") from None
+            raise RegistryError(f"{target} was created meanwhile; choose another name") from None
     _sync_folder(target.parent)
     return Copy(size_bytes=size_bytes, version=version, devices=devices)
 
 
 def restore(source: Path, database: Path) -> Copy:
-    """Put a copy into the place of a registry, which is kept beside it, under a name with the time in it.
+    """Replace a registry with a copy. The old file is kept beside it, with the time in its name.
 
-    Nothing is changed by a copy that is damaged, no registry, or of a newer program, nor while a server or
-    another command has the registry open. Raises RegistryError.
+    Changes nothing if the copy is damaged, not a registry or from a newer version, or if a server or command
+    has the registry open. Raises RegistryError.
     """
     if not source.exists():
-        raise RegistryError(f"there is no {source}")
+        raise RegistryError(f"{source} does not exist")
     if database.exists() and _is_same(database, source):
         raise RegistryError(f"{source} is the registry itself; name a copy of it")
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,23 +94,23 @@ def restore(source: Path, database: Path) -> Copy:
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:
-    """Copy a database into an empty file; give the version of its tables and how many devices it has."""
+    """Copy a database into an empty file. Returns the version of its tables and the number of devices."""
     try:
         with (
             closing(_connect(source, "mode=rw" if os.access(source, os.W_OK) else "mode=ro")) as there,
             closing(_connect(target, "mode=rw")) as here,
         ):
-            # All in one step: a copy in several begins anew whenever somebody writes.
+            # In one step: a copy in several steps restarts whenever another process writes.
             there.backup(here)
-            here.execute("PRAGMA journal_mode = DELETE")  # one file, which needs no others beside it
+            here.execute("PRAGMA journal_mode = DELETE")  # a single file, without a log beside it
             problems = [row[0] for row in here.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
             if not problems and here.execute("PRAGMA foreign_key_check").fetchone() is not None:
-                problems = ["rows refer to others that are missing"]
+                problems = ["rows refer to missing rows"]
             if problems:
                 raise RegistryError(f"{source} is damaged: {problems[0]}")
             version = _version_of(here)
             if version is None:
-                raise RegistryError(f"{source} is no registry: it has none of the tables")
+                raise RegistryError(f"{source} is not a registry: its tables are missing")
             migrations.check_known(version)
             [[devices]] = here.execute("SELECT count(*) FROM devices")
     except (sqlite3.Error, SQLAlchemyError) as problem:
@@ -131,11 +131,11 @@ def _version_of(connection: sqlite3.Connection) -> str | None:
 
 @contextmanager
 def _new_file(folder: Path) -> Iterator[Path]:
-    """Make an empty file for this user only, which goes unless it got another name."""
+    """Create an empty file that only this user can read. It is deleted at the end unless it was renamed."""
     try:
         number, name = tempfile.mkstemp(prefix=".brewos-relay-", suffix=".tmp", dir=folder)
     except OSError as problem:
-        raise RegistryError(f"no file can be made in {folder.absolute()}: {problem.strerror}") from problem
+        raise RegistryError(f"cannot create a file in {folder.absolute()}: {problem.strerror}") from problem
     os.close(number)
     path = Path(name)
     try:
@@ -146,13 +146,13 @@ def _new_file(folder: Path) -> Iterator[Path]:
 
 
 def _give_name(path: Path, name: Path) -> None:
-    """Rename a file; FileExistsError if there is one of that name."""
+    """Rename a file. Raises FileExistsError if the name is taken."""
     try:
         os.link(path, name)
     except OSError as problem:
         if isinstance(problem, FileExistsError):
             raise
-        # A file system without second names; the moment in between is the best that it has.
+        # The file system has no hard links; checking first is the best that it allows.
         if name.exists():
             raise FileExistsError from None
         path.replace(name)
@@ -160,9 +160,9 @@ def _give_name(path: Path, name: Path) -> None:
 
 @contextmanager
 def _alone_with(database: Path) -> Iterator[None]:
-    """Keep others out of a database for as long as the body runs; RegistryError if somebody has it open.
+    """Keep other processes out of a database while the body runs. Raises RegistryError if one has it open.
 
-    It may be damaged. The body must not open the file: closing it would let the others in.
+    The database may be damaged. The body must not open the file: closing it would release the lock.
     """
     with database.open("rb+") as file:
         try:
@@ -177,12 +177,12 @@ def _alone_with(database: Path) -> Iterator[None]:
 
 
 def _keep(database: Path) -> Path:
-    """Give a database that nobody uses a second name, and take away what belongs to the first one."""
+    """Give an unused database a second name, and remove the files that belong to its first name."""
     stem = f"{database.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     number = 1
     while (kept := database.with_name(stem if number == 1 else f"{stem}-{number}")).exists():
         number += 1
-    # First all of the second names: what was written last may be in the log only.
+    # Link all files before removing any: the latest writes may be in the log only.
     for end in ("", *_BESIDE[:-1]):
         with suppress(FileNotFoundError):
             os.link(f"{database}{end}", f"{kept}{end}")
@@ -192,7 +192,7 @@ def _keep(database: Path) -> Path:
 
 
 def _leave_to_same_user(path: Path, pattern: Path) -> None:
-    """Give a file to whoever has another one: root restores for the server's user."""
+    """Give a file the owner of another one: root restores for the server's user."""
     owner = pattern.stat()
     if os.geteuid() == 0:
         os.chown(path, owner.st_uid, owner.st_gid)
@@ -211,6 +211,6 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Some file systems cannot do this to a folder, and do not need it.
+    # Some file systems cannot sync a folder, and do not need it.
     with suppress(OSError):
         _sync(folder)

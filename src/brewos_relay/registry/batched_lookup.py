@@ -1,4 +1,4 @@
-"""Lookups that arrive together share one query."""
+"""Batched lookups: concurrent lookups of the same kind share one query."""
 
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
@@ -12,21 +12,21 @@ V = TypeVar("V")
 
 
 class _Batch(Generic[K, V]):
-    """Keys that are looked up in one query, and what came of it."""
+    """Keys that are looked up in one query, and the result."""
 
     def __init__(self) -> None:
         self.keys: set[K] = set()
         self.answered = trio.Event()
         self.found: Mapping[K, V] = {}
-        # Stays for those whose query never ran to its end.
+        # Stays if the query never completes.
         self.failure: Exception | None = RegistryError("the registry is closed")
 
 
 class BatchedLookup(Generic[K, V]):
-    """Gathers the lookups that arrive while a query runs, and answers them with the next one.
+    """Gathers the lookups that arrive during a query, and answers them with the next query.
 
-    An idle registry is asked at once; the busier it is, the more lookups share a query. `query` takes the
-    keys and gives a mapping of those that it found; it runs in a worker thread, one at a time.
+    An idle registry is queried at once; the busier it is, the more lookups share a query. `query` maps the
+    keys that it finds to their values. It runs in a worker thread, one query at a time.
     """
 
     def __init__(self, query: Callable[[list[K]], Mapping[K, V]], *, limiter: trio.CapacityLimiter) -> None:
@@ -37,9 +37,9 @@ class BatchedLookup(Generic[K, V]):
         self._closed = False
 
     async def find(self, key: K) -> V | None:
-        """Look one key up; None if it is not there, RegistryError if this lookup's query failed.
+        """Look a key up. Returns None if it is missing; raises RegistryError if its query failed.
 
-        Giving up (being cancelled) changes nothing for the other lookups in the query.
+        Cancelling a lookup does not affect the other lookups of the query.
         """
         if self._closed:
             raise RegistryError("the registry is closed")
@@ -52,7 +52,7 @@ class BatchedLookup(Generic[K, V]):
         return batch.found.get(key)
 
     async def run(self) -> None:
-        """Answer lookups until cancelled; those that still wait then fail."""
+        """Answer lookups until cancelled. Lookups that still wait then fail."""
         try:
             while True:
                 await self._wanted.wait()
@@ -68,7 +68,7 @@ class BatchedLookup(Generic[K, V]):
             batch.found = await trio.to_thread.run_sync(self._query, list(batch.keys), limiter=self._limiter)
             batch.failure = None
         except Exception as failure:
-            # Whatever it was, it is the affair of those who asked; the next query may well succeed.
+            # The failure goes to the lookups of this query only; the next query may succeed.
             batch.failure = failure
         finally:
             batch.answered.set()

@@ -1,8 +1,8 @@
-"""Bulk work in small transactions: removing a large account, importing machines, housekeeping.
+"""Bulk work in small transactions: removing a large account, importing devices, housekeeping.
 
-A writer waits for the transaction before it. So work on many rows is cut into steps, each a transaction of
-its own that ends after `STEP_S`, and pauses in between. What is done stays done: interrupted work goes on
-where it ended.
+Writers wait for the transaction before theirs. So work on many rows runs in steps. Each step is a transaction
+that ends after about `STEP_S`, with a pause before the next. Completed steps stay completed: interrupted work
+continues where it stopped.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,13 @@ from sqlalchemy import Connection
 from brewos_relay.registry.database import Database
 
 STEP_S: Final = 0.1
-"""When a step stops taking up further rows."""
+"""When a step stops taking more rows."""
 
 PAUSE_S: Final = 0.12
-"""Time for other writers between two steps. One in another process looks at a locked SQLite file every 0.1
-s."""
+"""Time for other writers between two steps. Another process looks at a locked SQLite file every 0.1 s."""
 
 Step = Callable[[Connection], bool]
-"""Does a part of the work in a transaction; True while there is more."""
+"""Does a part of the work in a transaction. Returns True while there is more."""
 
 
 class Stopwatch:
@@ -37,7 +36,7 @@ class Stopwatch:
 
 
 def run_steps(database: Database, step: Step) -> None:
-    """Run all steps, for a command; a server does so by `Store.run_steps`."""
+    """Run all steps, for a command. A server runs them in `Housekeeper`."""
     while True:
         with database.writing() as db:
             more = step(db)

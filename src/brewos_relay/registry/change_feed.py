@@ -1,4 +1,4 @@
-"""The task that tells a running server of changes, whoever made them."""
+"""The reading side of the change feed: each server reads committed changes and applies them."""
 
 import logging
 import time
@@ -16,10 +16,10 @@ from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import changes
 
 POLL_S: Final = 0.25
-"""How long a change waits to be read, at the longest."""
+"""How long a change waits to be read at most."""
 
 APPLIED_AT_ONCE: Final = 100
-"""How many changes are applied before the next look for the end of a session."""
+"""How many changes are applied before the next read, which may find the end of a session."""
 
 _ENDS: Final = frozenset({"session_ended", "token_revoked", "user_removed"})
 
@@ -34,11 +34,11 @@ _SOME_AFTER: Final = _AFTER.limit(bindparam("at_most"))
 _IDS: Final = select(changes.c.id).order_by(changes.c.id)
 
 READ_AT_ONCE: Final = 1000
-"""How many changes are read in one go."""
+"""How many changes are read in one query."""
 
 GAPS_AT_MOST: Final = 100
 GAP_S: Final = 600.0
-"""How many ranges of ids that were jumped over are looked into again, and for how long."""
+"""How many ranges of skipped ids are read again, and for how long."""
 
 
 def read_changes(db: Connection, after_id: int) -> list[Change]:
@@ -48,7 +48,7 @@ def read_changes(db: Connection, after_id: int) -> list[Change]:
 
 @dataclass(slots=True)
 class _Gap:
-    """Ids that have not been seen, from the first to the last, and when they were first missed."""
+    """A range of ids that have not been seen, and when they were first missed."""
 
     first: int
     last: int
@@ -56,11 +56,10 @@ class _Gap:
 
 
 class ChangeReader:
-    """Reads each change that is committed after it was made, once.
+    """Reads each change that is committed after the reader was created, exactly once.
 
-    Ids are given out when a row is written, and a row is seen when its transaction ends. So where there are
-    several writers, ids may appear after greater ones, many of them if much was changed in one go: what was
-    jumped over is looked into again.
+    An id is assigned when a row is written, and a row becomes visible when its transaction commits. So with
+    several writers, rows may appear below ids that were read already. Skipped ids are read again for a while.
     """
 
     def __init__(self, db: Connection) -> None:
@@ -69,34 +68,37 @@ class ChangeReader:
         self._see(list(db.scalars(_IDS)))
 
     def read(self, db: Connection) -> list[Change]:
-        """Read what was committed since the last time, in the order of the ids: at most `READ_AT_ONCE`."""
+        """Read the changes committed since the last call, in the order of their ids:
+
+        at most `READ_AT_ONCE`.
+        """
         self._forget_old_gaps()
         if self._gaps:
             new = changes.c.id > self._last_id
             missed = (changes.c.id.between(gap.first, gap.last) for gap in self._gaps)
             query = _CHANGES.where(or_(new, *missed)).limit(READ_AT_ONCE)
             found = [_change(row) for row in db.execute(query)]
-        else:  # nearly always, and several times a second
+        else:  # the usual case, several times a second
             some = {"after_id": self._last_id, "at_most": READ_AT_ONCE}
             found = [_change(row) for row in db.execute(_SOME_AFTER, some)]
         self._see([change.id for change in found])
         return found
 
     def _see(self, ids: Sequence[int]) -> None:
-        """Take note of ids in their order: each is in a gap, or beyond the last one."""
+        """Record ids, in their order. Each is in a gap or beyond the last id."""
         last_id = max([self._last_id, *ids[-1:]])
         gaps = [*self._gaps, _Gap(self._last_id + 1, last_id, time.monotonic())]
         self._gaps = [rest for gap in gaps for rest in _without(gap, ids)][-GAPS_AT_MOST:]
         self._last_id = last_id
 
     def _forget_old_gaps(self) -> None:
-        # What is missed for so long was undone, or deleted.
+        # Rows that are still missing were rolled back or deleted.
         before_s = time.monotonic() - GAP_S
         self._gaps = [gap for gap in self._gaps if gap.since_s > before_s]
 
 
 def _without(gap: _Gap, ids: Sequence[int]) -> Iterator[_Gap]:
-    """Give what is left of a gap without these ids, which are in order."""
+    """Yield the rest of a gap without these ids, which are sorted."""
     first = gap.first
     for id_ in ids[bisect_left(ids, gap.first) : bisect_right(ids, gap.last)]:
         if first < id_:
@@ -120,18 +122,18 @@ def _change(row: Sequence[Any]) -> Change:
 
 
 class _Look:
-    """One look at what has changed, for those who wait until it is done with."""
+    """One round of reading and applying changes, with its waiters."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        # Stays for those whose look never came to its end.
+        # Stays if the round never completes.
         self.failure: Exception | None = RegistryError("the registry is closed")
 
 
 class ChangeWatcher:
-    """Looks for changes a few times a second, or when asked to, and hands them on one batch after another.
+    """Reads changes a few times a second, or on request, and applies them one batch after another.
 
-    What ends sessions goes first, and does not wait for other changes, however many of them there are.
+    Changes that end sessions go first and do not wait for other changes, however many there are.
     """
 
     def __init__(self, read: Callable[[], Awaitable[Sequence[Change]]]) -> None:
@@ -144,16 +146,15 @@ class ChangeWatcher:
         self._closed = False
 
     def watch(self, apply: Apply) -> None:
-        """Hand every change to `apply` from now on, also those made between the opening and now."""
+        """Pass every change to `apply` from now on, including changes made since the store was opened."""
         self._apply = apply
         self._wanted.set()
 
     async def catch_up(self, *, ends_only: bool = False) -> None:
-        """Wait until everything that is committed by now is applied; at once if nothing watches.
+        """Wait until all changes committed by now are applied. Returns at once if nothing watches.
 
-        With `ends_only`, until every end of a session is.
-
-        Raises RegistryError if the registry cannot be read.
+        With `ends_only`, wait for the changes that end sessions only. Raises RegistryError if the registry
+        cannot be read.
         """
         if self._apply is None:
             return
@@ -166,7 +167,7 @@ class ChangeWatcher:
             raise RegistryError(str(look.failure)) from look.failure
 
     async def run(self) -> None:
-        """Look for changes until cancelled, from when something watches."""
+        """Read and apply changes until cancelled. Starts when `watch` is called."""
         try:
             await self._wanted.wait()
             while True:
@@ -184,7 +185,7 @@ class ChangeWatcher:
             self._next_ends.done.set()
 
     async def _look(self, look: _Look) -> None:
-        """Read and apply until nothing is left, and read again between two batches."""
+        """Read and apply until no change is left, with a read between two batches."""
         rest: deque[Change] = deque()
         ends: list[_Look] = []
         failure: Exception | None = None
@@ -214,7 +215,7 @@ class ChangeWatcher:
     async def _read_some(self) -> tuple[Sequence[Change], Exception | None]:
         try:
             found = await self._read()
-        except Exception as failure:  # also no more threads: the next look may well succeed
+        except Exception as failure:  # even if no thread can be started: the next round may succeed
             if not self._failing:
                 logger.warning("changes cannot be followed: %s; trying again", failure)
             self._failing = True
@@ -227,7 +228,7 @@ class ChangeWatcher:
             try:
                 await self._apply(batch)
             except Exception as failure:
-                # The server goes on: a change that it cannot take must not keep it from taking the next.
+                # Go on: a change that cannot be applied must not stop the ones after it.
                 logger.exception("changes could not be applied")
                 return failure
         return None

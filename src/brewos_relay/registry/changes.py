@@ -1,4 +1,7 @@
-"""What running servers have to act on, whoever changed it: this process, another one, a command line."""
+"""The writing side of the change feed: rows that running servers act on.
+
+A row is written in the transaction of the change that it describes. `change_feed` reads the rows.
+"""
 
 from collections.abc import Sequence
 
@@ -18,7 +21,7 @@ def note_change(
     token_id: str | None = None,
     now_ms: int,
 ) -> None:
-    """Tell running servers about a change, once the transaction that makes it is committed."""
+    """Notify running servers of a change, once its transaction is committed."""
     row = {
         "at_ms": now_ms,
         "kind": kind,
@@ -31,7 +34,7 @@ def note_change(
 
 
 def note_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
-    """Tell running servers that sessions have ended: pairs of session id and user id."""
+    """Notify running servers of ended sessions: pairs of session id and user id."""
     if pairs:
         rows = [
             {"at_ms": now_ms, "kind": "session_ended", "session_id": session_id, "user_id": user_id}
@@ -41,7 +44,7 @@ def note_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now
 
 
 def note_changed_access(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
-    """Tell running servers that the access of users to devices changed: pairs of device id and user id."""
+    """Notify running servers of changed access: pairs of device id and user id."""
     if pairs:
         rows = [
             {"at_ms": now_ms, "kind": "access_changed", "device_id": device_id, "user_id": user_id}

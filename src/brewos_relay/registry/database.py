@@ -1,6 +1,7 @@
-"""Database: the registry's connections. What is read and written through them is in the modules next to this.
+"""Database: transactions on the registry's SQLite file or PostgreSQL database.
 
-The command line calls those directly; the server goes through `registry.store`, in worker threads.
+The modules next to this one contain the queries. Commands call those directly; the server calls them through
+`registry.store`, in worker threads.
 """
 
 from collections.abc import Iterator
@@ -15,15 +16,14 @@ from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.engine import READING, WITHIN_S, connect, file_of, is_sqlite, reason_of, shown_url
 
-# Rows that are there already, or are there no more; a deadlock, and a transaction that cannot be serialized.
+# Unique and foreign key violations, deadlocks and serialization failures.
 # postgresql.org/docs/current/errcodes-appendix.html
 _CROSSED: Final = ("23505", "23503", "40P01", "40001")
 
-# A lock that was not to be had in time, and a statement that took longer than it had.
+# Lock timeout and statement timeout.
 _BUSY: Final = ("55P03", "57014")
 
-# What says that nothing can be written, by the beginning of SQLite's name or PostgreSQL's code for it: the
-# word for it, and a text for everyone.
+# Storage failures, by the start of SQLite's error name or PostgreSQL's error code: a code and a message.
 _STORAGE: Final = {
     "SQLITE_FULL": ("disk_full", "the registry's disk is full"),
     "53100": ("disk_full", "the database's disk is full"),
@@ -38,19 +38,22 @@ _TOUCH: Final = text("UPDATE alembic_version SET version_num = version_num")
 
 
 class Database:
-    """An open registry; usable from several threads at once, and as a context manager that closes it.
+    """An open registry. Thread-safe, and a context manager that closes it.
 
-    SQLite runs with a write-ahead log, so that readers never wait for a writer, and syncs each commit: what
-    was written when `writing` is left is on disk. Every failure of the database is a RegistryError.
+    SQLite uses a write-ahead log, so readers never wait for a writer, and syncs each commit: when `writing`
+    is left, its changes are on disk. Every database failure is raised as RegistryError.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._closed = False
         self.write_problem: tuple[str, str] | None = None
-        """Why the storage failed the last write, as a word and a text; `probe` looks whether that is over."""
-        # Reading needs no transaction around a single statement. On SQLite, there is one only where
-        # `_begin` makes one; a change of the isolation level would undo that.
+        """Why the storage failed the last write, as a code and a message.
+
+        `probe` tells whether it has recovered.
+        """
+        # A single reading statement needs no transaction. On SQLite, only `_begin` starts transactions;
+        # changing the isolation level would undo that.
         self._reading = (
             engine.execution_options(**{READING: True})
             if is_sqlite(engine)
@@ -59,14 +62,13 @@ class Database:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Connect to a database; an SQLite file is made if it is missing, and brought up to date if need be.
+        """Connect to a database. An SQLite file is created if it is missing, and upgraded if it is older.
 
-        A file that is made, and the folder that is made for it, are for this user of the computer only. Any
-        other database has to be up to date. RegistryError says what to do if this program and the database
-        do not fit.
+        A new file and its folder are accessible to this user only. Other databases must be up to date. Raises
+        RegistryError, with advice, if this version does not fit the database.
 
-        `url` is an SQLAlchemy URL, as in `sqlite:///data/brewos-relay.db`; for PostgreSQL, those that other
-        programs take are good too. No error repeats its password.
+        `url` is an SQLAlchemy URL like `sqlite:///data/brewos-relay.db`. PostgreSQL URLs of other programs
+        work too. Errors never contain its password.
         """
         database = cls(connect(url))
         try:
@@ -78,22 +80,18 @@ class Database:
                 migrations.check_known(version)
                 if version != migrations.HEAD:
                     have = (
-                        "there are none of its tables"
-                        if version is None
-                        else f"its tables have version {version}"
+                        "its tables are missing" if version is None else f"its tables have version {version}"
                     )
-                    raise RegistryError(
-                        f"{have}, and not {migrations.HEAD}; `brewos-relay db upgrade` brings them there"
-                    )
+                    raise RegistryError(f"{have}, and not {migrations.HEAD}; run `brewos-relay db upgrade`")
         except RegistryError as problem:
             database.close()
             raise RegistryError(f"cannot use the database {database.location}: {problem}") from problem
         return database
 
     def close(self) -> None:
-        """Close every connection that is not in use, and from now on each one when it comes back."""
+        """Close all idle connections, and connections in use once they are returned."""
         self._closed = True
-        # Not the engine's `dispose`, after which nobody would close what comes back to the old pool.
+        # Not the engine's `dispose`: it would leave connections open that return to the old pool.
         self._engine.pool.dispose()
 
     def __enter__(self) -> Self:
@@ -106,7 +104,7 @@ class Database:
 
     @property
     def location(self) -> str:
-        """Where the registry is: the whole path of its file, or its URL without the password."""
+        """The absolute path of the file, or the URL without its password."""
         file = file_of(self._engine.url)
         if file is not None:
             return str(file.absolute())
@@ -114,12 +112,12 @@ class Database:
 
     @property
     def one_writer(self) -> bool:
-        """Whether writers wait for each other anyway."""
+        """Whether the database allows one writer at a time."""
         return is_sqlite(self._engine)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection for reading; each statement sees what is committed at its start."""
+        """Provide a connection for reading. Each statement sees the data committed at its start."""
         with (
             self._closing_late_ones(),
             _translated("could not be read"),
@@ -129,12 +127,13 @@ class Database:
 
     @contextmanager
     def writing(self, *, within_s: float | None = None) -> Iterator[Connection]:
-        """Give a connection in a transaction, which is undone if the body fails.
+        """Provide a connection in a transaction, which is rolled back if the body fails.
 
-        `within_s` bounds each wait for a lock, 10 s without it, and on PostgreSQL also each statement.
-        Raises RegistryBusy if that was not enough.
+        `within_s` limits each wait for a lock (otherwise 10 s), and on PostgreSQL each statement. Raises
+        RegistryBusy at the limit.
 
-        On SQLite nobody else writes meanwhile, so what was read stays so; elsewhere, that is for row locks.
+        On SQLite no other writer runs meanwhile, so rows stay as they were read. Other databases need row
+        locks for that.
         """
         with (
             self._closing_late_ones(),
@@ -147,7 +146,7 @@ class Database:
                 yield connection
 
     def probe(self, db: Connection) -> None:
-        """Write what changes nothing, in a transaction."""
+        """Write something that changes nothing, in a transaction."""
         db.execute(_TOUCH)
 
     @contextmanager
@@ -160,7 +159,7 @@ class Database:
 
     @contextmanager
     def _closing_late_ones(self) -> Iterator[None]:
-        """Close a connection that comes back to a database that was closed meanwhile."""
+        """Close a connection that is returned after the database was closed."""
         try:
             yield
         finally:
@@ -178,9 +177,9 @@ class Database:
 
 
 def upgrade(url: str) -> list[str]:
-    """Bring the tables of a database up to date, all or nothing; give the versions that were added.
+    """Upgrade the tables of a database, all or nothing. Returns the versions that were applied.
 
-    Safe when several do so at once. Raises RegistryError.
+    Several processes may do so at once. Raises RegistryError.
     """
     database = Database(connect(url))
     try:
@@ -190,7 +189,7 @@ def upgrade(url: str) -> list[str]:
 
 
 def version(url: str) -> tuple[str, str | None]:
-    """Tell where a registry is and which version its tables have, None if there are none; nothing is changed.
+    """Return the location of a registry and the version of its tables, None without tables. Changes nothing.
 
     Raises RegistryError.
     """
@@ -203,9 +202,9 @@ def version(url: str) -> tuple[str, str | None]:
 
 
 def crossed(problem: RegistryError) -> bool:
-    """Tell whether a change failed for what another one did meanwhile: tried anew, it may well succeed.
+    """Tell whether a change failed because of a concurrent change, so that a retry may succeed.
 
-    Each waited for the other, or both added the same. SQLite has one writer at a time, and nothing of this.
+    The two deadlocked, or both added the same row. SQLite has one writer at a time and never needs this.
     """
     cause = problem.__cause__
     state = getattr(cause.orig, "sqlstate", None) if isinstance(cause, DBAPIError) else None
@@ -229,7 +228,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _is_busy(problem: SQLAlchemyError) -> bool:
-    """Tell whether a lock was not to be had, or a statement took too long."""
+    """Tell whether a lock or a statement timed out."""
     inner = problem.orig if isinstance(problem, DBAPIError) else None
     state = getattr(inner, "sqlstate", None)
     return getattr(inner, "sqlite_errorname", "").startswith("SQLITE_BUSY") or state in _BUSY

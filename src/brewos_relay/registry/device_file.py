@@ -17,10 +17,10 @@ def read_device_file(
     *,
     hash_key: Callable[[str], bytes],
 ) -> Iterator[tuple[int, NewDevice]]:
-    """Read devices one by one, each with the number of its (last) line, counted from 1.
+    """Read devices one by one, each with the number of its last line, counted from 1.
 
-    DeviceFileError names the first line that cannot be read, without repeating a key. The last column may
-    name several users, separated by `;`.
+    DeviceFileError names the first invalid line, and never repeats a key. The last column may name several
+    users, separated by `;`. `hash_key` returns the bytes to store for a key.
     """
     lines_by_id: dict[str, int] = {}
     for position, (line, cells) in enumerate(_rows(lines)):
@@ -46,7 +46,7 @@ def read_device_file(
 
 
 def _rows(lines: Iterable[bytes]) -> Iterator[tuple[int, list[str]]]:
-    """Give the rows that have anything in them, each with the number of its last line."""
+    """Yield the rows that are not empty, each with the number of its last line."""
     reader = csv.reader(_decode(lines), strict=True)
     try:
         for row in reader:

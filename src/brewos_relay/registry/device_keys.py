@@ -1,8 +1,8 @@
-"""Device keys: what a machine may prove itself with, and how one key follows another.
+"""Device keys: the keys that a device may use, and how a new key replaces an old one.
 
-A key that was sent to a machine works at once, and so does every one before it, until the machine has come
-back with it. So a machine that loses a new key, ignores it, or keeps it but fails before it says so is never
-locked out.
+A key that was sent to a device works at once. All earlier keys go on working until the device has connected
+with the new one. So a device is never locked out: not if it loses a new key, ignores it, or fails before it
+confirms it.
 """
 
 import hmac
@@ -21,34 +21,34 @@ from brewos_relay.registry.records import Activity, Device
 from brewos_relay.registry.schema import claims, devices
 
 NOBODY: Final = ""
-"""Who a token was used by that is good for nobody any more; no user's id is empty."""
+"""The `used_by` of pairing tokens that have ended. No user has an empty id."""
 
 NEXT_KEYS_AT_MOST: Final = 5
-"""How many keys may be on their way to one machine."""
+"""How many keys may be on their way to one device."""
 
 
 def works(device: Device, key_hash: bytes) -> bool:
-    """Tell whether a device may use this key: it is its key, or one of those that were sent to it."""
+    """Tell whether a device may use this key: its current key, or one that was sent to it."""
     return _any_equals((device.key_hash, *device.next_key_hashes), key_hash)
 
 
 def gets_no_more_keys(device: Device) -> bool:
-    """Tell whether as many keys are on their way to a device as may be, and it has used none of them."""
+    """Tell whether the maximum number of keys is on its way to a device that has used none of them."""
     return len(device.next_key_hashes) >= NEXT_KEYS_AT_MOST
 
 
 def add_next_key(
     db: Connection, device_id: str, key_hash: bytes, *, now_ms: int, user_id: str | None = None
 ) -> None:
-    """Let a device use a key besides those that it may use; to be committed before the key is sent to it.
+    """Allow a device to use another key. Commit this before the key is sent.
 
-    `user_id` is who asked for it. Raises TooManyKeys while the device has used none of the last five, and
-    DeviceUnknown.
+    `user_id` is the user who requested it. Raises TooManyKeys while the device has used none of the last
+    five, and DeviceUnknown.
     """
     device = lock_device(db, device_id)
     if works(device, key_hash):
         return
-    # None is forgotten to make room: it could be the one that the machine has kept.
+    # Never drop one to make room: it could be the key that the device has stored.
     if gets_no_more_keys(device):
         raise TooManyKeys(device_id, NEXT_KEYS_AT_MOST)
     _write(db, device_id, next_key_hashes=b"".join((*device.next_key_hashes, key_hash)))
@@ -56,7 +56,7 @@ def add_next_key(
 
 
 def drop_next_key(db: Connection, device_id: str, key_hash: bytes) -> None:
-    """Forget a key that was never sent after all; nothing happens if the device is using it by now."""
+    """Remove a key that was not sent after all. Does nothing if the device uses it already."""
     device = lock_device(db, device_id)
     kept = [one for one in device.next_key_hashes if one != key_hash]
     if len(kept) < len(device.next_key_hashes):
@@ -64,9 +64,9 @@ def drop_next_key(db: Connection, device_id: str, key_hash: bytes) -> None:
 
 
 def use_next_key(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
-    """Make a key that was sent to a device its key, as the device came with it; those before it end.
+    """Make a sent key the device's key, because the device connected with it. Earlier keys end.
 
-    Tells whether it is the device's key now: it may have been that already, or not be any more.
+    Tells whether it is the device's key now. It may have been before, or may have ended.
     """
     try:
         device = lock_device(db, device_id)
@@ -81,23 +81,22 @@ def use_next_key(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int
 
 
 def replace_key(db: Connection, device: Device, key_hash: bytes, *, user_id: str, now_ms: int) -> bool:
-    """Make a key the device's key because a user says so; tell whether it was another one before.
+    """Make a key the device's key because a user paired it. Tells whether the key changed.
 
-    Whatever was registered with a key that ends here is worth nothing any more, nor is the note that a key
-    waits for an owner.
+    Pairing tokens with keys that end here become invalid, and the pending key is forgotten.
     """
     if _any_equals([device.key_hash], key_hash):
         forget_pending(db, device)
         return False
     _put(db, device, key_hash)
-    forget_state(db, device.id)  # another machine's, as far as is known
+    forget_state(db, device.id)  # it may be the state of another machine
     note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
     add_activity(db, [Activity(device_id=device.id, at_ms=now_ms, kind="key_changed", user_id=user_id)])
     return True
 
 
 def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_ms: int) -> Device:
-    """Make a key the key of a device that nobody has. Claims stay: any one may be the machine's own.
+    """Make a key the key of a device without users. Pairing tokens stay: any may be the machine's own.
 
     No machine has connected with the key yet.
     """
@@ -121,21 +120,21 @@ def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_
 
 
 def note_pending(db: Connection, device: Device, *, now_ms: int) -> None:
-    """Remember since when another key waits for an owner's claim."""
+    """Record since when another key waits for an owner to pair it."""
     if device.key_pending_since_ms is None:
         _write(db, device.id, key_pending_since_ms=now_ms)
 
 
 def forget_pending(db: Connection, device: Device) -> None:
-    """Forget that another key waits for an owner's claim."""
+    """Forget that another key waits for an owner to pair it."""
     if device.key_pending_since_ms is not None:
         _write(db, device.id, key_pending_since_ms=None)
 
 
 def end_pairing_tokens(db: Connection, *device_ids: str, but_of_keys: Collection[bytes] = ()) -> None:
-    """End the tokens that were registered for devices until now, unless with one of these keys.
+    """End the pairing tokens of devices, except tokens with one of these keys.
 
-    Ended ones are kept: what a machine goes on showing must not be registered again by a stranger, with
+    Ended tokens are kept, so that a stranger cannot register the token that a machine still shows with
     another key.
     """
     ended = update(claims).where(claims.c.device_id.in_(device_ids))
@@ -143,8 +142,8 @@ def end_pairing_tokens(db: Connection, *device_ids: str, but_of_keys: Collection
 
 
 def _put(db: Connection, device: Device, key_hash: bytes) -> None:
-    # Keys that were sent after this one may still be on their way. If it was not sent, none of those that
-    # were sent is the machine's: it has made a key of its own.
+    # Keys that were sent after this one may still be on their way. If this key was not sent, the machine has
+    # made it itself and uses none of the sent keys.
     sent = device.next_key_hashes
     newer = sent[sent.index(key_hash) + 1 :] if key_hash in sent else ()
     _write(
@@ -162,5 +161,5 @@ def _write(db: Connection, device_id: str, **values: bytes | int | None) -> None
 
 
 def _any_equals(hashes: Iterable[bytes], wanted: bytes) -> bool:
-    # Not `in`, whose time tells how many bytes are right; and all of them, whichever it is.
+    # Constant time, unlike `in`, and always compare with all of them.
     return sum(hmac.compare_digest(each, wanted) for each in hashes) > 0

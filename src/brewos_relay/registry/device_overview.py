@@ -1,4 +1,4 @@
-"""Every device with what an administrator wants to know of it, a page at a time."""
+"""Lists for administrators: all devices with their owners, and totals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _OWNERS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceOverview:
-    """A device and its owners, by their e-mail addresses or, without an account, by their ids."""
+    """A device and its owners: e-mail addresses, or user ids of owners without an account."""
 
     device: Device
     owners: tuple[str, ...]
@@ -29,7 +29,7 @@ class DeviceOverview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """How many there are in the registry."""
+    """The numbers of devices and users in the registry."""
 
     devices: int
     users: int
@@ -38,9 +38,9 @@ class Totals:
 def list_device_overviews(
     db: Connection, *, find: str = "", after: str = "", limit: int
 ) -> list[DeviceOverview]:
-    """List devices in the order of their ids: at most `limit`, behind the id `after`.
+    """List devices in the order of their ids: at most `limit`, after the id `after`.
 
-    With `find`, only those that have it in their id or name, in any case.
+    `find` limits the list to devices with this text in their id or name, in any case.
     """
     query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
     if find:
@@ -52,7 +52,7 @@ def list_device_overviews(
 
 
 def totals(db: Connection) -> Totals:
-    """Count what is in the registry."""
+    """Count the devices and users in the registry."""
     device_count = db.scalar(select(func.count()).select_from(devices))
     user_count = db.scalar(select(func.count()).where(users.c.removed_at_ms.is_(None)))
     return Totals(devices=device_count or 0, users=user_count or 0)

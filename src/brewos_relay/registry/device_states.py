@@ -1,4 +1,4 @@
-"""The last state of each machine, for when it comes back and does not say all of it."""
+"""The last state of each device, used when it reconnects without sending all of its state."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -9,9 +9,9 @@ from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states, device_users, devices
 
 STATES_AT_ONCE: Final = 100
-"""How many states are written in one transaction: others want to write as well."""
+"""How many states are written in one transaction, so that other writers get their turn."""
 STATE_BYTES_AT_MOST: Final = 16 * 1024
-"""A larger state is not stored. That of a machine has 1 to 2 KiB."""
+"""Larger states are not stored. A machine's state has 1 to 2 KiB."""
 
 _IDS_AT_ONCE: Final = 500
 _HAS_USER: Final = exists().where(device_users.c.device_id == devices.c.id)
@@ -22,7 +22,7 @@ _FIRST_CLAIM_MS: Final = (
     .scalar_subquery()
 )
 _KNOWN: Final = select(devices.c.id).where(devices.c.id.in_(bindparam("ids", expanding=True)), _IS_KNOWN)
-# A state that was on its way when the machine changed hands may have been stored afterwards.
+# A state of the time before the current users may have been stored late.
 _STATES: Final = (
     select(device_states)
     .join_from(device_states, devices)
@@ -32,9 +32,9 @@ _STATES: Final = (
 
 
 def save_states(db: Connection, states: Sequence[StoredState]) -> None:
-    """Store the states of devices in the place of earlier ones.
+    """Store the states of devices, replacing earlier ones.
 
-    Only of devices that a user has, or that were added by hand: anyone can register others.
+    Only devices that have users or were added by hand: anyone can register others.
     """
     of_id = {state.device_id: state for state in states if len(state.payload) <= STATE_BYTES_AT_MOST}
     for start in range(0, len(of_id), _IDS_AT_ONCE):
@@ -45,7 +45,7 @@ def save_states(db: Connection, states: Sequence[StoredState]) -> None:
 
 
 def find_states(db: Connection, ids: Sequence[str], *, after_ms: int) -> dict[str, StoredState]:
-    """Read the states of devices that held later than `after_ms`, and not before today's users came."""
+    """Read the states of devices that are newer than `after_ms` and than their first current user."""
     return {
         device_id: StoredState(device_id=device_id, payload=payload, is_text=is_text, at_ms=at_ms)
         for start in range(0, len(ids), _IDS_AT_ONCE)
@@ -56,7 +56,7 @@ def find_states(db: Connection, ids: Sequence[str], *, after_ms: int) -> dict[st
 
 
 def forget_state(db: Connection, *device_ids: str) -> None:
-    """Forget the states of devices, as when they are other users' or other machines' from now on."""
+    """Delete the states of devices, like when they get other users or other machines."""
     db.execute(delete(device_states).where(device_states.c.device_id.in_(device_ids)))
 
 

@@ -1,4 +1,4 @@
-"""The devices that are registered."""
+"""Devices: registering, finding, locking, renaming and removing them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,14 +41,14 @@ def add_devices(
     now_ms: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Register devices and give them to their users, all or none; DeviceExists names those there are.
+    """Register devices and give them to their users, all or none. DeviceExists names the existing ones.
 
-    `on_progress` is told how many more rows were written, now and then.
+    `on_progress` is called with the number of rows written since the last call.
     """
     ids = [row.id for row in rows]
     if len(set(ids)) < len(ids):
         raise DeviceExists(id_ for id_, times in Counter(ids).items() if times > 1)
-    # Looked for first: in a transaction in which something has failed, not everybody lets one read.
+    # Look first: PostgreSQL refuses reads in a transaction after a failed statement.
     if taken := sorted(device.id for device in find_devices(db, ids)):
         raise DeviceExists(taken)
     for chunk in chunks(rows, _ROWS_AT_ONCE):
@@ -59,9 +59,9 @@ def add_devices(
 
 
 def add_device_users(db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows of `device_users`, each bound to the account of its user if the user has one.
+    """Add rows of `device_users`. Each refers to the account of its user if there is one.
 
-    The foreign key refuses a row whose account is removed at the same time.
+    The foreign key rejects a row whose account is removed at the same time.
     """
     user_ids = sorted({row["user_id"] for row in rows})
     accounts = {
@@ -73,7 +73,7 @@ def add_device_users(db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def remove_device(db: Connection, device_id: str, *, now_ms: int) -> bool:
-    """Forget a device, who had it, and what they did; False if it was not registered."""
+    """Delete a device, its users and its activity. False if it was not registered."""
     if db.execute(delete(devices).where(devices.c.id == device_id)).rowcount == 0:
         return False
     forget_activity(db, device_id)
@@ -82,28 +82,28 @@ def remove_device(db: Connection, device_id: str, *, now_ms: int) -> bool:
 
 
 def all_devices(db: Connection) -> list[Device]:
-    """Read every device, in the order of the ids."""
+    """List all devices in the order of their ids."""
     return [device_of(row) for row in db.execute(_DEVICES)]
 
 
 def some_devices(db: Connection, *, after: str = "", limit: int) -> list[Device]:
-    """Read devices in the order of their ids: at most `limit`, behind the id `after`."""
+    """List devices in the order of their ids: at most `limit`, after the id `after`."""
     return [device_of(row) for row in db.execute(_DEVICES.where(devices.c.id > after).limit(limit))]
 
 
 def find_devices(db: Connection, ids: Sequence[str]) -> list[Device]:
-    """Read those of these devices that are registered, in any order."""
+    """Find devices by their ids, in any order. Missing ones are left out."""
     return [
         device_of(row, anonymous=bool(row[-1]))
         for chunk in chunks(ids, IDS_AT_ONCE)
-        for row in db.execute(_BY_ID, {"ids": chunk}).all()  # many at once cost less than one by one
+        for row in db.execute(_BY_ID, {"ids": chunk}).all()  # faster than fetching one by one
     ]
 
 
 def lock_device(db: Connection, device_id: str) -> Device:
-    """Read a device, which nobody else changes until the transaction ends; DeviceUnknown if it is not there.
+    """Read a device and lock it until the transaction ends. Raises DeviceUnknown.
 
-    Whoever changes who has a device, its key, claims or shares after having looked at them locks it first.
+    Lock a device before reading its users, key, pairing tokens or shares in order to change them.
     """
     row = db.execute(_LOCKED, {"of_device": device_id}).first()
     if row is None:
@@ -114,7 +114,7 @@ def lock_device(db: Connection, device_id: str) -> Device:
 def set_name(
     db: Connection, device_id: str, name: str | None, *, now_ms: int, by_user_id: str | None = None
 ) -> bool:
-    """Rename a device; False if it is not registered, ValueError for a name that cannot be kept."""
+    """Rename a device. False if it is not registered; raises ValueError for an invalid name."""
     if name is not None:
         check_name(name)
     if db.execute(update(devices).where(devices.c.id == device_id).values(name=name)).rowcount == 0:
@@ -128,7 +128,7 @@ def set_name(
 
 
 def note_seen(db: Connection, seen: Mapping[str, int]) -> None:
-    """Remember when devices were last connected (id → Unix ms); never goes back."""
+    """Record when devices were last connected (id → Unix ms). Never replaces a later time."""
     if seen:
         db.execute(_NOTE_SEEN, [{"of_device": id_, "at_ms": at_ms} for id_, at_ms in seen.items()])
 
@@ -136,7 +136,7 @@ def note_seen(db: Connection, seen: Mapping[str, int]) -> None:
 def note_info(
     db: Connection, device_id: str, *, firmware_version: str | None, machine_type: str | None
 ) -> None:
-    """Remember what a device says of itself, the first 50 characters; None leaves what is known."""
+    """Record what a device reports about itself, up to 50 characters each. None changes nothing."""
     said = {"firmware_version": firmware_version, "machine_type": machine_type}
     values = {name: text[:_INFO_CHARS] for name, text in said.items() if text is not None}
     if values:
@@ -145,7 +145,7 @@ def note_info(
 
 
 def device_of(row: Sequence[Any], *, anonymous: bool = False) -> Device:
-    """Make a record of a row of all columns of `devices`; the caller may know whether it is anonymous."""
+    """Convert a row of all columns of `devices`. The caller may know whether the device is anonymous."""
     id_, key_hash, name, created_at_ms, last_seen_ms, next_keys, pending_since_ms, *rest = row
     firmware, machine, _itself, unproven_since_ms, former_key, former_user, former_until_ms, *_ = rest
     return Device(
@@ -167,7 +167,7 @@ def device_of(row: Sequence[Any], *, anonymous: bool = False) -> Device:
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Cut a sequence into pieces of this size and one of what is left."""
+    """Split a sequence into chunks of this size; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -1,17 +1,17 @@
-"""E-mail addresses: how an account's is kept, and when two addresses are the same.
+"""E-mail addresses: their stored form, and when two addresses are the same.
 
 Two comparisons serve two purposes:
 
-- `email_key` is what accounts, invites and rate limits are found by: NFKC, full case folding, IDNA. At most
-  one account has an address with a given key.
-- `is_same_mailbox` is stricter. It decides whether an issuer's word for one address is proof for the other.
+- `email_key` finds accounts, invites and rate limits: NFKC, full case folding, IDNA. At most one account has
+  an address with a given key.
+- `is_same_mailbox` is stricter. It decides whether an issuer's confirmation of one address proves the other.
   Mail for `straße.example` and for `strasse.example` goes to different places, and so may mail for a Kelvin
   sign and for a K.
 
-The key of a domain is made of A-labels after full case folding, which is the mapping of UTS #46 with
-transitional processing. The codec `encodings.idna` is not used: it implements IDNA 2003, knows the letters of
-Unicode 3.2 only and raises for later ones. A label that IDNA does not allow has a key as well: the DNS
-refuses it, not the relay.
+The key of a domain consists of A-labels after full case folding, which is the mapping of UTS #46 with
+transitional processing. It does not use the codec `encodings.idna`, which implements IDNA 2003, knows only
+the letters of Unicode 3.2 and raises for later ones. A label that IDNA does not allow has a key as well: the
+DNS refuses it, not the relay.
 """
 
 import re
@@ -22,24 +22,24 @@ from unicodedata import normalize
 
 _EMAIL_CHARS: Final = 320
 _NO_ADDRESS: Final = (
-    "that is no e-mail address: it must be like ada@example.org,"
-    f" without spaces and of at most {_EMAIL_CHARS} characters"
+    "that is not an e-mail address: it must be like ada@example.org,"
+    f" without spaces and with at most {_EMAIL_CHARS} characters"
 )
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _ACE: Final = "xn--"
-_DOTS: Final = re.compile("[.\u3002]")  # the others that IDNA takes for a dot become one of these in NFKC
+_DOTS: Final = re.compile("[.\u3002]")  # NFKC converts the other dots of IDNA to one of these
 
 _NO_LABEL: Final = re.compile("[.\u3002@ ]")
 
-# Printable code points without a glyph: Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties. The
-# others of that property are format characters, which `isprintable` refuses.
+# Printable code points without a glyph: Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties,
+# without its format characters, which `isprintable` refuses.
 _IGNORED: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 def normal_email(text: str) -> str:
-    """Give an e-mail address as it is kept, A to Z in lower case; ValueError if the text is no address."""
+    """Return the stored form of an address, with A to Z in lower case. Raises ValueError if it is invalid."""
     email = text.strip().translate(_LOWER)
     if not _is_address(email):
         raise ValueError(_NO_ADDRESS)
@@ -48,12 +48,12 @@ def normal_email(text: str) -> str:
 
 
 def email_key(address: str) -> str:
-    """Give what an address is compared by: NFKC, full case folding, and the A-labels of its domain.
+    """Return the comparison key of an address: NFKC, full case folding, and the A-labels of its domain.
 
-    ValueError if it is no address.
+    Raises ValueError if the address is invalid.
     """
     written = address.strip()
-    # NFKC makes a space and a combining accent of an accent that stands alone. No key has a space.
+    # NFKC turns a spacing accent into a space and a combining accent. No key has a space.
     local, _, domain = fold(fold(written).replace(" ", "")).rpartition("@")
     key = f"{local}@{_domain(domain, fold)}"
     if " " in written or not _is_address(key):
@@ -62,8 +62,8 @@ def email_key(address: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Fold a text, or a part of an address to search for, as `email_key` folds addresses."""
-    # Unicode, D146 (compatibility caseless match), and what D147 (identifiers) leaves out besides.
+    """Fold a text, or a part of an address to search for, like `email_key` does."""
+    # Unicode D146 (compatibility caseless match), without the characters that D147 (identifiers) removes.
     folded = normalize("NFKC", normalize("NFKC", normalize("NFD", text).casefold()).casefold())
     return normalize("NFKC", _IGNORED.sub("", folded))
 
@@ -100,7 +100,7 @@ def _a_label(label: str, folded: Callable[[str], str]) -> str:
         except UnicodeError:
             return label
         plain = folded(written)
-        # Without a letter beyond ASCII, or with what ends a label, it is the A-label of no label.
+        # The A-label of no valid label: all ASCII, or with a character that ends a label.
         if written.isascii() or plain.startswith(_ACE) or _NO_LABEL.search(plain):
             return label
         label = plain

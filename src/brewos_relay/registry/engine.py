@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from brewos_relay.errors import RegistryError
 
 BUSY_TIMEOUT_S: Final = 10.0
-"""How long a write waits for another one, say for an import to end, unless it is given a time of its own."""
+"""How long a write waits for another writer, like an import, unless it is given another time."""
 
 _KEPT_WAL_BYTES: Final = 16 * 1024 * 1024
 
@@ -22,10 +22,10 @@ READING: Final = "brewos_relay_reading"
 WITHIN_S: Final = "brewos_relay_within_s"
 
 _PASSWORDS: Final = ("password", "sslpassword")
-"""Where in the query of a URL there may be one."""
+"""Query parameters of a URL that may contain a password."""
 
-# A computer that is gone says nothing, and the system would wait for it for a quarter of an hour or for ever,
-# with each of the registry's threads. postgresql.org/docs/current/libpq-connect.html
+# Detect a dead database server. By default the system would wait for a quarter of an hour or for ever, in
+# each of the registry's threads. postgresql.org/docs/current/libpq-connect.html
 _LIBPQ: Final = {
     "connect_timeout": 10,  # s
     "keepalives_idle": 30,  # s
@@ -39,7 +39,7 @@ def connect(url: str) -> Engine:
     parsed = _parse_url(url)
     shown = shown_url(parsed)
     try:
-        # Parameters are kept out of errors: some of them are key hashes.
+        # Hide parameters in errors: some of them are key hashes.
         engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed))
     except (SQLAlchemyError, ImportError, TypeError, ValueError) as problem:
         reason = reason_of(problem)
@@ -58,17 +58,17 @@ def connect(url: str) -> Engine:
 
 
 def database_file(url: str) -> Path | None:
-    """Give the file of the SQLite database at an SQLAlchemy URL; None if what it names is not simply a file.
+    """Return the file of an SQLite URL. None if the database is not a plain file.
 
-    RegistryError if the URL cannot be read.
+    Raises RegistryError if the URL is malformed.
     """
     return file_of(_parse_url(url))
 
 
 def postgresql_url(url: str) -> str | None:
-    """Give the URL of a PostgreSQL as its own programs take it, without the password; None for others.
+    """Return a PostgreSQL URL for PostgreSQL's own programs, without the password. None for other databases.
 
-    RegistryError if the URL cannot be read.
+    Raises RegistryError if the URL is malformed.
     """
     parsed = _parse_url(url)
     if not _is_postgresql(parsed):
@@ -84,22 +84,22 @@ def is_sqlite(engine: Engine) -> bool:
 
 
 def file_of(url: URL) -> Path | None:
-    # With `uri`, the name is not that of the file.
+    # With `uri`, the name is not a file name.
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:") or "uri" in url.query:
         return None
     return Path(str(url.database))
 
 
 def shown_url(url: URL) -> str:
-    """Write a URL without its password, wherever in it that is."""
+    """Write a URL without its passwords."""
     hidden = {name: "hidden" for name in _PASSWORDS if name in url.query}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def reason_of(problem: Exception) -> str:
-    """Give what went wrong in one line, without the statement and its parameters."""
+    """Return the reason of a failure in one line, without the statement and its parameters."""
     inner = problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
-    # What PostgreSQL says below that (DETAIL) repeats the values of the row.
+    # PostgreSQL's next lines (DETAIL) contain values of the row.
     return next(iter(str(inner).strip().splitlines()), type(inner).__name__)
 
 
@@ -110,13 +110,13 @@ def _is_postgresql(url: URL) -> bool:
 def _parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
-        # As platforms and other programs write it: whichever driver that is.
+        # Platforms and other programs write URLs without a driver.
         if parsed.drivername in {"postgres", "postgresql"}:
             parsed = parsed.set(drivername="postgresql+psycopg")
         return parsed
     except (ArgumentError, ValueError):
         raise RegistryError(
-            "the database's URL cannot be read: it must be like sqlite:////var/lib/brewos-relay/relay.db"
+            "the database URL is malformed: it must be like sqlite:////var/lib/brewos-relay/relay.db"
         ) from None
 
 
@@ -128,28 +128,28 @@ def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() != "sqlite":
         return {"pool_pre_ping": True}
     if url.database in (None, "", ":memory:"):
-        raise ValueError("it is in memory, where each thread would see one of its own; name a file")
+        raise ValueError("each thread would have an in-memory database of its own; name a file")
     return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
 
 
 def _prepare_sqlite(engine: Engine) -> None:
     if (file := file_of(engine.url)) is not None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Only where there is none: to close a file that is in use would end this process's locks on it.
-        # SQLite gives the files that it puts next to this one the same mode.
+        # Only if it is missing: closing a file that is in use would release this process's locks on it.
+        # SQLite creates its other files with the same mode.
         with suppress(FileExistsError):
             file.touch(mode=0o600, exist_ok=False)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:
-        # Python's module would begin transactions by itself: late, and not before the making of a table.
+        # Python's module would start transactions itself: too late, and not before CREATE TABLE.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
-        # What a large transaction or a long reader has made of the write-ahead log is given back after that.
+        # Shrink a write-ahead log that a large transaction or a long reader has grown.
         cursor.execute(f"PRAGMA journal_size_limit = {_KEPT_WAL_BYTES}")
-        # KiB for each connection; the system keeps the file in memory anyway, once for all of them.
+        # KiB for each connection. The system caches the file anyway, once for all connections.
         cursor.execute("PRAGMA cache_size = -512")
         cursor.close()
 
@@ -165,11 +165,11 @@ def _prepare_sqlite(engine: Engine) -> None:
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         finally:
-            # The connection goes back to others, and this transaction waits for no other lock.
+            # Reset: the connection is pooled, and this transaction waits for no other lock.
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
 
-    # The file remembers this one. Changing it needs the file for oneself, and SQLite does not always wait
-    # for that, whatever the timeout: of processes that start together, now and then one would be refused.
+    # The file stores its journal mode. Changing it needs exclusive access, and SQLite does not always wait
+    # for that despite the timeout: without a retry, one of several processes that start together could fail.
     deadline_s = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -185,7 +185,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 def _prepare_postgresql(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:
-        # Not among the parameters of the connection: what pools connections between does not take it there.
+        # Not a connection parameter: connection poolers reject it there.
         cursor = connection.cursor()
         cursor.execute(f"SET lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
         cursor.close()
@@ -194,7 +194,7 @@ def _prepare_postgresql(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         if (within_s := connection.get_execution_options().get(WITHIN_S)) is not None:
-            ms = max(1, round(within_s * 1000))  # 0 would be for ever
+            ms = max(1, round(within_s * 1000))  # 0 would mean no limit
             connection.exec_driver_sql(
                 f"SELECT set_config('lock_timeout', '{ms}', true),"
                 f" set_config('statement_timeout', '{ms}', true)"

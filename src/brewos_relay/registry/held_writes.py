@@ -1,8 +1,8 @@
-"""Held writes: what machines with a working key proved while the registry could not be written.
+"""Held writes: facts that devices proved with a working key while the registry could not be written.
 
-A machine needs an answer in seconds, also with a full disk: without 200 it does not connect. What its key
-proves is found by reading, so the answer need not wait for the write. The write is held in memory, bounded,
-until it succeeds; it checks the key again, and changes nothing if the key has ended meanwhile.
+A device needs an answer within seconds, even if the disk is full: without 200 it does not connect. The relay
+verifies its key by reading, so the answer need not wait for the write. The write is held in memory, with a
+limit, until it succeeds. It then checks the key again, and changes nothing if the key has ended.
 """
 
 from collections import OrderedDict
@@ -19,13 +19,16 @@ from brewos_relay.registry.pairing import HeldPairing, register_held_pairings
 from brewos_relay.registry.pairing_proof import confirm_key
 
 DEVICES_AT_MOST: Final = 10_000
-"""For how many devices writes are held; those of the device that came first make room."""
+"""How many devices may have held writes.
+
+Beyond that, the writes of the device that came first are dropped.
+"""
 CLAIMS_OF_EACH: Final = 2
-"""How many tokens of one device are held, the newest: a machine shows one at a time."""
+"""How many pairing tokens of one device are held, the newest. A device shows one at a time."""
 
 KeyUse: TypeAlias = Literal["confirmed", "next"]
 Held: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
-"""A device, what is to be written, and the hash of the key that the device has proved."""
+"""A device id, the fact to write, and the hash of the key that the device proved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class _OfDevice:
 
 
 class HeldWrites:
-    """The writes that wait until the registry can be written; only the event loop's thread uses it."""
+    """The writes that wait for the registry. Used only in the event loop's thread."""
 
     def __init__(self, *, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
@@ -45,7 +48,7 @@ class HeldWrites:
         return bool(self._devices)
 
     def hold_pairing(self, claim: HeldPairing) -> None:
-        """Hold the token that a device with a working key shows; only its hash is kept, until it expires."""
+        """Hold the pairing token of a device with a working key until it expires. Only its hash is kept."""
         claims = self._of(claim.device_id).claims
         claims.pop(claim.token_hash, None)
         claims[claim.token_hash] = claim
@@ -53,19 +56,19 @@ class HeldWrites:
             del claims[next(iter(claims))]
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
-        """Hold that a device has connected with a working key, which is its next one or an unproven one."""
+        """Hold that a device connected with a working key, which was sent to it or is unproven."""
         uses = self._of(device_id).uses
         uses.pop(key_hash, None)
-        uses[key_hash] = use  # no more than there are working keys
+        uses[key_hash] = use  # at most one for each working key
 
     def pairings_of(self, device_id: str) -> Sequence[HeldPairing]:
-        """Give the tokens of a device that are held and have not expired."""
+        """Return the held pairing tokens of a device that have not expired."""
         held = self._devices.get(device_id)
         now_ms = self._now_ms()
         return [claim for claim in held.claims.values() if claim.expires_at_ms > now_ms] if held else []
 
     def all(self) -> Sequence[Held]:
-        """Give everything that is held, device by device in the order of the ids."""
+        """Return all held writes, in the order of the device ids."""
         found: list[Held] = []
         for device_id in sorted(self._devices):
             held = self._devices[device_id]
@@ -74,7 +77,7 @@ class HeldWrites:
         return found
 
     def forget(self, written: Sequence[Held]) -> None:
-        """Forget what was written; what was held again since then stays."""
+        """Forget writes that succeeded, unless they were held again since."""
         for device_id, what, key_hash in written:
             held = self._devices.get(device_id)
             if held is None:
@@ -97,7 +100,7 @@ class HeldWrites:
 
 
 def write_held(db: Connection, held: Sequence[Held], *, now_ms: int) -> None:
-    """Write what was held, as far as its keys still work; doing so twice changes nothing."""
+    """Write held facts whose keys still work. Doing so twice changes nothing."""
     for device_id, what, key_hash in held:
         if isinstance(what, HeldPairing):
             register_held_pairings(db, [what], now_ms=now_ms)

@@ -1,4 +1,4 @@
-"""What the registry does not keep for ever."""
+"""Housekeeping: deleting expired rows, excess rows and unused devices."""
 
 import logging
 import math
@@ -56,12 +56,11 @@ UNUSED_DEVICES_KEPT: Final = 50_000
 STATES_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 ROWS_AT_ONCE: Final = 1000
 DEVICES_AT_ONCE: Final = 200
-"""How many rows of a table, and how many devices, go in one transaction: others want to write as well."""
+"""How many rows of a table, and how many devices, one statement deletes, so that transactions stay short."""
 FOUND_AT_ONCE: Final = 10_000
 
-# A machine registers each time it is switched on, so a forgotten one comes back. A machine that was added by
-# hand waits for as long as it takes. Nor does a device go that has users, or that may be claimed at this
-# moment.
+# A machine registers each time it is switched on, so a deleted one comes back. Devices that were added by
+# hand, have users, or have pairing tokens are not unused.
 _UNUSED: Final = and_(
     devices.c.registered_itself,
     ~exists().where(device_users.c.device_id == devices.c.id),
@@ -77,7 +76,7 @@ logger = logging.getLogger(__name__)
 
 
 class Housekeeper:
-    """Deletes what has expired and finishes the removal of accounts, every hour and when asked to.
+    """Deletes expired data and finishes the removal of accounts, every hour and on request.
 
     `read` and `write` are those of the store.
     """
@@ -100,14 +99,14 @@ class Housekeeper:
                 excess = await self._read(find_excess, now_ms=now_ms())
                 await self._run_steps(partial(prune, steps=excess))
             except Exception as problem:  # even if no thread can be started: the next round may succeed
-                logger.warning("what is over could not be deleted: %s; trying again", problem)
+                logger.warning("expired data could not be deleted: %s; trying again", problem)
             with trio.move_on_after(PRUNE_EVERY_S):
                 await self._more_to_do.wait()
 
     async def finish_removals(self, *, within_s: float) -> None:
-        """Remove the devices of closed accounts, in many short transactions.
+        """Give up the devices of closed accounts, in many short transactions.
 
-        `run` is woken up afterwards and does what is left after `within_s` or after a failure.
+        Then wake up `run`, which does the rest after `within_s` or a failure.
         """
         until_s = trio.current_time() + within_s
         try:
@@ -115,7 +114,7 @@ class Housekeeper:
                 removing = partial(remove_some, user_id=user_id, now_ms=now_ms())
                 await self._run_steps(removing, until_s=until_s)
         except RegistryError as problem:
-            logger.warning("the removal of an account was interrupted: %s; going on later", problem)
+            logger.warning("the removal of an account was interrupted: %s; continuing later", problem)
         finally:
             self._more_to_do.set()
 
@@ -128,11 +127,11 @@ class Housekeeper:
 
 
 def expired(*, now_ms: int, states_kept_ms: int = STATES_KEPT_MS) -> list[Step]:
-    """Make the steps that delete what is over by its time.
+    """Return the steps that delete expired rows.
 
-    These are sessions, refresh tokens, tokens, invites, claims, shares and access until a time; networks that
-    an account was not signed in to from for long; changes that every running server has seen; old activity,
-    states and notices; and claims of machines that never connected.
+    These are sessions, refresh tokens, tokens, invites, pairing tokens, shares and access with an end;
+    networks without a recent sign-in; changes that all running servers have read; old activity, states and
+    notices; and pairings whose machine never connected.
     """
     over: list[tuple[Table, ColumnElement[bool]]] = [
         (table, table.c.expires_at_ms <= now_ms)
@@ -152,12 +151,11 @@ def expired(*, now_ms: int, states_kept_ms: int = STATES_KEPT_MS) -> list[Step]:
 
 
 def find_excess(db: Connection, *, now_ms: int) -> list[Step]:
-    """Find devices with too much activity, and unused devices; make the steps that delete these, some
-    thousands.
+    """Find devices with too much activity, and unused devices. Returns the steps that delete the excess.
 
-    Unused devices registered themselves and have no users. Those go that were not seen for a month, and all
-    but the 50,000 that were seen last, since strangers can register any number. This reads whole tables,
-    which must not happen inside a write.
+    Unused devices registered themselves and have no users. Deleted are those not seen for a month, and all
+    but the 50,000 seen last, since strangers can register any number. This reads whole tables and must not
+    run inside a write.
     """
     kept = activity_module.KEPT_PER_DEVICE
     by_device = select(activity.c.device_id).group_by(activity.c.device_id)
@@ -177,7 +175,7 @@ def find_excess(db: Connection, *, now_ms: int) -> list[Step]:
 
 
 def prune(db: Connection, steps: list[Step]) -> bool:
-    """Take some of these steps, in a short transaction, and drop those that are done; True if any is left."""
+    """Run some of these steps in a short transaction, and remove completed ones. True if any is left."""
     watch = Stopwatch()
     while steps:
         if not steps[-1](db):
@@ -188,14 +186,14 @@ def prune(db: Connection, steps: list[Step]) -> bool:
 
 
 def _delete_some(db: Connection, table: Table, is_over: ColumnElement[bool]) -> bool:
-    """Delete rows of a table; True if there may be more of them."""
+    """Delete rows of a table. True if more may be left."""
     key = tuple_(*table.primary_key)
     some = select(*table.primary_key).where(is_over).limit(ROWS_AT_ONCE)
     return db.execute(delete(table).where(key.in_(some))).rowcount >= ROWS_AT_ONCE
 
 
 def _thin_out(db: Connection, device_id: str) -> bool:
-    """Delete the oldest entries of a device that has too many; True if there may be more of them."""
+    """Delete the oldest entries of a device that has too many. True if more may be left."""
     of_device = activity.c.device_id == device_id
     newest_first = select(activity.c.id).where(of_device).order_by(activity.c.id.desc())
     newest_too_many = db.scalar(newest_first.offset(activity_module.KEPT_PER_DEVICE).limit(1))
@@ -205,9 +203,9 @@ def _thin_out(db: Connection, device_id: str) -> bool:
 
 
 def _forget_devices(db: Connection, ids: Sequence[str]) -> bool:
-    """Forget devices that are unused still."""
+    """Delete devices that are still unused."""
     forgotten = delete(devices).where(devices.c.id.in_(ids)).where(_UNUSED)
     gone = db.scalars(forgotten.returning(devices.c.id)).all()
-    # The next users of these ids must not read what others did.
+    # The next users of these ids must not read earlier activity.
     forget_activity(db, *gone)
     return False

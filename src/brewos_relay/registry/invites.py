@@ -16,7 +16,7 @@ from brewos_relay.registry.records import User
 from brewos_relay.registry.schema import invites, redeemed_invites
 
 REDEEMED_MS: Final = 60_000
-"""For how long the browser that redeemed an invite may do so again."""
+"""For how long the browser that redeemed an invite may redeem it again."""
 
 _INVITED: Final = (
     select(invites.c.email)
@@ -42,9 +42,9 @@ _ANY_ADMIN_INVITE: Final = select(
 
 
 def is_first_administrator(db: Connection, email: str, *, now_ms: int) -> bool:
-    """Tell whether an invite for this address is the first administrator's.
+    """Tell whether an invite for this address would make the first administrator.
 
-    It is if no account is an administrator's, and no invite to become one is open for another address.
+    It would if no account is an administrator and no administrator invite is open for another address.
     """
     open_for_another = {"now_ms": now_ms, "key": email_key(email)}
     return not (has_administrator(db) or db.scalar(_ANY_ADMIN_INVITE, open_for_another))
@@ -62,14 +62,14 @@ def add_invite(
 ) -> None:
     """Let the holder of a token sign in once, as the user with this address.
 
-    `created_by` is the administrator who invites; None is the command line. ValueError if `email` is no
-    address, or differs from an account's address only in what `email_key` does not regard.
+    `created_by` is the administrator who invites; None is the command line. Raises ValueError if `email` is
+    invalid, or equal to the address of an account by `email_key` but not the same mailbox.
     """
     email = normal_email(email)
     user = find_user_by_email(db, email)
     if user is not None and not is_same_mailbox(user.email, email):
         raise ValueError(
-            f"{email} is too much like the address of an account, {user.email}; write it like that"
+            f"{email} is too similar to {user.email}, the address of an account; write it like that"
         )
     row = {
         "token_hash": token_hash,
@@ -86,12 +86,12 @@ def add_invite(
 def redeem_invite(
     db: Connection, token_hash: bytes, *, nonce_hash: bytes | None = None, now_ms: int
 ) -> User | None:
-    """Use an invite up, and give its account, made if there is none; None if the invite is not valid.
+    """Use an invite up and return its account, which is created if missing. None if the invite is invalid.
 
-    It makes an administrator if it says so. A browser that sends the same nonce again within `REDEEMED_MS`
-    gets the same account again, since it may not have received the first answer.
+    The account becomes an administrator if the invite says so. A browser that sends the same nonce again
+    within `REDEEMED_MS` gets the account again: it may not have received the first answer.
     """
-    # One statement: of two requests with the same token, one finds nothing to delete.
+    # One statement, so that only one of two requests with the same token deletes the row.
     used = delete(invites).where(invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
     invite = db.execute(used.returning(invites.c.email, invites.c.is_admin)).one_or_none()
     if invite is None:
@@ -104,7 +104,7 @@ def redeem_invite(
             db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms
         )
     elif not is_same_mailbox(user.email, invite.email):
-        return None  # an account that came after the invite
+        return None  # the account was created after the invite
     elif invite.is_admin:
         set_admin(db, user.id, True)
     if nonce_hash is not None:
@@ -114,13 +114,13 @@ def redeem_invite(
 
 
 def forget_invites(db: Connection, user: User) -> None:
-    """End the open invites for an account's mailbox, and those that the account has made."""
+    """End the open invites for an account's mailbox, and those that the account has created."""
     for invited in invites_of(db, user.email):
         db.execute(delete(invites).where(invites.c.email == invited))
     db.execute(delete(invites).where(invites.c.created_by == user.id))
 
 
 def invites_of(db: Connection, email: str, *, now_ms: int = 0) -> set[str]:
-    """Give the addresses of open invites, as they are kept, that name this mailbox."""
+    """Return the stored addresses of open invites for this mailbox."""
     found = db.scalars(_INVITED, {"key": email_key(email), "now_ms": now_ms})
     return {invited for invited in found if is_same_mailbox(invited, email)}

@@ -1,4 +1,4 @@
-"""The networks from which the owner of each account signed in lately."""
+"""Known networks: each account's networks of recent sign-ins."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ from brewos_relay.registry.schema import known_networks, users
 
 KEPT_MS: Final = 180 * 24 * 3600 * 1000
 KEPT_PER_ACCOUNT: Final = 32
-"""Each account has a list of its own, so that no account can push out what belongs to another."""
+"""Each account has its own list, so no account can evict the networks of another."""
 NOTED_EVERY_MS: Final = 24 * 3600 * 1000
-"""How old an entry is when the next sign-in renews it."""
+"""How old an entry must be before a sign-in renews it."""
 _NETWORK_CHARS: Final = 64
 
 _SEEN: Final = (
@@ -27,22 +27,22 @@ _LOCKED: Final = (
 
 
 def seen_at(db: Connection, user_id: str, network: str) -> int | None:
-    """Find when an account was last signed in to from a network, in Unix ms; None if not within its list."""
+    """Return when an account was last signed in to from a network, in Unix ms. None if it is not listed."""
     return db.scalar(_SEEN, {"of_user": user_id, "in_network": network[:_NETWORK_CHARS]})
 
 
 def is_known(seen_ms: int | None, *, now_ms: int) -> bool:
-    """Tell whether a sign-in at that time makes a network known: one in the last 180 days."""
+    """Tell whether a sign-in at that time makes a network known: it was within the last 180 days."""
     return seen_ms is not None and seen_ms > now_ms - KEPT_MS
 
 
 def is_due(seen_ms: int | None, *, now_ms: int) -> bool:
-    """Tell whether a sign-in is to be noted: one a day for each network."""
+    """Tell whether a sign-in should be recorded: once a day for each network."""
     return seen_ms is None or seen_ms <= now_ms - NOTED_EVERY_MS
 
 
 def note_network(db: Connection, user_id: str, network: str, *, now_ms: int) -> None:
-    """Note a sign-in. Each account keeps the 32 networks that were used last."""
+    """Record a sign-in. Each account keeps the 32 networks that were used last."""
     if db.scalar(_LOCKED, {"of_user": user_id}) is None:
         return  # the account was removed meanwhile
     values = {"user_id": user_id, "network": network[:_NETWORK_CHARS], "seen_at_ms": now_ms}

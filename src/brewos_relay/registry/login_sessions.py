@@ -1,10 +1,10 @@
-"""Sessions: where people are signed in, and the refresh tokens that keep them so.
+"""Login sessions of users, and the refresh tokens that keep them alive.
 
-A refresh token is exchanged for its successor. It has exactly one, which two tabs both receive, and which is
-sent again if the first answer was lost. The successor is derived from the token and a stored salt, so only a
-holder of the token can compute it. A token stays valid until its successor was used, and during a grace
-period after its own exchange. A later use means that there are two holders: one of them has a copy, and
-the session ends for both. A token that has expired is treated as unknown.
+A refresh token is exchanged for its successor. It has exactly one: two browser tabs receive the same one, and
+a client that lost the answer receives it again. The successor is derived from the token and a stored salt, so
+only a holder of the token can compute it. A token stays valid until its successor was used, and during a
+grace period after its own exchange. A later use shows that the token was copied, and the session ends for
+both holders. An expired token is treated as unknown.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from brewos_relay.registry.records import Activity, LoginSession
 from brewos_relay.registry.schema import device_users, redeemed_invites, refresh_tokens, sessions, users
 
 SESSIONS_AT_MOST: Final = 500
-"""How many sessions one user has, so that ending all of them stays a short transaction."""
+"""How many sessions one user may have, so that ending all of them stays a short transaction."""
 
 NOTED_DEVICES: Final = 100
-"""The end of a copied session is noted with at most this many devices of its user."""
+"""The end of a copied session is added to the activity of at most this many devices of its user."""
 
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
@@ -45,7 +45,7 @@ _TOO_MANY: Final = (
     .order_by(sessions.c.used_at_ms.desc(), sessions.c.id.desc())
     .offset(bindparam("kept"))
 )
-# Shared: a change of the password waits, and ends this session as well.
+# A shared lock: a change of the password waits for it, and then ends this session as well.
 _PASSWORD: Final = (
     select(users.c.password_hash).where(users.c.id == bindparam("of_user")).with_for_update(read=True)
 )
@@ -70,7 +70,7 @@ _DEVICES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """A session that goes on; `salt` is what the successor of the token is derived with."""
+    """A renewed session, and the salt from which the successor of the token is derived."""
 
     session: LoginSession
     salt: bytes
@@ -96,12 +96,12 @@ def open_session(
     expires_at_ms: int,
     password_hash: str | None = None,
 ) -> LoginSession:
-    """Sign a user in; of the user agent, the first 300 characters are kept.
+    """Sign a user in. The first 300 characters of the user agent are kept.
 
-    `expires_at_ms` is when the session ends, and the token, if that is not used until then. A user has
-    `SESSIONS_AT_MOST`: the one that was used longest ago ends for a new one. `password_hash` is that of the
-    password with which the user signs in. Raises TokenRejected if the account was removed or has another
-    password by now.
+    The session and its token end at `expires_at_ms` unless the token is used before. A user has at most
+    `SESSIONS_AT_MOST`: a new one ends the session that was used longest ago. `password_hash` is the hash of
+    the password that was used. Raises TokenRejected if the account was removed or its password changed
+    meanwhile.
     """
     if not lock_account(db, user_id):
         raise TokenRejected("the account was removed")
@@ -136,13 +136,14 @@ def refresh(
     grace_ms: int,
     expires_at_ms: int,
 ) -> Refreshed | Copied | None:
-    """Exchange a refresh token for its successor, and prolong the session; None if the token is unknown.
+    """Exchange a refresh token for its successor and prolong the session. None if the token is unknown.
 
-    The first exchange stores `successor_hash` and `successor_salt`; later ones give the stored salt. If the
+    The first exchange stores `successor_hash` and `successor_salt`; later ones return the stored salt. If the
     successor was used, the session ends, unless the token was exchanged at most `grace_ms` ago.
-    `expires_at_ms` is the new end of the session and of the successor, and of the token while it leads there.
+    `expires_at_ms` is the new end of the session and its successor, and of the token while it leads to the
+    successor.
     """
-    # The session's row comes first, as when a session ends: two tokens of one session take turns.
+    # Lock the session's row first, like `_end`: two tokens of one session take turns.
     db.execute(_LOCKED, {"token": refresh_hash})
     token = _find_token(db, refresh_hash, now_ms=now_ms)
     session = None if token is None else _find_session(db, token.session_id, now_ms=now_ms)
@@ -150,7 +151,7 @@ def refresh(
         return None
     salt = successor_salt
     successor = None
-    if token.successor_hash is not None:  # earlier versions stored none
+    if token.successor_hash is not None:  # tokens of earlier versions have none
         successor = _find_token(db, token.successor_hash, now_ms=now_ms)
     is_current = successor is not None and successor.replaced_at_ms is None
     in_grace = token.replaced_at_ms is None or now_ms - token.replaced_at_ms <= grace_ms
@@ -177,7 +178,7 @@ def refresh(
 
 
 def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[str, LoginSession]:
-    """Read those of these sessions that have neither ended nor expired, by their ids."""
+    """Find sessions by their ids. Ended, expired and missing ones are left out."""
     return {
         session.id: session
         for chunk in chunks(ids, IDS_AT_ONCE)
@@ -193,9 +194,9 @@ def sessions_of(
     limit: int | None = None,
     now_ms: int,
 ) -> list[LoginSession]:
-    """List where a user is signed in, the last used first: at most `limit`.
+    """List the sessions of a user, the last used first: at most `limit`.
 
-    `after` is the `used_at_ms` and the id of the last session of the page before.
+    `after` is the `used_at_ms` and the id of the last session of the previous page.
     """
     query = _OF_USER.limit(limit)
     if after is not None:
@@ -204,7 +205,7 @@ def sessions_of(
 
 
 def end_session(db: Connection, session_id: str, *, user_id: str | None = None, now_ms: int) -> bool:
-    """End a session, if it is this user's where one is given; False if there is none such."""
+    """End a session, if it belongs to `user_id` where given. False if there is none."""
     ended = delete(sessions).where(sessions.c.id == session_id)
     if user_id is not None:
         ended = ended.where(sessions.c.user_id == user_id)
@@ -212,12 +213,12 @@ def end_session(db: Connection, session_id: str, *, user_id: str | None = None, 
 
 
 def end_sessions(db: Connection, user_id: str, *, now_ms: int) -> int:
-    """End every session of a user; give how many there were."""
+    """End all sessions of a user. Returns how many there were."""
     return _end(db, delete(sessions).where(sessions.c.user_id == user_id), now_ms=now_ms)
 
 
 def _end(db: Connection, ended: Any, *, now_ms: int) -> int:
-    # Their refresh tokens go with them, and the right to redeem a link again, which would begin another.
+    # Refresh tokens are deleted by cascade. Redeeming an invite again would start another session.
     rows = db.execute(ended.returning(sessions.c.id, sessions.c.user_id)).all()
     for user_id in {user_id for _, user_id in rows}:
         db.execute(delete(redeemed_invites).where(redeemed_invites.c.user_id == user_id))
@@ -243,7 +244,7 @@ def _find_session(db: Connection, session_id: str, *, now_ms: int) -> LoginSessi
 
 
 def _end_copied(db: Connection, session: LoginSession, *, now_ms: int) -> None:
-    """End a session of which a token was copied, and note it in the activity of its user's devices."""
+    """End a session whose token was copied, and add that to the activity of its user's devices."""
     end_session(db, session.id, now_ms=now_ms)
     devices = db.scalars(_DEVICES, {"of_user": session.user_id}).all()
     add_activity(
@@ -256,7 +257,7 @@ def _end_copied(db: Connection, session: LoginSession, *, now_ms: int) -> None:
 
 
 def _cut(text: str | None, chars: int) -> str | None:
-    # What a client says of itself is stored by databases that take no NUL and no half of a surrogate pair.
+    # Databases accept no NUL and no lone surrogate in text that clients send.
     return None if text is None else text[:chars].replace("\0", "?").encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Notices: what an account is told about a machine that it has lost, or has in the place of another user."""
+"""Notices to accounts about devices that they lost, or got from another user."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -9,7 +9,7 @@ from brewos_relay.registry.records import Notice, NoticeKind
 from brewos_relay.registry.schema import notices, users
 
 NOTICES_KEPT: Final = 20
-"""Notices of one account; the oldest goes for a new one."""
+"""How many notices one account keeps, the newest."""
 NOTICES_KEPT_MS: Final = 90 * 24 * 3600 * 1000
 
 _OF_USER: Final = (
@@ -22,7 +22,7 @@ _OF_USER: Final = (
 def add_notices(
     db: Connection, user_ids: Iterable[str], kind: NoticeKind, *, device_id: str, now_ms: int
 ) -> None:
-    """Tell accounts about a machine. A user id without an account has no page to be told on."""
+    """Add a notice about a device to accounts. User ids without an account get none."""
     for user_id in user_ids:
         row = select(users.c.id, literal(now_ms), literal(kind), literal(device_id))
         columns = ["user_id", "at_ms", "kind", "device_id"]
@@ -37,11 +37,11 @@ def add_notices(
 
 
 def notices_of(db: Connection, user_id: str) -> list[Notice]:
-    """Read the notices of an account, the newest first."""
+    """List the notices of an account, newest first."""
     rows = db.execute(_OF_USER, {"of_user": user_id})
     return [Notice(id=id_, at_ms=at_ms, kind=kind, device_id=device) for id_, at_ms, kind, device in rows]
 
 
 def dismiss_notices(db: Connection, user_id: str, *, up_to_id: int) -> None:
-    """Delete the notices of an account up to the one with this id."""
+    """Delete the notices of an account up to this id."""
     db.execute(delete(notices).where(notices.c.user_id == user_id, notices.c.id <= up_to_id))

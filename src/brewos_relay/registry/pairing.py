@@ -1,16 +1,16 @@
-"""Pairing: a machine shows a token, and the user who claims it gets the machine.
+"""Pairing: a machine shows a token, and the user who presents it gets the machine.
 
-| Whose claim | The token's key works | The token's key is another |
+| Who pairs | The token's key works | The token's key is another |
 | --- | --- | --- |
-| Any user's, of a device without users | becomes an owner | becomes an owner; the key becomes the device's |
-| An owner's | stays an owner | the key becomes the device's |
-| Another user's | becomes a member | is refused, unless its machine connected and the owner's never did |
-| Any user's, of a device with users and without owners | becomes an owner | as above |
+| Any user, a device without users | becomes an owner | becomes an owner; the key becomes the device's |
+| An owner | stays an owner | the key becomes the device's |
+| Another user | becomes a member | is refused, unless its machine connected and the owner's never did |
+| Any user, a device with users and without owners | becomes an owner | as above |
 
-A token works once, for the first user who claims it; that user gets the same answer when they ask again.
-Tokens are found by their hashes alone. A machine that says it has another key than the one on file is not
-believed: its id can be guessed. That its owner holds the token that it shows is what proves it. What a claim
-is worth before any machine has connected is in `registry.pairing_proof`.
+A token works once, for the first user who presents it; that user gets the same answer on a retry. Tokens are
+found by their hashes. A machine that reports another key than the stored one is not trusted, since ids can be
+guessed. The proof is that an owner presents the token that the machine shows. `registry.pairing_proof`
+describes what a pairing is worth before any machine has connected.
 """
 
 from collections.abc import Sequence
@@ -73,14 +73,14 @@ def register_pairing(
     networks: Sequence[str] = ("",),
     rules: NewDeviceRules = _NO_RULES,
 ) -> Registered:
-    """Take a token that a machine shows, or a stranger in its name; doing so again changes nothing.
+    """Register a token that a machine shows, or a stranger in its name. Repeating it changes nothing.
 
-    `stored`: the device was unknown and has this key now. `refreshed`: the key is one that works.
-    `replaced`: the device has no users, so it has this key now. `pending`: the device has users and its key
-    stays; an owner has to claim the token to make this key the device's.
+    `stored`: the device was unknown, and now has this key. `refreshed`: the key works already. `replaced`:
+    the device has no users, and now has this key. `pending`: the device has users and keeps its key; an owner
+    must present the token to make this key the device's.
 
-    `networks` are the one that it came from and those around it, the widest first. Raises PairingClosed for
-    an unknown id, and for a new key of a device without users; TooManyNewDevices for an unknown id.
+    `networks` are the caller's network and those around it, the widest first. Raises PairingClosed for an
+    unknown id, and for a new key of a device without users; TooManyNewDevices for an unknown id.
     """
     device = _lock(db, device_id)
     if device is None:
@@ -90,13 +90,13 @@ def register_pairing(
         if _add_device(db, device_id, key_hash, now_ms=now_ms):
             add_token(db, device_id, key_hash, token_hash, expires_at_ms, networks[-1], seen_at_ms=None)
             return "stored"
-        device = lock_device(db, device_id)  # another machine of this id, or this one twice, was faster
+        device = lock_device(db, device_id)  # a concurrent registration of this id was faster
     if expire_pairing(db, device, now_ms=now_ms):
         device = lock_device(db, device_id)
     outcome: Registered
     if works(device, key_hash):
         outcome = "refreshed"
-        # The machine is here, and has not lost its key: another key was registered by a stranger.
+        # The machine still has its key: a stranger registered the other key.
         forget_pending(db, device)
     elif current_users(db, device_id, now_ms=now_ms):
         outcome = "pending"
@@ -112,7 +112,7 @@ def register_pairing(
 
 
 def register_held_pairings(db: Connection, held: Sequence[HeldPairing], *, now_ms: int) -> None:
-    """Store tokens that were held, unless they have expired or their key has ended."""
+    """Register held tokens, unless they have expired or their key has ended."""
     for each in held:
         device = _lock(db, each.device_id)
         if each.expires_at_ms > now_ms and device is not None and works(device, each.key_hash):
@@ -138,18 +138,18 @@ def pair_device(
     machines_at_most: int | None = None,
     held: Sequence[HeldPairing] = (),
 ) -> PairingResult | None:
-    """Give a user the device that shows this token; None if the token is not good for that.
+    """Give a user the device that shows this token. None if the token is not valid for that.
 
-    `name` becomes the device's if the user owns it. ValueError if it cannot be one. What was done with a
-    device without users is forgotten: it is no affair of its next owner. With `machines_at_most`, raises
-    QuotaReached if the user has so many, and TooManyUnproven. Tokens of the device that are `held` are stored
-    first.
+    `name` becomes the device's name if the user owns it; raises ValueError if it is invalid. Activity of a
+    device without users is deleted: its next owner must not see it. With `machines_at_most`, raises
+    QuotaReached for a user who has that many devices, and TooManyUnproven. `held` tokens of the device are
+    registered first.
     """
     if name is not None:
         check_name(name)
     lock_account(db, user_id)
     register_held_pairings(db, held, now_ms=now_ms)
-    # Both are asked for, whether or not the first is there: neither answer nor time tells which is wrong.
+    # Always look up both, so that neither the answer nor its time reveals which one is wrong.
     device = _lock(db, device_id)
     token = find_token(db, device_id, token_hash)
     if device is None or token is None or token.expires_at_ms <= now_ms:
@@ -158,7 +158,7 @@ def pair_device(
     users = current_users(db, device_id, now_ms=now_ms)
     before = users.get(user_id)
     if token.used_by is not None:
-        # Never gives anything: it may have been taken from them since.
+        # A used token gives no access: an owner may have removed the user since.
         return _answer(device.name, before) if before and token.used_by == user_id else None
     if expired:
         device = lock_device(db, device_id)
@@ -179,7 +179,7 @@ def pair_device(
     if not users:
         forget_activity(db, device_id)
         forget_state(db, device_id)
-    # Before what comes of it.
+    # Before the entries that follow from it.
     entry = Activity(
         device_id=device_id, at_ms=now_ms, kind="claimed", user_id=user_id, detail={"role": role}
     )
@@ -203,7 +203,7 @@ def pair_device(
 
 
 def _has_precedence(device: Device, token: Row[Any]) -> bool:
-    """Tell whether the machine of a token has connected, and the one of the device's users never has."""
+    """Tell whether the token's machine has connected, and the machine of the device's users never has."""
     return device.unproven_since_ms is not None and token.seen_at_ms is not None
 
 
@@ -219,7 +219,7 @@ def _check_quotas(
 
 
 def _give_key(db: Connection, device: Device, token: Row[Any], *, user_id: str, now_ms: int) -> bool:
-    """Make a token's key the key of a device without users; tell whether it was another one before."""
+    """Make a token's key the key of a device without users. Tells whether the key changed."""
     if not replace_key(db, device, token.key_hash, user_id=user_id, now_ms=now_ms):
         return False
     since_ms = now_ms if token.seen_at_ms is None else None
@@ -255,7 +255,7 @@ def _add_device(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int)
 
 
 def _tell_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
-    """Tell a device's owners that another key waits, but not once for every try of whoever tries."""
+    """Notify a device's owners that another key is pending, once for several attempts."""
     waiting = tokens_of(db, device.id, now_ms=now_ms)
     if device.key_pending_since_ms is None or all(works(device, row.key_hash) for row in waiting):
         note_change(db, "key_pending", device_id=device.id, now_ms=now_ms)

@@ -1,6 +1,6 @@
-"""Which machines may register that the registry does not know: the pairing window, and quotas of new ids.
+"""Limits on new devices: the pairing window, new ids of each network, and devices of each account.
 
-Both are in the registry, so that they hold for all instances of a server.
+All are stored in the registry, so that they hold across all instances of a server.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from brewos_relay.registry.schema import device_users, new_ids, pairing_window, 
 PairingMode = Literal["open", "window", "closed"]
 
 COUNTED_MS: Final = 24 * 3600 * 1000
-"""For how long the new ids of a network count."""
+"""How long the new ids of a network count."""
 WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
-"""The longest that the pairing window can be opened for."""
+"""The longest time for which the pairing window can be opened."""
 
 _ROW: Final = 1
 
@@ -45,9 +45,10 @@ _COUNT_ONE: Final = {kind: _count_one(is_postgresql=kind) for kind in (False, Tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDeviceRules:
-    """Who may register a machine that is unknown: by the pairing mode, and how many new ids a day.
+    """Which unknown machines may register: the pairing mode, and how many new ids a day.
 
-    `per_network` is for one network; each wider one around it may have twice as many. None is for no quota.
+    `per_network` is the limit of one network; each wider network around it may have twice as many. None is no
+    limit.
     """
 
     mode: PairingMode = "open"
@@ -55,9 +56,9 @@ class NewDeviceRules:
 
 
 def open_window(db: Connection, *, now_ms: int, for_ms: int) -> int:
-    """Open the pairing window from now on, also if it is open; give until when.
+    """Open the pairing window from now on, or prolong it. Returns when it closes.
 
-    ValueError for a time that is not between 1 ms and a day.
+    Raises ValueError unless the time is between 1 ms and a day.
     """
     if not 0 < for_ms <= WINDOW_AT_MOST_MS:
         raise ValueError("pairing can be opened for a day at most")
@@ -70,27 +71,27 @@ def open_window(db: Connection, *, now_ms: int, for_ms: int) -> int:
 
 
 def close_window(db: Connection) -> None:
-    """Close the pairing window, if it is open."""
+    """Close the pairing window if it is open."""
     db.execute(delete(pairing_window))
 
 
 def window_open_until(db: Connection, *, now_ms: int) -> int | None:
-    """Tell until when the pairing window is open; None if it is closed."""
+    """Return when the pairing window closes. None if it is closed."""
     until_ms: int | None = db.scalar(select(pairing_window.c.open_until_ms))
     return until_ms if until_ms is not None and until_ms > now_ms else None
 
 
 def check_window(db: Connection, mode: PairingMode, *, now_ms: int) -> None:
-    """Raise PairingClosed unless machines that are unknown may register now."""
+    """Raise PairingClosed unless unknown machines may register now."""
     if mode == "closed" or (mode == "window" and window_open_until(db, now_ms=now_ms) is None):
         raise PairingClosed
 
 
 def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, now_ms: int) -> None:
-    """Count an id that a network registers for the first time. Raises TooManyNewDevices at the quota.
+    """Count a new id of a network. Raises TooManyNewDevices at the limit.
 
-    `networks` are the one that it came from and those around it, the widest first. Each row is locked until
-    the transaction ends, so that two instances cannot both count the last one.
+    `networks` are the caller's network and those around it, the widest first. Each row stays locked until the
+    transaction ends, so that two instances cannot both use the last place.
     """
     count_one = _COUNT_ONE[db.dialect.name == "postgresql"]
     for place, network in enumerate(networks):
@@ -103,12 +104,13 @@ def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, n
 def check_quota(
     db: Connection, user_id: str, *, limit: int, now_ms: int, device_id: str | None = None
 ) -> None:
-    """Raise QuotaReached if a user already has `limit` machines; call it before the user gets one more.
+    """Raise QuotaReached if a user has `limit` devices. Call this before the user gets another.
 
-    Machines of every role count, and access that has ended does not. `device_id` names the machine that is
-    about to be given: a user who has it already gets no further machine, so that passes.
+    Devices of every role count; ended access does not. `device_id` is the device to be given: a user who has
+    it already passes.
 
-    The account stays locked until the transaction ends. Two transactions cannot both take its last place.
+    The account stays locked until the transaction ends, so that two transactions cannot both use the last
+    place.
     """
     db.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True)).all()
     has = _count_of(user_id, now_ms)
@@ -119,7 +121,7 @@ def check_quota(
 
 
 def machine_count(db: Connection, user_id: str, *, now_ms: int) -> int:
-    """Count the machines that a user has, in whatever role."""
+    """Count the devices of a user, in any role."""
     count: int | None = db.scalar(_count_of(user_id, now_ms))
     return count or 0
 

@@ -1,15 +1,15 @@
-"""Proof: which of two machines with one id connects, and whose the device is then.
+"""Pairing proof: which of two machines with the same id is genuine, and who owns the device.
 
-Anybody can register a key for an id, and claim the device with the token that they registered. A claim of a
-machine that registered itself is *unproven* until a machine has come to the WebSocket with its key:
+Anyone can register a key for any id, and pair the device with the registered token. The pairing of a machine
+that registered itself is *unproven* until a machine connects to the WebSocket with its key:
 
-- It expires a day after it was made.
-- A machine with another key takes precedence if it has come to the WebSocket and its token is claimed.
-- The claim that gave way comes back if its own machine connects before its day is over. So a stranger who
-  connects first gains nothing for good: between two machines that connect, the earlier claim counts.
+- It expires after a day.
+- A machine with another key takes precedence if it has connected and a user presents its token.
+- The former pairing is restored if its own machine connects before its day is over. So a stranger who
+  connects first gains nothing permanent: between two machines that connect, the earlier pairing counts.
 
-Nothing of this applies to a machine that has connected, nor to keys from the command line or from before
-these rules.
+These rules do not apply to machines that have connected, nor to keys from the command line or from before the
+rules.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ from brewos_relay.registry.records import Access, Activity, Device
 from brewos_relay.registry.schema import claims, device_users, devices
 
 UNPROVEN_CLAIM_MS: Final = 24 * 3600 * 1000
-"""How long a claim lasts without a machine that connects."""
+"""How long a pairing lasts without a machine that connects."""
 UNPROVEN_PER_ACCOUNT: Final = 5
-"""How many machines that never connected one account may own."""
+"""How many devices that never connected one account may own."""
 
 EXPIRED_AT_ONCE: Final = 50
 
@@ -42,26 +42,26 @@ _SEEN_AT: Final = (
 
 
 def confirm_key(db: Connection, device_id: str, key_hash: bytes) -> None:
-    """Note that a machine has come with a device's key, which proves the claim of its owner."""
+    """Record that a machine connected with a device's key, which proves the owner's pairing."""
     device = _find(db, device_id)
     if device is not None and device.unproven_since_ms is not None and works(device, key_hash):
         trust_key(db, device_id)
 
 
 def trust_key(db: Connection, device_id: str) -> None:
-    """Treat a device as proven, as when the one who runs the server says whose it is."""
+    """Treat a device as proven, because an administrator says whose it is."""
     db.execute(update(devices).where(devices.c.id == device_id).values(unproven_since_ms=None))
 
 
 def is_of_interest(device: Device, key_hash: bytes) -> bool:
-    """Tell whether it matters that a machine comes with this key, which does not work for the device."""
+    """Tell whether a connection with this key matters although the key does not work."""
     return device.unproven_since_ms is not None or device.former_key_hash == key_hash
 
 
 def came_with_other_key(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
-    """Note that a machine has come to the WebSocket with a key that does not work.
+    """Record that a machine connected with a key that does not work.
 
-    True if it works from now on, since the device went back to an earlier claim.
+    True if the key works from now on, because the device went back to its former pairing.
     """
     if reinstate(db, device_id, key_hash, now_ms=now_ms):
         return True
@@ -75,7 +75,7 @@ def came_with_other_key(db: Connection, device_id: str, key_hash: bytes, *, now_
 
 
 def is_noted(db: Connection, device: Device, key_hash: bytes) -> bool:
-    """Tell whether `came_with_other_key` would change nothing, which needs no write to find out."""
+    """Tell whether `came_with_other_key` would change nothing. Needs no write."""
     if device.former_key_hash == key_hash:
         return False
     waiting = select(claims.c.seen_at_ms).where(
@@ -85,20 +85,20 @@ def is_noted(db: Connection, device: Device, key_hash: bytes) -> bool:
 
 
 def seen_at(db: Connection, device_id: str, key_hash: bytes) -> int | None:
-    """Tell when a machine came with this key, as noted with any of its tokens; None if none has."""
+    """Return when a machine connected with this key, as recorded with its tokens. None if none has."""
     seen_at_ms: int | None = db.scalar(_SEEN_AT, {"of_device": device_id, "key": key_hash})
     return seen_at_ms
 
 
 def count_unproven(db: Connection, user_id: str, *, but: str) -> int:
-    """Count the machines that a user owns and that never connected, without one of them."""
+    """Count the devices that a user owns and that never connected, without the device `but`."""
     mine = select(func.count()).join_from(device_users, devices, devices.c.id == device_users.c.device_id)
     mine = mine.where(device_users.c.user_id == user_id, device_users.c.role == "owner")
     return db.scalar(mine.where(devices.c.unproven_since_ms.is_not(None), devices.c.id != but)) or 0
 
 
 def expire_pairing(db: Connection, device: Device, *, now_ms: int) -> bool:
-    """Release a locked device whose claim is over since no machine connected; tell whether it was."""
+    """Release a locked device whose pairing expired because no machine connected. Tells whether it did."""
     if device.unproven_since_ms is None:
         return False
     has = current_users(db, device.id, now_ms=now_ms)
@@ -111,14 +111,14 @@ def expire_pairing(db: Connection, device: Device, *, now_ms: int) -> bool:
 
 
 def expire_pairings(db: Connection, *, now_ms: int) -> bool:
-    """Release the devices whose claims are over; True if there may be more of them."""
+    """Release the devices whose pairings have expired. True if there may be more."""
     over = select(devices.c.id).join_from(devices, device_users, devices.c.id == device_users.c.device_id)
     over = over.where(devices.c.unproven_since_ms.is_not(None), device_users.c.role == "owner")
     over = over.where(device_users.c.claimed_at_ms <= now_ms - UNPROVEN_CLAIM_MS)
     ids = db.scalars(over.distinct().order_by(devices.c.id).limit(EXPIRED_AT_ONCE)).all()
     expired = 0
     for device_id in ids:
-        # Again, now that nobody else changes it: its machine may have connected.
+        # Check again with the row locked: the machine may have connected.
         device = _find(db, device_id)
         expired += device is not None and expire_pairing(db, device, now_ms=now_ms)
     return len(ids) == EXPIRED_AT_ONCE and expired > 0
@@ -127,9 +127,9 @@ def expire_pairings(db: Connection, *, now_ms: int) -> bool:
 def take_over(
     db: Connection, device: Device, key_hash: bytes, *, user_id: str, has: Mapping[str, Access], now_ms: int
 ) -> None:
-    """Give a locked device, whose machine never connected, to the user whose machine has.
+    """Give a locked device, whose machine never connected, to the user whose machine has connected.
 
-    What it was before is kept beside it until the day of that claim is over. `has` are its users.
+    The former pairing is kept beside it until its day is over. `has` are the current users.
     """
     former = _first_owner(has)
     until_ms = _ends_at(has)
@@ -142,7 +142,7 @@ def take_over(
         "former_key_hash": device.key_hash if former else None,
         "former_user_id": former,
         "former_until_ms": until_ms,
-        # Its machine has connected.
+        # The new owner's machine has connected.
         "unproven_since_ms": None,
     }
     db.execute(update(devices).where(devices.c.id == device.id).values(kept))
@@ -150,9 +150,9 @@ def take_over(
 
 
 def reinstate(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
-    """Give a device back to the earlier claim, as its machine connects; False if that is over.
+    """Restore the former pairing of a device, because its machine connected. False if it is over.
 
-    Its day has to last, and its user has to be there still.
+    Its day must not be over, and its user must still exist.
     """
     device = _find(db, device_id)
     if device is None or device.former_key_hash != key_hash or device.former_user_id is None:
@@ -175,9 +175,9 @@ def reinstate(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -
 
 
 def release_device(db: Connection, device_id: str, *, now_ms: int) -> int:
-    """Take a device from everybody and for good, because an administrator says so; give how many had it.
+    """Take a device from all users, on an administrator's order. Returns how many users it had.
 
-    Its key stays until a machine registers another one. Raises DeviceUnknown.
+    Its former pairing ends too. Its key stays until a machine registers another one. Raises DeviceUnknown.
     """
     lock_device(db, device_id)
     has = current_users(db, device_id, now_ms=now_ms)
@@ -208,7 +208,7 @@ def _first_owner(has: Mapping[str, Access]) -> str | None:
 
 
 def _ends_at(has: Mapping[str, Access]) -> int | None:
-    """Tell when the claim of the first owner ends without a machine; None if it has no such end."""
+    """Return when the first owner's pairing expires without a machine. None if it does not."""
     first = _first_owner(has)
     claimed_at_ms = None if first is None else has[first].claimed_at_ms
     return None if claimed_at_ms is None else claimed_at_ms + UNPROVEN_CLAIM_MS

@@ -1,8 +1,8 @@
-"""Claim slots: which of the tokens that are registered for a device are kept.
+"""Pairing tokens: which of the tokens registered for a device are kept.
 
-Anybody can register tokens for any id. So each network has slots of its own, and no network takes those of
-another. The wider networks around each one have a bounded number of them together: a provider gives one
-customer thousands of IPv6 /64.
+Anyone can register tokens for any id. So each network has its own slots, and no network can use those of
+another. The wider networks around each one share a limited number of slots: a provider may give one customer
+thousands of IPv6 /64 networks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ from brewos_relay.registry.records import Device
 from brewos_relay.registry.schema import claims
 
 CLAIMS_AT_MOST: Final = 8
-"""How many tokens of one device are good at the same time, of those that one network registered."""
+"""How many valid tokens of one device are kept for each network."""
 
 NETWORKS_AT_MOST: Final = 32
-"""From how many networks tokens of one device are good at the same time."""
+"""How many networks may have valid tokens of one device."""
 
 WIDEST_AT_MOST: Final = NETWORKS_AT_MOST // 4
-"""How many of these may be in one network of the widest kind; in each narrower kind, half as many."""
+"""How many of these networks may be inside one network of the widest kind. Each narrower kind has half."""
 
 _CLAIM: Final = (
     select(claims)
@@ -41,17 +41,17 @@ _CLAIMS: Final = (
 
 
 def find_token(db: Connection, device_id: str, token_hash: bytes) -> Row[Any] | None:
-    """Find a token of a device, also one that has expired or was used."""
+    """Find a token of a device, even if it has expired or was used."""
     return db.execute(_CLAIM, {"of_device": device_id, "token": token_hash}).one_or_none()
 
 
 def tokens_of(db: Connection, device_id: str, *, now_ms: int) -> Sequence[Row[Any]]:
-    """List the tokens of a device that have not expired, in the order of their ends."""
+    """List the tokens of a device that have not expired, ordered by expiry."""
     return db.execute(_CLAIMS, {"of_device": device_id, "now_ms": now_ms}).all()
 
 
 def change_token(device_id: str, token_hash: bytes) -> Update:
-    """Begin a statement that changes a token of a device."""
+    """Return an UPDATE statement for a token of a device."""
     return update(claims).where(claims.c.device_id == device_id, claims.c.token_hash == token_hash)
 
 
@@ -65,14 +65,14 @@ def keep_token(
     now_ms: int,
     expires_at_ms: int,
 ) -> None:
-    """Keep a token that was registered for a device, if there is a slot for it; or prolong it.
+    """Store a token for a device if there is a slot, or prolong it.
 
-    `networks` are the one that it came from and those around it, the widest first.
+    `networks` are the caller's network and those around it, the widest first.
     """
     there = find_token(db, device.id, token_hash)
     if there is None:
         if _make_room(db, device, good=works(device, key_hash), networks=networks, now_ms=now_ms):
-            # A machine that shows a new token is the one that has come with this key already.
+            # If a machine has connected with this key, the new token belongs to the same machine.
             seen_at_ms = seen_at(db, device.id, key_hash)
             add_token(db, device.id, key_hash, token_hash, expires_at_ms, networks[-1], seen_at_ms=seen_at_ms)
         return
@@ -80,8 +80,8 @@ def keep_token(
     if there.key_hash == key_hash or (works(device, key_hash) and works(device, there.key_hash)):
         db.execute(same.values(key_hash=key_hash, expires_at_ms=max(there.expires_at_ms, expires_at_ms)))
     elif there.used_by is None:
-        # A stranger saw the token, or the machine has made itself another key meanwhile. Neither key may
-        # come out of a claim of this token; the machine's next token is good again.
+        # A stranger saw the token, or the machine generated another key meanwhile. The token becomes invalid,
+        # so that a user pairs neither key with it. The machine's next token works again.
         db.execute(same.values(used_by=NOBODY))
 
 
@@ -95,7 +95,7 @@ def add_token(
     *,
     seen_at_ms: int | None,
 ) -> None:
-    """Store a token that is new."""
+    """Store a new token."""
     row = {
         "device_id": device_id,
         "token_hash": token_hash,
@@ -108,10 +108,11 @@ def add_token(
 
 
 def _make_room(db: Connection, device: Device, *, good: bool, networks: Sequence[str], now_ms: int) -> bool:
-    """Drop the oldest tokens of a network for a new one of it; False if there is no room for this network.
+    """Drop the oldest tokens of a network for its new one. False if the network cannot have a slot.
 
-    None of a key that works is dropped for one of a key that does not, nor any of another network. Where too
-    many networks have tokens, only the key of a device with users takes the room of one that has none of it.
+    A token with a working key is never dropped for one without, nor is a token of another network. If too
+    many networks have tokens, only the key of a device with users takes the slots of a network that has no
+    token with it.
     """
     there = tokens_of(db, device.id, now_ms=now_ms)
     network = networks[-1]
@@ -137,7 +138,7 @@ def _make_room(db: Connection, device: Device, *, good: bool, networks: Sequence
 
 
 def _crowd(networks: Sequence[str], there: Iterable[str]) -> list[str]:
-    """Give the networks that take all slots which a network could have; none if there is a slot for it.
+    """Return the networks that occupy all slots which this network could use. Empty if it has a slot.
 
     `there` are the networks that have slots, the oldest first.
     """
@@ -154,7 +155,7 @@ def _crowd(networks: Sequence[str], there: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _is_within(network: str, wider: str) -> bool:
-    """Tell whether a network, named by its address, is in a wider one."""
+    """Tell whether a network, named by its address, is inside a wider one."""
     try:
         return ip_address(network) in ip_network(wider)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the registry keeps, as plain values; importing this costs no database.
+"""Records of the registry, as plain values. Importing this module loads no database library.
 
 Times are Unix times in milliseconds.
 """
@@ -48,11 +48,11 @@ ActivityKind = Literal[
 ]
 
 NoticeKind = Literal["lost_to_machine", "won_by_machine", "claim_expired", "released"]
-"""What an account is told about a machine.
+"""What a notice says.
 
 `lost_to_machine`: a machine with another key connected, and its owner has the device now. `won_by_machine`:
-the user has it now, and another user had claimed it. `claim_expired`: no machine connected for a day.
-`released`: an administrator took the device from everybody.
+the user has the device now, which another user had paired. `claim_expired`: no machine connected for a day.
+`released`: an administrator took the device from all users.
 """
 
 _NAME_CHARS: Final = 100
@@ -63,11 +63,11 @@ _USER_ID_CHARS: Final = 256
 class Device:
     """A registered device.
 
-    `next_key_hashes` are those of keys that were sent to it and not used yet, the newest last.
-    `key_pending_since_ms` is when another key was registered for it, which waits for an owner's claim.
-    An `anonymous` one has registered itself, and no user has it, as far as the lookup asked for that.
+    `next_key_hashes` are hashes of keys that were sent to the device and not used yet, the newest last.
+    `key_pending_since_ms` is when another key was registered, which waits for an owner to pair it.
+    `anonymous` devices registered themselves and have no users, as far as the lookup checked.
     `unproven_since_ms` is when a machine registered the key, if none has connected with it since.
-    `former_key_hash` is the key of an earlier claim that comes back if its machine connects by
+    `former_key_hash` is the key of a former pairing, which is restored if its machine connects by
     `former_until_ms`.
     """
 
@@ -89,7 +89,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """The last state of a device: a `status` message, and when it was known to hold."""
+    """The last state of a device: a `status` message, and the time at which it was current."""
 
     device_id: str
     payload: bytes
@@ -99,10 +99,9 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDevice:
-    """A device to register; ValueError for a name or a user that cannot be kept.
+    """A device to register. Raises ValueError for an invalid name or user id.
 
-    `id` is in upper case, `key_hash` has 32 bytes; whoever makes one has seen to that. Everybody who gets
-    the device has the same role.
+    The caller has validated `id`, in upper case, and `key_hash`, 32 bytes. All users get the same role.
     """
 
     id: str
@@ -121,16 +120,16 @@ class NewDevice:
 
     @property
     def user_ids(self) -> tuple[str, ...]:
-        """Everybody who gets the device, each once."""
+        """The users who get the device, each once."""
         first = () if self.user_id is None else (self.user_id,)
         return tuple(dict.fromkeys(first + self.more_user_ids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a user may do with a device, and until when; None for ever.
+    """The role of a user for a device, and its end; None is never.
 
-    `claimed_at_ms` is when they got it; None if that was before it was written down.
+    `claimed_at_ms` is when the user got access; None if that was not recorded yet.
     """
 
     user_id: str
@@ -142,7 +141,10 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceUser(Access):
-    """A user of a device; `email`, `name` and `picture_url` are those of the account with that id, if any."""
+    """A user of a device.
+
+    `email`, `name` and `picture_url` are those of the user's account, if there is one.
+    """
 
     email: str | None = None
     name: str | None = None
@@ -151,7 +153,7 @@ class DeviceUser(Access):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedDevice:
-    """A device that a user has: their access to it, and how many have access, they included."""
+    """A device of a user, with the user's access and the number of all its users."""
 
     device: Device
     access: Access
@@ -160,7 +162,7 @@ class OwnedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """Something that was done with a device; `user_id` is who did it, if that is known."""
+    """An event of a device. `user_id` is the user who caused it, if known."""
 
     device_id: str
     at_ms: int
@@ -171,14 +173,14 @@ class Activity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredActivity(Activity):
-    """An Activity as it was read; ids grow with time."""
+    """A stored Activity. Ids grow with time."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What an account is told about a machine; ids grow with time."""
+    """A notice to an account about a device. Ids grow with time."""
 
     id: int
     at_ms: int
@@ -188,7 +190,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Something that running servers act on; ids grow, more or less with time."""
+    """A change that running servers act on. Ids grow roughly with time."""
 
     id: int
     at_ms: int
@@ -201,7 +203,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredToken:
-    """A token without a session that was made here; the token itself is not kept.
+    """An issued token without a session. The token itself is not stored.
 
     `devices` are the ids that it names, or "*" for all devices.
     """
@@ -231,7 +233,7 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who somebody is, as an issuer says: `subject` is theirs there for ever, while `email` may change."""
+    """An identity that an issuer confirmed. `subject` never changes; `email` may."""
 
     issuer: str
     subject: str
@@ -243,7 +245,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginSession:
-    """Where somebody is signed in, and who they are."""
+    """A login session of a user, and the user."""
 
     id: str
     user_id: str
@@ -260,10 +262,10 @@ class LoginSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """An offer of access to a device: a link and a code, good until `expires_at_ms`.
+    """An offer of access to a device, by link and code, until `expires_at_ms`.
 
-    Whoever takes it has access until `until_ms`, None for ever. `uses_left` is how many more may take it,
-    None for any number.
+    Users who accept it have access until `until_ms`; None is for ever. `uses_left` is how many more users may
+    accept it; None is any number.
     """
 
     id: str
@@ -278,7 +280,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairingResult:
-    """What came of a claim: the device, and what its user may do with it now."""
+    """The result of pairing or accepting a share: the device, and the user's access to it."""
 
     device_id: str
     device_name: str | None

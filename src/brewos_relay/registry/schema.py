@@ -1,4 +1,4 @@
-"""Tables of the registry, in SQLAlchemy Core. A change here needs a migration in `migrations/versions`."""
+"""Tables of the registry, in SQLAlchemy Core. Each change needs a migration in `migrations/versions`."""
 
 from sqlalchemy import (
     BigInteger,
@@ -18,9 +18,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-_COUNT = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself in INTEGER only
+_COUNT = BigInteger().with_variant(Integer, "sqlite")  # SQLite has AUTOINCREMENT for INTEGER only
 
-# Without a row id, SQLite finds a device in one tree instead of two.
+# Without a row id, SQLite looks a device up in one B-tree instead of two.
 devices = Table(
     "devices",
     metadata,
@@ -29,27 +29,27 @@ devices = Table(
     Column("name", String(100)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("last_seen_ms", BigInteger),
-    # SHA-256 of keys that were sent to the machine and not used yet, 32 bytes each, the newest last.
+    # SHA-256 of the keys that were sent to the device and not used yet, 32 bytes each, the newest last.
     Column("next_key_hashes", LargeBinary),
-    # When a different key was registered for a device that somebody has; it waits for an owner's claim.
+    # When another key was registered for a device with users. It waits for an owner to pair it.
     Column("key_pending_since_ms", BigInteger),
     Column("firmware_version", String(50)),
     Column("machine_type", String(50)),
-    # Whether it is here because a machine, or somebody who says so, registered it, and nobody else did.
+    # True if only a machine, or a client that claims to be one, has registered the device.
     Column("registered_itself", Boolean, nullable=False, server_default=false()),
-    # Since when the key is that of a machine that registered itself and has not connected with it yet. NULL
-    # once it has, for keys from the command line, and for those that are older than this column.
+    # When a machine registered the key, if it has not connected with it yet. NULL once it has, for keys from
+    # the command line, and for keys from before this column.
     Column("unproven_since_ms", BigInteger),
-    # The claim that a machine that connected took precedence over: its key, its owner, and until when it
-    # comes back if its own machine connects after all.
+    # The former pairing, which gave way to a machine that connected: its key, its owner, and until when it is
+    # restored if its own machine connects.
     Column("former_key_hash", LargeBinary(32)),
     Column("former_user_id", String(256)),
     Column("former_until_ms", BigInteger),
     sqlite_with_rowid=False,
 )
 
-# A user id need not be that of an account: tokens can be made for any id. `account_id` is the user id if it
-# is that of an account, so that no row outlives its account.
+# A user id need not belong to an account: tokens can name any id. `account_id` is the user id if there is
+# such an account, so that the row is deleted with the account.
 device_users = Table(
     "device_users",
     metadata,
@@ -64,7 +64,7 @@ device_users = Table(
     sqlite_with_rowid=False,
 )
 
-# What a machine shows on its screen, and the key that it said it has when it registered that.
+# Pairing tokens: the token that a machine shows on its screen, and the key that it registered with it.
 claims = Table(
     "claims",
     metadata,
@@ -73,9 +73,9 @@ claims = Table(
     Column("key_hash", LargeBinary(32), nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("used_by", String(256)),
-    # Where it was registered: the networks of others cannot take its place.
+    # The network that registered it. Other networks cannot use its slot.
     Column("network", String(64)),
-    # When a machine came to the WebSocket with this key, which is not the device's.
+    # When a machine connected to the WebSocket with this key, which is not the device's.
     Column("seen_at_ms", BigInteger),
     Index("claims_by_end", "expires_at_ms"),
     sqlite_with_rowid=False,
@@ -89,18 +89,18 @@ shares = Table(
     Column("token_hash", LargeBinary(32), nullable=False, unique=True),
     Column("code_hash", LargeBinary(32), nullable=False, unique=True),
     Column("role", String(8), nullable=False),
-    # For how long those who take it have access; None for ever.
+    # The end of the access that it gives; NULL is for ever.
     Column("until_ms", BigInteger),
     Column("created_by", String(256), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
-    # How many more may take it; None for any number.
+    # How many more users may accept it; NULL is any number.
     Column("uses_left", Integer),
     Index("shares_by_device", "device_id"),
     sqlite_with_rowid=False,
 )
 
-# How many unknown ids a network has registered since a time; for a day.
+# How many unknown ids a network has registered since a time. Rows are kept for a day.
 new_ids = Table(
     "new_ids",
     metadata,
@@ -110,7 +110,7 @@ new_ids = Table(
     sqlite_with_rowid=False,
 )
 
-# One row: until when machines that are unknown may register.
+# One row: until when unknown machines may register.
 pairing_window = Table(
     "pairing_window",
     metadata,
@@ -129,9 +129,10 @@ users = Table(
     Column("password_hash", String(200)),
     Column("is_admin", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
-    # What addresses are compared by. Behind a space is the account's id, if an older account has the same.
+    # The comparison key of the address. If an older account has the same, a space and the account's id
+    # follow.
     Column("email_key", String(360), nullable=False, server_default=text("''")),
-    # When the account was closed. Its row stays until what it had is given up.
+    # When the account was closed. Its row stays until its devices are given up.
     Column("removed_at_ms", BigInteger),
     Index("users_by_email_key", "email_key", unique=True),
     sqlite_with_rowid=False,
@@ -146,7 +147,7 @@ identities = Table(
     sqlite_with_rowid=False,
 )
 
-# The networks from which the owner of an account signed in to it lately, as `networks.network_of` says.
+# The networks from which an account was recently signed in to, as returned by `networks.network_of`.
 known_networks = Table(
     "known_networks",
     metadata,
@@ -172,12 +173,12 @@ invites = Table(
     sqlite_with_rowid=False,
 )
 
-# Invites that a browser has just redeemed: it may ask again if the answer was lost.
+# Invites that a browser has just redeemed. It may retry if the answer was lost.
 redeemed_invites = Table(
     "redeemed_invites",
     metadata,
     Column("token_hash", LargeBinary(32), primary_key=True),
-    # SHA-256 of a random text that the browser sent along.
+    # SHA-256 of a random text that the browser sent.
     Column("nonce_hash", LargeBinary(32), nullable=False),
     Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("expires_at_ms", BigInteger, nullable=False),
@@ -205,9 +206,10 @@ refresh_tokens = Table(
     Column(
         "session_id", String(32), ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True
     ),
-    # Its own: a session goes on with others, and one that nobody uses must not stay good for as long.
+    # Separate from the session's: the session continues with newer tokens, and an unused token must not stay
+    # valid for as long.
     Column("expires_at_ms", BigInteger, nullable=False),
-    # When it was exchanged, and what its successor is derived with. The successor itself is not stored.
+    # When it was exchanged, and the salt from which its successor is derived. The successor is not stored.
     Column("replaced_at_ms", BigInteger),
     Column("successor_hash", LargeBinary(32)),
     Column("successor_salt", LargeBinary(32)),
@@ -215,8 +217,8 @@ refresh_tokens = Table(
     sqlite_with_rowid=False,
 )
 
-# Tokens without a session that the command line has made: never the token itself. One that is revoked stays
-# until it would have expired, so that it is refused.
+# Tokens without a session, issued by the command line. The token itself is not stored. A revoked token stays
+# until it would have expired, so that it is rejected.
 tokens = Table(
     "tokens",
     metadata,
@@ -232,15 +234,15 @@ tokens = Table(
     sqlite_with_rowid=False,
 )
 
-# The last `status` of a machine with all that it said after it, as it encodes it. With a row id: the rows are
-# large, and SQLite finds small things faster in a tree without them.
+# The last state of each device: its last `status` merged with later changes, in the device's encoding. With a
+# row id: rows are large, and SQLite searches a B-tree without them faster.
 device_states = Table(
     "device_states",
     metadata,
     Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
     Column("payload", LargeBinary, nullable=False),
     Column("is_text", Boolean, nullable=False),
-    # When this was known to hold.
+    # When the state was current.
     Column("at_ms", BigInteger, nullable=False),
     Index("device_states_by_time", "at_ms"),
 )
@@ -259,7 +261,7 @@ activity = Table(
     sqlite_autoincrement=True,
 )
 
-# What an account is told of a machine that it may not have any more.
+# Notices to accounts about devices that they gained or lost.
 notices = Table(
     "notices",
     metadata,
@@ -272,7 +274,7 @@ notices = Table(
     sqlite_autoincrement=True,
 )
 
-# What running servers have to act on, whoever made the change: a command line has no other way to tell them.
+# The change feed: changes that running servers act on. Commands have no other way to notify them.
 changes = Table(
     "changes",
     metadata,

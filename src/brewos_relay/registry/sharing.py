@@ -1,7 +1,7 @@
-"""Shares: an owner offers access by a link or a typed code, to as many as they say and for as long.
+"""Shares: an owner offers access to a device, by link or typed code.
 
-A share is worth something only as long as whoever made it owns the device, and it never takes anything from
-those who have access already.
+The owner chooses the role, the end, and how many users may accept. A share is valid only while its creator
+owns the device. Accepting one never reduces the access that a user has.
 """
 
 from typing import Any, Final
@@ -18,7 +18,7 @@ from brewos_relay.registry.schema import shares
 from brewos_relay.vocabulary import GuestRole
 
 SHARES_AT_MOST: Final = 20
-"""How many shares of one device are open at the same time; the oldest ends for a new one."""
+"""How many shares of one device are open at the same time. A new one ends the oldest."""
 
 _OPEN: Final = (
     select(shares)
@@ -42,17 +42,16 @@ def new_share(
     now_ms: int,
     expires_at_ms: int,
 ) -> Share:
-    """Offer access to a device, by whoever has the token or the code; raises NotAnOwner and
-    DeviceUnknown.
+    """Create a share of a device for the holders of a token or code. Raises NotAnOwner and DeviceUnknown.
 
-    ValueError if the share could give nothing, or would make owners.
+    Raises ValueError if the share would give nothing, or would make owners.
     """
     if role not in ("member", "viewer"):
-        raise ValueError(f"{role!r} cannot be given by a share: it must be member or viewer")
+        raise ValueError(f"the role of a share must be member or viewer, got {role!r}")
     if until_ms is not None and until_ms <= now_ms:
-        raise ValueError("the time until which the share gives access has passed")
+        raise ValueError("the access that the share gives would have ended already")
     if uses_left is not None and uses_left < 1:
-        raise ValueError(f"{uses_left} people cannot take a share: it must be 1 or more, or any number")
+        raise ValueError(f"uses_left must be 1 or more, or None for any number, got {uses_left}")
     lock_device(db, device_id)
     if not _owns(db, created_by, device_id, now_ms=now_ms):
         raise NotAnOwner(device_id)
@@ -97,13 +96,13 @@ def accept_share(
     now_ms: int,
     machines_at_most: int | None = None,
 ) -> PairingResult | None:
-    """Give a user what a share's link offers; None if it offers nothing (any more).
+    """Give a user the access that a share's link offers. None if the share is not valid.
 
-    With `machines_at_most`, raises QuotaReached if the user has as many other machines.
+    With `machines_at_most`, raises QuotaReached if the user has that many other devices.
 
-    Whoever has at least as much keeps it, and the share is not used up. Nor is it if they have more of one
-    and less of the other, say to see it for ever, where the share lets them use it until Sunday: giving
-    both would be more than it says.
+    A user with at least as much access keeps it, and the share is not used up. The same applies if the share
+    gives more in one respect and less in another: watching for ever against using until Sunday. Combining
+    both would exceed the share.
     """
     wanted = (shares.c.device_id == device_id, shares.c.token_hash == token_hash)
     return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
@@ -112,13 +111,13 @@ def accept_share(
 def accept_share_code(
     db: Connection, *, code_hash: bytes, user_id: str, now_ms: int, machines_at_most: int | None = None
 ) -> PairingResult | None:
-    """Give a user what a share offers to whoever types its code; as `accept_share`."""
+    """Give a user the access that a share's code offers; like `accept_share`."""
     wanted = (shares.c.code_hash == code_hash,)
     return _take(db, wanted, user_id=user_id, now_ms=now_ms, machines_at_most=machines_at_most)
 
 
 def shares_of(db: Connection, device_id: str, *, now_ms: int) -> list[Share]:
-    """List the shares of a device that can still be taken, the oldest first."""
+    """List the valid shares of a device, the oldest first."""
     rows = db.execute(_OPEN, {"of_device": device_id, "now_ms": now_ms}).all()
     return [_share(row) for row in rows if row.uses_left != 0 and _offers(db, row, now_ms=now_ms)]
 
@@ -126,7 +125,10 @@ def shares_of(db: Connection, device_id: str, *, now_ms: int) -> list[Share]:
 def revoke_share(
     db: Connection, device_id: str, share_id: str, *, now_ms: int, user_id: str | None = None
 ) -> bool:
-    """End a share of a device, because `user_id` says so; False if there is none. Who took it keeps it."""
+    """End a share of a device on behalf of `user_id`.
+
+    False if there is none. Users who accepted it keep access.
+    """
     ended = delete(shares).where(shares.c.id == share_id, shares.c.device_id == device_id)
     row = db.execute(ended.returning(*shares.c)).one_or_none()
     if row is None:
@@ -146,13 +148,13 @@ def _take(
     device_id = db.scalar(select(shares.c.device_id).where(*wanted))
     if device_id is None:
         return None
-    if machines_at_most is not None:  # first, since accounts are locked before devices
+    if machines_at_most is not None:  # first: accounts are locked before devices
         check_quota(db, user_id, limit=machines_at_most, now_ms=now_ms, device_id=device_id)
     try:
         device = lock_device(db, device_id)
     except DeviceUnknown:
         return None
-    # Again, now that nobody else changes it.
+    # Read it again with the device locked.
     row = db.execute(select(shares).where(*wanted).where(shares.c.expires_at_ms > now_ms)).one_or_none()
     if row is None or not _offers(db, row, now_ms=now_ms):
         return None
@@ -169,7 +171,7 @@ def _take(
 
 
 def _offers(db: Connection, row: Row[Any], *, now_ms: int) -> bool:
-    """Tell whether what a share gives is still to be had, and whoever made it may still give it."""
+    """Tell whether the access that a share gives has not ended, and its creator may still give it."""
     return (row.until_ms is None or row.until_ms > now_ms) and _owns(
         db, row.created_by, row.device_id, now_ms=now_ms
     )

@@ -32,11 +32,11 @@ _PICTURE_URL_CHARS: Final = 2000
 
 
 def sign_in(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> User:
-    """Find or make the account of a person whom an issuer has identified; raises SignInRefused.
+    """Find or create the account of an identity. Raises SignInRefused.
 
-    An ordinary account is made if sign-up is open to all, or for an invited mailbox. That uses up its
-    invites, except those to become an administrator: only their links do that. Name and picture become what
-    the issuer says.
+    An ordinary account is created if sign-up is open to all, or for an invited mailbox. That uses up its
+    invites, except administrator invites: only their links make administrators. The account takes on the name
+    and picture of the identity.
     """
     user_id = db.scalar(_USER_OF, {"issuer": ident.issuer, "subject": ident.subject})
     if user_id is None:
@@ -51,27 +51,27 @@ def sign_in(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) 
 
 
 def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -> str:
-    """Find the account that somebody new to us may have, or make it; give its id."""
+    """Find or create the account for an identity that signs in for the first time. Returns its id."""
     email = _vouched_email(ident)
     user = find_user_by_email(db, email)
     if user is not None:
         if not is_same_mailbox(user.email, email):
             raise SignInRefused(
-                f"{email} is too much like the address of another account;"
-                " if that is yours, sign in with a password, or with the address that the account has"
+                f"{email} is too similar to the address of another account;"
+                " if that is yours, sign in with a password, or with the address of the account"
             )
-        # Another person may have the address by now.
+        # The address may belong to another person by now.
         if db.scalar(_SUBJECT_AT, {"issuer": ident.issuer, "of_user": user.id}) is not None:
             raise SignInRefused(
-                f"{email} belongs to an account that another person has signed in to with this address;"
+                f"another person has signed in with {email}, which belongs to an account;"
                 " an administrator can invite you to it"
             )
         return user.id
     invited = invites_of(db, email, now_ms=now_ms)
     if not (open_to_all or invited):
         raise SignInRefused(f"{email} has no account here: ask an administrator for an invite")
-    # Otherwise the link would go on signing in its holder. An administrator's stays: it gives more than this
-    # does.
+    # The links of other invites would go on signing in their holders. An administrator invite stays: it gives
+    # more than this sign-in does.
     for each in invited:
         db.execute(delete(invites).where(invites.c.email == each, ~invites.c.is_admin))
     return make_user(
@@ -85,7 +85,7 @@ def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -
 
 
 def _vouched_email(ident: Identity) -> str:
-    # An account with an unverified address would wait for the address's owner to sign in to it.
+    # Otherwise a stranger could prepare an account with an address, and its owner would sign in to it later.
     try:
         if ident.email_verified and ident.email is not None:
             return normal_email(ident.email)

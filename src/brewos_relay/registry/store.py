@@ -1,7 +1,7 @@
-"""Store: the registry for the server, over a Database in worker threads.
+"""Store: the registry of a running server. It runs the queries of this package in worker threads.
 
-The HTTP API sees a Store without `write` (`protocols.Registry`): what it writes has an authority, which is
-verified in the same transaction (`write_as`), or is one of the few writes that `registry.anonymous` lists.
+The HTTP API uses a Store without `write` (`protocols.Registry`). Its writes carry an authority, which is
+verified in the same transaction (`write_as`), or are listed in `authority.ANONYMOUS_WRITES`.
 """
 
 import functools
@@ -36,7 +36,7 @@ from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.vocabulary import now_ms
 
 WRITE_S: Final = 4.0
-"""How long a write may take, with every wait for others, unless the store is opened with another time."""
+"""How long a write may take by default, with all waiting for other writers."""
 _THREADS: Final = 4
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -48,10 +48,10 @@ logger = logging.getLogger(__name__)
 
 
 class Store:
-    """The registry of a running server. `open_store` makes one.
+    """The registry of a running server. Use `open_store` to create one.
 
-    Every coroutine may raise RegistryError. What is found is what was committed, by whomever, before it was
-    asked for.
+    Every coroutine may raise RegistryError. A read sees all changes that were committed before it was called,
+    by any process.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Store:
         self._follower = follower
         self._write_s = write_s
         self.timings = {name: Histogram(_BOUNDS_S) for name in ("read", "write", "lookup")}
-        """How long whoever asked had to wait, in s."""
+        """How long callers waited, in s."""
         self.failures: Counter[str] = Counter()
-        """How often it was a failure that they waited for."""
+        """How often callers waited for a failure."""
         self._readers = trio.CapacityLimiter(_THREADS)
-        # Writers that would wait for each other in the database anyway do so here, without a thread each.
+        # If the database has one writer at a time, writers queue here rather than in a thread each.
         self._writers = trio.CapacityLimiter(1 if database.one_writer else _THREADS)
         self._devices = BatchedLookup(self._query_devices, limiter=self._readers)
         self._accesses = BatchedLookup(self._query_accesses, limiter=self._readers)
@@ -88,7 +88,7 @@ class Store:
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function that reads with a connection before these arguments, and give what it returns."""
+        """Call a function that reads, with a connection and these arguments, and return its result."""
         call = functools.partial(self._call_reading, function, *args, **kwargs)
         with self._timed("read"):
             return await trio.to_thread.run_sync(call, limiter=self._readers)
@@ -102,11 +102,12 @@ class Store:
     ) -> T:
         """Verify an authority and call a function that writes, in one transaction.
 
-        It is committed on return and undone if the function raises. Raises what `authority.verify` does:
-        nothing was written then. A transaction that lost to another writer runs once more, with its
-        verification. All of it may take `write_s`, with the queue of writers and the waits for locks, or what
-        is left until the caller's own deadline. Raises RegistryBusy after that: the change was undone, unless
-        its commit was under way, which the error says. Once under way, a cancellation waits for its end.
+        The transaction is committed on return and rolled back if the function raises. Raises the errors of
+        `authority.verify`; nothing was written then. A transaction that lost against another writer runs once
+        more, including the verification. The limit of `write_s`, or the caller's own earlier deadline,
+        includes the queue of writers and all lock waits. RegistryBusy is raised at the limit: the change was
+        rolled back, unless its commit had started, which the error says. Cancelling a write that is under way
+        waits for its end.
         """
 
         def verified(db: Connection) -> T:
@@ -118,9 +119,9 @@ class Store:
     async def write_anonymous(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function that writes without an authority; as `write_as` otherwise.
+        """Call a function that writes without an authority; otherwise like `write_as`.
 
-        TypeError unless `registry.anonymous` lists the function with the reason.
+        Raises TypeError unless `authority.ANONYMOUS_WRITES` lists the function.
         """
         if function not in ANONYMOUS_WRITES:
             raise TypeError(f"{function!r} needs an authority: call write_as")
@@ -129,9 +130,9 @@ class Store:
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function that writes, in a transaction; for the work of the server itself.
+        """Call a function that writes, in a transaction, on behalf of the server itself.
 
-        As `write_as` without the verification.
+        Like `write_as` without the verification.
         """
         attempt = WriteAttempt(self._writers, within_s=self._write_s)
         call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)
@@ -139,90 +140,90 @@ class Store:
             return await attempt.run(call)
 
     async def finish_removals(self, *, within_s: float) -> None:
-        """Remove what closed accounts had; see `Housekeeper.finish_removals`."""
+        """Give up the devices of closed accounts; see `Housekeeper.finish_removals`."""
         await self._housekeeper.finish_removals(within_s=within_s)
 
     async def find_device(self, device_id: str) -> Device | None:
-        """Find a device by its id; lookups that arrive together share one query."""
+        """Find a device by its id. Concurrent lookups share one query."""
         with self._timed("lookup"):
             return await self._devices.find(device_id)
 
     async def access_of(self, user_id: str, device_id: str) -> Access | None:
-        """Tell what a user may do with a device; None if nothing (any more). Shares queries likewise."""
+        """Return a user's access to a device. None if there is none. Lookups share queries."""
         with self._timed("lookup"):
             return await self._accesses.find((user_id, device_id))
 
     async def find_session(self, session_id: str) -> LoginSession | None:
-        """Find a session that has neither been ended nor run out. Shares queries likewise."""
+        """Find a login session that has not ended or expired. Lookups share queries."""
         with self._timed("lookup"):
             return await self._sessions.find(session_id)
 
     @property
     def write_problem(self) -> tuple[str, str] | None:
-        """Why the storage failed the last write, as a word and a text; None once `probe` has succeeded."""
+        """Why the storage failed the last write, as a code and a message. None once `probe` has succeeded."""
         return self._database.write_problem
 
     async def probe(self) -> None:
-        """Write something that changes nothing, and forget `write_problem`. Raises RegistryError."""
+        """Write something that changes nothing, and clear `write_problem`. Raises RegistryError."""
         await self.write(self._database.probe)
         self._database.write_problem = None
 
     async def is_revoked(self, token_id: str) -> bool:
-        """Tell whether a token was revoked. Shares queries likewise."""
+        """Tell whether a token was revoked. Lookups share queries."""
         with self._timed("lookup"):
             return await self._revoked.find(token_id) is not None
 
     def has_heard_of_revocation(self, token_id: str) -> bool:
-        """Tell at once whether a token was revoked, as far as changes were read by now.
+        """Tell whether a token was revoked, according to the changes read so far. Does not wait.
 
-        A later change closes the connections of the token.
+        A later revocation closes the connections of the token.
         """
         return token_id in self._heard_of
 
     async def find_state(self, device_id: str) -> StoredState | None:
-        """Find the last state of a device, unless it is too old. Shares queries likewise."""
+        """Find the last state of a device, unless it is too old. Lookups share queries."""
         with self._timed("lookup"):
             return await self._states.find(device_id)
 
     async def save_states(self, states: Sequence[StoredState]) -> None:
-        """Store the states of devices, in one transaction; see `registry.device_states`."""
+        """Store the states of devices in one transaction; see `registry.device_states`."""
         await self.write(save_states, states)
 
     async def check(self) -> None:
-        """See that the registry answers; raises RegistryError. Cancelled, it leaves its thread behind."""
+        """Verify that the registry answers. Raises RegistryError. If cancelled, it abandons its thread."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
 
     def hold_pairing(self, claim: HeldPairing) -> None:
-        """Hold the token of a device with a working key; written as soon as the registry can be written."""
+        """Hold the token of a device with a working key until the registry can be written."""
         self.notes.hold_pairing(claim)
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
-        """Hold that a device has connected with a working key; written likewise."""
+        """Hold that a device connected with a working key, until the registry can be written."""
         self.notes.hold_use(device_id, key_hash, use)
 
     def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
-        """Give the tokens of a device that wait to be stored."""
+        """Return the tokens of a device that wait to be stored."""
         return self.notes.held_pairings(device_id)
 
     def watch_changes(self, apply: Apply) -> None:
-        """Have every change since the store was opened handed to `apply`, one batch after another.
+        """Pass every change since the store was opened to `apply`, one batch after another.
 
-        At the latest half a second after its commit, unless the batch before takes longer.
+        A change is passed at most half a second after its commit, unless the previous batch takes longer.
         """
         self._watcher.watch(apply)
 
     async def catch_up(self, *, ends_only: bool = False) -> None:
-        """Wait until every change that is committed by now was applied; at once if nothing watches.
+        """Wait until all changes committed by now are applied. Returns at once if nothing watches.
 
-        With `ends_only`, until every session that has ended by now was closed: other changes may still wait.
+        With `ends_only`, wait until the sessions that ended by now are closed; other changes may still wait.
         """
         await self._watcher.catch_up(ends_only=ends_only)
 
     async def run(self) -> None:
-        """Answer lookups, follow changes, prune, and write what is noted, until cancelled.
+        """Answer lookups, follow changes, do the housekeeping and write recorded facts, until cancelled.
 
-        **Owns:** a task for each kind of batched lookup, and those that watch, prune and write.
-        **Ends when:** cancelled, once what was noted is written, or 5 s later.
+        **Owns:** a task for each kind of batched lookup, and one each for watching, housekeeping and writing.
+        **Ends when:** cancelled, once recorded facts are written, or 5 s later.
         """
         async with trio.open_nursery() as nursery:
             for batcher in (self._devices, self._accesses, self._sessions, self._revoked, self._states):
@@ -249,7 +250,7 @@ class Store:
 
     def _ask(self) -> None:
         with self._database.reading() as db:
-            db.execute(_ANY_DEVICE).first()  # SQLite looks into its file for nothing less
+            db.execute(_ANY_DEVICE).first()  # SQLite does not open its file for less
 
     def _query_devices(self, ids: list[str]) -> Mapping[str, Device]:
         with self._database.reading() as db:
@@ -309,13 +310,11 @@ class Store:
 async def open_store(
     url: str, *, write_s: float = WRITE_S, states_kept_s: float = STATES_KEPT_MS / 1000
 ) -> AsyncIterator[Store]:
-    """Open the registry at an SQLAlchemy URL, and close it with everything noted written.
+    """Open the registry at an SQLAlchemy URL. On exit, write all recorded facts and close it.
 
-    `write_s` is how long a write may take before its caller gets RegistryBusy, `states_kept_s` how old the
-    state of a device may be.
+    A write raises RegistryBusy after `write_s`. States of devices older than `states_kept_s` are not used.
 
-    **Owns:** a nursery around the body, with the store's task in it.
-    **Ends when:** the body does.
+    **Owns:** a nursery around the body, with the store's task in it. **Ends when:** the body does.
     """
     database, follower, revoked = await trio.to_thread.run_sync(_open, url)
     try:
@@ -340,7 +339,7 @@ def _open(url: str) -> tuple[Database, ChangeReader, set[str]]:
     database = Database.open(url)
     try:
         with database.reading() as db:
-            follower = ChangeReader(db)  # first: a token that is revoked meanwhile is in one of the two
+            follower = ChangeReader(db)  # first, so that a concurrent revocation is in one of the two
             return database, follower, revoked_tokens(db)
     except RegistryError:
         database.close()

@@ -1,7 +1,7 @@
-"""Tokens without a session: those that were made here, and the deny-list of those that were revoked.
+"""Tokens without a session: those issued here, and which of them are revoked.
 
-The list names what is refused. So a token without an id, and a token of another service that signs with the
-same key, are as good as their signature.
+Only tokens in this list can be revoked. A token without an id, or from another service that signs with the
+same key, stays valid until it expires.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _LOCKED: Final = (
 
 
 def add_token(db: Connection, token: StoredToken) -> None:
-    """Remember a token that was made."""
+    """Store an issued token."""
     row = {
         "id": token.id,
         "name": token.name,
@@ -44,9 +44,9 @@ def add_token(db: Connection, token: StoredToken) -> None:
 def all_tokens(
     db: Connection, *, after: tuple[int, str] | None = None, limit: int | None = None, now_ms: int
 ) -> list[StoredToken]:
-    """List the tokens that have not expired, also those that were revoked, the newest first: at most `limit`.
+    """List the tokens that have not expired, including revoked ones, newest first: at most `limit`.
 
-    `after` is the `created_at_ms` and the id of the last token of the page before.
+    `after` is the `created_at_ms` and the id of the last token of the previous page.
     """
     query = _TOKENS.limit(limit)
     if after is not None:
@@ -55,7 +55,7 @@ def all_tokens(
 
 
 def revoke_token(db: Connection, token_id: str, *, now_ms: int) -> bool:
-    """Revoke a token, and tell running servers; False if no token with this id could still be used."""
+    """Revoke a token and notify running servers. False if there is no valid token with this id."""
     revoked = (
         update(tokens)
         .where(tokens.c.id == token_id, tokens.c.revoked_at_ms.is_(None), tokens.c.expires_at_ms > now_ms)
@@ -68,14 +68,14 @@ def revoke_token(db: Connection, token_id: str, *, now_ms: int) -> bool:
 
 
 def revoked_tokens(db: Connection, ids: Sequence[str] | None = None) -> set[str]:
-    """Give the ids of those of these tokens that were revoked; None stands for all."""
+    """Return which of these tokens are revoked; None means all tokens."""
     if ids is None:
         return set(db.scalars(_ALL_REVOKED))
     return {id_ for chunk in chunks(ids, IDS_AT_ONCE) for id_ in db.scalars(_REVOKED, {"ids": chunk})}
 
 
 def lock_token(db: Connection, token_id: str) -> bool:
-    """Keep a token from being revoked until the transaction ends; False if it was revoked."""
+    """Keep a token from being revoked until the transaction ends. False if it was revoked."""
     return db.scalar(_LOCKED, {"of_token": token_id}) is None
 
 

@@ -15,17 +15,17 @@ _MAY_BE_DONE: Final = "the registry did not confirm the change in time: it may h
 
 
 class WriteAttempt:
-    """Waits for a write in a worker thread until a deadline, and decides who won: the commit or the deadline.
+    """Runs a write in a worker thread until a deadline, and decides whether commit or deadline came first.
 
-    The deadline includes the queue for a thread and all waiting for locks. A write that is given up before
-    its commit is rolled back, however late its thread gets there.
+    The deadline includes the queue for a thread and all lock waits. A write that is abandoned before its
+    commit is rolled back, however late its thread gets there.
 
-    In the queue, a cancellation ends the wait at once. After that only the end of the write does, or the
-    deadline. A thread that is left behind keeps its place until it ends: the attempt is its limiter.
+    A cancellation ends the wait in the queue at once. Later, only the end of the write or the deadline does.
+    An abandoned thread keeps its place until it ends: the attempt is its limiter.
     """
 
     def __init__(self, limiter: trio.CapacityLimiter, *, within_s: float) -> None:
-        """Start the clock; an earlier deadline of the caller counts."""
+        """Start the clock. An earlier deadline of the caller counts."""
         now = trio.current_time()
         self._limiter = limiter
         self._deadline = min(now + within_s, trio.current_effective_deadline())
@@ -37,13 +37,13 @@ class WriteAttempt:
         self._results: list[Any] = []
 
     async def run(self, write: Callable[[], T]) -> T:
-        """Call `write` in a thread. Raises what it raises, and RegistryBusy at the deadline."""
+        """Call `write` in a thread. Raises its errors, and RegistryBusy at the deadline."""
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.move_on_at(self._deadline):
             await self._limiter.acquire_on_behalf_of(self)
             try:
                 with trio.move_on_at(self._deadline, shield=True):
-                    # trio takes any limiter with these two methods, and its types only its own.
+                    # Trio accepts any limiter with these two methods, but its types accept only its own.
                     limiter = cast("trio.CapacityLimiter", self)
                     return await trio.to_thread.run_sync(
                         self._call, write, limiter=limiter, abandon_on_cancel=True
@@ -53,7 +53,7 @@ class WriteAttempt:
                     self._limiter.release_on_behalf_of(self)
         with self._deciding:
             self._given_up = True
-            if self._results:  # it came to its end at this moment
+            if self._results:  # it completed at this moment
                 result: T = self._results[0]
                 return result
             if self._committing:
@@ -61,29 +61,29 @@ class WriteAttempt:
         raise self._busy()
 
     def left_s(self) -> float:
-        """Read how much time is left. Raises RegistryBusy if there is none; for the thread."""
+        """Return the remaining time. Raises RegistryBusy if there is none. Called in the thread."""
         left_s = self._until_s - time.monotonic()
         if self._given_up or left_s <= 0:
             raise self._busy()
         return left_s
 
     def before_commit(self) -> None:
-        """Claim the commit; raises RegistryBusy after the deadline; for the thread."""
+        """Reserve the commit. Raises RegistryBusy after the deadline. Called in the thread."""
         with self._deciding:
             self.left_s()
             self._committing = True
 
     def not_committed(self) -> None:
-        """Note that the commit failed and left nothing; for the thread."""
+        """Record that the commit failed and changed nothing. Called in the thread."""
         with self._deciding:
             self._committing = False
 
     async def acquire_on_behalf_of(self, _borrower: object) -> None:
-        """Give the place to the thread; see `trio.to_thread.run_sync`."""
+        """Pass the place in the queue to the thread; see `trio.to_thread.run_sync`."""
         self._thread_has_place = True
 
     def release_on_behalf_of(self, _borrower: object) -> None:
-        """Give the place back at the end of the thread; see `trio.to_thread.run_sync`."""
+        """Return the place at the end of the thread; see `trio.to_thread.run_sync`."""
         self._limiter.release_on_behalf_of(self)
 
     def _call(self, write: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""What a running server notes all the time, written every few seconds in one go."""
+"""Write-behind: facts that a running server records continuously, written every few seconds."""
 
 import logging
 import threading
@@ -19,11 +19,11 @@ from brewos_relay.vocabulary import now_ms
 
 FLUSH_EVERY_S: Final = 5.0
 CLOSE_S: Final = 5.0
-"""The longest that closing waits for what was noted to be written."""
+"""How long closing waits for the last write at most."""
 ENTRIES_AT_MOST: Final = 10_000
-"""How many entries of activity wait to be written."""
+"""How many entries of activity may wait to be written."""
 ENTRIES_AT_ONCE: Final = 500
-"""With so many, writing does not wait any longer: a crowd that comes would leave much memory behind."""
+"""How many entries trigger a write at once, so that a burst does not use much memory."""
 
 _Said = Mapping[str, tuple[str | None, str | None]]
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class WriteBehind:
-    """When devices were seen, what they are, and who did what; noting never fails and never waits."""
+    """Records when devices were seen, what they report and their activity. Recording never fails or waits."""
 
     def __init__(self, database: Database, *, limiter: trio.CapacityLimiter) -> None:
         self._database = database
@@ -50,36 +50,36 @@ class WriteBehind:
         self._noted.set()
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
-        """Hold that a device has connected with a working key until that can be stored."""
+        """Hold that a device connected with a working key until that can be stored."""
         self._held.hold_use(device_id, key_hash, use)
         self._noted.set()
 
     def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
-        """Give the tokens of a device that wait to be stored."""
+        """Return the tokens of a device that wait to be stored."""
         return self._held.pairings_of(device_id)
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
-        """Remember when a device was connected (Unix ms)."""
+        """Record when a device was connected (Unix ms)."""
         self._seen[device_id] = max(at_ms, self._seen.get(device_id, at_ms))
         self._noted.set()
 
     def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
-        """Remember what a device says of itself."""
+        """Record what a device reports about itself."""
         self._said[device_id] = (firmware_version, machine_type)
         self._noted.set()
 
     def note_activity(self, entry: Activity) -> None:
-        """Remember what was done; dropped while 10,000 entries wait."""
+        """Record an activity. Dropped while 10,000 entries wait."""
         if len(self._entries) >= ENTRIES_AT_MOST:
             self._dropped += 1
             return
         self._entries.append(entry)
         self._noted.set()
-        if len(self._entries) == ENTRIES_AT_ONCE:  # not beyond: what could not be written waits its time
+        if len(self._entries) == ENTRIES_AT_ONCE:  # not beyond it: after a failure, entries wait as usual
             self._many.set()
 
     async def run(self) -> None:
-        """Write what is noted, until cancelled; then write the rest, which takes 5 s at the longest."""
+        """Write recorded facts until cancelled; then write the rest, in 5 s at most."""
         try:
             while True:
                 await self._noted.wait()
@@ -93,39 +93,39 @@ class WriteBehind:
     async def _flush(self) -> None:
         if not (self._seen or self._said or self._entries or self._held):
             return
-        held = self._held.all()  # stays where claims find it until it is written
+        held = self._held.all()  # kept until written, so that pairing finds it
         if self._dropped:
             logger.warning("%d entries of activity were dropped: too many at once", self._dropped)
             self._dropped = 0
         seen, self._seen, self._noted = self._seen, {}, trio.Event()
         said, self._said = self._said, {}
         entries, self._entries, self._many = self._entries, deque(), trio.Event()
-        claim = threading.Lock()  # whoever gets it writes what was noted, or puts it back
+        turn = threading.Lock()  # its first holder writes the records or puts them back
 
         def write() -> None:
-            if claim.acquire(blocking=False):
+            if turn.acquire(blocking=False):
                 self._write(held, seen, said, list(entries))
 
         try:
-            # Left behind rather than waited for when time is up: another process may hold the database. What
-            # a thread was given is its to write, or some of it would be written twice.
+            # Abandon the thread when time is up: another process may hold the database. Records that a thread
+            # has taken are not put back, or some would be written twice.
             await trio.to_thread.run_sync(write, limiter=self._limiter, abandon_on_cancel=True)
             self._held.forget(held)
         except trio.Cancelled:
-            if claim.acquire(blocking=False):  # it was still waiting for a thread
+            if turn.acquire(blocking=False):  # it was still waiting for a thread
                 self._put_back(seen, said, entries)
             raise
         except RegistryError as problem:
             logger.warning("%s; trying again", problem)
             self._put_back(seen, said, entries)
         except Exception as problem:
-            if claim.acquire(blocking=False):  # it never began: no thread is to be had
-                logger.warning("what was noted cannot be written yet: %s; trying again", problem)
+            if turn.acquire(blocking=False):  # it never started: no thread is available
+                logger.warning("recorded facts cannot be written yet: %s; trying again", problem)
                 self._put_back(seen, said, entries)
                 return
-            # It would fail for ever, and take what comes later with it.
+            # It would fail every time, together with later records.
             self._held.forget(held)
-            logger.exception("what was noted cannot be written and is lost")
+            logger.exception("recorded facts cannot be written and are lost")
 
     def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
         self._said = {**said, **self._said}
@@ -139,7 +139,7 @@ class WriteBehind:
     def _write(
         self, held: Sequence[Held], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]
     ) -> None:
-        if held:  # before the others, which must not be written twice
+        if held:  # first: the others must not be written twice
             with self._database.writing() as db:
                 write_held(db, held, now_ms=now_ms())
         with self._database.writing() as db:

@@ -1,6 +1,7 @@
-"""Versions of the registry's tables, and the way from one to the next.
+"""Versions of the registry's tables, and the upgrade from one to the next.
 
-The steps are in `versions/`, for Alembic. It takes its time to import: only where there is something to do.
+The migrations are in `versions/`. Alembic runs them; it is slow to import, so it is imported only if there is
+something to do.
 """
 
 import logging
@@ -18,37 +19,37 @@ HEAD: Final = VERSIONS[-1]
 _FOLDER: Final = Path(__file__).parent
 
 _LOCK: Final = 0x6272_6577
-"""A number for PostgreSQL; any that nobody else in the same database uses."""
+"""An advisory lock number for PostgreSQL that no other program in the same database uses."""
 
-_alembic_runs = threading.Lock()  # it keeps what it works on in a global
+_alembic_runs = threading.Lock()  # Alembic keeps its state in a global
 
 logger = logging.getLogger(__name__)
 
 
 def version_of(db: Connection) -> str | None:
-    """Tell which version of the tables a database has; None if it has none of them."""
+    """Return the version of a database's tables. None without tables."""
     tables = set(inspect(db).get_table_names())
     if "alembic_version" in tables:
         version: str | None = db.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
             return version
-    # Before there were versions, there were these.
+    # Tables from before versions were recorded.
     return VERSIONS[0] if "devices" in tables else None
 
 
 def check_known(version: str | None) -> None:
-    """Raise RegistryError for a version that only a newer program knows."""
+    """Raise RegistryError for a version of a newer brewos-relay."""
     if version is not None and version not in VERSIONS:
         raise RegistryError(
-            f"a newer brewos-relay has changed its tables to version {version}, and this one knows them up to"
-            f" {HEAD}; install one that is at least as new"
+            f"a newer brewos-relay has upgraded its tables to version {version}, and this one supports up to"
+            f" {HEAD}; install a version that is at least as new"
         )
 
 
 def apply(db: Connection) -> list[str]:
-    """Bring the tables up to date in the transaction of `db`; give the versions that were added.
+    """Upgrade the tables in the transaction of `db`. Returns the versions that were applied.
 
-    Whoever else does so at the same time waits until that transaction ends, and then finds nothing to do.
+    A concurrent upgrade waits until this transaction ends, and then finds nothing to do.
     """
     if db.dialect.name == "postgresql":
         db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
@@ -59,12 +60,12 @@ def apply(db: Connection) -> list[str]:
         with _alembic_runs:
             _run_alembic(db, version)
     if version is not None and added:
-        logger.info("the registry's tables were changed from version %s to %s", version, HEAD)
+        logger.info("the registry's tables were upgraded from version %s to %s", version, HEAD)
     return list(added)
 
 
 def _run_alembic(db: Connection, version: str | None) -> None:
-    # Before it is imported: it tells of that, too.
+    # Before the import, which logs too.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic import command
     from alembic.config import Config

@@ -1,4 +1,4 @@
-"""Runs migrations for Alembic over the connection, and in the transaction, that it is handed."""
+"""Alembic environment: runs migrations on a given connection, in its transaction."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Accounts and sessions, roles, pairing and shares, activity, and what running servers are told."""
+"""Accounts and sessions, roles, pairing and shares, activity, and the change feed."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The successor of a refresh token, and invites that were redeemed a moment ago."""
+"""Successors of refresh tokens, and recently redeemed invites."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The networks from which each account was signed in to."""
+"""Known networks: each account's networks of recent sign-ins."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,8 +1,8 @@
-"""Keys of e-mail addresses, by which two accounts must differ, and the administrators who invite.
+"""Comparison keys of e-mail addresses, which must differ between accounts, and the creators of invites.
 
-Accounts whose addresses have the same key all stay. The oldest has the key; the key of each other one has a
-space and its id behind it, which no address has. They are found by their own addresses, and `doctor` lists
-them.
+Accounts whose addresses have the same key all stay. The oldest has the key; the keys of the others end with a
+space and the account's id, which no address contains. They are found by their own addresses, and `doctor`
+lists them.
 """
 
 import sqlalchemy as sa

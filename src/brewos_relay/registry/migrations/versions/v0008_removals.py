@@ -1,4 +1,4 @@
-"""Accounts that are closed, while what they had is given up in steps."""
+"""Accounts that are closed while their devices are given up in steps."""
 
 import sqlalchemy as sa
 from alembic import op
