@@ -76,7 +76,7 @@ def _cut_off(sock: socket.socket, at_s: float) -> Iterator[None]:
     def cut() -> None:
         was_cut.set()
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, which is not safe to use from here
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the TLS layer is not safe to use in this thread
 
     watch = threading.Timer(max(at_s - time.monotonic(), 0.0), cut)
     watch.start()

@@ -56,7 +56,7 @@ def derive_token(token: str, salt: bytes) -> str:
 def hash_secret(secret: str) -> bytes:
     """Hash a device key or a token for storing and finding: SHA-256, 32 bytes.
 
-    These secrets are long and random. Guessing one is hopeless, so a slow hash would protect nothing.
+    These secrets are long and random and cannot be guessed, so they need no slow hash.
     """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 

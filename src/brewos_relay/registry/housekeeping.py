@@ -161,7 +161,7 @@ def find_excess(db: Connection, *, now_ms: int) -> list[Step]:
     by_device = select(activity.c.device_id).group_by(activity.c.device_id)
     crowded = db.scalars(by_device.having(func.count() > kept).limit(FOUND_AT_ONCE)).all()
     seen_ms = func.coalesce(devices.c.last_seen_ms, devices.c.created_at_ms)
-    # With the id, since machines that are online are seen at the same time.
+    # Order by id as well: machines that are online are seen at the same time.
     newest_first = select(seen_ms, devices.c.id).where(_UNUSED).order_by(seen_ms.desc(), devices.c.id.desc())
     first_too_many = db.execute(newest_first.offset(UNUSED_DEVICES_KEPT).limit(1)).one_or_none()
     is_over = seen_ms <= now_ms - UNUSED_DEVICES_KEPT_MS

@@ -129,7 +129,7 @@ def _make_room(db: Connection, device: Device, *, good: bool, networks: Sequence
     others = [row.token_hash for row in mine if not works(device, row.key_hash)]
     drop: list[bytes] = []
     if good:
-        # One place is always left for a machine that has lost its key.
+        # Always leave one place for a machine that has lost its key.
         excess = max(len(ours) + 2 - CLAIMS_AT_MOST, 0)
         ours, drop = ours[excess:], ours[:excess]
     drop += others[: max(len(ours) + len(others) + 1 - CLAIMS_AT_MOST, 0)]

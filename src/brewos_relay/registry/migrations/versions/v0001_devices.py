@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the first two tables."""
+    """Create the first two tables."""
     op.create_table(
         "devices",
         sa.Column("id", sa.String(12), primary_key=True),

@@ -10,7 +10,7 @@ _COUNT = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Add columns to the first two tables, whose rows stay, and make the others."""
+    """Add columns to the first two tables, keeping their rows, and create the other tables."""
     op.add_column("devices", sa.Column("next_key_hashes", sa.LargeBinary))
     op.add_column("devices", sa.Column("key_pending_since_ms", sa.BigInteger))
     op.add_column("devices", sa.Column("firmware_version", sa.String(50)))

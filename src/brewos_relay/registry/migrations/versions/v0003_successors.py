@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add columns to the refresh tokens, whose rows stay, and make a table."""
+    """Add columns to the refresh tokens, keeping their rows, and create a table."""
     op.add_column("refresh_tokens", sa.Column("successor_hash", sa.LargeBinary(32)))
     op.add_column("refresh_tokens", sa.Column("successor_salt", sa.LargeBinary(32)))
     op.create_table(

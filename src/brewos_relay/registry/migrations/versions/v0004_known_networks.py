@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Make the table, which is empty at first: each owner is known from their next sign-in on."""
+    """Create the table, empty: networks are recorded from the next sign-in on."""
     op.create_table(
         "known_networks",
         sa.Column("user_id", sa.String(32), sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),

@@ -20,7 +20,7 @@ _invites = sa.table("invites", sa.column("token_hash"), sa.column("email"), sa.c
 
 
 def upgrade() -> None:
-    """Add the columns, and fill them."""
+    """Add the columns and fill them."""
     for table in ("users", "invites"):
         op.add_column(
             table, sa.Column("email_key", sa.String(360), nullable=False, server_default=sa.text("''"))
@@ -47,7 +47,7 @@ def _fill_users(db: sa.Connection) -> None:
 
 
 def _key(email: str) -> str | None:
-    """Give the key of a kept address; None if it is an address by the rules of its time only."""
+    """Return the key of a stored address. None if today's rules do not accept the address."""
     try:
         return email_key(email)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pairing: unproven keys, quotas of new ids, the pairing window, and notices."""
+"""Pairing: unproven keys, limits on new ids, the pairing window, and notices."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ _COUNT = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Add columns whose values are NULL for the rows that exist: none of the new rules applies to them."""
+    """Add columns that are NULL in existing rows, so that the new rules do not apply to them."""
     op.add_column("devices", sa.Column("unproven_since_ms", sa.BigInteger))
     op.add_column("devices", sa.Column("former_key_hash", sa.LargeBinary(32)))
     op.add_column("devices", sa.Column("former_user_id", sa.String(256)))

@@ -1,4 +1,4 @@
-"""Access that ends with its account, and tokens that can be revoked by themselves."""
+"""Access that ends with its account, and tokens that can be revoked one by one."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def upgrade() -> None:
-    """Add the reference to the account, delete access whose account is gone, and make the tokens."""
+    """Add the reference to the account, delete access without an account, and create the tokens."""
     _add_account_id()
     _delete_orphans(op.get_bind())
     op.execute("UPDATE device_users SET account_id = user_id WHERE user_id IN (SELECT id FROM users)")
@@ -67,10 +67,10 @@ def _add_account_id() -> None:
 
 
 def _delete_orphans(db: sa.Connection) -> None:
-    """Delete the access of removed accounts, and release the devices that no user has then.
+    """Delete the access of removed accounts, and release the devices that have no users then.
 
-    A claim in flight could give a machine to an account that was removed meanwhile: no user could claim the
-    machine any more.
+    A concurrent pairing could give a device to an account that was being removed. No user could pair that
+    device again.
     """
     rows = db.execute(
         sa.text("SELECT DISTINCT user_id FROM device_users WHERE user_id NOT IN (SELECT id FROM users)")

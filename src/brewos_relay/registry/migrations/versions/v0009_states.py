@@ -1,4 +1,4 @@
-"""States: the last state of each machine."""
+"""The last state of each device."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Add the table; it is filled as machines speak."""
+    """Create the table. It fills as devices report."""
     op.create_table(
         "device_states",
         sa.Column(
