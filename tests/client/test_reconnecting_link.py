@@ -13,9 +13,9 @@ from brewos_relay.client import reconnecting_link as link_module
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.reconnecting_link import (
-    GOOD_S,
     KICKED_PONG_S,
     LONG_PAUSE_S,
+    STABLE_S,
     LinkState,
     LinkStatus,
     LinkStopped,
@@ -67,14 +67,14 @@ class Network:
         self.lines: list[Line] = []
         self.fails: list[Exception] = []
         self.dial_s = 0.0
-        self.verdict = RetryDecision.BACK_OFF
+        self.decision = RetryDecision.BACK_OFF
         self.told: list[LinkStatus] = []
 
     def link(self, **options: Any) -> ReconnectingLink:
         return ReconnectingLink(
             dial=self.dial,
             parts=(self.read,),
-            decide_retry=lambda _: self.verdict,
+            decide_retry=lambda _: self.decision,
             on_status=self.told.append,
             backoff=Backoff(chance=lambda: 0.0),
             **options,
@@ -169,7 +169,7 @@ async def test_statuses_yields_each_status(autojump_clock: MockClock) -> None:
     assert seen == [LinkState.CONNECTING, LinkState.WAITING, LinkState.CONNECTING, LinkState.CONNECTED]
 
 
-@pytest.mark.parametrize(("lived_s", "pause_s"), [(0.0, 40.0), (GOOD_S - 1, 40.0), (GOOD_S, 5.0)])
+@pytest.mark.parametrize(("lived_s", "pause_s"), [(0.0, 40.0), (STABLE_S - 1, 40.0), (STABLE_S, 5.0)])
 async def test_only_a_long_connection_shortens_pauses_again(
     autojump_clock: MockClock, lived_s: float, pause_s: float
 ) -> None:
@@ -312,7 +312,7 @@ async def test_stopped_link_starts_again_only_when_kicked(autojump_clock: MockCl
     network = Network()
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)
-        network.verdict = RetryDecision.STOP
+        network.decision = RetryDecision.STOP
         network.lines[0].cut(4002, "replaced")
         stopped = await link.wait_for_state(LinkState.STOPPED)
         assert (stopped.close_code, "replaced" in stopped.reason) == (4002, True)
@@ -328,14 +328,14 @@ async def test_stopped_link_starts_again_only_when_kicked(autojump_clock: MockCl
 
 
 @pytest.mark.parametrize(
-    ("verdict", "shortest_s", "longest_s"),
+    ("decision", "shortest_s", "longest_s"),
     [(RetryDecision.AT_ONCE, 0.0, 1.0), (RetryDecision.SLOWLY, LONG_PAUSE_S, LONG_PAUSE_S * 1.2)],
 )
 async def test_verdict_decides_how_to_continue(
-    autojump_clock: MockClock, verdict: RetryDecision, shortest_s: float, longest_s: float
+    autojump_clock: MockClock, decision: RetryDecision, shortest_s: float, longest_s: float
 ) -> None:
     network = Network()
-    network.verdict = verdict
+    network.decision = decision
     network.fails = [RelayRefused(403, retry_after_s=7)]
     async with running(network) as link:
         await link.wait_for_state(LinkState.CONNECTED)

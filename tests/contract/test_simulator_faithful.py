@@ -271,7 +271,7 @@ async def test_2_1_answers_1000_to_a_close_frame_and_reconnects(autojump_clock: 
             await visit.wire.read_frame()
         again = await here.next_visit()
         assert again.at_s - closed_at_s == pytest.approx(30.25, abs=0.2)
-        assert (here.simulator.key_losses, here.simulator.zombies) == (0, 0)
+        assert (here.simulator.key_losses, here.simulator.silent_connections) == (0, 0)
 
 
 async def test_2_6_1_full_status_only_on_the_first_connection(autojump_clock: MockClock) -> None:
@@ -304,7 +304,7 @@ async def test_0_4_loss_without_a_close_frame_leaves_a_silent_connection(autojum
         await zombie.let_in()
         real = await here.next_visit()
         assert real.at_s - lost_at_s == pytest.approx(30.25, abs=0.2)
-        assert (here.simulator.zombies, here.simulator.key_losses) == (1, 0)
+        assert (here.simulator.silent_connections, here.simulator.key_losses) == (1, 0)
         with pytest.raises(Ended):
             await zombie.wire.read_frame()
 
@@ -324,7 +324,7 @@ async def test_0_1_early_end_costs_the_key_and_the_cloud(autojump_clock: MockClo
         with trio.move_on_after(120) as silence:
             await here.next_visit()
         assert silence.cancelled_caught
-        assert (here.simulator.key_losses, here.simulator.state) == (1, "dead")
+        assert (here.simulator.key_losses, here.simulator.state) == (1, "offline")
         assert here.simulator.key != first_key
         here.simulator.power_cycle()
         again = await here.next_visit()

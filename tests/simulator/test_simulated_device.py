@@ -355,7 +355,7 @@ async def test_offline_command_lasts_until_a_power_cycle() -> None:
             nursery.start_soon(simulator.run)
             first = await accepted.receive()
             await first.connection.send_message('{"type":"command","cmd":"wifi_forget"}')
-            await until(lambda: simulator.state == "dead")
+            await until(lambda: simulator.state == "offline")
             await trio.sleep(0.1)
             assert simulator.connections == 1
             simulator.power_cycle()

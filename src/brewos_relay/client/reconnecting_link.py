@@ -20,7 +20,7 @@ from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
 
 #: Pauses are short again after a connection of this length.
-GOOD_S: Final = 30.0
+STABLE_S: Final = 30.0
 PING_S: Final = 15.0
 PONG_S: Final = 16.0
 #: Timeout of the pong after a kick.
@@ -81,17 +81,17 @@ class StatusIterator:
 
     def __init__(self, link: "ReconnectingLink") -> None:
         self._link = link
-        self._given: LinkStatus | None = None
+        self._last: LinkStatus | None = None
 
     def __aiter__(self) -> "StatusIterator":
         return self
 
     async def __anext__(self) -> LinkStatus:
         await trio.lowlevel.checkpoint()
-        while self._link.status == self._given:
+        while self._link.status == self._last:
             await self._link.wait_for_change()
-        self._given = self._link.status
-        return self._given
+        self._last = self._link.status
+        return self._last
 
 
 class ReconnectingLink:
@@ -112,7 +112,7 @@ class ReconnectingLink:
         on_status: Callable[[LinkStatus], None] = lambda _: None,
         # Times
         backoff: Backoff | None = None,
-        good_s: float = GOOD_S,
+        stable_s: float = STABLE_S,
         # State
         enabled: bool = True,
     ) -> None:
@@ -123,16 +123,16 @@ class ReconnectingLink:
         self._decide_retry = decide_retry
         self._on_status = on_status
         self._backoff = backoff or Backoff()
-        self._good_s = good_s
+        self._stable_s = stable_s
         self._enabled = enabled
         self._paused = False
         self._stopped: LinkStatus | None = None
         self._websocket: WebSocket | None = None
-        self._come_back_at_s: float | None = None
+        self._reconnect_at_s: float | None = None
         self._changed = trio.Event()
         self._control_changed = trio.Event()
         self._kicked = trio.Event()
-        self._turn = trio.CancelScope()
+        self._scope = trio.CancelScope()
 
     # Control
 
@@ -212,7 +212,7 @@ class ReconnectingLink:
         """Handle a `restarting` message: after this connection, reconnect at the time that it gives."""
         pause_ms = content.get("reconnectInMs")
         if is_number(pause_ms):
-            self._come_back_at_s = trio.current_time() + pause_ms / 1000
+            self._reconnect_at_s = trio.current_time() + pause_ms / 1000
 
     # Connections
 
@@ -226,7 +226,7 @@ class ReconnectingLink:
             self._control_changed = trio.Event()
             why_not = self._reason_not_to_connect()
             if why_not is None:
-                with trio.CancelScope() as self._turn:
+                with trio.CancelScope() as self._scope:
                     await self._connect_once()
             else:
                 self._set(why_not)
@@ -243,7 +243,7 @@ class ReconnectingLink:
     async def _connect_once(self) -> None:
         """Connect, run the parts on the connection, and wait for the next attempt."""
         self._kicked = trio.Event()
-        self._come_back_at_s = None
+        self._reconnect_at_s = None
         self._set(LinkStatus(LinkState.CONNECTING, self.status.reason))
         opened_at_s: float | None = None
         try:
@@ -252,8 +252,8 @@ class ReconnectingLink:
                 error = await self._run_parts(websocket)
         except RelayError as failure:
             error = failure
-        verdict = self._decide_retry(error)
-        if opened_at_s is not None and trio.current_time() - opened_at_s >= self._good_s:
+        decision = self._decide_retry(error)
+        if opened_at_s is not None and trio.current_time() - opened_at_s >= self._stable_s:
             self._backoff.reset()
         why = LinkStatus(
             LinkState.STOPPED,
@@ -261,21 +261,21 @@ class ReconnectingLink:
             close_code=error.close_code if isinstance(error, ConnectionEnded) else None,
             http_status=error.status if isinstance(error, RelayRefused) else None,
         )
-        if verdict is RetryDecision.STOP:
+        if decision is RetryDecision.STOP:
             self._stopped = why
             return
-        pause_s = self._pause_s(verdict, error)
+        pause_s = self._pause_s(decision, error)
         self._set(replace(why, state=LinkState.WAITING, next_attempt_at_s=trio.current_time() + pause_s))
         with trio.move_on_after(pause_s):
             await self._kicked.wait()
 
-    def _pause_s(self, verdict: RetryDecision, error: RelayError) -> float:
-        if verdict is RetryDecision.AT_ONCE:
+    def _pause_s(self, decision: RetryDecision, error: RelayError) -> float:
+        if decision is RetryDecision.AT_ONCE:
             return _AT_ONCE_S * random.random()  # noqa: S311 - only spreads the reconnects of a fleet
-        if verdict is RetryDecision.SLOWLY:
+        if decision is RetryDecision.SLOWLY:
             return LONG_PAUSE_S * (1 + 0.2 * random.random())  # noqa: S311
-        if self._come_back_at_s is not None:
-            self._backoff.hint(self._come_back_at_s - trio.current_time())
+        if self._reconnect_at_s is not None:
+            self._backoff.hint(self._reconnect_at_s - trio.current_time())
         elif isinstance(error, RelayRefused) and error.retry_after_s is not None:
             self._backoff.hint(error.retry_after_s, same_for_all=True)
         return self._backoff.next_s()
@@ -319,7 +319,7 @@ class ReconnectingLink:
     def _apply_control(self) -> None:
         """Apply a change of the control state: end the current attempt, connection or wait."""
         self._control_changed.set()
-        self._turn.cancel()
+        self._scope.cancel()
 
     def _set(self, status: LinkStatus) -> None:
         self.status = status

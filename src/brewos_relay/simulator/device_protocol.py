@@ -65,10 +65,10 @@ class DeviceProtocol:
         "_tick_from_s",
         "_wake",
         "abrupt",
-        "back_in_s",
         "end",
         "messages",
         "new_key",
+        "reconnect_in_s",
         "reports",
         "why",
     )
@@ -90,7 +90,7 @@ class DeviceProtocol:
         self.why = ""
         self.messages = 0
         self.new_key: str | None = None
-        self.back_in_s: float | None = None
+        self.reconnect_in_s: float | None = None
         self._connection = connection
         self._machine = machine
         self._policy = policy
@@ -293,7 +293,7 @@ class DeviceProtocol:
             self.new_key = key
             self._finish("reconnect", "it received a new key")
         elif content.get("type") == "restarting" and isinstance(back_in_ms, int | float):
-            self.back_in_s = back_in_ms / 1000
+            self.reconnect_in_s = back_in_ms / 1000
 
     def _execute(self, command: dict[str, Any]) -> None:
         machine = self._machine

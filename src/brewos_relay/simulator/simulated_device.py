@@ -26,7 +26,7 @@ from brewos_relay.simulator.usage_patterns import Barista, UsagePattern
 
 #: Firmware takes a connection that ends sooner than this for bad credentials.
 KEY_LOSS_S: Final = 5.0
-ZOMBIE_S: Final = 30.0
+SILENT_CONNECTION_S: Final = 30.0
 _SILENT_RECONNECT_S: Final = 0.006
 _KEY_CHARS: Final = 43
 _TOKEN_CHARS: Final = 32
@@ -66,10 +66,10 @@ class SimulatedDevice:
         self.key = key or _random_text(_KEY_CHARS)
         self.token = _random_text(_TOKEN_CHARS)
         # State and counters
-        self.state: Literal["off", "waiting", "online", "dead"] = "off"
+        self.state: Literal["off", "waiting", "online", "offline"] = "off"
         self.connections = 0
         self.key_losses = 0
-        self.zombies = 0
+        self.silent_connections = 0
         self.refusals = 0
         self.messages = 0
         self.due_s = float("inf")
@@ -158,8 +158,8 @@ class SimulatedDevice:
         self.token = _random_text(_TOKEN_CHARS)
 
     @property
-    def _is_dead(self) -> bool:
-        return self.state == "dead"
+    def _is_offline(self) -> bool:
+        return self.state == "offline"
 
     async def _run_until_restart(self, timers: TimerQueue, spawn: Spawn) -> None:
         """Run from power-on to the next restart."""
@@ -175,8 +175,8 @@ class SimulatedDevice:
                 self._announce("restarts")
                 await trio.sleep(policy.reboot_s)
                 return
-            if end == "leave" or self._is_dead:
-                self.state = "dead"
+            if end == "leave" or self._is_offline:
+                self.state = "offline"
                 await self._switched_on.wait()
                 return
 
@@ -229,7 +229,7 @@ class SimulatedDevice:
             self.key_losses += 1
             if policy.faithful:
                 self.key = _random_text(_KEY_CHARS)
-                self.state = "dead"
+                self.state = "offline"
                 self._announce(
                     f"disconnected after {age_s:.1f} s: {protocol.why};"
                     " it takes that for bad credentials, has made a new key,"
@@ -242,8 +242,8 @@ class SimulatedDevice:
             self._new_key = protocol.new_key
             self._announce("has a new key, and reconnects with it")
             return end
-        if protocol.back_in_s is not None:
-            self._backoff.hint(protocol.back_in_s)
+        if protocol.reconnect_in_s is not None:
+            self._backoff.hint(protocol.reconnect_in_s)
         why = f"disconnected: {protocol.why}"
         async with trio.open_nursery() as nursery:
             if end == "lost" and policy.faithful:
@@ -310,8 +310,8 @@ class SimulatedDevice:
         await trio.sleep(_SILENT_RECONNECT_S)
         try:
             async with self._open(spawn, self.key) as _:
-                self.zombies += 1
-                await trio.sleep(ZOMBIE_S)
+                self.silent_connections += 1
+                await trio.sleep(SILENT_CONNECTION_S)
         except (RelayRefused, RelayUnreachable):
             pass
 
