@@ -31,7 +31,7 @@ from brewos_relay.dialect import BREWOS
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.incoming import IncomingConnection, PortPolicy, accept_connections
 from brewos_relay.server.self_signed import ensure_self_signed
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
 from brewos_relay.wire.poller import open_poller

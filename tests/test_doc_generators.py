@@ -22,7 +22,7 @@ import tables
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import CommandHead, Head
 from brewos_relay.settings import Settings
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from message_catalogue import RECEIVED, SENT, ReceivedMessage, SentMessage
 from sphinx_site import name_files, toctrees
 from tables import arguments_of

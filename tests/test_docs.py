@@ -17,7 +17,7 @@ from brewos_relay.dialect import BREWOS, CommandClass
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
 from brewos_relay.settings import Settings, variable_names
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from from_http import application
 from message_catalogue import RECEIVED, SENT
 from support.pages import DOCS, FENCE, LINK, PAGES, README, ROOT, code, read, rows, section, tables

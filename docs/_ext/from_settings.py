@@ -12,7 +12,7 @@ import click
 from brewos_relay.cli import cli
 from brewos_relay.core.limits import Limits
 from brewos_relay.settings import FIRST_LIMITS, Settings, variable_names
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 
 _GROUP: Final = re.compile(r"^    # (?P<name>\S.*)$")
 _UNITS: Final = {"_s": "seconds", "_bytes": "bytes"}

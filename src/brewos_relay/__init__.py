@@ -17,7 +17,7 @@
 #   core          the reusable relay: sessions, peers, limits
 #   messages      messages of devices, clients and the relay     errors  exceptions and close codes
 #   dialect       what the relay knows of BrewOS messages, and of those of other devices
-#   fields        a lenient decoder for messages that msgspec refuses
+#   raw_fields    a lenient decoder for messages that msgspec refuses
 #   texts         which characters a name may have
 #   vocabulary    roles, device ids and keys, wall-clock times: shared by all layers
 #   networks      networks around an address, for limits and quotas

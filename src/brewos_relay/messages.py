@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from brewos_relay.fields import MALFORMED, map_head, split
+from brewos_relay.raw_fields import MALFORMED, map_head, split
 from brewos_relay.texts import showable
 
 _NAME_CHARS: Final = 64

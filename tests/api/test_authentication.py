@@ -7,7 +7,7 @@ import pytest
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import IdentityUnavailable, RegistryError
 from support.household import Household, open_household
 from support.sign_ins import PlainVerifier
@@ -81,7 +81,7 @@ async def test_log_lines_about_failed_requests_are_limited_by_network(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anyone can send such requests, and a failing server must not fill its disk with log lines."""
-    lines = LineLimits("failed requests", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
+    lines = LogLineLimits("failed requests", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
     rules = AccountRules(verifiers={"google": PlainVerifier(good=IdentityUnavailable("no answer"))})
     async with open_household(tmp_path, accounts=rules, lines=lines) as house:
 

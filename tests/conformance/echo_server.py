@@ -14,7 +14,7 @@ import trio
 
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import WebSocketConnection, client_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller, open_poller

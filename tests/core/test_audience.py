@@ -11,7 +11,7 @@ from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
@@ -36,7 +36,7 @@ class Opened:
 
     def __init__(self, **limits: Any) -> None:
         self.counters = Counters()
-        lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
+        lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         self.audience = Audience(limits=Limits(**limits), dialect=BREWOS, counters=self.counters, lines=lines)
         self.clients: dict[ScriptedPeer, ClientAttachment] = {}
 

@@ -11,12 +11,12 @@ from trio.testing import MockClock
 from brewos_relay import messages
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, Renew
 from brewos_relay.core.audience import Audience
-from brewos_relay.core.commands import Commands, PendingCommand, PendingCommands
+from brewos_relay.core.commands import CommandQueue, Commands, QueuedCommand
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.dialect import BREWOS, Dialect, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
@@ -62,7 +62,7 @@ class Opened:
             head = message.peek()
             assert head is not None
             self.presence.snapshot.note(message, head.type, head.seq)
-        lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
+        lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         self.audience = Audience(limits=bounds, dialect=dialect, counters=self.counters, lines=lines)
         self.commands = Commands(
             self.presence,
@@ -958,8 +958,8 @@ async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockCl
 NOW_MS = 1_000
 
 
-def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_000) -> PendingCommand[str]:
-    return PendingCommand(
+def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_000) -> QueuedCommand[str]:
+    return QueuedCommand(
         message=Message(name.encode()),
         head=CommandHead(type=name),
         sender="app",
@@ -969,12 +969,12 @@ def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_00
     )
 
 
-def names(commands: list[PendingCommand[str]]) -> list[str]:
+def names(commands: list[QueuedCommand[str]]) -> list[str]:
     return [one.head.type for one in commands]
 
 
 def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
-    waiting = PendingCommands[str](50)
+    waiting = CommandQueue[str](50)
     for name in "abc":
         assert waiting.add(command(name))
     assert len(waiting) == 3
@@ -985,14 +985,14 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
 
 
 def test_pending_commands_are_bounded() -> None:
-    waiting = PendingCommands[str](2)
+    waiting = CommandQueue[str](2)
     assert [waiting.add(command(name)) for name in "abc"] == [True, True, False]
     assert names(waiting.take_all()) == ["a", "b"], "those that were promised to wait stay"
     assert waiting.add(command("d"))
 
 
 def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
-    waiting = PendingCommands[str](50)
+    waiting = CommandQueue[str](50)
     for name, expires_at in (("a", 3.0), ("b", 10.0), ("c", 2.0), ("d", 5.0)):
         waiting.add(command(name, expires_at=expires_at))
     assert waiting.take_expired(1.9, NOW_MS) == []
@@ -1002,7 +1002,7 @@ def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
 
 
 def test_a_command_also_expires_by_the_wall_clock_which_counts_while_the_process_does_not_run() -> None:
-    waiting = PendingCommands[str](50)
+    waiting = CommandQueue[str](50)
     for name, expires_at_ms in (("a", 1_000), ("b", 1_001)):
         waiting.add(command(name, expires_at_ms=expires_at_ms))
     assert names(waiting.take_expired(0.0, NOW_MS)) == ["a"]

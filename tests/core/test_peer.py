@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.core.attachment import Attachment
-from brewos_relay.core.peer import End, MemoryPeer, Peer, Tasks, detail_of, memory_peer, shown
+from brewos_relay.core.peer import MemoryPeer, Peer, PeerEnd, Tasks, detail_of, memory_peer, shown
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection
@@ -43,21 +43,21 @@ def test_an_attachment_is_where_a_peer_starts_its_tasks() -> None:
 @pytest.mark.parametrize(
     ("end", "text"),
     [
-        (End("peer", None), "the peer ended it without a goodbye"),
-        (End("relay", 1008, "too\nquiet"), "the relay ended it with 1008: too quiet"),
+        (PeerEnd("peer", None), "the peer ended it without a goodbye"),
+        (PeerEnd("relay", 1008, "too\nquiet"), "the relay ended it with 1008: too quiet"),
     ],
 )
-def test_an_end_in_words(end: End, text: str) -> None:
+def test_an_end_in_words(end: PeerEnd, text: str) -> None:
     assert str(end) == text
 
 
 def test_details_of_an_end() -> None:
-    assert detail_of(End("peer", None), connected_s=1.24, received=7) == {
+    assert detail_of(PeerEnd("peer", None), connected_s=1.24, received=7) == {
         "by": "peer",
         "connectedS": "1.2",
         "messages": "7",
     }
-    kept = detail_of(End("relay", 4003, "x", 0.01), connected_s=0, received=0)
+    kept = detail_of(PeerEnd("relay", 4003, "x", 0.01), connected_s=0, received=0)
     assert (kept["code"], kept["reason"], kept["roundTripMs"]) == ("4003", "x", "10.0")
 
 
@@ -79,7 +79,7 @@ def test_texts_of_others_stay_on_their_line_and_short() -> None:
     ],
 )
 def test_metrics_show_few_close_codes(code: int | None, label: str) -> None:
-    assert End("peer", code).label == label
+    assert PeerEnd("peer", code).label == label
 
 
 ONE, TWO, THREE = (Message(b'{"type":"%d"}' % number) for number in (1, 2, 3))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from brewos_relay.core import rate_limits
 from brewos_relay.core.rate_limits import (
     REPORT_EVERY_S,
-    LineLimits,
+    LogLineLimits,
     RecentRates,
     TokenBucket,
     TokenBuckets,
@@ -179,11 +179,11 @@ def test_the_debt_of_a_peer_that_is_read_on_is_one_burst_at_most() -> None:
     assert one.is_full(4.0)
 
 
-def limits(*, rate_per_s: float = 5.0, burst: float = 100.0, each_at_once: float = 10.0) -> LineLimits:
-    return LineLimits("connections", rate_per_s=rate_per_s, burst=burst, each_at_once=each_at_once)
+def limits(*, rate_per_s: float = 5.0, burst: float = 100.0, each_at_once: float = 10.0) -> LogLineLimits:
+    return LogLineLimits("connections", rate_per_s=rate_per_s, burst=burst, each_at_once=each_at_once)
 
 
-def admitted(lines: LineLimits, count: int, cause: str = "came", network: str = "192.0.2.1") -> int:
+def admitted(lines: LogLineLimits, count: int, cause: str = "came", network: str = "192.0.2.1") -> int:
     return sum(lines.admit(cause, network) for _ in range(count))
 
 

@@ -3,8 +3,8 @@ import logging
 import pytest
 
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import End
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.peer import PeerEnd
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import (
     end_of,
     fields_of,
@@ -41,7 +41,7 @@ async def test_fields_tell_connections_apart() -> None:
     one.number, other.number = 3, 4
     assert fields_of(one) == {"device": "BRW-12AB34CD", "connection": 3}
     assert fields_of(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
-    one.end = End("peer", 1000)
+    one.end = PeerEnd("peer", 1000)
     assert fields_of(one)["code"] == "1000"
     assert end_of(other)["code"] == "1001", "it ends with everything else"
 
@@ -49,8 +49,8 @@ async def test_fields_tell_connections_apart() -> None:
 async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one, other = device(), client()
-    other.end = End("peer", None)
-    lines = LineLimits("connections", rate_per_s=1.0, burst=6.0, each_at_once=10.0)
+    other.end = PeerEnd("peer", None)
+    lines = LogLineLimits("connections", rate_per_s=1.0, burst=6.0, each_at_once=10.0)
     log_came(one, lines)
     log_came(other, lines)
     log_replaced(one, lines)
@@ -89,7 +89,7 @@ async def test_types_are_logged_and_nothing_else(caplog: pytest.LogCaptureFixtur
 
 
 async def test_a_dropped_message_is_logged_once_for_a_connection(caplog: pytest.LogCaptureFixture) -> None:
-    lines = LineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
+    lines = LogLineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
     one, other = device(), device()
     for attachment in (one, one, other):  # there is no room for a line about the other
         log_invalid(attachment, [encode({"type": "status"}), Message(b'{"S3CRET":1}')], lines)
@@ -101,7 +101,7 @@ async def test_a_throttled_device_is_logged_unless_there_are_too_many_such_lines
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    lines = LineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
+    lines = LogLineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
     log_throttled(device(), lines)
     log_throttled(device(), lines)
     [record] = caplog.records
@@ -112,7 +112,7 @@ async def test_lines_that_a_peer_can_repeat_are_limited_by_network(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    lines = LineLimits("connections", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
+    lines = LogLineLimits("connections", rate_per_s=1.0, burst=100.0, each_at_once=2.0)
     one, other = device(), client()
     for _ in range(5):
         log_contested(one, lines)

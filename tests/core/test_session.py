@@ -14,9 +14,9 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import End
-from brewos_relay.core.rate_limits import LineLimits
-from brewos_relay.core.recording import Happening
+from brewos_relay.core.peer import PeerEnd
+from brewos_relay.core.rate_limits import LogLineLimits
+from brewos_relay.core.recording import EventKind
 from brewos_relay.core.relay import open_relay
 from brewos_relay.core.session import DeviceSession, Host
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot
@@ -42,7 +42,7 @@ class ScriptedHost:
         self.policy = Policy(BREWOS)
         self.counters = Counters()
         self.logs_messages = False
-        self.lines = LineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
+        self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
         self.noted: list[tuple[str, str | None, dict[str, str]]] = []
@@ -1270,7 +1270,7 @@ async def test_how_a_connection_ended_is_noted_and_counted(autojump_clock: MockC
         device.say(GARBAGE)
         await trio.sleep(2)
         opened.host.noted.clear()
-        device.end = End("peer", 1001, "a new\nfirmware", round_trip_s=0.0421)
+        device.end = PeerEnd("peer", 1001, "a new\nfirmware", round_trip_s=0.0421)
         device.leave()
         await wait_all_tasks_blocked()
         assert opened.host.noted == [
@@ -1449,7 +1449,7 @@ async def test_state_of_an_anonymous_device_expires() -> None:
 
 
 def test_registry_stores_every_kind_of_activity() -> None:
-    assert set(get_args(Happening)) < set(get_args(ActivityKind))
+    assert set(get_args(EventKind)) < set(get_args(ActivityKind))
 
 
 async def test_relay_is_a_host() -> None:

@@ -11,7 +11,7 @@ from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.rate_limits import LineLimits, open_bucket
+from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.throttle import DeviceFeed, Throttle
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
@@ -150,7 +150,7 @@ class Fed:
         self.counters = Counters()
         self.noted: list[tuple[str, dict[str, str]]] = []
         bounds = Limits(**limits)
-        lines = LineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
+        lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         presence = Presence("BRW-00000001", limits=bounds, dialect=BREWOS)
         audience = Audience(limits=bounds, dialect=BREWOS, counters=self.counters, lines=lines)
         self.presence = presence

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from support.certificates import Files, write_certificate
 from support.fronts import (
     DEPLOY,

@@ -11,7 +11,7 @@ import pytest
 import trio
 import yaml
 
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from support.dockerfile import is_ignored, lint, read_instructions
 from support.fronts import DEPLOY, free_port
 from support.process import serve_process

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from fuzz import corpus
 from fuzz.mutation import Mutator
 from support.frames import CollectingParser

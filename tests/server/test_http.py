@@ -15,7 +15,7 @@ from brewos_relay.errors import RelayError
 from brewos_relay.server.failures import contained
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.request_gate import WebSocketWanted
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from support.household import open_household
 
 GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"

@@ -27,7 +27,7 @@ from brewos_relay.server.incoming import (
     RefusalLog,
     accept_connections,
 )
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.handshake import Refusal, parse_head
 from support.certificates import server_context, write_certificate
 from support.sockets import count_open_files, reset, tcp_pair

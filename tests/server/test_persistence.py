@@ -27,7 +27,7 @@ from brewos_relay.server.persistence import (
     StateKeeper,
     find_state,
 )
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 

@@ -10,7 +10,7 @@ import trio.testing
 
 from brewos_relay.server.incoming import PortPolicy
 from brewos_relay.server.plain_ports import MetricsPort, Redirect
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from support.wire_client import Response, WireClient
 
 OWN_HOSTS = {"relay.example", "192.0.2.7", "[2001:db8::7]"}

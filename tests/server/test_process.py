@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from brewos_relay.server import process
 from brewos_relay.server.process import SystemdNotifier, give_memory_back, open_notifier
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from support.process import serve_process
 
 

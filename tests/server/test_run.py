@@ -28,8 +28,8 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
-from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import parse_networks
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
 from support.process import (

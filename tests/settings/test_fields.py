@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import FIRST_LIMITS, Settings
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -7,7 +7,7 @@ import pytest
 
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings import Settings, load_settings
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 
 SECRET = "0123456789abcdef0123456789abcdef"
 NOWHERE = Path("nowhere")

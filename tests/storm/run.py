@@ -23,7 +23,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from storm.fleet import LINE_EVERY_S, Fleet, switched_on, wait_complete
 from storm.server import Relay
 from storm.timeline import histogram, most_in_a_second, share_back_after

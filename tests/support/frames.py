@@ -4,7 +4,7 @@ import struct
 from typing import NamedTuple
 
 from brewos_relay.messages import Message
-from brewos_relay.wire.frames import Ending, FrameParser, Parsed
+from brewos_relay.wire.frames import FrameParser, Parsed, StreamEnd
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -91,7 +91,7 @@ class CollectingParser:
         self.has_pong = False
         self.oversized = 0
         self.incomplete = False
-        self.ending: Ending | None = None
+        self.ending: StreamEnd | None = None
 
     def feed(self, data: bytes) -> list[Message]:
         """Feed the parser; return the messages that are complete now."""

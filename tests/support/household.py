@@ -21,7 +21,7 @@ from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
@@ -180,7 +180,7 @@ async def open_household(
     web_dist_path: Path | None = None,
     url: str | None = None,
     write_s: float = WRITE_S,
-    lines: LineLimits | None = None,
+    lines: LogLineLimits | None = None,
 ) -> AsyncIterator[Household]:
     """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
     request_limits = request_limits or RequestLimits()

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import trio
 
-from brewos_relay.core.peer import End, Receive, Tasks
+from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.messages import Delivery, Message, encode
 
 
@@ -59,7 +59,7 @@ class ScriptedPeer:
         self.gone_at: float | None = None
         """When nothing was left of it (trio time)."""
         self.runs = 0
-        self.end: End | None = None
+        self.end: PeerEnd | None = None
         """What `run` says of how it ended."""
         self.acloses_begun = 0
         self.acloses = 0
@@ -121,7 +121,7 @@ class ScriptedPeer:
 
     # Peer
 
-    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+    async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         self.runs += 1
         self.tasks = tasks
         self._receive = receive

@@ -20,7 +20,7 @@ from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.wire_client import WireClient, upgrade_head
 

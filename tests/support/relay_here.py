@@ -17,7 +17,7 @@ from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.persistence import StateKeeper
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.poller import open_poller

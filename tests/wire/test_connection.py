@@ -14,7 +14,7 @@ import trio.testing
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import End, Receive
+from brewos_relay.core.peer import PeerEnd, Receive
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
@@ -105,7 +105,7 @@ class Session:
     received: list[Message] = dataclasses.field(default_factory=list)
     signs_of_life: int = 0
     pause_s: float = 0.0
-    end: End | None = None
+    end: PeerEnd | None = None
     ran: trio.Event = dataclasses.field(default_factory=trio.Event)
     closed: trio.Event = dataclasses.field(default_factory=trio.Event)
 
@@ -571,7 +571,7 @@ async def test_a_peer_that_has_gone_is_not_closed_for_its_incomplete_message() -
         session.connection._poller.unwatch(session.connection._transport.fd)
         session.client.sock.close()
         await session.ran.wait()
-        assert session.end == End("peer", None)
+        assert session.end == PeerEnd("peer", None)
 
 
 # -- Closing by the relay ---------------------------------------------------------------------------------
@@ -1100,14 +1100,14 @@ async def test_close_frame_of_the_peer_is_its_end() -> None:
     async with open_session() as session:
         session.client.send(close_frame(1001, b"bye"))
         await session.ran.wait()
-        assert session.end == End("peer", 1001, "bye")
+        assert session.end == PeerEnd("peer", 1001, "bye")
 
 
 async def test_a_connection_that_is_cut_ends_without_a_code() -> None:
     async with open_session() as session:
         session.client.sock.close()
         await session.ran.wait()
-        assert session.end == End("peer", None, "")
+        assert session.end == PeerEnd("peer", None, "")
 
 
 async def test_a_connection_that_fails_is_lost() -> None:
@@ -1115,7 +1115,7 @@ async def test_a_connection_that_fails_is_lost() -> None:
         session.transport._break()
         session.client.sock.close()
         await session.ran.wait()
-        assert session.end == End("peer", None, "the connection was lost")
+        assert session.end == PeerEnd("peer", None, "the connection was lost")
 
 
 async def test_close_by_the_relay_is_its_end() -> None:
@@ -1123,7 +1123,7 @@ async def test_close_by_the_relay_is_its_end() -> None:
         await trio.testing.wait_all_tasks_blocked()
         session.connection.close(4002, "another one came")
         await session.ran.wait()
-        assert session.end == End("relay", 4002, "another one came")
+        assert session.end == PeerEnd("relay", 4002, "another one came")
 
 
 async def test_the_shortest_round_trip_is_remembered(autojump_clock: trio.testing.MockClock) -> None:

@@ -24,9 +24,9 @@ from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire import frames
 from brewos_relay.wire.frames import (
-    Ending,
     FrameParser,
     Parsed,
+    StreamEnd,
     encode_close,
     encode_delivery,
     encode_frame,
@@ -214,7 +214,7 @@ def test_bytes_after_the_end_are_ignored() -> None:
     assert parsed == ([], [], (True, 1000))
     assert parser.feed(text("later")) == []
     assert parser.feed(b"\xff" * 100) == []
-    assert repr(parser.ending) == "Ending(1000, '', by_peer=True)"
+    assert repr(parser.ending) == "StreamEnd(1000, '', by_peer=True)"
 
 
 def test_messages_before_an_error_still_come_out() -> None:
@@ -830,5 +830,5 @@ def test_a_long_reason_loses_whole_characters_at_its_end(reason: str) -> None:
 
 
 def test_an_ending_of_ours_is_told_from_one_of_the_peer() -> None:
-    ending = Ending(1002, "why", by_peer=False)
+    ending = StreamEnd(1002, "why", by_peer=False)
     assert (ending.code, ending.reason, ending.by_peer) == (1002, "why", False)

@@ -30,7 +30,7 @@ from brewos_relay.api.sign_in import SignInRoutes
 from brewos_relay.api.web import PagePathConverter, console_blueprint, web_blueprint
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.telemetry.measurements import RequestCounters
@@ -56,7 +56,7 @@ def create_app(
     degraded: Degraded = tuple,
     metrics: MetricsPage | None = None,
     counters: RequestCounters | None = None,
-    lines: LineLimits | None = None,
+    lines: LogLineLimits | None = None,
 ) -> QuartTrio:
     """Make the application that answers all HTTP requests; WebSockets do not reach it.
 

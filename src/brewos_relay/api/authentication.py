@@ -10,7 +10,7 @@ from brewos_relay.auth.grants import principal_of
 from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
 from brewos_relay.auth.tokens import KeyRing, TokenClaims
 from brewos_relay.core.grant import Principal
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import TokenRejected
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
@@ -143,6 +143,6 @@ def current_caller() -> Caller:
     return caller
 
 
-def may_log(lines: LineLimits | None, cause: str) -> bool:
+def may_log(lines: LogLineLimits | None, cause: str) -> bool:
     """Tell whether to log a line about the current request. Suppressed lines are counted."""
     return lines is None or lines.admit(cause, network_of(current_caller().address))

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from brewos_relay.api.authentication import admin_required, may_log
 from brewos_relay.api.device_access import device_not_found, role_too_low
 from brewos_relay.api.payloads import Refused, error_answer
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import (
     DeviceUnknown,
     NotAnAdministrator,
@@ -36,7 +36,7 @@ class ErrorHandlers:
     """
 
     counters: RequestCounters
-    lines: LineLimits | None = None
+    lines: LogLineLimits | None = None
 
     def register(self, app: QuartTrio) -> None:
         """Register a handler for each kind of exception."""

@@ -17,7 +17,7 @@ from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
@@ -75,7 +75,7 @@ class SignInRoutes:
     login_sessions: LoginSessions
     passwords: PasswordCheck
     request_limits: RequestLimits
-    lines: LineLimits | None = None
+    lines: LogLineLimits | None = None
 
     def __post_init__(self) -> None:
         self._limiter = trio.CapacityLimiter(_THREADS)
@@ -196,7 +196,7 @@ async def _identity_of(
     *,
     accounts: AccountRules,
     limiter: trio.CapacityLimiter,
-    lines: LineLimits | None,
+    lines: LogLineLimits | None,
 ) -> Identity:
     """Verify a proof of identity. Raises Refused: 404 if this way to sign in is not set up, 401, or 503."""
     verifier = accounts.verifiers.get(kind)

@@ -7,8 +7,8 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
-from brewos_relay.fields import MALFORMED, split
 from brewos_relay.messages import Message
+from brewos_relay.raw_fields import MALFORMED, split
 
 _INT32_MAX: Final = 2**31 - 1
 _ENDLESS: Final = 1e300

@@ -28,7 +28,7 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import open_server
 from brewos_relay.settings import Settings
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.simulator.connection_policy import RICH
 from brewos_relay.simulator.model.machine import Machine
 from brewos_relay.simulator.simulated_device import SimulatedDevice

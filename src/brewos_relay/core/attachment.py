@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from brewos_relay.core.grant import FULL, Grant
-from brewos_relay.core.peer import End, Peer
+from brewos_relay.core.peer import Peer, PeerEnd
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -68,7 +68,7 @@ class Attachment:
         """Whether it has given one since the last check."""
         self.pinged_at = self.attached_at
         """When it was last asked for one (trio time)."""
-        self.end: End | None = None
+        self.end: PeerEnd | None = None
         """How it ended, or how the relay asked it to end."""
         self.number = 0
         """The number of this connection, counted for devices and for clients."""
@@ -79,7 +79,7 @@ class Attachment:
     def close(self, code: int, reason: str) -> None:
         """Ask the peer to end with this close code."""
         if self.end is None:
-            self.end = End("relay", code, reason)
+            self.end = PeerEnd("relay", code, reason)
         try:
             self.peer.close(code, reason)
         except Exception:

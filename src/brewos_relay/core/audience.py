@@ -10,7 +10,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import ClientAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import log_lagging
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
@@ -43,7 +43,7 @@ class Audience:
         "heard_bytes",
     )
 
-    def __init__(self, *, limits: Limits, dialect: Dialect, counters: Counters, lines: LineLimits) -> None:
+    def __init__(self, *, limits: Limits, dialect: Dialect, counters: Counters, lines: LogLineLimits) -> None:
         self._dialect = dialect
         self._limits = limits
         self._lines = lines

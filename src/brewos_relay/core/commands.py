@@ -24,7 +24,7 @@ Sender = TypeVar("Sender")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingCommand(Generic[Sender]):
+class QueuedCommand(Generic[Sender]):
     """A message that waits for a device, with its sender, who is told the outcome."""
 
     message: Message
@@ -37,39 +37,39 @@ class PendingCommand(Generic[Sender]):
     """The same by the wall clock, which also counts while the process is paused."""
 
 
-class PendingCommands(Generic[Sender]):
+class CommandQueue(Generic[Sender]):
     """The commands that wait for one device, oldest first; at most `most`."""
 
     __slots__ = ("_commands", "_most")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._commands: deque[PendingCommand[Sender]] = deque()
+        self._commands: deque[QueuedCommand[Sender]] = deque()
 
     def __len__(self) -> int:
         return len(self._commands)
 
-    def __iter__(self) -> Iterator[PendingCommand[Sender]]:
+    def __iter__(self) -> Iterator[QueuedCommand[Sender]]:
         return iter(self._commands)
 
-    def add(self, command: PendingCommand[Sender]) -> bool:
+    def add(self, command: QueuedCommand[Sender]) -> bool:
         """Add a command; False if too many wait already."""
         if len(self._commands) >= self._most:
             return False
         self._commands.append(command)
         return True
 
-    def take_expired(self, now: float, now_ms: int) -> list[PendingCommand[Sender]]:
+    def take_expired(self, now: float, now_ms: int) -> list[QueuedCommand[Sender]]:
         """Remove and return the commands that have expired by either clock."""
-        expired: list[PendingCommand[Sender]] = []
-        waiting: deque[PendingCommand[Sender]] = deque()
+        expired: list[QueuedCommand[Sender]] = []
+        waiting: deque[QueuedCommand[Sender]] = deque()
         for command in self._commands:
             is_over = command.expires_at <= now or command.expires_at_ms <= now_ms
             (expired if is_over else waiting).append(command)
         self._commands = waiting
         return expired
 
-    def take_all(self) -> list[PendingCommand[Sender]]:
+    def take_all(self) -> list[QueuedCommand[Sender]]:
         """Remove and return all commands."""
         taken = list(self._commands)
         self._commands.clear()
@@ -113,7 +113,7 @@ class Commands:
         self._dialect = policy.dialect
         self._counters = counters
         self._note_activity = note_activity
-        self._pending: PendingCommands[ClientAttachment] | None = None
+        self._pending: CommandQueue[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
     def take(self, client: ClientAttachment, received: Sequence[Message], now: float) -> None:
@@ -271,10 +271,10 @@ class Commands:
         if not self._policy.may_wait(head.type, head.cmd, head.mode):
             return False
         if self._pending is None:
-            self._pending = PendingCommands(self._limits.pending_commands)
+            self._pending = CommandQueue(self._limits.pending_commands)
         queued_at_ms, left_s = now_ms(), min(_left_s(head), self._limits.pending_s)
         return self._pending.add(
-            PendingCommand(
+            QueuedCommand(
                 message=text,
                 head=head,
                 sender=client,
@@ -289,7 +289,7 @@ class Commands:
         self.expire(now)
         if self._pending is None:
             return
-        waiting: list[PendingCommand[ClientAttachment]] = []
+        waiting: list[QueuedCommand[ClientAttachment]] = []
         for command in self._pending.take_all():
             if self._allows(command.sender, command.head, now):
                 waiting.append(command)
@@ -315,7 +315,7 @@ class Commands:
         if not self._pending:
             self._pending = None
 
-    def _tell(self, command: PendingCommand[ClientAttachment], message: Message, status: str) -> None:
+    def _tell(self, command: QueuedCommand[ClientAttachment], message: Message, status: str) -> None:
         told = self._became(command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
-from brewos_relay.core.peer import End
+from brewos_relay.core.peer import PeerEnd
 
 LATENCY_BOUNDS_S: Final = (
     0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
@@ -103,7 +103,7 @@ class Counters:
         self.latency = Histogram(LATENCY_BOUNDS_S)
         """From wake-up until the messages of a pass were delivered, in s; a sample."""
 
-    def note_end(self, peer: str, end: End) -> None:
+    def note_end(self, peer: str, end: PeerEnd) -> None:
         """Count a connection that has ended."""
         key = (peer, end.by, end.label)
         self.ended[key] = self.ended.get(key, 0) + 1

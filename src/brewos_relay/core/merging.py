@@ -12,8 +12,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from brewos_relay.dialect import Dialect, Volatile
-from brewos_relay.fields import MALFORMED, Fields, Key, join, split
 from brewos_relay.messages import Head, Message
+from brewos_relay.raw_fields import MALFORMED, Fields, Key, join, split
 
 EMPTY_GROUPS: Final = frozenset({b"{}", b"\x80"})
 _NO_GROUPS: Final = frozenset({"type", "seq"})

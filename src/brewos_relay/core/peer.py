@@ -19,7 +19,7 @@ _PEERS_OWN: Final = range(1000, 1016)
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class PeerEnd:
     """How a peer ended; `code` is None if it ended without a close frame, for example by a lost connection.
 
     `round_trip_s` is the shortest time between a ping of the relay and its answer, if there was one.
@@ -45,11 +45,11 @@ class End:
         return f"the {self.by} ended it {how}{reason and ': ' + reason}"
 
 
-LEAVING: Final = End("relay", CloseCode.GOING_AWAY, "the relay is leaving")
+LEAVING: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is leaving")
 """The end of a peer that is attached when the relay closes."""
 
 
-def detail_of(end: End, *, connected_s: float, received: int) -> dict[str, str]:
+def detail_of(end: PeerEnd, *, connected_s: float, received: int) -> dict[str, str]:
     """Return the details of an end as the activity keeps them."""
     detail = {"by": end.by, "connectedS": f"{connected_s:.1f}", "messages": str(received)}
     if end.code is not None:
@@ -88,7 +88,7 @@ class Peer(Protocol):
     that.
     """
 
-    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+    async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         """Pass on what the peer sends, until it ends or `close` is called; return how it ended, if known.
 
         Tasks beside the reading, such as a writer, are started in `tasks`, and end with `aclose` at the
@@ -132,7 +132,7 @@ class MemoryPeer:
         self.close_code: int | None = None
         self.close_reason = ""
 
-    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+    async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         """Pass on what the other end sends; see `Peer.run`."""
         try:
             async for message in self._inbound:

@@ -146,7 +146,7 @@ class _Cause:
         self.suppressed = 0
 
 
-class LineLimits:
+class LogLineLimits:
     """Decides which lines are logged, and reports how many were suppressed.
 
     Each cause from each network may have `each_at_once` lines at once and 12 a minute, and all together

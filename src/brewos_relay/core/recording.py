@@ -7,14 +7,14 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import LEAVING, End, Receive, detail_of, shown
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.peer import LEAVING, PeerEnd, Receive, detail_of, shown
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
 
 log = logging.getLogger(__name__)
 
-Happening: TypeAlias = Literal[
+EventKind: TypeAlias = Literal[
     "online", "offline", "client_came", "client_went", "command", "throttled", "throttle_ended"
 ]
 """The kinds of activity that are recorded."""
@@ -24,7 +24,7 @@ class ActivityEvent(NamedTuple):
     """Activity of a device or of its clients, for the history that its users can read."""
 
     device_id: str
-    kind: Happening
+    kind: EventKind
     user_id: str | None
     """The user who caused it, if any."""
     detail: Mapping[str, str]
@@ -34,10 +34,10 @@ class ActivityEvent(NamedTuple):
     """What a device that went offline has told about itself."""
 
 
-NoteActivity: TypeAlias = Callable[[str, Happening, str | None, Mapping[str, str]], None]
+NoteActivity: TypeAlias = Callable[[str, EventKind, str | None, Mapping[str, str]], None]
 """Takes the device, the kind of activity, the user who caused it, and details."""
 
-LEFT: Final = End("peer", None)
+LEFT: Final = PeerEnd("peer", None)
 """The end of a peer that does not tell how it ended, and that the relay did not close."""
 
 _NAMED_AT_MOST: Final = 8
@@ -62,7 +62,7 @@ def end_of(attachment: Attachment) -> dict[str, str]:
     )
 
 
-def log_came(attachment: Attachment, lines: LineLimits) -> None:
+def log_came(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that a peer is attached, within the limits of such lines."""
     is_client = isinstance(attachment, ClientAttachment)
     if not lines.admit("client came" if is_client else "device came", attachment.network):
@@ -71,14 +71,14 @@ def log_came(attachment: Attachment, lines: LineLimits) -> None:
     log.info("%sdevice %s came", who, attachment.session.device_id, extra=fields_of(attachment))
 
 
-def log_replaced(attachment: Attachment, lines: LineLimits) -> None:
+def log_replaced(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that a device has a new connection, within the limits."""
     if lines.admit("device replaced its connection", attachment.network):
         device_id = attachment.session.device_id
         log.info("device %s replaced its earlier connection", device_id, extra=fields_of(attachment))
 
 
-def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: bool = True) -> None:
+def log_went(attachment: Attachment, lines: LogLineLimits, *, stood_for_device: bool = True) -> None:
     """Log how a peer ended, within the limits."""
     device_id, end = attachment.session.device_id, attachment.end or LEAVING
     is_client = isinstance(attachment, ClientAttachment)
@@ -93,7 +93,7 @@ def log_went(attachment: Attachment, lines: LineLimits, *, stood_for_device: boo
     log.info("%s %s: %s", what, became, end, extra=fields_of(attachment))
 
 
-def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: LineLimits) -> None:
+def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: LogLineLimits) -> None:
     """Log why a message of a device was dropped, once for each connection and within the limits."""
     if device.sent_invalid:
         return
@@ -104,7 +104,7 @@ def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: Li
         log.warning(text, device.session.device_id, shown(why), extra=fields_of(device))
 
 
-def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
+def log_throttled(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that a device exceeds its rate, within the limits."""
     if lines.admit("device throttled", attachment.network):
         log.info(
@@ -114,14 +114,14 @@ def log_throttled(attachment: Attachment, lines: LineLimits) -> None:
         )
 
 
-def log_contested(attachment: Attachment, lines: LineLimits) -> None:
+def log_contested(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that two devices use the same id, within the limits."""
     if lines.admit("device contested", attachment.network):
         text = "two machines use the id %s; only one of them is let in"
         log.warning(text, attachment.session.device_id, extra=fields_of(attachment))
 
 
-def log_lagging(client: ClientAttachment, lines: LineLimits) -> None:
+def log_lagging(client: ClientAttachment, lines: LogLineLimits) -> None:
     """Log that a client lags, within the limits."""
     if lines.admit("client lags", client.network):
         log.info("client %s lags", client.id, extra=fields_of(client))

@@ -17,8 +17,8 @@ from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
-from brewos_relay.core.rate_limits import LineLimits, open_bucket
-from brewos_relay.core.recording import ActivityEvent, Happening
+from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
+from brewos_relay.core.recording import ActivityEvent, EventKind
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
@@ -73,7 +73,7 @@ class Relay:
         self._sessions: dict[str, DeviceSession] = {}
         self._left_behind: dict[str, tuple[Snapshot, float]] = {}
         """The state of devices without a session, and when they went offline (trio time)."""
-        self.lines = LineLimits(
+        self.lines = LogLineLimits(
             "connections",
             rate_per_s=_LINES_PER_S,
             burst=_LINES_AT_ONCE,
@@ -410,7 +410,7 @@ class Relay:
         except Exception:
             log.exception("on_seen failed for device %s", device_id)
 
-    def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def note(self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]) -> None:
         """Call `on_activity`."""
         if self._on_activity is None:
             return

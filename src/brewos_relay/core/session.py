@@ -18,10 +18,10 @@ from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import LEAVING, Peer, Receive
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.rate_limits import LineLimits, open_bucket
+from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import (
     LEFT,
-    Happening,
+    EventKind,
     end_of,
     log_came,
     log_contested,
@@ -48,7 +48,7 @@ class Host(Protocol):
     """Every peer that has not ended."""
     client_counts: ClientCounts
     """How many clients each user has."""
-    lines: LineLimits
+    lines: LogLineLimits
     """Decides which lines about peers that come and go are logged."""
     logs_messages: bool
     """Whether the types of messages are logged."""
@@ -59,7 +59,7 @@ class Host(Protocol):
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
 
-    def note(self, device_id: str, kind: Happening, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def note(self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]) -> None:
         """Record activity of a device or a client."""
 
 
@@ -342,7 +342,7 @@ class DeviceSession:
                 self._device_went(connection)
         self.presence.forget_state()  # it was the state of a device with another key
 
-    def _note(self, kind: Happening, client: ClientAttachment, detail: Mapping[str, str]) -> None:
+    def _note(self, kind: EventKind, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Record activity of a client."""
         self._host.note(self.device_id, kind, client.grant.user_id, detail)
 

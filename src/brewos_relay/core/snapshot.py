@@ -23,8 +23,8 @@ from brewos_relay.core.merging import (
     without_volatile,
 )
 from brewos_relay.dialect import Dialect, StateKind
-from brewos_relay.fields import MALFORMED, Key
 from brewos_relay.messages import Message
+from brewos_relay.raw_fields import MALFORMED, Key
 
 _WHOLE, _CHANGE, _NUMBER, _KEPT = StateKind
 

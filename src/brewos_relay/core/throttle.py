@@ -17,7 +17,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import HeldState
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.rate_limits import LineLimits, TokenBucket
+from brewos_relay.core.rate_limits import LogLineLimits, TokenBucket
 from brewos_relay.core.recording import NoteActivity, log_invalid, log_throttled
 from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Delivery, Head, Message
@@ -231,7 +231,7 @@ class DeviceFeed:
         limits: Limits,
         dialect: Dialect,
         counters: Counters,
-        lines: LineLimits,
+        lines: LogLineLimits,
         note_activity: NoteActivity,
     ) -> None:
         self._presence = presence

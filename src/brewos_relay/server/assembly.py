@@ -18,7 +18,7 @@ from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.engine import database_file
@@ -238,7 +238,7 @@ def _metrics_of(parts: _Parts) -> Metrics:
 def _app_of(parts: _Parts, metrics: Metrics) -> QuartTrio:
     settings, relay, store, storage = parts.settings, parts.relay, parts.store, parts.storage
     token = settings.metrics_token
-    lines = LineLimits(
+    lines = LogLineLimits(
         "failed requests", rate_per_s=LINES_PER_S, burst=LINES_AT_ONCE, each_at_once=LINES_AT_ONCE_OF_EACH
     )
     relay.line_limits.append(lines)

@@ -24,7 +24,7 @@ from hypercorn.typing import (
 
 from brewos_relay.server.failures import contained
 from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.telemetry.measurements import RequestCounters
 
 log = logging.getLogger(__name__)

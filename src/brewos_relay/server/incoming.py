@@ -13,9 +13,9 @@ from typing import Final, Self
 
 import trio
 
-from brewos_relay.core.rate_limits import LineLimits
+from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import PeerGone
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.handshake import (
     HEAD_END,
     Refusal,
@@ -383,7 +383,7 @@ class RefusalLog:
     """
 
     def __init__(self) -> None:
-        self.lines = LineLimits(
+        self.lines = LogLineLimits(
             "refused connections",
             rate_per_s=LINES_PER_S,
             burst=LINES_AT_ONCE,

@@ -33,7 +33,7 @@ from brewos_relay.server.incoming import (
     accept_connections,
 )
 from brewos_relay.server.request_gate import WebSocketWanted, reason_of
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, accept_upgrade, parse_head
 from brewos_relay.wire.poller import Poller

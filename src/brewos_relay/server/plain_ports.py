@@ -16,7 +16,7 @@ from brewos_relay.server.incoming import (
     RefusalLog,
     accept_connections,
 )
-from brewos_relay.settings.limits import ServerLimits
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.handshake import Refusal, Request, encode_response, parse_head
 
 _HTTPS_PORT: Final = 443

@@ -7,8 +7,8 @@ from typing import Final
 from urllib.parse import parse_qs, unquote
 
 from brewos_relay.errors import SettingsError
-from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import Network, parse_texts
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.settings.sources import PREFIX
 
 DATABASE_FILE: Final = "brewos-relay.db"

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings.fields import Settings
-from brewos_relay.settings.limits import ServerLimits
 from brewos_relay.settings.parsing import (
     parse_count,
     parse_duration_s,
@@ -28,6 +27,7 @@ from brewos_relay.settings.parsing import (
     parse_sign_up,
     parse_texts,
 )
+from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.settings.sources import Found, Unknown, find_texts, find_unknown
 
 #: Options whose names differ from their fields: each use of the option gives one value of a list.

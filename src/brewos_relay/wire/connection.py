@@ -9,15 +9,15 @@ import trio
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import End, Receive, Tasks
+from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery
 from brewos_relay.wire.frames import (
     PING_FRAME,
-    Ending,
     FrameParser,
     Parsed,
+    StreamEnd,
     encode_close,
     encode_delivery,
     encode_pongs,
@@ -42,7 +42,7 @@ _ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
 """The largest message of an anonymous device. A machine sends 2 KiB at most."""
 _ANONYMOUS_OUTBOX_BYTES: Final = 8 * 1024
 """The outbox of an anonymous device. Without apps, it is sent little but pongs."""
-_FAILED: Final = Ending(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer=False)
+_FAILED: Final = StreamEnd(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer=False)
 """Made in advance: there may be no memory for it later."""
 
 _UNREAD = Counters()
@@ -107,8 +107,8 @@ class WebSocketConnection:
         self._initial = initial
         self._opened_at = trio.current_time()
         self._spoke_at: float | None = None  # when the first bytes after the 101 were read, if it is held
-        self._ending: Ending | None = None
-        self._stream_ending: Ending | None = None  # by a close frame of the peer, or by a fault
+        self._ending: StreamEnd | None = None
+        self._stream_ending: StreamEnd | None = None  # by a close frame of the peer, or by a fault
         self._gone = False
         self._leaving = False
         self._said_goodbye = False
@@ -119,7 +119,7 @@ class WebSocketConnection:
         self._passed: TokenBucket | None = None  # made at the first message that is too large
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
-    async def run(self, tasks: Tasks, receive: Receive) -> End | None:
+    async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         """Pass on what the peer sends until the connection ends; see `Peer.run`."""
         self._receive = receive
         self._tasks = tasks
@@ -146,12 +146,12 @@ class WebSocketConnection:
             del self._receive, self._tasks  # they refer to this connection, and would keep it in memory
         return self._end()
 
-    def _end(self) -> End:
+    def _end(self) -> PeerEnd:
         ending = self._ending
         if ending is None:
             reason = "the connection was lost" if self._transport.broken else ""
-            return End("peer", None, reason, self._round_trip_s)
-        return End("peer" if ending.by_peer else "relay", ending.code, ending.reason, self._round_trip_s)
+            return PeerEnd("peer", None, reason, self._round_trip_s)
+        return PeerEnd("peer" if ending.by_peer else "relay", ending.code, ending.reason, self._round_trip_s)
 
     def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -306,7 +306,7 @@ class WebSocketConnection:
     def close(self, code: int, reason: str) -> None:
         """Let `run` end; `aclose` sends this code and reason. Only the first call counts."""
         if self._ending is None:
-            self._ending = Ending(code, reason, by_peer=False)
+            self._ending = StreamEnd(code, reason, by_peer=False)
         self._wake()
 
     async def aclose(self) -> None:
@@ -319,7 +319,7 @@ class WebSocketConnection:
             await trio.lowlevel.checkpoint()
             return
         self._leaving = True
-        ending = self._ending or Ending(CloseCode.GOING_AWAY, "the relay is leaving", by_peer=False)
+        ending = self._ending or StreamEnd(CloseCode.GOING_AWAY, "the relay is leaving", by_peer=False)
         self._ending = ending
         transport.wake()
         is_held = self._is_held and not ending.by_peer
@@ -349,7 +349,7 @@ class WebSocketConnection:
     def _safe_to_end_at(self) -> float:
         return self._limits.safe_to_end_at(opened_at=self._opened_at, spoke_at=self._spoke_at)
 
-    async def _say_goodbye(self, ending: Ending) -> None:
+    async def _say_goodbye(self, ending: StreamEnd) -> None:
         if self._gone:
             return
         self._said_goodbye = True

@@ -32,7 +32,7 @@ _medium_header = struct.Struct(">BBH").pack
 _large_header = struct.Struct(">BBQ").pack
 
 
-class Ending:
+class StreamEnd:
     """Why a stream of frames ended: the peer's close frame, or a violation of the protocol.
 
     `code` is None for a close frame without a code.
@@ -46,7 +46,7 @@ class Ending:
         self.by_peer = by_peer
 
     def __repr__(self) -> str:
-        return f"Ending({self.code}, {self.reason!r}, by_peer={self.by_peer})"
+        return f"StreamEnd({self.code}, {self.reason!r}, by_peer={self.by_peer})"
 
 
 @final
@@ -81,7 +81,7 @@ class Parsed:
         """How many bytes of such messages were skipped."""
         self.incomplete = False
         """Whether a message has begun that is not complete."""
-        self.ending: Ending | None = None
+        self.ending: StreamEnd | None = None
         """Why the stream is over, if this read ended it."""
 
 
@@ -224,10 +224,10 @@ class FrameParser:
 
     def _fail(self, parsed: Parsed, code: CloseCode, reason: str, end: int) -> int:
         """End the stream; return `end`, which stops the parsing."""
-        self._end(parsed, Ending(code, reason, by_peer=False))
+        self._end(parsed, StreamEnd(code, reason, by_peer=False))
         return end
 
-    def _end(self, parsed: Parsed, ending: Ending) -> None:
+    def _end(self, parsed: Parsed, ending: StreamEnd) -> None:
         parsed.ending = ending
         self._ended = True
         self._partial = self._fragments = self._utf8 = None
@@ -319,16 +319,16 @@ def _is_utf8(payload: bytes) -> bool:
     return True
 
 
-def _read_close(payload: bytes) -> Ending:
+def _read_close(payload: bytes) -> StreamEnd:
     """Read the payload of a close frame (RFC 6455 §5.5.1, §7.4)."""
     if not payload:
-        return Ending(None, "", by_peer=True)
+        return StreamEnd(None, "", by_peer=True)
     code = _int_from_bytes(payload[:2], "big")
     if len(payload) == 1 or not is_close_code(code):
-        return Ending(CloseCode.PROTOCOL_ERROR, "close code not valid", by_peer=False)
+        return StreamEnd(CloseCode.PROTOCOL_ERROR, "close code not valid", by_peer=False)
     if not _is_utf8(payload[2:]):
-        return Ending(CloseCode.INVALID_DATA, "close reason is not UTF-8", by_peer=False)
-    return Ending(code, payload[2:].decode(), by_peer=True)
+        return StreamEnd(CloseCode.INVALID_DATA, "close reason is not UTF-8", by_peer=False)
+    return StreamEnd(code, payload[2:].decode(), by_peer=True)
 
 
 def is_close_code(code: int) -> bool:

@@ -1,4 +1,4 @@
-"""Fields: split a message into its top-level keys and encoded values, and join them.
+"""Raw fields: split a message into its top-level keys and encoded values, and join them.
 
 This is a slow but lenient decoder for messages of machines that msgspec refuses: a MessagePack map may have
 keys of any type, and a text may hold unpaired surrogates or bytes that are not UTF-8.

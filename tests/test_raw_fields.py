@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brewos_relay.fields import MALFORMED, join, map_head, split
+from brewos_relay.raw_fields import MALFORMED, join, map_head, split
 
 pack = msgspec.msgpack.encode
 VALUES = (
