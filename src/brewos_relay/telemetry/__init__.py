@@ -1,1 +1,1 @@
-"""What can be seen of a running relay from outside: logs and metrics."""
+"""Logs and metrics of a running relay."""

@@ -1,4 +1,4 @@
-"""Lines that are written by a thread, so that a pipe or a terminal that is not read blocks nothing else."""
+"""LineWriter: writes lines in a thread, so that an unread pipe or terminal does not block the process."""
 
 import os
 import select
@@ -11,42 +11,42 @@ from typing import Final, TextIO
 
 LINES_AT_MOST: Final = 10_000
 CHARS_AT_MOST: Final = 4 * 1024 * 1024
-"""How much waits to be written; more is dropped."""
+"""The largest queue of lines to write. Further lines are dropped."""
 FLUSH_S: Final = 2.0
-"""The longest that the end of a process waits for its last lines."""
+"""How long the exit of a process waits for its last lines."""
 
 _AT_ONCE: Final = 256
-"""How many lines are written together."""
+"""The most lines in one write."""
 _GATHER_S: Final = 0.005
-"""How long the first of them waits for others: for each alone, the thread would interrupt all others."""
+"""How long the first line waits for others. One wake-up per line would interrupt other threads too often."""
 _LOOK_EVERY_S: Final = 0.002
 
 
 class LineWriter:
-    """Writes lines to a stream, in their order; `put` never blocks.
+    """Writes lines to a stream, in order; `put` never blocks.
 
-    When too many lines wait, later ones are dropped. As soon as there is room again, a line of `tell_dropped`
-    takes their place.
+    While too many lines wait, later ones are dropped. As soon as there is room again, one line made by
+    `tell_dropped` replaces them.
 
     **Owns:** a daemon thread, from the first line on.
-    **Ends when:** `close` is called, or with the process: a thread that is blocked does not keep it.
+    **Ends when:** `close` is called, or the process exits, even if the thread is blocked.
     """
 
     def __init__(self, stream: TextIO, *, tell_dropped: Callable[[int], str] | None = None) -> None:
-        """Take a stream. One with a descriptor is written to by that, past the stream's own buffer."""
+        """Prepare to write to a stream. If it has a file descriptor, its own buffer is bypassed."""
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._descriptor = _descriptor_of(stream)
         self._tell_dropped = tell_dropped or _tell_dropped
         self.dropped = 0
-        """How many lines were dropped, or could not be written."""
+        """How many lines were dropped or could not be written."""
         self.is_broken = False
-        """Whether the last attempt to write failed: say, the reader of a pipe has gone."""
+        """Whether the last write failed, for example because the reader of a pipe has gone."""
         self._written = 0
         self._untold = 0
-        # The interpreter may run finalizers anywhere, and these may log: a thread must be able to come again.
+        # Reentrant: the interpreter may run a finalizer anywhere, and the finalizer may log.
         self._lock = threading.RLock()
-        self._waiting: deque[str | int] = deque()  # a number stands for as many dropped lines
+        self._waiting: deque[str | int] = deque()  # a number stands for that many dropped lines
         self._waiting_chars = 0
         self._is_mid_line = False
         self._is_idle = True
@@ -57,7 +57,7 @@ class LineWriter:
         self._stalled_at: int | None = None
 
     def put(self, line: str) -> None:
-        """Leave a line, without its end, to the thread; it is dropped if too much waits."""
+        """Queue a line, without its line break. Drop it if the queue is full."""
         with self._lock:
             if len(self._waiting) >= LINES_AT_MOST or self._waiting_chars >= CHARS_AT_MOST or self._is_closed:
                 self._drop(1)
@@ -71,12 +71,15 @@ class LineWriter:
                 self._start()
 
     def drop(self) -> None:
-        """Count a line that never came to be."""
+        """Count a line that could not be made."""
         with self._lock:
             self._drop(1)
 
     def flush(self, within_s: float = FLUSH_S) -> bool:
-        """Wait until everything is written; False if that takes longer, or if nothing moved since it did."""
+        """Wait until everything is written. Return False at the timeout.
+
+        Return False at once if an earlier flush timed out and nothing was written since.
+        """
         deadline_s = time.monotonic() + within_s
         while not self._is_done():
             if time.monotonic() >= deadline_s or self._stalled_at == self._written:
@@ -86,7 +89,7 @@ class LineWriter:
         return True
 
     def close(self) -> None:
-        """Write what waits, for 2 s at the longest, and end the thread."""
+        """Write the queued lines, for at most 2 s, and end the thread."""
         self.flush()
         with self._lock:
             self._is_closed = True
@@ -99,7 +102,7 @@ class LineWriter:
         self._untold += count
 
     def _start(self) -> None:
-        """Wake the thread; without one, and with no more to be had, lines wait for the next attempt."""
+        """Start or wake the thread. If no thread can be started, the lines wait for the next attempt."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="log writer", daemon=True)
             with suppress(RuntimeError, MemoryError):
@@ -124,7 +127,7 @@ class LineWriter:
                 return
 
     def _take(self) -> list[str | int]:
-        """Take what to write next; note that the thread has nothing to do if there is nothing."""
+        """Take the next lines from the queue, and mark the thread as idle if there are none."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
             self._waiting_chars -= sum(len(line) for line in batch if isinstance(line, str))
@@ -154,9 +157,9 @@ class LineWriter:
                     self._untold += each
 
     def _write_bytes(self, data: bytes) -> int:
-        """Write, and wait for as long as that takes; return how much could be written before it failed."""
+        """Write the data, however long that takes. Return how many bytes were written before a failure."""
         if self._descriptor is None:
-            with suppress(OSError, ValueError):  # a stream that was closed
+            with suppress(OSError, ValueError):  # a closed stream
                 self._stream.write(data.decode(self._encoding))
                 self._stream.flush()
                 return len(data)
@@ -165,7 +168,7 @@ class LineWriter:
         while written < len(data):
             try:
                 written += os.write(self._descriptor, data[written:])
-            except BlockingIOError:  # whoever shares the terminal or the pipe wants it so
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                 _wait_writable(self._descriptor)
             except OSError:
                 break
@@ -190,7 +193,7 @@ def _tell_dropped(count: int) -> str:
 
 
 def write_last_line(stream: TextIO, line: str) -> None:
-    """Write the last line of a process, for 2 s at the longest: its end must not depend on a reader."""
+    """Write the last line of a process, for at most 2 s: its exit must not depend on a reader."""
     writer = LineWriter(stream)
     with suppress(OSError, ValueError):
         stream.flush()

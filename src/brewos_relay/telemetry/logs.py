@@ -1,10 +1,10 @@
-"""Logs: lines to read on a terminal, one JSON object a line elsewhere.
+"""Logging: readable lines on a terminal, one JSON object per line otherwise.
 
-Everything in this process, also what libraries say, is logged with the standard library's `logging`, and
-rendered here. Fields that an entry has (`extra`) become fields of the JSON object.
+The process and its libraries log with the standard library's `logging`; this module renders the entries. The
+`extra` fields of an entry become fields of the JSON object.
 
-An entry is rendered where it is made, which knows its context and its secrets. A thread writes it, so that a
-pipe or a terminal that is not read stops nothing but the log.
+The thread that logs an entry renders it, since it knows the context. Another thread writes it, so that an
+unread pipe or terminal blocks only the log.
 """
 
 import json
@@ -34,9 +34,9 @@ _LIBRARIES: Final = (
     "sqlalchemy",
     "trio-websocket",
 )
-"""Those that have little to say that matters here."""
+"""Libraries whose entries below level warning are dropped."""
 _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What a record has beside the fields of an entry, some of it left there by others' formatters."""
+"""Attributes of a record that are not `extra` fields. Formatters of other libraries add some of them."""
 
 _encode_json: Final = json.JSONEncoder(default=str).encode
 
@@ -48,13 +48,13 @@ def configure_logging(
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
 ) -> None:
-    """Send everything that is logged to stderr, or to `stream`, from this level on; may be called again.
+    """Write log entries of at least this level to stderr or `stream`. A later call replaces an earlier one.
 
-    A bounded queue and a thread are in between; `logging.shutdown`, which Python calls at the end, waits 2 s
-    for what is left.
+    Entries pass a bounded queue to a thread. `logging.shutdown`, which Python calls at exit, waits at most
+    2 s until the queue is written.
 
-    `auto` takes `console` for a terminal and `json` for everything else. `secrets` are never written, and
-    neither is what has the form of a key, a token or a query string.
+    `auto` means `console` on a terminal and `json` otherwise. Neither `secrets` nor text in the form of a
+    key, a token or a query string is written.
     """
     stream = stream if stream is not None else sys.stderr
     is_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
@@ -67,16 +67,16 @@ def configure_logging(
     root.setLevel(level.upper())
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-    _look_for_less()
+    _collect_less()
 
 
 def dropped_lines() -> int:
-    """Count the lines of the log that were dropped, or could not be written."""
+    """Return how many log lines were dropped or could not be written."""
     return sum(handler.writer.dropped for handler in _own_handlers())
 
 
 def flush_logs() -> bool:
-    """Wait until every line of the log is written, 2 s at the longest; False if some are not."""
+    """Wait at most 2 s until every log line is written. Return whether all are."""
     return all(handler.writer.flush() for handler in _own_handlers())
 
 
@@ -85,7 +85,7 @@ def _own_handlers() -> "list[_QueuedHandler]":
 
 
 class _QueuedHandler(logging.Handler):
-    """Renders an entry and leaves it to a LineWriter."""
+    """Renders entries and queues them in a LineWriter."""
 
     def __init__(self, stream: TextIO, formatter: "_Formatter") -> None:
         super().__init__()
@@ -93,20 +93,20 @@ class _QueuedHandler(logging.Handler):
         self.writer = LineWriter(stream, tell_dropped=self._tell_dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Render an entry and queue it; nothing is raised, and nothing else is written to stderr."""
+        """Render and queue an entry. Raises nothing, and writes nothing else to stderr."""
         try:
             line = self._render(record)
-        except Exception:  # also no memory
+        except Exception:  # including MemoryError
             self.writer.drop()
         else:
             self.writer.put(line)
 
     def flush(self) -> None:
-        """Wait until everything is written, 2 s at the longest."""
+        """Wait at most 2 s until everything is written."""
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the queued lines and end the thread."""
         self.writer.close()
         super().close()
 
@@ -125,17 +125,17 @@ class _QueuedHandler(logging.Handler):
         return self.format(record)
 
 
-def _look_for_less() -> None:
-    """Let `logging` find out nothing that is not shown here, as its manual says in "Optimization".
+def _collect_less() -> None:
+    """Switch off what `logging` collects in vain; see "Optimization" in its manual.
 
-    Not shown are threads and processes, and where in the code an entry was made.
+    The log shows neither threads and processes nor the source lines of entries.
     """
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     vars(logging).update(logAsyncioTasks=False, _srcfile=None)
 
 
 class _Formatter(logging.Formatter):
-    """Renders what any library logs, and takes secrets out of what came of it."""
+    """Renders entries and removes secrets from the result."""
 
     def __init__(self, redact: Redaction, render: Callable[[dict[str, Any]], str]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Formatter(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render an entry: what every entry has, what belongs to its context, and its own fields."""
+        """Render an entry: the common fields, those of its context, and its own."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         always = {
             "at": at.replace("+00:00", "Z"),
@@ -152,7 +152,7 @@ class _Formatter(logging.Formatter):
             "event": record.getMessage(),
         }
         fields = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
-        # Once to be first, and once more so that nothing else takes its place.
+        # The first `always` puts these fields first; the second one prevents that others replace them.
         entry: dict[str, Any] = {**always, **structlog.contextvars.get_contextvars(), **fields, **always}
         if record.exc_info:
             entry["exc_info"] = record.exc_info
@@ -175,32 +175,32 @@ def _console(*, colors: bool) -> Callable[[dict[str, Any]], str]:
 
 
 def log_uncaught() -> None:
-    """Log from now on what would be written to stderr as it is: several lines, perhaps with a secret in them.
+    """Log uncaught exceptions and warnings. Python would write them to stderr, with secrets and line breaks.
 
-    These are exceptions that end the process or a thread, or that Python cannot raise, and warnings.
+    An exception is uncaught if it ends the process or a thread, or if Python cannot raise it.
     """
     logging.captureWarnings(True)
-    sys.excepthook = _log_the_last
-    threading.excepthook = _log_of_thread
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
 
 
-def _log_the_last(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, problem, trace)
         return
-    log.critical("nobody caught this, so the process ends", exc_info=(kind, problem, trace))
+    log.critical("uncaught exception; the process ends", exc_info=(kind, problem, trace))
 
 
-def _log_of_thread(found: threading.ExceptHookArgs) -> None:
+def _log_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
     problem = found.exc_value or found.exc_type()
-    log.error("nobody caught this in a thread", exc_info=(found.exc_type, problem, found.exc_traceback))
+    log.error("uncaught exception in a thread", exc_info=(found.exc_type, problem, found.exc_traceback))
 
 
 def _log_unraisable(found: "sys.UnraisableHookArgs") -> None:
     problem = found.exc_value or found.exc_type()
     log.error(
         "%s",
-        found.err_msg or "this could not be raised",
+        found.err_msg or "an exception that Python could not raise",
         exc_info=(found.exc_type, problem, found.exc_traceback),
     )

@@ -30,26 +30,26 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def method_label(method: str) -> str:
-    """Give a method, or `other` for one that somebody has thought of."""
+    """Return a standard HTTP method unchanged, and `other` for all others."""
     return method if method in _METHODS else "other"
 
 
 class RequestCounters:
-    """Running totals of requests. Routes are patterns of ours, never paths: so there are only so many."""
+    """Running totals of HTTP requests, by route pattern: unlike paths, patterns are few."""
 
     __slots__ = ("answered", "in_flight", "refused", "took")
 
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str, str]] = Counter()
-        """By (method, route, status); a status is `none` if whoever asked had gone, or it took too long."""
+        """By (method, route, status). The status is `none` if the client left or the request timed out."""
         self.took: dict[str, Histogram] = {}
-        """From the request's head to the end of the answer, by route, in s."""
+        """Seconds from the request head to the end of the response, by route."""
         self.in_flight = 0
         self.refused: Counter[str] = Counter()
-        """What was refused before anything was done for it, by reason; requests for a WebSocket as well."""
+        """Requests refused before they were handled, including WebSocket requests, by reason."""
 
     def note_answered(self, method: str, route: str, status: str, took_s: float) -> None:
-        """Count a request that is over, with its `method_label`."""
+        """Count a finished request; `method` is its `method_label`."""
         self.answered[method, route, status] += 1
         if route not in self.took:
             self.took[route] = Histogram(_REQUEST_BOUNDS_S)
@@ -57,17 +57,17 @@ class RequestCounters:
 
 
 class LoopLag:
-    """Sleeps for a while, again and again, and notes how late it woke.
+    """Measures how late the event loop runs: sleeps repeatedly and records how late it woke.
 
-    An instrument of Trio's would be called for every task that runs; this costs four wakes a second.
+    This costs four wake-ups a second. A Trio instrument would be called for every task that runs.
     """
 
     def __init__(self) -> None:
         self.late = Histogram(_LATE_BOUNDS_S)
-        """In s."""
+        """How late each wake-up was, in s."""
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Measure until cancelled."""
         while True:
             due_at, left_out_before_s = trio.current_time() + LOOK_EVERY_S, left_out_s()
             await trio.sleep_until(due_at)

@@ -1,7 +1,6 @@
-"""Metrics in the text format of Prometheus, read from the relay's counters when somebody asks.
+"""Metrics in the Prometheus text format, read from the relay's counters at each scrape.
 
-Nothing here is touched by messages on their way: they are counted as plain numbers, and what is live is
-looked at when it is asked for.
+The data path only increments plain numbers. Gauges are computed from live objects at each scrape.
 """
 
 import platform
@@ -22,18 +21,18 @@ from brewos_relay.telemetry.measurements import RequestCounters
 PREFIX: Final = "brewos_relay_"
 
 _Labelled = Mapping[Any, float]
-"""Values by the values of their labels, each a tuple of texts."""
+"""Values by label values, each a tuple of strings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSources:
-    """What metrics are read from besides the relay; all of it goes on counting meanwhile.
+    """The sources of metrics besides the relay.
 
-    `handshakes` counts requests for a WebSocket by (`device`, `client` or `other`; status), `registry`
-    how long the registry took, in s, and `registry_failures` how often it failed, both by what was done;
-    `late` is how late the event loop was, in s, and `requests` is what was asked for over HTTP.
-    `log_lines_dropped` counts lines of the log that were not written. `certificate_expires_at_s` is in s
-    since the epoch, None without a certificate.
+    `handshakes` counts WebSocket requests by (`device`, `client` or `other`; status). `registry` has the
+    durations of registry operations in s, `registry_failures` their failures, both by operation. `late` is
+    how late the event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many
+    log lines were not written. `certificate_expires_at_s` returns seconds since the epoch, or None without
+    a certificate.
     """
 
     version: str
@@ -49,7 +48,7 @@ class MetricSources:
 
 
 class Metrics:
-    """Gives the metrics of one relay. It has a registry of its own: nothing in the process is shared."""
+    """The metrics of one relay, in a Prometheus registry of its own: relays in one process share nothing."""
 
     def __init__(self, relay: Relay, sources: MetricSources) -> None:
         self.collector = RelayCollector(relay, sources)
@@ -58,66 +57,66 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def render(self) -> bytes:
-        """Write all metrics as Prometheus reads them; to be called by a task, in the relay's own thread."""
+        """Render all metrics in the Prometheus text format. Call it from a task in the relay's thread."""
         return generate_latest(self._registry)
 
 
 class RelayCollector(Collector):
-    """Reads everything that is counted, at the time when it is asked for."""
+    """Reads all counters and gauges of a relay at each scrape."""
 
     def __init__(self, relay: Relay, sources: MetricSources) -> None:
         self._relay = relay
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        """Give every metric of the relay."""
-        yield from self._people()
+        """Yield every metric of the relay."""
+        yield from self._peers()
         yield from self._messages()
         yield from self._outboxes()
         yield from self._requests()
         yield from self._work()
 
     def describe(self) -> Iterator[Metric]:
-        """Give none: nothing is asked for before it is wanted."""
+        """Yield nothing, so that registering does not read any metric."""
         return iter(())
 
-    def _people(self) -> Iterator[Metric]:
+    def _peers(self) -> Iterator[Metric]:
         relay, counters = self._relay, self._relay.counters
         yield _gauge("devices", "Devices that are online.", relay.device_count)
         yield _gauge("clients", "Clients that are attached.", relay.client_count)
         yield _gauge("sessions", "Devices that are online or have clients.", relay.session_count)
         yield _counters(
             "attached",
-            "WebSockets that were let in.",
+            "WebSockets that were attached to the relay.",
             ("peer",),
             {("device",): counters.devices_attached, ("client",): counters.clients_attached},
         )
         yield _counters(
             "detached",
-            "WebSockets that ended, by who ended them and the close code (none: without a close frame).",
+            "WebSockets that ended, by the side that ended them and the close code (none: no close frame).",
             ("peer", "by", "code"),
             counters.ended,
         )
         yield _counters(
             "handshakes",
-            "Requests for a WebSocket by the HTTP status of the answer (4002: let in to be told that the"
-            " token is rejected, or has no access).",
+            "WebSocket requests, by the HTTP status of the response (4002: upgraded, then closed because the"
+            " token was rejected or has no access).",
             ("peer", "status"),
             self._sources.handshakes,
         )
         yield _counters(
-            "device_conflicts", "Devices refused since another one with the same id was there.", (),
+            "device_conflicts", "Devices refused because another one with the same id was connected.", (),
             {(): counters.conflicts},
         )  # fmt: skip
         yield _counters(
-            "device_zombies", "Connections of devices that never said anything.", (), {(): counters.zombies}
+            "device_zombies", "Connections of devices that never sent a frame.", (), {(): counters.zombies}
         )
 
     def _messages(self) -> Iterator[Metric]:
         counters = self._relay.counters
         yield _counters(
             "messages",
-            "Messages that came in from peers, and those passed on (out: once for each client).",
+            "Messages received from peers (in) and sent to them (out: once for each client).",
             ("peer", "direction"),
             {
                 ("device", "in"): counters.received_from_devices,
@@ -128,7 +127,7 @@ class RelayCollector(Collector):
         )
         yield _counters(
             "message_bytes",
-            "Payloads of these messages.",
+            "Payload bytes of these messages.",
             ("peer", "direction"),
             {
                 ("device", "in"): counters.bytes_from_devices,
@@ -139,7 +138,7 @@ class RelayCollector(Collector):
         )
         yield _counters(
             "dropped_messages",
-            "Messages that did not reach somebody.",
+            "Messages that were not delivered to a peer.",
             ("reason",),
             {
                 ("invalid",): counters.invalid,
@@ -151,24 +150,24 @@ class RelayCollector(Collector):
             },
         )
         yield _counters(
-            "device_throttled", "How often devices began to exceed their rate.", (), {(): counters.throttled}
+            "device_throttled", "How often a device began to exceed its rate.", (), {(): counters.throttled}
         )
         yield _counters(
             "merged_messages",
-            "Messages of such devices that were passed on as a part of a later one.",
+            "Messages of throttled devices that were merged into a later message.",
             (),
             {(): counters.merged},
         )
         yield _counters(
             "commands",
-            "Commands by what became of them.",
+            "Commands by outcome.",
             ("outcome",),
             {(outcome,): count for outcome, count in list(counters.commands.items())},
         )
-        yield _gauge("pending_commands", "Commands that wait for their device.", self._relay.pending_count)
+        yield _gauge("pending_commands", "Commands waiting for their device.", self._relay.pending_count)
         yield _histogram(
             "delivery_seconds",
-            "From waking up for what a peer sent to having passed it on (samples).",
+            "Time from the wake-up for a received message until it was sent on (samples).",
             (),
             {(): counters.latency},
         )
@@ -182,32 +181,30 @@ class RelayCollector(Collector):
                 waiting[kind] += size
                 blocked[kind] += 1
                 most[kind] = max(most[kind], size)
-        yield _gauges("outbox_bytes", "What waits to be taken by peers.", ("peer",), waiting)
-        yield _gauges("outbox_most_bytes", "The fullest outbox.", ("peer",), most)
-        yield _gauges("blocked_peers", "Peers with something in their outbox.", ("peer",), blocked)
-        yield _gauge("lagging_clients", "Clients that are too far behind now.", self._relay.lagging_count)
-        yield _counters("lagged", "How often clients fell behind.", (), {(): self._relay.counters.lagged})
+        yield _gauges("outbox_bytes", "Bytes waiting in outboxes.", ("peer",), waiting)
+        yield _gauges("outbox_most_bytes", "Bytes in the fullest outbox.", ("peer",), most)
+        yield _gauges("blocked_peers", "Peers with a nonempty outbox.", ("peer",), blocked)
+        yield _gauge("lagging_clients", "Clients that are lagging now.", self._relay.lagging_count)
+        yield _counters("lagged", "How often a client began to lag.", (), {(): self._relay.counters.lagged})
 
     def _requests(self) -> Iterator[Metric]:
         requests = self._sources.requests
         yield _counters(
             "http_requests",
-            "HTTP requests by route and the status of the answer (none: whoever asked had gone, or it took"
-            " too long).",
+            "HTTP requests by route and response status (none: the client left, or the request timed out).",
             ("method", "route", "status"),
             requests.answered,
         )
         yield _histogram(
             "http_request_seconds",
-            "From the head of an HTTP request to the end of its answer.",
+            "Time from the head of an HTTP request to the end of its response.",
             ("route",),
             {(route,): took for route, took in requests.took.items()},
         )
-        yield _gauge("http_requests_in_flight", "HTTP requests that are being answered.", requests.in_flight)
+        yield _gauge("http_requests_in_flight", "HTTP requests in progress.", requests.in_flight)
         yield _counters(
             "refused",
-            "Requests that were refused before anything was done for them, by reason; also those for a"
-            " WebSocket.",
+            "Requests refused before they were handled, including WebSocket requests, by reason.",
             ("reason",),
             {(reason,): count for reason, count in requests.refused.items()},
         )
@@ -216,48 +213,48 @@ class RelayCollector(Collector):
         sources = self._sources
         yield _histogram(
             "registry_seconds",
-            "What the registry took, with the wait for a thread.",
+            "Duration of registry operations, including the wait for a thread.",
             ("operation",),
             {(name,): timing for name, timing in sources.registry.items()},
         )
         yield _counters(
             "registry_failures",
-            "How often the registry could not be used.",
+            "Registry operations that failed.",
             ("operation",),
             {(name,): count for name, count in list(sources.registry_failures.items())},
         )
         yield _gauges(
             "degraded",
-            "1 while the storage of the registry has this problem; machines and apps are still served.",
+            "1 while the registry's storage has this problem; the relay continues to serve.",
             ("problem",),
             {(problem,): is_so for problem, is_so in sources.degraded().items()},
         )
         free_bytes = sources.disk_free_bytes()
         yield _gauges(
             "disk_free_bytes",
-            "Free space of the disk that the registry's file is on.",
+            "Free space on the disk of the registry's file.",
             (),
             {} if free_bytes is None else {(): free_bytes},
         )
         yield _counters(
             "log_lines_dropped",
-            "Lines of the log that were dropped since stderr was not read, or could not be written.",
+            "Log lines that were dropped because stderr was not read or not writable.",
             (),
             {(): sources.log_lines_dropped()},
         )
         yield _histogram(
-            "loop_late_seconds", "How late the event loop got to what was due.", (), {(): sources.late}
+            "loop_late_seconds", "How late the event loop ran a task that was due.", (), {(): sources.late}
         )
         tasks = trio.lowlevel.current_statistics()
-        yield _gauge("tasks", "Trio tasks that are alive.", tasks.tasks_living)
-        yield _gauge("tasks_runnable", "Trio tasks that wait for their turn.", tasks.tasks_runnable)
-        yield _gauge("draining", "1 while the relay is leaving.", self._relay.closing)
+        yield _gauge("tasks", "Live Trio tasks.", tasks.tasks_living)
+        yield _gauge("tasks_runnable", "Runnable Trio tasks.", tasks.tasks_runnable)
+        yield _gauge("draining", "1 while the relay drains.", self._relay.closing)
         expires_at_s = sources.certificate_expires_at_s()
         expiry = {} if expires_at_s is None else {(): expires_at_s}
-        yield _gauges("certificate_expires_timestamp_seconds", "When the certificate ends.", (), expiry)
+        yield _gauges("certificate_expires_timestamp_seconds", "Expiry of the certificate.", (), expiry)
         yield _gauges(
             "build_info",
-            "Always 1: what runs here.",
+            "Always 1, with the versions as labels.",
             ("version", "python"),
             {(sources.version, platform.python_version()): 1},
         )

@@ -1,4 +1,4 @@
-"""The last filter before anything is logged: what looks like a secret is taken out, whoever wrote it."""
+"""Redaction: removes secrets from log lines, just before they are written."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from urllib.parse import quote, unquote
 HIDDEN: Final = "[hidden]"
 
 _MIN_SECRET_CHARS: Final = 6
-"""Shorter texts would be found in words."""
-# None of these looks at a text more than a few times, however it is made.
-# What a name like this introduces: `key=…`, `"token": "…"`, `Authorization: Bearer …`.
+"""Shorter secrets would match parts of words."""
+# Each expression takes linear time for every text.
+# Values after names like these: `key=…`, `"token": "…"`, `Authorization: Bearer …`.
 _NAMES: Final = ("key", "token", "secret", "password", "passwd", "authorization", "credential", "code")
 _NAMED: Final = re.compile(
     rf"(?ix) ({'|'.join(_NAMES)})"
     r"""(\\?["']?\s{0,3}[=:]\s{0,3}\\?["']?)
-    # No number of JSON, nor any other value of it but a text: what is a secret is a text.
+    # In JSON, only strings: secrets are strings, never numbers or other values.
     (?! (?:(?<=":)|(?<=":\ )) [\[{]* (?:["\]}]|(?:-?\d[\d.e+-]*|true|false|null)(?:[\s,\]}\\]|$)) )
     (?:(?:bearer|basic)\s{1,3})?
     (?!\d{1,5}\b)([^\s"'&,;<>\\]{6,})"""
@@ -25,14 +25,14 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s{1,3}[A-Za-z0-9._~+/=-]{6,}"
 _JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*)?")
 _QUERY: Final = re.compile(r"""\?[^\s"'<>\\=?]*=[^\s"'<>\\]*""")
 _URL_PASSWORD: Final = re.compile(r"(://[^\s:/@]*):[^\s/@]+@")
-# Keys and tokens of ours are random, in letters and digits: no word of a language is.
+# Random keys and tokens of this relay: unlike words, they mix letters and digits.
 _RANDOM: Final = re.compile(
     r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]{32})(?=[a-z_-]*[A-Z0-9])(?=[^0-9]*[0-9])[A-Za-z0-9_-]+"
 )
 
 
 class Redaction:
-    """Takes secrets out of texts: those that are known, and whatever has the form of one."""
+    """Removes known secrets from texts, and everything in the form of a secret."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = [secret for secret in secrets if len(secret) >= _MIN_SECRET_CHARS]
@@ -40,14 +40,14 @@ class Redaction:
         self._known = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """Give the text with `[hidden]` in the place of secrets, and without query strings."""
+        """Replace secrets and query strings in a text by `[hidden]`."""
         for secret in self._known:
             text = text.replace(secret, HIDDEN)
         text = _QUERY.sub(f"?{HIDDEN}", text)
         text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
         if "eyJ" in text:
             text = _JWT.sub(HIDDEN, text)
-        # Most lines name nothing of that kind, and to see that takes a tenth of what the expressions do.
+        # Most lines contain none of these names. This check takes a tenth of the time of the expressions.
         folded = text.casefold()
         if "bearer" in folded or "basic" in folded:
             text = _BEARER.sub(rf"\1 {HIDDEN}", text)
@@ -57,7 +57,7 @@ class Redaction:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Give all that a text may have become before it is logged: as it is, escaped, and in or out of a URL."""
+    """List the forms that a secret may have in a log line: unchanged, escaped, URL-encoded or decoded."""
     plain = unquote(secret)
     for text in (secret, plain):
         yield text
@@ -66,5 +66,7 @@ def _forms(secret: str) -> Iterator[str]:
         for all_ascii in (False, True):
             written = json.dumps(text, ensure_ascii=all_ascii)[1:-1]
             yield written
-            yield json.dumps(written, ensure_ascii=all_ascii)[1:-1]  # a text in a text, as in a traceback
+            yield json.dumps(written, ensure_ascii=all_ascii)[
+                1:-1
+            ]  # a string within a string, as in a traceback
             yield json.dumps(repr(text)[1:-1], ensure_ascii=all_ascii)[1:-1]
