@@ -22,12 +22,12 @@ from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 
-# Conformance is about the protocol, so that no case may run into a limit.
+# The cases test the protocol: none may reach a limit.
 LIMITS: Final = ServerLimits(client_message_bytes=16 * 1024 * 1024, outbox_bytes=64 * 1024 * 1024)
 
 
 async def serve(listening: socket.socket, *, poller: Poller) -> None:
-    """Accept connections on a non-blocking socket and echo what they send, until cancelled.
+    """Accept connections on a non-blocking socket and echo their messages, until cancelled.
 
     **Owns:** one nursery, with a task for each connection.
     """
@@ -37,12 +37,12 @@ async def serve(listening: socket.socket, *, poller: Poller) -> None:
             try:
                 accepted, _address = listening.accept()
             except BlockingIOError:
-                continue  # that peer had gone before it was accepted
+                continue  # the peer disconnected before it was accepted
             nursery.start_soon(_welcome, accepted, poller)
 
 
 async def _welcome(accepted: socket.socket, poller: Poller) -> None:
-    """Serve one connection to its end; what goes wrong ends that connection only."""
+    """Serve one connection to its end; an error ends only that connection."""
     accepted.setblocking(False)
     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     transport = Transport(accepted, outbox_limit_bytes=LIMITS.outbox_bytes)
@@ -59,7 +59,7 @@ async def _welcome(accepted: socket.socket, poller: Poller) -> None:
 
 
 async def _shake_hands(transport: Transport) -> bytes:
-    """Answer the opening handshake; return what came behind it. Raises Refusal, or PeerGone."""
+    """Answer the opening handshake; return the bytes after it. Raises Refusal or PeerGone."""
     received = b""
     while HEAD_END not in received:
         await transport.wait_readable()
@@ -75,7 +75,7 @@ async def _shake_hands(transport: Transport) -> bytes:
 
 
 async def _echo(connection: WebSocketConnection) -> None:
-    """Run a connection that gets back whatever it sends.
+    """Run a connection that echoes its messages.
 
     **Owns:** the connection, and the nursery of its writer.
     """
@@ -104,8 +104,8 @@ async def _main(*, host: str, port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Echo WebSocket messages through the relay's wire layer.")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free one")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, selects a free port")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="echo server: %(levelname)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # stopping it is not worth a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C
     trio.run(lambda: _main(host=arguments.host, port=arguments.port))

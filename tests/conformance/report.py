@@ -1,4 +1,4 @@
-"""What the Autobahn test suite found, and whether that is good enough."""
+"""The results of the Autobahn test suite, and whether they are acceptable."""
 
 import json
 import textwrap
@@ -12,7 +12,7 @@ MOST_NON_STRICT: Final = 4
 
 _VERDICTS: Final = ("passed", "non-strict", "informational", "failed")  # better ones first
 _OF_BEHAVIOR: Final = {"OK": "passed", "NON-STRICT": "non-strict", "INFORMATIONAL": "informational"}
-# The suite's own colours: a close with another code, or one that the client had to complete, is not strict.
+# The suite's classification: a close with another code, or one completed by the client, is non-strict.
 _OF_CLOSE: Final = {
     "OK": "passed",
     "INFORMATIONAL": "passed",
@@ -23,7 +23,7 @@ _OF_CLOSE: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One case: how the suite judges what came back, and how the connection was closed."""
+    """One case: the suite's verdicts on the messages and on the close."""
 
     case_id: str
     behavior: str
@@ -38,7 +38,7 @@ class Case:
         return behavior if close == "passed" or behavior == "failed" else close
 
     def explain(self) -> str:
-        """Say what the suite found, in one line."""
+        """Summarize the case in one line."""
         try:
             detail = json.loads(self.report.read_text(encoding="utf-8"))
             found = f"{detail['result']} {detail['resultClose']}"
@@ -64,7 +64,7 @@ def read_report(report_dir: Path, *, agent: str) -> list[Case]:
 
 
 def problems_of(cases: Sequence[Case]) -> list[str]:
-    """Say in what a run is not good enough; nothing if it is."""
+    """Return why a run is not acceptable; empty if it is."""
     verdicts = [case.verdict for case in cases]
     failed, non_strict = verdicts.count("failed"), verdicts.count("non-strict")
     problems: list[str] = []
@@ -78,7 +78,7 @@ def problems_of(cases: Sequence[Case]) -> list[str]:
 
 
 def summarize(cases: Sequence[Case]) -> list[str]:
-    """Give the counts in a line, and a line for each case that failed or is non-strict."""
+    """Return a line of counts, and a line for each case that failed or is non-strict."""
     groups = {verdict: [case for case in cases if case.verdict == verdict] for verdict in _VERDICTS}
     counts = ", ".join(f"{len(group)} {verdict}" for verdict, group in groups.items())
     worth_a_look = [

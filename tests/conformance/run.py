@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this is run by its path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run as a script
 
 from conformance.report import CORE_CASES, problems_of, read_report, summarize
 from conformance.suite import Unavailable, foreign_environment, install_suite
@@ -20,7 +20,7 @@ from conformance.suite import Unavailable, foreign_environment, install_suite
 HERE: Final = Path(__file__).resolve().parent
 DEFAULT_CACHE_DIR: Final = HERE.parents[1] / ".nox" / "autobahn"
 AGENT: Final = "brewos-relay"
-EXCLUDED: Final = ("9.*", "12.*", "13.*")  # speed, and the compression that the relay never agrees to
+EXCLUDED: Final = ("9.*", "12.*", "13.*")  # speed and compression, which the relay does not support
 
 _START_S: Final = 20.0
 _STOP_S: Final = 5.0
@@ -30,12 +30,12 @@ _BAR_WIDTH: Final = 30
 
 
 class RunBrokeOff(Exception):
-    """The suite is there, but its run did not come to an end; the text says why."""
+    """The run of the suite did not finish; the text has the reason."""
 
 
 @contextlib.contextmanager
 def _killed_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[None]:
-    """Kill a process that is still there after `timeout_s`, which ends whoever reads its output."""
+    """Kill a process that still runs after `timeout_s`, which also ends the reader of its output."""
     timer = threading.Timer(timeout_s, process.kill)
     timer.daemon = True
     timer.start()
@@ -80,7 +80,7 @@ def echo_server() -> Iterator[str]:
 
 
 class _Progress:
-    """Shows how far the run is: a bar on a terminal, otherwise a line now and then."""
+    """Shows the progress: a bar on a terminal, otherwise occasional lines."""
 
     def __init__(self) -> None:
         self._begun = 0
@@ -103,7 +103,7 @@ def run_cases(python: Path, *, address: str, report_dir: Path) -> None:
     """Run the suite's fuzzing client, which leaves its reports in `report_dir`. Raises RunBrokeOff."""
     report_dir.mkdir(parents=True, exist_ok=True)
     index = report_dir / "index.json"
-    index.unlink(missing_ok=True)  # that of an earlier run must not be taken for this one's
+    index.unlink(missing_ok=True)  # remove the report of an earlier run
     spec = report_dir / "spec.json"
     specification = {
         "outdir": str(report_dir),

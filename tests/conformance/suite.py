@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 SUITE: Final = "autobahntestsuite==0.8.2"
-VIRTUALENV: Final = "virtualenv<20.22"  # the last ones that can make an environment for Python 2.7
+VIRTUALENV: Final = "virtualenv<20.22"  # the last versions that support Python 2.7
 PYTHON27_VARIABLE: Final = "BREWOS_RELAY_PYTHON27"
 
 _INSTALL_S: Final = 600.0
@@ -20,17 +20,17 @@ _START_S: Final = 30.0
 
 
 class Unavailable(Exception):
-    """The suite cannot be had here; the text says why."""
+    """The suite cannot be installed; the text has the reason."""
 
 
 def foreign_environment() -> dict[str, str]:
-    """Give the environment without what belongs to the Python that runs this."""
+    """Return the environment without the variables of this Python."""
     ours = {"PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def _call(command: Sequence[str | Path], *, timeout_s: float) -> str:
-    """Run a command and return what it printed. Raises Unavailable with the end of its output."""
+    """Run a command and return its output. Raises Unavailable with the end of its output."""
     program = Path(command[0]).name
     try:
         done = subprocess.run(
@@ -70,13 +70,13 @@ def _candidates() -> Iterator[str]:
 
 
 def find_python27() -> str:
-    """Find an interpreter that really is a Python 2.7. Raises Unavailable with what was tried."""
+    """Find a working Python 2.7 interpreter. Raises Unavailable with the list of attempts."""
     tried: list[str] = []
     for candidate in _candidates():
         try:
             answer = _call([candidate, "-c", "import sys; print(sys.version_info[:2])"], timeout_s=_START_S)
         except Unavailable:
-            tried.append(f"{candidate} does not start")  # a shim of pyenv, for one, may lead nowhere
+            tried.append(f"{candidate} does not start")  # for example a pyenv shim without a target
             continue
         if answer.strip() == "(2, 7)":
             return candidate
@@ -88,14 +88,14 @@ def find_python27() -> str:
 
 
 def install_suite(cache_dir: Path) -> Path:
-    """Return the interpreter of a Python 2.7 environment that has the suite, making it if need be.
+    """Return the interpreter of a Python 2.7 environment that has the suite, creating it if necessary.
 
     Raises Unavailable.
     """
     environment = cache_dir / "py2"
     python = environment / "bin" / "python"
     if python.exists():
-        with contextlib.suppress(Unavailable):  # half made, or moved: made again
+        with contextlib.suppress(Unavailable):  # incomplete or moved: create it again
             _check(python)
             return python
     python27 = find_python27()

@@ -34,19 +34,19 @@ def test_answer_and_close_both_count(behavior: str, close: str, verdict: str) ->
     assert case(behavior=behavior, close=close).verdict == verdict
 
 
-def test_a_few_non_strict_cases_are_good_enough() -> None:
+def test_few_non_strict_cases_are_acceptable() -> None:
     odd = case(behavior="NON-STRICT")
     assert problems_of(cases_with(*[odd] * 4)) == []
     assert problems_of(cases_with(*[odd] * 5)) == ["5 are non-strict, more than 4"]
 
 
-def test_a_failed_or_missing_case_is_not() -> None:
+def test_failed_or_missing_case_is_not_acceptable() -> None:
     assert problems_of(cases_with(case(behavior="FAILED"))) == ["1 failed"]
     assert problems_of([case()]) == [f"only 1 of {CORE_CASES} cases ran"]
     assert problems_of([]) == [f"only 0 of {CORE_CASES} cases ran"]
 
 
-def test_a_report_is_read_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+def test_report_is_in_the_order_of_case_numbers(tmp_path: Path) -> None:
     entry = {"behavior": "OK", "behaviorClose": "OK", "reportfile": "a.json"}
     index = {"us": {"1.1.10": entry, "1.1.2": entry | {"behavior": "FAILED"}}, "them": {"1.1.1": entry}}
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -60,5 +60,5 @@ def test_a_report_is_read_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     assert read_report(tmp_path, agent="nobody") == []
 
 
-def test_a_case_without_its_own_report_is_still_listed() -> None:
+def test_case_without_its_own_report_is_listed() -> None:
     assert "cannot be read" in summarize([case(behavior="FAILED")])[1]

@@ -15,7 +15,7 @@ from conformance.suite import (
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Leave nothing on PATH and no pyenv; the empty directory that PATH names."""
+    """Set PATH to an empty directory, without pyenv; return the directory."""
     monkeypatch.delenv(PYTHON27_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
@@ -29,36 +29,36 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_without_a_python27_it_says_what_to_do(bare: Path) -> None:
+def test_missing_python27_is_reported_with_advice(bare: Path) -> None:
     with pytest.raises(Unavailable, match=rf"none is on PATH(.|\n)*{PYTHON27_VARIABLE}"):
         find_python27()
 
 
-def test_an_interpreter_of_another_version_is_not_taken(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_of_another_version_is_refused(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PYTHON27_VARIABLE, sys.executable)
     with pytest.raises(Unavailable, match="is another Python"):
         find_python27()
 
 
-def test_one_that_does_not_start_is_passed_over_and_the_newest_of_pyenv_taken(bare: Path) -> None:
+def test_broken_interpreter_is_skipped_for_the_newest_of_pyenv(bare: Path) -> None:
     script(bare / "python2.7", "exit 127")
     script(bare / "versions" / "2.7.9" / "bin" / "python2.7", "echo '(2, 7)'")
     newest = script(bare / "versions" / "2.7.18" / "bin" / "python2.7", "echo '(2, 7)'")
     assert find_python27() == newest
 
 
-def test_an_installed_suite_is_used_as_it_is(bare: Path) -> None:
+def test_installed_suite_is_used(bare: Path) -> None:
     python = script(bare / "cache" / "py2" / "bin" / "python", "exit 0")
     assert install_suite(bare / "cache") == Path(python)
 
 
-def test_a_broken_one_is_made_again(bare: Path) -> None:
+def test_broken_environment_is_created_again(bare: Path) -> None:
     script(bare / "py2" / "bin" / "python", "exit 1")
     with pytest.raises(Unavailable, match=r"No Python 2\.7"):
         install_suite(bare)
 
 
-def test_the_suite_does_not_see_the_packages_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suite_does_not_see_packages_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "src")
     assert "PYTHONPATH" not in foreign_environment()
     assert foreign_environment()["PATH"] == os.environ["PATH"]

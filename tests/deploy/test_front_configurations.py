@@ -1,4 +1,4 @@
-"""The examples for nginx, HAProxy and Caddy, as their own programs see them, and what they must have."""
+"""The example configurations of nginx, HAProxy and Caddy: valid for their programs, and complete."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def place(folder: Path) -> Place:
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> str:
-    """Run a program that has to find nothing wrong; give what it said."""
+    """Run a program that must succeed; return its output."""
     outcome = subprocess.run(
         arguments, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
     )
@@ -65,8 +65,8 @@ def test_caddy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_relay_notices_silence_first(name: str) -> None:
-    """Whoever is in front gives up later than the relay does, which says goodbye."""
+def test_relay_times_out_before_the_proxy(name: str) -> None:
+    """Check that the proxy's timeout is longer than the relay's, which closes with a close frame."""
     times = [
         int(found)
         for found in re.findall(
@@ -79,8 +79,8 @@ def test_the_relay_notices_silence_first(name: str) -> None:
     assert all(time_s > longest_s + 10 for time_s in times)
 
 
-def test_no_idle_connection_is_left_for_the_relay_to_close() -> None:
-    """See tests/e2e/test_front_proxies.py for what happens otherwise."""
+def test_proxy_closes_idle_connections_before_the_relay() -> None:
+    """See tests/e2e/test_front_proxies.py for the problem that this avoids."""
     assert re.search(r"^\s*keepalive off$", (DEPLOY / "Caddyfile").read_text(), re.MULTILINE)
     assert re.search(r"^\s*option http-server-close$", (DEPLOY / "haproxy.cfg").read_text(), re.MULTILINE)
     nginx_conf = re.sub(r"#.*", "", (DEPLOY / "nginx.conf").read_text())
@@ -89,14 +89,14 @@ def test_no_idle_connection_is_left_for_the_relay_to_close() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nobody_is_cut_off_by_a_reload(name: str) -> None:
+def test_reload_cuts_no_connection(name: str) -> None:
     text = re.sub(r"#.*", "", (DEPLOY / name).read_text())
     for word in ("hard-stop-after", "worker_shutdown_timeout", "shutdown-sessions"):
         assert word not in text
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "nginx.conf"])
-def test_no_log_has_what_is_asked_for(name: str) -> None:
+def test_logs_have_no_query_strings(name: str) -> None:
     text = re.sub(r"#.*", "", (DEPLOY / name).read_text())
     for word in ("httplog", "%r", "%HU", "%HQ", "$request ", "log_format", "capture request"):
         assert word not in text

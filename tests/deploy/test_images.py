@@ -1,4 +1,4 @@
-"""The image and its neighbours: what can be checked of them without a container engine."""
+"""Checks of the image and its configuration that need no container engine."""
 
 import json
 import os
@@ -20,10 +20,10 @@ ROOT = DEPLOY.parent
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 IGNORED = (ROOT / ".dockerignore").read_text()
 LONGEST_DRAIN_S = ServerLimits().longest_drain_s + 5
-"""How long a relay may take to leave: the drain, and a few seconds for HTTP requests and the registry."""
+"""How long a shutdown may take: the drain, and a few seconds for HTTP requests and the registry."""
 
 
-def test_the_dockerfile_keeps_the_rules() -> None:
+def test_dockerfile_follows_the_rules() -> None:
     assert lint(DOCKERFILE, ROOT, IGNORED) == []
 
 
@@ -50,13 +50,13 @@ def test_the_dockerfile_keeps_the_rules() -> None:
         ("--no-cache-dir ", "", "leaves its cache"),
     ],
 )
-def test_what_breaks_a_rule_is_found(old: str, new: str, problem: str) -> None:
+def test_broken_rule_is_found(old: str, new: str, problem: str) -> None:
     assert old in DOCKERFILE
     problems = lint(DOCKERFILE.replace(old, new), ROOT, IGNORED)
     assert [found for found in problems if problem in found], problems
 
 
-def test_no_healthcheck_is_found() -> None:
+def test_missing_healthcheck_is_found() -> None:
     without = re.sub(r"^HEALTHCHECK.*?\]\n", "", DOCKERFILE, flags=re.M | re.S)
     assert lint(without, ROOT, IGNORED) == ["the last stage has no HEALTHCHECK: nobody sees that it hangs"]
 
@@ -64,11 +64,11 @@ def test_no_healthcheck_is_found() -> None:
 @pytest.mark.parametrize(
     "name", [".env", ".git/config", "data/brewos-relay.db", "deploy/relay.env", "src/a.pyc"]
 )
-def test_what_must_not_come_into_an_image(name: str) -> None:
+def test_private_files_stay_out_of_the_image(name: str) -> None:
     assert is_ignored(name, IGNORED)
 
 
-def test_what_is_built_has_what_it_needs() -> None:
+def test_build_context_has_the_needed_files() -> None:
     copied = {
         word
         for step in read_instructions(DOCKERFILE)
@@ -80,7 +80,7 @@ def test_what_is_built_has_what_it_needs() -> None:
         assert name in copied
 
 
-async def test_the_health_checks_ask_what_a_server_answers(tmp_path: Path, services: dict[str, Any]) -> None:
+async def test_health_checks_request_existing_endpoints(tmp_path: Path, services: dict[str, Any]) -> None:
     [check] = [step.rest for step in read_instructions(DOCKERFILE) if step.name == "HEALTHCHECK"]
     of_image = json.loads(check[check.index("[") :])
     of_compose = services["relay"]["healthcheck"]["test"][1:]
@@ -113,7 +113,7 @@ def services() -> dict[str, Any]:
     return services
 
 
-def test_containers_can_do_little(services: dict[str, Any]) -> None:
+def test_containers_have_few_privileges(services: dict[str, Any]) -> None:
     for service in services.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -125,7 +125,7 @@ def test_containers_can_do_little(services: dict[str, Any]) -> None:
     assert services["caddy"]["cap_add"] == ["NET_BIND_SERVICE"]
 
 
-def test_the_relay_is_reached_through_caddy_only(services: dict[str, Any]) -> None:
+def test_relay_is_reachable_through_caddy_only(services: dict[str, Any]) -> None:
     assert "ports" not in services["relay"]
     assert services["caddy"]["environment"]["RELAY"] == "relay:3001"
     assert services["caddy"]["depends_on"] == {"relay": {"condition": "service_healthy"}}
@@ -134,7 +134,7 @@ def test_the_relay_is_reached_through_caddy_only(services: dict[str, Any]) -> No
     assert services["relay"]["environment"]["BREWOS_RELAY_TRUSTED_PROXIES"] == subnet
 
 
-def test_secrets_are_for_the_relay_only(services: dict[str, Any]) -> None:
+def test_only_the_relay_gets_secrets(services: dict[str, Any]) -> None:
     assert services["relay"]["env_file"] == "relay.env"
     assert "env_file" not in services["caddy"]
     assert "SECRET" not in str(services)
@@ -144,11 +144,11 @@ def test_secrets_are_for_the_relay_only(services: dict[str, Any]) -> None:
     assert {"relay.env", ".env"} <= set(ignored)
 
 
-def test_the_relay_has_time_to_leave(services: dict[str, Any]) -> None:
+def test_relay_has_time_to_drain(services: dict[str, Any]) -> None:
     assert seconds(services["relay"]["stop_grace_period"]) > LONGEST_DRAIN_S
 
 
-def test_everything_that_is_mounted_exists(services: dict[str, Any]) -> None:
+def test_mounted_files_exist(services: dict[str, Any]) -> None:
     content = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     named = set(content["volumes"])
     for service in services.values():
@@ -161,12 +161,12 @@ def test_everything_that_is_mounted_exists(services: dict[str, Any]) -> None:
     assert "DATA_DIR=/data" in DOCKERFILE
 
 
-def test_images_of_others_have_a_tag(services: dict[str, Any]) -> None:
+def test_other_images_have_a_tag(services: dict[str, Any]) -> None:
     assert re.fullmatch(r"caddy:\d+\.\d+\S*", services["caddy"]["image"])
 
 
 def seconds(text: str | int) -> int:
-    """Read a duration as compose and Fly write it."""
+    """Parse a duration in the form of compose and Fly."""
     found = re.fullmatch(r"(\d+)s", str(text))
     assert found, text
     return int(found[1])

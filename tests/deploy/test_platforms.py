@@ -1,4 +1,4 @@
-"""What hosting platforms are told: known keys only, time to leave, one relay, a volume for the registry."""
+"""Configurations of hosting platforms: known keys, time to drain, one relay, a volume for the registry."""
 
 import ipaddress
 import json
@@ -60,7 +60,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "services.envVars": {"key", "value", "generateValue", "sync"},
     },
 }
-"""Tables and keys as the platforms document them, as far as they are used here."""
+"""The documented tables and keys of the platforms that are used here."""
 
 
 def content_of(platform: str) -> Any:
@@ -74,7 +74,7 @@ def content_of(platform: str) -> Any:
 
 
 def unknown(content: Any, known: dict[str, set[str]], place: str = "") -> list[str]:
-    """List the keys that nobody knows, with where they stand."""
+    """List unknown keys with their paths."""
     if isinstance(content, list):
         return [each for part in content for each in unknown(part, known, place)]
     if not isinstance(content, dict) or place == "env":
@@ -86,18 +86,18 @@ def unknown(content: Any, known: dict[str, set[str]], place: str = "") -> list[s
 
 
 @pytest.mark.parametrize("platform", PARTS)
-def test_every_key_is_known(platform: str) -> None:
+def test_each_key_is_documented(platform: str) -> None:
     assert unknown(content_of(platform), PARTS[platform]) == []
 
 
-def test_an_unknown_key_is_found() -> None:
+def test_unknown_key_is_found() -> None:
     content = content_of("render")
     content["services"][0]["disk"]["mountpath"] = "/data"
     assert unknown(content, PARTS["render"]) == ["services.disk.mountpath"]
 
 
 def check_settings(variables: dict[str, str]) -> Settings:
-    """Check that variables are settings, and make sense together."""
+    """Check that variables are settings, and are valid together."""
     names = {variable for name in all_names() for variable in variable_names(name)}
     assert set(variables) <= names
     return load_settings(environ=variables, dotenv_path=DEPLOY / "no.env")
@@ -132,10 +132,10 @@ def test_railway() -> None:
     assert (ROOT / content["build"]["dockerfilePath"]).exists()
     deploy = content["deploy"]
     assert deploy["drainingSeconds"] > LONGEST_DRAIN_S
-    assert deploy["overlapSeconds"] == 0  # two relays would share the machines between them
+    assert deploy["overlapSeconds"] == 0  # two relays would split the devices between them
     assert deploy["numReplicas"] == 1
     assert deploy["requiredMountPath"] == "/data"
-    assert deploy["healthcheckPath"] == "/readyz"  # asked once, at the start
+    assert deploy["healthcheckPath"] == "/readyz"  # requested only at the start
 
 
 def test_render() -> None:
@@ -143,7 +143,7 @@ def test_render() -> None:
     assert (ROOT / service["dockerfilePath"]).exists()
     assert service["numInstances"] == 1
     assert service["maxShutdownDelaySeconds"] > LONGEST_DRAIN_S
-    assert service["healthCheckPath"] == "/livez"  # what fails it is begun anew
+    assert service["healthCheckPath"] == "/livez"  # a server that fails it is restarted
     variables = {each["key"]: each for each in service["envVars"]}
     assert variables["JWT_SECRET"] == {"key": "JWT_SECRET", "generateValue": True}
     given = {key: str(each["value"]) for key, each in variables.items() if "value" in each}

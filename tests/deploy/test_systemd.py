@@ -1,4 +1,4 @@
-"""The unit of systemd: it can be loaded, leaves little to break into, and gives the relay time to leave."""
+"""The systemd unit: it can be loaded, is hardened, and gives the relay time to drain."""
 
 import configparser
 import os
@@ -18,12 +18,12 @@ from .test_platforms import all_names
 UNIT = DEPLOY / "brewos-relay.service"
 TLS = DEPLOY / "brewos-relay.service.d" / "tls.conf"
 MOST_EXPOSED = {"plain": 1.3, "tls": 1.7}
-"""Of 10, by systemd 252."""
+"""The highest accepted exposure of 10, as systemd 252 computes it."""
 
 
 @pytest.fixture(params=["plain", "tls"])
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """Give the unit as it would be installed, with a program that exists."""
+    """Return the unit as installed, with an existing program."""
     text = UNIT.read_text()
     assert text.count("/opt/brewos-relay/bin/brewos-relay") == 1
     path = tmp_path / UNIT.name
@@ -44,13 +44,13 @@ def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_unit_can_be_loaded(unit: tuple[str, Path]) -> None:
+def test_unit_can_be_loaded(unit: tuple[str, Path]) -> None:
     _, path = unit
     outcome = analyze("verify", path)
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
-def test_there_is_little_to_break_into(unit: tuple[str, Path]) -> None:
+def test_exposure_is_low(unit: tuple[str, Path]) -> None:
     kind, path = unit
     outcome = analyze("security", "--offline=true", path)
     found = re.search(r"exposure level for \S+ ([0-9.]+)", outcome.stdout.replace(":", ""))
@@ -59,7 +59,7 @@ def test_there_is_little_to_break_into(unit: tuple[str, Path]) -> None:
 
 
 def section(path: Path, name: str) -> dict[str, list[str]]:
-    """Read a section, with every value of each key."""
+    """Parse a section, with all values of each key."""
     values: dict[str, list[str]] = {}
     inside = False
     for line in path.read_text().splitlines():
@@ -71,25 +71,25 @@ def section(path: Path, name: str) -> dict[str, list[str]]:
     return values
 
 
-def test_it_says_how_it_is_and_has_time_to_leave() -> None:
+def test_unit_notifies_and_has_time_to_drain() -> None:
     service = section(UNIT, "Service")
     assert service["Type"] == ["notify"]
     assert float(service["WatchdogSec"][0]) >= 10
     assert float(service["TimeoutStopSec"][0]) > LONGEST_DRAIN_S
     assert int(service["LimitNOFILE"][0]) >= 10_000
     assert service["Restart"] == ["always"]
-    # SIGTERM is for the relay; what it may have started is killed when it has gone.
+    # SIGTERM goes to the relay only; its child processes are killed after it.
     assert service["KillMode"] == ["mixed"]
 
 
-def test_no_secret_stands_in_the_environment() -> None:
+def test_environment_has_no_secret() -> None:
     service = section(UNIT, "Service")
     assert service["LoadCredential"] == ["JWT_SECRET:/etc/brewos-relay/jwt-secret"]
     assert "SECRET" not in " ".join(service["Environment"])
 
 
 @pytest.mark.parametrize("paths", [[UNIT], [UNIT, TLS]], ids=["plain", "tls"])
-def test_the_environment_is_made_of_settings(paths: list[Path]) -> None:
+def test_environment_files_contain_settings(paths: list[Path]) -> None:
     variables = {
         key: value
         for path in paths
@@ -105,21 +105,21 @@ def test_the_environment_is_made_of_settings(paths: list[Path]) -> None:
     assert (settings.host == "") == settings.speaks_tls
 
 
-def test_the_calls_that_a_relay_makes_are_allowed() -> None:
-    """Opening files' limits goes through a call that belongs to what every program may do."""
+def test_needed_system_calls_are_allowed() -> None:
+    """Check prlimit64, which is in the default set of system calls."""
     default = analyze("syscall-filter", "@default").stdout
     assert "prlimit64" in default.split()
     for line in section(UNIT, "Service")["SystemCallFilter"]:
         assert "prlimit64" not in line
 
 
-def test_a_relay_with_tls_may_list_its_addresses() -> None:
-    """Its own certificate names them all; no other part of the unit gives what this takes."""
+def test_relay_with_tls_may_list_its_addresses() -> None:
+    """Check AF_NETLINK: the self-signed certificate lists all addresses."""
     assert section(TLS, "Service")["RestrictAddressFamilies"] == ["AF_NETLINK"]
 
 
-def test_the_relay_can_reach_its_certificate() -> None:
-    """Its folder is in one that everybody may pass through; the secret in there is guarded by itself."""
+def test_relay_can_read_its_certificate() -> None:
+    """Check that the parent directory is accessible; the key file has its own permissions."""
     guide = (DEPLOY.parent / "docs" / "how-to" / "deploy-with-systemd.md").read_text()
     assert "\ninstall -d /etc/brewos-relay\n" in guide
     assert "(umask 077 && /opt/brewos-relay/bin/brewos-relay secret > /etc/brewos-relay/jwt-secret)" in guide
@@ -128,7 +128,7 @@ def test_the_relay_can_reach_its_certificate() -> None:
     assert f"install -g {group} -m 0640 " in guide
 
 
-def test_the_unit_is_one_that_other_tools_can_read() -> None:
+def test_unit_can_be_parsed_by_other_tools() -> None:
     parser = configparser.RawConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(UNIT.read_text())
