@@ -29,6 +29,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
         ["--devices", "3", "--apps", "1", "--newcomers", "1", "--stops", "restart"],
         {0},
     ),
+    "docs/tables.py": (["--check"], {0}),
     "tests/conformance/run.py": (["--help"], {0}),  # the suite itself needs a Python 2.7
 }
 #: What other tests run: a part of the command, and where.
