@@ -65,7 +65,7 @@ def test_omitted_options_do_not_override_the_environment(
         (["--trusted-proxy", "home"], ["--trusted-proxy is 'home'", "networks like"]),
         (["--public-url", "relay"], ["--public-url is 'relay'", "an http or https URL"]),
         (["--tls-cert", "c.pem"], ["BREWOS_RELAY_TLS_CERT requires BREWOS_RELAY_TLS_KEY"]),
-        (["--redirect-port", "80"], ["BREWOS_RELAY_REDIRECT_PORT needs"]),
+        (["--redirect-port", "80"], ["BREWOS_RELAY_REDIRECT_PORT requires"]),
     ],
 )
 def test_serve_with_bad_options(
