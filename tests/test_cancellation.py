@@ -1,4 +1,4 @@
-"""What holds for every module, so that a program can always be ended: of shields, and of what is caught."""
+"""Rules that let a program always be ended: deadlines of shields, and no swallowed cancellation."""
 
 import ast
 import re
@@ -9,12 +9,11 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "brewos_relay"
 UNTIL = {"move_on_after", "move_on_at", "fail_after", "fail_at"}
-#: What none may keep to itself.
 ENDINGS = {"BaseException", "BaseExceptionGroup", "Cancelled", "GeneratorExit"}
 
 
 def shields_without_deadline(tree: ast.AST) -> Iterator[int]:
-    """List the lines of shields that have no deadline there, or one that never comes."""
+    """List the lines of shields without a deadline, or with an infinite one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "shield" and isinstance(node.ctx, ast.Store):
             yield node.lineno
@@ -27,7 +26,7 @@ def shields_without_deadline(tree: ast.AST) -> Iterator[int]:
 
 
 def endings_kept(tree: ast.AST) -> Iterator[int]:
-    """List the lines where a cancellation is caught, or everything is, and never raised again."""
+    """List the lines that catch a cancellation, or every exception, and do not raise it again."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.ExceptHandler):
             continue

@@ -19,7 +19,7 @@ DEVICE_COMMANDS = """
     check_version_mismatch set_cloud_config wifi_config wifi_forget restart factory_reset
     record_maintenance brew_start brew_stop set_scale_connected
 """.split()  # noqa: SIM905 - it is a table
-"""Every `cmd` of the firmware, and those that only apps know."""
+"""Every `cmd` of the firmware, and those of apps that it ignores."""
 DEVICE_TYPES = [
     "connected",
     "error",
@@ -176,7 +176,7 @@ def test_entering_eco_waits_no_more_than_setting_the_mode_eco() -> None:
 @pytest.mark.parametrize("cmd", ["tare", "set_temp", "add_schedule", "set_preferences", "get_schedules"])
 def test_a_harmless_command_may_wait(cmd: str) -> None:
     assert may_wait(cmd)
-    assert may_wait(cmd, "on"), "of these, a machine reads no mode"
+    assert may_wait(cmd, "on"), "a machine reads no mode in these"
 
 
 # Patterns
@@ -199,7 +199,7 @@ def test_a_pattern_may_name_a_mode() -> None:
 
     assert [mode for mode in MODES if owners(mode)] == ["on", "off"]
     assert owners("ON")
-    assert owners(None), "a mode that cannot be read may be any"
+    assert owners(None), "an unreadable mode matches any pattern"
     assert [mode for mode in MODES if may_wait("set_mode", mode, never_wait="set_mode:idle")] == [
         "off",
         "standby",

@@ -41,7 +41,7 @@ CHILD_S = 20
 
 
 def _run_python(code: str) -> str:
-    """Run code in a Python of its own, where every warning is an error; gives what it printed."""
+    """Run code in another Python, where every warning is an error; return its output."""
     child = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -71,7 +71,7 @@ def _home(name: str) -> str:
 
 
 def test_every_public_name_has_a_docstring() -> None:
-    for name in set(PUBLIC) - {"Receive"}:  # an alias of a type has none of its own
+    for name in set(PUBLIC) - {"Receive"}:  # an alias of a type has none
         assert getattr(brewos_relay, name).__doc__
 
 

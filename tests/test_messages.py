@@ -198,7 +198,7 @@ def test_messagepack_text_that_is_not_utf_8_has_no_text(payload: bytes) -> None:
 
 @st.composite
 def _damaged(draw: st.DrawFn) -> bytes:
-    """A message with a few bytes changed, cut off or added."""
+    """A message with a few bytes changed, removed or added."""
     content = draw(CONTENTS) | {"type": "status"}
     encoder = draw(st.sampled_from([msgspec.json.encode, msgspec.msgpack.encode]))
     payload = bytearray(encoder(content))

@@ -31,7 +31,7 @@ ODD_PIECES = [
 
 
 def written(text: str, escapes: list[bool]) -> str:
-    """Write a text in JSON, some of its characters escaped."""
+    """Write a text as JSON, with some of its characters escaped."""
     plain = json.dumps(text, ensure_ascii=False)[1:-1]
     if plain != text:
         return f'"{plain}"'
@@ -62,7 +62,7 @@ messages = st.builds(
 
 @st.composite
 def nearly_messages(draw: st.DrawFn) -> bytes:
-    """Give a message with nothing or a little put into it at any place."""
+    """Build a message with some text inserted at any place, or none."""
     text: str = draw(messages)
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(text)))

@@ -13,12 +13,12 @@ pack = msgspec.msgpack.encode
 VALUES = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=9) | st.binary(max_size=9)
 )
-ANY_TEXT = st.text(st.characters(), max_size=5) | st.just("\ud800")  # half of a surrogate pair
+ANY_TEXT = st.text(st.characters(), max_size=5) | st.just("\ud800")  # an unpaired surrogate
 
 
 @st.composite
 def maps(draw: st.DrawFn) -> bytes:
-    """A MessagePack map with keys of any type, and values that are no text in UTF-8 or an extension."""
+    """A MessagePack map with keys of any type, and values that are invalid UTF-8 or an extension."""
     keys = draw(st.lists(VALUES.map(pack) | st.sampled_from([b"\xa1\xff", b"\x91\x01", b"\x81\x01\x02"])))
     values = VALUES.map(pack) | st.sampled_from([b"\xa1\xff", b"\xd4\x05\x01", b"\xd6\xff\x00\x00\x00\x00"])
     pairs = {key: draw(values) for key in keys}
@@ -56,7 +56,7 @@ def test_maps_of_every_size_can_be_split() -> None:
 
 def test_the_last_of_a_repeated_key_counts() -> None:
     assert split(b'{"a":1,"a":2}', is_text=True) == {"a": msgspec.Raw(b"2")}
-    # The same key, in the two forms that a text of one character can have.
+    # The same key in two encodings of a short text.
     assert split(b"\x82\xa1a\x01\xd9\x01a\x02", is_text=False) == {"a": msgspec.Raw(b"\x02")}
 
 

@@ -78,7 +78,7 @@ def test_the_refused_characters_do_not_depend_on_the_tables_of_python() -> None:
     refused = {char for char in EVERY if not is_showable(char)}
     control = {char for char in EVERY if category(char) in ("Cc", "Cs", "Zl", "Zp")}
     assert control <= refused
-    assert len(refused - control) == 9 + 66  # those that reorder, and the noncharacters
+    assert len(refused - control) == 9 + 66  # characters that reorder text, and noncharacters
     for char in refused:
         assert showable(f"a{char}b") == "ab"
         assert showable(f"a{char}b", instead="?") == "a?b"
@@ -88,7 +88,7 @@ def test_the_refused_characters_do_not_depend_on_the_tables_of_python() -> None:
 
 
 HIDDEN = "\u115f\u1160\u3164\uffa0\u2800"
-"""Letters and a symbol that show nothing."""
+"""Letters and a symbol that are invisible."""
 
 
 def test_an_identifier_has_no_character_that_cannot_be_seen() -> None:

@@ -103,7 +103,7 @@ class Dialect:
     kept: tuple[str, ...] = ()
     """Types whose last message is kept for clients that join."""
     info: str | None = None
-    """The type among `kept` in which the device describes itself."""
+    """The one of `kept` with the device's description of itself."""
     superseded: frozenset[str] = frozenset()
     """Types that a lagging client may miss, since the next message of the type repeats everything."""
     log: str | None = None
@@ -200,7 +200,7 @@ class Policy:
         return not (self._never_wait and self._names(self._never_wait, rule, mode))
 
     def unlisted(self) -> tuple[list[str], list[str]]:
-        """List the owners' commands, and those that never wait, that no pattern names.
+        """List owners' commands, and commands that never wait, without a matching pattern.
 
         The dialect restricts them in any case. In earlier versions a list without them allowed them.
         """

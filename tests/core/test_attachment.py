@@ -19,7 +19,7 @@ DELIVERY = Delivery((messages.DEVICE_ONLINE,))
 
 
 class InNursery:
-    """What an attachment asks of its session."""
+    """The session of an attachment."""
 
     device_id = DEVICE_ID
 
@@ -71,7 +71,7 @@ async def test_a_ping_is_handed_to_the_peer_and_closes_it_if_it_fails(
     assert (len(peer.pinged_at), peer.closes, device.heard) == (1, [], False)
     peer.is_sure = True
     device.ping()
-    assert device.heard, "there is no answer to be waited for"
+    assert device.heard, "memory peers need no answer"
     peer.ping_error = ValueError("no ping")
     device.ping()
     assert peer.close_code == CloseCode.INTERNAL_ERROR
@@ -167,7 +167,7 @@ async def test_the_end_of_a_token_is_kept_on_the_clock_of_the_relay(
     client.warned = True
     client.set_token_end(time.time() + 3600)
     assert client.expires_at == pytest.approx(4600, abs=1)
-    assert not client.warned, "it will be told of the new end"
+    assert not client.warned, "it is warned before the new end"
 
 
 async def test_device_attachment_keeps_its_credential(
@@ -178,7 +178,7 @@ async def test_device_attachment_keeps_its_credential(
     assert proven.credential == b"hash"
 
 
-# What a client may do
+# Grants
 
 
 async def test_client_without_a_grant_may_do_everything_without_end(
@@ -202,7 +202,7 @@ async def test_the_end_of_access_is_kept_on_the_clock_of_the_relay(
     client.set_grant(Grant(until_s=0))
     assert client.access_ends_at < trio.current_time()
     client.set_grant(Grant())
-    assert client.access_ends_at == math.inf, "what ended by time alone may begin again"
+    assert client.access_ends_at == math.inf, "access that expired by itself can be given again"
 
 
 async def test_access_that_was_ended_does_not_come_back(
@@ -215,7 +215,7 @@ async def test_access_that_was_ended_does_not_come_back(
     assert client.access_ends_at == -math.inf
     client.set_grant(Grant(user_id="ada"))
     assert client.access_ends_at == -math.inf
-    assert client.grant is grant, "whose it was is still known"
+    assert client.grant is grant, "the grant still names the user"
 
 
 async def test_the_access_ends_even_if_the_peer_cannot_be_closed(

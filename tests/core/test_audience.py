@@ -53,7 +53,7 @@ class Opened:
         self.audience.run_checks(trio.current_time(), lambda: STATE)
 
     async def pass_s(self, duration_s: int, *, alive: bool = False) -> None:
-        """Let time pass, with a look in every second, in which everybody may be alive."""
+        """Let time pass with a check every second; with `alive`, all clients give signs of life."""
         for _ in range(duration_s):
             await trio.sleep(1)
             for client in self.clients.values():
@@ -61,7 +61,7 @@ class Opened:
             self.look()
 
 
-# Those that keep up
+# Clients without lag
 
 
 async def test_all_clients_get_the_same_delivery() -> None:
@@ -71,7 +71,7 @@ async def test_all_clients_get_the_same_delivery() -> None:
     opened.audience.broadcast(delivery, 0)
     for peer in peers:
         assert peer.deliveries == [delivery]
-        assert peer.deliveries[0] is delivery, "so that its encoding is made once"
+        assert peer.deliveries[0] is delivery, "so its encoding is made once"
         assert peer.kept == [False]
     assert len(opened.audience) == 3
     assert set(opened.audience) == set(opened.clients.values())
@@ -114,7 +114,7 @@ async def test_messages_of_the_relay_reach_lagging_clients() -> None:
     assert lagging.kept == client.kept == [True]
 
 
-# Those that lag
+# Lagging clients
 
 
 async def test_lagging_client_misses_only_repeated_messages() -> None:
@@ -150,7 +150,7 @@ async def test_a_client_that_has_caught_up_gets_the_state_and_goes_on(autojump_c
     lagging.backlog_bytes = 70_000
     opened.broadcast(STATUS)
     await opened.pass_s(3)
-    assert lagging.messages == [], "it has not taken what it was sent before"
+    assert lagging.messages == [], "it has not read the earlier messages"
     lagging.refuses = False
     lagging.backlog_bytes = 0
     opened.broadcast(DELTA)
@@ -245,7 +245,7 @@ async def test_a_client_that_answers_stays(autojump_clock: MockClock) -> None:
         await opened.pass_s(1)
     assert (client.closes, talking.closes) == ([], [])
     assert len(client.pinged_at) >= 6
-    assert talking.pinged_at == [], "whoever speaks need not be asked"
+    assert talking.pinged_at == [], "a client that sends needs no ping"
 
 
 # Tokens
@@ -383,6 +383,6 @@ async def test_after_a_pause_silence_begins_again_and_a_keepalive_is_due(autojum
     app.forget()
     opened.audience.resume(trio.current_time(), 350.0)
     opened.look()
-    assert app.types == ["keepalive", "token_expiring"], "the wall clock went on"
+    assert app.types == ["keepalive", "token_expiring"], "the wall clock continued"
     assert (client.heard_at, client.pinged_at) == (50, 50)
     assert app.closes == []

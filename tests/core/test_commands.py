@@ -33,7 +33,7 @@ SNAPSHOT = [encode({"type": "status", "seq": 7}), encode({"type": "device_info"}
 
 
 class Recorder:
-    """The session of the attachments, and what is recorded of the commands."""
+    """The session of the attachments, and a record of their commands."""
 
     device_id = DEVICE_ID
 
@@ -50,7 +50,7 @@ class Recorder:
 
 
 class Opened:
-    """Commands under test, with a device that may be there or not."""
+    """Commands under test, with a device that may be present or not."""
 
     def __init__(self, dialect: Dialect = BREWOS, **limits: Any) -> None:
         self.session = Recorder()
@@ -75,7 +75,7 @@ class Opened:
         self.device = ScriptedPeer()
 
     def comes(self) -> None:
-        """Let the device be there, and get what waits for it."""
+        """Let the device come, and deliver its pending commands."""
         device = DeviceAttachment(self.session, self.device, bucket=None)
         self.presence.present = device
         self.commands.flush(device, trio.current_time())
@@ -102,9 +102,9 @@ class Client:
         self._opened.commands.take(self.attachment, received, trio.current_time())
 
     def heard(self) -> list[Any]:
-        """Give what the client was told since the last time, without the texts and times that vary."""
+        """Return the messages to the client since the last call, without varying texts and times."""
         told = self.peer.received
-        assert all(self.peer.kept), "an answer is not left out because a client lags"
+        assert all(self.peer.kept), "a lagging client gets its answers"
         self.peer.forget()
         for content in told:
             if content["type"] == "error":
@@ -210,7 +210,7 @@ async def test_a_command_that_a_busy_device_did_not_take_was_not_delivered() -> 
     assert command_status("r1", "device_offline") in told
 
 
-# What the relay answers itself
+# Answers of the relay
 
 
 @pytest.mark.parametrize("stamp", [17, 1.5, "mine", None, {"at": [1]}, 2**70])
@@ -220,7 +220,7 @@ async def test_pong_repeats_the_timestamp_of_the_ping(stamp: Any) -> None:
     client = opened.client()
     client.say(Message(json.dumps({"type": "ping", "timestamp": stamp}).encode()))
     assert json.loads(client.peer.messages[0].payload)["clientTimestamp"] == stamp
-    assert opened.device.messages == [], "a machine takes it for something else"
+    assert opened.device.messages == [], "a machine takes it for another message"
 
 
 async def test_a_ping_without_anything_is_answered() -> None:
@@ -338,11 +338,11 @@ async def test_request_for_the_full_state_is_answered_at_once() -> None:
     clients = [opened.client() for _ in range(3)]
     for client in clients:
         client.say({"type": "request_full_status"})
-        assert client.peer.messages == [encode({"type": "status"})], "a number might be one that it has seen"
+        assert client.peer.messages == [encode({"type": "status"})], "the client may know the number already"
     assert opened.device.types == ["request_full_status"]
     clients[0].peer.forget()
     clients[0].say({"type": "request_state"})
-    assert clients[0].heard() == [], "the answer is on its way from the device"
+    assert clients[0].heard() == [], "the answer of the device is on its way"
 
 
 async def test_where_nothing_is_known_the_device_is_asked_alone() -> None:
@@ -410,7 +410,7 @@ async def test_harmless_command_waits_until_the_device_comes(
     assert opened.counters.undeliverable == 0
     opened.goes()
     opened.comes()
-    assert len(opened.device.messages) == 3, "nothing goes out twice"
+    assert len(opened.device.messages) == 3, "no command is delivered twice"
 
 
 async def test_a_command_that_waited_for_too_long_has_expired(autojump_clock: MockClock) -> None:
@@ -637,7 +637,7 @@ def test_errors_have_the_codes_that_apps_know() -> None:
     assert messages.forbidden(DEVICE_ID).peek_type() == "error"
 
 
-# Who may do what
+# Permissions
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -683,18 +683,18 @@ async def test_the_relay_asks_for_the_state_in_a_viewer_s_stead(autojump_clock: 
     viewer.say(odd)
     (asked,) = opened.device.received
     assert abs(asked.pop("timestamp") - time.time() * 1000) < 60_000
-    assert asked == {"type": "request_state"}, "none of the viewer's bytes"
+    assert asked == {"type": "request_state"}, "no bytes of the viewer"
     assert viewer.heard() == []
     viewer.say({"type": "request_full_status"})
     assert viewer.peer.messages == [encode({"type": "status"})]
-    assert len(opened.device.messages) == 1, "to the device it is the same question"
+    assert len(opened.device.messages) == 1, "it is the same request to the device"
     member.say(odd)
     assert len(opened.device.messages) == 1
     await trio.sleep(2)
     member.say(odd)
     viewer.say(odd)
     assert opened.device.messages[1:] == [odd]
-    assert opened.session.noted == [], "asking is not doing"
+    assert opened.session.noted == [], "a request is not a command"
 
 
 async def test_state_request_of_a_viewer_to_a_busy_device_is_not_recorded() -> None:
@@ -918,7 +918,7 @@ async def test_forgotten_commands_are_never_delivered() -> None:
     assert (opened.device.messages, client.heard(), opened.commands.pending_count) == ([], [], 0)
 
 
-# What is noted
+# Records
 
 
 async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockClock) -> None:
@@ -987,7 +987,7 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
 def test_pending_commands_are_bounded() -> None:
     waiting = CommandQueue[str](2)
     assert [waiting.add(command(name)) for name in "abc"] == [True, True, False]
-    assert names(waiting.take_all()) == ["a", "b"], "those that were promised to wait stay"
+    assert names(waiting.take_all()) == ["a", "b"], "commands that were accepted stay"
     assert waiting.add(command("d"))
 
 
@@ -996,7 +996,7 @@ def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
     for name, expires_at in (("a", 3.0), ("b", 10.0), ("c", 2.0), ("d", 5.0)):
         waiting.add(command(name, expires_at=expires_at))
     assert waiting.take_expired(1.9, NOW_MS) == []
-    assert names(waiting.take_expired(3.0, NOW_MS)) == ["a", "c"], "also if what came later expires earlier"
+    assert names(waiting.take_expired(3.0, NOW_MS)) == ["a", "c"], "even if later commands expire earlier"
     assert waiting.take_expired(3.0, NOW_MS) == []
     assert names(waiting.take_all()) == ["b", "d"]
 

@@ -25,17 +25,17 @@ def test_defaults_fit_the_timeouts_of_machines() -> None:
     limits = Limits()
     assert limits.client_message_bytes <= 15_360, "a larger text makes a machine close"
     assert limits.admission_s < 5, "a machine waits 5 s for its 101"
-    assert limits.device_min_age_s >= 8, "a machine that is closed younger gives up its key"
+    assert limits.device_min_age_s >= 8, "a machine that is closed earlier destroys its key"
     assert limits.drain_s > limits.longest_hold_s + limits.close_s, "the youngest machine outlasts the drain"
-    assert limits.device_first_frame_s >= 10.5, "an earlier one may come from a machine with a late 101"
-    assert limits.device_silence_s >= 45, "some commands keep a machine from answering for that long"
+    assert limits.device_first_frame_s >= 10.5, "an earlier frame may come from a machine with a late 101"
+    assert limits.device_silence_s >= 45, "some commands block a machine for that long"
 
 
 def test_defaults_fit_the_timeouts_of_apps() -> None:
     limits = Limits()
     assert limits.keepalive_s < 10, "an app leaves after 10 s without a message"
     assert limits.client_silence_s <= 40, "a half-open app is seen within 40 s"
-    assert limits.client_silence_s >= 2 * limits.client_ping_s, "it is asked twice before it is given up"
+    assert limits.client_silence_s >= 2 * limits.client_ping_s, "it gets two pings before it is closed"
 
 
 def test_largest_message_of_each_side_fits_into_an_outbox() -> None:
@@ -67,10 +67,10 @@ def test_limits_are_given_by_name_and_stay() -> None:
 @pytest.mark.parametrize(
     ("spoke_at", "safe_at"),
     [
-        (None, 110.5),  # no machine is behind a connection that says nothing for 10 s
+        (None, 110.5),  # a connection without a frame for 10 s belongs to no machine
         (100.0, 108.0),
         (102.5, 108.0),
-        (104.5, 110.0),  # its 101 was late, and so it is younger than it seems
+        (104.5, 110.0),  # its 101 was late, so it is younger than it seems
         (110.4, 115.9),
     ],
 )

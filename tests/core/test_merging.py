@@ -60,7 +60,7 @@ def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
     }
     note(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
     assert snapshot.as_dict()["status"] == {"type": "status", "seq": 2, "pressure": 9}
-    assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "what can be merged is"
+    assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "the change is merged"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_status_is_put_over_an_earlier_one(form: Any) -> None:
     assert group_names(merged) == ["temps", "pressure", "mode"]
 
 
-# Messages that are held
+# Held messages
 
 
 def packed(content: Any) -> Message:
@@ -237,7 +237,7 @@ def test_deltas_become_one_with_the_last_number(make: Any) -> None:
 def test_numbers_keep_their_encoding() -> None:
     body = b"\x83\xa4type\xacstatus_delta\xa3seq\x01\xa1t\xca\x42\xba\x66\x66"
     found = merged(Message(body, is_text=False), packed({"type": "status_delta", "seq": 2, "p": 1}))
-    assert b"\xa1t\xca\x42\xba\x66\x66" in found.payload, "a float of 32 bits stays one"
+    assert b"\xa1t\xca\x42\xba\x66\x66" in found.payload, "a 32-bit float stays one"
 
 
 def test_status_replaces_earlier_groups_that_it_names() -> None:

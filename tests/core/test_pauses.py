@@ -1,4 +1,4 @@
-"""Pauses: what a clock leaves out, and what a watch notices."""
+"""Pauses: the clock that leaves them out, and the watch that detects them."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from brewos_relay.core.pauses import PauseWatch, RunningClock, left_out_s
 
 
 class RealTime:
-    """The time of the system, in place of the true one."""
+    """A replacement for the time of the system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
@@ -37,7 +37,7 @@ def test_time_in_which_the_loop_ran_counts(real: RealTime, clock: RunningClock) 
     real.now_s += 1.9  # a turn of the loop that takes long
     assert clock.current_time() - began == pytest.approx(1.9)
     assert clock.deadline_to_sleep_time(began + 61.9) == pytest.approx(60)
-    real.now_s += 61.9  # it slept for as long as it wanted, and woke late
+    real.now_s += 61.9  # it slept as long as it should, and woke late
     assert clock.current_time() - began == pytest.approx(63.8)
     assert clock.deadline_to_sleep_time(inf) == inf
     real.now_s += 1000
@@ -51,7 +51,7 @@ def test_time_in_which_it_did_not_run_does_not(real: RealTime, clock: RunningClo
     assert clock.current_time() == began
     assert clock.deadline_to_sleep_time(began + 1) == pytest.approx(1)
     real.now_s += 51
-    assert clock.current_time() - began == pytest.approx(1), "the sleep is over, and nothing after it"
+    assert clock.current_time() - began == pytest.approx(1), "the sleep is over, and nothing else"
     assert clock.left_out_s == pytest.approx(100)
     assert clock.deadline_to_sleep_time(began) < 0, "overdue"
     real.now_s += 3
@@ -71,7 +71,7 @@ def test_no_deadline_passes_in_a_pause(real: RealTime) -> None:
 
 
 def no_suspension(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Stand in for the clocks of the system; gives what suspends it."""
+    """Replace the clocks of the system; return a function that suspends it."""
     suspended_s = 7.0
     monkeypatch.setattr(pauses, "_suspended_s", lambda: suspended_s)
 

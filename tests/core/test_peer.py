@@ -87,7 +87,7 @@ BINARY = Message(b"\x81\xa4type\xa1x", is_text=False)
 
 
 class Running:
-    """A peer that runs in a nursery, and what it handed on."""
+    """A peer that runs in a nursery, and the messages that it passed on."""
 
     def __init__(self, peer: MemoryPeer, nursery: trio.Nursery) -> None:
         self.passes: list[Sequence[Message]] = []
@@ -141,7 +141,7 @@ async def test_nothing_is_read_during_a_pause(
     running.pause_s = 0.0
     await end.send(THREE)
     await trio.sleep(2)
-    assert running.received == [ONE, TWO, THREE], "nothing was dropped"
+    assert running.received == [ONE, TWO, THREE], "no message was dropped"
 
 
 async def test_backlog_is_the_unread_messages() -> None:

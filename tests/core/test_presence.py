@@ -88,7 +88,7 @@ async def test_leaving_is_forgotten_wherever_one_stood(presence: Presence) -> No
 
 
 async def swap(presence: Presence, *, heard: bool, after_s: float) -> None:
-    """Let another connection take the place of the one that is there, which was heard or not."""
+    """Let another connection replace the present one, which was alive or not."""
     await trio.sleep(after_s)
     if presence.present is not None:
         presence.present.heard = heard
@@ -103,7 +103,7 @@ async def test_two_machines_with_one_id_are_a_fight_after_three_swaps(
     for _ in range(6):
         await swap(presence, heard=True, after_s=30)
         contested.append(presence.is_contested(trio.current_time()))
-    assert contested == [False, False, False, True, True, True], "the first one swapped nobody"
+    assert contested == [False, False, False, True, True, True], "the first connection replaced none"
 
 
 async def test_reconnect_after_a_silence_is_no_contest(presence: Presence, autojump_clock: MockClock) -> None:
@@ -121,7 +121,7 @@ async def test_contest_ends_when_the_present_device_is_silent_or_leaves(
     await trio.sleep(19)
     assert presence.is_contested(trio.current_time())
     await trio.sleep(1)
-    assert not presence.is_contested(trio.current_time()), "it says nothing any more"
+    assert not presence.is_contested(trio.current_time()), "it sends nothing any more"
     assert presence.present is not None
     presence.present.heard = True
     assert presence.is_contested(trio.current_time())
@@ -132,7 +132,7 @@ async def test_contest_ends_when_the_present_device_is_silent_or_leaves(
 async def test_a_fight_is_forgotten_after_five_minutes(presence: Presence, autojump_clock: MockClock) -> None:
     for _ in range(4):
         await swap(presence, heard=True, after_s=10)
-    for after_s, contested in ((279, True), (1, False)):  # the first swap was 20 s before the last
+    for after_s, contested in ((279, True), (1, False)):  # the first replacement was 20 s before the last
         await trio.sleep(after_s)
         assert presence.present is not None
         presence.present.heard = True
@@ -168,7 +168,7 @@ async def test_arriving_connection_without_a_frame_is_closed(autojump_clock: Moc
     await trio.sleep(5)
     assert not presence.run_checks(trio.current_time(), counters)
     arriving.heard, arriving.spoke_at = True, trio.current_time()
-    assert presence.run_checks(trio.current_time(), counters), "it has spoken by now"
+    assert presence.run_checks(trio.current_time(), counters), "it has sent a frame"
     await trio.sleep(10)
     assert not presence.run_checks(trio.current_time(), counters)
     assert counters.zombies == 1

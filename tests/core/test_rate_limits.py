@@ -61,10 +61,10 @@ def test_pauses_keep_a_peer_at_its_rate(
     now, taken = 0.0, 0
     for quiet_s, count in passes:
         now += quiet_s
-        assert taken <= burst + now * rate_per_s + 1e-6 * taken + 1e-6, "what is over is paid for first"
+        assert taken <= burst + now * rate_per_s + 1e-6 * taken + 1e-6, "the debt is paid first"
         pause_s = one.take(count, now)
         while pause_s > 1e-9:
-            assert pause_s <= 5, "a peer's pings have to be answered in between"
+            assert pause_s <= 5, "pings of the peer have to be answered in between"
             now += pause_s
             pause_s = one.take(0, now)
         taken += count
@@ -72,7 +72,7 @@ def test_pauses_keep_a_peer_at_its_rate(
 
 def test_rest_of_a_long_pause_is_kept_as_debt() -> None:
     client = bucket()
-    assert client.take(360, 100.0) == 5.0, "15 s are owed"
+    assert client.take(360, 100.0) == 5.0, "the debt is 15 s"
     assert client.take(0, 105.0) == 5.0
     assert client.take(0, 114.0) == pytest.approx(1.0)
 
@@ -81,7 +81,7 @@ def test_admission_takes_the_tokens_that_are_left() -> None:
     door = bucket(rate_per_s=2.0, burst=3.0)
     assert [door.admit(100.0) for _ in range(5)] == [True, True, True, False, False]
     assert not door.admit(100.4)
-    assert door.admit(100.5), "those who were refused cost nothing"
+    assert door.admit(100.5), "refused requests cost nothing"
     assert not door.admit(100.5)
     assert [door.admit(200.0) for _ in range(4)] == [True, True, True, False]
 
@@ -223,7 +223,7 @@ async def test_suppressed_lines_are_reported_once_a_minute_even_without_new_line
     assert (fields["suppressed"], fields["reason"], fields["network"]) == (5, "came", "192.0.2.1")
     await trio.sleep(REPORT_EVERY_S)
     lines.report_if_due(trio.current_time())
-    assert len(caplog.messages) == 2, "there is nothing more to report"
+    assert len(caplog.messages) == 2, "every line was reported"
 
 
 async def test_a_report_has_few_lines_however_many_networks_there_are(
@@ -254,7 +254,7 @@ async def test_memory_is_bounded_and_nothing_is_lost_from_the_counts(
     assert sum(counts) == 300 - told
     await trio.sleep(1)
     assert [lines.admit("came", "no place") for _ in range(6)] == [True] * 5 + [False]
-    # What has become quiet makes room for others.
+    # Quiet causes make room for others.
     await trio.sleep(60)
     assert admitted(lines, 1, network="a new one") == 1
     assert len(lines._causes) == 1

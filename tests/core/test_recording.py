@@ -43,7 +43,7 @@ async def test_fields_tell_connections_apart() -> None:
     assert fields_of(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
     one.end = PeerEnd("peer", 1000)
     assert fields_of(one)["code"] == "1000"
-    assert end_of(other)["code"] == "1001", "it ends with everything else"
+    assert end_of(other)["code"] == "1001", "the relay ended it when it closed"
 
 
 async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -91,7 +91,7 @@ async def test_types_are_logged_and_nothing_else(caplog: pytest.LogCaptureFixtur
 async def test_a_dropped_message_is_logged_once_for_a_connection(caplog: pytest.LogCaptureFixture) -> None:
     lines = LogLineLimits("connections", rate_per_s=1.0, burst=1.0, each_at_once=1.0)
     one, other = device(), device()
-    for attachment in (one, one, other):  # there is no room for a line about the other
+    for attachment in (one, one, other):  # there is no room for a line about the other device
         log_invalid(attachment, [encode({"type": "status"}), Message(b'{"S3CRET":1}')], lines)
     (line,) = caplog.messages
     assert line.startswith("device BRW-12AB34CD sent a message that was dropped: it has no 'type'; ")

@@ -112,7 +112,9 @@ async def test_a_flood_of_connections_is_logged_in_few_lines_with_a_count(
         device = ScriptedPeer()
         for _ in range(300):
             relay.lines.admit("device came", "203.0.113.66")
-    assert "were suppressed: device came" in caplog.text.rpartition("203.0.113.66")[2], "also in the end"
+    assert "were suppressed: device came" in caplog.text.rpartition("203.0.113.66")[2], (
+        "also when the relay closes"
+    )
 
 
 async def test_devices_and_clients_are_counted() -> None:
@@ -124,7 +126,7 @@ async def test_devices_and_clients_are_counted() -> None:
             relay.attach_client(device_id, client)
         assert (relay.device_count, relay.client_count, relay.is_online(ONE)) == (0, 3, False)
         relay.attach_device(ONE, device)
-        assert (relay.device_count, relay.is_online(ONE)) == (0, False), "it has yet to say something"
+        assert (relay.device_count, relay.is_online(ONE)) == (0, False), "it has not sent a frame"
         await wait_all_tasks_blocked()
         assert (relay.device_count, relay.client_count) == (1, 3)
         assert (relay.is_online(ONE), relay.is_online(TWO)) == (True, False)
@@ -217,7 +219,7 @@ async def test_coming_and_going_devices_are_told_of() -> None:
         await wait_all_tasks_blocked()
         assert sorted(device_id for device_id, _ in seen[:2]) == [ONE, TWO]
         assert [device_id for device_id, _ in seen[2:]] == [ONE]
-    assert [device_id for device_id, _ in seen[2:]] == [ONE, TWO], "leaving the relay is leaving"
+    assert [device_id for device_id, _ in seen[2:]] == [ONE, TWO], "closing the relay ends its devices"
     assert seen == sorted(seen, key=lambda entry: entry[1])
 
 
@@ -275,7 +277,7 @@ async def test_a_device_can_be_reached_after_a_peer_could_not_be_greeted() -> No
         assert relay.client_count == 0
 
 
-# Leaving
+# Closing and draining
 
 
 async def test_leaving_the_block_closes_every_peer(autojump_clock: MockClock) -> None:
@@ -318,12 +320,12 @@ async def test_error_in_the_block_closes_every_peer() -> None:
 
     with pytest.raises(ExceptionGroup) as raised:
         await open_and_fail()
-    assert raised.value.exceptions == (mine,), "as out of any nursery"
+    assert raised.value.exceptions == (mine,), "like an exception from any nursery"
     assert peer.acloses == 1
 
 
 class _FailsWhenCancelled(ScriptedPeer):
-    """A peer with a nursery of its own, in which a task fails as it is cancelled."""
+    """A peer with a nursery of its own and a task that fails when it is cancelled."""
 
     async def run(self, tasks: Tasks, receive: Receive) -> None:
         async with trio.open_nursery() as own:
@@ -363,7 +365,7 @@ async def test_drain_closes_every_peer_and_accepts_no_more(autojump_clock: MockC
                     attach(ONE, newcomer)
                 assert (newcomer.runs, newcomer.deliveries, newcomer.closes) == (0, [], [])
         assert {peer.close_code for peer in peers} == {CloseCode.SERVICE_RESTART}
-        assert trio.current_time() == pytest.approx(14), "the slowest goodbye is waited for"
+        assert trio.current_time() == pytest.approx(14), "the drain waits for the slowest close"
         assert [peer.acloses for peer in peers] == [1] * 3
 
 
@@ -431,14 +433,14 @@ async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(
         await relay.drain()
         back_ms = []
         for client in clients:
-            assert client.taken_at[0] == began, "before anybody is closed"
+            assert client.taken_at[0] == began, "before any client is closed"
             told = client.received[0]
             assert told["type"] == "restarting"
             assert began + told["reconnectInMs"] / 1000 > client.closed_at[0]
             back_ms.append(told["reconnectInMs"])
         steps = [later - earlier for earlier, later in pairwise(sorted(back_ms))]
         assert steps == [2000] * 9
-        assert min(back_ms) >= 20_000, "not before everybody has gone"
+        assert min(back_ms) >= 20_000, "not before all have ended"
 
 
 async def test_a_device_that_came_a_moment_ago_outlives_its_8_s(autojump_clock: MockClock) -> None:
@@ -462,7 +464,9 @@ async def test_draining_goes_on_after_its_time(
         relay.attach_client(ONE, peers[1])
         await wait_all_tasks_blocked()
         await relay.drain()
-        assert trio.current_time() == pytest.approx(23), "drain_s, the longest hold of a device, a goodbye"
+        assert trio.current_time() == pytest.approx(23), (
+            "drain_s, the longest hold of a device, and the close"
+        )
         assert [peer.acloses for peer in peers] == [0, 1]
         (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
         assert "after 23 s" in record.getMessage()
@@ -504,7 +508,7 @@ async def test_drain_closes_other_peers_when_one_fails(autojump_clock: MockClock
         assert client.acloses == 1
 
 
-# What time brings
+# Periodic checks
 
 
 async def test_every_session_is_looked_after_once_a_second(autojump_clock: MockClock) -> None:
@@ -559,7 +563,7 @@ async def test_checks_continue_after_a_failure_of_all(
     assert "the periodic checks failed" in caplog.text
 
 
-# What is known of devices
+# Known states
 
 
 async def test_info_of_a_device_can_be_read() -> None:
@@ -704,7 +708,7 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
         assert relay.unsaved_states() == []
         device.say({"type": "status_delta", "seq": 2, "a": 2})
         assert relay.unsaved_states() == []
-        relay.note_owned(TWO)  # a user has claimed it meanwhile
+        relay.note_owned(TWO)  # a user has paired it meanwhile
         relay.note_owned("BRW-FFFFFFFF")
         anonymous.say({"type": "keepalive"})
         assert relay.unsaved_states() == [TWO]
@@ -728,7 +732,7 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
         relay.end_device(TWO)
 
 
-# Who is let in
+# Admission
 
 
 async def test_no_more_are_let_in_than_the_rate(autojump_clock: MockClock) -> None:
@@ -780,7 +784,7 @@ async def test_clients_of_a_user_are_bounded(autojump_clock: MockClock) -> None:
         assert relay.reached_client_limit(ONE, ada) is None
         peers[ONE].leave()
         await wait_all_tasks_blocked()
-        assert len(relay.client_counts) == 0, "nobody is remembered who has gone"
+        assert len(relay.client_counts) == 0, "users without clients are forgotten"
 
 
 async def test_a_device_id_that_is_fought_for_is_contested_and_counted(autojump_clock: MockClock) -> None:
@@ -848,7 +852,7 @@ async def test_full_status_request_returns_the_status_only(autojump_clock: MockC
         assert types == ["connected", "device_status", "device_info", "pong"]
 
 
-# Who may do what
+# Grants and their ends
 
 ADA, BOB = Grant(user_id="ada", session_id="s1"), Grant(user_id="bob", session_id="s2")
 VIEWER = Grant(user_id="ada", may_command=False, may_manage=False)
@@ -967,7 +971,7 @@ async def test_clients_are_ended_wherever_they_are() -> None:
         peers = [ScriptedPeer() for _ in range(4)]
         for peer, device_id, grant in zip(peers, (ONE, TWO, ONE, TWO), (ADA, ADA, BOB, VIEWER), strict=True):
             relay.attach_client(device_id, peer, grant=grant)
-        # also those whose session has not begun to run
+        # including clients whose session has not begun to run
         relay.end_clients(lambda grant: grant.session_id == "s1", code=4002, reason="signed out")
         peers[0].say(COMMAND)
         await wait_all_tasks_blocked()
@@ -983,7 +987,7 @@ async def test_a_grant_reaches_a_client_before_its_session_runs() -> None:
         relay.attach_client(ONE, client, grant=ADA)
         relay.attach_client(ONE, ended, grant=BOB)
         for peer in (client, ended):
-            peer.say(COMMAND)  # handed on when its task begins
+            peer.say(COMMAND)  # sent when its task begins
         relay.set_grant(ONE, "ada", VIEWER)
         relay.set_grant(ONE, "bob", None)
         await wait_all_tasks_blocked()
@@ -1009,14 +1013,14 @@ async def test_ended_clients_do_not_delay_a_drain(autojump_clock: MockClock) -> 
             relay.set_grant(ONE, "bob", None)
         assert trio.current_time() < 25
         assert [peer.close_code for peer in (ended, device)] == [4003, 4003]
-        assert 4003 in [client.close_code for client in staying], "whose turn had not come"
+        assert 4003 in [client.close_code for client in staying], "its turn had not come"
         assert [peer.acloses for peer in (ended, *staying, device)] == [1] * 4
         assert device.gone_at == 8
         assert "restarting" not in ended.types
         assert relay.attached == set()
 
 
-# Devices whose key is none any more
+# Devices whose key was revoked
 
 
 async def test_a_device_ends_unless_its_credential_is_good(autojump_clock: MockClock) -> None:
@@ -1038,8 +1042,8 @@ async def test_a_device_ends_unless_its_credential_is_good(autojump_clock: MockC
         present.say(STATUS)
         assert present.close_code == CloseCode.ACCESS_ENDED
         assert (relay.is_online(ONE), arriving.closes) == (False, [])
-        assert client.types == ["device_offline"], "it is not believed any more"
-        assert present.acloses == 0, "none too early"
+        assert client.types == ["device_offline"], "its messages no longer count"
+        assert present.acloses == 0, "none is closed too early"
         await trio.sleep(8)
         assert present.gone_at == 8
         arriving.say()
@@ -1076,7 +1080,7 @@ async def test_device_without_a_credential_can_be_kept() -> None:
         assert device.close_code == CloseCode.ACCESS_ENDED
 
 
-# What the relay says of its own
+# Messages of the relay
 
 
 async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None:
@@ -1086,7 +1090,7 @@ async def test_a_message_of_the_relay_reaches_the_device_that_is_there() -> None
         device = ScriptedPeer(silent=True)
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
-        assert not relay.send_to_device(ONE, message), "it may be a leftover"
+        assert not relay.send_to_device(ONE, message), "it may be left over from a broken connection"
         device.say()
         device.refuses = True
         assert relay.send_to_device(ONE, message)
@@ -1114,7 +1118,7 @@ async def test_message_of_the_relay_reaches_matching_clients() -> None:
         assert message not in (*bobs.messages, *elsewhere.messages)
 
 
-# What is noted
+# Activity
 
 
 async def test_activity_is_recorded() -> None:
@@ -1200,7 +1204,7 @@ async def test_nothing_of_a_session_is_left_when_it_has_ended(
                 await client.wait_closed()
             await wait_all_tasks_blocked()
             del client, peer, app
-            assert sessions_in_memory() == 0, "it leads back to itself, and has to be looked for"
+            assert sessions_in_memory() == 0, "a reference cycle keeps the session in memory"
         finally:
             gc.enable()
 
@@ -1220,7 +1224,7 @@ async def test_no_peer_is_closed_for_its_silence_in_a_pause(
         client.forget()
         autojump_clock.jump(50)
         await trio.sleep(1.1)
-        assert client.types == ["keepalive"], "apps wait for one"
+        assert client.types == ["keepalive"], "apps wait for a keepalive"
         assert "did not run for" in caplog.text
         await trio.sleep(8)
         assert not relay.is_online(TWO), "a pause is no sign of life"
@@ -1310,7 +1314,7 @@ async def test_relay_without_a_dialect_passes_everything_on_and_keeps_nothing(
         assert client.types == ["connected", "device_online", "status", "status_delta", "device_info"]
         assert relay.state_of(ONE) is None
         assert relay.info_of(ONE) == DeviceInfo()
-        assert device.types == ["connected"], "the relay asks a device that it does not know for nothing"
+        assert device.types == ["connected"], "the relay asks nothing of a device that it does not know"
         client.say(encode({"type": "request_full_status"}))
         assert device.types[1:] == ["request_full_status"]
         device.leave()

@@ -1,4 +1,4 @@
-"""What must hold whatever happens, in whatever order: random lives of a relay against a model of it."""
+"""Invariants of the relay: random sequences of events, compared with a model."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ GARBAGE: Final = Message(b"[]")
 LIMITS: Final = Limits()
 SAYS_ALL_WITHIN_S: Final = 0.75
 
-# What happens more often, so that there is somebody whom the rest can happen to.
+# Frequent steps, so that there are peers for the rare ones.
 SAID: Final = "getConfig"
 """A type that members may send, that may wait, and that is no status."""
 OFTEN: Final = ("device comes", "device says", "client comes", "client says", "time passes")
@@ -51,7 +51,7 @@ SELDOM: Final = (
 ACTIONS: Final = OFTEN * 4 + SELDOM * 2
 STEPS: Final = st.lists(
     st.tuples(st.sampled_from(ACTIONS), st.integers(0, DEVICES - 1), st.integers(0, 5), st.integers(1, 3)),
-    min_size=15,  # short lives show little, and hypothesis prefers them
+    min_size=15,  # short sequences show little, and hypothesis prefers them
     max_size=60,
 )
 
@@ -63,9 +63,9 @@ ROLES: Final = ((True, True), (True, True), (True, False), (False, False), (Fals
 
 
 def grant_of(pick: int, count: int) -> tuple[Grant, float]:
-    """Choose what a client may do, and say when that ends (trio time).
+    """Choose a grant and when it ends (trio time).
 
-    Ends are between two steps: some before the relay looks, some after that.
+    Ends are between two steps: some before the relay runs its checks, some after.
     """
     may_command, may_manage = ROLES[(pick + count) % len(ROLES)]
     lasts_s = pick + 0.5 * (count % 2) + 0.25 if pick % 3 == 0 else math.inf
@@ -81,7 +81,7 @@ def grant_of(pick: int, count: int) -> tuple[Grant, float]:
 
 @dataclass
 class Access:
-    """What the model knows of what a client may do."""
+    """The grant of a client in the model."""
 
     grant: Grant
     ends_at: float
@@ -102,20 +102,20 @@ class Waiting:
 
 @dataclass
 class Expected:
-    """What the model knows of one device, and what each of its peers should have received."""
+    """One device in the model, and the messages that each of its peers should have received."""
 
     device_id: str
     device: ScriptedPeer | None = None
     arriving: ScriptedPeer | None = None
     replaced: list[ScriptedPeer] = field(default_factory=list)
-    """Connections of the device that the relay has ended for another one, or for their silence."""
+    """Connections of the device that the relay has closed, replaced or silent."""
     keyless: list[ScriptedPeer] = field(default_factory=list)
-    """Those that it has ended because of their key."""
+    """Connections that it has closed because of their key."""
     clients: list[ScriptedPeer] = field(default_factory=list)
     lagging: set[ScriptedPeer] = field(default_factory=set)
     status: Any = None
     is_told: bool = True
-    """Whether clients are told of it: for a moment after an absence, the machine may say it all itself."""
+    """Whether clients are told of it: just after an absence, the machine may send all of it itself."""
     tell_at: float = math.inf
     gone_at: float = -math.inf
     asked_at: float = -math.inf
@@ -126,7 +126,7 @@ class Expected:
         return [*self.clients, *(device for device in (self.device, self.arriving) if device)]
 
     def known(self) -> list[Any]:
-        """Say what a client is told of the device."""
+        """Return the state that a client is told."""
         if self.status is None:
             return []
         online = ("device_status", self.device_id, self.device is not None)
@@ -137,9 +137,9 @@ class Expected:
 
 
 class Model:
-    """Drives a relay and says what should have come of it.
+    """Drives a relay, and predicts the result.
 
-    Steps are taken half a second after the relay has looked at what is due, so that the order is plain.
+    Steps run half a second after the checks of the relay, so that the order is certain.
     """
 
     def __init__(self, relay: Relay) -> None:
@@ -149,15 +149,15 @@ class Model:
         self.stood: set[ScriptedPeer] = set()
         """Connections that stood for their device at some time."""
         self.left: set[ScriptedPeer] = set()
-        """Peers that went by their own doing."""
+        """Peers that ended by themselves."""
         self.access: dict[ScriptedPeer, Access] = {}
         self.logins: dict[ScriptedPeer, str | None] = {}
-        """Of which login clients are: that stays, whatever their grant becomes."""
+        """The login session of each client, which no change of its grant replaces."""
         self.ended: dict[ScriptedPeer, int] = {}
-        """Clients that the relay has ended, and with which code."""
+        """Clients that the relay has closed, with the code."""
         self.keys: dict[ScriptedPeer, bytes] = {}
         self.refused: set[int] = set()
-        """The numbers of what was said and must not reach a device."""
+        """The numbers of messages that must not reach a device."""
         self.left_out = self.invalid = self.undeliverable = self.zombies = 0
         self._numbers = itertools.count()
 
@@ -265,7 +265,7 @@ class Model:
         at.pending.clear()
 
     def _key_ends(self, at: Expected, key: bytes) -> None:
-        """Let only those connections go on that came with this key."""
+        """Close the connections that used another key."""
         self.relay.end_device(at.device_id, unless=[key])
         if at.arriving is not None and self.keys[at.arriving] != key:
             at.keyless.append(at.arriving)
@@ -275,7 +275,7 @@ class Model:
             at.goes()
             self._tell(at, "device_offline")
         if at.device is None:
-            at.status = None  # which was that of another key
+            at.status = None  # it was the state of a device with another key
 
     # Clients
 
@@ -302,7 +302,7 @@ class Model:
         self.expected[client] += answers
 
     def _client_manages(self, at: Expected, client: ScriptedPeer) -> None:
-        """Let a client say what only some may; it never waits for an absent device."""
+        """Let a client send a command for owners; it never waits for an absent device."""
         told = ("command", next(self._numbers))
         client.say({"type": "command", "cmd": "restart", "n": told[1]})
         if not self.access[client].allows(managing=True):
@@ -329,7 +329,7 @@ class Model:
                 self._end(at, client, CloseCode.ACCESS_ENDED)
 
     def _login_ends(self, user_id: str, login: str) -> None:
-        """End a user's login, which is not that of all of their clients."""
+        """End one login session of a user, who may have clients of others."""
         self.relay.end_clients(
             lambda grant: (grant.user_id, grant.session_id) == (user_id, login),
             code=4002,
@@ -365,7 +365,7 @@ class Model:
                 self.expected[at.device].append("request_state")
 
     def _client_breaks(self, at: Expected, device: ScriptedPeer, client: ScriptedPeer) -> None:
-        """Let a client fail in `deliver`, which shows when the device speaks next."""
+        """Let a client fail in `deliver`, which shows when the device sends next."""
         client.deliver_error = ValueError("scripted")
         self.left_out += client in at.lagging
         self._forget(at, client)
@@ -375,7 +375,7 @@ class Model:
         at.clients.remove(client)
         at.lagging.discard(client)
 
-    # Everybody
+    # All peers
 
     def _say(self, peer: ScriptedPeer, count: int, *, garbage: bool) -> list[Any]:
         contents = [{"type": SAID, "n": next(self._numbers)} for _ in range(count)]
@@ -391,7 +391,7 @@ class Model:
             peer.leave()
 
     def _broadcast(self, at: Expected, said: list[Any]) -> None:
-        """Expect what the device says; a client that lags hears only what nothing later says again."""
+        """Expect messages of the device; a lagging client gets only messages that are not repeated."""
         for client in at.clients:
             if client.refuses:
                 at.lagging.add(client)
@@ -404,7 +404,7 @@ class Model:
             self.expected[client].append(told)
 
     def _answer(self, at: Expected, client: ScriptedPeer, told: Any) -> None:
-        """Expect an answer that came later than its question, if the client is still there."""
+        """Expect an answer that came after its question, if the client is still attached."""
         if client in at.clients:
             self.expected[client].append(told)
 
@@ -423,7 +423,7 @@ class Model:
             self._look(at, now)
 
     def _look(self, at: Expected, now: float) -> None:
-        """Expect what the relay does once a second; `now` is when it did."""
+        """Expect the result of the periodic checks, which ran at `now`."""
         zombie = at.arriving
         if zombie is not None and zombie.silent:
             if now - zombie.opened_at >= LIMITS.device_first_frame_s:
@@ -452,10 +452,10 @@ class Model:
             self.undeliverable += 1
             self._answer(at, waiting.sender, "device_offline_error")
 
-    # What can be seen
+    # Comparison
 
     def check(self) -> None:
-        """Compare everything that can be seen with what it should be."""
+        """Compare everything that is visible with the model."""
         now = trio.current_time()
         attached = {peer for at in self.devices for peer in at.attached}
         for peer, expected in self.expected.items():
@@ -486,13 +486,13 @@ class Model:
         assert counters.zombies == self.zombies
 
     def check_tasks(self, tasks: int) -> None:
-        """Check how many tasks there are: one for each peer that is not closed, and their sessions."""
+        """Check the number of tasks: one for each session, and one for each peer that has not ended."""
         living = sum(peer.acloses == 0 for peer in self.expected)
         assert living <= tasks <= 2 * living
 
 
 def _tell(content: dict[str, Any]) -> Any:
-    """Take of a message what the model predicts."""
+    """Return the parts of a message that the model predicts."""
     match content:
         case {"type": "connected", "deviceId": device_id, "deviceOnline": online}:
             return ("connected", device_id, online)
@@ -508,7 +508,7 @@ def _tell(content: dict[str, Any]) -> Any:
 
 
 def run_in_trio(main: Callable[[], Any]) -> None:
-    """Run a test's body with a clock that jumps, and a deadline."""
+    """Run the body of a test with an autojump clock and a deadline."""
 
     async def within_a_deadline() -> None:
         with trio.fail_after(3600):
@@ -541,7 +541,7 @@ def test_relay_behaves_as_its_model(steps: Sequence[tuple[str, int, int, int]]) 
     run_in_trio(main)
 
 
-# The same without waiting between the steps: less can be said of each moment, but more can happen.
+# The same without waiting between the steps: less is certain at each moment, but more can happen.
 
 HASTY_ACTIONS: Final = (
     "device comes",
@@ -576,7 +576,7 @@ HASTY_STEPS: Final = st.lists(
 
 @dataclass(eq=False)
 class Speaker:
-    """A peer that numbers what it says, so that nothing can be mistaken or out of order unnoticed."""
+    """A peer that numbers its messages, so that no confusion or change of order stays unnoticed."""
 
     peer: ScriptedPeer
     device_number: int
@@ -588,21 +588,21 @@ class Speaker:
     grant: Grant = FULL
     key: bytes = b""
     ends_at: float = math.inf
-    """When its access ends by time alone."""
+    """When its access expires."""
 
     def say(self, kind: str | None = None) -> None:
         self.said += 1
-        kind = kind or ("status" if self.said % 2 else SAID)  # of which the latter must reach everybody
+        kind = kind or ("status" if self.said % 2 else SAID)  # the latter have to reach every client
         self.peer.say({"type": kind, "device": self.device_number, "by": self.number, "n": self.said})
 
     def may(self, kind: str) -> bool:
-        """Tell whether what it says may reach the device at this moment."""
+        """Whether its messages may reach the device at this moment."""
         in_time = trio.current_time() < min(self.ends_at, self.ended_at)
         return in_time and self.grant.may_command and (self.grant.may_manage or kind == SAID)
 
 
 class Watched(ScriptedPeer):
-    """A peer that looks at everything that it gets, at that moment."""
+    """A peer that checks each message at the moment when it gets it."""
 
     def __init__(self, look: Callable[[dict[str, Any]], None], **options: Any) -> None:
         super().__init__(**options)
@@ -617,13 +617,13 @@ class Watched(ScriptedPeer):
 
 
 class Crowd:
-    """Everybody who was ever attached to a relay."""
+    """Every peer that was ever attached to a relay."""
 
     def __init__(self, relay: Relay) -> None:
         self.devices: list[Speaker] = []
         self.clients: list[Speaker] = []
         self.trespasses: list[dict[str, Any]] = []
-        """What came from somebody who had no right to it at that moment."""
+        """Messages from clients that had no right to send them at that moment."""
         self._relay = relay
 
     async def step(self, action: str, device_number: int, pick: int, pause: int) -> None:
@@ -665,7 +665,7 @@ class Crowd:
             self._relay.attach_client(str(device_number), peer, grant=grant)
 
     def _changes(self, what: str, device_number: int, pick: int, pause: int) -> None:
-        """Let somebody's rights be others from here on; nothing that comes later may go by the old ones."""
+        """Change the rights of a user; later messages must follow the new ones."""
         now = trio.current_time()
         grant, ends_at = grant_of(pick, pause)
         user, login, key = grant.user_id, grant.session_id, KEYS[pick % 2]
@@ -727,7 +727,7 @@ class Crowd:
         is_snapshot = False
         for content in received:
             if content["type"] in {"device_online", "device_offline"}:
-                assert online != (content["type"] == "device_online"), "it is said when it changes"
+                assert online != (content["type"] == "device_online"), "a change is announced"
                 online = not online
             elif content["type"] in {SAID, "status"}:
                 assert content["device"] == client.device_number
@@ -735,7 +735,7 @@ class Crowd:
                     assert online
                     heard.append((content["by"], content["n"]))
             is_snapshot = "snapshotAgeMs" in content
-        assert heard == sorted(set(heard)), "in order, once, and nothing of those who were replaced"
+        assert heard == sorted(set(heard)), "in order, once, and none from replaced connections"
         gone_at = client.peer.gone_at
         assert gone_at is not None
         if not client.left and gone_at > client.ended_at:
@@ -746,13 +746,13 @@ class Crowd:
             assert client.peer.closed_at[0] <= late_at
 
     def check_closes(self) -> None:
-        """Check that the relay asked no device to end that was there for less than 8 s.
+        """Check that the relay told no device to end within its first 8 s.
 
-        Those that were never said to be there may be: their wire holds them until they are old enough.
+        Devices that never came online are excluded: their connection holds them until they are old enough.
         """
         for device in self.devices:
             if device.ended_at < math.inf and not device.left:
-                assert device.peer.closes, "whose key is none any more is ended"
+                assert device.peer.closes, "a device with a revoked key is closed"
                 assert device.peer.closed_at[0] <= device.ended_at
         spoke = {speaker for speaker in self.devices if speaker.said and not speaker.left}
         for device in spoke:

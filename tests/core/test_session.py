@@ -35,7 +35,7 @@ GARBAGE = Message(b"[1]")
 
 
 class ScriptedHost:
-    """What a session asks of its relay."""
+    """The relay of a session."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -61,7 +61,7 @@ class ScriptedHost:
 
 
 class Opened:
-    """A session under test, with the ways to get at it that tests need."""
+    """A session under test, with helpers for its peers."""
 
     def __init__(self, **limits: Any) -> None:
         self.host = ScriptedHost(Limits(**limits))
@@ -72,7 +72,7 @@ class Opened:
         return self.session.device is not None
 
     async def pass_s(self, duration_s: float, *alive: ScriptedPeer) -> None:
-        """Let time pass, with a look in every second, in which those who are named are alive."""
+        """Let time pass with a check every second; the given peers give signs of life."""
         until = trio.current_time() + duration_s
         while trio.current_time() < until:
             await trio.sleep(min(1.0, until - trio.current_time()))
@@ -112,7 +112,7 @@ def now_ms() -> int:
     return int(datetime.now(UTC).timestamp() * 1000)
 
 
-# Coming and going
+# Attaching and detaching
 
 
 async def test_a_device_is_greeted_and_asked_for_a_sign_of_life() -> None:
@@ -179,7 +179,7 @@ async def test_pending_commands_go_out_when_the_device_comes() -> None:
         assert zombie.types == ["connected"]
         opened.session.attach_device(device)
         await wait_all_tasks_blocked()
-        assert zombie.types == ["connected"], "what may be a leftover gets nothing"
+        assert zombie.types == ["connected"], "a possible leftover gets nothing"
         assert device.types == ["connected", "request_state", "command"]
         assert client.types == ["device_online", "queued_message_sent"]
 
@@ -292,7 +292,7 @@ async def test_cancelling_closes_every_peer(autojump_clock: MockClock) -> None:
         opened.session.attach_client(peers[2])  # its task has not begun when the session is cancelled
         started = trio.current_time()
     assert [(peer.runs, peer.acloses) for peer in peers] == [(1, 1)] * 3
-    assert trio.current_time() - started == pytest.approx(2), "the goodbyes are said at the same time"
+    assert trio.current_time() - started == pytest.approx(2), "the peers are closed at the same time"
     assert opened.host.emptied == [opened.session]
 
 
@@ -312,7 +312,7 @@ async def test_a_newer_connection_replaces_the_older_when_it_speaks(autojump_clo
         assert new.types == ["connected"]
         old.say(STATUS)
         client.say(COMMAND)
-        assert (old.messages, old.closes) == ([COMMAND], []), "until then it is the old one's turn"
+        assert (old.messages, old.closes) == ([COMMAND], []), "until then the old connection stays"
         new.say(DELTA)
         assert old.close_code == CloseCode.REPLACED
         old.say(STATUS)
@@ -324,7 +324,7 @@ async def test_a_newer_connection_replaces_the_older_when_it_speaks(autojump_clo
         assert old.acloses == 1
         assert old.messages == [COMMAND]
         assert new.types == ["connected", "request_state", "command"]
-        assert client.messages == [STATUS, DELTA], "the apps see neither an end nor a beginning"
+        assert client.messages == [STATUS, DELTA], "the apps see neither offline nor online"
         assert opened.is_online()
         assert opened.host.emptied == []
         assert opened.counters.received_from_devices == 2
@@ -433,7 +433,7 @@ async def test_last_of_several_silent_connections_stays(autojump_clock: MockCloc
         assert opened.is_online()
         await trio.sleep(9)
         assert [device.acloses for device in devices] == [1, 1, 0]
-        assert devices[0].gone_at == 8, "also one that was replaced is not ended young"
+        assert devices[0].gone_at == 8, "a replaced connection is not closed young either"
 
 
 async def test_a_replaced_connection_may_end_after_the_session_emptied(autojump_clock: MockClock) -> None:
@@ -463,7 +463,7 @@ async def test_two_machines_that_fight_for_one_id_are_noticed(
         assert f"two machines use the id {DEVICE_ID}" in caplog.text
         device.leave()
         await wait_all_tasks_blocked()
-        assert not opened.session.is_contested(), "whoever is left may come in"
+        assert not opened.session.is_contested(), "the remaining device may reconnect"
 
 
 # From the device to its clients
@@ -487,7 +487,7 @@ async def test_messages_of_one_pass_leave_as_one_delivery() -> None:
         device.say(STATUS, DELTA, STATUS)
         (delivery,) = clients[0].deliveries
         assert list(delivery.messages) == [STATUS, DELTA, STATUS]
-        assert clients[1].deliveries[0] is delivery, "so that its encoding is made once"
+        assert clients[1].deliveries[0] is delivery, "so its encoding is made once"
 
 
 async def test_a_device_without_clients_talks_to_itself() -> None:
@@ -539,7 +539,7 @@ async def test_why_a_message_was_dropped_is_logged_once_for_each_connection(
         warnings = [line.getMessage() for line in caplog.records if line.levelno >= logging.WARNING]
         assert len(warnings) == 1
         assert warnings[0].startswith(f"device {DEVICE_ID} sent a message that was dropped: it has no 'type'")
-        for _ in range(30):  # connections, of which few may log lines
+        for _ in range(30):  # few of these connections may log lines
             (await opened.device()).say(GARBAGE)
         assert sum("was dropped" in line.getMessage() for line in caplog.records) < 20
 
@@ -580,7 +580,7 @@ async def test_a_client_that_cannot_be_delivered_to_ends_alone(caplog: pytest.Lo
         assert DEVICE_ID in record.getMessage()
 
 
-# What is known of the device
+# The known state
 
 
 async def test_pause_counts_for_the_age_of_the_state_but_not_for_silence(
@@ -631,7 +631,7 @@ async def test_the_snapshot_goes_when_the_device_has_been_away_for_a_minute(
         client, device = await opened.client(), await opened.device()
         device.say({"type": "status", "seq": 1})
         await opened.pass_s(100, client, device)
-        assert not opened.session.presence.snapshot.empty, "a device that is there is known"
+        assert not opened.session.presence.snapshot.empty, "the device is online"
         device.leave()
         await opened.pass_s(59, client)
         late = ScriptedPeer()
@@ -759,7 +759,7 @@ async def test_a_state_is_forgotten_with_the_key_that_it_came_with(autojump_cloc
         opened.session.end_device([b"old"], code=4003, reason="")
         assert not opened.session.presence.snapshot.empty
         opened.session.presence.forget_state()
-        assert not opened.session.presence.snapshot.empty, "it is what the device says now"
+        assert not opened.session.presence.snapshot.empty, "the device is online"
         arriving = ScriptedPeer(silent=True)
         attachment = opened.session.attach_device(arriving, credential=b"new", known_state=known_state())
         opened.session.end_device([b"new"], code=4003, reason="")
@@ -815,7 +815,7 @@ async def test_the_answer_says_when_the_device_went() -> None:
         assert round(at.timestamp() * 1000) == went_ms
 
 
-# How fast
+# Rates
 
 
 async def test_a_client_that_is_too_fast_is_slowed_down_but_nothing_is_lost() -> None:
@@ -845,7 +845,7 @@ def delta(seq: int, **groups: Any) -> Message:
 
 
 def last_values(peer: ScriptedPeer) -> dict[str, Any]:
-    """Merge what a client got as apps do."""
+    """Merge the messages to a client as apps do."""
     known: dict[str, Any] = {}
     for content in peer.received:
         if content["type"] in ("status", "status_delta"):
@@ -858,7 +858,7 @@ def last_values(peer: ScriptedPeer) -> dict[str, Any]:
 async def talk(
     opened: Opened, device: ScriptedPeer, *alive: ScriptedPeer, rate_per_s: int, duration_s: int
 ) -> int:
-    """Let a device send deltas of two groups by turns, ten times a second; give the last `seq`."""
+    """Let a device send deltas of two groups in turn, ten times a second; return the last `seq`."""
     seq, in_a_tenth = 0, rate_per_s // 10
     for tenth in range(duration_s * 10):
         deltas = []
@@ -974,7 +974,7 @@ async def test_rate_of_0_is_no_limit() -> None:
         assert device.pauses_s == client.pauses_s == [0.0]
 
 
-# What time brings
+# Periodic checks
 
 
 async def test_a_pause_of_the_process_makes_no_peer_silent(autojump_clock: MockClock) -> None:
@@ -1121,7 +1121,7 @@ async def test_a_device_that_cannot_be_delivered_to_ends_alone() -> None:
         assert opened.counters.undeliverable == 1
 
 
-# What a peer does beside its reading
+# Tasks of a peer
 
 
 @pytest.mark.parametrize("is_device", [True, False])
@@ -1164,7 +1164,7 @@ async def test_cancelling_ends_the_tasks_of_its_peers() -> None:
     assert client.closes == []
 
 
-# Who is here, and what is noted of them
+# Lists and records of peers
 
 
 async def test_clients_of_a_session_are_listed(autojump_clock: MockClock) -> None:
@@ -1206,7 +1206,7 @@ async def test_a_device_that_is_ended_has_no_say_from_then_on(
         device.stays = False
         device.leave()
         await wait_all_tasks_blocked()
-        assert client.types.count("device_offline") == (not is_silent), "it is said once"
+        assert client.types.count("device_offline") == (not is_silent), "it is told once"
         assert opened.host.emptied == []
         client.leave()
         await wait_all_tasks_blocked()
@@ -1314,7 +1314,7 @@ async def test_messages_and_bytes_are_counted(autojump_clock: MockClock) -> None
         device.say(STATUS)
         two.leave()
         await wait_all_tasks_blocked()
-        assert opened.counters.sent_to_clients == 5, "what the one that left heard counts too"
+        assert opened.counters.sent_to_clients == 5, "messages to the departed client count"
 
 
 async def test_replaced_connections_know_how_much_they_said(
@@ -1429,12 +1429,12 @@ async def test_little_is_kept_of_an_anonymous_device_until_it_has_a_user() -> No
         device = await opened.device(anonymous=True)
         device.say(status, power)
         assert opened.session.presence.snapshot.messages() == [status]
-        # Somebody has it by now: it comes back as itself, with what was known.
+        # It has a user now: it comes back with its id, and with the known state.
         device = await opened.device(anonymous=False)
         await opened.pass_s(10, device)
         device.say(power)
         assert opened.session.presence.snapshot.messages() == [status, power]
-        # Its last owner has left it.
+        # Its last owner has released it.
         await opened.device(anonymous=True)
         assert opened.session.presence.snapshot.empty
 

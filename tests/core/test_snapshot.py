@@ -24,7 +24,7 @@ from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
 from support.state_messages import Float32, binary, float32, note, noted, status_of
 
-# What is known
+# The known state
 
 
 def test_nothing_is_known_at_first() -> None:
@@ -48,7 +48,7 @@ def test_the_last_of_each_kind_is_kept_as_it_came() -> None:
     new = [Message(b'{"type": "%s" ,"n":2}' % kind.encode()) for kind in kinds]
     snapshot = noted(*old, *reversed(new))
     assert not snapshot.empty
-    assert snapshot.messages() == new, "in the order in which they were first said"
+    assert snapshot.messages() == new, "in the order of their first messages"
     status = encode({"type": "status"})
     note(snapshot, status)
     assert snapshot.messages() == [status, *new], "the status goes first"
@@ -140,7 +140,7 @@ def test_a_number_that_no_message_can_hold_is_left_alone() -> None:
     assert status_of(snapshot) == {"type": "status", "seq": 1}
 
 
-# How old it is
+# Age
 
 
 def test_age_counts_from_the_check_after_the_last_message() -> None:
@@ -181,7 +181,7 @@ SAID = st.lists(
 
 @dataclass
 class Model:
-    """The status as somebody knows it who merges every message as it comes."""
+    """The status of an app that merges every message at once."""
 
     status: dict[str, Any] | None = None
 
@@ -198,7 +198,7 @@ class Model:
 
 
 def compact(content: Any) -> Message:
-    """Write a message as text that is not what the relay itself would write: numbers have an end of zeros."""
+    """Write a text that the relay would write differently: numbers end in zeros."""
     if isinstance(content, dict):
         inner = ",".join(f'"{name}":{compact(value).payload.decode()}' for name, value in content.items())
         return Message(f"{{{inner}}}".encode())
@@ -227,8 +227,8 @@ def test_a_lazy_merge_is_the_same_as_an_eager_one_to_the_byte(
 
 def assert_same(snapshot: Snapshot, model: Model, write: Any) -> None:
     expected = [] if model.status is None else [write(model.status)]
-    assert snapshot.messages() == expected, "values are not touched, floats stay in 32 bits"
-    assert snapshot.messages() == expected, "asking changes nothing"
+    assert snapshot.messages() == expected, "values do not change, floats keep 32 bits"
+    assert snapshot.messages() == expected, "reading changes nothing"
     if model.status is not None and write is binary:
         assert snapshot.as_dict() == {"status": rounded(model.status)}
 
@@ -259,7 +259,7 @@ def test_text_and_binary_may_be_mixed(
         assert snapshot.as_dict() == {"status": rounded(model.status)}
 
 
-# What it costs
+# Cost
 
 
 class Counting:
@@ -310,7 +310,7 @@ def test_no_more_than_a_hundred_changes_are_kept_unmerged(decoders: list[Countin
     assert status_of(snapshot) == {"type": "status", "seq": 999, "pressure": 999}
 
 
-# What must reach everybody
+# Messages for every client
 
 
 @pytest.mark.parametrize(
@@ -380,11 +380,11 @@ def test_uncounted_pause_adds_to_the_age() -> None:
     assert snapshot.age_s(101.0) == 51
 
 
-# Of anonymous devices
+# Anonymous devices
 
 
 def size_of(snapshot: Snapshot) -> int:
-    """Count the bytes of all messages that are kept."""
+    """Count the bytes of all kept messages."""
     kept = [*snapshot._others.values(), *snapshot._changes, snapshot._status]
     return sum(len(message.payload) for message in kept if message is not None)
 
@@ -449,7 +449,7 @@ def test_the_next_message_of_some_types_replaces_the_one_before(kind: str, super
     assert BREWOS.is_superseded(kind) == superseded
 
 
-# Before and after an absence
+# Absences
 
 WHOLE: dict[str, Any] = {
     "type": "status",

@@ -179,7 +179,7 @@ class Fed:
         self.noted.append((kind, dict(detail)))
 
     def say(self, *contents: dict[str, Any] | Message) -> float:
-        """Let the device send messages in one read; return for how long the reading is paused."""
+        """Let the device send messages in one read; return for how long reading pauses."""
         received = [content if isinstance(content, Message) else encode(content) for content in contents]
         bucket, now = self.device.bucket, trio.current_time()
         if bucket is not None and (self.feed.throttle is not None or bucket.take(len(received), now)):

@@ -56,7 +56,7 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 
 class Client:
-    """The other end: sends bytes as it is told to, reads all that comes."""
+    """The other end: sends given bytes, and reads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -66,7 +66,7 @@ class Client:
         assert self.sock.send(data) == len(data)
 
     async def read_some(self) -> bytes:
-        """Read; empty bytes at the end of the stream, even if that came as an error."""
+        """Read; empty bytes at the end of the stream, even if that is an error."""
         await trio.lowlevel.wait_readable(self.sock)
         try:
             data = self.sock.recv(65536)
@@ -76,7 +76,7 @@ class Client:
         return data
 
     async def read_frame(self) -> ServerFrame:
-        """Read up to the end of a frame; there must be no more than that one."""
+        """Read up to the end of a frame, which must be the last."""
         while not self.received or len(self.received) < 2 + self.received[1]:
             assert await self.read_some(), "the stream is over"
         (frame,) = read_server_frames(self.received)
@@ -86,7 +86,8 @@ class Client:
     async def read_to_the_end(
         self, *, skip_bytes: int = 0, answer_code: int | None = None
     ) -> list[ServerFrame]:
-        """Read all, and give the frames after what is skipped; answer a close frame with `answer_code`."""
+        """Read to the end, and return the frames after the skipped ones; answer a close frame with
+        `answer_code`."""
         while data := await self.read_some():
             if answer_code is not None and answer_code.to_bytes(2, "big") in data:
                 self.send(close_frame(answer_code))
@@ -95,7 +96,7 @@ class Client:
 
 @dataclasses.dataclass
 class Session:
-    """What owns a connection: runs it, closes it, and notes how that went."""
+    """The owner of a connection: runs it, closes it, and records its end."""
 
     connection: WebSocketConnection
     client: Client
@@ -110,7 +111,7 @@ class Session:
     closed: trio.Event = dataclasses.field(default_factory=trio.Event)
 
     def receive(self, messages: Sequence[Message]) -> float:
-        """Keep what comes, and have the connection pause for as long as a test says."""
+        """Store the messages, and pause the connection as the test says."""
         self.received.extend(messages)
         self.signs_of_life += not messages
         return self.pause_s
@@ -268,7 +269,7 @@ async def test_a_control_frame_is_a_sign_of_life(opcode: int) -> None:
                 await trio.sleep(0.001)
         session.client.send(client_frame(TEXT, b"a") + client_frame(opcode))
         assert await session.wait_received(1) == [Message(b"a")]
-        assert session.signs_of_life == 2  # a message is one anyway
+        assert session.signs_of_life == 2  # a message is a sign of life anyway
 
 
 async def test_partial_frame_is_no_sign_of_life() -> None:
@@ -383,7 +384,7 @@ async def test_a_peer_that_is_paused_can_be_closed() -> None:
         session.client.send(close_frame(1000))
         assert await session.client.read_to_the_end() == []
         await session.closed.wait()
-        await trio.sleep(0.3)  # what was to go on by then has nothing to go on with
+        await trio.sleep(0.3)  # the task that resumes reading finds the connection ended
 
 
 async def test_deliveries_of_a_pass_are_sent_at_its_end() -> None:
@@ -555,7 +556,7 @@ async def test_arrived_bytes_count_before_the_message_timeout(begins_another: bo
     async with open_session(message_s=0.2) as session:
         session.client.send(frame[:3])
         await trio.sleep(0.05)
-        session.connection._poller.unwatch(session.connection._transport.fd)  # it does not get its turn
+        session.connection._poller.unwatch(session.connection._transport.fd)  # its task does not run
         session.client.send(frame[3:] + (frame[:3] if begins_another else b""))
         await session.wait_received(1)
         assert not session.ran.is_set()
@@ -671,7 +672,7 @@ async def test_a_peer_that_floods_while_it_is_closed_is_left_behind() -> None:
 
 async def test_a_spurious_wakeup_while_closing_is_harmless() -> None:
     class HesitantTransport(Transport):
-        """Finds nothing to read at every other time."""
+        """Finds nothing to read every other time."""
 
         __slots__ = ("reads",)
 
@@ -722,7 +723,7 @@ async def test_a_young_connection_is_held(end: Callable[[Session], None], code: 
 
 
 class OutOfMemory(Transport):
-    """Reads nothing for want of memory, until `left` failures have passed."""
+    """Fails to read, because there is no memory, until `left` failures have passed."""
 
     def __init__(self, sock: socket.socket, **options: Any) -> None:
         super().__init__(sock, **options)
@@ -803,7 +804,7 @@ AGE_S = 0.4  # so 0.275 s after the first frame, or 0.525 s without one
 
 
 async def closed_after_s(session: Session) -> float:
-    """Close a connection and wait for the close frame; gives its age by then."""
+    """Close a connection and wait for the close frame; return its age then."""
     session.connection.close(4002, "replaced")
     assert read_close(await session.client.read_frame())[0] == 4002
     return trio.current_time() - session.connection._opened_at
@@ -834,7 +835,7 @@ async def test_a_first_frame_while_a_connection_is_held_prolongs_the_hold() -> N
 
 async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connection_is_ended() -> None:
     async with open_session(min_age_s=AGE_S) as session:
-        session.connection._poller.unwatch(session.connection._transport.fd)  # it does not get its turn
+        session.connection._poller.unwatch(session.connection._transport.fd)  # its task does not run
         await trio.sleep(AGE_S * 10.5 / 8)
         session.client.send(client_frame(TEXT, b"the 101 was very late"))
         assert await closed_after_s(session) >= AGE_S * (10.5 + 5.5) / 8
@@ -863,7 +864,7 @@ async def test_a_peer_that_does_not_read_is_left_out_and_closed_after_a_while() 
         assert trio.current_time() - began_s >= 0.19
         frames = await session.client.read_to_the_end(answer_code=CloseCode.TRY_AGAIN_LATER)
         assert read_close(frames.pop())[0] == CloseCode.TRY_AGAIN_LATER
-        assert set(frames) == {(TEXT, b"x" * 100)}  # not one of them torn
+        assert set(frames) == {(TEXT, b"x" * 100)}  # none is torn
         assert len(frames) <= delivered
 
 
@@ -936,11 +937,11 @@ async def test_a_blocked_peer_can_be_closed() -> None:
 
 @pytest.mark.parametrize("by_peer", [False, True])
 async def test_a_peer_can_be_closed_in_the_moment_in_which_it_is_blocked(by_peer: bool) -> None:
-    for _ in range(20):  # which task goes first is a matter of luck
+    for _ in range(20):  # the order of the tasks is random
         async with open_session(pair=small_buffer, close_s=4.0) as session:
             await trio.testing.wait_all_tasks_blocked()
             filled_bytes = fill_transport(session.transport)
-            if by_peer:  # the answer to the ping finds no room
+            if by_peer:  # there is no room for the answer to the ping
                 session.client.send(client_frame(PING, b"hello") + close_frame(4002))
                 await session.ran.wait()
             else:
@@ -955,14 +956,14 @@ async def test_a_peer_can_be_closed_in_the_moment_in_which_it_is_blocked(by_peer
 
 
 async def test_a_peer_can_be_closed_in_the_moment_in_which_it_reads_again() -> None:
-    for _ in range(20):  # which task goes first is a matter of luck
+    for _ in range(20):  # the order of the tasks is random
         async with open_session(pair=small_buffer, close_s=4.0) as session:
             await trio.testing.wait_all_tasks_blocked()
             filled_bytes = fill_transport(session.transport)
             while session.connection.deliver(Delivery([Message(b"x" * 100)])):
                 pass
             await trio.testing.wait_all_tasks_blocked()  # the writer waits
-            session.client.received += session.client.sock.recv(filled_bytes)  # it has something to do again
+            session.client.received += session.client.sock.recv(filled_bytes)  # it can write again
             session.connection.close(4002, "replaced")
             frames = await session.client.read_to_the_end(skip_bytes=filled_bytes, answer_code=4002)
             assert read_close(frames[-1])[0] == 4002
@@ -1130,7 +1131,7 @@ async def test_the_shortest_round_trip_is_remembered(autojump_clock: trio.testin
     async with open_session() as session:
         await trio.testing.wait_all_tasks_blocked()
         connection = session.connection
-        connection._note_pong()  # that nobody asked for
+        connection._note_pong()  # an unsolicited pong
         for round_trip_s in (0.5, 0.25, 1.0):
             connection.ping()
             await trio.sleep(round_trip_s)

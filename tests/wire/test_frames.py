@@ -53,7 +53,7 @@ UNLIMITED = 1 << 20
 
 
 class Outcome(NamedTuple):
-    """What became of a stream. The verdict is None while it goes on."""
+    """The result of a stream. The verdict is None while it goes on."""
 
     messages: list[Message]
     pings: list[bytes]
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 def parse(
     stream: bytes, *, limit: int = UNLIMITED, skip_oversize: bool = False, cuts: Sequence[int] = ()
 ) -> tuple[Outcome, CollectingParser]:
-    """Feed a parser, with the stream cut at these places."""
+    """Feed a parser with a stream that is cut at these places."""
     parser = CollectingParser(max_message_bytes=limit, skip_oversize=skip_oversize)
     messages: list[Message] = []
     places = [0, *sorted(cut for cut in cuts if cut <= len(stream)), len(stream)]
@@ -261,7 +261,7 @@ def test_a_fault_ends_the_stream_with_1002(stream: bytes, skip_oversize: bool) -
 
 @pytest.mark.parametrize("stream", FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_in_a_header_shows_before_the_payload_has_come(stream: bytes) -> None:
-    # Whoever starts with garbage is not waited for: its "length" can be anything.
+    # A parser does not wait for the rest of garbage: its "length" can be anything.
     header_only = {0xFE: 4, 0xFF: 10}.get(stream[1], 2)
     if stream in (FAULTS["ping of 126 bytes"], FAULTS["ping with a length of 64 bits"]):
         header_only = 2
@@ -299,9 +299,9 @@ def test_text_has_to_be_utf8(payload: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [p for n, p in BAD_UTF8.items() if n != "cut short"])
 def test_text_that_is_not_utf8_fails_at_the_earliest_fragment(payload: bytes) -> None:
-    # A fragment that ends within a character is fine for as long as the character can become one. Python's
-    # decoder waits for the third byte of a surrogate, though its second one says already what it is; RFC 6455
-    # §8.1 does not say how early is early enough.
+    # A fragment may end within a character as long as the character can still become valid. Python's decoder
+    # waits for the third byte of a surrogate, though the second one decides; RFC 6455 §8.1 does not say how
+    # early a fault has to show.
     late = {b"\xe0\x80\x80": 2, b"\xed\xa0\x80": 3, b"\xf4\x90\x80\x80": 2}
     earliest = late.get(payload, 1)
     parser = CollectingParser(max_message_bytes=LIMIT)
@@ -382,7 +382,7 @@ _SLACK_BYTES = 4096  # a few small objects, and what a growing buffer holds in r
 
 
 def held_bytes(limit: int, pieces: Sequence[bytes]) -> int:
-    """Tell how much more memory is held after feeding these pieces than before."""
+    """Return how much more memory is held after feeding these pieces than before."""
     parser = FrameParser(max_message_bytes=limit, skip_oversize=True)
     last: object = None
     tracemalloc.start()
@@ -463,7 +463,7 @@ def load_copy_of(module: ModuleType) -> ModuleType:
 
 
 def split(stream: bytes) -> Iterator[bytes]:
-    """Cut a stream into its whole frames, whatever is wrong with them; an incomplete rest is left out."""
+    """Cut a stream into its whole frames, valid or not; an incomplete rest is left out."""
     start = 0
     while len(stream) - start >= 2:
         second = stream[start + 1]
@@ -506,7 +506,7 @@ def by_websockets(whole_frames: list[bytes], *, limit: int | None = None) -> Out
     for raw in whole_frames:
         if not length_is_well_encoded(raw):
             verdict = (False, 1002)
-            # Whatever else is wrong with that frame is a protocol error, too.
+            # Every other fault of that frame is a protocol error, too.
             return Outcome(messages, pings, verdict)
         protocol.receive_data(raw)
         for frame in protocol.events_received():
@@ -574,7 +574,7 @@ def by_wsproto(stream: bytes) -> Outcome:
 
 
 def _payload_of(raw: bytes) -> bytes:
-    """Give the payload of a whole control frame."""
+    """Return the payload of a whole control frame."""
     return bytes(octet ^ raw[2 + i % 4] for i, octet in enumerate(raw[6:]))
 
 
@@ -583,7 +583,7 @@ def _code_of(payload: bytes) -> int | None:
 
 
 def _can_become_utf8(data: bytes, *, complete: bool) -> bool:
-    """Whether this is UTF-8, or can be the beginning of it. As for how early a surrogate shows, see above."""
+    """Whether this is UTF-8, or can be the beginning of it. See above for surrogates."""
     try:
         data.decode()
     except UnicodeDecodeError as exc:
@@ -656,7 +656,7 @@ faulty = st.lists(st.one_of(valid_messages(), pings_and_pongs, close_frames, any
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A stream of which some bytes were changed, added or lost."""
+    """A stream with some bytes changed, added or removed."""
     stream = bytearray(draw(faulty))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, min(len(stream), 400)))
@@ -670,7 +670,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(stream)
 
 
-# Cases that random streams seldom hit.
+# Cases that random streams rarely reach.
 RARE = [
     close_frame(1014),
     close_frame(1014, b"\x80"),
@@ -685,8 +685,8 @@ streams = st.one_of(st.sampled_from(RARE), well_formed, faulty, mutated(), st.bi
 @settings(max_examples=400)
 @given(streams)
 def test_agrees_with_websockets_and_wsproto(stream: bytes) -> None:
-    # The others look into frames that have not wholly come, or do not look at headers before that; nothing
-    # in RFC 6455 says how early a fault has to be seen. So all three get whole frames.
+    # The others check frames that are incomplete, or check headers later. RFC 6455 does not say how early a
+    # fault has to be found. So all three get whole frames.
     whole_frames = list(split(stream))
     whole = b"".join(whole_frames)
     parsed, _ = parse(whole)
@@ -753,7 +753,7 @@ def test_skips_exactly_the_messages_that_are_too_large(
 
 
 def test_agrees_on_long_random_streams() -> None:
-    """Many valid messages of all sizes at once, cut at random, as a busy connection brings them."""
+    """Many valid messages of all sizes at once, cut at random, as on a busy connection."""
     dice = random.Random(20240229)
     whole_frames = []
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""Request heads and the upgrade, as devices, browsers and strangers send them."""
+"""Request heads and upgrades, from devices, browsers and attackers."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ from brewos_relay.wire.handshake import (
     split_target,
 )
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of the example in RFC 6455 §1.3
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the example of RFC 6455 §1.3
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 DEVICE = (
@@ -61,7 +61,7 @@ CHROMIUM = (
 
 
 def upgrade_head(**changes: str | None) -> bytes:
-    """Build an upgrade request; headers (`_` for `-`) are changed or added, or, with None, left out."""
+    """Build an upgrade request; headers (`_` for `-`) are changed or added, or left out if they are None."""
     headers: dict[str, str | None] = {
         "host": "relay.example",
         "connection": "Upgrade",
@@ -125,7 +125,7 @@ def test_a_plain_request_is_read() -> None:
         ("1.1", "h2c", False),
         ("1.1", "websocket2", False),
         ("1.1", "", False),
-        ("1.0", "websocket", False),  # which has no upgrades
+        ("1.0", "websocket", False),  # it has no upgrades
     ],
 )
 def test_a_request_may_want_a_websocket(version: str, upgrade: str, wanted: bool) -> None:
@@ -307,7 +307,7 @@ def test_a_bad_head_costs_little_time(line: bytes) -> None:
         (b"GET", b"GET"),
         (b"\r\nGET", b"GET"),
         (b"\nGET", b"GET"),
-        (b"\r", b""),  # perhaps the beginning of an empty line
+        (b"\r", b""),  # it may be the beginning of an empty line
         (b"\r\n", b""),
         (b"\rGET", b"\rGET"),
         (b"\r\n\r\nGET", b"\r\nGET"),
@@ -323,7 +323,7 @@ def test_one_empty_line_before_a_request_is_skipped(data: bytes, rest: bytes) ->
     ("data", "head_only"),
     [
         (b"HEAD / HTTP/1.1", True),
-        (b"HEA", True),  # as far as it has come
+        (b"HEA", True),  # the part that was received
         (b"HEADER / HTTP/1.1", False),
         (b"GET /", False),
         (b"", False),
@@ -371,7 +371,7 @@ def test_a_query_that_cannot_be_read_is_refused(query: str) -> None:
         parameters(query)
     assert caught.value.status == 400
     assert query not in str(caught.value)
-    assert caught.value.__cause__ is None  # it would carry the query into a log
+    assert caught.value.__cause__ is None  # it would put the query into a log
     assert caught.value.__suppress_context__
 
 
@@ -380,7 +380,7 @@ def test_a_query_that_cannot_be_read_is_refused(query: str) -> None:
 
 def test_a_device_is_accepted() -> None:
     answer = accept_upgrade(parse_head(DEVICE))
-    assert b"\r\nConnection: Upgrade\r\n" in answer  # the one spelling that devices understand
+    assert b"\r\nConnection: Upgrade\r\n" in answer  # the only spelling that devices understand
     assert accept(DEVICE) == {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -540,7 +540,7 @@ def test_a_refusal_needs_no_headers() -> None:
 
 
 def read_everything(head: bytes) -> Request | None:
-    """Do all that is ever done with a head; None if it was refused on the way."""
+    """Do everything that is done with a head; None if it was refused on the way."""
     try:
         request = parse_head(head)
         request.parameters()

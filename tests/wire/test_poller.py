@@ -23,10 +23,10 @@ OpenPoller: TypeAlias = Callable[[], AbstractAsyncContextManager[Poller]]
 
 @pytest.fixture(params=["epoll", "selectors"])
 def open_poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OpenPoller:
-    """Give pollers over the system's best interface, and over what `selectors` offers."""
+    """Return pollers over the best interface of the system, and over `selectors`."""
 
     def open_this_kind() -> AbstractAsyncContextManager[Poller]:
-        if request.param == "selectors":  # not earlier: Trio itself is to have its epoll
+        if request.param == "selectors":  # not earlier: Trio keeps its epoll
             monkeypatch.delattr(select, "epoll", raising=False)
         return poller_module.open_poller()
 
@@ -34,7 +34,7 @@ def open_poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 class Owner:
-    """Reads a socket whenever it is told to; counts that."""
+    """Reads a socket when it is told to, and counts that."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -63,7 +63,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Calls:
-    """Owns a socket by means of two functions, and perhaps a third."""
+    """An owner of a socket, made of two or three functions."""
 
     read: Callable[[], bytes | None]
     take: Callable[[bytes], None]
@@ -71,12 +71,12 @@ class Calls:
 
 
 def never(_data: bytes) -> None:
-    """Take nothing."""
+    """Process nothing."""
     pytest.fail("nothing was read")
 
 
 async def settle() -> None:
-    """Let the poller look a few times."""
+    """Let the poller poll a few times."""
     for _ in range(10):
         await trio.sleep(0.001)
 
@@ -227,7 +227,7 @@ async def test_some_passes_are_timed_if_messages_came() -> None:
             poller.watch(near.fileno(), Calls(owner.read, take))
             for count in range(40):
                 owner.noticed = trio.Event()
-                far.send(b"p" if count == 0 else b"mm")  # what carries no message is not timed
+                far.send(b"p" if count == 0 else b"mm")  # a pass without messages is not timed
                 await owner.noticed.wait()
     assert sum(counters.latency.counts) == 2
     assert 0 < counters.latency.total < 5
@@ -392,4 +392,4 @@ async def test_busy_poller_polls_again_before_other_tasks(
                 await trio.lowlevel.checkpoint()
             for near, _ in pairs:
                 poller.unwatch(near.fileno())
-    assert {reads} <= set(reads_in_turns.values()) <= {reads, 2 * reads}  # Trio may let it come twice
+    assert {reads} <= set(reads_in_turns.values()) <= {reads, 2 * reads}  # Trio may deliver it twice

@@ -1,4 +1,4 @@
-"""TLS in a transport, against a client of exact records over real sockets."""
+"""TLS in a transport, against a client that sends exact records over real sockets."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
 async def tls_pair(
     server: ssl.SSLContext, version: ssl.TLSVersion = VERSIONS[1], *, full: bool = False
 ) -> AsyncIterator[tuple[TlsTransport, TlsClient]]:
-    """Open a transport and its client, with their handshake behind them; `full`: without room at first."""
+    """Open a transport and its client after their handshake; `full`: without room at first."""
     before = count_open_files()
     with trio.fail_after(10), socket_pair(send_buffer_bytes=4096) if full else tcp_pair() as (near, far):
         filled_bytes = fill(near) if full else 0
@@ -67,14 +67,14 @@ async def tls_pair(
 
 
 async def read(transport: Transport) -> bytes:
-    """Read at the server what comes next, or the end."""
+    """Read the next data at the server, or the end."""
     while (data := transport.read()) is None:
         await transport.wait_readable()
     return data
 
 
 def fill_outbox(transport: TlsTransport) -> bytes:
-    """Write until something waits, and return all of it."""
+    """Write until data waits in the outbox, and return all of it."""
     written = b""
     while not transport.outbox_bytes:
         data = bytes([len(written) // 40_000 % 256]) * 40_000
@@ -199,7 +199,7 @@ async def test_a_write_larger_than_a_record_is_written_at_once_if_there_is_room(
 async def test_every_record_shows_in_the_socket_until_it_is_read(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
-    """A poller sees the socket only: nothing may wait inside of OpenSSL."""
+    """A poller sees the socket only: no data may wait inside OpenSSL."""
     sizes = [1, 16_384, 5, 600, 16_384, 1]
     async with tls_pair(server, version) as (transport, client), open_poller() as poller:
         received: list[bytes] = []
@@ -300,7 +300,7 @@ async def test_end_without_close_notify_is_an_end(server: ssl.SSLContext, versio
 async def test_a_write_that_waits_for_reading_ends_the_connection(
     server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer could say half a message of a handshake, and never the rest."""
+    """A peer could send half of a handshake message, and never the rest."""
 
     def send(_data: bytes) -> int:
         raise ssl.SSLWantReadError
@@ -347,7 +347,7 @@ async def test_close_notify_can_be_sent_first(server: ssl.SSLContext, version: s
         assert await client.read_record() == b"", "close_notify"
         await client.read_socket()
         assert client.ended, "and the end of the stream"
-        if version is VERSIONS[1]:  # where each end has a goodbye of its own
+        if version is VERSIONS[1]:  # where each end sends its own close_notify
             await client.send(b"the peer's last")
             assert await read(transport) == b"the peer's last"
         await client.say_goodbye()

@@ -33,7 +33,7 @@ def transport_pair(*, send_buffer_bytes: int = 4096) -> Iterator[tuple[Transport
 
 
 async def read_exactly(far: socket.socket, length: int) -> bytes:
-    """Read at the peer until that much has come."""
+    """Read at the peer until this much has arrived."""
     received = b""
     while len(received) < length:
         await trio.lowlevel.wait_readable(far)
@@ -99,7 +99,7 @@ async def test_peek_leaves_the_data() -> None:
         assert transport.peek(10) == b"abcdef"
         transport.skip(2)
         assert transport.read() == b"cdef"
-        transport.skip(2)  # nothing is there
+        transport.skip(2)  # nothing to read
         far.send(b"last")
         far.close()
         assert transport.peek(10) == b"last"
@@ -288,7 +288,7 @@ async def test_unsent_bytes_go_into_the_outbox() -> None:
         assert transport.outbox_bytes == 5
         assert transport.write(b"second")
         assert transport.outbox_bytes == 11
-        assert len(blocked) == 1  # only when it ceased to be empty
+        assert len(blocked) == 1  # only when it became non-empty
         assert len(read_available(far)) == filled_bytes
 
 
@@ -303,7 +303,7 @@ async def test_on_blocked_is_optional() -> None:
 async def test_a_write_may_be_taken_in_part() -> None:
     with tcp_pair() as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
-        data = bytes(64 * 1024 * 1024)  # more than any system holds
+        data = bytes(64 * 1024 * 1024)  # more than any system buffers
         assert transport.write(data)
         assert 0 < transport.outbox_bytes < len(data)
         transport.close()
@@ -387,7 +387,7 @@ async def test_flushing_writes_everything_in_order() -> None:
         assert transport.outbox_bytes == 0
         blocked: list[None] = []
         transport.on_blocked = lambda: blocked.append(None)
-        assert transport.write(b"straight")  # as before the outbox was needed
+        assert transport.write(b"straight")  # as before the outbox was used
         assert await read_exactly(far, 8) == b"straight"
         assert not blocked
 
@@ -460,7 +460,7 @@ async def test_flushing_a_broken_stream_empties_the_outbox() -> None:
 
 async def test_outbox_can_be_cut_to_the_begun_write() -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
-        transport.keep_first_unsent()  # nothing there is fine, too
+        transport.keep_first_unsent()  # an empty outbox is fine too
         filled_bytes = fill_transport(transport)
         for data in (b"begun", b"second", b"third"):
             assert transport.write(data)
@@ -508,7 +508,7 @@ async def test_wake_ends_a_wait(how: str) -> None:
 
 
 async def test_wake_ends_a_wait_that_was_about_to_end() -> None:
-    for _ in range(20):  # which task goes first is a matter of luck
+    for _ in range(20):  # the order of the tasks is random
         with trio.fail_after(5), transport_pair() as (transport, far):
             filled_bytes = fill_transport(transport)
             while transport.write(bytes(100)):
@@ -522,7 +522,7 @@ async def test_wake_ends_a_wait_that_was_about_to_end() -> None:
                 nursery.start_soon(write)
                 await trio.testing.wait_all_tasks_blocked()
                 far.recv(filled_bytes)
-                await trio.lowlevel.checkpoint()  # here the system has said that more can be written
+                await trio.lowlevel.checkpoint()  # here the system has reported room
                 transport.wake()
 
 
@@ -578,7 +578,7 @@ async def test_a_peer_that_takes_little_is_not_stalled() -> None:
             async def sip() -> None:
                 for _ in range(6):
                     await trio.sleep(0.05)
-                    far.recv(filled_bytes // 50)  # far less than makes room to write
+                    far.recv(filled_bytes // 50)  # far too little to make room
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(sip)
@@ -646,7 +646,7 @@ async def test_a_reset_is_told_from_an_end() -> None:
 
 async def test_sending_waits_until_the_system_has_it_all() -> None:
     async with stream_pair() as (stream, transport, far), trio.open_nursery() as nursery:
-        data = bytes(range(256)) * 64 * 1024  # more than any system holds
+        data = bytes(range(256)) * 64 * 1024  # more than any system buffers
         nursery.start_soon(stream.send_all, memoryview(data))
         await trio.testing.wait_all_tasks_blocked()
         assert transport.outbox_bytes

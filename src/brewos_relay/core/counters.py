@@ -90,7 +90,7 @@ class Counters:
         self.lagged = 0
         """Clients that began to lag."""
         self.devices_attached = 0
-        """Connections of devices, including those that never stood for their device."""
+        """Connections of devices. Some never stood for their device."""
         self.clients_attached = 0
         self.zombies = 0
         """Connections of devices that were closed because they never sent anything."""

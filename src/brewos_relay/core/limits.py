@@ -125,7 +125,7 @@ class Limits:
         A machine loses its key within 5 s of reading its 101, which the network may have delayed. Its first
         frame proves that it has read the 101; a connection that sends no frame in 10 s belongs to no machine.
         `opened_at` is when the 101 was sent, and `spoke_at` when the first frame was read, None before that.
-        Every end of a device's connection waits for this time, whatever its reason.
+        Every end of a device's connection waits for this time.
         """
         if spoke_at is None:
             held_until = opened_at + self.device_min_age_s * _UNHEARD_HOLD

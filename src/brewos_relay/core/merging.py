@@ -46,7 +46,7 @@ def readable_content(message: Message) -> Any:
 
 
 def _readable_fields(message: Message) -> dict[str, Any]:
-    """Decode the fields of a message one by one, and leave out those that JSON cannot hold."""
+    """Decode the fields of a message one by one, without the ones that JSON cannot hold."""
     content: dict[str, Any] = {}
     for name, value in fields_of(message).items():
         text = Message(bytes(value), message.is_text).as_text()

@@ -378,7 +378,7 @@ class DeviceSession:
     # Periodic checks
 
     def resume(self, now: float, unseen_s: float) -> None:
-        """Start every silence timer again after a pause, of which Trio's clock did not count `unseen_s`."""
+        """Start every silence timer again after a pause. Trio's clock did not count `unseen_s` of it."""
         self.presence.resume(now, unseen_s)
         self._audience.resume(now, unseen_s)
 
