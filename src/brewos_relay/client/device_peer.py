@@ -128,9 +128,10 @@ class Device(LinkedPeer):
     def report(self, state: Mapping[str, Any], *, occasional: Mapping[str, Any] | None = None) -> None:
         """Report the complete state of the device, as often as you like.
 
-        Sufficient changes are sent, at most every 0.5 s, as MessagePack in single precision. The whole state
-        is sent at the start of a connection, when an app requests it, and every 5 min. `occasional` are
-        groups for the message every 5 min. Without a connection, only the last state is kept.
+        Changes above their thresholds are sent, at most every 0.5 s, as MessagePack in single precision. The
+        whole state is sent at the start of a connection, when an app requests it, and every 5 min.
+        `occasional` are groups for the message every 5 min. Without a connection, only the last state is
+        kept.
         """
         self._state = state
         self._occasional = occasional or {}
