@@ -278,6 +278,7 @@ async def test_known_state_is_forgotten_some_time_after_the_device_went(
     presence.check_state(trio.current_time())
     assert presence.snapshot.has_status, "the device is online"
     presence.leave(device)
+    presence.note_gone(trio.current_time())
     await trio.sleep(59)
     presence.check_state(trio.current_time())
     assert presence.snapshot.has_status

@@ -767,7 +767,18 @@ async def test_a_state_is_forgotten_with_the_key_that_it_came_with(autojump_cloc
         assert attachment.known_before is None
 
 
-async def test_the_age_counts_from_the_last_word_even_if_the_device_leaves_at_once(
+async def test_held_messages_of_a_departed_device_age_from_its_end(autojump_clock: MockClock) -> None:
+    async with open_session(device_rate=1.0, device_burst=1.0) as opened:
+        device = await opened.device()
+        device.say({"type": "status", "seq": 1}, {"type": "status", "seq": 2})
+        device.leave()
+        await wait_all_tasks_blocked()
+        await trio.sleep(30)
+        assert opened.session.presence.snapshot.seq == 2
+        assert opened.session.presence.snapshot.age_s(trio.current_time()) == pytest.approx(30)
+
+
+async def test_age_counts_from_the_last_message_even_if_the_device_leaves_at_once(
     autojump_clock: MockClock,
 ) -> None:
     async with open_session() as opened:

@@ -114,10 +114,13 @@ class Presence:
         if device is not self.present:
             return False
         self.present = None
-        self._show_at = math.inf
-        self.gone_at = trio.current_time()
-        self.snapshot.age_s(self.gone_at)  # stamps the last messages: the next check may be far away
         return True
+
+    def note_gone(self, now: float) -> None:
+        """Note when the device went offline, after its last messages."""
+        self._show_at = math.inf
+        self.gone_at = now
+        self.snapshot.age_s(now)  # stamps the last messages: the next check may be far away
 
     def resume(self, now: float, unseen_s: float) -> None:
         """Start every silence timer again after a pause; see `core.pauses`.

@@ -325,6 +325,7 @@ class DeviceSession:
         if not self.presence.leave(device):
             return False
         self._feed.end(device)
+        self.presence.note_gone(trio.current_time())
         self._note_seen()
         log_went(device, self._host.lines)
         self._host.note(self.device_id, "offline", None, end_of(device))
@@ -332,8 +333,7 @@ class DeviceSession:
         return True
 
     def end_device(self, unless: Collection[bytes | None], *, code: int, reason: str) -> None:
-        """Close the connections of the device whose credential is not listed. Their messages no longer
-        count."""
+        """Close the connections of the device with other credentials; their messages no longer count."""
         for connection in (self.presence.present, self.presence.arriving):
             if connection is not None and connection.credential not in unless:
                 connection.close(code, reason)
