@@ -253,8 +253,8 @@ def _detail(body: bytes) -> str:
         return "" if "<" in text else one_line(text)
     if isinstance(content, dict):
         for key in ("message", "error"):
-            if isinstance(said := content.get(key), str):
-                return one_line(said)
+            if isinstance(value := content.get(key), str):
+                return one_line(value)
     return ""
 
 

@@ -148,7 +148,7 @@ def token(
     )
 
 
-def _issue(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
+def _issue(data_dir: Path | None, *, name: str | None, **options: Any) -> str:
     """Make a token and store its id. If there is no registry, warn and make a token without an id."""
     from brewos_relay.errors import RelayError
     from brewos_relay.registry.database import Database
@@ -161,10 +161,10 @@ def _issue(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
         keys = read_key_ring(settings)
     id_ = secrets.token_hex(_ID_BYTES)
     try:
-        made = keys.issue(**said, token_id=id_)
+        token = keys.issue(**options, token_id=id_)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
-    claims = keys.verify(made)
+    claims = keys.verify(token)
     stored = StoredToken(
         id=id_,
         name=name,
@@ -179,8 +179,8 @@ def _issue(data_dir: Path | None, *, name: str | None, **said: Any) -> str:
             add_token(db, stored)
     except (RelayError, OSError) as problem:
         print_error(f"this token has no id and cannot be revoked individually: {problem}")
-        return keys.issue(**said)
-    return made
+        return keys.issue(**options)
+    return token
 
 
 @token.command("list")

@@ -79,8 +79,8 @@ def send_canary(settings: Settings, url: str, context: ssl.SSLContext | None) ->
         advice = f"remove it: brewos-relay device remove {problem.device_id}"
         return [Finding(name, "failed", str(problem), advice)]
     except (trio.TooSlowError, RelayError, RegistryError, SettingsError, OSError) as problem:
-        said = str(problem) or f"no message arrived within {_WITHIN_S:g} s"
-        return [Finding(name, "failed", f"{url}: {said}", "read the server's log")]
+        detail = str(problem) or f"no message arrived within {_WITHIN_S:g} s"
+        return [Finding(name, "failed", f"{url}: {detail}", "read the server's log")]
     took = f"device to app {there_s * 1000:.1f} ms, app to device {back_s * 1000:.1f} ms, through {url}"
     if max(there_s, back_s) > _SLOW_S:
         return [Finding(name, "warning", took, "check the network and the server's load")]

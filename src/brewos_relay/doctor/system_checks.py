@@ -46,12 +46,12 @@ def check_database(settings: Settings) -> list[Finding]:
             return [Finding(name, "warning", f"{file.absolute()} does not exist yet", advice)]
         location, tables = version(url)
         if tables is None:
-            said = f"{location} has none of the registry's tables"
-            return [Finding(name, "failed", said, "run `brewos-relay db upgrade` to create them")]
+            detail = f"{location} has none of the registry's tables"
+            return [Finding(name, "failed", detail, "run `brewos-relay db upgrade` to create them")]
         if tables != migrations.HEAD:
-            said = f"{location} has tables of version {tables}, but this program needs {migrations.HEAD}"
-            return [Finding(name, "failed", said, "back it up, then run `brewos-relay db upgrade`")]
-        said = f"{location}, version {tables}, can be written"
+            detail = f"{location} has tables of version {tables}, but this program needs {migrations.HEAD}"
+            return [Finding(name, "failed", detail, "back it up, then run `brewos-relay db upgrade`")]
+        detail = f"{location}, version {tables}, can be written"
         with Database.open(url) as database:
             with database.writing() as db:
                 db.execute(text("UPDATE devices SET name = name WHERE 1 = 0"))
@@ -61,13 +61,13 @@ def check_database(settings: Settings) -> list[Finding]:
                 if wrong:
                     advice = "stop the server and restore a backup: `brewos-relay db restore`"
                     return [Finding(name, "failed", f"{location} is damaged: {'; '.join(wrong)}", advice)]
-                said += ", no damage found"
+                detail += ", no damage found"
     except (RegistryError, SettingsError, PermissionError) as problem:
         what = str(problem)
         if isinstance(problem, PermissionError):
             what = f"{problem.filename}: {problem.strerror}"
         return [Finding(name, "failed", what, "check that it exists and that this user may write to it")]
-    return [Finding(name, "ok", said)]
+    return [Finding(name, "ok", detail)]
 
 
 def check_accounts(settings: Settings) -> list[Finding]:
@@ -87,8 +87,8 @@ def check_accounts(settings: Settings) -> list[Finding]:
     if same:
         shown = ", ".join(same[:_SHOWN_ADDRESSES])
         more = f" and {len(same) - _SHOWN_ADDRESSES} more" if len(same) > _SHOWN_ADDRESSES else ""
-        said = f"{shown}{more}: equal to another account's address except for case or look-alike letters"
-        return [Finding(name, "warning", said, "remove the unused account: brewos-relay user list")]
+        detail = f"{shown}{more}: equal to another account's address except for case or look-alike letters"
+        return [Finding(name, "warning", detail, "remove the unused account: brewos-relay user list")]
     return [Finding(name, "ok", "there is an administrator")]
 
 
@@ -103,9 +103,9 @@ def check_disk(settings: Settings) -> list[Finding]:
         return []
     disk = examine_disk(file)
     found: list[Finding] = []
-    for problem, said in disk.problems.items():
+    for problem, detail in disk.problems.items():
         state: State = "failed" if problem in {"read_only", "write_failed"} else "warning"
-        found.append(Finding(name, state, said, advice_for(problem)))
+        found.append(Finding(name, state, detail, advice_for(problem)))
     if found or disk.free_bytes is None:
         return found
     return [Finding(name, "ok", f"{disk.free_bytes / 2**30:.1f} GiB are free on the registry's disk")]
@@ -115,9 +115,9 @@ def check_degraded(url: str, context: ssl.SSLContext | None = None) -> list[Find
     """Ask a running server whether it is degraded. Returns nothing if no server answers."""
     try:
         _, _, body = fetch(url, "/readyz", context)
-        said = json.loads(body)["degraded"]
+        detail = json.loads(body)["degraded"]
         advice = "read the server's log for the cause and the remedy"
-        return [Finding("running server", "warning", f"degraded: {each}", advice) for each in said]
+        return [Finding("running server", "warning", f"degraded: {each}", advice) for each in detail]
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return []
 
@@ -150,10 +150,10 @@ def _days_left(name: str, what: str, expires_at_s: float) -> Finding:
     days = (expires_at_s - time.time()) / 86_400
     if days <= 0:
         return Finding(name, "failed", f"{what} expired {-days:.0f} days ago", "renew it")
-    said = f"{what} is valid for {days:.0f} more days"
+    detail = f"{what} is valid for {days:.0f} more days"
     if days < _SOON_DAYS:
-        return Finding(name, "warning", said, "check that its renewal works")
-    return Finding(name, "ok", said)
+        return Finding(name, "warning", detail, "check that its renewal works")
+    return Finding(name, "ok", detail)
 
 
 def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[Finding]:
@@ -174,9 +174,9 @@ def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[F
             served = stream.getpeercert() or {}
             return [_days_left(name, f"the one of {url}", ssl.cert_time_to_seconds(str(served["notAfter"])))]
     except ssl.SSLCertVerificationError as problem:
-        said = f"the one of {url} is not trusted: {problem.verify_message}"
+        detail = f"the one of {url} is not trusted: {problem.verify_message}"
         advice = "renew it, and let the server send the intermediate certificates; or check the name"
-        return [Finding(name, "failed", said, advice)]
+        return [Finding(name, "failed", detail, advice)]
     except (OSError, LookupError, ValueError):
         return []
 
@@ -201,7 +201,7 @@ def _check_server_on_port(name: str, url: str) -> Finding:
     try:
         status, _, body = fetch(url, "/api/health")
         health = json.loads(body)
-        said = f"served by a relay with {health['devices']} devices and {health['clients']} clients"
+        detail = f"served by a relay with {health['devices']} devices and {health['clients']} clients"
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return Finding(
             name,
@@ -210,18 +210,18 @@ def _check_server_on_port(name: str, url: str) -> Finding:
             "stop that program, or choose another port with --port",
         )
     if status == 503:
-        return Finding(name, "warning", f"{said}, which is draining", "check again in a minute")
-    return Finding(name, "ok", said)
+        return Finding(name, "warning", f"{detail}, which is draining", "check again in a minute")
+    return Finding(name, "ok", detail)
 
 
 def check_open_files() -> list[Finding]:
     """Check the limit of open files, and so of connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    said = "no limit" if hard == resource.RLIM_INFINITY else f"{hard}"
+    detail = "no limit" if hard == resource.RLIM_INFINITY else f"{hard}"
     if hard != resource.RLIM_INFINITY and hard < _FEW_FILES:
         advice = f"raise the limit to {_FEW_FILES} or more: LimitNOFILE= in a unit, ulimits in compose"
-        return [Finding("open files", "warning", f"limit: {said}, one for each connection", advice)]
-    return [Finding("open files", "ok", f"limit: {said}, one for each connection")]
+        return [Finding("open files", "warning", f"limit: {detail}, one for each connection", advice)]
+    return [Finding("open files", "ok", f"limit: {detail}, one for each connection")]
 
 
 def check_clock_sync() -> list[Finding]:
@@ -274,17 +274,17 @@ def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding
             Finding(name, "warning", f"{url} sends no valid Date header", "name another server with --clock")
         ]
     off_s = here_s - there_s
-    said = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {url}"
+    detail = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {url}"
     if abs(off_s) > _CLOCK_OFF_S:
         return [
             Finding(
                 name,
                 "failed",
-                said,
+                detail,
                 "tokens and certificates depend on it: synchronize it, for example with chrony",
             )
         ]
-    return [Finding(name, "ok", f"agrees with {url}" if abs(off_s) < 2 else said)]
+    return [Finding(name, "ok", f"agrees with {url}" if abs(off_s) < 2 else detail)]
 
 
 def local_url(settings: Settings) -> str:

@@ -338,5 +338,5 @@ def _detail(body: bytes) -> str:
         content = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
         return ""
-    said = content.get("error")
-    return one_line(said) if isinstance(said, str) else ""
+    error = content.get("error")
+    return one_line(error) if isinstance(error, str) else ""
