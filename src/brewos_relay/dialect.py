@@ -222,8 +222,7 @@ class Policy:
         return self._commands.get(cmd) if isinstance(cmd, str) else None
 
     def _names(self, patterns: Sequence[tuple[str, str]], rule: Rule, mode: object) -> bool:
-        """Whether a pattern names this message. A `mode` that the device does not know matches any
-        pattern."""
+        """Whether a pattern names this message; a `mode` that the device does not know matches any."""
         name = _folded(rule.name)
         known = isinstance(mode, str) and mode in self.dialect.modes
         return any(

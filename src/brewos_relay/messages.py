@@ -168,8 +168,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return text
 
     def as_text(self) -> "Message | None":
-        """Return the message as JSON text, the only encoding that a machine reads; None if it has no such
-        form."""
+        """Return the message as JSON text, which machines need; None if it has no such form."""
         if self.is_text:
             return self
         try:

@@ -87,9 +87,9 @@ async def test_a_loop_that_is_late_was_paused(monkeypatch: pytest.MonkeyPatch, m
     watch = PauseWatch()
     now = trio.current_time()
     watch.expect(now + 1)
-    assert watch.look(now + 1) == (0, 0)
-    assert watch.look(now + 2.9) == (0, 0)
-    assert watch.look(now + 51) == (50, 0)
+    assert watch.check(now + 1) == (0, 0)
+    assert watch.check(now + 2.9) == (0, 0)
+    assert watch.check(now + 51) == (50, 0)
 
 
 async def test_a_suspended_system_was_paused(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
@@ -98,11 +98,11 @@ async def test_a_suspended_system_was_paused(monkeypatch: pytest.MonkeyPatch, mo
     now = trio.current_time()
     watch.expect(now + 1)
     suspend(1.0)
-    assert watch.look(now + 1) == (0, 0)
+    assert watch.check(now + 1) == (0, 0)
     suspend(49.0)
-    assert watch.look(now + 1) == (50, 50)
+    assert watch.check(now + 1) == (50, 50)
     watch.expect(now + 2)
-    assert watch.look(now + 2) == (0, 0)
+    assert watch.check(now + 2) == (0, 0)
 
 
 def test_time_left_out_by_the_clock_is_a_pause(real: RealTime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_time_left_out_by_the_clock_is_a_pause(real: RealTime, monkeypatch: pyte
         watch = PauseWatch()
         watch.expect(trio.current_time() + 1)
         real.now_s += 50
-        assert watch.look(trio.current_time()) == (50, 50)
+        assert watch.check(trio.current_time()) == (50, 50)
 
     no_suspension(monkeypatch)
     trio.run(main, clock=RunningClock())

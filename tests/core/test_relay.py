@@ -625,7 +625,7 @@ async def test_known_state_outlives_the_device_by_a_minute(
         assert relay.state_of(ONE) is not None
         await trio.sleep(4)
         assert relay.state_of(ONE) is None
-        assert relay._left_behind == {}
+        assert relay._absent_states == {}
 
 
 async def test_returning_device_continues_from_the_known_state(autojump_clock: MockClock) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from brewos_relay.core.audience import LOOK_EVERY_S
+from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
@@ -741,7 +741,7 @@ class Crowd:
         if not client.left and gone_at > client.ended_at:
             assert client.peer.closed_at[0] <= client.ended_at
             assert gone_at <= client.ended_at + client.peer.goodbye_s
-        late_at = client.ends_at + LOOK_EVERY_S + 0.01
+        late_at = client.ends_at + CHECK_EVERY_S + 0.01
         if not client.left and gone_at > late_at + client.peer.goodbye_s:
             assert client.peer.closed_at[0] <= late_at
 

@@ -86,8 +86,7 @@ class Client:
     async def read_to_the_end(
         self, *, skip_bytes: int = 0, answer_code: int | None = None
     ) -> list[ServerFrame]:
-        """Read to the end, and return the frames after the skipped ones; answer a close frame with
-        `answer_code`."""
+        """Read to the end, answer a close frame with `answer_code`, and return the frames after `skip`."""
         while data := await self.read_some():
             if answer_code is not None and answer_code.to_bytes(2, "big") in data:
                 self.send(close_frame(answer_code))

@@ -355,7 +355,7 @@ async def test_poller_goes_on_after_a_failure_of_its_own(
 ) -> None:
     with socket_pair() as (near, far):
         async with open_poller() as poller:
-            go_over = Poller._go_over
+            go_over = Poller._run_pass
             left = [MemoryError()]
 
             def fail_once(self: Poller, readable: list[tuple[int, int]]) -> None:
@@ -363,7 +363,7 @@ async def test_poller_goes_on_after_a_failure_of_its_own(
                     raise left.pop()
                 go_over(self, readable)
 
-            monkeypatch.setattr(Poller, "_go_over", fail_once)
+            monkeypatch.setattr(Poller, "_run_pass", fail_once)
             owner = Owner(near).watched_by(poller)
             far.send(b"x")
             await owner.noticed.wait()

@@ -214,8 +214,7 @@ class ClientAttachment(Attachment):
         self.close(code, reason)
 
     def count_pause(self, unseen_s: float) -> None:
-        """Bring the ends closer by a time that Trio's clock did not count: tokens expire by the wall
-        clock."""
+        """Bring the ends closer by a time that Trio's clock did not count, as the wall clock does."""
         self.expires_at -= unseen_s
         self.access_ends_at -= unseen_s
         self.due_at = -math.inf

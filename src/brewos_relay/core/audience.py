@@ -17,7 +17,7 @@ from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import iso_time, now_ms
 
-LOOK_EVERY_S: Final = 1.0
+CHECK_EVERY_S: Final = 1.0
 """How often the periodic checks run."""
 
 
@@ -109,7 +109,7 @@ class Audience:
         if behind is not None:
             self._let_lag(behind)
         if self._lagging:
-            self._send_what_must_reach(delivery)
+            self._send_to_lagging(delivery)
         self.heard += len(delivery.messages)
         self.heard_bytes += size_bytes
 
@@ -121,7 +121,7 @@ class Audience:
             self._counters.lagged += 1
             log_lagging(client, self._lines)
 
-    def _send_what_must_reach(self, delivery: Delivery) -> None:
+    def _send_to_lagging(self, delivery: Delivery) -> None:
         kept = [message for message in delivery.messages if must_reach(message, self._dialect)]
         for client in self._lagging:
             self._counters.left_out += len(delivery.messages) - len(kept)
@@ -143,15 +143,15 @@ class Audience:
         self.settle()
         if self._fed:
             self._fed, self._fed_at = False, now
-        elif now - self._fed_at >= limits.keepalive_s - 2 * LOOK_EVERY_S and len(self):
+        elif now - self._fed_at >= limits.keepalive_s - 2 * CHECK_EVERY_S and len(self):
             self._fed_at = now
             self.tell(messages.keepalive(now_ms()))
         for client in self:
             silent_s = client.silent_s(now)
             if silent_s >= limits.client_ping_s or silent_s >= limits.client_silence_s:
-                self._look_for_life(client, silent_s, now)
+                self._check_silence(client, silent_s, now)
             if client.due_at <= now:
-                self._look_at_ends(client, now)
+                self._check_ends(client, now)
         if self._lagging:
             self._let_catch_up(state)
 
@@ -168,14 +168,14 @@ class Audience:
             self.join(client)
             client.deliver(Delivery(state()), keep=True)
 
-    def _look_for_life(self, client: ClientAttachment, silent_s: float, now: float) -> None:
+    def _check_silence(self, client: ClientAttachment, silent_s: float, now: float) -> None:
         if silent_s >= self._limits.client_silence_s:
             client.close(CloseCode.POLICY_VIOLATION, "no sign of life for too long")
         elif now - client.pinged_at >= self._limits.client_ping_s:
             client.pinged_at = now
             client.ping()
 
-    def _look_at_ends(self, client: ClientAttachment, now: float) -> None:
+    def _check_ends(self, client: ClientAttachment, now: float) -> None:
         """Close a client whose token or access has ended, and warn one whose token ends soon."""
         warning_s = self._limits.token_warning_s
         left_s = client.expires_at - now

@@ -1,5 +1,4 @@
-"""Commands: the messages of clients. The relay answers some, and the others go to the device or wait for
-it."""
+"""Commands: messages of clients, which the relay answers, delivers to the device or lets wait."""
 
 import math
 from collections import deque
@@ -81,8 +80,7 @@ _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
 
 
 class Commands:
-    """Takes the messages of the clients of one device: answers them, passes them on, or keeps them for the
-    device."""
+    """Takes the messages of one device's clients: answers, delivers or keeps them."""
 
     __slots__ = (
         "_asked_at",
@@ -136,15 +134,15 @@ class Commands:
             elif head.type in _FOR_THE_RELAY:
                 answers.append(self._answer(client, head))
             elif head.type in self._dialect.state_requests and client.access_ends_at > now:
-                answers += self._ask_for_state(client, text, head, to_device, now)
+                answers += self._answer_state_request(client, text, head, to_device, now)
             elif not (
                 client.access_ends_at > now
                 and client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
             ):
                 refusal = messages.forbidden(self._presence.device_id)
-                answers += self._became(client, head, "forbidden", refusal)
-            elif head.not_after is not None and _left_s(head) <= 0:
-                answers += self._became(client, head, "expired")
+                answers += self._record_outcome(client, head, "forbidden", refusal)
+            elif head.not_after is not None and _remaining_s(head) <= 0:
+                answers += self._record_outcome(client, head, "expired")
             elif device is None:
                 answers += self._wait(client, text, head, now)
             else:
@@ -186,15 +184,14 @@ class Commands:
             return False
         return client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
 
-    def _became(
+    def _record_outcome(
         self,
         client: ClientAttachment,
         head: CommandHead,
         status: str,
         told: Message | None = None,
     ) -> list[Message]:
-        """Record the outcome of a command. Return the answers: `told`, and the outcome if the sender asks for
-        it."""
+        """Record the outcome of a command; return `told`, and the outcome if the sender asks for it."""
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
@@ -213,7 +210,7 @@ class Commands:
         for message in sent:
             self._counters.bytes_to_devices += len(message.payload)
 
-    def _ask_for_state(
+    def _answer_state_request(
         self,
         client: ClientAttachment,
         text: Message,
@@ -221,8 +218,7 @@ class Commands:
         to_device: list[Message],
         now: float,
     ) -> list[Message]:
-        """Ask the device for its state, unless it was asked just now. Return what the relay can answer at
-        once."""
+        """Ask the device for its state, unless it was just asked; return the answers of the relay."""
         if self._presence.present is None:
             return [self._absent_status()]
         # Messages of a viewer never reach the device: the relay sends a request of its own.
@@ -259,20 +255,20 @@ class Commands:
 
     def _wait(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> list[Message]:
         """Keep a command for the absent device, if it may wait; return the answers for its sender."""
-        if self._keep(client, text, head, now):
+        if self._enqueue(client, text, head, now):
             told = self._absent_status(queued=True)
-            return self._became(client, head, "queued", told)
+            return self._record_outcome(client, head, "queued", told)
         self._counters.undeliverable += 1
         offline = messages.device_offline_error(self._presence.device_id)
-        return self._became(client, head, "device_offline", offline)
+        return self._record_outcome(client, head, "device_offline", offline)
 
-    def _keep(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
+    def _enqueue(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
         """Keep a command until the device is back; False if it may not wait, or too many do."""
         if not self._policy.may_wait(head.type, head.cmd, head.mode):
             return False
         if self._pending is None:
             self._pending = CommandQueue(self._limits.pending_commands)
-        queued_at_ms, left_s = now_ms(), min(_left_s(head), self._limits.pending_s)
+        queued_at_ms, left_s = now_ms(), min(_remaining_s(head), self._limits.pending_s)
         return self._pending.add(
             QueuedCommand(
                 message=text,
@@ -316,7 +312,7 @@ class Commands:
             self._pending = None
 
     def _tell(self, command: QueuedCommand[ClientAttachment], message: Message, status: str) -> None:
-        told = self._became(command.sender, command.head, status, message)
+        told = self._record_outcome(command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 
     def _absent_status(self, *, queued: bool = False) -> Message:
@@ -332,7 +328,7 @@ class Commands:
         )
 
 
-def _left_s(head: CommandHead) -> float:
+def _remaining_s(head: CommandHead) -> float:
     """Return for how many seconds a command may still be delivered."""
     if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
         return float("inf")

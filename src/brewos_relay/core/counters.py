@@ -12,8 +12,7 @@ LATENCY_BOUNDS_S: Final = (
 
 
 class Histogram:
-    """Counts values by size. `counts` has an entry for each bound (values up to it), and one for larger
-    values."""
+    """Counts values by size: `counts` has a number for each bound, and one for larger values."""
 
     __slots__ = ("bounds", "counts", "total")
 

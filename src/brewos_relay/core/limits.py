@@ -13,8 +13,7 @@ of `device_min_age_s`: 5.5 s and 10.5 s for the 8 s that machines need."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a peer may use of the relay, and for how long. Each field is a setting,
-    `BREWOS_RELAY_<FIELD>`."""
+    """Limits on what peers may use, and for how long; each is a setting, `BREWOS_RELAY_<FIELD>`."""
 
     # Sizes
     device_message_bytes: int = 16 * 1024
@@ -115,8 +114,7 @@ class Limits:
 
     @property
     def longest_hold_s(self) -> float:
-        """The longest time after its upgrade that a device is held: its first frame comes at the last
-        moment."""
+        """The longest time that a device is held after its upgrade, with a late first frame."""
         return self.device_min_age_s * (_UNHEARD_HOLD + _HEARD_HOLD)
 
     def safe_to_end_at(self, *, opened_at: float, spoke_at: float | None) -> float:

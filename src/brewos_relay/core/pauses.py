@@ -65,7 +65,7 @@ class PauseWatch:
         self._due_at = due_at
         self._unseen_s = _unseen_s()
 
-    def look(self, now: float) -> tuple[float, float]:
+    def check(self, now: float) -> tuple[float, float]:
         """Return how long the process was paused, and how much of that Trio's clock did not count."""
         unseen_s = _unseen_s() - self._unseen_s
         paused_s = max(0.0, now - self._due_at) + unseen_s

@@ -11,7 +11,7 @@ import trio
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
-from brewos_relay.core.audience import LOOK_EVERY_S
+from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
@@ -28,7 +28,7 @@ from brewos_relay.vocabulary import Role, now_ms
 
 log = logging.getLogger(__name__)
 
-_LOOKS_PER_PASS: Final = 50
+_CHECKS_PER_PASS: Final = 50
 """How many sessions are checked before other tasks get their turn."""
 
 _LINES_PER_S: Final = 5.0
@@ -71,7 +71,7 @@ class Relay:
         self._on_seen = on_seen
         self._on_activity = on_activity
         self._sessions: dict[str, DeviceSession] = {}
-        self._left_behind: dict[str, tuple[Snapshot, float]] = {}
+        self._absent_states: dict[str, tuple[Snapshot, float]] = {}
         """The state of devices without a session, and when they went offline (trio time)."""
         self.lines = LogLineLimits(
             "connections",
@@ -210,8 +210,7 @@ class Relay:
                 )
 
     def users_of(self, device_id: str) -> set[str]:
-        """Return the users whose clients of a device have their access from the registry, not from their
-        token."""
+        """Return the users whose clients of a device got their access from the registry."""
         grants = [client.grant for client in self._clients(device_id)]
         return {grant.user_id for grant in grants if grant.user_id is not None and not grant.by_token}
 
@@ -227,13 +226,12 @@ class Relay:
                     client.end_access(code, reason)
 
     def end_device(self, device_id: str, *, unless: Collection[bytes | None] = ()) -> None:
-        """Close the connections of a device (4003) whose credential is not listed, once it is safe to end
-        them."""
+        """Close a device's connections with other credentials (4003), once it is safe to end them."""
         session = self._sessions.get(device_id)
         if session is not None:
             reason = "the key is not that of the machine any more"
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
-        self._left_behind.pop(device_id, None)  # it may be the state of a device with another key
+        self._absent_states.pop(device_id, None)  # it may be the state of a device with another key
 
     def note_owned(self, device_id: str) -> None:
         """Note that a device has a user, so that it is no longer anonymous."""
@@ -250,7 +248,7 @@ class Relay:
         session = self._sessions.get(device_id)
         if session is not None:
             session.presence.forget_state()
-        self._left_behind.pop(device_id, None)
+        self._absent_states.pop(device_id, None)
 
     def send_to_device(self, device_id: str, message: Message) -> bool:
         """Send a message of the relay to a device; False if it is absent or does not take it."""
@@ -274,7 +272,7 @@ class Relay:
             raise RelayClosing("the relay is closing and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
-            snapshot, gone_at = self._left_behind.pop(device_id, (None, -math.inf))
+            snapshot, gone_at = self._absent_states.pop(device_id, (None, -math.inf))
             session = self._sessions[device_id] = DeviceSession(
                 device_id, self, snapshot=snapshot, gone_at=gone_at
             )
@@ -287,7 +285,7 @@ class Relay:
             return  # known already: a replaced connection may be the last to end
         del self._sessions[session.device_id]
         if not (session.presence.snapshot.empty or session.presence.anonymous):
-            self._left_behind[session.device_id] = (session.presence.snapshot, session.presence.gone_at)
+            self._absent_states[session.device_id] = (session.presence.snapshot, session.presence.gone_at)
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Return the known state of a device as JSON content: the last message of each kind, by `type`.
@@ -308,15 +306,14 @@ class Relay:
         }
 
     def knows_state(self, device_id: str, *, for_s: float) -> bool:
-        """Whether the whole state of a device is known, and stays known for this long while the device is
-        absent."""
+        """Whether a device's whole state is known, and stays known for this long in its absence."""
         session = self._sessions.get(device_id)
         if session is not None and session.device is not None:
             return session.presence.snapshot.has_status
         if session is not None:
             snapshot, gone_at = session.presence.snapshot, session.presence.gone_at
-        elif (left_behind := self._left_behind.get(device_id)) is not None:
-            snapshot, gone_at = left_behind
+        elif (absent_state := self._absent_states.get(device_id)) is not None:
+            snapshot, gone_at = absent_state
         else:
             return False
         return snapshot.has_status and trio.current_time() + for_s < gone_at + self.limits.snapshot_s
@@ -331,7 +328,7 @@ class Relay:
                 now, every_s=wait_s
             ):
                 due.append(device_id)
-        for device_id, (snapshot, _) in self._left_behind.items():
+        for device_id, (snapshot, _) in self._absent_states.items():
             if snapshot.is_due_for_saving(now, every_s=0.0):
                 due.append(device_id)
         return due
@@ -357,14 +354,14 @@ class Relay:
         session = self._sessions.get(device_id)
         if session is not None:
             return session.presence.snapshot
-        left_behind = self._left_behind.get(device_id)
-        return left_behind[0] if left_behind is not None else Snapshot(self.policy.dialect)
+        absent_state = self._absent_states.get(device_id)
+        return absent_state[0] if absent_state is not None else Snapshot(self.policy.dialect)
 
     async def run(self) -> None:
         """Run the periodic checks of every session, once a second, until cancelled."""
         watch = PauseWatch()
         while True:
-            due_at = trio.current_time() + LOOK_EVERY_S
+            due_at = trio.current_time() + CHECK_EVERY_S
             watch.expect(due_at)
             await trio.sleep_until(due_at)
             try:
@@ -375,7 +372,7 @@ class Relay:
 
     async def _run_checks(self, watch: PauseWatch) -> None:
         now = trio.current_time()
-        paused_s, unseen_s = watch.look(now)
+        paused_s, unseen_s = watch.check(now)
         if paused_s:
             self._resume(now, paused_s, unseen_s)
         for lines in self.line_limits:
@@ -385,21 +382,21 @@ class Relay:
                 session.run_checks(now)
             except Exception:
                 log.exception("the periodic checks of device %s failed", session.device_id)
-            if number % _LOOKS_PER_PASS == 0:
+            if number % _CHECKS_PER_PASS == 0:
                 await trio.lowlevel.checkpoint()
                 now = trio.current_time()
-        for device_id, (_, gone_at) in list(self._left_behind.items()):
+        for device_id, (_, gone_at) in list(self._absent_states.items()):
             if now - gone_at >= self.limits.snapshot_s:
-                del self._left_behind[device_id]
+                del self._absent_states[device_id]
 
     def _resume(self, now: float, paused_s: float, unseen_s: float) -> None:
         """Start every silence timer again after a pause."""
         log.warning("the process did not run for %.1f s; every silence timer starts again", paused_s)
         for session in self._sessions.values():
             session.resume(now, unseen_s)
-        for device_id, (snapshot, gone_at) in self._left_behind.items():
+        for device_id, (snapshot, gone_at) in self._absent_states.items():
             snapshot.count_pause(unseen_s)
-            self._left_behind[device_id] = (snapshot, gone_at - unseen_s)
+            self._absent_states[device_id] = (snapshot, gone_at - unseen_s)
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Call `on_seen`: a device came or went."""

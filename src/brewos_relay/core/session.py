@@ -151,7 +151,7 @@ class DeviceSession:
             self._nursery = nursery
             waiting, self._waiting = self._waiting, []
             for attachment in waiting:
-                nursery.start_soon(self._keep, attachment)
+                nursery.start_soon(self._own_peer, attachment)
         self._nursery = None  # it refers to this session
         if not waiting:  # attaching the first peer failed
             self._host.session_emptied(self)
@@ -234,14 +234,14 @@ class DeviceSession:
         if self._nursery is None:
             self._waiting.append(attachment)
         else:
-            self._nursery.start_soon(self._keep, attachment)
+            self._nursery.start_soon(self._own_peer, attachment)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task in the session's nursery; it must not raise."""
         assert self._nursery is not None
         self._nursery.start_soon(async_fn, *args)
 
-    async def _keep(self, attachment: Attachment) -> None:
+    async def _own_peer(self, attachment: Attachment) -> None:
         """Own a peer from its first message to its end. If it fails, no other peer ends."""
         receive: Receive
         if isinstance(attachment, DeviceAttachment):

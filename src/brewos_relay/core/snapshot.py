@@ -202,8 +202,7 @@ class Snapshot:
     # Absences
 
     def whole_status(self) -> Message | None:
-        """Return the whole state: the restored one, overlaid with everything that the device has sent
-        since."""
+        """Return the whole state: the restored one, overlaid with what the device has sent since."""
         self._merge()
         if self._restored is None or self._status is None:
             return self._status

@@ -251,9 +251,9 @@ class WebSocketConnection:
     def _pause(self, pause_s: float) -> None:
         """Pause reading: what the peer sends fills the buffers of the network, and slows the peer down."""
         self._poller.unwatch(self._transport.fd)
-        self._tasks.start_soon(self._go_on_after, pause_s)
+        self._tasks.start_soon(self._resume_reading, pause_s)
 
-    async def _go_on_after(self, pause_s: float) -> None:
+    async def _resume_reading(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
         if self._sleeper is not None:
             self._poller.watch(self._transport.fd, self)
@@ -291,9 +291,9 @@ class WebSocketConnection:
         return self._transport.write(delivery.encoded or encode_delivery(delivery), keep)
 
     def _start_writing(self) -> None:
-        self._tasks.start_soon(self._write_on)
+        self._tasks.start_soon(self._write_outbox)
 
-    async def _write_on(self) -> None:
+    async def _write_outbox(self) -> None:
         """Write the outbox; close a peer that reads none of it."""
         if self._leaving:
             return

@@ -91,17 +91,16 @@ class Poller:
                 readable = poll(0, min(left, _READABLE_PER_PASS))
                 until_sample -= 1
                 if until_sample:
-                    self._go_over(readable)
+                    self._run_pass(readable)
                 else:
                     until_sample = _SAMPLE_EVERY
-                    self._go_over_timed(readable)
+                    self._run_timed_pass(readable)
                 if len(readable) < _WORTH_ANOTHER_LOOK:
                     break
                 left -= len(readable)
 
-    def _go_over(self, readable: list[tuple[int, int]]) -> None:
-        """Do one pass: one kind of work for all sockets at a time, so that its code stays in the processor's
-        caches."""
+    def _run_pass(self, readable: list[tuple[int, int]]) -> None:
+        """Do one pass: one kind of work for all sockets at a time, which keeps its code in the caches."""
         owners = self._owners
         received = []
         for fd, _event in readable:
@@ -120,12 +119,12 @@ class Poller:
                     except Exception as error:
                         _fail(owner, error)
 
-    def _go_over_timed(self, readable: list[tuple[int, int]]) -> None:
+    def _run_timed_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass, and measure how long its messages took together."""
         counters = self._counters
         began_at_s = time.perf_counter()
         before = counters.received_from_devices + counters.received_from_clients
-        self._go_over(readable)
+        self._run_pass(readable)
         came = counters.received_from_devices + counters.received_from_clients - before
         if came:
             counters.latency.observe(time.perf_counter() - began_at_s, came)

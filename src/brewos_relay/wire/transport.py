@@ -109,8 +109,7 @@ class Transport:
 
     @property
     def outbox_limits(self) -> tuple[int, int]:
-        """The most bytes that may wait, and the most that may wait before writes without `keep` are
-        refused."""
+        """The limits of the outbox in bytes: for all writes, and for writes without `keep`."""
         return self._outbox_limit_bytes, self._lag_bytes
 
     def limit_outbox(self, limit_bytes: int) -> None:
