@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, TypeAlias
 
+import msgspec
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
@@ -20,7 +21,7 @@ EventKind: TypeAlias = Literal[
 """The kinds of activity that are recorded."""
 
 
-class ActivityEvent(NamedTuple):
+class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
     """Activity of a device or of its clients, for the history that its users can read."""
 
     device_id: str

@@ -413,7 +413,7 @@ class Relay:
             return
         try:
             info = self.info_of(device_id) if kind == "offline" else None
-            anonymous = self.is_anonymous(device_id)
+            anonymous = user_id is None and self.is_anonymous(device_id)
             self._on_activity(ActivityEvent(device_id, kind, user_id, detail, anonymous, info))
         except Exception:
             log.exception("on_activity failed for device %s", device_id)
