@@ -1129,7 +1129,7 @@ async def test_activity_is_recorded() -> None:
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
         client.say(COMMAND)
-        assert [event[:4] for event in noted] == [
+        assert [(event.device_id, event.kind, event.user_id, event.detail) for event in noted] == [
             (ONE, "client_came", "ada", {}),
             (ONE, "online", None, {}),
             (ONE, "command", "ada", {"name": "tare", "outcome": "delivered"}),
