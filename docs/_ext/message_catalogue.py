@@ -265,7 +265,7 @@ SENT: Final[tuple[SentMessage, ...]] = (
         when="As the answer to `refresh_auth`. Without success, the earlier token stays in use",
         forms=(
             messages.auth_refreshed("2026-01-02T04:04:05.000Z"),
-            messages.auth_refreshed(None, error="the token is another user's"),
+            messages.auth_refreshed(None, error="the token belongs to another user"),
         ),
         fields={
             "success": "whether the fresh token replaced the old one",

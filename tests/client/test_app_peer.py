@@ -428,7 +428,7 @@ async def test_rejected_new_token_is_logged(
 ) -> None:
     async with opened() as app:
         peer = await join(server)
-        await peer.send(type="auth_refreshed", success=False, error="the token is another user's")
+        await peer.send(type="auth_refreshed", success=False, error="the token belongs to another user")
         await peer.send(type="end")
         while (await anext(app))["type"] != "end":
             pass

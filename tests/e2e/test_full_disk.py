@@ -111,4 +111,4 @@ async def test_server_that_can_write_no_more_serves_machines_and_says_so(tmp_pat
                     await process.wait()
                 await trio.aclose_forcefully(process.stdout)
     assert said.count(b'"event": "degraded: ') == 1
-    assert said.count(b"not degraded any more: ") == 1
+    assert said.count(b"no longer degraded: ") == 1

@@ -501,8 +501,8 @@ RENEWALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "of a session after none": ({}, ADAS, "another session"),
     "not for this device any more": ({"devices": [DEVICE_ID]}, {"devices": ["BRW-00000000"]}, "device"),
     "not for every device any more": ({"devices": "*"}, {}, "device"),
-    "for a viewer": ({"devices": "*"}, {"devices": "*", "role": "viewer"}, "less"),
-    "for a member": ({"devices": "*"}, {"devices": [DEVICE_ID], "role": "member"}, "less"),
+    "for a viewer": ({"devices": "*"}, {"devices": "*", "role": "viewer"}, "lower role"),
+    "for a member": ({"devices": "*"}, {"devices": [DEVICE_ID], "role": "member"}, "lower role"),
     "expired": ({}, {"now_s": 1000, "ttl_s": 60}, "expired"),
 }
 
@@ -526,7 +526,7 @@ async def test_a_token_is_renewed_by_one_that_lets_its_user_do_as_much_or_more(r
 
 async def test_a_token_of_a_lower_role_does_not_extend_what_the_registry_gave() -> None:
     by_registry = await let_in(client_request())
-    with pytest.raises(TokenRejected, match="less than the one before"):
+    with pytest.raises(TokenRejected, match="lower role than the earlier one"):
         by_registry.renew(issue(devices=[DEVICE_ID], role="member"))
     by_registry.renew(issue(devices=[DEVICE_ID]))
 

@@ -137,7 +137,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, which: str) -> None:
         ("cert", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no certificate"),
         ("key", b"nothing", "server.key holds no private key"),
         ("key", encode_key(elliptic_key(), passphrase=b"x"), "server.key is protected by a passphrase"),
-        ("key", encode_key(elliptic_key()), "server.key does not fit .*server.crt: these files belong"),
+        ("key", encode_key(elliptic_key()), "server.key does not match .*server.crt: these files belong"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(
@@ -152,7 +152,7 @@ def test_what_is_wrong_with_a_file_is_said(
 def test_a_chain_in_the_wrong_order_is_told(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     files.cert.write_bytes(make_certificate(elliptic_key()) + files.cert.read_bytes())
-    with pytest.raises(SettingsError, match="own certificate has to come first"):
+    with pytest.raises(SettingsError, match="own certificate must be the first"):
         load_certificate(*files)
 
 
@@ -169,7 +169,7 @@ def test_a_key_that_the_library_does_not_take_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("starts", "ends", "warning"),
     [
-        (-2 * DAY, -DAY, "has expired on "),
+        (-2 * DAY, -DAY, "expired on "),
         (-2 * DAY, 3 * DAY, "expires on "),
         (2 * DAY, 90 * DAY, "is not valid yet"),
         (-2 * DAY, 90 * DAY, None),
@@ -228,7 +228,7 @@ async def test_files_that_change_are_noticed(
             files.cert.write_bytes(make_certificate(key))  # the key comes a little later
             await trio.sleep(20)
             assert tls.current() is first
-            assert caplog.text.count("does not fit") == 1, "one complaint for one change"
+            assert caplog.text.count("does not match") == 1, "one complaint for one change"
             files.key.unlink()
             await trio.sleep(20)
             files.key.write_bytes(encode_key(key))

@@ -118,10 +118,10 @@ def test_the_first_file_signs_and_others_can_verify_with_its_public_key(tmp_path
 
 def test_files_that_are_no_good(tmp_path: Path) -> None:
     file = tmp_path / "k.pem"
-    with pytest.raises(SettingsError, match=r"JWT_KEY_FILES names .*k\.pem: it cannot be read: No such file"):
+    with pytest.raises(SettingsError, match=r"JWT_KEY_FILES contains .*k\.pem: it cannot be read: No such"):
         read_key_ring(Settings(jwt_key_files=(file,)))
     file.write_text("hush")
-    with pytest.raises(SettingsError, match=r"JWT_KEY_FILES names .*k\.pem: it contains no private key"):
+    with pytest.raises(SettingsError, match=r"JWT_KEY_FILES contains .*k\.pem: it contains no private key"):
         read_key_ring(Settings(jwt_key_files=(file,)))
 
 

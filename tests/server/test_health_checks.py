@@ -99,7 +99,7 @@ async def test_problem_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.
     assert watch.problems == {}
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     assert caplog.messages[0].startswith("degraded: the registry's disk is almost full; free some space")
-    assert caplog.messages[1] == "not degraded any more: disk_full is over"
+    assert caplog.messages[1] == "no longer degraded: disk_full is over"
 
 
 async def test_failed_write_counts_at_once_until_a_write_succeeds(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,7 +164,7 @@ async def test_every_reason_is_given(autojump_clock: MockClock) -> None:
     store = AskedStore()
     store.problem = RegistryError("gone")
     assert await readiness(store, closing=True, expires_at_s=1.0).problems() == [
-        "the relay is leaving",
+        "the relay is shutting down",
         "the registry does not answer",
         "the certificate has expired",
     ]

@@ -299,7 +299,7 @@ async def test_a_defect_at_the_metrics_port_ends_one_connection_only(
             await client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await client.read_to_end() == b""
             client.abort()
-    assert caplog.text.count("metrics could not be given") == 2
+    assert caplog.text.count("a connection to the metrics port failed") == 2
 
 
 async def test_whoever_leaves_at_once_harms_nobody() -> None:

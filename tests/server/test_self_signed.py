@@ -57,8 +57,8 @@ def test_it_stays_until_30_days_before_its_end(tmp_path: Path) -> None:
     ("made_at", "because"),
     [
         (datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC), "has expired on 1971"),
-        (NOW + 400 * DAY, "was made while this machine's clock was wrong"),
-        (NOW + 2 * DAY, "was made while this machine's clock was wrong"),
+        (NOW + 400 * DAY, "was created while this machine's clock was wrong"),
+        (NOW + 2 * DAY, "was created while this machine's clock was wrong"),
     ],
 )
 def test_certificate_made_while_the_clock_was_wrong_is_renewed(
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_good_is_made_anew(tmp_path: Path, content: bytes) -> 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match=r"cannot be kept in .*file.*: Not a directory"):
+    with pytest.raises(SettingsError, match=r"cannot store the certificate in .*file.*: Not a directory"):
         ensure_self_signed(tmp_path / "file")
 
 

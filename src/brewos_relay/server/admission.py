@@ -1,4 +1,4 @@
-"""Who may come in: from the request of a WebSocket to a device or a client of the relay."""
+"""Admission: checks the credentials and rates of WebSocket requests by devices and clients."""
 
 import functools
 from collections.abc import Callable, Collection
@@ -36,10 +36,10 @@ _NO_ACCESS: Final = "no_access"
 
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
-    """A device that has proved itself; `key_hash` is that of the key that it came with.
+    """An authenticated device; `key_hash` is the hash of the key that it presented.
 
-    An `anonymous` one has registered itself, and no user has it. `known_state` is its last state, if the
-    relay does not know that by itself.
+    An `anonymous` device registered itself and has no user. `known_state` is its last state, if the relay
+    does not have it in memory.
     """
 
     device_id: str
@@ -51,9 +51,9 @@ class DeviceEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClientEntry:
-    """A client that may reach its device, until its token ends or a fresh one takes its place.
+    """An authenticated client with access to its device until its token expires or is renewed.
 
-    `last_seen_ms` is what the registry knows of the device.
+    `last_seen_ms` is the time when the device was last seen, from the registry.
     """
 
     device_id: str
@@ -66,9 +66,9 @@ class ClientEntry:
 
 @dataclass(frozen=True, slots=True)
 class TokenRefused:
-    """A client that is let in and closed with 4002, which stops an app.
+    """A client that is upgraded and then closed with 4002, which stops an app from retrying.
 
-    Its token is rejected, or it is a page without access. `cause` is a word for metrics and the log.
+    Its token was rejected, or it is a page without access. `cause` is the reason code for metrics and logs.
     """
 
     reason: str
@@ -76,12 +76,12 @@ class TokenRefused:
 
 
 class Admission:
-    """Decides about requests for a WebSocket; everything it says no to is a Refusal before the upgrade.
+    """Admits or refuses WebSocket requests. It refuses before the upgrade, except for TokenRefused.
 
-    A device that is accepted and then dropped throws its key away, so it is checked completely beforehand.
+    A device that is accepted and then dropped discards its key, so all checks come before the upgrade.
 
-    `revision` counts the changes that were made to who may do what, as far as this process has acted on
-    them: a decision that was overtaken by one is made again.
+    `revision` returns how many changes of access this process has applied. A decision during which it changed
+    is repeated.
     """
 
     def __init__(
@@ -103,19 +103,21 @@ class Admission:
         self._rates = ConnectionRates(relay)
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
-        """Decide about a request. Raises Refusal."""
+        """Admit a request. Raises Refusal."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         network = self.network(request)
         self._rates.refuse_failing(network)
         if request.path == DEVICE_PATH:
-            # A machine comes back after 30 s whatever the answer says.
+            # A machine reconnects after 30 s, whatever the response says.
             self._rates.refuse_repeating_device(request.parameters().get("id", "").upper())
         self._rates.admit(network)
         try:
             entry = await self._check_in_time(request, network)
         except Refusal as refusal:
-            if refusal.status < 500 and refusal.status != 429:  # of whom we know who they are
+            if (
+                refusal.status < 500 and refusal.status != 429
+            ):  # 5xx and 429 say nothing about the credentials
                 self._rates.note_failure(network)
             raise
         if isinstance(entry, TokenRefused):
@@ -127,7 +129,7 @@ class Admission:
         return entry
 
     def network(self, request: Request) -> str:
-        """Tell which network a request comes from."""
+        """Return the network that a request comes from."""
         caller = self._proxy_trust.caller(request.peer_address, request.secure, request.headers.items())
         return network_of(caller.address)
 
@@ -150,7 +152,7 @@ class Admission:
             try:
                 return await self._check_client(request.parameters(), network)
             except Denied as refusal:
-                # A browser does not tell a page the status of a refusal: the page would try again for ever.
+                # A browser does not tell a page the status of a refusal, so the page would retry forever.
                 if refusal.reason != _NO_ACCESS or "origin" not in request.headers:
                     raise
                 return TokenRefused(refusal.message, cause=refusal.reason)
@@ -167,29 +169,31 @@ class Admission:
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
         if not is_current_key and not is_next_key:
-            if device is None or not await self._goes_back(device, presented_hash):
+            if device is None or not await self._returns_to_earlier_claim(device, presented_hash):
                 raise Denied("wrong_key", 401, "unknown device or wrong key")
             return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
             raise Denied("two_machines", 409, "another machine with this id is connected")
         is_unproven = device is not None and device.unproven_since_ms is not None
         if is_next_key or is_unproven:
-            await self._note_use(device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven)
+            await self._record_use(
+                device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven
+            )
         anonymous = device is not None and device.anonymous
         known_state = None
         if not anonymous and not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s):
-            # A slow registry costs the state, and not the machine.
+            # With a slow registry, admit the machine without its state.
             with trio.move_on_after(self._relay.limits.admission_s / 8):
                 known_state = await find_state(self._store, device_id)
         return DeviceEntry(device_id, presented_hash, network, anonymous, known_state)
 
-    async def _note_use(
+    async def _record_use(
         self, device_id: str, key_hash: bytes, *, is_next_key: bool, is_unproven: bool
     ) -> None:
-        """Write that a machine came with its next key, or an unproven one. Raises Refusal if it has ended.
+        """Record that a machine used its next key, or an unproven one. Raises Refusal if the key has ended.
 
-        A machine with a working key comes in although nothing can be written, and the write is held. Until
-        then the keys before a next key work as they did before the machine came.
+        If the registry cannot be written, a machine with a valid key is admitted and the write is held. Until
+        it is written, the keys before the next key remain valid.
         """
         with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s / 2):
             if is_next_key and not await self._store.write(
@@ -201,10 +205,10 @@ class Admission:
             return
         self._store.hold_use(device_id, key_hash, "next" if is_next_key else "confirmed")
 
-    async def _goes_back(self, device: Device, presented_hash: bytes) -> bool:
-        """Note that a machine came with another key, where that decides who owns a device.
+    async def _returns_to_earlier_claim(self, device: Device, presented_hash: bytes) -> bool:
+        """Record that a machine presented another key, if that decides who owns the device.
 
-        True if the device went back to an earlier claim, whose key this is.
+        Return True if the device returned to an earlier claim with this key.
         """
         if not is_of_interest(device, presented_hash):
             return False
@@ -213,7 +217,7 @@ class Admission:
         return await self._store.write(came_with_other_key, device.id, presented_hash, now_ms=now_ms())
 
     def _check_origin(self, request: Request) -> None:
-        """Refuse a browser that shows somebody else's page; other programs have none."""
+        """Refuse pages of foreign origins. Programs other than browsers send no origin."""
         origin = request.headers.get("origin")
         if origin is None:
             return
@@ -241,10 +245,10 @@ class Admission:
             return TokenRefused("the token has been revoked")
         grant = await self._grant(principal, device_id)
         device = await self._store.find_device(device_id)
-        # Last of all, so that nobody comes in between.
+        # The last check, so that no other client attaches in between.
         if limit := self._relay.reached_client_limit(device_id, grant):
-            told = f"too many clients of {limit} are connected"
-            raise Denied("too_many_clients", 429, told, headers={"Retry-After": "5"})
+            message = f"too many clients of {limit} are connected"
+            raise Denied("too_many_clients", 429, message, headers={"Retry-After": "5"})
         return ClientEntry(
             device_id,
             device.last_seen_ms if device is not None else None,
@@ -263,21 +267,21 @@ class Admission:
         return grant_to(principal, rights)
 
     def _renew(self, earlier: TokenClaims, device_id: str, credential: Credential | None, token: str) -> int:
-        """Take a fresh token of the same login that reaches as far; raises TokenRejected.
+        """Accept a new token of the same login with at least the same access. Raises TokenRejected.
 
-        What the client may do stays as it was: a token that says less cannot make that last longer. A
-        session that has ended needs no check: it has closed this client.
+        The client's grant is unchanged, so a token with less access cannot extend it. The login session needs
+        no check: its end would have closed this client.
         """
         claims = self._keys.verify(token)
         if claims.user_id != earlier.user_id:
-            raise TokenRejected("the token is another user's")
+            raise TokenRejected("the token belongs to another user")
         if claims.session_id != earlier.session_id:
-            raise TokenRejected("the token is another session's")
+            raise TokenRejected("the token belongs to another session")
         before, now = principal_of(earlier), principal_of(claims)
         if before.names(device_id) and not now.names(device_id):
-            raise TokenRejected("the token does not name this device any more")
+            raise TokenRejected("the token no longer names this device")
         if not role_includes(now.role, before.role):
-            raise TokenRejected("the token lets its bearer do less than the one before")
+            raise TokenRejected("the token has a lower role than the earlier one")
         if claims.token_id is not None and self._store.has_heard_of_revocation(claims.token_id):
             raise TokenRejected("the token has been revoked")
         if credential is not None:

@@ -60,7 +60,7 @@ _BACKLOG: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where it listens, and its parts."""
+    """A running server: its addresses and its parts."""
 
     addresses: list[tuple[str, int]]
     relay: Relay
@@ -70,9 +70,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The base of the server's URLs, as seen from this machine."""
+        """The base URL of the server, for clients on this machine."""
         host, port = self.addresses[0]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to reach "any"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - replaces the "any" address
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -118,11 +118,11 @@ class _Parts:
 async def open_server(
     settings: Settings, *, hurry: trio.Event | None = None, demo: bool = False
 ) -> AsyncIterator[Server]:
-    """Open the whole server. Leaving the block drains it: new peers are refused, those there are closed well.
+    """Open a server. Leaving the block drains it: new peers are refused, and the attached ones are closed.
 
-    Setting `hurry` shortens the drain, see `Relay.drain`. `demo` tells pages that this is a demo.
+    Setting `hurry` shortens the drain, see `Relay.drain`. `demo` tells the pages that this is a demo.
 
-    Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is no good.
+    Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is invalid.
 
     **Owns:** the nurseries of the HTTP side and of the listeners, and the relay's.
     """
@@ -166,7 +166,9 @@ async def open_server(
                 changes=changes,
             )
             async with _open_ports(parts) as listening:
-                listening.start_soon(keep_running, "noting who is online", partial(recorder.run, relay))
+                listening.start_soon(
+                    keep_running, "recording which devices are online", partial(recorder.run, relay)
+                )
                 listening.start_soon(keep_running, "storing states", states.run)
                 yield Server(
                     [s.getsockname()[:2] for s in sockets.main],
@@ -196,7 +198,7 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[trio.Nursery]:
         listener = _listener_of(parts, http)
         listening.start_soon(listener.run)
         listening.start_soon(keep_running, "measuring the event loop", parts.late.run)
-        listening.start_soon(keep_running, "giving memory back", give_memory_back)
+        listening.start_soon(keep_running, "returning memory to the system", give_memory_back)
         listening.start_soon(keep_running, "watching the storage", parts.storage.run)
         if sockets.metrics:
             token = settings.metrics_token

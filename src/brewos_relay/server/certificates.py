@@ -1,4 +1,4 @@
-"""TLS of the server: certificate and key from files, checked with words, taken anew when they change."""
+"""The server's TLS certificate: loaded from files, checked with clear errors, and reloaded on changes."""
 
 import logging
 import ssl
@@ -20,7 +20,7 @@ from brewos_relay.errors import SettingsError
 log = logging.getLogger(__name__)
 
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: forward secret, and among them what a small machine can do. TLS 1.3 brings its own."""
+"""For TLS 1.2: ciphers with forward secrecy, including those of small machines. TLS 1.3 defines its own."""
 _LOOK_EVERY_S: Final = 5.0
 _RENEW_EVERY_S: Final = 60.0
 _SOON_S: Final = 7 * 86_400.0
@@ -28,10 +28,10 @@ _SOON_S: Final = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What people want to know of a certificate.
+    """The properties of a certificate.
 
-    `names` are the host names, in lower case, and addresses that it is for; `fingerprint` is the SHA-256 that
-    browsers show, `expires_at_s` is in s since the epoch.
+    `names` are its host names, in lower case, and its addresses. `fingerprint` is the SHA-256 fingerprint, as
+    browsers show it. `expires_at_s` is in seconds since the epoch.
     """
 
     names: frozenset[str]
@@ -40,7 +40,7 @@ class Certificate:
     expires_at_s: float
 
     def is_for(self, host: str) -> bool:
-        """Whether it is for this host: a name or an address, without a port."""
+        """Whether the certificate is valid for this host: a name or an address, without a port."""
         host = host.lower().removesuffix(".").strip("[]")
         with suppress(ValueError):
             return str(ip_address(host)) in self.names
@@ -48,9 +48,9 @@ class Certificate:
 
 
 class CertificateFiles:
-    """What new connections are encrypted with: the certificate and key of two files, as they are at the time.
+    """The certificate and key files of the server, and the TLS context for new connections.
 
-    Files that have become useless change nothing: what was there before goes on, and the log says why.
+    If changed files are invalid, the earlier certificate stays in use, and the log says why.
     """
 
     def __init__(self, cert_path: Path, key_path: Path, *, renew: Callable[[], object] | None = None) -> None:
@@ -63,14 +63,14 @@ class CertificateFiles:
         self._renew = renew
         self._stamp = self._look()
         self.context, self.certificate = load_certificate(cert_path, key_path)
-        self._say_when_it_ends()
+        self._warn_of_expiry()
 
     def current(self) -> ssl.SSLContext:
-        """Give what the next connection is to be encrypted with."""
+        """Return the TLS context for the next connection."""
         return self.context
 
     def reload(self) -> bool:
-        """Renew the files if they are due, and load them. Return False, and change nothing, if that fails."""
+        """Renew the files if they are due, and load them. If that fails, change nothing and return False."""
         self._renew_if_due()
         return self._load()
 
@@ -79,11 +79,11 @@ class CertificateFiles:
         try:
             context, certificate = load_certificate(self._cert_path, self._key_path)
         except SettingsError as problem:
-            log.error("the certificate in use stays: the new one cannot be used: %s", problem)
+            log.error("cannot use the new certificate; the earlier one stays in use: %s", problem)
             return False
         self.context, self.certificate = context, certificate
         log.info("the certificate was loaded; SHA-256 fingerprint %s", certificate.fingerprint)
-        self._say_when_it_ends()
+        self._warn_of_expiry()
         return True
 
     def reload_if_changed(self) -> None:
@@ -107,10 +107,10 @@ class CertificateFiles:
         try:
             self._renew()
         except SettingsError as problem:
-            log.error("the certificate cannot be renewed: %s", problem)
+            log.error("cannot renew the certificate: %s", problem)
 
     def _look(self) -> tuple[object, ...]:
-        """Tell one state of the files from another, without reading them."""
+        """Return a value that changes with the files, without reading them."""
         stamp: list[object] = []
         for path in (self._cert_path, self._key_path):
             try:
@@ -121,11 +121,11 @@ class CertificateFiles:
                 stamp.append((found.st_ino, found.st_size, found.st_mtime_ns))
         return tuple(stamp)
 
-    def _say_when_it_ends(self) -> None:
+    def _warn_of_expiry(self) -> None:
         certificate, now_s = self.certificate, time.time()
         day = time.strftime("%Y-%m-%d", time.gmtime(certificate.expires_at_s))
         if now_s >= certificate.expires_at_s:
-            log.warning("the certificate %s has expired on %s: renew it", self._cert_path, day)
+            log.warning("the certificate %s expired on %s: renew it", self._cert_path, day)
         elif now_s >= certificate.expires_at_s - _SOON_S:
             log.warning("the certificate %s expires on %s: renew it", self._cert_path, day)
         elif now_s < certificate.starts_at_s:
@@ -133,7 +133,7 @@ class CertificateFiles:
 
 
 def load_certificate(cert_path: Path, key_path: Path) -> tuple[ssl.SSLContext, Certificate]:
-    """Load a certificate, those that vouch for it, and its key, all PEM. Raises SettingsError."""
+    """Load a certificate chain and its key, in PEM form. Raises SettingsError."""
     cert_data = _read(cert_path, what="certificate")
     key_data = _read(key_path, what="key")
     try:
@@ -144,18 +144,18 @@ def load_certificate(cert_path: Path, key_path: Path) -> tuple[ssl.SSLContext, C
         key = serialization.load_pem_private_key(key_data, password=None)
     except TypeError:
         raise SettingsError(
-            f"the key in {key_path} is protected by a passphrase; write it without one "
-            f"(openssl pkey -in {key_path} -out FILE)"
+            f"the key in {key_path} is protected by a passphrase; remove it: "
+            f"openssl pkey -in {key_path} -out FILE"
         ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise SettingsError(f"{key_path} holds no private key in PEM form") from None
     public_key = key.public_key()
     if chain[0].public_key() != public_key:
         if any(other.public_key() == public_key for other in chain[1:]):
-            hint = f"in {cert_path}, the server's own certificate has to come first"
+            hint = f"the server's own certificate must be the first one in {cert_path}"
         else:
             hint = "these files belong to different certificates"
-        raise SettingsError(f"the key in {key_path} does not fit the certificate in {cert_path}: {hint}")
+        raise SettingsError(f"the key in {key_path} does not match the certificate in {cert_path}: {hint}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
@@ -165,7 +165,7 @@ def load_certificate(cert_path: Path, key_path: Path) -> tuple[ssl.SSLContext, C
         context.load_cert_chain(cert_path, key_path)
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error.strerror
-        raise SettingsError(f"OpenSSL does not take {cert_path} and {key_path}: {reason}") from None
+        raise SettingsError(f"OpenSSL rejects {cert_path} and {key_path}: {reason}") from None
     return context, _describe(chain[0])
 
 

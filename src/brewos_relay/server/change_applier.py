@@ -1,7 +1,7 @@
-"""ChangeApplier: what changed in the registry, applied to those who are connected.
+"""ChangeApplier: applies changes of the registry to the connections of this process.
 
-Whoever made the change, be it the HTTP API, a command line or another server: it reaches this process through
-the registry, and every connection here either still may do what it does, or ends.
+The HTTP API, the command line and other servers write changes into the registry, and every server reads them
+there. A connection either still has the access that it uses, or ends.
 """
 
 import logging
@@ -35,13 +35,14 @@ class ChangeApplier:
         self._relay = relay
         self._store = store
         self.revision = 0
-        """How many changes were applied: what was read of the registry before is not to be relied on."""
+        """How many changes were applied. Data that was read at an earlier revision may be outdated."""
 
     async def apply(self, changes: Sequence[Change]) -> None:
         """Apply changes, the oldest first.
 
-        Where the registry does not say what still holds, the connection ends: it is looked at anew when it
-        comes back. Whatever else fails is raised once all the others were applied: none comes a second time.
+        If the registry cannot be read, the connections concerned end; they are checked again when they
+        reconnect. Any other failure is raised after all changes were applied, since each change is delivered
+        only once.
         """
         failure: Exception | None = None
         self._end_sessions([change for change in changes if change.kind == "session_ended"])
@@ -87,10 +88,10 @@ class ChangeApplier:
             case "rotate_key" if change.device_id:
                 await self._send_new_key(change.device_id, change.user_id)
             case _:
-                log.warning("a change of the kind %s means nothing to this version", change.kind)
+                log.warning("ignoring a change of the kind %s, which is unknown or incomplete", change.kind)
 
     def _end_sessions(self, ended: Sequence[Change]) -> None:
-        """End sessions, all at once: one person can end many, and it takes a look at everybody here."""
+        """Close the clients of ended login sessions, in one pass over all clients: one user can end many."""
         if not ended:
             return
         log.info("%d sessions have ended", len(ended))
@@ -100,7 +101,7 @@ class ChangeApplier:
             code=CloseCode.TOKEN_REJECTED,
             reason="the session has ended",
         )
-        # At once: nobody may be let in meanwhile because of what was true before.
+        # Without waiting, so that no client is admitted by data from before.
         self.revision += len(ended)
 
     def _end_tokens(self, revoked: Sequence[Change]) -> None:
@@ -121,7 +122,7 @@ class ChangeApplier:
         self.revision += len(revoked)
 
     async def _send_new_key(self, device_id: str, user_id: str | None) -> None:
-        """Send a new key, if the machine is here; the activity tells whoever asked for it."""
+        """Send a new key if the machine is connected. The activity log shows the outcome to the user."""
         try:
             outcome = await send_new_key(device_id, relay=self._relay, store=self._store, user_id=user_id)
         except RegistryError as problem:
@@ -130,7 +131,7 @@ class ChangeApplier:
             log.info("a new key for device %s: %s", device_id, outcome)
 
     async def _renew_access(self, device_id: str, user_id: str) -> None:
-        # That of an absent device is in the registry, for those who may see it.
+        # The registry keeps the state of an absent device, for the users who may see it.
         self._relay.forget_state(device_id)
         try:
             access = await self._store.access_of(user_id, device_id)

@@ -1,7 +1,7 @@
-"""How often each device and user may connect, so that no flood keeps others out.
+"""Rate limits for WebSocket requests, so that a flood from some peers does not keep others out.
 
-Connections that succeed cost the relay more than those that fail, and anyone can register devices that are
-let in. Machines that behave are never refused by these budgets: a refusal costs a machine 30 s.
+Successful connections cost the relay more than failed ones, and anyone can register devices that are
+admitted. The budgets never refuse a machine that behaves normally: a refusal costs it 30 s.
 """
 
 from dataclasses import dataclass
@@ -19,48 +19,48 @@ from brewos_relay.server.incoming import Denied
 
 DEVICE_BURST: Final = 10.0
 DEVICE_PER_MINUTE: Final = 10.0
-"""Connections of one device. A machine comes back after 30 s; when its line breaks, also once at once."""
+"""Connections of one device. A machine reconnects after 30 s, and once at once after a broken line."""
 _SHARE_OF_REPEATS: Final = 0.1
-"""How much of `admit_rate` all peers together may use that have used up their own budgets."""
+"""The share of `admit_rate` for all peers that have used up their own budgets."""
 _PEERS_KEPT: Final = 16_384
 
 _SHARE_OF_FAILURES: Final = 0.25
-"""How much of `admit_rate`, at most, one network may use for attempts that come to nothing."""
+"""The share of `admit_rate` that one network may use for failed attempts."""
 _FAILING_KEPT: Final = 12_288
 _RESERVE_S: Final = 0.5
-"""A network leaves to others as many connections as it had itself lately in this time."""
+"""A network leaves to others as many connections as it recently made in this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The budget of one peer, beyond which it takes from what is there for all such peers."""
+    """The budget of one peer. Beyond it, the peer uses the common budget of all such peers."""
 
     buckets: TokenBuckets
     key: str
     repeats: TokenBucket | None
 
     def admit(self) -> bool:
-        """Tell whether the peer may connect; this counts only what is beyond its own budget."""
+        """Whether the peer may connect. Only connections beyond its own budget are counted here."""
         if self.repeats is None:
             return True
         bucket, now = self.buckets.find(self.key), trio.current_time()
         return bucket is None or bucket.level(now) >= 1 or self.repeats.admit(now)
 
     def note(self) -> None:
-        """Count a connection that was let in."""
+        """Count an admitted connection."""
         now = trio.current_time()
         self.buckets.use(self.key, now).admit(now)
 
 
 class PeerBudgets:
-    """How often each device and each user may connect, beyond which they share a tenth of `admit_rate`.
+    """The budgets of all devices and users. Peers beyond their budgets share a tenth of `admit_rate`.
 
-    Only connections that were let in are counted, so that no stranger uses up the budget of a device.
+    Only admitted connections are counted, so that a stranger cannot use up the budget of a device.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._devices = TokenBuckets(rate_per_s=DEVICE_PER_MINUTE / 60, burst=DEVICE_BURST, kept=_PEERS_KEPT)
-        # As many as may be connected at a time, once a minute.
+        # Per minute, as many connections as may exist at a time.
         users, named = max(1.0, limits.clients_per_user), max(1.0, limits.clients_per_device)
         self._users = TokenBuckets(rate_per_s=users / 60, burst=users, kept=_PEERS_KEPT)
         self._named = TokenBuckets(rate_per_s=named / 60, burst=named, kept=_PEERS_KEPT)
@@ -68,11 +68,11 @@ class PeerBudgets:
         self._repeats = open_bucket(rate_per_s, burst=max(1.0, rate_per_s))
 
     def of_device(self, device_id: str) -> Budget:
-        """Give the budget of a device (an id in upper case)."""
+        """Return the budget of a device, by its id in upper case."""
         return Budget(self._devices, device_id, self._repeats)
 
     def of_client(self, user_id: str | None, device_id: str, *, by_token: bool) -> Budget:
-        """Give the budget of a user's clients, or of a device's if it is the token that names it."""
+        """Return the budget of a user's clients, or of the device if the token itself names it."""
         if by_token or user_id is None:
             return Budget(self._named, device_id, self._repeats)
         return Budget(self._users, user_id, self._repeats)
@@ -101,7 +101,7 @@ class ConnectionRates:
                 raise Denied(
                     "too_many_failures",
                     503,
-                    "too many connections that came to nothing",
+                    "too many failed connections from this network",
                     headers={"Retry-After": "5"},
                 )
 

@@ -1,4 +1,4 @@
-"""Keep failures where they happened, and say of them what gives no secrets away."""
+"""Contain failures, and log them without secrets."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,12 +11,12 @@ import trio
 log = logging.getLogger(__name__)
 
 _AGAIN_S: Final = 1.0
-"""How long a task that failed rests."""
+"""How long a failed task pauses before it runs again."""
 
 
 @contextmanager
 def contained(what: str) -> Iterator[None]:
-    """Log failures and go on; what is no failure (cancellation, KeyboardInterrupt) passes through."""
+    """Log and suppress exceptions of the block, except cancellation and KeyboardInterrupt."""
     try:
         yield
     except Exception as error:
@@ -29,9 +29,9 @@ def contained(what: str) -> Iterator[None]:
 
 
 async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
-    """Run a task of the server until it returns; one that fails, say without memory or threads, goes on.
+    """Run a task until it returns. After a failure, such as a lack of memory, log it and run the task again.
 
-    Where a task only maintains or measures something, its failure must not end every connection.
+    For tasks that only maintain or measure something: their failures must not end the connections.
     """
     returned = False
     while not returned:
@@ -43,16 +43,16 @@ async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
 
 
 def _say(what: str, error: BaseException) -> None:
-    with suppress(Exception):  # there may be no memory for it
+    with suppress(Exception):  # there may be no memory for the log line
         log.error("%s failed: %s", what, describe(error))
 
 
 def describe(error: BaseException) -> str:
-    """Say what was raised and where, without its text: that may have a query string in it, and so a token."""
+    """Return the type and source line of an exception, without its text, which may contain a token."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     trace, where = error.__traceback__, ""
-    while trace is not None:  # not by `traceback`, which reads the source as well
+    while trace is not None:  # the module `traceback` would read the source files, too
         where = f" at {PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}{where}"

@@ -1,4 +1,4 @@
-"""Build the server's parts from its settings: keys, sign-in rules, certificate, host names."""
+"""Build the server's parts from its settings: sign-in rules, certificate, host names."""
 
 import logging
 import shlex
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def account_rules(settings: Settings) -> AccountRules:
-    """Make the rules; nobody is asked for anything yet."""
+    """Build the rules for accounts, without any network access."""
     verifiers: dict[str, IdentityVerifier] = {}
     if settings.google_client_ids:
         verifiers["google"] = GoogleVerifier(client_ids=settings.google_client_ids)
@@ -52,17 +52,17 @@ def account_rules(settings: Settings) -> AccountRules:
 
 @dataclass(frozen=True, slots=True)
 class MissingAdministrator:
-    """The reason why a server has no administrator, and the command that makes one."""
+    """Why a server has no administrator, and the command that creates one."""
 
     text: str
     advice: str
 
 
 def missing_administrator(db: Connection, settings: Settings) -> MissingAdministrator | None:
-    """Tell whether the registry has no administrator; None if it has one."""
+    """Return why the registry has no administrator, or None if it has one."""
     if has_administrator(db):
         return None
-    # The command may run in another folder, and without what `serve` was given.
+    # The command may run in another folder, and without the options of `serve`.
     folder = shlex.quote(str(settings.data_dir.absolute()))
     where = "" if settings.database_url else f" --data-dir {folder}"
     if has_accounts(db):
@@ -75,7 +75,7 @@ def missing_administrator(db: Connection, settings: Settings) -> MissingAdminist
 
 
 def warn_of_command_lists(settings: Settings) -> None:
-    """Warn an operator whose lists of commands were meant to allow some: they can only restrict more."""
+    """Warn that the command lists of the settings only add restrictions, and list what else is restricted."""
     limits = settings.limits
     policy = Policy(BREWOS, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
     owners, never_wait = policy.unlisted()
@@ -94,6 +94,7 @@ def warn_of_command_lists(settings: Settings) -> None:
 
 
 def read_certificate(settings: Settings) -> CertificateFiles | None:
+    """Load the certificate that the settings name or request; None if the server speaks no TLS."""
     if settings.tls_cert is not None and settings.tls_key is not None:
         return CertificateFiles(settings.tls_cert, settings.tls_key)
     if settings.tls_self_signed:
@@ -103,12 +104,13 @@ def read_certificate(settings: Settings) -> CertificateFiles | None:
 
 
 def is_own_host(tls: CertificateFiles, public_url: str | None, host: str) -> bool:
+    """Whether this is a host name of the server, by its certificate or its public URL."""
     known = urlsplit(public_url).hostname if public_url is not None else None
     return tls.certificate.is_for(host) or host.lower().strip("[]") == known
 
 
 def https_port(public_url: str | None, bound_port: int) -> int:
-    """Look where people find TLS: at the public address if there is one, else where the server listens."""
+    """Return the port of the public URL, or the port that the server listens on."""
     if public_url is None:
         return bound_port
     return urlsplit(public_url).port or 443

@@ -1,4 +1,4 @@
-"""Health checks: whether the server is ready for connections, and whether its storage is degraded."""
+"""Health checks: is the server ready for connections, and is its storage degraded?"""
 
 import logging
 import os
@@ -20,45 +20,45 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 10.0
 LOW_BYTES: Final = 64 * 1024 * 1024
 LOW_SHARE: Final = 0.05
-"""The disk counts as full with less free space than both of these leave: 64 MiB, or 5 % of a small disk."""
+"""The disk counts as full with less free space than the smaller of these: 64 MiB, and 5 % of the disk."""
 LARGE_WAL_BYTES: Final = 128 * 1024 * 1024
 
 PROBLEMS: Final = ("disk_full", "read_only", "write_failed", "wal_large")
-"""What can be wrong, in the words of the metrics."""
+"""The storage problems, as in the metrics."""
 _ADVICE: Final = {
-    "disk_full": "free some space: changes and activity are lost or refused when there is none",
-    "read_only": "make it writable again: an error of the disk may have changed that",
-    "write_failed": "look at the disk, its quota and the messages of the kernel",
-    "wal_large": "look for a program that reads the registry for long, such as a copy that hangs",
+    "disk_full": "free some space: without it, changes are refused and activity is lost",
+    "read_only": "remount it writable: a disk error may have made it read-only",
+    "write_failed": "check the disk, its quota and the kernel log",
+    "wal_large": "look for a program that has read the registry for a long time, such as a hanging backup",
 }
 _MIB: Final = 1024 * 1024
 _REGISTRY_S: Final = 2.0
-"""What the registry is given to answer."""
+"""How long the registry may take to respond."""
 _GOOD_FOR_S: Final = 1.0
-"""However often somebody asks, the registry is asked once in this time."""
+"""How long a result is reused, so that frequent health checks do not load the registry."""
 
 
-class Written(Protocol):
-    """What a StorageWatch needs of a Store."""
+class WritableStore(Protocol):
+    """The methods of a Store that a StorageWatch needs."""
 
     @property
     def write_problem(self) -> tuple[str, str] | None:
-        """The problem of the storage that the last failed write met, and a text; None after a good one."""
+        """The storage problem of the last write and a text for it, or None if the last write succeeded."""
 
     async def probe(self) -> None:
-        """Write something that changes nothing. Raises RegistryError."""
+        """Test whether the registry can be written, without a change. Raises RegistryError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One look at the disk: the free space, and texts by problem."""
+    """The result of one disk check: the free space, and texts by problem."""
 
     free_bytes: int | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def examine_disk(file: Path) -> Disk:
-    """Look at the disk of an SQLite file, and at its write-ahead log."""
+    """Check the disk of an SQLite file and the size of its write-ahead log."""
     problems: dict[str, str] = {}
     try:
         found = os.statvfs(file.parent)
@@ -68,7 +68,7 @@ def examine_disk(file: Path) -> Disk:
     if free_bytes < min(LOW_BYTES, found.f_blocks * found.f_frsize * LOW_SHARE):
         problems["disk_full"] = f"the registry's disk is almost full: {free_bytes / _MIB:.1f} MiB are free"
     elif found.f_files and not found.f_favail:
-        problems["disk_full"] = "the registry's disk has room for no more files"
+        problems["disk_full"] = "the registry's disk has no room for another file"
     if found.f_flag & os.ST_RDONLY:
         problems["read_only"] = "the registry's disk is read-only"
     try:
@@ -81,20 +81,20 @@ def examine_disk(file: Path) -> Disk:
 
 
 def advice_for(problem: str) -> str:
-    """Say what to do about a problem."""
+    """Return the advice for a problem."""
     return _ADVICE[problem]
 
 
 class StorageWatch:
-    """Knows what is wrong with the storage: a failed write counts at once, the disk is examined every 10 s.
+    """Watches the registry's storage: each failed write counts at once, and the disk is checked every 10 s.
 
-    While the last write failed, each look tries one that changes nothing, which ends the problem.
+    After a failed write, each check attempts a test write. Its success ends the problem.
     """
 
     def __init__(
-        self, store: Written, file: Path | None, *, examine: Callable[[Path], Disk] = examine_disk
+        self, store: WritableStore, file: Path | None, *, examine: Callable[[Path], Disk] = examine_disk
     ) -> None:
-        """Take the registry and its SQLite file; None for a database whose disk is another computer's."""
+        """Watch a registry and its SQLite file; `file` is None for a database server."""
         self._store = store
         self._file = file
         self._examine = examine
@@ -103,27 +103,27 @@ class StorageWatch:
 
     @property
     def free_bytes(self) -> int | None:
-        """The free space at the last look; None if it is not known."""
+        """The free space at the last check, or None if unknown."""
         return self._disk.free_bytes
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is wrong now, as texts for everyone by the words of PROBLEMS."""
+        """The current problems: public texts, by the names in PROBLEMS."""
         found = dict(self._disk.problems)
         if (failed := self._store.write_problem) is not None:
             found[failed[0]] = failed[1]
         return found
 
     async def run(self) -> None:
-        """Look every 10 s, until cancelled; log when a problem begins, and when it ends."""
+        """Check every 10 s until cancelled. Log when a problem begins and when it ends."""
         while True:
             await self.look()
             await trio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Look once."""
+        """Check once."""
         if self._file is not None:
-            # Left behind at the end: a disk of the network may never answer.
+            # The thread is abandoned on cancellation: a network disk may never respond.
             self._disk = await trio.to_thread.run_sync(self._examine, self._file, abandon_on_cancel=True)
         self._tell()
         if self._store.write_problem is not None:
@@ -138,12 +138,12 @@ class StorageWatch:
         for problem in sorted(found.keys() - self._told):
             log.error("degraded: %s; %s", found[problem], advice_for(problem), extra={"problem": problem})
         for problem in sorted(self._told - found.keys()):
-            log.info("not degraded any more: %s is over", problem, extra={"problem": problem})
+            log.info("no longer degraded: %s is over", problem, extra={"problem": problem})
         self._told = frozenset(found)
 
 
 class ReadinessCheck:
-    """Looks at what the server needs to be of use."""
+    """Checks whether the server is ready for connections."""
 
     def __init__(self, *, relay: Relay, store: Store, tls: CertificateFiles | None) -> None:
         self._relay = relay
@@ -154,10 +154,10 @@ class ReadinessCheck:
         self._answers = True
 
     async def problems(self) -> list[str]:
-        """Give the reasons why nobody should be sent here now; none if all is well."""
+        """Return the reasons why the server is not ready; empty if it is ready."""
         found = []
         if self._relay.closing:
-            found.append("the relay is leaving")
+            found.append("the relay is shutting down")
         if not await self._registry_answers():
             found.append("the registry does not answer")
         if self._tls is not None and self._tls.certificate.expires_at_s <= time.time():

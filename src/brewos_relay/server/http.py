@@ -1,8 +1,7 @@
-"""The HTTP side: connections that ask for no WebSocket, served by Hypercorn's HTTP/1.1 and an ASGI app.
+"""The HTTP side: serves HTTP connections with an ASGI app and Hypercorn's HTTP/1.1 protocol.
 
-Only Hypercorn's protocol is used. Reading, writing, waiting and giving up are done here, since a connection
-must never be able to outlive its deadlines, to become anything but HTTP/1.1 here, or to end anything but
-itself.
+Of Hypercorn, only the protocol is used. Reading, writing and timeouts are implemented here, so that no
+connection outlives its deadlines, switches to another protocol, or ends anything but itself.
 """
 
 import logging
@@ -26,17 +25,17 @@ from brewos_relay.telemetry.measurements import RequestCounters
 log = logging.getLogger(__name__)
 
 _FAREWELL_S: Final = 0.5
-"""What requests that are being answered are given when the HTTP side closes."""
+"""How long requests in progress may take when the HTTP side closes."""
 _STOP_S: Final = 5.0
-"""What the app is given to stop."""
+"""How long the app may take to stop."""
 
 App = Callable[..., Awaitable[None]]
 
 
 class TakeWebSocket(Protocol):
-    """Answers a request for a WebSocket on a connection of the HTTP side; True if the connection goes on.
+    """Answers a WebSocket request on a connection of the HTTP side. Returns whether it took the connection.
 
-    The stream belongs to the callee then, and is not closed.
+    If so, it owns the stream, and the HTTP side does not close it.
     """
 
     async def __call__(
@@ -45,12 +44,12 @@ class TakeWebSocket(Protocol):
 
 
 class HttpSide:
-    """Serves connections whose first request head has been read already.
+    """Serves HTTP connections whose first request head was already read.
 
-    Clients keep connections in a pool, and ask for a WebSocket on one that they have fetched through: such a
-    connection goes to its `take_websocket`. Without that, the request is refused.
+    HTTP clients reuse pooled connections, also for a WebSocket request. Such a connection is passed to its
+    `take_websocket`; without that, the request is refused.
 
-    **Owns:** (through `open_http_side`) the nursery of every connection that it was given with `take`.
+    **Owns:** (through `open_http_side`) the nursery with a task for each connection given to `take`.
     **Ends when:** the block of `open_http_side` is left.
     """
 
@@ -83,7 +82,7 @@ class HttpSide:
         secure: bool = False,
         take_websocket: TakeWebSocket | None = None,
     ) -> None:
-        """Serve a connection in a task of the HTTP side; the stream belongs to it from here on.
+        """Serve a connection in a task of the HTTP side, which owns the stream from here on.
 
         `client` is the peer's address and port; `secure` says whether TLS protects the connection;
         `take_websocket` answers a later request for a WebSocket.
@@ -107,8 +106,8 @@ class HttpSide:
     ) -> None:
         """Serve a connection until it ends, and close its stream.
 
-        `initial` is what was read from the stream so far. Raises nothing but trio.Cancelled: whatever goes
-        wrong ends this connection only.
+        `initial` is the data that was already read. Raises nothing but trio.Cancelled: a failure ends this
+        connection only.
         """
         connection = HttpConnection(
             stream,
@@ -130,12 +129,12 @@ class HttpSide:
                 await self._close(stream)
 
     async def _close(self, stream: trio.abc.Stream) -> None:
-        # Shielded, so that an exception on its way out is not replaced by a cancellation.
+        # Shielded, so that a cancellation does not replace an exception that is being raised.
         with contained("closing"), trio.move_on_after(self._serving.limits.close_s, shield=True):
             await trio.aclose_forcefully(stream)
 
     async def close_idle(self) -> None:
-        """Close every connection that waits for its next request; the others close after their answer."""
+        """Close every connection that waits for its next request. The others close after their response."""
         await self._serving.context.terminated.set()
         for connection in self._connections:
             connection.close_if_idle()
@@ -148,16 +147,16 @@ async def open_http_side(
     limits: ServerLimits | None = None,
     counters: RequestCounters | None = None,
 ) -> AsyncIterator[HttpSide]:
-    """Start an ASGI app and serve connections with it; leaving the block closes them and stops the app.
+    """Start an ASGI app and serve connections with it. Leaving the block closes them and stops the app.
 
-    Every bound is one of `limits`: heads, bodies, how long an answer may take or an idle connection may stay.
-    `counters` count what is refused before the app sees it.
+    `limits` bound heads, bodies, the time of a response and the time of an idle connection. `counters`
+    counts requests that are refused before the app sees them.
 
-    **Owns:** (within that of `open_lifespan`) a nursery with a task for each connection.
+    **Owns:** a nursery with a task for each connection, within the nursery of `open_lifespan`.
     """
     limits, counters = limits or ServerLimits(), counters or RequestCounters()
     config = Config()
-    config.accesslog = None  # a request line has a query string, and that may have a token
+    config.accesslog = None  # the query string in a request line may contain a token
     config.errorlog = log
     config.include_server_header = False
     async with open_lifespan(app), trio.open_nursery() as nursery:
@@ -169,9 +168,9 @@ async def open_http_side(
 
 @asynccontextmanager
 async def open_lifespan(app: App) -> AsyncIterator[None]:
-    """Start an app, which stops when the block is left. Raises RelayError if it cannot do either.
+    """Start an ASGI app; leaving the block stops it. Raises RelayError if the app cannot start or stop.
 
-    **Owns:** a nursery with one task, in which the app is.
+    **Owns:** a nursery with one task, which runs the app's lifespan.
     """
     async with trio.open_nursery() as nursery:
         leaving = trio.Event()

@@ -1,4 +1,4 @@
-"""One connection of the HTTP side: deadlines, held answers, and Hypercorn's HTTP/1.1 protocol."""
+"""HttpConnection: one connection of the HTTP side, with its deadlines and Hypercorn's HTTP/1.1 protocol."""
 
 import logging
 import math
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 64 * 1024
 _WRITE_BYTES: Final = 16 * 1024
-"""What a peer has to take within `stall_s`; an answer that is smaller leaves in one piece."""
+"""The size of a write, which a peer must accept within `stall_s`. Smaller responses are written at once."""
 _HOLD_S: Final = 0.25
-"""How long the beginning of an answer may wait for the rest of it."""
+"""How long the beginning of a response may wait for the rest."""
 _FAREWELL_S: Final = 0.5
 """What requests that are being answered are given when the HTTP side closes."""
 
@@ -50,13 +50,13 @@ class HttpServing:
 
 
 class HttpConnection:
-    """One connection: a reader, a task for the request that is being answered, and one deadline for both.
+    """One HTTP connection: a reader, a task for the request in progress, and one deadline for both.
 
-    What an answer begins with is held until it is complete, or fills a piece, or has waited for a moment: a
-    machine takes what the first piece holds for the whole answer.
+    The beginning of a response is held until the response is complete, fills a write, or has waited briefly:
+    a machine takes the content of the first segment for the whole response.
 
-    **Owns:** a nursery with those two, and a task while something is held.
-    **Ends when:** either end closes, a deadline passes, or what was asked for is refused.
+    **Owns:** a nursery with the reader and the request task, and a third task while data is held.
+    **Ends when:** either end closes, a deadline passes, or a request is refused.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class HttpConnection:
             self._scope.cancel()
 
     async def run(self, initial: bytes) -> WebSocketWanted | None:
-        """Serve requests until the connection ends, or a WebSocket is wanted. The stream is left open."""
+        """Serve requests until the connection ends or requests a WebSocket. The stream is left open."""
         with self._scope:
             async with trio.open_nursery() as self._nursery:
                 await self._read(self._nursery, initial)
@@ -105,7 +105,7 @@ class HttpConnection:
             return self._wanted
         if not self._broken and (self._reading_head or self._answering):
             with trio.move_on_after(self._limits.close_s), suppress(trio.BrokenResourceError):
-                await self._say_goodbye()
+                await self._finish()
         return None
 
     async def _read(self, nursery: trio.Nursery, initial: bytes) -> None:
@@ -135,14 +135,14 @@ class HttpConnection:
             data = await self._receive()
         await protocol.handle(RawData(b""))
         if self._answering:
-            # The peer has finished speaking but may well be listening.
+            # The peer has finished sending, but may still read the response.
             await trio.sleep_forever()
 
     async def _receive(self) -> bytes:
-        """Wait for what the peer sends, or for its end; at the idle limit, end the connection.
+        """Wait for data or the end of the stream. At the idle limit, end the connection.
 
-        A request that came in time is served, even if the server was busy past the limit: Trio reads before
-        it looks at deadlines, and only the wait is cancelled, not what was read.
+        A request that arrived in time is served even if the server was busy past the limit: Trio reads before
+        it checks deadlines, and the deadline cancels only the wait.
         """
         data = b""
         with trio.CancelScope(deadline=self._idle.deadline) as self._idle:
@@ -155,7 +155,7 @@ class HttpConnection:
         return data
 
     async def _on_event(self, event: Event) -> None:
-        """Do what Hypercorn's protocol wants done."""
+        """Handle an event of Hypercorn's protocol."""
         if isinstance(event, RawData):
             if not self._held:
                 self._held_until = trio.current_time() + _HOLD_S
@@ -176,11 +176,11 @@ class HttpConnection:
             try:
                 await self._write_held()
             finally:
-                # Even if the task that answers is cancelled here, as the app was told that this is the end.
+                # Even if the request task is cancelled here: the app was told that the connection ends.
                 self._scope.cancel()
 
     async def _write_later(self) -> None:
-        """Write what is held once it has waited long enough."""
+        """Write the held data once it has waited long enough."""
         while self._held:
             await trio.sleep_until(self._held_until)
             if trio.current_time() >= self._held_until:
@@ -205,25 +205,27 @@ class HttpConnection:
         self._scope.cancel()
         await trio.sleep_forever()
 
-    async def _say_goodbye(self) -> None:
-        """Say what is left to say and wait for the peer's end: closing at once could take the answer back."""
+    async def _finish(self) -> None:
+        """Send a last response if one is due, and wait until the peer closes, so that it can read it."""
         timed_out = trio.current_time() >= self._scope.deadline
         if timed_out and self._h11.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             late = self._h11.their_state in {h11.IDLE, h11.SEND_BODY}
             self._serving.counters.refused["too_slow" if late else "no_answer_in_time"] += 1
-            await self._stream.send_all(_TOO_LATE if late else _TOO_SLOW)
+            await self._stream.send_all(_REQUEST_TIMEOUT if late else _SERVICE_UNAVAILABLE)
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
         while await self._stream.receive_some(_READ_BYTES):
             pass
 
 
-_TOO_LATE: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_TOO_SLOW: Final = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_REQUEST_TIMEOUT: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_SERVICE_UNAVAILABLE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
 
 
 class _Requests:
-    """Runs the app for each request, in the connection's nursery, in place of Hypercorn's TaskGroup."""
+    """Runs the app for each request, in the connection's nursery. Replaces Hypercorn's TaskGroup."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -235,7 +237,7 @@ class _Requests:
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """Start answering a request; returns where to put what the peer sends."""
+        """Start the request task. Return the function that passes received events to the app."""
         put, take = trio.open_memory_channel[ASGIReceiveEvent](config.max_app_queue_size)
 
         async def answer() -> None:

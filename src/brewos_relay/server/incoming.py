@@ -35,9 +35,9 @@ from brewos_relay.wire.transport import Transport, WriteBatch
 log = logging.getLogger(__name__)
 
 LINGER_S: Final = 1.0
-"""How long a refused device is given to close its plain connection before the relay does."""
+"""How long the relay waits for a refused device to close its plain connection, before it closes it."""
 LINGER_SLOTS: Final = 1000
-"""How many refused connections of one port wait for their devices at the same time."""
+"""The most refused connections of one port that wait for their devices at a time."""
 
 _NOT_TLS: Final = "this port speaks HTTPS"
 _NOT_HTTP: Final = "this port speaks HTTP over TLS"
@@ -45,10 +45,10 @@ _NOT_PLAIN: Final = "this port speaks plain HTTP"
 
 _ACCEPTS_PER_PASS: Final = 64
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
-"""ENOSPC is that of epoll: no more sockets can be watched."""
+"""Errors of a system without free files or memory. ENOSPC: epoll cannot watch more sockets."""
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
-_SAY_EVERY_S: Final = 10.0
+_LOG_EVERY_S: Final = 10.0
 
 LINES_PER_S: Final = 5.0
 LINES_AT_ONCE: Final = 100.0
@@ -57,10 +57,11 @@ LINES_AT_ONCE_OF_EACH: Final = 50.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortPolicy:
-    """How connections come in at a port.
+    """How connections of a port begin.
 
-    `tls_context` gives what a new connection is encrypted with; without it they are plain. A connection
-    begins with a PROXY header if `is_proxy` says yes to the address that it comes from, and never otherwise.
+    `tls_context` returns the TLS context for a new connection; without it, connections are plain. If
+    `is_proxy` returns True for the address of a peer, its connection must begin with a PROXY header;
+    otherwise such a header is not accepted.
     """
 
     tls_context: Callable[[], ssl.SSLContext] | None = None
@@ -78,7 +79,7 @@ class LingerSlots:
 
     @contextmanager
     def slot(self) -> Iterator[bool]:
-        """Occupy a place during the block, and give True; False if all are taken."""
+        """Occupy a slot during the block and yield True, or yield False if all slots are taken."""
         if self._count >= self._at_most:
             yield False
             return
@@ -90,9 +91,9 @@ class LingerSlots:
 
 
 class IncomingConnection:
-    """A connection and a request on it: its transport, whose it is, and whether TLS protects it.
+    """An accepted connection and its first request: transport, address of the peer, and whether it uses TLS.
 
-    **Owns:** the transport, until `release` was called.
+    **Owns:** the transport, until `release` is called.
     """
 
     __slots__ = ("_received", "address", "network", "path", "port", "released", "secure", "transport")
@@ -103,14 +104,14 @@ class IncomingConnection:
         self.transport = transport
         self.address = address
         self.network = ""
-        """The network of the caller, once the request is known: a proxy may have named another one."""
+        """The network of the client, set once the request is read. A proxy may have forwarded for it."""
         self.path = ""
-        """The path of the request, once its head was read."""
+        """The path of the request, set once its head is read."""
         self.port = port
         self.secure = secure
         self._received = received
         self.released = False
-        """Whether the transport belongs to another owner by now."""
+        """Whether the transport has another owner now."""
 
     @classmethod
     def accept(
@@ -122,12 +123,12 @@ class IncomingConnection:
         limits: ServerLimits,
         write_batch: WriteBatch | None = None,
     ) -> Self:
-        """Take a connection that has just come."""
+        """Make an incoming connection of an accepted socket."""
         try:
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
-            pass  # it has gone already, as the first read will show
+            pass  # the peer has gone already; the first read will report it
         transport = Transport(
             accepted,
             outbox_limit_bytes=limits.outbox_bytes,
@@ -138,32 +139,32 @@ class IncomingConnection:
 
     @property
     def head_only(self) -> bool:
-        """Whether the request gets no body, as far as it has come."""
+        """Whether the response must have no body, judging by the part of the request that has arrived."""
         return is_head_only(skip_empty_line(self._received))
 
     def release(self) -> None:
-        """Note that the transport belongs to somebody else from here on."""
+        """Give up the ownership of the transport."""
         self.released = True
 
     def close(self) -> None:
-        """Close the connection, unless it belongs to somebody else by now."""
+        """Close the connection, unless it was released."""
         if not self.released:
             self.transport.close()
 
     async def receive_head(self, *, port_policy: PortPolicy, limits: ServerLimits) -> tuple[bytes, bytes]:
-        """Read the first request head, as `port_policy` says.
+        """Read the PROXY header, the TLS handshake and the request head, as `port_policy` requires.
 
-        Returns it without the empty line at its end, and what came behind it. Raises Refusal, or PeerGone if
-        there is nobody to refuse.
+        Returns the head without the empty line at its end, and the data after it. Raises Refusal, or PeerGone
+        if the peer has gone.
         """
         behind_proxy = port_policy.is_proxy is not None and port_policy.is_proxy(self.address)
         if not behind_proxy and port_policy.tls_context is None:
             found = self._look_for_head(limits.request_head_bytes)
-            if found is not None:  # it came while others were accepted: a crowd needs no timers
+            if found is not None:  # already complete: no timer is needed
                 return found
         with trio.move_on_after(limits.request_head_s):
             if behind_proxy:
-                self._believe(await self._read_proxy_header())
+                self._apply(await self._read_proxy_header())
             if port_policy.tls_context is not None:
                 if not begins_like_tls(await self._peek(1)):
                     raise Refusal(400, _NOT_TLS)
@@ -171,17 +172,17 @@ class IncomingConnection:
                 self.secure = True
             return await self._read_head(limits.request_head_bytes)
         if not self._received:
-            raise PeerGone("the peer asked for nothing")
+            raise PeerGone("the peer sent no request")
         raise Refusal(408, "the request head was not complete in time")
 
     async def refuse(
         self, refusal: Refusal, *, within_s: float, lingering: LingerSlots | None = None
     ) -> None:
-        """Send a refusal and give the peer a moment to read it: closing at once could take it back.
+        """Send a refusal, and wait until the peer closes: closing at once could discard the response.
 
-        `lingering` is for the request of a device. On a plain connection, the end of the stream right behind
-        a refusal makes a machine repeat its request at once, so the device is given 1 s to close first. If
-        too many others are waited for, the stream ends at once.
+        `lingering` is for the request of a device. A machine repeats its request at once if a plain
+        connection ends right after the refusal. So the relay waits 1 s for the device to close first, unless
+        all slots are taken.
         """
         self.transport.write(refusal.encode(head_only=self.head_only))
         if lingering is not None and not self.secure:
@@ -193,7 +194,7 @@ class IncomingConnection:
         await self._read_to_end(within_s=within_s)
 
     async def _read_to_end(self, *, within_s: float) -> None:
-        """Discard what the peer sends until it closes; it has only so long."""
+        """Discard what the peer sends until it closes, for at most `within_s`."""
         with trio.move_on_after(within_s):
             while self.transport.read() != b"":
                 await self.transport.wait_readable()
@@ -204,7 +205,7 @@ class IncomingConnection:
         return found
 
     def _look_for_head(self, limit_bytes: int) -> tuple[bytes, bytes] | None:
-        """Read what is there, and return the head and what is behind it once all of the head has come."""
+        """Read available data. Return the head and the data after it, or None if the head is incomplete."""
         data = self.transport.read()
         if data is None:
             return None
@@ -218,19 +219,19 @@ class IncomingConnection:
         if end >= 0:
             return received[:end], received[end + len(HEAD_END) :]
         if not data:
-            raise PeerGone("the peer left in the middle of its request")
+            raise PeerGone("the peer closed in the middle of its request")
         return None
 
     async def _peek(self, most_bytes: int) -> bytes:
-        """Wait for something, and leave it there. Raises PeerGone."""
+        """Wait for data and return it without consuming it. Raises PeerGone."""
         while (data := self.transport.peek(most_bytes)) is None:
             await self.transport.wait_readable()
         if not data:
-            raise PeerGone("the peer left before it said anything")
+            raise PeerGone("the peer closed before it sent anything")
         return data
 
     async def _read_proxy_header(self) -> ProxyHeader:
-        """Read a PROXY header and not a byte more: what follows may be for OpenSSL. Raises Refusal."""
+        """Read a PROXY header and not one byte more, since a TLS handshake may follow. Raises Refusal."""
         received = b""
         while True:
             seen = await self._peek(MOST_HEADER_BYTES)
@@ -244,7 +245,7 @@ class IncomingConnection:
             self.transport.skip(len(seen))
             received += seen
 
-    def _believe(self, header: ProxyHeader) -> None:
+    def _apply(self, header: ProxyHeader) -> None:
         if header.address is not None:
             self.address, self.port, self.secure = header.address, header.port, header.secure
 
@@ -260,12 +261,12 @@ async def accept_connections(
     failure: str,
     write_batch: WriteBatch | None = None,
 ) -> None:
-    """Accept connections until cancelled, and answer each; it is closed after that unless it was released.
+    """Accept connections until cancelled. Call `answer` for each, then close it unless it was released.
 
-    Whatever goes wrong ends that connection only; `failure` is what the log says of it. `write_batch` is the
+    A failure ends only its connection, and is logged with the text `failure`. `write_batch` is the
     poller's, for connections that become WebSockets.
 
-    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Owns:** a task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled.
     """
     async with trio.open_nursery() as nursery:
@@ -276,21 +277,21 @@ async def accept_connections(
 
 
 class _AcceptBackoff:
-    """What the listening sockets of a port do while the system has no more files or memory: wait.
+    """Backoff of a port's listening sockets while the system has no free files or memory.
 
-    Connections wait meanwhile in the queue of the socket. The pauses grow, and the log gets a line in 10 s.
+    Meanwhile, connections wait in the backlogs of the sockets. The pauses grow; one line is logged in 10 s.
     """
 
     def __init__(self) -> None:
         self._pause_s = _PAUSE_S
-        self._say_at = -math.inf
+        self._log_at = -math.inf
         self._failures = 0
 
     async def wait(self, error: Exception) -> None:
         """Wait before the next attempt."""
         self._failures += 1
-        if trio.current_time() >= self._say_at:
-            self._say_at = trio.current_time() + _SAY_EVERY_S
+        if trio.current_time() >= self._log_at:
+            self._log_at = trio.current_time() + _LOG_EVERY_S
             reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
             times, self._failures = self._failures, 0
             with suppress(Exception):  # there may be no memory for it
@@ -299,7 +300,7 @@ class _AcceptBackoff:
         await trio.sleep(pause_s)
 
     def end(self) -> None:
-        """Note that a connection was accepted."""
+        """Reset the pause, after a connection was accepted."""
         self._pause_s = _PAUSE_S
 
 
@@ -324,7 +325,10 @@ async def _accept_some(
     nursery: trio.Nursery,
     handle: Callable[[socket.socket, str, int], Awaitable[None]],
 ) -> None:
-    """Wait for connections, and accept those that are there. Raises MemoryError, and OSError likewise."""
+    """Wait for connections and accept the waiting ones.
+
+    Raises MemoryError or OSError if the system is out of resources.
+    """
     await trio.lowlevel.wait_readable(listening)
     for _ in range(_ACCEPTS_PER_PASS):
         try:
@@ -334,7 +338,7 @@ async def _accept_some(
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
                 raise
-            continue  # that peer had gone before it was accepted
+            continue  # the peer had gone before it was accepted
         try:
             nursery.start_soon(handle, accepted, peer[0].partition("%")[0], peer[1])
         except MemoryError:
@@ -356,7 +360,7 @@ async def _handle(
         incoming = IncomingConnection.accept(accepted, address, port, limits=limits, write_batch=write_batch)
         await answer(incoming)
     except PeerGone:
-        pass  # before it had asked for anything
+        pass  # before its request was complete
     except Exception:
         with suppress(Exception):  # there may be no memory for it
             log.exception(failure)
@@ -366,7 +370,7 @@ async def _handle(
 
 
 class Denied(Refusal):
-    """A refusal with a reason, a word of ours for those who count."""
+    """A refusal with a reason code, for metrics and the log."""
 
     def __init__(
         self, reason: str, status: int, message: str, *, headers: dict[str, str] | None = None
@@ -376,10 +380,11 @@ class Denied(Refusal):
 
 
 class RefusalLog:
-    """Logs refused connections: 100 lines at once and 5 a second; 50 and 12 a minute for a cause and network.
+    """Logs refused connections, rate-limited: a burst of 100 lines and 5 a second in all.
 
-    A line takes longer to write than a refusal, and would fill the disk of a server under attack. `lines`
-    reports what was suppressed; the metrics count all of it.
+    For one cause and network, it logs a burst of 50 lines and 12 a minute. A log line takes longer than a
+    refusal, and an attack would fill the disk. `lines` reports the number of suppressed lines; the metrics
+    count all refusals.
     """
 
     def __init__(self) -> None:
@@ -391,6 +396,6 @@ class RefusalLog:
         )
 
     def log(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
-        """Log a refusal at level info, unless there are too many of them."""
+        """Log a refusal at level info, unless the rate limits suppress it."""
         if self.lines.admit(cause, network):
             log.info(text, *args, extra=extra)

@@ -1,4 +1,4 @@
-"""The one port: accepts connections, reads the first request, and hands each to whoever it is for."""
+"""Listener: accepts the connections of the main port and passes each to the relay or the HTTP side."""
 
 import logging
 import socket
@@ -45,7 +45,7 @@ _PLAIN: Final = PortPolicy()
 
 
 class TakeHttp(Protocol):
-    """Takes a connection that asks for no WebSocket, and what was read from it."""
+    """Takes over an HTTP connection and the data that was read from it."""
 
     def __call__(
         self,
@@ -59,11 +59,11 @@ class TakeHttp(Protocol):
 
 
 class Listener:
-    """Serves the listening sockets.
+    """Accepts connections and answers their first requests.
 
-    **Owns:** an accepting task for each listening socket, and one task for each connection, which lives only
-    until its request is answered: from there on the connection belongs to the relay or to the HTTP side.
-    **Ends when:** cancelled; requests that are not answered yet are then refused or dropped.
+    **Owns:** a task for each listening socket, and one for each connection until its first request is
+    answered. From then on, the relay or the HTTP side owns the connection.
+    **Ends when:** cancelled; unanswered requests are then refused or dropped.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Listener:
         refusals: RefusalLog | None = None,
         request_limits: RequestLimits | None = None,
     ) -> None:
-        """Take listening sockets.
+        """Serve these listening sockets.
 
-        `handshakes` is where requests for a WebSocket are counted, by (`device`, `client` or `other`;
-        status), with 4002 for a client that was let in to be closed with it; `refused` counts refusals by
+        `handshakes` counts WebSocket requests by (`device`, `client` or `other`; status); the status is 4002
+        for a client that was upgraded to be closed with 4002. `refused` counts refusals by
         reason, and `refusals` logs them. `request_limits` are those of the HTTP side.
         """
         self._sockets = list(sockets)
@@ -114,7 +114,7 @@ class Listener:
     async def take_websocket(
         self, stream: trio.abc.Stream, wanted: WebSocketWanted, *, client: tuple[str, int], secure: bool
     ) -> bool:
-        """Answer a later request of a connection, which is for a WebSocket; return True if it goes on."""
+        """Answer a WebSocket request on a connection of the HTTP side. Return whether it was admitted."""
         assert isinstance(stream, TransportStream)
         transport, left = stream.detach()
         incoming = IncomingConnection(transport, *client, secure=secure, received=wanted.head)
@@ -125,7 +125,7 @@ class Listener:
     async def _handle(
         self, incoming: IncomingConnection, received: tuple[bytes, bytes] | None = None
     ) -> None:
-        """Answer the first request of a connection, or one that was `received` already."""
+        """Answer the first request of a connection, or one that was already `received`."""
         try:
             if received is None:
                 received = await incoming.receive_head(port_policy=self._port_policy, limits=self._limits)
@@ -146,7 +146,7 @@ class Listener:
             await incoming.refuse(refusal, within_s=self._limits.close_s, lingering=lingering)
 
     async def _answer(self, incoming: IncomingConnection, head: bytes, rest: bytes) -> None:
-        """Answer a request; a connection that goes on belongs to the relay or to the HTTP side then."""
+        """Answer a request. If the connection stays open, the relay or the HTTP side owns it afterwards."""
         request = parse_head(head)
         incoming.path = request.path
         request.peer_address, request.secure = incoming.address, incoming.secure
@@ -155,18 +155,18 @@ class Listener:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
                 answer = accept_upgrade(request)
-                status = await self._let_in(incoming, answer, await self._admission.check(request), rest)
+                status = await self._admit(incoming, answer, await self._admission.check(request), rest)
             except Refusal as refusal:
                 self._handshakes[peer, str(refusal.status)] += 1
                 raise
             self._handshakes[peer, str(status)] += 1
             return
-        if request.wants_websocket:  # any other protocol is ignored, as RFC 9110 §7.8 allows
+        if request.wants_websocket:  # other protocols are ignored, as RFC 9110 §7.8 allows
             self._handshakes["other", "400"] += 1
             raise Denied(
                 "no_websocket_here",
                 400,
-                "nothing to upgrade to here; WebSockets are at /ws/device and /ws/client",
+                "no WebSocket at this path; use /ws/device or /ws/client",
             )
         self._refuse_throttled(request, incoming.network)
         self._take_http(
@@ -179,7 +179,7 @@ class Listener:
         incoming.release()
 
     def _refuse_throttled(self, request: Request, network: str) -> None:
-        """Refuse an HTTP request that the API would refuse, for a tenth of the cost."""
+        """Refuse an HTTP request that the API would refuse, at a tenth of the cost."""
         try:
             self._request_limits.check_request(request.path, network)
         except Refused as refusal:
@@ -187,22 +187,22 @@ class Listener:
             reason = refusal.reason or "too_many_requests"
             raise Denied(reason, refusal.status, refusal.problem, headers=headers) from None
 
-    async def _let_in(
+    async def _admit(
         self,
         incoming: IncomingConnection,
         answer: bytes,
         entry: DeviceEntry | ClientEntry | TokenRefused,
         rest: bytes,
     ) -> int:
-        """Attach whoever may come in; return 101, or the close code for one that was let in to be told it."""
+        """Attach an admitted peer and return 101. Otherwise, close the client and return the close code."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
         if not isinstance(entry, TokenRefused):
-            with self._poller.write_batch:  # the answer goes with what is said first
+            with self._poller.write_batch:  # the 101 and the first messages share a write
                 try:
                     self._attach(incoming, answer, entry, rest)
                 except BaseException:
-                    incoming.close()  # as a rule before the answer has gone: nobody is let in and dropped
+                    incoming.close()  # usually before the 101 was sent: no peer is admitted and dropped
                     raise
             return 101
         incoming.transport.write(answer)
@@ -219,7 +219,7 @@ class Listener:
     def _attach(
         self, incoming: IncomingConnection, answer: bytes, entry: DeviceEntry | ClientEntry, rest: bytes
     ) -> None:
-        """Answer a peer that may come in, and hand it to the relay."""
+        """Send 101 to an admitted peer and attach it to the relay."""
         transport, poller, limits = incoming.transport, self._poller, self._limits
         attached: Attachment
         if isinstance(entry, DeviceEntry):
@@ -253,16 +253,16 @@ class Listener:
                 network=entry.network,
             )
         incoming.release()
-        if log.isEnabledFor(logging.DEBUG) and self._relay.lines.admit("let in", entry.network):
-            _log_let_in(incoming, attached)
+        if log.isEnabledFor(logging.DEBUG) and self._relay.lines.admit("admitted", entry.network):
+            _log_admitted(incoming, attached)
 
 
-def _log_let_in(incoming: IncomingConnection, attached: Attachment) -> None:
-    """Log where a connection comes from, which only who let it in knows."""
+def _log_admitted(incoming: IncomingConnection, attached: Attachment) -> None:
+    """Log the address of an admitted connection, which the relay does not know."""
     what = "client" if isinstance(attached, ClientAttachment) else "device"
     fields = {
         "device": attached.session.device_id,
         "connection": attached.number,
         "address": incoming.address,
     }
-    log.debug("let a %s in from %s", what, incoming.address, extra=fields)
+    log.debug("admitted a %s from %s", what, incoming.address, extra=fields)

@@ -21,16 +21,16 @@ from brewos_relay.vocabulary import now_ms
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_S: Final = 5.0
-"""How often the relay is asked which states have changed enough."""
+"""How often changed states are stored."""
 LAST_SAVE_S: Final = 5.0
-"""How long a server that leaves takes to store states, at most."""
+"""How long a draining server may take to store states."""
 FIND_S: Final = 1.0
-"""How long a machine waits for its state to be found. It gives up after 5 s, and can do without."""
+"""How long admission waits for a stored state. A machine gives up after 5 s; the state is optional."""
 _WINDOW_S: Final = 240.0
 _NOTES_IN_WINDOW: Final = 120
 _SEEN_EVERY: Final = 15
 SEEN_EVERY_S: Final = _SEEN_EVERY * _WINDOW_S
-"""How often the registry is told which devices are online, so that it knows after a crash as well."""
+"""How often online devices are recorded as seen, so that the registry has the time even after a crash."""
 
 
 class StateKeeper:
@@ -47,7 +47,7 @@ class StateKeeper:
             await self.save()
 
     async def save_all(self) -> None:
-        """Store the states of devices that have gone, before the server ends. Takes 5 s at most."""
+        """Store the states that are due before the server ends. Takes at most 5 s."""
         with trio.move_on_after(LAST_SAVE_S):
             await self.save()
 
@@ -78,7 +78,7 @@ class StateKeeper:
             await self._store.save_states(states)
             is_saved = True
         except RegistryError as problem:
-            log.warning("the states of %d devices are not stored: %s; trying again", len(states), problem)
+            log.warning("cannot store the states of %d devices: %s; retrying", len(states), problem)
         finally:
             if not is_saved:
                 for state in states:
@@ -87,12 +87,12 @@ class StateKeeper:
 
 
 async def find_state(store: Store, device_id: str) -> KnownState | None:
-    """Find the last state of a machine that connects; None also if the registry takes too long."""
+    """Find the stored state of a connecting device. Return None if there is none or the registry is slow."""
     with trio.move_on_after(FIND_S):
         try:
             found = await store.find_state(device_id)
         except RegistryError as problem:
-            log.warning("the state of device %s is not found: %s", device_id, problem)
+            log.warning("cannot read the state of device %s: %s", device_id, problem)
             return None
         if found is not None:
             return KnownState(Message(found.payload, found.is_text), found.at_ms)
@@ -100,23 +100,23 @@ async def find_state(store: Store, device_id: str) -> KnownState | None:
 
 
 class ActivityRecorder:
-    """Tells the registry who came, went and did what, and what a machine that goes has said of itself.
+    """Records the activity and presence of devices, and what a device told about itself when it goes offline.
 
-    The registry keeps a bounded number of entries for each device. No user can push out those of others: of
-    what one user does with one device, 120 entries are kept in each window of four minutes. Nothing is kept
-    of an anonymous device that comes and goes: anyone can have thousands of these.
+    The registry keeps a bounded number of entries for each device. So that no user can displace the entries
+    of others, at most 120 entries per user and device are recorded in four minutes. Nothing is recorded when
+    an anonymous device connects or disconnects: anyone can register thousands of these.
     """
 
     def __init__(self, notes: WriteBehind) -> None:
         self._notes = notes
-        self._counts: dict[int, int] = {}  # by a hash of device and user, as there can be very many
+        self._counts: dict[int, int] = {}  # by a hash of device and user, to save memory
 
     def note_seen(self, device_id: str, at_ms: int) -> None:
-        """Note that a device came or went."""
+        """Record that a device connected or disconnected."""
         self._notes.note_seen(device_id, at_ms)
 
     async def run(self, relay: Relay) -> None:
-        """Begin a window every four minutes, and note once an hour which devices are online."""
+        """Begin a window every four minutes, and record once an hour which devices are online."""
         while True:
             for _ in range(_SEEN_EVERY):
                 await trio.sleep(_WINDOW_S)
@@ -127,7 +127,7 @@ class ActivityRecorder:
                     self.note_seen(device_id, at_ms)
 
     def note_activity(self, event: ActivityEvent) -> None:
-        """Note what happened to a device, and who did it."""
+        """Record an event."""
         if event.info is not None:
             self._note_info(event.device_id, event.info)
         if event.user_id is None and event.anonymous:

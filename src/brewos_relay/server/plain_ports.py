@@ -1,4 +1,4 @@
-"""Two more ports, both without TLS: one redirects plain HTTP to HTTPS, one serves metrics."""
+"""Two additional ports without TLS: one redirects plain HTTP to HTTPS, one serves metrics."""
 
 import socket
 from collections.abc import Callable, Iterable
@@ -25,9 +25,9 @@ _ALLOW: Final = {"Allow": "GET, HEAD"}
 
 
 class Redirect:
-    """Sends every request to the same path over TLS, at the hosts that are this server's own.
+    """Redirects every request to the same path over HTTPS, for the server's own host names only.
 
-    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Owns:** a task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled.
     """
 
@@ -41,9 +41,10 @@ class Redirect:
         port_policy: PortPolicy = _PLAIN,
         refusals: RefusalLog | None = None,
     ) -> None:
-        """Take listening sockets. `is_own_host` is asked for a name or an address, without a port.
+        """Serve these listening sockets.
 
-        `port_policy` is for the PROXY protocol, and must be one without TLS. `refusals` logs what is refused.
+        `is_own_host` takes a name or an address without a port. `port_policy` may require PROXY headers, but
+        no TLS. `refusals` logs refused requests.
         """
         self._sockets = list(sockets)
         self._https_port = https_port
@@ -81,7 +82,7 @@ class Redirect:
         await incoming.refuse(answer, within_s=self._limits.close_s, lingering=lingering)
 
     def _answer(self, incoming: IncomingConnection, head: bytes) -> Refusal:
-        """Say where to go. Raises Refusal if that would be another's host, or none at all."""
+        """Build the redirect. Raises Refusal if the request names no host, or not one of this server."""
         request = parse_head(head)
         incoming.path = request.path
         host, _, port = request.headers.get("host", "").rpartition(":")
@@ -89,7 +90,7 @@ class Redirect:
             host = request.headers.get("host", "").removesuffix(":")
         host = host.removesuffix(".")
         if not host or not self._is_own_host(host):
-            raise Refusal(421, "this server is not known under that name; use https and the right name")
+            raise Refusal(421, "this server does not have that host name; use https and its own name")
         where = host if self._https_port == _HTTPS_PORT else f"{host}:{self._https_port}"
         path = request.path if request.path != "*" else ""
         target = f"{path}?{request.query}" if request.query else path
@@ -97,9 +98,9 @@ class Redirect:
 
 
 class MetricsPort:
-    """Answers one request for each connection, without TLS.
+    """Serves GET and HEAD of /metrics without TLS, one request per connection.
 
-    **Owns:** an accepting task for each listening socket, and one for each connection until it is answered.
+    **Owns:** a task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled.
     """
 
@@ -111,7 +112,7 @@ class MetricsPort:
         token: str,
         limits: ServerLimits,
     ) -> None:
-        """Take listening sockets; `token` is what everybody has to know, empty for nothing."""
+        """Serve these listening sockets. Requests need the bearer token `token`, unless it is empty."""
         self._sockets = list(sockets)
         self._render = render
         self._token = token
@@ -120,7 +121,10 @@ class MetricsPort:
     async def run(self) -> None:
         """Accept connections until cancelled."""
         await accept_connections(
-            self._sockets, self._handle, limits=self._limits, failure="metrics could not be given"
+            self._sockets,
+            self._handle,
+            limits=self._limits,
+            failure="a connection to the metrics port failed",
         )
 
     async def _handle(self, incoming: IncomingConnection) -> None:
@@ -136,19 +140,21 @@ class MetricsPort:
         if request.path == "*":
             return encode_response(200, _ALLOW, head_only=False)
         if request.path != "/metrics":
-            raise Refusal(404, "there is nothing but /metrics here")
+            raise Refusal(404, "this port serves only /metrics")
         if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "metrics can only be read", headers=_ALLOW)
+            raise Refusal(405, "use GET or HEAD for /metrics", headers=_ALLOW)
         if self._token and not bearer_matches(request.headers.get("authorization"), self._token):
             raise Refusal(
-                401, "the metrics need their token as a bearer", headers={"WWW-Authenticate": "Bearer"}
+                401,
+                "/metrics requires the metrics token as a bearer token",
+                headers={"WWW-Authenticate": "Bearer"},
             )
         return encode_response(
             200, {"Content-Type": CONTENT_TYPE}, self._render(), head_only=request.method == "HEAD"
         )
 
     async def _send(self, incoming: IncomingConnection, answer: bytes) -> None:
-        """Send an answer, and give the peer a moment to read it."""
+        """Send a response, and wait until the peer closes, so that it can read all of it."""
         transport = incoming.transport
         sending = transport.write(answer)
         assert sending, "the outbox of a new connection is empty"

@@ -1,4 +1,4 @@
-"""What an HTTP connection may ask for: HTTP/1.x requests of bounded size, in one form."""
+"""RequestGate: accepts HTTP/1.x requests of bounded size and normalizes them."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ import h11
 
 from brewos_relay.wire.handshake import Refusal, names_websocket, skip_empty_line, split_target
 
-# A name, an IPv4 address or an IPv6 one, with or without a port; a name's labels have at most 63 characters.
+# A name, an IPv4 or an IPv6 address, with an optional port. Labels of names have at most 63 characters.
 _HOST: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?)?(?::\d{0,5})?",
 )
@@ -23,29 +23,29 @@ _REASONS: Final = {
 
 
 def reason_of(status: int) -> str:
-    """Name the reason of a refusal that has only a status, for the metrics."""
+    """Return the reason code for a status, for refusals without a reason of their own."""
     return _REASONS.get(status, "malformed")
 
 
 class WebSocketWanted(Exception):
-    """A request for a WebSocket, where all requests before it are answered: its head, and what is behind it.
+    """Raised for a WebSocket request, once all requests before it are answered.
 
-    The head is as it came, without the empty line at its end.
+    `head` is the request head as received, without the empty line at its end. `rest` is the data after it.
     """
 
     def __init__(self, head: bytes, rest: bytes) -> None:
-        super().__init__("a WebSocket is wanted")
+        super().__init__("the request is for a WebSocket")
         self.head = head
         self.rest = rest
 
 
 class RequestGate(h11.Connection):
-    """HTTP/1.1 as h11 reads it, without requests that are too large or ask for a WebSocket.
+    """An h11 connection that refuses requests for a WebSocket and oversized ones, and normalizes the others.
 
-    A refused request looks like a protocol error to Hypercorn, which answers it and closes the connection.
-    It is counted in `refused`, by reason. The others come out in one form: the target is a path (or `*`), the
-    Host header is the one that counts, and no upgrade is left in them. A request with an ignored upgrade is
-    the last of its connection. A proxy that mistakes the connection for a tunnel can then send nothing more.
+    A refused request looks like a protocol error to Hypercorn, which responds and closes the connection;
+    `refused` counts it by reason. In accepted requests, the target is a path (or `*`), the Host header names
+    the host that counts, and upgrades are removed. A request with an ignored upgrade is the last one of its
+    connection, so that a proxy that mistakes the connection for a tunnel can send nothing more.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RequestGate(h11.Connection):
         refused: Counter[str] | None = None,
         gives_back: bool = False,
     ) -> None:
-        """Bound what is read. With `gives_back`, a request for a WebSocket raises WebSocketWanted."""
+        """Set the size limits. With `gives_back`, a WebSocket request raises WebSocketWanted."""
         super().__init__(h11.SERVER, max_incomplete_event_size=head_bytes)
         self._head_limit_bytes = head_bytes
         self._body_limit_bytes = body_bytes
@@ -66,44 +66,44 @@ class RequestGate(h11.Connection):
         self._at_start = True
 
     def receive_data(self, data: bytes) -> None:
-        """Take data from the peer. Data behind the last request of a connection is dropped."""
+        """Receive data from the peer. Data after the last request of a connection is dropped."""
         if self.their_state is not h11.MUST_CLOSE:
             super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Read the next event. Raises h11.RemoteProtocolError with the status of the refusal.
+        """Return the next event. Raises h11.RemoteProtocolError with the status of the refusal.
 
-        Raises WebSocketWanted; nothing else may be asked of the gate after that.
+        Raises WebSocketWanted, after which the gate must not be used.
         """
         if self.their_state is h11.MUST_CLOSE:
-            return h11.NEED_DATA  # or h11 would complain about it, and the answer under way would be lost
+            return h11.NEED_DATA  # otherwise, h11 raises, and the response in progress is lost
         if self._at_start and self.their_state is h11.IDLE and self._skip_empty_line():
             return h11.NEED_DATA
         try:
-            return self._let_through(super().next_event())
+            return self._filter(super().next_event())
         except h11.RemoteProtocolError as problem:
             self._refused[reason_of(problem.error_status_hint)] += 1
             raise
 
-    def _let_through(
+    def _filter(
         self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
     ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             if isinstance(event, h11.Request):
                 self._body_bytes, self._at_start = 0, True
-                return self._in_one_form(event)
+                return self._normalize(event)
             if isinstance(event, h11.Data):
                 self._body_bytes += len(event.data)
                 if self._body_bytes > self._body_limit_bytes:
                     raise Refusal(413, "the body is too large")
         except Refusal as refusal:
-            # h11 does the same before it raises; it makes whatever the app still sends harmless.
+            # As h11 does before it raises: it makes everything that the app still sends harmless.
             self._process_error(self.their_role)
             raise h11.RemoteProtocolError("refused", error_status_hint=refusal.status) from None
         return event
 
     def _skip_empty_line(self) -> bool:
-        """Drop an empty line before a request; return True if more is needed to tell whether it is one."""
+        """Drop an empty line before a request. Return True if more data is needed to recognize it."""
         waiting = self.trailing_data[0]
         if waiting in (b"", b"\r"):
             return waiting == b"\r"
@@ -112,8 +112,8 @@ class RequestGate(h11.Connection):
             self._receive_buffer.maybe_extract_at_most(line_bytes)
         return len(waiting) == line_bytes
 
-    def _in_one_form(self, request: h11.Request) -> h11.Request:
-        """Return the request as the app gets it. Raises Refusal."""
+    def _normalize(self, request: h11.Request) -> h11.Request:
+        """Return the normalized request for the app. Raises Refusal."""
         if (status := self._refusal(request)) is not None:
             raise Refusal(status, "refused")
         target, authority = split_target(request.method.decode(), request.target.decode())
@@ -121,12 +121,12 @@ class RequestGate(h11.Connection):
         if authority is not None:
             headers = [(b"host", authority.encode()), *(each for each in headers if each[0] != b"host")]
         if not _HOST.fullmatch(dict(headers).get(b"host", b"")):
-            raise Refusal(400, "no host")
+            raise Refusal(400, "the request has no valid Host header")
         upgrade = b",".join(value for name, value in headers if name == b"upgrade")
         if request.http_version == b"1.1" and names_websocket(upgrade.decode("latin-1")):
             if self._gives_back:
                 raise WebSocketWanted(_encode_head(request), self.trailing_data[0])
-            raise Refusal(400, "no WebSocket here")
+            raise Refusal(400, "WebSockets are not available here")
         if any(name == b"upgrade" for name, _ in headers):
             headers = [each for each in headers if each[0] not in _OF_UPGRADES]
             self._cstate.pending_switch_proposals.clear()
@@ -138,25 +138,25 @@ class RequestGate(h11.Connection):
         )
 
     def _refusal(self, request: h11.Request) -> int | None:
-        """Decide about a request head; a status, or None if it may pass."""
+        """Return the status with which to refuse a request head, or None if it is acceptable."""
         headers = dict(request.headers)
         head_bytes = len(request.method) + len(request.target) + len(b"  HTTP/1.1\r\n")
         head_bytes += sum(len(name) + len(value) + len(b": \r\n") for name, value in request.headers)
         if head_bytes > self._head_limit_bytes:
             return 431
         if request.http_version not in {b"1.0", b"1.1"}:
-            return 505  # among them the preface of HTTP/2
+            return 505  # including the preface of HTTP/2
         if request.method == b"CONNECT":
             return 501
         if b"transfer-encoding" in headers and b"content-length" in headers:
-            return 400  # two opinions on where the body ends (RFC 9112 §6.1)
+            return 400  # two contradictory body lengths (RFC 9112 §6.1)
         if int(headers.get(b"content-length", b"0")) > self._body_limit_bytes:
             return 413
         return None
 
 
 def _encode_head(request: h11.Request) -> bytes:
-    """Write a request head as it came, apart from the spaces around header values."""
+    """Encode a request head as received, except spaces around header values."""
     line = b"%s %s HTTP/%s" % (request.method, request.target, request.http_version)
     headers = (b"%s: %s" % each for each in request.headers.raw_items())
     return b"\r\n".join([line, *headers])

@@ -29,9 +29,8 @@ def run_server(
 ) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it; see `server.signals`.
 
-    `warnings` are logged first: what is wrong with the settings, and stops nothing.
-    `signals` are those of a caller that has caught them before. Raises what `open_server` raises if the
-    server could not start.
+    `warnings` about the settings are logged first. `signals` is given by a caller that already catches
+    signals. Raises the exceptions of `open_server` if the server could not start.
     """
     configure_logging(
         level=settings.log_level,

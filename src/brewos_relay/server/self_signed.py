@@ -1,4 +1,4 @@
-"""A certificate that the server makes for itself, for a network at home."""
+"""A self-signed certificate for a server in a home network."""
 
 import datetime
 import fcntl
@@ -24,21 +24,21 @@ FILE_NAME: Final = "tls-self-signed.pem"
 log = logging.getLogger(__name__)
 
 _VALID: Final = datetime.timedelta(days=397)
-"""Longer than this is what browsers refuse."""
+"""Browsers refuse certificates with a longer validity."""
 _RENEW_BEFORE: Final = datetime.timedelta(days=30)
 _CLOCKS_DIFFER: Final = datetime.timedelta(days=1)
 _CLOCK_SET: Final = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-"""An earlier time is that of a computer without a battery for its clock, before it has asked the network."""
+"""An earlier time means that the clock is not set yet: the computer has no clock battery."""
 _ANYWHERE: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 _SIOCGIFADDR: Final = 0x8915
 
 
 def ensure_self_signed(data_dir: Path, *, now: datetime.datetime | None = None) -> Path:
-    """Return the file with a key and its certificate, for all names and addresses of this machine.
+    """Return the file with a key and a certificate for all names and addresses of this machine.
 
-    Make a new one if there is none, 30 days before it expires, and if it was made while the clock was wrong.
-    Keep it when addresses change: people have compared its fingerprint, and would have to do so again.
-    Raises SettingsError.
+    Create a new one if there is none, 30 days before the old one expires, or if the old one was created while
+    the clock was wrong. Keep it when addresses change, since users have verified its fingerprint. Raises
+    SettingsError.
     """
     path = data_dir / FILE_NAME
     now = now or datetime.datetime.now(datetime.UTC)
@@ -47,29 +47,29 @@ def ensure_self_signed(data_dir: Path, *, now: datetime.datetime | None = None) 
             reason = _reason_to_renew(x509.load_pem_x509_certificate(path.read_bytes()), now)
             if reason is None:
                 return path
-            log.warning("making a new certificate: the one in %s %s", path, reason)
+            log.warning("creating a new certificate: the one in %s %s", path, reason)
         data_dir.mkdir(parents=True, exist_ok=True)
         _replace(path, _make(now))
     except OSError as error:
-        raise SettingsError(f"the certificate cannot be kept in {path}: {error.strerror}") from None
+        raise SettingsError(f"cannot store the certificate in {path}: {error.strerror}") from None
     return path
 
 
 def _reason_to_renew(certificate: x509.Certificate, now: datetime.datetime) -> str | None:
-    """Say what is wrong with a certificate at this time; None if nothing is, or if the clock is not set."""
+    """Return why a certificate must be renewed, or None if it is valid or the clock is not set."""
     if now < _CLOCK_SET:
         return None
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < starts:
-        return f"is valid from {starts:%Y-%m-%d} on: it was made while this machine's clock was wrong"
+        return f"is valid from {starts:%Y-%m-%d}: it was created while this machine's clock was wrong"
     if ends - now <= _RENEW_BEFORE:
         return f"{'has expired' if ends <= now else 'expires'} on {ends:%Y-%m-%d}"
     return None
 
 
 def _make(now: datetime.datetime) -> bytes:
-    """Make a key and a certificate, in PEM form."""
-    key = ec.generate_private_key(ec.SECP256R1())  # which machines of every age can do
+    """Create a key and a certificate, in PEM form."""
+    key = ec.generate_private_key(ec.SECP256R1())  # supported by machines of every age
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "brewos-relay")])
     names: list[x509.GeneralName] = [x509.DNSName(host) for host in own_names()]
     names += [x509.IPAddress(address) for address in own_addresses()]
@@ -106,7 +106,7 @@ def _make(now: datetime.datetime) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file that only its owner reads, all of it or nothing, whoever else does the same."""
+    """Replace a file atomically, readable only by its owner, even if another process does the same."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -117,7 +117,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def own_names() -> list[str]:
-    """Give the names by which this machine may be called, in lower case; each once."""
+    """List the host names of this machine, in lower case and without duplicates."""
     host = socket.gethostname().lower().rstrip(".")
     short = host.partition(".")[0]
     candidates = ["localhost", host, short, f"{short}.local"]
@@ -132,11 +132,11 @@ def _is_name(name: str) -> bool:
 
 
 def own_addresses() -> list[IPv4Address | IPv6Address]:
-    """Give the addresses of this machine, as far as they can be found; each once."""
+    """List the addresses of this machine that can be found, without duplicates."""
     found: set[str] = {"127.0.0.1", "::1"}
     with suppress(OSError):
         found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
-    for family, elsewhere in _ANYWHERE:  # documentation addresses; a UDP socket sends nothing to connect
+    for family, elsewhere in _ANYWHERE:  # documentation addresses; connecting a UDP socket sends nothing
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))
             found.add(str(probe.getsockname()[0]))
@@ -148,10 +148,10 @@ def own_addresses() -> list[IPv4Address | IPv6Address]:
 
 def _addresses_of_interfaces() -> set[str]:
     found = set()
-    # A process that is kept from asking for the list, as sandboxes do, finds its addresses as elsewhere.
+    # In a sandbox that forbids this, the process finds its addresses as on other systems.
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # an interface without such an address
+            with suppress(OSError):  # an interface without an IPv4 address
                 answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 found.add(socket.inet_ntoa(answer[20:24]))
     with suppress(OSError):

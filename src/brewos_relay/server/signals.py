@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGINT and SIGHUP do to a server, from before its start-up to its exit.
+"""ServerSignals: handles SIGTERM, SIGINT and SIGHUP, from before the start-up to the exit of a server.
 
 The first SIGTERM or SIGINT drains the server, the second shortens the drain to the hold of the youngest
 device, the third ends the process. SIGHUP reloads the certificate and never ends the process.
@@ -21,9 +21,9 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class ServerSignals:
-    """Counts the signals of one server process, and says what each asks for.
+    """Counts the signals of one server process and turns them into events.
 
-    The handlers are Python's, not the system's defaults: the system ignores default actions for process 1.
+    It installs Python handlers, since the system ignores default actions for process 1.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class ServerSignals:
 
     @contextmanager
     def caught(self) -> Iterator["ServerSignals"]:
-        """Catch the signals while the block runs; outside the main thread, where none arrives, do nothing.
+        """Catch the signals while the block runs. Outside the main thread, which gets no signals, do nothing.
 
-        After the block SIGHUP is ignored: the interpreter restores the defaults while it ends.
+        After the block, SIGHUP is ignored, since the interpreter restores the defaults during its exit.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -58,12 +58,12 @@ class ServerSignals:
                 signal.signal(number, action)
 
     def listen(self) -> None:
-        """Tell the Trio program that calls this of each signal, also of those that came before."""
+        """Deliver signals to the current Trio run, including signals that arrived before."""
         self._token = trio.lowlevel.current_trio_token()
         self._tell()
 
     def start_scope(self) -> trio.CancelScope:
-        """Give a scope that the first SIGTERM or SIGINT cancels, unless `note_started` was called before."""
+        """Return a scope that the first SIGTERM or SIGINT cancels until `note_started` is called."""
         self._starting = trio.CancelScope()
         if self.leave.is_set():
             self._starting.cancel()
@@ -74,7 +74,7 @@ class ServerSignals:
         self._starting = None
 
     async def wait_for_reload(self) -> bool:
-        """Wait for the next signal that asks for something: True for a reload, False for an end."""
+        """Wait for the next request. Return True to reload, False to end."""
         while not (self.leave.is_set() or self._wants_reload):
             self._changed = trio.Event()
             await self._changed.wait()
@@ -90,7 +90,7 @@ class ServerSignals:
             if self._endings == 1:
                 self.first = signal.Signals(number)
             elif self._endings == 2 and os.getpid() != 1:
-                # So that the third works even where this thread never runs an instruction again.
+                # So that the third one works even if this thread never runs another instruction.
                 for ending in _ENDING:
                     signal.signal(ending, signal.SIG_DFL)
             elif self._endings > 2:
@@ -100,17 +100,17 @@ class ServerSignals:
                 self._token.run_sync_soon(self._tell, idempotent=True)
 
     def _tell(self) -> None:
-        """Set the events that the signals so far ask for; runs in Trio."""
+        """Set the events for the signals so far; runs in Trio."""
         if self._endings >= 1 and not self.leave.is_set():
             self.leave.set()
             if self._starting is not None:
                 self._starting.cancel()
         if self._endings >= 2 and not self.hurry.is_set():
-            log.warning("a second signal: every peer is closed now, devices as soon as their keys are safe")
+            log.warning("second signal: closing all peers now, devices as soon as their keys are safe")
             self.hurry.set()
         self._changed.set()
 
 
 def _end_process(number: int) -> NoReturn:
-    """End the process at once, with the exit code of one that a signal has ended."""
+    """End the process at once, with the exit code of a process killed by this signal."""
     os._exit(128 + number)
