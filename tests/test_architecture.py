@@ -83,7 +83,7 @@ def test_api_makes_no_write_without_an_authority_or_a_reason() -> None:
     assert seen == anonymous
     # A machine has no account: the transaction checks the key that it connects with.
     in_server = [name for path in (package / "server").rglob("*.py") for name in calls(path, "write")]
-    assert sorted(in_server) == ["came_with_other_key", "confirm_key", "use_next_key"]
+    assert sorted(in_server) == ["confirm_key", "connected_with_other_key", "use_next_key"]
 
 
 def test_api_gets_no_store_that_writes_without_an_authority() -> None:

@@ -33,7 +33,7 @@ def test_the_principal_of_a_token_has_its_limits() -> None:
     ("role", "may_command", "may_manage"),
     [("owner", True, True), ("member", True, False), ("viewer", False, False)],
 )
-def test_what_a_role_allows(role: Role, may_command: bool, may_manage: bool) -> None:
+def test_commands_allowed_by_each_role(role: Role, may_command: bool, may_manage: bool) -> None:
     grant = grant_of(role)
     assert grant.allows(CommandClass.USE) == may_command
     assert grant.allows(CommandClass.HOUSEHOLD) == may_command
@@ -45,14 +45,14 @@ def test_a_member_with_an_end_time_changes_nothing_that_outlasts_it() -> None:
     assert grant_of("member", until_ms=2**50).allows(CommandClass.USE)
 
 
-def test_a_grant_knows_whose_it_is_and_when_it_ends() -> None:
+def test_grant_has_user_session_and_end() -> None:
     grant = grant_of("member", until_ms=1_700_000_000_500, user_id="ada", session_id="s-1")
     assert (grant.user_id, grant.session_id, grant.until_s) == ("ada", "s-1", 1_700_000_000.5)
     assert grant_of("member").until_s == math.inf
     assert grant_of("member", until_ms=0).until_s == 0
 
 
-def test_a_grant_is_the_registrys_unless_a_token_gives_it() -> None:
+def test_grant_follows_the_registry_unless_the_token_names_the_device() -> None:
     assert not grant_of("member").by_token
     assert grant_of("member", by_token=True).by_token
 

@@ -65,11 +65,11 @@ def assert_rejected(verifier: Verifier | FacebookVerifier, token: str, *, becaus
     assert not token or token not in str(caught.value)
 
 
-# A right token
+# Valid tokens
 
 
 @pytest.mark.parametrize("key", [RSA_KEY, EC_KEY])
-def test_a_right_token(issuer: Issuer, verifier: Verifier, key: IssuerKey) -> None:
+def test_valid_id_token_is_accepted(issuer: Issuer, verifier: Verifier, key: IssuerKey) -> None:
     assert verifier.verify(issuer.token(key=key)) == ProvenIdentity(
         issuer=issuer.url,
         subject="ada-at-the-issuer",
@@ -81,12 +81,12 @@ def test_a_right_token(issuer: Issuer, verifier: Verifier, key: IssuerKey) -> No
     assert issuer.asked == [DISCOVERY_PATH, KEYS_PATH]
 
 
-def test_a_token_for_another_id_of_ours(issuer: Issuer, verifier: Verifier) -> None:
+def test_token_for_any_of_our_client_ids_is_accepted(issuer: Issuer, verifier: Verifier) -> None:
     assert verifier.verify(issuer.token(aud="another-id-of-ours")).subject == "ada-at-the-issuer"
     assert verifier.verify(issuer.token(aud=["another-id-of-ours"])).subject == "ada-at-the-issuer"
 
 
-def test_little_is_needed(issuer: Issuer, verifier: Verifier) -> None:
+def test_optional_claims_may_be_missing(issuer: Issuer, verifier: Verifier) -> None:
     proven = verifier.verify(issuer.token(email=None, email_verified=None, name=None, picture=None))
     assert proven == ProvenIdentity(issuer.url, "ada-at-the-issuer", None, False, None, None)
 
@@ -103,7 +103,7 @@ def test_little_is_needed(issuer: Issuer, verifier: Verifier) -> None:
         ("yes", False),
     ],
 )
-def test_whether_the_email_is_verified(
+def test_email_verified_is_read_as_boolean_or_text(
     issuer: Issuer, verifier: Verifier, said: object, verified: bool
 ) -> None:
     proven = verifier.verify(issuer.token(email_verified=said))
@@ -111,7 +111,7 @@ def test_whether_the_email_is_verified(
 
 
 @pytest.mark.parametrize("email", ["", 5, ["ada@example.org"], "x" * 321, "a\x00b@c.d", "a\nb@c.d"])
-def test_an_email_that_is_none_is_left_out(issuer: Issuer, verifier: Verifier, email: object) -> None:
+def test_malformed_email_is_left_out(issuer: Issuer, verifier: Verifier, email: object) -> None:
     proven = verifier.verify(issuer.token(email=email))
     assert (proven.email, proven.email_verified) == (None, False)
 
@@ -129,18 +129,18 @@ def test_an_email_that_is_none_is_left_out(issuer: Issuer, verifier: Verifier, e
         ("x" * 99 + "e\u0301", "x" * 99),
     ],
 )
-def test_a_name(issuer: Issuer, verifier: Verifier, name: object, kept: str | None) -> None:
+def test_name_is_cleaned(issuer: Issuer, verifier: Verifier, name: object, kept: str | None) -> None:
     assert verifier.verify(issuer.token(name=name)).name == kept
 
 
 @pytest.mark.parametrize(
     "picture", ["", 5, "javascript:alert(1)", "http://p.example/x.png", "data:,x", "https://" + "x" * 2048]
 )
-def test_a_picture_that_is_no_encrypted_address(issuer: Issuer, verifier: Verifier, picture: object) -> None:
+def test_picture_url_must_be_https(issuer: Issuer, verifier: Verifier, picture: object) -> None:
     assert verifier.verify(issuer.token(picture=picture)).picture_url is None
 
 
-# A wrong token
+# Invalid tokens
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_a_picture_that_is_no_encrypted_address(issuer: Issuer, verifier: Verifi
         ({"aud": [CLIENT_ID, "somebody-else"], "azp": "somebody-else"}, "issued to another client"),
     ],
 )
-def test_a_wrong_claim(
+def test_wrong_claim_is_rejected(
     issuer: Issuer, verifier: Verifier, changed: dict[str, Any], problem: str | None
 ) -> None:
     header = {"alg": "RS256", "kid": "rsa"}
     assert_rejected(verifier, sign(header, issuer.claims(**changed)), because=problem)
 
 
-def test_a_subject_that_is_a_number(issuer: Issuer, verifier: Verifier) -> None:
+def test_subject_must_be_text(issuer: Issuer, verifier: Verifier) -> None:
     assert_rejected(verifier, sign({"alg": "RS256", "kid": "rsa"}, issuer.claims(sub=5)))
 
 
@@ -187,18 +187,20 @@ def test_clocks_may_differ_a_little(issuer: Issuer, verifier: Verifier) -> None:
     verifier.verify(issuer.token(iat=now_s + 30, nbf=now_s + 30))
 
 
-def test_a_token_given_to_us_for_several(issuer: Issuer, verifier: Verifier) -> None:
+def test_token_for_several_audiences_is_accepted_with_us_as_presenter(
+    issuer: Issuer, verifier: Verifier
+) -> None:
     verifier.verify(issuer.token(aud=[CLIENT_ID, "somebody-else"], azp=CLIENT_ID))
 
 
 def sign(header: dict[str, Any], content: object) -> str:
-    """Sign anything at all with the issuer's own RSA key."""
+    """Sign any content with the issuer's own RSA key."""
     signed = f"{encode_part(header)}.{encode_part(content)}"
     maker = jwt.get_algorithm_by_name("RS256")
     return f"{signed}.{encode_part(maker.sign(signed.encode(), RSA_KEY.private))}"
 
 
-def test_a_token_of_somebody_elses_key(issuer: Issuer, verifier: Verifier) -> None:
+def test_token_signed_with_an_unknown_key_is_rejected(issuer: Issuer, verifier: Verifier) -> None:
     forger = IssuerKey("ES256", "ec")
     assert_rejected(verifier, issuer.token(key=forger), because="signature is wrong")
     forger.key_id = "forged"
@@ -210,7 +212,7 @@ def without_algorithm(key: IssuerKey) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256", "PS512"])
-def test_key_without_algorithm_takes_each_of_its_type(
+def test_key_without_algorithm_supports_each_of_its_type(
     issuer: Issuer, verifier: Verifier, algorithm: str
 ) -> None:
     issuer.answers = {KEYS_PATH: Answer({"keys": [without_algorithm(RSA_KEY)]})}
@@ -225,7 +227,7 @@ def test_two_keys_with_the_same_id_are_both_tried(issuer: Issuer, verifier: Veri
     for key in (older, newer, other_type):
         assert verifier.verify(issuer.token(key=key)).subject == "ada-at-the-issuer"
     assert_rejected(verifier, issuer.token(key=IssuerKey("ES256", "same")), because="signature is wrong")
-    # Other faults are of the token, and not repeated with the next key.
+    # Other errors concern the token, so the next key is not tried.
     assert_rejected(verifier, issuer.token(key=older, exp=1), because="has expired")
 
 
@@ -246,7 +248,7 @@ def test_both_names_of_ed25519_are_accepted(
     assert_rejected(verifier, forged, because="signature is wrong")
 
 
-def test_a_token_that_brings_its_own_key(issuer: Issuer, verifier: Verifier) -> None:
+def test_key_inside_the_token_is_ignored(issuer: Issuer, verifier: Verifier) -> None:
     forger = IssuerKey("ES256", "forged")
     with open_issuer(forger) as other:
         for headers in ({"jwk": forger.jwk()}, {"jku": other.keys_url}, {"x5u": other.keys_url}):
@@ -257,14 +259,14 @@ def test_a_token_that_brings_its_own_key(issuer: Issuer, verifier: Verifier) -> 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "HS256", "HS512", "ES256K", "", None, 5, []])
 @pytest.mark.parametrize("key_id", ["rsa", None])
-def test_an_algorithm_that_is_no_key_pair(
+def test_shared_secret_algorithms_are_rejected(
     issuer: Issuer, verifier: Verifier, algorithm: object, key_id: str | None
 ) -> None:
     header = {"alg": algorithm} if key_id is None else {"alg": algorithm, "kid": key_id}
     assert_rejected(verifier, sign(header, issuer.claims()))
     signed = f"{encode_part(header)}.{encode_part(issuer.claims())}"
     assert_rejected(verifier, f"{signed}.")
-    # The oldest trick: what is public of the issuer's key taken for a secret.
+    # The classic attack: the issuer's public key used as an HMAC secret.
     public = RSA_KEY.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for secret in (public, public.strip(), json.dumps(RSA_KEY.jwk()).encode(), b""):
         signature = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
@@ -275,9 +277,7 @@ def test_an_algorithm_that_is_no_key_pair(
 @pytest.mark.parametrize(
     "header", [{"alg": "PS256", "kid": "rsa"}, {"alg": "RS512", "kid": "rsa"}, {"alg": "RS256", "kid": "ec"}]
 )
-def test_an_algorithm_that_is_not_the_keys(
-    issuer: Issuer, verifier: Verifier, header: dict[str, Any]
-) -> None:
+def test_algorithm_must_fit_the_key(issuer: Issuer, verifier: Verifier, header: dict[str, Any]) -> None:
     assert_rejected(verifier, sign(header, issuer.claims()), because="algorithm does not fit")
 
 
@@ -293,18 +293,18 @@ def test_an_algorithm_that_is_not_the_keys(
         {"alg": "RS256", "kid": "rsa", "x": "x" * 20_000},
     ],
 )
-def test_a_bad_header(issuer: Issuer, verifier: Verifier, header: dict[str, Any]) -> None:
+def test_bad_header_is_rejected(issuer: Issuer, verifier: Verifier, header: dict[str, Any]) -> None:
     assert_rejected(verifier, sign(header, issuer.claims()))
 
 
 @pytest.mark.parametrize("token", ["", "x", "a.b.c", "...", "é.é.é", "\ud800", "x" * 100_000])
-def test_what_is_no_token(issuer: Issuer, verifier: Verifier, token: str) -> None:
+def test_malformed_token_is_rejected(issuer: Issuer, verifier: Verifier, token: str) -> None:
     assert_rejected(verifier, token)
     assert issuer.asked == []
 
 
 @pytest.mark.parametrize("content", [[], 5, None, "x", b"{", b"\xff", b"[" * 9000])
-def test_signed_content_that_is_no_object(verifier: Verifier, content: object) -> None:
+def test_signed_content_must_be_an_object(verifier: Verifier, content: object) -> None:
     assert_rejected(verifier, sign({"alg": "RS256", "kid": "rsa"}, content))
 
 
@@ -340,7 +340,7 @@ json_values = st.recursive(
         json_values,
     )
 )
-def test_signed_garbage_is_rejected_or_makes_sense(shared: Issuer, changed: dict[str, Any]) -> None:
+def test_signed_garbage_is_rejected_or_valid(shared: Issuer, changed: dict[str, Any]) -> None:
     shared.keys, shared.answers = [RSA_KEY, EC_KEY], {}
     claimed = {**shared.claims(), **changed}
     verifier = GARBAGE_VERIFIERS.setdefault(shared.url, Verifier(issuer=shared.url, audiences=[CLIENT_ID]))
@@ -358,7 +358,7 @@ def test_signed_garbage_is_rejected_or_makes_sense(shared: Issuer, changed: dict
         lambda parts: ".".join(encode_part(part) for part in parts)
     )
 )
-def test_garbage(token: str) -> None:
+def test_garbage_is_rejected(token: str) -> None:
     with pytest.raises(IdentityRejected):
         Verifier(issuer="http://127.0.0.1:1", audiences=["x"]).verify(token)
 
@@ -366,7 +366,7 @@ def test_garbage(token: str) -> None:
 # The issuer
 
 
-def test_a_key_that_is_rotated_in(issuer: Issuer) -> None:
+def test_new_key_of_the_issuer_is_fetched(issuer: Issuer) -> None:
     now_s = 0.0
     verifier = Verifier(issuer=issuer.url, audiences=[CLIENT_ID], clock=lambda: now_s)
     verifier.verify(issuer.token())
@@ -378,7 +378,7 @@ def test_a_key_that_is_rotated_in(issuer: Issuer) -> None:
     assert_rejected(verifier, issuer.token(key=EC_KEY), because="not among those that its issuer publishes")
 
 
-def test_an_issuer_that_is_down() -> None:
+def test_unreachable_issuer_is_unavailable() -> None:
     with open_issuer(EC_KEY) as gone:
         token = gone.token()
         verifier = Verifier(issuer=gone.url, audiences=[CLIENT_ID])
@@ -387,7 +387,7 @@ def test_an_issuer_that_is_down() -> None:
     assert caught.value.retry
 
 
-def test_an_issuer_that_is_slow() -> None:
+def test_slow_issuer_is_unavailable() -> None:
     with open_issuer(EC_KEY) as slow:
         slow.answers = {KEYS_PATH: Answer({}, delay_s=30)}
         verifier = Verifier(issuer=slow.url, audiences=[CLIENT_ID], timeout_s=0.1)
@@ -397,13 +397,13 @@ def test_an_issuer_that_is_slow() -> None:
         assert time.monotonic() - began_s < 5
 
 
-def test_an_issuer_with_too_many_keys(issuer: Issuer, verifier: Verifier) -> None:
+def test_keys_of_an_issuer_are_limited(issuer: Issuer, verifier: Verifier) -> None:
     issuer.answers = {KEYS_PATH: Answer({"keys": [EC_KEY.jwk()] * 5000})}
     with pytest.raises(IdentityUnavailable, match="more than 262144 bytes"):
         verifier.verify(issuer.token())
 
 
-def test_an_issuer_that_sends_us_elsewhere(issuer: Issuer, verifier: Verifier) -> None:
+def test_redirect_of_an_issuer_is_not_followed(issuer: Issuer, verifier: Verifier) -> None:
     with open_issuer(RSA_KEY) as other:
         issuer.answers = {KEYS_PATH: Answer({}, status=302, location=other.keys_url)}
         with pytest.raises(IdentityUnavailable, match="redirect"):
@@ -411,7 +411,7 @@ def test_an_issuer_that_sends_us_elsewhere(issuer: Issuer, verifier: Verifier) -
         assert other.asked == []
 
 
-def test_only_encrypted_issuers_but_for_those_on_this_computer(issuer: Issuer) -> None:
+def test_issuer_must_be_https_unless_on_this_computer(issuer: Issuer) -> None:
     Verifier(issuer="https://issuer.example", audiences=["x"])
     Verifier(issuer="http://localhost:1", audiences=["x"], jwks_url="https://issuer.example/keys")
     with pytest.raises(ValueError, match=r"issuer\.example must begin with https"):
@@ -420,7 +420,7 @@ def test_only_encrypted_issuers_but_for_those_on_this_computer(issuer: Issuer) -
         Verifier(issuer=issuer.url, audiences=["x"], jwks_url="http://issuer.example/keys")
 
 
-def test_without_an_audience_nothing_would_be_safe(issuer: Issuer) -> None:
+def test_audience_is_required(issuer: Issuer) -> None:
     with pytest.raises(ValueError, match="an audience is required"):
         Verifier(issuer=issuer.url, audiences=[])
 
@@ -434,18 +434,20 @@ def google(issuer: Issuer) -> GoogleVerifier:
 
 
 @pytest.mark.parametrize("name", ["https://accounts.google.com", "accounts.google.com"])
-def test_google_goes_by_two_names(issuer: Issuer, google: GoogleVerifier, name: str) -> None:
+def test_both_issuer_names_of_google_are_accepted(issuer: Issuer, google: GoogleVerifier, name: str) -> None:
     proven = google.verify(issuer.token(iss=name))
     assert (proven.issuer, proven.subject) == (GOOGLE_ISSUER, "ada-at-the-issuer")
     assert issuer.asked == [KEYS_PATH]
 
 
 @pytest.mark.parametrize("name", ["http://accounts.google.com", "https://accounts.google.com/", "google.com"])
-def test_google_goes_by_no_other_name(issuer: Issuer, google: GoogleVerifier, name: str) -> None:
+def test_other_issuer_names_are_rejected_for_google(
+    issuer: Issuer, google: GoogleVerifier, name: str
+) -> None:
     assert_rejected(google, issuer.token(iss=name), because="another issuer")
 
 
-def test_another_app_of_ours_may_have_asked_google(issuer: Issuer, google: GoogleVerifier) -> None:
+def test_google_token_may_have_another_presenter(issuer: Issuer, google: GoogleVerifier) -> None:
     token = issuer.token(iss=GOOGLE_ISSUER, azp="our-android-app")
     assert google.verify(token).subject == "ada-at-the-issuer"
     assert_rejected(google, issuer.token(iss=GOOGLE_ISSUER, aud="another-relay", azp=CLIENT_ID))
@@ -464,7 +466,7 @@ def test_another_app_of_ours_may_have_asked_google(issuer: Issuer, google: Googl
         ("ada@notgmail.com", None, True, False),
     ],
 )
-def test_google_vouches_for_the_addresses_that_it_hosts(
+def test_google_is_trusted_for_addresses_that_it_hosts(
     issuer: Issuer, google: GoogleVerifier, email: str, hd: str | None, said: bool, verified: bool
 ) -> None:
     proven = google.verify(issuer.token(iss=GOOGLE_ISSUER, email=email, hd=hd, email_verified=said))
@@ -487,7 +489,7 @@ def facebook(issuer: Issuer) -> FacebookVerifier:
     return FacebookVerifier(app_id=APP_ID, app_secret=APP_SECRET, graph_url=f"{issuer.url}/")
 
 
-def test_a_right_access_token(issuer: Issuer, facebook: FacebookVerifier) -> None:
+def test_valid_access_token_is_accepted(issuer: Issuer, facebook: FacebookVerifier) -> None:
     assert facebook.verify("adas-token") == ProvenIdentity(
         FACEBOOK_ISSUER, "10001", "10001@facebook.invalid", True, "Ada", "https://pictures.example/ada.png"
     )
@@ -497,7 +499,7 @@ def test_a_right_access_token(issuer: Issuer, facebook: FacebookVerifier) -> Non
 
 
 @pytest.mark.parametrize("picture", [None, 5, {}, {"data": None}, {"data": {"url": "http://x"}}])
-def test_somebody_without_a_picture(issuer: Issuer, facebook: FacebookVerifier, picture: object) -> None:
+def test_user_may_have_no_picture(issuer: Issuer, facebook: FacebookVerifier, picture: object) -> None:
     issuer.people = {"adas-token": {"id": "10001", "name": "Ada", "picture": picture}}
     assert facebook.verify("adas-token") == ProvenIdentity(
         FACEBOOK_ISSUER, "10001", "10001@facebook.invalid", True, "Ada", None
@@ -505,12 +507,12 @@ def test_somebody_without_a_picture(issuer: Issuer, facebook: FacebookVerifier, 
 
 
 @pytest.mark.parametrize("token", ["", "x" * 20_000, "é", "\ud800"])
-def test_what_is_no_access_token(issuer: Issuer, facebook: FacebookVerifier, token: str) -> None:
+def test_malformed_access_token_is_rejected(issuer: Issuer, facebook: FacebookVerifier, token: str) -> None:
     assert_rejected(facebook, token, because="malformed")
     assert issuer.asked == []
 
 
-def test_an_access_token_that_is_over(issuer: Issuer, facebook: FacebookVerifier) -> None:
+def test_expired_access_token_is_rejected(issuer: Issuer, facebook: FacebookVerifier) -> None:
     assert_rejected(facebook, "bobs-token", because="not valid")
     assert issuer.asked == ["/debug_token"]
 
@@ -529,7 +531,7 @@ def test_an_access_token_that_is_over(issuer: Issuer, facebook: FacebookVerifier
         ([], "not valid"),
     ],
 )
-def test_an_access_token_that_is_not_for_us(
+def test_access_token_of_another_app_is_rejected(
     issuer: Issuer, facebook: FacebookVerifier, data: object, problem: str
 ) -> None:
     issuer.answers = {"/debug_token": Answer({"data": data})}
@@ -540,12 +542,14 @@ def test_an_access_token_that_is_not_for_us(
 @pytest.mark.parametrize(
     "about", [Answer({**ADA, "id": "10002"}), Answer({}), Answer({"error": {}}, status=400)]
 )
-def test_an_access_token_of_somebody_else(issuer: Issuer, facebook: FacebookVerifier, about: Answer) -> None:
+def test_access_token_of_another_user_is_rejected(
+    issuer: Issuer, facebook: FacebookVerifier, about: Answer
+) -> None:
     issuer.answers = {"/me": about}
     assert_rejected(facebook, "adas-token", because="did not name the user")
 
 
-def test_a_wrong_secret_of_the_app_is_our_fault(issuer: Issuer) -> None:
+def test_wrong_app_secret_is_unavailable_not_rejected(issuer: Issuer) -> None:
     issuer.people = {"adas-token": ADA}
     verifier = FacebookVerifier(app_id=APP_ID, app_secret="wrong-secret", graph_url=issuer.url)
     with pytest.raises(IdentityUnavailable, match="rejected the app's id and secret") as caught:
@@ -557,7 +561,7 @@ def test_a_wrong_secret_of_the_app_is_our_fault(issuer: Issuer) -> None:
     "answer", [Answer({}, status=500), Answer({}, status=429), Answer([]), Answer(b"<html>")]
 )
 @pytest.mark.parametrize("path", ["/debug_token", "/me"])
-def test_facebook_does_not_answer_as_it_should(
+def test_unexpected_answer_of_facebook_is_unavailable(
     issuer: Issuer, facebook: FacebookVerifier, path: str, answer: Answer
 ) -> None:
     issuer.answers = {path: answer}
@@ -567,7 +571,7 @@ def test_facebook_does_not_answer_as_it_should(
     assert APP_SECRET not in str(caught.value)
 
 
-def test_facebook_is_not_asked_unencrypted_or_without_an_app() -> None:
+def test_facebook_needs_https_and_an_app() -> None:
     with pytest.raises(ValueError, match="https"):
         FacebookVerifier(app_id="1", app_secret="2", graph_url="http://graph.example")
     for app_id, app_secret in (("", "2"), ("1", "")):

@@ -17,7 +17,7 @@ DAY_S = 24 * HOUR_S
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that advances only when told."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -50,13 +50,13 @@ def ids(found: list[Found]) -> list[str | None]:
     return [key.key_id for key in found]
 
 
-def test_nobody_is_asked_before_a_key_is_needed(issuer: Issuer, keys: IssuerKeys) -> None:
+def test_nothing_is_fetched_before_a_key_is_needed(issuer: Issuer, keys: IssuerKeys) -> None:
     assert issuer.asked == []
     assert ids(keys.find("first")) == ["first"]
     assert issuer.asked == [DISCOVERY_PATH, KEYS_PATH]
 
 
-def test_with_the_address_of_the_keys_nothing_is_discovered(issuer: Issuer, clock: Clock) -> None:
+def test_jwks_url_needs_no_discovery(issuer: Issuer, clock: Clock) -> None:
     assert ids(make_keys(issuer, clock, jwks_url=issuer.keys_url).find("first")) == ["first"]
     assert issuer.asked == [KEYS_PATH]
 
@@ -74,9 +74,7 @@ def test_keys_are_kept_for_an_hour(issuer: Issuer, clock: Clock, keys: IssuerKey
     assert len(issuer.asked) == 4
 
 
-def test_an_unknown_key_is_looked_for_at_most_once_a_minute(
-    issuer: Issuer, clock: Clock, keys: IssuerKeys
-) -> None:
+def test_unknown_key_is_fetched_at_most_once_a_minute(issuer: Issuer, clock: Clock, keys: IssuerKeys) -> None:
     keys.find("first")
     issuer.keys = [SECOND, FIRST]
     clock.now_s += 59
@@ -104,7 +102,7 @@ def test_keys_with_the_same_id_are_all_found_up_to_a_bound(issuer: Issuer, keys:
     assert ids(keys.find("first")) == ["first"] * CANDIDATES_AT_MOST
 
 
-def test_while_the_issuer_is_away_its_keys_are_good_for_a_day(
+def test_keys_stay_valid_for_a_day_while_the_issuer_is_unreachable(
     issuer: Issuer, clock: Clock, keys: IssuerKeys
 ) -> None:
     keys.find("first")
@@ -121,9 +119,7 @@ def test_while_the_issuer_is_away_its_keys_are_good_for_a_day(
     assert ids(keys.find("first")) == ["first"]
 
 
-def test_an_issuer_that_does_not_answer_is_left_alone_for_a_while(
-    issuer: Issuer, clock: Clock, keys: IssuerKeys
-) -> None:
+def test_failed_fetch_is_retried_after_a_pause(issuer: Issuer, clock: Clock, keys: IssuerKeys) -> None:
     issuer.answers = {DISCOVERY_PATH: Answer({}, status=503)}
     for _ in range(3):
         with pytest.raises(IdentityUnavailable, match="status 503"):
@@ -134,7 +130,7 @@ def test_an_issuer_that_does_not_answer_is_left_alone_for_a_while(
     assert ids(keys.find("first")) == ["first"]
 
 
-def test_many_at_once_ask_once(issuer: Issuer, keys: IssuerKeys) -> None:
+def test_concurrent_lookups_fetch_once(issuer: Issuer, keys: IssuerKeys) -> None:
     issuer.answers = {
         DISCOVERY_PATH: Answer({"issuer": issuer.url, "jwks_uri": issuer.keys_url}, delay_s=0.1)
     }
@@ -160,7 +156,7 @@ def test_many_at_once_ask_once(issuer: Issuer, keys: IssuerKeys) -> None:
         ({"issuer": "SELF", "jwks_uri": "file:///etc/passwd"}, "must begin with https://"),
     ],
 )
-def test_a_discovery_that_leads_nowhere(
+def test_invalid_discovery_document_is_unavailable(
     issuer: Issuer, keys: IssuerKeys, discovered: object, problem: str
 ) -> None:
     if isinstance(discovered, dict):
@@ -171,7 +167,7 @@ def test_a_discovery_that_leads_nowhere(
     assert issuer.asked == [DISCOVERY_PATH]
 
 
-def test_an_encrypted_issuer_cannot_send_us_to_something_unencrypted(
+def test_https_issuer_cannot_name_an_unencrypted_jwks_uri(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     about = {"issuer": "https://issuer.example", "jwks_uri": "http://127.0.0.1:1/keys"}
@@ -204,13 +200,13 @@ SYMMETRIC = {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlYw", "k
         {"keys": [{"kty": "RSA", "kid": "first", "alg": [], "n": "AQAB", "e": "AQAB"}]},
     ],
 )
-def test_keys_that_cannot_be_used(issuer: Issuer, keys: IssuerKeys, shown: object) -> None:
+def test_unusable_keys_are_unavailable(issuer: Issuer, keys: IssuerKeys, shown: object) -> None:
     issuer.answers = {KEYS_PATH: Answer(shown)}
     with pytest.raises(IdentityUnavailable, match="no usable keys"):
         keys.find("first")
 
 
-def test_only_public_keys_for_signatures_count(issuer: Issuer, keys: IssuerKeys) -> None:
+def test_only_public_signature_keys_are_used(issuer: Issuer, keys: IssuerKeys) -> None:
     issuer.answers = {
         KEYS_PATH: Answer(
             {
@@ -283,9 +279,7 @@ def test_algorithms_follow_from_the_type_of_a_key(
         {**OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate(), as_dict=True), "kid": "first"},
     ],
 )
-def test_keys_for_something_else_are_left_out(
-    issuer: Issuer, keys: IssuerKeys, shown: dict[str, Any]
-) -> None:
+def test_keys_for_other_uses_are_left_out(issuer: Issuer, keys: IssuerKeys, shown: dict[str, Any]) -> None:
     issuer.answers = {KEYS_PATH: Answer({"keys": [shown, SECOND.jwk()]})}
     with pytest.raises(IdentityRejected, match="not among those that its issuer publishes"):
         keys.find("first")

@@ -34,7 +34,7 @@ def unavailable(url: str, *, timeout_s: float = 5.0) -> str:
         "http://[::1]:8080/",
     ],
 )
-def test_a_url_to_ask(url: str) -> None:
+def test_https_and_local_http_urls_are_accepted(url: str) -> None:
     check_url(url)
 
 
@@ -60,18 +60,18 @@ def test_a_url_to_ask(url: str) -> None:
         "https://[::1",
     ],
 )
-def test_a_url_that_is_not_asked(url: str) -> None:
+def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - some of it is said by the standard library
         check_url(url)
 
 
-def test_the_answer_comes_with_its_status(issuer: Issuer) -> None:
+def test_answer_is_returned_with_its_status(issuer: Issuer) -> None:
     issuer.answers = {"/fine": Answer({"a": [1]}), "/bad": Answer({"error": "no"}, status=400)}
     assert fetch_json(f"{issuer.url}/fine") == (200, {"a": [1]})
     assert fetch_json(f"{issuer.url}/bad") == (400, {"error": "no"})
 
 
-def test_what_is_asked(issuer: Issuer) -> None:
+def test_request_has_path_query_and_headers(issuer: Issuer) -> None:
     issuer.answers = {"/": Answer(1), "/x": Answer(2)}
     assert fetch_json(issuer.url) == (200, 1)
     assert fetch_json(f"{issuer.url}/x?a=1", query={"token": "a b&c|d"}) == (200, 2)
@@ -87,19 +87,19 @@ def test_no_redirect_is_followed(issuer: Issuer, status: int) -> None:
         assert other.asked == []
 
 
-def test_an_answer_that_is_too_large_is_not_read_to_its_end(issuer: Issuer) -> None:
+def test_large_answer_is_not_read_completely(issuer: Issuer) -> None:
     issuer.answers = {"/huge": Answer(b" " * 50_000_000), "/large": Answer("x" * (MAX_ANSWER_BYTES - 2))}
     assert "more than 262144 bytes" in unavailable(f"{issuer.url}/huge")
     assert fetch_json(f"{issuer.url}/large")[0] == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"9" * 10_000])
-def test_an_answer_that_is_not_json(issuer: Issuer, body: bytes) -> None:
+def test_answer_must_be_json(issuer: Issuer, body: bytes) -> None:
     issuer.answers = {"/x": Answer(body)}
     assert "not JSON" in unavailable(f"{issuer.url}/x")
 
 
-def test_an_answer_that_does_not_come(issuer: Issuer) -> None:
+def test_missing_answer_times_out(issuer: Issuer) -> None:
     issuer.answers = {"/slow": Answer({}, delay_s=30)}
     began_s = time.monotonic()
     assert "127.0.0.1 did not answer in time" in unavailable(f"{issuer.url}/slow", timeout_s=0.1)
@@ -134,7 +134,7 @@ def open_port(reply: bytes, *, pause_s: float = 0.0) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b""])
-def test_an_answer_that_drips(head: bytes) -> None:
+def test_slowly_arriving_answer_times_out(head: bytes) -> None:
     threads = threading.active_count()
     with open_port(head + b" " * 1000, pause_s=0.01) as url:
         began_s = time.monotonic()
@@ -143,7 +143,7 @@ def test_an_answer_that_drips(head: bytes) -> None:
     assert threading.active_count() <= threads
 
 
-def test_nothing_is_left_of_a_fetch(issuer: Issuer) -> None:
+def test_fetch_leaves_no_thread_or_socket(issuer: Issuer) -> None:
     issuer.answers = {"/x": Answer({})}
     began_s = time.monotonic()
     threads = threading.active_count()
@@ -155,23 +155,23 @@ def test_nothing_is_left_of_a_fetch(issuer: Issuer) -> None:
 @pytest.mark.parametrize(
     "reply", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nx" + b"x" * 70_000 + b"\r\n\r\n", b"\r\n"]
 )
-def test_an_answer_that_is_not_http(reply: bytes) -> None:
+def test_answer_must_be_http(reply: bytes) -> None:
     with open_port(reply) as url:
         problem = unavailable(url)
     assert "cannot fetch from 127.0.0.1" in problem
     assert "secret" not in problem
 
 
-def test_nobody_there() -> None:
+def test_refused_connection_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     problem = unavailable(f"http://127.0.0.1:{port}/?secret=1")
     assert problem == "cannot fetch from 127.0.0.1: Connection refused"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_taken(issuer: Issuer) -> None:
+def test_untrusted_certificate_is_refused(issuer: Issuer) -> None:
     assert "cannot fetch from" in unavailable(issuer.url.replace("http:", "https:"))
 
 
-def test_a_url_that_cannot_be_sent() -> None:
+def test_invalid_url_is_unavailable() -> None:
     assert "cannot fetch from" in unavailable("http://127.0.0.1:1/a b")

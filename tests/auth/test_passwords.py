@@ -16,21 +16,21 @@ def test_a_password_matches_its_own_hash_only() -> None:
         assert not password_matches(other, PHC)
 
 
-def test_what_is_kept_is_argon2id_with_a_salt_of_its_own() -> None:
+def test_stored_hash_is_argon2id_with_its_own_salt() -> None:
     assert PHC.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert hash_password(PASSWORD) != PHC
     assert PASSWORD not in PHC
 
 
 def test_a_hash_with_other_parameters_still_matches() -> None:
-    # "password12" with 64 KiB and one pass: what was kept before may have been made in another way.
+    # "password12" with 64 KiB and one pass: older hashes may have other parameters.
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
     kdf = Argon2id(salt=b"s" * 16, length=32, iterations=1, lanes=1, memory_cost=64)
     assert password_matches("password12", kdf.derive_phc_encoded(b"password12"))
 
 
-def test_nobody_matches_no_password() -> None:
+def test_no_password_matches_a_missing_hash() -> None:
     for password in (PASSWORD, "", "\0", "A" * 200):
         assert not password_matches(password, None)
 
@@ -39,11 +39,11 @@ def test_nobody_matches_no_password() -> None:
     "phc",
     ["", "x", "$argon2id$", "$argon2id$v=19$m=64,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAA", "$2b$12$" + "A" * 53],
 )
-def test_a_hash_that_is_none_matches_nothing(phc: str) -> None:
+def test_malformed_hash_matches_nothing(phc: str) -> None:
     assert not password_matches(PASSWORD, phc)
 
 
-def test_it_is_as_much_work_whether_there_is_a_password_or_not() -> None:
+def test_comparison_takes_as_long_without_a_stored_password() -> None:
     def cost_s(password: str, phc: str | None) -> float:
         times = []
         for _ in range(5):
@@ -54,7 +54,7 @@ def test_it_is_as_much_work_whether_there_is_a_password_or_not() -> None:
 
     kept = cost_s("wrong password", PHC)
     assert kept > 0.003
-    # Sorting so many accents, to compare what is the same letter, would take half a second.
+    # Normalising this many accents would take half a second.
     accents = "a" + "\u0315" * 8000 + "\u0300" * 8000
     for password, phc in (("wrong password", None), ("x" * 201, PHC), (accents, PHC), (accents, None)):
         assert 0.4 < cost_s(password, phc) / kept < 2.5
@@ -70,7 +70,7 @@ def test_the_length_of_a_password() -> None:
             hash_password(password)
 
 
-def test_what_is_too_long_is_not_cut_to_what_would_match() -> None:
+def test_long_password_is_not_truncated_to_a_matching_one() -> None:
     phc = hash_password("x" * 200)
     assert password_matches("x" * 200, phc)
     assert not password_matches("x" * 201, phc)

@@ -24,12 +24,12 @@ def called(*headers: tuple[str, str], peer: str = "192.0.2.9", secure: bool = Fa
 # The address
 
 
-def test_whoever_calls_directly_is_who_he_is() -> None:
+def test_direct_caller_is_the_peer() -> None:
     assert address_of("192.0.2.9") == "192.0.2.9"
     assert address_of("2001:db8::0009") == "2001:db8::9"
 
 
-def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
+def test_untrusted_peer_cannot_set_the_caller_address() -> None:
     assert address_of("192.0.2.9", "198.51.100.1") == "192.0.2.9"
     assert address_of("192.0.2.9", "10.0.0.1") == "192.0.2.9"
     assert address_of(PROXY, "198.51.100.1", proxy_trust=ProxyTrust()) == PROXY
@@ -39,11 +39,11 @@ def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
     ("forwarded", "address"),
     [
         (["198.51.100.1"], "198.51.100.1"),
-        (["203.0.113.5, 198.51.100.1"], "198.51.100.1"),  # the left one is the caller's own invention
+        (["203.0.113.5, 198.51.100.1"], "198.51.100.1"),  # the caller made the left one up
         (["203.0.113.5", "198.51.100.1"], "198.51.100.1"),  # the proxy may add a line of its own
         (["198.51.100.1, 10.0.0.3, 10.0.0.2"], "198.51.100.1"),
         (["198.51.100.1", "10.0.0.3 ,\t10.0.0.2"], "198.51.100.1"),
-        (["10.0.0.4, 10.0.0.3"], "10.0.0.4"),  # everybody is of the house
+        (["10.0.0.4, 10.0.0.3"], "10.0.0.4"),  # all are trusted
         (["198.51.100.1, fd00::3"], "198.51.100.1"),
         (["198.51.100.1:4711"], "198.51.100.1"),
         (["[2001:db8::1]:4711"], "2001:db8::1"),
@@ -76,16 +76,16 @@ def test_nobody_untrusted_can_say_that_he_is_somebody_else() -> None:
         (["\uff11\uff19\uff18.51.100.1"], PROXY),
     ],
 )
-def test_the_rightmost_address_that_is_not_trusted(forwarded: list[str], address: str) -> None:
+def test_caller_is_the_rightmost_untrusted_address(forwarded: list[str], address: str) -> None:
     assert address_of(PROXY, *forwarded) == address
 
 
-def test_the_name_of_a_header_in_any_case() -> None:
+def test_header_names_are_case_insensitive() -> None:
     assert FRONT.caller(PROXY, False, [("x-FORWARDED-for", "198.51.100.1")]).address == "198.51.100.1"
 
 
 @pytest.mark.parametrize("peer", ["::ffff:10.0.0.1", "fd00::1", "fd00::1%eth0", "10.255.255.255"])
-def test_a_proxy_is_recognised_in_any_form(peer: str) -> None:
+def test_proxy_address_matches_in_any_notation(peer: str) -> None:
     assert FRONT.trusts(peer)
     assert address_of(peer, "198.51.100.1") == "198.51.100.1"
 
@@ -94,7 +94,7 @@ def test_a_proxy_is_recognised_in_any_form(peer: str) -> None:
 @pytest.mark.parametrize(
     "network", ["::ffff:10.0.0.0/104", "::ffff:a00:0/104", "::ffff:0:0/96", "10.0.0.0/8"]
 )
-def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, peer: str) -> None:
+def test_mapped_network_equals_its_ipv4_network(network: str, peer: str) -> None:
     proxy_trust = ProxyTrust([ipaddress.ip_network(network)])
     assert proxy_trust.trusts(peer)
     assert address_of(peer, "198.51.100.1", proxy_trust=proxy_trust) == "198.51.100.1"
@@ -102,19 +102,19 @@ def test_a_network_of_mapped_addresses_is_that_of_ipv4(network: str, peer: str) 
 
 
 @pytest.mark.parametrize("network", ["::ffff:10.0.0.1/128", "10.0.0.1/32"])
-def test_a_mapped_address_is_that_of_ipv4(network: str) -> None:
+def test_mapped_address_equals_its_ipv4_address(network: str) -> None:
     proxy_trust = ProxyTrust([ipaddress.ip_network(network)])
     assert proxy_trust.trusts("10.0.0.1")
     assert not proxy_trust.trusts("10.0.0.2")
 
 
 @pytest.mark.parametrize("network", ["::/0", "::/64", "2001:db8::/32"])
-def test_a_network_of_more_than_mapped_addresses_has_none_of_ipv4(network: str) -> None:
+def test_wider_network_than_the_mapped_one_contains_no_ipv4(network: str) -> None:
     assert not ProxyTrust([ipaddress.ip_network(network)]).trusts("10.0.0.1")
 
 
 @pytest.mark.parametrize("peer", ["", "11.0.0.1", "fe80::1%eth0", "/run/relay.sock", "10.0.0", "::1"])
-def test_what_is_no_trusted_proxy(peer: str) -> None:
+def test_other_peers_are_not_trusted(peer: str) -> None:
     assert not FRONT.trusts(peer)
     assert address_of(peer, "198.51.100.1") == peer.removesuffix("%eth0")
 
@@ -126,12 +126,12 @@ def test_an_ipv4_caller_of_a_socket_for_both_families() -> None:
 # The scheme and the host
 
 
-def test_what_was_called_directly() -> None:
+def test_direct_request_uses_its_own_scheme_and_host() -> None:
     assert called(("Host", "relay.example")) == ("http", "relay.example")
     assert called(("Host", "relay.example"), secure=True) == ("https", "relay.example")
 
 
-def test_a_proxy_says_what_was_called() -> None:
+def test_trusted_proxy_sets_scheme_and_host() -> None:
     headers = [
         ("Host", "backend:3001"),
         ("X-Forwarded-Proto", "https"),
@@ -141,7 +141,7 @@ def test_a_proxy_says_what_was_called() -> None:
     assert called(*headers) == ("http", "backend:3001")
 
 
-def test_of_several_values_the_one_of_the_nearest_proxy_counts() -> None:
+def test_value_of_the_nearest_proxy_counts() -> None:
     proto, host = ("X-Forwarded-Proto", "http, HTTPS"), ("X-Forwarded-Host", "evil.example, relay.example")
     assert called(proto, host, peer=PROXY) == ("https", "relay.example")
     more = ("X-Forwarded-Proto", "http"), ("X-Forwarded-Host", "other.example")
@@ -159,12 +159,12 @@ def test_a_proxy_may_name_the_scheme_of_the_websocket(proto: str, scheme: str) -
 
 
 @pytest.mark.parametrize("proto", ["", "ftp", "javascript", "https "])
-def test_a_scheme_that_makes_no_sense(proto: str) -> None:
+def test_unknown_scheme_is_ignored(proto: str) -> None:
     expected = proto.strip() if proto.strip() == "https" else "http"
     assert called(("X-Forwarded-Proto", proto), peer=PROXY)[0] == expected
 
 
-def test_an_encrypted_connection_from_the_proxy_may_stand_for_one_that_was_not() -> None:
+def test_proxy_can_report_http_over_an_encrypted_connection() -> None:
     assert called(("X-Forwarded-Proto", "http"), peer=PROXY, secure=True)[0] == "http"
 
 
@@ -186,7 +186,7 @@ def test_an_encrypted_connection_from_the_proxy_may_stand_for_one_that_was_not()
         ("192.0.2.1.", False, "192.0.2.1"),
     ],
 )
-def test_a_host_that_is_believed(host: str, secure: bool, expected: str) -> None:
+def test_valid_host_is_used(host: str, secure: bool, expected: str) -> None:
     assert called(("Host", host), secure=secure)[1] == expected
 
 
@@ -240,14 +240,14 @@ def test_a_host_that_could_poison_a_link_is_dropped(host: str) -> None:
     assert FRONT.base_url(FRONT.caller("192.0.2.9", False, [("Host", host)])) == "http://localhost"
 
 
-def test_a_peer_without_an_address_has_a_host_all_the_same() -> None:
+def test_peer_without_an_address_still_has_a_host() -> None:
     assert called(("Host", "relay.example"), peer="") == ("http", "relay.example")
 
 
 # Links
 
 
-def test_links_go_where_the_caller_came() -> None:
+def test_links_use_the_host_of_the_request() -> None:
     assert FRONT.base_url(Caller("192.0.2.9", "https", "relay.example:3001")) == "https://relay.example:3001"
 
 
@@ -276,7 +276,7 @@ def test_our_own_origin(origin: str | None) -> None:
     assert FRONT.origin_allowed(origin, HERE)
 
 
-def test_a_page_of_a_host_with_the_dot_of_the_root_is_our_own() -> None:
+def test_origin_with_a_trailing_dot_is_our_own() -> None:
     dotted = FRONT.caller("192.0.2.9", True, [("Host", "relay.example.:443")])
     assert FRONT.origin_allowed("https://relay.example.", dotted)
     assert FRONT.base_url(dotted) == "https://relay.example"
@@ -314,7 +314,7 @@ def test_a_foreign_origin(origin: str) -> None:
     assert not FRONT.origin_allowed(origin, HERE, ["https://app.example", "null", "*", ""])
 
 
-def test_a_proxy_may_take_the_encryption_off_without_saying_so() -> None:
+def test_https_origin_is_allowed_behind_a_tls_terminating_proxy() -> None:
     plain = Caller("192.0.2.9", "http", "relay.example:3001")
     assert FRONT.origin_allowed("https://relay.example:3001", plain)
     assert FRONT.origin_allowed("http://relay.example:3001", plain)
@@ -374,7 +374,7 @@ empty_elements = st.sampled_from(["", " ", ",", ", ,\t"])
 
 
 @given(untrusted, st.lists(trusted, max_size=4), trusted, st.text(max_size=40), st.data())
-def test_whatever_a_caller_writes_the_proxies_say_who_he_is(
+def test_headers_of_the_caller_never_change_its_address(
     caller: ipaddress.IPv4Address | ipaddress.IPv6Address,
     proxies: Iterable[object],
     nearest: object,
@@ -397,7 +397,7 @@ def test_whatever_a_caller_writes_the_proxies_say_who_he_is(
     ),
     st.booleans(),
 )
-def test_any_garbage_gives_a_caller_whose_link_is_one(
+def test_garbage_headers_still_give_a_valid_link(
     peer: str, secure: bool, headers: list[tuple[str, str]], through_proxy: bool
 ) -> None:
     caller = FRONT.caller(PROXY if through_proxy else peer, secure, headers)

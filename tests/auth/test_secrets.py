@@ -19,19 +19,19 @@ from brewos_relay.auth.secrets import (
 )
 
 
-def test_secrets_that_sign_are_long_and_new_each_time() -> None:
+def test_signing_secrets_are_long_and_random() -> None:
     secrets = {generate_secret() for _ in range(50)}
     assert len(secrets) == 50
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{64}", secret) for secret in secrets)
 
 
-def test_tokens_are_long_and_new_each_time() -> None:
+def test_tokens_are_long_and_random() -> None:
     tokens = {generate_secret_token() for _ in range(50)}
     assert len(tokens) == 50
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", token) for token in tokens)
 
 
-def test_a_successor_follows_from_its_token_and_a_salt() -> None:
+def test_successor_is_derived_from_token_and_salt() -> None:
     token, salt = generate_secret_token(), generate_salt()
     successor = derive_token(token, salt)
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}", successor)
@@ -40,7 +40,7 @@ def test_a_successor_follows_from_its_token_and_a_salt() -> None:
     assert derive_token("\udc80", salt)
 
 
-def test_salts_are_long_and_new_each_time() -> None:
+def test_salts_are_long_and_random() -> None:
     assert {len(salt) for salt in {generate_salt() for _ in range(50)}} == {32}
     assert len({generate_salt() for _ in range(50)}) == 50
 
@@ -65,7 +65,7 @@ def test_any_text_can_be_hashed(text: str) -> None:
     assert len(hash_secret(text)) == 32
 
 
-def test_codes_can_be_read_out_and_are_new_each_time() -> None:
+def test_codes_are_readable_and_random() -> None:
     codes = {generate_code() for _ in range(200)}
     assert len(codes) == 200
     assert all(re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}", code) for code in codes)
@@ -107,7 +107,7 @@ def test_a_code_is_recognised_however_it_is_typed(typed: str) -> None:
         "\ud800" * 8,
     ],
 )
-def test_what_is_no_code(typed: str) -> None:
+def test_malformed_code_is_refused(typed: str) -> None:
     assert normalise_code(typed) is None
 
 

@@ -41,12 +41,12 @@ def decode_part(text: str) -> bytes:
 
 
 def shorten(token: str) -> str:
-    """Take the last byte off the signature of a token."""
+    """Remove the last byte of a token's signature."""
     signed, _, signature = token.rpartition(".")
     return f"{signed}.{encode_part(decode_part(signature)[:-1])}"
 
 
-def test_a_secret_verifies_what_it_signed_and_nothing_else() -> None:
+def test_secret_verifies_only_its_own_signatures() -> None:
     key = SecretKey(SECRET)
     token = key.sign(b"signed")
     assert key.verify(token) == b"signed"
@@ -56,7 +56,7 @@ def test_a_secret_verifies_what_it_signed_and_nothing_else() -> None:
         assert key.verify(forged) is None
 
 
-def test_the_id_of_a_secret_is_always_the_same_and_tells_nothing() -> None:
+def test_id_of_a_secret_is_stable_and_reveals_nothing() -> None:
     assert SecretKey(SECRET).id == "A7uSh8C-bAwMzOan"
     assert SecretKey("x" * 32).id != SecretKey(SECRET).id
     assert hashlib.sha256(SECRET.encode()).digest()[:4] != decode_part(SecretKey(SECRET).id)[:4]
@@ -75,7 +75,7 @@ def test_the_id_of_a_secret_is_always_the_same_and_tells_nothing() -> None:
     ],
     ids=["short", "empty", "not UTF-8", "private", "public", "ssh"],
 )
-def test_a_secret_that_is_none(secret: str, problem: str) -> None:
+def test_invalid_secret_is_refused(secret: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
         SecretKey(secret)
     assert not secret or secret not in str(caught.value)
@@ -160,6 +160,6 @@ def small_rsa_pem() -> bytes:
     ],
     ids=["empty", "garbage", "broken", "public", "encrypted", "small", "EC", "Ed448"],
 )
-def test_a_file_that_cannot_be_taken(pem: bytes, problem: str) -> None:
+def test_invalid_key_file_is_refused(pem: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         load_private_key(pem)

@@ -1,4 +1,4 @@
-"""A registry to test with: what goes for every kind of database is tried with each."""
+"""Registries for tests. Tests that apply to every kind of database run with each."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,13 @@ from support.postgresql import PostgreSQL
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def kind(request: pytest.FixtureRequest) -> str:
-    """What kind of database it is; a test that goes for one of them only is marked `ON_SQLITE`, say."""
+    """The kind of database. Mark a test for one of them with, for example, `ON_SQLITE`."""
     return str(request.param)
 
 
 @pytest.fixture
 def url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a registry with nothing in it: a file that will be made, or a database with the tables."""
+    """The URL of an empty registry: a file that does not exist yet, or a database with the tables."""
     if kind == "sqlite":
         yield f"sqlite:///{tmp_path}/registry.db"
         return

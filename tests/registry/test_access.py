@@ -45,7 +45,7 @@ def share(db: Connection, number: int) -> None:
 # Reading
 
 
-def test_who_has_which_device(db: Connection) -> None:
+def test_access_is_found_by_user_and_device(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada"), new_device(2, "bob", role="viewer")], now_ms=NOW_MS)
     pairs = [(user, device_id(number)) for user in ("ada", "bob", "eve") for number in (1, 2, 3)]
     assert access_of(db, pairs, now_ms=NOW_MS) == {
@@ -91,7 +91,7 @@ def test_the_users_of_a_device(db: Connection) -> None:
     assert (found[2].role, found[2].claimed_at_ms, found[2].device_id) == ("owner", NOW_MS, ONE)
 
 
-def test_access_ends_by_itself(db: Connection) -> None:
+def test_access_ends_at_its_time(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
     give(db, ONE, "bob", role="member", until_ms=SOON_MS, now_ms=NOW_MS)
     for now_ms, there in ((SOON_MS - 1, True), (SOON_MS, False), (LATER_MS, False)):
@@ -99,11 +99,11 @@ def test_access_ends_by_itself(db: Connection) -> None:
         assert [each.device.id for each in devices_of(db, "bob", now_ms=now_ms)] == [ONE] * there
         assert ("bob" in roles_of(db, ONE, now_ms=now_ms)) is there
         assert devices_of(db, "ada", now_ms=now_ms)[0].user_count == 1 + there
-    # Nobody can be taken what they do not have.
+    # Access that has ended cannot be taken.
     assert not take(db, ONE, "bob", now_ms=SOON_MS)
     assert not set_role(db, ONE, "bob", role="owner", now_ms=SOON_MS)
     assert leave(db, ONE, "bob", now_ms=SOON_MS) is None
-    # What is over does not stand in the way of getting it again.
+    # Access that has ended does not prevent new access.
     assert give(db, ONE, "bob", role="viewer", now_ms=SOON_MS)
     assert roles_of(db, ONE, now_ms=LATER_MS)["bob"] == ("viewer", None)
 
@@ -135,7 +135,7 @@ def test_giving_a_device(db: Connection) -> None:
         (("member", SOON_MS), ("viewer", None), True),
     ],
 )
-def test_giving_takes_nothing_away(
+def test_giving_never_reduces_access(
     db: Connection, had: tuple[Role, int | None], given: tuple[Role, int | None], kept: bool
 ) -> None:
     add_devices(db, [new_device(1)], now_ms=NOW_MS)
@@ -144,7 +144,7 @@ def test_giving_takes_nothing_away(
     assert roles_of(db, ONE)["bob"] == (had if kept else given)
 
 
-def test_what_is_not_registered_is_not_given_or_taken(db: Connection) -> None:
+def test_unknown_device_cannot_be_given_or_taken(db: Connection) -> None:
     with pytest.raises(DeviceUnknown):
         give(db, ONE, "ada", role="owner", now_ms=NOW_MS)
     with pytest.raises(DeviceUnknown):
@@ -155,7 +155,7 @@ def test_what_is_not_registered_is_not_given_or_taken(db: Connection) -> None:
         leave(db, ONE, "ada", now_ms=NOW_MS)
 
 
-def test_nobody_owns_a_device_until_a_time(db: Connection) -> None:
+def test_owner_access_has_no_end(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
     with pytest.raises(ValueError, match="an owner has a device for ever"):
         give(db, ONE, "bob", role="owner", until_ms=SOON_MS, now_ms=NOW_MS)
@@ -181,7 +181,7 @@ def test_changing_a_role(db: Connection) -> None:
     assert "eve" not in roles_of(db, ONE)
 
 
-def test_the_last_owner_stays_one(db: Connection) -> None:
+def test_last_owner_keeps_the_role(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada", "bob")], now_ms=NOW_MS)
     set_role(db, ONE, "bob", role="member", now_ms=NOW_MS)
     before = last_id(db)
@@ -216,7 +216,7 @@ def test_taking_a_device(db: Connection) -> None:
     assert len(changes_of(db)) == 1
 
 
-def test_one_of_several_leaves(db: Connection) -> None:
+def test_one_of_several_users_leaves(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada", "bob")], now_ms=NOW_MS)
     assert leave(db, ONE, "eve", now_ms=NOW_MS) is None
     assert leave(db, ONE, "ada", now_ms=NOW_MS) == "left"
@@ -226,7 +226,7 @@ def test_one_of_several_leaves(db: Connection) -> None:
     assert (entry.kind, entry.user_id, entry.detail) == ("user_removed", "ada", {"user": "ada"})
 
 
-def test_when_the_last_owner_leaves_nobody_has_the_device(db: Connection) -> None:
+def test_device_has_no_users_after_the_last_owner_leaves(db: Connection) -> None:
     rows = [new_device(1, "ada", name="Kitchen"), new_device(2, "ada")]
     add_devices(db, rows, now_ms=NOW_MS)
     give(db, ONE, "bob", role="member", now_ms=NOW_MS)
@@ -243,7 +243,7 @@ def test_when_the_last_owner_leaves_nobody_has_the_device(db: Connection) -> Non
     told = {(change.kind, change.device_id, change.user_id) for change in read_changes(db, before)}
     assert told == {("access_changed", ONE, "ada"), ("access_changed", ONE, "bob")}
     assert db.scalars(select(shares.c.device_id)).all() == [TWO]
-    # Claims stay, for nobody: somebody may have seen a token that the machine goes on showing.
+    # Pairing tokens stay but are invalid: a stranger may have seen a token that the machine still shows.
     unused = select(claims.c.device_id).where(claims.c.used_by.is_(None))
     assert db.scalars(unused).all() == [TWO]
     assert activity_of(db, ONE) == []
@@ -254,7 +254,7 @@ def test_when_the_last_owner_leaves_nobody_has_the_device(db: Connection) -> Non
     assert find_devices(db, [TWO])[0].key_pending_since_ms == 5
 
 
-def test_whoever_has_less_does_not_get_it_back_by_a_share(db: Connection) -> None:
+def test_demoted_user_does_not_regain_access_by_a_share(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada", "bob"), new_device(2, "ada")], now_ms=NOW_MS)
     share(db, 1)
     share(db, 2)
@@ -269,7 +269,7 @@ def test_whoever_has_less_does_not_get_it_back_by_a_share(db: Connection) -> Non
     assert db.scalars(select(shares.c.device_id)).all() == [TWO]
 
 
-def test_whoever_leaves_ends_nobody_s_shares(db: Connection) -> None:
+def test_leaving_does_not_end_shares(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
     give(db, ONE, "eve", role="viewer", now_ms=NOW_MS)
     share(db, 1)
@@ -277,7 +277,7 @@ def test_whoever_leaves_ends_nobody_s_shares(db: Connection) -> None:
     assert db.scalars(select(shares.c.device_id)).all() == [ONE]
 
 
-def test_everybody_loses_a_device_at_once(db: Connection) -> None:
+def test_release_removes_all_users(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada", "bob")], now_ms=NOW_MS)
     release(db, ONE, now_ms=NOW_MS)
     assert users_of(db, ONE, now_ms=NOW_MS) == []

@@ -65,7 +65,7 @@ def owned(db: Connection) -> int:
     return db.scalar(select(func.count()).select_from(device_users)) or 0
 
 
-def test_a_closed_account_lets_its_user_in_by_no_way(db: Connection) -> None:
+def test_closed_account_cannot_sign_in(db: Connection) -> None:
     ada = make(db, devices=2)
     set_admin(db, ada.id, True)
     set_password_hash(db, ada.id, "hash")
@@ -92,13 +92,13 @@ def test_a_closed_account_lets_its_user_in_by_no_way(db: Connection) -> None:
     assert [change.kind for change in read_changes(db, 0)][-1] == "user_removed"
     assert not close_account(db, ada.id, now_ms=NOW_MS)
     assert not close_account(db, "unknown", now_ms=NOW_MS)
-    # The address is free, and the new account is another one.
+    # The address is free, and the new account is a different one.
     assert make(db).id != ada.id
     [first, *_] = users_of(db, device_id(0), now_ms=NOW_MS)
     assert (first.user_id, first.email) == (ada.id, None)
 
 
-def test_what_an_account_had_goes_as_when_it_leaves(db: Connection) -> None:
+def test_removed_account_leaves_its_devices(db: Connection) -> None:
     ada = make(db)
     add_devices(
         db,
@@ -146,7 +146,7 @@ def test_what_an_account_had_goes_as_when_it_leaves(db: Connection) -> None:
     assert not remove_some(db, ada.id, now_ms=NOW_MS)
 
 
-def test_a_large_account_goes_in_steps_of_bounded_work(
+def test_large_account_is_removed_in_bounded_steps(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
@@ -199,7 +199,7 @@ async def test_a_server_finishes_a_removal_that_was_interrupted(url: str) -> Non
             assert await store.read(owned) == 0
 
 
-async def test_what_is_not_removed_in_time_is_left_to_the_housekeeping(
+async def test_housekeeping_finishes_removals_that_take_too_long(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
@@ -215,7 +215,7 @@ async def test_what_is_not_removed_in_time_is_left_to_the_housekeeping(
 
 
 async def no_work_left(store: Store) -> None:
-    """Wait until the first housekeeping after the start is over."""
+    """Wait until the first housekeeping after the start has finished."""
     for _ in range(3):
         await store.read(closed_accounts)
         await trio.testing.wait_all_tasks_blocked(0.05)

@@ -116,7 +116,7 @@ def test_the_first_ordinary_invite_makes_no_administrator(db: Connection) -> Non
     assert not ada.is_admin
 
 
-def test_an_issuer_leaves_the_link_that_makes_an_administrator(db: Connection, root: User) -> None:
+def test_sign_in_by_issuer_keeps_an_administrator_invite(db: Connection, root: User) -> None:
     invite(db, "ADA@example.org", "admin", is_admin=True)
     invite(db, "ada@example.org", "plain")
     ada = come(db, ADA, open_to_all=False)
@@ -125,7 +125,7 @@ def test_an_issuer_leaves_the_link_that_makes_an_administrator(db: Connection, r
     assert redeem_invite(db, hash_of("admin"), now_ms=NOW_MS) == replace(ada, is_admin=True)
 
 
-def test_the_first_administrators_invite(db: Connection) -> None:
+def test_first_administrator_invite_is_recognised(db: Connection) -> None:
     assert not has_accounts(db)
     assert is_first_administrator(db, "ada@example.org", now_ms=NOW_MS)
     invite(db, "ada@example.org", is_admin=True)
@@ -165,7 +165,7 @@ def test_an_address_has_one_account(db: Connection, root: User) -> None:
 @pytest.mark.parametrize(
     "email", ["", "ada", "@example.org", "ada@", "a b@example.org", "a\0@b", "a" * 320 + "@b"]
 )
-def test_what_is_no_address(db: Connection, email: str) -> None:
+def test_malformed_address_is_refused(db: Connection, email: str) -> None:
     with pytest.raises(ValueError, match="not an e-mail address"):
         normal_email(email)
     with pytest.raises(ValueError, match="not an e-mail address"):
@@ -205,7 +205,7 @@ LOOK_ALIKES = ("sharp s", "a Kelvin sign", "full width", "a domain that looks al
 
 
 @pytest.mark.parametrize(("one", "other"), [SAME[name] for name in LOOK_ALIKES], ids=LOOK_ALIKES)
-def test_an_issuers_word_for_an_address_is_none_for_another_that_looks_like_it(
+def test_confirmed_address_does_not_prove_a_lookalike(
     db: Connection, root: User, one: str, other: str
 ) -> None:
     known = add_user(db, email=one, name=None, now_ms=NOW_MS)
@@ -229,7 +229,7 @@ def test_an_invite_is_for_its_mailbox_and_no_other(db: Connection, root: User) -
     assert redeem_invite(db, hash_of("early"), now_ms=NOW_MS) is None, "it would open another's account"
 
 
-def test_accounts_that_were_the_same_before_are_found_by_their_own_addresses(db: Connection) -> None:
+def test_older_accounts_with_equal_keys_are_found_by_their_own_addresses(db: Connection) -> None:
     kelvin, wide = "mi\N{KELVIN SIGN}e@x.org", "MI\N{FULLWIDTH LATIN SMALL LETTER K}E@x.org"
     for id_, email, key in (("a", "mike@x.org", "mike@x.org"), ("b", kelvin, "mike@x.org b")):
         row = {"id": id_, "email": email, "is_admin": False, "created_at_ms": 1, "password_hash": id_}
@@ -257,7 +257,7 @@ def test_passwords_and_administrators(db: Connection, root: User) -> None:
 # Signing in by another party
 
 
-def test_name_and_picture_are_what_the_issuer_says(db: Connection) -> None:
+def test_name_and_picture_follow_the_issuer(db: Connection) -> None:
     ada = come(db, ADA)
     assert (ada.email, ada.name, ada.picture_url) == (
         "ada@example.org",
@@ -267,7 +267,7 @@ def test_name_and_picture_are_what_the_issuer_says(db: Connection) -> None:
     assert come(db, ADA, open_to_all=False) == ada
 
 
-def test_whoever_is_known_stays_so_under_another_address(db: Connection, root: User) -> None:
+def test_known_identity_keeps_its_account_after_an_address_change(db: Connection, root: User) -> None:
     ada = come(db, ADA)
     assert not ada.is_admin
     moved = replace(ADA, email=root.email, email_verified=False, name="Ada L.", picture_url=None)
@@ -279,14 +279,12 @@ def test_a_checked_address_leads_to_its_account(db: Connection, root: User) -> N
     assert come(db, ADA, open_to_all=False).id == known.id
     elsewhere = replace(ADA, issuer="https://id.example", subject="x")
     assert come(db, elsewhere, open_to_all=False).id == known.id
-    # From now on, by who they are there.
+    # From now on, the account is found by the subject.
     assert come(db, replace(elsewhere, email=None), open_to_all=False).id == known.id
 
 
 @pytest.mark.parametrize("email", ["ada@example.org", "new@example.org", "", "no address", None])
-def test_an_address_that_nobody_has_checked_leads_nowhere(
-    db: Connection, root: User, email: str | None
-) -> None:
+def test_unverified_address_is_refused(db: Connection, root: User, email: str | None) -> None:
     add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
     invite(db, "new@example.org")
     before = all_users(db)
@@ -296,16 +294,14 @@ def test_an_address_that_nobody_has_checked_leads_nowhere(
     assert db.scalars(select(identities.c.subject)).all() == []
 
 
-def test_an_account_does_not_wait_for_the_one_whose_address_it_is(db: Connection) -> None:
-    # Or else Eve would be in Ada's account before Ada is.
+def test_unverified_address_creates_no_account(db: Connection) -> None:
+    # Otherwise Eve could prepare an account that Ada later signs in to.
     with pytest.raises(SignInRefused):
         come(db, replace(UNCHECKED, subject="eve"))
     assert all_users(db) == []
 
 
-def test_an_address_that_became_somebody_elses_does_not_lead_to_the_account(
-    db: Connection, root: User
-) -> None:
+def test_reassigned_address_does_not_lead_to_the_account(db: Connection, root: User) -> None:
     ada = come(db, ADA)
     with pytest.raises(SignInRefused, match="another person"):
         come(db, replace(ADA, subject="2"))
@@ -319,12 +315,12 @@ def test_by_invitation_only(db: Connection, root: User) -> None:
     invite(db, "ada@example.org", "second")
     ada = come(db, ADA, open_to_all=False)
     assert not ada.is_admin
-    # The links are used up, and let nobody else in.
+    # The links are used up and sign no other user in.
     assert redeem_invite(db, hash_of("first"), now_ms=NOW_MS) is None
     assert redeem_invite(db, hash_of("second"), now_ms=NOW_MS) is None
 
 
-def test_an_invite_that_has_expired_invites_nobody(db: Connection, root: User) -> None:
+def test_expired_invite_is_refused(db: Connection, root: User) -> None:
     invite(db, "ada@example.org")
     with pytest.raises(SignInRefused):
         sign_in(db, ADA, open_to_all=False, now_ms=NOW_MS + DAY_MS)
@@ -341,7 +337,7 @@ def test_an_invite_that_has_expired_invites_nobody(db: Connection, root: User) -
         ("A\u202eda", "https://odd.example/\n", ("Ada", None)),
     ],
 )
-def test_names_and_pictures_that_cannot_be_kept(
+def test_invalid_names_and_pictures_are_dropped(
     db: Connection, name: str | None, picture_url: str | None, kept: tuple[str | None, str | None]
 ) -> None:
     ada = come(db, replace(ADA, name=name, picture_url=picture_url))
@@ -351,7 +347,7 @@ def test_names_and_pictures_that_cannot_be_kept(
 # Invites
 
 
-def test_an_invite_is_good_once(db: Connection, root: User) -> None:
+def test_invite_works_once(db: Connection, root: User) -> None:
     invite(db, "Ada@example.org")
     assert redeem_invite(db, hash_of("guessed"), now_ms=NOW_MS) is None
     ada = redeem_invite(db, hash_of("t"), now_ms=NOW_MS)
@@ -361,7 +357,7 @@ def test_an_invite_is_good_once(db: Connection, root: User) -> None:
     assert find_user(db, ada.id) == ada
 
 
-def test_an_invite_for_somebody_who_has_an_account(db: Connection, root: User) -> None:
+def test_invite_for_an_existing_account_signs_in(db: Connection, root: User) -> None:
     ada = come(db, ADA)
     invite(db, ada.email, "plain")
     invite(db, ada.email, "admin", is_admin=True)
@@ -391,7 +387,7 @@ def test_without_a_nonce_an_invite_is_redeemed_once(db: Connection, root: User) 
         assert redeem_invite(db, hash_of("t"), nonce_hash=nonce_hash, now_ms=NOW_MS) is None
 
 
-def test_redeeming_again_does_not_give_back_what_was_taken_since(db: Connection, root: User) -> None:
+def test_redeeming_again_does_not_restore_removed_rights(db: Connection, root: User) -> None:
     invite(db, "ada@example.org", is_admin=True)
     nonce = hash_of("nonce")
     ada = redeem_invite(db, hash_of("t"), nonce_hash=nonce, now_ms=NOW_MS)
@@ -404,7 +400,7 @@ def test_redeeming_again_does_not_give_back_what_was_taken_since(db: Connection,
     assert redeem_invite(db, hash_of("t"), nonce_hash=nonce, now_ms=NOW_MS) is None
 
 
-def test_of_two_who_redeem_an_invite_at_once_one_wins(database: Database) -> None:
+def test_concurrent_redemptions_of_an_invite_succeed_once(database: Database) -> None:
     for number in range(10):
         with database.writing() as db:
             invite(db, f"ada{number}@example.org", f"t{number}")
@@ -448,7 +444,7 @@ def test_removing_a_user(db: Connection, root: User) -> None:
     assert find_sessions(db, ["s"], now_ms=NOW_MS) == {}
     assert db.scalars(select(refresh_tokens.c.token_hash)).all() == []
     assert redeem_invite(db, hash_of("t"), now_ms=NOW_MS) is None
-    # Of the first one they were the last owner, so that nobody has it; it can be claimed anew.
+    # The user was the last owner of the first device, so it has no users and can be paired again.
     pairs = [(user, f"BRW-0000000{n}") for user in (ada.id, root.id, "guest") for n in (1, 2)]
     assert list(access_of(db, pairs, now_ms=NOW_MS)) == [(root.id, "BRW-00000002")]
     assert len(find_devices(db, ["BRW-00000001", "BRW-00000002"])) == 2

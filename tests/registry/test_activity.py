@@ -15,7 +15,7 @@ from support.registry import NOW_MS, device_id, new_device
 ONE, TWO = device_id(1), device_id(2)
 
 
-def test_what_was_done_is_found_newest_first(db: Connection) -> None:
+def test_activity_is_listed_newest_first(db: Connection) -> None:
     command = {"type": "set_temp", "note": 'é"\n\x00\ud800'}
     entries = [
         Activity(device_id=ONE, at_ms=NOW_MS, kind="online"),
@@ -49,9 +49,7 @@ def test_page_by_page(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("user_id", "kept"), [("x" * 300, "x" * 256), ("a\0b", "a?b"), ("\ud800", "?"), ("é", "é")]
 )
-def test_a_strange_user_keeps_nobodys_entries_from_being_kept(
-    db: Connection, user_id: str, kept: str
-) -> None:
+def test_malformed_user_id_does_not_block_other_entries(db: Connection, user_id: str, kept: str) -> None:
     add_activity(db, [Activity(device_id=ONE, at_ms=1, kind="online", user_id=user_id)])
     assert activity_of(db, ONE)[0].user_id == kept
 
@@ -63,7 +61,7 @@ def test_forgetting(db: Connection) -> None:
     assert len(activity_of(db, TWO)) == 1
 
 
-def test_what_was_done_with_a_device_that_is_gone_or_has_no_user_is_not_kept(db: Connection) -> None:
+def test_activity_of_removed_or_unowned_devices_is_not_stored(db: Connection) -> None:
     numbers, gone, unowned, by_hand = range(1, 600), *[device_id(number) for number in (1000, 1001, 1002)]
     add_devices(db, [new_device(number, "ada", "eve") for number in numbers], now_ms=NOW_MS)
     add_devices(db, [new_device(1001), new_device(1002)], now_ms=NOW_MS)

@@ -37,7 +37,7 @@ MACHINE = device_id(1)
 
 @pytest.fixture
 def ada(database: Database) -> str:
-    """An account with a session."""
+    """An account with a login session."""
     with database.writing() as db:
         user = add_user(db, email="ada@example.org", name=None, now_ms=1)
         set_admin(db, user.id, False)
@@ -103,7 +103,7 @@ def test_a_removed_user_has_no_authority(database: Database, ada: str) -> None:
         verified(database, Authority(Principal(user_id=ada, session_id=SESSION)))
 
 
-def test_only_the_session_of_an_administrator_is_one(database: Database, ada: str) -> None:
+def test_only_an_administrators_session_has_administrator_authority(database: Database, ada: str) -> None:
     principal = Principal(user_id=ada, session_id=SESSION)
     with pytest.raises(NotAnAdministrator):
         verified(database, Authority(principal, is_admin=True))
@@ -181,7 +181,7 @@ async def test_an_anonymous_write_is_one_of_those_listed_with_a_reason(url: str)
 
 
 @pytest.mark.parametrize("ending", ["session", "user", "access", "device", "token", "administrator"])
-def test_what_was_verified_stays_until_the_commit(database: Database, ada: str, ending: str) -> None:
+def test_verified_rights_hold_until_the_commit(database: Database, ada: str, ending: str) -> None:
     """Ending waits for the writer that verified first, on both engines."""
     with database.writing() as db:
         bob = add_user(db, email="bob@example.org", name=None, now_ms=1)

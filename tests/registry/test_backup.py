@@ -65,11 +65,11 @@ def ids(file: Path) -> list[str]:
 
 
 def beside(file: Path) -> set[str]:
-    """Name the files in the folder of a file."""
+    """List the names of the files in a file's folder."""
     return {path.name for path in file.parent.iterdir()}
 
 
-def test_a_copy_and_the_way_back(file: Path, tmp_path: Path) -> None:
+def test_backup_and_restore(file: Path, tmp_path: Path) -> None:
     add(file, 1, 2)
     copy = back_up(file, tmp_path / "copy.db")
     assert (copy.devices, copy.version, copy.kept) == (2, HEAD, None)
@@ -91,8 +91,8 @@ def test_a_copy_of_a_registry_in_use(file: Path, tmp_path: Path) -> None:
     with opened(file) as database:
         with database.writing() as db:
             add_devices(db, [NewDevice(id=machine_id(2), key_hash=b"k" * 32)], now_ms=1)
-            assert back_up(file, tmp_path / "before.db").devices == 1  # what is not committed is not in it
-        assert back_up(file, tmp_path / "after.db").devices == 2  # although it is in the log only
+            assert back_up(file, tmp_path / "before.db").devices == 1  # without the uncommitted device
+        assert back_up(file, tmp_path / "after.db").devices == 2  # although the second is in the log only
 
 
 def test_a_copy_while_another_process_writes(file: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_copy_while_another_process_writes(file: Path, tmp_path: Path) -> None
                 assert {each[:-1] + "0" for each in found} == {each[:-1] + "0" for each in found[::2]}
                 assert len(found) % 2 == 0  # all of each transaction, or nothing
                 counts.append(copy.devices)
-            assert counts == sorted(set(counts))  # it went on writing meanwhile
+            assert counts == sorted(set(counts))  # the process continued to write
             assert counts[0] >= 40
             with pytest.raises(RegistryError, match="is in use; stop the server"):
                 restore(tmp_path / "copy-0.db", file)
@@ -125,10 +125,10 @@ def test_a_copy_while_another_process_writes(file: Path, tmp_path: Path) -> None
     kept = restore(tmp_path / "copy-0.db", file).kept
     assert len(ids(file)) == counts[0]
     assert kept is not None
-    assert len(ids(kept)) >= before  # with what the process that was killed had left in its log
+    assert len(ids(kept)) >= before  # including the log of the killed process
 
 
-def test_names_that_are_taken(file: Path, tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(file: Path, tmp_path: Path) -> None:
     add(file, 1)
     target = tmp_path / "copy.db"
     target.write_bytes(b"precious")
@@ -145,7 +145,7 @@ def test_names_that_are_taken(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("linking", [True, False])
-def test_a_name_that_is_taken_at_the_last_moment(
+def test_file_created_during_the_copy_is_not_overwritten(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linking: bool
 ) -> None:
     add(file, 1)
@@ -162,9 +162,7 @@ def test_a_name_that_is_taken_at_the_last_moment(
     assert beside(target) == {"copy.db", "data"}
 
 
-def test_a_file_system_without_second_names(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backup_works_without_hard_links(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(source: Path, name: Path) -> None:
         raise PermissionError
 
@@ -174,7 +172,7 @@ def test_a_file_system_without_second_names(
     assert beside(tmp_path / "copy.db") == {"copy.db", "data"}
 
 
-def test_no_folder_for_a_copy(file: Path, tmp_path: Path) -> None:
+def test_missing_folder_is_reported(file: Path, tmp_path: Path) -> None:
     add(file, 1)
     with pytest.raises(RegistryError, match=r"cannot create a file in .*missing: No such file"):
         back_up(file, tmp_path / "missing" / "copy.db")
@@ -188,7 +186,7 @@ def damage(file: Path) -> None:
 
 @pytest.fixture
 def copy(file: Path, tmp_path: Path) -> Iterator[Path]:
-    """Make a copy with one device, of a registry that has two by now, and must have them in the end."""
+    """Make a copy with one device of a registry that has two afterwards, and still has them at the end."""
     add(file, 1)
     back_up(file, tmp_path / "copy.db")
     add(file, 2)
@@ -203,7 +201,7 @@ def test_a_damaged_copy(file: Path, copy: Path) -> None:
         restore(copy, file)
 
 
-def test_rows_that_refer_to_others_that_are_missing(file: Path, copy: Path) -> None:
+def test_dangling_references_are_damage(file: Path, copy: Path) -> None:
     with closing(sqlite3.connect(copy)) as db:
         db.execute(
             "INSERT INTO device_users (user_id, device_id, role, claimed_at_ms)"
@@ -214,7 +212,7 @@ def test_rows_that_refer_to_others_that_are_missing(file: Path, copy: Path) -> N
         restore(copy, file)
 
 
-def test_what_is_no_copy(file: Path, copy: Path, tmp_path: Path) -> None:
+def test_other_files_are_not_restored(file: Path, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"espresso" * 1000)
     with pytest.raises(RegistryError, match="text cannot be copied: file is not a database"):
         restore(tmp_path / "text", file)
@@ -234,7 +232,7 @@ def test_a_copy_of_a_newer_program(file: Path, copy: Path) -> None:
         restore(copy, file)
 
 
-def test_a_registry_that_somebody_has_open(file: Path, copy: Path) -> None:
+def test_open_registry_is_not_replaced(file: Path, copy: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", READER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -259,7 +257,7 @@ def test_a_damaged_registry_is_replaced_and_kept_as_it_is(file: Path, tmp_path: 
     assert ids(file) == [machine_id(1)]
 
 
-def test_a_registry_where_there_was_none(tmp_path: Path) -> None:
+def test_restore_creates_a_missing_registry(tmp_path: Path) -> None:
     add(tmp_path / "a.db", 1)
     back_up(tmp_path / "a.db", tmp_path / "copy.db")
     new = tmp_path / "elsewhere" / "registry.db"
@@ -269,7 +267,7 @@ def test_a_registry_where_there_was_none(tmp_path: Path) -> None:
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 
-def test_what_is_kept_twice_within_a_second(file: Path, tmp_path: Path) -> None:
+def test_two_restores_within_a_second_keep_both_files(file: Path, tmp_path: Path) -> None:
     add(file, 1)
     back_up(file, tmp_path / "copy.db")
     kept = {restore(tmp_path / "copy.db", file).kept for _ in range(3)}

@@ -11,7 +11,7 @@ DEADLINE_S = 10.0
 
 
 class Table:
-    """Answers queries in a worker thread: one for each `release`, or all of them once it is `open`."""
+    """Answers queries in a worker thread: one for each `release`, or all once it is `open`."""
 
     def __init__(self) -> None:
         self.queries: list[set[str]] = []
@@ -35,7 +35,7 @@ class Table:
 
 
 class Lookups:
-    """Looks keys up in tasks of their own, and keeps what came of each."""
+    """Runs lookups in tasks and stores their results."""
 
     def __init__(self, batcher: BatchedLookup[str, str], nursery: trio.Nursery) -> None:
         self._batcher = batcher
@@ -79,7 +79,7 @@ async def test_lookups_that_arrive_together_share_one_query() -> None:
     assert lookups.results == {key: key.upper() for key in keys} | {"missing": None}
 
 
-async def test_what_arrives_while_a_query_runs_goes_into_the_next_one() -> None:
+async def test_lookup_during_a_query_joins_the_next_one() -> None:
     table = Table()
     async with trio.open_nursery() as nursery:
         batcher = make_batcher(table)
@@ -142,7 +142,7 @@ async def test_cancelling_one_lookup_does_not_disturb_the_others() -> None:
 
 
 @pytest.mark.parametrize("failure", [RegistryError("disk on fire"), ValueError("disk on fire")])
-async def test_a_failing_query_fails_just_its_lookups(failure: Exception) -> None:
+async def test_failing_query_fails_only_its_lookups(failure: Exception) -> None:
     table = Table()
     table.failure = failure
     async with trio.open_nursery() as nursery:
@@ -186,7 +186,7 @@ async def test_lookups_do_not_outlive_the_batcher() -> None:
     waiting = lookups.results["waiting"]
     assert isinstance(waiting, RegistryError)
     assert str(waiting) == "the registry is closed"
-    # The query had begun, and was waited for.
+    # The query had started and was awaited.
     assert table.queries == [{"running"}]
     with pytest.raises(RegistryError, match="the registry is closed"):
         await batcher.find("late")

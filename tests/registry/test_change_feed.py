@@ -17,7 +17,7 @@ def change(number: int) -> Change:
 
 
 class Committed:
-    """What is committed and not read yet; reading takes no time."""
+    """Committed changes that are not read yet. Reading takes no time."""
 
     def __init__(self) -> None:
         self.waiting: list[Change] = []
@@ -44,7 +44,7 @@ class Applied:
         self.at_s.append(trio.current_time())
 
 
-async def test_changes_are_handed_on_in_time(autojump_clock: trio.testing.MockClock) -> None:
+async def test_changes_are_applied_in_time(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
     watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
@@ -61,7 +61,7 @@ async def test_changes_are_handed_on_in_time(autojump_clock: trio.testing.MockCl
     assert len(applied.at_s) == 20
 
 
-async def test_nothing_is_read_before_somebody_watches(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_read_before_watching(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
     watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
@@ -76,7 +76,7 @@ async def test_nothing_is_read_before_somebody_watches(autojump_clock: trio.test
         nursery.cancel_scope.cancel()
 
 
-async def test_catching_up_takes_no_waiting(autojump_clock: trio.testing.MockClock) -> None:
+async def test_catching_up_does_not_wait_for_the_next_poll(autojump_clock: trio.testing.MockClock) -> None:
     committed, applied = Committed(), Applied()
     watcher = ChangeWatcher(committed.read)
     async with trio.open_nursery() as nursery:
@@ -92,7 +92,7 @@ async def test_catching_up_takes_no_waiting(autojump_clock: trio.testing.MockClo
         nursery.cancel_scope.cancel()
 
 
-async def test_catching_up_is_not_done_by_a_look_that_began_before(
+async def test_catching_up_waits_for_a_round_that_starts_later(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     committed = Committed()
@@ -121,7 +121,7 @@ async def test_catching_up_is_not_done_by_a_look_that_began_before(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_registry_that_cannot_be_read_for_a_while(
+async def test_watching_survives_an_unreadable_registry(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     committed, applied = Committed(), Applied()
@@ -142,7 +142,7 @@ async def test_a_registry_that_cannot_be_read_for_a_while(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
+async def test_failing_change_does_not_stop_watching(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     committed = Committed()
@@ -159,7 +159,7 @@ async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
         nursery.start_soon(watcher.run)
         watcher.watch(apply)
         committed.waiting.append(change(1))
-        # Whoever answers that something has ended must not do so if it has not.
+        # An API answer "ended" must not be sent before the end was applied.
         with pytest.raises(RegistryError, match="no such kind"):
             await watcher.catch_up()
         committed.waiting.append(change(2))
@@ -169,7 +169,7 @@ async def test_a_change_that_cannot_be_applied_does_not_end_the_watching(
     assert caplog.messages == ["changes could not be applied"]
 
 
-async def test_nobody_waits_for_a_watcher_that_has_ended() -> None:
+async def test_catch_up_fails_after_the_watcher_has_ended() -> None:
     committed, applied = Committed(), Applied()
     watcher = ChangeWatcher(committed.read)
     failures: list[RegistryError] = []
@@ -226,7 +226,7 @@ async def test_the_end_of_a_session_does_not_wait_for_other_changes(
         nursery.cancel_scope.cancel()
 
 
-async def test_very_many_changes_are_read_before_any_is_applied_in_batches(
+async def test_large_backlog_is_read_first_and_applied_in_batches(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     rest = [change(number) for number in range(2 * READ_AT_ONCE + 1)]
@@ -251,7 +251,7 @@ async def test_very_many_changes_are_read_before_any_is_applied_in_batches(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_wait_for_ends_of_sessions_fails_where_the_registry_cannot_be_read(
+async def test_waiting_for_session_ends_fails_if_the_registry_is_unreadable(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     committed, applied = Committed(), Applied()

@@ -12,7 +12,7 @@ from support.registry import NOW_MS, device_id
 
 
 def commit(db: Connection, *ids: int) -> None:
-    """Let changes with these ids appear, as their transactions end."""
+    """Make changes with these ids visible, like transactions that commit late."""
     rows = [{"id": id_, "at_ms": NOW_MS, "kind": "access_changed"} for id_ in ids]
     db.execute(insert(changes), rows)
 
@@ -35,7 +35,7 @@ def test_changes_are_read_in_their_order(db: Connection) -> None:
     assert read_changes(db, second.id) == []
 
 
-def test_an_id_is_not_used_again(db: Connection) -> None:
+def test_ids_are_not_reused(db: Connection) -> None:
     note_change(db, "key_changed", now_ms=1)
     (first,) = read_changes(db, 0)
     db.execute(delete(changes))
@@ -59,7 +59,7 @@ def test_each_change_since_the_start_is_read_once(database: Database) -> None:
             assert follower.read(db) == []
 
 
-def test_a_change_that_appears_after_a_later_one(db: Connection) -> None:
+def test_change_committed_after_a_later_id_is_read(db: Connection) -> None:
     commit(db, 10)
     follower = ChangeReader(db)
     commit(db, 12, 15)
@@ -72,7 +72,7 @@ def test_a_change_that_appears_after_a_later_one(db: Connection) -> None:
     assert read_ids(follower, db) == []
 
 
-def test_a_change_of_before_the_start_that_appears_later(db: Connection) -> None:
+def test_change_started_before_the_reader_is_read(db: Connection) -> None:
     commit(db, 8, 10)
     follower = ChangeReader(db)
     assert read_ids(follower, db) == []
@@ -85,7 +85,7 @@ def gaps(follower: ChangeReader) -> list[tuple[int, int]]:
     return [(gap.first, gap.last) for gap in follower._gaps]
 
 
-def test_ids_that_never_appear_are_given_up(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ids_are_abandoned_after_a_while(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     follower = ChangeReader(db)
     commit(db, 2)
     assert read_ids(follower, db) == [2]
@@ -98,7 +98,7 @@ def test_ids_that_never_appear_are_given_up(db: Connection, monkeypatch: pytest.
     assert gaps(follower) == []
 
 
-def test_a_thousand_changes_that_appear_after_a_later_one(db: Connection) -> None:
+def test_thousand_late_changes_are_read(db: Connection) -> None:
     commit(db, 10)
     follower = ChangeReader(db)
     commit(db, 1500)
@@ -111,7 +111,7 @@ def test_a_thousand_changes_that_appear_after_a_later_one(db: Connection) -> Non
     assert gaps(follower) == [(1, 9), (1011, 1199), (1201, 1498)]
 
 
-def test_only_so_many_gaps_are_looked_into_again(db: Connection) -> None:
+def test_number_of_gaps_is_limited(db: Connection) -> None:
     follower = ChangeReader(db)
     commit(db, *range(2, 2 * GAPS_AT_MOST + 6, 2))
     assert len(read_ids(follower, db)) == GAPS_AT_MOST + 2
@@ -120,7 +120,7 @@ def test_only_so_many_gaps_are_looked_into_again(db: Connection) -> None:
     assert read_ids(follower, db) == [5]
 
 
-def test_looking_again_does_not_read_all_again(db: Connection) -> None:
+def test_reading_gaps_does_not_reread_all_changes(db: Connection) -> None:
     follower = ChangeReader(db)
     commit(db, 1, 2, 3)
     assert read_ids(follower, db) == [1, 2, 3]

@@ -43,7 +43,7 @@ def kind() -> str:
 
 @pytest.fixture
 def follow(database: Database) -> Iterator[Callable[[], list[int]]]:
-    """Follow changes as a server does: a function that gives the ids of new ones."""
+    """Follow changes like a server does. Returns a function that returns the ids of new ones."""
     with Database.open(database._engine.url.render_as_string(hide_password=False)) as server:
         with server.reading() as db:
             follower = ChangeReader(db)
@@ -72,7 +72,7 @@ def test_a_change_that_is_committed_after_a_later_one(
     assert follow() == []
 
 
-def test_one_that_began_before_the_server(database: Database) -> None:
+def test_change_started_before_the_server_is_read(database: Database) -> None:
     with database.writing() as slow:
         note_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
         with database.writing() as fast:
@@ -85,7 +85,7 @@ def test_one_that_began_before_the_server(database: Database) -> None:
         assert follower.read(db) == []
 
 
-def test_a_great_change_is_committed_after_a_small_one(
+def test_large_change_committed_after_a_small_one_is_read(
     database: Database, follow: Callable[[], list[int]]
 ) -> None:
     with database.writing() as slow:
@@ -97,9 +97,7 @@ def test_a_great_change_is_committed_after_a_small_one(
     assert follow() == []
 
 
-def test_a_change_that_was_undone_is_not_waited_for(
-    database: Database, follow: Callable[[], list[int]]
-) -> None:
+def test_rolled_back_change_is_not_awaited(database: Database, follow: Callable[[], list[int]]) -> None:
     with contextlib.suppress(ZeroDivisionError), database.writing() as db:
         note_change(db, "key_changed", now_ms=1)
         raise ZeroDivisionError
@@ -111,7 +109,7 @@ def test_a_change_that_was_undone_is_not_waited_for(
         assert len(read_changes(db, 0)) == 1
 
 
-# Two who do the same, or wait for each other
+# Concurrent writers with conflicts or deadlocks
 
 
 async def cross(
@@ -123,7 +121,10 @@ async def cross(
     *args: Any,
     **kwargs: Any,
 ) -> list[object]:
-    """Let somebody do something while a server's change waits for that; give what came of the change."""
+    """Run a concurrent change while a server's change waits for it.
+
+    Returns the result of the server's change.
+    """
     outcome: list[object] = []
 
     async def write() -> None:
@@ -138,7 +139,7 @@ async def cross(
     return outcome
 
 
-async def test_somebody_who_signs_in_twice_at_once_has_one_account(url: str, postgresql: PostgreSQL) -> None:
+async def test_concurrent_sign_ins_create_one_account(url: str, postgresql: PostgreSQL) -> None:
     def come(db: Connection) -> Any:
         return sign_in(db, ADA, open_to_all=True, now_ms=NOW_MS)
 
@@ -174,7 +175,7 @@ async def test_a_device_that_two_register_at_once(url: str, postgresql: PostgreS
             assert await cross(store, url, postgresql, add, add) == [False]
 
 
-async def test_two_who_wait_for_each_other_both_come_to_their_end(url: str, postgresql: PostgreSQL) -> None:
+async def test_deadlocked_writers_both_succeed(url: str, postgresql: PostgreSQL) -> None:
     attempts: list[str] = []
     with Database.open(url) as database:
         register(database, [new_device(1, "ada", "bob"), new_device(2, "ada", "bob")])
@@ -197,7 +198,7 @@ async def test_two_who_wait_for_each_other_both_come_to_their_end(url: str, post
     assert len(attempts) == 3
 
 
-async def test_what_fails_by_itself_is_tried_twice_at_most(url: str) -> None:
+async def test_conflicting_write_is_retried_once(url: str) -> None:
     attempts: list[Connection] = []
 
     def add(db: Connection) -> None:

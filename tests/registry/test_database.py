@@ -63,7 +63,7 @@ def no_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_umask")
-def test_what_is_made_is_for_nobody_else(tmp_path: Path) -> None:
+def test_new_files_are_private(tmp_path: Path) -> None:
     with Database.open(f"sqlite:///{tmp_path}/data/registry.db") as database:
         register(database, [new_device(1)])
         made = {path.name: mode_of(path) for path in (tmp_path / "data").iterdir()}
@@ -74,7 +74,7 @@ def test_what_is_made_is_for_nobody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_umask")
-def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
+def test_existing_files_keep_their_mode(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o750)
     (tmp_path / "data" / "registry.db").touch(mode=0o640)
     Database.open(f"sqlite:///{tmp_path}/data/registry.db").close()
@@ -98,20 +98,20 @@ def test_the_file_of_a_url(url: str, file: Path | None) -> None:
     assert database_file(url) == file
 
 
-def test_the_file_of_a_url_that_is_none() -> None:
+def test_malformed_url_has_no_file() -> None:
     with pytest.raises(RegistryError, match="database URL is malformed"):
         database_file("espresso")
 
 
 @ON_SQLITE
-def test_where_it_is_and_its_version(url: str, tmp_path: Path) -> None:
+def test_location_and_version_are_read_without_changes(url: str, tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     sqlite3.connect(path).close()
-    for _ in range(2):  # looking does not change it
+    for _ in range(2):  # reading the version does not change it
         assert version(url) == (str(path), None)
     upgrade(url)
     assert version(url) == (str(path), migrations.HEAD)
-    # One that only a newer program knows is told all the same.
+    # A version of a newer program is reported as well.
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
@@ -121,7 +121,7 @@ def test_where_it_is_and_its_version(url: str, tmp_path: Path) -> None:
     assert version(url) == (str(path), "0001")
 
 
-def test_the_version_of_what_is_no_database(tmp_path: Path) -> None:
+def test_version_of_another_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="database URL is malformed"):
         version("espresso")
     (tmp_path / "registry.db").write_bytes(b"espresso" * 1000)
@@ -130,7 +130,9 @@ def test_the_version_of_what_is_no_database(tmp_path: Path) -> None:
 
 
 @ON_SQLITE
-def test_where_it_is(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location_is_the_path_or_the_url(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert database.location == str(tmp_path / "registry.db")
     monkeypatch.chdir(tmp_path)
     with Database.open("sqlite:///x.db") as other:
@@ -141,7 +143,7 @@ def test_where_it_is(database: Database, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @ON_SQLITE
-def test_sqlite_is_set_up_for_keeping(database: Database, tmp_path: Path) -> None:
+def test_sqlite_is_configured_for_durability(database: Database, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     with database._engine.connect() as checked:
@@ -209,7 +211,7 @@ def test_several_processes_may_start_on_an_empty_file_at_once(url: str) -> None:
         assert count(database) == 4
 
 
-# What is acknowledged is there
+# Durability
 
 
 _REGISTER = """
@@ -235,7 +237,7 @@ with Database.open(sys.argv[1]) as database:
 
 
 @pytest.mark.parametrize("after", [1, 100, 500])
-def test_what_was_acknowledged_survives_a_kill(url: str, kind: str, tmp_path: Path, after: int) -> None:
+def test_acknowledged_write_survives_a_kill(url: str, kind: str, tmp_path: Path, after: int) -> None:
     with subprocess.Popen([sys.executable, "-c", _REGISTER, url], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         watchdog = threading.Timer(DEADLINE_S, child.kill)
@@ -253,7 +255,7 @@ def test_what_was_acknowledged_survives_a_kill(url: str, kind: str, tmp_path: Pa
     assert acknowledged == list(range(len(acknowledged)))
     assert len(acknowledged) < 1000
     assert set(ids) >= {device_id(number) for number in acknowledged}
-    # Of what was under way, there is all or nothing.
+    # Transactions under way were stored completely or not at all.
     assert rows == [set(ids)] * 4
     assert len(ids) <= len(acknowledged) + 1
     if kind == "sqlite":
@@ -273,7 +275,7 @@ def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     assert database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_the_making_of_tables_is_undone_too(database: Database) -> None:
+def test_table_creation_is_rolled_back_too(database: Database) -> None:
     with contextlib.suppress(Stop), database.writing() as db:
         db.exec_driver_sql("CREATE TABLE half_done (x INTEGER)")
         db.exec_driver_sql("DROP TABLE claims")
@@ -285,7 +287,7 @@ def test_the_making_of_tables_is_undone_too(database: Database) -> None:
 
 
 @ON_SQLITE
-def test_what_was_read_stays_so_until_the_transaction_ends(database: Database, tmp_path: Path) -> None:
+def test_rows_do_not_change_within_a_write_transaction(database: Database, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db", timeout=0)) as other:
         with database.writing() as db:
             assert all_devices(db) == []
@@ -301,7 +303,7 @@ def test_reading_needs_no_transaction(database: Database) -> None:
     with contextlib.closing(sqlite3.connect(database.location)) as other, database.reading() as db:
         db.connection.dbapi_connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
         assert all_devices(db) == []
-        # What somebody else commits meanwhile is seen.
+        # A concurrent commit is visible.
         other.execute(
             "INSERT INTO devices (id, key_hash, created_at_ms, last_seen_ms)"
             " VALUES ('BRW-00000001', x'00', 1, 1)"
@@ -321,29 +323,29 @@ def test_after_reading_a_connection_writes_in_transactions_as_before(database: D
     assert database._engine.pool.checkedin() == 1  # type: ignore[attr-defined]
 
 
-# What can go wrong
+# Failures
 
 
 @pytest.mark.parametrize("url", ["", "espresso", "sqlite:", "://x", "sqlite://user:hunter2@host:port/x"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(RegistryError, match="the database URL is malformed: it must be like") as caught:
         Database.open(url)
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
-def test_a_database_in_memory(url: str) -> None:
+def test_in_memory_database_is_refused(url: str) -> None:
     with pytest.raises(RegistryError, match=r"in-memory.*name a file"):
         Database.open(url)
 
 
-def test_a_database_without_a_driver() -> None:
+def test_missing_driver_is_reported() -> None:
     with pytest.raises(RegistryError, match=r"cannot use the database espresso://ada:\*\*\*@db/x") as caught:
         Database.open("espresso://ada:hunter2@db/x")
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_other_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"espresso" * 1000)
     with pytest.raises(
         RegistryError, match=r"cannot open the database .*registry\.db: file is not a database"
@@ -381,7 +383,7 @@ def test_a_lock_that_is_released_while_it_is_set_up(tmp_path: Path, monkeypatch:
             slept_s.append(duration_s)
             other.rollback()
 
-        # SQLite itself does not wait at all here, which is what it does in the worst case.
+        # Without any waiting by SQLite itself, which is its worst case.
         monkeypatch.setattr(engine_module, "_engine_options", lambda _url: {"connect_args": {"timeout": 0}})
         monkeypatch.setattr(time, "sleep", release)
         Database.open(f"sqlite:///{path}").close()
@@ -413,11 +415,11 @@ def test_errors_of_the_database_are_translated_and_keep_their_parameters(databas
     assert "\n" not in str(caught.value)
 
 
-# What the storage does not take
+# Storage failures
 
 
 def fill_up(database: Database) -> None:
-    """Write until that fails."""
+    """Write until it fails."""
     for _ in range(10_000):
         with database.writing() as db:
             db.exec_driver_sql("CREATE TABLE IF NOT EXISTS filler (data BLOB)")
@@ -474,7 +476,7 @@ def test_read_only_postgresql_is_noted(database: Database) -> None:
         ("23505", None),
     ],
 )
-def test_what_the_storage_failed_with(database: Database, code: str, word: str | None) -> None:
+def test_storage_failures_are_classified(database: Database, code: str, word: str | None) -> None:
     class Failure(Exception):
         pass
 

@@ -108,7 +108,7 @@ def test_a_key_in_the_column_of_the_id_is_not_repeated() -> None:
     assert "my-secret-key" not in str(caught.value)
 
 
-def test_what_is_not_utf8() -> None:
+def test_file_must_be_utf8() -> None:
     with pytest.raises(DeviceFileError, match="line 2: not UTF-8"):
         read(b"BRW-00000001," + KEY.encode() + b"\nBRW-00000002," + KEY.encode() + b",K\xfcche\n")
 

@@ -91,7 +91,7 @@ def test_using_the_key_that_it_has_changes_nothing(db: Connection) -> None:
 
 
 def test_a_key_that_was_sent_outlives_every_use_of_an_older_one(db: Connection) -> None:
-    """It may be the one that the machine has kept, while a thief of the older one connects."""
+    """The device may have stored this key, while a thief connects with an older one."""
     send(db, "a", "b")
     for name in ("first", "first", "a", "first", "a"):
         use(db, name)
@@ -99,7 +99,7 @@ def test_a_key_that_was_sent_outlives_every_use_of_an_older_one(db: Connection) 
     assert use(db, "b")
 
 
-def test_a_key_that_was_not_sent_is_none(db: Connection) -> None:
+def test_unsent_key_does_not_work(db: Connection) -> None:
     assert not use(db, "stranger")
     assert not use_next_key(db, "BRW-0000FFFF", FIRST, now_ms=NOW_MS)
     assert device(db).key_hash == FIRST
@@ -126,8 +126,8 @@ def test_keys_of_a_device_that_is_unknown(db: Connection) -> None:
         add_next_key(db, "BRW-0000FFFF", FIRST, now_ms=NOW_MS)
 
 
-def test_a_used_key_ends_the_connection_of_nobody_by_itself(db: Connection) -> None:
-    # The machine that has come with it replaces its older connection.
+def test_using_a_key_writes_no_change(db: Connection) -> None:
+    # The machine that connected with the key replaces its own older connection.
     send(db, "a")
     assert use(db, "a")
     assert read_changes(db, 0) == []
@@ -152,7 +152,7 @@ def test_tokens_registered_with_a_key_end_with_it(db: Connection) -> None:
 
 
 class Machine:
-    """A machine that keeps a key, at once or for its next boot, loses it unused, ignores it, or misses it."""
+    """A machine that stores a new key at once or at its next boot, loses it, ignores it, or misses it."""
 
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
@@ -169,14 +169,14 @@ class Machine:
             self.for_next_boot = key
 
     def connect(self, db: Connection, *, held: HeldWrites | None = None) -> None:
-        """Connect; with `held`, nothing can be written now, so that the use of the key is held."""
+        """Connect. With `held`, the registry cannot be written, so the use of the key is held."""
         key = self.unsaved or self.key
         assert works(device(db, self.device_id), hash_of(key)), f"locked out with {key}"
         if held is None:
             assert use_next_key(db, self.device_id, hash_of(key), now_ms=NOW_MS)
         else:
             held.hold_use(self.device_id, hash_of(key), "next")
-        # What it has once come back with is kept.
+        # It stores the key that it has connected with.
         self.key, self.unsaved = key, None
 
     def boot(self, db: Connection) -> None:

@@ -75,7 +75,7 @@ def test_a_state_that_is_too_large_is_not_stored(db: Connection) -> None:
     assert list(found(db, ONE, TWO)) == [ONE]
 
 
-def test_devices_that_no_user_has_keep_no_state(db: Connection) -> None:
+def test_unowned_devices_have_no_stored_state(db: Connection) -> None:
     add_devices(db, [new_device(1)], now_ms=NOW_MS)  # by hand
     register(db, TWO)
     save_states(db, [state(), state(TWO), state(device_id(3))])
@@ -109,7 +109,7 @@ def test_a_new_owner_does_not_see_the_state_of_the_owner_before(db: Connection) 
     assert pair_device(db, device_id=ONE, token_hash=HASH, user_id="ada", name=None, now_ms=NOW_MS)
     save_states(db, [state(at_ms=NOW_MS + 1)])
     leave(db, ONE, "ada", now_ms=NOW_MS + 2)
-    save_states(db, [state(at_ms=NOW_MS + 1)])  # was on its way meanwhile
+    save_states(db, [state(at_ms=NOW_MS + 1)])  # stored late
     assert stored(db) == 0
     register(db, token=b"2" * 32)
     assert pair_device(db, device_id=ONE, token_hash=b"2" * 32, user_id="bob", name=None, now_ms=NOW_MS + 3)
@@ -119,7 +119,7 @@ def test_a_new_owner_does_not_see_the_state_of_the_owner_before(db: Connection) 
     assert list(found(db, ONE)) == [ONE]
 
 
-def test_a_device_from_the_command_line_forgets_its_state_when_it_is_claimed(db: Connection) -> None:
+def test_device_from_the_command_line_forgets_its_state_when_paired(db: Connection) -> None:
     add_devices(db, [new_device(1, key=7)], now_ms=NOW_MS)
     save_states(db, [state(at_ms=NOW_MS + 100)])
     register(db)
@@ -127,7 +127,7 @@ def test_a_device_from_the_command_line_forgets_its_state_when_it_is_claimed(db:
     assert stored(db) == 0
 
 
-def test_another_user_takes_nothing_from_those_who_have_the_device(db: Connection) -> None:
+def test_another_user_keeps_the_state_of_the_device(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
     save_states(db, [state()])
     give(db, ONE, "bob", role="member", now_ms=LATER_MS)

@@ -24,7 +24,7 @@ from support.kinds import ON_SQLITE
 from support.registry import NOW_MS, device_id, new_device, register
 
 
-def test_what_was_added_is_found(db: Connection) -> None:
+def test_added_devices_are_found(db: Connection) -> None:
     add_devices(db, [new_device(2, name="Küche"), new_device(1)], now_ms=NOW_MS)
     first, second = all_devices(db)
     assert first == Device(
@@ -58,7 +58,7 @@ def test_a_lookup_is_one_statement(database: Database) -> None:
     assert len(statements) == 1
 
 
-def test_what_is_registered_is_not_registered_again(database: Database) -> None:
+def test_registered_device_is_refused(database: Database) -> None:
     register(database, [new_device(1, name="old"), new_device(2)])
     with pytest.raises(DeviceExists) as caught:
         register(database, [new_device(2), new_device(3), new_device(1, name="new")])
@@ -70,7 +70,7 @@ def test_what_is_registered_is_not_registered_again(database: Database) -> None:
         ]
 
 
-def test_a_device_twice_in_one_go(database: Database) -> None:
+def test_duplicate_ids_are_refused(database: Database) -> None:
     with pytest.raises(DeviceExists, match="BRW-00000001"):
         register(database, [new_device(1), new_device(2), new_device(1)])
     with database.reading() as db:
@@ -103,7 +103,7 @@ def test_a_hundred_thousand_devices_take_seconds(db: Connection) -> None:
     assert len(all_devices(db)) == 100_000
 
 
-def test_those_who_get_a_new_device_all_have_the_same_role(db: Connection) -> None:
+def test_users_of_a_new_device_have_the_same_role(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada", "bob", "ada", role="viewer")], now_ms=NOW_MS)
     found = [(each.user_id, each.role, each.claimed_at_ms) for each in users_of(db, device_id(1), now_ms=1)]
     assert found == [("ada", "viewer", NOW_MS), ("bob", "viewer", NOW_MS)]
@@ -117,7 +117,7 @@ def test_removing_a_device(db: Connection) -> None:
     assert [each.device.id for each in devices_of(db, "ada", now_ms=NOW_MS)] == [device_id(2)]
     (change,) = read_changes(db, 0)
     assert (change.kind, change.device_id, change.at_ms) == ("device_removed", device_id(1), NOW_MS)
-    # Who had it does not get it back with a new machine of that id, and nobody sees what was done with it.
+    # Former users get no access to a new machine with this id, and no user sees its earlier activity.
     add_devices(db, [new_device(1)], now_ms=NOW_MS)
     assert users_of(db, device_id(1), now_ms=NOW_MS) == []
     assert activity_of(db, device_id(1)) == []
@@ -167,7 +167,7 @@ def test_when_devices_were_seen(db: Connection) -> None:
     assert [device.last_seen_ms for device in all_devices(db)] == [1000, 2001, None]
 
 
-def test_what_a_device_says_of_itself(db: Connection) -> None:
+def test_reported_info_is_stored(db: Connection) -> None:
     add_devices(db, [new_device(1), new_device(2)], now_ms=NOW_MS)
     note_info(db, device_id(1), firmware_version="1.2.3", machine_type="x" * 51)
     note_info(db, device_id(1), firmware_version=None, machine_type=None)
@@ -176,7 +176,7 @@ def test_what_a_device_says_of_itself(db: Connection) -> None:
     assert found == [("1.2.4", "x" * 50), (None, None)]
 
 
-def test_what_is_known_of_a_device_is_not_written_again(db: Connection) -> None:
+def test_unchanged_info_is_not_written(db: Connection) -> None:
     add_devices(db, [new_device(1)], now_ms=NOW_MS)
     note_info(db, device_id(1), firmware_version="1.2.3", machine_type="dual")
     written: list[int] = []

@@ -22,7 +22,7 @@ KEYS = {
     "ada@straße.example": "ada@strasse.example",
     "ada@xn--strae-oqa.example": "ada@strasse.example",
     "ada@under_score.example": "ada@under_score.example",
-    # A-labels that stand for no label stay as they are.
+    # A-labels of no valid label stay unchanged.
     "ada@xn--.example": "ada@xn--.example",
     "ada@xn--a-.example": "ada@xn--a-.example",
     "ada@xn--99999999999.example": "ada@xn--99999999999.example",
@@ -49,7 +49,7 @@ def test_an_a_label_that_hides_a_separator_is_not_read() -> None:
     "address",
     ["", "ada", "@example.org", "ada@", "a b@example.org", "a\0@b", "\ufdfa" * 30 + "@b"],
 )
-def test_what_is_no_address(address: str) -> None:
+def test_malformed_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="not an e-mail address"):
         email_key(address)
     with pytest.raises(ValueError, match="not an e-mail address"):
@@ -86,7 +86,7 @@ def test_folding_twice_changes_nothing() -> None:
 
 
 def test_domains_have_the_a_labels_of_uts_46() -> None:
-    # What IDNA 2008 keeps apart is one key on purpose: sharp s, and the final sigma.
+    # Labels that differ under IDNA 2008 have one key on purpose: sharp s, and the final sigma.
     folded = {"ß", "ẞ", "ς"}
     different = []
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from brewos_relay.registry import held_writes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import add_next_key
 from brewos_relay.registry.devices import add_devices, find_devices
-from brewos_relay.registry.held_writes import CLAIMS_OF_EACH, HeldWrites, write_held
+from brewos_relay.registry.held_writes import TOKENS_PER_DEVICE, HeldWrites, write_held
 from brewos_relay.registry.pairing import HeldPairing, pair_device
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.schema import claims
@@ -51,7 +51,7 @@ def tokens(db: Connection) -> list[bytes]:
 
 def test_newest_tokens_of_a_device_are_held_until_they_expire() -> None:
     held = held_writes_at()
-    for number in range(CLAIMS_OF_EACH + 2):
+    for number in range(TOKENS_PER_DEVICE + 2):
         held.hold_pairing(shown(str(number)))
     held.hold_pairing(shown("2"))  # again
     assert [pair_device.token_hash for pair_device in held.pairings_of(ID)] == [hash_of("3"), hash_of("2")]
@@ -68,7 +68,7 @@ def test_number_of_devices_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [device_id for device_id, _, _ in held.all()] == ["BRW-00000002", "BRW-00000003"]
 
 
-def test_what_was_written_is_forgotten_and_what_came_since_is_not() -> None:
+def test_written_facts_are_forgotten_and_newer_ones_kept() -> None:
     held = held_writes_at()
     held.hold_pairing(shown("a"))
     held.hold_use(ID, FIRST, "confirmed")
@@ -105,7 +105,7 @@ def test_token_whose_key_or_time_has_ended_is_not_stored(db: Connection, late: H
     assert tokens(db) == []
 
 
-def test_claim_stores_a_held_token_first(db: Connection) -> None:
+def test_pairing_stores_a_held_token_first(db: Connection) -> None:
     claimed = pair_device(
         db,
         device_id=ID,

@@ -34,7 +34,7 @@ def count(db: Connection, table: Table) -> int:
     return db.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def test_what_is_over_goes(db: Connection) -> None:
+def test_expired_rows_are_deleted(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
     user = {"id": "u", "email": "ada@example.org", "is_admin": False, "created_at_ms": 1}
     db.execute(insert(users), user)
@@ -69,7 +69,7 @@ def test_what_is_over_goes(db: Connection) -> None:
     assert count(db, users) == 1
 
 
-def test_refresh_tokens_that_ran_out_go_while_their_session_goes_on(db: Connection) -> None:
+def test_expired_refresh_tokens_are_deleted_while_their_session_continues(db: Connection) -> None:
     ada = add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS)
     open_session(
         db,
@@ -95,7 +95,7 @@ def test_refresh_tokens_that_ran_out_go_while_their_session_goes_on(db: Connecti
     for at_ms in (9, 10, 11):
         prune(db, now_ms=NOW_MS + at_ms)
         left.append({hash_[:1] for hash_ in db.scalars(select(refresh_tokens.c.token_hash))})
-    # A token that was exchanged lives as long as its successor did then.
+    # An exchanged token lives as long as its successor did at the exchange.
     assert left == [{b"0", b"1", b"2"}, {b"0", b"1", b"2"}, {b"1", b"2"}]
     assert find_sessions(db, ["s"], now_ms=NOW_MS + 11) != {}
 
@@ -143,7 +143,7 @@ def register(db: Connection, number: int, *, at_ms: int, until_ms: int = NOW_MS)
     )
 
 
-def test_devices_that_nobody_took_and_that_were_not_seen_for_long_go(db: Connection) -> None:
+def test_unused_devices_not_seen_for_long_are_deleted(db: Connection) -> None:
     old_ms = NOW_MS - UNUSED_DEVICES_KEPT_MS
     for number in range(1, 8):
         register(db, number, at_ms=old_ms + (number == 5), until_ms=NOW_MS + (number == 3))
@@ -153,9 +153,7 @@ def test_devices_that_nobody_took_and_that_were_not_seen_for_long_go(db: Connect
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (2, 3, 4, 5)]
 
 
-def test_of_devices_that_nobody_took_those_stay_that_were_seen_last(
-    db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_devices_seen_last_are_kept(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "UNUSED_DEVICES_KEPT", 3)
     for number in range(1, 7):
         register(db, number, at_ms=NOW_MS - 100 + number)
@@ -166,7 +164,7 @@ def test_of_devices_that_nobody_took_those_stay_that_were_seen_last(
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (1, 2, 5, 6, 7)]
 
 
-def test_of_devices_that_are_seen_at_the_same_time_not_all_go(
+def test_devices_seen_at_the_same_time_are_not_all_deleted(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "UNUSED_DEVICES_KEPT", 3)
@@ -212,7 +210,7 @@ def test_very_many_rows_go_in_several_steps(db: Connection, monkeypatch: pytest.
     assert [entry.id for entry in activity_of(db, device_id(1))] == [newest], "the newest stays"
 
 
-def test_a_device_that_was_taken_meanwhile_is_not_forgotten(db: Connection) -> None:
+def test_device_paired_meanwhile_is_not_deleted(db: Connection) -> None:
     for number in (1, 2):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
     prune_some(db, expired(now_ms=NOW_MS))
@@ -222,9 +220,7 @@ def test_a_device_that_was_taken_meanwhile_is_not_forgotten(db: Connection) -> N
     assert [device.id for device in all_devices(db)] == [device_id(1)]
 
 
-def test_whoever_adds_a_device_that_was_forgotten_does_not_read_what_others_did(
-    db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readded_device_has_no_earlier_activity(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
     for number in range(1, 5):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS + (number == 2))
@@ -235,10 +231,10 @@ def test_whoever_adds_a_device_that_was_forgotten_does_not_read_what_others_did(
     assert [len(activity_of(db, device_id(number))) for number in range(1, 5)] == [0, 1, 0, 0]
 
 
-def test_what_was_added_by_hand_waits_for_its_machine(db: Connection) -> None:
+def test_device_added_by_hand_is_not_deleted(db: Connection) -> None:
     old_ms = NOW_MS - 10 * UNUSED_DEVICES_KEPT_MS
     add_devices(db, [new_device(1), new_device(2)], now_ms=old_ms)
-    # That such a machine registers a token makes it none that came by itself.
+    # Registering a token does not turn such a device into one that registered itself.
     register(db, 2, at_ms=old_ms, until_ms=old_ms + 1)
     prune(db, now_ms=NOW_MS)
     assert [device.id for device in all_devices(db)] == [device_id(1), device_id(2)]

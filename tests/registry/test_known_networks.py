@@ -55,7 +55,7 @@ def test_a_network_is_known_for_a_while_and_noted_once_a_day() -> None:
     assert is_due(NOW_MS, now_ms=NOW_MS + NOTED_EVERY_MS)
 
 
-def test_what_an_account_knew_goes_with_it(db: Connection) -> None:
+def test_known_networks_are_deleted_with_their_account(db: Connection) -> None:
     ada = account(db)
     note_network(db, ada, HOME, now_ms=NOW_MS)
     remove_user(db, ada, now_ms=NOW_MS)

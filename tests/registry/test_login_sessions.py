@@ -51,9 +51,9 @@ def sign_in(
 
 
 def take(db: Connection, token: str, new: str, *, now_ms: int = NOW_MS) -> str | None:
-    """Exchange a token; gives the name of its successor, which is `new` at the first exchange.
+    """Exchange a token. Returns the name of its successor, which is `new` at the first exchange.
 
-    Its salt is its name. "copied" if that ended the session.
+    The salt has the same name. Returns "copied" if the exchange ended the session.
     """
     outcome = refresh(
         db,
@@ -74,7 +74,7 @@ def take(db: Connection, token: str, new: str, *, now_ms: int = NOW_MS) -> str |
     return None
 
 
-def test_a_session_tells_where_and_who(db: Connection, ada: User) -> None:
+def test_session_has_times_client_and_user(db: Connection, ada: User) -> None:
     session = sign_in(db, ada)
     assert session == LoginSession(
         id="s",
@@ -92,7 +92,7 @@ def test_a_session_tells_where_and_who(db: Connection, ada: User) -> None:
     assert find_sessions(db, ["s", "unknown"], now_ms=NOW_MS) == {"s": session}
 
 
-def test_what_a_client_says_of_itself_is_cut(db: Connection, ada: User) -> None:
+def test_user_agent_is_cut(db: Connection, ada: User) -> None:
     session = open_session(
         db,
         session_id="s",
@@ -158,7 +158,7 @@ def test_a_slow_tab_gets_the_same_successor_in_the_grace_period_although_that_wa
     assert take(db, "t1", "t2", now_ms=NOW_MS + 1) == "t2"
     assert take(db, "t0", "another", now_ms=NOW_MS + GRACE_MS) == "t1"
     assert take(db, "t1", "another", now_ms=NOW_MS + GRACE_MS) == "t2"
-    # That does not lengthen the grace period.
+    # This does not prolong the grace period.
     assert take(db, "t0", "another", now_ms=NOW_MS + GRACE_MS + 1) == "copied"
 
 
@@ -166,12 +166,12 @@ def test_a_slow_tab_gets_the_same_successor_in_the_grace_period_although_that_wa
 def test_a_token_whose_answer_was_lost_is_valid_until_its_successor_is_used(
     db: Connection, ada: User, hours: int
 ) -> None:
-    """As with a laptop that slept while it was answered."""
+    """For example, a laptop that slept when the answer arrived."""
     sign_in(db, ada)
     assert take(db, "t0", "t1") == "t1"
     awake_ms = NOW_MS + hours * 60 * MINUTE_MS
     assert take(db, "t0", "another", now_ms=awake_ms) == "t1"
-    # The grace period begins again with the answer that arrived, for the other tab.
+    # The grace period restarts with the answer that arrived, for the other tab.
     assert take(db, "t1", "t2", now_ms=awake_ms + 1) == "t2"
     assert take(db, "t0", "another", now_ms=awake_ms + GRACE_MS) == "t1"
     assert take(db, "t2", "t3", now_ms=awake_ms + 55 * MINUTE_MS) == "t3"
@@ -183,12 +183,12 @@ def test_a_token_lives_as_long_as_the_successor_that_it_leads_to(db: Connection,
     last_ms = NOW_MS + DAY_MS - 1
     assert take(db, "t0", "t1", now_ms=last_ms) == "t1"
     assert take(db, "t0", "another", now_ms=last_ms + DAY_MS - 1) == "t1"
-    # The successor was sent a second time, and lives a day from then on.
+    # The successor was sent a second time, and lives for a day from then on.
     assert take(db, "t1", "t2", now_ms=last_ms + 2 * DAY_MS - 2) == "t2"
 
 
-def test_a_token_that_has_expired_is_as_good_as_unknown(db: Connection, ada: User) -> None:
-    # Whether or not it has been forgotten by then.
+def test_expired_token_is_treated_as_unknown(db: Connection, ada: User) -> None:
+    # Whether or not its row was deleted by then.
     sign_in(db, ada)
     assert take(db, "t0", "t1") == "t1"
     assert take(db, "t1", "t2", now_ms=NOW_MS + 2 * GRACE_MS) == "t2"
@@ -222,9 +222,7 @@ def test_a_thief_who_refreshes_first_is_signed_out_when_the_owner_comes_back(
     assert take(db, "t2", "t3", now_ms=NOW_MS + 60 * MINUTE_MS) is None, "by the thief"
 
 
-def test_a_thief_who_is_behind_ends_the_session_also_after_the_owner_went_on(
-    db: Connection, ada: User
-) -> None:
+def test_late_thief_ends_the_session_after_the_owner_continued(db: Connection, ada: User) -> None:
     sign_in(db, ada)
     assert take(db, "t0", "t1") == "t1", "by the thief"
     assert take(db, "t0", "another", now_ms=NOW_MS + 55 * MINUTE_MS) == "t1", "by the owner"
@@ -247,7 +245,7 @@ def test_the_end_of_a_copied_session_is_in_the_activity_of_its_users_devices(
     for device_id in ids[:-1]:
         [entry] = activity_of(db, device_id)
         assert (entry.kind, entry.user_id, entry.at_ms) == ("token_copied", ada.id, late_ms)
-    # A user of very many machines does not make that slow.
+    # Bounded for users with very many devices.
     assert activity_of(db, ids[-1]) == []
 
 
@@ -325,7 +323,7 @@ def test_one_token_from_many_threads_at_once_has_one_successor(database: Databas
         assert take(db, successor, "t2") == "t2"
 
 
-def test_a_token_and_its_successor_from_many_threads_at_once_cross_nothing(database: Database) -> None:
+def test_concurrent_use_of_a_token_and_its_successor_is_consistent(database: Database) -> None:
     with database.writing() as db:
         sign_in(db, add_user(db, email="ada@example.org", name=None, now_ms=NOW_MS))
         take(db, "t0", "t1")
@@ -340,8 +338,8 @@ def test_a_token_and_its_successor_from_many_threads_at_once_cross_nothing(datab
     assert len(set(outcomes[1::2])) == 1
 
 
-def test_no_token_is_good_after_its_session(database: Database) -> None:
-    """Tabs and thieves with any token of a session, at any time, with the session ended now and then."""
+def test_no_token_is_valid_after_its_session(database: Database) -> None:
+    """Tabs and thieves use any token of a session at any time; the session ends now and then."""
     steps = st.lists(
         st.tuples(st.sampled_from(["refresh"] * 8 + ["end"]), st.integers(0, 9), st.integers(0, 90_000)),
         max_size=25,

@@ -43,7 +43,7 @@ CREATE INDEX IF NOT EXISTS device_users_by_device ON device_users (device_id);
 
 
 def make_version(database: Database, version: str) -> None:
-    """Make the tables of an earlier version."""
+    """Create the tables of an earlier version."""
     with database.writing() as db:
         if not database.one_writer:
             db.exec_driver_sql("DROP SCHEMA public CASCADE")
@@ -83,7 +83,7 @@ def test_the_tables_are_as_described(database: Database) -> None:
     with database.reading() as db:
         context = MigrationContext.configure(db, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
-        # What that does not compare.
+        # Alembic does not compare these.
         for table in metadata.sorted_tables:
             columns = [column["name"] for column in inspect(db).get_columns(table.name)]
             assert columns == [column.name for column in table.columns]
@@ -113,7 +113,7 @@ def test_a_new_file_has_the_newest_version(database: Database, url: str) -> None
 
 
 @ON_SQLITE
-def test_versions_that_were_added_are_told(url: str, file: Path) -> None:
+def test_applied_versions_are_logged(url: str, file: Path) -> None:
     assert upgrade(url) == list(migrations.VERSIONS)
     assert file.exists()
 
@@ -215,7 +215,7 @@ def test_several_processes_may_open_an_old_file_at_once(
         assert db.exec_driver_sql("SELECT count(*) FROM alembic_version").scalar_one() == 1
 
 
-def test_whoever_comes_second_finds_nothing_to_do(database: Database) -> None:
+def test_concurrent_upgrade_finds_nothing_to_do(database: Database) -> None:
     with database.writing() as db:
         assert migrations.apply(db) == []
 
@@ -255,7 +255,7 @@ def test_alembic_is_imported_only_when_there_is_something_to_do(url: str) -> Non
 
 
 @ON_SQLITE
-def test_addresses_that_are_the_same_all_keep_their_accounts(url: str, file: Path) -> None:
+def test_accounts_with_equal_addresses_are_all_kept(url: str, file: Path) -> None:
     kelvin = "mi\N{KELVIN SIGN}e@x.org"
     broken = "\ufdfa" * 30 + "@x.org"  # its key is too long
     with contextlib.closing(Database(connect(url))) as database:
@@ -283,7 +283,7 @@ _USERS = {0: [_GONE], 1: [_GONE, "bob"], 2: [_ADA], 3: ["script"]}
 
 
 def _with_orphans(database: Database) -> None:
-    """Make the tables of version 0003, with machines of an account, of a removed account and of tokens."""
+    """Create the tables of version 0003, with devices of an account, of a removed account and of tokens."""
     make_version(database, "0003")
     with database.writing() as db:
         db.execute(

@@ -19,7 +19,7 @@ from brewos_relay.registry.device_keys import add_next_key, use_next_key
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.pairing import Registered, pair_device, register_pairing
 from brewos_relay.registry.pairing_proof import UNPROVEN_PER_ACCOUNT, confirm_key
-from brewos_relay.registry.pairing_tokens import CLAIMS_AT_MOST, NETWORKS_AT_MOST, WIDEST_AT_MOST
+from brewos_relay.registry.pairing_tokens import NETWORKS_AT_MOST, TOKENS_PER_NETWORK, WIDEST_AT_MOST
 from brewos_relay.registry.records import Activity, Device, PairingResult
 from brewos_relay.registry.schema import claims
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
@@ -78,32 +78,32 @@ def kinds(db: Connection) -> list[str]:
     return [change.kind for change in read_changes(db, 0)]
 
 
-# The table: whose claim, who has the device, and what the token is
+# The table: who pairs, the users of the device, and the token
 
 
 def set_up(db: Connection, household: str) -> None:
-    """Make a device whose key is `first` and to which `sent` was sent, with a token of each sort."""
+    """Create a device with the key `first` and the sent key `sent`, and a token of each kind."""
     people = {
-        "nobody": (),
+        "no users": (),
         "owned": (("olga", "owner"), ("mia", "member"), ("vic", "viewer"), ("ute", "member")),
         "no owner": (("mia", "member"), ("vic", "viewer")),
     }
     assert register(db, "its", key="first") == "stored"
     add_next_key(db, ID, hash_of("sent"), now_ms=NOW_MS)
     register(db, "early", now_ms=NOW_MS - LIFE_MS)
-    if household == "nobody":
+    if household == "no users":
         # The newest key becomes the key here; the one before was registered with a token as well.
         assert register(db, "another's", key="another") == "replaced"
     give_to = people[household]
     for user_id, role in give_to:
         give(db, ID, user_id, role=role, now_ms=NOW_MS)  # type: ignore[arg-type]
-    # Somebody whose access is over.
+    # A user whose access has ended.
     give(db, ID, "gus", role="member", until_ms=NOW_MS, now_ms=NOW_MS - DAY_MS)
     register(db, "of the sent key", key="sent")
-    if household != "nobody":
+    if household != "no users":
         assert register(db, "another's", key="another") == "pending"
     register(db, "of two keys")
-    if household == "nobody":
+    if household == "no users":
         register(db, "of two keys", key="another")
         register(db, "its newest")
         add_next_key(db, ID, hash_of("sent"), now_ms=NOW_MS)
@@ -118,7 +118,7 @@ PEOPLE: Final = ("olga", "mia", "vic", "gus", "sam")
 OWNER, MEMBER, NO = "owner", "member", None
 NOBODY_ELSE: Final = (NO, NO, NO, NO, NO)
 TABLE: Final = {
-    # token: (who gets what, the key afterwards), for a device that somebody owns …
+    # token: (who gets what, the key afterwards), for a device with an owner …
     ("owned", "its"): ((OWNER, MEMBER, MEMBER, MEMBER, MEMBER), "first"),
     ("owned", "of the sent key"): ((OWNER, MEMBER, MEMBER, MEMBER, MEMBER), "first"),
     ("owned", "another's"): ((OWNER, NO, NO, NO, NO), "another"),
@@ -126,15 +126,15 @@ TABLE: Final = {
     ("owned", "of two keys"): (NOBODY_ELSE, "first"),
     ("owned", "elsewhere"): (NOBODY_ELSE, "first"),
     ("owned", "guessed"): (NOBODY_ELSE, "first"),
-    # … that nobody has …
-    ("nobody", "its newest"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "first"),
-    ("nobody", "of the sent key"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "sent"),
-    ("nobody", "another's"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "another"),
-    ("nobody", "early"): (NOBODY_ELSE, "first"),
-    ("nobody", "of two keys"): (NOBODY_ELSE, "first"),
-    ("nobody", "elsewhere"): (NOBODY_ELSE, "first"),
-    ("nobody", "guessed"): (NOBODY_ELSE, "first"),
-    # … and that some use and nobody owns.
+    # … without users …
+    ("no users", "its newest"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "first"),
+    ("no users", "of the sent key"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "sent"),
+    ("no users", "another's"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "another"),
+    ("no users", "early"): (NOBODY_ELSE, "first"),
+    ("no users", "of two keys"): (NOBODY_ELSE, "first"),
+    ("no users", "elsewhere"): (NOBODY_ELSE, "first"),
+    ("no users", "guessed"): (NOBODY_ELSE, "first"),
+    # … and with users but no owner.
     ("no owner", "its"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "first"),
     ("no owner", "of the sent key"): ((OWNER, OWNER, OWNER, OWNER, OWNER), "first"),
     ("no owner", "another's"): (NOBODY_ELSE, "first"),
@@ -149,7 +149,7 @@ ROWS: Final = [
 
 
 @pytest.mark.parametrize(("household", "token", "who", "role", "key"), ROWS)
-def test_who_gets_what_by_which_token(
+def test_access_and_key_after_pairing(
     db: Connection, household: str, token: str, who: str, role: str | None, key: str
 ) -> None:
     set_up(db, household)
@@ -164,7 +164,7 @@ def test_who_gets_what_by_which_token(
         assert scan(db, token, "tom") is None
         assert role_of(db, "tom") is None
     else:
-        # Whoever may is not kept from it by one who may not.
+        # An attempt without rights does not use the token up.
         roles, _ = TABLE[household, token]
         for other, wins in zip(PEOPLE, roles, strict=True):
             if wins:
@@ -175,16 +175,16 @@ def test_who_gets_what_by_which_token(
 @pytest.mark.parametrize(
     ("key", "household", "outcome", "key_after"),
     [
-        ("first", "nobody", "refreshed", "first"),
-        ("sent", "nobody", "refreshed", "first"),
-        ("new", "nobody", "replaced", "new"),
+        ("first", "no users", "refreshed", "first"),
+        ("sent", "no users", "refreshed", "first"),
+        ("new", "no users", "replaced", "new"),
         ("first", "owned", "refreshed", "first"),
         ("sent", "owned", "refreshed", "first"),
         ("new", "owned", "pending", "first"),
         ("new", "no owner", "pending", "first"),
     ],
 )
-def test_what_becomes_of_a_key_that_is_registered(
+def test_outcomes_of_registering_a_key(
     db: Connection, key: str, household: str, outcome: str, key_after: str
 ) -> None:
     set_up(db, household)
@@ -198,7 +198,7 @@ def test_what_becomes_of_a_key_that_is_registered(
 # Tokens
 
 
-def test_what_a_claim_answers_and_leaves_behind(db: Connection) -> None:
+def test_pairing_result_and_stored_rows(db: Connection) -> None:
     assert register(db, "t") == "stored"
     answer = scan(db, "t", "olga", name="Küche")
     assert answer == PairingResult(device_id=ID, device_name="Küche", role="owner")
@@ -209,7 +209,7 @@ def test_what_a_claim_answers_and_leaves_behind(db: Connection) -> None:
     assert (claimed.user_id, claimed.detail) == ("olga", {"role": "owner"})
 
 
-def test_what_is_noted_of_a_claim_is_in_the_order_in_which_it_came_about(db: Connection) -> None:
+def test_activity_of_a_pairing_is_in_order(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga")
     register(db, "u", key="second")
@@ -225,7 +225,7 @@ def test_what_is_noted_of_a_claim_is_in_the_order_in_which_it_came_about(db: Con
 
 
 @pytest.mark.parametrize("before", ["the owner left", "the guest's time is over", "nobody had it"])
-def test_what_was_done_before_is_not_the_next_owners_affair(db: Connection, before: str) -> None:
+def test_next_owner_does_not_see_earlier_activity(db: Connection, before: str) -> None:
     register(db, "t")
     if before == "the owner left":
         scan(db, "t", "olga")
@@ -242,7 +242,7 @@ def test_what_was_done_before_is_not_the_next_owners_affair(db: Connection, befo
     noted = [(entry.kind, entry.user_id) for entry in activity_of(db, ID)]
     assert noted == [("renamed", "sam"), ("claimed", "sam")]
     assert len(activity_of(db, OTHER_ID)) == 1
-    # Of a device that somebody has, it stays.
+    # It stays if the device has users.
     register(db, "v")
     assert scan(db, "v", "mia")
     assert scan(db, "u", "sam")
@@ -281,7 +281,7 @@ def test_a_token_that_is_sent_again_lives_longer_and_stays_used(db: Connection) 
     assert scan(db, "t", "olga", now_ms=NOW_MS + 2 * LIFE_MS) is None
 
 
-def test_a_used_token_gives_nothing_back_to_whom_it_was_taken_from(db: Connection) -> None:
+def test_used_token_does_not_restore_removed_access(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga")
     register(db, "u")
@@ -305,7 +305,7 @@ def test_a_used_token_does_not_bring_an_older_key_back(db: Connection) -> None:
     assert device(db).key_hash == hash_of("third")
 
 
-def test_a_token_that_somebody_saw_and_registers_with_their_key_is_worth_nothing(db: Connection) -> None:
+def test_token_registered_again_with_another_key_is_invalid(db: Connection) -> None:
     register(db, "shown")
     assert register(db, "shown", key="eve's") == "replaced"
     assert scan(db, "shown", "olga") is None
@@ -348,13 +348,13 @@ def test_keys_that_were_sent_end_when_the_machine_has_another(db: Connection) ->
     assert kinds(db)[-1] == "key_changed"
 
 
-def test_a_device_that_its_last_owner_left_is_anybodys(db: Connection) -> None:
+def test_device_without_owner_can_be_paired_by_any_user(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga")
     register(db, "u")
     assert leave(db, ID, "olga", now_ms=NOW_MS) == "removed"
     assert scan(db, "u", "sam") is None
-    # It is on the machine's screen still, for everybody to see: it does not become good again, for any key.
+    # The machine's screen still shows it to everyone: it stays invalid for every key.
     register(db, "u", key="eve's")
     assert scan(db, "u", "sam") is None
     assert register(db, "v", key="second") == "replaced"
@@ -363,10 +363,10 @@ def test_a_device_that_its_last_owner_left_is_anybodys(db: Connection) -> None:
     assert role_of(db, "olga") is None
 
 
-# Being told of a key that waits
+# Notification of a pending key
 
 
-def test_owners_are_told_of_a_pending_key_but_not_for_every_try(db: Connection) -> None:
+def test_owners_are_notified_of_a_pending_key_once(db: Connection) -> None:
     register(db, "t")
     scan(db, "t", "olga")
     for number in range(20):
@@ -374,7 +374,7 @@ def test_owners_are_told_of_a_pending_key_but_not_for_every_try(db: Connection) 
     assert kinds(db).count("key_pending") == 1
     assert [entry.kind for entry in activity_of(db, ID)].count("key_pending") == 1
     assert device(db).key_pending_since_ms == NOW_MS
-    # When those are over, the next one is told of again.
+    # After those have expired, the next one is notified again.
     register(db, "her own", key="second", now_ms=NOW_MS + LIFE_MS)
     assert kinds(db).count("key_pending") == 2
     assert device(db).key_pending_since_ms == NOW_MS
@@ -402,17 +402,17 @@ def test_a_replaced_key_ends_the_connection_that_was_made_with_the_old_one(db: C
     assert (change.kind, change.device_id) == ("key_changed", ID)
 
 
-# Bounds
+# Limits
 
 
 def tokens(db: Connection) -> set[bytes]:
     return set(db.scalars(select(claims.c.token_hash).where(claims.c.device_id == ID)))
 
 
-def test_no_more_than_eight_tokens_and_the_oldest_goes(db: Connection) -> None:
+def test_ninth_token_replaces_the_oldest(db: Connection) -> None:
     for number in range(30):
         register(db, f"t{number}", now_ms=NOW_MS + number)
-        assert len(tokens(db)) <= CLAIMS_AT_MOST
+        assert len(tokens(db)) <= TOKENS_PER_NETWORK
     assert hash_of("t29") in tokens(db)
     assert scan(db, "t1", "olga") is None
     assert scan(db, "t28", "olga") is not None
@@ -422,12 +422,12 @@ def test_network_cannot_evict_the_token_of_another_one(db: Connection) -> None:
     register(db, "its", network="home")
     for number in range(30):
         register(db, f"eve's {number}", key=f"eve's {number}", network="eve's", now_ms=NOW_MS + number)
-    assert len(tokens(db)) == CLAIMS_AT_MOST + 1
+    assert len(tokens(db)) == TOKENS_PER_NETWORK + 1
     assert scan(db, "its", "olga")
     assert device(db).key_hash == hash_of("first")
 
 
-def test_so_many_networks_at_most_have_tokens_of_a_device(db: Connection) -> None:
+def test_number_of_networks_with_tokens_is_limited(db: Connection) -> None:
     register(db, "its", network="home")
     for number in range(2 * NETWORKS_AT_MOST):
         register(db, f"eve's {number}", key="eve's", network=f"eve's {number}", now_ms=NOW_MS + number)
@@ -444,7 +444,7 @@ def test_working_key_of_an_owned_device_finds_room_beside_many_networks(db: Conn
     assert hash_of("on the road") in tokens(db)
     assert hash_of("its") in tokens(db)
     assert len({*tokens(db)}) == NETWORKS_AT_MOST
-    # Where all of them have tokens of the working key, there is none to give way.
+    # If all networks have tokens of the working key, none is dropped.
     for number in range(NETWORKS_AT_MOST):
         register(db, f"ours {number}", network=f"eve's {number}", now_ms=NOW_MS + 200)
     register(db, "too many", network="one more", now_ms=NOW_MS + 300)
@@ -452,7 +452,7 @@ def test_working_key_of_an_owned_device_finds_room_beside_many_networks(db: Conn
 
 
 def register_at(db: Connection, token: str, address: str, **more: Any) -> None:
-    """Register a token from an address, with the networks around it as the API gives them."""
+    """Register a token from an address, with the networks around it, like the API does."""
     *around, network = networks_of(network_of(address))
     register(db, token, network=network, around=around, **more)
 
@@ -504,8 +504,8 @@ def test_a_flood_of_other_keys_costs_the_machine_none_of_its_tokens(db: Connecti
     for number in range(30):
         register(db, f"eve's {number}", key=f"eve's {number}", now_ms=NOW_MS + 100 + number)
         assert mine < tokens(db)
-        assert len(tokens(db)) <= CLAIMS_AT_MOST
-    # And there is a place for its own key, if it has lost the one that works.
+        assert len(tokens(db)) <= TOKENS_PER_NETWORK
+    # One place is left for the machine's own key, in case it lost the working one.
     assert hash_of("eve's 29") in tokens(db)
     register(db, "its 30", now_ms=NOW_MS + 200)
     assert hash_of("its 30") in tokens(db)
@@ -514,7 +514,7 @@ def test_a_flood_of_other_keys_costs_the_machine_none_of_its_tokens(db: Connecti
 # Races
 
 
-def test_of_two_who_claim_a_token_at_once_one_wins(database: Database) -> None:
+def test_concurrent_pairings_with_a_token_succeed_once(database: Database) -> None:
     for number in range(10):
         device_id = f"BRW-{number:08X}"
         with database.writing() as db:
@@ -542,7 +542,7 @@ def test_a_device_that_registers_twice_at_once(database: Database) -> None:
 def test_a_device_that_another_connection_added_a_moment_before(
     db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where a missing row cannot be locked, two may both find it missing.
+    # A missing row cannot be locked, so two transactions may both find it missing.
     register(db, "t")
     monkeypatch.setattr("brewos_relay.registry.pairing._lock", lambda *_: None)
     assert register(db, "u") == "refreshed"
@@ -552,7 +552,7 @@ def test_a_device_that_another_connection_added_a_moment_before(
 # Quotas
 
 
-def test_account_has_so_many_machines_at_most(db: Connection) -> None:
+def test_number_of_machines_of_an_account_is_limited(db: Connection) -> None:
     for number in range(3):
         id_ = f"BRW-{number:08X}"
         register(db, f"t{number}", device_id=id_)
@@ -562,7 +562,7 @@ def test_account_has_so_many_machines_at_most(db: Connection) -> None:
         assert got(device_id=f"BRW-{number:08X}", token_hash=hash_of(f"t{number}"))
     with pytest.raises(QuotaReached):
         got(device_id="BRW-00000002", token_hash=hash_of("t2"))
-    # An answer that was lost can be had again, and a wrong token tells nothing.
+    # A retry gets the same answer, and a wrong token reveals nothing.
     assert got(device_id="BRW-00000000", token_hash=hash_of("t0"))
     assert got(device_id="BRW-00000002", token_hash=hash_of("guessed")) is None
 

@@ -115,7 +115,7 @@ def test_unknown_key_cannot_replace_that_of_a_device_without_users(db: Connectio
 # New ids
 
 
-def test_network_registers_so_many_new_ids_a_day(db: Connection) -> None:
+def test_number_of_new_ids_of_a_network_a_day_is_limited(db: Connection) -> None:
     for number in range(3):
         assert register(db, number, per_network=3) == "stored"
     with pytest.raises(TooManyNewDevices) as caught:

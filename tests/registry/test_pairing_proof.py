@@ -16,9 +16,9 @@ from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.notices import notices_of
 from brewos_relay.registry.pairing import pair_device, register_pairing
 from brewos_relay.registry.pairing_proof import (
-    UNPROVEN_CLAIM_MS,
-    came_with_other_key,
+    UNPROVEN_PAIRING_MS,
     confirm_key,
+    connected_with_other_key,
     expire_pairings,
     is_noted,
     is_of_interest,
@@ -56,7 +56,7 @@ def register(db: Connection, key: str, *, now_ms: int = NOW_MS, token: str | Non
 
 
 def connect(db: Connection, key: str, *, now_ms: int = NOW_MS) -> bool:
-    """Come to the WebSocket as a machine does, and tell whether it is let in."""
+    """Connect to the WebSocket like a machine, and tell whether it is accepted."""
     [device] = find_devices(db, [ID])
     key_hash = hash_of(key)
     if works(device, key_hash):
@@ -65,7 +65,7 @@ def connect(db: Connection, key: str, *, now_ms: int = NOW_MS) -> bool:
         return True
     if not is_of_interest(device, key_hash) or is_noted(db, device, key_hash):
         return False
-    return came_with_other_key(db, ID, key_hash, now_ms=now_ms)
+    return connected_with_other_key(db, ID, key_hash, now_ms=now_ms)
 
 
 def scan(
@@ -97,7 +97,9 @@ def told(db: Connection, user_id: str) -> list[str]:
 # Precedence
 
 
-def test_machine_that_connects_takes_precedence_over_a_claim_whose_machine_never_did(db: Connection) -> None:
+def test_connected_machine_takes_precedence_over_a_pairing_whose_machine_never_connected(
+    db: Connection,
+) -> None:
     assert register(db, "squatter's") == "stored"
     assert scan(db, "squatter's", "squatter")
     assert register(db, "real") == "pending"
@@ -110,7 +112,7 @@ def test_machine_that_connects_takes_precedence_over_a_claim_whose_machine_never
     assert scan(db, "real", "buyer") == PairingResult(device_id=ID, device_name=None, role="owner")
 
 
-def test_both_users_are_told_and_the_activity_says_so(db: Connection) -> None:
+def test_both_users_are_notified_and_activity_is_added(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
@@ -121,12 +123,12 @@ def test_both_users_are_told_and_the_activity_says_so(db: Connection) -> None:
     assert told(db, "squatter") == ["lost_to_machine"]
     noted = [(entry.kind, entry.user_id) for entry in activity_of(db, ID)]
     assert noted == [("claimed", "buyer"), ("key_changed", "buyer"), ("owner_changed", "buyer")]
-    # The clients of the one who loses it hear of it before they are closed.
+    # The clients of the former owner are notified before they are closed.
     kinds = [change.kind for change in read_changes(db, 0)[before:]]
     assert kinds == ["owner_changed", "access_changed", "key_changed", "access_changed"]
 
 
-def test_claim_alone_takes_nothing_from_an_owner_whose_machine_has_not_connected_yet(db: Connection) -> None:
+def test_pairing_without_a_connection_takes_nothing_from_an_unproven_owner(db: Connection) -> None:
     register(db, "real")
     scan(db, "real", "buyer")
     assert register(db, "squatter's") == "pending"
@@ -142,7 +144,7 @@ def test_owner_whose_machine_connects_within_a_day_gets_it_back_from_a_stranger(
     connect(db, "squatter's")
     assert scan(db, "squatter's", "squatter")
     assert connect(db, "squatter's")
-    late_ms = NOW_MS + UNPROVEN_CLAIM_MS - 1
+    late_ms = NOW_MS + UNPROVEN_PAIRING_MS - 1
     assert register(db, "real", now_ms=late_ms, token="later") == "pending"
     assert connect(db, "real", now_ms=late_ms)
     assert owners(db) == {"buyer"}
@@ -150,24 +152,24 @@ def test_owner_whose_machine_connects_within_a_day_gets_it_back_from_a_stranger(
     assert not connect(db, "squatter's", now_ms=late_ms)
     assert told(db, "buyer") == ["won_by_machine", "lost_to_machine"]
     assert told(db, "squatter") == ["lost_to_machine", "won_by_machine"]
-    # The stranger cannot do it again: this machine has connected.
+    # The stranger cannot repeat it: this machine has connected.
     register(db, "squatter's", now_ms=late_ms, token="again")
     assert not connect(db, "squatter's", now_ms=late_ms)
     assert scan(db, "squatter's", "squatter", now_ms=late_ms, token="again") is None
     assert owners(db) == {"buyer"}
 
 
-def test_claim_that_gave_way_does_not_come_back_after_its_day(db: Connection) -> None:
+def test_former_pairing_is_not_restored_after_its_day(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
     connect(db, "real")
     scan(db, "real", "buyer")
-    assert not connect(db, "squatter's", now_ms=NOW_MS + UNPROVEN_CLAIM_MS)
+    assert not connect(db, "squatter's", now_ms=NOW_MS + UNPROVEN_PAIRING_MS)
     assert owners(db) == {"buyer"}
 
 
-def test_claim_that_gave_way_does_not_come_back_for_an_account_that_was_removed(db: Connection) -> None:
+def test_former_pairing_is_not_restored_for_a_removed_account(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
@@ -188,7 +190,7 @@ def test_nothing_takes_precedence_over_a_machine_that_has_connected(db: Connecti
     assert owners(db) == {"buyer"}
 
 
-def test_machine_that_connected_before_it_was_claimed_has_connected(db: Connection) -> None:
+def test_connection_before_pairing_counts(db: Connection) -> None:
     register(db, "real")
     assert connect(db, "real")
     scan(db, "real", "buyer")
@@ -204,7 +206,7 @@ def test_connection_of_an_earlier_key_proves_nothing_for_the_next_one(db: Connec
     connect(db, "real")
     scan(db, "real", "guest")
     leave(db, ID, "guest", now_ms=NOW_MS)
-    # A stranger registers and claims the machine while it is between two owners.
+    # A stranger registers and pairs the machine while it is between two owners.
     assert register(db, "squatter's") == "replaced"
     assert scan(db, "squatter's", "squatter")
     register(db, "real", token="new")
@@ -213,7 +215,7 @@ def test_connection_of_an_earlier_key_proves_nothing_for_the_next_one(db: Connec
     assert owners(db) == {"buyer"}
 
 
-def test_owner_who_pairs_a_reset_machine_again_keeps_a_proven_claim(db: Connection) -> None:
+def test_owner_who_pairs_a_reset_machine_again_keeps_a_proven_pairing(db: Connection) -> None:
     register(db, "real")
     connect(db, "real")
     scan(db, "real", "buyer")
@@ -235,7 +237,7 @@ def test_new_token_of_a_machine_that_came_needs_no_second_attempt(db: Connection
     assert scan(db, "real", "buyer", token="refreshed")
 
 
-def test_machine_that_comes_again_and_again_is_written_down_once(db: Connection) -> None:
+def test_repeated_connections_are_recorded_once(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
@@ -250,7 +252,7 @@ STRANGERS_STEPS: Final = st.lists(
 )
 
 
-def test_whatever_a_stranger_does_the_owner_has_the_machine_once_it_connects(database: Database) -> None:
+def test_owner_has_the_machine_once_it_connects_despite_any_stranger(database: Database) -> None:
     @settings(max_examples=100 if database.one_writer else 20)
     @given(before=STRANGERS_STEPS, after=STRANGERS_STEPS)
     def lives(before: list[str], after: list[str]) -> None:
@@ -263,7 +265,7 @@ def test_whatever_a_stranger_does_the_owner_has_the_machine_once_it_connects(dat
     def live(db: Connection, before: list[str], after: list[str]) -> None:
         register(db, "real")
         assert scan(db, "real", "buyer")
-        at_ms = act(db, before, NOW_MS, hour_ms=UNPROVEN_CLAIM_MS // 26)
+        at_ms = act(db, before, NOW_MS, hour_ms=UNPROVEN_PAIRING_MS // 26)
         register(db, "real", now_ms=at_ms, token="shown later")
         assert connect(db, "real", now_ms=at_ms)
         assert owners(db, now_ms=at_ms) == {"buyer"}
@@ -293,20 +295,20 @@ def test_whatever_a_stranger_does_the_owner_has_the_machine_once_it_connects(dat
 # Expiry
 
 
-def test_claim_expires_after_a_day_without_a_machine(db: Connection) -> None:
+def test_pairing_expires_after_a_day_without_a_machine(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
-    prune(db, now_ms=NOW_MS + UNPROVEN_CLAIM_MS - 1)
+    prune(db, now_ms=NOW_MS + UNPROVEN_PAIRING_MS - 1)
     assert owners(db) == {"squatter"}
-    prune(db, now_ms=NOW_MS + UNPROVEN_CLAIM_MS)
+    prune(db, now_ms=NOW_MS + UNPROVEN_PAIRING_MS)
     assert owners(db) == set()
     assert told(db, "squatter") == ["claim_expired"]
 
 
-def test_claim_that_is_over_is_in_nobodys_way_before_it_is_pruned(db: Connection) -> None:
+def test_expired_pairing_blocks_no_user_before_it_is_pruned(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
-    over_ms = NOW_MS + UNPROVEN_CLAIM_MS
+    over_ms = NOW_MS + UNPROVEN_PAIRING_MS
     assert register(db, "real", now_ms=over_ms) == "replaced"
     answer = scan(db, "real", "buyer", now_ms=over_ms)
     assert answer
@@ -314,20 +316,20 @@ def test_claim_that_is_over_is_in_nobodys_way_before_it_is_pruned(db: Connection
     assert owners(db, now_ms=over_ms) == {"buyer"}
 
 
-def test_claim_looks_at_the_expiry_itself(db: Connection) -> None:
+def test_pairing_checks_the_expiry_itself(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
-    register(db, "real", now_ms=NOW_MS + UNPROVEN_CLAIM_MS - 1)
-    answer = scan(db, "real", "buyer", now_ms=NOW_MS + UNPROVEN_CLAIM_MS)
+    register(db, "real", now_ms=NOW_MS + UNPROVEN_PAIRING_MS - 1)
+    answer = scan(db, "real", "buyer", now_ms=NOW_MS + UNPROVEN_PAIRING_MS)
     assert answer == PairingResult(device_id=ID, device_name=None, role="owner", key_changed=True)
     assert owners(db) == {"buyer"}
 
 
-def test_second_owner_does_not_make_a_claim_last_longer(db: Connection) -> None:
+def test_second_owner_does_not_prolong_a_pairing(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     give(db, ID, "guest", role="owner", now_ms=NOW_MS + DAY_MS // 2)
-    prune(db, now_ms=NOW_MS + UNPROVEN_CLAIM_MS)
+    prune(db, now_ms=NOW_MS + UNPROVEN_PAIRING_MS)
     assert owners(db) == set()
     assert told(db, "guest") == ["claim_expired"]
 
@@ -356,7 +358,7 @@ def test_expiry_goes_on_where_it_stopped(db: Connection, monkeypatch: pytest.Mon
     monkeypatch.setattr("brewos_relay.registry.pairing_proof.EXPIRED_AT_ONCE", 1)
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
-    over_ms = NOW_MS + UNPROVEN_CLAIM_MS
+    over_ms = NOW_MS + UNPROVEN_PAIRING_MS
     assert expire_pairings(db, now_ms=over_ms)
     assert not expire_pairings(db, now_ms=over_ms)
 
@@ -379,7 +381,7 @@ def test_administrator_releases_a_machine_from_a_stranger_whose_machine_connecte
     assert owners(db) == {"buyer"}
 
 
-def test_release_also_ends_what_would_come_back(db: Connection) -> None:
+def test_release_also_ends_the_former_pairing(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
@@ -390,9 +392,9 @@ def test_release_also_ends_what_would_come_back(db: Connection) -> None:
     assert owners(db) == set()
 
 
-def test_key_of_an_earlier_token_has_not_connected_when_it_is_claimed(db: Connection) -> None:
+def test_key_of_an_earlier_token_counts_as_unconnected_when_paired(db: Connection) -> None:
     register(db, "real")
     register(db, "other")
-    # The token of the earlier key is claimed: that key has not connected.
+    # The token of the earlier key is used: that key has not connected.
     assert scan(db, "real", "buyer")
     assert device(db).unproven_since_ms == NOW_MS

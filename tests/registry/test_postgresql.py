@@ -1,4 +1,4 @@
-"""What is different about a registry in PostgreSQL; what is not is in the other tests, which try both."""
+"""Tests of what differs for a registry in PostgreSQL; the other tests run on both."""
 
 import sys
 from collections.abc import Iterator
@@ -58,11 +58,11 @@ def old(empty: str) -> str:
     return empty
 
 
-# Where it is
+# Location
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-def test_a_url_as_others_write_it(url: str, scheme: str) -> None:
+def test_url_of_other_programs_is_accepted(url: str, scheme: str) -> None:
     with Database.open(url.replace("postgresql+psycopg", scheme)) as database:
         register(database, [new_device(1)])
         assert database.location.startswith("postgresql+psycopg://relay:***@/test_")
@@ -100,7 +100,7 @@ def parameters_of(url: str) -> dict[str, str]:
         return found
 
 
-def test_nobody_waits_for_ever_for_a_computer_that_is_gone(url: str) -> None:
+def test_dead_database_server_is_detected(url: str) -> None:
     wanted = {"connect_timeout": "10", "keepalives_idle": "30", "tcp_user_timeout": "30000"}
     assert wanted.items() <= parameters_of(url).items()
     assert parameters_of(f"{url}&connect_timeout=3")["connect_timeout"] == "3"
@@ -166,7 +166,7 @@ def test_all_of_it_or_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert upgrade(old) == list(migrations.VERSIONS[1:])
 
 
-def test_several_may_bring_it_up_to_date_at_once(empty: str) -> None:
+def test_concurrent_upgrades_are_safe(empty: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         added = list(pool.map(upgrade, [empty] * 4))
     assert sorted(added) == [[], [], [], list(migrations.VERSIONS)]
@@ -206,7 +206,7 @@ def test_reading_needs_no_transaction(database: Database) -> None:
     with database.reading() as db:
         assert all_devices(db) == []
         register(database, [new_device(1)])
-        assert len(all_devices(db)) == 1  # what somebody else has committed meanwhile is seen
+        assert len(all_devices(db)) == 1  # a concurrent commit is visible
 
 
 def test_a_writer_waits_for_another(database: Database, postgresql: PostgreSQL) -> None:
@@ -225,7 +225,7 @@ def test_a_writer_waits_for_another(database: Database, postgresql: PostgreSQL) 
     assert names(database) == ["second"]
 
 
-def test_a_writer_does_not_wait_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_times_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.registry.engine.BUSY_TIMEOUT_S", 0.1)
     with Database.open(url) as database:
         register(database, [new_device(1)])

@@ -13,7 +13,7 @@ def test_the_tables_can_be_made_and_are_as_described() -> None:
     engine.dispose()
 
 
-def test_what_must_be_there() -> None:
+def test_required_columns_are_not_null() -> None:
     assert [column.name for column in devices.columns if not column.nullable] == [
         "id",
         "key_hash",
@@ -23,7 +23,7 @@ def test_what_must_be_there() -> None:
     assert devices.c.registered_itself.server_default is not None  # rows from before there was such a column
 
 
-def test_with_what_rows_belong_to_they_go() -> None:
+def test_rows_are_deleted_with_their_parents() -> None:
     belonging = {
         (table.name, column.name): foreign_key.ondelete
         for table in metadata.sorted_tables
@@ -46,6 +46,6 @@ def test_with_what_rows_belong_to_they_go() -> None:
     assert set(belonging.values()) == {"CASCADE"}
 
 
-def test_no_user_of_a_device_needs_an_account() -> None:
+def test_device_users_need_no_account() -> None:
     assert not device_users.c.user_id.foreign_keys
     assert device_users.c.account_id.nullable

@@ -114,7 +114,7 @@ def test_a_share_by_link_and_by_code(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("how", [follow, type_in])
-def test_what_gives_nothing(db: Connection, how: Any) -> None:
+def test_invalid_share_gives_nothing(db: Connection, how: Any) -> None:
     share(db)
     share(db, "short", until_ms=NOW_MS + 1)
     assert how(db, "sam", "guessed") is None
@@ -132,7 +132,7 @@ def test_a_link_to_another_device_gives_nothing(db: Connection) -> None:
     assert access(db, "sam") is None
 
 
-def test_a_share_of_a_device_that_went_meanwhile(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_a_removed_device_gives_nothing(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     share(db)
 
     def gone(_db: Connection, device_id: str) -> None:
@@ -144,7 +144,7 @@ def test_a_share_of_a_device_that_went_meanwhile(db: Connection, monkeypatch: py
 
 
 HAVE_AND_GET: Final = [
-    # has, the share, has then: never less, and never more than the share says
+    # access before, the share, access after: never less, and never more than the share gives
     (None, ("viewer", None), ("viewer", None)),
     (("viewer", None), ("viewer", SUNDAY_MS), ("viewer", None)),
     (("viewer", NOW_MS + 1), ("viewer", SUNDAY_MS), ("viewer", SUNDAY_MS)),
@@ -161,7 +161,7 @@ HAVE_AND_GET: Final = [
 
 @pytest.mark.parametrize(("has", "says", "then"), HAVE_AND_GET)
 @pytest.mark.parametrize("uses_left", [None, 1])
-def test_a_share_takes_nothing_and_gives_no_more_than_it_says(
+def test_share_never_reduces_or_exceeds_access(
     db: Connection, has: Any, says: Any, then: Any, uses_left: int | None
 ) -> None:
     if has is not None:
@@ -170,14 +170,14 @@ def test_a_share_takes_nothing_and_gives_no_more_than_it_says(
     answer = follow(db, "mia")
     assert answer is not None
     assert (answer.role, answer.until_ms) == access(db, "mia") == then
-    # It is used up by those who got something.
+    # Only users who gained access use it up.
     assert (follow(db, "tom") is None) is (uses_left == 1 and has != then)
 
 
 def test_a_share_for_one(db: Connection) -> None:
     share(db, uses_left=1)
     assert follow(db, "mia")
-    assert follow(db, "mia")  # who asks again
+    assert follow(db, "mia")  # a retry
     assert follow(db, "sam") is None
     assert type_in(db, "sam") is None
     assert shares_of(db, ID, now_ms=NOW_MS) == []
@@ -186,7 +186,7 @@ def test_a_share_for_one(db: Connection) -> None:
     assert [each.uses_left for each in shares_of(db, ID, now_ms=NOW_MS)] == [1]
 
 
-def test_of_two_who_take_the_last_use_at_once_one_wins(database: Database) -> None:
+def test_concurrent_uses_of_the_last_place_succeed_once(database: Database) -> None:
     for number in range(10):
         with database.writing() as db:
             share(db, f"s{number}", uses_left=1)
@@ -233,13 +233,13 @@ def test_only_an_owner_shares(db: Connection, who: str) -> None:
         ({"uses_left": 0}, "uses_left must be 1 or more"),
     ],
 )
-def test_shares_that_make_no_sense(db: Connection, terms: Any, problem: str) -> None:
+def test_invalid_shares_are_refused(db: Connection, terms: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         share(db, **terms)
 
 
 @pytest.mark.parametrize("how", ["removed", "demoted", "left"])
-def test_a_share_of_somebody_who_owns_the_device_no_more(db: Connection, how: str) -> None:
+def test_share_of_a_former_owner_gives_nothing(db: Connection, how: str) -> None:
     give(db, ID, "otto", role="owner", now_ms=NOW_MS)
     share(db, created_by="otto")
     if how == "removed":
@@ -257,7 +257,7 @@ def test_a_share_of_somebody_who_owns_the_device_no_more(db: Connection, how: st
 
 
 @pytest.mark.parametrize("how", ["removed", "demoted"])
-def test_whoever_was_removed_does_not_come_back_by_the_link_that_they_have(db: Connection, how: str) -> None:
+def test_removed_user_does_not_return_by_a_known_link(db: Connection, how: str) -> None:
     share(db)
     follow(db, "mia")
     if how == "removed":

@@ -153,7 +153,7 @@ async def test_writers_of_a_file_wait_without_a_thread_each(url: str) -> None:
     assert most == 1
 
 
-async def test_what_another_process_adds_is_found_at_once(url: str) -> None:
+async def test_rows_of_another_process_are_found_at_once(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             assert await store.find_device("BRW-FFFFFFFF") is None
@@ -214,7 +214,7 @@ async def test_lookups_keep_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -
             await look_up(store, 300)  # caches fill
             connected = len(connects)
             gc.collect()
-            gc.disable()  # whatever goes now goes without it
+            gc.disable()  # freed objects are freed without it
             try:
                 before = count_objects()
                 await look_up(store, 1000)
@@ -226,7 +226,7 @@ async def test_lookups_keep_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def count_objects() -> int:
-    # A connection has a weak reference for each of its last 200 cursors or so, and then forgets them at once.
+    # A connection keeps weak references to about its last 200 cursors, and then drops them all at once.
     return sum(type(each) is not weakref.ref for each in gc.get_objects())
 
 
@@ -241,7 +241,7 @@ async def test_a_broken_database_fails_the_lookup_and_not_the_store(url: str) ->
             assert await store.find_device(IDS[0]) is not None
 
 
-async def test_a_registry_that_cannot_be_opened(tmp_path: Path) -> None:
+async def test_unusable_registry_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="cannot open the database"):
         async with open_store(f"sqlite:///{tmp_path}"):
             pass  # pragma: no cover
@@ -267,7 +267,7 @@ async def test_a_closed_store_refuses_lookups(url: str) -> None:
 
 async def test_changes_of_this_process_and_of_others_are_applied(url: str) -> None:
     seen: list[tuple[str | None, int]] = []
-    at_ms = now_ms()  # what is old is deleted when a store is opened
+    at_ms = now_ms()  # old rows are deleted when a store is opened
 
     async def apply(changes: Sequence[Change]) -> None:
         await trio.lowlevel.checkpoint()
@@ -276,7 +276,7 @@ async def test_changes_of_this_process_and_of_others_are_applied(url: str) -> No
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             await store.write(remove_device, IDS[0], now_ms=at_ms + 1)
-            await store.catch_up()  # nobody watches yet
+            await store.catch_up()  # nothing watches yet
             store.watch_changes(apply)
             await store.write(remove_device, IDS[1], now_ms=at_ms + 2)
             await store.catch_up()
@@ -291,7 +291,7 @@ async def test_changes_of_this_process_and_of_others_are_applied(url: str) -> No
             while len(seen) < 4:  # noqa: ASYNC110  it comes by itself
                 await trio.sleep(0.01)
             assert trio.current_time() - committed_s < 2  # 0.25 s, but for a busy computer
-    # What was before is not applied again.
+    # Earlier changes are not applied again.
     seen.clear()
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
@@ -300,10 +300,10 @@ async def test_changes_of_this_process_and_of_others_are_applied(url: str) -> No
     assert seen == []
 
 
-# What is over
+# Housekeeping
 
 
-async def test_what_is_over_is_deleted(url: str) -> None:
+async def test_expired_rows_are_deleted_on_start(url: str) -> None:
     with Database.open(url) as database, database.writing() as db:
         give(db, IDS[0], "guest", role="viewer", until_ms=2, now_ms=1)
     with trio.fail_after(DEADLINE_S):
@@ -313,12 +313,12 @@ async def test_what_is_over_is_deleted(url: str) -> None:
 
 
 async def read_nothing(_store: Store, _function: object, **_arguments: object) -> list[str]:
-    """Find nothing, without a thread, for which the clock would not wait."""
+    """Find nothing, without a thread, for which the virtual clock would not wait."""
     await trio.lowlevel.checkpoint()
     return []
 
 
-async def test_what_is_over_is_deleted_every_hour(
+async def test_expired_rows_are_deleted_every_hour(
     url: str, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruned_s: list[float] = []
@@ -326,7 +326,7 @@ async def test_what_is_over_is_deleted_every_hour(
     async def write(_store: Store, step: functools.partial[bool]) -> bool:
         assert step.func is prune
         await trio.lowlevel.checkpoint()
-        if pruned_s[-1:] != [trio.current_time()]:  # there are two kinds of what is over
+        if pruned_s[-1:] != [trio.current_time()]:  # there are two kinds of steps
             pruned_s.append(trio.current_time())
         if len(pruned_s) == 1:
             raise RegistryError("locked")
@@ -340,7 +340,7 @@ async def test_what_is_over_is_deleted_every_hour(
     assert pruned_s == [started_s + hours * PRUNE_EVERY_S for hours in range(3)]
 
 
-async def test_very_much_that_is_over_is_deleted_in_steps(
+async def test_many_expired_rows_are_deleted_in_steps(
     url: str, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruned_s: list[float] = []
@@ -358,10 +358,10 @@ async def test_very_much_that_is_over_is_deleted_in_steps(
     assert pruned_s[:3] == [started_s + steps * PAUSE_S for steps in range(3)]
 
 
-# What is noted
+# Recorded facts
 
 
-async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None:
+async def test_recorded_facts_are_written_when_the_store_closes(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             store.notes.note_seen(IDS[0], 1000)
@@ -374,7 +374,7 @@ async def test_what_was_noted_is_written_when_the_store_closes(url: str) -> None
         assert [entry.kind for entry in activity_of(db, IDS[0])] == ["online"]
 
 
-async def test_what_was_noted_is_written_though_the_body_is_cancelled(url: str) -> None:
+async def test_recorded_facts_are_written_although_the_body_is_cancelled(url: str) -> None:
     with trio.move_on_after(DEADLINE_S) as scope:
         async with open_store(url) as store:
             store.notes.note_seen(IDS[0], 1000)
@@ -383,7 +383,7 @@ async def test_what_was_noted_is_written_though_the_body_is_cancelled(url: str) 
     assert read_last_seen(url) == {IDS[0]: 1000}
 
 
-async def test_closing_does_not_wait_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_has_a_deadline(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notes_module, "CLOSE_S", 0.05)
     with Database.open(url) as other, contextlib.ExitStack() as held:
         with trio.fail_after(DEADLINE_S):
@@ -392,7 +392,7 @@ async def test_closing_does_not_wait_for_ever(url: str, monkeypatch: pytest.Monk
                 store.notes.note_seen(IDS[0], 1000)
                 store.notes.note_seen(IDS[0], 2000)
         assert read_last_seen(url) == {}
-    # The thread that was left behind comes to its end none the less.
+    # The abandoned thread still ends.
     with trio.fail_after(DEADLINE_S):
         while read_last_seen(url) != {IDS[0]: 2000}:  # noqa: ASYNC110  it ends in a thread of its own
             await trio.sleep(0.01)

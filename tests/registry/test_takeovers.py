@@ -1,4 +1,4 @@
-"""What must hold whatever people, machines and strangers do, in whatever order: random lives of a device."""
+"""Random lives of a device: properties that hold whatever users, machines and strangers do, in any order."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,7 +22,7 @@ LIFE_MS: Final = 10 * MINUTE_MS
 PEOPLE: Final = ("olga", "mia", "tom")
 EVE: Final = "eve"
 EVES_TOKENS: Final = 5
-"""Fewer than would push a token of the machine out."""
+"""Too few to evict a token of the machine."""
 
 ACTIONS: Final = (
     "machine boots",
@@ -30,21 +30,21 @@ ACTIONS: Final = (
     "machine sends its token again",
     "machine loses its key",
     "machine connects",
-    "somebody scans",
-    "somebody scans",
-    "somebody scans what they scanned before",
+    "a user scans",
+    "a user scans",
+    "a user scans an earlier token",
     "eve registers",
-    "eve registers what is shown",
-    "eve scans what is shown",
+    "eve registers the shown token",
+    "eve scans the shown token",
     "eve scans her own token",
     "eve guesses",
     "owner sends a key",
     "owner shares",
-    "somebody takes a share",
-    "eve takes a share",
-    "owner removes somebody",
-    "owner demotes somebody",
-    "somebody leaves",
+    "a user accepts a share",
+    "eve accepts a share",
+    "owner removes a user",
+    "owner demotes a user",
+    "a user leaves",
     "time passes",
 )
 STEPS: Final = st.lists(
@@ -61,7 +61,7 @@ def covers(access: Access, other: Access) -> bool:
 
 @dataclass
 class Life:
-    """A device, its machine, the people around it, and Eve, who knows its id and sees its screen at times."""
+    """A device, its machine, its users, and Eve, who knows its id and sometimes sees its screen."""
 
     db: Connection
     id: str
@@ -140,18 +140,18 @@ class Life:
                     self.boot()
             case "machine connects":
                 self.connect()
-            case "somebody scans":
-                # Members scan to become more than they are, and everybody scans twice.
+            case "a user scans":
+                # Members scan to gain rights, and all users scan twice.
                 self.scan(self.token, who)
                 self.scanned.append((self.token, who))
-            case "somebody scans what they scanned before" if self.scanned:
+            case "a user scans an earlier token" if self.scanned:
                 self.scan(*self.scanned[other % len(self.scanned)])
             case "eve registers" if len(self.eves) < EVES_TOKENS:
                 self.eves.append(self.new("eve's"))
                 self.register(self.eves[-1], "eve's key")
-            case "eve registers what is shown":
+            case "eve registers the shown token":
                 self.register(self.token, "eve's key")
-            case "eve scans what is shown" if self.owners():
+            case "eve scans the shown token" if self.owners():
                 self.scan(self.token, EVE)
             case "eve scans her own token" if self.eves and self.owners():
                 assert self.scan(self.eves[other % len(self.eves)], EVE) is None
@@ -161,15 +161,15 @@ class Life:
                 self.rotate(kept=other < 2)
             case "owner shares" if owners:
                 self.share(owners[0], "member" if one else "viewer", None if other else self.now_ms + LIFE_MS)
-            case "somebody takes a share" if self.shares:
+            case "a user accepts a share" if self.shares:
                 self.take_share(who, *self.shares[other % len(self.shares)])
-            case "eve takes a share":
+            case "eve accepts a share":
                 assert self.take_share(EVE, self.new("guess"), "member", None) is None
-            case "owner removes somebody" if owners:
+            case "owner removes a user" if owners:
                 self.remove((*PEOPLE, EVE)[other])
-            case "owner demotes somebody" if owners:
+            case "owner demotes a user" if owners:
                 self.demote((*PEOPLE, EVE)[other])
-            case "somebody leaves" if who in self.users:
+            case "a user leaves" if who in self.users:
                 leave(self.db, self.id, who, now_ms=self.now_ms)
                 assert who not in self.users
             case "time passes":
@@ -235,7 +235,7 @@ class Life:
             for token, _, _ in self.shares:
                 assert self.take_share(user_id, token, "member", None) is None
             for token, who in self.scanned:
-                # What is on the screen, and nobody has claimed, is good for whoever stands there.
+                # An unused token on the screen works for every user who sees it.
                 assert who != user_id or not self.gave.get(token) or self.scan(token, user_id) is None
 
     def demote(self, user_id: str) -> None:
@@ -250,26 +250,26 @@ def check(life: Life, action: str, before: Device | None, owners: set[str], user
     came = set(now) - set(users)
     if came:
         assert action in {
-            "somebody scans",
-            "somebody scans what they scanned before",
-            "eve scans what is shown",
-            "somebody takes a share",
+            "a user scans",
+            "a user scans an earlier token",
+            "eve scans the shown token",
+            "a user accepts a share",
         }, action
     if device is None or before is None:
         return
     if owners and device.key_hash != before.key_hash:
-        by_owner = action in {"somebody scans", "somebody scans what they scanned before"}
+        by_owner = action in {"a user scans", "a user scans an earlier token"}
         by_machine = action == "machine connects" and device.key_hash in before.next_key_hashes
         assert by_owner or by_machine, action
         assert not device.key_pending_since_ms
-    # Owners scan what their machine shows. So, whatever Eve registers, its key is one that it has or had.
+    # Owners scan the token that their machine shows, so the device's key is always one of the machine's.
     if life.owners():
         assert not works(device, hash_of("eve's key")), action
         assert EVE not in life.owners()
 
 
-def test_nobody_takes_a_device_over(database: Database) -> None:
-    # The rules are the same everywhere; what differs between databases shows in a few lives.
+def test_no_stranger_takes_a_device_over(database: Database) -> None:
+    # The rules do not depend on the database; a few lives show the differences.
     @settings(max_examples=300 if database.one_writer else 40)
     @given(steps=STEPS)
     def lives(steps: list[tuple[str, int, int]]) -> None:
@@ -280,7 +280,7 @@ def test_nobody_takes_a_device_over(database: Database) -> None:
                 before, owners, users = life.device, life.owners(), life.users
                 life.step(action, one, other)
                 check(life, action, before, owners, users)
-            # However it went, the machine is one scan away from being its owner's.
+            # In the end, one scan gives the machine to its owner.
             life.boot()
             owner = next(iter(sorted(life.owners() - {EVE})), "olga")
             answer = life.scan(life.token, owner)

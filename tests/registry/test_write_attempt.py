@@ -39,7 +39,7 @@ def name_in(url: str) -> str | None:
 
 
 class Slow:
-    """A write that goes on only when it is let."""
+    """A write that continues only when told."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -106,7 +106,7 @@ async def refused(store: Store) -> None:
         await rename(store, "queued")
 
 
-async def test_write_that_was_given_up_is_not_committed_later(url: str) -> None:
+async def test_abandoned_write_is_not_committed_later(url: str) -> None:
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
         async with open_store(url, write_s=WRITE_S) as store:
@@ -118,7 +118,7 @@ async def test_write_that_was_given_up_is_not_committed_later(url: str) -> None:
         assert name_in(url) is None
 
 
-async def test_write_that_was_given_up_ends_after_its_store(url: str) -> None:
+async def test_abandoned_write_may_end_after_its_store(url: str) -> None:
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
         async with open_store(url, write_s=WRITE_S) as store:
@@ -191,7 +191,7 @@ async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest
 
 async def test_result_that_comes_with_the_deadline_counts() -> None:
     class Late(WriteAttempt):
-        """Its thread has the result in time, and tells the event loop of it too late."""
+        """Its thread has the result in time, but notifies the event loop too late."""
 
         def _call(self, write: Callable[[], str]) -> str:  # type: ignore[override]
             result = super()._call(write)

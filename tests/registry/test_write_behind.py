@@ -26,7 +26,7 @@ def entry(number: int) -> Activity:
 
 
 class Flushes:
-    """Stands for a database, and tells at what time each transaction was asked for, and what it wrote."""
+    """A fake database that records the time and content of each transaction."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.closed = False
@@ -78,7 +78,7 @@ async def open_notes(flushes: Any, limiter: trio.CapacityLimiter | None = None) 
         nursery.cancel_scope.cancel()
 
 
-async def test_notes_are_written_together_every_few_seconds(
+async def test_facts_are_written_together_every_few_seconds(
     mock_clock: trio.testing.MockClock, flushes: Flushes
 ) -> None:
     async with open_notes(flushes) as notes:
@@ -111,7 +111,7 @@ async def test_activity_alone_is_written_too(flushes: Flushes) -> None:
     assert [written[1:] for written in flushes.written] == [({}, [1])]
 
 
-async def test_the_rest_is_written_in_the_end(flushes: Flushes) -> None:
+async def test_remaining_facts_are_written_on_close(flushes: Flushes) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes) as notes:
             notes.note_seen("a", 1)
@@ -121,7 +121,7 @@ async def test_the_rest_is_written_in_the_end(flushes: Flushes) -> None:
     assert [written[1:] for written in flushes.written] == [({"a": 1}, []), ({"b": 2}, [3])]
 
 
-async def test_what_is_being_written_when_the_end_comes_is_written_once(
+async def test_write_under_way_on_close_happens_once(
     flushes: Flushes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, leave = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ async def test_what_is_being_written_when_the_end_comes_is_written_once(
     assert [written[2] for written in flushes.written] == [[1], [2]]
 
 
-async def test_what_waits_for_a_thread_when_the_end_comes_is_written_once(flushes: Flushes) -> None:
+async def test_write_that_waits_for_a_thread_on_close_happens_once(flushes: Flushes) -> None:
     limiter = trio.CapacityLimiter(1)
     limiter.acquire_on_behalf_of_nowait("another")
     with trio.fail_after(DEADLINE_S):
@@ -165,7 +165,7 @@ async def release(leave: threading.Event) -> None:
     leave.set()
 
 
-async def test_notes_that_could_not_be_written_are_tried_again(
+async def test_failed_write_of_facts_is_retried(
     mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
 ) -> None:
     flushes.failure = RegistryError("the registry could not be changed: database is locked")
@@ -185,7 +185,7 @@ async def test_notes_that_could_not_be_written_are_tried_again(
     assert "database is locked" in caplog.text
 
 
-async def test_notes_wait_while_no_thread_can_be_started(
+async def test_facts_wait_while_no_thread_can_be_started(
     mock_clock: trio.testing.MockClock,
     flushes: Flushes,
     caplog: pytest.LogCaptureFixture,
@@ -208,7 +208,7 @@ async def test_notes_wait_while_no_thread_can_be_started(
     assert "can't start new thread; trying again" in caplog.text
 
 
-async def test_a_crowd_is_written_before_its_time_but_not_again_and_again(
+async def test_burst_triggers_one_early_write(
     mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_notes(flushes) as notes:
@@ -231,7 +231,7 @@ async def test_a_crowd_is_written_before_its_time_but_not_again_and_again(
         assert flushes.written[2][2] == list(range(ENTRIES_AT_ONCE + 1))
 
 
-async def test_what_cannot_be_written_at_all_does_not_keep_the_rest_from_being(
+async def test_unwritable_facts_do_not_block_later_ones(
     mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
 ) -> None:
     flushes.failure = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
@@ -281,7 +281,7 @@ async def test_the_oldest_activity_stays_when_it_cannot_be_written(
     assert "1 entries of activity were dropped: too many at once" in caplog.messages
 
 
-async def test_what_devices_say_of_themselves(
+async def test_reported_device_info_is_written(
     mock_clock: trio.testing.MockClock, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     register(database, [new_device(1), new_device(2)])
@@ -301,7 +301,7 @@ async def test_what_devices_say_of_themselves(
     assert found == [("1.1", "dual"), (None, None)]
 
 
-async def test_what_was_noted_is_in_the_database(database: Database, url: str) -> None:
+async def test_recorded_facts_are_in_the_database(database: Database, url: str) -> None:
     register(database, [new_device(1)])
     with trio.fail_after(DEADLINE_S):
         async with open_notes(database) as notes:

@@ -17,7 +17,7 @@ from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.messages import Message
 from brewos_relay.registry.device_keys import use_next_key
-from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted
+from brewos_relay.registry.pairing_proof import confirm_key, connected_with_other_key, is_noted
 from brewos_relay.registry.records import Access, Device, LoginSession, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
@@ -163,7 +163,7 @@ class FakeStore(Store):
             await self._answer("confirm this key")
             self.confirmed.append(args)
             return None
-        if function is came_with_other_key:
+        if function is connected_with_other_key:
             await self._answer("note this key")
             self.challengers.append(args)
             return self.goes_back

@@ -23,7 +23,7 @@ DEVICES_AT_MOST: Final = 10_000
 
 Beyond that, the writes of the device that came first are dropped.
 """
-CLAIMS_OF_EACH: Final = 2
+TOKENS_PER_DEVICE: Final = 2
 """How many pairing tokens of one device are held, the newest. A device shows one at a time."""
 
 KeyUse: TypeAlias = Literal["confirmed", "next"]
@@ -32,7 +32,7 @@ Held: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _OfDevice:
+class _HeldOfDevice:
     claims: dict[bytes, HeldPairing]
     uses: dict[bytes, KeyUse]
 
@@ -42,7 +42,7 @@ class HeldWrites:
 
     def __init__(self, *, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
-        self._devices: OrderedDict[str, _OfDevice] = OrderedDict()
+        self._devices: OrderedDict[str, _HeldOfDevice] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._devices)
@@ -52,7 +52,7 @@ class HeldWrites:
         claims = self._of(claim.device_id).claims
         claims.pop(claim.token_hash, None)
         claims[claim.token_hash] = claim
-        if len(claims) > CLAIMS_OF_EACH:
+        if len(claims) > TOKENS_PER_DEVICE:
             del claims[next(iter(claims))]
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
@@ -90,12 +90,12 @@ class HeldWrites:
             if not held.claims and not held.uses:
                 del self._devices[device_id]
 
-    def _of(self, device_id: str) -> _OfDevice:
+    def _of(self, device_id: str) -> _HeldOfDevice:
         held = self._devices.get(device_id)
         if held is None:
             if len(self._devices) >= DEVICES_AT_MOST:
                 self._devices.popitem(last=False)
-            held = self._devices[device_id] = _OfDevice({}, {})
+            held = self._devices[device_id] = _HeldOfDevice({}, {})
         return held
 
 

@@ -27,7 +27,7 @@ from brewos_relay.registry.notices import add_notices
 from brewos_relay.registry.records import Access, Activity, Device
 from brewos_relay.registry.schema import claims, device_users, devices
 
-UNPROVEN_CLAIM_MS: Final = 24 * 3600 * 1000
+UNPROVEN_PAIRING_MS: Final = 24 * 3600 * 1000
 """How long a pairing lasts without a machine that connects."""
 UNPROVEN_PER_ACCOUNT: Final = 5
 """How many devices that never connected one account may own."""
@@ -58,7 +58,7 @@ def is_of_interest(device: Device, key_hash: bytes) -> bool:
     return device.unproven_since_ms is not None or device.former_key_hash == key_hash
 
 
-def came_with_other_key(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
+def connected_with_other_key(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
     """Record that a machine connected with a key that does not work.
 
     True if the key works from now on, because the device went back to its former pairing.
@@ -75,7 +75,7 @@ def came_with_other_key(db: Connection, device_id: str, key_hash: bytes, *, now_
 
 
 def is_noted(db: Connection, device: Device, key_hash: bytes) -> bool:
-    """Tell whether `came_with_other_key` would change nothing. Needs no write."""
+    """Tell whether `connected_with_other_key` would change nothing. Needs no write."""
     if device.former_key_hash == key_hash:
         return False
     waiting = select(claims.c.seen_at_ms).where(
@@ -114,7 +114,7 @@ def expire_pairings(db: Connection, *, now_ms: int) -> bool:
     """Release the devices whose pairings have expired. True if there may be more."""
     over = select(devices.c.id).join_from(devices, device_users, devices.c.id == device_users.c.device_id)
     over = over.where(devices.c.unproven_since_ms.is_not(None), device_users.c.role == "owner")
-    over = over.where(device_users.c.claimed_at_ms <= now_ms - UNPROVEN_CLAIM_MS)
+    over = over.where(device_users.c.claimed_at_ms <= now_ms - UNPROVEN_PAIRING_MS)
     ids = db.scalars(over.distinct().order_by(devices.c.id).limit(EXPIRED_AT_ONCE)).all()
     expired = 0
     for device_id in ids:
@@ -211,7 +211,7 @@ def _ends_at(has: Mapping[str, Access]) -> int | None:
     """Return when the first owner's pairing expires without a machine. None if it does not."""
     first = _first_owner(has)
     claimed_at_ms = None if first is None else has[first].claimed_at_ms
-    return None if claimed_at_ms is None else claimed_at_ms + UNPROVEN_CLAIM_MS
+    return None if claimed_at_ms is None else claimed_at_ms + UNPROVEN_PAIRING_MS
 
 
 def _forget_former(db: Connection, device_id: str) -> None:

@@ -18,7 +18,7 @@ from brewos_relay.registry.pairing_proof import seen_at
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.schema import claims
 
-CLAIMS_AT_MOST: Final = 8
+TOKENS_PER_NETWORK: Final = 8
 """How many valid tokens of one device are kept for each network."""
 
 NETWORKS_AT_MOST: Final = 32
@@ -130,9 +130,9 @@ def _make_room(db: Connection, device: Device, *, good: bool, networks: Sequence
     drop: list[bytes] = []
     if good:
         # Always leave one place for a machine that has lost its key.
-        excess = max(len(ours) + 2 - CLAIMS_AT_MOST, 0)
+        excess = max(len(ours) + 2 - TOKENS_PER_NETWORK, 0)
         ours, drop = ours[excess:], ours[:excess]
-    drop += others[: max(len(ours) + len(others) + 1 - CLAIMS_AT_MOST, 0)]
+    drop += others[: max(len(ours) + len(others) + 1 - TOKENS_PER_NETWORK, 0)]
     _drop(db, device.id, drop)
     return True
 

@@ -19,7 +19,12 @@ from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.networks import network_of
 from brewos_relay.registry.device_keys import use_next_key
-from brewos_relay.registry.pairing_proof import came_with_other_key, confirm_key, is_noted, is_of_interest
+from brewos_relay.registry.pairing_proof import (
+    confirm_key,
+    connected_with_other_key,
+    is_noted,
+    is_of_interest,
+)
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_rates import ConnectionRates
@@ -214,7 +219,7 @@ class Admission:
             return False
         if await self._store.read(is_noted, device, presented_hash):
             return False
-        return await self._store.write(came_with_other_key, device.id, presented_hash, now_ms=now_ms())
+        return await self._store.write(connected_with_other_key, device.id, presented_hash, now_ms=now_ms())
 
     def _check_origin(self, request: Request) -> None:
         """Refuse pages of foreign origins. Programs other than browsers send no origin."""
