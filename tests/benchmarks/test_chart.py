@@ -28,7 +28,7 @@ def everything() -> Results:
     )
 
 
-def test_a_picture_is_svg_whatever_its_texts_are() -> None:
+def test_a_picture_is_valid_svg_with_any_texts() -> None:
     picture = Picture(100, 50)
     picture.text(1, 2, "a < b & c")
     picture.rectangle(0, 0, 10, 20.25, fill="#123456", title='"here"')

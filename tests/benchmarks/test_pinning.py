@@ -43,6 +43,6 @@ def test_a_process_starts_where_it_is_to_run() -> None:
     assert pinned_to(None) is None
 
 
-def test_it_is_said_what_was_chosen() -> None:
+def test_the_chosen_workloads_are_printed() -> None:
     assert describe(Pins(server=1, generator=0)) == "server on processor 1, generator on 0"
     assert "the system chose" in describe(Pins())

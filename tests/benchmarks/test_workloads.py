@@ -15,7 +15,7 @@ def test_a_quick_look_takes_something_of_each_group(group: str) -> None:
     assert {workload.group for workload in chosen} == {group}
 
 
-def test_what_is_named_is_chosen_even_for_a_quick_look() -> None:
+def test_named_workloads_are_chosen_even_for_a_quick_run() -> None:
     assert [w.name for w in choose(frozenset({"rate-2000x1"}), quick=True)] == ["rate-2000x1"]
     assert choose(frozenset(), quick=False) == list(WORKLOADS)
 

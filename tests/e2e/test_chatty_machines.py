@@ -123,7 +123,7 @@ async def test_a_chatty_machine_as_it_is_built_keeps_its_connection(
     ],
     ids=["deltas", "tiny messages", "log lines", "pings", "too large"],
 )
-async def test_a_device_at_line_rate_is_read_so_slowly_that_it_takes_no_processor(
+async def test_a_device_at_line_rate_is_read_slowly_and_uses_little_cpu(
     unharmed: Unharmed, burst: bytes
 ) -> None:
     async with unharmed(within_s=10.0) as server:

@@ -237,7 +237,7 @@ async def test_an_empty_server_leaves_at_once(tmp_path: Path) -> None:
         assert "Traceback" not in server.log_file.read_text()
 
 
-async def test_what_is_registered_survives_a_kill(tmp_path: Path) -> None:
+async def test_registrations_survive_a_kill(tmp_path: Path) -> None:
     with trio.fail_after(40):
         async with serve_process(tmp_path) as server:
             await import_machines(tmp_path)

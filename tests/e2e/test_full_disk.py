@@ -45,7 +45,7 @@ async def gauge(server: Reach) -> float:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
-async def test_server_that_can_write_no_more_serves_machines_and_says_so(tmp_path: Path) -> None:
+async def test_a_server_that_cannot_write_serves_machines_and_reports_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/data/brewos-relay.db"
     with Database.open(url) as database, database.writing() as db:
         row = NewDevice(id=MACHINE, key_hash=hash_secret(KEY), more_user_ids=("ada",))

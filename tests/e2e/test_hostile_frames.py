@@ -127,7 +127,7 @@ too_big = pytest.mark.parametrize("make", TOO_BIG.values(), ids=TOO_BIG)
 
 
 @too_big
-async def test_a_client_that_says_too_much_is_closed(
+async def test_a_client_that_sends_too_much_is_closed(
     unharmed: Unharmed, make: Callable[[int], bytes]
 ) -> None:
     async with unharmed() as server:
@@ -237,7 +237,7 @@ async def test_a_busy_device_is_not_a_trickle(unharmed: Unharmed) -> None:
 
 
 @pytest.mark.parametrize("connect", ["device", "client"])
-async def test_a_ping_flood_floods_nobody(unharmed: Unharmed, connect: str) -> None:
+async def test_a_ping_flood_does_no_harm(unharmed: Unharmed, connect: str) -> None:
     async with unharmed(stall_s=0.3) as server:
         peer: WireClient = await getattr(server, connect)(VICTIM)
         with trio.move_on_after(0.7):
@@ -258,7 +258,9 @@ async def test_a_ping_flood_is_answered_while_it_is_read(unharmed: Unharmed) -> 
 
 
 @pytest.mark.parametrize("connect", ["device", "client"])
-async def test_a_connection_that_is_dropped_in_a_frame_is_just_gone(unharmed: Unharmed, connect: str) -> None:
+async def test_a_connection_dropped_within_a_frame_ends_without_an_error(
+    unharmed: Unharmed, connect: str
+) -> None:
     async with unharmed() as server:
         for cut in (1, 2, 5, 9):
             peer: WireClient = await getattr(server, connect)(VICTIM)
@@ -271,7 +273,7 @@ async def test_a_connection_that_is_dropped_in_a_frame_is_just_gone(unharmed: Un
                 await peer.read_to_end()
 
 
-async def test_what_comes_after_a_close_frame_is_nothing(unharmed: Unharmed) -> None:
+async def test_data_after_a_close_frame_is_ignored(unharmed: Unharmed) -> None:
     async with unharmed() as server:
         device, client = await server.device(VICTIM), await server.client(VICTIM)
         await client.send(close(1001), text({"type": "never"}), close(1002), b"\xff" * 100)

@@ -78,7 +78,7 @@ async def invalid(server: HereServer, count: int) -> None:
 
 
 @pytest.mark.parametrize("data", (NO_MESSAGES | AMBIGUOUS).values(), ids=NO_MESSAGES | AMBIGUOUS)
-async def test_no_message_of_a_client_is_dropped_and_told(unharmed: Unharmed, data: bytes) -> None:
+async def test_a_dropped_message_of_a_client_is_reported(unharmed: Unharmed, data: bytes) -> None:
     async with unharmed() as server:
         device, client = await server.device(VICTIM), await server.client(VICTIM)
         await client.send(data, text({"type": "command", "cmd": "tare"}))
@@ -101,7 +101,7 @@ async def test_no_message_of_a_device_is_dropped(unharmed: Unharmed, data: bytes
 
 @pytest.mark.parametrize("depth", [100, 10_000])
 @pytest.mark.parametrize("packing", [False, True])
-async def test_a_deep_message_harms_nobody(unharmed: Unharmed, depth: int, packing: bool) -> None:
+async def test_a_deeply_nested_message_does_no_harm(unharmed: Unharmed, depth: int, packing: bool) -> None:
     if packing:
         data = packed(b"\x82\xa4type\xa1x\xa1a" + b"\x91" * depth + b"\xc0")
     else:
@@ -146,7 +146,7 @@ async def test_odd_packed_messages_reach_a_device_as_json_or_not_at_all(
             assert await device.read_json() == {"type": "after"}
 
 
-async def test_no_one_is_told_of_a_message_for_an_absent_device_but_its_sender(unharmed: Unharmed) -> None:
+async def test_only_the_sender_is_told_that_a_device_is_absent(unharmed: Unharmed) -> None:
     async with unharmed() as server:
         client = await server.client(VICTIM)
         await client.send(*[text({"type": "command", "cmd": "restart"})] * 100)
@@ -165,7 +165,7 @@ async def test_commands_that_wait_are_bounded(unharmed: Unharmed) -> None:
 
 
 @pytest.mark.parametrize("device_rate", [0, 50])
-async def test_a_flood_of_a_device_delays_nobody(unharmed: Unharmed, device_rate: float) -> None:
+async def test_a_flood_from_a_device_does_not_delay_others(unharmed: Unharmed, device_rate: float) -> None:
     async with unharmed(device_rate=device_rate) as server:
         loud, device = await server.device(VICTIM), await server.device(BYSTANDER)
         await server.client(VICTIM)  # which reads nothing of it
@@ -174,7 +174,7 @@ async def test_a_flood_of_a_device_delays_nobody(unharmed: Unharmed, device_rate
 
 
 @pytest.mark.parametrize("client_rate", [0, 20])
-async def test_a_flood_of_a_client_delays_nobody(unharmed: Unharmed, client_rate: float) -> None:
+async def test_a_flood_from_a_client_does_not_delay_others(unharmed: Unharmed, client_rate: float) -> None:
     async with unharmed(client_rate=client_rate) as server:
         await server.device(VICTIM)  # which reads nothing of it
         loud = await server.client(VICTIM)
@@ -203,7 +203,7 @@ async def slowest_exchange_during_flood(loud: WireClient, device: WireClient, cl
         nursery.cancel_scope.cancel()
 
 
-async def test_a_device_that_reads_nothing_is_closed_and_its_client_told(unharmed: Unharmed) -> None:
+async def test_a_device_that_reads_nothing_is_closed_and_its_client_is_notified(unharmed: Unharmed) -> None:
     async with unharmed(stall_s=0.3, outbox_bytes=16 * 1024, client_rate=0) as server:
         await server.device(VICTIM)
         client = await server.client(VICTIM)

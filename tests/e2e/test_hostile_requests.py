@@ -48,7 +48,7 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("data", NOT_HTTP.values(), ids=NOT_HTTP)
-async def test_what_is_not_http_is_refused(unharmed: Unharmed, data: bytes) -> None:
+async def test_data_other_than_http_is_refused(unharmed: Unharmed, data: bytes) -> None:
     async with unharmed() as server:
         connection = await server.connect()
         response = await connection.ask(data)
@@ -163,7 +163,9 @@ async def test_an_unknown_api_path_is_not_found_in_json(unharmed: Unharmed) -> N
 
 
 @pytest.mark.parametrize("version", [None, "8", "12", "14", "13, 8", "x"])
-async def test_another_websocket_version_is_told_ours(unharmed: Unharmed, version: str | None) -> None:
+async def test_another_websocket_version_is_refused_with_the_supported_one(
+    unharmed: Unharmed, version: str | None
+) -> None:
     async with unharmed() as server:
         response = await (await server.connect()).ask(upgrade_head(DEVICE, Sec_WebSocket_Version=version))
         assert response.status == 426
@@ -259,7 +261,7 @@ async def test_bad_http_is_refused(unharmed: Unharmed, request_head: bytes) -> N
         assert 400 <= (await connection.ask(request_head)).status < 500
 
 
-async def test_a_reset_at_any_moment_is_no_news(unharmed: Unharmed) -> None:
+async def test_a_reset_at_any_moment_is_not_logged(unharmed: Unharmed) -> None:
     async with unharmed() as server:
         whole = upgrade_head(DEVICE) + text({"type": "status"})
         for length in range(0, len(whole), 7):
@@ -271,7 +273,7 @@ async def test_a_reset_at_any_moment_is_no_news(unharmed: Unharmed) -> None:
                 await trio.sleep(0.01)
 
 
-async def test_many_silent_connections_hold_nobody_up(unharmed: Unharmed) -> None:
+async def test_many_silent_connections_delay_no_other(unharmed: Unharmed) -> None:
     async with unharmed() as server:
         silent = [await server.connect() for _ in range(200)]
         for connection in silent[::2]:
@@ -281,7 +283,7 @@ async def test_many_silent_connections_hold_nobody_up(unharmed: Unharmed) -> Non
         assert (await (await server.connect()).ask(plain())).status == 200
 
 
-async def test_an_answer_that_is_not_read_holds_nobody_up(unharmed: Unharmed) -> None:
+async def test_an_unread_response_delays_no_other_connection(unharmed: Unharmed) -> None:
     async with unharmed(stall_s=0.3) as server:
         connection = await server.connect(receive_buffer_bytes=2048)
         with trio.move_on_after(1):

@@ -54,7 +54,7 @@ async def test_a_machine_that_obeys_ends_its_old_key(tmp_path: Path) -> None:
         assert (await ada.must("GET", f"/api/devices/{MACHINE}"))["device"]["keyPending"] is False
 
 
-async def test_a_machine_that_registers_with_its_new_key_first_is_no_stranger(tmp_path: Path) -> None:
+async def test_a_machine_that_registers_with_its_new_key_first_is_recognized(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, mel = await home.person("ada"), await home.person("mel")
         await home.pair(ada)
@@ -85,7 +85,7 @@ async def test_a_machine_that_ignores_it_is_never_locked_out(tmp_path: Path) -> 
         await see_in(home, ada, KEY)
 
 
-async def test_a_machine_that_loses_it_comes_back_as_it_was(tmp_path: Path) -> None:
+async def test_a_machine_that_loses_the_new_key_connects_with_the_old_one(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -100,7 +100,7 @@ async def test_a_machine_that_loses_it_comes_back_as_it_was(tmp_path: Path) -> N
         assert await home.status_of_key(KEY) == 401
 
 
-async def test_a_machine_that_keeps_it_for_later_gets_in_with_it(tmp_path: Path) -> None:
+async def test_a_machine_that_stores_the_new_key_connects_with_it_later(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -122,7 +122,7 @@ async def test_a_machine_that_keeps_it_for_later_gets_in_with_it(tmp_path: Path)
         await see_in(home, ada, newer)
 
 
-async def test_a_machine_whose_first_connection_with_it_breaks_gets_in_all_the_same(tmp_path: Path) -> None:
+async def test_a_machine_whose_first_connection_with_the_new_key_breaks_is_admitted(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -134,7 +134,7 @@ async def test_a_machine_whose_first_connection_with_it_breaks_gets_in_all_the_s
         await see_in(home, ada, key)
 
 
-async def test_an_absent_machine_is_sent_nothing(tmp_path: Path) -> None:
+async def test_no_key_is_sent_to_an_absent_machine(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)

@@ -94,7 +94,7 @@ async def test_pairing_and_sign_ins_behind_a_lock_and_each_other_are_answered_in
         assert {name: took for name, took in took_s.items() if took > 2.5 * ADMISSION_S} == {}
 
 
-async def test_machine_with_its_next_key_comes_in_and_the_key_is_noted_later(tmp_path: Path) -> None:
+async def test_a_machine_with_its_next_key_is_admitted_and_the_key_is_recorded_later(tmp_path: Path) -> None:
     async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -136,7 +136,7 @@ async def test_machine_registers_behind_a_lock_and_its_token_is_good_afterwards(
         assert (await bob.ask("POST", "/api/devices/claim", body)).status == 404
 
 
-async def test_registration_of_a_known_key_is_answered_with_200_while_nothing_can_be_written(
+async def test_registration_of_a_known_key_is_answered_with_200_without_a_write(
     tmp_path: Path,
 ) -> None:
     async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:

@@ -74,7 +74,7 @@ async def test_real_machine_takes_precedence_over_a_claim_whose_machine_never_co
         assert "owner_changed" in [entry["kind"] for entry in activity]
 
 
-async def test_owner_whose_machine_is_off_gets_it_back_from_a_stranger_once_it_is_on(tmp_path: Path) -> None:
+async def test_an_owner_regains_a_machine_from_a_stranger_when_it_is_switched_on(tmp_path: Path) -> None:
     async with open_home(tmp_path, within_s=20) as home:
         owner, eve = await home.person("owner"), await home.person("eve")
         await home.pair(owner)

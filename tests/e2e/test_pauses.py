@@ -42,7 +42,7 @@ async def note_end(peer: WireClient, name: str, ends: list[str]) -> None:
     ends.append(f"{name} was lost")
 
 
-async def test_a_server_that_was_stopped_closes_nobody_for_its_own_silence(tmp_path: Path) -> None:
+async def test_a_server_that_was_stopped_closes_no_peer_for_the_silence(tmp_path: Path) -> None:
     ids = [machine_id(number) for number in (1, 2)]
     for device_id in ids:
         assert (await run_command(tmp_path, "device", "add", device_id, "--key", KEY)).returncode == 0

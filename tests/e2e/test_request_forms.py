@@ -35,7 +35,7 @@ async def test_a_websocket_may_say_that_it_has_no_body(server: HereServer) -> No
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ws", "wss"])
-async def test_a_websocket_may_be_asked_for_by_its_whole_address(server: HereServer, scheme: str) -> None:
+async def test_a_websocket_request_may_have_an_absolute_target(server: HereServer, scheme: str) -> None:
     target = f"{scheme}://relay.example{DEVICE}"
     assert (await (await server.connect()).ask(upgrade_head(target, Host="proxy.example"))).status == 101
 

@@ -124,7 +124,7 @@ async def test_a_restart_waits_for_young_machines(autojump_clock: trio.testing.M
     assert device.keys_destroyed == 0
 
 
-async def test_after_a_crash_the_leftovers_are_dropped_and_the_herd_is_let_in_at_a_rate(
+async def test_after_a_crash_leftovers_are_dropped_and_peers_are_admitted_at_a_rate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = fleet_store()

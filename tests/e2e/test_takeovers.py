@@ -49,7 +49,7 @@ async def see_nothing_change(
 # What a machine shows
 
 
-async def test_nobody_owns_what_somebody_owns_by_scanning_it(tmp_path: Path) -> None:
+async def test_scanning_an_owned_machine_does_not_make_an_owner(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         await home.pair(ada)
@@ -82,7 +82,7 @@ async def test_a_claim_is_good_once_and_for_one(tmp_path: Path) -> None:
         await see_nothing_change(home, ada.claim, token)
 
 
-async def test_a_claim_that_has_expired_is_as_good_as_none(tmp_path: Path) -> None:
+async def test_an_expired_claim_does_not_count(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         eve = await home.person("eve")
         token = await home.show()
@@ -103,7 +103,7 @@ async def test_a_claim_is_good_for_its_own_machine(tmp_path: Path) -> None:
         assert (await eve.claim(token, 2)).status == 200
 
 
-async def test_nobody_claims_without_being_signed_in(tmp_path: Path) -> None:
+async def test_pairing_requires_signing_in(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         token = await home.show()
         for path in (CLAIM, CLAIM_SHARE):
@@ -157,7 +157,7 @@ async def test_the_owner_s_claim_makes_a_key_that_waits_the_machine_s(tmp_path: 
         assert (await ada.must("GET", f"/api/devices/{MACHINE}"))["device"]["keyPending"] is False
 
 
-async def test_a_key_that_waits_is_not_let_in_by_the_machine_s_own_token(tmp_path: Path) -> None:
+async def test_a_waiting_key_is_not_accepted_because_of_the_machine_s_token(tmp_path: Path) -> None:
     """Somebody sees what the screen shows, and registers that with their own key before it is scanned."""
     async with open_home(tmp_path) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
@@ -172,7 +172,7 @@ async def test_a_key_that_waits_is_not_let_in_by_the_machine_s_own_token(tmp_pat
         assert home.standing()[0] == before[0]  # type: ignore[index]
 
 
-async def test_registering_over_and_over_keeps_no_machine_out(tmp_path: Path) -> None:
+async def test_repeated_registrations_do_not_keep_machines_out(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -233,7 +233,7 @@ async def test_a_share_ends_with_the_ownership_of_whoever_made_it(tmp_path: Path
         await see_nothing_change(home, eve.claim_share, share["token"])
 
 
-async def test_whoever_was_removed_does_not_come_back_by_an_old_link(tmp_path: Path) -> None:
+async def test_removed_users_cannot_return_by_an_old_link(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
         await home.pair(ada)
@@ -274,7 +274,7 @@ async def test_codes_cannot_be_guessed_by_many_of_one_address(tmp_path: Path) ->
         assert statuses.count(404) <= 40 + regained
 
 
-async def test_saying_to_come_from_elsewhere_is_no_way_around_a_limit(tmp_path: Path) -> None:
+async def test_forged_forwarded_headers_do_not_evade_limits(tmp_path: Path) -> None:
     async def attempts(home: Home) -> list[int]:
         statuses = []
         for number in range(35):
@@ -368,7 +368,7 @@ async def see_token_refused(home: Home, person: Person, *, bystander: WireClient
     assert (await ask(home.server, "POST", "/api/auth/refresh", refresh)).status == 401
 
 
-async def test_the_token_of_a_session_that_ended_is_no_good(tmp_path: Path) -> None:
+async def test_the_token_of_an_ended_session_is_rejected(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, elsewhere = await home.person("ada"), await home.person("ada")
         await home.pair(ada)
@@ -458,7 +458,7 @@ async def test_naming_two_machines_reaches_the_one_that_was_checked(tmp_path: Pa
         assert (await mixed.read_until("connected"))["deviceId"] == SECOND
 
 
-async def test_nothing_of_another_machine_is_reached_through_one_s_own(tmp_path: Path) -> None:
+async def test_a_user_reaches_no_other_machine_through_their_own(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         await home.pair(ada)
@@ -499,7 +499,7 @@ OWNERS = (
 )
 
 
-async def test_a_member_commands_all_but_what_is_the_owner_s(tmp_path: Path) -> None:
+async def test_a_member_sends_all_commands_except_those_for_owners(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -529,7 +529,7 @@ async def test_a_member_commands_all_but_what_is_the_owner_s(tmp_path: Path) -> 
             await see_nothing_change(home, mel.ask, method, path + rest, body, status=403)
 
 
-async def test_a_viewer_commands_nothing(tmp_path: Path) -> None:
+async def test_a_viewer_can_send_no_commands(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)

@@ -171,14 +171,16 @@ BY_API: dict[str, tuple[TakeAway, int]] = {
 
 
 @pytest.mark.parametrize(("take_away", "code"), BY_API.values(), ids=BY_API)
-async def test_what_is_sent_after_the_answer_is_lost(tmp_path: Path, take_away: TakeAway, code: int) -> None:
+async def test_messages_sent_after_access_was_taken_away_are_dropped(
+    tmp_path: Path, take_away: TakeAway, code: int
+) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         await see_access_end(home, ada, await home.lend(ada, "mel"), take_away, code)
 
 
-async def test_whoever_lost_their_access_does_not_come_back(tmp_path: Path) -> None:
+async def test_users_who_lost_access_cannot_reconnect(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -229,7 +231,7 @@ async def test_a_command_line_takes_effect_within_a_second(
         await see_access_end(home, ada, await home.lend(ada, "mel"), take_away, code, at_once=False)
 
 
-async def test_a_machine_that_is_removed_goes_with_everybody(tmp_path: Path) -> None:
+async def test_removing_a_machine_closes_it_and_all_its_clients(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -261,7 +263,7 @@ async def test_a_server_of_its_own_hears_of_it_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by_api", [True, False])
-async def test_a_member_who_becomes_a_viewer_goes_on_watching(tmp_path: Path, by_api: bool) -> None:
+async def test_a_member_who_becomes_a_viewer_stays_attached(tmp_path: Path, by_api: bool) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -294,7 +296,7 @@ async def test_a_member_who_becomes_a_viewer_goes_on_watching(tmp_path: Path, by
                 assert await scene.numbers()
 
 
-async def test_an_owner_who_becomes_a_member_keeps_what_is_a_member_s(tmp_path: Path) -> None:
+async def test_an_owner_who_becomes_a_member_keeps_member_access(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -312,7 +314,7 @@ async def test_an_owner_who_becomes_a_member_keeps_what_is_a_member_s(tmp_path: 
         await see_it_work(device, app)
 
 
-async def test_an_owner_who_is_made_less_does_not_make_himself_one_again(tmp_path: Path) -> None:
+async def test_a_demoted_owner_cannot_become_owner_again(tmp_path: Path) -> None:
     """Requests that were let through before, and come to be carried out after."""
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
@@ -401,7 +403,7 @@ LOSSES: dict[str, TakeAway] = {
 
 @pytest.mark.parametrize("stays", [True, False], ids=["connected", "gone"])
 @pytest.mark.parametrize("take_away", LOSSES.values(), ids=LOSSES)
-async def test_what_waits_goes_with_the_access_of_whoever_sent_it(
+async def test_waiting_commands_end_with_the_access_of_their_sender(
     tmp_path: Path, take_away: TakeAway, stays: bool
 ) -> None:
     async with open_home(tmp_path) as home:
@@ -421,7 +423,7 @@ async def test_what_waits_goes_with_the_access_of_whoever_sent_it(
         assert [each["by"] for each in found] == ["the witness"]
 
 
-async def test_what_waits_is_delivered_as_long_as_its_sender_has_access(tmp_path: Path) -> None:
+async def test_waiting_commands_are_delivered_while_their_sender_has_access(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -487,7 +489,7 @@ async def test_a_session_that_has_ended_shares_nothing_any_more(tmp_path: Path) 
         assert home.standing() == before
 
 
-async def test_whoever_is_no_administrator_any_more_makes_none(tmp_path: Path) -> None:
+async def test_a_former_administrator_cannot_make_administrators(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
         with home.registry() as db:

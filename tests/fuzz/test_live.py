@@ -7,7 +7,7 @@ from fuzz import patience
 from fuzz.live import fuzz_server
 
 
-async def test_a_server_takes_nonsense_while_others_go_on_talking(tmp_path: Path) -> None:
+async def test_a_server_survives_fuzzing_while_other_peers_communicate(tmp_path: Path) -> None:
     with trio.fail_after(90):
         seen = await fuzz_server(tmp_path, secs=2, seed=5)
     assert seen.problems == []

@@ -19,7 +19,7 @@ def test_inputs_are_many_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"a", bytes(range(200))])
-def test_pieces_are_the_whole(data: bytes) -> None:
+def test_split_pieces_join_to_the_whole(data: bytes) -> None:
     cut = [Mutator(seed).split(data) for seed in range(50)]
     assert all(b"".join(pieces) == data for pieces in cut)
     assert all(all(pieces) for pieces in cut)

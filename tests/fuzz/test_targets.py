@@ -17,7 +17,7 @@ SECS = 0.4
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_nothing_is_found(target: Target) -> None:
+def test_a_quick_run_finds_nothing(target: Target) -> None:
     tried, found = fuzz_target(target, secs=SECS, seed=11)
     assert found == []
     assert tried > 20
@@ -79,7 +79,7 @@ def test_a_snapshot_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert find("snapshot")
 
 
-def test_what_was_found_is_told_once_with_its_seed() -> None:
+def test_a_finding_is_reported_once_with_its_seed() -> None:
     def fail(data: bytes, _: object) -> None:
         assert data != data
 

@@ -237,7 +237,7 @@ async def see_refusal(admission: Admission, asking: Request, status: int) -> Ref
 # Devices
 
 
-async def test_a_device_with_its_key_is_let_in() -> None:
+async def test_a_device_with_its_key_is_admitted() -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     entry = await admission(store=store).check(device_request(DEVICE_ID.lower()))
     assert entry == DeviceEntry(DEVICE_ID, hash_secret(KEY), "192.0.2.7")
@@ -270,7 +270,7 @@ async def test_a_device_without_its_key_is_refused_after_the_same_question(devic
 
 
 @pytest.mark.parametrize("key", [NEXT_KEY, NEWEST_KEY])
-async def test_a_key_that_was_sent_becomes_the_device_s_before_it_is_let_in(key: str) -> None:
+async def test_a_sent_key_becomes_current_before_the_device_is_admitted(key: str) -> None:
     store = FakeStore(next_keys=[NEXT_KEY, NEWEST_KEY])
     entry = await admission(store=store).check(device_request(key=key))
     assert entry == DeviceEntry(DEVICE_ID, hash_secret(key), "192.0.2.7")
@@ -278,7 +278,7 @@ async def test_a_key_that_was_sent_becomes_the_device_s_before_it_is_let_in(key:
     assert key not in repr(entry)
 
 
-async def test_a_key_that_was_sent_and_taken_back_meanwhile_is_none() -> None:
+async def test_a_sent_key_that_was_withdrawn_is_refused() -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     store.takes_keys = False
     refusal = await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
@@ -295,7 +295,7 @@ async def test_first_connection_with_a_key_that_registered_itself_is_written_dow
 
 @pytest.mark.parametrize("writes", ["failing", "slow"])
 @pytest.mark.parametrize(("key", "use"), [(NEXT_KEY, "next"), (KEY, "confirmed")])
-async def test_machine_with_a_working_key_comes_in_though_nothing_can_be_written(
+async def test_a_machine_with_a_valid_key_is_admitted_without_a_write(
     autojump_clock: trio.testing.MockClock, writes: Any, key: str, use: str
 ) -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
@@ -320,7 +320,7 @@ async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -
         assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))] * asked
 
 
-async def test_key_of_an_earlier_claim_is_let_in_if_the_device_goes_back_to_it() -> None:
+async def test_the_key_of_an_earlier_claim_is_accepted_if_the_device_returns_to_it() -> None:
     store = FakeStore()
     store.device = replace(store.device, former_key_hash=hash_secret(NEXT_KEY))
     store.goes_back = True
@@ -337,7 +337,7 @@ async def test_malformed_devices_cost_no_question() -> None:
     assert store.asked == []
 
 
-async def test_a_contested_id_is_409_for_whoever_has_the_key() -> None:
+async def test_a_contested_id_is_409_even_with_the_right_key() -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     for key in (KEY, NEXT_KEY):
         await see_refusal(admission(store=store, contested=True), device_request(key=key), 409)
@@ -381,7 +381,7 @@ async def test_a_token_lets_reach_a_device_that_is_not_registered() -> None:
         ({"user_id": "ada", "devices": [DEVICE_ID], "role": "viewer"}, False, False, True),
     ],
 )
-async def test_what_a_client_may_do(
+async def test_the_grant_of_a_client(
     told: dict[str, Any], may_command: bool, may_manage: bool, by_token: bool
 ) -> None:
     grant = (await let_in(client_request(**told))).grant
@@ -402,19 +402,19 @@ async def test_a_client_without_access_is_refused() -> None:
 
 
 @pytest.mark.parametrize("device_id", [DEVICE_ID, "BRW-00000000"])
-async def test_a_page_without_access_is_let_in_to_be_told(device_id: str) -> None:
+async def test_a_page_without_access_is_upgraded_and_closed_with_4002(device_id: str) -> None:
     asking = request(f"/ws/client?token={issue(user_id='eve')}&device={device_id}", Origin=APP_ORIGIN)
     found = await admission().check(asking)
     assert found == TokenRefused("no access to this device", cause="no_access")
 
 
 @pytest.mark.parametrize("parameters", ["token={token}&device=x", "token=&device=BRW-12AB34CD"])
-async def test_a_page_that_asks_for_nothing_is_refused(parameters: str) -> None:
+async def test_a_page_with_malformed_parameters_is_refused(parameters: str) -> None:
     target = "/ws/client?" + parameters.format(token=issue())
     await see_refusal(admission(), request(target, Origin=APP_ORIGIN), 400)
 
 
-async def test_pages_without_access_use_up_what_their_network_may_try() -> None:
+async def test_pages_without_access_count_as_failed_attempts_of_their_network() -> None:
     deciding = admission()
     told: list[object] = []
 
@@ -431,7 +431,7 @@ async def test_pages_without_access_use_up_what_their_network_may_try() -> None:
     assert all(isinstance(entry, TokenRefused) for entry in told)
 
 
-async def test_a_client_of_a_session_says_which() -> None:
+async def test_a_client_entry_has_the_id_of_its_login_session() -> None:
     for devices in ([], [DEVICE_ID]):
         entry = await let_in(client_request(session_id="session of ada", devices=devices))
         assert (entry.grant.user_id, entry.grant.session_id) == ("ada", "session of ada")
@@ -441,7 +441,7 @@ async def test_a_client_of_a_session_says_which() -> None:
 @pytest.mark.parametrize(
     "told", [{"session_id": "ended"}, {"session_id": "session of ada", "user_id": "eve"}]
 )
-async def test_a_session_that_is_over_or_another_user_s_is_no_good(
+async def test_an_ended_session_or_one_of_another_user_is_rejected(
     told: dict[str, Any], devices: Any
 ) -> None:
     found = await admission().check(client_request(**told, devices=devices))
@@ -456,7 +456,7 @@ BAD_TOKENS = {
 
 
 @pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
-async def test_a_bad_token_needs_no_registry_to_be_told(token: str) -> None:
+async def test_an_invalid_token_is_rejected_without_the_registry(token: str) -> None:
     store = FakeStore(trouble="failing")
     found = await admission(store=store).check(request(f"/ws?token={token}&device={DEVICE_ID}"))
     assert isinstance(found, TokenRefused)
@@ -479,7 +479,7 @@ async def test_malformed_clients_cost_no_question() -> None:
 # Renewing a token
 
 
-async def test_a_client_is_let_in_until_its_token_ends() -> None:
+async def test_a_client_is_admitted_until_its_token_expires() -> None:
     now_s = int(time.time())
     entry = await let_in(client_request(now_s=now_s, ttl_s=600))
     assert entry.expires_at_s == now_s + 600
@@ -508,7 +508,7 @@ RENEWALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("first", "second", "problem"), RENEWALS.values(), ids=RENEWALS)
-async def test_a_token_is_renewed_by_one_that_reaches_as_far(
+async def test_a_token_with_less_access_is_refused_for_renewal(
     first: dict[str, Any], second: dict[str, Any], problem: str
 ) -> None:
     entry = await let_in(client_request(**first))
@@ -519,12 +519,12 @@ async def test_a_token_is_renewed_by_one_that_reaches_as_far(
 
 
 @pytest.mark.parametrize("role", ["viewer", "member", "owner"])
-async def test_a_token_is_renewed_by_one_that_lets_its_user_do_as_much_or_more(role: Any) -> None:
+async def test_a_token_is_renewed_by_one_of_the_same_or_a_higher_role(role: Any) -> None:
     entry = await let_in(client_request(devices=[DEVICE_ID], role="viewer"))
     entry.renew(issue(devices="*", role=role))
 
 
-async def test_a_token_of_a_lower_role_does_not_extend_what_the_registry_gave() -> None:
+async def test_a_token_of_a_lower_role_does_not_extend_access_from_the_registry() -> None:
     by_registry = await let_in(client_request())
     with pytest.raises(TokenRejected, match="lower role than the earlier one"):
         by_registry.renew(issue(devices=[DEVICE_ID], role="member"))
@@ -543,7 +543,7 @@ async def test_a_revoked_token_is_refused_and_an_unknown_id_is_not() -> None:
     assert isinstance(found, ClientEntry)
 
 
-async def test_a_revoked_token_renews_nothing() -> None:
+async def test_a_revoked_token_is_refused_for_renewal() -> None:
     store = FakeStore()
     found = await admission(store=store).check(client_request())
     assert isinstance(found, ClientEntry)
@@ -561,7 +561,7 @@ async def test_a_client_is_known_by_the_id_of_the_token_that_it_uses_now() -> No
     assert credential.token_id == "second"
 
 
-async def test_the_role_of_a_token_limits_what_the_registry_gives() -> None:
+async def test_the_role_of_a_token_limits_the_role_from_the_registry() -> None:
     entry = await let_in(client_request(role="viewer"))
     assert (entry.grant.may_command, entry.grant.may_manage) == (False, False)
     assert entry.grant.highest_role == "viewer"
@@ -639,7 +639,7 @@ class Changes:
             self.revision += 1
 
 
-async def test_a_decision_that_was_overtaken_by_a_change_is_made_again() -> None:
+async def test_a_decision_is_repeated_after_a_change_of_access() -> None:
     store = FakeStore()
     changes = Changes(lambda: None, lambda: None)
     store.answers_soon = changes.happen
@@ -661,7 +661,7 @@ async def test_a_decision_that_was_overtaken_by_a_change_is_made_again() -> None
     ],
     ids=["access", "key", "session"],
 )
-async def test_what_was_taken_away_meanwhile_lets_nobody_in(asking: Request, status: int | None) -> None:
+async def test_access_removed_during_the_lookup_admits_no_client(asking: Request, status: int | None) -> None:
     """The change comes right after the answer was read, and before it was acted upon."""
 
     def take_away() -> None:
@@ -712,7 +712,7 @@ async def test_changes_without_end_are_503_in_time(autojump_clock: trio.testing.
     assert 1 < len(store.asked) <= 8
 
 
-async def test_too_many_at_once_are_503_and_ask_nobody() -> None:
+async def test_too_many_at_once_are_503_without_a_lookup() -> None:
     store = FakeStore()
     for asking in (device_request(), client_request(), request("/ws/other")):
         refusal = await see_refusal(admission(store=store, full=True), asking, 503)
@@ -741,7 +741,7 @@ async def test_a_place_is_looked_for_last_of_all() -> None:
     assert store.asked == ["ada", DEVICE_ID]
 
 
-async def test_whoever_comes_to_nothing_takes_no_more_than_a_share(
+async def test_failed_attempts_use_only_a_share_of_the_rate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = FakeStore()
@@ -762,14 +762,14 @@ async def test_whoever_comes_to_nothing_takes_no_more_than_a_share(
     await see_refusal(gate, wrong, 401)
 
 
-async def test_those_who_are_let_in_are_no_strangers() -> None:
+async def test_admitted_peers_are_not_counted_as_failed_attempts() -> None:
     gate = admission()
     for _ in range(10):
         assert isinstance(await gate.check(device_request()), DeviceEntry)
     assert not gate._rates._failing
 
 
-async def test_a_device_that_comes_back_at_once_again_and_again_is_503_and_asks_nobody(
+async def test_a_device_that_reconnects_too_often_is_503_without_a_lookup(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = FakeStore()
@@ -789,7 +789,7 @@ async def test_a_device_that_comes_back_at_once_again_and_again_is_503_and_asks_
     assert isinstance(await gate.check(device_request()), DeviceEntry)
 
 
-async def test_a_user_s_clients_that_come_back_at_once_again_and_again_are_503(
+async def test_a_user_s_clients_that_reconnect_too_often_are_503(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = FakeStore()
@@ -803,7 +803,7 @@ async def test_a_user_s_clients_that_come_back_at_once_again_and_again_are_503(
     assert isinstance(await gate.check(client_request(user_id="mel")), ClientEntry)
 
 
-async def test_a_48_has_no_more_attempts_that_come_to_nothing_than_three_64(
+async def test_a_48_has_no_more_failed_attempts_than_three_64(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = FakeStore()
@@ -817,7 +817,7 @@ async def test_a_48_has_no_more_attempts_that_come_to_nothing_than_three_64(
     assert len(store.asked) == pytest.approx(3 * Limits().admit_rate / 4, abs=3)
 
 
-async def test_a_network_leaves_to_others_what_it_used(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_network_leaves_others_as_much_as_it_used(autojump_clock: trio.testing.MockClock) -> None:
     gate = admission()
     reserves: list[float] = []
 
@@ -836,7 +836,7 @@ async def test_a_network_leaves_to_others_what_it_used(autojump_clock: trio.test
     assert reserves[-2] > 0
 
 
-async def test_a_device_that_nobody_vouches_for_is_let_in_as_anonymous() -> None:
+async def test_a_device_without_users_is_admitted_as_anonymous() -> None:
     store = FakeStore()
     store.device = replace(store.device, anonymous=True)
     entry = await admission(store=store).check(device_request())
@@ -882,7 +882,7 @@ async def test_a_store_in_trouble_is_503_before_a_machine_gives_up(
     assert b"disk" not in refusal.encode()
 
 
-async def test_a_relay_that_leaves_asks_nobody() -> None:
+async def test_a_draining_relay_refuses_without_a_lookup() -> None:
     store = FakeStore()
     for asking in (device_request(), client_request()):
         refusal = await see_refusal(admission(store=store, closing=True), asking, 503)

@@ -100,7 +100,7 @@ def test_a_certificate_and_its_key_may_be_in_one_file(tmp_path: Path) -> None:
     load_certificate(path, path)
 
 
-def test_what_a_certificate_is_for(tmp_path: Path) -> None:
+def test_hosts_of_a_certificate(tmp_path: Path) -> None:
     names = ["Relay.example.org", "*.home.example", "192.0.2.7", "2001:db8::7"]
     _, certificate = load_certificate(*write_certificate(tmp_path, names=names))
     for host in (
@@ -116,13 +116,13 @@ def test_what_a_certificate_is_for(tmp_path: Path) -> None:
     assert len(certificate.fingerprint) == 32 * 3 - 1
 
 
-def test_a_certificate_may_name_nobody(tmp_path: Path) -> None:
+def test_a_certificate_may_have_no_names(tmp_path: Path) -> None:
     _, certificate = load_certificate(*write_certificate(tmp_path, names=[]))
     assert certificate.names == frozenset()
 
 
 @pytest.mark.parametrize("which", ["cert", "key"])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, which: str) -> None:
+def test_an_error_names_the_missing_file(tmp_path: Path, which: str) -> None:
     files = write_certificate(tmp_path)
     missing: Path = getattr(files, which)
     missing.unlink()
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, which: str) -> None:
         ("key", encode_key(elliptic_key()), "server.key does not match .*server.crt: these files belong"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(
+def test_errors_name_the_file_and_the_problem(
     tmp_path: Path, which: str, content: bytes, complaint: str
 ) -> None:
     files = write_certificate(tmp_path)
@@ -149,14 +149,14 @@ def test_what_is_wrong_with_a_file_is_said(
         load_certificate(*files)
 
 
-def test_a_chain_in_the_wrong_order_is_told(tmp_path: Path) -> None:
+def test_a_chain_in_the_wrong_order_is_reported(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     files.cert.write_bytes(make_certificate(elliptic_key()) + files.cert.read_bytes())
     with pytest.raises(SettingsError, match="own certificate must be the first"):
         load_certificate(*files)
 
 
-def test_a_key_that_the_library_does_not_take_is_told(tmp_path: Path) -> None:
+def test_a_key_that_openssl_rejects_is_reported(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     public = elliptic_key().public_key()
     files.key.write_bytes(
@@ -190,7 +190,7 @@ def test_a_certificate_that_is_out_of_time_is_a_warning(
 # -- Taking it anew ---------------------------------------------------------------------------------------
 
 
-def test_files_are_taken_anew_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_are_reloaded_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tls = CertificateFiles(*write_certificate(tmp_path))
     first, fingerprint = tls.current(), tls.certificate.fingerprint
     write_certificate(tmp_path)
@@ -202,7 +202,7 @@ def test_files_are_taken_anew_when_asked(tmp_path: Path, caplog: pytest.LogCaptu
     assert tls.certificate.fingerprint in caplog.text
 
 
-def test_files_that_are_no_good_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_files_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = write_certificate(tmp_path)
     tls = CertificateFiles(*files)
     first = tls.current()

@@ -132,7 +132,7 @@ async def test_a_session_that_ends_ends_its_own_connections_at_every_device() ->
         assert it.device.closes == []
 
 
-async def test_a_session_without_an_id_is_nobody_s() -> None:
+async def test_ending_sessions_does_not_match_clients_without_a_session() -> None:
     async with scene() as it:
         client = it.client(user_id="ada")
         await wait_all_tasks_blocked()
@@ -140,7 +140,7 @@ async def test_a_session_without_an_id_is_nobody_s() -> None:
         assert client.closes == []
 
 
-async def test_many_sessions_that_end_cost_one_look_at_everybody() -> None:
+async def test_many_ended_sessions_are_applied_in_one_pass() -> None:
     async with scene() as it:
         clients = [it.client(user_id="ada", session_id=f"s{number}") for number in range(3)]
         await wait_all_tasks_blocked()
@@ -204,7 +204,7 @@ async def test_a_session_has_ended_before_anything_else_of_its_batch_is_waited_f
         assert seen == [1]
 
 
-async def test_a_user_who_is_removed_is_gone_everywhere_but_where_a_token_says_otherwise() -> None:
+async def test_clients_of_a_removed_user_are_closed_unless_a_token_names_the_device() -> None:
     async with scene() as it:
         ours = [it.client(user_id="bob", session_id="s1"), it.client(TWO, user_id="bob")]
         others = [it.client(user_id="bob", by_token=True), it.client(user_id="ada"), it.client()]
@@ -214,7 +214,7 @@ async def test_a_user_who_is_removed_is_gone_everywhere_but_where_a_token_says_o
         assert [client.close_code for client in others] == [None] * 3
 
 
-async def test_access_that_was_taken_ends_those_connections_alone() -> None:
+async def test_revoked_access_ends_only_the_connections_that_used_it() -> None:
     async with scene() as it:
         bobs = [it.client(user_id="bob", session_id=session) for session in ("s1", "s2")]
         others = [
@@ -293,9 +293,7 @@ async def test_a_device_that_is_there_again_keeps_those_who_have_it() -> None:
         (None, 4003),
     ],
 )
-async def test_a_connection_with_a_key_that_is_none_any_more_ends(
-    device: Device | None, code: int | None
-) -> None:
+async def test_a_connection_whose_key_has_ended_is_closed(device: Device | None, code: int | None) -> None:
     async with scene() as it:
         client = it.client(user_id="ada")
         await wait_all_tasks_blocked()
@@ -321,7 +319,7 @@ async def test_owners_hear_that_another_machine_has_the_device_before_they_lose_
         assert "log" not in member.types
 
 
-async def test_owners_are_told_that_another_key_waits() -> None:
+async def test_owners_are_notified_of_a_waiting_key() -> None:
     async with scene() as it:
         owners = [it.client(user_id="ada"), it.client(user_id="ada", by_token=True)]
         others = [
@@ -353,7 +351,7 @@ async def test_a_new_key_that_a_command_line_asks_for_is_kept_and_sent(
         assert sent["key"] not in caplog.text
 
 
-async def test_no_key_is_sent_to_an_absent_machine_nor_one_that_could_not_be_kept(
+async def test_no_key_is_sent_to_an_absent_machine_or_without_storing_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -366,7 +364,7 @@ async def test_no_key_is_sent_to_an_absent_machine_nor_one_that_could_not_be_kep
         assert "key_rotate" not in it.device.types
 
 
-async def test_a_registry_that_does_not_answer_ends_whom_it_is_about_and_they_may_come_back() -> None:
+async def test_an_unresponsive_registry_ends_the_connections_concerned_which_may_reconnect() -> None:
     async with scene() as it:
         bobs, adas = it.client(user_id="bob"), it.client(user_id="ada")
         by_token = it.client(user_id="bob", by_token=True)
@@ -384,9 +382,7 @@ async def test_a_registry_that_does_not_answer_ends_whom_it_is_about_and_they_ma
     "kind",
     ["access_changed", "device_removed", "key_changed", "key_pending", "owner_changed", "rotate_key"],
 )
-async def test_a_change_about_nothing_changes_nothing(
-    kind: ChangeKind, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_incomplete_change_has_no_effect(kind: ChangeKind, caplog: pytest.LogCaptureFixture) -> None:
     async with scene() as it:
         client = it.client(user_id="ada")
         await wait_all_tasks_blocked()
@@ -428,7 +424,7 @@ async def test_a_flood_of_changes_is_logged_in_few_lines(caplog: pytest.LogCaptu
     assert any(line.startswith("100 more log lines") and "key_pending" in line for line in caplog.messages)
 
 
-async def test_a_change_that_cannot_be_applied_keeps_none_of_the_others_from_it() -> None:
+async def test_a_failing_change_does_not_prevent_the_others() -> None:
     async with scene() as it:
         bob = it.client(user_id="bob", session_id="s1")
         await wait_all_tasks_blocked()

@@ -78,7 +78,7 @@ class Street:
                     self.due_at[device] = now + 30.3
 
 
-async def test_a_flood_of_60_machines_that_reconnect_keeps_no_other_out(
+async def test_a_reconnect_flood_of_60_machines_does_not_keep_others_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
@@ -153,7 +153,7 @@ async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.M
         assert flood.let_in >= 0.98 * 60 * relay.limits.admit_rate
 
 
-async def test_networks_that_compete_come_to_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
+async def test_competing_networks_reach_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         port_policy = PortPolicy(relay)
         fast = Flood(port_policy, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])

@@ -7,7 +7,7 @@ from trio.testing import MockClock
 from brewos_relay.server.failures import contained, describe, keep_running
 
 
-async def test_task_that_fails_is_run_again_after_a_rest(
+async def test_a_failed_task_runs_again_after_a_pause(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran_at: list[float] = []

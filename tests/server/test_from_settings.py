@@ -18,7 +18,7 @@ def test_without_settings_people_sign_in_by_link_and_password_only() -> None:
     assert account_rules(Settings()) == AccountRules(verifiers={}, open_to_all=True)
 
 
-def test_who_may_make_an_account() -> None:
+def test_rules_for_new_accounts() -> None:
     assert account_rules(Settings(sign_up="open")).open_to_all
     assert not account_rules(Settings(sign_up="invited")).open_to_all
 
@@ -116,7 +116,7 @@ def test_the_first_file_signs_and_others_can_verify_with_its_public_key(tmp_path
     assert keys.verify(issue(KeyRing([OLD]))).user_id == "ada"
 
 
-def test_files_that_are_no_good(tmp_path: Path) -> None:
+def test_invalid_key_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "k.pem"
     with pytest.raises(SettingsError, match=r"JWT_KEY_FILES contains .*k\.pem: it cannot be read: No such"):
         read_key_ring(Settings(jwt_key_files=(file,)))

@@ -71,7 +71,7 @@ def test_real_disk_is_examined(tmp_path: Path) -> None:
     assert found.free_bytes > 0
 
 
-def test_folder_that_is_gone_is_a_problem(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
     assert set(examine_disk(tmp_path / "gone" / "registry.db").problems) == {"write_failed"}
 
 
@@ -160,7 +160,7 @@ async def test_all_is_well() -> None:
     assert await readiness(AskedStore(), expires_at_s=4e9).problems() == []
 
 
-async def test_every_reason_is_given(autojump_clock: MockClock) -> None:
+async def test_all_reasons_are_reported(autojump_clock: MockClock) -> None:
     store = AskedStore()
     store.problem = RegistryError("gone")
     assert await readiness(store, closing=True, expires_at_s=1.0).problems() == [

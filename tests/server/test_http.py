@@ -223,7 +223,7 @@ class TestBodies:
             assert await browser.ask(request) == (200, b"abcdefg")
             assert await browser.ask() == (200, b"hello")
 
-    async def test_a_client_that_waits_for_100_is_told_to_go_on(self) -> None:
+    async def test_a_client_that_expects_100_continue_gets_it(self) -> None:
         async with loopback() as there, there.browser() as browser:
             await browser.send(
                 b"POST /echo HTTP/1.1\r\nHost: relay\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
@@ -231,7 +231,7 @@ class TestBodies:
             assert (await browser.stream.receive_some()).startswith(b"HTTP/1.1 100 ")
             assert await browser.ask(b"ok") == (200, b"ok")
 
-    async def test_a_body_that_says_it_is_too_large_is_refused_unread(self) -> None:
+    async def test_a_body_with_a_too_large_content_length_is_refused_unread(self) -> None:
         async with loopback(limits=ServerLimits(http_body_bytes=10)) as there, there.browser() as browser:
             request = b"POST /echo HTTP/1.1\r\nHost: relay\r\nContent-Length: 11\r\n\r\n"
             assert await browser.ask(request) == (413, b"")
@@ -309,14 +309,12 @@ class TestPieces:
         assert whole.startswith(b"HTTP/1.1 200 ")
         assert whole.endswith(b"abcdef" if headers else b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n")
 
-    async def test_an_answer_that_takes_its_time_leaves_as_it_comes(
-        self, autojump_clock: trio.testing.MockClock
-    ) -> None:
+    async def test_a_slow_response_is_sent_in_parts(self, autojump_clock: trio.testing.MockClock) -> None:
         written = await self.pieces(1.0, b"abc", b"def", 1.0, b"ghi", 1.0)
         assert written[0].endswith(b"\r\n\r\n")
         assert written[1:] == [b"3\r\nabc\r\n3\r\ndef\r\n", b"3\r\nghi\r\n", b"0\r\n\r\n"]
 
-    async def test_what_comes_soon_after_a_piece_waits_its_own_time(
+    async def test_data_soon_after_a_write_is_held_for_its_own_time(
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
         big = bytes(16 * 1024)
@@ -436,7 +434,7 @@ class TestRefusals:
             (TWO_LENGTHS, 400),
         ],
     )
-    async def test_what_is_no_plain_request_ends_its_connection_only(
+    async def test_invalid_requests_end_only_their_connection(
         self, before: bytes, request_: bytes, status: int
     ) -> None:
         async with loopback() as there:
@@ -486,7 +484,7 @@ class TestRefusals:
             assert (await browser.answer())[0] == 400
             await browser.expect_end()
 
-    async def test_a_reset_is_nothing_special(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_reset_is_handled_like_any_end(self, caplog: pytest.LogCaptureFixture) -> None:
         async with loopback() as there:
             for request in (
                 b"",
@@ -653,9 +651,7 @@ class TestTime:
                 await trio.sleep(25)
                 assert await browser.ask() == (200, b"hello")
 
-    async def test_a_peer_that_reads_nothing_is_given_up(
-        self, autojump_clock: trio.testing.MockClock
-    ) -> None:
+    async def test_a_peer_that_reads_nothing_is_closed(self, autojump_clock: trio.testing.MockClock) -> None:
         async with open_http_side(demo_app) as side:
             ours, theirs = trio.testing.lockstep_stream_pair()
             await side.serve(theirs, initial=BIG_GET)
@@ -713,7 +709,7 @@ class TestLeaving:
             assert trio.current_time() - started < 0.3
 
     @pytest.mark.parametrize("request_", [GET[:5], HANGING_GET])
-    async def test_whatever_takes_longer_is_cut_short(
+    async def test_requests_beyond_the_farewell_time_are_cancelled(
         self, autojump_clock: trio.testing.MockClock, request_: bytes
     ) -> None:
         async with open_http_side(demo_app) as side:
@@ -724,7 +720,7 @@ class TestLeaving:
         assert side.connection_count == 0
         await ours.aclose()
 
-    async def test_what_is_being_answered_may_be_finished(self) -> None:
+    async def test_a_request_in_progress_may_finish(self) -> None:
         release = trio.Event()
 
         async def waiting(scope: Any, receive: Any, send: Any) -> None:

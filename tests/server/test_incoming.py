@@ -90,7 +90,7 @@ async def test_a_request_in_tiny_pieces(context: ssl.SSLContext, piece: int) -> 
         assert incoming.secure
 
 
-async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ssl.SSLContext) -> None:
+async def test_data_after_a_head_over_tls_is_read_with_it_or_later(context: ssl.SSLContext) -> None:
     port_policy = PortPolicy(tls_context=lambda: context)
     async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         client = TlsClient(far)
@@ -112,7 +112,7 @@ async def test_what_follows_a_head_over_tls_is_read_with_it_or_later(context: ss
 @pytest.mark.parametrize("header", [LINE, BINARY])
 @pytest.mark.parametrize("pieces", ["one", "many", "with all"])
 @pytest.mark.parametrize("secure", [False, True])
-async def test_a_proxy_header_tells_whose_the_connection_is(
+async def test_a_proxy_header_gives_the_address_of_the_client(
     context: ssl.SSLContext, header: bytes, pieces: str, secure: bool
 ) -> None:
     port_policy = PortPolicy(
@@ -170,7 +170,7 @@ async def test_an_empty_line_before_a_request_is_skipped(line: bytes, piece: int
 
 
 @pytest.mark.parametrize("sent", [b"\r\n\r\n", b"\n\n", b"\r\n\r", b"\rGET", b"\r\nget", b" \r\nGET"])
-async def test_more_than_an_empty_line_is_no_request(sent: bytes) -> None:
+async def test_more_than_one_empty_line_is_refused(sent: bytes) -> None:
     refused = await refusal(PortPolicy(), sent + REQUEST)
     assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
 
@@ -204,7 +204,7 @@ async def test_from_anybody_else_a_proxy_header_is_an_error(context: ssl.SSLCont
         assert (await refusal(encrypted, header)).status == 400
 
 
-async def test_a_port_with_tls_says_so_to_those_who_come_without(context: ssl.SSLContext) -> None:
+async def test_a_tls_port_answers_plain_http_with_a_hint(context: ssl.SSLContext) -> None:
     port_policy = PortPolicy(tls_context=lambda: context)
     for sent in (REQUEST, b"G", b"\0\1\2"):
         refused = await refusal(port_policy, sent)
@@ -212,7 +212,7 @@ async def test_a_port_with_tls_says_so_to_those_who_come_without(context: ssl.SS
         assert b"200 " not in refused.encode()
 
 
-async def test_a_port_without_tls_says_so_to_those_who_come_with_it() -> None:
+async def test_a_plain_port_answers_tls_with_a_hint() -> None:
     refused = await refusal(PortPolicy(), b"\x16\x03\x01\x02\x00")
     assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
 
@@ -257,7 +257,7 @@ async def test_a_peer_that_leaves_has_gone(context: ssl.SSLContext, sent: bytes)
             await incoming.receive_head(port_policy=PortPolicy(tls_context=lambda: context), limits=LIMITS)
 
 
-async def test_whoever_says_nothing_has_gone_in_time(
+async def test_silent_peers_are_dropped_in_time(
     context: ssl.SSLContext, autojump_clock: trio.testing.MockClock
 ) -> None:
     encrypted = PortPolicy(tls_context=lambda: context)
@@ -278,11 +278,13 @@ async def test_whoever_says_nothing_has_gone_in_time(
             assert trio.current_time() - began == pytest.approx(LIMITS.request_head_s)
 
 
-async def test_half_a_head_is_told_that_it_is_late(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_incomplete_head_is_answered_with_408(autojump_clock: trio.testing.MockClock) -> None:
     assert (await refusal(PortPolicy(), b"GET /")).status == 408
 
 
-async def test_half_a_proxy_header_keeps_nobody_busy(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_incomplete_proxy_header_blocks_no_other_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """The clock jumps only while everybody sleeps: a task that looks again and again would stop it."""
     async with arriving() as (incoming, far):
         far.send(b"PROXY TCP4 192")
@@ -290,7 +292,7 @@ async def test_half_a_proxy_header_keeps_nobody_busy(autojump_clock: trio.testin
             await incoming.receive_head(port_policy=BEHIND_PROXY, limits=LIMITS)
 
 
-async def test_a_refusal_arrives_although_nobody_has_read_the_request() -> None:
+async def test_a_refusal_arrives_although_the_request_was_not_read() -> None:
     async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         far.send(b"unread")
 
@@ -402,7 +404,7 @@ async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.te
         assert far.recv(1000) == b""
 
 
-async def test_a_connection_that_has_gone_before_it_was_welcomed_is_no_trouble(tmp_path: Path) -> None:
+async def test_a_connection_that_ends_before_it_is_handled_is_ignored(tmp_path: Path) -> None:
     near, far = socket.socketpair()  # refuses the options of TCP
     with far:
         incoming = IncomingConnection.accept(near, "127.0.0.1", 9, limits=LIMITS)
@@ -494,7 +496,7 @@ async def test_accepting_a_connection_shortens_the_next_pause(
     assert trio.current_time() - began_at == pytest.approx(0.1)
 
 
-async def test_peer_that_goes_before_it_is_accepted_is_no_shortage(
+async def test_a_peer_that_leaves_before_accept_does_not_cause_a_backoff(
     listening: Failing, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Once(Failing):

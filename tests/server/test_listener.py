@@ -33,7 +33,7 @@ DEVICE = f"/ws/device?id={MACHINE}&key={KEY}"
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-async def test_a_broken_registry_is_503_and_nothing_worse(tmp_path: Path) -> None:
+async def test_a_broken_registry_is_answered_with_503(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         with closing(sqlite3.connect(tmp_path / "brewos-relay.db")) as database, database:
             database.execute("ALTER TABLE devices RENAME TO elsewhere")
@@ -93,7 +93,7 @@ async def test_a_defect_ends_one_connection_and_is_logged_without_secrets(
     assert KEY not in caplog.text
 
 
-async def test_nobody_is_let_in_and_then_dropped_by_a_defect(
+async def test_no_peer_is_admitted_and_then_dropped_by_a_defect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def connected_device(timestamp_ms: int) -> Message:
@@ -111,7 +111,7 @@ async def test_nobody_is_let_in_and_then_dropped_by_a_defect(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_relay_that_begins_to_leave_during_the_lookup_takes_nobody_on(
+async def test_a_relay_that_begins_to_drain_during_the_lookup_admits_no_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answer = trio.Event(), trio.Event()
@@ -131,7 +131,7 @@ async def test_a_relay_that_begins_to_leave_during_the_lookup_takes_nobody_on(
         assert (await connection.read_response()).status == 503
 
 
-async def test_a_peer_that_goes_during_the_lookup_is_no_trouble(
+async def test_a_peer_that_leaves_during_the_lookup_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked, answer = trio.Event(), trio.Event()
@@ -217,13 +217,15 @@ class TestOverTls:
                 assert body.endswith(b"}")
                 assert await client.read_record() == b"", "the end, with a goodbye"
 
-    async def test_whoever_comes_without_is_told(self, tmp_path: Path, settings: dict[str, Any]) -> None:
+    async def test_plain_http_at_the_tls_port_gets_a_hint(
+        self, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
         async with serve_here(tmp_path, settings=settings) as server:
             response = await (await server.connect()).ask(HEALTH)
             assert response.status == 400
             assert b"this port speaks HTTPS" in response.body
 
-    async def test_those_who_stall_or_leave_in_the_middle_harm_nobody(
+    async def test_peers_that_stall_or_leave_mid_request_do_no_harm(
         self, tmp_path: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         async with serve_here(tmp_path, settings=settings, request_head_s=1.0) as server:
@@ -246,7 +248,7 @@ class TestOverTls:
         assert "ERROR" not in caplog.text
 
 
-async def test_the_answer_goes_with_what_is_said_first(
+async def test_the_101_and_the_first_messages_share_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[bytes] = []
@@ -269,7 +271,7 @@ async def test_the_answer_goes_with_what_is_said_first(
             sent.clear()
 
 
-async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
+async def test_many_simultaneous_connections_are_admitted(tmp_path: Path) -> None:
     numbers = range(1, 201)
     async with serve_here(tmp_path, machines=numbers) as server, trio.open_nursery() as nursery:
         for number in numbers:
@@ -279,7 +281,7 @@ async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not hasattr(resource, "prlimit") or not Path("/proc/self/fd").exists(), reason="needs Linux"
 )
-async def test_accepting_goes_on_after_the_process_was_out_of_files(tmp_path: Path) -> None:
+async def test_accepting_continues_after_the_process_was_out_of_files(tmp_path: Path) -> None:
     with trio.fail_after(30):
         async with serve_process(tmp_path) as server:
             url = f"sqlite:///{tmp_path / 'data' / 'brewos-relay.db'}"

@@ -52,7 +52,7 @@ class RecordedNotes(WriteBehind):
         self.infos.append((device_id, firmware_version, machine_type))
 
 
-async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
+async def test_activity_is_recorded_with_user_and_time() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     before = now_ms()
@@ -77,7 +77,7 @@ async def test_what_happens_is_handed_on_with_who_did_it_and_when() -> None:
         (DeviceInfo("0.8\0", "dual_boiler"), (None, "dual_boiler")),
     ],
 )
-async def test_what_a_machine_said_of_itself_is_noted_when_it_goes(
+async def test_device_info_is_recorded_when_a_machine_goes_offline(
     info: DeviceInfo, noted: tuple[str | None, str | None]
 ) -> None:
     notes = RecordedNotes()
@@ -89,7 +89,7 @@ async def test_what_a_machine_said_of_itself_is_noted_when_it_goes(
 
 
 @pytest.mark.parametrize("info", [DeviceInfo(), DeviceInfo(8, "\ud800")])
-async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(info: DeviceInfo) -> None:
+async def test_a_machine_without_device_info_does_not_change_the_stored_one(info: DeviceInfo) -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     recorder.note_activity(ActivityEvent(ONE, "offline", None, {}, info=info))
@@ -97,7 +97,7 @@ async def test_a_machine_that_said_nothing_of_itself_leaves_what_is_known(info: 
     assert [entry.kind for entry in notes.entries] == ["offline"]
 
 
-async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_user_displaces_the_activity_of_others(autojump_clock: trio.testing.MockClock) -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
 
@@ -124,7 +124,7 @@ async def test_nobody_pushes_out_what_others_did(autojump_clock: trio.testing.Mo
         nursery.cancel_scope.cancel()
 
 
-async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
+async def test_device_info_is_recorded_without_a_limit() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     for _ in range(200):
@@ -133,7 +133,7 @@ async def test_what_a_machine_is_is_noted_however_often_it_goes() -> None:
     assert len(notes.entries) == 120
 
 
-async def test_what_a_live_relay_tells() -> None:
+async def test_activity_of_a_live_relay_is_recorded() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     with trio.fail_after(5):
@@ -180,7 +180,7 @@ async def test_devices_without_users_take_no_room_of_others() -> None:
     assert [entry.kind for entry in notes.entries] == ["offline"]
 
 
-async def test_devices_that_are_there_are_seen_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
+async def test_online_devices_are_recorded_as_seen_regularly(autojump_clock: trio.testing.MockClock) -> None:
     store = RecordedNotes()
     recorder = ActivityRecorder(store)
     patient = ServerLimits(device_silence_s=2 * SEEN_EVERY_S, device_first_frame_s=2 * SEEN_EVERY_S)
@@ -233,7 +233,7 @@ async def device_that_says(relay: Relay, *said: dict[str, object], device_id: st
     return peer
 
 
-async def test_states_are_stored_in_batches_and_found_again(autojump_clock: MockClock) -> None:
+async def test_states_are_stored_in_batches_and_restored(autojump_clock: MockClock) -> None:
     store = SlowStore()
     async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(StateKeeper(relay, store).run)
@@ -249,7 +249,7 @@ async def test_states_are_stored_in_batches_and_found_again(autojump_clock: Mock
         nursery.cancel_scope.cancel()
 
 
-async def test_what_cannot_be_stored_is_stored_later(
+async def test_states_that_cannot_be_stored_are_stored_later(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SlowStore()

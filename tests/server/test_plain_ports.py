@@ -136,7 +136,7 @@ async def test_options_of_the_server_have_no_path() -> None:
 
 
 @pytest.mark.parametrize("host", ["other.example", "relay.example.other.example", "192.0.2.8", "[::1]"])
-async def test_nobody_is_sent_to_another_host(host: str) -> None:
+async def test_requests_are_not_redirected_to_a_foreign_host(host: str) -> None:
     async with redirecting() as address:
         response = await ask(address, request("/", host))
     assert response.status == 421
@@ -154,12 +154,12 @@ async def test_nobody_is_sent_to_another_host(host: str) -> None:
         (b"GET /" + b"a" * 9000, 431),
     ],
 )
-async def test_what_cannot_be_sent_on_is_refused(sent: bytes, status: int) -> None:
+async def test_requests_that_cannot_be_redirected_are_refused(sent: bytes, status: int) -> None:
     async with redirecting() as address:
         assert (await ask(address, sent)).status == status
 
 
-async def test_whoever_is_slow_is_told_or_dropped_in_time(autojump_clock: trio.testing.MockClock) -> None:
+async def test_slow_clients_are_answered_or_dropped_in_time(autojump_clock: trio.testing.MockClock) -> None:
     async with redirecting(limits=ServerLimits(request_head_s=5, close_s=1)) as address:
         silent, slow = await WireClient.connect(address), await WireClient.connect(address)
         await slow.send(b"GET /")
@@ -172,7 +172,7 @@ async def test_whoever_is_slow_is_told_or_dropped_in_time(autojump_clock: trio.t
         slow.abort()
 
 
-async def test_a_proxy_says_whom_it_speaks_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_address_from_a_proxy_header_is_used(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with redirecting(port_policy=PortPolicy(is_proxy=lambda _: True)) as address:
         response = await ask(address, b"PROXY TCP4 192.0.2.9 192.0.2.7 1 80\r\n" + request())
@@ -229,7 +229,7 @@ async def ask_metrics(address: tuple[str, int], line: str = "GET /metrics", *hea
         client.abort()
 
 
-async def test_metrics_are_given_to_whoever_comes_here() -> None:
+async def test_the_metrics_port_needs_no_token_by_default() -> None:
     async with open_port() as address:
         response = await ask_metrics(address)
     assert (response.status, response.body) == (200, BODY)
@@ -237,7 +237,7 @@ async def test_metrics_are_given_to_whoever_comes_here() -> None:
 
 
 @pytest.mark.parametrize(("line", "status"), [("GET /", 404), ("POST /metrics", 405), ("get /metrics", 400)])
-async def test_there_is_nothing_else(line: str, status: int) -> None:
+async def test_other_requests_at_the_metrics_port_are_refused(line: str, status: int) -> None:
     async with open_port() as address:
         assert (await ask_metrics(address, line)).status == status
 
@@ -272,7 +272,7 @@ async def test_refusals_of_head_at_the_metrics_port_have_no_body(sent: bytes, st
     assert (head.split(b" ")[1], end, body) == (status, b"\r\n\r\n", b"")
 
 
-async def test_options_tell_what_can_be_asked_for() -> None:
+async def test_options_lists_the_methods() -> None:
     async with open_port() as address:
         response = await ask_metrics(address, "OPTIONS *")
     assert (response.status, response.header("allow")) == (200, ["GET, HEAD"])
@@ -302,7 +302,7 @@ async def test_a_defect_at_the_metrics_port_ends_one_connection_only(
     assert caplog.text.count("a connection to the metrics port failed") == 2
 
 
-async def test_whoever_leaves_at_once_harms_nobody() -> None:
+async def test_peers_that_leave_at_once_do_no_harm() -> None:
     async with open_port() as address:
         (await WireClient.connect(address)).abort()
         assert (await ask_metrics(address)).status == 200

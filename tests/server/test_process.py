@@ -45,7 +45,7 @@ def address(tmp_path: Path) -> str:
     return str(tmp_path / "notify")
 
 
-def test_whom_to_tell() -> None:
+def test_the_notify_socket_is_found_in_the_environment() -> None:
     notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000"})
     assert notifier.watchdog_s == 30
     of_this = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}
@@ -56,14 +56,16 @@ def test_whom_to_tell() -> None:
     "unwatched",
     [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}],
 )
-def test_nobody_watches(unwatched: dict[str, str]) -> None:
+def test_a_watchdog_of_another_process_is_ignored(unwatched: dict[str, str]) -> None:
     assert SystemdNotifier.from_environment({"NOTIFY_SOCKET": "/run/x", **unwatched}).watchdog_s is None
 
 
 @pytest.mark.parametrize(
     "nobody", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1", "WATCHDOG_USEC": "9"}]
 )
-def test_nobody_wants_to_know(nobody: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_notify_socket_nothing_is_sent(
+    nobody: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     notifier = SystemdNotifier.from_environment(nobody)
     assert notifier.watchdog_s is None
     notifier.ready("here")
@@ -89,7 +91,7 @@ def test_what_is_said(address: str, kind: str) -> None:
         assert second.removeprefix("MONOTONIC_USEC=").isdecimal()
 
 
-def test_whoever_has_gone_is_complained_of_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_notify_socket_is_logged_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
     notifier = SystemdNotifier(address)
     for _ in range(3):
         notifier.keepalive()
@@ -108,7 +110,7 @@ async def test_signs_of_life(address: str, autojump_clock: trio.testing.MockCloc
         assert told(sock) == []
 
 
-async def test_no_signs_of_life_where_none_are_wanted(
+async def test_no_keepalives_are_sent_without_a_watchdog(
     address: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def fail() -> None:
@@ -184,12 +186,12 @@ def test_the_c_library_is_asked() -> None:
         assert trim(0) in {0, 1}
 
 
-async def test_where_nobody_can_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trimming_ends_at_once_without_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_find_trim", lambda: None)
     with trio.fail_after(1):
         await give_memory_back()
 
 
-def test_a_c_library_without_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_not_trimmed_with_a_c_library_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     assert process._find_trim() is None

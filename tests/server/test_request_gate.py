@@ -60,7 +60,7 @@ def request_of(gate: RequestGate, data: bytes) -> h11.Request:
     ],
 )
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_a_whole_address_comes_out_as_a_path_and_a_host(
+def test_an_absolute_target_becomes_a_path_and_a_host(
     target: bytes, path: bytes, host: bytes, version: bytes
 ) -> None:
     request = request_of(make_gate(), b"GET %s HTTP/%s\r\nX: y\r\nHost: other\r\n\r\n" % (target, version))
@@ -128,7 +128,7 @@ def test_a_websocket_is_given_back_as_it_came(target: bytes) -> None:
 
 
 @pytest.mark.parametrize("line", [b"GET relay HTTP/1.1", b"GET / HTTP/1.1\r\nHost: b c"])
-def test_what_cannot_be_read_is_not_given_back(line: bytes) -> None:
+def test_a_malformed_websocket_request_is_refused_at_the_gate(line: bytes) -> None:
     gate = RequestGate(head_bytes=200, body_bytes=10, gives_back=True)
     assert refusal_of(gate, line + b"\r\nHost: a\r\nUpgrade: websocket\r\n\r\n") == 400
 
@@ -153,7 +153,7 @@ def test_an_empty_line_before_a_request_is_skipped(line: bytes, piece: int) -> N
 
 
 @pytest.mark.parametrize("lines", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\rG", b"\r\n "])
-def test_a_second_empty_line_is_no_request(lines: bytes) -> None:
+def test_a_second_empty_line_is_refused(lines: bytes) -> None:
     assert refusal_of(make_gate(), lines + POST) == 400
 
 
@@ -184,7 +184,7 @@ def test_the_body_of_each_request_is_measured_on_its_own() -> None:
         gate.start_next_cycle()
 
 
-def test_what_follows_the_last_request_is_neither_kept_nor_an_error() -> None:
+def test_data_after_the_last_request_is_dropped_without_an_error() -> None:
     gate = make_gate()
     gate.receive_data(b"GET / HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\nmore")
     assert isinstance(gate.next_event(), h11.Request)

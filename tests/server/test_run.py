@@ -126,7 +126,7 @@ async def test_no_registry(tmp_path: Path) -> None:
             pass
 
 
-async def test_what_the_block_raises_comes_out_and_the_port_is_free_again(tmp_path: Path) -> None:
+async def test_an_exception_of_the_block_is_raised_and_the_port_is_freed(tmp_path: Path) -> None:
     async def fail() -> None:
         async with open_server(settings(tmp_path)) as server:
             ports.append(server.addresses[0][1])
@@ -161,7 +161,7 @@ async def leaving(folder: Path, **limits: float) -> AsyncIterator[tuple[Reach, t
         reach.abort()
 
 
-async def test_leaving_says_goodbye_to_everybody(tmp_path: Path) -> None:
+async def test_drain_closes_every_peer(tmp_path: Path) -> None:
     async with leaving(tmp_path, device_min_age_s=0.1) as (reach, leave):
         peers = await reach.client(MACHINE), await reach.device(MACHINE)
         leave.set()
@@ -181,7 +181,7 @@ async def test_leaving_does_not_wait_for_answers_for_ever(tmp_path: Path) -> Non
     assert trio.current_time() - began < 2
 
 
-async def test_leaving_does_not_wait_for_those_who_read_nothing(tmp_path: Path) -> None:
+async def test_drain_does_not_wait_for_peers_that_read_nothing(tmp_path: Path) -> None:
     async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
         device = await reach.device(MACHINE)
         await reach.client(MACHINE, receive_buffer_bytes=2048)
@@ -293,7 +293,7 @@ async def test_a_certificate_of_its_own_is_renewed_while_the_server_runs(
             pass
 
 
-async def test_a_certificate_that_is_no_good(tmp_path: Path) -> None:
+async def test_invalid_certificates_are_refused(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     files.key.write_bytes(b"no key")
     with pytest.raises(SettingsError, match=r"server\.key"):
@@ -375,7 +375,7 @@ async def address_of(here: HereServer, *, before: bytes = b"", headers: str = ""
     return next(str(session["address"]) for session in listed if session["current"])
 
 
-async def test_nobody_is_believed_where_nobody_is_trusted(tmp_path: Path) -> None:
+async def test_forwarded_headers_are_ignored_without_trusted_proxies(tmp_path: Path) -> None:
     async with serve(tmp_path) as here:
         assert await address_of(here, headers="X-Forwarded-For: 198.51.100.7\r\n") == "127.0.0.1"
         request = is_proxied("198.51.100.7") + b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -389,7 +389,7 @@ async def test_a_trusted_proxy_is_believed(tmp_path: Path) -> None:
         assert await address_of(here) == "127.0.0.1"
 
 
-async def test_a_trusted_proxy_says_first_whose_connection_it_is(tmp_path: Path) -> None:
+async def test_a_trusted_proxy_sends_its_header_first(tmp_path: Path) -> None:
     chosen = {"trusted_proxies": parse_networks("127.0.0.0/8"), "proxy_protocol": True}
     async with serve(tmp_path, **chosen) as here:
         assert await address_of(here, before=is_proxied("198.51.100.7")) == "198.51.100.7"
@@ -403,7 +403,7 @@ async def test_a_trusted_proxy_says_first_whose_connection_it_is(tmp_path: Path)
         assert (await socket_.ask(upgrade_head(f"/ws/device?id={MACHINE}&key={KEY}"))).status == 101
 
 
-async def test_whoever_is_no_proxy_needs_to_say_nothing_first(tmp_path: Path) -> None:
+async def test_connections_from_other_addresses_need_no_proxy_header(tmp_path: Path) -> None:
     chosen = {"trusted_proxies": parse_networks("10.0.0.0/8"), "proxy_protocol": True}
     async with serve(tmp_path, **chosen) as here:
         assert await address_of(here) == "127.0.0.1"
@@ -450,7 +450,7 @@ async def test_tokens_of_all_secrets_and_keys_are_good(tmp_path: Path) -> None:
         assert len(json.loads(listed.body)["keys"]) == 1
 
 
-async def test_what_happens_is_kept_in_the_registry(tmp_path: Path) -> None:
+async def test_activity_is_written_to_the_registry(tmp_path: Path) -> None:
     async with serve(tmp_path) as here:
         device, app = await here.device(MACHINE), await here.client(MACHINE)
         await device.send(text({"type": "device_info", "firmwareVersion": "0.8.62"}))
@@ -470,7 +470,7 @@ async def test_what_happens_is_kept_in_the_registry(tmp_path: Path) -> None:
 # The process
 
 
-async def test_a_process_takes_a_new_certificate_on_sighup_and_goes_on(tmp_path: Path) -> None:
+async def test_sighup_reloads_the_certificate_and_the_process_continues(tmp_path: Path) -> None:
     with trio.fail_after(20):
         files = write_certificate(tmp_path)
         async with serve_process(
@@ -492,7 +492,7 @@ async def test_a_process_takes_a_new_certificate_on_sighup_and_goes_on(tmp_path:
             assert await server.wait(within_s=3) == 0
 
 
-async def test_a_process_without_tls_goes_on_after_sighup(tmp_path: Path) -> None:
+async def test_a_process_without_tls_continues_after_sighup(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with serve_process(tmp_path) as server:
             server.send_signal(signal.SIGHUP)

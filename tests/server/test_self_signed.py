@@ -82,7 +82,7 @@ def test_certificate_stays_while_the_clock_is_not_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN CERTIFICATE-----\n"])
-def test_a_file_that_is_no_good_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     (tmp_path / FILE_NAME).chmod(0o644)
     path = ensure_self_signed(tmp_path)
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_good_is_made_anew(tmp_path: Path, content: bytes) -> 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"cannot store the certificate in .*file.*: Not a directory"):
         ensure_self_signed(tmp_path / "file")
@@ -114,7 +114,7 @@ def test_names_that_can_stand_in_a_certificate(
     assert own_names() == names
 
 
-def test_addresses_are_found_where_the_system_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_found_without_help_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no network here")
 

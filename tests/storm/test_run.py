@@ -3,7 +3,7 @@ import pytest
 from storm.run import longest_s, parse_arguments
 
 
-def test_everybody_has_as_many_waves_as_the_server_needs_to_let_them_in() -> None:
+def test_all_peers_get_as_many_waves_as_the_server_needs_to_admit_them() -> None:
     one, two, ten = (longest_s(devices, 200.0) for devices in (200, 201, 2000))
     assert 60 < one < two < ten
     assert ten - one == pytest.approx(9 * (two - one))
