@@ -11,10 +11,10 @@ from brewos_relay.core.merging import (
     decode,
     fields_of,
     group_names,
-    overlaid,
+    overlay,
     readable,
     readable_content,
-    unnumbered,
+    without_seq,
     without_volatile,
 )
 from brewos_relay.dialect import BREWOS, Volatile
@@ -99,7 +99,7 @@ def test_groups_with_keys_of_any_type_are_merged_and_carried() -> None:
     assert merged == (
         b"\x86\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x08\xa3seq\x09\xa1\xff\x01"
     )
-    without = unnumbered(snapshot.messages()[0]).payload
+    without = without_seq(snapshot.messages()[0]).payload
     assert without == merged.replace(b"\xa3seq\x09", b"").replace(b"\x86", b"\x85", 1)
 
 
@@ -151,10 +151,10 @@ def test_numbers_are_found_wherever_they_are() -> None:
 def test_a_status_can_be_given_without_its_number(is_text: bool) -> None:
     coder = msgspec.json if is_text else msgspec.msgpack
     numbered = Message(coder.encode({"type": "status", "seq": 7, "pressure": 9.1}), is_text)
-    without = unnumbered(numbered)
+    without = without_seq(numbered)
     assert decode(without) == {"type": "status", "pressure": 9.1}
     assert without.is_text == is_text
-    assert unnumbered(without) is without
+    assert without_seq(without) is without
 
 
 def test_message_without_readable_content_is_none() -> None:
@@ -181,7 +181,7 @@ def test_volatile_groups_and_fields_are_left_out_with_the_number(form: Any) -> N
 def test_a_status_is_put_over_an_earlier_one(form: Any) -> None:
     earlier = form({"type": "status", "temps": {"brew": 1, "group": 2}, "pressure": 9, "mode": "on"})
     later = form({"type": "status", "temps": {"brew": 3}, "pressure": {"bar": 8}})
-    merged = overlaid(earlier, later)
+    merged = overlay(earlier, later)
     assert decode(merged) == {
         "type": "status",
         "temps": {"brew": 3, "group": 2},

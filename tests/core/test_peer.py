@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.core.attachment import Attachment
-from brewos_relay.core.peer import MemoryPeer, Peer, PeerEnd, Tasks, detail_of, memory_peer, shown
+from brewos_relay.core.peer import MemoryPeer, Peer, PeerEnd, Tasks, end_details, memory_peer, shown
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection
@@ -52,12 +52,12 @@ def test_an_end_in_words(end: PeerEnd, text: str) -> None:
 
 
 def test_details_of_an_end() -> None:
-    assert detail_of(PeerEnd("peer", None), connected_s=1.24, received=7) == {
+    assert end_details(PeerEnd("peer", None), connected_s=1.24, received=7) == {
         "by": "peer",
         "connectedS": "1.2",
         "messages": "7",
     }
-    kept = detail_of(PeerEnd("relay", 4003, "x", 0.01), connected_s=0, received=0)
+    kept = end_details(PeerEnd("relay", 4003, "x", 0.01), connected_s=0, received=0)
     assert (kept["code"], kept["reason"], kept["roundTripMs"]) == ("4003", "x", "10.0")
 
 

@@ -6,10 +6,10 @@ from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
 from brewos_relay.core.peer import PeerEnd
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import (
-    end_of,
-    fields_of,
+    end_details_of,
     log_came,
     log_contested,
+    log_fields,
     log_invalid,
     log_lagging,
     log_replaced,
@@ -39,11 +39,11 @@ def client() -> ClientAttachment:
 async def test_fields_tell_connections_apart() -> None:
     one, other = device(), client()
     one.number, other.number = 3, 4
-    assert fields_of(one) == {"device": "BRW-12AB34CD", "connection": 3}
-    assert fields_of(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
+    assert log_fields(one) == {"device": "BRW-12AB34CD", "connection": 3}
+    assert log_fields(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
     one.end = PeerEnd("peer", 1000)
-    assert fields_of(one)["code"] == "1000"
-    assert end_of(other)["code"] == "1001", "the relay ended it when it closed"
+    assert log_fields(one)["code"] == "1000"
+    assert end_details_of(other)["code"] == "1001", "the relay ended it when it closed"
 
 
 async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> None:

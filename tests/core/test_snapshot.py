@@ -427,7 +427,7 @@ def test_a_small_snapshot_that_grows_knows_as_much() -> None:
         encode({"type": "status", "seq": 1, "a": 1}),
         encode({"type": "status_delta", "seq": 2, "a": 2}),
     )
-    usual = small.grown()
+    usual = small.to_full_size()
     assert type(usual) is Snapshot
     assert status_of(usual) == {"type": "status", "seq": 2, "a": 2}
     note(usual, encode({"type": "pico_status", "b": 3}))

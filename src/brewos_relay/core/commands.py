@@ -11,7 +11,7 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.merging import unnumbered
+from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.recording import NoteActivity
 from brewos_relay.dialect import Policy
@@ -231,7 +231,7 @@ class Commands:
         if head.type == self._dialect.state_request:
             return []
         known = self._presence.snapshot.messages()
-        return [unnumbered(message) for message in known if message.peek_type() == self._dialect.state]
+        return [without_seq(message) for message in known if message.peek_type() == self._dialect.state]
 
     def ask_for_state(self, device: Attachment, now: float) -> None:
         """Ask the device for its state on behalf of the relay."""

@@ -21,7 +21,7 @@ _decode_json = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_msgpack = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def unnumbered(message: Message) -> Message:
+def without_seq(message: Message) -> Message:
     """Return a message without its `seq`, for a client that has missed messages.
 
     The client may know that number already. It would take that for another gap, and ask again without end.
@@ -79,7 +79,7 @@ def without_volatile(message: Message, volatile: Sequence[Volatile]) -> Message 
     return Message(join_fields(fields, is_text=message.is_text), message.is_text)
 
 
-def overlaid(base: Message, status: Message) -> Message:
+def overlay(base: Message, status: Message) -> Message:
     """Overlay an earlier state with a later one; the result has the encoding of the earlier one."""
     fields = fields_of(base)
     for name, value in fields_of(status).items():
@@ -133,7 +133,7 @@ def raw_value(content: Any, *, is_text: bool) -> msgspec.Raw:
     return msgspec.Raw(encode_value(content, is_text=is_text))
 
 
-def recoded(message: Message, *, is_text: bool) -> Fields:
+def recode(message: Message, *, is_text: bool) -> Fields:
     """Return the fields of a message, converted to the other encoding if it is not in this one.
 
     A field that the other encoding cannot hold is left out.
@@ -199,7 +199,7 @@ class HeldState:
         if message.is_text == self._is_text:
             groups = split_fields(message.payload, is_text=self._is_text)
         else:
-            groups = recoded(message, is_text=self._is_text)
+            groups = recode(message, is_text=self._is_text)
         self._only = None if self._groups else message
         self.size_bytes += len(message.payload)
         if head.type == self._dialect.state:

@@ -49,7 +49,7 @@ LEAVING: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is leaving")
 """The end of a peer that is attached when the relay closes."""
 
 
-def detail_of(end: PeerEnd, *, connected_s: float, received: int) -> dict[str, str]:
+def end_details(end: PeerEnd, *, connected_s: float, received: int) -> dict[str, str]:
     """Return the details of an end as the activity keeps them."""
     detail = {"by": end.by, "connectedS": f"{connected_s:.1f}", "messages": str(received)}
     if end.code is not None:

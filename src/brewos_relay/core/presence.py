@@ -15,7 +15,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.merging import unnumbered
+from brewos_relay.core.merging import without_seq
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
@@ -159,7 +159,7 @@ class Presence:
         """Note whether the device is anonymous, which decides how much of its state is kept."""
         if anonymous != self.anonymous:
             self.anonymous = anonymous
-            self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.grown()
+            self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.to_full_size()
 
     def restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
         """Continue from the state before the device's absence; `known_before` is used if none is known here.
@@ -179,7 +179,7 @@ class Presence:
         if now < self._show_at:
             return []
         self._show_at = math.inf
-        return [unnumbered(message) for message in self.state()] if self.snapshot.show() else []
+        return [without_seq(message) for message in self.state()] if self.snapshot.show() else []
 
     def check_state(self, now: float) -> None:
         """Note how old the known state is, and forget that of a device that went long ago."""

@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import LEAVING, PeerEnd, Receive, detail_of, shown
+from brewos_relay.core.peer import LEAVING, PeerEnd, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
@@ -44,19 +44,19 @@ LEFT: Final = PeerEnd("peer", None)
 _NAMED_AT_MOST: Final = 8
 
 
-def fields_of(attachment: Attachment) -> dict[str, object]:
+def log_fields(attachment: Attachment) -> dict[str, object]:
     """Return the fields that identify an attachment in the log, and how it ended."""
     fields: dict[str, object] = {"device": attachment.session.device_id, "connection": attachment.number}
     if isinstance(attachment, ClientAttachment):
         fields["client"] = attachment.id
     if attachment.end is not None:
-        fields |= end_of(attachment)
+        fields |= end_details_of(attachment)
     return fields
 
 
-def end_of(attachment: Attachment) -> dict[str, str]:
+def end_details_of(attachment: Attachment) -> dict[str, str]:
     """Return the details of the end of an attachment as the activity keeps them."""
-    return detail_of(
+    return end_details(
         attachment.end or LEAVING,
         connected_s=trio.current_time() - attachment.attached_at,
         received=attachment.received,
@@ -69,14 +69,14 @@ def log_came(attachment: Attachment, lines: LogLineLimits) -> None:
     if not lines.admit("client came" if is_client else "device came", attachment.network):
         return
     who = f"client {attachment.id} of " if isinstance(attachment, ClientAttachment) else ""
-    log.info("%sdevice %s came", who, attachment.session.device_id, extra=fields_of(attachment))
+    log.info("%sdevice %s came", who, attachment.session.device_id, extra=log_fields(attachment))
 
 
 def log_replaced(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that a device has a new connection, within the limits."""
     if lines.admit("device replaced its connection", attachment.network):
         device_id = attachment.session.device_id
-        log.info("device %s replaced its earlier connection", device_id, extra=fields_of(attachment))
+        log.info("device %s replaced its earlier connection", device_id, extra=log_fields(attachment))
 
 
 def log_went(attachment: Attachment, lines: LogLineLimits, *, stood_for_device: bool = True) -> None:
@@ -91,7 +91,7 @@ def log_went(attachment: Attachment, lines: LogLineLimits, *, stood_for_device: 
         what = f"client {attachment.id} of device {device_id}"
     else:
         what = f"device {device_id}" if stood_for_device else f"a connection of device {device_id}"
-    log.info("%s %s: %s", what, became, end, extra=fields_of(attachment))
+    log.info("%s %s: %s", what, became, end, extra=log_fields(attachment))
 
 
 def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: LogLineLimits) -> None:
@@ -102,7 +102,7 @@ def log_invalid(device: DeviceAttachment, received: Sequence[Message], lines: Lo
     if lines.admit("device sent an unreadable message", device.network):
         why = next(filter(None, (message.why_invalid() for message in received)), "")
         text = "device %s sent a message that was dropped: %s; others of this connection are only counted"
-        log.warning(text, device.session.device_id, shown(why), extra=fields_of(device))
+        log.warning(text, device.session.device_id, shown(why), extra=log_fields(device))
 
 
 def log_throttled(attachment: Attachment, lines: LogLineLimits) -> None:
@@ -111,7 +111,7 @@ def log_throttled(attachment: Attachment, lines: LogLineLimits) -> None:
         log.info(
             "device %s sends more than its rate allows; its messages are merged",
             attachment.session.device_id,
-            extra=fields_of(attachment),
+            extra=log_fields(attachment),
         )
 
 
@@ -119,13 +119,13 @@ def log_contested(attachment: Attachment, lines: LogLineLimits) -> None:
     """Log that two devices use the same id, within the limits."""
     if lines.admit("device contested", attachment.network):
         text = "two machines use the id %s; only one of them is let in"
-        log.warning(text, attachment.session.device_id, extra=fields_of(attachment))
+        log.warning(text, attachment.session.device_id, extra=log_fields(attachment))
 
 
 def log_lagging(client: ClientAttachment, lines: LogLineLimits) -> None:
     """Log that a client lags, within the limits."""
     if lines.admit("client lags", client.network):
-        log.info("client %s lags", client.id, extra=fields_of(client))
+        log.info("client %s lags", client.id, extra=log_fields(client))
 
 
 def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[Message]) -> float:
@@ -134,5 +134,5 @@ def receive_logged(attachment: Attachment, receive: Receive, received: Sequence[
         types = [shown(message.peek_type() or "?") for message in received[:_NAMED_AT_MOST]]
         more = f" and {len(received) - len(types)} more" if len(received) > len(types) else ""
         kind = "client" if isinstance(attachment, ClientAttachment) else "device"
-        log.debug("from a %s: %s%s", kind, ", ".join(types), more, extra=fields_of(attachment))
+        log.debug("from a %s: %s%s", kind, ", ".join(types), more, extra=log_fields(attachment))
     return receive(received)

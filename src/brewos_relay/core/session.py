@@ -22,7 +22,7 @@ from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import (
     LEFT,
     EventKind,
-    end_of,
+    end_details_of,
     log_came,
     log_contested,
     log_replaced,
@@ -280,7 +280,7 @@ class DeviceSession:
             self._host.client_counts.remove(attachment.grant)
             self._host.counters.note_end("client", end)
             log_went(attachment, self._host.lines)
-            self._note("client_went", attachment, end_of(attachment))
+            self._note("client_went", attachment, end_details_of(attachment))
         self._audience.settle()
         if not (self._audience or self.presence.present or self.presence.arriving):
             self._commands.forget()
@@ -328,7 +328,7 @@ class DeviceSession:
         self.presence.note_gone(trio.current_time())
         self._note_seen()
         log_went(device, self._host.lines)
-        self._host.note(self.device_id, "offline", None, end_of(device))
+        self._host.note(self.device_id, "offline", None, end_details_of(device))
         self._audience.tell(messages.DEVICE_OFFLINE)
         return True
 

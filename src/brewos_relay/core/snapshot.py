@@ -16,10 +16,10 @@ from brewos_relay.core.merging import (
     group_names,
     join_fields,
     merge_group,
-    overlaid,
+    overlay,
     raw_value,
     readable_content,
-    recoded,
+    recode,
     without_volatile,
 )
 from brewos_relay.dialect import Dialect, StateKind
@@ -206,7 +206,7 @@ class Snapshot:
         self._merge()
         if self._restored is None or self._status is None:
             return self._status
-        return overlaid(self._restored.message, self._status)
+        return overlay(self._restored.message, self._status)
 
     def known(self, now: float) -> tuple[Message, float] | None:
         """Return the whole state, and when it was current (trio time); None if it is not known."""
@@ -277,7 +277,7 @@ class Snapshot:
         self._saved = None
         self._saved_at = -math.inf
 
-    def grown(self) -> "Snapshot":
+    def to_full_size(self) -> "Snapshot":
         """Return a snapshot of the usual size with the same state."""
         usual = Snapshot(self._dialect)
         for name in Snapshot.__slots__:
@@ -291,7 +291,7 @@ class Snapshot:
         fields = fields_of(status)
         renewed = self._restored.renewed if self._restored is not None else None
         for change in self._changes:
-            for name, value in recoded(change, is_text=status.is_text).items():
+            for name, value in recode(change, is_text=status.is_text).items():
                 fields[name] = merge_group(fields.get(name), value, is_text=status.is_text)
                 if renewed is not None and bytes(value) not in EMPTY_GROUPS:
                     renewed.add(name)

@@ -35,7 +35,7 @@ _SMALL_IN_A_READ: Final = 4
 
 _MOST_PAUSE_S: Final = 1.0
 """The longest pause for them. A machine takes its connection for lost if a ping is not answered in 8 s."""
-_PASSED_BYTES_PER_S: Final = 1024.0 * 1024
+_SKIPPED_BYTES_PER_S: Final = 1024.0 * 1024
 """The rate at which messages that are too large are skipped."""
 
 _ANONYMOUS_MESSAGE_BYTES: Final = 4 * 1024
@@ -71,12 +71,12 @@ class WebSocketConnection:
         "_opened_at",
         "_overdue",
         "_parser",
-        "_passed",
         "_pinged_at",
         "_poller",
         "_receive",
         "_round_trip_s",
-        "_said_goodbye",
+        "_sent_close_frame",
+        "_skipped",
         "_sleeper",
         "_small",
         "_spoke_at",
@@ -111,12 +111,12 @@ class WebSocketConnection:
         self._stream_ending: StreamEnd | None = None  # by a close frame of the peer, or by a fault
         self._gone = False
         self._leaving = False
-        self._said_goodbye = False
+        self._sent_close_frame = False
         self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
         self._pinged_at: float | None = None  # when the unanswered ping was sent
         self._round_trip_s: float | None = None
         self._small: TokenBucket | None = None  # made at the first read with many small frames
-        self._passed: TokenBucket | None = None  # made at the first message that is too large
+        self._skipped: TokenBucket | None = None  # made at the first message that is too large
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
     async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
@@ -180,7 +180,7 @@ class WebSocketConnection:
         try:
             received = self._parser.feed(data)
             if type(received) is Parsed:
-                self._attend(received)
+                self._process(received)
             elif self._ending is None:
                 pause_s = self._receive(received)
                 if pause_s > 0:
@@ -197,7 +197,7 @@ class WebSocketConnection:
             with contextlib.suppress(Exception):
                 log.error("a connection failed", exc_info=error)
 
-    def _attend(self, parsed: Parsed) -> None:
+    def _process(self, parsed: Parsed) -> None:
         """Process a read that brought more than whole messages."""
         if parsed.pings:
             self._transport.write(encode_pongs(parsed.pings))
@@ -205,8 +205,8 @@ class WebSocketConnection:
         if parsed.has_pong:
             self._note_pong()
         pause_s = self._count_small(parsed.small)
-        if parsed.passed_bytes:
-            pause_s = max(pause_s, self._count_passed(parsed.passed_bytes))
+        if parsed.skipped_bytes:
+            pause_s = max(pause_s, self._count_skipped(parsed.skipped_bytes))
         if (parsed.messages or parsed.has_control or pause_s) and self._ending is None:
             pause_s = max(self._receive(parsed.messages), pause_s)
             if pause_s > 0:
@@ -235,12 +235,12 @@ class WebSocketConnection:
             self._small = TokenBucket(rate_per_s=_SMALL_PER_S, burst=_SMALL_AT_ONCE, now=now)
         return min(self._small.take(count, now), _MOST_PAUSE_S) if count > _SMALL_IN_A_READ else 0.0
 
-    def _count_passed(self, size_bytes: int) -> float:
+    def _count_skipped(self, size_bytes: int) -> float:
         """Count skipped bytes; return for how many seconds to pause reading."""
         now = trio.current_time()
-        if self._passed is None:
-            self._passed = TokenBucket(rate_per_s=_PASSED_BYTES_PER_S, burst=_PASSED_BYTES_PER_S, now=now)
-        return min(self._passed.take(size_bytes, now), _MOST_PAUSE_S)
+        if self._skipped is None:
+            self._skipped = TokenBucket(rate_per_s=_SKIPPED_BYTES_PER_S, burst=_SKIPPED_BYTES_PER_S, now=now)
+        return min(self._skipped.take(size_bytes, now), _MOST_PAUSE_S)
 
     def _note_pong(self) -> None:
         if self._pinged_at is not None:
@@ -330,7 +330,7 @@ class WebSocketConnection:
                 if is_held:
                     await self._hold()
                     closing.deadline = trio.current_time() + close_s
-                await self._say_goodbye(ending)
+                await self._exchange_close_frames(ending)
         finally:
             transport.close()
             self.read = transport.read  # `_read_first` refers to this connection
@@ -341,7 +341,7 @@ class WebSocketConnection:
         while not self._peer_has_ended:
             with trio.move_on_at(self._safe_to_end_at):
                 await self._transport.wait_readable()
-            self._read_and_forget()  # even after that time: the first frame may wait to be read
+            self._read_and_discard()  # even after that time: the first frame may wait to be read
             if trio.current_time() >= self._safe_to_end_at:
                 return
 
@@ -349,10 +349,10 @@ class WebSocketConnection:
     def _safe_to_end_at(self) -> float:
         return self._limits.safe_to_end_at(opened_at=self._opened_at, spoke_at=self._spoke_at)
 
-    async def _say_goodbye(self, ending: StreamEnd) -> None:
+    async def _exchange_close_frames(self, ending: StreamEnd) -> None:
         if self._gone:
             return
-        self._said_goodbye = True
+        self._sent_close_frame = True
         answered = self._stream_ending if self._peer_has_closed else None
         frame = encode_close(ending.code, ending.reason)
         if answered is not None:
@@ -364,13 +364,13 @@ class WebSocketConnection:
         if self._stream_ending is not None:
             self._transport.finish_writing()  # the answer is not parsed any more: the peer may close at once
         if answered is None:
-            await self._read_to_the_end()
+            await self._discard_to_the_end()
 
-    async def _read_to_the_end(self) -> None:
+    async def _discard_to_the_end(self) -> None:
         """Read and discard until the peer has closed or gone."""
         while not self._peer_has_ended:
             await self._transport.wait_readable()
-            self._read_and_forget()
+            self._read_and_discard()
 
     @property
     def _peer_has_ended(self) -> bool:
@@ -382,14 +382,14 @@ class WebSocketConnection:
         """Whether the peer has sent a close frame."""
         return self._stream_ending is not None and self._stream_ending.by_peer
 
-    def _read_and_forget(self) -> None:
+    def _read_and_discard(self) -> None:
         """Read once, answer pings, and discard the rest."""
         received = self.read()
         if received:
             parsed = self._parser.feed(received)
             if type(parsed) is Parsed:
                 self._stream_ending = self._stream_ending or parsed.ending
-                if parsed.pings and not self._said_goodbye:
+                if parsed.pings and not self._sent_close_frame:
                     self._transport.write(encode_pongs(parsed.pings))
         elif received is not None:
             self._gone = True

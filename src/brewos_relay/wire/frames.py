@@ -60,8 +60,8 @@ class Parsed:
         "incomplete",
         "messages",
         "oversized",
-        "passed_bytes",
         "pings",
+        "skipped_bytes",
         "small",
     )
 
@@ -77,7 +77,7 @@ class Parsed:
         """How many control frames and small fragments have come. They cost much for their size."""
         self.oversized = 0
         """How many messages were too large, and are skipped."""
-        self.passed_bytes = 0
+        self.skipped_bytes = 0
         """How many bytes of such messages were skipped."""
         self.incomplete = False
         """Whether a message has begun that is not complete."""
@@ -171,7 +171,7 @@ class FrameParser:
         if self._ended:
             return b""
         if self._skip_bytes:
-            parsed.passed_bytes += min(self._skip_bytes, len(data))
+            parsed.skipped_bytes += min(self._skip_bytes, len(data))
             data, self._skip_bytes = data[self._skip_bytes :], max(0, self._skip_bytes - len(data))
         if self._partial is not None:
             self._partial += data
@@ -206,8 +206,8 @@ class FrameParser:
         if not is_control and self._fragments_bytes + length > self._max_message_bytes:
             if not self._skip_oversize:
                 return self._fail(parsed, CloseCode.MESSAGE_TOO_BIG, "message too big", end)
-            self._read_past(first, parsed)
-            parsed.passed_bytes += min(stop, end) - start
+            self._skip_message(first, parsed)
+            parsed.skipped_bytes += min(stop, end) - start
             self._skip_bytes = max(0, stop - end)
         elif stop > end:
             return self._wait_for(stop - start, data, start)
@@ -250,7 +250,7 @@ class FrameParser:
             return "continuation of nothing" if opcode == CONTINUATION else "message inside a message"
         return None
 
-    def _read_past(self, first: int, parsed: Parsed) -> None:
+    def _skip_message(self, first: int, parsed: Parsed) -> None:
         """Skip the frame that begins with `first`, and its message, which is too large."""
         if not self._discarding:
             parsed.oversized += 1

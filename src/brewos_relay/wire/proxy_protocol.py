@@ -102,10 +102,10 @@ def _parse_binary(data: bytes) -> tuple[ProxyHeader, int] | None:
         raise ProxyProtocolError("the PROXY header is shorter than its addresses")
     source = IPv4Address(body[:4]) if family == _V2_TCP4 else IPv6Address(body[:16])
     port = int.from_bytes(body[2 * width : 2 * width + 2], "big")
-    return ProxyHeader(str(source), port, _tells_of_tls(body[2 * width + 4 :])), end
+    return ProxyHeader(str(source), port, _client_uses_tls(body[2 * width + 4 :])), end
 
 
-def _tells_of_tls(extras: bytes) -> bool:
+def _client_uses_tls(extras: bytes) -> bool:
     """Read from the extensions whether the client uses TLS with the load balancer."""
     while extras:
         if len(extras) < _TLV_HEAD.size:

@@ -34,7 +34,7 @@ class TlsTransport(Transport):
     entry of an outbox never changes, so it gets them.
     """
 
-    __slots__ = ("_said_goodbye", "_tls")
+    __slots__ = ("_sent_close_notify", "_tls")
 
     def __init__(
         self, tls: ssl.SSLSocket, *, outbox_limit_bytes: int, lag_bytes: int, write_batch: WriteBatch
@@ -47,7 +47,7 @@ class TlsTransport(Transport):
         # end.
         self._send = tls.write
         self._recv = tls.read
-        self._said_goodbye = False
+        self._sent_close_notify = False
 
     def _break(self) -> None:
         if not self.broken:
@@ -58,9 +58,9 @@ class TlsTransport(Transport):
 
     def finish_writing(self) -> None:
         """Send close_notify and the end of the stream."""
-        if self._said_goodbye:
+        if self._sent_close_notify:
             return
-        self._said_goodbye = True
+        self._sent_close_notify = True
         with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
             self._tls.unwrap()
             self._recv = _nothing  # it has, and the socket has no TLS any more
