@@ -14,7 +14,7 @@ Role: TypeAlias = Literal["viewer", "member", "owner"]
 """What a user, or the bearer of a token, is to a device."""
 
 GuestRole: TypeAlias = Literal["viewer", "member"]
-"""The roles that a share can give, and those that can have an end."""
+"""The roles that a share can give. Only these can have an end."""
 
 ROLE_RANKS: Final[Mapping[Role, int]] = MappingProxyType({"viewer": 0, "member": 1, "owner": 2})
 """A role may do everything that a role of lower rank may do."""

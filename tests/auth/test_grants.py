@@ -40,7 +40,7 @@ def test_commands_allowed_by_each_role(role: Role, may_command: bool, may_manage
     assert grant.allows(CommandClass.MANAGE) == may_manage
 
 
-def test_a_member_with_an_end_time_changes_nothing_that_outlasts_it() -> None:
+def test_member_with_an_end_cannot_change_household_settings() -> None:
     assert not grant_of("member", until_ms=2**50).allows(CommandClass.HOUSEHOLD)
     assert grant_of("member", until_ms=2**50).allows(CommandClass.USE)
 

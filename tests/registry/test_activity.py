@@ -54,7 +54,7 @@ def test_malformed_user_id_does_not_block_other_entries(db: Connection, user_id:
     assert activity_of(db, ONE)[0].user_id == kept
 
 
-def test_forgetting(db: Connection) -> None:
+def test_forgetting_activity(db: Connection) -> None:
     add_activity(db, [Activity(device_id=id_, at_ms=1, kind="online") for id_ in (ONE, TWO)])
     forget_activity(db, ONE)
     assert activity_of(db, ONE) == []

@@ -195,7 +195,7 @@ def copy(file: Path, tmp_path: Path) -> Iterator[Path]:
     assert beside(file) <= {"registry.db", "registry.db-wal", "registry.db-shm"}
 
 
-def test_a_damaged_copy(file: Path, copy: Path) -> None:
+def test_damaged_copy_is_not_restored(file: Path, copy: Path) -> None:
     damage(copy)
     with pytest.raises(RegistryError, match=r"copy\.db (is damaged|cannot be copied)"):
         restore(copy, file)
@@ -224,7 +224,7 @@ def test_other_files_are_not_restored(file: Path, copy: Path, tmp_path: Path) ->
         restore(tmp_path / "nothing", file)
 
 
-def test_a_copy_of_a_newer_program(file: Path, copy: Path) -> None:
+def test_copy_of_a_newer_version_is_not_restored(file: Path, copy: Path) -> None:
     with closing(sqlite3.connect(copy)) as db:
         db.execute("UPDATE alembic_version SET version_num = '9999'")
         db.commit()

@@ -492,7 +492,7 @@ def test_storage_failures_are_classified(database: Database, code: str, word: st
     assert (database.write_problem or (None,))[0] == word
 
 
-def test_refusal_of_the_program_is_no_problem_of_the_storage(database: Database) -> None:
+def test_refused_write_is_not_a_storage_failure(database: Database) -> None:
     def refuse() -> None:
         with database.writing():
             raise DeviceUnknown("BRW-00000001")

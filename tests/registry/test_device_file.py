@@ -90,7 +90,7 @@ def test_an_empty_file_has_no_devices() -> None:
         (f"BRW-00000009,{KEY},{'x' * 200_000}", "not CSV"),
     ],
 )
-def test_a_bad_line_is_named(line: str, problem: str) -> None:
+def test_invalid_line_is_named(line: str, problem: str) -> None:
     with pytest.raises(DeviceFileError, match=problem) as caught:
         read(f"id,key\nBRW-00000001,{KEY}\n{line}")
     assert caught.value.line == 3

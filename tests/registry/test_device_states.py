@@ -96,7 +96,7 @@ FORGETTING: dict[str, Callable[[Connection], Any]] = {
 
 
 @pytest.mark.parametrize("forget", FORGETTING.values(), ids=FORGETTING)
-def test_the_state_goes_when(db: Connection, forget: Callable[[Connection], Any]) -> None:
+def test_state_is_deleted_when(db: Connection, forget: Callable[[Connection], Any]) -> None:
     add_devices(db, [new_device(1, "ada"), new_device(2, "ada")], now_ms=NOW_MS)
     save_states(db, [state(), state(TWO)])
     forget(db)

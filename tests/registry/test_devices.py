@@ -140,7 +140,7 @@ def test_locking_reads(db: Connection) -> None:
     assert caught.value.device_id == device_id(2)
 
 
-def test_renaming(db: Connection) -> None:
+def test_renaming_a_device(db: Connection) -> None:
     add_devices(db, [new_device(1, name="old"), new_device(2, name="other")], now_ms=NOW_MS)
     assert set_name(db, device_id(1), "Küche", now_ms=NOW_MS, by_user_id="ada")
     assert not set_name(db, device_id(3), "x", now_ms=NOW_MS)

@@ -100,21 +100,21 @@ def test_expired_refresh_tokens_are_deleted_while_their_session_continues(db: Co
     assert find_sessions(db, ["s"], now_ms=NOW_MS + 11) != {}
 
 
-def test_old_changes_go(db: Connection) -> None:
+def test_old_changes_are_deleted(db: Connection) -> None:
     for at_ms in (NOW_MS - CHANGES_KEPT_MS, NOW_MS - CHANGES_KEPT_MS + 1, NOW_MS):
         note_change(db, "key_changed", now_ms=at_ms)
     prune(db, now_ms=NOW_MS)
     assert count(db, changes) == 2
 
 
-def test_old_activity_goes(db: Connection) -> None:
+def test_old_activity_is_deleted(db: Connection) -> None:
     for at_ms in (NOW_MS - KEPT_MS, NOW_MS - KEPT_MS + 1, NOW_MS):
         add_activity(db, [Activity(device_id=device_id(1), at_ms=at_ms, kind="online")])
     prune(db, now_ms=NOW_MS)
     assert count(db, activity) == 2
 
 
-def test_of_each_device_the_newest_activity_stays(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_activity_of_each_device_is_kept(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity_module, "KEPT_PER_DEVICE", 10)
     for number, entries in ((1, 9), (2, 10), (3, 13)):
         id_ = device_id(number)
@@ -174,7 +174,7 @@ def test_devices_seen_at_the_same_time_are_not_all_deleted(
     assert len(all_devices(db)) == 3
 
 
-def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_unused_devices_are_deleted_in_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "DEVICES_AT_ONCE", 2)
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
     for number in range(1, 6):
@@ -189,7 +189,7 @@ def test_very_many_devices_go_in_several_steps(db: Connection, monkeypatch: pyte
     assert (left, all_devices(db)) == ([4, 2], [])
 
 
-def test_very_many_rows_go_in_several_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_deleted_in_steps(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
     monkeypatch.setattr(activity_module, "KEPT_PER_DEVICE", 1)

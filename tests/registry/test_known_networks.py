@@ -63,7 +63,7 @@ def test_known_networks_are_deleted_with_their_account(db: Connection) -> None:
     assert count(db) == 0
 
 
-def test_networks_that_are_not_used_any_more_are_forgotten(db: Connection) -> None:
+def test_unused_networks_are_forgotten(db: Connection) -> None:
     ada = account(db)
     note_network(db, ada, HOME, now_ms=NOW_MS)
     note_network(db, ada, "192.0.2.1", now_ms=NOW_MS + 1)

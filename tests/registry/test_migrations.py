@@ -221,7 +221,7 @@ def test_concurrent_upgrade_finds_nothing_to_do(database: Database) -> None:
 
 
 @ON_SQLITE
-def test_a_database_of_a_newer_program_is_left_alone(database: Database, url: str, file: Path) -> None:
+def test_database_of_a_newer_version_is_unchanged(database: Database, url: str, file: Path) -> None:
     register(database, [new_device(1)])
     with database.writing() as db:
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")

@@ -232,7 +232,7 @@ def test_next_owner_does_not_see_earlier_activity(db: Connection, before: str) -
         leave(db, ID, "olga", now_ms=NOW_MS)
     elif before == "the guest's time is over":
         give(db, ID, "olga", role="member", until_ms=NOW_MS, now_ms=NOW_MS - 1)
-    # A server writes what it saw a moment later.
+    # The server writes the activity a moment later.
     note = Activity(device_id=ID, at_ms=NOW_MS, kind="client_went", user_id="olga")
     add_activity(db, [note, replace(note, device_id=OTHER_ID)])
     register(db, "u")

@@ -228,7 +228,7 @@ def test_owner_who_pairs_a_reset_machine_again_keeps_a_proven_pairing(db: Connec
     assert owners(db) == {"buyer"}
 
 
-def test_new_token_of_a_machine_that_came_needs_no_second_attempt(db: Connection) -> None:
+def test_new_token_of_a_connected_machine_needs_no_second_attempt(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")

@@ -172,7 +172,7 @@ def test_concurrent_upgrades_are_safe(empty: str) -> None:
     assert sorted(added) == [[], [], [], list(migrations.VERSIONS)]
 
 
-def test_a_database_of_a_newer_program_is_left_alone(url: str) -> None:
+def test_database_of_a_newer_version_is_unchanged(url: str) -> None:
     with Database.open(url) as database, database.writing() as db:
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     for refused in (Database.open, upgrade):

@@ -174,7 +174,7 @@ def test_share_never_reduces_or_exceeds_access(
     assert (follow(db, "tom") is None) is (uses_left == 1 and has != then)
 
 
-def test_a_share_for_one(db: Connection) -> None:
+def test_share_with_one_use(db: Connection) -> None:
     share(db, uses_left=1)
     assert follow(db, "mia")
     assert follow(db, "mia")  # a retry
@@ -199,7 +199,7 @@ def test_concurrent_uses_of_the_last_place_succeed_once(database: Database) -> N
             assert sum(answer is not None for answer in pool.map(go, ("ada", "bob", "eve", "sam"))) == 1
 
 
-def test_revoking(db: Connection) -> None:
+def test_revoking_a_share(db: Connection) -> None:
     share(db)
     follow(db, "mia")
     assert not revoke_share(db, OTHER_ID, "s", now_ms=NOW_MS)

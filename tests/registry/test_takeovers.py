@@ -1,4 +1,4 @@
-"""Random lives of a device: properties that hold whatever users, machines and strangers do, in any order."""
+"""Random lives of a device: properties that hold for all users, machines and strangers, in any order."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -118,7 +118,7 @@ class Life:
             assert after is not None
             assert before is None or covers(after, before)
             self.gave.setdefault(token, set()).add(user_id)
-            assert len(self.gave[token]) == 1, f"{token} was good for {self.gave[token]}"
+            assert len(self.gave[token]) == 1, f"{token} gave access to {self.gave[token]}"
         return answer
 
     def boot(self) -> None:

@@ -82,7 +82,7 @@ class IssuerKeys:
             return keys
         if self._problem is not None:
             raise IdentityUnavailable(str(self._problem))
-        raise IdentityRejected("the token's key is not among those that its issuer publishes")
+        raise IdentityRejected("the issuer does not publish the token's key")
 
     def _are_old(self) -> bool:
         return self._clock() - self._fetched_s >= _GOOD_FOR_S

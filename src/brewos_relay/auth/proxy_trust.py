@@ -113,7 +113,7 @@ class ProxyTrust:
 
 
 def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Collect the values of the headers that count, in the order in which they were added.
+    """Collect the values of the headers that count, in their order.
 
     A header may occur several times. Empty list elements do not count (RFC 9110 §5.6.1).
     """

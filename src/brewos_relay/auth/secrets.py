@@ -79,7 +79,7 @@ def generate_code() -> str:
 
 
 def normalise_code(text: str) -> str | None:
-    """Convert a typed code to the form in which it was generated. Returns None if it is malformed.
+    """Convert a typed code to its generated form, `XXXX-XXXX`. Returns None if it is malformed.
 
     Case, spaces and dashes do not matter. O counts as 0, I and L as 1.
     """

@@ -33,7 +33,7 @@ Held: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
 
 @dataclass(frozen=True, slots=True)
 class _HeldOfDevice:
-    claims: dict[bytes, HeldPairing]
+    pairings: dict[bytes, HeldPairing]
     uses: dict[bytes, KeyUse]
 
 
@@ -47,13 +47,13 @@ class HeldWrites:
     def __bool__(self) -> bool:
         return bool(self._devices)
 
-    def hold_pairing(self, claim: HeldPairing) -> None:
+    def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the pairing token of a device with a working key until it expires. Only its hash is kept."""
-        claims = self._of(claim.device_id).claims
-        claims.pop(claim.token_hash, None)
-        claims[claim.token_hash] = claim
-        if len(claims) > TOKENS_PER_DEVICE:
-            del claims[next(iter(claims))]
+        pairings = self._of(pairing.device_id).pairings
+        pairings.pop(pairing.token_hash, None)
+        pairings[pairing.token_hash] = pairing
+        if len(pairings) > TOKENS_PER_DEVICE:
+            del pairings[next(iter(pairings))]
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device connected with a working key, which was sent to it or is unproven."""
@@ -65,7 +65,9 @@ class HeldWrites:
         """Return the held pairing tokens of a device that have not expired."""
         held = self._devices.get(device_id)
         now_ms = self._now_ms()
-        return [claim for claim in held.claims.values() if claim.expires_at_ms > now_ms] if held else []
+        return (
+            [pairing for pairing in held.pairings.values() if pairing.expires_at_ms > now_ms] if held else []
+        )
 
     def all(self) -> Sequence[Held]:
         """Return all held writes, in the order of the device ids."""
@@ -73,7 +75,7 @@ class HeldWrites:
         for device_id in sorted(self._devices):
             held = self._devices[device_id]
             found += [(device_id, use, key_hash) for key_hash, use in held.uses.items()]
-            found += [(device_id, claim, claim.key_hash) for claim in held.claims.values()]
+            found += [(device_id, pairing, pairing.key_hash) for pairing in held.pairings.values()]
         return found
 
     def forget(self, written: Sequence[Held]) -> None:
@@ -83,11 +85,11 @@ class HeldWrites:
             if held is None:
                 continue
             if isinstance(what, HeldPairing):
-                if held.claims.get(what.token_hash) is what:
-                    del held.claims[what.token_hash]
+                if held.pairings.get(what.token_hash) is what:
+                    del held.pairings[what.token_hash]
             else:
                 held.uses.pop(key_hash, None)
-            if not held.claims and not held.uses:
+            if not held.pairings and not held.uses:
                 del self._devices[device_id]
 
     def _of(self, device_id: str) -> _HeldOfDevice:

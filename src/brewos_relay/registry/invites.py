@@ -114,7 +114,7 @@ def redeem_invite(
 
 
 def forget_invites(db: Connection, user: User) -> None:
-    """End the open invites for an account's mailbox, and those that the account has created."""
+    """End the open invites for an account's mailbox, and all invites created by the account."""
     for invited in invites_of(db, user.email):
         db.execute(delete(invites).where(invites.c.email == invited))
     db.execute(delete(invites).where(invites.c.created_by == user.id))

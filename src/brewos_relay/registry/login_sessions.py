@@ -70,7 +70,7 @@ _DEVICES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """A renewed session, and the salt from which the successor of the token is derived."""
+    """A renewed session, and the salt for deriving the token's successor."""
 
     session: LoginSession
     salt: bytes

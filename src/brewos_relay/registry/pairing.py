@@ -100,7 +100,7 @@ def register_pairing(
         forget_pending(db, device)
     elif current_users(db, device_id, now_ms=now_ms):
         outcome = "pending"
-        _tell_of_pending(db, device, now_ms=now_ms)
+        _notify_of_pending(db, device, now_ms=now_ms)
     else:
         outcome = "replaced"
         check_window(db, rules.mode, now_ms=now_ms)
@@ -254,7 +254,7 @@ def _add_device(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int)
     return True
 
 
-def _tell_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
+def _notify_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
     """Notify a device's owners that another key is pending, once for several attempts."""
     waiting = tokens_of(db, device.id, now_ms=now_ms)
     if device.key_pending_since_ms is None or all(works(device, row.key_hash) for row in waiting):

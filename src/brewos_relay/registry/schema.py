@@ -147,7 +147,7 @@ identities = Table(
     sqlite_with_rowid=False,
 )
 
-# The networks from which an account was recently signed in to, as returned by `networks.network_of`.
+# Networks of recent sign-ins to an account, as returned by `networks.network_of`.
 known_networks = Table(
     "known_networks",
     metadata,
@@ -209,7 +209,7 @@ refresh_tokens = Table(
     # Separate from the session's: the session continues with newer tokens, and an unused token must not stay
     # valid for as long.
     Column("expires_at_ms", BigInteger, nullable=False),
-    # When it was exchanged, and the salt from which its successor is derived. The successor is not stored.
+    # The time of its exchange, and the salt for deriving its successor. The successor is not stored.
     Column("replaced_at_ms", BigInteger),
     Column("successor_hash", LargeBinary(32)),
     Column("successor_salt", LargeBinary(32)),

@@ -193,9 +193,9 @@ class Store:
         """Verify that the registry answers. Raises RegistryError. If cancelled, it abandons its thread."""
         await trio.to_thread.run_sync(self._ask, limiter=self._readers, abandon_on_cancel=True)
 
-    def hold_pairing(self, claim: HeldPairing) -> None:
+    def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the token of a device with a working key until the registry can be written."""
-        self.notes.hold_pairing(claim)
+        self.notes.hold_pairing(pairing)
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device connected with a working key, until the registry can be written."""

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class WriteBehind:
-    """Records when devices were seen, what they report and their activity. Recording never fails or waits."""
+    """Records connection times, reported infos and activity of devices. Recording never fails or waits."""
 
     def __init__(self, database: Database, *, limiter: trio.CapacityLimiter) -> None:
         self._database = database
@@ -44,9 +44,9 @@ class WriteBehind:
         self._many = trio.Event()
         self._held = HeldWrites(now_ms=now_ms)
 
-    def hold_pairing(self, claim: HeldPairing) -> None:
+    def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the token of a device with a working key until it can be stored."""
-        self._held.hold_pairing(claim)
+        self._held.hold_pairing(pairing)
         self._noted.set()
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
