@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Policy, StateKind
+from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Policy, Rule, StateKind
 from brewos_relay.messages import Message
 
 USE, HOUSEHOLD, MANAGE, RESERVED = CommandClass
@@ -276,3 +276,11 @@ def test_state_kinds_follow_from_the_types_of_a_dialect() -> None:
         "ask",
         "ask_all",
     }
+
+
+@pytest.mark.parametrize("types", [(), (Rule("key_rotate", USE, "is free"), Rule("hello", USE, "greets"))])
+def test_no_dialect_frees_the_messages_of_the_relay(types: tuple[Rule, ...]) -> None:
+    policy = Policy(Dialect(types=types))
+    for kind in ("key_rotate", "connected", "error", "Key_Rotate "):
+        assert policy.class_of(kind) is RESERVED
+    assert policy.class_of("hello") is (USE if types else MANAGE)

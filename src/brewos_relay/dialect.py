@@ -85,7 +85,7 @@ class Dialect:
     commands: Rules = ()
     """The commands by `cmd`; they come in messages of the type `command`."""
     types: Rules = RELAY_TYPES
-    """The other messages, by `type`."""
+    """The other messages, by `type`. Those of `RELAY_TYPES` are reserved in every dialect."""
     modes: frozenset[str] = frozenset()
     """The values of `mode` that the device knows."""
     state_request: str | None = None
@@ -171,9 +171,9 @@ class Policy:
     ) -> None:
         self.dialect = dialect
         self._commands = {rule.name: rule for rule in dialect.commands}
-        self._types = {rule.name: rule for rule in dialect.types}
+        self._types = {rule.name: rule for rule in (*dialect.types, *RELAY_TYPES)}
         self._reserved = {
-            _folded(rule.name) for rule in dialect.types if rule.command_class is CommandClass.RESERVED
+            _folded(name) for name, rule in self._types.items() if rule.command_class is CommandClass.RESERVED
         }
         self._owner_commands = _split(owner_commands)
         self._never_wait = _split(never_wait)
