@@ -339,7 +339,7 @@ def _remaining_s(head: CommandHead) -> float:
 def _refresh(client: ClientAttachment, token: object) -> Message:
     """Replace the token of a client by a fresh one."""
     if client.renew is None or not isinstance(token, str):
-        return messages.auth_refreshed(None, error="no token can be taken here")
+        return messages.auth_refreshed(None, error="this client cannot take a fresh token")
     try:
         expires_at_s = client.renew(token)
     except TokenRejected as problem:

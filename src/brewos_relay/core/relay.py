@@ -229,7 +229,7 @@ class Relay:
         """Close a device's connections with other credentials (4003), once it is safe to end them."""
         session = self._sessions.get(device_id)
         if session is not None:
-            reason = "the key is not that of the machine any more"
+            reason = "the key of this connection is no longer valid"
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
         self._absent_states.pop(device_id, None)  # it may be the state of a device with another key
 

@@ -185,7 +185,7 @@ class DeviceSession:
         attachment.number = self._host.counters.devices_attached
         earlier = self.presence.arrive(attachment)
         if earlier is not None:
-            earlier.close(CloseCode.REPLACED, "a newer connection took this one's place")
+            earlier.close(CloseCode.REPLACED, "a newer connection replaced this one")
         attachment.deliver(greeting)
         attachment.ping()  # a device that only listens answers this, which is its first frame
         self._start(attachment)
@@ -313,7 +313,7 @@ class DeviceSession:
             self._audience.tell(messages.DEVICE_ONLINE)
         else:
             log_replaced(device, self._host.lines)
-            replaced.close(CloseCode.REPLACED, "a newer connection took this one's place")
+            replaced.close(CloseCode.REPLACED, "a newer connection replaced this one")
             if self.presence.is_contested(now):
                 log_contested(device, self._host.lines)
         if self.client_count:
