@@ -95,7 +95,7 @@ def tables(session: nox.Session) -> None:
 
 @nox.session(python=AT_HAND)
 def coverage(session: nox.Session) -> None:
-    """Check that every branch of core, wire, auth and a few shared modules is covered by its own test file."""
+    """Check that each fully covered module has every branch covered by its own test file."""
     install(session, "tests")
     folder = session.create_tmp()
 
