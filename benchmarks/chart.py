@@ -122,7 +122,7 @@ def draw_bars(picture: Picture, place: int, title: str, bars: Bars, *, logarithm
 def draw_curves(
     picture: Picture, place: int, title: str, axis: str, curves: Mapping[str, Mapping[int, float]]
 ) -> None:
-    """Draw a panel of curves over a size, both axes logarithmic: what is in proportion rises at one angle."""
+    """Draw a panel of curves over a size, with logarithmic axes: proportional growth has one slope."""
     box = _frame(picture, place, title)
     costs = [cost for curve in curves.values() for cost in curve.values()]
     sizes = sorted({size for curve in curves.values() for size in curve})

@@ -1,13 +1,13 @@
-"""Measure what one frozen app does to the other 99 of its device, and to the relay's memory.
+"""Measure the effect of one frozen app on the other 99 of its device and on the relay's memory.
 
     python benchmarks/frozen.py [--runs 7] [--secs 7]
 
-Runs with and without the frozen app take turns, each with a fresh server, and in each round the other kind
-begins. A frozen app attaches with a small receive buffer and never reads. The operating system would hold a
-minute of these messages for it, so a device talks beforehand until the relay itself holds some. An app that
-takes nothing for 10 s is closed, so a run is shorter than that.
+Runs with and without the frozen app alternate, each with a fresh server; the first kind changes with each
+round. A frozen app attaches with a small receive buffer and never reads. The operating system would buffer a
+minute of these messages, so the device first sends until the relay itself buffers some. An app that accepts
+nothing for 10 s is closed, so a run is shorter than that.
 
-Exit codes: 0 both limits kept, 1 one missed or a measurement failed, 2 wrong usage, 3 could not start.
+Exit codes: 0 both limits kept, 1 a limit missed or a measurement failed, 2 wrong usage, 3 could not start.
 """
 
 import argparse

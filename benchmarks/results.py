@@ -69,7 +69,7 @@ class Results:
         return found
 
     def exponents(self, growth: Growth, server: str) -> list[float]:
-        """Return, for each round that has three sizes at least, to which power of the size the cost grows."""
+        """Return the exponent of the growth of the cost, for each round with at least three sizes."""
         runs = sorted(
             {run for (_, _, name), values in self._values.items() if name == server for run in values}
         )
@@ -92,12 +92,12 @@ def fit_exponent(curve: Mapping[float, float] | Mapping[int, float]) -> float:
 
 
 def is_noisy(ratios: Sequence[float]) -> bool:
-    """Say whether ratios differ so much between rounds that a verdict means little."""
+    """Whether the ratios differ so much between rounds that a verdict is unreliable."""
     return bool(ratios) and max(ratios) > NOISE * min(ratios)
 
 
 def judge(results: Results, workload: Workload) -> bool | None:
-    """Say whether the relay kept the limit; None when there is none, or what it takes was not measured."""
+    """Whether the relay kept the limit; None if there is no limit, or its measurements are missing."""
     key = workload.figures[0].key
     value = (
         results.ratio(workload.name, key, "relay", "floor")

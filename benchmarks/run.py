@@ -131,7 +131,7 @@ def raise_open_files() -> int:
 
 
 def keep_fitting(workloads: Sequence[Workload], open_files: int) -> tuple[list[Workload], list[str]]:
-    """Return the workloads that fit into the limit of open files, and what to warn of."""
+    """Return the workloads that fit into the limit of open files, and warnings."""
     fitting = [w for w in workloads if w.connections + SPARE_FILES <= open_files]
     return fitting, [
         f"{w.name} LEFT OUT: {w.connections + SPARE_FILES} open files are needed, ulimit -Hn is {open_files}"
@@ -143,7 +143,7 @@ def keep_fitting(workloads: Sequence[Workload], open_files: int) -> tuple[list[W
 def prepare_servers(
     chosen: Sequence[str], fleet: Fleet, relay_command: str | None
 ) -> tuple[dict[str, Server], list[str]]:
-    """Return the servers that can be measured here, and what to warn of for those that cannot."""
+    """Return the servers that can be measured here, and warnings for the others."""
     prepare: dict[str, Callable[[], Server]] = {
         "floor": lambda: prepare_floor(fleet),
         "relay": lambda: prepare_relay(fleet, command=relay_command),
@@ -244,7 +244,7 @@ def show(reports: Sequence[dict[str, object]], caption: str, chart_file: Path) -
 
 
 def measure_all(arguments: argparse.Namespace) -> int:
-    """Measure what was asked for, and show it; return the exit code."""
+    """Run the chosen measurements, print the results, and return the exit code."""
     try:
         build_programs()
     except BenchError as error:

@@ -1,4 +1,4 @@
-"""Build what is measured, and start one server at a time."""
+"""Build the measured servers, and start one at a time."""
 
 import base64
 import hashlib
@@ -30,11 +30,11 @@ BUILD = HERE / "build"
 PROGRAMS = {"load": ("load.c", "connection.c", "messages.c", "figures.c"), "floor": ("floor.c",)}
 START_TIMEOUT_S = 20.0
 SETTLE_S = 0.3
-"""What is left of starting up belongs to no measurement."""
+"""Pause after a start, so that start-up work is not measured."""
 STOP_TIMEOUT_S = 5.0
 TOKEN_TTL_S = 86_400
 RATES_OFF = {f"BREWOS_RELAY_{name}_RATE": "0" for name in ("CLIENT", "DEVICE", "ADMIT")}
-"""Settings of brewos-relay: what is measured is what it can do, not what it lets a peer do."""
+"""Settings of brewos-relay without rate limits: the benchmark measures its capacity."""
 
 
 class BenchError(Exception):

@@ -32,14 +32,14 @@ WARM_UP_S = 90.0
 LINE_EVERY_S = 30.0
 COMPARE_EVERY_S = 5.0
 AGREE_WITHIN_S = 10.0
-"""How long the relay and the peers may differ in what they count."""
+"""How long the counts of the relay and of the peers may differ."""
 EMPTY_WITHIN_S = 30.0
 """How long after the last peer has left something of it may be left."""
 STRANGERS = 8
 
 MEMORY_GROWTH_KIB, MEMORY_GROWTH = 2048, 0.03
-"""Memory may grow by the larger one: so much, or such a share. It is far less than 1 KiB for each
-connection that was made in between."""
+"""Memory may grow by the larger of these: an absolute amount, or a share. That is far less than 1 KiB for
+each connection made meanwhile."""
 DATABASE_DESCRIPTORS = 15
 """Files of the registry's connections, which are opened as they are needed, at most 5 of them, and kept."""
 SOCKET_GROWTH = 8
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Record:
-    """What was seen so far."""
+    """The measurements so far."""
 
     samples: list[Sample] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)

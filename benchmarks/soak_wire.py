@@ -37,10 +37,10 @@ def text(content: dict[str, Any]) -> bytes:
 
 
 class Crowd:
-    """What is connected, as the peers know it.
+    """The connections, as the peers know them.
 
-    What the relay must count is sure. What it may or may not count, since it is just coming or going, is
-    doubtful. Devices are counted by id, apps by connection.
+    The relay must count sure connections. It may count doubtful ones, which are just beginning or ending.
+    Devices are counted by id, apps by connection.
     """
 
     def __init__(self, address: tuple[str, int], nursery: trio.Nursery) -> None:
@@ -55,7 +55,7 @@ class Crowd:
         self.complaints: dict[str, int] = {}
 
     def bounds(self) -> dict[str, tuple[set[object], set[object]]]:
-        """Give what the relay must count and what it may count, for devices and for apps."""
+        """Return the counts that the relay must have and may have, for devices and for apps."""
         found = {}
         for kind, sure in self.sure.items():
             certain = set(sure.values())

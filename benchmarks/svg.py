@@ -21,7 +21,7 @@ class Picture:
     def rectangle(
         self, x: float, y: float, width: float, height: float, *, fill: str, title: str = ""
     ) -> None:
-        """Draw a filled rectangle; its title is shown to whoever points at it."""
+        """Draw a filled rectangle; pointing at it shows its title."""
         place = f'x="{_px(x)}" y="{_px(y)}" width="{_px(width)}" height="{_px(height)}"'
         self._parts.append(f'<rect {place} fill="{fill}">{_title(title)}</rect>')
 

@@ -2,11 +2,11 @@
 
     python benchmarks/tls.py [--rounds 5] [--messages 2000] [--idle 500]
 
-A server process with the relay's own data path (listener's transport, codec, sessions), once plain and once
-over TLS, in turns; a generator process with blocking sockets. Each is pinned to a processor of its own. The
-accounts and the registry play no part, so the server takes everybody. Only Linux has what this reads.
+A server process runs the relay's data path (transport, codec, sessions), alternately plain and over TLS. A
+generator process uses blocking sockets. Each is pinned to a processor of its own. The server has no registry
+and admits every peer. The script reads figures that only Linux provides.
 
-Exit codes: 0 the limit kept, 1 missed.
+Exit codes: 0 limit kept, 1 limit missed.
 """
 
 import argparse
@@ -48,11 +48,11 @@ WORKLOADS = {
     "50 devices, 1 app each, 600 B": (50, 1, 600, 10),
     "20 devices, 10 apps each, 130 B": (20, 10, 130, 3),
 }
-"""Devices, apps of each, bytes of a message, messages by which the number of rounds is multiplied."""
+"""Devices, apps per device, bytes per message, and the factor for the number of messages."""
 
 
 async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
-    """Let everybody in, for ever."""
+    """Admit every peer, until cancelled."""
     port_policy = PortPolicy(tls_context=None if context is None else lambda: context)
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listening.setblocking(False)

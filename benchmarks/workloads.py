@@ -1,4 +1,4 @@
-"""What is measured, on which servers, and against which limits."""
+"""The workloads, the servers that run them, and the limits."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ FASTER = 10
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of a measurement: its key in what `load` reports, what to call it, and its unit."""
+    """One figure of a measurement: its key in the report of `load`, its label, and its unit."""
 
     key: str
     title: str

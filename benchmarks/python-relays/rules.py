@@ -1,4 +1,4 @@
-"""What the two Python relays have in common: who may come in, and what is looked at in a message."""
+"""The rules of both Python relays: which peers are admitted, and which keys of a message are read."""
 
 import argparse
 import hashlib
@@ -35,7 +35,7 @@ def has_type(payload: bytes, *, is_text: bool) -> bool:
 
 @dataclass(slots=True)
 class Session:
-    """Who is there of one device."""
+    """The attached peers of one device."""
 
     device: Any = None
     apps: list[Any] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Every script of the repository starts and ends as it says; what it measures is not looked at."""
+"""Every script of the repository runs and ends with a documented exit code; figures are not checked."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ CHILD_S = 100
 MISSED = 1
 """The exit code of a benchmark that kept no limit: a run as short as these tells nothing about that."""
 
-#: What is run here: the arguments that make it short, and the exit codes that are fine.
+#: The scripts that run here: arguments for a short run, and the accepted exit codes.
 RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
     "benchmarks/run.py": (
         ["--only", "fanout-1x100-w1", "--servers", "floor,relay", "--runs", "1", "--secs", "0.2", "--no-pin"],
@@ -32,7 +32,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
     "docs/tables.py": (["--check"], {0}),
     "tests/conformance/run.py": (["--help"], {0}),  # the suite itself needs a Python 2.7
 }
-#: What other tests run: a part of the command, and where.
+#: Scripts that other tests run: a part of the command, and the test.
 RUN_BY = {
     "benchmarks/tls_load.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_picows.py": "test_servers_of_the_comparison_start_and_serve_tls",

@@ -1,4 +1,4 @@
-"""What every hostile peer is measured by: nobody else may notice that it was there."""
+"""Fixtures for hostile peers: no other peer may notice them."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -18,9 +18,9 @@ NEWCOMER = machine_id(3)
 
 @pytest.fixture
 def unharmed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Unharmed:
-    """Open a server for a block; whatever the block does, bystanders stay, newcomers get in, nothing fails.
+    """Open a server for a block, and check that bystanders stay, new peers are admitted and nothing fails.
 
-    The block is for machine 1. Keyword arguments are those of `serve_here`.
+    The block uses machine 1. Keyword arguments are those of `serve_here`.
     """
 
     @asynccontextmanager

@@ -180,7 +180,7 @@ async def run_fleet(machines: list[Machine], apps: dict[str, list[App]], killed:
 
 
 async def see_frozen_left_behind(frozen: App) -> None:
-    """See that the frozen app got some messages, in order, and then its end, or what is the latest."""
+    """Check that the frozen app got some messages, in order, and then its end or the latest message."""
     await trio.sleep(STALL_S)
     with trio.fail_after(5), suppress(Ended):
         while True:
@@ -193,7 +193,7 @@ async def see_frozen_left_behind(frozen: App) -> None:
 
 
 async def see_all_leave(server: ProcessServer, machines: list[Machine], apps: dict[str, list[App]]) -> None:
-    """Ask the server to leave, and see everybody told to come back, a young machine not before its time."""
+    """Drain the server, and check that every peer is told to reconnect, a young machine not too early."""
     young = await server.device(LATE, key=MACHINES[LATE])
     came_at = trio.current_time()
     server.send_signal(signal.SIGTERM)

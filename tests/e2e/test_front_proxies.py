@@ -19,8 +19,8 @@ from support.certificates import write_certificate
 from support.firmware_wire import upgrade_request
 from support.fronts import (
     HOST,
-    Front,
     Place,
+    ReverseProxy,
     Start,
     TlsWireClient,
     caddy,
@@ -68,7 +68,7 @@ Fit = Callable[[Place], Start]
 
 
 @asynccontextmanager
-async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[Front, ProcessServer]]:
+async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[ReverseProxy, ProcessServer]]:
     """Start a relay, and a front before it."""
     files = write_certificate(folder, names=[HOST])
     settings: dict[str, object] = {
@@ -93,7 +93,7 @@ async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[Front, ProcessSe
 
 
 @asynccontextmanager
-async def idling_behind(fit: Fit, folder: Path) -> AsyncIterator[Front]:
+async def idling_behind(fit: Fit, folder: Path) -> AsyncIterator[ReverseProxy]:
     """Start a relay that soon closes idle connections, and a front before it."""
     files = write_certificate(folder, names=[HOST])
     settings: dict[str, object] = {"trusted_proxies": (ip_network("127.0.0.1"),)}
@@ -109,8 +109,8 @@ async def idling_behind(fit: Fit, folder: Path) -> AsyncIterator[Front]:
             yield front
 
 
-async def register(front: Front) -> None:
-    """Register as a machine does: in pieces, and it takes what comes first for the whole answer."""
+async def register(front: ReverseProxy) -> None:
+    """Register as a machine does: it sends in pieces and takes the first segment for the whole response."""
     body = msgspec.json.encode({"deviceId": MACHINE, "token": TOKEN_OF_CLAIM, "deviceKey": KEY})
     lines = [
         "POST /api/devices/register-claim HTTP/1.1",
@@ -134,8 +134,8 @@ async def register(front: Front) -> None:
     connection.abort()
 
 
-async def connect_machine(front: Front, *, source: str = "127.0.0.2") -> TlsWireClient:
-    """Connect as a machine does, byte for byte, with what it insists on in the answer."""
+async def connect_machine(front: ReverseProxy, *, source: str = "127.0.0.2") -> TlsWireClient:
+    """Connect as a machine does, byte for byte, and check the headers that it requires in the response."""
     request = upgrade_request(MACHINE, KEY, port=443, websocket_key=WEBSOCKET_KEY)
     connection = await front.connect(source)
     with trio.fail_after(5):
@@ -150,7 +150,7 @@ async def connect_machine(front: Front, *, source: str = "127.0.0.2") -> TlsWire
     return connection
 
 
-async def connect_app(front: Front, token: str, *, fetched_before: bool = False) -> TlsWireClient:
+async def connect_app(front: ReverseProxy, token: str, *, fetched_before: bool = False) -> TlsWireClient:
     connection = await front.connect("127.0.0.3")
     if fetched_before:
         fetch = f"GET /api/health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
@@ -201,8 +201,8 @@ async def stay_idle(machine: TlsWireClient) -> None:
     assert trio.current_time() - began_at > IDLE_S
 
 
-async def ask_until_refused(front: Front) -> None:
-    """Use up what one address may ask for; another one may, and nobody can say that he is somebody else."""
+async def ask_until_refused(front: ReverseProxy) -> None:
+    """Use up the request limit of one address. Others are unaffected, and no client can forge its address."""
     body = msgspec.json.encode({"refreshToken": "n" * 43})
 
     async def ask(connection: TlsWireClient, more: str = "") -> int:
@@ -260,7 +260,7 @@ async def test_a_machine_and_an_app(fit: Fit, tmp_path: Path) -> None:
             assert secret not in logged
 
 
-async def come_and_go(front: Front, token: str) -> None:
+async def come_and_go(front: ReverseProxy, token: str) -> None:
     """Let an app come, which takes a front that thinks well of the relay, and say goodbye, and hear one."""
     app = await connect_app(front, token, fetched_before=True)
     with trio.fail_after(5):
@@ -295,7 +295,7 @@ async def test_posts_at_the_idle_limit_succeed(fit: Fit, tmp_path: Path) -> None
     assert outcomes == {"405": POSTING * POSTS - ended}, logged
 
 
-async def post_at_the_idle_limit(front: Front, spread_s: float, outcomes: Counter[str]) -> None:
+async def post_at_the_idle_limit(front: ReverseProxy, spread_s: float, outcomes: Counter[str]) -> None:
     """Post again and again over one connection, each time when the relay's patience ends."""
     post = f"POST /api/health HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\npost".encode()
     connection = await front.connect()
@@ -318,7 +318,7 @@ def notification() -> bytes:
     return head.encode() + body
 
 
-async def is_refused(front: Front, asked: bytes) -> bool:
+async def is_refused(front: ReverseProxy, asked: bytes) -> bool:
     try:
         connection = await front.connect()
         return (await connection.ask(asked)).status in {502, 503}

@@ -1,4 +1,4 @@
-"""Messages that are none, and too many of them: dropped, counted, and nobody else's problem."""
+"""Invalid messages and message floods: dropped, counted, and without effect on other peers."""
 
 from typing import Any
 
@@ -183,7 +183,7 @@ async def test_a_flood_from_a_client_does_not_delay_others(unharmed: Unharmed, c
 
 
 async def slowest_exchange_during_flood(loud: WireClient, device: WireClient, client: WireClient) -> None:
-    """See messages of one pair arrive, soon, while somebody sends as much as the server takes."""
+    """Check that the messages of one pair arrive soon while another peer floods the server."""
     burst = text({"type": "command", "cmd": "tare", "pad": "x" * 200}) * 200
 
     async def flood() -> None:

@@ -1,4 +1,4 @@
-"""Random bytes on many connections: whatever they are, they end nothing but their own connection."""
+"""Random bytes on many connections: they end only their own connection."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -51,7 +51,7 @@ def damaged_upgrade(chance: random.Random) -> bytes:
 
 
 def frames(chance: random.Random) -> bytes:
-    """Make some frames, most of which are good ones."""
+    """Make some frames, most of them valid."""
     makers: list[Callable[[], bytes]] = [
         lambda: text({"type": "status", "seq": chance.randrange(100)}),
         lambda: packed({"type": "status", "seq": chance.randrange(100)}),
@@ -89,7 +89,7 @@ def damage(data: bytes, chance: random.Random) -> bytes:
 
 
 async def leave(connection: WireClient, chance: random.Random) -> None:
-    """Go in one of the ways in which peers go, sometimes after reading for a moment."""
+    """End the connection in one of the usual ways, sometimes after reading for a moment."""
     if chance.random() < 0.5:
         with trio.move_on_after(0.02):
             await connection.read_to_end()

@@ -107,7 +107,7 @@ async def test_a_machine_that_stores_the_new_key_connects_with_it_later(tmp_path
         device = await see_in(home, ada, KEY)
         await rotate(ada)
         key = await new_key(device)
-        # It comes back as it was, since it takes the new one at its next boot only, and is sent another one.
+        # It reconnects with its old key, since it uses the new one only after a boot, and gets another one.
         device = await see_in(home, ada, KEY)
         await rotate(ada)
         newer = await new_key(device)

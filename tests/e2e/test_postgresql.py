@@ -66,7 +66,7 @@ async def test_a_server_outlives_its_database(url: str, postgresql: PostgreSQL, 
 
             postgresql.stop()
             try:
-                # Those who are there notice nothing; newcomers are told to come back.
+                # Attached peers notice nothing; new ones are told to retry.
                 await pass_on(device, app, "off")
                 newcomer = await server.connect()
                 refused = await newcomer.ask(upgrade_head(f"/ws/device?id={MACHINES[1]}&key={KEY}"))
@@ -77,7 +77,7 @@ async def test_a_server_outlives_its_database(url: str, postgresql: PostgreSQL, 
             finally:
                 postgresql.start()
 
-            # It comes back by itself, and so does what it follows.
+            # The connection recovers by itself, and so does the change feed.
             await server.device(MACHINES[1])
             assert await until_ready(server, 200) == []
             with Database.open(url) as database, database.writing() as db:

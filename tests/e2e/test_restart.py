@@ -28,7 +28,7 @@ MOST_IN_A_SECOND = 0.1
 
 @asynccontextmanager
 async def power() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery in which machines and apps live until the block is left."""
+    """Open a nursery in which machines and apps run until the end of the block."""
     async with trio.open_nursery() as nursery:
         yield nursery
         nursery.cancel_scope.cancel()
@@ -153,7 +153,7 @@ async def test_after_a_crash_leftovers_are_dropped_and_peers_are_admitted_at_a_r
 
 @asynccontextmanager
 async def pair() -> AsyncIterator[tuple[RelayHere, FaithfulDevice, FaithfulApp]]:
-    """Open a relay with one machine and one app, both of which have been there for a minute."""
+    """Open a relay with one machine and one app, both attached for a minute."""
     async with open_relay_here(fleet_store()) as here:
         device = FaithfulDevice(here.address, machine_id(1), KEY, grace_s=0.0)
         app = FaithfulApp(here.address, machine_id(1), token)

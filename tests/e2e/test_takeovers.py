@@ -1,4 +1,4 @@
-"""Every way that one can think of to get at somebody else's machine, tried and refused."""
+"""Attempts to take over a machine of another user, all of which are refused."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ EVES_KEY = "Eve-made_this_key" + "2" * 26
 async def see_nothing_change(
     home: Home, attempt: Callable[..., Awaitable[Told]], *about: Any, number: int = 1, status: int = 404
 ) -> Told:
-    """See an attempt refused, and everything as it was."""
+    """Check that an attempt is refused and changes nothing."""
     before = home.standing(number)
     told = await attempt(*about)
     assert told.status == status, told
@@ -158,7 +158,7 @@ async def test_the_owner_s_claim_makes_a_key_that_waits_the_machine_s(tmp_path: 
 
 
 async def test_a_waiting_key_is_not_accepted_because_of_the_machine_s_token(tmp_path: Path) -> None:
-    """Somebody sees what the screen shows, and registers that with their own key before it is scanned."""
+    """A stranger reads the screen and registers the machine with another key before it is scanned."""
     async with open_home(tmp_path) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
         await home.pair(ada)

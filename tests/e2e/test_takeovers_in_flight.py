@@ -24,7 +24,7 @@ TakeAway = Callable[[Home, Person, Person], Awaitable[object]]
 
 
 class InsistentApp:
-    """An app that sends numbered commands, closed or not, until nobody is there any more."""
+    """An app that sends numbered commands until the connection is gone, even after a close frame."""
 
     def __init__(self, client: WireClient) -> None:
         self.client = client
@@ -74,7 +74,7 @@ class InsistentApp:
 
 
 class Scene:
-    """A machine, an app of a guest's that does not stop, and one that stays whatever happens."""
+    """A machine, a guest's app that sends without pause, and a witness app that stays attached."""
 
     def __init__(self, *, device: WireClient, witness: WireClient, app: InsistentApp) -> None:
         self.device = device
@@ -103,9 +103,9 @@ async def open_scene(home: Home, guest: Person) -> AsyncIterator[Scene]:
 async def see_access_end(
     home: Home, ada: Person, guest: Person, take_away: TakeAway, code: int, *, at_once: bool = True
 ) -> None:
-    """See that a guest's app is closed within a second, and that nothing that it says after that counts.
+    """Check that a guest's app is closed within a second, and that its later messages have no effect.
 
-    `at_once` is for what is done once it is answered: what is sent after the answer is lost.
+    `at_once` is for actions that are complete once they are answered: messages after the response are lost.
     """
     async with open_scene(home, guest) as scene:
         app = scene.app

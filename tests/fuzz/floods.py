@@ -59,7 +59,7 @@ RATES: Final = {"connects": 515.0, "registrations": 50.0, "sign_ins": 30.0, "cla
 
 @dataclass
 class Seen:
-    """What came of it: times in s, by what the bystander did, quiet and flooded."""
+    """The result: times in s by the bystander's action, without and with the flood."""
 
     quiet: dict[str, list[float]] = field(default_factory=lambda: {"sign-in": [], "connect": []})
     flooded: dict[str, list[float]] = field(default_factory=lambda: {"sign-in": [], "connect": []})
@@ -90,7 +90,7 @@ class Seen:
 
 
 def percentile(times: list[float], percent: float = 99) -> float:
-    """Give the time that so many percent do not exceed."""
+    """Return a percentile of times."""
     return sorted(times)[min(len(times) - 1, round(len(times) * percent / 100))]
 
 
@@ -142,7 +142,7 @@ async def sign_in(address: tuple[str, int], email: str, *, network: str) -> tupl
 
 
 class Flood:
-    """Sends valid requests of each kind at a rate of its own, whatever becomes of those before."""
+    """Sends valid requests of each kind at a fixed rate, without waiting for earlier responses."""
 
     def __init__(self, address: tuple[str, int], plan: dict[str, Any]) -> None:
         self.address = address

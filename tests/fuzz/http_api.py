@@ -1,7 +1,7 @@
-"""Ask a running server whatever its OpenAPI document lets one think of, as everybody that there is.
+"""Fuzz the HTTP API of a running server from its OpenAPI document, as users of every role.
 
-schemathesis makes the requests and looks at the answers. What is asked for is done, so that everybody is
-given the device back that they are to have, over and over.
+schemathesis makes the requests and checks the responses. Since requests take effect, the access of the users
+is restored again and again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LAST: Final = "^/api/auth/(logout|logout-all|sessions/)|^/api/me/password"
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Somebody who asks; `token` is None for nobody, `leaves` if they have a session that they can end."""
+    """A caller; `token` is None for an anonymous one, `leaves` is True if it has a session to end."""
 
     name: str
     token: str | None

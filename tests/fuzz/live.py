@@ -36,14 +36,14 @@ PATIENCE_S: Final = 0.5
 TRICKLE_S: Final = 0.05
 """The longest pause within what an attacker says."""
 MOST_MIB: Final = 256
-"""What a server may need, whatever it is sent: three times what it needs for a few connections."""
+"""The memory that a server may need for any input: three times its need for a few connections."""
 FILES_MORE: Final = 30
 """How many more files it may have open when all have gone: each thread of the registry keeps some."""
 
 
 @dataclass
 class Seen:
-    """What came of it."""
+    """The result of a run."""
 
     attacks: int = 0
     upgraded: int = 0
@@ -55,7 +55,7 @@ class Seen:
 
 
 class Attacker:
-    """Somebody who connects again and again."""
+    """A peer that connects repeatedly."""
 
     def __init__(
         self,

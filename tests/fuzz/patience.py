@@ -1,6 +1,6 @@
 """Machines that send nonsense and wait: none of their connections may end before it is old enough.
 
-A machine whose connection ends within 5 s throws its key away, whatever the reason. So a server holds one
+A machine whose connection ends within 5 s discards its key, for any reason. So a server holds one
 that has gone wrong until it is 8 s old.
 """
 
@@ -36,7 +36,7 @@ async def be_patient(
     tls_context: ssl.SSLContext | None,
     seen: "Seen",
 ) -> None:
-    """Connect as a machine, say what is not quite right, and wait; again and again."""
+    """Connect as a machine, send an invalid message, and wait; again and again."""
     while True:
         connection = await WireClient.connect(server.address, tls_context=tls_context)
         try:

@@ -1,12 +1,12 @@
-"""Look for inputs that the relay does not expect: in its parts, on its sockets, and in its HTTP API.
+"""Fuzz the relay: its parts, its sockets, and its HTTP API.
 
     python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
 
-Each part takes `--secs`, apart from `floods`, which takes twice as long and a minute more, and `http`, which
-asks as everybody in turn until `--minutes` are over.
-Another seed is used each time, and said, so that what was found is found again.
+Each part takes `--secs`, except `floods`, which takes twice as long and a minute more, and `http`, which acts
+as each user in turn for `--minutes`. Each run uses a new seed and prints it, so that findings can be
+reproduced.
 
-Exit codes: 0 nothing was found, 1 something was, 2 wrong usage, 3 could not start.
+Exit codes: 0 no findings, 1 findings, 2 wrong usage, 3 could not start.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SHOWN_BYTES: Final = 2000
 
 
 def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[str]]:
-    """Try inputs for a while; return how many, and what was found (the same thing once)."""
+    """Try inputs for a while. Return how many were tried, and the findings without duplicates."""
     found: dict[str, str] = {}
     tried = 0
     end_s = time.monotonic() + secs

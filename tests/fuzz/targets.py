@@ -1,4 +1,4 @@
-"""What is fuzzed without a server: each target gets an input, and says what must hold whatever that is."""
+"""Fuzz targets without a server: each one takes an input and checks properties that hold for every input."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def fuzz_frames(data: bytes, mutator: Mutator) -> None:
 
 
 def fuzz_handshake(data: bytes, _: Mutator) -> None:
-    """A request is read or refused; whatever is answered is HTTP, with no line of the asker's making."""
+    """A request is read or refused. Every response is HTTP, and no line of it comes from the request."""
     head = data.partition(HEAD_END)[0]
     answer = b""
     try:
@@ -95,7 +95,7 @@ def read_response(answer: bytes, *, upgraded: bool) -> None:
 
 
 def fuzz_proxy(data: bytes, mutator: Mutator) -> None:
-    """A header ends where it ends, whatever follows, and is not there before it has come."""
+    """The end of a header does not depend on the data after it. Without its last byte, it is incomplete."""
     try:
         found = parse_proxy_header(data)
     except ProxyProtocolError:

@@ -627,7 +627,7 @@ async def test_a_machine_may_come_from_wherever_it_says() -> None:
 
 
 class Changes:
-    """A revision that grows while answers are on their way, so many times."""
+    """A revision that grows during the first lookups."""
 
     def __init__(self, *happening: Callable[[], None]) -> None:
         self.happening = list(happening)
@@ -672,7 +672,7 @@ async def test_access_removed_during_the_lookup_admits_no_client(asking: Request
         )
 
     class Overtaken(FakeStore):
-        """Answers by what was before, the first time."""
+        """Answers from outdated data, the first time."""
 
         async def find_device(self, device_id: str) -> Device | None:
             return await self._first(super().find_device, device_id)
@@ -732,7 +732,7 @@ async def test_a_client_of_a_crowd_is_429() -> None:
 
 
 async def test_a_place_is_looked_for_last_of_all() -> None:
-    """Nobody who asks at the same time may find the same place free."""
+    """Two simultaneous requests must not get the same free place."""
     store, gate = FakeStore(), admission()
     gate._store, relay = store, gate._relay
     assert isinstance(relay, FakeRelay)

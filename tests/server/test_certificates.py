@@ -1,4 +1,4 @@
-"""Certificates from files: what is taken, what is refused with which words, and when they are taken anew."""
+"""Certificates from files: which are accepted or refused with which error, and when they are reloaded."""
 
 import datetime
 import logging
@@ -187,7 +187,7 @@ def test_a_certificate_that_is_out_of_time_is_a_warning(
     assert (warning or "") in caplog.text
 
 
-# -- Taking it anew ---------------------------------------------------------------------------------------
+# -- Reloading --------------------------------------------------------------------------------------------
 
 
 def test_files_are_reloaded_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ RESTART = {"type": "command", "cmd": "restart"}
 
 
 class Registry(Store):
-    """What is in the registry; it may be out of reach."""
+    """A registry in memory, which may be unreachable."""
 
     def __init__(self) -> None:
         self.accesses: dict[tuple[str, str], Access] = {}
@@ -78,7 +78,7 @@ class Scene:
         self._changes = 0
 
     def let(self, user_id: str, role: Role, *, until_ms: int | None = None, device_id: str = ONE) -> None:
-        """Let somebody have a device, as far as the registry goes."""
+        """Give a user access to a device, in the registry only."""
         self.registry.accesses[user_id, device_id] = Access(
             user_id=user_id, device_id=device_id, role=role, until_ms=until_ms
         )

@@ -266,7 +266,7 @@ class TestPieces:
     async def pieces(
         self, *bodies: bytes | float, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> list[bytes]:
-        """Answer with these bodies, with pauses of so many seconds; return what was written at a time."""
+        """Respond with these bodies and pauses (s). Return the data of each write."""
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
@@ -450,7 +450,7 @@ class TestRefusals:
     @pytest.mark.parametrize("before", [b"", GET])
     @pytest.mark.parametrize("behind", [b"", PREFACE, GET, UPGRADE])
     async def test_an_ignored_upgrade_is_the_last_request(self, before: bytes, behind: bytes) -> None:
-        """A proxy may take the connection for a tunnel: nothing more may come through it."""
+        """A proxy may take the connection for a tunnel, which must then carry no further data."""
         async with loopback() as there, there.browser() as browser:
             await browser.send(before + H2C + behind)
             for _ in range(before.count(GET) + 1):

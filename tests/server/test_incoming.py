@@ -1,4 +1,4 @@
-"""What comes in at a port_policy: plain or TLS, with or without a PROXY header, and the head of a request."""
+"""Incoming connections: plain or TLS, with or without a PROXY header, and the head of the first request."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""Storing the states of machines, and finding them again."""
+"""Recording activity, and storing and restoring the states of machines."""
 
 import logging
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ ONE, TWO = "BRW-00000001", "BRW-00000002"
 
 
 class RecordedNotes(WriteBehind):
-    """Remembers what it is told."""
+    """Collects the recorded notes."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
@@ -203,7 +203,7 @@ STATUS = {"type": "status", "seq": 1}
 
 
 class SlowStore(Store):
-    """Keeps states; `answer_s` is how long it takes, `failure` what it raises."""
+    """Stores states in memory; `answer_s` delays it, and it raises `failure`."""
 
     def __init__(self) -> None:
         self.batches: list[list[StoredState]] = []

@@ -1,4 +1,4 @@
-"""The port where plain HTTP is told to come back with TLS."""
+"""The redirect port and the metrics port."""
 
 import socket
 from collections.abc import AsyncIterator, Callable

@@ -37,7 +37,7 @@ class Fleet:
             app.tls_context = tls_context
 
     def add_devices(self, count: int, *, within_s: float) -> list[FaithfulDevice]:
-        """Give new machines, to be switched on, each of which connects within that time."""
+        """Return new machines to switch on; each connects within that time."""
         number = len(self.devices)
         added = [self._device(number + more, within_s) for more in range(count)]
         self.devices += added
@@ -97,10 +97,10 @@ async def switched_on(fleet: Fleet) -> AsyncIterator[trio.Nursery]:
 
 
 async def wait_complete(fleet: Fleet, *, within_s: float) -> tuple[bool, float]:
-    """Wait until everybody is there, and say now and then how many are.
+    """Wait until all peers are attached, and print their number now and then.
 
-    Returns whether they are, and by how much this process was late at most: so much later than it was, it
-    may believe that a machine was let in.
+    Returns whether all are attached, and the most that this process was late: its times of admissions may be
+    late by as much.
     """
     began_at = line_at = trio.current_time()
     late_s = 0.0

@@ -1,9 +1,9 @@
-"""Kill a real server under a real fleet, restart it, and see who is back when.
+"""Kill a real server under a real fleet, restart it, and measure when the peers are back.
 
-Machines and apps behave as those in people's homes do: what they wait for, and what costs a machine its key
-(a connection that ends within 5 s of its 101). The server is killed without a warning, then asked to leave.
+Machines and apps wait and reconnect as in the field, and a machine loses its key if its connection ends
+within 5 s of its 101. The server is first killed without warning, and later drained.
 
-Exit codes: 0 all is well, 1 somebody is missing or lost a key, 2 wrong usage, 3 could not start.
+Exit codes: 0 all peers are back, 1 a peer is missing or lost its key, 2 wrong usage, 3 could not start.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from support.wire_client import WireClient
 
 OLD_ENOUGH_S: Final = 8.0
 NEWCOMERS_S: Final = 3.0
-"""How long before the server is stopped newcomers begin to come. One that dies under them costs them their
-keys, whatever it does; one that is asked to leave has to hold them."""
+"""How long before the server stops new machines begin to connect. A killed server costs them their keys in
+any case; a draining one must hold them."""
 MOST_LATE_S: Final = 2.0
 """Where this process has no time for its machines, they give up by themselves, and their figures say nothing
 of the server: let fewer come, or let nothing else run."""

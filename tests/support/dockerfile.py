@@ -12,7 +12,7 @@ _SECRETS: Final = re.compile(r"(SECRET|PASSWORD|TOKEN|_KEY)\b", re.I)
 
 
 class Instruction(NamedTuple):
-    """A step: its name in capitals, what follows it in one line, and in which stage it stands, from 0."""
+    """A step: its name in capitals, its arguments in one line, and its stage, from 0."""
 
     name: str
     rest: str

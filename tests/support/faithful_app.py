@@ -1,4 +1,4 @@
-"""The web app as it runs in people's browsers: when it reconnects, when it gives up, what it asks for."""
+"""The web app in the field: when it reconnects, when it gives up, and which requests it sends."""
 
 import itertools
 import ssl
@@ -62,7 +62,7 @@ class FaithfulApp:
         self.received: list[dict[str, Any]] = []
         self.heard_at: list[float] = []
         self.toasts: list[str] = []
-        """What it shows in red."""
+        """The error message that it shows."""
         self.undecodable = 0
         self.full_status_requests = 0
         self.gave_up = False
@@ -274,7 +274,7 @@ class FaithfulApp:
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Put what is new over what is known, as deep as there are groups in groups."""
+    """Merge new state into known state, recursively."""
     merged = dict(old)
     for name, value in new.items():
         earlier = merged.get(name)

@@ -1,7 +1,7 @@
-"""A machine as it stands in people's kitchens: its frames, its timings, and what it does not forgive.
+"""A machine in the field: its frames, its timings, and the failures that cost it its key.
 
-It loses its key, and is off the net until somebody switches it off and on again, if a connection ends within
-5 s of its 101. Every test may ask it how often that has happened.
+If a connection ends within 5 s of its 101, the machine discards its key and stays offline until it is
+restarted. Tests can read how often that happened.
 """
 
 import math
@@ -129,7 +129,7 @@ class FaithfulDevice:
         self._stalled_until = trio.current_time() + for_s
 
     def lose_connection(self) -> None:
-        """Let its connection be reset, by whatever is in between."""
+        """Reset its connection, as a device on the path would."""
         assert self._link is not None
         self._link.abort()
 

@@ -44,7 +44,7 @@ def lack(what: str) -> NoReturn:
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """Replace texts, each of which has to be there."""
+    """Replace texts, each of which must occur."""
     for old, new in changes.items():
         assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """How a front is started, and how it is told to take its configuration anew."""
+    """How a proxy is started, and how it is told to reload its configuration."""
 
     arguments: list[str]
     reload: list[str] | signal.Signals
@@ -217,8 +217,8 @@ def caddy_is_gentle(program: str) -> bool:
     return (int(found[1]), int(found[2])) >= (2, 7)
 
 
-class Front:
-    """A front that runs."""
+class ReverseProxy:
+    """A running reverse proxy."""
 
     def __init__(self, start: Start, process: trio.Process, place: Place) -> None:
         self.address = ("127.0.0.1", place.port)
@@ -249,8 +249,8 @@ class Front:
 
 
 @asynccontextmanager
-async def open_front(start: Start, place: Place) -> AsyncIterator[Front]:
-    """Start a front, and wait until it accepts connections; in the end, all of its processes are gone."""
+async def open_front(start: Start, place: Place) -> AsyncIterator[ReverseProxy]:
+    """Start a proxy and wait until it accepts connections. At the end, all of its processes have ended."""
     with (place.folder / "output.log").open("wb") as output:
         process = await trio.lowlevel.open_process(
             start.arguments,
@@ -259,7 +259,7 @@ async def open_front(start: Start, place: Place) -> AsyncIterator[Front]:
             stderr=output,
             start_new_session=True,
         )
-    front = Front(start, process, place)
+    front = ReverseProxy(start, process, place)
     try:
         with trio.move_on_after(15) as patience:
             while process.poll() is None:

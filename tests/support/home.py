@@ -1,6 +1,6 @@
-"""A home on a real server: people who are signed in, and the machines that they have.
+"""A home on a real server: signed-in users and their machines.
 
-Everybody goes through the front door: HTTP and WebSockets, with tokens that the server itself has made.
+All of them use HTTP and WebSockets, with tokens that the server issued.
 """
 
 import secrets
@@ -27,7 +27,7 @@ from support.wire_client import Response, WireClient, text, upgrade_head
 
 MACHINE: Final = machine_id(1)
 SOON_S: Final = 1.0
-"""Within which time whoever has lost their access is sent away."""
+"""How long a client may stay connected after its user lost access."""
 
 REGISTER: Final = "/api/devices/register-claim"
 CLAIM: Final = "/api/devices/claim"
@@ -36,7 +36,7 @@ CLAIM_SHARE: Final = "/api/devices/claim-share"
 
 @dataclass
 class Person:
-    """Somebody who is signed in."""
+    """A signed-in user."""
 
     home: "Home"
     name: str

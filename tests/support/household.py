@@ -38,13 +38,13 @@ OTHER_KEY: Final = "An0ther-key_" + "1" * 31
 MACHINE: Final = "BRW-0000001A"
 SECOND: Final = "BRW-0000002B"
 STRANGE: Final = "BRW-0000003C"
-"""One that nobody has."""
+"""A machine without users."""
 BASE_URL: Final = "https://relay.example"
 
 
 @dataclass
 class PlainRelay:
-    """Who is there, what they have said, and what they were sent."""
+    """The attached peers, the messages that they sent, and those that they received."""
 
     online: set[str] = field(default_factory=set)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -182,7 +182,7 @@ async def open_household(
     write_s: float = WRITE_S,
     lines: LogLineLimits | None = None,
 ) -> AsyncIterator[Household]:
-    """Open a registry in which MACHINE and SECOND are Ada's and STRANGE is nobody's, and the API over it."""
+    """Open a registry in which MACHINE and SECOND belong to Ada and STRANGE has no users, and its API."""
     request_limits = request_limits or RequestLimits()
     relay = PlainRelay()
     url = url or f"sqlite:///{folder / 'registry.db'}"

@@ -42,7 +42,7 @@ class IssuerKey:
 
 
 class Answer:
-    """What to say at a path instead of the right thing: `body` is bytes or JSON, `delay_s` holds it back."""
+    """A wrong response at a path: `body` is bytes or JSON, `delay_s` delays it."""
 
     def __init__(
         self, body: object = None, *, status: int = 200, delay_s: float = 0.0, location: str | None = None
@@ -54,10 +54,10 @@ class Answer:
 
 
 class Issuer:
-    """The issuer: `url` is its name; `keys` is what it shows; `asked` counts the requests by path.
+    """The issuer: `url` is its name, `keys` are its public keys, and `asked` counts the requests by path.
 
-    `answers` takes the place of the right answers, by path. `people` is what its Facebook side knows, by
-    access token.
+    `answers` replaces the right responses, by path. `people` are the users of its Facebook side, by access
+    token.
     """
 
     def __init__(self, port: int, keys: list[IssuerKey]) -> None:

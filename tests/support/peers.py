@@ -1,4 +1,4 @@
-"""A peer that follows a script: tests say what it sends, takes and breaks, and see what was asked of it."""
+"""A scripted peer: tests control what it sends, accepts and breaks, and see the calls that it received."""
 
 from typing import Any
 
@@ -44,13 +44,13 @@ class ScriptedPeer:
         self.close_error: Exception | None = None
         self.aclose_error: Exception | None = None
         self.deliveries: list[Delivery] = []
-        """What was taken, one entry for each call of `deliver`."""
+        """The accepted deliveries, one entry for each call of `deliver`."""
         self.taken_at: list[float] = []
         """When that was (trio time)."""
         self.kept: list[bool] = []
         """Whether that was to be kept."""
         self.pauses_s: list[float] = []
-        """What the relay answered to what was said: for how long to say no more."""
+        """The relay's answers to received messages: for how long to pause reading."""
         self.pinged_at: list[float] = []
         self.closes: list[tuple[int, str]] = []
         """Every call of `close`."""

@@ -72,9 +72,9 @@ class Reach:
         return connection
 
     async def device(self, device_id: str, *, key: str = KEY, silent: bool = False) -> WireClient:
-        """Connect a machine, as far as its greeting; unless it is silent, it is there when this returns.
+        """Connect a machine. Unless it is silent, it is present when this returns.
 
-        It pings first of all, as machines do. If apps wait for it, `request_state` is what it can read next.
+        It pings first, as machines do. If apps are attached, it can read `request_state` next.
         """
         connection = await self.upgrade(f"/ws/device?id={device_id}&key={key}")
         connection.connected = await connection.read_json()
@@ -106,7 +106,7 @@ class HereServer(Reach):
 
 
 Unharmed: TypeAlias = Callable[..., AbstractAsyncContextManager[HereServer]]
-"""Like `serve_here`, but sees to it that the block harms nobody else; a fixture of the end-to-end tests."""
+"""Like `serve_here`, but checks that the block harms no other peer; a fixture of the end-to-end tests."""
 
 
 @asynccontextmanager
@@ -183,7 +183,7 @@ def environment(**settings: object) -> dict[str, str]:
 async def run_command(
     folder: Path, *arguments: str, **settings: object
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command of the relay in a folder until it ends, whatever its exit code; keep its output."""
+    """Run a command of the relay in a folder until it ends, with any exit code, and return its output."""
     with trio.fail_after(20):
         return await trio.run_process(
             [sys.executable, "-m", "brewos_relay", *arguments],

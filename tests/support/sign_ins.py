@@ -31,7 +31,7 @@ class PlainVerifier:
 
 
 def proven(email: str | None = EMAIL, **changed: Any) -> ProvenIdentity:
-    """Say who somebody is, as an issuer does."""
+    """Issue an ID token for a user, as an issuer does."""
     told: dict[str, Any] = {
         "issuer": "https://issuer.example",
         "subject": f"subject of {email}",
@@ -44,7 +44,7 @@ def proven(email: str | None = EMAIL, **changed: Any) -> ProvenIdentity:
 
 
 async def invited(house: Household, email: str = EMAIL, *, for_ms: int = 60_000) -> str:
-    """Invite somebody; gives the token of the link."""
+    """Invite a user and return the token of the link."""
     token = secrets.token_urlsafe(32)
     at_ms = now_ms()
     await house.store.write(
@@ -59,7 +59,7 @@ async def invited(house: Household, email: str = EMAIL, *, for_ms: int = 60_000)
 
 
 async def sign_in(house: Household, email: str = EMAIL) -> dict[str, Any]:
-    """Sign somebody in with a one-time link; gives the session that an app keeps."""
+    """Sign a user in with a one-time link and return the session that an app stores."""
     answer = await ask(house, "/auth/invite", {"token": await invited(house, email)})
     assert answer.status == 200
     session: dict[str, Any] = answer.content
