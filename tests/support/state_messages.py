@@ -1,4 +1,4 @@
-"""State messages as a machine writes them, and snapshots that were told some."""
+"""State messages as a machine writes them, and snapshots that contain some."""
 
 import struct
 from typing import Any

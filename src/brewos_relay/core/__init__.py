@@ -1,1 +1,1 @@
-"""The reusable relay: sessions, peers and bounds, without any transport."""
+"""The reusable relay: sessions, peers and limits, without a transport."""
