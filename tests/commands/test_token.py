@@ -136,7 +136,7 @@ def test_first_secret_signs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_key_file_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREWOS_RELAY_JWT_KEY_FILES", "nowhere.pem")
     assert_refused(
-        run(*TOKEN), 1, "BREWOS_RELAY_JWT_KEY_FILES names nowhere.pem: it cannot be read: No such file"
+        run(*TOKEN), 1, "BREWOS_RELAY_JWT_KEY_FILES contains nowhere.pem: it cannot be read: No such file"
     )
 
 
