@@ -40,5 +40,5 @@ void append_frame(struct connection *connection, enum opcode opcode, const void 
 void flush(struct connection *connection);
 
 /* End a connection at once, with a reset: thousands of ports in TIME_WAIT would be missing in the next
- * run, and to whoever else is on the machine. */
+ * run, and to other programs of the machine. */
 void reset_connection(struct connection *connection);

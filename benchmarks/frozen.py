@@ -92,10 +92,8 @@ def measure(server: Server, *, frozen: bool, secs: float, pins: Pins) -> tuple[f
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure what one frozen app does to the other 99.")
-    parser.add_argument(
-        "--runs", type=int, default=7, help="rounds; what counts is their medians (default 7)"
-    )
+    parser = argparse.ArgumentParser(description="Measure the effect of one frozen app on the other 99.")
+    parser.add_argument("--runs", type=int, default=7, help="rounds, of which the medians count (default 7)")
     parser.add_argument(
         "--secs", type=float, default=7.0, help="length of one measurement, 7 at most (default 7)"
     )

@@ -17,7 +17,7 @@ class Pins:
 
 def describe(pins: Pins) -> str:
     if pins.server is None:
-        return "server and generator on whatever processor the system chose"
+        return "server and generator on processors that the system chose"
     return f"server on processor {pins.server}, generator on {pins.generator}"
 
 

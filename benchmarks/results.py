@@ -92,7 +92,7 @@ def fit_exponent(curve: Mapping[float, float] | Mapping[int, float]) -> float:
 
 
 def is_noisy(ratios: Sequence[float]) -> bool:
-    """Whether the ratios differ so much between rounds that a verdict is unreliable."""
+    """Whether the ratios of the rounds differ too much for a reliable verdict."""
     return bool(ratios) and max(ratios) > NOISE * min(ratios)
 
 

@@ -38,7 +38,7 @@ RATES_OFF = {f"BREWOS_RELAY_{name}_RATE": "0" for name in ("CLIENT", "DEVICE", "
 
 
 class BenchError(Exception):
-    """Something that is needed is missing or did not work; the text says what and what to do."""
+    """A requirement is missing or failed; the text names it and the remedy."""
 
 
 class MissingError(BenchError):
@@ -60,7 +60,7 @@ class Server:
 
 
 def run_quietly(command: Sequence[str], **options: object) -> str:
-    """Run a command to its end and return what it printed; raise BenchError with its complaint."""
+    """Run a command to its end and return its output. Raises BenchError with its error output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     except OSError as error:
@@ -99,7 +99,7 @@ class Fleet:
         """A certificate and its key, for the servers that serve TLS."""
 
     def environ(self) -> dict[str, str]:
-        """Return the environment for a server: ours, without settings that would change what is measured."""
+        """Return the environment for a server, without settings that would affect the measurement."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -244,7 +244,7 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: s
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server, and whatever it started: it leads a process group of its own."""
+    """End the server and its child processes: it leads a process group of its own."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)

@@ -80,7 +80,7 @@ def descriptors(pid: int) -> tuple[int, int]:
 
 def sample(pid: int, crowd: Crowd) -> Sample:
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    # Not what is mapped from files: how much of that counts depends on who else has mapped them.
+    # Anonymous memory only: the share of mapped files depends on the other processes that map them.
     memory_kib = next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:"))
     threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
     sockets, files = descriptors(pid)
@@ -153,7 +153,7 @@ def describe(crowd: Crowd, last: Sample, at_s: int) -> str:
 
 
 async def wait_empty(crowd: Crowd, pid: int, at_start: tuple[int, int]) -> str | None:
-    """Wait until the relay counts nobody and holds nothing of the peers; say what is left, if it stays."""
+    """Wait until the relay counts and holds no peers; return a text about those that it still has."""
     left: str | None = "/api/health does not answer"
     with trio.move_on_after(EMPTY_WITHIN_S):
         while left is not None:
@@ -177,7 +177,7 @@ async def wait_empty(crowd: Crowd, pid: int, at_start: tuple[int, int]) -> str |
 async def keep_churning(
     server: Server, port: int, pid: int, arguments: argparse.Namespace
 ) -> tuple[Record, Crowd, str | None]:
-    """Let peers come and go for the whole time; return what was seen, and what is left of them."""
+    """Connect and end peers for the whole time; return the record, the peers and the text of `wait_empty`."""
     lives = Lives(key=server.key, token=server.token, chance=random.Random(arguments.seed))
     record = Record()
     async with trio.open_nursery() as forgetting:
@@ -199,7 +199,7 @@ async def keep_churning(
 
 
 async def use_everything_once(crowd: Crowd, lives: Lives) -> None:
-    """Let the server open what it keeps open: its database, its threads."""
+    """Make the server open its database and start its threads, which it keeps."""
     device_id = f"BRW-{FIRST_DEVICE:08X}"
     with trio.move_on_after(4):
         async with trio.open_nursery() as nursery:
@@ -211,7 +211,7 @@ async def use_everything_once(crowd: Crowd, lives: Lives) -> None:
 
 
 def grown(values: Sequence[float], limit: float) -> tuple[bool, str]:
-    """Compare the medians of the last third and the first; say whether it is too much, and what they are."""
+    """Return whether the median of the last third exceeds that of the first by more than `limit`, and a text."""
     third = max(1, len(values) // 3)
     first, last = median(values[:third]), median(values[-third:])
     return last - first > limit, f"{first:.0f} → {last:.0f}, may grow by {limit:.0f}"
@@ -231,8 +231,8 @@ def judge(record: Record, crowd: Crowd, left: str | None, *, minutes: float) -> 
             bool(record.disagreements),
             f"{len(record.disagreements)} of {record.comparisons} comparisons differed",
         ),
-        ("after the last peer", left is not None, left or "nobody is counted, descriptors as at the start"),
-        ("what the peers complain of", bool(crowd.complaints), str(crowd.complaints or "nothing")),
+        ("after the last peer", left is not None, left or "no peer is counted, descriptors as at the start"),
+        ("complaints of the peers", bool(crowd.complaints), str(crowd.complaints or "nothing")),
         errors_in_log(),
     ]
     print(f"\n{crowd.made} connections were made; answers by status: {dict(sorted(crowd.statuses.items()))}")
@@ -242,7 +242,7 @@ def judge(record: Record, crowd: Crowd, left: str | None, *, minutes: float) -> 
 
 
 def is_harmless(line: str) -> bool:
-    """Whether a line of the log, which is JSON, tells of no error; that it is ready is no line of it."""
+    """Whether a JSON line of the log reports no error; the line about the ready server is not JSON."""
     try:
         return json.loads(line)["level"] in {"debug", "info", "warning"}
     except (ValueError, TypeError, KeyError):

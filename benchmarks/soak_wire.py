@@ -63,7 +63,7 @@ class Crowd:
         return found
 
     def complain(self, what: str) -> None:
-        """Note that the relay did what it should not."""
+        """Record a fault of the relay."""
         self.complaints[what] = self.complaints.get(what, 0) + 1
 
 
@@ -193,7 +193,7 @@ class Connection:
         self._crowd.doubtful[self._kind].pop(self, None)
 
     def _frames(self) -> list[tuple[int, bytes]]:
-        """Take the complete frames out of what was read."""
+        """Take the complete frames out of the received bytes."""
         data, start, found = self._received, 0, []
         while len(data) - start >= 2:
             length, begin = data[start + 1] & 0x7F, start + 2
@@ -219,7 +219,7 @@ class Connection:
         self._received += data
 
     async def wait_ended(self) -> None:
-        """Read and keep what comes, and answer nothing, until the relay has ended the connection."""
+        """Read without answering until the relay has ended the connection."""
         with suppress(trio.BrokenResourceError):
             while True:
                 await self._read_more()

@@ -151,7 +151,7 @@ def memory_kib(pid: int) -> int:
 
 
 class Side:
-    """A server, plain or with TLS, and what it takes to reach it."""
+    """A server, plain or with TLS, and a connection to it."""
 
     def __init__(self, pem: Path | None) -> None:
         here, there = multiprocessing.Pipe()
