@@ -211,7 +211,7 @@ async def use_everything_once(crowd: Crowd, lives: Lives) -> None:
 
 
 def grown(values: Sequence[float], limit: float) -> tuple[bool, str]:
-    """Return whether the median of the last third exceeds that of the first by more than `limit`, and a text."""
+    """Return whether the median of the last third exceeds the first by more than `limit`, and a text."""
     third = max(1, len(values) // 3)
     first, last = median(values[:third]), median(values[-third:])
     return last - first > limit, f"{first:.0f} → {last:.0f}, may grow by {limit:.0f}"
