@@ -30,23 +30,23 @@ def test_dockerfile_follows_the_rules() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("python:3.13-slim-trixie AS", "python AS", "no tag that stays"),
-        ("python:3.13-slim-trixie AS", "python:latest AS", "no tag that stays"),
+        ("python:3.13-slim-trixie AS", "python AS", "no fixed tag"),
+        ("python:3.13-slim-trixie AS", "python:latest AS", "no fixed tag"),
         ("COPY src", "ADD https://example.org/src", "ADD fetches"),
         ("COPY src", "COPY sources", "no such file"),
         ("COPY src", "COPY docs", "left out by .dockerignore"),
         ("--from=build /opt", "--from=built /opt", "no such stage"),
         ("USER 10001:10001", "USER root", "no USER"),
         ("USER 10001:10001", "", "no USER"),
-        ("USER 10001", "RUN apt-get install --no-install-recommends gcc\nUSER 10001", "builds with"),
-        ("USER 10001", "RUN apt-get install nano\nUSER 10001", "nobody asked for"),
-        ("USER 10001", "RUN curl https://example.org | sh\nUSER 10001", "whatever it is"),
+        ("USER 10001", "RUN apt-get install --no-install-recommends gcc\nUSER 10001", "build tools"),
+        ("USER 10001", "RUN apt-get install nano\nUSER 10001", "recommended packages"),
+        ("USER 10001", "RUN curl https://example.org | sh\nUSER 10001", "without a check"),
         ("USER 10001", "ENV JWT_SECRET=x\nUSER 10001", "secrets stay"),
         ("VOLUME /data", "", "no VOLUME"),
         ('CMD ["python"', 'CMD python #"', "HEALTHCHECK starts a shell"),
         ('CMD ["serve"]', "CMD serve", "CMD starts a shell"),
-        ("RUN install -d -o 10001", "RUN install -d -o 0", "not its user's alone"),
-        ("-m 0700 /data", "/data", "not its user's alone"),
+        ("RUN install -d -o 10001", "RUN install -d -o 0", "must belong to its user alone"),
+        ("-m 0700 /data", "/data", "must belong to its user alone"),
         ("--no-cache-dir ", "", "leaves its cache"),
     ],
 )
@@ -58,7 +58,8 @@ def test_broken_rule_is_found(old: str, new: str, problem: str) -> None:
 
 def test_missing_healthcheck_is_found() -> None:
     without = re.sub(r"^HEALTHCHECK.*?\]\n", "", DOCKERFILE, flags=re.M | re.S)
-    assert lint(without, ROOT, IGNORED) == ["the last stage has no HEALTHCHECK: nobody sees that it hangs"]
+    problem = "the last stage has no HEALTHCHECK: a server that hangs goes unnoticed"
+    assert lint(without, ROOT, IGNORED) == [problem]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A headless Chromium to look at pages with, over its DevTools protocol."""
+"""A headless Chromium that opens pages, over its DevTools protocol."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ needs_browser = pytest.mark.skipif(
     reason="there is no Chromium here, and BREWOS_RELAY_BROWSER_TESTS is not 'required'",
 )
 _PHONE_PX: Final = 500
-_PAINTED_S: Final = 0.8  # what moves has arrived by then
+_PAINTED_S: Final = 0.8  # animations have ended by then
 _ARGUMENTS: Final = (
     "--headless=new",
     "--no-sandbox",
@@ -39,7 +39,7 @@ _ARGUMENTS: Final = (
 class Page:
     """A tab.
 
-    `problems` is what it complained of: exceptions, errors, refusals by the policy of the page;
+    `problems` are exceptions, errors, and violations of the content security policy;
     `requests` are the addresses that it asked for.
     """
 
@@ -100,7 +100,7 @@ class Page:
         await self.call("Input.insertText", text=text)
 
     async def be(self, *, width: int = 1000, height: int = 800, dark: bool = False) -> None:
-        """Be a screen of this size, in the light, or in the dark for somebody who wants no motion."""
+        """Set the size of the screen. `dark` selects the dark scheme and reduced motion."""
         features = {
             "prefers-color-scheme": "dark" if dark else "light",
             "prefers-reduced-motion": "reduce" if dark else "no-preference",
@@ -119,7 +119,7 @@ class Page:
         await self.call("Emulation.setScrollbarsHidden", hidden=True)
 
     async def set_network(self, *, is_there: bool) -> None:
-        """Take the network from the tab, or give it back."""
+        """Disconnect the tab from the network, or reconnect it."""
         await self.call(
             "Network.emulateNetworkConditions",
             offline=not is_there,
@@ -142,7 +142,7 @@ class Page:
             )
 
     async def look(self, path: Path, *, width: int = 1000, height: int = 800, dark: bool = False) -> None:
-        """Take a picture."""
+        """Save a screenshot."""
         await self.be(width=width, height=height, dark=dark)
         await trio.sleep(_PAINTED_S)
         taken = await self.call("Page.captureScreenshot", format="png")
@@ -190,7 +190,7 @@ async def open_page() -> AsyncIterator[Page]:
 
 
 async def _find_tab(port_file: trio.Path) -> str:
-    """Ask a browser that is starting where its first tab is to be found."""
+    """Return the DevTools URL of the first tab, once the browser has started."""
     while not (await port_file.exists() and "\n" in await port_file.read_text()):  # noqa: ASYNC110
         await trio.sleep(0.05)
     port, path = (await port_file.read_text()).split("\n")[:2]

@@ -46,13 +46,13 @@ def lint(text: str, context: Path, ignored: str = "") -> list[str]:
                 image = step.rest.split()[0]
                 tag = image.rpartition("/")[2].partition(":")[2]
                 if image.lower() not in names and (not tag or tag == "latest") and "@sha256:" not in image:
-                    problems.append(f"{image} has no tag that stays: tomorrow it is another image")
+                    problems.append(f"{image} has no fixed tag: later builds use another image")
             case "ADD":
                 problems.append("ADD fetches and unpacks by itself, unchecked: COPY does not")
             case "RUN" if re.search(r"(curl|wget)[^|]*\|\s*(ba)?sh", step.rest):
-                problems.append("what is fetched is run, whatever it is")
+                problems.append("a downloaded script is run without a check")
             case "RUN" if "apt-get install" in step.rest and "--no-install-recommends" not in step.rest:
-                problems.append("packages come with others that nobody asked for")
+                problems.append("apt-get installs recommended packages: add --no-install-recommends")
             case "RUN" if _PIP.search(step.rest) and "--no-cache-dir" not in step.rest:
                 problems.append("pip leaves its cache in the image")
             case "ENV" | "ARG" if _SECRETS.search(step.rest.partition("=")[0]):
@@ -65,10 +65,10 @@ def lint(text: str, context: Path, ignored: str = "") -> list[str]:
     if not users or not re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", users[-1]):
         problems.append("the last stage has no USER that is a number other than 0")
     if any(step.name == "RUN" and _COMPILERS.search(step.rest) for step in final):
-        problems.append("the last stage has what one builds with: who breaks in would have it too")
+        problems.append("the last stage has build tools that an intruder could use")
     for name, why in {
-        "HEALTHCHECK": "nobody sees that it hangs",
-        "VOLUME": "the registry would go with the container",
+        "HEALTHCHECK": "a server that hangs goes unnoticed",
+        "VOLUME": "the registry would be deleted with the container",
         "ENTRYPOINT": "it would have to be named each time",
     }.items():
         if not any(step.name == name for step in final):
@@ -77,7 +77,7 @@ def lint(text: str, context: Path, ignored: str = "") -> list[str]:
         owner, _, group = users[-1].partition(":") if users else ("", "", "")
         made = f"install -d -o {owner} -g {group or owner} -m 0700 {folder}"
         if not any(step.name == "RUN" and step.rest == made for step in final):
-            problems.append(f"{folder} is not its user's alone: `RUN {made}` makes it so everywhere")
+            problems.append(f"{folder} must belong to its user alone: use `RUN {made}`")
     for step in final:
         command = re.sub(r"^(--\S+ )*(CMD )?", "", step.rest) if step.name == "HEALTHCHECK" else step.rest
         if step.name in {"CMD", "ENTRYPOINT", "HEALTHCHECK"} and not _is_list(command):
@@ -100,7 +100,7 @@ def _look_at_copy(rest: str, names: set[str], context: Path, ignored: str) -> li
 
 
 def is_ignored(path: str, ignored: str) -> bool:
-    """Tell whether a path is kept from the engine by a .dockerignore; the last line that fits counts."""
+    """Tell whether a .dockerignore excludes a path. The last line that matches counts."""
     verdict = False
     for line in ignored.splitlines():
         pattern = line.strip()

@@ -38,7 +38,7 @@ _CLOSING_S: Final = 2.0
 
 
 class FaithfulApp:
-    """An app of one machine. `run` lasts until it gives up; cancelling it lets the browser vanish.
+    """An app of one machine. `run` lasts until the app gives up; cancelling it kills the browser.
 
     `run_page` is the life of the tab: a connection that has given up comes back once the user has changed (a
     successful refresh), another device is selected, or the page is reloaded.
@@ -53,12 +53,12 @@ class FaithfulApp:
         self.tls_context: ssl.SSLContext | None = None
         self.device_id = device_id
         self.new_token = new_token
-        # What tests ask
+        # For tests
         self.opened_at: list[float] = []
         self.ends: list[tuple[float, int]] = []
-        """When connections ended (trio time), and with which close code."""
+        """When connections ended (trio time), and their close codes."""
         self.refused: list[tuple[float, int]] = []
-        """When it was refused, and with which status (0: no answer)."""
+        """When it was refused (trio time), and the status (0: no answer)."""
         self.received: list[dict[str, Any]] = []
         self.heard_at: list[float] = []
         self.toasts: list[str] = []
@@ -67,26 +67,26 @@ class FaithfulApp:
         self.full_status_requests = 0
         self.gave_up = False
         self.refreshes = 0
-        # What it shows
+        # The state of the page
         self._machine_online: bool | None = None
         self.state: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self.state_known_at: float | None = None
-        """Since when it shows what its machine is doing (trio time); None while it does not know."""
+        """Since when it shows the state of its machine (trio time). None while that is unknown."""
         self._last_seq: Any = None
         self._gone = False
         self._link: WireClient | None = None
         self._sending = trio.Lock()
         self._page_changed = trio.Event()
 
-    # What a test does
+    # Actions of a test
 
     @property
     def connected(self) -> bool:
         return self._link is not None
 
     def of_type(self, *types: str) -> list[dict[str, Any]]:
-        """Give what has come of these types, in order."""
+        """Return the received messages of these types, in order."""
         return [message for message in self.received if message.get("type") in types]
 
     async def send(self, message_type: str, **payload: Any) -> None:
@@ -108,16 +108,16 @@ class FaithfulApp:
         self._page_changed.set()
 
     def shows_online(self) -> bool | None:
-        """Tell whether it shows its machine as there; None if nobody has said."""
+        """Tell whether it shows its machine as online. None if the relay has not told it."""
         return self._machine_online
 
     def vanish(self) -> None:
-        """Neither read nor write any more, as a telephone without a net."""
+        """Stop reading and writing, as a phone without a network."""
         self._gone = True
 
     @property
     def longest_silence_s(self) -> float:
-        """How long it has waited for a frame with data, at most, over all connections."""
+        """The longest wait for a frame with data, over all connections."""
         times = [*self.heard_at, trio.current_time()]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
@@ -145,7 +145,7 @@ class FaithfulApp:
             await trio.sleep(delay_s)
 
     async def run_page(self, *, token_s: float = 3600.0) -> None:
-        """Live as a tab whose access tokens are good for `token_s`. Each refresh opens another connection."""
+        """Run as a tab whose access tokens are valid for `token_s`. Each refresh opens another connection."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh_regularly, token_s)
             while True:
@@ -262,7 +262,7 @@ class FaithfulApp:
                 await self.send("refresh_auth", token=self.new_token())
 
     async def _check_seq(self, message: dict[str, Any]) -> None:
-        """Ask for the full status where something is missing; a status without a number is taken as it is."""
+        """Ask for the full status after a gap in the numbers. Accept a status without a number."""
         seq, last = message.get("seq"), self._last_seq
         if seq is None:
             return

@@ -65,27 +65,27 @@ class FaithfulDevice:
         self.key = key
         self._grace_s = grace_s
         self._chance = random.Random(device_id)
-        # What tests ask
+        # For tests
         self.keys_destroyed = 0
         self.zombies = 0
-        """Connections that were left over from a loss, and let in."""
+        """Connections that were accepted, but left over from a loss."""
         self.opened_at: list[float] = []
         self.ended_at: list[float] = []
-        """When its established connections ended (trio time), each in the place of its `opened_at`."""
+        """When its established connections ended (trio time), in the order of `opened_at`."""
         self.ends: list[End] = []
         self.refused: list[tuple[float, int]] = []
-        """When it was refused, and with which status."""
+        """When it was refused (trio time), and the status."""
         self.requests = 0
         """Upgrades that it asked for, zombies included."""
         self.hasty = 0
-        """Refusals that it took for a lost connection, which made it ask again at once."""
+        """Refusals that it mistook for a lost connection, so that it retried at once."""
         self.unanswered = 0
         """Requests that got no answer in time."""
         self.received: list[dict[str, Any]] = []
         self.ignored: list[Frame] = []
         """Frames that it does not understand: binary ones and fragments."""
         self.largest_bytes = 0
-        # What it is
+        # Its state
         self.seq = 0
         self.info: dict[str, Any] = {"deviceName": "Kitchen", "machineType": "dual_boiler"}
         self.info["brewSetpoint"] = 93.0
@@ -103,7 +103,7 @@ class FaithfulDevice:
         }
         self._changed: set[str] = set()
         self._full_at = -math.inf
-        """When it last sent its full state (trio time): its first connection begins with it, no other."""
+        """When it last sent its full state (trio time). Only its first connection begins with it."""
         self._change = trio.Event()
         self._asked = trio.Event()
         self._pong = trio.Event()
@@ -111,30 +111,30 @@ class FaithfulDevice:
         self._link: WireClient | None = None
         self._sending = trio.Lock()
 
-    # What a test does
+    # Actions of a test
 
     @property
     def online(self) -> bool:
-        """Whether it believes to be connected."""
+        """Whether the machine considers itself connected."""
         return self._link is not None
 
     def change(self, **groups: Any) -> None:
-        """Let something be different; it is said at the next tick."""
+        """Change a part of the state. The machine reports it at the next tick."""
         self.state |= groups
         self._changed |= set(groups)
         self._change.set()
 
     def stall(self, for_s: float) -> None:
-        """Let a command occupy it, so that it neither reads nor writes."""
+        """Block the machine, as a long command does: it neither reads nor writes."""
         self._stalled_until = trio.current_time() + for_s
 
     def lose_connection(self) -> None:
-        """Reset its connection, as a device on the path would."""
+        """Reset the connection, as a router on the path would."""
         assert self._link is not None
         self._link.abort()
 
     async def send(self, opcode: int, payload: bytes) -> None:
-        """Send a frame, whatever it is."""
+        """Send a frame of any opcode."""
         await self._awake()
         if self._link is not None:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -160,14 +160,14 @@ class FaithfulDevice:
             self.ends.append(end)
             self.ended_at.append(trio.current_time())
             if self.ended_at[-1] - self.opened_at[-1] < UNFORGIVING_S:
-                self.keys_destroyed += 1  # it has a new key that nobody knows, and does not try it
+                self.keys_destroyed += 1  # its new key is not registered, and it does not try it
             else:
                 await self._wait(zombie=end == "lost")
 
     async def _connect(self) -> WireClient | None:
-        """Try to connect; None if that did not work out.
+        """Try to connect. Return None if that failed.
 
-        A plain connection that ends right behind a refusal is a lost one: it tries once more at once.
+        Without TLS, it mistakes a refusal that ends the connection for a loss, and retries once.
         """
         link, is_lost = await self._attempt()
         if is_lost:
@@ -176,7 +176,7 @@ class FaithfulDevice:
         return link
 
     async def _attempt(self) -> tuple[WireClient | None, bool]:
-        """Ask for one upgrade; tells whether the connection ended right behind a refusal."""
+        """Ask for one upgrade. Tell whether a refusal ended the connection at once."""
         for pause_s in (0.011, 0.0):
             with suppress(OSError), trio.move_on_after(ANSWER_S):
                 link = await WireClient.connect(self.address, tls_context=self.tls_context)
@@ -205,7 +205,7 @@ class FaithfulDevice:
         return False
 
     async def _ask(self, link: WireClient) -> Response | None:
-        """Ask for the upgrade and read the answer, a line of its head in each turn."""
+        """Ask for the upgrade and read the response, one header line in each turn."""
         websocket_key = b64encode(self._chance.randbytes(16)).decode()
         self.requests += 1
         request = upgrade_request(self.device_id, self.key, port=self.address[1], websocket_key=websocket_key)
@@ -220,7 +220,7 @@ class FaithfulDevice:
         return None
 
     async def _wait(self, *, zombie: bool) -> None:
-        """Wait for the next attempt; after a bare loss, a second connection is there meanwhile."""
+        """Wait for the next attempt. After a plain loss, a second connection exists meanwhile."""
         async with trio.open_nursery() as nursery:
             if zombie:
                 nursery.start_soon(self._haunt)
@@ -228,7 +228,7 @@ class FaithfulDevice:
             nursery.cancel_scope.cancel()
 
     async def _haunt(self) -> None:
-        """Connect as what the firmware has forgotten: let in, it says nothing and reads nothing."""
+        """Open the connection that the firmware forgets: once accepted, it neither reads nor writes."""
         await trio.sleep(0.006)
         with suppress(OSError):
             link = await WireClient.connect(self.address, tls_context=self.tls_context)
@@ -246,7 +246,7 @@ class FaithfulDevice:
         self._link = link
         self._asked = trio.Event()
         self.opened_at.append(trio.current_time())
-        end: End = "left"  # unless it is ended by somebody else
+        end: End = "left"  # unless the server or the network ends it
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_pinging, nursery.cancel_scope)
             nursery.start_soon(self._introduce)

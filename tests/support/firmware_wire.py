@@ -27,7 +27,7 @@ def upgrade_request(device_id: str, key: str, *, port: int, websocket_key: str) 
 
 
 def device_frame(opcode: int, payload: bytes, chance: random.Random) -> bytes:
-    """Build a frame with the mask of the firmware: none to speak of for what is empty or large."""
+    """Build a frame with the mask of the firmware, which is zero for empty and large payloads."""
     empty_or_large = not payload or len(payload) >= _UNMASKED_FROM_BYTES
     return frame(opcode, payload, mask=NO_MASK if empty_or_large else chance.randbytes(4))
 

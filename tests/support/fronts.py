@@ -44,7 +44,7 @@ def lack(what: str) -> NoReturn:
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """Replace texts, each of which must occur."""
+    """Replace texts. Each must occur."""
     for old, new in changes.items():
         assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """How a proxy is started, and how it is told to reload its configuration."""
+    """The commands that start a proxy and reload its configuration."""
 
     arguments: list[str]
     reload: list[str] | signal.Signals
@@ -68,7 +68,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Place:
-    """What a configuration is fitted to. `seconds` stands for each of its 120 s."""
+    """The values for a configuration. `seconds` replaces each of its 120 s."""
 
     folder: Path
     port: int
@@ -76,7 +76,7 @@ class Place:
     files: Files
     seconds: int
     checks_often: bool = True
-    """Whether HAProxy finds out about a relay that leaves while a test lasts."""
+    """Whether HAProxy checks its server often enough to notice a drain during a test."""
 
 
 def nginx(place: Place) -> Start:
@@ -172,7 +172,7 @@ def _haproxy(place: Place, name: str, changes: dict[str, str]) -> Start:
     changes |= {
         "log /dev/log local0": "log stdout format raw local0",
         "    user haproxy\n    group haproxy\n": "",
-        "maxconn 20000": "maxconn 200",  # as many files as anybody may open
+        "maxconn 20000": "maxconn 200",  # the limit of open files without privileges
         "120s": f"{place.seconds}s",
     }
     if place.checks_often:
@@ -210,7 +210,7 @@ def caddy(place: Place) -> Start:
 
 
 def caddy_is_gentle(program: str) -> bool:
-    """Tell whether it can leave connections alone when it is reloaded: those before 2.7 cannot."""
+    """Tell whether a reload keeps connections open. Versions before 2.7 close them."""
     version = subprocess.run([program, "version"], capture_output=True, text=True, check=True).stdout
     found = re.match(r"v?(\d+)\.(\d+)", version)
     assert found, version
@@ -240,7 +240,7 @@ class ReverseProxy:
             await trio.run_process(self._start.reload, env={**os.environ, **self._start.environment})
 
     def logged(self) -> str:
-        """Give all that it wrote anywhere."""
+        """Return everything that it logged."""
         return "".join(path.read_text(errors="replace") for path in self._folder.rglob("*.log"))
 
     def abort(self) -> None:
@@ -305,6 +305,6 @@ class TlsWireClient(WireClient):
         return connection
 
     def abort(self) -> None:
-        """Drop the connection, without a word."""
+        """Drop the connection without a close frame or a TLS close."""
         stream: trio.SSLStream[trio.SocketStream] = self.stream  # type: ignore[assignment]
         stream.transport_stream.socket.close()

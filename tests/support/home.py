@@ -51,39 +51,39 @@ class Person:
         return str(self.session["user"]["id"])
 
     async def ask(self, method: str, path: str, body: Any = None) -> Told:
-        """Ask the API."""
+        """Send an API request."""
         return await ask(self.home.server, method, path, body, token=self.token)
 
     async def must(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask the API for what it does not refuse; gives the answer."""
+        """Send an API request that must succeed. Return the content of the response."""
         told = await self.ask(method, path, body)
         assert told.status == 200, told
         return told.content
 
     async def app(self, number: int = 1) -> WireClient:
-        """Attach an app to a machine, as far as its greeting."""
+        """Attach an app to a machine. The greeting has arrived when this returns."""
         return await self.home.server.client(machine_id(number), token=self.token)
 
     async def claim(self, token: str, number: int = 1) -> Told:
-        """Scan what a machine shows."""
+        """Pair by the token in the QR code that a machine shows."""
         return await self.ask("POST", CLAIM, {"deviceId": machine_id(number), "token": token})
 
     async def claim_share(self, token: str, number: int = 1) -> Told:
-        """Open the link of a share."""
+        """Accept a share by the token in its link."""
         return await self.ask("POST", CLAIM_SHARE, {"deviceId": machine_id(number), "token": token})
 
     async def type_code(self, code: str) -> Told:
-        """Type a short code, as the app does."""
+        """Enter a short code, as the app does."""
         return await self.ask("POST", CLAIM, {"deviceId": code, "token": ""})
 
     async def share(self, number: int = 1, **wanted: Any) -> dict[str, Any]:
-        """Share a machine; gives the link's token, the code and all the rest."""
+        """Share a machine. Return the response, with the link's token and the code."""
         made: dict[str, Any] = await self.must("POST", f"/api/devices/{machine_id(number)}/share", wanted)
         return made
 
 
 class Home:
-    """A server, and its registry."""
+    """A server and its registry."""
 
     def __init__(self, server: Reach, database_url: str) -> None:
         self.server = server
@@ -96,7 +96,7 @@ class Home:
             yield db
 
     async def person(self, name: str) -> Person:
-        """Let somebody sign in by a one-time link; the same name is the same account, in another session."""
+        """Sign in by a one-time link. The same name is the same account, in another session."""
         token = secrets.token_urlsafe(32)
         with self.registry() as db:
             add_invite(
@@ -112,19 +112,19 @@ class Home:
         return Person(self, name, told.content)
 
     async def show(self, number: int = 1, *, key: str = KEY) -> str:
-        """Let a machine register a new token, and whatever key it says; gives what its screen shows."""
+        """Register a machine with a new token and `key`. Return the token, as the screen shows it."""
         token = secrets.token_urlsafe(24)
         await self.register(token, number, key=key)
         return token
 
     async def register(self, token: str, number: int = 1, *, key: str = KEY) -> None:
-        """Let a machine, or somebody who says so, register a token; everybody is told the same."""
+        """Register a token, as a machine or an impostor does. The response is the same for both."""
         body = {"deviceId": machine_id(number), "token": token, "deviceKey": key}
         told = await ask(self.server, "POST", REGISTER, body)
         assert (told.status, told.content) == (200, {"success": True}), told
 
     async def pair(self, owner: Person, number: int = 1, *, key: str = KEY) -> None:
-        """Let somebody who stands before a machine that nobody has become its owner."""
+        """Pair a machine without users by its screen. This makes `owner` its owner."""
         told = await owner.claim(await self.show(number, key=key), number)
         assert told.status == 200, told
         assert told.content["role"] == "owner"
@@ -132,7 +132,7 @@ class Home:
     async def lend(
         self, owner: Person, name: str, role: Role = "member", *, for_s: float | None = None
     ) -> Person:
-        """Let somebody sign in, and take up a share of the first machine."""
+        """Share the first machine with a new user, who signs in and accepts."""
         wanted: dict[str, Any] = {"role": role}
         if for_s is not None:
             wanted["until"] = round((time.time() + for_s) * 1000)
@@ -143,7 +143,7 @@ class Home:
         return guest
 
     async def knock(self, target: str, **headers: str) -> Response:
-        """Ask for a WebSocket, and leave."""
+        """Ask for a WebSocket, then disconnect."""
         connection = await self.server.connect()
         try:
             return await connection.ask(upgrade_head(target, **headers))
@@ -151,11 +151,11 @@ class Home:
             connection.abort()
 
     async def status_of_key(self, key: str, number: int = 1) -> int:
-        """Come as a machine with this key, and leave."""
+        """Connect as a machine with this key, then disconnect. Return the status."""
         return (await self.knock(f"/ws/device?id={machine_id(number)}&key={key}")).status
 
     def standing(self, number: int = 1) -> object:
-        """Read all that a takeover would change: a machine's keys, who has it as what, and its shares."""
+        """Read all that a takeover would change: a machine's keys, its users with their roles, its shares."""
         device_id = machine_id(number)
         with self.registry() as db:
             keys = [(device.key_hash, device.next_key_hashes) for device in find_devices(db, [device_id])]
@@ -167,9 +167,9 @@ class Home:
 
 @asynccontextmanager
 async def open_home(folder: Path, *, within_s: float = 10.0, **options: Any) -> AsyncIterator[Home]:
-    """Open a server that knows no machine yet; `options` are those of `serve_here`.
+    """Open a server without registered machines. `options` are passed to `serve_here`.
 
-    Apps may say as much as they like, unless `client_rate` is among them.
+    Clients have no rate limit, unless `client_rate` is among them.
     """
     options = {"machines": (), "client_rate": 0.0, **options}
     async with serve_here(folder, within_s=within_s, **options) as server:
@@ -177,7 +177,7 @@ async def open_home(folder: Path, *, within_s: float = 10.0, **options: Any) -> 
 
 
 async def see_it_work(device: WireClient, client: WireClient) -> None:
-    """See a message arrive each way."""
+    """Check that a message arrives in each direction."""
     mark = secrets.token_hex(4)
     with trio.fail_after(2):
         await device.send(text({"type": "status", "mark": mark}))
@@ -189,7 +189,7 @@ async def see_it_work(device: WireClient, client: WireClient) -> None:
 
 
 async def commands_before(device: WireClient, client: WireClient) -> list[dict[str, Any]]:
-    """Let a client send a command that it may send, and give those that the machine got before that."""
+    """Send an allowed command as `client`. Return the commands that the machine received before it."""
     mark = secrets.token_hex(4)
     found: list[dict[str, Any]] = []
     with trio.fail_after(2):
@@ -200,5 +200,5 @@ async def commands_before(device: WireClient, client: WireClient) -> list[dict[s
 
 
 def command(**content: Any) -> bytes:
-    """Build a frame of a command that everybody may give who may command at all."""
+    """Build a frame of a command that every role with commands may send."""
     return text({"type": "command", "cmd": "tare", **content})

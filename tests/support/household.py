@@ -1,4 +1,4 @@
-"""The HTTP API over a real registry, with a relay of plain data: people ask, and are answered."""
+"""The HTTP API over a real registry, with a relay of plain data, for tests that send requests."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,7 +44,7 @@ BASE_URL: Final = "https://relay.example"
 
 @dataclass
 class PlainRelay:
-    """The attached peers, the messages that they sent, and those that they received."""
+    """A relay without sockets: who is online, their states, and the messages sent to devices."""
 
     online: set[str] = field(default_factory=set)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Answer:
 
 
 class Household:
-    """An API to ask; made by `open_household`."""
+    """An API under test; made by `open_household`."""
 
     def __init__(
         self, app: QuartTrio, *, store: Store, relay: PlainRelay, request_limits: RequestLimits
@@ -101,11 +101,11 @@ class Household:
         self._signed_in: set[str] = set()
 
     def token(self, user_id: str, **claims: Any) -> str:
-        """Make a token of the kind that the command line makes; it belongs to no session."""
+        """Make a token as the command line does, without a login session."""
         return self.keys.issue(user_id=user_id, email=f"{user_id}@example.org", **claims)
 
     async def signed_in(self, user_id: str) -> str:
-        """Make a token of a session, and the account of that id with it; the same session each time."""
+        """Make a token of the login session of `user_id`. The first call adds the account and the session."""
         session_id = f"session of {user_id}"[:32]
         if user_id not in self._signed_in:
             self._signed_in.add(user_id)
@@ -122,7 +122,7 @@ class Household:
         token: str | None = None,
         data: bytes | None = None,
     ) -> Answer:
-        """Ask as somebody, or as nobody; every answer under /api is JSON, and is not kept."""
+        """Send a request as user `by`, with `token`, or anonymously. Check that the response is JSON."""
         headers = {}
         if token is None and by is not None:
             token = await self.signed_in(by)
@@ -146,12 +146,12 @@ class Household:
         return Answer(response.status_code, decoded, response.headers, content)
 
     async def give(self, user_id: str, role: Role = "owner", *, until_ms: int | None = None) -> None:
-        """Give MACHINE to somebody."""
+        """Give a user access to MACHINE."""
         await self.store.write(give, MACHINE, user_id, role=role, until_ms=until_ms, now_ms=now_ms())
 
 
 def add_session(db: Connection, user_id: str, session_id: str) -> None:
-    """Make an account of this id, and a session of it, unless it is there."""
+    """Add an account with this id and a login session of it, unless the session exists."""
     if find_sessions(db, [session_id], now_ms=now_ms()):
         return
     email = f"{user_id}@example.org"
@@ -192,7 +192,7 @@ async def open_household(
             NewDevice(id=SECOND, key_hash=hash_secret(KEY), user_id="ada"),
         ]
         await store.write(add_devices, new, now_ms=1_000)
-        # One that nobody has is forgotten after a while.
+        # Recent, since the registry prunes old devices without users.
         strange = [NewDevice(id=STRANGE, key_hash=hash_secret(KEY))]
         await store.write(add_devices, strange, now_ms=now_ms())
         app = create_app(

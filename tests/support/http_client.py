@@ -9,7 +9,7 @@ from support.wire_client import Response
 
 
 class Told(NamedTuple):
-    """What a server answered; `content` is None unless it is JSON."""
+    """A response; `content` is None unless it is JSON."""
 
     status: int
     content: Any

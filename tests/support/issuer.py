@@ -75,7 +75,7 @@ class Issuer:
         return self.url + KEYS_PATH
 
     def claims(self, **changed: Any) -> dict[str, Any]:
-        """Give what an ID token says; None leaves a claim out."""
+        """Return the claims of an ID token. None leaves a claim out."""
         now_s = int(time.time())
         content: dict[str, Any] = {
             "iss": self.url,
@@ -94,7 +94,7 @@ class Issuer:
     def token(
         self, *, key: IssuerKey | None = None, headers: dict[str, Any] | None = None, **changed: Any
     ) -> str:
-        """Sign an ID token, with the first key that it shows unless told otherwise."""
+        """Sign an ID token, with the first public key unless `key` is given."""
         signing = key or self.keys[0]
         return jwt.encode(
             self.claims(**changed),
@@ -104,7 +104,7 @@ class Issuer:
         )
 
     def answer(self, path: str, query: dict[str, str]) -> Answer:
-        """Say what belongs at a path."""
+        """Return the right response for a path."""
         self.asked.append(path)
         self.queries.append(query)
         if path in self.answers:
@@ -155,7 +155,7 @@ def open_issuer(*keys: IssuerKey) -> Iterator[Issuer]:
                 self.end_headers()
                 self.wfile.write(answer.body)
             except OSError:
-                pass  # whoever asked has left
+                pass  # the client has disconnected
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass

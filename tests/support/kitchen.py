@@ -15,7 +15,7 @@ from support.wire_client import WireClient, upgrade_head
 
 
 class Kitchen:
-    """What lives around a relay; everything ends with the block of `open_kitchen`."""
+    """The machines and apps around a relay. All end with the block of `open_kitchen`."""
 
     def __init__(self, here: RelayHere, store: MemoryStore, nursery: trio.Nursery) -> None:
         self.here = here

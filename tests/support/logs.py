@@ -1,10 +1,10 @@
-"""What a server's log says of errors."""
+"""Find errors in a server's log."""
 
 import msgspec
 
 
 def errors_in(log: str) -> list[str]:
-    """Give the lines of a log in JSON that tell of an error, and those that are no JSON: a traceback, say."""
+    """Return the error lines of a JSON log, and all lines that are not JSON, such as a traceback."""
     found = []
     for line in log.splitlines():
         try:

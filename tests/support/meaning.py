@@ -1,4 +1,4 @@
-"""What must hold of every client's message that the relay accepts: all parsers read the same in it."""
+"""Check that all parsers read the same in each client message that the relay accepts."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ def no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_meaning(payload: bytes) -> bool:
-    """Check what holds of every message that the relay accepts; say whether it accepts this one."""
+    """Check that all parsers agree on a message if the relay accepts it. Tell whether it does."""
     head = Message(payload).peek_command()
     if head is None:
         return False

@@ -1,4 +1,4 @@
-"""A scripted peer: tests control what it sends, accepts and breaks, and see the calls that it received."""
+"""A scripted peer: tests make it send, accept, refuse or fail, and read the calls that it received."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from brewos_relay.messages import Delivery, Message, encode
 
 
 class ScriptedPeer:
-    """A `Peer` without any other end. `run` lasts until `leave`, `fail` or `close`.
+    """A `Peer` without a connection. `run` lasts until `leave`, `fail` or `close`.
 
-    It takes nothing once it ends. It gives a sign of life when `run` begins, unless it is `silent`.
-    `min_age_s` is the age before which `aclose` does not end it, as on a wire to a machine; one that has left
-    by its own doing is not held.
+    It accepts nothing once it ends. It gives a sign of life when `run` begins, unless it is `silent`.
+    `min_age_s` is the age before which `aclose` does not end it, as on a wire to a machine. A peer that
+    has left by itself is not held.
 
-    A test may change at any time: `refuses` (deliver answers False, unless the messages are to be kept),
-    `refuses_all` (that too), `backlog_bytes`, `is_sure` (that it is alive, so that no answer to a ping is to
-    be waited for), `stays` (`close` does not let `run` end), `deliver_error`,
+    A test may change at any time: `refuses` (deliver returns False, unless `keep` is set),
+    `refuses_all` (deliver always returns False), `backlog_bytes`, `is_sure` (it is known to be alive, so
+    that a ping needs no answer), `stays` (`close` does not let `run` end), `deliver_error`,
     `ping_error`, `close_error` and `aclose_error` (raised by the method of that name), `goodbye_s` (how long
     `aclose` takes, even cancelled).
     """
@@ -46,9 +46,9 @@ class ScriptedPeer:
         self.deliveries: list[Delivery] = []
         """The accepted deliveries, one entry for each call of `deliver`."""
         self.taken_at: list[float] = []
-        """When that was (trio time)."""
+        """When each was accepted (trio time)."""
         self.kept: list[bool] = []
-        """Whether that was to be kept."""
+        """The `keep` of each."""
         self.pauses_s: list[float] = []
         """The relay's answers to received messages: for how long to pause reading."""
         self.pinged_at: list[float] = []
@@ -57,10 +57,10 @@ class ScriptedPeer:
         self.closed_at: list[float] = []
         self.opened_at = trio.current_time()
         self.gone_at: float | None = None
-        """When nothing was left of it (trio time)."""
+        """When its `aclose` was complete (trio time)."""
         self.runs = 0
         self.end: PeerEnd | None = None
-        """What `run` says of how it ended."""
+        """The return value of `run`."""
         self.acloses_begun = 0
         self.acloses = 0
         self.tasks: Tasks | None = None
@@ -70,12 +70,12 @@ class ScriptedPeer:
         self._leaving = trio.Event()
         self._error: Exception | None = None
 
-    # What a test does
+    # Actions of a test
 
     def say(self, *contents: dict[str, Any] | Message) -> None:
-        """Send messages to the relay, all in one pass; they wait if `run` was not called yet.
+        """Send messages to the relay, all in one pass. They wait until `run` is called.
 
-        None at all are a sign of life.
+        A call without messages is a sign of life.
         """
         passed = [content if isinstance(content, Message) else encode(content) for content in contents]
         if self._receive is None:
@@ -110,11 +110,11 @@ class ScriptedPeer:
 
     @property
     def close_code(self) -> int | None:
-        """The code that counts: that of the first `close`."""
+        """The code of the first `close`, which counts."""
         return self.closes[0][0] if self.closes else None
 
     def forget(self) -> None:
-        """Forget what was delivered so far."""
+        """Forget the deliveries so far."""
         self.deliveries.clear()
         self.taken_at.clear()
         self.kept.clear()

@@ -1,4 +1,4 @@
-"""A server of the `websockets` library: it stands where a relay would, and does what a test says."""
+"""A server of the `websockets` library that replaces the relay and is controlled by the test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +16,7 @@ from websockets.trio.server import Server, ServerConnection, serve
 
 
 class Peer:
-    """Somebody who has connected."""
+    """A peer that has connected."""
 
     def __init__(self, connection: ServerConnection) -> None:
         assert connection.request is not None
@@ -41,7 +41,7 @@ class Peer:
         return content
 
     async def greet(self, **more: Any) -> None:
-        """Say what a relay says first."""
+        """Send the relay's first message."""
         await self.send(type="connected", timestamp=1_700_000_000_000, **more)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
@@ -49,12 +49,12 @@ class Peer:
         await self.connection.aclose(code, reason)
 
     async def cut(self) -> None:
-        """Let the connection break."""
+        """Drop the connection without a close frame."""
         await trio.aclose_forcefully(self.connection.stream)
 
 
 class PlainServer:
-    """The server; `refusals` are for those who come next, one each."""
+    """The server. Each of `refusals` answers one of the next requests."""
 
     def __init__(self, accepted: trio.MemoryReceiveChannel[Peer]) -> None:
         self.url = ""
@@ -63,7 +63,7 @@ class PlainServer:
         self._accepted = accepted
 
     async def accept(self) -> Peer:
-        """Wait for whoever connects next."""
+        """Wait for the next connection."""
         return await self._accepted.receive()
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:

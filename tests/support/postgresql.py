@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own: a cluster in a temporary folder, which only a Unix socket leads to."""
+"""A PostgreSQL for the tests: a cluster in a temporary folder, reached by a Unix socket only."""
 
 import os
 import pwd
@@ -43,7 +43,7 @@ def find_programs() -> Path | None:
     by_version = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
     folders = sorted(by_version, key=lambda path: int(path.parent.name), reverse=True)
     found = shutil.which("initdb")
-    # What is in PATH may be a link to somewhere else.
+    # The program in PATH may be a link.
     folders += [Path(found).parent, Path(found).resolve().parent] if found else []
     for folder in folders:
         if all((folder / name).exists() for name in ("initdb", "postgres")):
@@ -114,12 +114,12 @@ class PostgreSQL:
         self._process = None
 
     def close(self) -> None:
-        """End it for good."""
+        """Stop it, at the end of the tests."""
         self.stop()
 
     @contextmanager
     def new_database(self, *, empty: bool = False) -> Iterator[str]:
-        """Give the URL of a database with the registry's tables, or with none; gone afterwards."""
+        """Return the URL of a database with the registry's tables, or with none. It is dropped afterwards."""
         name = f"test_{next(self._numbers)}"
         self._run(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else _MIGRATED}")
         try:

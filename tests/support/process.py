@@ -65,7 +65,7 @@ class Reach:
         return connection
 
     async def upgrade(self, target: str, *, receive_buffer_bytes: int | None = None) -> WireClient:
-        """Open a WebSocket; what the server says first is not read."""
+        """Open a WebSocket. The first message of the server is left unread."""
         connection = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
         response = await connection.ask(upgrade_head(target))
         assert response.status == 101, response
@@ -85,14 +85,14 @@ class Reach:
     async def client(
         self, device_id: str, *, token: str | None = None, receive_buffer_bytes: int | None = None
     ) -> WireClient:
-        """Connect an app, as far as its greeting."""
+        """Connect an app. The greeting has arrived when this returns."""
         target = f"/ws/client?token={token or self.token()}&device={device_id}"
         connection = await self.upgrade(target, receive_buffer_bytes=receive_buffer_bytes)
         connection.connected = await connection.read_json()
         return connection
 
     def abort(self) -> None:
-        """Drop everything."""
+        """Drop all connections."""
         for connection in self._connections:
             connection.abort()
 
@@ -120,7 +120,7 @@ async def serve_here(
 ) -> AsyncIterator[HereServer]:
     """Open a server on a free port, with machines of these numbers registered with `KEY`.
 
-    The block has to be through `within_s`. Machines may be closed at any age, unless `device_min_age_s` is
+    The block has to end within `within_s`. Machines may be closed at any age, unless `device_min_age_s` is
     among the `limits`, and all peers at once, unless `drain_s` is.
     """
     bounds: dict[str, Any] = {"device_min_age_s": 0.001, "close_s": 0.5, "drain_s": 0.0, **limits}
@@ -174,7 +174,7 @@ def only_child(pid: int) -> int:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Make the environment of a child: nothing of the relay's settings but these."""
+    """Make the environment of a child, with only these settings of the relay."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     given = {name: str(value) for name, value in settings.items()}
     return {**kept, "PYTHONPATH": str(SOURCES), "JWT_SECRET": SECRET, **given}

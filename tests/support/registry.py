@@ -37,7 +37,7 @@ def register(database: Database, rows: Sequence[NewDevice], *, now_ms: int = NOW
 
 
 def prune(db: Connection, *, now_ms: int) -> None:
-    """Delete all that is over, in the steps in which a server does."""
+    """Delete all expired rows, in the same steps as a server."""
     _take_all(db, housekeeping.expired(now_ms=now_ms))
     _take_all(db, housekeeping.find_excess(db, now_ms=now_ms))
 

@@ -29,7 +29,7 @@ _BACKLOG: Final = 4096
 
 
 class MemoryStore(Store):
-    """What a store knows, as plain data; `answer_s` is how long it takes to say so."""
+    """A store of plain data. `answer_s` is the delay of its answers."""
 
     def __init__(self, keys: dict[str, str]) -> None:
         self.keys = keys
@@ -63,7 +63,7 @@ class MemoryStore(Store):
 
 
 class RelayHere:
-    """A relay that listens, and what belongs to it."""
+    """A listening relay and its parts."""
 
     def __init__(self, relay: Relay, address: tuple[str, int]) -> None:
         self.relay = relay
@@ -83,7 +83,7 @@ async def open_relay_here(
 ) -> AsyncIterator[RelayHere]:
     """Open a relay on a port of this machine; leaving the block lets it leave as a server does.
 
-    `changed` are fields of the limits that are not to be as usual.
+    `changed` are fields of the limits with other values than the defaults.
 
     **Owns:** the relay, its poller and its listener.
     """

@@ -1,4 +1,4 @@
-"""What a process uses, as Linux counts it."""
+"""Resources that a process uses, read from Linux."""
 
 import os
 import re

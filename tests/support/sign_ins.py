@@ -18,7 +18,7 @@ PASSWORD = "correct horse battery"
 
 
 class PlainVerifier:
-    """Takes the proofs that it knows; a proof may be an exception instead."""
+    """Accepts the proofs that it knows. A proof may be an exception, which is raised."""
 
     def __init__(self, **known: ProvenIdentity | Exception) -> None:
         self.known = known
@@ -76,14 +76,14 @@ async def add_account(house: Household, email: str = EMAIL, password: str = PASS
 async def ask(
     house: Household, path: str, body: Any = None, *, method: str = "POST", token: str | None = None
 ) -> Answer:
-    """Ask as nobody, or with a token."""
+    """Send a request, anonymously or with a token."""
     return await house.ask(method, path, body, by=None, token=token)
 
 
 async def admitted(house: Household, path: str, body: dict[str, Any], *, but: int) -> int:
-    """Ask until a limit is reached (429), and count the answers before, each of which must be `but`.
+    """Ask until a limit is reached (429). Count the responses before it, whose status must be `but`.
 
-    The slower a machine is, the more become allowed meanwhile.
+    A slower computer gets more of them, since the budget refills meanwhile.
     """
     for count in range(1000):
         status = (await ask(house, path, body)).status

@@ -34,7 +34,7 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Write until the system takes no more; return how many bytes that were."""
+    """Write until the send buffer is full. Return the number of bytes written."""
     filled_bytes = 0
     for chunk in (_CHUNK, b"\0"):  # a full buffer may still have room for less than a chunk
         try:
@@ -46,7 +46,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def read_available(sock: socket.socket) -> bytes:
-    """Read what is there."""
+    """Read the bytes that are available."""
     chunks = []
     try:
         while chunk := sock.recv(65536):

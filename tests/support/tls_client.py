@@ -66,7 +66,7 @@ class TlsClient:
                 await self.read_socket()
 
     async def read(self, length: int) -> bytes:
-        """Read that much."""
+        """Read exactly this many bytes."""
         received = b""
         while len(received) < length:
             data = await self.read_record()
@@ -75,7 +75,7 @@ class TlsClient:
         return received
 
     async def read_socket(self, skip_bytes: int = 0) -> None:
-        """Read what is there, or wait for it."""
+        """Read available bytes, or wait for some."""
         while True:
             await trio.lowlevel.wait_readable(self.sock)
             data = self.sock.recv(65536)

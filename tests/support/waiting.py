@@ -1,4 +1,4 @@
-"""Waiting for what nobody announces."""
+"""Polling for a condition."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,6 @@ import trio
 
 
 async def until(so: Callable[[], bool]) -> None:
-    """Wait until something is so; whoever calls has a deadline."""
-    while not so():  # noqa: ASYNC110 - nobody says when
+    """Wait until `so()` is true. The caller sets the deadline."""
+    while not so():  # noqa: ASYNC110 - there is no event to wait for
         await trio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Small servers to test clients against: one speaks WebSocket, one says whatever it is told to."""
+"""Small servers to test clients against: one speaks WebSocket, one runs a given function."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress

@@ -1,4 +1,4 @@
-"""A WebSocket client of exact bytes: what goes out is built by hand, what comes in is shown as it is."""
+"""A WebSocket client of exact bytes: frames are built by hand, and received frames are not changed."""
 
 import socket
 import ssl
@@ -23,11 +23,11 @@ _GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Ended(Exception):
-    """The server ended the connection, or has reset it, where something was expected."""
+    """The server ended or reset the connection where a frame or response was expected."""
 
 
 class Frame(NamedTuple):
-    """A frame as it came; `first` and `second` are its first two bytes."""
+    """A received frame; `first` and `second` are its first two bytes."""
 
     first: int
     second: int
@@ -46,7 +46,7 @@ class Response(NamedTuple):
     body: bytes
 
     def header(self, name: str) -> list[str]:
-        """Give the values of all lines of this name."""
+        """Return the values of all lines of this name."""
         lines = self.head.decode("latin-1").split("\r\n")[1:]
         pairs = [line.partition(":") for line in lines]
         return [value.strip(" ") for found, _, value in pairs if found.lower() == name.lower()]
@@ -68,7 +68,7 @@ def frame(
 
 
 def put_mask(payload: bytes, mask: bytes | None) -> bytes:
-    """Give the mask and the masked payload, as they stand in a frame."""
+    """Return the mask and the masked payload, as in a frame."""
     if mask is None:
         return payload
     length = len(payload)
@@ -94,7 +94,7 @@ def close(code: int | None = 1000, reason: bytes = b"") -> bytes:
 
 
 def accept_value(key: str = WEBSOCKET_KEY) -> str:
-    """Give what Sec-WebSocket-Accept has to be (RFC 6455 §4.2.2)."""
+    """Return the required value of Sec-WebSocket-Accept (RFC 6455 §4.2.2)."""
     return b64encode(sha1((key + _GUID).encode(), usedforsecurity=False).digest()).decode()
 
 
@@ -121,7 +121,7 @@ class WireClient:
         self.stream = stream
         self.tls = tls
         self.connected: dict[str, Any] = {}
-        """The greeting, once somebody has read it."""
+        """The greeting, once it was read."""
         self._received = bytearray()
 
     @classmethod
@@ -145,7 +145,7 @@ class WireClient:
             try:
                 await tls.do_handshake()
             except trio.BrokenResourceError as error:
-                raise ConnectionError("no TLS came about") from error
+                raise ConnectionError("the TLS handshake failed") from error
         except BaseException:
             sock.close()
             raise
@@ -220,7 +220,7 @@ class WireClient:
                 return content
 
     async def read_close(self) -> tuple[int, str]:
-        """Read up to the close frame, whatever comes before it. Raises Ended."""
+        """Read up to the close frame, past all other frames. Raises Ended."""
         while True:
             found = await self.read_frame()
             if found.opcode == CLOSE:
