@@ -53,10 +53,10 @@ from support.wire_client import (
 MACHINE = machine_id(1)
 TOKEN_OF_CLAIM = "c" * 32
 IDLE_S = 4
-"""What the configurations' 120 s are in these tests; a machine pings every 0.5 s then, not every 15 s."""
+"""Replaces the configurations' 120 s; machines ping every 0.5 s instead of every 15 s."""
 PINGS = 12
 HTTP_IDLE_S = 1
-"""When the relay closes idle connections in the tests of these."""
+"""The idle timeout of the relay in the tests of idle connections."""
 POSTING, POSTS, SPREAD_S = 40, 4, 0.02
 """How many connections post at the idle limit, how often each, and how far around the limit."""
 
@@ -69,7 +69,7 @@ Fit = Callable[[Place], Start]
 
 @asynccontextmanager
 async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[ReverseProxy, ProcessServer]]:
-    """Start a relay, and a front before it."""
+    """Start a relay and a reverse proxy before it."""
     files = write_certificate(folder, names=[HOST])
     settings: dict[str, object] = {
         "BREWOS_RELAY_TRUSTED_PROXIES": "127.0.0.1",
@@ -94,7 +94,7 @@ async def behind(fit: Fit, folder: Path) -> AsyncIterator[tuple[ReverseProxy, Pr
 
 @asynccontextmanager
 async def idling_behind(fit: Fit, folder: Path) -> AsyncIterator[ReverseProxy]:
-    """Start a relay that soon closes idle connections, and a front before it."""
+    """Start a relay with a short idle timeout, and a reverse proxy before it."""
     files = write_certificate(folder, names=[HOST])
     settings: dict[str, object] = {"trusted_proxies": (ip_network("127.0.0.1"),)}
     if "passthrough" in fit.__name__:
@@ -155,7 +155,7 @@ async def connect_app(front: ReverseProxy, token: str, *, fetched_before: bool =
     if fetched_before:
         fetch = f"GET /api/health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
         assert (await connection.ask(fetch)).status == 200
-    # As a page of the relay's own does.
+    # As a page of the relay itself does.
     head = upgrade_head(
         f"/ws/client?token={token}&device={MACHINE}",
         Host=HOST,
@@ -170,7 +170,7 @@ async def connect_app(front: ReverseProxy, token: str, *, fetched_before: bool =
 
 
 async def exchange(machine: TlsWireClient, app: TlsWireClient, seq: int) -> None:
-    """Say something each way, as text and as MessagePack."""
+    """Send a message in each direction, as text and as MessagePack."""
     with trio.fail_after(5):
         log = {"type": "log", "seq": seq}
         await machine.send(text(log))
@@ -184,7 +184,7 @@ async def exchange(machine: TlsWireClient, app: TlsWireClient, seq: int) -> None
 
 
 async def hear(peer: TlsWireClient, content: dict[str, Any]) -> int:
-    """Wait for a message, and tell whether it came as text or as MessagePack."""
+    """Wait for a message. Tell whether it was text or MessagePack."""
     while True:
         found = await peer.read_message()
         decode = msgspec.json.decode if found.opcode == TEXT else msgspec.msgpack.decode
@@ -193,7 +193,7 @@ async def hear(peer: TlsWireClient, content: dict[str, Any]) -> int:
 
 
 async def stay_idle(machine: TlsWireClient) -> None:
-    """Do what a sleeping machine does, for longer than any front waits."""
+    """Behave as a sleeping machine, for longer than any proxy's timeout."""
     began_at = trio.current_time()
     for _ in range(PINGS):
         await machine.send(frame(PING, mask=NO_MASK))
@@ -219,11 +219,11 @@ async def ask_until_refused(front: ReverseProxy) -> None:
     assert asked > 120
     assert await ask(await front.connect("127.0.0.5")) == 401
     liar = await front.connect("127.0.0.4")
-    # What is allowed comes back with time, two a second: he may get a few, but not those of another address.
+    # The budget regains two requests a second: a few succeed, but fewer than for another address.
     for _ in range(60):
-        if await ask(liar, "X-Forwarded-For: 127.0.0.6\r\n") == 429:  # which may end the connection
+        if await ask(liar, "X-Forwarded-For: 127.0.0.6\r\n") == 429:  # the response may end the connection
             return
-    raise AssertionError("an address that somebody made up counts")
+    raise AssertionError("a forged address has its own request limit")
 
 
 @every_front
@@ -247,7 +247,7 @@ async def test_a_machine_and_an_app(fit: Fit, tmp_path: Path) -> None:
                 assert await read_to_end(peer) == b""
         assert await server.wait(within_s=15) == 0
 
-        # The relay has gone: nobody is let in, and nothing of what they asked for comes into a log.
+        # The relay has ended: requests are refused, and no secret of theirs is logged.
         for asked in (
             upgrade_head(f"/ws/device?id={MACHINE}&key={KEY}", Host=HOST),
             upgrade_head(f"/ws/client?token={server.token()}&device={MACHINE}", Host=HOST),
@@ -261,7 +261,7 @@ async def test_a_machine_and_an_app(fit: Fit, tmp_path: Path) -> None:
 
 
 async def come_and_go(front: ReverseProxy, token: str) -> None:
-    """Let an app come, which takes a front that thinks well of the relay, and say goodbye, and hear one."""
+    """Connect an app, which requires that the proxy considers the relay healthy, and close it."""
     app = await connect_app(front, token, fetched_before=True)
     with trio.fail_after(5):
         await app.send(close(1000))
@@ -278,10 +278,10 @@ async def read_to_end(connection: TlsWireClient) -> bytes:
 
 @every_front
 async def test_posts_at_the_idle_limit_succeed(fit: Fit, tmp_path: Path) -> None:
-    """No front uses a connection to the relay for a second request.
+    """No proxy sends a second request over a connection to the relay.
 
-    The relay would close it while that request is on its way, and no front may send a POST twice. Fronts that
-    pass bytes on have no such connections: there, the end of a connection reaches the client.
+    The relay could close it while that request is on its way, and no proxy may send a POST twice. Proxies
+    that forward bytes have no such connections: they close the client's connection along with the relay's.
     """
     outcomes: Counter[str] = Counter()
     async with idling_behind(fit, tmp_path) as front:
@@ -296,7 +296,7 @@ async def test_posts_at_the_idle_limit_succeed(fit: Fit, tmp_path: Path) -> None
 
 
 async def post_at_the_idle_limit(front: ReverseProxy, spread_s: float, outcomes: Counter[str]) -> None:
-    """Post again and again over one connection, each time when the relay's patience ends."""
+    """Send POST requests over one connection, each at the idle timeout of the relay."""
     post = f"POST /api/health HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\npost".encode()
     connection = await front.connect()
     for _ in range(POSTS):
@@ -309,7 +309,7 @@ async def post_at_the_idle_limit(front: ReverseProxy, spread_s: float, outcomes:
 
 
 def notification() -> bytes:
-    """Give what a machine sends to have its owners told, with its key in a header."""
+    """Build the request with which a machine notifies its owners, with its key in a header."""
     body = msgspec.json.encode({"deviceId": MACHINE, "notification": {"type": "WATER_EMPTY"}})
     head = (
         f"POST /api/push/notify HTTP/1.1\r\nHost: {HOST}\r\nX-Device-Key: {KEY}\r\n"
@@ -327,9 +327,9 @@ async def is_refused(front: ReverseProxy, asked: bytes) -> bool:
 
 
 @every_front
-async def test_a_reload_leaves_a_young_machine_alone(fit: Fit, tmp_path: Path) -> None:
+async def test_a_reload_keeps_a_young_machine_connected(fit: Fit, tmp_path: Path) -> None:
     if fit is caddy and not caddy_is_gentle(need_program("caddy")):
-        pytest.skip("Caddy before 2.7 closes WebSockets when it is reloaded, as the documents say")
+        pytest.skip("Caddy before 2.7 closes WebSockets when it is reloaded (documented)")
     async with behind(fit, tmp_path) as (front, server):
         await register(front)
         machine = await connect_machine(front)

@@ -1,4 +1,4 @@
-"""A server whose registry is in a PostgreSQL that goes and comes."""
+"""A server whose PostgreSQL stops and starts."""
 
 import signal
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ PASSWORD = "hunter2"
 
 @pytest.fixture
 def url(postgresql: PostgreSQL) -> Iterator[str]:
-    """The URL of a registry in which Ada and Bob have machines."""
+    """The URL of a registry where Ada and Bob have machines."""
     with postgresql.new_database() as url:
         with Database.open(url) as database, database.writing() as db:
             rows = [
@@ -36,7 +36,7 @@ def url(postgresql: PostgreSQL) -> Iterator[str]:
 
 
 async def until_ready(server: ProcessServer, status: int) -> list[str]:
-    """Wait until the server says of itself that it is ready, or not; give its reasons."""
+    """Wait until the server reports itself ready, or not ready. Return its reasons."""
     while (told := await ask(server, "GET", "/readyz")).status != status:  # noqa: ASYNC110 - nobody says when
         await trio.sleep(0.1)
     reasons: list[str] = told.content["reasons"]
@@ -44,7 +44,7 @@ async def until_ready(server: ProcessServer, status: int) -> list[str]:
 
 
 async def pass_on(device: WireClient, app: WireClient, mode: str) -> None:
-    """See that what a machine says comes to its app."""
+    """Check that a message of a machine reaches its app."""
     await device.send(text(f'{{"type":"status","mode":"{mode}"}}'))
     assert (await app.read_until("status"))["mode"] == mode
 
@@ -55,7 +55,7 @@ def last_seen(url: str) -> list[bool]:
     return [device.last_seen_ms is not None for device in found]
 
 
-async def test_a_server_outlives_its_database(url: str, postgresql: PostgreSQL, tmp_path: Path) -> None:
+async def test_a_server_survives_a_database_outage(url: str, postgresql: PostgreSQL, tmp_path: Path) -> None:
     settings = {"BREWOS_RELAY_DATABASE_URL": url, "BREWOS_RELAY_DRAIN_S": 0.1}
     with trio.fail_after(60):
         async with serve_process(tmp_path, **settings) as server:
@@ -84,7 +84,7 @@ async def test_a_server_outlives_its_database(url: str, postgresql: PostgreSQL, 
                 assert take(db, MACHINES[0], "bob", now_ms=1)
             assert (await app.read_close())[0] == 4003
 
-            # Connections that broke while nobody used them.
+            # Idle connections that broke.
             postgresql.stop()
             postgresql.start()
             await server.device(MACHINES[2])

@@ -1,6 +1,6 @@
-"""A fleet of faithful machines, and what a restart, a crash and a half-open connection do to it.
+"""A fleet of faithful machines during a restart, a crash, and with half-open connections.
 
-All on a virtual clock. `BREWOS_TEST_MACHINES` says how many there are in the fleet.
+The clock is virtual. `BREWOS_TEST_MACHINES` sets the size of the fleet.
 """
 
 import os
@@ -35,7 +35,7 @@ async def power() -> AsyncIterator[trio.Nursery]:
 
 
 async def start_fleet(here: RelayHere, power: trio.Nursery) -> tuple[list[FaithfulDevice], list[FaithfulApp]]:
-    """Switch the machines on, and open some apps; wait until all have been there for a while."""
+    """Switch the machines on and open some apps. Wait until all have been attached for a while."""
     chance = random.Random(2)
     devices = [
         FaithfulDevice(here.address, machine_id(n), KEY, grace_s=chance.uniform(0, 20))
@@ -55,7 +55,7 @@ def fleet_store() -> MemoryStore:
 
 
 def most_in_a_second(times: list[float]) -> int:
-    """Count how many of these times are within the fullest second, wherever that begins."""
+    """Count the times in the fullest second, which may begin at any time."""
     times = sorted(times)
     most = first = 0
     for last, at in enumerate(times):
@@ -65,7 +65,7 @@ def most_in_a_second(times: list[float]) -> int:
     return most
 
 
-async def test_a_restart_harms_no_machine_and_nobody_comes_back_in_a_crowd(
+async def test_a_restart_destroys_no_key_and_spreads_reconnects(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     real_s = time.perf_counter()
@@ -97,7 +97,7 @@ async def test_a_restart_harms_no_machine_and_nobody_comes_back_in_a_crowd(
 
 
 def see_apps_well(apps: list[FaithfulApp], devices: list[FaithfulDevice]) -> None:
-    """See that the apps were told to come back, did, and soon show the state of their machines."""
+    """Check that the apps reconnected as told and soon show the state of their machines."""
     for app, device in zip(apps, devices, strict=False):
         assert app.device_id == device.device_id
         assert app.state_known_at is not None
@@ -135,16 +135,15 @@ async def test_after_a_crash_leftovers_are_dropped_and_peers_are_admitted_at_a_r
             before.crash()
         async with open_relay_here(store, port=before.address[1], admit_rate=rate, drain_s=0) as after:
             await trio.sleep(15)
-            assert after.relay.device_count == 0  # what is there is left over from the crash
+            assert after.relay.device_count == 0  # leftovers from the crash do not count
             assert after.relay.counters.zombies == sum(device.zombies for device in devices)
             await trio.sleep(25)
             assert 0 < after.relay.device_count < MACHINES
             await trio.sleep(240)
             assert after.relay.device_count == MACHINES
             back = [device.opened_at[1] for device in devices]
-            assert (
-                most_in_a_second(back) <= 2 * rate + 1
-            )  # what the bucket holds, and what comes in meanwhile
+            # A full bucket, and the tokens that it regains within the second.
+            assert most_in_a_second(back) <= 2 * rate + 1
     assert sum(device.keys_destroyed for device in devices) == 0
 
 
@@ -165,24 +164,24 @@ async def pair() -> AsyncIterator[tuple[RelayHere, FaithfulDevice, FaithfulApp]]
 
 
 async def seconds_until(condition: Callable[[], bool], *, at_most_s: float) -> float:
-    """Wait until something is so; return for how long that was."""
+    """Wait until `condition()` is true. Return the seconds waited."""
     began_at = trio.current_time()
     with trio.fail_after(at_most_s):
-        while not condition():  # noqa: ASYNC110 - what is looked at knows nothing of events
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.25)
     return trio.current_time() - began_at
 
 
-async def test_a_half_open_machine_is_seen_within_50_s(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_half_open_machine_is_detected_within_50_s(autojump_clock: trio.testing.MockClock) -> None:
     async with pair() as (here, device, app):
-        device.stall(1000)  # as good as a cable that was pulled
+        device.stall(1000)  # like a pulled cable
         took_s = await seconds_until(lambda: not here.relay.is_online(device.device_id), at_most_s=50)
         assert took_s > 30
         await seconds_until(lambda: app.shows_online() is False, at_most_s=1)
-        assert len(app.opened_at) == 1  # which did not suffer
+        assert len(app.opened_at) == 1  # it stays connected
 
 
-async def test_a_half_open_app_is_seen_within_40_s(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_half_open_app_is_detected_within_40_s(autojump_clock: trio.testing.MockClock) -> None:
     async with pair() as (here, device, _app):
         silent = FaithfulApp(here.address, machine_id(1), token)
         async with power() as on:

@@ -46,7 +46,7 @@ async def see_nothing_change(
     return told
 
 
-# What a machine shows
+# Pairing by the screen
 
 
 async def test_scanning_an_owned_machine_does_not_make_an_owner(tmp_path: Path) -> None:
@@ -55,12 +55,12 @@ async def test_scanning_an_owned_machine_does_not_make_an_owner(tmp_path: Path) 
         await home.pair(ada)
         owned = home.standing()
         told = await eve.claim(await home.show())
-        assert told.content["role"] == "member"  # who stands before it, as somebody with a link
+        assert told.content["role"] == "member"  # anyone near the machine may become a member
         await ada.must("DELETE", f"/api/devices/{MACHINE}/users/{eve.user_id}")
         assert home.standing() == owned
 
 
-async def test_a_claim_is_good_once_and_for_one(tmp_path: Path) -> None:
+async def test_a_pairing_token_works_once_for_one_user(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         token = await home.show()
@@ -71,7 +71,7 @@ async def test_a_claim_is_good_once_and_for_one(tmp_path: Path) -> None:
         await see_nothing_change(home, eve.claim, token)
         again = await (await home.person("ada")).claim(token)
         assert (again.status, again.content["role"]) == (200, "owner")
-        # Nor is it good for coming back after one has lost the machine.
+        # A removed user cannot use it again.
         bob = await home.person("bob")
         shown = await home.show()
         assert (await bob.claim(shown)).status == 200
@@ -82,7 +82,7 @@ async def test_a_claim_is_good_once_and_for_one(tmp_path: Path) -> None:
         await see_nothing_change(home, ada.claim, token)
 
 
-async def test_an_expired_claim_does_not_count(tmp_path: Path) -> None:
+async def test_an_expired_pairing_token_is_rejected(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         eve = await home.person("eve")
         token = await home.show()
@@ -94,7 +94,7 @@ async def test_an_expired_claim_does_not_count(tmp_path: Path) -> None:
         assert expired.content == unknown.content == elsewhere.content
 
 
-async def test_a_claim_is_good_for_its_own_machine(tmp_path: Path) -> None:
+async def test_a_pairing_token_works_only_for_its_machine(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         await home.pair(ada)
@@ -111,7 +111,7 @@ async def test_pairing_requires_signing_in(tmp_path: Path) -> None:
             await see_nothing_change(home, ask, home.server, "POST", path, body, status=401)
 
 
-# A key that somebody else says is the machine's
+# Keys that a stranger registers
 
 
 async def test_another_key_for_an_owned_machine_waits_and_opens_nothing(tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ async def test_another_key_for_an_owned_machine_waits_and_opens_nothing(tmp_path
         await see_it_work(device, adas)
         await see_it_work(device, mels)
         assert await home.status_of_key(KEY) == 101
-        with pytest.raises(trio.TooSlowError), trio.fail_after(0.3):  # who owns nothing is told nothing
+        with pytest.raises(trio.TooSlowError), trio.fail_after(0.3):  # only owners are notified
             await mels.read_until("log")
 
 
-async def test_the_owner_s_claim_makes_a_key_that_waits_the_machine_s(tmp_path: Path) -> None:
+async def test_pairing_by_the_owner_activates_a_waiting_key(tmp_path: Path) -> None:
     async with open_home(tmp_path, device_min_age_s=1.5) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -147,7 +147,7 @@ async def test_the_owner_s_claim_makes_a_key_that_waits_the_machine_s(tmp_path: 
         token = await home.show(key=EVES_KEY)  # a machine after a reset, this time
         assert (await ada.claim(token)).content["role"] == "owner"
         assert await home.status_of_key(KEY) == 401
-        # The old one has no say any more, though it is not told so before it is old enough.
+        # Messages of the old connection are dropped. It is closed once it is old enough.
         await app.read_until("device_offline")
         await device.send(text({"type": "status", "from": "the old one"}))
         assert (await device.read_close())[0] == 4003
@@ -182,7 +182,7 @@ async def test_repeated_registrations_do_not_keep_machines_out(tmp_path: Path) -
             body = {"deviceId": MACHINE, "token": f"{number:032}", "deviceKey": f"{number:043}"}
             statuses.append((await ask(home.server, "POST", "/api/devices/register-claim", body)).status)
         assert statuses[-1] == 429
-        token = await home.show()  # the machine itself is still heard
+        token = await home.show()  # the machine itself can still register
         assert (await ada.claim(token)).status == 200
         assert home.standing() == before
 
@@ -190,7 +190,7 @@ async def test_repeated_registrations_do_not_keep_machines_out(tmp_path: Path) -
 # Shares
 
 
-async def test_a_share_that_is_over_gives_nothing(tmp_path: Path) -> None:
+async def test_an_ended_share_gives_no_access(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         await home.pair(ada)
@@ -207,7 +207,7 @@ async def test_a_share_that_is_over_gives_nothing(tmp_path: Path) -> None:
             await see_nothing_change(home, eve.type_code, share["manualCode"])
 
 
-async def test_a_share_gives_what_it_says_of_its_own_machine(tmp_path: Path) -> None:
+async def test_a_share_gives_its_role_for_its_machine_only(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, eve = await home.person("ada"), await home.person("eve")
         await home.pair(ada)
@@ -217,12 +217,12 @@ async def test_a_share_gives_what_it_says_of_its_own_machine(tmp_path: Path) -> 
         await see_nothing_change(home, eve.claim, share["token"], 2, number=2)
         told = await eve.claim_share(share["token"], 2)
         assert (told.content["deviceId"], told.content["role"]) == (SECOND, "viewer")
-        # Nor does it make a member of whoever takes it as such.
+        # Accepting it again does not change the role.
         for again in (await eve.claim_share(share["token"], 2), await eve.type_code(share["manualCode"])):
             assert again.content["role"] == "viewer"
 
 
-async def test_a_share_ends_with_the_ownership_of_whoever_made_it(tmp_path: Path) -> None:
+async def test_a_share_ends_when_its_creator_is_no_longer_an_owner(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, bob, eve = [await home.person(name) for name in ("ada", "bob", "eve")]
         await home.pair(ada)
@@ -252,10 +252,10 @@ async def test_codes_cannot_be_guessed_by_one_person(tmp_path: Path) -> None:
         before = home.standing()
         statuses = []
         for number in range(12):
-            session = eve if number % 2 else await home.person("eve")  # signed in anew, it is still she
+            session = eve if number % 2 else await home.person("eve")  # the same account, in a new session
             statuses.append((await session.type_code(f"{number:04}-ABCD")).status)
         assert statuses == [404] * 10 + [429] * 2
-        refused = await eve.type_code(share["manualCode"])  # nor the right one, now
+        refused = await eve.type_code(share["manualCode"])  # even with the right code
         assert refused.status == 429
         assert int(refused.response.header("retry-after")[0]) > 0
         assert home.standing() == before
@@ -267,7 +267,7 @@ async def test_codes_cannot_be_guessed_by_many_of_one_address(tmp_path: Path) ->
         people = [await home.person(f"eve-{number}") for number in range(12)]
         began_at = trio.current_time()
         statuses = [(await person.type_code("0000-ABCD")).status for person in people for _ in range(8)]
-        # Codes are hashed slowly: what the budget regains meanwhile, one attempt in 3 s, counts as well.
+        # Codes are hashed slowly: the budget regains one attempt in 3 s meanwhile.
         regained = int((trio.current_time() - began_at) / 3) + 1
         assert set(statuses) == {404, 429}
         assert statuses[:40] == [404] * 40
@@ -309,7 +309,7 @@ def unsigned(content: dict[str, Any], **header: Any) -> str:
 
 
 def foreign_tokens(ada: Person) -> dict[str, str]:
-    """Make tokens that say what Ada's says, and that this server has not made."""
+    """Make tokens with the claims of Ada's that this server has not issued."""
     head, content, signature = ada.token.split(".")
     says = json.loads(base64.urlsafe_b64decode(content + "=" * (-len(content) % 4)))
     key_id = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))["kid"]
@@ -338,7 +338,7 @@ def foreign_tokens(ada: Person) -> dict[str, str]:
     }
 
 
-async def test_no_token_but_ours_opens_anything(tmp_path: Path) -> None:
+async def test_foreign_tokens_are_rejected_everywhere(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -357,7 +357,7 @@ async def test_no_token_but_ours_opens_anything(tmp_path: Path) -> None:
 
 
 async def see_token_refused(home: Home, person: Person, *, bystander: WireClient) -> None:
-    """See that a token of somebody's is no good at the API, for a WebSocket, or in a message of another's."""
+    """Check that a person's token is rejected by the API, for a WebSocket, and as a bystander's renewal."""
     told = await person.ask("GET", "/api/devices")
     assert told.status == 401, told
     client = await home.server.upgrade(f"/ws/client?token={person.token}&device={MACHINE}")
@@ -378,7 +378,7 @@ async def test_the_token_of_an_ended_session_is_rejected(tmp_path: Path) -> None
         await see_it_work(await home.server.device(MACHINE), app)
 
 
-async def test_a_stolen_refresh_token_ends_the_session_that_it_is_of(tmp_path: Path) -> None:
+async def test_a_reused_refresh_token_ends_its_session(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, other = await home.person("ada"), await home.person("ada")
         await home.pair(ada)
@@ -387,7 +387,7 @@ async def test_a_stolen_refresh_token_ends_the_session_that_it_is_of(tmp_path: P
         told = await ask(home.server, "POST", "/api/auth/refresh", stolen)
         successor = {"refreshToken": told.content["refreshToken"]}
         assert (await ask(home.server, "POST", "/api/auth/refresh", successor)).status == 200
-        with home.registry() as db:  # a minute and more passes
+        with home.registry() as db:  # more than a minute passes
             old = update(refresh_tokens).where(refresh_tokens.c.replaced_at_ms.is_not(None))
             db.execute(old.values(replaced_at_ms=now_ms() - 61_000))
         assert (await ask(home.server, "POST", "/api/auth/refresh", stolen)).status == 401
@@ -412,7 +412,7 @@ async def test_a_token_is_renewed_only_by_one_of_the_same_login(tmp_path: Path) 
             assert (await app.read_until("auth_refreshed"))["success"] is False
         await app.send(text({"type": "refresh_auth", "token": mel.token}))
         assert (await app.read_until("auth_refreshed"))["success"] is True
-        # Nor does a longer token of less worth make one of more worth last.
+        # A longer token of a lower role does not extend a higher role.
         told: dict[str, Any] = {"user_id": "guest", "email": "g@example.org", "devices": [MACHINE]}
         owner = await home.server.client(MACHINE, token=issue(**told, ttl_s=60))
         await owner.send(text({"type": "refresh_auth", "token": issue(**told, role="viewer")}))
@@ -436,8 +436,8 @@ async def test_an_id_in_a_message_leads_to_no_other_machine(tmp_path: Path) -> N
         await eves_device.send(text({"type": "device_info", "deviceId": MACHINE, "by": "eve"}))
         await eves_app.read_until("device_info")
         got = await commands_before(eves_device, eves_app)
-        assert [message["by"] for message in got] == ["eve"] * 4  # to her own, whatever they say
-        # Nothing of it has reached Ada's machine or app.
+        assert [message["by"] for message in got] == ["eve"] * 4  # on her own machine
+        # None of them has reached Ada's machine or app.
         await adas_app.send(command(by="ada"))
         assert (await adas_device.read_json())["by"] == "ada"
         await adas_device.send(text({"type": "status", "by": "ada"}))
@@ -510,7 +510,7 @@ async def test_a_member_sends_all_commands_except_those_for_owners(tmp_path: Pat
                 await mels.send(text({"type": "command", "cmd": spelling}))
                 error = "invalid_message" if "\0" in spelling else "forbidden"
                 assert (await mels.read_until("error"))["error"] == error
-        # Of a name that is there twice, who knows which counts.
+        # Parsers disagree about which of two equal names counts.
         await mels.send(text('{"type":"command","cmd":"restart","cmd":["restart"]}'))
         await mels.send(text('{"type":"command","cmd":{"cmd":"restart"}}'))
         assert await commands_before(device, adas) == []
@@ -567,9 +567,7 @@ async def test_a_viewer_can_send_no_commands(tmp_path: Path) -> None:
 # Pages
 
 
-async def test_a_page_of_somebody_else_s_does_not_connect_though_a_machine_says_it_is_a_file(
-    tmp_path: Path,
-) -> None:
+async def test_foreign_pages_are_refused_but_machines_may_send_a_file_origin(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)

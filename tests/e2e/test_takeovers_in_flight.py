@@ -1,4 +1,4 @@
-"""Apps that keep sending while they lose their access: by the API, by a command line, by time."""
+"""Apps that keep sending while they lose access: by the API, the command line, or expiry."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ class InsistentApp:
         """When each was sent (wall clock)."""
         self.forbidden = 0
         self.heard = 0
-        """How much of what the machine says it has heard."""
+        """The number of device messages received."""
         self.code: int | None = None
         self._more = trio.Event()
         self.closed = trio.Event()
@@ -67,7 +67,7 @@ class InsistentApp:
             self.ended.set()
 
     async def wait_for_more(self, count: int = 20) -> None:
-        """Wait until so many more were sent."""
+        """Wait until this many more messages were sent."""
         enough = self.sent + count
         while self.sent < enough:
             await self._more.wait()
@@ -82,14 +82,14 @@ class Scene:
         self.app = app
 
     async def numbers(self) -> list[int]:
-        """Give the numbers of the guest's commands that have reached the machine since the last time."""
+        """Return the numbers of the guest's commands that reached the machine since the last call."""
         return [found["number"] for found in await commands_before(self.device, self.witness)]
 
 
 @asynccontextmanager
 async def open_scene(home: Home, guest: Person) -> AsyncIterator[Scene]:
     device = await home.server.device(MACHINE)
-    witness = await home.server.client(MACHINE)  # by a token that names the machine itself
+    witness = await home.server.client(MACHINE)  # by a token for the machine
     app = InsistentApp(await guest.app())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app.run)
@@ -171,7 +171,7 @@ BY_API: dict[str, tuple[TakeAway, int]] = {
 
 
 @pytest.mark.parametrize(("take_away", "code"), BY_API.values(), ids=BY_API)
-async def test_messages_sent_after_access_was_taken_away_are_dropped(
+async def test_messages_sent_after_access_ended_are_dropped(
     tmp_path: Path, take_away: TakeAway, code: int
 ) -> None:
     async with open_home(tmp_path) as home:
@@ -192,7 +192,7 @@ async def test_users_who_lost_access_cannot_reconnect(tmp_path: Path) -> None:
         assert (await mel.must("GET", "/api/devices"))["devices"] == []
 
 
-async def test_the_same_person_s_other_sessions_go_on(tmp_path: Path) -> None:
+async def test_other_sessions_of_the_same_user_continue(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada, elsewhere = await home.person("ada"), await home.person("ada")
         await home.pair(ada)
@@ -259,7 +259,7 @@ async def test_a_server_of_its_own_hears_of_it_as_well(tmp_path: Path) -> None:
             await see_access_end(home, ada, vic, log_out, 4002)
 
 
-# Less, instead of none
+# A lower role instead of no access
 
 
 @pytest.mark.parametrize("by_api", [True, False])
@@ -315,7 +315,7 @@ async def test_an_owner_who_becomes_a_member_keeps_member_access(tmp_path: Path)
 
 
 async def test_a_demoted_owner_cannot_become_owner_again(tmp_path: Path) -> None:
-    """Requests that were let through before, and come to be carried out after."""
+    """Requests that were authorized before the demotion and run after it."""
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -342,7 +342,7 @@ async def test_a_demoted_owner_cannot_become_owner_again(tmp_path: Path) -> None
         assert [user["role"] for user in users if user["userId"] == bob.user_id] == ["viewer"]
 
 
-async def test_an_access_ends_when_its_time_is_over(tmp_path: Path) -> None:
+async def test_an_access_ends_when_it_expires(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -372,7 +372,7 @@ async def test_an_access_that_was_given_until_a_time_ends_then(tmp_path: Path) -
             assert (await app.read_close())[0] == 4003
 
 
-# What waits for an absent machine
+# Commands that wait for an absent machine
 
 
 async def become_viewer(home: Home, ada: Person, guest: Person) -> None:
@@ -386,7 +386,7 @@ async def run_out_of_time(home: Home, ada: Person, guest: Person) -> None:
 
 
 async def see_alone(client: WireClient) -> None:
-    """Wait until the relay has noticed that nobody else is there."""
+    """Wait until the relay has noticed that all others have left."""
     with trio.fail_after(2):
         clients = 0
         while clients != 1:
@@ -437,7 +437,7 @@ async def test_waiting_commands_are_delivered_while_their_sender_has_access(tmp_
         assert [each["by"] for each in await commands_before(device, witness)] == ["mel"]
 
 
-async def test_a_key_that_was_replaced_has_no_say_from_the_answer_on(tmp_path: Path) -> None:
+async def test_messages_with_a_replaced_key_are_dropped_after_the_response(tmp_path: Path) -> None:
     async with open_home(tmp_path, device_min_age_s=1.0) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -454,11 +454,11 @@ async def test_a_key_that_was_replaced_has_no_say_from_the_answer_on(tmp_path: P
         assert b'"command"' not in await thief.read_to_end()
 
 
-# Requests that have begun, and whose body comes when it is too late
+# Requests whose body arrives after access has ended
 
 
 async def ask_late(person: Person, method: str, path: str, body: Any, meanwhile: Callable[[], Any]) -> int:
-    """Send the head of a request, wait for something to be done, send its body; gives the status."""
+    """Send the head of a request, run an action, then send the body. Return the status."""
     data = msgspec.json.encode(body)
     head = [
         f"{method} {path} HTTP/1.1",
@@ -475,7 +475,7 @@ async def ask_late(person: Person, method: str, path: str, body: Any, meanwhile:
     return (await connection.ask(data)).status
 
 
-async def test_a_session_that_has_ended_shares_nothing_any_more(tmp_path: Path) -> None:
+async def test_an_ended_session_cannot_share(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)

@@ -1,4 +1,4 @@
-"""A server whose stderr is not read, a pipe or a terminal: it serves, counts what it drops, and ends."""
+"""A server whose stderr is not read, a pipe or a terminal: it serves, counts dropped lines, and ends."""
 
 import json
 import os
@@ -35,7 +35,7 @@ async def count_dropped(server: Reach) -> int:
 
 
 def fill(pipe: int) -> None:
-    """Fill a pipe with lines of JSON, so that what is dropped does not depend on how much it takes."""
+    """Fill a pipe with lines of JSON, so that its capacity does not affect the number of dropped lines."""
     os.set_blocking(pipe, False)
     for lines in (b"{}\n" * 150, b"{}\n"):  # written whole or not at all
         with suppress(BlockingIOError):
@@ -48,7 +48,7 @@ def fill(pipe: int) -> None:
 async def test_server_whose_log_is_not_read_serves_and_ends(tmp_path: Path, stream: str) -> None:
     reading, writing = os.pipe() if stream == "pipe" else pty.openpty()
     if stream == "pipe":
-        fill(writing)  # a terminal takes little
+        fill(writing)  # a terminal buffers little
     settings = {"BREWOS_RELAY_METRICS_TOKEN": METRICS_TOKEN, "BREWOS_RELAY_DRAIN_S": "0.1"}
     with trio.fail_after(60), os.fdopen(reading, "rb") as log:
         process = await trio.lowlevel.open_process(
@@ -71,7 +71,7 @@ async def test_server_whose_log_is_not_read_serves_and_ends(tmp_path: Path, stre
                 assert (await connection.ask(upgrade_head(target))).status == 101
             dropped = await count_dropped(server)
             assert dropped > CONNECTIONS / 3
-            # Read, it says how much is missing, once for each gap.
+            # Once read, the log reports each gap with the number of dropped lines.
             told = 0
 
             def read_until_told() -> None:
@@ -85,7 +85,7 @@ async def test_server_whose_log_is_not_read_serves_and_ends(tmp_path: Path, stre
             await trio.to_thread.run_sync(read_until_told, abandon_on_cancel=True)
             assert told >= dropped
             server.abort()
-            # Not read again, it ends all the same.
+            # The server ends although the log is unread again.
             process.send_signal(signal.SIGTERM)
             with trio.fail_after(20):
                 assert await process.wait() == 0
