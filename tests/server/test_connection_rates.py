@@ -1,6 +1,4 @@
-"""Floods of connections that succeed, on a virtual clock: who is let in, and who has to wait."""
-
-from collections import Counter
+"""Floods of successful connections, on a virtual clock: which peers are admitted, and which have to wait."""
 
 import pytest
 import trio
@@ -13,54 +11,51 @@ from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.networks import network_of
 from brewos_relay.server import connection_rates
-from brewos_relay.server.connection_rates import _RESERVE_S, DEVICE_BURST, PeerBudgets
+from brewos_relay.server.connection_rates import DEVICE_BURST, ConnectionRates, PeerBudgets
+from brewos_relay.server.incoming import Denied
 
 STEP_S = 0.05
 
 
-class PortPolicy:
-    """Lets peers in as `Admission` does, without a registry."""
+class Gate:
+    """Admits devices by the rates alone, in the order of `Admission.check`."""
 
     def __init__(self, relay: Relay) -> None:
-        self.relay = relay
-        self.peers = PeerBudgets(relay.limits)
-        self.networks = NetworkShares(reserve_s=_RESERVE_S)
-        self.let_in: Counter[str] = Counter()
+        self.rates = ConnectionRates(relay)
 
     def connect(self, network: str, device_id: str) -> bool:
-        budget = self.peers.of_device(device_id)
-        if not budget.admit():
+        try:
+            self.rates.refuse_failing(network)
+            self.rates.refuse_repeating_device(device_id)
+            self.rates.admit(network)
+        except Denied:
             return False
-        if not self.relay.admits(reserve=self.networks.reserve(network)):
-            return False
-        self.networks.note(network)
-        budget.note()
-        self.let_in[network] += 1
+        self.rates.note_device(device_id)
         return True
 
 
 class Flood:
-    """Devices that connect again as soon as they were let in, `per_s` times a second together."""
+    """Devices that reconnect as soon as they were admitted, `per_s` times a second together."""
 
-    def __init__(self, port_policy: PortPolicy, *, devices: int, per_s: float, networks: list[str]) -> None:
-        self.port_policy = port_policy
+    def __init__(self, gate: Gate, *, devices: int, per_s: float, networks: list[str]) -> None:
+        self.gate = gate
         self.devices = [f"BRW-F{number:07X}" for number in range(devices)]
         self.per_s = per_s
         self.networks = networks
-        self.count = self.let_in = 0
+        self.count = self.admitted = 0
 
     def step(self) -> None:
         for _ in range(round(self.per_s * STEP_S)):
             self.count += 1
             device = self.devices[self.count % len(self.devices)]
-            self.let_in += self.port_policy.connect(self.networks[self.count % len(self.networks)], device)
+            self.admitted += self.gate.connect(self.networks[self.count % len(self.networks)], device)
 
 
 class Street:
     """Machines behind one address after a power cut: each comes back 30.3 s after it was refused."""
 
-    def __init__(self, port_policy: PortPolicy, *, machines: int, network: str = "198.51.100.7") -> None:
-        self.port_policy = port_policy
+    def __init__(self, gate: Gate, *, machines: int, network: str = "198.51.100.7") -> None:
+        self.gate = gate
         self.network = network
         began_at = trio.current_time()
         # All boot in the same second; a machine waits 10 s for its first attempt.
@@ -71,7 +66,7 @@ class Street:
         now = trio.current_time()
         for device, due_at in list(self.due_at.items()):
             if due_at <= now:
-                if self.port_policy.connect(self.network, device):
+                if self.gate.connect(self.network, device):
                     self.came_at[device] = now
                     del self.due_at[device]
                 else:
@@ -82,18 +77,18 @@ async def test_a_reconnect_flood_of_60_machines_does_not_keep_others_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
-        port_policy = PortPolicy(relay)
-        flood = Flood(port_policy, devices=60, per_s=515, networks=["203.0.113.66"])
+        gate = Gate(relay)
+        flood = Flood(gate, devices=60, per_s=515, networks=["203.0.113.66"])
         others = refused = 0
         while trio.current_time() < 60:
             flood.step()
             if others < trio.current_time() * 40 / 60:
                 others += 1
-                refused += not port_policy.connect("192.0.2.1", f"BRW-0{others % 20:07X}")
+                refused += not gate.connect("192.0.2.1", f"BRW-0{others % 20:07X}")
             await trio.sleep(STEP_S)
         assert (others, refused) == (40, 0)
         # They have 10 connections each, 10 a minute more, and all together 50 a second.
-        assert flood.let_in < 60 * 10 + 60 * 10 + 51 * 60
+        assert flood.admitted < 60 * 10 + 60 * 10 + 51 * 60
 
 
 @pytest.mark.parametrize(
@@ -111,12 +106,12 @@ async def test_a_street_reconnects_within_60_s_during_a_flood(
 ) -> None:
     """With 100,000 devices of its own, the flood stays within every budget of a device."""
     async with open_relay(dialect=BREWOS) as relay:
-        port_policy = PortPolicy(relay)
-        flood = Flood(port_policy, devices=devices, per_s=1000, networks=networks)
+        gate = Gate(relay)
+        flood = Flood(gate, devices=devices, per_s=1000, networks=networks)
         while trio.current_time() < 20:
             flood.step()
             await trio.sleep(STEP_S)
-        street = Street(port_policy, machines=500)
+        street = Street(gate, machines=500)
         for _ in range(round(60 / STEP_S)):
             flood.step()
             street.step()
@@ -130,12 +125,12 @@ async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_relay(dialect=BREWOS) as relay:
-        port_policy = PortPolicy(relay)
-        flood = Flood(port_policy, devices=60, per_s=515, networks=["198.51.100.7"])
+        gate = Gate(relay)
+        flood = Flood(gate, devices=60, per_s=515, networks=["198.51.100.7"])
         while trio.current_time() < 20:
             flood.step()
             await trio.sleep(STEP_S)
-        street = Street(port_policy, machines=500)
+        street = Street(gate, machines=500)
         for _ in range(round(60 / STEP_S)):
             flood.step()
             street.step()
@@ -145,37 +140,37 @@ async def test_a_street_reconnects_even_if_the_flood_is_behind_the_same_address(
 
 async def test_a_network_alone_has_the_whole_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
-        port_policy = PortPolicy(relay)
-        flood = Flood(port_policy, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
+        gate = Gate(relay)
+        flood = Flood(gate, devices=1_000_000, per_s=1000, networks=["192.0.2.1"])
         while trio.current_time() < 60:
             flood.step()
             await trio.sleep(STEP_S)
-        assert flood.let_in >= 0.98 * 60 * relay.limits.admit_rate
+        assert flood.admitted >= 0.98 * 60 * relay.limits.admit_rate
 
 
 async def test_competing_networks_reach_the_same_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
-        port_policy = PortPolicy(relay)
-        fast = Flood(port_policy, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
-        slow = Flood(port_policy, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
+        gate = Gate(relay)
+        fast = Flood(gate, devices=1_000_000, per_s=4000, networks=["192.0.2.1"])
+        slow = Flood(gate, devices=1_000_000, per_s=400, networks=["198.51.100.1"])
         slow.count = 500_000  # other devices
         for second in range(120):
             if second == 60:
-                fast.let_in = slow.let_in = 0
+                fast.admitted = slow.admitted = 0
             for _ in range(round(1 / STEP_S)):
                 fast.step()
                 slow.step()
                 await trio.sleep(STEP_S)
-        assert slow.let_in == pytest.approx(fast.let_in, rel=0.1)
+        assert slow.admitted == pytest.approx(fast.admitted, rel=0.1)
 
 
 async def test_a_machine_that_behaves_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
     """Not even one whose line breaks whenever it can: it comes back at once, and again after 30 s."""
     async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=10)) as relay:
-        port_policy = PortPolicy(relay)
+        gate = Gate(relay)
         for _ in range(100):
-            assert port_policy.connect("192.0.2.1", "BRW-00000001")
-            assert port_policy.connect("192.0.2.1", "BRW-00000001")
+            assert gate.connect("192.0.2.1", "BRW-00000001")
+            assert gate.connect("192.0.2.1", "BRW-00000001")
             await trio.sleep(30.25)
 
 
