@@ -34,8 +34,6 @@ _WRITE_BYTES: Final = 16 * 1024
 """The size of a write, which a peer must accept within `stall_s`. Smaller responses are written at once."""
 _HOLD_S: Final = 0.25
 """How long the beginning of a response may wait for the rest."""
-_FAREWELL_S: Final = 0.5
-"""What requests that are being answered are given when the HTTP side closes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
