@@ -18,7 +18,6 @@ from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.engine import database_file
@@ -36,13 +35,7 @@ from brewos_relay.server.from_settings import (
 )
 from brewos_relay.server.health_checks import PROBLEMS, ReadinessCheck, StorageWatch
 from brewos_relay.server.http import HttpSide, open_http_side
-from brewos_relay.server.incoming import (
-    LINES_AT_ONCE,
-    LINES_AT_ONCE_OF_EACH,
-    LINES_PER_S,
-    PortPolicy,
-    RefusalLog,
-)
+from brewos_relay.server.incoming import PortPolicy, RefusalLog, refusal_line_limits
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
 from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
@@ -240,9 +233,7 @@ def _metrics_of(parts: _Parts) -> Metrics:
 def _app_of(parts: _Parts, metrics: Metrics) -> QuartTrio:
     settings, relay, store, storage = parts.settings, parts.relay, parts.store, parts.storage
     token = settings.metrics_token
-    lines = LogLineLimits(
-        "failed requests", rate_per_s=LINES_PER_S, burst=LINES_AT_ONCE, each_at_once=LINES_AT_ONCE_OF_EACH
-    )
+    lines = refusal_line_limits("failed requests")
     relay.line_limits.append(lines)
     return create_app(
         relay=relay,

@@ -50,7 +50,7 @@ _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
 _LOG_EVERY_S: Final = 10.0
 
-LINES_PER_S: Final = 5.0
+_LINES_PER_S: Final = 5.0
 LINES_AT_ONCE: Final = 100.0
 LINES_AT_ONCE_OF_EACH: Final = 50.0
 
@@ -379,21 +379,25 @@ class Denied(Refusal):
         self.reason = reason
 
 
-class RefusalLog:
-    """Logs refused connections, rate-limited: a burst of 100 lines and 5 a second in all.
+def refusal_line_limits(what: str) -> LogLineLimits:
+    """Make the rate limits for log lines about refusals: a burst of 100 lines and 5 a second in all.
 
-    For one cause and network, it logs a burst of 50 lines and 12 a minute. A log line takes longer than a
-    refusal, and an attack would fill the disk. `lines` reports the number of suppressed lines; the metrics
-    count all refusals.
+    One cause and network has a burst of 50 lines and 12 a minute. A log line takes longer than a refusal, and
+    an attack would fill the disk. `what` names the lines in the reports of suppressed ones.
+    """
+    return LogLineLimits(
+        what, rate_per_s=_LINES_PER_S, burst=LINES_AT_ONCE, each_at_once=LINES_AT_ONCE_OF_EACH
+    )
+
+
+class RefusalLog:
+    """Logs refused connections within `refusal_line_limits`; `lines` reports the suppressed ones.
+
+    The metrics count all refusals.
     """
 
     def __init__(self) -> None:
-        self.lines = LogLineLimits(
-            "refused connections",
-            rate_per_s=LINES_PER_S,
-            burst=LINES_AT_ONCE,
-            each_at_once=LINES_AT_ONCE_OF_EACH,
-        )
+        self.lines = refusal_line_limits("refused connections")
 
     def log(self, text: str, *args: object, cause: str, network: str, extra: Mapping[str, object]) -> None:
         """Log a refusal at level info, unless the rate limits suppress it."""
