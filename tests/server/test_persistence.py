@@ -32,6 +32,7 @@ from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
+STATUS = {"type": "status", "seq": 1}
 
 
 class RecordedNotes(WriteBehind):
@@ -196,10 +197,6 @@ async def test_online_devices_are_recorded_as_seen_regularly(autojump_clock: tri
         assert [device_id for device_id, _ in store.seen] == [ONE]
         assert before <= store.seen[0][1] <= now_ms()
         nursery.cancel_scope.cancel()
-
-
-ONE = "BRW-00000001"
-STATUS = {"type": "status", "seq": 1}
 
 
 class SlowStore(Store):

@@ -120,9 +120,8 @@ class Admission:
         try:
             entry = await self._check_in_time(request, network)
         except Refusal as refusal:
-            if (
-                refusal.status < 500 and refusal.status != 429
-            ):  # 5xx and 429 say nothing about the credentials
+            # 5xx and 429 say nothing about the credentials.
+            if refusal.status < 500 and refusal.status != 429:
                 self._rates.note_failure(network)
             raise
         if isinstance(entry, TokenRefused):

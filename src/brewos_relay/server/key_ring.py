@@ -7,7 +7,7 @@ from brewos_relay.settings import Settings
 
 
 def read_key_ring(settings: Settings) -> KeyRing:
-    """Read the secrets and the files of keys; Raises SettingsError if one is invalid."""
+    """Read the secrets and the files of keys. Raises SettingsError if one is invalid."""
     secrets = settings.require_jwt_secrets()
     private_keys: list[PrivateKey] = []
     for file in settings.jwt_key_files:

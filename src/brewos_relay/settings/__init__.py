@@ -1,10 +1,10 @@
 """Settings: the only package that reads the environment.
 
-fields     the settings, and the checks that concern several of them
-limits     the limits of a server
-loading    combines all sources: command line, environment, credentials, `.env`, defaults
-parsing    parsers for the texts of settings
-sources    finds the texts: in the environment, in credentials, in `.env`
+fields         the settings, and the checks that concern several of them
+loading        combines all sources: command line, environment, credentials, `.env`, defaults
+parsing        parsers for the texts of settings
+server_limits  the limits of a server
+sources        finds the texts: in the environment, in credentials, in `.env`
 """
 
 from brewos_relay.settings.fields import DATABASE_FILE, FIRST_LIMITS, MIN_JWT_SECRET_BYTES, Settings

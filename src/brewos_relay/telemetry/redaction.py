@@ -66,7 +66,6 @@ def _forms(secret: str) -> Iterator[str]:
         for all_ascii in (False, True):
             written = json.dumps(text, ensure_ascii=all_ascii)[1:-1]
             yield written
-            yield json.dumps(written, ensure_ascii=all_ascii)[
-                1:-1
-            ]  # a string within a string, as in a traceback
+            # A string within a string, as in a traceback.
+            yield json.dumps(written, ensure_ascii=all_ascii)[1:-1]
             yield json.dumps(repr(text)[1:-1], ensure_ascii=all_ascii)[1:-1]
