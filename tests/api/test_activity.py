@@ -6,7 +6,7 @@ import pytest
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.records import Activity
-from brewos_relay.vocabulary import now_ms
+from brewos_relay.vocabulary import iso_time, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
 PATH = f"/devices/{MACHINE}/activity"
@@ -21,31 +21,32 @@ async def page(house: Household, query: str = "") -> tuple[list[dict[str, Any]],
 async def test_an_owner_sees_who_did_what(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         account = await house.store.write(add_user, email="b@example.org", name=None, now_ms=now_ms())
+        at_ms = now_ms()  # the housekeeping deletes old entries
+        detail = {"cmd": "set_mode"}
         entries = [
-            Activity(device_id=MACHINE, at_ms=1_000, kind="online"),
-            Activity(device_id=SECOND, at_ms=1_500, kind="online"),
-            Activity(
-                device_id=MACHINE, at_ms=2_000, kind="command", user_id=account.id, detail={"cmd": "set_mode"}
-            ),
-            Activity(device_id=MACHINE, at_ms=3_000, kind="client_came", user_id="cli"),
+            Activity(device_id=MACHINE, at_ms=at_ms, kind="online"),
+            Activity(device_id=SECOND, at_ms=at_ms + 1, kind="online"),
+            Activity(device_id=MACHINE, at_ms=at_ms + 2, kind="command", user_id=account.id, detail=detail),
+            Activity(device_id=MACHINE, at_ms=at_ms + 3, kind="client_came", user_id="cli"),
         ]
         await house.store.write(add_activity, entries)
         newest, middle, oldest = (await page(house))[0]
         assert (newest["kind"], newest["userId"], newest["email"]) == ("client_came", "cli", None)
         assert middle == {
             "id": middle["id"],
-            "at": "1970-01-01T00:00:02.000Z",
+            "at": iso_time(at_ms + 2),
             "kind": "command",
             "userId": account.id,
             "email": "b@example.org",
-            "detail": {"cmd": "set_mode"},
+            "detail": detail,
         }
         assert (oldest["kind"], oldest["userId"], oldest["detail"]) == ("online", None, {})
 
 
 async def test_pages_follow_each_other(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
-        entries = [Activity(device_id=MACHINE, at_ms=at_ms, kind="online") for at_ms in range(1, 6)]
+        began_ms = now_ms()  # the housekeeping deletes old entries
+        entries = [Activity(device_id=MACHINE, at_ms=began_ms + n, kind="online") for n in range(5)]
         await house.store.write(add_activity, entries)
         first, after = await page(house, "?limit=3")
         assert (len(first), after) == (3, first[-1]["id"])
