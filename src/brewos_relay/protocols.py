@@ -62,7 +62,7 @@ class RelayView(Protocol):
 
 
 class Registry(Protocol):
-    """The registry, without unchecked writes: each has an authority, or is in `registry.anonymous`."""
+    """The registry. Each write has an authority, or is listed in `authority.ANONYMOUS_WRITES`."""
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs

@@ -114,9 +114,8 @@ class DeviceUserRoutes:
         refusals=[403, 409, 422],
     )
     async def change(self, device_id: str, user_id: str) -> Response:
-        requester = await self.authenticator.with_session(
-            request
-        )  # the change may outlast a token without a session
+        # The change may outlast a token without a session.
+        requester = await self.authenticator.with_session(request)
         body = await body_of(request, NewRole)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
         user = await _user_of(device_id, user_id, store=self.store)

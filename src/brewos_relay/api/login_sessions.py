@@ -35,6 +35,7 @@ from brewos_relay.texts import showable
 from brewos_relay.vocabulary import iso_time, now_ms
 
 log = logging.getLogger(__name__)
+
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
 

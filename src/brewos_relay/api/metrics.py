@@ -15,7 +15,16 @@ from brewos_relay.api.openapi import pattern_of
 from brewos_relay.api.payloads import Refused
 from brewos_relay.telemetry.measurements import RequestCounters, method_label
 
+log = logging.getLogger(__name__)
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+NO_ROUTE: Final = "none"
+"""The route of requests that match no route."""
+_ROUTE: Final = "brewos_relay.route"
+
+_AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application. Servers and frameworks each have their own types for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +57,6 @@ def bearer_matches(header: str | None, token: str) -> bool:
     scheme, _, given = (header or "").partition(" ")
     matches = hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
     return matches and scheme.lower() == "bearer"
-
-
-log = logging.getLogger(__name__)
-
-NO_ROUTE: Final = "none"
-"""The route of requests that match no route."""
-_ROUTE: Final = "brewos_relay.route"
-
-_AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application. Servers and frameworks each have their own types for it."""
 
 
 class RequestMetrics:
