@@ -26,7 +26,7 @@ from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldPairing, pair_device, register_pairing
 from brewos_relay.registry.records import PairingResult
 from brewos_relay.registry.sharing import accept_share, accept_share_code
-from brewos_relay.vocabulary import Role, now_ms, parse_device_id
+from brewos_relay.vocabulary import DEVICE_ID, Role, now_ms, parse_device_id
 
 PAIRING_TOKEN_MS: Final = 10 * 60_000
 """How long a machine shows a token before it makes another."""
@@ -58,7 +58,7 @@ _TOO_MANY: Final = "Too many new machines were registered from this network. Try
 _INVALID_CODE: Final = "This code is not valid, or it has expired. Get a new one and try again."
 
 _END: Final = r"$(?!\n)"  # in Python, `$` also matches before a final line end
-_Id = Annotated[str, msgspec.Meta(pattern=f"^[Bb][Rr][Ww]-[0-9A-Fa-f]{{8}}{_END}")]
+_Id = Annotated[str, msgspec.Meta(pattern=f"^{DEVICE_ID.pattern}{_END}")]
 _Token = Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_-]{{16,128}}{_END}")]
 _Key = Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_-]{{32,128}}{_END}")]
 
