@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -145,7 +144,7 @@ class HealthRoutes:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class InfoRoutes:
     """The routes about the server: version, features and public keys.
 
@@ -156,6 +155,26 @@ class InfoRoutes:
     keys: KeyRing
     has_web_app: bool
     demo: bool = False
+
+    def __post_init__(self) -> None:
+        self._info = Info(
+            mode="cloud",
+            api_version=API_VERSION,
+            features=FEATURES,
+            relay_version=installed_version(),
+            firmware_version=None,
+            web_version=None,
+            web_app=self.has_web_app,
+            demo=self.demo,
+            sign_in=WaysIn(
+                google=self.accounts.google_client_id,
+                facebook="facebook" in self.accounts.verifiers,
+                oidc=Issuer(self.accounts.oidc_issuer, self.accounts.oidc_audience)
+                if "oidc" in self.accounts.verifiers
+                else None,
+                password=True,
+            ),
+        )
 
     def blueprint(self) -> Blueprint:
         """Make the blueprint of these routes."""
@@ -183,24 +202,3 @@ class InfoRoutes:
     )
     async def public_keys(self) -> Response:
         return json_answer(PublicKeys(self.keys.jwks()["keys"]))
-
-    @cached_property
-    def _info(self) -> Info:
-        return Info(
-            mode="cloud",
-            api_version=API_VERSION,
-            features=FEATURES,
-            relay_version=installed_version(),
-            firmware_version=None,
-            web_version=None,
-            web_app=self.has_web_app,
-            demo=self.demo,
-            sign_in=WaysIn(
-                google=self.accounts.google_client_id,
-                facebook="facebook" in self.accounts.verifiers,
-                oidc=Issuer(self.accounts.oidc_issuer, self.accounts.oidc_audience)
-                if "oidc" in self.accounts.verifiers
-                else None,
-                password=True,
-            ),
-        )
