@@ -9,7 +9,16 @@ from sqlalchemy import Connection
 
 from brewos_relay.api.authentication import Authenticator, current_caller
 from brewos_relay.api.openapi import Done, described, make_blueprint
-from brewos_relay.api.payloads import PageQuery, Refused, ShortText, body_of, cursor_of, json_answer, query_of
+from brewos_relay.api.payloads import (
+    PageQuery,
+    Refused,
+    ShortText,
+    as_sentence,
+    body_of,
+    cursor_of,
+    json_answer,
+    query_of,
+)
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.protocols import Registry
@@ -187,8 +196,7 @@ class AdminAccountRoutes:
                 created_by=requester.user_id,
             )
         except ValueError as problem:
-            text = str(problem)
-            raise Refused(f"{text[:1].upper()}{text[1:]}.", status=400) from None
+            raise Refused(as_sentence(problem), status=400) from None
         return json_answer(
             InviteAnswer(
                 email=body.email.strip(),

@@ -17,12 +17,13 @@ from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
 from brewos_relay.api.device_access import DeviceIdConverter
 from brewos_relay.api.device_users import DeviceUserRoutes
 from brewos_relay.api.devices import LISTED_AT_MOST, DeviceRoutes
-from brewos_relay.api.error_handlers import ErrorHandlers, is_api_path
+from brewos_relay.api.error_handlers import ErrorHandlers
 from brewos_relay.api.login_sessions import LoginSessionRoutes, LoginSessions
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, note_route
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import PairingRoutes
 from brewos_relay.api.passwords import PasswordCheck, PasswordRoutes
+from brewos_relay.api.payloads import is_api_path
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes

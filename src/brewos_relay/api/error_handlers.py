@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from brewos_relay.api.authentication import admin_required, may_log
 from brewos_relay.api.device_access import device_not_found, role_too_low
-from brewos_relay.api.payloads import Refused, error_answer
+from brewos_relay.api.payloads import Refused, as_sentence, error_answer, is_api_path
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import (
     DeviceUnknown,
@@ -63,11 +63,6 @@ class ErrorHandlers:
         return _no_registry(problem)
 
 
-def is_api_path(path: str) -> bool:
-    """Tell whether a path is one of the JSON API."""
-    return path == "/api" or path.startswith("/api/")
-
-
 def _refusal_answer(refusal: Refused) -> Response:
     if not is_api_path(request.path):
         return Response(
@@ -80,8 +75,7 @@ def _refusal_answer(refusal: Refused) -> Response:
 
 
 async def _token_rejected(problem: TokenRejected) -> Response:
-    text = str(problem)
-    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=401, headers={"WWW-Authenticate": "Bearer"})
+    return error_answer(as_sentence(problem), status=401, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _no_registry(problem: RegistryError) -> Response:
@@ -105,8 +99,7 @@ async def _not_an_owner(_problem: NotAnOwner) -> Response:
 
 
 async def _quota_reached(problem: QuotaReached | TooManyUnproven) -> Response:
-    text = str(problem)
-    return error_answer(f"{text[:1].upper()}{text[1:]}.", status=409)
+    return error_answer(as_sentence(problem), status=409)
 
 
 async def _role_too_low(problem: RoleTooLow) -> Response:

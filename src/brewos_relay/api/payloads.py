@@ -51,6 +51,17 @@ def error_answer(problem: str, *, status: int, headers: Mapping[str, str] | None
     return json_answer({"error": problem}, status=status, headers=headers)
 
 
+def as_sentence(problem: Exception) -> str:
+    """Write the text of an exception as a sentence, for an error answer."""
+    text = str(problem)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def is_api_path(path: str) -> bool:
+    """Tell whether a path is one of the JSON API."""
+    return path == "/api" or path.startswith("/api/")
+
+
 _JSON: Final = "application/json"
 
 _BAD_CURSOR: Final = "The query is not valid: 'after' must be the 'next' of the previous page."

@@ -7,15 +7,13 @@ from typing import Final
 
 import trio
 
-from brewos_relay.api.payloads import Refused
+from brewos_relay.api.payloads import Refused, is_api_path
 from brewos_relay.core.rate_limits import RecentRates, TokenBucket, TokenBuckets
 from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.networks import networks_of, wider_networks
 
 _KEPT: Final = 4096
 """How many buckets a limit keeps."""
-
-
 _UNAVAILABLE: Final = (RegistryError, RegistryBusy)
 """The registry errors that are answered with 503. The others are faults of the request."""
 
@@ -178,7 +176,7 @@ class RequestLimits:
     def _by_path(self, path: str) -> RequestLimit:
         if path in _HEALTH:
             return self.health
-        return self.requests if path == "/api" or path.startswith("/api/") else self.pages
+        return self.requests if is_api_path(path) else self.pages
 
 
 _FAIR_OVER_S: Final = 30.0
