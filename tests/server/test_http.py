@@ -619,6 +619,14 @@ class TestTime:
             await browser.expect_end()
             assert trio.current_time() == pytest.approx(30, abs=1)
 
+    async def test_the_idle_limit_holds_if_part_of_the_next_request_came_early(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        async with self.connected(GET + GET[:9]) as browser:
+            assert await browser.answer() == (200, b"hello")
+            await browser.expect_end()
+            assert trio.current_time() == pytest.approx(30, abs=1)
+
     async def test_a_request_that_comes_before_the_idle_limit_is_answered_by_a_busy_server(
         self, mock_clock: trio.testing.MockClock
     ) -> None:
