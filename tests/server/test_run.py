@@ -27,6 +27,7 @@ from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
+from brewos_relay.server.incoming import LINES_AT_ONCE_OF_EACH
 from brewos_relay.settings import Settings
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.settings.server_limits import ServerLimits
@@ -465,6 +466,29 @@ async def test_activity_is_written_to_the_registry(tmp_path: Path) -> None:
     assert kinds["online"] is kinds["offline"] is None
     assert found.last_seen_ms is not None
     assert found.firmware_version == "0.8.62"
+
+
+async def test_log_lines_about_failed_requests_are_limited_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_args: object, **_more: object) -> None:
+        raise RegistryError("locked")
+
+    caplog.set_level("INFO")
+    async with serve(tmp_path) as here:
+        monkeypatch.setattr(here.server.store, "write_anonymous", fail)
+        connection = await here.connect()
+        body = json.dumps({"refreshToken": "x" * 43}).encode()
+        head = (
+            "POST /api/auth/refresh HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        for _ in range(int(LINES_AT_ONCE_OF_EACH) + 10):
+            assert (await connection.ask(head.encode() + body)).status == 503
+        connection.abort()
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("the registry failed a request") for line in said) <= LINES_AT_ONCE_OF_EACH + 3
+    assert sum("more log lines about failed requests" in line for line in said) == 1
 
 
 # The process
