@@ -11,14 +11,14 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import replace_key, replace_unowned_key
 from brewos_relay.registry.device_states import STATE_BYTES_AT_MOST, find_states, forget_state, save_states
 from brewos_relay.registry.devices import add_devices, lock_device, remove_device
-from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired, prune
+from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired
 from brewos_relay.registry.pairing import pair_device, register_pairing
 from brewos_relay.registry.pairing_proof import release_device
 from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states
 from brewos_relay.registry.store import open_store
 from brewos_relay.vocabulary import now_ms
-from support.registry import NOW_MS, device_id, new_device
+from support.registry import NOW_MS, device_id, new_device, run_all_steps
 
 ONE, TWO = device_id(1), device_id(2)
 HASH: Final = bytes([7]) * 32
@@ -137,9 +137,9 @@ def test_another_user_keeps_the_state_of_the_device(db: Connection) -> None:
 def test_old_states_are_pruned(db: Connection) -> None:
     add_devices(db, [new_device(1, "ada"), new_device(2, "ada")], now_ms=1)
     save_states(db, [state(at_ms=NOW_MS - STATES_KEPT_MS), state(TWO, at_ms=NOW_MS - STATES_KEPT_MS + 1)])
-    prune(db, steps=expired(now_ms=NOW_MS))
+    run_all_steps(db, expired(now_ms=NOW_MS))
     assert (list(found(db, ONE, TWO)), stored(db)) == ([TWO], 1)
-    prune(db, steps=expired(now_ms=NOW_MS, states_kept_ms=1000))
+    run_all_steps(db, expired(now_ms=NOW_MS, states_kept_ms=1000))
     assert stored(db) == 0
 
 

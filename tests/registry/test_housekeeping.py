@@ -25,7 +25,7 @@ from brewos_relay.registry.schema import (
     shares,
     users,
 )
-from support.registry import NOW_MS, device_id, new_device, prune
+from support.registry import NOW_MS, device_id, new_device, prune, run_all_steps
 
 HASH = bytes(32)
 
@@ -179,9 +179,7 @@ def test_many_unused_devices_are_deleted_in_steps(db: Connection, monkeypatch: p
     monkeypatch.setattr(bulk, "STEP_S", 0.0)
     for number in range(1, 6):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
-    steps = expired(now_ms=NOW_MS)
-    while prune_some(db, steps):
-        pass
+    run_all_steps(db, expired(now_ms=NOW_MS))
     steps = find_excess(db, now_ms=NOW_MS)
     left = []
     while prune_some(db, steps):
@@ -213,10 +211,10 @@ def test_many_rows_are_deleted_in_steps(db: Connection, monkeypatch: pytest.Monk
 def test_device_paired_meanwhile_is_not_deleted(db: Connection) -> None:
     for number in (1, 2):
         register(db, number, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
-    prune_some(db, expired(now_ms=NOW_MS))
+    run_all_steps(db, expired(now_ms=NOW_MS))
     steps = find_excess(db, now_ms=NOW_MS)
     give(db, device_id(1), "ada", role="owner", now_ms=NOW_MS)
-    prune_some(db, steps)
+    run_all_steps(db, steps)
     assert [device.id for device in all_devices(db)] == [device_id(1)]
 
 

@@ -38,10 +38,11 @@ def register(database: Database, rows: Sequence[NewDevice], *, now_ms: int = NOW
 
 def prune(db: Connection, *, now_ms: int) -> None:
     """Delete all expired rows, in the same steps as a server."""
-    _take_all(db, housekeeping.expired(now_ms=now_ms))
-    _take_all(db, housekeeping.find_excess(db, now_ms=now_ms))
+    run_all_steps(db, housekeeping.expired(now_ms=now_ms))
+    run_all_steps(db, housekeeping.find_excess(db, now_ms=now_ms))
 
 
-def _take_all(db: Connection, steps: list[Step]) -> None:
+def run_all_steps(db: Connection, steps: list[Step]) -> None:
+    """Run the steps of housekeeping to their end, however slow the machine is."""
     while housekeeping.prune(db, steps):
         pass
