@@ -12,16 +12,20 @@ from sqlalchemy import Connection, insert
 from brewos_relay.errors import DeviceExists, RegistryError, UserExists
 from brewos_relay.registry.access import leave
 from brewos_relay.registry.accounts import add_user, all_users
+from brewos_relay.registry.bulk import Step
 from brewos_relay.registry.change_feed import ChangeReader, read_changes
 from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.database import Database, crossed
-from brewos_relay.registry.devices import add_devices, lock_device
+from brewos_relay.registry.devices import add_devices, all_devices, lock_device
+from brewos_relay.registry.housekeeping import UNUSED_DEVICES_KEPT_MS, expired, find_excess
+from brewos_relay.registry.pairing import register_pairing
+from brewos_relay.registry.pairing_tokens import tokens_of
 from brewos_relay.registry.records import Identity
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.store import Store, open_store
 from support.postgresql import PostgreSQL
-from support.registry import NOW_MS, device_id, new_device, register
+from support.registry import NOW_MS, device_id, new_device, register, run_all_steps
 
 pytestmark = pytest.mark.postgresql
 
@@ -220,19 +224,19 @@ async def test_conflicting_write_is_retried_once(url: str) -> None:
                 assert crossed(caught.value) is (times == 2)
 
 
+def boot(db: Connection, *, at_ms: int = NOW_MS) -> str:
+    """Register a machine and its token, which is valid for 1 s."""
+    return register_pairing(
+        db,
+        device_id=device_id(1),
+        key_hash=b"k" * 32,
+        token_hash=b"t" * 32,
+        now_ms=at_ms,
+        expires_at_ms=at_ms + 1000,
+    )
+
+
 def test_a_machine_that_registers_twice_at_once(database: Database, postgresql: PostgreSQL) -> None:
-    from brewos_relay.registry.pairing import register_pairing
-
-    def boot(db: Connection) -> str:
-        return register_pairing(
-            db,
-            device_id=device_id(1),
-            key_hash=b"k" * 32,
-            token_hash=b"t" * 32,
-            now_ms=NOW_MS,
-            expires_at_ms=NOW_MS + 1000,
-        )
-
     def boot_again() -> str:
         with database.writing() as db:
             return boot(db)
@@ -243,3 +247,42 @@ def test_a_machine_that_registers_twice_at_once(database: Database, postgresql: 
             second = pool.submit(boot_again)
             postgresql.wait_until_one_waits()
         assert second.result(DEADLINE_S) == "refreshed"
+
+
+def boot_during_housekeeping(database: Database, postgresql: PostgreSQL, steps: list[Step]) -> None:
+    """Register a machine while the steps of housekeeping wait for its rows."""
+
+    def run_steps() -> None:
+        with database.writing() as db:
+            run_all_steps(db, steps)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as db:
+            boot(db)
+            running = pool.submit(run_steps)
+            postgresql.wait_until_one_waits()
+        running.result(DEADLINE_S)
+
+
+def test_unused_device_that_registers_meanwhile_is_not_deleted(
+    database: Database, postgresql: PostgreSQL
+) -> None:
+    with database.writing() as db:
+        boot(db, at_ms=NOW_MS - UNUSED_DEVICES_KEPT_MS)
+        run_all_steps(db, expired(now_ms=NOW_MS))
+    with database.reading() as db:
+        steps = find_excess(db, now_ms=NOW_MS)
+    boot_during_housekeeping(database, postgresql, steps)
+    with database.reading() as db:
+        assert [device.id for device in all_devices(db)] == [device_id(1)]
+        assert len(tokens_of(db, device_id(1), now_ms=NOW_MS)) == 1
+
+
+def test_expired_token_that_is_prolonged_meanwhile_is_not_deleted(
+    database: Database, postgresql: PostgreSQL
+) -> None:
+    with database.writing() as db:
+        boot(db, at_ms=NOW_MS - 1000)
+    boot_during_housekeeping(database, postgresql, expired(now_ms=NOW_MS))
+    with database.reading() as db:
+        assert len(tokens_of(db, device_id(1), now_ms=NOW_MS)) == 1

@@ -14,7 +14,14 @@ from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import note_change, note_changed_access
 from brewos_relay.registry.device_keys import end_pairing_tokens
 from brewos_relay.registry.device_states import forget_state
-from brewos_relay.registry.devices import IDS_AT_ONCE, add_device_users, chunks, device_of, lock_device
+from brewos_relay.registry.devices import (
+    IDS_AT_ONCE,
+    add_device_users,
+    chunks,
+    device_of,
+    lock_device,
+    lock_devices,
+)
 from brewos_relay.registry.records import Access, Activity, ActivityKind, DeviceUser, OwnedDevice
 from brewos_relay.registry.schema import device_users, devices, shares, users
 from brewos_relay.vocabulary import Role, role_includes
@@ -64,12 +71,6 @@ _SOME_DEVICES: Final = (
     .where(device_users.c.user_id == bindparam("of_user"))
     .order_by(device_users.c.device_id)
     .limit(bindparam("at_most"))
-)
-_LOCKED_DEVICES: Final = (
-    select(devices.c.id)
-    .where(devices.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(devices.c.id)
-    .with_for_update()
 )
 _OF_DEVICES: Final = (
     select(*_ACCESS)
@@ -284,7 +285,7 @@ def leave_some(db: Connection, user_id: str, *, at_most: int, now_ms: int) -> in
     ids = db.scalars(_SOME_DEVICES, {"of_user": user_id, "at_most": at_most}).all()
     if not ids:
         return 0
-    db.execute(_LOCKED_DEVICES, {"ids": ids}).all()
+    lock_devices(db, ids)
     everybody: dict[str, list[Access]] = {device_id: [] for device_id in ids}
     for row in db.execute(_OF_DEVICES, {"ids": ids, "now_ms": now_ms}):
         everybody[row[1]].append(_access(row))

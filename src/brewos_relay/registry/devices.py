@@ -26,6 +26,12 @@ _BY_ID: Final = select(devices, and_(devices.c.registered_itself, ~_HAS_USER)).w
 )
 _ACCOUNTS: Final = select(users.c.id).where(users.c.id.in_(bindparam("ids", expanding=True)))
 _LOCKED: Final = select(devices).where(devices.c.id == bindparam("of_device")).with_for_update()
+_LOCKED_SOME: Final = (
+    select(devices.c.id)
+    .where(devices.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(devices.c.id)
+    .with_for_update()
+)
 _NOTE_SEEN: Final = (
     update(devices)
     .where(devices.c.id == bindparam("of_device"))
@@ -109,6 +115,11 @@ def lock_device(db: Connection, device_id: str) -> Device:
     if row is None:
         raise DeviceUnknown(device_id)
     return device_of(row)
+
+
+def lock_devices(db: Connection, ids: Sequence[str]) -> None:
+    """Lock devices until the transaction ends, in the order of their ids. Missing ones are ignored."""
+    db.execute(_LOCKED_SOME, {"ids": ids}).all()
 
 
 def set_name(

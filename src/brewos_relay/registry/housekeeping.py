@@ -27,7 +27,7 @@ from brewos_relay.registry import known_networks as known_networks_module
 from brewos_relay.registry.account_removal import closed_accounts, remove_some
 from brewos_relay.registry.activity import forget_activity
 from brewos_relay.registry.bulk import PAUSE_S, Step, Stopwatch
-from brewos_relay.registry.devices import chunks
+from brewos_relay.registry.devices import chunks, lock_devices
 from brewos_relay.registry.notices import NOTICES_KEPT_MS
 from brewos_relay.registry.pairing_limits import COUNTED_MS
 from brewos_relay.registry.pairing_proof import expire_pairings
@@ -189,7 +189,8 @@ def _delete_some(db: Connection, table: Table, is_over: ColumnElement[bool]) -> 
     """Delete rows of a table. True if more may be left."""
     key = tuple_(*table.primary_key)
     some = select(*table.primary_key).where(is_over).limit(ROWS_AT_ONCE)
-    return db.execute(delete(table).where(key.in_(some))).rowcount >= ROWS_AT_ONCE
+    # `is_over` again: PostgreSQL checks it on rows that a concurrent writer has prolonged, but not `some`.
+    return db.execute(delete(table).where(key.in_(some)).where(is_over)).rowcount >= ROWS_AT_ONCE
 
 
 def _thin_out(db: Connection, device_id: str) -> bool:
@@ -204,6 +205,8 @@ def _thin_out(db: Connection, device_id: str) -> bool:
 
 def _forget_devices(db: Connection, ids: Sequence[str]) -> bool:
     """Delete devices that are still unused."""
+    # Before the DELETE looks for users and tokens: it does not see those added while it waits for a device.
+    lock_devices(db, ids)
     forgotten = delete(devices).where(devices.c.id.in_(ids)).where(_UNUSED)
     gone = db.scalars(forgotten.returning(devices.c.id)).all()
     # The next users of these ids must not read earlier activity.
