@@ -40,7 +40,6 @@ _THIS_FIRST: Final = (users.c.email == bindparam("wanted")).desc()
 _BY_EMAIL: Final = _USERS.where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
 _ALL: Final = _USERS.order_by(users.c.email)
 _ADMINS: Final = select(users.c.id).where(users.c.is_admin).order_by(users.c.id).with_for_update()
-_TO_REMOVE: Final = select(users.c.id).where(users.c.id == bindparam("of_user")).with_for_update()
 _PASSWORD: Final = (
     select(users.c.id, users.c.password_hash).where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
 )
@@ -122,7 +121,7 @@ def add_user(db: Connection, *, email: str, name: str | None, now_ms: int) -> Us
     email = normal_email(email)
     if find_user_by_email(db, email) is not None:
         raise UserExists(email)
-    return make_user(db, email, name=name, picture_url=None, is_admin=False, now_ms=now_ms)
+    return make_user(db, email, name=name, is_admin=False, now_ms=now_ms)
 
 
 def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -> bool:
@@ -152,15 +151,13 @@ def set_admin(db: Connection, user_id: str, is_admin: bool) -> bool:
     return db.execute(changed).rowcount > 0
 
 
-def make_user(
-    db: Connection, email: str, *, name: str | None, picture_url: str | None, is_admin: bool, now_ms: int
-) -> User:
+def make_user(db: Connection, email: str, *, name: str | None, is_admin: bool, now_ms: int) -> User:
     """Create an account, whose address is valid and free."""
     user = User(
         id=uuid.uuid4().hex,
         email=email,
         name=clean_user_name(name),
-        picture_url=picture_url,
+        picture_url=None,
         is_admin=is_admin,
         has_password=False,
         created_at_ms=now_ms,
@@ -171,7 +168,6 @@ def make_user(
             "id": user.id,
             "email": user.email,
             "name": user.name,
-            "picture_url": user.picture_url,
             "is_admin": user.is_admin,
             "created_at_ms": user.created_at_ms,
             "email_key": email_key(user.email),

@@ -100,9 +100,7 @@ def redeem_invite(
         return None if user_id is None else find_user(db, user_id)
     user = find_user_by_email(db, invite.email)
     if user is None:
-        user = make_user(
-            db, invite.email, name=None, picture_url=None, is_admin=invite.is_admin, now_ms=now_ms
-        )
+        user = make_user(db, invite.email, name=None, is_admin=invite.is_admin, now_ms=now_ms)
     elif not is_same_mailbox(user.email, invite.email):
         return None  # the account was created after the invite
     elif invite.is_admin:

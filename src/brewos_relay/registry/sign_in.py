@@ -74,14 +74,7 @@ def _admit(db: Connection, ident: Identity, *, open_to_all: bool, now_ms: int) -
     # more than this sign-in does.
     for each in invited:
         db.execute(delete(invites).where(invites.c.email == each, ~invites.c.is_admin))
-    return make_user(
-        db,
-        email,
-        name=clean_user_name(ident.name),
-        picture_url=_clean_url(ident.picture_url),
-        is_admin=False,
-        now_ms=now_ms,
-    ).id
+    return make_user(db, email, name=None, is_admin=False, now_ms=now_ms).id
 
 
 def _vouched_email(ident: Identity) -> str:
