@@ -9,9 +9,7 @@ from typing import Final, Literal
 
 from brewos_relay.core.grant import NamedDevices
 from brewos_relay.texts import is_identifier, is_name
-from brewos_relay.vocabulary import ROLES as ROLES
-from brewos_relay.vocabulary import GuestRole
-from brewos_relay.vocabulary import Role as Role
+from brewos_relay.vocabulary import GuestRole, Role
 
 ChangeKind = Literal[
     "session_ended",
