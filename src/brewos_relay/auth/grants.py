@@ -44,11 +44,15 @@ def grant_of(
 
 def grant_to(principal: Principal, rights: Rights) -> Grant:
     """Return the grant of a principal that has these rights to a device."""
-    grant = grant_of(rights.role, until_ms=rights.until_ms, by_token=rights.by_token)
-    return replace(
-        grant,
+    grant = grant_of(
+        rights.role,
+        until_ms=rights.until_ms,
         user_id=principal.user_id,
         session_id=principal.session_id,
+        by_token=rights.by_token,
+    )
+    return replace(
+        grant,
         highest_role=principal.role,
         credential=None if principal.session_id is not None else Credential(principal.token_id),
     )
