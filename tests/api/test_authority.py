@@ -15,7 +15,6 @@ from brewos_relay.auth.passwords import hash_password
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.grant import Principal
 from brewos_relay.errors import TokenRejected
-from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import find_user, set_admin, set_password_hash
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.database import Database
@@ -25,6 +24,7 @@ from brewos_relay.registry.schema import device_users, users
 from brewos_relay.vocabulary import now_ms
 from support.household import Household, open_household
 from support.postgresql import PostgreSQL
+from support.registry import remove_user
 
 DEADLINE_S = 60.0
 CLAIMS = 150

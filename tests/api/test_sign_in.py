@@ -10,13 +10,13 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.identity_providers import GoogleVerifier
 from brewos_relay.errors import IdentityUnavailable
-from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import all_users
 from brewos_relay.registry.login_sessions import sessions_of
 from brewos_relay.texts import is_showable
 from brewos_relay.vocabulary import now_ms
 from support.household import Household, open_household
 from support.issuer import CLIENT_ID, IssuerKey, open_issuer
+from support.registry import remove_user
 from support.sign_ins import (
     EMAIL,
     PASSWORD,

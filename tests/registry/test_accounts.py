@@ -6,7 +6,6 @@ from sqlalchemy import Connection, insert, select
 
 from brewos_relay.errors import SignInRefused, UserExists
 from brewos_relay.registry.access import access_of, give
-from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import (
     add_user,
     all_users,
@@ -29,6 +28,7 @@ from brewos_relay.registry.login_sessions import find_sessions, open_session
 from brewos_relay.registry.records import Identity, NewDevice, User
 from brewos_relay.registry.schema import identities, refresh_tokens, users
 from brewos_relay.registry.sign_in import sign_in
+from support.registry import remove_user
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 
 GOOGLE = "https://accounts.google.com"

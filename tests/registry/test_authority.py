@@ -16,7 +16,6 @@ from brewos_relay.errors import (
     TokenRejected,
 )
 from brewos_relay.registry.access import give, take
-from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
 from brewos_relay.registry.database import Database
@@ -27,7 +26,7 @@ from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.store import open_store
 from brewos_relay.registry.tokens import add_token, revoke_token
 from brewos_relay.vocabulary import Role, now_ms
-from support.registry import device_id, new_device, register
+from support.registry import device_id, new_device, register, remove_user
 
 DEADLINE_S = 30.0
 SESSION = "s" * 32

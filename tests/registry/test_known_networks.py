@@ -1,6 +1,5 @@
 from sqlalchemy import Connection, func, select
 
-from brewos_relay.registry.account_removal import remove_user
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.known_networks import (
     KEPT_MS,
@@ -12,7 +11,7 @@ from brewos_relay.registry.known_networks import (
     seen_at,
 )
 from brewos_relay.registry.schema import known_networks
-from support.registry import NOW_MS, prune
+from support.registry import NOW_MS, prune, remove_user
 
 HOME = "2001:db8:1:2::"
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from brewos_relay.registry import housekeeping
+from brewos_relay.registry.account_removal import close_account, remove_some
 from brewos_relay.registry.bulk import Step
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
@@ -46,3 +47,12 @@ def run_all_steps(db: Connection, steps: list[Step]) -> None:
     """Run the steps of housekeeping to their end, however slow the machine is."""
     while housekeeping.prune(db, steps):
         pass
+
+
+def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
+    """Remove an account in one transaction. False if there is none."""
+    if not close_account(db, user_id, now_ms=now_ms):
+        return False
+    while remove_some(db, user_id, now_ms=now_ms):
+        pass
+    return True

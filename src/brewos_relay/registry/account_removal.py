@@ -64,12 +64,3 @@ def remove_some(db: Connection, user_id: str, *, now_ms: int) -> bool:
         return True
     db.execute(delete(users).where(users.c.id == user_id))
     return False
-
-
-def remove_user(db: Connection, user_id: str, *, now_ms: int) -> bool:
-    """Remove a small account in one transaction. False if there is none."""
-    if not close_account(db, user_id, now_ms=now_ms):
-        return False
-    while remove_some(db, user_id, now_ms=now_ms):
-        pass
-    return True
