@@ -68,10 +68,7 @@ class ChangeReader:
         self._see(list(db.scalars(_IDS)))
 
     def read(self, db: Connection) -> list[Change]:
-        """Read the changes committed since the last call, in the order of their ids:
-
-        at most `READ_AT_ONCE`.
-        """
+        """Read at most `READ_AT_ONCE` changes committed since the last call, in the order of their ids."""
         self._forget_old_gaps()
         if self._gaps:
             new = changes.c.id > self._last_id
