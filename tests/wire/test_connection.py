@@ -415,6 +415,22 @@ async def test_a_close_frame_without_a_code_is_answered_without_one() -> None:
         assert await session.client.read_to_the_end() == [(CLOSE, b"")]
 
 
+async def test_a_close_frame_is_answered_even_if_the_message_before_it_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def receive(_messages: Sequence[Message]) -> float:
+        raise MemoryError
+
+    async with open_session(receive=receive, min_age_s=4.0, close_s=4.0) as session:
+        began_at = trio.current_time()
+        session.client.send(client_frame(TEXT, b"last") + close_frame(1000))
+        (frame,) = await session.client.read_to_the_end()
+        await session.closed.wait()
+        assert read_close(frame)[0] == 1000
+        assert trio.current_time() - began_at < 2
+    assert caplog.text.count("a connection failed") == 1
+
+
 async def test_a_close_frame_right_after_the_handshake_is_answered() -> None:
     async with open_session(initial=client_frame(TEXT, b"x") + close_frame(1000), min_age_s=4.0) as session:
         (frame,) = await session.client.read_to_the_end()

@@ -199,6 +199,8 @@ class WebSocketConnection:
 
     def _process(self, parsed: Parsed) -> None:
         """Process a read that brought more than whole messages."""
+        if parsed.ending is not None:
+            self._stream_ending = parsed.ending  # first: passing on the messages may fail
         if parsed.pings:
             self._transport.write(encode_pongs(parsed.pings))
         self._counters.oversized += parsed.oversized
@@ -211,11 +213,9 @@ class WebSocketConnection:
             pause_s = max(self._receive(parsed.messages), pause_s)
             if pause_s > 0:
                 self._pause(pause_s)
-        if parsed.ending is not None:
-            self._stream_ending = parsed.ending
-            if self._ending is None:
-                self._ending = parsed.ending
-                self._wake()
+        if parsed.ending is not None and self._ending is None:
+            self._ending = parsed.ending
+            self._wake()
         if not parsed.incomplete:
             if self._overdue is not None:
                 self._overdue.cancel()
