@@ -181,12 +181,11 @@ def _is_ambiguous(payload: bytes) -> bool:
     """Whether JSON parsers could read a text differently; may raise one of `MALFORMED` if they could.
 
     Parsers disagree about repeated keys, NUL, unpaired surrogates, numbers without a value (such as 1e999),
-    and deep nesting. `_decode_command` refuses the last two.
+    and deep nesting. `_decode_command` has refused the last three.
     """
     if _NUL.search(payload):
         return True
-    content = json.loads(payload, object_pairs_hook=_dict_without_repetition)
-    _encode_json(content)  # finds an unpaired surrogate
+    json.loads(payload, object_pairs_hook=_dict_without_repetition)
     return False
 
 
