@@ -7,6 +7,8 @@ from typing import Final
 
 import trio
 
+log = logging.getLogger(__name__)
+
 _MOST_PAUSE_S: Final = 5.0
 
 
@@ -125,8 +127,6 @@ def open_bucket(rate_per_s: float, *, burst: float) -> TokenBucket | None:
         return None
     return TokenBucket(rate_per_s=rate_per_s, burst=burst, now=trio.current_time())
 
-
-log = logging.getLogger(__name__)
 
 REPORT_EVERY_S: Final = 60.0
 _EACH_PER_S: Final = 0.2
