@@ -252,6 +252,15 @@ async def test_a_second_throttle_within_a_minute_is_not_noted(autojump_clock: Mo
     assert fed.counters.throttled == 2
 
 
+async def test_throttle_of_a_new_connection_is_noted_within_the_minute() -> None:
+    fed = Fed(device_rate=1.0, device_burst=1.0)
+    for _ in range(2):
+        fed.feed.begin()
+        fed.say(event(1), event(2))
+        fed.feed.end(fed.device)
+    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"] * 2
+
+
 async def test_held_messages_pass_when_the_device_goes_unless_they_are_dropped() -> None:
     fed = Fed(device_rate=1.0, device_burst=1.0)
     fed.feed.drop_held()
