@@ -66,11 +66,9 @@ class App(LinkedPeer):
         token: Token,
         device_id: str,
         *,
-        ssl_context: ssl.SSLContext | None = None,
-        # Limits
-        messages_at_most: int = MESSAGES_AT_MOST,
-        # State
-        enabled: bool = True,
+        ssl_context: ssl.SSLContext | None,
+        messages_at_most: int,
+        enabled: bool,
     ) -> None:
         parse_url(url)
         self.device_id = check_device_id(device_id)

@@ -76,15 +76,12 @@ class Device(LinkedPeer):
         device_id: str,
         key_store: KeyStore,
         *,
-        register: Callable[[], Awaitable[None]] | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-        deltas: Deltas | None = None,
-        # Limits
-        commands_at_most: int = COMMANDS_AT_MOST,
-        # Times
-        report_every_s: float = REPORT_EVERY_S,
-        # State
-        enabled: bool = True,
+        register: Callable[[], Awaitable[None]] | None,
+        ssl_context: ssl.SSLContext | None,
+        deltas: Deltas | None,
+        commands_at_most: int,
+        report_every_s: float,
+        enabled: bool,
     ) -> None:
         parse_url(url)
         self.device_id = check_device_id(device_id)

@@ -129,10 +129,6 @@ class FirmwareConnection:
         self._frames.feed(data, take)
         return True
 
-    async def drop(self) -> None:
-        """End the connection without a close frame."""
-        await trio.aclose_forcefully(self._stream)
-
     async def say_goodbye(self, code: int = 1000) -> None:
         """Send a close frame, and give the other side a moment to answer it."""
         with trio.move_on_after(GOODBYE_S, shield=True):
