@@ -46,6 +46,9 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         ),
         ({"type": "keepalive", "uptime": 61_000}, "keepalive     up 61 s"),
         ({"type": "keepalive"}, "keepalive"),
+        # Integers that no float can represent
+        ({"type": "keepalive", "uptime": 10**400}, "keepalive"),
+        ({"type": "status", "pressure": 10**400, "scale": {"weight": 20.0}}, "status        20.0 g"),
         ({"type": "log", "level": "info", "message": "Mode\x1b[0m set"}, "log           info: Mode [0m set"),
         (
             {"type": "error", "error": "device_offline", "message": "Gone."},

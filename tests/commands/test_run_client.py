@@ -164,6 +164,7 @@ def test_tail_reconnects_after_a_loss(
         await connection.get_message()
         if len(visits) == 1:
             await connection.send_message('{"type":"restarting","reconnectInMs":10}')
+            await connection.send_message('{"type":"restarting","reconnectInMs":%s}' % ("9" * 400))
             await connection.aclose(code, "restarting")
         await connection.aclose(4002, "expired")
 
@@ -171,7 +172,7 @@ def test_tail_reconnects_after_a_loss(
         run_tail(url=url, token="t0k3n", device_id=DEVICE_ID, as_json=True)
     printed = capsys.readouterr()
     kinds = [json.loads(line)["type"] for line in printed.out.splitlines()]
-    assert kinds == ["connected", "restarting", "connected"]
+    assert kinds == ["connected", "restarting", "restarting", "connected"]
     assert printed.err == f"the connection was closed with code {code}: restarting; next attempt in 0.1 s\n"
 
 

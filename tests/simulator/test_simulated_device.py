@@ -333,6 +333,16 @@ async def test_waits_as_long_as_a_draining_relay_asks() -> None:
     assert said[1].endswith("next attempt in 0.7 s")
 
 
+async def test_time_that_is_no_float_is_ignored() -> None:
+    said: list[str] = []
+    async with running(policy=replace(RICH, tick_s=0.01), announce=said.append) as (_, server):
+        await server.connection.send_message('{"type":"restarting","reconnectInMs":700}')
+        await server.connection.send_message('{"type":"restarting","reconnectInMs":%s}' % ("9" * 400))
+        await server.connection.aclose(1012)
+        await until(lambda: len(said) >= 2)
+    assert said[1].endswith("next attempt in 0.7 s")
+
+
 async def test_restart_command_restarts() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted), trio.open_nursery() as nursery:

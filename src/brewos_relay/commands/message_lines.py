@@ -1,11 +1,11 @@
 """Messages as lines of text or JSON. No I/O."""
 
 from datetime import datetime
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import msgspec
 
-from brewos_relay.client.codec import decode
+from brewos_relay.client.codec import decode, is_number
 from brewos_relay.messages import Message
 from brewos_relay.texts import one_line
 
@@ -44,7 +44,7 @@ def describe(content: dict[str, Any]) -> str:
         text = _state(content)
     elif kind == "keepalive":
         uptime_ms = content.get("uptime")
-        text = f"up {uptime_ms / 1000:.0f} s" if _is_number(uptime_ms) else ""
+        text = f"up {uptime_ms / 1000:.0f} s" if is_number(uptime_ms) else ""
     elif kind == "log":
         text = f"{content.get('level')}: {content.get('message')}"
     elif kind == "error":
@@ -71,10 +71,6 @@ def _online(value: Any) -> str:
     return "online" if value is True else "offline"
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _state(content: dict[str, Any]) -> str:
     """Pick the state, temperatures, pressure, power and weight from a status or a delta."""
     parts: list[str] = []
@@ -84,17 +80,17 @@ def _state(content: dict[str, Any]) -> str:
     temps = _group(content, "temps")
     for boiler in ("brew", "steam"):
         group = _group(temps, boiler)
-        if _is_number(current := group.get("current")):
+        if is_number(current := group.get("current")):
             setpoint = group.get("setpoint")
-            target = f"/{setpoint:.1f}" if _is_number(setpoint) else ""
+            target = f"/{setpoint:.1f}" if is_number(setpoint) else ""
             parts.append(f"{boiler} {current:.1f}{target} °C")
-    if _is_number(group_c := temps.get("group")):
+    if is_number(group_c := temps.get("group")):
         parts.append(f"group {group_c:.1f} °C")
-    if _is_number(pressure := content.get("pressure")):
+    if is_number(pressure := content.get("pressure")):
         parts.append(f"{pressure:.1f} bar")
-    if _is_number(power := _group(content, "power").get("current")):
+    if is_number(power := _group(content, "power").get("current")):
         parts.append(f"{power:.0f} W")
-    if _is_number(weight := _group(content, "scale").get("weight")):
+    if is_number(weight := _group(content, "scale").get("weight")):
         parts.append(f"{weight:.1f} g")
     return "  ".join(parts) or _rest({key: value for key, value in content.items() if key != "type"})
 

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from brewos_relay.client.backoff import Backoff
-from brewos_relay.client.codec import decode
+from brewos_relay.client.codec import decode, is_number
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
 from brewos_relay.commands.failures import first_leaf
@@ -222,7 +222,7 @@ def _reconnect_in_s(message: Message) -> float | None:
     if message.peek_type() != "restarting":
         return None
     pause_ms = (decode(message) or {}).get("reconnectInMs")
-    return pause_ms / 1000 if isinstance(pause_ms, int | float) else None
+    return pause_ms / 1000 if is_number(pause_ms) else None
 
 
 async def _wait_for(websocket: WebSocket, kind: str) -> dict[str, Any]:

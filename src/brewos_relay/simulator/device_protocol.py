@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 import trio
 
+from brewos_relay.client.codec import is_number
 from brewos_relay.simulator.connection_policy import ConnectionPolicy
 from brewos_relay.simulator.firmware.firmware_connection import TURN_S, FirmwareConnection
 from brewos_relay.simulator.firmware.firmware_frames import (
@@ -292,7 +293,7 @@ class DeviceProtocol:
         if content.get("type") == "key_rotate" and isinstance(key, str) and key:
             self.new_key = key
             self._finish("reconnect", "it received a new key")
-        elif content.get("type") == "restarting" and isinstance(back_in_ms, int | float):
+        elif content.get("type") == "restarting" and is_number(back_in_ms):
             self.reconnect_in_s = back_in_ms / 1000
 
     def _execute(self, command: dict[str, Any]) -> None:
