@@ -20,7 +20,7 @@ _LONGEST_DAYS: Final = 36_500  # the end is a date that datetime can represent
 #: The limits of tokens and the registry, which `--help` must not import.
 _USER_ID_CHARS: Final = 256
 _EMAIL_CHARS: Final = 320
-_NAME_CHARS: Final = 100
+TOKEN_NAME_CHARS: Final = 100
 _SHOWN_CHARS: Final = 40
 
 
@@ -66,7 +66,7 @@ def email(text: str) -> str:
 
 def token_name(text: str) -> str:
     """Accept the name of a token, of printable characters."""
-    return _checked(text, is_name(text, longest_chars=_NAME_CHARS), longest_chars=_NAME_CHARS)
+    return _checked(text, is_name(text, longest_chars=TOKEN_NAME_CHARS), longest_chars=TOKEN_NAME_CHARS)
 
 
 def account_email(text: str) -> str:

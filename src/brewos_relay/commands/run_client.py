@@ -14,7 +14,7 @@ from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.codec import decode, is_number
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.websocket import ConnectionEnded, RelayRefused, WebSocket, dial_app
-from brewos_relay.commands.failures import first_leaf
+from brewos_relay.commands.failures import EXIT_INTERRUPTED, first_leaf
 from brewos_relay.commands.message_lines import format_json, format_line
 from brewos_relay.commands.output import discard_output, print_line
 from brewos_relay.core.limits import Limits
@@ -27,7 +27,6 @@ _ATTEMPTS: Final = 4
 GREETING_S: Final = 10.0  # timeout for the relay's greeting
 FATE_S: Final = 15.0  # longer than any command waits for its device
 ANSWER_S: Final = 0.7  # how long `send` waits for a log message of the device
-FINE, INTERRUPTED = 0, 130  # exit codes
 _FATES: Final = {
     "device_offline": "the device is offline; the command was not delivered",
     "expired": "the device did not connect in time; the command was not delivered",
@@ -50,7 +49,7 @@ def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
     """
     write = _write_json if as_json else _write_line
     return _run(
-        lambda: tail(url=url, token=token, device_id=device_id, write=write, note=_note), interrupted=FINE
+        lambda: tail(url=url, token=token, device_id=device_id, write=write, note=_note), interrupted=0
     )
 
 
@@ -64,7 +63,7 @@ def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequ
         told = build_command(command, fields, request_id=secrets.token_hex(8))
         await send(url=url, token=token, device_id=device_id, command=told, say=print_line, note=_note)
 
-    return _run(main, interrupted=INTERRUPTED)
+    return _run(main, interrupted=EXIT_INTERRUPTED)
 
 
 async def tail(
@@ -249,7 +248,7 @@ def _write_json(message: Message) -> None:
 
 def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
     """Run `main` and return the exit code. Raises RelayError, with advice for the user."""
-    exit_code = FINE
+    exit_code = 0
     failure: RelayError | None = None
     try:
         trio.run(main)

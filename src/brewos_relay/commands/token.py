@@ -9,6 +9,7 @@ import click
 from brewos_relay.commands.failures import Failed, errors_as, print_error
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
+    TOKEN_NAME_CHARS,
     data_dir_option,
     device_id,
     duration_s,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from brewos_relay.registry.records import StoredToken
     from brewos_relay.vocabulary import Role
 
-_NAME_CHARS: Final = 100
 _ID_BYTES: Final = 8
 _HAS_COMMAND: Final = "brewos_relay.has_command"
 
@@ -138,7 +138,7 @@ def token(
     click.echo(
         _issue(
             data_dir,
-            name=name or email[:_NAME_CHARS],
+            name=name or email[:TOKEN_NAME_CHARS],
             user_id=user_id,
             email=email,
             devices="*" if all_devices else devices,
