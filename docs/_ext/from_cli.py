@@ -36,7 +36,8 @@ def options_of(path: str) -> str:
 
 
 def _line(path: str, command: click.Command) -> str:
-    return f"- [`{path}`](#{path.replace(' ', '-')}): {command.get_short_help_str(limit=200)}"
+    help_text = _OPTION.sub(r"`\g<0>`", command.get_short_help_str(limit=200))
+    return f"- [`{path}`](#{path.replace(' ', '-')}): {help_text}"
 
 
 def _cells(option: click.Option) -> tuple[str, str, str, str]:

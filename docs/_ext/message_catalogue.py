@@ -3,6 +3,7 @@
 The examples are created by brewos_relay.messages, so they are the messages on the wire.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -57,6 +58,15 @@ _STATUS_FIELDS: Final = {
     "online": "whether the device is online",
     "lastSeen": _SEEN_MEANS,
 }
+
+
+def _error(made_by: str, form: Message, *, when: str) -> SentMessage:
+    """Describe an `error` message: the meanings of its fields follow from its content."""
+    content = json.loads(form.payload)
+    meanings = {"error": f"`{content['error']}`", "deviceId": _DEVICE_ID, "message": _TEXT}
+    fields = {name: meaning for name, meaning in meanings.items() if name in content}
+    return SentMessage(made_by=made_by, to="client", when=when, forms=(form,), fields=fields)
+
 
 SENT: Final[tuple[SentMessage, ...]] = (
     SentMessage(
@@ -163,41 +173,31 @@ SENT: Final[tuple[SentMessage, ...]] = (
             "timestamp": _TIME,
         },
     ),
-    SentMessage(
-        made_by="device_offline_error",
-        to="client",
+    _error(
+        "device_offline_error",
+        messages.device_offline_error(DEVICE),
         when="When a command was not delivered, at once or after it has waited",
-        forms=(messages.device_offline_error(DEVICE),),
-        fields={"error": "`device_offline`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
-    SentMessage(
-        made_by="forbidden",
-        to="client",
+    _error(
+        "forbidden",
+        messages.forbidden(DEVICE),
         when="When a command was not delivered because [its sender has no"
         " permission](protocol.md#permissions)",
-        forms=(messages.forbidden(DEVICE),),
-        fields={"error": "`forbidden`", "deviceId": _DEVICE_ID, "message": _TEXT},
     ),
-    SentMessage(
-        made_by="INVALID_MESSAGE",
-        to="client",
+    _error(
+        "INVALID_MESSAGE",
+        messages.INVALID_MESSAGE,
         when="When a message was dropped because it is not an object with a string `type`",
-        forms=(messages.INVALID_MESSAGE,),
-        fields={"error": "`invalid_message`", "message": _TEXT},
     ),
-    SentMessage(
-        made_by="MESSAGE_TOO_BIG",
-        to="client",
+    _error(
+        "MESSAGE_TOO_BIG",
+        messages.MESSAGE_TOO_BIG,
         when="When a MessagePack map was dropped because its JSON form is too large",
-        forms=(messages.MESSAGE_TOO_BIG,),
-        fields={"error": "`message_too_big`", "message": _TEXT},
     ),
-    SentMessage(
-        made_by="DEVICE_BUSY",
-        to="client",
+    _error(
+        "DEVICE_BUSY",
+        messages.DEVICE_BUSY,
         when="When a message was dropped because the device has not read earlier ones",
-        forms=(messages.DEVICE_BUSY,),
-        fields={"error": "`device_busy`", "message": _TEXT},
     ),
     SentMessage(
         made_by="owner_changed",
