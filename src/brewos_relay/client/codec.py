@@ -15,7 +15,11 @@ _ENDLESS: Final = 1e300
 
 
 def decode(message: Message) -> dict[str, Any] | None:
-    """Decode a message, JSON or MessagePack; None if it is not an object with text keys."""
+    """Decode a message, JSON or MessagePack; return None if it is not an object or a map.
+
+    Invalid fields are left out: those with an undecodable value, or with a key that is not a text. Such a
+    message is None too if it has no valid `type`.
+    """
     codec = msgspec.json if message.is_text else msgspec.msgpack
     try:
         content = codec.decode(message.payload, type=dict[str, Any])
@@ -25,7 +29,7 @@ def decode(message: Message) -> dict[str, Any] | None:
 
 
 def _decode_fields(message: Message) -> dict[str, Any] | None:
-    """Decode a message field by field, without the invalid fields; None without a valid `type`."""
+    """Decode each field on its own, and leave the invalid ones out; None if `type` is not left."""
     codec = msgspec.json if message.is_text else msgspec.msgpack
     content: dict[str, Any] = {}
     with suppress(*MALFORMED):

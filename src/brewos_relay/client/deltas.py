@@ -194,4 +194,5 @@ def _copied(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
+    """Tell whether a threshold applies to a value. NaN is a number here: it never exceeds a threshold."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -30,7 +30,11 @@ _log = logging.getLogger(__name__)
 
 
 class SignInEnded(RelayError):
-    """No more tokens are available."""
+    """The source has no token that the relay accepts: the user has to sign in again.
+
+    Raised if a login session has ended or its file does not exist, and if the relay has rejected a token and
+    `fresh` returns the same one.
+    """
 
     code = "sign_in_ended"
 

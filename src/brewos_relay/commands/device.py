@@ -46,7 +46,7 @@ ROWS_AT_ONCE: Final = 1000
 
 @click.group(cls=HelpfulGroup)
 def device() -> None:
-    """Register devices, and say which users have them.
+    """Register and remove devices, and set which users may use them.
 
     A running server applies changes within a second.
 
@@ -294,7 +294,10 @@ def _refuse_taken(numbered: "Sequence[tuple[int, NewDevice]]", taken: set[str]) 
 def _import_steps(
     rows: "Sequence[NewDevice]", on_progress: Callable[[int], None] | None
 ) -> "Callable[[Connection], bool]":
-    """Return a step of bulk work that registers the next devices each time it is called."""
+    """Return a step for `run_steps`: each call registers up to 1000 more devices, and tells if any are left.
+
+    `on_progress` is called with the number of devices that were registered since its last call.
+    """
     from brewos_relay.registry.devices import add_devices
 
     rest = deque(rows)

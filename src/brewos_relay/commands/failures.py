@@ -37,9 +37,11 @@ def print_error(message: str) -> None:
 
 @contextmanager
 def errors_as(failure: type[Failed], *, hint: str = "") -> Iterator[None]:
-    """Turn RelayError and OSError into one line on stderr and an exit code.
+    """Raise `failure` in place of a RelayError or OSError of the body: one line on stderr, and its exit code.
 
-    `hint` is added to network errors, and says what to do about them.
+    `hint` is advice for an OSError that names no file, such as a network error; it is appended to the line.
+    Of a group of such errors, the first is reported. A group with any other exception is a bug, and leaves
+    unchanged. So does BrokenPipeError.
     """
     try:
         yield

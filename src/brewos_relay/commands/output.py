@@ -19,8 +19,9 @@ _CLOSED_AS: Final = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 def prepare_streams() -> None:
     """Make the standard streams safe to use, before the process opens any other file.
 
-    Open those that are closed: otherwise the next file or socket gets their descriptor, and receives the
-    output. Write characters that the terminal cannot show as escapes instead of failing.
+    A closed stream is replaced by the null device: otherwise the next file or socket that the process opens
+    would get its descriptor, and the output would go there. Characters that the encoding of stdout or stderr
+    lacks are written as escapes; otherwise they would raise UnicodeEncodeError.
     """
     for number, flags in _CLOSED_AS:
         try:

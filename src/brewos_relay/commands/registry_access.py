@@ -29,9 +29,10 @@ def database_url(data_dir: Path | None) -> str:
 
 @contextmanager
 def existing_registry(data_dir: Path | None) -> Iterator["Database"]:
-    """Open the registry while the body runs. Raises NoRegistry if its file does not exist; none is created.
+    """Open the registry of the settings while the body runs; unlike `Database.open`, create no file.
 
-    DeviceUnknown in the body becomes an error that names the registry.
+    Raises NoRegistry if its file does not exist. If the body raises DeviceUnknown, raises Failed instead,
+    with the location of the registry.
     """
     from brewos_relay.registry.database import Database
 

@@ -220,7 +220,7 @@ def password(email: str, from_stdin: bool, data_dir: Path | None) -> None:
 @click.option("--off", is_flag=True, help="Make it an ordinary account again.")
 @data_dir_option
 def admin(email: str, off: bool, data_dir: Path | None) -> None:
-    """Make an account an administrator's.
+    """Make an account an administrator's, or ordinary with --off.
 
     \b
     Example:

@@ -130,7 +130,10 @@ class _DeferredSignals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch signals while the body runs, in the main thread; then raise what the signal stands for."""
+        """Catch SIGINT, SIGTERM and SIGHUP while the body runs, in the main thread.
+
+        If one arrived, raises KeyboardInterrupt or SystemExit after the body, also if the body has failed.
+        """
         earlier = {number: signal.signal(number, self._note) for number in _ENDINGS}
         try:
             yield
@@ -143,7 +146,10 @@ class _DeferredSignals:
                 raise SystemExit(128 + self._received)
 
     async def run(self, talk: Callable[[], Awaitable[tuple[float, float]]]) -> tuple[float, float]:
-        """Run `talk` until it ends or a signal arrives."""
+        """Return the result of `talk`. Cancel `talk` if a signal arrives, and return zeros.
+
+        The caller does not get to use the zeros: `caught` raises when its body ends.
+        """
         took = 0.0, 0.0
         with trio.CancelScope() as scope:
             self._hurry = partial(trio.lowlevel.current_trio_token().run_sync_soon, scope.cancel)

@@ -14,11 +14,13 @@ _THROTTLES: Final = frozenset({"throttled", "throttle_ended"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEvent:
-    """A device connected or disconnected, or began or ceased to be throttled.
+    """An event of a device: it connected or disconnected, or its throttling began or ended.
 
-    `since_ms` is how long the device had been disconnected, or connected; None if unknown. `detail` describes
-    the end of a connection (`by`, `code`, `reason`, `messages`, `roundTripMs`, if recorded), or what happened
-    while the device was throttled (`throttledS`, `merged`, `dropped`).
+    `since_ms` is how long the previous state lasted: for `online`, the time without a connection; for
+    `offline`, the length of the connection. It is None if unknown, and for throttling.
+
+    `detail` has the recorded fields of the event: for `offline`, `by`, `code`, `reason`, `messages` and
+    `roundTripMs`; for `throttle_ended`, `throttledS`, `merged` and `dropped`.
     """
 
     at_ms: int

@@ -215,7 +215,10 @@ def _check_server_on_port(name: str, url: str) -> Finding:
 
 
 def check_open_files() -> list[Finding]:
-    """Check the limit of open files, and so of connections."""
+    """Warn if this process may open only few files, and so connections. The check uses the hard limit.
+
+    A server has the same limit if it is started in the same way.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail = "no limit" if hard == resource.RLIM_INFINITY else f"{hard}"
     if hard != resource.RLIM_INFINITY and hard < _FEW_FILES:
@@ -251,7 +254,10 @@ class _Timex(ctypes.Structure):
 
 
 def _is_clock_synced() -> bool | None:
-    """Ask the kernel, without changing anything. Returns None if it does not say."""
+    """Return whether the kernel's clock is synchronized; None if the kernel does not tell.
+
+    adjtimex(2) changes nothing here, as `modes` is zero.
+    """
     try:
         state: int = ctypes.CDLL(None).adjtimex(ctypes.byref(timex := _Timex()))
     except (AttributeError, OSError):
@@ -262,7 +268,10 @@ def _is_clock_synced() -> bool | None:
 
 
 def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding]:
-    """Compare this computer's clock with that of a server, whose Date header has whole seconds."""
+    """Compare this computer's clock with the Date header of a server; more than 30 s apart is a failure.
+
+    The header has whole seconds, rounded down: the server's time is half a second later on average.
+    """
     name = "clock"
     try:
         before_s = time.time()

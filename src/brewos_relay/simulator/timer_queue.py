@@ -12,7 +12,10 @@ _SOONEST_S: Final = 0.001
 
 
 class Timed(Protocol):
-    """An object with a timer; `due_s` belongs to the queue."""
+    """An object with a timer.
+
+    `due_s` is the time of its next call, infinite at first; only the TimerQueue changes it.
+    """
 
     due_s: float
 

@@ -18,7 +18,7 @@ class UsagePattern(Protocol):
     """How a machine is used."""
 
     def begin(self, machine: Machine) -> None:
-        """Start using the machine."""
+        """Prepare the machine. Called once, before the first `act`; not again after a restart."""
 
     def act(self, machine: Machine) -> float:
         """Use the machine if it is time; return the latest time of the next call, in s from now.
@@ -40,7 +40,7 @@ class Barista:
         self._steams_next = False
 
     def begin(self, machine: Machine) -> None:
-        """Start using the machine: no action."""
+        """Leave the machine as it is, switched on or off."""
 
     def act(self, machine: Machine) -> float:
         """Use the machine if it is time; return the latest time of the next call, in s from now.

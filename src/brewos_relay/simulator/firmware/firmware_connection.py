@@ -173,9 +173,14 @@ async def open_firmware_connection(
     ssl_context: ssl.SSLContext | None,
     faithful: bool,
 ) -> AsyncIterator[FirmwareConnection]:
-    """Connect as a machine. Raises RelayUnreachable or RelayRefused.
+    """Connect as a machine while the block runs. Raises RelayUnreachable or RelayRefused.
 
-    `spawn` starts a task in a nursery that outlives the connection. Leaving the block drops waiting messages.
+    `faithful` connects as firmware does: it tries a failed connection once more, reads one line of the answer
+    in each turn of its loop, and gives large frames no random mask. Otherwise there is one attempt, the
+    answer is read at once, and large frames are masked, too.
+
+    `spawn` starts a task in a nursery that outlives the connection. Leaving the block drops waiting messages,
+    and sends no close frame.
     """
     handshake_key = websocket_key(rng.randbytes(16))
     request = upgrade_request(

@@ -68,7 +68,7 @@ def close_payload(code: int) -> bytes:
 
 
 class FrameReader:
-    """Collects received bytes, and returns complete frames."""
+    """Splits received bytes into frames."""
 
     __slots__ = ("_data",)
 
@@ -81,7 +81,11 @@ class FrameReader:
         return bool(self._data)
 
     def feed(self, data: bytes | bytearray, take: Callable[[Frame], None]) -> None:
-        """Pass on each complete frame. Raises UnreadableFrame at the first that firmware cannot read."""
+        """Add received bytes, and call `take` with each frame that they complete.
+
+        An incomplete frame waits for the next call. Raises UnreadableFrame at the first frame that firmware
+        cannot read, after the frames before it.
+        """
         received = self._data
         received += data
         at = 0

@@ -28,7 +28,10 @@ def mqtt_test(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def mqtt_config(machine: "Machine", command: _Command) -> CommandResult:
-    """Set the broker."""
+    """Store the settings of MQTT; omitted fields keep their values. `port` is checked, but not stored.
+
+    No connection is made: the machine reports one if MQTT is enabled and has a broker.
+    """
     now = machine.configuration.mqtt
     fields.whole(command, "port", low=1, high=65_535, default=1883)
     enabled = fields.flag(command, "enabled", default=now["enabled"])
@@ -43,7 +46,7 @@ def mqtt_config(machine: "Machine", command: _Command) -> CommandResult:
 
 
 def configure_power_meter(machine: "Machine", command: _Command) -> CommandResult:
-    """Set the topic of a power meter."""
+    """Set the MQTT topic of the power meter. `source` "none", or no `source`, removes the meter."""
     source = fields.choice(command, "source", ("none", "mqtt"), "none")
     if source == "none":
         machine.configuration.meter_topic = None
@@ -129,7 +132,7 @@ def get_time_status(machine: "Machine", _: _Command) -> CommandResult:
 
 
 def sync_time(machine: "Machine", _: _Command) -> CommandResult:
-    """Synchronize the time, which a simulated machine need not do."""
+    """Report the time as synchronized. The simulated clock stays as it is."""
     return CommandResult("info", "Time synchronised", answers=(_time_status(machine),))
 
 

@@ -129,7 +129,10 @@ def restart(_machine: "Machine", _: _Command) -> CommandResult:
 
 
 def factory_reset(machine: "Machine", _: _Command) -> CommandResult:
-    """Reset all settings, including the cloud's."""
+    """Restore all default settings, switch off, and stay offline until the next power cycle.
+
+    A machine that was reset has lost the settings of its cloud connection.
+    """
     machine.switch_off()
     machine.configuration = Configuration()
     machine.brew.setpoint_c, machine.steam.setpoint_c = 93.0, 140.0
