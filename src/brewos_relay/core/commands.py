@@ -135,10 +135,7 @@ class Commands:
                 answers.append(self._answer(client, head))
             elif head.type in self._dialect.state_requests and client.access_ends_at > now:
                 answers += self._answer_state_request(client, text, head, to_device, now)
-            elif not (
-                client.access_ends_at > now
-                and client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
-            ):
+            elif not self._allows(client, head, now):
                 refusal = messages.forbidden(self._presence.device_id)
                 answers += self._record_outcome(client, head, "forbidden", refusal)
             elif head.not_after is not None and _remaining_s(head) <= 0:
@@ -159,9 +156,7 @@ class Commands:
                 counters.undeliverable += len(to_device)
                 answers.append(messages.DEVICE_BUSY)
             for head in passed_on:
-                self._note(client, head, became)
-                if head.request_id is not None or head.not_after is not None:
-                    answers.append(messages.command_status(head.request_id, became, now_ms()))
+                answers += self._record_outcome(client, head, became)
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
@@ -195,15 +190,11 @@ class Commands:
         answers = [told] if told is not None else []
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
-        self._note(client, head, status)
-        return answers
-
-    def _note(self, client: ClientAttachment, head: CommandHead, status: str) -> None:
-        """Count and record the outcome of a command."""
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
         detail = {"name": head.name, "outcome": status}
         self._note_activity(self._presence.device_id, "command", client.grant.user_id, detail)
+        return answers
 
     def _note_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)

@@ -103,8 +103,9 @@ class ActivityRecorder:
     """Records the activity and presence of devices, and what a device told about itself when it goes offline.
 
     The registry keeps a bounded number of entries for each device. So that no user can displace the entries
-    of others, at most 120 entries per user and device are recorded in four minutes. Nothing is recorded when
-    an anonymous device connects or disconnects: anyone can register thousands of these.
+    of others, at most 120 entries per user and device are recorded until `run` begins the next window, every
+    four minutes. Nothing is recorded when an anonymous device connects or disconnects: anyone can register
+    thousands of these.
     """
 
     def __init__(self, notes: WriteBehind) -> None:
