@@ -10,7 +10,7 @@ APPS, DEVICES = GROWTHS
 
 
 def results(*rows: tuple[str, str, str, list[float]]) -> Results:
-    """Make results of workloads, keys, servers and the figures of the rounds."""
+    """Build results from workloads, keys, servers and the figures of the rounds."""
     return Results(
         [
             {"workload": workload, "server": server, "run": run, key: value, "mode": "fanout"}

@@ -29,7 +29,7 @@ def test_growth_is_measured_at_enough_sizes_also_in_a_quick_look() -> None:
     assert (min(GROWTHS[1].sizes.values()), max(GROWTHS[1].sizes.values())) == (10, 4000)
 
 
-def test_every_workload_says_what_load_needs() -> None:
+def test_each_workload_has_a_complete_command_and_known_servers() -> None:
     for workload in WORKLOADS:
         assert workload.command[:5] == [
             workload.mode,

@@ -244,7 +244,7 @@ async def test_removing_a_machine_closes_it_and_all_its_clients(tmp_path: Path) 
         assert (await home.knock(f"/ws/client?token={ada.token}&device={MACHINE}")).status == 403
 
 
-async def test_a_server_of_its_own_hears_of_it_as_well(tmp_path: Path) -> None:
+async def test_changes_take_effect_in_a_server_process(tmp_path: Path) -> None:
     with trio.fail_after(30):
         async with serve_process(
             tmp_path, DATA_DIR=tmp_path, BREWOS_RELAY_CLIENT_RATE=0, BREWOS_RELAY_DEVICE_MIN_AGE_S=0.1
@@ -362,7 +362,7 @@ async def test_an_access_ends_when_it_expires(tmp_path: Path) -> None:
         assert (await home.knock(f"/ws/client?token={mel.token}&device={MACHINE}")).status == 403
 
 
-async def test_an_access_that_was_given_until_a_time_ends_then(tmp_path: Path) -> None:
+async def test_a_share_with_an_end_closes_its_client_then(tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         ada = await home.person("ada")
         await home.pair(ada)

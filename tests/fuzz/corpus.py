@@ -1,4 +1,4 @@
-"""What fuzzing begins with: inputs as they should be."""
+"""Valid inputs, which fuzzing mutates."""
 
 import random
 import ssl
@@ -23,7 +23,7 @@ from support.wire_client import (
 
 MACHINE: Final = "BRW-00000001"
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25
-"""Of `MACHINE`, as `support.process` registers it."""
+"""The key of `MACHINE`, as `support.process` registers it."""
 
 STATUS: Final[dict[str, Any]] = {
     "type": "status",

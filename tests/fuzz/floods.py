@@ -1,7 +1,7 @@
-"""Floods of valid requests, while a bystander signs in and connects: how long that takes, quiet and flooded.
+"""Measure a bystander's sign-ins and connections, with and without a flood of valid requests.
 
-The floods come from another process, and from other networks, which they name as a trusted proxy does. Quiet
-and flooded windows take turns, since a machine is not equally fast all the time.
+The floods come from another process, and name other networks as a trusted proxy does. Quiet and flooded
+windows alternate, since the speed of a computer varies.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from support.wire_client import upgrade_head
 
 PASSWORD: Final = "correct horse battery"
 WINDOWS: Final = 4
-"""Quiet windows, and as many flooded ones."""
+"""The number of quiet windows, and of flooded ones."""
 EVERY_S: Final = 0.15
-"""The bystander's pause between a sign-in and a connection each."""
+"""The bystander's pause after a sign-in and a connection."""
 MOST_RATIO: Final = 2.0
-"""How much longer the slowest of a hundred may take in a flood."""
+"""The limit for the slowest 1 % in a flood, relative to quiet."""
 SETTLE_S: Final = 3.0
 ANSWER_S: Final = 20.0
 MOST_LOG_BYTES: Final = 1_000_000
@@ -71,7 +71,7 @@ class Seen:
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterable[str]:
-        """Say what was measured."""
+        """Describe the measurements."""
         for name in self.quiet:
             quiet, flooded = percentile(self.quiet[name]), percentile(self.flooded[name])
             yield (
@@ -100,7 +100,7 @@ def percentile(times: list[float], percent: float = 99) -> float:
 async def ask(
     address: tuple[str, int], path: str, body: dict[str, Any], *, network: str, token: str | None = None
 ) -> tuple[int, Any]:
-    """Send a POST request in a connection of its own; gives the status and what the JSON says."""
+    """Send a POST request on a new connection. Return the status and the JSON."""
     payload = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: relay.example\r\nConnection: close\r\n"
     head += f"X-Forwarded-For: {network}\r\n"
@@ -117,7 +117,7 @@ async def ask(
 
 @asynccontextmanager
 async def connected(address: tuple[str, int], target: str, *, network: str) -> Any:
-    """Open a WebSocket for the block; gives the status of the answer."""
+    """Open a WebSocket for the block. Yields the status of the response."""
     head = upgrade_head(target).removesuffix(b"\r\n") + f"X-Forwarded-For: {network}\r\n\r\n".encode()
     with trio.fail_after(ANSWER_S):
         stream = await trio.open_tcp_stream(*address)
@@ -168,7 +168,7 @@ class Flood:
         async with trio.open_nursery() as nursery:
             for number in itertools.count():
                 await trio.sleep_until(began_at + number / per_s)
-                if len(nursery.child_tasks) < per_s:  # what a server does not answer is not sent either
+                if len(nursery.child_tasks) < per_s:  # skip while a second's requests are unanswered
                     nursery.start_soon(self._one, kind, request, number)
 
     async def _one(self, kind: str, request: Callable[[int], Awaitable[int]], number: int) -> None:
@@ -210,7 +210,7 @@ class Flood:
 
 
 async def flood_until_told(plan: dict[str, Any]) -> None:
-    """Flood, and say how that was answered."""
+    """Flood, and print the counts of responses."""
     flood = Flood((plan["host"], plan["port"]), plan)
     await flood.run(plan["secs"])
     print(json.dumps(flood.answers), flush=True)
@@ -220,7 +220,7 @@ async def flood_until_told(plan: dict[str, Any]) -> None:
 
 
 class Bystander:
-    """Signs in, and connects as a machine, again and again, each time from a network that is known."""
+    """Signs in and connects as a machine repeatedly, from networks that have signed in before."""
 
     def __init__(self, address: tuple[str, int], seen: Seen) -> None:
         self.address = address
@@ -256,7 +256,7 @@ class Bystander:
 
 
 async def street(address: tuple[str, int], seen: Seen) -> None:
-    """Let a street come back after a power cut: machines behind one address, all in a few seconds."""
+    """Reconnect a street after a power cut: machines behind one address, all in a few seconds."""
     began_at = trio.current_time()
     back = 0
 
@@ -287,7 +287,7 @@ async def street(address: tuple[str, int], seen: Seen) -> None:
 
 
 def fill(url: str) -> None:
-    """Make the accounts and machines of everyone."""
+    """Add the accounts and machines of the bystander, the flood and the street."""
     at_ms, password_hash = now_ms(), hash_password(PASSWORD)
     with Database.open(url) as database, database.writing() as db:
         names = [f"bystander{number}" for number in range(BYSTANDERS)]

@@ -1,7 +1,7 @@
 """Fuzz the HTTP API of a running server from its OpenAPI document, as users of every role.
 
-schemathesis makes the requests and checks the responses. Since requests take effect, the access of the users
-is restored again and again.
+schemathesis makes the requests and checks the responses. Since requests take effect, the users' access
+is restored repeatedly.
 """
 
 import argparse
@@ -28,22 +28,22 @@ from support.wire_client import Ended, WireClient
 
 HERE: Final = Path(__file__).parent
 MACHINE: Final = machine_id(1)
-"""One that is online, and that the owner, the member and the viewer have."""
+"""An online machine of the owner, the member and the viewer."""
 DAY_MS: Final = 24 * 3_600_000
 STEP_S: Final = 0.2
 LAST_S: Final = 300.0
-"""What asking as the last one may take beyond the time that there is."""
+"""How long the requests of the last user may take after time is up."""
 
-# Without looking for garbage: Python 3.11 trips over that while hypothesis reads sources.
+# Without garbage collection, which fails on Python 3.11 while hypothesis reads sources.
 _SCHEMATHESIS: Final = "import gc; gc.disable(); from schemathesis.cli import schemathesis; schemathesis()"
 
-# These end what the rest of a pass needs.
+# These end the session that the rest of a pass needs.
 LAST: Final = "^/api/auth/(logout|logout-all|sessions/)|^/api/me/password"
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A caller; `token` is None for an anonymous one, `leaves` is True if it has a session to end."""
+    """A caller. `token` is None if it is anonymous; `leaves` is True if it has a session to end."""
 
     name: str
     token: str | None
@@ -51,11 +51,11 @@ class Asker:
 
 
 async def main(arguments: argparse.Namespace) -> list[str]:
-    """Ask as everybody, in any order, until time is up; return as whom something was found."""
+    """Send requests as each caller, in random order, until time is up. Return the callers with findings."""
     logged = Errors()
     logging.getLogger().addHandler(logged)
     end_s = trio.current_time() + arguments.minutes * 60
-    # All of it comes from one address, and faster than anybody's.
+    # All requests come from one address, faster than its limits allow.
     RequestLimit.admit = lambda *_args, **_named: None  # type: ignore[method-assign]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
@@ -68,13 +68,13 @@ async def main(arguments: argparse.Namespace) -> list[str]:
             nursery.start_soon(put_back, server, users)
             schema = Path(folder) / "openapi.json"
             schema.write_bytes(await document(server, users))
-            everybody = await askers(server, users)
-            random.Random(arguments.seed).shuffle(everybody)
-            for asker in everybody:
+            callers = await askers(server, users)
+            random.Random(arguments.seed).shuffle(callers)
+            for asker in callers:
                 if arguments.askers and asker.name not in arguments.askers:
                     continue
                 if trio.current_time() > end_s:
-                    print(f"\n===== no time is left to ask as {asker.name}", flush=True)
+                    print(f"\n===== no time is left for {asker.name}", flush=True)
                     continue
                 if not await ask(server, asker, schema, arguments):
                     failed.append(asker.name)
@@ -84,7 +84,7 @@ async def main(arguments: argparse.Namespace) -> list[str]:
 
 
 class Errors(logging.Handler):
-    """Keeps what the server logs as an error."""
+    """Keeps the server's error records."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -95,7 +95,7 @@ class Errors(logging.Handler):
 
 
 async def people(server: HereServer) -> dict[str, str]:
-    """Make an account for each role, and give the user ids by role."""
+    """Add an account for each role. Return the user ids by role."""
     made = {}
     for role in ("admin", "owner", "member", "viewer", "stranger"):
         user = await server.server.store.write(
@@ -107,7 +107,7 @@ async def people(server: HereServer) -> dict[str, str]:
 
 
 async def askers(server: HereServer, users: dict[str, str]) -> list[Asker]:
-    """Make a token for everybody there is: of sessions, of the command line, and what is none."""
+    """Make a token for each caller: of a session, of the command line, expired, and none."""
     found = []
     for role, user_id in users.items():
         session_id = secrets.token_hex(16)
@@ -136,7 +136,7 @@ async def askers(server: HereServer, users: dict[str, str]) -> list[Asker]:
 async def be_a_machine(
     server: HereServer, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Be there as MACHINE, and come back whenever it has to."""
+    """Stay connected as MACHINE, and reconnect when closed."""
     while True:
         try:
             connection: WireClient = await server.device(MACHINE)
@@ -151,7 +151,7 @@ async def be_a_machine(
 
 
 async def put_back(server: HereServer, users: dict[str, str]) -> None:
-    """Give MACHINE back to those who are to have it."""
+    """Restore the users' access to MACHINE, again and again."""
     roles: tuple[Role, ...] = ("owner", "member", "viewer")
     while True:
         for role in roles:
@@ -160,7 +160,7 @@ async def put_back(server: HereServer, users: dict[str, str]) -> None:
 
 
 async def document(server: HereServer, users: dict[str, str]) -> bytes:
-    """Fetch the document, and let it name devices and users that there are."""
+    """Fetch the OpenAPI document and insert the ids of existing devices and users."""
     connection = await server.connect()
     response = await connection.ask(b"GET /api/openapi.json HTTP/1.1\r\nHost: relay.example\r\n\r\n")
     content = msgspec.json.decode(response.body)
@@ -177,7 +177,7 @@ async def document(server: HereServer, users: dict[str, str]) -> bytes:
 
 
 async def ask(server: HereServer, asker: Asker, schema: Path, arguments: argparse.Namespace) -> bool:
-    """Let schemathesis ask as somebody; True if it found nothing."""
+    """Run schemathesis as one caller. Return True if it found nothing."""
     passes: list[list[str]] = [[]]
     if asker.leaves:
         passes = [["--exclude-path-regex", LAST], ["--include-path-regex", LAST]]
@@ -190,7 +190,7 @@ async def ask(server: HereServer, asker: Asker, schema: Path, arguments: argpars
             *("--max-examples", arguments.examples, "--request-timeout", 10),
             *("--phases", "examples,coverage,fuzzing", "--continue-on-failure"),
             *("--suppress-health-check", "all", "--warnings", "off"),
-            # Whether somebody may do a thing is for the other tests; here, it may be refused.
+            # Other tests check permissions. Here, any request may be refused.
             *("--checks", "all", "--exclude-checks", "use_after_free,ensure_resource_availability"),
             *selection,
         ]

@@ -1,4 +1,4 @@
-"""Send nonsense to a real server on raw sockets, while a machine and its app go on talking through it."""
+"""Send invalid data to a real server on raw sockets, while a machine and its app communicate through it."""
 
 import random
 import ssl
@@ -24,21 +24,21 @@ CANARY: Final = machine_id(0x7FFFFFFF)
 ATTACKED: Final = [machine_id(number) for number in (1, 2, 3)]
 ATTACKERS: Final = 12
 EXPECTED: Final = frozenset({501, 503})
-"""What a server may say of itself: a transfer coding that it does not know, and that it is busy."""
+"""Accepted server errors: an unknown transfer coding, and a busy server."""
 ECHO_S: Final = 5.0
-"""How long a message of the bystanders may take."""
+"""How long a message between the bystanders may take."""
 CALM_S: Final = 30.0
-"""How long after the last attack something of it may be counted."""
+"""How long after the last attack its connections may still be counted."""
 FROM_ELSEWHERE: Final = b"PROXY TCP4 203.0.113.7 127.0.0.1 50000 443\r\n"
 MOST_PAYLOAD_BYTES: Final = 10_000
 PATIENCE_S: Final = 0.5
 """How long an attacker waits for an answer."""
 TRICKLE_S: Final = 0.05
-"""The longest pause within what an attacker says."""
+"""The longest pause within the data of an attacker."""
 MOST_MIB: Final = 256
-"""The memory that a server may need for any input: three times its need for a few connections."""
+"""The memory that a server may use for any input: three times that for a few connections."""
 FILES_MORE: Final = 30
-"""How many more files it may have open when all have gone: each thread of the registry keeps some."""
+"""How many more files it may have open at the end: each thread of the registry keeps some."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Seen:
     attacks: int = 0
     upgraded: int = 0
     outlasted: int = 0
-    """How many connections of machines were held for as long as they must be."""
+    """The connections of machines that were held long enough."""
     echoes: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -78,19 +78,19 @@ class Attacker:
         return self._mutator.chance
 
     async def attack_on(self) -> None:
-        """Attack for ever."""
+        """Attack until cancelled."""
         while True:
             await self.attack()
 
     async def attack(self) -> None:
-        """Connect, say something, look at what is answered, and leave in one of several ways."""
+        """Connect, send data, check the response, and disconnect in one of several ways."""
         if self._tls_context is not None and self._chance.random() < 0.2:
             await self._spoil_tls()
             return
         try:
             connection = await WireClient.connect(self._server.address, tls_context=self._tls_context)
         except ConnectionError as problem:
-            self._seen.problems.append(f"nobody can connect: {problem!r}")
+            self._seen.problems.append(f"a connection failed: {problem!r}")
             return
         try:
             with suppress(Ended, trio.BrokenResourceError), trio.move_on_after(ECHO_S):
@@ -103,7 +103,7 @@ class Attacker:
                 await trio.aclose_forcefully(connection.stream)
 
     async def _spoil_tls(self) -> None:
-        """Begin with what is no TLS, or not quite."""
+        """Begin with data that is not, or not quite, TLS."""
         connection = await WireClient.connect(self._server.address)
         try:
             with suppress(Ended, trio.BrokenResourceError), trio.move_on_after(PATIENCE_S):
@@ -143,7 +143,7 @@ class Attacker:
             await connection.read_to_end()
 
     def _frame(self) -> bytes:
-        """Make a frame: one that is not quite right, or a right one of a message that is not."""
+        """Make a frame: a broken one, or a valid one with a broken message."""
         kind = self._chance.choice((TEXT, BINARY, None, None))
         if kind is None:
             return self._mutator.mutated(corpus.FRAMES)
@@ -181,7 +181,7 @@ async def stand_by(
     tls_context: ssl.SSLContext | None,
     within_s: float,
 ) -> None:
-    """Be a machine and its app that send each other messages, for a while."""
+    """Run a machine and its app that send each other messages for a while."""
     device, app = [
         await _connect(server, target, behind_proxy, tls_context)
         for target in (
@@ -222,7 +222,7 @@ async def _connect(
 async def wait_calm(
     server: ProcessServer, *, behind_proxy: bool, tls_context: ssl.SSLContext | None
 ) -> str | None:
-    """Wait until nobody is counted any more; say who is, if that does not happen."""
+    """Wait until the server counts no peers. Return its counts if that takes too long."""
     counted: object = "nothing"
     with trio.move_on_after(CALM_S):
         while True:
@@ -236,7 +236,7 @@ async def wait_calm(
             if counted["devices"] == 0 and counted["clients"] == 0:
                 return None
             await trio.sleep(0.5)
-    return f"{CALM_S:.0f} s after everybody has left, the server counts {counted}"
+    return f"{CALM_S:.0f} s after all peers have left, the server counts {counted}"
 
 
 async def fuzz_server(
@@ -244,8 +244,8 @@ async def fuzz_server(
 ) -> Seen:
     """Attack a server of its own for a while.
 
-    Over TLS, it keeps its promise to machines that no connection of theirs ends too young. Otherwise it does
-    not, so that more can be tried in the same time.
+    Over TLS, the server holds the connections of machines until they are old enough. Otherwise it does not,
+    so that more can be tried in the same time.
     """
     settings: dict[str, object] = {
         "DATA_DIR": folder,
@@ -295,14 +295,14 @@ async def fuzz_server(
             seen.problems += await _look_at_the_rest(server, files, behind_proxy, tls_context)
         seen.problems += errors_in(server.log_file.read_text(errors="replace"))[:5]
     if not seen.echoes:
-        seen.problems.append("the bystanders had no word")
+        seen.problems.append("the bystanders exchanged no message")
     return seen
 
 
 async def _look_at_the_rest(
     server: ProcessServer, files: int, behind_proxy: bool, tls_context: ssl.SSLContext | None
 ) -> list[str]:
-    """Say what is left of the attacks."""
+    """Return the problems that the attacks left behind."""
     problems = []
     if left := await wait_calm(server, behind_proxy=behind_proxy, tls_context=tls_context):
         problems.append(left)

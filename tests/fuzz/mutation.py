@@ -1,4 +1,4 @@
-"""Make inputs out of others, as somebody does who knows the form and does not keep to it."""
+"""Mutate valid inputs into almost valid ones."""
 
 import random
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ INTERESTING: Final = (
     b'"type"',
     b"\xa4type",
 )
-"""What parsers have stumbled over."""
+"""Inputs that have broken parsers."""
 MOST_BYTES: Final = 70_000
 
 
@@ -45,7 +45,7 @@ class Mutator:
         self.chance = random.Random(seed)
 
     def mutated(self, corpus: Sequence[bytes]) -> bytes:
-        """Give one of the corpus, mostly changed in a few places."""
+        """Return an input of the corpus, mostly changed in a few places."""
         data = bytearray(self.chance.choice(corpus))
         for _ in range(self.chance.choice((0, 1, 1, 2, 3, 8))):
             self._change(data, corpus)

@@ -1,7 +1,7 @@
-"""Machines that send nonsense and wait: none of their connections may end before it is old enough.
+"""Machines that send invalid data and wait: no connection may end before it is old enough.
 
-A machine whose connection ends within 5 s discards its key, for any reason. So a server holds one
-that has gone wrong until it is 8 s old.
+A machine whose connection ends within 5 s discards its key, for any reason. So a server holds
+a failed connection until it is 8 s old.
 """
 
 import ssl
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 PATIENT: Final = [machine_id(number) for number in range(0x100, 0x110)]
 SETTINGS: Final[dict[str, object]] = {"BREWOS_RELAY_TLS_SELF_SIGNED": "true"}
-"""Of a server that keeps its promise to machines: over TLS, as they come."""
+"""The settings of a server that holds connections of machines. They use TLS, as in the field."""
 HELD_S: Final = ServerLimits().device_min_age_s
 SLACK_S: Final = 0.5
-"""By how much our clock may have begun later than the server's."""
+"""How much later than the server this process may have started its clock."""
 MOST_PAYLOAD_BYTES: Final = 40_000
 
 

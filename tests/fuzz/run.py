@@ -55,24 +55,24 @@ def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[st
 
 
 def fuzz_live(*, secs: float, seed: int, behind_proxy: bool, tls: bool) -> tuple[int, list[str]]:
-    """Attack a server for a while; return how often, and what was found."""
-    from fuzz.live import fuzz_server  # not before it is needed: the parts above run without a server
+    """Attack a server for a while. Return the number of attacks and the findings."""
+    from fuzz.live import fuzz_server  # imported late: the parts above run without a server
 
     with tempfile.TemporaryDirectory(prefix="brewos-relay-fuzz-") as folder:
 
         async def attack() -> tuple[int, list[str]]:
             seen = await fuzz_server(Path(folder), secs=secs, seed=seed, behind_proxy=behind_proxy, tls=tls)
             answers = dict(sorted(seen.statuses.items()))
-            print(f"  {seen.upgraded} were let in, {seen.echoes} messages of bystanders, answers {answers}")
+            print(f"  {seen.upgraded} upgraded, {seen.echoes} messages of bystanders, responses {answers}")
             if tls:
-                print(f"  {seen.outlasted} connections of machines were held for as long as they must be")
+                print(f"  {seen.outlasted} connections of machines were held long enough")
             return seen.attacks, seen.problems
 
         return trio.run(attack)
 
 
 def fuzz_floods(*, secs: float, seed: int) -> tuple[int, list[str]]:
-    """Flood a server with valid requests; return how many, and what a bystander noticed."""
+    """Flood a server with valid requests. Return their number and the problems of a bystander."""
     from fuzz.floods import flood_server
 
     with tempfile.TemporaryDirectory(prefix="brewos-relay-floods-") as folder:
@@ -86,7 +86,7 @@ def fuzz_floods(*, secs: float, seed: int) -> tuple[int, list[str]]:
 
 
 def fuzz_http(arguments: argparse.Namespace) -> tuple[int, list[str]]:
-    """Let schemathesis ask as everybody that there is."""
+    """Run schemathesis as each caller."""
     from fuzz import http_api
 
     failed = trio.run(http_api.main, arguments)
@@ -94,7 +94,7 @@ def fuzz_http(arguments: argparse.Namespace) -> tuple[int, list[str]]:
 
 
 def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Look for inputs that the relay does not expect.")
+    parser = argparse.ArgumentParser(description="Fuzz the relay with random and invalid inputs.")
     parser.add_argument(
         "--only",
         type=lambda names: names.split(","),
@@ -107,17 +107,19 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--minutes",
         type=float,
         default=10.0,
-        help="when to begin with nothing more (default 10); what was left out is said",
+        help="start nothing after this many minutes (default 10); skipped parts are printed",
     )
-    parser.add_argument("--seed", type=int, help="try the same inputs as another time")
+    parser.add_argument("--seed", type=int, help="repeat a run by its seed (default: a new one)")
     http = parser.add_argument_group("http")
     http.add_argument(
         "--examples", type=int, default=25, help="requests of each kind, for each operation (default 25)"
     )
-    http.add_argument("--as", action="append", dest="askers", metavar="NAME", help="ask as these only")
+    http.add_argument(
+        "--as", action="append", dest="askers", metavar="NAME", help="only as this caller (repeatable)"
+    )
     chosen = parser.parse_args(given)
     if unknown := set(chosen.only) - set(PARTS):
-        parser.error(f"--only: unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"--only: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     return chosen
 
 

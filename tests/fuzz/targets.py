@@ -27,7 +27,7 @@ MOST_STATE_BYTES: Final = 64 * 1024
 
 
 def fuzz_frames(data: bytes, mutator: Mutator) -> None:
-    """Bytes mean the same however they are cut, and never more than they may."""
+    """The parsed messages do not depend on how the bytes are split, and keep the limits."""
     skip = mutator.chance.random() < 0.5
     whole, pieces = (
         CollectingParser(max_message_bytes=MOST_MESSAGE_BYTES, skip_oversize=skip) for _ in range(2)
@@ -112,7 +112,7 @@ def fuzz_proxy(data: bytes, mutator: Mutator) -> None:
 
 
 def fuzz_messages(data: bytes, mutator: Mutator) -> None:
-    """What is peeked at is there for everybody who reads the whole, in either encoding."""
+    """A peeked type equals the type in the decoded message, in either encoding."""
     for is_text in (True, False):
         if is_text and not is_utf8(data):
             continue
@@ -138,7 +138,7 @@ def fuzz_messages(data: bytes, mutator: Mutator) -> None:
 
 
 def fuzz_commands(data: bytes, mutator: Mutator) -> None:
-    """A client's message that is accepted has one meaning, whichever parser reads it."""
+    """All parsers read the same in a client's message that the relay accepts."""
     if is_utf8(data):
         check_meaning(data)
     text = Message(data, is_text=False).as_command()
@@ -155,10 +155,10 @@ def is_utf8(data: bytes) -> bool:
 
 
 def fuzz_snapshot(data: bytes, mutator: Mutator) -> None:
-    """A state stays bounded, and can be told to apps and to people, whatever the machine has said of it."""
+    """A snapshot stays bounded and can be sent to apps and the API, for any messages of the machine."""
     snapshot = Snapshot(BREWOS)
     said = [data, *(mutator.mutated(MESSAGES) for _ in range(mutator.chance.choice((1, 3, 120))))]
-    if mutator.chance.random() < 0.8:  # or else most of them change what is not known
+    if mutator.chance.random() < 0.8:  # without a status, most deltas change nothing
         said.insert(0, mutator.chance.choice((corpus.JSON[0], corpus.PACKED[0])))
     for payload in said:
         is_text = is_utf8(payload) and not payload[:1] >= b"\x7f"
@@ -183,7 +183,7 @@ MESSAGES: Final = (*corpus.JSON, *corpus.PACKED)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something to be fuzzed; `check` raises whatever it finds."""
+    """A fuzz target; `check` raises for each finding."""
 
     name: str
     corpus: Sequence[bytes]

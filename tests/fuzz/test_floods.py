@@ -19,7 +19,7 @@ async def test_a_bystander_signs_in_and_connects_during_floods(
     assert all(len(times) >= 2 for times in (*seen.quiet.values(), *seen.flooded.values()))
 
 
-def test_a_bystander_who_waits_is_found() -> None:
+def test_a_delayed_bystander_is_reported() -> None:
     seen = Seen()
     for times in (*seen.quiet.values(), seen.flooded["sign-in"]):
         times.extend([0.010] * 100)

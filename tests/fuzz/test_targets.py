@@ -31,7 +31,7 @@ def find(name: str) -> list[str]:
 def forgetful(
     feed: Callable[[FrameParser, bytes], list[Message] | Parsed],
 ) -> Callable[..., list[Message] | Parsed]:
-    """Break a parser: what is left of a frame is forgotten."""
+    """Break a parser: it forgets the rest of an incomplete frame."""
 
     def broken(self: FrameParser, data: bytes) -> list[Message] | Parsed:
         messages = feed(self, data)
@@ -41,12 +41,12 @@ def forgetful(
     return broken
 
 
-def test_a_parser_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_that_forgets_incomplete_frames_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrameParser, "feed", forgetful(FrameParser.feed))
     assert find("frames")
 
 
-def test_a_header_that_is_passed_on_as_it_came_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_with_a_line_of_the_request_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(head: bytes) -> Request:
         line = head.split(b"\r\n")[0].decode("latin-1")
         raise Refusal(400, "no", headers={"X-Asked": line})
@@ -55,12 +55,12 @@ def test_a_header_that_is_passed_on_as_it_came_is_found(monkeypatch: pytest.Monk
     assert find("handshake")
 
 
-def test_a_proxy_header_that_comes_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_header_whose_end_depends_on_later_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "parse_proxy_header", lambda data: (ProxyHeader(), len(data)))
     assert find("proxy")
 
 
-def test_a_peek_that_sees_what_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peek_at_a_missing_type_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Message, "peek", lambda _: Head(type="status"))
     assert find("messages")
 
@@ -90,7 +90,7 @@ def test_a_finding_is_reported_once_with_its_seed() -> None:
     assert "--only frames --seed 3" in found[0]
 
 
-def test_parts_that_are_unknown_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments(["--only", "frames,nothing"])
     assert "nothing" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The machines and apps that are to come back."""
+"""The machines and apps that reconnect."""
 
 import random
 import ssl
@@ -13,7 +13,7 @@ from support.faithful_device import UNFORGIVING_S, FaithfulDevice
 from support.process import KEY, Reach, machine_id
 
 SPREAD_S: Final = 10.0
-"""Over how long the fleet is switched on, for each thousand."""
+"""The time to switch on each thousand machines."""
 LOOK_EVERY_S: Final = 0.25
 LINE_EVERY_S: Final = 5.0
 
@@ -51,9 +51,9 @@ class Fleet:
 
     @property
     def young(self) -> int:
-        """How many machines may lose their key if connections end now, whatever the server does.
+        """The number of machines that may lose their key if connections end now.
 
-        Some of them have not read yet that they were let in.
+        Some of them have not read their 101 yet.
         """
         youngest = trio.current_time() - UNFORGIVING_S
         return sum(
@@ -74,13 +74,13 @@ class Fleet:
         return sum(device.keys_destroyed for device in self.devices)
 
     def complete(self) -> bool:
-        """Whether everybody is there who can be."""
+        """Whether all apps, and all machines that have their key, are attached."""
         return self.devices_there + self.keys_destroyed >= len(self.devices) and self.apps_there == len(
             self.apps
         )
 
     def back_after_s(self, since: float) -> list[float]:
-        """Give after how many seconds each machine was let in for the last time."""
+        """Return after how many seconds each machine was last admitted."""
         last = [device.opened_at[-1] for device in self.devices if device.opened_at]
         return [at - since for at in last if at > since]
 
@@ -99,7 +99,7 @@ async def switched_on(fleet: Fleet) -> AsyncIterator[trio.Nursery]:
 async def wait_complete(fleet: Fleet, *, within_s: float) -> tuple[bool, float]:
     """Wait until all peers are attached, and print their number now and then.
 
-    Returns whether all are attached, and the most that this process was late: its times of admissions may be
+    Return whether all are attached, and the longest delay of this process: its times of admissions may be
     late by as much.
     """
     began_at = line_at = trio.current_time()

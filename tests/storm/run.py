@@ -36,8 +36,8 @@ NEWCOMERS_S: Final = 3.0
 """How long before the server stops new machines begin to connect. A killed server costs them their keys in
 any case; a draining one must hold them."""
 MOST_LATE_S: Final = 2.0
-"""Where this process has no time for its machines, they give up by themselves, and their figures say nothing
-of the server: let fewer come, or let nothing else run."""
+"""The longest delay of this process. Beyond it, the machines time out by themselves, and the figures say
+nothing about the server: use fewer machines, or stop other programs."""
 SLACK_S: Final = 40.0
 SPARE_FILES: Final = 300
 STOPS: Final = {"kill": signal.SIGKILL, "restart": signal.SIGTERM}
@@ -53,7 +53,7 @@ async def counted(relay: Relay, tls_context: ssl.SSLContext | None) -> tuple[int
 
 
 def longest_s(devices: int, admit_rate: float) -> float:
-    """Say when everybody has to be back: of a wave, all of which come at once, so many are let in."""
+    """Return the time limit for all to be back: each wave of reconnects admits `admit_rate` machines."""
     waves = math.ceil(devices / admit_rate)
     return waves * (RECONNECT_S + 0.5) + SLACK_S
 
@@ -61,9 +61,9 @@ def longest_s(devices: int, admit_rate: float) -> float:
 async def storm(
     relay: Relay, fleet: Fleet, kind: str, arguments: argparse.Namespace, tls_context: ssl.SSLContext | None
 ) -> bool:
-    """Stop the server, start it again, and judge what becomes of the fleet; True if all is well."""
+    """Stop and start the server, and check the fleet. Return True if all checks pass."""
     destroyed, young = fleet.keys_destroyed, fleet.young
-    print(f"\n{kind}: the server gets {STOPS[kind].name}; {young} machines have just come", flush=True)
+    print(f"\n{kind}: the server gets {STOPS[kind].name}; {young} machines have just connected", flush=True)
     began_at = trio.current_time()
     code = await relay.stop(STOPS[kind])
     left_s = trio.current_time() - began_at
@@ -80,22 +80,22 @@ async def storm(
     if back_s:
         half_s, all_s = (share_back_after(back_s, share) for share in (0.5, 1.0))
         print(f"half of the machines are back after {half_s:.1f} s, the last one after {all_s:.1f} s")
-    print(f"meanwhile the server took {used_s:.1f} s of its processor, and {most_mib} MiB at most")
+    print(f"meanwhile the server used {used_s:.1f} s of CPU time and at most {most_mib} MiB")
     fullest, most = most_in_a_second(back_s), math.ceil(2 * arguments.admit_rate) + 1
     lost, lost_later = before - destroyed, fleet.keys_destroyed - before
-    # Nobody can keep what is lost with a server that is killed; one that is asked to leave loses nothing.
+    # A killed server costs young machines their keys; a draining one costs none.
     doomed = young if kind == "kill" else 0
     expected = len(fleet.devices) - fleet.keys_destroyed
     return judge(
         {
-            "everybody is back": (
+            "all are back": (
                 complete,
                 f"{len(back_s)} machines, {fleet.apps_there} apps, {within_s:.0f} s",
             ),
             "the machines' own times": (late_s < MOST_LATE_S, f"kept to within {late_s:.1f} s"),
-            "keys destroyed as it went": (lost <= doomed, f"{lost}, of machines that had just come {young}"),
-            "keys destroyed after that": (lost_later == 0, str(lost_later)),
-            "let in within one second": (fullest <= most, f"{fullest}, limit {most}"),
+            "keys destroyed by the stop": (lost <= doomed, f"{lost}, with {young} new machines"),
+            "keys destroyed later": (lost_later == 0, str(lost_later)),
+            "admitted in one second": (fullest <= most, f"{fullest}, limit {most}"),
             "counted by the server": (
                 (devices, apps) == (expected, arguments.apps),
                 f"{devices} machines, {apps} apps",
@@ -115,7 +115,7 @@ def judge(verdicts: dict[str, tuple[bool, str]]) -> bool:
 
 
 async def run(arguments: argparse.Namespace) -> bool:
-    """Do it all; True if all is well."""
+    """Run all stops. Return True if all checks pass."""
     tls_context = client_context(ssl.TLSVersion.TLSv1_2) if arguments.tls else None
     with tempfile.TemporaryDirectory(prefix="brewos-relay-storm-") as folder:
         relay = Relay(Path(folder), admit_rate=arguments.admit_rate, tls=arguments.tls)
@@ -127,7 +127,7 @@ async def run(arguments: argparse.Namespace) -> bool:
             apps=arguments.apps,
             tls_context=tls_context,
         )
-        print(f"{arguments.devices} machines and {arguments.apps} apps come", flush=True)
+        print(f"{arguments.devices} machines and {arguments.apps} apps connect", flush=True)
         try:
             async with switched_on(fleet) as nursery:
                 complete, _ = await wait_complete(fleet, within_s=arguments.devices / 50 + 120)
@@ -136,7 +136,7 @@ async def run(arguments: argparse.Namespace) -> bool:
                     there = (
                         f"{fleet.devices_there} machines, {fleet.apps_there} apps; apps refused: {refused}"
                     )
-                    return judge({"everybody comes": (False, there)})
+                    return judge({"all connect": (False, there)})
                 fine = True
                 for kind in arguments.stops:
                     await trio.sleep(OLD_ENOUGH_S)
@@ -152,34 +152,34 @@ async def run(arguments: argparse.Namespace) -> bool:
 
 
 def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kill a server under a fleet, and see who is back when.")
+    parser = argparse.ArgumentParser(description="Kill a server and measure when its peers are back.")
     parser.add_argument("--devices", type=int, default=2000, help="machines (default 2000)")
     parser.add_argument("--apps", type=int, default=400, help="apps (default 400)")
     parser.add_argument(
         "--admit-rate",
         type=float,
         default=ServerLimits().admit_rate,
-        help="WebSockets a second that the server looks at (default: as it comes)",
+        help="WebSockets that the server admits per second (default: its own)",
     )
-    parser.add_argument("--tls", action="store_true", help="let everybody come over TLS")
+    parser.add_argument("--tls", action="store_true", help="connect all peers over TLS")
     parser.add_argument(
         "--newcomers",
         type=int,
         default=50,
-        help="machines that have just come whenever the server is stopped (default 50)",
+        help="machines that connect just before each stop (default 50)",
     )
-    parser.add_argument("--down-s", type=float, default=1.0, help="how long it is away (default 1)")
+    parser.add_argument("--down-s", type=float, default=1.0, help="s between stop and start (default 1)")
     parser.add_argument(
         "--stops",
         type=lambda text: text.split(","),
         default=list(STOPS),
-        help="kill, restart, or any row of them, as in kill,kill,restart (default kill,restart)",
+        help="list of kill and restart, such as kill,kill,restart (default kill,restart)",
     )
     chosen = parser.parse_args(given)
     if min(chosen.apps, chosen.newcomers) < 0 or not set(chosen.stops) <= set(STOPS):
-        parser.error("--apps and --newcomers must be 0 at least; --stops kill or restart")
+        parser.error("--apps and --newcomers must be at least 0, and --stops a list of kill and restart")
     if chosen.devices < 1 or chosen.admit_rate <= 0:
-        parser.error("--devices must be 1 at least, and --admit-rate above 0")
+        parser.error("--devices must be at least 1, and --admit-rate above 0")
     return chosen
 
 
@@ -191,13 +191,13 @@ def main() -> int:
     needed = 2 * machines + arguments.apps + SPARE_FILES
     if hard != resource.RLIM_INFINITY and needed > hard:
         print(
-            f"{needed} open files are needed, and ulimit -Hn is {hard}: take fewer --devices", file=sys.stderr
+            f"{needed} open files are needed, but ulimit -Hn is {hard}: use fewer --devices", file=sys.stderr
         )
         return 3
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began_s = time.monotonic()
     fine = trio.run(run, arguments)
-    print(f"\n{'all is well' if fine else 'NOT WELL'}, after {time.monotonic() - began_s:.0f} s")
+    print(f"\n{'all checks passed' if fine else 'FAILED'}, after {time.monotonic() - began_s:.0f} s")
     return 0 if fine else 1
 
 

@@ -15,11 +15,11 @@ from support.resources import most_memory_mib, processor_s
 
 START_S: Final = 20.0
 APP_ORIGIN: Final = "https://cloud.example"
-"""Where the apps say that they come from."""
+"""The Origin of the apps."""
 
 
 class Relay:
-    """The server: a process that is started again and again, on one port, with one folder."""
+    """The server: a process that is restarted on one port, with one folder."""
 
     def __init__(self, folder: Path, *, admit_rate: float, tls: bool) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class Relay:
         raise SystemExit(f"the server did not start: {self.log_file.read_text()[-2000:]}")
 
     async def stop(self, number: signal.Signals) -> int:
-        """Send a signal; wait for the end, and return the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._process.send_signal(number)
@@ -72,7 +72,7 @@ class Relay:
         return code
 
     def used(self) -> tuple[float, int]:
-        """Read how much processor time it has taken, in s, and how much memory it had at most, in MiB."""
+        """Read its CPU time in s and its most memory in MiB."""
         assert self._process is not None
         return processor_s(self._process.pid), most_memory_mib(self._process.pid)
 

@@ -9,7 +9,7 @@ def test_all_peers_get_as_many_waves_as_the_server_needs_to_admit_them() -> None
     assert ten - one == pytest.approx(9 * (two - one))
 
 
-def test_ways_to_stop_come_in_any_row() -> None:
+def test_stops_may_be_in_any_order() -> None:
     assert parse_arguments([]).stops == ["kill", "restart"]
     assert parse_arguments(["--stops", "kill,kill"]).stops == ["kill", "kill"]
     for wrong in (

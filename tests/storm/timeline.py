@@ -1,4 +1,4 @@
-"""Who is back when, in numbers."""
+"""Statistics of reconnect times."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,13 +7,13 @@ BAR_WIDTH: Final = 40
 
 
 def share_back_after(times_s: Sequence[float], share: float) -> float:
-    """Give after how many seconds this share of all was back; `times_s` has one time for each."""
+    """Return after how many seconds this share of the peers was back, given the time of each."""
     ordered = sorted(times_s)
     return ordered[max(0, min(len(ordered), round(share * len(ordered))) - 1)]
 
 
 def most_in_a_second(times_s: Sequence[float]) -> int:
-    """Count how many of these times are within the fullest second, wherever that begins."""
+    """Count the times in the fullest second, which may begin at any time."""
     ordered = sorted(times_s)
     most = first = 0
     for last, at in enumerate(ordered):
@@ -24,7 +24,7 @@ def most_in_a_second(times_s: Sequence[float]) -> int:
 
 
 def histogram(times_s: Sequence[float], *, step_s: float) -> list[str]:
-    """Draw how many came back in each step, leaving out those before the first one."""
+    """Draw how many came back in each step, from the first step with any."""
     counts: dict[int, int] = {}
     for at in times_s:
         counts[int(at // step_s)] = counts.get(int(at // step_s), 0) + 1
