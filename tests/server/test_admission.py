@@ -73,7 +73,7 @@ class FakeRelay(Relay):
 
 
 class FakeStore(Store):
-    """One device, which ada owns and others have; a store that fails, or answers when it is too late."""
+    """One device of ada and other users, in a store that can fail or answer too late."""
 
     def __init__(
         self, *, trouble: Literal["", "failing", "slow"] = "", next_keys: Iterable[str] = ()
@@ -220,14 +220,14 @@ def admission(
 
 
 async def let_in(asking: Request, store: Store | None = None) -> ClientEntry:
-    """See a client let in."""
+    """Check that a client is admitted."""
     entry = await admission(store=store).check(asking)
     assert isinstance(entry, ClientEntry)
     return entry
 
 
 async def see_refusal(admission: Admission, asking: Request, status: int) -> Refusal:
-    """See a request refused before the upgrade."""
+    """Check that a request is refused before the upgrade."""
     with pytest.raises(Refusal) as refusal:
         await admission.check(asking)
     assert refusal.value.status == status
@@ -260,7 +260,7 @@ async def test_a_device_that_the_relay_does_not_know_brings_its_last_state() -> 
 
 
 @pytest.mark.parametrize(("device_id", "key"), [(DEVICE_ID, "x" * 43), ("BRW-00000000", KEY)])
-async def test_a_device_without_its_key_is_refused_after_the_same_question(device_id: str, key: str) -> None:
+async def test_a_device_without_its_key_is_refused_after_the_same_lookup(device_id: str, key: str) -> None:
     store = FakeStore(next_keys=[NEXT_KEY])
     with pytest.raises(Refusal, match="unknown device or wrong key") as refusal:
         await admission(store=store).check(device_request(device_id, key))
@@ -320,7 +320,7 @@ async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -
         assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))] * asked
 
 
-async def test_the_key_of_an_earlier_claim_is_accepted_if_the_device_returns_to_it() -> None:
+async def test_the_key_of_an_earlier_pairing_is_accepted_if_the_device_returns_to_it() -> None:
     store = FakeStore()
     store.device = replace(store.device, former_key_hash=hash_secret(NEXT_KEY))
     store.goes_back = True
@@ -330,7 +330,7 @@ async def test_the_key_of_an_earlier_claim_is_accepted_if_the_device_returns_to_
     assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))]
 
 
-async def test_malformed_devices_cost_no_question() -> None:
+async def test_malformed_device_requests_cause_no_lookup() -> None:
     store = FakeStore()
     for target in ("/ws/device", f"/ws/device?id={DEVICE_ID}", f"/ws/device?id=x&key={KEY}"):
         await see_refusal(admission(store=store), request(target), 400)
@@ -375,9 +375,9 @@ async def test_a_token_lets_reach_a_device_that_is_not_registered() -> None:
         ({"user_id": "eve", "devices": [DEVICE_ID]}, True, True, True),
         ({"user_id": "eve", "devices": "*", "role": "member"}, True, False, True),
         ({"user_id": "eve", "devices": [DEVICE_ID], "role": "viewer"}, False, False, True),
-        # What a token says counts for the devices that it names alone.
+        # A token gives its role only for the devices that it names.
         ({"user_id": "vic", "devices": ["BRW-00000000"], "role": "owner"}, False, False, False),
-        # Where it names one, the registry has no say.
+        # For those, the role in the registry does not count.
         ({"user_id": "ada", "devices": [DEVICE_ID], "role": "viewer"}, False, False, True),
     ],
 )
@@ -464,7 +464,7 @@ async def test_an_invalid_token_is_rejected_without_the_registry(token: str) -> 
     assert store.asked == []
 
 
-async def test_malformed_clients_cost_no_question() -> None:
+async def test_malformed_client_requests_cause_no_lookup() -> None:
     store = FakeStore()
     for target in (
         f"/ws/client?device={DEVICE_ID}",
@@ -574,7 +574,7 @@ async def test_the_role_of_a_token_limits_the_role_from_the_registry() -> None:
     "origin",
     [None, "http://relay.example:3001", "https://relay.example:3001", APP_ORIGIN, "HTTPS://app.example"],
 )
-async def test_pages_of_ours_may_connect_and_programs(origin: str | None) -> None:
+async def test_own_pages_and_programs_may_connect(origin: str | None) -> None:
     asking = client_request()
     if origin is not None:
         asking.headers["origin"] = origin
@@ -594,7 +594,7 @@ async def test_pages_of_ours_may_connect_and_programs(origin: str | None) -> Non
         "",
     ],
 )
-async def test_pages_of_others_may_not(path: str, origin: str) -> None:
+async def test_foreign_pages_may_not_connect(path: str, origin: str) -> None:
     store = FakeStore()
     asking = client_request(path)
     asking.headers["origin"] = origin
@@ -602,14 +602,14 @@ async def test_pages_of_others_may_not(path: str, origin: str) -> None:
     assert store.asked == []
 
 
-async def test_a_page_that_came_unencrypted_is_none_of_ours_over_tls() -> None:
+async def test_an_unencrypted_page_is_foreign_over_tls() -> None:
     asking = client_request()
     asking.headers["origin"] = "http://relay.example:3001"
     asking.secure = True
     await see_refusal(admission(), asking, 403)
 
 
-async def test_where_the_page_came_from_is_the_word_of_a_trusted_proxy_alone() -> None:
+async def test_the_address_of_a_page_comes_from_a_trusted_proxy_only() -> None:
     asking = client_request()
     asking.headers |= {"origin": "https://public.example", "x-forwarded-host": "public.example"}
     await see_refusal(admission(), asking, 403)
@@ -618,12 +618,12 @@ async def test_where_the_page_came_from_is_the_word_of_a_trusted_proxy_alone() -
     await admission(proxy_trust=ProxyTrust(public_url="https://public.example")).check(asking)
 
 
-async def test_a_machine_may_come_from_wherever_it_says() -> None:
+async def test_a_machine_may_send_any_origin() -> None:
     for origin in ("file://", "https://evil.example", "null"):
         await admission().check(device_request(Origin=origin))
 
 
-# Everybody
+# Devices and clients
 
 
 class Changes:
@@ -645,7 +645,7 @@ async def test_a_decision_is_repeated_after_a_change_of_access() -> None:
     store.answers_soon = changes.happen
     deciding = admission(store=store, revision=lambda: changes.revision)
     await deciding.check(client_request())
-    assert store.asked == ["ada", DEVICE_ID] * 2  # both changes came during the first
+    assert store.asked == ["ada", DEVICE_ID] * 2  # both changes happened during the first lookup
     store.asked.clear()
     changes.happening = [lambda: None, lambda: None]
     await deciding.check(device_request())
@@ -662,7 +662,7 @@ async def test_a_decision_is_repeated_after_a_change_of_access() -> None:
     ids=["access", "key", "session"],
 )
 async def test_access_removed_during_the_lookup_admits_no_client(asking: Request, status: int | None) -> None:
-    """The change comes right after the answer was read, and before it was acted upon."""
+    """The change happens after the lookup, before the peer is admitted."""
 
     def take_away() -> None:
         store.accesses.clear()
@@ -698,7 +698,7 @@ async def test_access_removed_during_the_lookup_admits_no_client(asking: Request
     assert changes.revision == 1
 
 
-async def test_changes_without_end_are_503_in_time(autojump_clock: trio.testing.MockClock) -> None:
+async def test_endless_changes_are_answered_with_503_in_time(autojump_clock: trio.testing.MockClock) -> None:
     class Busy(FakeStore):
         async def find_device(self, device_id: str) -> Device | None:
             await trio.sleep(0.5)
@@ -720,7 +720,7 @@ async def test_too_many_at_once_are_503_without_a_lookup() -> None:
     assert store.asked == []
 
 
-async def test_a_client_of_a_crowd_is_429() -> None:
+async def test_a_client_beyond_the_limit_of_its_user_is_answered_with_429() -> None:
     gate = admission(limit="this user")
     refusal = await see_refusal(gate, client_request(), 429)
     assert refusal.message == "too many clients of this user are connected"
@@ -731,7 +731,7 @@ async def test_a_client_of_a_crowd_is_429() -> None:
     assert isinstance(await gate.check(device_request()), DeviceEntry)
 
 
-async def test_a_place_is_looked_for_last_of_all() -> None:
+async def test_a_free_place_is_checked_after_the_lookup() -> None:
     """Two simultaneous requests must not get the same free place."""
     store, gate = FakeStore(), admission()
     gate._store, relay = store, gate._relay
@@ -756,7 +756,7 @@ async def test_failed_attempts_use_only_a_share_of_the_rate(
     refusal = await see_refusal(gate, wrong, 503)
     assert refusal.headers["Retry-After"]
     assert len(store.asked) == asked
-    # Others come in as ever, and so does whoever is that slow.
+    # Other peers are admitted, and slower attempts are looked up again.
     assert isinstance(await gate.check(device_request()), DeviceEntry)
     await trio.sleep(1)
     await see_refusal(gate, wrong, 401)
@@ -781,7 +781,7 @@ async def test_a_device_that_reconnects_too_often_is_503_without_a_lookup(
     assert (refusal.message, refusal.headers["Retry-After"]) == ("this peer connects too often", "30")
     assert len(store.asked) == let_in
     assert not gate._rates._failing, "it has proved itself"
-    # Its id in small letters is the same device, and strangers use up nothing of another one.
+    # The id in small letters is the same device. Strangers do not use up the budget of a device.
     await see_refusal(gate, device_request(DEVICE_ID.lower()), 503)
     for _ in range(100):
         await see_refusal(gate, device_request("BRW-00000000"), 401)
@@ -813,11 +813,11 @@ async def test_a_48_has_no_more_failed_attempts_than_three_64(
         attempt.peer_address = f"2001:db8:0:{number:x}::1"
         with suppress(Refusal):
             await gate.check(attempt)
-    # A /56, of which there are four here, has as many as two /64.
+    # Each of the four /56 networks has the budget of two /64.
     assert len(store.asked) == pytest.approx(3 * Limits().admit_rate / 4, abs=3)
 
 
-async def test_a_network_leaves_others_as_much_as_it_used(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_network_leaves_the_same_rate_to_others(autojump_clock: trio.testing.MockClock) -> None:
     gate = admission()
     reserves: list[float] = []
 
@@ -851,7 +851,7 @@ async def test_no_rate_means_no_share() -> None:
         await see_refusal(gate, device_request(key="w" * 43), 401)
 
 
-async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_remembered_addresses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brewos_relay.server.connection_rates._FAILING_KEPT", 4)
     gate = admission()
     for number in range(9):
@@ -890,5 +890,5 @@ async def test_a_draining_relay_refuses_without_a_lookup() -> None:
     assert store.asked == []
 
 
-async def test_other_paths_lead_nowhere() -> None:
+async def test_other_paths_are_refused() -> None:
     await see_refusal(admission(), request("/ws/other"), 404)

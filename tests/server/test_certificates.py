@@ -175,7 +175,7 @@ def test_a_key_that_openssl_rejects_is_reported(tmp_path: Path) -> None:
         (-2 * DAY, 90 * DAY, None),
     ],
 )
-def test_a_certificate_that_is_out_of_time_is_a_warning(
+def test_a_certificate_outside_its_validity_is_a_warning(
     tmp_path: Path,
     starts: datetime.timedelta,
     ends: datetime.timedelta,
@@ -228,7 +228,7 @@ async def test_files_that_change_are_noticed(
             files.cert.write_bytes(make_certificate(key))  # the key comes a little later
             await trio.sleep(20)
             assert tls.current() is first
-            assert caplog.text.count("does not match") == 1, "one complaint for one change"
+            assert caplog.text.count("does not match") == 1, "one warning for one change"
             files.key.unlink()
             await trio.sleep(20)
             files.key.write_bytes(encode_key(key))

@@ -89,7 +89,7 @@ class Scene:
         return peer
 
     async def change(self, *kinds: ChangeKind, **about: str | None) -> None:
-        """Let changes be made known, all about the same."""
+        """Apply changes of these kinds, all about the same subject."""
         changes = []
         for kind in kinds:
             self._changes += 1
@@ -100,7 +100,7 @@ class Scene:
             await wait_all_tasks_blocked()
 
     def reaches(self, client: ScriptedPeer, command: dict[str, str] = TARE) -> bool:
-        """Let a client say something, and tell whether the machine hears that."""
+        """Send a message as a client. Tell whether it reaches the machine."""
         before = self.device.types.count("command")
         client.say(command)
         return self.device.types.count("command") > before
@@ -115,7 +115,7 @@ async def scene() -> AsyncIterator[Scene]:
             yield made
 
 
-async def test_a_session_that_ends_ends_its_own_connections_at_every_device() -> None:
+async def test_an_ended_session_closes_its_connections_at_every_device() -> None:
     async with scene() as it:
         ours = [it.client(user_id="ada", session_id="s1"), it.client(TWO, user_id="ada", session_id="s1")]
         by_token = it.client(user_id="ada", session_id="s1", by_token=True)
@@ -180,7 +180,7 @@ async def test_a_revoked_token_closes_its_connections_at_every_device_and_no_oth
         assert it.applier.revision == 1
 
 
-async def test_a_token_of_a_lower_role_gets_no_more_when_its_user_does() -> None:
+async def test_promoting_a_user_does_not_promote_a_token_of_a_lower_role() -> None:
     async with scene() as it:
         it.let("bob", "owner")
         viewer = it.client(user_id="bob", highest_role="viewer", may_command=False, may_manage=False)
@@ -191,7 +191,7 @@ async def test_a_token_of_a_lower_role_gets_no_more_when_its_user_does() -> None
         assert not it.reaches(viewer)
 
 
-async def test_a_session_has_ended_before_anything_else_of_its_batch_is_waited_for() -> None:
+async def test_sessions_end_before_lookups_for_the_same_batch() -> None:
     async with scene() as it:
         seen = []
 
@@ -232,7 +232,7 @@ async def test_revoked_access_ends_only_the_connections_that_used_it() -> None:
 @pytest.mark.parametrize(
     ("role", "may"), [("owner", [True, True]), ("member", [True, False]), ("viewer", [False, False])]
 )
-async def test_another_role_counts_from_the_next_message_on(role: Role, may: list[bool]) -> None:
+async def test_another_role_takes_effect_from_the_next_message(role: Role, may: list[bool]) -> None:
     async with scene() as it:
         client = it.client(user_id="bob", session_id="s1", may_manage=role == "viewer")
         await wait_all_tasks_blocked()
@@ -240,12 +240,12 @@ async def test_another_role_counts_from_the_next_message_on(role: Role, may: lis
         await it.change("access_changed", device_id=ONE, user_id="bob")
         assert [it.reaches(client, command) for command in (TARE, RESTART)] == may
         assert client.closes == []
-        # It is still part of its login.
+        # It still belongs to its login session.
         await it.change("session_ended", session_id="s1")
         assert client.close_code == 4002
 
 
-async def test_a_new_end_of_an_access_counts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_new_expiry_of_an_access_takes_effect(autojump_clock: trio.testing.MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         it = Scene(relay)
         client = it.client(user_id="bob")
@@ -273,7 +273,7 @@ async def test_a_device_that_is_removed_loses_its_users_and_its_connection() -> 
         assert (elsewhere.closes, by_token.closes) == ([], [])
 
 
-async def test_a_device_that_is_there_again_keeps_those_who_have_it() -> None:
+async def test_users_of_a_device_that_was_added_again_stay_connected() -> None:
     async with scene() as it:
         ada, bob = it.client(user_id="ada"), it.client(user_id="bob")
         await wait_all_tasks_blocked()
@@ -308,7 +308,7 @@ async def test_a_connection_whose_key_has_ended_is_closed(device: Device | None,
         assert client.types.count("device_offline") == (0 if code is None else 1)
 
 
-async def test_owners_hear_that_another_machine_has_the_device_before_they_lose_it() -> None:
+async def test_owners_are_notified_of_another_machine_before_they_lose_the_device() -> None:
     async with scene() as it:
         owner, member = it.client(user_id="ada"), it.client(user_id="bob", may_manage=False)
         await wait_all_tasks_blocked()

@@ -117,7 +117,7 @@ async def test_a_street_reconnects_within_60_s_during_a_flood(
             street.step()
             await trio.sleep(STEP_S)
         assert len(street.came_at) == 500
-        # Hardly any had to come twice.
+        # Few needed a second attempt.
         assert sum(at < 22 for at in street.came_at.values()) >= 450
 
 
@@ -164,7 +164,7 @@ async def test_competing_networks_reach_the_same_rate(autojump_clock: trio.testi
         assert slow.admitted == pytest.approx(fast.admitted, rel=0.1)
 
 
-async def test_a_machine_that_behaves_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_correct_machine_is_never_refused(autojump_clock: trio.testing.MockClock) -> None:
     """Not even one whose line breaks whenever it can: it comes back at once, and again after 30 s."""
     async with open_relay(dialect=BREWOS, limits=Limits(admit_rate=10)) as relay:
         gate = Gate(relay)
@@ -209,7 +209,9 @@ async def test_no_rate_means_no_budget() -> None:
         device.note()
 
 
-async def test_only_so_many_networks_and_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_remembered_networks_and_peers_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(request_limits, "_NETWORKS_KEPT", 10)
     monkeypatch.setattr(connection_rates, "_PEERS_KEPT", 10)
     networks, peers = NetworkShares(reserve_s=1.0), PeerBudgets(Limits())

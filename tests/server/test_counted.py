@@ -1,4 +1,4 @@
-"""What a server counts of requests, as whoever reads its metrics sees it."""
+"""Request counts in the metrics of a server."""
 
 from pathlib import Path
 

@@ -39,6 +39,6 @@ def test_failure_that_cannot_be_logged_is_contained_too(monkeypatch: pytest.Monk
         raise ValueError("no")
 
 
-def test_failure_without_a_place_is_named_all_the_same() -> None:
+def test_failure_without_a_traceback_is_named() -> None:
     assert describe(ValueError("secret")) == "ValueError"
     assert describe(ExceptionGroup("", [ValueError("secret")])) == "ValueError"

@@ -38,7 +38,7 @@ BIG = 8 * 1024 * 1024
 
 
 async def demo_app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer by path; an ASGI app of the smallest kind."""
+    """A minimal ASGI app whose response depends on the path."""
     if scope["type"] == "lifespan":
         while True:
             step = (await receive())["type"]
@@ -78,7 +78,7 @@ async def demo_app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Browser:
-    """The other end: writes bytes as they are, and reads answers one by one."""
+    """A client: writes raw bytes and reads responses one by one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -261,7 +261,7 @@ class TestBodies:
 
 
 class TestPieces:
-    """A machine takes what the first piece holds for the whole answer."""
+    """A machine takes the first piece for the whole response."""
 
     async def pieces(
         self, *bodies: bytes | float, headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -339,7 +339,7 @@ class TestScope:
             ({"client": ("2001:db8::7", 5), "secure": True}, ("2001:db8::7", 5), "https"),
         ],
     )
-    async def test_an_app_is_told_who_asks_and_how(
+    async def test_an_app_gets_the_address_and_scheme_of_the_client(
         self, given: dict[str, Any], client: tuple[str, int] | None, scheme: str
     ) -> None:
         scopes: list[dict[str, Any]] = []
@@ -358,11 +358,11 @@ class TestScope:
 
 
 class TestWebSockets:
-    """A client asks for one on a connection that it has fetched through."""
+    """A client asks for an upgrade on a connection that it has used for requests."""
 
     @pytest.mark.parametrize("goes_on", [True, False])
     @pytest.mark.parametrize("together", [True, False])
-    async def test_a_later_request_for_one_leaves_the_http_side(self, goes_on: bool, together: bool) -> None:
+    async def test_a_later_upgrade_request_leaves_the_http_side(self, goes_on: bool, together: bool) -> None:
         taken: list[tuple[bytes, bytes, tuple[str, int], bool]] = []
 
         async def take(
@@ -544,7 +544,7 @@ class TestFailures:
             await serve()
         assert raised.group_contains(KeyboardInterrupt)
 
-    def test_of_a_mixed_group_only_the_failures_are_kept_in(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_only_the_failures_of_a_mixed_group_are_contained(self, caplog: pytest.LogCaptureFixture) -> None:
         mixed = BaseExceptionGroup("", [ValueError("token=secret"), SystemExit(3)])
         with pytest.raises(BaseExceptionGroup) as raised, contained("something"):
             raise mixed
@@ -564,7 +564,7 @@ class TestFailures:
 
 
 class TestTime:
-    """On a clock that jumps, over memory streams: what would take minutes takes none."""
+    """Timeouts, on a virtual clock over memory streams."""
 
     @asynccontextmanager
     async def connected(self, initial: bytes = b"", **settings: Any) -> AsyncIterator[Browser]:
@@ -611,7 +611,7 @@ class TestTime:
             assert await browser.answer() == (503, b"")
             await browser.expect_end()
 
-    async def test_an_idle_connection_is_closed_without_a_word(
+    async def test_an_idle_connection_is_closed_without_a_response(
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
         async with self.connected(GET) as browser:
@@ -686,7 +686,7 @@ class TestSlowReaders:
                 await there.expect_connections(0)
             await there.expect_alive()
 
-    async def test_others_are_served_meanwhile(self) -> None:
+    async def test_other_clients_are_served_meanwhile(self) -> None:
         async with loopback(send_buffer_bytes=4096) as there, there.browser() as browser:
             await browser.send(BIG_GET)
             await trio.testing.wait_all_tasks_blocked()

@@ -67,7 +67,7 @@ async def test_a_plain_request() -> None:
         assert (incoming.address, incoming.port, incoming.secure) == ("127.0.0.1", 9, False)
 
 
-async def test_a_request_that_is_there_already_is_not_waited_for() -> None:
+async def test_a_received_request_is_read_without_waiting() -> None:
     async with arriving() as (incoming, far):
         far.send(REQUEST)
         with trio.testing.assert_no_checkpoints():
@@ -145,7 +145,7 @@ async def test_a_proxy_header_gives_the_address_of_the_client(
         assert incoming.secure == (secure or header is BINARY)
 
 
-async def test_a_proxy_that_speaks_for_itself_keeps_its_address() -> None:
+async def test_a_request_of_the_proxy_itself_keeps_its_address() -> None:
     async with arriving() as (incoming, far):
         far.send(b"PROXY UNKNOWN\r\n" + REQUEST)
         await incoming.receive_head(port_policy=BEHIND_PROXY, limits=LIMITS)
@@ -176,7 +176,7 @@ async def test_more_than_one_empty_line_is_refused(sent: bytes) -> None:
 
 
 async def refusal(port_policy: PortPolicy, *sent: bytes) -> Refusal:
-    """Give what these bytes are refused with."""
+    """Return the refusal of these bytes."""
     async with arriving() as (incoming, far):
         for data in sent:
             far.send(data)
@@ -190,7 +190,7 @@ async def test_from_a_proxy_a_header_is_required(sent: bytes) -> None:
     assert (await refusal(BEHIND_PROXY, sent)).status == 400
 
 
-async def test_from_anybody_else_a_proxy_header_is_an_error(context: ssl.SSLContext) -> None:
+async def test_a_proxy_header_from_another_address_is_refused(context: ssl.SSLContext) -> None:
     elsewhere = PortPolicy(is_proxy=lambda address: address == "192.0.2.1")
     for port_policy in (PortPolicy(), elsewhere):
         assert (await refusal(port_policy, BINARY + REQUEST)).status == 400
@@ -217,7 +217,7 @@ async def test_a_plain_port_answers_tls_with_a_hint() -> None:
     assert (refused.status, refused.message) == (400, "this port speaks plain HTTP")
 
 
-async def test_over_tls_something_else_than_http_is_refused_over_tls(context: ssl.SSLContext) -> None:
+async def test_over_tls_other_protocols_are_refused_over_tls(context: ssl.SSLContext) -> None:
     async with arriving() as (incoming, far), trio.open_nursery() as nursery:
         client = TlsClient(far)
 
@@ -285,7 +285,7 @@ async def test_an_incomplete_head_is_answered_with_408(autojump_clock: trio.test
 async def test_an_incomplete_proxy_header_blocks_no_other_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The clock jumps only while everybody sleeps: a task that looks again and again would stop it."""
+    """The clock jumps only while all tasks sleep: a polling task would stop it."""
     async with arriving() as (incoming, far):
         far.send(b"PROXY TCP4 192")
         with pytest.raises(PeerGone):
@@ -334,7 +334,7 @@ async def test_the_refusal_of_a_head_has_no_body(
     assert bool(body) is has_body
 
 
-async def test_a_refusal_waits_only_so_long(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_refusal_waits_a_limited_time(autojump_clock: trio.testing.MockClock) -> None:
     async with arriving() as (incoming, _far):
         began = trio.current_time()
         await incoming.refuse(Refusal(400, "no"), within_s=1)
@@ -392,7 +392,7 @@ async def test_stream_ends_at_once_while_too_many_devices_are_waited_for(
             assert second_far.recv(1000) == b""
             second_far.close()
         with lingering.slot() as has_slot:
-            assert has_slot  # the first has given its place back
+            assert has_slot  # the first one has freed its place
 
 
 async def test_refused_device_over_tls_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
@@ -516,7 +516,7 @@ async def test_a_peer_that_leaves_before_accept_does_not_cause_a_backoff(
     assert not caplog.messages
 
 
-async def test_no_memory_for_a_connection_ends_that_one_alone(
+async def test_no_memory_for_a_connection_ends_only_that_one(
     listening: Failing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_arguments: object, **_options: object) -> IncomingConnection:
@@ -554,7 +554,7 @@ async def test_a_network_that_is_refused_often_is_logged_in_few_lines_with_a_cou
     ]
 
 
-async def test_many_networks_have_a_bound_together(
+async def test_many_networks_have_a_common_limit(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

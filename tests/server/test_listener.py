@@ -50,7 +50,7 @@ async def test_a_broken_registry_is_answered_with_503(tmp_path: Path) -> None:
         await server.device(MACHINE)
 
 
-async def test_a_registry_that_somebody_writes_to_can_be_read(tmp_path: Path) -> None:
+async def test_peers_are_admitted_while_the_registry_is_locked(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         database = sqlite3.connect(tmp_path / "brewos-relay.db", isolation_level=None)
         database.execute("BEGIN IMMEDIATE")
@@ -169,7 +169,7 @@ async def test_a_server_that_leaves_refuses_and_still_tells_its_health(tmp_path:
 
 
 class TestOverTls:
-    """Everything as without TLS, and whoever stalls costs nothing but his own connection."""
+    """TLS changes nothing for peers, and a stalled handshake affects only its own connection."""
 
     @pytest.fixture
     def settings(self, tmp_path: Path) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class TestOverTls:
                 assert head.startswith(b"HTTP/1.1 200 ")
                 assert body.startswith(b"{")
                 assert body.endswith(b"}")
-                assert await client.read_record() == b"", "the end, with a goodbye"
+                assert await client.read_record() == b"", "the end, with close_notify"
 
     async def test_plain_http_at_the_tls_port_gets_a_hint(
         self, tmp_path: Path, settings: dict[str, Any]
@@ -321,7 +321,8 @@ async def test_a_request_that_is_throttled_is_refused_before_the_http_side_sees_
             answer = await (await server.connect()).ask(sign_in)
             statuses.append(answer.status)
         assert set(statuses[:-2]) == {400}
-        assert len(taken) in {len(statuses) - 1, len(statuses) - 2}  # one may have come back meanwhile
+        # The budget may have regained one meanwhile.
+        assert len(taken) in {len(statuses) - 1, len(statuses) - 2}
         assert answer.status == 429
         assert int(answer.header("retry-after")[0]) > 0
         assert "Too many attempts to sign in" in json.loads(answer.body)["error"]

@@ -1,4 +1,4 @@
-"""Nothing secret is ever logged, whatever happens to a server."""
+"""No secret is logged, in any situation."""
 
 from pathlib import Path
 

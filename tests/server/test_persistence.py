@@ -157,7 +157,7 @@ async def test_activity_of_a_live_relay_is_recorded() -> None:
     assert [device_id for device_id, _ in notes.seen] == [ONE, ONE]
 
 
-async def test_devices_without_users_take_no_room_of_others() -> None:
+async def test_devices_without_users_do_not_displace_others() -> None:
     """Entries that wait are bounded, and anyone can make as many devices as they like come and go."""
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
@@ -278,7 +278,7 @@ async def test_a_server_that_leaves_waits_a_limited_time(autojump_clock: MockClo
         assert trio.current_time() - began_at == LAST_SAVE_S
         store.answer_s = 0
         await StateKeeper(relay, store).save_all()
-        assert len(store.batches) == 1, "what was not stored is still to be stored"
+        assert len(store.batches) == 1, "the rest is still to be stored"
         await StateKeeper(relay, store).save_all()
         assert len(store.batches) == 1
 

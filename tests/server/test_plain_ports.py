@@ -37,7 +37,7 @@ async def redirecting(
 
 
 async def ask(address: tuple[str, int], request: bytes) -> Response:
-    """Ask, read the answer, and see that the connection ends."""
+    """Send a request, read the response, and check that the connection ends."""
     client = await WireClient.connect(address)
     try:
         response = await client.ask(request)
@@ -203,7 +203,7 @@ async def test_a_defect_ends_one_connection_only(caplog: pytest.LogCaptureFixtur
 
 
 BODY = b"up 1\n" * 100_000
-"""More than a socket takes at once."""
+"""More than a socket buffers."""
 
 
 @asynccontextmanager
@@ -282,7 +282,7 @@ async def test_options_lists_the_methods() -> None:
     ("header", "status"),
     [("X: y", 401), ("Authorization: Bearer wrong", 401), ("Authorization: Bearer s3cret", 200)],
 )
-async def test_a_token_holds_here_too(header: str, status: int) -> None:
+async def test_the_metrics_port_checks_a_token(header: str, status: int) -> None:
     async with open_port(token="s3cret") as address:
         assert (await ask_metrics(address, "GET /metrics", header)).status == status
 

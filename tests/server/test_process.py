@@ -23,7 +23,7 @@ from support.process import serve_process
 
 @contextmanager
 def listening(address: str) -> Iterator[socket.socket]:
-    """Be who wants to be told."""
+    """Open the socket that receives notifications."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + address[1:] if address.startswith("@") else address)
         sock.setblocking(False)
@@ -31,7 +31,7 @@ def listening(address: str) -> Iterator[socket.socket]:
 
 
 def told(sock: socket.socket) -> list[str]:
-    """Give what was said since the last time."""
+    """Return the messages since the last call."""
     words = []
     while True:
         try:
@@ -61,19 +61,19 @@ def test_a_watchdog_of_another_process_is_ignored(unwatched: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize(
-    "nobody", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1", "WATCHDOG_USEC": "9"}]
+    "variables", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1", "WATCHDOG_USEC": "9"}]
 )
 def test_without_a_notify_socket_nothing_is_sent(
-    nobody: dict[str, str], caplog: pytest.LogCaptureFixture
+    variables: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    notifier = SystemdNotifier.from_environment(nobody)
+    notifier = SystemdNotifier.from_environment(variables)
     assert notifier.watchdog_s is None
     notifier.ready("here")
     assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["file", "name"])
-def test_what_is_said(address: str, kind: str) -> None:
+def test_messages_to_systemd(address: str, kind: str) -> None:
     where = address if kind == "file" else f"@brewos-relay-test-{os.getpid()}"
     with listening(where) as sock:
         notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": where})
@@ -100,7 +100,9 @@ def test_an_unreachable_notify_socket_is_logged_once(address: str, caplog: pytes
     assert address in record.getMessage()
 
 
-async def test_signs_of_life(address: str, autojump_clock: trio.testing.MockClock) -> None:
+async def test_keepalives_are_sent_for_the_watchdog(
+    address: str, autojump_clock: trio.testing.MockClock
+) -> None:
     with listening(address) as sock:
         async with open_notifier(SystemdNotifier(address, watchdog_s=30)):
             for _ in range(3):
@@ -119,16 +121,16 @@ async def test_no_keepalives_are_sent_without_a_watchdog(
             raise ZeroDivisionError
 
     with listening(address) as sock:
-        with pytest.raises(ZeroDivisionError):  # and not a group of it
+        with pytest.raises(ZeroDivisionError):  # not wrapped in a group
             await fail()
         assert told(sock) == []
 
 
-async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: Path) -> None:
+async def test_a_server_reports_its_state_from_start_to_end(address: str, tmp_path: Path) -> None:
     with listening(address) as sock, trio.fail_after(25):
 
         async def hear(word: str) -> str:
-            """Wait for a message that begins like this, past signs of life."""
+            """Wait for a message that begins like this, past keepalives."""
             while True:
                 await trio.lowlevel.wait_readable(sock)
                 said = sock.recv(4096).decode()
@@ -146,7 +148,7 @@ async def test_a_server_tells_from_its_start_to_its_end(address: str, tmp_path: 
             await hear("RELOADING=1")
             assert await hear("READY=1") == ready
             server.send_signal(signal.SIGSTOP)
-            with trio.move_on_after(0.5):  # what is on its way yet
+            with trio.move_on_after(0.5):  # messages already sent
                 await hear("nothing")
             with trio.move_on_after(1) as silence:
                 await hear("WATCHDOG=1")

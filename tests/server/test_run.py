@@ -173,7 +173,7 @@ async def test_drain_closes_every_peer(tmp_path: Path) -> None:
             assert await peer.read_to_end() == b""
 
 
-async def test_leaving_does_not_wait_for_answers_for_ever(tmp_path: Path) -> None:
+async def test_shutdown_waits_a_limited_time_for_responses(tmp_path: Path) -> None:
     async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
         await reach.client(MACHINE)
         await reach.device(MACHINE)
@@ -193,7 +193,7 @@ async def test_drain_does_not_wait_for_peers_that_read_nothing(tmp_path: Path) -
     assert trio.current_time() - began < 2
 
 
-async def test_a_young_machine_is_more_important_than_leaving_soon(tmp_path: Path) -> None:
+async def test_shutdown_waits_for_a_young_machine(tmp_path: Path) -> None:
     async with leaving(tmp_path, device_min_age_s=0.6, close_s=0.1, drain_s=0.1) as (reach, leave):
         began = trio.current_time()
         device = await reach.device(MACHINE)
@@ -209,7 +209,7 @@ async def test_no_file_is_left_open(tmp_path: Path) -> None:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     before = None
-    for folder in ("one", "two"):  # the first one opens what stays
+    for folder in ("one", "two"):  # the first one opens files that stay open
         (tmp_path / folder).mkdir()
         async with serve_here(tmp_path / folder, close_s=0.2, machines=range(1, 11)) as here:
             for number in range(1, 11):
@@ -240,12 +240,12 @@ async def over_tls(reach: Reach) -> WireClient:
 
 
 async def fingerprint(reach: Reach) -> str:
-    """Look at the certificate that a new connection gets."""
+    """Return the fingerprint of the certificate of a new connection."""
     client = cast(Any, (await over_tls(reach)).stream)
     return hashlib.sha256(client.getpeercert(binary_form=True)).digest().hex(":").upper()
 
 
-async def test_over_tls_everything_is_as_without(tmp_path: Path) -> None:
+async def test_tls_changes_nothing_for_peers(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     with_tls = {"tls_cert": files.cert, "tls_key": files.key}
     async with serve_here(tmp_path, settings=with_tls) as here:
@@ -268,7 +268,7 @@ async def test_over_tls_everything_is_as_without(tmp_path: Path) -> None:
         assert b"HTTPS" in refused.body
 
 
-async def test_a_certificate_of_its_own_is_made_once(tmp_path: Path) -> None:
+async def test_a_self_signed_certificate_is_made_once(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
         async with serve_here(tmp_path, machines=(), settings={"tls_self_signed": True}) as here:
@@ -276,13 +276,13 @@ async def test_a_certificate_of_its_own_is_made_once(tmp_path: Path) -> None:
             assert here.server.tls.certificate.is_for("localhost")
             assert here.server.tls.certificate.fingerprint == await fingerprint(here)
             seen.append(await fingerprint(here))
-            # Browsers would never let anybody past it again.
+            # With HSTS, browsers would refuse this certificate without an exception.
             answer = await (await over_tls(here)).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
             assert answer.header("strict-transport-security") == []
     assert seen[0] == seen[1]
 
 
-async def test_a_certificate_of_its_own_is_renewed_while_the_server_runs(
+async def test_a_self_signed_certificate_is_renewed_while_the_server_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brewos_relay.server.certificates._LOOK_EVERY_S", 0.02)
@@ -317,7 +317,7 @@ def free_port() -> int:
         (None, "evil.example", None),
     ],
 )
-async def test_plain_http_is_sent_on_to_where_tls_is(
+async def test_plain_http_is_redirected_to_tls(
     tmp_path: Path, public_url: str | None, host: str, location: str | None
 ) -> None:
     port = free_port()
@@ -345,7 +345,7 @@ async def test_a_port_for_redirects_that_is_in_use_frees_the_other(tmp_path: Pat
         pass
 
 
-# Who is believed
+# Trusted proxies
 
 
 @asynccontextmanager
@@ -355,7 +355,7 @@ async def serve(folder: Path, **chosen: Any) -> AsyncIterator[HereServer]:
 
 
 async def address_of(here: HereServer, *, before: bytes = b"", headers: str = "") -> str:
-    """Sign in, and look at where that is said to have come from."""
+    """Sign in. Return the address that the session records."""
     token = secrets.token_urlsafe(32)
     await here.server.store.write(
         add_invite,
@@ -384,7 +384,7 @@ async def test_forwarded_headers_are_ignored_without_trusted_proxies(tmp_path: P
         assert answer.status == 400
 
 
-async def test_a_trusted_proxy_is_believed(tmp_path: Path) -> None:
+async def test_forwarded_headers_of_a_trusted_proxy_are_used(tmp_path: Path) -> None:
     async with serve(tmp_path, trusted_proxies=parse_networks("127.0.0.0/8")) as here:
         assert await address_of(here, headers="X-Forwarded-For: 6.6.6.6, 198.51.100.7\r\n") == "198.51.100.7"
         assert await address_of(here) == "127.0.0.1"
@@ -394,7 +394,7 @@ async def test_a_trusted_proxy_sends_its_header_first(tmp_path: Path) -> None:
     chosen = {"trusted_proxies": parse_networks("127.0.0.0/8"), "proxy_protocol": True}
     async with serve(tmp_path, **chosen) as here:
         assert await address_of(here, before=is_proxied("198.51.100.7")) == "198.51.100.7"
-        # What comes over that connection is not the proxy's own word.
+        # The client sent these headers, not the proxy.
         forged = "X-Forwarded-For: 6.6.6.6\r\n"
         assert await address_of(here, before=is_proxied("198.51.100.7"), headers=forged) == "198.51.100.7"
         without = await (await here.connect()).ask(b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -410,7 +410,7 @@ async def test_connections_from_other_addresses_need_no_proxy_header(tmp_path: P
         assert await address_of(here) == "127.0.0.1"
 
 
-async def test_a_proxy_header_comes_before_tls_and_before_what_is_redirected(tmp_path: Path) -> None:
+async def test_a_proxy_header_comes_before_tls_and_before_redirected_requests(tmp_path: Path) -> None:
     chosen = {
         "trusted_proxies": parse_networks("127.0.0.0/8"),
         "proxy_protocol": True,
@@ -429,7 +429,7 @@ async def test_a_proxy_header_comes_before_tls_and_before_what_is_redirected(tmp
         elsewhere.abort()
 
 
-async def test_pages_of_other_origins_that_are_allowed(tmp_path: Path) -> None:
+async def test_pages_of_allowed_origins_may_connect(tmp_path: Path) -> None:
     async with serve(tmp_path, allowed_origins=("https://app.example",)) as here:
         target = f"/ws/client?token={here.token()}&device={MACHINE}"
         for origin, status in (("https://app.example", 101), ("https://other.example", 403)):
@@ -437,7 +437,7 @@ async def test_pages_of_other_origins_that_are_allowed(tmp_path: Path) -> None:
             assert (await connection.ask(upgrade_head(target, Origin=origin))).status == status
 
 
-async def test_tokens_of_all_secrets_and_keys_are_good(tmp_path: Path) -> None:
+async def test_tokens_of_all_secrets_and_keys_are_valid(tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     file = tmp_path / "key.pem"
     file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -525,7 +525,7 @@ async def test_a_process_without_tls_continues_after_sighup(tmp_path: Path) -> N
             assert server.process.poll() is None
 
 
-async def test_the_fingerprint_of_a_certificate_of_its_own_is_announced(tmp_path: Path) -> None:
+async def test_the_fingerprint_of_a_self_signed_certificate_is_announced(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with serve_process(tmp_path, BREWOS_RELAY_TLS_SELF_SIGNED="true") as server:
             assert (await server.read_line()).strip().endswith(await fingerprint(server))
@@ -570,7 +570,7 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize(("environ", "named"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
-async def test_settings_that_make_no_sense_are_exit_code_3(
+async def test_contradictory_settings_are_exit_code_3(
     tmp_path: Path, environ: dict[str, str], named: str
 ) -> None:
     done = await run_command(tmp_path, "serve", **{"PORT": "0", **environ})

@@ -23,7 +23,7 @@ def test_it_serves_this_machine_under_all_of_its_names(tmp_path: Path) -> None:
     path = ensure_self_signed(tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / FILE_NAME
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [file.name for file in path.parent.iterdir()] == [FILE_NAME], "nothing else is left"
+    assert [file.name for file in path.parent.iterdir()] == [FILE_NAME], "no other file is left"
     _, certificate = load_certificate(path, path)
     for host in ("localhost", "127.0.0.1", "[::1]", *own_names(), *map(str, own_addresses())):
         assert certificate.is_for(host), host
@@ -42,7 +42,7 @@ def test_a_client_that_trusts_it_takes_it(tmp_path: Path) -> None:
     ours.do_handshake()
 
 
-def test_it_stays_until_30_days_before_its_end(tmp_path: Path) -> None:
+def test_it_is_kept_until_30_days_before_its_expiry(tmp_path: Path) -> None:
     path = ensure_self_signed(tmp_path, now=NOW)
     first = path.read_bytes()
     ends = x509.load_pem_x509_certificate(first).not_valid_after_utc

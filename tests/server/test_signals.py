@@ -54,7 +54,7 @@ needs_namespaces = pytest.mark.skipif(not PROCESS_ONE, reason="no namespace for 
 
 
 class Home:
-    """A server process with two machines: one is closed as soon as a drain begins, the other in 15 s."""
+    """A server process with two machines. A drain closes the first soon, and the second after 15 s."""
 
     def __init__(
         self, server: ProcessServer, first: WireClient, second: WireClient, *, opened_at: float
@@ -66,7 +66,7 @@ class Home:
         """When the first began to connect; neither is closed earlier than `HOLD_S` after that."""
 
     async def send(self, *numbers: Signals) -> None:
-        """Send signals, each once the one before it has had its effect."""
+        """Send signals, each after the effect of the one before."""
         for number in numbers:
             self.server.send_signal(number)
             await self.look_for_effects()
@@ -82,7 +82,7 @@ class Home:
         assert open_.cancelled_caught
 
     async def assert_draining(self) -> None:
-        """The first device is closed in its turn, once it is old enough; the second is there."""
+        """The first device is closed once it is old enough. The second stays connected."""
         while (await (await self.server.connect()).ask(HEALTH)).status != 503:
             pass
         assert (await self.first.read_close())[0] == 1012
@@ -202,11 +202,11 @@ async def test_a_signal_during_start_up_ends_it_and_hangups_do_not(
             for number in (SIGHUP, SIGTERM, SIGHUP):
                 os.kill(pid, number)
                 await trio.sleep(0.1)
-            assert process.poll() is None, "what is being done with the registry is finished first"
+            assert process.poll() is None, "the write to the registry is finished first"
         assert await process.wait() == 0
         assert process.stdout is not None
         assert process.stderr is not None
-        assert await process.stdout.receive_some() == b"", "it was never ready"
+        assert await process.stdout.receive_some() == b"", "it has not become ready"
         assert b"during start-up" in await process.stderr.receive_some()
         await process.stdout.aclose()
         await process.stderr.aclose()
