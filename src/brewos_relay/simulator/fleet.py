@@ -52,7 +52,7 @@ class Fleet:
     ) -> None:
         rng = random.Random(seed)  # noqa: S311 - sensor noise
         context: ssl.SSLContext | None = make_ssl_context(policy) if parse_url(url).tls else None
-        self._send = say
+        self._say = say
         self._refused: Counter[str] = Counter()
         self.simulators: list[SimulatedDevice] = []
         for position, identity in enumerate(identities):
@@ -112,7 +112,7 @@ class Fleet:
 
     def _announcer(self, device_id: str, *, alone: bool) -> Callable[[str], None]:
         if alone:
-            return lambda text: self._send(f"{device_id}  {text}")
+            return lambda text: self._say(f"{device_id}  {text}")
         return self._count
 
     def _count(self, text: str) -> None:
@@ -124,4 +124,4 @@ class Fleet:
     async def _sum_up(self) -> None:
         while True:
             await trio.sleep(SUMMARY_S)
-            self._send(self.summary())
+            self._say(self.summary())

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from brewos_relay.simulator.model.boilers import PARALLEL
 from brewos_relay.simulator.model.schedules import Schedule
 
 
@@ -44,7 +45,7 @@ class Configuration:
             "temperatureUnit": "celsius",
             "electricityPrice": 0.3,
             "currency": "EUR",
-            "lastHeatingStrategy": 2,
+            "lastHeatingStrategy": PARALLEL,
             "initialized": True,
         }
     )

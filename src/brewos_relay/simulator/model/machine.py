@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from brewos_relay.simulator.model.boilers import HEATED_STEP_S, Boiler, share_power
+from brewos_relay.simulator.model.boilers import HEATED_STEP_S, PARALLEL, Boiler, share_power
 from brewos_relay.simulator.model.command_fields import CommandResult
 from brewos_relay.simulator.model.command_table import execute
 from brewos_relay.simulator.model.configuration import Configuration
@@ -66,7 +66,7 @@ class Machine:
         )  # fmt: skip
         self.water = Water(self.rng)
         self.state: State = "idle"
-        self.strategy = 2
+        self.strategy = PARALLEL
         self.rssi_dbm = -58.0
         # Clocks
         self.uptime_s = 0.0

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from brewos_relay.simulator.model import command_fields as fields
+from brewos_relay.simulator.model.boilers import PARALLEL
 from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Schedule:
     hour: int = 7
     minute: int = 0
     action: Literal["on", "off"] = "on"
-    strategy: int = 2
+    strategy: int = PARALLEL
     name: str = ""
 
     def due_at(self, minute: int) -> bool:

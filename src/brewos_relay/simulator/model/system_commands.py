@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from brewos_relay.simulator.model import command_fields as fields
+from brewos_relay.simulator.model.boilers import PARALLEL
 from brewos_relay.simulator.model.command_fields import CommandRejected, CommandResult
 from brewos_relay.simulator.model.configuration import Configuration
 
@@ -136,7 +137,7 @@ def factory_reset(machine: "Machine", _: _Command) -> CommandResult:
     machine.switch_off()
     machine.configuration = Configuration()
     machine.brew.setpoint_c, machine.steam.setpoint_c = 93.0, 140.0
-    machine.strategy = 2
+    machine.strategy = PARALLEL
     return CommandResult("info", "Factory reset", effect="leave")
 
 
