@@ -1,7 +1,6 @@
 """Tests of client.http_call: one request, and its errors."""
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,13 +12,10 @@ from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.http_call import post_json
 from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
+from support.resources import own_open_files
 from support.websocket_server import answering, open_server
 
 SECRET = "s3cr3t"
-
-
-def open_files() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
 
 
 def answer(status: str, body: bytes, *headers: str) -> Callable[[trio.SocketStream], Awaitable[None]]:
@@ -46,10 +42,10 @@ async def test_post_returns_the_answer() -> None:
             )
 
     async with open_server(serve) as url:
-        before = open_files()
+        before = own_open_files()
         assert await post(url) == {"a": "b"}
         await trio.testing.wait_all_tasks_blocked()
-        assert open_files() <= before
+        assert own_open_files() <= before
     head, _, body = requests[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /api/x HTTP/1.1"
@@ -87,11 +83,11 @@ async def test_refusal_has_status_text_and_retry_after() -> None:
 )
 async def test_invalid_answer_raises(answers: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
     async with open_server(answers) as url:
-        before = open_files()
+        before = own_open_files()
         with pytest.raises(RelayUnreachable, match="did not answer in HTTP"):
             await post(url)
         await trio.testing.wait_all_tasks_blocked()
-        assert open_files() <= before
+        assert own_open_files() <= before
 
 
 async def test_timeout_raises() -> None:

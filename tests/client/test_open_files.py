@@ -14,6 +14,7 @@ from brewos_relay.client import reconnecting_link as link_module
 from brewos_relay.client.backoff import Backoff
 from brewos_relay.client.linked_peer import LinkedPeer
 from support.plain_websockets import Peer, PlainServer, open_plain_server
+from support.resources import own_open_files
 from support.waiting import until
 from support.websocket_server import answering, open_server
 
@@ -26,10 +27,6 @@ ANSWERS = [
     b"HTTP/1.1 503 Unavailable\r\nContent-Length: 99\r\n\r\nshort",
     b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
 ]
-
-
-def open_files() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +76,14 @@ async def refuse_and_end(server: PlainServer, link: LinkedPeer) -> None:
 async def test_refused_cut_and_replaced_connections_leave_no_open_socket(tmp_path: Path, end: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_plain_server() as server:
-            await trio.to_thread.run_sync(open_files)  # threads have files of their own
-            before = open_files()
+            await trio.to_thread.run_sync(own_open_files)  # threads have files of their own
+            before = own_open_files()
             async with opened(end, server.url, tmp_path) as link:
                 await refuse_and_end(server, link)
                 # One connection, and those that the server is still closing.
-                assert open_files() <= before + 6
+                assert own_open_files() <= before + 6
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert open_files() <= before
+            assert own_open_files() <= before
             assert len(server.asked) >= CONNECTIONS
 
 
@@ -101,22 +98,22 @@ async def test_invalid_answers_leave_no_open_socket(tmp_path: Path) -> None:
 
     with trio.fail_after(DEADLINE_S):
         async with open_server(serve) as url:
-            await trio.to_thread.run_sync(open_files)
-            before = open_files()
+            await trio.to_thread.run_sync(own_open_files)
+            before = own_open_files()
             async with opened("device", url, tmp_path):
                 await until(lambda: count >= CONNECTIONS)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert open_files() <= before
+            assert own_open_files() <= before
 
 
 async def test_cancellation_at_any_moment_leaves_no_open_socket(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_plain_server() as server:
-            await trio.to_thread.run_sync(open_files)
-            before = open_files()
+            await trio.to_thread.run_sync(own_open_files)
+            before = own_open_files()
             for number in range(60):
                 with trio.move_on_after(number / 20_000):
                     async with opened("device", server.url, tmp_path):
                         await trio.sleep_forever()
             await trio.testing.wait_all_tasks_blocked(0.3)
-            assert open_files() <= before
+            assert own_open_files() <= before

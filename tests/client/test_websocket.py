@@ -3,7 +3,6 @@
 import errno
 import socket
 import ssl
-from pathlib import Path
 
 import pytest
 import trio
@@ -20,14 +19,11 @@ from brewos_relay.client.websocket import (
 )
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
+from support.resources import own_open_files
 from support.websocket_server import answering, open_server, open_websocket_server
 
 SECRET = "/ws/client?token=s3cr3t"
 DEADLINE_S = 10.0
-
-
-def open_files() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
 
 
 async def test_exchanges_text_and_binary() -> None:
@@ -122,14 +118,14 @@ async def test_refusal_has_a_status_and_leaves_no_open_socket(
 ) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(answer)) as url:
-            before = open_files()
+            before = own_open_files()
             with pytest.raises(RelayRefused) as caught:
                 async with open_websocket(url, SECRET):
                     pass  # pragma: no cover
             assert (caught.value.status, caught.value.detail) == (status, detail)
             assert "s3cr3t" not in str(caught.value)
             await trio.testing.wait_all_tasks_blocked()
-            assert open_files() <= before
+            assert own_open_files() <= before
 
 
 @pytest.mark.parametrize(
@@ -196,12 +192,12 @@ async def test_cancellation_sends_a_close_frame_with_messages_unread() -> None:
 async def test_other_answers_are_unreachable_and_leave_no_open_socket(answer: bytes, text: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_server(answering(answer)) as url:
-            before = open_files()
+            before = own_open_files()
             with pytest.raises(RelayUnreachable, match=text):
                 async with open_websocket(url, SECRET):
                     pass  # pragma: no cover
             await trio.testing.wait_all_tasks_blocked()
-            assert open_files() <= before
+            assert own_open_files() <= before
 
 
 async def test_handshake_timeout_raises() -> None:
@@ -267,12 +263,12 @@ async def test_missing_tls_raises() -> None:
 
     with trio.fail_after(DEADLINE_S):
         async with open_server(plain) as url:
-            before = open_files()
+            before = own_open_files()
             with pytest.raises(RelayUnreachable, match="no TLS"):
                 async with open_websocket(url.replace("http", "https"), SECRET):
                     pass  # pragma: no cover
             await trio.testing.wait_all_tasks_blocked()
-            assert open_files() <= before
+            assert own_open_files() <= before
 
 
 async def test_exception_of_the_block_is_unwrapped() -> None:
@@ -292,7 +288,7 @@ async def test_exception_of_the_block_is_unwrapped() -> None:
 async def test_cancellation_sends_a_close_frame() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):
-            before = open_files()
+            before = own_open_files()
             with trio.CancelScope() as scope:
                 async with open_websocket(url, SECRET) as websocket:
                     server = await accepted.receive()
@@ -304,7 +300,7 @@ async def test_cancellation_sends_a_close_frame() -> None:
             with pytest.raises(Exception, match="1000"):
                 await server.connection.get_message()
             await trio.testing.wait_all_tasks_blocked()
-            assert open_files() <= before
+            assert own_open_files() <= before
 
 
 # Requests of devices and apps

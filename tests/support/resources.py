@@ -21,3 +21,8 @@ def most_memory_mib(pid: int) -> int:
 def open_files(pid: int) -> int:
     """Count the files and connections that a process has open."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def own_open_files() -> int:
+    """Count the files and connections that this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))
