@@ -38,6 +38,8 @@ from brewos_relay.vocabulary import now_ms
 WRITE_S: Final = 4.0
 """How long a write may take by default, with all waiting for other writers."""
 _THREADS: Final = 4
+_RETRY_AFTER_S: Final = 0.05
+"""The pause before the retry of a write that lost a deadlock, in which the other write takes its locks."""
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -291,6 +293,7 @@ class Store:
             if not crossed(problem):
                 raise
         attempt.not_committed()
+        time.sleep(min(_RETRY_AFTER_S, attempt.left_s()))
         return self._write_once(attempt, function, *args, **kwargs)
 
     def _write_once(
