@@ -27,8 +27,8 @@ class BrokerError(Exception):
 class Since:
     """When a connection began to stand for its device: the fencing token of its ownership.
 
-    The greater value wins, in any order of the claims. `at_us` is in µs by the broker's clock. Equal times are
-    ordered by the instance.
+    The greater value wins, in any order of the claims. `at_us` is in µs by the broker's clock. Equal times
+    are ordered by the names of the instances.
     """
 
     at_us: int
@@ -63,8 +63,8 @@ class ClaimResult:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The state of a device in the cluster: its owner, if that is alive, and whether another connection has to
-    be refused because two devices use the id."""
+    """The state of a device in the cluster: its owner, if that is alive, and whether two devices use the id,
+    so that another connection has to be refused."""
 
     owner: Since | None
     contested: bool = False
