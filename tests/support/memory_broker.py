@@ -68,9 +68,11 @@ class MemoryBroker:
         """Return the time in µs."""
         return round(self._clock() * 1e6)
 
-    def renew(self, instance: str, info: bytes) -> None:
+    def renew(self, instance: str, info: bytes) -> bool:
         """See `BrokerConnection.renew`."""
+        was_valid = instance in self.instances()
         self._leases[instance] = (self._clock() + LEASE_S, info)
+        return was_valid
 
     def resign(self, instance: str) -> None:
         """See `BrokerConnection.resign`."""
@@ -88,12 +90,12 @@ class MemoryBroker:
         """See `BrokerConnection.claim`."""
         at_us = claim.at_us if claim.at_us is not None else self.now_us() - claim.age_us
         since = Since(at_us, instance)
-        before = self._owner(claim.device_id)
+        recorded, before = self._owners.get(claim.device_id), self._owner(claim.device_id)
         if before is not None and before > since:
             return ClaimResult(since, before)
         self._owners[claim.device_id] = since
         if before != since:
-            self._announce(OwnerChanged(claim.device_id, since, since), before)
+            self._announce(OwnerChanged(claim.device_id, since, since), recorded)
         return ClaimResult(since, since)
 
     def release(self, device_id: str, since: Since) -> None:
@@ -196,9 +198,9 @@ class MemoryConnection:
         """See `BrokerConnection.now_us`."""
         return (await self._reach()).now_us()
 
-    async def renew(self, info: bytes) -> None:
+    async def renew(self, info: bytes) -> bool:
         """See `BrokerConnection.renew`."""
-        (await self._reach()).renew(self.instance, info)
+        return (await self._reach()).renew(self.instance, info)
 
     async def resign(self) -> None:
         """See `BrokerConnection.resign`."""

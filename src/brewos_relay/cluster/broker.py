@@ -115,8 +115,12 @@ class BrokerConnection(Protocol):
         """Return the broker's time, in µs since the epoch."""
         ...
 
-    async def renew(self, info: bytes) -> None:
-        """Renew the lease of this instance for `LEASE_S`, and publish its description."""
+    async def renew(self, info: bytes) -> bool:
+        """Renew the lease of this instance for `LEASE_S`, and publish its description.
+
+        Return whether the lease was still valid. If not, it expired or the broker lost its data, and the
+        instance has to claim its devices again. The first renewal of an instance returns False as well.
+        """
         ...
 
     async def resign(self) -> None:
@@ -132,7 +136,10 @@ class BrokerConnection(Protocol):
         ...
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
-        """Claim devices. For each one that is won, subscribers and the owner until now get `OwnerChanged`."""
+        """Claim devices. For each one that is won, subscribers and the owner until now get `OwnerChanged`.
+
+        The owner until now is told as well if its lease has expired: it may live.
+        """
         ...
 
     async def release(self, device_id: str, since: Since) -> None:
