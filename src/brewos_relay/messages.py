@@ -227,6 +227,20 @@ MESSAGE_TOO_BIG: Final = encode(
         "message": "The message was dropped: the machine reads no message of this size.",
     }
 )
+OUTCOME_UNKNOWN: Final = encode(
+    {
+        "type": "error",
+        "error": "outcome_unknown",
+        "message": "The server did not learn in time whether the machine received the command.",
+    }
+)
+BUS_UNAVAILABLE: Final = encode(
+    {
+        "type": "error",
+        "error": "bus_unavailable",
+        "message": "The command was not delivered: the servers cannot reach each other. Try again.",
+    }
+)
 DEVICE_BUSY: Final = encode(
     {
         "type": "error",

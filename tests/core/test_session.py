@@ -18,6 +18,7 @@ from brewos_relay.core.peer import PeerEnd
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import EventKind
 from brewos_relay.core.relay import open_relay
+from brewos_relay.core.remote import SINGLE_INSTANCE
 from brewos_relay.core.session import DeviceSession, Host
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot
 from brewos_relay.dialect import BREWOS, Policy
@@ -42,6 +43,7 @@ class ScriptedHost:
         self.policy = Policy(BREWOS)
         self.counters = Counters()
         self.logs_messages = False
+        self.remote = SINGLE_INSTANCE
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []

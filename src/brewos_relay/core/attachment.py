@@ -13,6 +13,7 @@ import trio
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.peer import Peer, PeerEnd
 from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.core.remote import RemotePeer
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 
@@ -148,7 +149,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of a device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "known_before", "sent_invalid", "spoke_at")
+    __slots__ = ("credential", "known_before", "remote", "sent_invalid", "spoke_at")
 
     def __init__(
         self,
@@ -160,6 +161,8 @@ class DeviceAttachment(Attachment):
         network: str = "",
     ) -> None:
         super().__init__(session, peer, bucket=bucket, network=network)
+        self.remote: RemotePeer | None = None
+        """The peer, if the device is connected to another instance."""
         self.credential = credential
         """What the connection authenticated with, for `Relay.end_device`."""
         self.spoke_at: float | None = None
@@ -169,6 +172,16 @@ class DeviceAttachment(Attachment):
         self.known_before: tuple[Message, float] | None = None
         """The last whole state of the device and when it was current (trio time), until the device is
         present."""
+
+
+class RemoteDeviceAttachment(DeviceAttachment):
+    """A connection of a device on another instance. It has no credential, rate or signs of life."""
+
+    __slots__ = ()
+
+    def __init__(self, session: StartSoon, peer: RemotePeer) -> None:
+        super().__init__(session, peer, bucket=None)
+        self.remote = peer
 
 
 class ClientAttachment(Attachment):

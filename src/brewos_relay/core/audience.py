@@ -12,6 +12,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import log_lagging
+from brewos_relay.core.remote import RemoteAudience
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -41,6 +42,7 @@ class Audience:
         "_settled_bytes",
         "heard",
         "heard_bytes",
+        "remote",
     )
 
     def __init__(self, *, limits: Limits, dialect: Dialect, counters: Counters, lines: LogLineLimits) -> None:
@@ -54,6 +56,8 @@ class Audience:
         """How many messages of the device were sent to the clients that were attached."""
         self.heard_bytes = 0
         self._settled = self._settled_bytes = 0  # how much of these two is in the counters
+        self.remote: RemoteAudience | None = None
+        """The clients on other instances, if there are any. They are in no other count here."""
         self._fed = False  # whether the clients got a message since the last check
         self._fed_at = trio.current_time()
 
@@ -110,6 +114,8 @@ class Audience:
             self._let_lag(behind)
         if self._lagging:
             self._send_to_lagging(delivery)
+        if self.remote is not None:
+            self.remote.deliver(delivery)
         self.heard += len(delivery.messages)
         self.heard_bytes += size_bytes
 

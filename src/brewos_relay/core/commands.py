@@ -4,16 +4,18 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment
+from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.recording import NoteActivity
+from brewos_relay.core.remote import RemoteOutcome, RemotePeer
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
@@ -147,7 +149,9 @@ class Commands:
                 passed_on.append(head)
         counters.received_from_clients += len(received)
         counters.bytes_from_clients += size_bytes
-        if device is not None and to_device:
+        if device is not None and device.remote is not None:
+            self._send_remotely(client, device.remote, to_device)
+        elif device is not None and to_device:
             if device.deliver(Delivery(to_device)):
                 became = "delivered"
                 self._note_sent(to_device)
@@ -271,7 +275,7 @@ class Commands:
             )
         )
 
-    def flush(self, device: Attachment, now: float) -> None:
+    def flush(self, device: DeviceAttachment, now: float) -> None:
         """Deliver the commands that waited to the device that has come, and tell their senders."""
         self.expire(now)
         if self._pending is None:
@@ -283,6 +287,10 @@ class Commands:
             else:  # the sender has lost the right meanwhile
                 self._tell(command, messages.forbidden(self._presence.device_id), "forbidden")
         self._pending = None
+        if device.remote is not None:
+            for command in waiting:
+                self._send_queued_remotely(device.remote, command)
+            return
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
             for command in waiting:
                 self._tell(command, messages.DEVICE_BUSY, "device_offline")
@@ -291,6 +299,54 @@ class Commands:
         for command in waiting:
             sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
             self._tell(command, sent, "delivered")
+
+    def _send_remotely(
+        self, client: ClientAttachment, remote: RemotePeer, commands: Sequence[Message]
+    ) -> None:
+        """Send messages of a client, or of the relay, to a device on another instance."""
+        for message in commands:
+            head = message.peek_command()
+            if head is None or head.type in self._dialect.state_requests:
+                remote.send_command(message, None, math.inf)
+            else:
+                take_outcome = partial(self._take_remote_outcome, client, head)
+                remote.send_command(message, take_outcome, _not_after_ms(head))
+
+    def _take_remote_outcome(
+        self, client: ClientAttachment, head: CommandHead, outcome: RemoteOutcome
+    ) -> None:
+        status, told = self._remote_status(outcome)
+        if answers := self._record_outcome(client, head, status, told):
+            client.deliver(Delivery(answers), keep=True)
+
+    def _send_queued_remotely(self, remote: RemotePeer, command: QueuedCommand[ClientAttachment]) -> None:
+        def take_outcome(outcome: RemoteOutcome) -> None:
+            status, told = self._remote_status(outcome)
+            sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
+            self._tell(command, told or sent, status)
+
+        not_after_ms = min(_not_after_ms(command.head), command.expires_at_ms)
+        remote.send_command(command.message, take_outcome, not_after_ms)
+
+    def _remote_status(self, outcome: RemoteOutcome) -> tuple[str, Message | None]:
+        """Return the status of a command for a device on another instance, and the error if it failed."""
+        if outcome == "delivered":
+            return "delivered", None
+        if outcome == "unknown":
+            return "unknown", messages.OUTCOME_UNKNOWN
+        self._counters.undeliverable += 1
+        if outcome == "busy":
+            return "device_offline", messages.DEVICE_BUSY
+        if outcome == "bus_unavailable":
+            return outcome, messages.BUS_UNAVAILABLE
+        return outcome, messages.device_offline_error(self._presence.device_id)
+
+    def deliver_remote(self, device: DeviceAttachment, message: Message) -> RemoteOutcome:
+        """Deliver a command of a client on another instance, where its outcome is recorded."""
+        if not device.deliver(Delivery((message,))):
+            return "busy"
+        self._note_sent((message,))
+        return "delivered"
 
     def expire(self, now: float) -> None:
         """Remove commands that have waited for too long, and tell their senders."""
@@ -325,6 +381,12 @@ def _remaining_s(head: CommandHead) -> float:
         return float("inf")
     # JSON has integers that are too large for a division.
     return (max(0, min(head.not_after, _LATEST_MS)) - now_ms()) / 1000
+
+
+def _not_after_ms(head: CommandHead) -> float:
+    """Return the time after which a command may not be delivered, in ms since the epoch."""
+    left_s = _remaining_s(head)
+    return math.inf if left_s == math.inf else now_ms() + left_s * 1000
 
 
 def _refresh(client: ClientAttachment, token: object) -> Message:

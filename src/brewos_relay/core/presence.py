@@ -16,7 +16,7 @@ from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
-from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
@@ -44,6 +44,7 @@ class Presence:
         "last_seen_ms",
         "present",
         "snapshot",
+        "state_is_remote",
     )
 
     def __init__(
@@ -68,6 +69,8 @@ class Presence:
         self.anonymous = False
         """Whether the device registered itself and has no user. The relay then keeps little of its state, and
         none after it has gone."""
+        self.state_is_remote = False
+        """Whether the device was last connected to another instance, which keeps its state."""
         self.gone_at = gone_at
         """When the device went offline (trio time)."""
         self.last_seen_ms: int | None = None
@@ -83,18 +86,35 @@ class Presence:
     def may_replace(self, now: float) -> bool:
         """Whether the connection that stands for the device may be ended for a newer one."""
         device = self.present
-        return device is None or now >= self._limits.safe_to_end_at(
-            opened_at=device.attached_at, spoke_at=device.spoke_at
+        return (
+            device is None
+            or device.remote is not None
+            or now >= self._limits.safe_to_end_at(opened_at=device.attached_at, spoke_at=device.spoke_at)
         )
 
     def replace(self, now: float) -> DeviceAttachment | None:
         """Let the arriving connection stand for the device; return the one that did before."""
         replaced, self.present, self.arriving = self.present, self.arriving, None
-        if replaced is not None and replaced.silent_s(now) < _LIVELY_S:
+        self.state_is_remote = False
+        if replaced is not None and replaced.remote is None and replaced.silent_s(now) < _LIVELY_S:
             if self._swapped_at is None:
                 self._swapped_at = deque(maxlen=_SWAPS)
             self._swapped_at.append(now)
         return replaced
+
+    def yield_to(self, device: DeviceAttachment | None) -> DeviceAttachment | None:
+        """Let a connection on another instance stand for the device; return the one that did before.
+
+        `device` is None if nothing here follows that connection.
+        """
+        yielded, self.present = self.present, device
+        self.state_is_remote = True
+        return yielded
+
+    def is_lively(self, now: float) -> bool:
+        """Whether a connection of this instance stands for the device and has sent something recently."""
+        device = self.present
+        return device is not None and device.remote is None and device.silent_s(now) < _LIVELY_S
 
     def is_contested(self, now: float) -> bool:
         """Whether two devices use this id, so that the present connection stays and others are refused."""
@@ -103,8 +123,7 @@ class Presence:
             swaps is not None
             and len(swaps) == _SWAPS
             and now - swaps[0] < _SWAPS_WITHIN_S
-            and self.present is not None
-            and self.present.silent_s(now) < _LIVELY_S
+            and self.is_lively(now)
         )
 
     def leave(self, device: DeviceAttachment) -> bool:
@@ -144,7 +163,7 @@ class Presence:
                 arriving.close(CloseCode.POLICY_VIOLATION, "nothing was sent")
             else:
                 comes = arriving.spoke_at is not None and self.may_replace(now)
-        if device is not None:
+        if device is not None and device.remote is None:
             silent_s = device.silent_s(now)
             if silent_s >= limits.device_silence_s:
                 device.close(CloseCode.POLICY_VIOLATION, "nothing was sent for too long")
@@ -154,6 +173,10 @@ class Presence:
         return comes
 
     # State
+
+    def take_state(self, state: SnapshotState) -> None:
+        """Take the state that another instance knows of the device."""
+        self.snapshot.take(state, trio.current_time())
 
     def set_anonymous(self, anonymous: bool) -> None:
         """Note whether the device is anonymous, which decides how much of its state is kept."""

@@ -10,7 +10,13 @@ from typing import Any, Final
 import trio
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.attachment import (
+    Attachment,
+    ClientAttachment,
+    DeviceAttachment,
+    RemoteDeviceAttachment,
+    Renew,
+)
 from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
@@ -19,8 +25,15 @@ from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import ActivityEvent, EventKind
+from brewos_relay.core.remote import (
+    SINGLE_INSTANCE,
+    RemoteAudience,
+    RemoteOutcome,
+    RemotePeer,
+    RemotePresence,
+)
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
+from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot, SnapshotState
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
@@ -56,8 +69,10 @@ class Relay:
         on_seen: OnSeen | None,
         on_activity: OnActivity | None = None,
         counters: Counters | None = None,
+        remote: RemotePresence = SINGLE_INSTANCE,
     ) -> None:
         self.limits = limits
+        self.remote = remote
         self.policy = Policy(dialect, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
@@ -86,8 +101,8 @@ class Relay:
 
     @property
     def device_count(self) -> int:
-        """How many devices are online."""
-        return sum(session.device is not None for session in self._sessions.values())
+        """How many devices are connected to this relay."""
+        return sum(session.has_device for session in self._sessions.values())
 
     @property
     def client_count(self) -> int:
@@ -110,9 +125,14 @@ class Relay:
         return sum(session.pending_count for session in self._sessions.values())
 
     def is_online(self, device_id: str) -> bool:
-        """Whether this device is connected now."""
+        """Whether this device is connected now, to this relay or to another instance that clients follow."""
         session = self._sessions.get(device_id)
         return session is not None and session.device is not None
+
+    def has_device(self, device_id: str) -> bool:
+        """Whether this device is connected to this relay."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.has_device
 
     def admits(self, *, reserve: float = 0.0) -> bool:
         """Take a token of `admit_rate`, if `reserve` more are left after that; False if not."""
@@ -253,7 +273,7 @@ class Relay:
     def send_to_device(self, device_id: str, message: Message) -> bool:
         """Send a message of the relay to a device; False if it is absent or does not take it."""
         session = self._sessions.get(device_id)
-        device = session.device if session is not None else None
+        device = session.device if session is not None and session.has_device else None
         return device is not None and device.deliver(Delivery((message,)), keep=True)
 
     def tell_clients(self, device_id: str, message: Message, match: Callable[[Grant], bool]) -> None:
@@ -262,6 +282,57 @@ class Relay:
         for client in self._clients(device_id):
             if match(client.grant):
                 client.deliver(delivery, keep=True)
+
+    # Other instances
+
+    def attach_remote_device(self, device_id: str, peer: RemotePeer) -> RemoteDeviceAttachment:
+        """Let a connection of the device on another instance stand for it, and own `peer` from here on.
+
+        A connection to this relay that stands for the device is closed with 4002, once it is safe to end it.
+        If there is none, clients are told that the device came. When the peer ends, they are told that it
+        went. Raises RelayClosing.
+        """
+        return self._session(device_id).attach_remote_device(peer)
+
+    def take_remote_state(
+        self, device: RemoteDeviceAttachment, state: SnapshotState, last_seen_ms: int
+    ) -> None:
+        """Take the state that the instance of a device knows of it, and tell the clients."""
+        if (session := self._sessions.get(device.session.device_id)) is not None:
+            session.take_remote_state(device, state, last_seen_ms)
+
+    def yield_device(self, device_id: str) -> bool:
+        """End the connection of a device (4002), once it is safe, because another instance has a newer one.
+
+        Its messages no longer count. The clients are told nothing: the device is still online. Return whether
+        the connection was lively: then two devices may use the same id.
+        """
+        session = self._sessions.get(device_id)
+        return session is not None and session.yield_device()
+
+    def is_lively(self, device_id: str) -> bool:
+        """Whether the device is connected to this relay and has sent something recently."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.presence.is_lively(trio.current_time())
+
+    def set_remote_audience(self, device_id: str, audience: RemoteAudience | None) -> bool:
+        """Send the messages of a device to its clients on other instances; False if it is not here.
+
+        This ends when the device goes or is yielded.
+        """
+        session = self._sessions.get(device_id)
+        return session is not None and session.set_remote_audience(audience)
+
+    def deliver_remote_command(self, device_id: str, message: Message) -> RemoteOutcome:
+        """Deliver a command that a client on another instance may send, and return its outcome."""
+        session = self._sessions.get(device_id)
+        return session.take_remote_command(message) if session is not None else "device_offline"
+
+    def export_state(self, device_id: str) -> tuple[SnapshotState, int | None]:
+        """Return all that is known of a device, and when it last came or went, in ms since the epoch."""
+        session = self._sessions.get(device_id)
+        seen_ms = session.presence.last_seen_ms if session is not None else None
+        return self._snapshot(device_id).export(trio.current_time()), seen_ms
 
     def _clients(self, device_id: str) -> list[ClientAttachment]:
         session = self._sessions.get(device_id)
@@ -284,7 +355,8 @@ class Relay:
         if self._sessions.get(session.device_id) is not session:
             return  # known already: a replaced connection may be the last to end
         del self._sessions[session.device_id]
-        if not (session.presence.snapshot.empty or session.presence.anonymous):
+        presence = session.presence
+        if not (presence.snapshot.empty or presence.anonymous or presence.state_is_remote):
             self._absent_states[session.device_id] = (session.presence.snapshot, session.presence.gone_at)
 
     def state_of(self, device_id: str) -> dict[str, Any] | None:
@@ -324,9 +396,9 @@ class Relay:
         due = []
         for device_id, session in self._sessions.items():
             wait_s = every_s if session.device is not None else 0.0
-            if not session.presence.anonymous and session.presence.snapshot.is_due_for_saving(
-                now, every_s=wait_s
-            ):
+            if session.presence.anonymous or session.presence.state_is_remote:
+                continue
+            if session.presence.snapshot.is_due_for_saving(now, every_s=wait_s):
                 due.append(device_id)
         for device_id, (snapshot, _) in self._absent_states.items():
             if snapshot.is_due_for_saving(now, every_s=0.0):
@@ -460,6 +532,7 @@ async def open_relay(
     on_seen: OnSeen | None = None,
     on_activity: OnActivity | None = None,
     counters: Counters | None = None,
+    remote: RemotePresence = SINGLE_INSTANCE,
 ) -> AsyncIterator[Relay]:
     """Open a relay. Leaving the block closes every peer that is still attached.
 
@@ -468,8 +541,9 @@ async def open_relay(
 
     `on_seen(device_id, at_ms)` is called when a device comes or goes, and `on_activity` with an ActivityEvent
     also when a client does or sends a command; neither may block. `counters` are the counters of the relay,
-    for a caller that needs them earlier. An exception that leaves the block is raised in an ExceptionGroup,
-    as from every nursery.
+    for a caller that needs them earlier. `remote` takes note of the devices that this relay has and wants, if
+    it is one of many instances. An exception that leaves the block is raised in an ExceptionGroup, as from
+    every nursery.
 
     **Owns:** the nursery of all sessions, and the task of the periodic checks.
     """
@@ -481,6 +555,7 @@ async def open_relay(
             on_seen=on_seen,
             on_activity=on_activity,
             counters=counters,
+            remote=remote,
         )
         nursery.start_soon(relay.run)
         try:

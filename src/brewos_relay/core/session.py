@@ -10,12 +10,19 @@ from typing import Protocol
 import trio
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.attachment import (
+    Attachment,
+    ClientAttachment,
+    DeviceAttachment,
+    RemoteDeviceAttachment,
+    Renew,
+)
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import without_seq
 from brewos_relay.core.peer import LEAVING, Peer, Receive
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
@@ -29,7 +36,8 @@ from brewos_relay.core.recording import (
     log_went,
     receive_logged,
 )
-from brewos_relay.core.snapshot import KnownState, Snapshot
+from brewos_relay.core.remote import RemoteAudience, RemoteOutcome, RemotePeer, RemotePresence
+from brewos_relay.core.snapshot import KnownState, Snapshot, SnapshotState
 from brewos_relay.core.throttle import DeviceFeed
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
@@ -52,6 +60,8 @@ class Host(Protocol):
     """Decides which lines about peers that come and go are logged."""
     logs_messages: bool
     """Whether the types of messages are logged."""
+    remote: RemotePresence
+    """Takes note of the devices that this relay has and wants."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
         """Forget a session that has no peers. It takes no more peers from here on."""
@@ -120,6 +130,11 @@ class DeviceSession:
     def device(self) -> DeviceAttachment | None:
         """The connection that stands for the device, if it is online."""
         return self.presence.present
+
+    @property
+    def has_device(self) -> bool:
+        """Whether the device is connected to this instance."""
+        return self.presence.present is not None and self.presence.present.remote is None
 
     @property
     def client_count(self) -> int:
@@ -219,6 +234,8 @@ class DeviceSession:
         ]
         if not self.presence.snapshot.empty:
             told += self.presence.state()
+        if not self._audience:
+            self._host.remote.device_wanted(self.device_id)
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
         self._host.client_counts.add(grant)
@@ -230,7 +247,8 @@ class DeviceSession:
         return client
 
     def _start(self, attachment: Attachment) -> None:
-        self._host.attached.add(attachment)
+        if not isinstance(attachment, RemoteDeviceAttachment):
+            self._host.attached.add(attachment)
         if self._nursery is None:
             self._waiting.append(attachment)
         else:
@@ -244,7 +262,9 @@ class DeviceSession:
     async def _own_peer(self, attachment: Attachment) -> None:
         """Own a peer from its first message to its end. If it fails, no other peer ends."""
         receive: Receive
-        if isinstance(attachment, DeviceAttachment):
+        if isinstance(attachment, RemoteDeviceAttachment):
+            receive = functools.partial(self._take_from_remote_device, attachment)
+        elif isinstance(attachment, DeviceAttachment):
             receive = functools.partial(self._take_from_device, attachment)
         else:
             assert isinstance(attachment, ClientAttachment)
@@ -270,13 +290,17 @@ class DeviceSession:
 
     def _detach(self, attachment: Attachment) -> None:
         end = attachment.end = attachment.end or LEAVING
-        if isinstance(attachment, DeviceAttachment):
+        if isinstance(attachment, RemoteDeviceAttachment):
+            self._remote_device_went(attachment)
+        elif isinstance(attachment, DeviceAttachment):
             self._host.counters.note_end("device", end)
             if not self._device_went(attachment):
                 log_went(attachment, self._host.lines, stood_for_device=False)
         else:
             assert isinstance(attachment, ClientAttachment)
             self._audience.leave(attachment)
+            if not self._audience:
+                self._host.remote.device_unwanted(self.device_id)
             self._host.client_counts.remove(attachment.grant)
             self._host.counters.note_end("client", end)
             log_went(attachment, self._host.lines)
@@ -304,6 +328,7 @@ class DeviceSession:
         self._feed.begin()
         device = self.presence.present
         assert device is not None
+        self._host.remote.device_came(self.device_id, device.attached_at)
         self._note_seen()
         known_before, device.known_before = device.known_before, None
         if replaced is None:
@@ -325,6 +350,8 @@ class DeviceSession:
         if not self.presence.leave(device):
             return False
         self._feed.end(device)
+        self._audience.remote = None
+        self._host.remote.device_went(self.device_id)
         self.presence.note_gone(trio.current_time())
         self._note_seen()
         log_went(device, self._host.lines)
@@ -335,7 +362,9 @@ class DeviceSession:
     def end_device(self, unless: Collection[bytes | None], *, code: int, reason: str) -> None:
         """Close the connections of the device with other credentials; their messages no longer count."""
         for connection in (self.presence.present, self.presence.arriving):
-            if connection is not None and connection.credential not in unless:
+            if connection is None or connection.remote is not None:
+                continue
+            if connection.credential not in unless:
                 connection.close(code, reason)
                 if connection is self.presence.present:
                     self._feed.drop_held()
@@ -349,6 +378,83 @@ class DeviceSession:
     def _note_seen(self) -> None:
         self.presence.last_seen_ms = seen_ms = now_ms()
         self._host.device_seen(self.device_id, seen_ms)
+
+    # Other instances
+
+    def attach_remote_device(self, peer: RemotePeer) -> RemoteDeviceAttachment:
+        """Let a connection on another instance stand for the device; see `Relay.attach_remote_device`."""
+        device = RemoteDeviceAttachment(self, peer)
+        before = self._yield_to(device)
+        self._feed.begin()
+        self._start(device)
+        if before is None:
+            self._audience.tell(messages.DEVICE_ONLINE)
+        self._commands.flush(device, trio.current_time())
+        return device
+
+    def yield_device(self) -> bool:
+        """Let a connection on another instance stand for the device, with no clients here that follow it.
+
+        Return whether a lively connection had to end for that.
+        """
+        device, lively = self.presence.present, self.presence.is_lively(trio.current_time())
+        if device is not None and device.remote is None:
+            self._yield_to(None)
+        return lively
+
+    def _yield_to(self, device: RemoteDeviceAttachment | None) -> DeviceAttachment | None:
+        """Replace the connection that stands for the device; its messages no longer count."""
+        before = self.presence.yield_to(device)
+        if before is not None:
+            self._feed.end(before)
+            self._audience.remote = None
+            before.close(CloseCode.REPLACED, "a newer connection replaced this one")
+            if before.remote is None:
+                self._host.remote.device_went(self.device_id)
+        return before
+
+    def take_remote_state(
+        self, device: RemoteDeviceAttachment, state: SnapshotState, last_seen_ms: int
+    ) -> None:
+        """Take the state that the device's instance knows, and tell the clients."""
+        if device is not self.presence.present:
+            return
+        self.presence.take_state(state)
+        self.presence.last_seen_ms = last_seen_ms
+        if self._audience:
+            self._audience.tell(*map(without_seq, self.presence.state()))
+
+    def _take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
+        if device is self.presence.present:
+            self._audience.settle()
+            self._feed.pass_on(device, received)
+            self._audience.settle()  # adds their bytes, which the device's instance counts
+            self._host.counters.bytes_from_devices -= sum(len(message.payload) for message in received)
+        return 0.0
+
+    def _remote_device_went(self, device: RemoteDeviceAttachment) -> None:
+        if self.presence.leave(device):
+            self._feed.end(device)
+            self.presence.note_gone(trio.current_time())
+            self.presence.last_seen_ms = now_ms()
+            self._audience.tell(messages.DEVICE_OFFLINE)
+
+    def set_remote_audience(self, audience: RemoteAudience | None) -> bool:
+        """Send the messages of the device to clients on other instances as well; False if it is not here."""
+        device = self.presence.present
+        if device is None or device.remote is not None:
+            return False
+        self._audience.remote = audience
+        if audience is not None and not self.presence.snapshot.is_current:
+            self._commands.ask_for_state(device, trio.current_time())
+        return True
+
+    def take_remote_command(self, message: Message) -> RemoteOutcome:
+        """Deliver a command of a client on another instance to the device."""
+        device = self.presence.present
+        if device is None or device.remote is not None:
+            return "device_offline"
+        return self._commands.deliver_remote(device, message)
 
     # Messages
 
@@ -390,6 +496,8 @@ class DeviceSession:
             self._feed.release(self.device, now)
         if told := self.presence.restored(now):
             self._audience.tell(*told)
+            if self._audience.remote is not None:
+                self._audience.remote.renew_state()
         self._commands.expire(now)
         self.presence.check_state(now)
         self._audience.run_checks(now, self.presence.state)

@@ -6,6 +6,7 @@ relay only keeps its last few messages.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -51,6 +52,25 @@ class KnownState(NamedTuple):
 
     message: Message
     at_ms: int
+
+
+class RestoredState(NamedTuple):
+    """A state from before an absence, for the snapshot of another instance; see `Restored`."""
+
+    message: Message
+    age_s: float
+    renewed: Sequence[Key]
+    shown: bool
+
+
+class SnapshotState(NamedTuple):
+    """All that a snapshot knows, for the same snapshot on another instance."""
+
+    status: Message | None
+    others: Sequence[Message]
+    seq: Any
+    age_s: float
+    restored: RestoredState | None
 
 
 class Restored:
@@ -120,6 +140,11 @@ class Snapshot:
     def has_status(self) -> bool:
         """Whether the whole state is known, current or from before an absence."""
         return self._status is not None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the whole state is known, and not only from before an absence."""
+        return self._status is not None and self._restored is None
 
     @property
     def empty(self) -> bool:
@@ -198,6 +223,38 @@ class Snapshot:
             known[self._dialect.state] = status
         contents = {name: readable_content(message) for name, message in known.items()}
         return {name: content for name, content in contents.items() if content is not None}
+
+    # Other instances
+
+    def export(self, now: float) -> SnapshotState:
+        """Return all that is known, for `take`."""
+        self._merge()
+        self.age_s(now)
+        restored = self._restored
+        return SnapshotState(
+            self._status,
+            list(self._others.values()),
+            self.seq,
+            now - self._noted_at,
+            None
+            if restored is None
+            else RestoredState(restored.message, now - restored.at, list(restored.renewed), restored.shown),
+        )
+
+    def take(self, state: SnapshotState, now: float) -> None:
+        """Know the same as the snapshot that `state` is from, and nothing else."""
+        self._status = state.status
+        self._status_seq = self.seq = state.seq
+        self._changes.clear()
+        self._changes_bytes = 0
+        self._others = {message.peek_type() or "": message for message in state.others}
+        self._noted = False
+        self._noted_at = now - state.age_s
+        self._restored = None
+        if (restored := state.restored) is not None:
+            self._restored = Restored(restored.message, now - restored.age_s)
+            self._restored.renewed.update(restored.renewed)
+            self._restored.shown = restored.shown
 
     # Absences
 
