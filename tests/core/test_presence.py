@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import msgspec
@@ -46,6 +47,24 @@ async def test_a_connection_arrives_and_then_stands_for_the_device(presence: Pre
     assert (presence.present, presence.arriving) == (None, device)
     assert presence.replace(trio.current_time()) is None
     assert (presence.present, presence.arriving) == (device, None)
+
+
+async def test_state_is_of_the_connection_that_stands_for_the_device(presence: Presence) -> None:
+    assert presence.snapshot.since_us == 0
+    first, second = connection(), connection()
+    assert abs(first.since_us - time.time_ns() // 1000) < 60_000_000
+    first.since_us = 100
+    presence.arrive(first)
+    assert presence.snapshot.since_us == 0, "it only waits"
+    presence.replace(trio.current_time())
+    assert presence.snapshot.since_us == 100
+    second.since_us = 40  # the clock was set back
+    presence.arrive(second)
+    presence.replace(trio.current_time())
+    assert presence.snapshot.since_us == 101
+    for anonymous in (True, False):
+        presence.set_anonymous(anonymous)
+        assert presence.snapshot.since_us == 101
 
 
 async def test_newer_arriving_connection_replaces_the_older_one(presence: Presence) -> None:

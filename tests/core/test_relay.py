@@ -693,6 +693,7 @@ async def test_it_is_known_for_how_long_a_state_stays(autojump_clock: MockClock)
 async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(state_save_s=100.0)) as relay:
         device, anonymous = ScriptedPeer(), ScriptedPeer()
+        before_us = now_ms() * 1000
         relay.attach_device(ONE, device)
         relay.attach_device(TWO, anonymous, anonymous=True)
         await wait_all_tasks_blocked()
@@ -704,6 +705,7 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
         known = relay.state_to_save(ONE)
         assert known is not None
         assert 0 < now_ms() - known.at_ms < 3000
+        assert before_us <= known.since_us <= now_ms() * 1000 + 999
         assert json.loads(known.message.payload) == {"type": "status", "seq": 1, "a": 1}
         assert relay.unsaved_states() == []
         device.say({"type": "status_delta", "seq": 2, "a": 2})

@@ -683,6 +683,18 @@ async def test_clients_are_told_the_state_from_before_an_absence(autojump_clock:
         }
 
 
+@pytest.mark.parametrize("ahead_us", [-5_000_000, 5_000_000], ids=["earlier", "the clock was set back"])
+async def test_connection_is_later_than_the_one_of_the_state_it_continues(
+    autojump_clock: MockClock, ahead_us: int
+) -> None:
+    async with open_session() as opened:
+        before_us = now_ms() * 1000
+        known = known_state()._replace(since_us=before_us + ahead_us)
+        await opened.device(known_state=known)
+        assert opened.session.presence.snapshot.since_us >= max(before_us, known.since_us + 1)
+        assert opened.session.presence.snapshot.since_us < before_us + 60_000_000
+
+
 async def test_nothing_old_is_told_of_a_device_that_says_its_whole_state(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         client = await opened.client()

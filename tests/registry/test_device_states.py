@@ -1,6 +1,7 @@
 """The last states of machines: whose are stored, who gets them, and when they go."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
@@ -9,7 +10,13 @@ from sqlalchemy import Connection, func, select
 from brewos_relay.registry.access import give, leave, release
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import replace_key, replace_unowned_key
-from brewos_relay.registry.device_states import STATE_BYTES_AT_MOST, find_states, forget_state, save_states
+from brewos_relay.registry.device_states import (
+    AHEAD_US,
+    STATE_BYTES_AT_MOST,
+    find_states,
+    forget_state,
+    save_states,
+)
 from brewos_relay.registry.devices import add_devices, lock_device, remove_device
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, expired
 from brewos_relay.registry.pairing import pair_device, register_pairing
@@ -25,8 +32,8 @@ HASH: Final = bytes([7]) * 32
 LATER_MS: Final = NOW_MS + 60_000
 
 
-def state(of: str = ONE, *, payload: bytes = b"{}", at_ms: int = NOW_MS) -> StoredState:
-    return StoredState(device_id=of, payload=payload, is_text=True, at_ms=at_ms)
+def state(of: str = ONE, *, payload: bytes = b"{}", at_ms: int = NOW_MS, since_us: int = 0) -> StoredState:
+    return StoredState(device_id=of, payload=payload, is_text=True, at_ms=at_ms, since_us=since_us)
 
 
 def stored(db: Connection) -> int:
@@ -141,6 +148,52 @@ def test_old_states_are_pruned(db: Connection) -> None:
     assert (list(found(db, ONE, TWO)), stored(db)) == ([TWO], 1)
     run_all_steps(db, expired(now_ms=NOW_MS, states_kept_ms=1000))
     assert stored(db) == 0
+
+
+def test_late_save_does_not_replace_the_state_of_a_later_connection(db: Connection) -> None:
+    add_devices(db, [new_device(1, "ada"), new_device(2, "ada")], now_ms=NOW_MS)
+    save_states(db, [state(payload=b"old", since_us=1), state(TWO, payload=b"old", since_us=3)])
+    save_states(db, [state(payload=b"new", since_us=2), state(TWO, payload=b"new", since_us=4)])
+    late = state(payload=b"late", at_ms=NOW_MS + 99, since_us=1)
+    save_states(db, [late, state(TWO, payload=b"newer", since_us=4)])
+    assert found(db, ONE, TWO) == {
+        ONE: state(payload=b"new", since_us=2),
+        TWO: state(TWO, payload=b"newer", since_us=4),
+    }
+
+
+def test_first_state_after_one_was_forgotten_is_stored(db: Connection) -> None:
+    add_devices(db, [new_device(1, "ada")], now_ms=NOW_MS)
+    save_states(db, [state(since_us=9)])
+    forget_state(db, ONE)
+    save_states(db, [state(since_us=2)])
+    assert found(db, ONE)[ONE].since_us == 2
+
+
+@pytest.mark.parametrize(("ahead_us", "kept"), [(AHEAD_US - 60_000_000, b"old"), (AHEAD_US + 1, b"new")])
+def test_stored_time_of_a_wrong_clock_does_not_count(db: Connection, ahead_us: int, kept: bytes) -> None:
+    add_devices(db, [new_device(1, "ada")], now_ms=1)
+    wall_us = now_ms() * 1000
+    save_states(db, [state(payload=b"old", since_us=wall_us + ahead_us + 10_000_000)])
+    save_states(db, [state(payload=b"new", since_us=wall_us)])
+    assert found(db, ONE)[ONE].payload == kept
+
+
+def test_the_latest_of_concurrent_saves_remains(url: str) -> None:
+    with Database.open(url) as database:
+        with database.writing() as db:
+            add_devices(db, [new_device(number, "ada") for number in range(1, 21)], now_ms=1)
+
+        def save(since_us: int) -> None:
+            with database.writing() as db:
+                ids = (device_id(number) for number in range(1, 21))
+                save_states(db, [state(of, payload=b"%d" % since_us, since_us=since_us) for of in ids])
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(save, [3, 1, 8, 5, 2, 7, 4, 6]))
+        with database.reading() as db:
+            remaining = found(db, *(device_id(number) for number in range(1, 21)))
+    assert {(each.since_us, each.payload) for each in remaining.values()} == {(8, b"8")}
 
 
 async def test_the_store_finds_what_it_has_saved_unless_it_is_too_old(url: str) -> None:

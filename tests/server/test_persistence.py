@@ -1,7 +1,9 @@
 """Recording activity, and storing and restoring the states of machines."""
 
 import logging
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
@@ -14,9 +16,10 @@ from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message, encode
+from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState
-from brewos_relay.registry.store import Store
+from brewos_relay.registry.store import Store, open_store
 from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.server.persistence import (
     FIND_S,
@@ -30,6 +33,7 @@ from brewos_relay.server.persistence import (
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
+from support.registry import new_device, register
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 STATUS = {"type": "status", "seq": 1}
@@ -316,3 +320,47 @@ async def test_a_machine_does_not_wait_long_for_its_state(
     with caplog.at_level(logging.WARNING):
         assert await find_state(store, ONE) is None
     assert "it is away" in caplog.text
+
+
+async def test_late_save_of_another_server_does_not_replace_a_later_state(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    with Database.open(url) as database:
+        register(database, [new_device(1, "ada")], now_ms=1)
+    async with (
+        open_store(url) as store,
+        open_relay(dialect=BREWOS) as before,
+        open_relay(dialect=BREWOS) as after,
+    ):
+        await device_that_says(before, {"type": "status", "from": "before"})
+        newer = ScriptedPeer()
+        after.attach_device(ONE, newer)
+        await wait_all_tasks_blocked()
+        newer.say({"type": "status", "from": "after"})
+        await StateKeeper(after, store).save()
+        await StateKeeper(before, store).save()
+        found = await find_state(store, ONE)
+        assert found is not None
+        assert b"after" in found.message.payload
+
+
+async def test_clock_that_was_set_back_does_not_stop_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    with Database.open(url) as database:
+        register(database, [new_device(1, "ada")], now_ms=1)
+    async with open_store(url) as store:
+        async with open_relay(dialect=BREWOS) as relay:
+            await device_that_says(relay, {"type": "status", "run": 1})
+            await StateKeeper(relay, store).save()
+        right_ns = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: right_ns() - 600 * 10**9)
+        async with open_relay(dialect=BREWOS) as relay:
+            peer = ScriptedPeer()
+            relay.attach_device(ONE, peer, known_state=await find_state(store, ONE))
+            await wait_all_tasks_blocked()
+            peer.say({"type": "status", "run": 2})
+            await StateKeeper(relay, store).save()
+        found = await find_state(store, ONE)
+        assert found is not None
+        assert b'"run":2' in found.message.payload

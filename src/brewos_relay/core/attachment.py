@@ -149,7 +149,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of a device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "known_before", "remote", "sent_invalid", "spoke_at")
+    __slots__ = ("credential", "known_before", "remote", "sent_invalid", "since_us", "spoke_at")
 
     def __init__(
         self,
@@ -172,6 +172,9 @@ class DeviceAttachment(Attachment):
         self.known_before: tuple[Message, float] | None = None
         """The last whole state of the device and when it was current (trio time), until the device is
         present."""
+        self.since_us = time.time_ns() // 1000
+        """When it came, in µs since the epoch. A stored state of an earlier connection never replaces one of
+        a later connection."""
 
 
 class RemoteDeviceAttachment(DeviceAttachment):

@@ -96,6 +96,8 @@ class Presence:
         """Let the arriving connection stand for the device; return the one that did before."""
         replaced, self.present, self.arriving = self.present, self.arriving, None
         self.state_is_remote = False
+        assert self.present is not None
+        self.snapshot.since_us = max(self.present.since_us, self.snapshot.since_us + 1)
         if replaced is not None and replaced.remote is None and replaced.silent_s(now) < _LIVELY_S:
             if self._swapped_at is None:
                 self._swapped_at = deque(maxlen=_SWAPS)
@@ -182,7 +184,9 @@ class Presence:
         """Note whether the device is anonymous, which decides how much of its state is kept."""
         if anonymous != self.anonymous:
             self.anonymous = anonymous
+            since_us = self.snapshot.since_us
             self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.to_full_size()
+            self.snapshot.since_us = since_us
 
     def restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
         """Continue from the state before the device's absence; `known_before` is used if none is known here.

@@ -412,7 +412,7 @@ class Relay:
             return None
         snapshot.note_saved(now)
         message, held_at = known
-        return KnownState(message, now_ms() - round((now - held_at) * 1000))
+        return KnownState(message, now_ms() - round((now - held_at) * 1000), snapshot.since_us)
 
     def state_not_saved(self, device_id: str) -> None:
         """Note that the state of a device could not be saved."""

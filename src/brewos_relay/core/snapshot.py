@@ -48,10 +48,14 @@ class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
 
 
 class KnownState(NamedTuple):
-    """The whole state of a device, and when it was current, in ms since the epoch."""
+    """The whole state of a device, and when it was current, in ms since the epoch.
+
+    `since_us` is when the connection that sent it began to stand for the device, in µs since the epoch.
+    """
 
     message: Message
     at_ms: int
+    since_us: int = 0
 
 
 class RestoredState(NamedTuple):
@@ -117,6 +121,7 @@ class Snapshot:
         "_status_seq",
         "_unsaved",
         "seq",
+        "since_us",
     )
 
     def __init__(self, dialect: Dialect) -> None:
@@ -129,6 +134,9 @@ class Snapshot:
         self._others: dict[str, Message] = {}
         self.seq: Any = None
         """The last sequence number of the device."""
+        self.since_us = 0
+        """When the last connection began to stand for the device, in µs since the epoch; see
+        `DeviceAttachment`."""
         self._noted = False  # since the clock was last read
         self._noted_at = -math.inf
         self._restored: Restored | None = None

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states, device_users, devices
+from brewos_relay.vocabulary import now_ms
 
 STATES_AT_ONCE: Final = 100
 """How many states are written in one transaction, so that other writers get their turn."""
 STATE_BYTES_AT_MOST: Final = 16 * 1024
 """Larger states are not stored. A machine's state has 1 to 2 KiB."""
+
+AHEAD_US: Final = 3600 * 1_000_000
+"""How far ahead of this clock the time of a stored state is believed. Clocks of instances differ by less."""
 
 _IDS_AT_ONCE: Final = 500
 _HAS_USER: Final = exists().where(device_users.c.device_id == devices.c.id)
@@ -31,25 +36,49 @@ _STATES: Final = (
 )
 
 
+def _replacing(*, is_postgresql: bool) -> Any:
+    saved = (postgresql if is_postgresql else sqlite).insert(device_states)
+    names = ("payload", "is_text", "at_ms", "since_us")
+    return saved.on_conflict_do_update(
+        index_elements=["device_id"],
+        set_={name: saved.excluded[name] for name in names},
+        where=or_(
+            device_states.c.since_us <= saved.excluded.since_us,
+            device_states.c.since_us > bindparam("believed_us"),
+        ),
+    )
+
+
+_REPLACING: Final = {kind: _replacing(is_postgresql=kind) for kind in (False, True)}
+
+
 def save_states(db: Connection, states: Sequence[StoredState]) -> None:
-    """Store the states of devices, replacing earlier ones.
+    """Store the states of devices, except where the stored one is from a later connection of the device.
+
+    So an instance that has lost a device cannot replace the state that its new instance stored, however late
+    it saves. A connection always gets a later time than the state that it continues, even if the clock was
+    set back. A stored time that is over an hour ahead comes from a wrong clock and does not count.
 
     Only devices that have users or were added by hand: anyone can register others.
     """
     of_id = {state.device_id: state for state in states if len(state.payload) <= STATE_BYTES_AT_MOST}
+    replacing = _REPLACING[db.dialect.name == "postgresql"]
+    believed_us = now_ms() * 1000 + AHEAD_US
     for start in range(0, len(of_id), _IDS_AT_ONCE):
         ids = sorted(of_id)[start : start + _IDS_AT_ONCE]
-        db.execute(delete(device_states).where(device_states.c.device_id.in_(ids)))
         if known := sorted(db.scalars(_KNOWN, {"ids": ids})):
-            db.execute(insert(device_states), [_row(of_id[device_id]) for device_id in known])
+            rows = [{**_row(of_id[device_id]), "believed_us": believed_us} for device_id in known]
+            db.execute(replacing, rows)
 
 
 def find_states(db: Connection, ids: Sequence[str], *, after_ms: int) -> dict[str, StoredState]:
     """Read the states of devices that are newer than `after_ms` and than their first current user."""
     return {
-        device_id: StoredState(device_id=device_id, payload=payload, is_text=is_text, at_ms=at_ms)
+        device_id: StoredState(
+            device_id=device_id, payload=payload, is_text=is_text, at_ms=at_ms, since_us=since_us
+        )
         for start in range(0, len(ids), _IDS_AT_ONCE)
-        for device_id, payload, is_text, at_ms in db.execute(
+        for device_id, payload, is_text, at_ms, since_us in db.execute(
             _STATES.where(device_states.c.at_ms > after_ms), {"ids": ids[start : start + _IDS_AT_ONCE]}
         )
     }
@@ -66,4 +95,5 @@ def _row(state: StoredState) -> dict[str, Any]:
         "payload": state.payload,
         "is_text": state.is_text,
         "at_ms": state.at_ms,
+        "since_us": state.since_us,
     }

@@ -87,12 +87,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """The last state of a device: a `status` message, and the time at which it was current."""
+    """The last state of a device: a `status` message, and the time at which it was current.
+
+    `since_us` is when the connection that sent it began to stand for the device, in µs since the epoch: a
+    state of an earlier connection does not replace it.
+    """
 
     device_id: str
     payload: bytes
     is_text: bool
     at_ms: int
+    since_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -244,6 +244,9 @@ device_states = Table(
     Column("is_text", Boolean, nullable=False),
     # When the state was current.
     Column("at_ms", BigInteger, nullable=False),
+    # When the connection that sent it began to stand for the device: a state with a lesser value is of an
+    # earlier connection and does not replace it. 0 for states from before this column.
+    Column("since_us", BigInteger, nullable=False, server_default=text("0")),
     Index("device_states_by_time", "at_ms"),
 )
 

@@ -67,6 +67,7 @@ class StateKeeper:
                 payload=known.message.payload,
                 is_text=known.message.is_text,
                 at_ms=known.at_ms,
+                since_us=known.since_us,
             )
             for device_id in device_ids
             if (known := self._relay.state_to_save(device_id)) is not None
@@ -95,7 +96,7 @@ async def find_state(store: Store, device_id: str) -> KnownState | None:
             log.warning("cannot read the state of device %s: %s", device_id, problem)
             return None
         if found is not None:
-            return KnownState(Message(found.payload, found.is_text), found.at_ms)
+            return KnownState(Message(found.payload, found.is_text), found.at_ms, found.since_us)
     return None
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 
 from brewos_relay.errors import RegistryError
 
-VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 HEAD: Final = VERSIONS[-1]
 
 _FOLDER: Final = Path(__file__).parent
