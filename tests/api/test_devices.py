@@ -6,7 +6,7 @@ import trio
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
-from brewos_relay.registry.devices import note_info, note_seen
+from brewos_relay.registry.devices import record_info, record_seen
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import StoredState
 from brewos_relay.vocabulary import now_ms
@@ -37,7 +37,7 @@ async def test_devices_of_a_user_are_listed(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         await house.give("bob", "member")
-        await house.store.write(note_seen, {MACHINE: 2_000})
+        await house.store.write(record_seen, {MACHINE: 2_000})
         kitchen, second = await listed(house)
         assert kitchen == {
             "id": MACHINE,
@@ -94,7 +94,7 @@ async def test_a_star_lists_every_registered_device(tmp_path: Path) -> None:
 
 async def test_reported_facts_take_precedence_over_stored_ones(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
-        await house.store.write(note_info, MACHINE, firmware_version="0.8.1", machine_type="dual_boiler")
+        await house.store.write(record_info, MACHINE, firmware_version="0.8.1", machine_type="dual_boiler")
         device = await one(house)
         assert (device["firmwareVersion"], device["machineType"]) == ("0.8.1", "dual_boiler")
         info: dict[str, Any] = {"firmwareVersion": "0.8.62", "machineType": 7}

@@ -14,7 +14,7 @@ from brewos_relay.cli import main
 from brewos_relay.commands.output import print_table
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import add_devices, all_devices, note_seen, set_name
+from brewos_relay.registry.devices import add_devices, all_devices, record_seen, set_name
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.vocabulary import is_key
 
@@ -41,7 +41,7 @@ def owners(device_id: str) -> set[str]:
 
 def see(device_id: str, at_ms: int) -> None:
     with opened() as db:
-        note_seen(db, {device_id: at_ms})
+        record_seen(db, {device_id: at_ms})
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_import_leaves_time_for_other_writers(run: Run, monkeypatch: pytest.Monk
 
     def write(_pause_s: float) -> None:
         with opened() as db:
-            note_seen(db, {"BRW-00000000": len(written)})
+            record_seen(db, {"BRW-00000000": len(written)})
         written.append(len(stored()))
 
     monkeypatch.setattr(sys.modules["brewos_relay.commands.device"], "ROWS_AT_ONCE", 2)

@@ -56,7 +56,7 @@ async def close_it(kitchen: Kitchen, _device: FaithfulDevice) -> None:
 
 async def meet_a_defect(_kitchen: Kitchen, device: FaithfulDevice) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Snapshot, "note", None)
+        patch.setattr(Snapshot, "update", None)
         await device.send_text({"type": "status"})
         await trio.sleep(0.1)
 

@@ -91,7 +91,7 @@ async def close_it(kitchen: Kitchen, _: Device) -> None:
 
 async def meet_a_defect(_: Kitchen, device: Device) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Snapshot, "note", None)
+        patch.setattr(Snapshot, "update", None)
         await device.send({"type": "status"})
         await trio.sleep(0.1)
 

@@ -132,7 +132,7 @@ async def test_waiting_for_the_end_before_and_after_it(
     nursery.start_soon(wait, device)
     await trio.sleep(3)
     assert ended_at == []
-    device.note_ended()
+    device.mark_ended()
     await wait_all_tasks_blocked()
     assert ended_at == [pytest.approx(3)] * 2
     with assert_checkpoints():
@@ -140,8 +140,8 @@ async def test_waiting_for_the_end_before_and_after_it(
 
 
 async def test_peer_may_end_without_a_waiter(device: DeviceAttachment) -> None:
-    device.note_ended()
-    device.note_ended()
+    device.mark_ended()
+    device.mark_ended()
     with trio.fail_after(1):
         await device.wait_closed()
 

@@ -38,11 +38,13 @@ class Recorder:
     device_id = DEVICE_ID
 
     def __init__(self) -> None:
-        self.noted: list[tuple[Any, ...]] = []
+        self.recorded: list[tuple[Any, ...]] = []
 
-    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def record_activity(
+        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
         assert device_id == self.device_id
-        self.noted.append((kind, user_id, *detail.values()))
+        self.recorded.append((kind, user_id, *detail.values()))
         assert list(detail) == ["name", "outcome"]
 
     def start_soon(self, *_: object) -> None:
@@ -61,7 +63,7 @@ class Opened:
         for message in SNAPSHOT:
             head = message.peek()
             assert head is not None
-            self.presence.snapshot.note(message, head.type, head.seq)
+            self.presence.snapshot.update(message, head.type, head.seq)
         lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         self.audience = Audience(limits=bounds, dialect=dialect, counters=self.counters, lines=lines)
         self.commands = Commands(
@@ -70,7 +72,7 @@ class Opened:
             limits=bounds,
             policy=policy,
             counters=self.counters,
-            note_activity=self.session.note,
+            record_activity=self.session.record_activity,
         )
         self.device = ScriptedPeer()
 
@@ -694,7 +696,7 @@ async def test_the_relay_asks_for_the_state_in_a_viewer_s_stead(autojump_clock: 
     member.say(odd)
     viewer.say(odd)
     assert opened.device.messages[1:] == [odd]
-    assert opened.session.noted == [], "a request is not a command"
+    assert opened.session.recorded == [], "a request is not a command"
 
 
 async def test_state_request_of_a_viewer_to_a_busy_device_is_not_recorded() -> None:
@@ -704,7 +706,7 @@ async def test_state_request_of_a_viewer_to_a_busy_device_is_not_recorded() -> N
     viewer = opened.client(grant=VIEWER)
     viewer.say({"type": "request_state"}, TARE)
     assert viewer.heard() == [FORBIDDEN, {"type": "error", "error": "device_busy"}]
-    assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"]
+    assert [outcome for *_, outcome in opened.session.recorded] == ["forbidden"]
 
 
 async def test_owner_commands_of_a_member_are_refused_and_others_delivered() -> None:
@@ -792,7 +794,7 @@ async def test_ambiguous_messages_reach_no_machine(payload: bytes) -> None:
     opened.comes()
     assert opened.device.messages == []
     assert owner.heard() == [{"type": "error", "error": "invalid_message"}] * 2
-    assert opened.session.noted == []
+    assert opened.session.recorded == []
 
 
 async def test_messagepack_with_a_key_twice_is_refused() -> None:
@@ -853,7 +855,7 @@ async def test_nothing_is_taken_of_one_whose_access_was_ended(present: bool) -> 
     opened.comes()
     assert opened.device.messages == []
     assert client.heard() == [FORBIDDEN] * 2
-    assert [outcome for *_, outcome in opened.session.noted] == ["forbidden"] * 2
+    assert [outcome for *_, outcome in opened.session.recorded] == ["forbidden"] * 2
 
 
 async def test_pending_commands_are_authorised_again_on_delivery(autojump_clock: MockClock) -> None:
@@ -874,7 +876,7 @@ async def test_pending_commands_are_authorised_again_on_delivery(autojump_clock:
     clients["ends"].peer.stays = True
     clients["ends"].attachment.end_access(CloseCode.ACCESS_ENDED, "enough")
     clients["gets less"].attachment.set_grant(MEMBER)
-    opened.session.noted.clear()
+    opened.session.recorded.clear()
     await trio.sleep(6)
     opened.comes()
     assert opened.device.received == [tare, tare]
@@ -886,7 +888,7 @@ async def test_pending_commands_are_authorised_again_on_delivery(autojump_clock:
         ]
     for name in ("loses its grant", "ends by time"):
         assert clients[name].heard() == [FORBIDDEN, command_status(1, "forbidden")]
-    assert [(user_id, outcome) for _, user_id, _, outcome in opened.session.noted] == [
+    assert [(user_id, outcome) for _, user_id, _, outcome in opened.session.recorded] == [
         ("eve", "forbidden"),
         ("ada", "forbidden"),
         ("guest", "forbidden"),
@@ -924,35 +926,35 @@ async def test_forgotten_commands_are_never_delivered() -> None:
 async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockClock) -> None:
     opened = Opened()
     owner, viewer = opened.client(grant=OWNER), opened.client(grant=VIEWER)
-    noted = opened.session.noted
+    recorded = opened.session.recorded
     owner.say(TARE, HEAT, {"type": "command", "cmd": "tare", "notAfter": 0}, {"type": "ping"})
     viewer.say(TARE)
-    assert noted == [
+    assert recorded == [
         ("command", "ada", "tare", "queued"),
         ("command", "ada", "set_mode", "device_offline"),
         ("command", "ada", "tare", "expired"),
         ("command", "eve", "tare", "forbidden"),
     ]
-    noted.clear()
+    recorded.clear()
     await trio.sleep(11)
     opened.commands.expire(trio.current_time())
-    assert noted == [("command", "ada", "tare", "expired")]
+    assert recorded == [("command", "ada", "tare", "expired")]
     owner.say({"type": "setLogLevel", "level": "info"})
-    noted.clear()
+    recorded.clear()
     opened.comes()
-    assert noted == [("command", "ada", "setLogLevel", "delivered")]
-    noted.clear()
+    assert recorded == [("command", "ada", "setLogLevel", "delivered")]
+    recorded.clear()
     owner.say(HEAT, {"type": "request_state"})
-    assert noted == [("command", "ada", "set_mode", "delivered")]
+    assert recorded == [("command", "ada", "set_mode", "delivered")]
     opened.device.refuses_all = True
-    noted.clear()
+    recorded.clear()
     owner.say(HEAT)
-    assert noted == [("command", "ada", "set_mode", "device_offline")]
+    assert recorded == [("command", "ada", "set_mode", "device_offline")]
     opened.goes()
     owner.say(TARE)
-    noted.clear()
+    recorded.clear()
     opened.comes()
-    assert noted == [("command", "ada", "tare", "device_offline")]
+    assert recorded == [("command", "ada", "tare", "device_offline")]
 
 
 NOW_MS = 1_000

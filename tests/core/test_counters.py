@@ -22,7 +22,7 @@ def test_each_relay_counts_for_itself() -> None:
 def test_ends_are_counted_by_peer_and_code() -> None:
     counters = Counters()
     for code in (1000, 1000, None, 3333, 4002, 4999):
-        counters.note_end("device", PeerEnd("peer", code))
+        counters.count_end("device", PeerEnd("peer", code))
     assert counters.ended == {
         ("device", "peer", "1000"): 2,
         ("device", "peer", "none"): 1,

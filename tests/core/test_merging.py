@@ -19,13 +19,13 @@ from brewos_relay.core.merging import (
 )
 from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
-from support.state_messages import binary, float32, note, noted, status_of
+from support.state_messages import binary, float32, snapshot_of, status_of, update
 
 
 def test_numbers_of_32_bits_have_7_digits_only_where_they_become_text() -> None:
     value = float32(93.2)
     assert value != 93.2
-    snapshot = noted(
+    snapshot = snapshot_of(
         binary({"type": "status", "seq": 1, "temps": {"group": value}}),
         binary({"type": "status_delta", "seq": 2, "temps": {"brew": value}}),
     )
@@ -34,7 +34,7 @@ def test_numbers_of_32_bits_have_7_digits_only_where_they_become_text() -> None:
     assert message.payload.count(b"\xca" + struct.pack(">f", 93.2)) == 2
     assert snapshot.as_dict()["status"]["temps"] == {"group": 93.2, "brew": 93.2}
 
-    snapshot = noted(
+    snapshot = snapshot_of(
         Message(b'{"type":"status","temps":{"group":93.20}}'),
         binary({"type": "status_delta", "temps": {"brew": value}}),
     )
@@ -44,21 +44,21 @@ def test_numbers_of_32_bits_have_7_digits_only_where_they_become_text() -> None:
 def test_a_change_that_cannot_be_recoded_changes_nothing() -> None:
     bad = Message(b"\x82\xa4type\xacstatus_delta\xa1x\xa1\xff", is_text=False)
     status = encode({"type": "status", "seq": 1, "x": "ok"})
-    assert status_of(noted(status, bad)) == {"type": "status", "seq": 1, "x": "ok"}
+    assert status_of(snapshot_of(status, bad)) == {"type": "status", "seq": 1, "x": "ok"}
     bad = Message(b'{"type":"status_delta","seq":2,"x":"\\ud800"}')
     if bad.peek() is not None:
-        assert status_of(noted(binary({"type": "status", "x": "ok"}), bad))["x"] == "ok"
+        assert status_of(snapshot_of(binary({"type": "status", "x": "ok"}), bad))["x"] == "ok"
 
 
 def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
     bad = Message(b"\x82\xa4type\xa6status\xa4wifi\x81\xa4ssid\xa1\xff", is_text=False)
-    snapshot = noted(bad, encode({"type": "device_info", "n": 1}))
+    snapshot = snapshot_of(bad, encode({"type": "device_info", "n": 1}))
     assert snapshot.messages()[0] == bad
     assert snapshot.as_dict() == {
         "status": {"type": "status"},
         "device_info": {"type": "device_info", "n": 1},
     }
-    note(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
+    update(snapshot, binary({"type": "status_delta", "seq": 2, "pressure": 9}))
     assert snapshot.as_dict()["status"] == {"type": "status", "seq": 2, "pressure": 9}
     assert b"\xa4ssid\xa1\xff" in snapshot.messages()[0].payload, "the change is merged"
 
@@ -75,14 +75,14 @@ def test_text_that_is_not_utf_8_is_passed_on_and_left_out_of_json() -> None:
     ],
 )
 def test_values_that_json_cannot_hold_are_left_out(message: Message) -> None:
-    snapshot = noted(message)
+    snapshot = snapshot_of(message)
     assert snapshot.messages() == [message]
     assert snapshot.as_dict() == {"device_info": {"type": "device_info"}}
 
 
 def test_status_that_cannot_be_split_is_replaced() -> None:
     status = Message(b'{"type":"status","x":' + b"[" * 700 + b"]" * 700 + b"}")
-    snapshot = noted(status, encode({"type": "status_delta", "seq": 2, "a": 1}))
+    snapshot = snapshot_of(status, encode({"type": "status_delta", "seq": 2, "a": 1}))
     assert status_of(snapshot)["a"] == 1
 
 
@@ -94,7 +94,7 @@ def test_malformed_message_has_no_fields() -> None:
 def test_groups_with_keys_of_any_type_are_merged_and_carried() -> None:
     status = b"\x84\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x04"
     change = b"\x84\xa4type\xacstatus_delta\xa3seq\x09\xa1g\x81\x03\x08\xa1\xff\x01"
-    snapshot = noted(Message(status, is_text=False), Message(change, is_text=False))
+    snapshot = snapshot_of(Message(status, is_text=False), Message(change, is_text=False))
     merged = snapshot.messages()[0].payload
     assert merged == (
         b"\x86\xa4type\xa6status\x05\x06\xc4\x01k\x07\xa1g\x82\x01\x02\x03\x08\xa3seq\x09\xa1\xff\x01"
@@ -106,7 +106,7 @@ def test_groups_with_keys_of_any_type_are_merged_and_carried() -> None:
 def test_groups_with_half_a_surrogate_pair_are_merged_and_carried() -> None:
     status = Message(rb'{"type":"status","\udfff":0,"wifi":{"ssid":"\ud800","rssi":-1}}')
     change = Message(rb'{"type":"status_delta","seq":2,"wifi":{"rssi":-2},"name":"\udc00"}')
-    told = noted(status, change).messages()[0]
+    told = snapshot_of(status, change).messages()[0]
     assert json.loads(told.payload) == {
         "type": "status",
         "seq": 2,
@@ -118,14 +118,14 @@ def test_groups_with_half_a_surrogate_pair_are_merged_and_carried() -> None:
 
 def test_change_in_the_other_encoding_loses_only_unrepresentable_fields() -> None:
     change = Message(rb'{"type":"status_delta","seq":2,"x":"\ud800","\ud800":1,"y":1}')
-    assert status_of(noted(binary({"type": "status", "x": "ok"}), change)) == {
+    assert status_of(snapshot_of(binary({"type": "status", "x": "ok"}), change)) == {
         "type": "status",
         "seq": 2,
         "x": "ok",
         "y": 1,
     }
     packed = b"\x84\xa4type\xacstatus_delta\x01\x02\xa1x\xa1\xff\xa1y\x01"
-    status = noted(encode({"type": "status", "x": "ok"}), Message(packed, is_text=False))
+    status = snapshot_of(encode({"type": "status", "x": "ok"}), Message(packed, is_text=False))
     assert status_of(status) == {"type": "status", "x": "ok", "y": 1}
 
 

@@ -14,7 +14,7 @@ from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
 from support.peers import ScriptedPeer
-from support.state_messages import note
+from support.state_messages import update
 
 
 class Nothing:
@@ -247,7 +247,7 @@ async def test_status_of_an_unknown_device_has_no_age(presence: Presence) -> Non
 async def test_state_tells_presence_and_last_status(presence: Presence) -> None:
     presence.last_seen_ms = 0
     online(presence)
-    note(presence.snapshot, encode(STATUS))
+    update(presence.snapshot, encode(STATUS))
     status, state = told(presence.state())
     assert (status["online"], status["lastSeen"], status["snapshotAgeMs"]) == (
         True,
@@ -274,7 +274,7 @@ async def test_restored_state_is_told_once_after_the_time_for_a_whole_state(
 async def test_whole_state_replaces_a_restored_one(presence: Presence) -> None:
     now = trio.current_time()
     presence.restore((encode(STATUS), now), now)
-    note(presence.snapshot, encode(STATUS))
+    update(presence.snapshot, encode(STATUS))
     assert presence.restored(now + 1) == []
 
 
@@ -292,12 +292,12 @@ async def test_known_state_is_forgotten_some_time_after_the_device_went(
     presence: Presence, autojump_clock: MockClock
 ) -> None:
     device = online(presence)
-    note(presence.snapshot, encode(STATUS))
+    update(presence.snapshot, encode(STATUS))
     await trio.sleep(1000)
     presence.check_state(trio.current_time())
     assert presence.snapshot.has_status, "the device is online"
     presence.leave(device)
-    presence.note_gone(trio.current_time())
+    presence.mark_gone(trio.current_time())
     await trio.sleep(59)
     presence.check_state(trio.current_time())
     assert presence.snapshot.has_status
@@ -308,7 +308,7 @@ async def test_known_state_is_forgotten_some_time_after_the_device_went(
 
 async def test_state_of_an_absent_device_can_be_forgotten(presence: Presence) -> None:
     device = online(presence)
-    note(presence.snapshot, encode(STATUS))
+    update(presence.snapshot, encode(STATUS))
     presence.forget_state()
     assert presence.snapshot.has_status, "the device is online"
     presence.leave(device)
@@ -324,7 +324,7 @@ async def test_state_of_an_absent_device_can_be_forgotten(presence: Presence) ->
 async def test_little_is_kept_of_an_anonymous_device(presence: Presence) -> None:
     presence.set_anonymous(True)
     assert type(presence.snapshot) is SmallSnapshot
-    note(presence.snapshot, encode(STATUS))
+    update(presence.snapshot, encode(STATUS))
     presence.set_anonymous(True)
     assert presence.snapshot.has_status
     presence.set_anonymous(False)

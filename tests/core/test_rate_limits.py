@@ -156,7 +156,7 @@ def test_a_recent_rate_is_an_average_that_fades() -> None:
     now = 100.0
     for _ in range(1000):
         now += 0.1
-        rates.note("a", now)
+        rates.count("a", now)
     assert rates.of("a", now) == pytest.approx(10, rel=0.02)
     assert rates.of("a", now + 10) == pytest.approx(10 / 2.718, rel=0.02)
     assert rates.of("b", now) == 0
@@ -165,8 +165,8 @@ def test_a_recent_rate_is_an_average_that_fades() -> None:
 def test_only_so_many_rates_are_kept_and_the_last_used_stay() -> None:
     rates = RecentRates(over_s=10.0, kept=3)
     for number in range(20):
-        rates.note("watched", 100.0)
-        rates.note(f"stranger {number}", 100.0)
+        rates.count("watched", 100.0)
+        rates.count(f"stranger {number}", 100.0)
     assert len(rates) == 3
     assert rates.of("watched", 100.0) == pytest.approx(2)
 

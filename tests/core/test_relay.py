@@ -710,8 +710,8 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
         assert relay.unsaved_states() == []
         device.say({"type": "status_delta", "seq": 2, "a": 2})
         assert relay.unsaved_states() == []
-        relay.note_owned(TWO)  # a user has paired it meanwhile
-        relay.note_owned("BRW-FFFFFFFF")
+        relay.mark_owned(TWO)  # a user has paired it meanwhile
+        relay.mark_owned("BRW-FFFFFFFF")
         anonymous.say({"type": "keepalive"})
         assert relay.unsaved_states() == [TWO]
         device.leave()

@@ -47,7 +47,7 @@ class ScriptedHost:
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
-        self.noted: list[tuple[str, str | None, dict[str, str]]] = []
+        self.recorded: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
         self.client_counts = ClientCounts()
 
@@ -57,9 +57,11 @@ class ScriptedHost:
     def device_seen(self, device_id: str, at_ms: int) -> None:
         self.seen.append((device_id, at_ms))
 
-    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def record_activity(
+        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
         assert device_id == DEVICE_ID
-        self.noted.append((kind, user_id, dict(detail)))
+        self.recorded.append((kind, user_id, dict(detail)))
 
 
 class Opened:
@@ -922,29 +924,29 @@ async def test_a_chatty_device_is_read_for_minutes_and_its_last_state_arrives(
         assert last_values(joined) | {"type": ""} == known | {"type": ""}
         device.leave()
         await wait_all_tasks_blocked()
-        [offline] = [detail for kind, _, detail in opened.host.noted if kind == "offline"]
+        [offline] = [detail for kind, _, detail in opened.host.recorded if kind == "offline"]
         assert offline["messages"] == str(last + 1), "messages that were merged count as received"
         assert opened.counters.received_from_devices == last + 1
         assert opened.counters.merged > 0
 
 
-async def test_a_throttled_device_is_noted_when_it_begins_and_when_it_ends(autojump_clock: MockClock) -> None:
+async def test_throttle_is_recorded_when_it_begins_and_when_it_ends(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device = await opened.device()
         await talk(opened, device, rate_per_s=200, duration_s=30)
-        assert [kind for kind, _, _ in opened.host.noted] == ["online", "throttled"]
+        assert [kind for kind, _, _ in opened.host.recorded] == ["online", "throttled"]
         await opened.pass_s(9, device)
-        kind, user_id, detail = opened.host.noted[-1]
-        assert (kind, user_id, len(opened.host.noted)) == ("throttle_ended", None, 3)
+        kind, user_id, detail = opened.host.recorded[-1]
+        assert (kind, user_id, len(opened.host.recorded)) == ("throttle_ended", None, 3)
         assert 30 < float(detail["throttledS"]) < 45
         assert (int(detail["merged"]) > 3000, detail["dropped"]) == (True, "0")
         await talk(opened, device, rate_per_s=400, duration_s=1)
         await opened.pass_s(19, device)
-        assert len(opened.host.noted) == 3, "once a minute"
+        assert len(opened.host.recorded) == 3, "once a minute"
         assert opened.counters.throttled == 2
         await opened.pass_s(60, device)
         await talk(opened, device, rate_per_s=400, duration_s=1)
-        assert opened.host.noted[-1][0] == "throttled"
+        assert opened.host.recorded[-1][0] == "throttled"
 
 
 async def test_last_messages_of_a_device_pass_before_it_is_offline() -> None:
@@ -1268,37 +1270,37 @@ async def test_pending_commands_end_with_the_session() -> None:
 
 async def test_peers_that_come_and_go_are_recorded() -> None:
     async with open_session() as opened:
-        noted = opened.host.noted
+        recorded = opened.host.recorded
         client = await opened.client(grant=Grant(user_id="ada", session_id="s1"))
-        assert noted == [("client_came", "ada", {})]
-        noted.clear()
+        assert recorded == [("client_came", "ada", {})]
+        recorded.clear()
         device = await opened.device()
-        assert noted == [("online", None, {})]
+        assert recorded == [("online", None, {})]
         client.say(TARE)
-        assert noted[1:] == [("command", "ada", {"name": "tare", "outcome": "delivered"})]
-        noted.clear()
+        assert recorded[1:] == [("command", "ada", {"name": "tare", "outcome": "delivered"})]
+        recorded.clear()
         device.leave()
         await wait_all_tasks_blocked()
         client.leave()
         await wait_all_tasks_blocked()
         by_itself = {"by": "peer", "connectedS": "0.0"}
-        assert noted == [
+        assert recorded == [
             ("offline", None, {**by_itself, "messages": "0"}),
             ("client_went", "ada", {**by_itself, "messages": "1"}),
         ]
 
 
-async def test_how_a_connection_ended_is_noted_and_counted(autojump_clock: MockClock) -> None:
+async def test_how_a_connection_ended_is_recorded_and_counted(autojump_clock: MockClock) -> None:
     async with open_session() as opened:
         device, client = await opened.device(), await opened.client()
         device.say(STATUS, STATUS)
         device.say(GARBAGE)
         await trio.sleep(2)
-        opened.host.noted.clear()
+        opened.host.recorded.clear()
         device.end = PeerEnd("peer", 1001, "a new\nfirmware", round_trip_s=0.0421)
         device.leave()
         await wait_all_tasks_blocked()
-        assert opened.host.noted == [
+        assert opened.host.recorded == [
             (
                 "offline",
                 None,
@@ -1315,7 +1317,7 @@ async def test_how_a_connection_ended_is_noted_and_counted(autojump_clock: MockC
         client.stays = True
         client.fail(ValueError("no"))
         await wait_all_tasks_blocked()
-        assert opened.host.noted[1][2]["code"] == "1011"
+        assert opened.host.recorded[1][2]["code"] == "1011"
         assert opened.counters.ended == {("device", "peer", "1001"): 1, ("client", "relay", "1011"): 1}
     assert (opened.counters.devices_attached, opened.counters.clients_attached) == (1, 1)
 
@@ -1385,7 +1387,7 @@ async def test_a_connection_that_is_replaced_is_neither_a_coming_nor_a_going(
         await opened.device()
         await opened.device(ScriptedPeer(silent=True))
         assert old.close_code == CloseCode.REPLACED
-        assert opened.host.noted == [("online", None, {})]
+        assert opened.host.recorded == [("online", None, {})]
 
 
 async def test_a_client_s_grant_is_looked_at_for_each_message() -> None:
@@ -1480,7 +1482,7 @@ def test_registry_stores_every_kind_of_activity() -> None:
 async def test_relay_is_a_host() -> None:
     async with open_relay(dialect=BREWOS) as relay:
         host: Host = relay
-        host.note("BRW-00000001", "online", None, {})
+        host.record_activity("BRW-00000001", "online", None, {})
         host.device_seen("BRW-00000001", 1)
         assert host.attached == set()
         assert len(host.client_counts) == 0

@@ -22,7 +22,7 @@ from brewos_relay.core.snapshot import (
 )
 from brewos_relay.dialect import BREWOS, Volatile
 from brewos_relay.messages import Message, encode
-from support.state_messages import Float32, binary, float32, note, noted, status_of
+from support.state_messages import Float32, binary, float32, snapshot_of, status_of, update
 
 # The known state
 
@@ -37,48 +37,48 @@ def test_nothing_is_known_at_first() -> None:
 
 def test_a_status_alone_is_given_as_it_came() -> None:
     text = Message(b'{ "type" : "status", "seq":  7, "temps":{"group": 1.50} }')
-    assert noted(text).messages() == [text]
+    assert snapshot_of(text).messages() == [text]
     packed = binary({"type": "status", "seq": 7, "temps": {"group": float32(93.2)}})
-    assert noted(packed).messages() == [packed]
+    assert snapshot_of(packed).messages() == [packed]
 
 
 def test_the_last_of_each_kind_is_kept_as_it_came() -> None:
     kinds = ("device_info", "esp_status", "pico_status", "power_meter_status", "bbw_settings")
     old = [encode({"type": kind, "n": 1}) for kind in kinds]
     new = [Message(b'{"type": "%s" ,"n":2}' % kind.encode()) for kind in kinds]
-    snapshot = noted(*old, *reversed(new))
+    snapshot = snapshot_of(*old, *reversed(new))
     assert not snapshot.empty
     assert snapshot.messages() == new, "in the order of their first messages"
     status = encode({"type": "status"})
-    note(snapshot, status)
+    update(snapshot, status)
     assert snapshot.messages() == [status, *new], "the status goes first"
 
 
 def test_messages_without_state_are_not_kept() -> None:
     kinds = ("log", "event", "error", "scan_result", "diagnostics_result", "time_status", "ota_progress")
-    snapshot = noted(*(encode({"type": kind}) for kind in kinds))
+    snapshot = snapshot_of(*(encode({"type": kind}) for kind in kinds))
     assert snapshot.empty
     assert snapshot.age_s(5.0) == math.inf
 
 
 def test_a_change_of_something_unknown_is_not_kept() -> None:
-    snapshot = noted(encode({"type": "status_delta", "seq": 3, "pressure": 9}))
+    snapshot = snapshot_of(encode({"type": "status_delta", "seq": 3, "pressure": 9}))
     assert snapshot.empty
     assert snapshot.messages() == []
 
 
 def test_status_replaces_everything_before_it() -> None:
-    snapshot = noted(
+    snapshot = snapshot_of(
         encode({"type": "status", "seq": 1, "pressure": 1, "mqtt": {"enabled": True}}),
         encode({"type": "status_delta", "seq": 2, "pressure": 2}),
     )
     last = encode({"type": "status", "seq": 3, "pressure": 3})
-    note(snapshot, last)
+    update(snapshot, last)
     assert snapshot.messages() == [last]
 
 
 def test_change_replaces_named_fields_of_a_group() -> None:
-    snapshot = noted(
+    snapshot = snapshot_of(
         binary({"type": "status", "seq": 1, "power": {"current": 5, "maxCurrent": 15}, "machine": {"a": 1}}),
         binary({"type": "status_delta", "seq": 2, "power": {"current": 1500}, "machine": {}}),
         binary({"type": "status_delta", "seq": 3, "shot": {"active": True}, "pressure": float32(9.1)}),
@@ -98,7 +98,7 @@ def test_change_replaces_named_fields_of_a_group() -> None:
 )
 @pytest.mark.parametrize("write", [encode, binary])
 def test_group_that_is_no_map_is_replaced(old: Any, new: Any, write: Any) -> None:
-    snapshot = noted(write({"type": "status", "x": old}), write({"type": "status_delta", "x": new}))
+    snapshot = snapshot_of(write({"type": "status", "x": old}), write({"type": "status_delta", "x": new}))
     assert status_of(snapshot) == {"type": "status", "x": new}
 
 
@@ -106,15 +106,17 @@ def test_group_that_is_no_map_is_replaced(old: Any, new: Any, write: Any) -> Non
 
 
 def test_the_status_has_the_number_after_which_the_device_goes_on() -> None:
-    snapshot = noted(binary({"type": "status", "seq": 1, "a": 1}), binary({"type": "keepalive", "seq": 9}))
+    snapshot = snapshot_of(
+        binary({"type": "status", "seq": 1, "a": 1}), binary({"type": "keepalive", "seq": 9})
+    )
     assert status_of(snapshot)["seq"] == 9, "what the client hears next is 10"
-    note(snapshot, binary({"type": "status_delta", "seq": 10, "a": 2}))
+    update(snapshot, binary({"type": "status_delta", "seq": 10, "a": 2}))
     assert status_of(snapshot) == {"type": "status", "seq": 10, "a": 2}
     assert snapshot.seq == 10
 
 
 def test_state_without_seq_gets_none() -> None:
-    snapshot = noted(encode({"type": "status", "a": 1}), encode({"type": "status_delta", "a": 2}))
+    snapshot = snapshot_of(encode({"type": "status", "a": 1}), encode({"type": "status_delta", "a": 2}))
     assert status_of(snapshot) == {"type": "status", "a": 2}
 
 
@@ -125,7 +127,7 @@ def test_state_without_seq_gets_none() -> None:
 )
 @pytest.mark.parametrize("is_text", [True, False])
 def test_invalid_seq_is_harmless(seq: bytes, is_text: bool) -> None:
-    snapshot = noted(
+    snapshot = snapshot_of(
         (encode if is_text else binary)({"type": "status", "seq": 1, "a": 2}),
         Message(b'{"type":"status_delta","seq":' + seq + b',"a":2}'),
         Message(b'{"type":"keepalive","seq":' + seq + b"}"),
@@ -134,7 +136,7 @@ def test_invalid_seq_is_harmless(seq: bytes, is_text: bool) -> None:
 
 
 def test_a_number_that_no_message_can_hold_is_left_alone() -> None:
-    snapshot = noted(
+    snapshot = snapshot_of(
         binary({"type": "status", "seq": 1}), Message(b'{"type":"keepalive","seq":' + b"9" * 40 + b"}")
     )
     assert status_of(snapshot) == {"type": "status", "seq": 1}
@@ -144,13 +146,13 @@ def test_a_number_that_no_message_can_hold_is_left_alone() -> None:
 
 
 def test_age_counts_from_the_check_after_the_last_message() -> None:
-    snapshot = noted(encode({"type": "status"}))
+    snapshot = snapshot_of(encode({"type": "status"}))
     assert snapshot.age_s(100.0) == 0
     assert snapshot.age_s(107.5) == 7.5
-    note(snapshot, encode({"type": "log"}))
+    update(snapshot, encode({"type": "log"}))
     assert snapshot.age_s(108.0) == 8
     for kind in ("keepalive", "status_delta", "device_info"):
-        note(snapshot, encode({"type": kind}))
+        update(snapshot, encode({"type": kind}))
         assert snapshot.age_s(110.0) == 0
         assert snapshot.age_s(112.0) == 2
 
@@ -185,7 +187,7 @@ class Model:
 
     status: dict[str, Any] | None = None
 
-    def note(self, kind: str, seq: int, groups: dict[str, Any]) -> None:
+    def update(self, kind: str, seq: int, groups: dict[str, Any]) -> None:
         if kind == "status":
             self.status = {"type": "status", "seq": seq, **groups}
         elif self.status is not None:
@@ -220,8 +222,8 @@ def test_a_lazy_merge_is_the_same_as_an_eager_one_to_the_byte(
             assert_same(snapshot, model, write)
             continue
         seq += step
-        model.note(kind, seq, groups)
-        note(snapshot, write({"type": kind, "seq": seq, **groups}))
+        model.update(kind, seq, groups)
+        update(snapshot, write({"type": kind, "seq": seq, **groups}))
     assert_same(snapshot, model, write)
 
 
@@ -250,8 +252,8 @@ def test_text_and_binary_may_be_mixed(
             continue
         if kind == "status":
             is_text = as_text
-        model.note(kind, seq, groups)
-        note(snapshot, (compact if as_text else binary)({"type": kind, "seq": seq, **groups}))
+        model.update(kind, seq, groups)
+        update(snapshot, (compact if as_text else binary)({"type": kind, "seq": seq, **groups}))
     if model.status is not None:
         (message,) = snapshot.messages()
         assert message.is_text == is_text, "in the encoding of the status"
@@ -290,9 +292,9 @@ def calls(decoders: Iterable[Counting]) -> int:
 def test_messages_are_not_decoded_without_clients(decoders: list[Counting], write: Any) -> None:
     snapshot = Snapshot(BREWOS)
     for _ in range(50):
-        note(snapshot, write({"type": "status", "seq": 1}), write({"type": "device_info", "x": {"y": 1}}))
+        update(snapshot, write({"type": "status", "seq": 1}), write({"type": "device_info", "x": {"y": 1}}))
         for seq in range(99):
-            note(snapshot, write({"type": "status_delta", "seq": seq, "power": {"current": seq}}))
+            update(snapshot, write({"type": "status_delta", "seq": seq, "power": {"current": seq}}))
     assert calls(decoders) == 0
     assert status_of(snapshot)["power"] == {"current": 98}
     merged = calls(decoders)
@@ -302,9 +304,9 @@ def test_messages_are_not_decoded_without_clients(decoders: list[Counting], writ
 
 
 def test_no_more_than_a_hundred_changes_are_kept_unmerged(decoders: list[Counting]) -> None:
-    snapshot = noted(binary({"type": "status", "seq": 0, "pressure": 0}))
+    snapshot = snapshot_of(binary({"type": "status", "seq": 0, "pressure": 0}))
     for seq in range(1, 1000):
-        note(snapshot, binary({"type": "status_delta", "seq": seq, "pressure": seq}))
+        update(snapshot, binary({"type": "status_delta", "seq": seq, "pressure": seq}))
         assert len(snapshot._changes) < 100
     assert calls(decoders) > 0
     assert status_of(snapshot) == {"type": "status", "seq": 999, "pressure": 999}
@@ -341,20 +343,20 @@ def test_messages_that_are_not_repeated_must_reach_every_client(
 
 def test_changes_are_merged_before_they_take_much_room() -> None:
     snapshot = Snapshot(BREWOS)
-    snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
+    snapshot.update(encode({"type": "status", "seq": 0}), "status", 0)
     for seq in range(1, 50):
         change = encode({"type": "status_delta", "seq": seq, "pad": "x" * 15_000})
-        snapshot.note(change, "status_delta", seq)
+        snapshot.update(change, "status_delta", seq)
         assert sum(len(kept.payload) for kept in snapshot._changes) <= 64 * 1024 + 16_000
     assert len(snapshot.messages()[0].payload) < 16_000
 
 
 def test_a_state_without_measure_is_forgotten() -> None:
     snapshot = Snapshot(BREWOS)
-    snapshot.note(encode({"type": "status", "seq": 0}), "status", 0)
+    snapshot.update(encode({"type": "status", "seq": 0}), "status", 0)
     for seq in range(1, 10):
         change = encode({"type": "status_delta", "seq": seq, f"pad{seq}": "x" * 15_000})
-        snapshot.note(change, "status_delta", seq)
+        snapshot.update(change, "status_delta", seq)
     assert snapshot.messages() == []
     assert snapshot.empty
 
@@ -365,16 +367,16 @@ def test_info_is_read_without_decoding_the_rest(is_text: bool) -> None:
     assert snapshot.info() == DeviceInfo()
     content = {"type": "device_info", "firmwareVersion": "1.2", "machineType": 5, "more": [1.5]}
     payload = (msgspec.json if is_text else msgspec.msgpack).encode(content)
-    snapshot.note(Message(payload, is_text), "device_info", None)
+    snapshot.update(Message(payload, is_text), "device_info", None)
     assert snapshot.info() == DeviceInfo(firmware_version="1.2", machine_type=5)
     malformed = Message(b'{"type":"device_info","firmwareVersion":')
-    snapshot.note(malformed, "device_info", None)
+    snapshot.update(malformed, "device_info", None)
     assert snapshot.info() == DeviceInfo()
 
 
 def test_uncounted_pause_adds_to_the_age() -> None:
     snapshot = Snapshot(BREWOS)
-    snapshot.note(encode({"type": "status"}), "status", None)
+    snapshot.update(encode({"type": "status"}), "status", None)
     assert snapshot.age_s(100.0) == 0
     snapshot.count_pause(50.0)
     assert snapshot.age_s(101.0) == 51
@@ -395,7 +397,7 @@ def large(message_type: str, size_bytes: int, name: str = "x") -> Message:
 
 def test_a_small_snapshot_has_the_state_of_a_real_machine() -> None:
     snapshot = SmallSnapshot(BREWOS)
-    note(
+    update(
         snapshot,
         encode({"type": "device_info", "firmwareVersion": "0.8.62", "machineType": "dual_boiler"}),
         encode({"type": "status", "seq": 1, "temps": {"brew": 20.0}, "rest": "y" * 1900}),
@@ -412,17 +414,17 @@ def test_small_snapshot_is_bounded() -> None:
     for size_bytes in (100, 4000, 16_000):
         for name in "abcdefgh":
             for message_type in ("status", *["status_delta"] * 30, *BREWOS.kept):
-                note(snapshot, large(message_type, size_bytes, name))
+                update(snapshot, large(message_type, size_bytes, name))
                 most = max(most, size_of(snapshot))
                 assert len(snapshot._changes) < 10
     assert most < 14_000
-    usual = noted(large("status", 16_000), *[large(kind, 16_000) for kind in BREWOS.kept])
+    usual = snapshot_of(large("status", 16_000), *[large(kind, 16_000) for kind in BREWOS.kept])
     assert size_of(usual) > 90_000
 
 
 def test_a_small_snapshot_that_grows_knows_as_much() -> None:
     small = SmallSnapshot(BREWOS)
-    note(
+    update(
         small,
         encode({"type": "status", "seq": 1, "a": 1}),
         encode({"type": "status_delta", "seq": 2, "a": 2}),
@@ -430,14 +432,14 @@ def test_a_small_snapshot_that_grows_knows_as_much() -> None:
     usual = small.to_full_size()
     assert type(usual) is Snapshot
     assert status_of(usual) == {"type": "status", "seq": 2, "a": 2}
-    note(usual, encode({"type": "pico_status", "b": 3}))
+    update(usual, encode({"type": "pico_status", "b": 3}))
     assert len(usual.messages()) == 2
 
 
 def test_a_status_that_grows_beyond_measure_is_forgotten_by_a_small_snapshot() -> None:
     snapshot = SmallSnapshot(BREWOS)
-    note(snapshot, encode({"type": "status"}))
-    note(snapshot, *[large("status_delta", 900, name) for name in "abcdefghij"])
+    update(snapshot, encode({"type": "status"}))
+    update(snapshot, *[large("status_delta", 900, name) for name in "abcdefghij"])
     assert snapshot.empty
 
 
@@ -505,8 +507,8 @@ def test_a_machine_that_was_brewing_may_do_anything_now(form: Any) -> None:
 def test_groups_sent_after_an_absence_are_merged_and_not_stale(form: Any) -> None:
     snapshot = restored(form(WHOLE))
     assert snapshot.stale_groups() == ["machine", "temps", "pressure", "power", "water"]
-    note(snapshot, form({"type": "status_delta", "seq": 90, "power": {"current": 50}, "machine": {}}))
-    note(snapshot, form({"type": "status_delta", "seq": 91, "temps": {"brew": 90.5}}))
+    update(snapshot, form({"type": "status_delta", "seq": 90, "power": {"current": 50}, "machine": {}}))
+    update(snapshot, form({"type": "status_delta", "seq": 91, "temps": {"brew": 90.5}}))
     assert snapshot.stale_groups() == ["machine", "pressure", "water"]
     assert told(snapshot) == [
         {
@@ -525,7 +527,7 @@ def test_groups_sent_after_an_absence_are_merged_and_not_stale(form: Any) -> Non
 
 def test_whole_status_ends_a_restored_state() -> None:
     snapshot = restored(encode(WHOLE), shown=False)
-    note(snapshot, encode({"type": "status", "seq": 1, "pressure": 9.0}))
+    update(snapshot, encode({"type": "status", "seq": 1, "pressure": 9.0}))
     assert not snapshot.show()
     assert told(snapshot) == [{"type": "status", "seq": 1, "pressure": 9.0}]
     assert snapshot.stale_groups() == []
@@ -560,7 +562,7 @@ def test_groups_of_another_form_stay_as_they_are() -> None:
 def test_a_restored_state_that_grows_beyond_measure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_BYTES", 300)
     snapshot = restored(encode(WHOLE))
-    note(snapshot, encode({"type": "status_delta", "seq": 2, "x": "y" * 400}))
+    update(snapshot, encode({"type": "status_delta", "seq": 2, "x": "y" * 400}))
     assert (snapshot.whole_status(), snapshot.known(1.0)) == (None, None)
 
 
@@ -574,35 +576,35 @@ def due(snapshot: Snapshot, now: float, every_s: float = 180.0) -> bool:
 def test_a_whole_status_is_saved_at_once_and_deltas_now_and_then() -> None:
     snapshot = Snapshot(BREWOS)
     assert not due(snapshot, 0.0)
-    note(snapshot, encode({"type": "device_info"}))
+    update(snapshot, encode({"type": "device_info"}))
     assert not due(snapshot, 1.0)
-    note(snapshot, encode(WHOLE))
+    update(snapshot, encode(WHOLE))
     assert due(snapshot, 2.0)
-    snapshot.note_saved(2.0)
+    snapshot.mark_saved(2.0)
     assert not due(snapshot, 500.0)
-    note(snapshot, encode({"type": "status_delta", "seq": 42, "pressure": 1.0}))
+    update(snapshot, encode({"type": "status_delta", "seq": 42, "pressure": 1.0}))
     snapshot.messages()  # merged meanwhile
     assert not due(snapshot, 100.0)
     assert due(snapshot, 182.0)
     assert due(snapshot, 100.0, every_s=0.0)
-    note(snapshot, encode(WHOLE))
+    update(snapshot, encode(WHOLE))
     assert not due(snapshot, 6.0)
     assert due(snapshot, 7.0)
-    snapshot.note_saved(17.0)
+    snapshot.mark_saved(17.0)
     assert not due(snapshot, 18.0, every_s=0.0)
-    snapshot.note_unsaved()
+    snapshot.mark_unsaved()
     assert due(snapshot, 18.0)
 
 
 def test_a_restored_state_is_saved_once_the_machine_has_spoken() -> None:
     snapshot = restored(encode(WHOLE))
     assert not due(snapshot, 1000.0, every_s=0.0)
-    note(snapshot, encode({"type": "keepalive", "seq": 99}))
+    update(snapshot, encode({"type": "keepalive", "seq": 99}))
     assert due(snapshot, 1000.0)
 
 
 def test_unsaved_state_is_saved_after_an_absence() -> None:
-    snapshot = noted(encode(WHOLE))
+    snapshot = snapshot_of(encode(WHOLE))
     known = snapshot.known(5.0)
     assert known is not None
     assert snapshot.restore(known[0], at=known[1])

@@ -148,7 +148,7 @@ class Fed:
 
     def __init__(self, **limits: Any) -> None:
         self.counters = Counters()
-        self.noted: list[tuple[str, dict[str, str]]] = []
+        self.recorded: list[tuple[str, dict[str, str]]] = []
         bounds = Limits(**limits)
         lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         presence = Presence("BRW-00000001", limits=bounds, dialect=BREWOS)
@@ -161,7 +161,7 @@ class Fed:
             dialect=BREWOS,
             counters=self.counters,
             lines=lines,
-            note_activity=self.note,
+            record_activity=self.record_activity,
         )
         bucket = open_bucket(bounds.device_rate, burst=bounds.device_burst)
         self.device = DeviceAttachment(self, ScriptedPeer(), bucket=bucket)
@@ -174,9 +174,11 @@ class Fed:
     def start_soon(self, *_: object) -> None:
         raise AssertionError("nothing is to be started")
 
-    def note(self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def record_activity(
+        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
         assert (device_id, user_id) == (self.device_id, None)
-        self.noted.append((kind, dict(detail)))
+        self.recorded.append((kind, dict(detail)))
 
     def say(self, *contents: dict[str, Any] | Message) -> float:
         """Let the device send messages in one read; return for how long reading pauses."""
@@ -204,7 +206,7 @@ async def test_messages_within_the_rate_pass_at_once() -> None:
     assert fed.heard() == [status, event(1)]
     assert fed.presence.snapshot.has_status
     fed.feed.end(fed.device)
-    assert (fed.device.received, fed.noted) == (2, [])
+    assert (fed.device.received, fed.recorded) == (2, [])
 
 
 async def test_unreadable_messages_are_dropped_and_counted() -> None:
@@ -232,14 +234,14 @@ async def test_messages_beyond_the_rate_are_held_and_passed_at_the_rate(autojump
     await trio.sleep(3)
     fed.feed.release(fed.device, trio.current_time())
     assert fed.feed.throttle is None
-    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"]
+    assert [kind for kind, _ in fed.recorded] == ["throttled", "throttle_ended"]
     fed.feed.release(fed.device, trio.current_time())
     fed.feed.end(fed.device)
     assert fed.device.received == 5
     assert fed.counters.bytes_from_devices == sum(len(encode(event(n)).payload) for n in range(1, 6))
 
 
-async def test_a_second_throttle_within_a_minute_is_not_noted(autojump_clock: MockClock) -> None:
+async def test_second_throttle_within_a_minute_is_not_recorded(autojump_clock: MockClock) -> None:
     fed = Fed(device_rate=2.0, device_burst=2.0)
     for _ in range(2):
         fed.say(*map(event, range(4)))
@@ -248,17 +250,17 @@ async def test_a_second_throttle_within_a_minute_is_not_noted(autojump_clock: Mo
         await trio.sleep(1)
         fed.feed.release(fed.device, trio.current_time())
         assert fed.feed.throttle is None
-    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"]
+    assert [kind for kind, _ in fed.recorded] == ["throttled", "throttle_ended"]
     assert fed.counters.throttled == 2
 
 
-async def test_throttle_of_a_new_connection_is_noted_within_the_minute() -> None:
+async def test_throttle_of_a_new_connection_is_recorded_within_the_minute() -> None:
     fed = Fed(device_rate=1.0, device_burst=1.0)
     for _ in range(2):
         fed.feed.begin()
         fed.say(event(1), event(2))
         fed.feed.end(fed.device)
-    assert [kind for kind, _ in fed.noted] == ["throttled", "throttle_ended"] * 2
+    assert [kind for kind, _ in fed.recorded] == ["throttled", "throttle_ended"] * 2
 
 
 async def test_held_messages_pass_when_the_device_goes_unless_they_are_dropped() -> None:

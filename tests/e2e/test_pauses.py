@@ -35,7 +35,7 @@ async def keep_pinging(peer: WireClient) -> None:
             await trio.sleep(0.5)
 
 
-async def note_end(peer: WireClient, name: str, ends: list[str]) -> None:
+async def count_end(peer: WireClient, name: str, ends: list[str]) -> None:
     with suppress(Ended, trio.ClosedResourceError):
         ends.append(f"{name} was closed with {await peer.read_close()}")
         return
@@ -63,7 +63,7 @@ async def test_a_server_that_was_stopped_closes_no_peer_for_the_silence(tmp_path
             peers["device that says nothing yet"] = await server.device(ids[1], silent=True)
             server.send_signal(signal.SIGSTOP)
             for name, peer in peers.items():
-                nursery.start_soon(note_end, peer, name, ends)
+                nursery.start_soon(count_end, peer, name, ends)
             for name in ("device", "client"):
                 nursery.start_soon(keep_pinging, peers[name])
             await trio.sleep(STOPPED_S)

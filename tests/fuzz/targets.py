@@ -165,7 +165,7 @@ def fuzz_snapshot(data: bytes, mutator: Mutator) -> None:
         message = Message(payload, is_text)
         head = message.peek()
         if head is not None:
-            snapshot.note(message, head.type, head.seq)
+            snapshot.update(message, head.type, head.seq)
     told = snapshot.messages()
     for message in told:
         assert message.peek() is not None, message.payload

@@ -13,8 +13,8 @@ from brewos_relay.registry.devices import (
     all_devices,
     find_devices,
     lock_device,
-    note_info,
-    note_seen,
+    record_info,
+    record_seen,
     remove_device,
     set_name,
 )
@@ -161,26 +161,26 @@ def test_renaming_a_device(db: Connection) -> None:
 
 def test_when_devices_were_seen(db: Connection) -> None:
     add_devices(db, [new_device(number) for number in range(3)], now_ms=NOW_MS)
-    note_seen(db, {"BRW-00000000": 1000, "BRW-00000001": 2000, "BRW-0000FFFF": 5})
-    note_seen(db, {"BRW-00000000": 999, "BRW-00000001": 2001})
-    note_seen(db, {})
+    record_seen(db, {"BRW-00000000": 1000, "BRW-00000001": 2000, "BRW-0000FFFF": 5})
+    record_seen(db, {"BRW-00000000": 999, "BRW-00000001": 2001})
+    record_seen(db, {})
     assert [device.last_seen_ms for device in all_devices(db)] == [1000, 2001, None]
 
 
 def test_reported_info_is_stored(db: Connection) -> None:
     add_devices(db, [new_device(1), new_device(2)], now_ms=NOW_MS)
-    note_info(db, device_id(1), firmware_version="1.2.3", machine_type="x" * 51)
-    note_info(db, device_id(1), firmware_version=None, machine_type=None)
-    note_info(db, device_id(1), firmware_version="1.2.4", machine_type=None)
+    record_info(db, device_id(1), firmware_version="1.2.3", machine_type="x" * 51)
+    record_info(db, device_id(1), firmware_version=None, machine_type=None)
+    record_info(db, device_id(1), firmware_version="1.2.4", machine_type=None)
     found = [(device.firmware_version, device.machine_type) for device in all_devices(db)]
     assert found == [("1.2.4", "x" * 50), (None, None)]
 
 
 def test_unchanged_info_is_not_written(db: Connection) -> None:
     add_devices(db, [new_device(1)], now_ms=NOW_MS)
-    note_info(db, device_id(1), firmware_version="1.2.3", machine_type="dual")
+    record_info(db, device_id(1), firmware_version="1.2.3", machine_type="dual")
     written: list[int] = []
     event.listen(db, "after_cursor_execute", lambda _db, cursor, *_rest: written.append(cursor.rowcount))
-    note_info(db, device_id(1), firmware_version="1.2.3", machine_type="dual")
+    record_info(db, device_id(1), firmware_version="1.2.3", machine_type="dual")
     assert written == [0]
     assert db.scalar(select(devices.c.machine_type)) == "dual"

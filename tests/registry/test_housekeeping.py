@@ -7,7 +7,7 @@ from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import KEPT_MS, activity_of, add_activity
 from brewos_relay.registry.changes import note_change
-from brewos_relay.registry.devices import add_devices, all_devices, note_seen
+from brewos_relay.registry.devices import add_devices, all_devices, record_seen
 from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, expired, find_excess
 from brewos_relay.registry.housekeeping import prune as prune_some
 from brewos_relay.registry.login_sessions import find_sessions, open_session, refresh
@@ -148,7 +148,7 @@ def test_unused_devices_not_seen_for_long_are_deleted(db: Connection) -> None:
     for number in range(1, 8):
         register(db, number, at_ms=old_ms + (number == 5), until_ms=NOW_MS + (number == 3))
     give(db, device_id(4), "ada", role="owner", now_ms=NOW_MS)
-    note_seen(db, {device_id(2): old_ms + 1, device_id(4): old_ms, device_id(6): old_ms})
+    record_seen(db, {device_id(2): old_ms + 1, device_id(4): old_ms, device_id(6): old_ms})
     prune(db, now_ms=NOW_MS)
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (2, 3, 4, 5)]
 
@@ -158,7 +158,7 @@ def test_unused_devices_seen_last_are_kept(db: Connection, monkeypatch: pytest.M
     for number in range(1, 7):
         register(db, number, at_ms=NOW_MS - 100 + number)
     register(db, 7, at_ms=NOW_MS - 1000, until_ms=NOW_MS + 1)
-    note_seen(db, {device_id(2): NOW_MS - 10})
+    record_seen(db, {device_id(2): NOW_MS - 10})
     give(db, device_id(1), "ada", role="owner", now_ms=NOW_MS)
     prune(db, now_ms=NOW_MS)
     assert [device.id for device in all_devices(db)] == [device_id(number) for number in (1, 2, 5, 6, 7)]

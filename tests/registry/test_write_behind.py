@@ -33,7 +33,7 @@ class Flushes:
         self.written: list[tuple[float, dict[str, int], list[int]]] = []
         self.failure: Exception | None = None
         self._seen: dict[str, int] = {}
-        monkeypatch.setattr(notes_module, "note_seen", self._note_seen)
+        monkeypatch.setattr(notes_module, "record_seen", self._record_seen)
         monkeypatch.setattr(notes_module, "add_activity_of_known", self._add_activity)
 
     @contextlib.contextmanager
@@ -43,7 +43,7 @@ class Flushes:
             raise failure
         yield
 
-    def _note_seen(self, _db: Connection, seen: dict[str, int]) -> None:
+    def _record_seen(self, _db: Connection, seen: dict[str, int]) -> None:
         self._seen = dict(seen)
 
     def _add_activity(self, _db: Connection, entries: list[Activity]) -> None:
@@ -82,13 +82,13 @@ async def test_facts_are_written_together_every_few_seconds(
     mock_clock: trio.testing.MockClock, flushes: Flushes
 ) -> None:
     async with open_notes(flushes) as notes:
-        notes.note_seen("a", 1)
+        notes.record_seen("a", 1)
         await flushes.wait_for(1)
         started_s = trio.current_time()
         for at_ms in range(2, 10):
-            notes.note_seen("a", at_ms)
-            notes.note_seen("b", 10 - at_ms)
-            notes.note_activity(entry(at_ms))
+            notes.record_seen("a", at_ms)
+            notes.record_seen("b", 10 - at_ms)
+            notes.record_activity(entry(at_ms))
             await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(FLUSH_EVERY_S - 0.1)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -106,7 +106,7 @@ async def test_facts_are_written_together_every_few_seconds(
 async def test_activity_alone_is_written_too(flushes: Flushes) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes) as notes:
-            notes.note_activity(entry(1))
+            notes.record_activity(entry(1))
             await flushes.wait_for(1)
     assert [written[1:] for written in flushes.written] == [({}, [1])]
 
@@ -114,10 +114,10 @@ async def test_activity_alone_is_written_too(flushes: Flushes) -> None:
 async def test_remaining_facts_are_written_on_close(flushes: Flushes) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes) as notes:
-            notes.note_seen("a", 1)
+            notes.record_seen("a", 1)
             await flushes.wait_for(1)
-            notes.note_seen("b", 2)
-            notes.note_activity(entry(3))
+            notes.record_seen("b", 2)
+            notes.record_activity(entry(3))
     assert [written[1:] for written in flushes.written] == [({"a": 1}, []), ({"b": 2}, [3])]
 
 
@@ -135,9 +135,9 @@ async def test_write_under_way_on_close_happens_once(
     monkeypatch.setattr(notes_module, "add_activity_of_known", slow)
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes) as notes:
-            notes.note_activity(entry(1))
+            notes.record_activity(entry(1))
             await trio.to_thread.run_sync(entered.wait, DEADLINE_S)
-            notes.note_activity(entry(2))
+            notes.record_activity(entry(2))
             trio.lowlevel.spawn_system_task(release, leave)
     assert [written[2] for written in flushes.written] == [[1], [2]]
 
@@ -147,10 +147,10 @@ async def test_write_that_waits_for_a_thread_on_close_happens_once(flushes: Flus
     limiter.acquire_on_behalf_of_nowait("another")
     with trio.fail_after(DEADLINE_S):
         async with open_notes(flushes, limiter) as notes:
-            notes.note_seen("a", 1)
-            notes.note_activity(entry(1))
+            notes.record_seen("a", 1)
+            notes.record_activity(entry(1))
             await trio.testing.wait_all_tasks_blocked(0.01)
-            notes.note_activity(entry(2))
+            notes.record_activity(entry(2))
             trio.lowlevel.spawn_system_task(free, limiter)
     assert [written[1:] for written in flushes.written] == [({"a": 1}, [1, 2])]
 
@@ -171,13 +171,13 @@ async def test_failed_write_of_facts_is_retried(
     flushes.failure = RegistryError("the registry could not be changed: database is locked")
     async with open_notes(flushes) as notes:
         with caplog.at_level(logging.WARNING):
-            notes.note_seen("a", 1)
-            notes.note_seen("b", 5)
-            notes.note_activity(entry(1))
+            notes.record_seen("a", 1)
+            notes.record_seen("b", 5)
+            notes.record_activity(entry(1))
             while not caplog.messages:
                 await trio.to_thread.run_sync(lambda: None)
-        notes.note_seen("a", 2)
-        notes.note_activity(entry(2))
+        notes.record_seen("a", 2)
+        notes.record_activity(entry(2))
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(1)
@@ -197,8 +197,8 @@ async def test_facts_wait_while_no_thread_can_be_started(
     async with open_notes(flushes) as notes:
         with caplog.at_level(logging.WARNING), monkeypatch.context() as patched:
             patched.setattr(trio._threads, "start_thread_soon", refuse)
-            notes.note_seen("a", 1)
-            notes.note_activity(entry(1))
+            notes.record_seen("a", 1)
+            notes.record_activity(entry(1))
             while not caplog.messages:
                 await trio.lowlevel.checkpoint()
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -212,18 +212,18 @@ async def test_burst_triggers_one_early_write(
     mock_clock: trio.testing.MockClock, flushes: Flushes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_notes(flushes) as notes:
-        notes.note_activity(entry(0))
+        notes.record_activity(entry(0))
         await flushes.wait_for(1)
         for at_ms in range(1, ENTRIES_AT_ONCE + 1):
-            notes.note_activity(entry(at_ms))
+            notes.record_activity(entry(at_ms))
         await flushes.wait_for(2)  # no time has passed
         assert flushes.written[1][2] == list(range(1, ENTRIES_AT_ONCE + 1))
         flushes.failure = RegistryError("the registry could not be changed: database is locked")
         for at_ms in range(ENTRIES_AT_ONCE):
-            notes.note_activity(entry(at_ms))
+            notes.record_activity(entry(at_ms))
         while not caplog.messages:
             await trio.to_thread.run_sync(lambda: None)
-        notes.note_activity(entry(ENTRIES_AT_ONCE))
+        notes.record_activity(entry(ENTRIES_AT_ONCE))
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(flushes.written) == 2
         mock_clock.jump(FLUSH_EVERY_S)
@@ -236,10 +236,10 @@ async def test_unwritable_facts_do_not_block_later_ones(
 ) -> None:
     flushes.failure = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
     async with open_notes(flushes) as notes:
-        notes.note_activity(entry(1))
+        notes.record_activity(entry(1))
         while not caplog.messages:
             await trio.to_thread.run_sync(lambda: None)
-        notes.note_activity(entry(2))
+        notes.record_activity(entry(2))
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(1)
@@ -252,10 +252,10 @@ async def test_too_much_activity_is_dropped_and_counted(
 ) -> None:
     async with open_notes(flushes) as notes:
         for number in range(ENTRIES_AT_MOST + 7):
-            notes.note_activity(entry(number))
+            notes.record_activity(entry(number))
         await flushes.wait_for(1)
         for number in range(3):
-            notes.note_activity(entry(number))
+            notes.record_activity(entry(number))
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(2)
@@ -270,10 +270,10 @@ async def test_the_oldest_activity_stays_when_it_cannot_be_written(
     flushes.failure = RegistryError("no")
     async with open_notes(flushes) as notes:
         for number in range(ENTRIES_AT_MOST):
-            notes.note_activity(entry(number))
+            notes.record_activity(entry(number))
         while not caplog.messages:
             await trio.to_thread.run_sync(lambda: None)
-        notes.note_activity(entry(-1))
+        notes.record_activity(entry(-1))
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(1)
@@ -288,12 +288,12 @@ async def test_reported_device_info_is_written(
     with database.writing() as db:
         db.exec_driver_sql("ALTER TABLE activity RENAME TO gone")
     async with open_notes(database) as notes:
-        notes.note_activity(entry(1))  # which cannot be written yet
-        notes.note_info(device_id(1), firmware_version="1.0", machine_type="dual")
-        notes.note_info(device_id(2), firmware_version=None, machine_type=None)
+        notes.record_activity(entry(1))  # which cannot be written yet
+        notes.record_info(device_id(1), firmware_version="1.0", machine_type="dual")
+        notes.record_info(device_id(2), firmware_version=None, machine_type=None)
         while not caplog.messages:
             await trio.to_thread.run_sync(lambda: None)
-        notes.note_info(device_id(1), firmware_version="1.1", machine_type="dual")
+        notes.record_info(device_id(1), firmware_version="1.1", machine_type="dual")
         with database.writing() as db:
             db.exec_driver_sql("ALTER TABLE gone RENAME TO activity")
     with database.reading() as db:
@@ -305,7 +305,7 @@ async def test_recorded_facts_are_in_the_database(database: Database, url: str) 
     register(database, [new_device(1)])
     with trio.fail_after(DEADLINE_S):
         async with open_notes(database) as notes:
-            notes.note_seen("BRW-00000001", 1)
-            notes.note_activity(Activity(device_id="BRW-00000001", at_ms=1, kind="online"))
+            notes.record_seen("BRW-00000001", 1)
+            notes.record_activity(Activity(device_id="BRW-00000001", at_ms=1, kind="online"))
     with Database.open(url) as other, other.reading() as db:
         assert db.exec_driver_sql("SELECT kind FROM activity").scalars().all() == ["online"]

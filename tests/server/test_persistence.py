@@ -47,13 +47,13 @@ class RecordedNotes(WriteBehind):
         self.entries: list[Activity] = []
         self.infos: list[tuple[str, str | None, str | None]] = []
 
-    def note_seen(self, device_id: str, at_ms: int) -> None:
+    def record_seen(self, device_id: str, at_ms: int) -> None:
         self.seen.append((device_id, at_ms))
 
-    def note_activity(self, entry: Activity) -> None:
+    def record_activity(self, entry: Activity) -> None:
         self.entries.append(entry)
 
-    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
+    def record_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
         self.infos.append((device_id, firmware_version, machine_type))
 
 
@@ -61,9 +61,9 @@ async def test_activity_is_recorded_with_user_and_time() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     before = now_ms()
-    recorder.note_seen(ONE, 17)
-    recorder.note_activity(ActivityEvent(ONE, "command", "ada", {"name": "tare", "outcome": "delivered"}))
-    recorder.note_activity(ActivityEvent(ONE, "online", None, {}))
+    recorder.record_seen(ONE, 17)
+    recorder.record_activity(ActivityEvent(ONE, "command", "ada", {"name": "tare", "outcome": "delivered"}))
+    recorder.record_activity(ActivityEvent(ONE, "online", None, {}))
     assert notes.seen == [(ONE, 17)]
     command, online = notes.entries
     assert (command.device_id, command.kind, command.user_id) == (ONE, "command", "ada")
@@ -87,9 +87,9 @@ async def test_device_info_is_recorded_when_a_machine_goes_offline(
 ) -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
-    recorder.note_activity(ActivityEvent(ONE, "online", None, {}))
+    recorder.record_activity(ActivityEvent(ONE, "online", None, {}))
     assert notes.infos == []
-    recorder.note_activity(ActivityEvent(ONE, "offline", None, {}, info=info))
+    recorder.record_activity(ActivityEvent(ONE, "offline", None, {}, info=info))
     assert notes.infos == [(ONE, *noted)]
 
 
@@ -97,7 +97,7 @@ async def test_device_info_is_recorded_when_a_machine_goes_offline(
 async def test_a_machine_without_device_info_does_not_change_the_stored_one(info: DeviceInfo) -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
-    recorder.note_activity(ActivityEvent(ONE, "offline", None, {}, info=info))
+    recorder.record_activity(ActivityEvent(ONE, "offline", None, {}, info=info))
     assert notes.infos == []
     assert [entry.kind for entry in notes.entries] == ["offline"]
 
@@ -112,18 +112,18 @@ async def test_no_user_displaces_the_activity_of_others(autojump_clock: trio.tes
     async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run, relay)
         for _ in range(1000):
-            recorder.note_activity(ActivityEvent(ONE, "command", "eve", {}))
+            recorder.record_activity(ActivityEvent(ONE, "command", "eve", {}))
         assert noted_of("eve") == 120
-        recorder.note_activity(ActivityEvent(ONE, "command", "ada", {}))
-        recorder.note_activity(ActivityEvent(ONE, "online", None, {}))
-        recorder.note_activity(ActivityEvent(TWO, "command", "eve", {}))
+        recorder.record_activity(ActivityEvent(ONE, "command", "ada", {}))
+        recorder.record_activity(ActivityEvent(ONE, "online", None, {}))
+        recorder.record_activity(ActivityEvent(TWO, "command", "eve", {}))
         assert (noted_of("ada"), noted_of(None), noted_of("eve", TWO)) == (1, 1, 1)
         await trio.sleep(239)
-        recorder.note_activity(ActivityEvent(ONE, "command", "eve", {}))
+        recorder.record_activity(ActivityEvent(ONE, "command", "eve", {}))
         assert noted_of("eve") == 120
         await trio.sleep(2)
         for _ in range(1000):
-            recorder.note_activity(ActivityEvent(ONE, "command", "eve", {}))
+            recorder.record_activity(ActivityEvent(ONE, "command", "eve", {}))
         assert noted_of("eve") == 240
         assert len(recorder._counts) == 1
         nursery.cancel_scope.cancel()
@@ -133,7 +133,7 @@ async def test_device_info_is_recorded_without_a_limit() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     for _ in range(200):
-        recorder.note_activity(ActivityEvent(ONE, "offline", None, {}, info=DeviceInfo("0.8.62")))
+        recorder.record_activity(ActivityEvent(ONE, "offline", None, {}, info=DeviceInfo("0.8.62")))
     assert len(notes.infos) == 200
     assert len(notes.entries) == 120
 
@@ -143,7 +143,7 @@ async def test_activity_of_a_live_relay_is_recorded() -> None:
     recorder = ActivityRecorder(notes)
     with trio.fail_after(5):
         async with open_relay(
-            dialect=BREWOS, on_seen=recorder.note_seen, on_activity=recorder.note_activity
+            dialect=BREWOS, on_seen=recorder.record_seen, on_activity=recorder.record_activity
         ) as relay:
             device, client = ScriptedPeer(), ScriptedPeer()
             relay.attach_device(ONE, device)
@@ -166,7 +166,7 @@ async def test_devices_without_users_do_not_displace_others() -> None:
     notes = RecordedNotes()
     recorder = ActivityRecorder(notes)
     with trio.fail_after(5):
-        async with open_relay(dialect=BREWOS, on_activity=recorder.note_activity) as relay:
+        async with open_relay(dialect=BREWOS, on_activity=recorder.record_activity) as relay:
             for _ in range(3):
                 device = ScriptedPeer()
                 attachment = relay.attach_device(TWO, device, anonymous=True)
@@ -179,7 +179,7 @@ async def test_devices_without_users_do_not_displace_others() -> None:
             device = ScriptedPeer()
             relay.attach_device(TWO, device, anonymous=True)
             await trio.testing.wait_all_tasks_blocked()
-            relay.note_owned(TWO)
+            relay.mark_owned(TWO)
             device.leave()
             await trio.testing.wait_all_tasks_blocked()
     assert [entry.kind for entry in notes.entries] == ["offline"]

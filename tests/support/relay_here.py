@@ -58,7 +58,7 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         self.states |= {state.device_id: state for state in states}
 
-    def note_seen(self, device_id: str, at_ms: int) -> None:
+    def record_seen(self, device_id: str, at_ms: int) -> None:
         self.seen[device_id] = at_ms
 
 
@@ -92,7 +92,7 @@ async def open_relay_here(
         bounds = limits or ServerLimits(**changed)
         async with (
             open_poller() as poller,
-            open_relay(dialect=BREWOS, limits=bounds, on_seen=store.note_seen) as relay,
+            open_relay(dialect=BREWOS, limits=bounds, on_seen=store.record_seen) as relay,
         ):
             admission = Admission(
                 relay=relay,

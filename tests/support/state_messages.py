@@ -33,16 +33,16 @@ def _pack(value: Any) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
-def note(snapshot: Snapshot, *said: Message) -> None:
+def update(snapshot: Snapshot, *said: Message) -> None:
     for message in said:
         head = message.peek()
         assert head is not None
-        snapshot.note(message, head.type, head.seq)
+        snapshot.update(message, head.type, head.seq)
 
 
-def noted(*said: Message) -> Snapshot:
+def snapshot_of(*said: Message) -> Snapshot:
     snapshot = Snapshot(BREWOS)
-    note(snapshot, *said)
+    update(snapshot, *said)
     return snapshot
 
 

@@ -1146,11 +1146,11 @@ async def test_the_shortest_round_trip_is_remembered(autojump_clock: trio.testin
     async with open_session() as session:
         await trio.testing.wait_all_tasks_blocked()
         connection = session.connection
-        connection._note_pong()  # an unsolicited pong
+        connection._measure_round_trip()  # an unsolicited pong
         for round_trip_s in (0.5, 0.25, 1.0):
             connection.ping()
             await trio.sleep(round_trip_s)
-            connection._note_pong()
+            connection._measure_round_trip()
         connection.close(1000, "")
         await session.ran.wait()
         assert session.end is not None

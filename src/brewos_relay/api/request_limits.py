@@ -207,7 +207,7 @@ class NetworkShares:
         """Count a token that a network took."""
         now = trio.current_time()
         for name in networks_of(network):
-            self._rates.note(name, now)
+            self._rates.count(name, now)
 
 
 class FairRate:

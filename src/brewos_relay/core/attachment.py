@@ -139,7 +139,7 @@ class Attachment:
         else:
             await trio.lowlevel.checkpoint()
 
-    def note_ended(self) -> None:
+    def mark_ended(self) -> None:
         """Note that the peer has ended and all its resources are closed."""
         waiting, self._ended = self._ended, True
         if isinstance(waiting, trio.Event):

@@ -14,7 +14,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.recording import NoteActivity
+from brewos_relay.core.recording import RecordActivity
 from brewos_relay.core.remote import RemoteOutcome, RemotePeer
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
@@ -90,10 +90,10 @@ class Commands:
         "_counters",
         "_dialect",
         "_limits",
-        "_note_activity",
         "_pending",
         "_policy",
         "_presence",
+        "_record_activity",
     )
 
     def __init__(
@@ -104,7 +104,7 @@ class Commands:
         limits: Limits,
         policy: Policy,
         counters: Counters,
-        note_activity: NoteActivity,
+        record_activity: RecordActivity,
     ) -> None:
         self._presence = presence
         self._audience = audience
@@ -112,7 +112,7 @@ class Commands:
         self._policy = policy
         self._dialect = policy.dialect
         self._counters = counters
-        self._note_activity = note_activity
+        self._record_activity = record_activity
         self._pending: CommandQueue[ClientAttachment] | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
@@ -154,7 +154,7 @@ class Commands:
         elif device is not None and to_device:
             if device.deliver(Delivery(to_device)):
                 became = "delivered"
-                self._note_sent(to_device)
+                self._count_sent(to_device)
             else:
                 became = "device_offline"
                 counters.undeliverable += len(to_device)
@@ -197,10 +197,10 @@ class Commands:
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
         detail = {"name": head.name, "outcome": status}
-        self._note_activity(self._presence.device_id, "command", client.grant.user_id, detail)
+        self._record_activity(self._presence.device_id, "command", client.grant.user_id, detail)
         return answers
 
-    def _note_sent(self, sent: Sequence[Message]) -> None:
+    def _count_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)
         for message in sent:
             self._counters.bytes_to_devices += len(message.payload)
@@ -295,7 +295,7 @@ class Commands:
             for command in waiting:
                 self._tell(command, messages.DEVICE_BUSY, "device_offline")
             return
-        self._note_sent([command.message for command in waiting])
+        self._count_sent([command.message for command in waiting])
         for command in waiting:
             sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
             self._tell(command, sent, "delivered")
@@ -345,7 +345,7 @@ class Commands:
         """Deliver a command of a client on another instance, where its outcome is recorded."""
         if not device.deliver(Delivery((message,))):
             return "busy"
-        self._note_sent((message,))
+        self._count_sent((message,))
         return "delivered"
 
     def expire(self, now: float) -> None:

@@ -102,7 +102,7 @@ class Counters:
         self.latency = Histogram(LATENCY_BOUNDS_S)
         """From wake-up until the messages of a pass were delivered, in s; a sample."""
 
-    def note_end(self, peer: str, end: PeerEnd) -> None:
+    def count_end(self, peer: str, end: PeerEnd) -> None:
         """Count a connection that has ended."""
         key = (peer, end.by, end.label)
         self.ended[key] = self.ended.get(key, 0) + 1

@@ -137,7 +137,7 @@ class Presence:
         self.present = None
         return True
 
-    def note_gone(self, now: float) -> None:
+    def mark_gone(self, now: float) -> None:
         """Note when the device went offline, after its last messages."""
         self._show_at = math.inf
         self.gone_at = now

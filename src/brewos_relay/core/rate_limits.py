@@ -113,7 +113,7 @@ class RecentRates:
         rate, at = self._rates.get(key, (0.0, now))
         return rate * math.exp((at - now) / self._over_s)
 
-    def note(self, key: str, now: float) -> None:
+    def count(self, key: str, now: float) -> None:
         """Count a use of a key."""
         self._rates[key] = self.of(key, now) + 1 / self._over_s, now
         self._rates.move_to_end(key)

@@ -35,7 +35,7 @@ class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
     """What a device that went offline has told about itself."""
 
 
-NoteActivity: TypeAlias = Callable[[str, EventKind, str | None, Mapping[str, str]], None]
+RecordActivity: TypeAlias = Callable[[str, EventKind, str | None, Mapping[str, str]], None]
 """Takes the device, the kind of activity, the user who caused it, and details."""
 
 LEFT: Final = PeerEnd("peer", None)

@@ -253,7 +253,7 @@ class Relay:
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
         self._absent_states.pop(device_id, None)  # it may be the state of a device with another key
 
-    def note_owned(self, device_id: str) -> None:
+    def mark_owned(self, device_id: str) -> None:
         """Note that a device has a user, so that it is no longer anonymous."""
         if (session := self._sessions.get(device_id)) is not None:
             session.presence.set_anonymous(False)
@@ -410,13 +410,13 @@ class Relay:
         snapshot, now = self._snapshot(device_id), trio.current_time()
         if (known := snapshot.known(now)) is None:
             return None
-        snapshot.note_saved(now)
+        snapshot.mark_saved(now)
         message, held_at = known
         return KnownState(message, now_ms() - round((now - held_at) * 1000), snapshot.since_us)
 
     def state_not_saved(self, device_id: str) -> None:
         """Note that the state of a device could not be saved."""
-        self._snapshot(device_id).note_unsaved()
+        self._snapshot(device_id).mark_unsaved()
 
     def info_of(self, device_id: str) -> DeviceInfo:
         """Return what a device tells about itself, as far as it is known."""
@@ -479,7 +479,9 @@ class Relay:
         except Exception:
             log.exception("on_seen failed for device %s", device_id)
 
-    def note(self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def record_activity(
+        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
         """Call `on_activity`."""
         if self._on_activity is None:
             return

@@ -69,7 +69,9 @@ class Host(Protocol):
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Note that a device came or went."""
 
-    def note(self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]) -> None:
+    def record_activity(
+        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
         """Record activity of a device or a client."""
 
 
@@ -113,7 +115,7 @@ class DeviceSession:
             dialect=dialect,
             counters=counters,
             lines=host.lines,
-            note_activity=host.note,
+            record_activity=host.record_activity,
         )
         self._commands = Commands(
             self.presence,
@@ -121,7 +123,7 @@ class DeviceSession:
             limits=limits,
             policy=host.policy,
             counters=counters,
-            note_activity=host.note,
+            record_activity=host.record_activity,
         )
         self._nursery: trio.Nursery | None = None
         self._waiting: list[Attachment] = []  # attached before the nursery was open
@@ -242,7 +244,7 @@ class DeviceSession:
         client.number = self._host.counters.clients_attached
         self._host.client_counts.add(grant)
         log_came(client, self._host.lines)
-        self._note("client_came", client, {})
+        self._record("client_came", client, {})
         client.deliver(Delivery(told), keep=True)
         self._audience.join(client)
         self._start(client)
@@ -288,14 +290,14 @@ class DeviceSession:
                 log.exception("closing a peer of device %s failed", self.device_id)
         finally:
             self._host.attached.discard(attachment)
-            attachment.note_ended()
+            attachment.mark_ended()
 
     def _detach(self, attachment: Attachment) -> None:
         end = attachment.end = attachment.end or LEAVING
         if isinstance(attachment, RemoteDeviceAttachment):
             self._remote_device_went(attachment)
         elif isinstance(attachment, DeviceAttachment):
-            self._host.counters.note_end("device", end)
+            self._host.counters.count_end("device", end)
             if not self._device_went(attachment):
                 log_went(attachment, self._host.lines, stood_for_device=False)
         else:
@@ -304,9 +306,9 @@ class DeviceSession:
             if not self._audience:
                 self._host.remote.device_unwanted(self.device_id)
             self._host.client_counts.remove(attachment.grant)
-            self._host.counters.note_end("client", end)
+            self._host.counters.count_end("client", end)
             log_went(attachment, self._host.lines)
-            self._note("client_went", attachment, end_details_of(attachment))
+            self._record("client_went", attachment, end_details_of(attachment))
         self._audience.settle()
         if not (self._audience or self.presence.present or self.presence.arriving):
             self._commands.forget()
@@ -331,12 +333,12 @@ class DeviceSession:
         device = self.presence.present
         assert device is not None
         self._host.remote.device_came(self.device_id, device.attached_at)
-        self._note_seen()
+        self._record_seen()
         known_before, device.known_before = device.known_before, None
         if replaced is None:
             self.presence.restore(known_before, now)
             log_came(device, self._host.lines)
-            self._host.note(self.device_id, "online", None, {})
+            self._host.record_activity(self.device_id, "online", None, {})
             self._audience.tell(messages.DEVICE_ONLINE)
         else:
             log_replaced(device, self._host.lines)
@@ -354,10 +356,10 @@ class DeviceSession:
         self._feed.end(device)
         self._audience.remote = None
         self._host.remote.device_went(self.device_id)
-        self.presence.note_gone(trio.current_time())
-        self._note_seen()
+        self.presence.mark_gone(trio.current_time())
+        self._record_seen()
         log_went(device, self._host.lines)
-        self._host.note(self.device_id, "offline", None, end_details_of(device))
+        self._host.record_activity(self.device_id, "offline", None, end_details_of(device))
         self._audience.tell(messages.DEVICE_OFFLINE)
         return True
 
@@ -373,11 +375,11 @@ class DeviceSession:
                 self._device_went(connection)
         self.presence.forget_state()  # it was the state of a device with another key
 
-    def _note(self, kind: EventKind, client: ClientAttachment, detail: Mapping[str, str]) -> None:
+    def _record(self, kind: EventKind, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Record activity of a client."""
-        self._host.note(self.device_id, kind, client.grant.user_id, detail)
+        self._host.record_activity(self.device_id, kind, client.grant.user_id, detail)
 
-    def _note_seen(self) -> None:
+    def _record_seen(self) -> None:
         self.presence.last_seen_ms = seen_ms = now_ms()
         self._host.device_seen(self.device_id, seen_ms)
 
@@ -437,7 +439,7 @@ class DeviceSession:
     def _remote_device_went(self, device: RemoteDeviceAttachment) -> None:
         if self.presence.leave(device):
             self._feed.end(device)
-            self.presence.note_gone(trio.current_time())
+            self.presence.mark_gone(trio.current_time())
             self.presence.last_seen_ms = now_ms()
             self._audience.tell(messages.DEVICE_OFFLINE)
 

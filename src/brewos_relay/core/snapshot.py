@@ -111,8 +111,6 @@ class Snapshot:
         "_changes_bytes",
         "_dialect",
         "_kinds",
-        "_noted",
-        "_noted_at",
         "_others",
         "_restored",
         "_saved",
@@ -120,6 +118,8 @@ class Snapshot:
         "_status",
         "_status_seq",
         "_unsaved",
+        "_updated",
+        "_updated_at",
         "seq",
         "since_us",
     )
@@ -137,10 +137,10 @@ class Snapshot:
         self.since_us = 0
         """When the last connection began to stand for the device, in µs since the epoch; see
         `DeviceAttachment`."""
-        self._noted = False  # since the clock was last read
-        self._noted_at = -math.inf
+        self._updated = False  # since the clock was last read
+        self._updated_at = -math.inf
         self._restored: Restored | None = None
-        self._unsaved = False  # whether anything was noted since the state was saved
+        self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
         self._saved_at = -math.inf
 
@@ -165,19 +165,19 @@ class Snapshot:
         For a restored state, this is the age of its oldest part. It is exact to the time between two calls,
         since messages get no time stamp.
         """
-        if self._noted:
-            self._noted = False
+        if self._updated:
+            self._updated = False
             self._unsaved = True
-            self._noted_at = now
-        return now - (self._noted_at if self._restored is None else self._restored.at)
+            self._updated_at = now
+        return now - (self._updated_at if self._restored is None else self._restored.at)
 
     def count_pause(self, unseen_s: float) -> None:
         """Add a time that Trio's clock did not count to the age of the state."""
-        self._noted_at -= unseen_s
+        self._updated_at -= unseen_s
         if self._restored is not None:
             self._restored.at -= unseen_s
 
-    def note(self, message: Message, message_type: str, seq: Any) -> None:
+    def update(self, message: Message, message_type: str, seq: Any) -> None:
         """Keep a message of the device, if it is about its state."""
         kind = self._kinds.get(message_type)
         if kind is None:
@@ -200,7 +200,7 @@ class Snapshot:
             self.seq = seq
         else:
             self._others[message_type] = message
-        self._noted = True
+        self._updated = True
 
     def messages(self) -> list[Message]:
         """Return what a client that joins is told, in the encoding of the device.
@@ -243,7 +243,7 @@ class Snapshot:
             self._status,
             list(self._others.values()),
             self.seq,
-            now - self._noted_at,
+            now - self._updated_at,
             None
             if restored is None
             else RestoredState(restored.message, now - restored.at, list(restored.renewed), restored.shown),
@@ -256,8 +256,8 @@ class Snapshot:
         self._changes.clear()
         self._changes_bytes = 0
         self._others = {message.peek_type() or "": message for message in state.others}
-        self._noted = False
-        self._noted_at = now - state.age_s
+        self._updated = False
+        self._updated_at = now - state.age_s
         self._restored = None
         if (restored := state.restored) is not None:
             self._restored = Restored(restored.message, now - restored.age_s)
@@ -329,14 +329,14 @@ class Snapshot:
         wait_s = every_s if self._status is self._saved else min(every_s, _SAVED_APART_S)
         return now - self._saved_at >= wait_s
 
-    def note_saved(self, now: float) -> None:
+    def mark_saved(self, now: float) -> None:
         """Note that the present state is being saved."""
         self.age_s(now)
         self._unsaved = False
         self._saved = self._status
         self._saved_at = now
 
-    def note_unsaved(self) -> None:
+    def mark_unsaved(self) -> None:
         """Note that saving failed: the state is due again at once."""
         self._unsaved = True
         self._saved = None
@@ -381,13 +381,13 @@ class SmallSnapshot(Snapshot):
 
     __slots__ = ()
 
-    def note(self, message: Message, message_type: str, seq: Any) -> None:
+    def update(self, message: Message, message_type: str, seq: Any) -> None:
         """Keep a message about the state, unless it is too large."""
         if self._kinds.get(message_type) is _KEPT and message_type != self._dialect.info:
             return
         if len(message.payload) > _SMALL_BYTES:
             return
-        super().note(message, message_type, seq)
+        super().update(message, message_type, seq)
         if len(self._changes) >= _SMALL_MERGE_AT or self._changes_bytes > _SMALL_BYTES:
             self._merge()
             if self._status is not None and len(self._status.payload) > _SMALL_BYTES:

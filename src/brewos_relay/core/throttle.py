@@ -18,7 +18,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import HeldState
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, TokenBucket
-from brewos_relay.core.recording import NoteActivity, log_invalid, log_throttled
+from brewos_relay.core.recording import RecordActivity, log_invalid, log_throttled
 from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Delivery, Head, Message
 
@@ -200,7 +200,7 @@ class Throttle:
         return [self._take(next(iter(self._held))) for _ in range(count)]
 
 
-_NOTED_EVERY_S: Final = 60.0
+_RECORDED_EVERY_S: Final = 60.0
 """How often the activity of a device says that it is throttled; its history needs room for other entries."""
 
 
@@ -217,9 +217,9 @@ class DeviceFeed:
         "_heard_before",
         "_limits",
         "_lines",
-        "_note_activity",
-        "_noted_at",
         "_presence",
+        "_record_activity",
+        "_recorded_at",
         "throttle",
     )
 
@@ -232,7 +232,7 @@ class DeviceFeed:
         dialect: Dialect,
         counters: Counters,
         lines: LogLineLimits,
-        note_activity: NoteActivity,
+        record_activity: RecordActivity,
     ) -> None:
         self._presence = presence
         self._audience = audience
@@ -240,16 +240,16 @@ class DeviceFeed:
         self._dialect = dialect
         self._counters = counters
         self._lines = lines
-        self._note_activity = note_activity
+        self._record_activity = record_activity
         self._heard_before = 0  # how many messages came before the present connection
-        self._noted_at = -math.inf  # when the activity last said that the device is throttled (trio time)
+        self._recorded_at = -math.inf  # when the activity last said that the device is throttled (trio time)
         self.throttle: Throttle | None = None
         """The held messages, while the device exceeds its rate."""
 
     def begin(self) -> None:
         """Count the messages of a new connection of the device from here on."""
         self._heard_before = self._audience.heard
-        self._noted_at = -math.inf
+        self._recorded_at = -math.inf
 
     def end(self, device: DeviceAttachment) -> None:
         """Release all held messages, and note how many messages the connection has sent."""
@@ -258,7 +258,7 @@ class DeviceFeed:
 
     def pass_on(self, device: DeviceAttachment, received: Sequence[Message]) -> None:
         """Keep the state, and send all messages to every client."""
-        note = self._presence.snapshot.note
+        update = self._presence.snapshot.update
         invalid = size_bytes = 0
         for message in received:
             size_bytes += len(message.payload)
@@ -266,7 +266,7 @@ class DeviceFeed:
             if head is None:
                 invalid += 1
             else:
-                note(message, head.type, head.seq)
+                update(message, head.type, head.seq)
         if invalid:
             self._counters.invalid += invalid
             log_invalid(device, received, self._lines)
@@ -316,10 +316,10 @@ class DeviceFeed:
     def _begin_throttle(self, device: DeviceAttachment, allowed: float, now: float) -> Throttle:
         """Make the throttle; it may release `allowed` messages at once."""
         self._counters.throttled += 1
-        if now - self._noted_at >= _NOTED_EVERY_S:
-            self._noted_at = now
+        if now - self._recorded_at >= _RECORDED_EVERY_S:
+            self._recorded_at = now
             log_throttled(device, self._lines)
-            self._note_activity(self._presence.device_id, "throttled", None, {})
+            self._record_activity(self._presence.device_id, "throttled", None, {})
         return Throttle(
             self._dialect,
             rate_per_s=self._limits.device_rate,
@@ -344,6 +344,6 @@ class DeviceFeed:
         self._pass_on_held(device, throttle.release_all())
         self._counters.merged += throttle.merged
         self._counters.over_rate += throttle.dropped
-        if throttle.began_at == self._noted_at:
+        if throttle.began_at == self._recorded_at:
             summary = throttle.summary(trio.current_time())
-            self._note_activity(self._presence.device_id, "throttle_ended", None, summary)
+            self._record_activity(self._presence.device_id, "throttle_ended", None, summary)

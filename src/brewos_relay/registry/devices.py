@@ -32,7 +32,7 @@ _LOCKED_SOME: Final = (
     .order_by(devices.c.id)
     .with_for_update()
 )
-_NOTE_SEEN: Final = (
+_RECORD_SEEN: Final = (
     update(devices)
     .where(devices.c.id == bindparam("of_device"))
     .where(or_(devices.c.last_seen_ms.is_(None), devices.c.last_seen_ms < bindparam("at_ms")))
@@ -138,13 +138,13 @@ def set_name(
     return True
 
 
-def note_seen(db: Connection, seen: Mapping[str, int]) -> None:
+def record_seen(db: Connection, seen: Mapping[str, int]) -> None:
     """Record when devices were last connected (id → Unix ms). Never replaces a later time."""
     if seen:
-        db.execute(_NOTE_SEEN, [{"of_device": id_, "at_ms": at_ms} for id_, at_ms in seen.items()])
+        db.execute(_RECORD_SEEN, [{"of_device": id_, "at_ms": at_ms} for id_, at_ms in seen.items()])
 
 
-def note_info(
+def record_info(
     db: Connection, device_id: str, *, firmware_version: str | None, machine_type: str | None
 ) -> None:
     """Record what a device reports about itself, up to 50 characters each. None changes nothing."""

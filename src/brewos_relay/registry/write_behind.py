@@ -11,7 +11,7 @@ import trio
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.devices import note_info, note_seen
+from brewos_relay.registry.devices import record_info, record_seen
 from brewos_relay.registry.held_writes import Held, HeldWrites, KeyUse, write_held
 from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Activity
@@ -58,17 +58,17 @@ class WriteBehind:
         """Return the tokens of a device that wait to be stored."""
         return self._held.pairings_of(device_id)
 
-    def note_seen(self, device_id: str, at_ms: int) -> None:
+    def record_seen(self, device_id: str, at_ms: int) -> None:
         """Record when a device was connected (Unix ms)."""
         self._seen[device_id] = max(at_ms, self._seen.get(device_id, at_ms))
         self._noted.set()
 
-    def note_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
+    def record_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
         """Record what a device reports about itself."""
         self._said[device_id] = (firmware_version, machine_type)
         self._noted.set()
 
-    def note_activity(self, entry: Activity) -> None:
+    def record_activity(self, entry: Activity) -> None:
         """Record an activity. Dropped while 10,000 entries wait."""
         if len(self._entries) >= ENTRIES_AT_MOST:
             self._dropped += 1
@@ -130,10 +130,10 @@ class WriteBehind:
     def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
         self._said = {**said, **self._said}
         for device_id, at_ms in seen.items():
-            self.note_seen(device_id, at_ms)
+            self.record_seen(device_id, at_ms)
         newer, self._entries = self._entries, entries
         for entry in newer:
-            self.note_activity(entry)
+            self.record_activity(entry)
         self._noted.set()
 
     def _write(
@@ -143,7 +143,7 @@ class WriteBehind:
             with self._database.writing() as db:
                 write_held(db, held, now_ms=now_ms())
         with self._database.writing() as db:
-            note_seen(db, seen)
+            record_seen(db, seen)
             for device_id, (firmware_version, machine_type) in said.items():
-                note_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
+                record_info(db, device_id, firmware_version=firmware_version, machine_type=machine_type)
             add_activity_of_known(db, entries)

@@ -137,8 +137,8 @@ async def open_server(
         async with open_relay(
             limits=settings.limits,
             dialect=BREWOS,
-            on_seen=recorder.note_seen,
-            on_activity=recorder.note_activity,
+            on_seen=recorder.record_seen,
+            on_activity=recorder.record_activity,
             counters=counters,
         ) as relay:
             states = StateKeeper(relay, store)

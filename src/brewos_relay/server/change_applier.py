@@ -143,7 +143,7 @@ class ChangeApplier:
         if access is None:
             self._relay.set_grant(device_id, user_id, None)
             return
-        self._relay.note_owned(device_id)
+        self._relay.mark_owned(device_id)
         for highest_role in ROLES:
             grant = grant_of(lower_role(highest_role, access.role), until_ms=access.until_ms)
             self._relay.set_grant(device_id, user_id, grant, highest_role=highest_role)

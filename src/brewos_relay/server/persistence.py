@@ -113,9 +113,9 @@ class ActivityRecorder:
         self._notes = notes
         self._counts: dict[int, int] = {}  # by a hash of device and user, to save memory
 
-    def note_seen(self, device_id: str, at_ms: int) -> None:
+    def record_seen(self, device_id: str, at_ms: int) -> None:
         """Record that a device connected or disconnected."""
-        self._notes.note_seen(device_id, at_ms)
+        self._notes.record_seen(device_id, at_ms)
 
     async def run(self, relay: Relay) -> None:
         """Begin a window every four minutes, and record once an hour which devices are online."""
@@ -126,12 +126,12 @@ class ActivityRecorder:
             at_ms = now_ms()
             for device_id in {attachment.session.device_id for attachment in relay.attached}:
                 if relay.is_online(device_id):
-                    self.note_seen(device_id, at_ms)
+                    self.record_seen(device_id, at_ms)
 
-    def note_activity(self, event: ActivityEvent) -> None:
+    def record_activity(self, event: ActivityEvent) -> None:
         """Record an event."""
         if event.info is not None:
-            self._note_info(event.device_id, event.info)
+            self._record_info(event.device_id, event.info)
         if event.user_id is None and event.anonymous:
             return
         key = hash((event.device_id, event.user_id))
@@ -145,12 +145,12 @@ class ActivityRecorder:
                 user_id=event.user_id,
                 detail=dict(event.detail),
             )
-            self._notes.note_activity(entry)
+            self._notes.record_activity(entry)
 
-    def _note_info(self, device_id: str, info: DeviceInfo) -> None:
+    def _record_info(self, device_id: str, info: DeviceInfo) -> None:
         firmware_version, machine_type = _text(info.firmware_version), _text(info.machine_type)
         if firmware_version is not None or machine_type is not None:
-            self._notes.note_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
+            self._notes.record_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
 
 
 def _text(value: object) -> str | None:

@@ -56,7 +56,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], signals: S
             open_notifier() as notifier,
             open_server(settings, hurry=signals.hurry) as server,
         ):
-            signals.note_started()
+            signals.mark_started()
             bound = ", ".join(
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.addresses
             )

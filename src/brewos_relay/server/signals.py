@@ -63,13 +63,13 @@ class ServerSignals:
         self._tell()
 
     def start_scope(self) -> trio.CancelScope:
-        """Return a scope that the first SIGTERM or SIGINT cancels until `note_started` is called."""
+        """Return a scope that the first SIGTERM or SIGINT cancels until `mark_started` is called."""
         self._starting = trio.CancelScope()
         if self.leave.is_set():
             self._starting.cancel()
         return self._starting
 
-    def note_started(self) -> None:
+    def mark_started(self) -> None:
         """Note that the start-up is over."""
         self._starting = None
 

@@ -205,7 +205,7 @@ class WebSocketConnection:
             self._transport.write(encode_pongs(parsed.pings))
         self._counters.oversized += parsed.oversized
         if parsed.has_pong:
-            self._note_pong()
+            self._measure_round_trip()
         pause_s = self._count_small(parsed.small)
         if parsed.skipped_bytes:
             pause_s = max(pause_s, self._count_skipped(parsed.skipped_bytes))
@@ -242,7 +242,7 @@ class WebSocketConnection:
             self._skipped = TokenBucket(rate_per_s=_SKIPPED_BYTES_PER_S, burst=_SKIPPED_BYTES_PER_S, now=now)
         return min(self._skipped.take(size_bytes, now), _MOST_PAUSE_S)
 
-    def _note_pong(self) -> None:
+    def _measure_round_trip(self) -> None:
         if self._pinged_at is not None:
             round_trip_s = trio.current_time() - self._pinged_at
             self._pinged_at = None
