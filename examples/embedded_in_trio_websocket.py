@@ -100,7 +100,7 @@ class TrioWebSocketPeer:
     async def aclose(self) -> None:
         self._to_write.close()
         with trio.move_on_after(GOODBYE_S, shield=True):
-            await self._connection.aclose(*(self._goodbye or (1001, "the relay is leaving")))
+            await self._connection.aclose(*(self._goodbye or (1001, "the relay is shutting down")))
 
 
 async def welcome(relay: Relay, request: WebSocketRequest) -> None:

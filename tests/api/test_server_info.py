@@ -46,8 +46,8 @@ async def test_ready_until_the_drain(app: QuartTrio, relay: Any) -> None:
     relay.closing = True
     response = await app.test_client().get("/readyz")
     assert response.status_code == 503
-    leaving = {"status": "not ready", "reasons": ["the relay is leaving"], "degraded": []}
-    assert await response.get_json() == leaving
+    shutting_down = {"status": "not ready", "reasons": ["the relay is shutting down"], "degraded": []}
+    assert await response.get_json() == shutting_down
     assert response.headers["Cache-Control"] == "no-store"
 
 

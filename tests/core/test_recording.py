@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import PeerEnd
+from brewos_relay.core.peer import SHUT_DOWN, PeerEnd
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import (
     end_details_of,
@@ -63,8 +63,8 @@ async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> N
         "device BRW-12AB34CD came",
         f"client {other.id} of device BRW-12AB34CD came",
         "device BRW-12AB34CD replaced its earlier connection",
-        "device BRW-12AB34CD went: the relay ended it with 1001: the relay is leaving",
-        "a connection of device BRW-12AB34CD is over: the relay ended it with 1001: the relay is leaving",
+        "device BRW-12AB34CD went: the relay ended it with 1001: the relay is shutting down",
+        f"a connection of device {one.session.device_id} is over: {SHUT_DOWN}",
         f"client {other.id} of device BRW-12AB34CD went: the peer ended it without a goodbye",
     ]
 

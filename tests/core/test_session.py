@@ -1359,7 +1359,7 @@ async def test_replaced_connections_know_how_much_they_said(
     assert [(each.messages, each.connection) for each in over] == [("2", 1)]  # type: ignore[attr-defined]
     (went,) = [record for record in caplog.records if f"device {DEVICE_ID} went" in record.getMessage()]
     assert went.messages == "1"  # type: ignore[attr-defined]
-    assert "the relay ended it with 1001: the relay is leaving" in went.getMessage()
+    assert "the relay ended it with 1001: the relay is shutting down" in went.getMessage()
 
 
 async def test_message_types_are_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:

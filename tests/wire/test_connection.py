@@ -644,7 +644,7 @@ async def test_close_from_within_receive_counts() -> None:
         assert read_close(frame) == (4000, "enough")
 
 
-async def test_a_cancelled_connection_says_that_the_relay_is_leaving() -> None:
+async def test_a_cancelled_connection_says_that_the_relay_is_shutting_down() -> None:
     async with open_session(close_s=0.1) as session:
         await trio.testing.wait_all_tasks_blocked()
         session.nursery.cancel_scope.cancel()

@@ -117,7 +117,7 @@ class HealthRoutes:
     async def _find_problems(self) -> Sequence[str]:
         if self.problems is not None:
             return await self.problems()
-        return ["the relay is leaving"] if self.relay.closing else []
+        return ["the relay is shutting down"] if self.relay.closing else []
 
     @described("Check that the relay runs; 503 while it drains", answer=Health, needs_token=False)
     async def health(self) -> Response:

@@ -45,7 +45,7 @@ class PeerEnd:
         return f"the {self.by} ended it {how}{reason and ': ' + reason}"
 
 
-LEAVING: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is leaving")
+SHUT_DOWN: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is shutting down")
 """The end of a peer that is attached when the relay closes."""
 
 

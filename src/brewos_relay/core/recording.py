@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import LEAVING, PeerEnd, Receive, end_details, shown
+from brewos_relay.core.peer import SHUT_DOWN, PeerEnd, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
@@ -57,7 +57,7 @@ def log_fields(attachment: Attachment) -> dict[str, object]:
 def end_details_of(attachment: Attachment) -> dict[str, str]:
     """Return the details of the end of an attachment as the activity keeps them."""
     return end_details(
-        attachment.end or LEAVING,
+        attachment.end or SHUT_DOWN,
         connected_s=trio.current_time() - attachment.attached_at,
         received=attachment.received,
     )
@@ -81,7 +81,7 @@ def log_replaced(attachment: Attachment, lines: LogLineLimits) -> None:
 
 def log_went(attachment: Attachment, lines: LogLineLimits, *, stood_for_device: bool = True) -> None:
     """Log how a peer ended, within the limits."""
-    device_id, end = attachment.session.device_id, attachment.end or LEAVING
+    device_id, end = attachment.session.device_id, attachment.end or SHUT_DOWN
     is_client = isinstance(attachment, ClientAttachment)
     kind = "client" if is_client else "device"
     became = "went" if is_client or stood_for_device else "is over"

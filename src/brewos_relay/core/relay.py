@@ -340,7 +340,7 @@ class Relay:
 
     def _session(self, device_id: str) -> DeviceSession:
         if self.closing:
-            raise RelayClosing("the relay is closing and accepts no more peers; connect again later")
+            raise RelayClosing("the relay is shutting down and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
             snapshot, gone_at = self._absent_states.pop(device_id, (None, -math.inf))

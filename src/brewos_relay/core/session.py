@@ -23,7 +23,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
-from brewos_relay.core.peer import LEAVING, Peer, Receive
+from brewos_relay.core.peer import SHUT_DOWN, Peer, Receive
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import (
@@ -293,7 +293,7 @@ class DeviceSession:
             attachment.mark_ended()
 
     def _detach(self, attachment: Attachment) -> None:
-        end = attachment.end = attachment.end or LEAVING
+        end = attachment.end = attachment.end or SHUT_DOWN
         if isinstance(attachment, RemoteDeviceAttachment):
             self._remote_device_went(attachment)
         elif isinstance(attachment, DeviceAttachment):

@@ -72,6 +72,6 @@ async def _serve(settings: Settings, announce: Callable[[str], None], signals: S
                     server.tls.reload()
                 notifier.ready(f"ready on {bound}")
             notifier.stopping("closing every peer", within_s=settings.limits.longest_drain_s)
-            log.info("leaving after %s", signals.first.name)
+            log.info("shutting down after %s", signals.first.name)
             return
-    log.info("leaving during start-up, after %s", signals.first.name)
+    log.info("shutting down during start-up, after %s", signals.first.name)

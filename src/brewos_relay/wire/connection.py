@@ -61,12 +61,12 @@ class WebSocketConnection:
     """
 
     __slots__ = (
+        "_closing",
         "_counters",
         "_ending",
         "_gone",
         "_initial",
         "_is_held",
-        "_leaving",
         "_limits",
         "_opened_at",
         "_overdue",
@@ -110,7 +110,7 @@ class WebSocketConnection:
         self._ending: StreamEnd | None = None
         self._stream_ending: StreamEnd | None = None  # by a close frame of the peer, or by a fault
         self._gone = False
-        self._leaving = False
+        self._closing = False
         self._sent_close_frame = False
         self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
         self._pinged_at: float | None = None  # when the unanswered ping was sent
@@ -295,7 +295,7 @@ class WebSocketConnection:
 
     async def _write_outbox(self) -> None:
         """Write the outbox; close a peer that reads none of it."""
-        if self._leaving:
+        if self._closing:
             return
         try:
             if not await self._transport.flush(stall_s=self._limits.stall_s):
@@ -318,8 +318,8 @@ class WebSocketConnection:
         if transport.closed:
             await trio.lowlevel.checkpoint()
             return
-        self._leaving = True
-        ending = self._ending or StreamEnd(CloseCode.GOING_AWAY, "the relay is leaving", by_peer=False)
+        self._closing = True
+        ending = self._ending or StreamEnd(CloseCode.GOING_AWAY, "the relay is shutting down", by_peer=False)
         self._ending = ending
         transport.wake()
         is_held = self._is_held and not ending.by_peer
