@@ -960,23 +960,23 @@ async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockCl
 NOW_MS = 1_000
 
 
-def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_000) -> QueuedCommand[str]:
+def command(name: str, *, expires_at: float = 10.0, expires_at_ms: float = 20_000) -> QueuedCommand:
     return QueuedCommand(
         message=Message(name.encode()),
         head=CommandHead(type=name),
-        sender="app",
+        sender=ClientAttachment(Recorder(), ScriptedPeer(), bucket=None),
         queued_at_ms=0,
         expires_at=expires_at,
         expires_at_ms=expires_at_ms,
     )
 
 
-def names(commands: list[QueuedCommand[str]]) -> list[str]:
+def names(commands: list[QueuedCommand]) -> list[str]:
     return [one.head.type for one in commands]
 
 
-def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
-    waiting = CommandQueue[str](50)
+async def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
+    waiting = CommandQueue(50)
     for name in "abc":
         assert waiting.add(command(name))
     assert len(waiting) == 3
@@ -986,15 +986,15 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
     assert waiting.take_all() == []
 
 
-def test_pending_commands_are_bounded() -> None:
-    waiting = CommandQueue[str](2)
+async def test_pending_commands_are_bounded() -> None:
+    waiting = CommandQueue(2)
     assert [waiting.add(command(name)) for name in "abc"] == [True, True, False]
     assert names(waiting.take_all()) == ["a", "b"], "commands that were accepted stay"
     assert waiting.add(command("d"))
 
 
-def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
-    waiting = CommandQueue[str](50)
+async def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
+    waiting = CommandQueue(50)
     for name, expires_at in (("a", 3.0), ("b", 10.0), ("c", 2.0), ("d", 5.0)):
         waiting.add(command(name, expires_at=expires_at))
     assert waiting.take_expired(1.9, NOW_MS) == []
@@ -1003,8 +1003,8 @@ def test_expired_commands_are_removed_and_others_keep_their_order() -> None:
     assert names(waiting.take_all()) == ["b", "d"]
 
 
-def test_a_command_also_expires_by_the_wall_clock_which_counts_while_the_process_does_not_run() -> None:
-    waiting = CommandQueue[str](50)
+async def test_a_command_also_expires_by_the_wall_clock_which_counts_while_the_process_does_not_run() -> None:
+    waiting = CommandQueue(50)
     for name, expires_at_ms in (("a", 1_000), ("b", 1_001)):
         waiting.add(command(name, expires_at_ms=expires_at_ms))
     assert names(waiting.take_expired(0.0, NOW_MS)) == ["a"]

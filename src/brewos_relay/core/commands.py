@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
@@ -21,56 +20,54 @@ from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
 from brewos_relay.vocabulary import iso_time, now_ms
 
-Sender = TypeVar("Sender")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedCommand(Generic[Sender]):
+class QueuedCommand:
     """A message that waits for a device, with its sender, who is told the outcome."""
 
     message: Message
     head: CommandHead
-    sender: Sender
+    sender: ClientAttachment
     queued_at_ms: int
     expires_at: float
     """When it expires (trio time)."""
     expires_at_ms: float = math.inf
-    """The same by the wall clock, which also counts while the process is paused."""
+    """When it expires by the wall clock (Unix ms), which runs on while the process is paused."""
 
 
-class CommandQueue(Generic[Sender]):
+class CommandQueue:
     """The commands that wait for one device, oldest first; at most `most`."""
 
     __slots__ = ("_commands", "_most")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._commands: deque[QueuedCommand[Sender]] = deque()
+        self._commands: deque[QueuedCommand] = deque()
 
     def __len__(self) -> int:
         return len(self._commands)
 
-    def __iter__(self) -> Iterator[QueuedCommand[Sender]]:
+    def __iter__(self) -> Iterator[QueuedCommand]:
         return iter(self._commands)
 
-    def add(self, command: QueuedCommand[Sender]) -> bool:
+    def add(self, command: QueuedCommand) -> bool:
         """Add a command; False if too many wait already."""
         if len(self._commands) >= self._most:
             return False
         self._commands.append(command)
         return True
 
-    def take_expired(self, now: float, now_ms: int) -> list[QueuedCommand[Sender]]:
+    def take_expired(self, now: float, now_ms: int) -> list[QueuedCommand]:
         """Remove and return the commands that have expired by either clock."""
-        expired: list[QueuedCommand[Sender]] = []
-        waiting: deque[QueuedCommand[Sender]] = deque()
+        expired: list[QueuedCommand] = []
+        waiting: deque[QueuedCommand] = deque()
         for command in self._commands:
             is_over = command.expires_at <= now or command.expires_at_ms <= now_ms
             (expired if is_over else waiting).append(command)
         self._commands = waiting
         return expired
 
-    def take_all(self) -> list[QueuedCommand[Sender]]:
+    def take_all(self) -> list[QueuedCommand]:
         """Remove and return all commands."""
         taken = list(self._commands)
         self._commands.clear()
@@ -113,7 +110,7 @@ class Commands:
         self._dialect = policy.dialect
         self._counters = counters
         self._record_activity = record_activity
-        self._pending: CommandQueue[ClientAttachment] | None = None
+        self._pending: CommandQueue | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
     def take(self, client: ClientAttachment, received: Sequence[Message], now: float) -> None:
@@ -280,7 +277,7 @@ class Commands:
         self.expire(now)
         if self._pending is None:
             return
-        waiting: list[QueuedCommand[ClientAttachment]] = []
+        waiting: list[QueuedCommand] = []
         for command in self._pending.take_all():
             if self._allows(command.sender, command.head, now):
                 waiting.append(command)
@@ -319,7 +316,7 @@ class Commands:
         if answers := self._record_outcome(client, head, status, told):
             client.deliver(Delivery(answers), keep=True)
 
-    def _send_queued_remotely(self, remote: RemotePeer, command: QueuedCommand[ClientAttachment]) -> None:
+    def _send_queued_remotely(self, remote: RemotePeer, command: QueuedCommand) -> None:
         def take_outcome(outcome: RemoteOutcome) -> None:
             status, told = self._remote_status(outcome)
             sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
@@ -358,7 +355,7 @@ class Commands:
         if not self._pending:
             self._pending = None
 
-    def _tell(self, command: QueuedCommand[ClientAttachment], message: Message, status: str) -> None:
+    def _tell(self, command: QueuedCommand, message: Message, status: str) -> None:
         told = self._record_outcome(command.sender, command.head, status, message)
         command.sender.deliver(Delivery(told), keep=True)
 
