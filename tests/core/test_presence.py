@@ -263,19 +263,19 @@ async def test_restored_state_is_told_once_after_the_time_for_a_whole_state(
 ) -> None:
     now = trio.current_time()
     presence.restore((encode(STATUS), now - 5), now)
-    assert presence.restored(now) == []
+    assert presence.take_restored_state(now) == []
     await trio.sleep(BREWOS.says_state_within_s)
-    status, state = told(presence.restored(trio.current_time()))
+    status, state = told(presence.take_restored_state(trio.current_time()))
     assert status["staleGroups"] == ["pressure", "temps"]
     assert state == {"type": "status", "temps": {"brew": 93}}
-    assert presence.restored(trio.current_time()) == []
+    assert presence.take_restored_state(trio.current_time()) == []
 
 
 async def test_whole_state_replaces_a_restored_one(presence: Presence) -> None:
     now = trio.current_time()
     presence.restore((encode(STATUS), now), now)
     update(presence.snapshot, encode(STATUS))
-    assert presence.restored(now + 1) == []
+    assert presence.take_restored_state(now + 1) == []
 
 
 async def test_state_that_is_unknown_or_too_old_is_not_told(presence: Presence) -> None:
@@ -285,7 +285,7 @@ async def test_state_that_is_unknown_or_too_old_is_not_told(presence: Presence) 
         assert presence.snapshot.empty
     presence.restore((encode(STATUS), now - 901), now)
     assert presence.snapshot.has_status
-    assert presence.restored(now + 3600) == []
+    assert presence.take_restored_state(now + 3600) == []
 
 
 async def test_known_state_is_forgotten_some_time_after_the_device_went(

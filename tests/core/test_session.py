@@ -19,7 +19,7 @@ from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import EventKind
 from brewos_relay.core.relay import open_relay
 from brewos_relay.core.remote import SINGLE_INSTANCE
-from brewos_relay.core.session import DeviceSession, Host
+from brewos_relay.core.session import DeviceSession, SessionHost
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
@@ -1481,7 +1481,7 @@ def test_registry_stores_every_kind_of_activity() -> None:
 
 async def test_relay_is_a_host() -> None:
     async with open_relay(dialect=BREWOS) as relay:
-        host: Host = relay
+        host: SessionHost = relay
         host.record_activity("BRW-00000001", "online", None, {})
         host.device_seen("BRW-00000001", 1)
         assert host.attached == set()

@@ -251,7 +251,7 @@ async def test_begun_write_is_finished_when_the_outbox_is_dropped(
     async with tls_pair(server, version) as (transport, client):
         expected = fill_outbox(transport)
         assert transport.write(b"to be forgotten" * 100)
-        transport.keep_first_unsent()
+        transport.drop_unsent_writes()
         assert transport.write(b"the end")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: transport.flush(stall_s=5))

@@ -460,11 +460,11 @@ async def test_flushing_a_broken_stream_empties_the_outbox() -> None:
 
 async def test_outbox_can_be_cut_to_the_begun_write() -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
-        transport.keep_first_unsent()  # an empty outbox is fine too
+        transport.drop_unsent_writes()  # an empty outbox is fine too
         filled_bytes = fill_transport(transport)
         for data in (b"begun", b"second", b"third"):
             assert transport.write(data)
-        transport.keep_first_unsent()
+        transport.drop_unsent_writes()
         assert transport.outbox_bytes == 5
         assert transport.write(b", goodbye")
         async with trio.open_nursery() as nursery:

@@ -27,7 +27,7 @@ Renew: TypeAlias = Callable[[str], int]
 TokenRejected."""
 
 
-class StartSoon(Protocol):
+class AttachmentHost(Protocol):
     """The part of a session that an attachment uses."""
 
     device_id: str
@@ -55,7 +55,7 @@ class Attachment:
     )
 
     def __init__(
-        self, session: StartSoon, peer: Peer, *, bucket: TokenBucket | None, network: str = ""
+        self, session: AttachmentHost, peer: Peer, *, bucket: TokenBucket | None, network: str = ""
     ) -> None:
         self.session = session
         self.peer = peer
@@ -66,11 +66,11 @@ class Attachment:
         self.heard_at = self.attached_at
         """When the peer last gave a sign of life, as of the last check (trio time)."""
         self.heard = False
-        """Whether it has given one since the last check."""
+        """Whether the peer has given a sign of life since the last check."""
         self.pinged_at = self.attached_at
-        """When it was last asked for one (trio time)."""
+        """When the peer was last pinged (trio time)."""
         self.end: PeerEnd | None = None
-        """How it ended, or how the relay asked it to end."""
+        """How the peer ended, or how the relay asked it to end."""
         self.number = 0
         """The number of this connection, counted for devices and for clients."""
         self.received = 0
@@ -140,7 +140,7 @@ class Attachment:
             await trio.lowlevel.checkpoint()
 
     def mark_ended(self) -> None:
-        """Note that the peer has ended and all its resources are closed."""
+        """Mark the peer as ended with all its resources closed, which ends `wait_closed`."""
         waiting, self._ended = self._ended, True
         if isinstance(waiting, trio.Event):
             waiting.set()
@@ -153,7 +153,7 @@ class DeviceAttachment(Attachment):
 
     def __init__(
         self,
-        session: StartSoon,
+        session: AttachmentHost,
         peer: Peer,
         *,
         bucket: TokenBucket | None,
@@ -182,7 +182,7 @@ class RemoteDeviceAttachment(DeviceAttachment):
 
     __slots__ = ()
 
-    def __init__(self, session: StartSoon, peer: RemotePeer) -> None:
+    def __init__(self, session: AttachmentHost, peer: RemotePeer) -> None:
         super().__init__(session, peer, bucket=None)
         self.remote = peer
 
@@ -194,7 +194,7 @@ class ClientAttachment(Attachment):
 
     def __init__(
         self,
-        session: StartSoon,
+        session: AttachmentHost,
         peer: Peer,
         *,
         bucket: TokenBucket | None,
@@ -208,7 +208,7 @@ class ClientAttachment(Attachment):
         self.access_ends_at = math.inf
         """When its access ends (trio time)."""
         self.due_at = -math.inf
-        """When its access and its token have to be checked next (trio time). A change makes that now."""
+        """When its access and its token have to be checked next (trio time). A change sets this to now."""
         self.set_grant(grant)
         self.expires_at = math.inf
         """When its token expires (trio time)."""
@@ -230,13 +230,13 @@ class ClientAttachment(Attachment):
         self.close(code, reason)
 
     def count_pause(self, unseen_s: float) -> None:
-        """Bring the ends closer by a time that Trio's clock did not count, as the wall clock does."""
+        """Move both expiry times closer by `unseen_s`, which is missing on Trio's clock."""
         self.expires_at -= unseen_s
         self.access_ends_at -= unseen_s
         self.due_at = -math.inf
 
     def set_token_end(self, expires_at_s: float) -> None:
-        """Note that the client has a token that expires at this time, in s since the epoch."""
+        """Set when the client's token expires, in s since the epoch."""
         expires_at = trio.current_time() + expires_at_s - time.time()
         if expires_at > self.expires_at + _SAME_END_S:  # a browser may send the same token again
             self.warned = False

@@ -143,7 +143,7 @@ class Audience:
     def run_checks(self, now: float, state: Callable[[], list[Message]]) -> None:
         """Send keepalives and pings, and close clients that are silent or have expired; called once a second.
 
-        `state` returns what a client that lagged is told when it has caught up.
+        `state` returns the messages for a client that has caught up after a lag.
         """
         limits = self._limits
         self.settle()

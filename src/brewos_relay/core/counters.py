@@ -100,7 +100,7 @@ class Counters:
         self.ended: dict[tuple[str, str, str], int] = {}
         """Connections that ended, by kind (`device` or `client`), who ended it, and close code."""
         self.latency = Histogram(LATENCY_BOUNDS_S)
-        """From wake-up until the messages of a pass were delivered, in s; a sample."""
+        """How long a pass of the poller took to deliver its messages, in s. Only some passes are timed."""
 
     def count_end(self, peer: str, end: PeerEnd) -> None:
         """Count a connection that has ended."""

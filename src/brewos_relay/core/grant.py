@@ -75,7 +75,7 @@ def rights_of(principal: Principal, device_id: str, held: Held | None) -> Rights
 
 @dataclass(slots=True)
 class Credential:
-    """The present token of a client, by the id for its revocation; None for a token without an id."""
+    """The current token of a client: the id by which it can be revoked, None if it has no id."""
 
     token_id: str | None = None
 

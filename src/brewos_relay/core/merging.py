@@ -33,7 +33,7 @@ def without_seq(message: Message) -> Message:
 
 
 def readable_content(message: Message) -> Any:
-    """Decode a message, with numbers in their shortest form.
+    """Decode a message to JSON content. A 32-bit float is written with 7 digits; see `readable`.
 
     Fields that JSON cannot hold, such as a text that is not UTF-8, are left out. None if nothing can be
     decoded.
@@ -192,7 +192,7 @@ class HeldState:
         self._is_whole = False
         self._seq: Any = None
         self.size_bytes = 0
-        """At least the size of the merged message."""
+        """An upper bound of the size of the merged message."""
 
     def add(self, message: Message, head: Head) -> None:
         """Merge a message of this device's state."""

@@ -66,7 +66,7 @@ class PauseWatch:
         self._unseen_s = _unseen_s()
 
     def check(self, now: float) -> tuple[float, float]:
-        """Return how long the process was paused, and how much of that Trio's clock did not count."""
+        """Return how long the process was paused, and how much of that is missing on Trio's clock."""
         unseen_s = _unseen_s() - self._unseen_s
         paused_s = max(0.0, now - self._due_at) + unseen_s
         return (paused_s, unseen_s) if paused_s > PAUSE_S else (0.0, 0.0)

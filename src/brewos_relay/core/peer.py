@@ -13,7 +13,7 @@ from brewos_relay.texts import one_line
 By = Literal["peer", "relay"]
 
 _REASON_CHARS: Final = 120
-_PEERS_OWN: Final = range(1000, 1016)
+_STANDARD_CODES: Final = range(1000, 1016)
 """Close codes of peers that a metric shows. Codes of the relay are always shown; other codes count as
 `other`."""
 
@@ -35,7 +35,7 @@ class PeerEnd:
         """The close code as the label of a metric, with few values."""
         if self.code is None:
             return "none"
-        known = self.code in _PEERS_OWN or self.code in CloseCode.__members__.values()
+        known = self.code in _STANDARD_CODES or self.code in CloseCode.__members__.values()
         return str(self.code) if known else "other"
 
     def __str__(self) -> str:
@@ -103,13 +103,13 @@ class Peer(Protocol):
 
     @property
     def backlog_bytes(self) -> int:
-        """How much waits for the peer to read it. Each kind of peer decides how exactly it knows that."""
+        """How many bytes wait for the peer, as far as this kind of peer can tell; 0 if none do."""
 
     def ping(self) -> bool:
         """Ask for a sign of life, which comes through `receive`; True if the peer is known to be alive."""
 
     def close(self, code: int, reason: str) -> None:
-        """Ask `run` to end, with a WebSocket close code (errors.CloseCode). Only the first call counts."""
+        """Ask `run` to end, with a WebSocket close code (errors.CloseCode). Later calls have no effect."""
 
     async def aclose(self) -> None:
         """Close the connection and free all resources, within a bounded time, cancelled or not.
@@ -143,7 +143,7 @@ class MemoryPeer:
 
     @property
     def backlog_bytes(self) -> int:
-        """How many messages wait: their sizes are not counted."""
+        """The number of messages that wait, since a memory channel does not know their sizes."""
         return self._outbound.statistics().current_buffer_used
 
     def ping(self) -> bool:

@@ -59,7 +59,7 @@ class Presence:
         self._limits = limits
         self._dialect = dialect
         self._swapped_at: deque[float] | None = None
-        self._show_at = math.inf  # when clients are told of a restored state (trio time)
+        self._show_at = math.inf  # when a restored state is sent to clients (trio time)
         self.device_id = device_id
         self.present: DeviceAttachment | None = None
         """The connection that stands for the device."""
@@ -138,7 +138,7 @@ class Presence:
         return True
 
     def mark_gone(self, now: float) -> None:
-        """Note when the device went offline, after its last messages."""
+        """Mark the device as offline from now on. Called after its last messages were passed on."""
         self._show_at = math.inf
         self.gone_at = now
         self.snapshot.age_s(now)  # stamps the last messages: the next check may be far away
@@ -181,7 +181,7 @@ class Presence:
         self.snapshot.take(state, trio.current_time())
 
     def set_anonymous(self, anonymous: bool) -> None:
-        """Note whether the device is anonymous, which decides how much of its state is kept."""
+        """Set whether the device is anonymous, which decides how much of its state is kept."""
         if anonymous != self.anonymous:
             self.anonymous = anonymous
             since_us = self.snapshot.since_us
@@ -201,15 +201,15 @@ class Presence:
             is_recent = 0 <= now - held_at < self._limits.restored_state_s
             self._show_at = now + self._dialect.says_state_within_s if is_recent else math.inf
 
-    def restored(self, now: float) -> list[Message]:
-        """Return the restored state once, when clients are to be told of it; until then nothing."""
+    def take_restored_state(self, now: float) -> list[Message]:
+        """Return messages with the restored state once, when it is time to send it to clients; else []."""
         if now < self._show_at:
             return []
         self._show_at = math.inf
         return [without_seq(message) for message in self.state()] if self.snapshot.show() else []
 
     def check_state(self, now: float) -> None:
-        """Note how old the known state is, and forget that of a device that went long ago."""
+        """Update the age of the known state, and forget it `snapshot_s` after the device went offline."""
         self.snapshot.age_s(now)
         if self.present is None and now - self.gone_at >= self._limits.snapshot_s:
             self._clear()
@@ -225,7 +225,7 @@ class Presence:
         self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)
 
     def state(self) -> list[Message]:
-        """Return what a client has to be told of the device: its status, and its last known state."""
+        """Return messages for a client: the status of the device, and its last known state."""
         return [self.status(), *self.snapshot.messages()]
 
     def status(self) -> Message:

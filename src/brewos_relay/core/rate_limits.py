@@ -41,7 +41,7 @@ class TokenBucket:
         self._tokens = max(-self._burst, self.level(now) - count)
 
     def is_full(self, now: float) -> bool:
-        """Whether all tokens are there: the peer has kept its rate for some time."""
+        """Whether no token is missing, since the peer has kept its rate for some time."""
         return self.level(now) >= self._burst
 
     def level(self, now: float) -> float:
@@ -95,7 +95,7 @@ class TokenBuckets:
 
 
 class RecentRates:
-    """The recent rate of uses for each key, a second; older uses count less.
+    """The recent uses per second of each key; older uses weigh less.
 
     With more than `kept` keys, the one used least recently is forgotten.
     """
@@ -109,7 +109,7 @@ class RecentRates:
         return len(self._rates)
 
     def of(self, key: str, now: float) -> float:
-        """Return the rate of a key, a second."""
+        """Return the recent uses per second of a key."""
         rate, at = self._rates.get(key, (0.0, now))
         return rate * math.exp((at - now) / self._over_s)
 

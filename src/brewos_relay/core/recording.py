@@ -32,7 +32,7 @@ class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
     anonymous: bool = False
     """Whether the device registered itself and has no user."""
     info: DeviceInfo | None = None
-    """What a device that went offline has told about itself."""
+    """What a device that went offline has reported about itself."""
 
 
 RecordActivity: TypeAlias = Callable[[str, EventKind, str | None, Mapping[str, str]], None]

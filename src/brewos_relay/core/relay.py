@@ -77,7 +77,7 @@ class Relay:
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False
-        """Whether the relay refuses new peers, because it drains or closes."""
+        """Whether the relay is shutting down and refuses new peers: it drains, or its block was left."""
         self.attached: set[Attachment] = set()
         """Every peer that has not ended."""
         self.client_counts = ClientCounts()
@@ -239,7 +239,10 @@ class Relay:
         return [client.grant for client in self._clients(device_id)]
 
     def end_clients(self, match: Callable[[Grant], bool], *, code: int, reason: str) -> None:
-        """Close every client, of any device, whose grant matches. Its messages no longer count."""
+        """Close every client, of any device, whose grant matches.
+
+        Its messages, and its commands that wait, no longer reach the device.
+        """
         for device_id in list(self._sessions):
             for client in self._clients(device_id):
                 if match(client.grant):
@@ -254,7 +257,7 @@ class Relay:
         self._absent_states.pop(device_id, None)  # it may be the state of a device with another key
 
     def mark_owned(self, device_id: str) -> None:
-        """Note that a device has a user, so that it is no longer anonymous."""
+        """Mark a device as having a user, so that it is no longer anonymous."""
         if (session := self._sessions.get(device_id)) is not None:
             session.presence.set_anonymous(False)
 
@@ -406,7 +409,7 @@ class Relay:
         return due
 
     def state_to_save(self, device_id: str) -> KnownState | None:
-        """Return the state of a device, and count it as saved; None if it is not known any more."""
+        """Return the state of a device, and mark it as saved; None if it is not known any more."""
         snapshot, now = self._snapshot(device_id), trio.current_time()
         if (known := snapshot.known(now)) is None:
             return None
@@ -415,11 +418,11 @@ class Relay:
         return KnownState(message, now_ms() - round((now - held_at) * 1000), snapshot.since_us)
 
     def state_not_saved(self, device_id: str) -> None:
-        """Note that the state of a device could not be saved."""
+        """Mark the state of a device as unsaved, because saving failed."""
         self._snapshot(device_id).mark_unsaved()
 
     def info_of(self, device_id: str) -> DeviceInfo:
-        """Return what a device tells about itself, as far as it is known."""
+        """Return what a device reported about itself, as far as it is known."""
         return self._snapshot(device_id).info()
 
     def _snapshot(self, device_id: str) -> Snapshot:
@@ -471,7 +474,7 @@ class Relay:
             self._absent_states[device_id] = (snapshot, gone_at - unseen_s)
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
-        """Call `on_seen`: a device came or went."""
+        """Report that a device came or went, by calling `on_seen`."""
         if self._on_seen is None:
             return
         try:
@@ -482,7 +485,7 @@ class Relay:
     def record_activity(
         self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
     ) -> None:
-        """Call `on_activity`."""
+        """Record activity of a device or a client, by calling `on_activity`."""
         if self._on_activity is None:
             return
         try:

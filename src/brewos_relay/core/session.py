@@ -45,7 +45,7 @@ from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import now_ms
 
 
-class Host(Protocol):
+class SessionHost(Protocol):
     """The part of the relay that a session uses."""
 
     limits: Limits
@@ -67,7 +67,7 @@ class Host(Protocol):
         """Forget a session that has no peers. It takes no more peers from here on."""
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
-        """Note that a device came or went."""
+        """Report that a device came or went."""
 
     def record_activity(
         self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
@@ -98,7 +98,12 @@ class DeviceSession:
     )
 
     def __init__(
-        self, device_id: str, host: Host, *, snapshot: Snapshot | None = None, gone_at: float = -math.inf
+        self,
+        device_id: str,
+        host: SessionHost,
+        *,
+        snapshot: Snapshot | None = None,
+        gone_at: float = -math.inf,
     ) -> None:
         limits, dialect, counters = host.limits, host.policy.dialect, host.counters
         self.device_id = device_id
@@ -350,7 +355,7 @@ class DeviceSession:
         self._commands.flush(device, now)
 
     def _device_went(self, device: DeviceAttachment) -> bool:
-        """Note that a connection of the device has ended; False if it did not stand for the device."""
+        """Handle the end of a connection of the device; False if it did not stand for the device."""
         if not self.presence.leave(device):
             return False
         self._feed.end(device)
@@ -364,7 +369,7 @@ class DeviceSession:
         return True
 
     def end_device(self, unless: Collection[bytes | None], *, code: int, reason: str) -> None:
-        """Close the connections of the device with other credentials; their messages no longer count."""
+        """Close the connections of the device with other credentials, and ignore their messages."""
         for connection in (self.presence.present, self.presence.arriving):
             if connection is None or connection.remote is not None:
                 continue
@@ -488,7 +493,7 @@ class DeviceSession:
     # Periodic checks
 
     def resume(self, now: float, unseen_s: float) -> None:
-        """Start every silence timer again after a pause. Trio's clock did not count `unseen_s` of it."""
+        """Start every silence timer again after a pause. `unseen_s` of it is missing on Trio's clock."""
         self.presence.resume(now, unseen_s)
         self._audience.resume(now, unseen_s)
 
@@ -498,7 +503,7 @@ class DeviceSession:
             self._device_came(now)
         if self.device is not None:
             self._feed.release(self.device, now)
-        if told := self.presence.restored(now):
+        if told := self.presence.take_restored_state(now):
             self._audience.tell(*told)
             if self._audience.remote is not None:
                 self._audience.remote.renew_state()

@@ -41,7 +41,7 @@ _SMALL_BYTES: Final = 4 * 1024
 
 
 class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
-    """What a device tells about itself, to tell devices apart in a list. The values may have any type."""
+    """What a device reports about itself, so that a list can tell devices apart. Values may have any type."""
 
     firmware_version: Any = None
     machine_type: Any = None
@@ -172,7 +172,7 @@ class Snapshot:
         return now - (self._updated_at if self._restored is None else self._restored.at)
 
     def count_pause(self, unseen_s: float) -> None:
-        """Add a time that Trio's clock did not count to the age of the state."""
+        """Add `unseen_s`, which is missing on Trio's clock, to the age of the state."""
         self._updated_at -= unseen_s
         if self._restored is not None:
             self._restored.at -= unseen_s
@@ -203,7 +203,7 @@ class Snapshot:
         self._updated = True
 
     def messages(self) -> list[Message]:
-        """Return what a client that joins is told, in the encoding of the device.
+        """Return the known state as messages for a client that joins, in the encoding of the device.
 
         The state carries the device's last `seq`, so that the client sees no gap before the next message.
         """
@@ -212,7 +212,7 @@ class Snapshot:
         return [*([status] if status is not None else []), *self._others.values()]
 
     def info(self) -> DeviceInfo:
-        """Return what the device tells about itself. The rest of the message is not decoded."""
+        """Return what the device reports about itself. The rest of the message is not decoded."""
         told = self._others.get(self._dialect.info or "")
         if told is None:
             return DeviceInfo()
@@ -222,9 +222,10 @@ class Snapshot:
             return DeviceInfo()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the known messages by type, as JSON content, with numbers in their shortest form.
+        """Return the known messages by type, as JSON content. A 32-bit float is written with 7 digits.
 
-        A message without such a form is left out: text in a machine's message need not be UTF-8.
+        Fields that JSON cannot hold, such as a text that is not UTF-8, are left out. A message without any
+        other field is left out as well.
         """
         known = dict(self._others)
         if self._dialect.state is not None and (status := self.whole_status()) is not None:
@@ -330,14 +331,14 @@ class Snapshot:
         return now - self._saved_at >= wait_s
 
     def mark_saved(self, now: float) -> None:
-        """Note that the present state is being saved."""
+        """Mark the present state as saved, since it is being saved now."""
         self.age_s(now)
         self._unsaved = False
         self._saved = self._status
         self._saved_at = now
 
     def mark_unsaved(self) -> None:
-        """Note that saving failed: the state is due again at once."""
+        """Mark the state as unsaved, because saving failed: it is due again at once."""
         self._unsaved = True
         self._saved = None
         self._saved_at = -math.inf

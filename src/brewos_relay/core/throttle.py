@@ -23,7 +23,7 @@ from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Delivery, Head, Message
 
 _MOST_WAIT_S: Final = 2.0
-"""How long messages that cannot be merged wait, at most: not more of them are held."""
+"""The relay holds at most as many messages that cannot be merged as it may release in this time."""
 _MOST_BYTES: Final = 64 * 1024
 _ANONYMOUS_BYTES: Final = 8 * 1024
 """The same for an anonymous device."""
@@ -103,7 +103,7 @@ class Throttle:
 
     @property
     def size_bytes(self) -> int:
-        """At least the size of the held messages."""
+        """An upper bound of the size of the held messages."""
         return self._size_bytes
 
     def count_read(self, count: int, size_bytes: int, now: float) -> float:
@@ -252,7 +252,7 @@ class DeviceFeed:
         self._recorded_at = -math.inf
 
     def end(self, device: DeviceAttachment) -> None:
-        """Release all held messages, and note how many messages the connection has sent."""
+        """Release all held messages, and set how many messages the connection has sent."""
         self._end_throttle(device)
         device.received = self._audience.heard - self._heard_before
 

@@ -46,7 +46,7 @@ _FAILED: Final = StreamEnd(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer
 """Made in advance: there may be no memory for it later."""
 
 _UNREAD = Counters()
-"""The counters of connections that have no others."""
+"""Nothing reads these; they serve connections that are opened without counters."""
 
 
 class WebSocketConnection:
@@ -274,7 +274,7 @@ class WebSocketConnection:
 
     @property
     def backlog_bytes(self) -> int:
-        """How much waits besides what the operating system buffers."""
+        """How many bytes wait in the outbox, beside those that the operating system buffers."""
         return self._transport.outbox_bytes
 
     def ping(self) -> bool:
@@ -304,7 +304,7 @@ class WebSocketConnection:
             pass  # the connection ended first, and writes the rest itself
 
     def close(self, code: int, reason: str) -> None:
-        """Let `run` end; `aclose` sends this code and reason. Only the first call counts."""
+        """Let `run` end; `aclose` sends this code and reason. Later calls have no effect."""
         if self._ending is None:
             self._ending = StreamEnd(code, reason, by_peer=False)
         self._wake()
@@ -358,7 +358,7 @@ class WebSocketConnection:
         if answered is not None:
             frame = encode_close(answered.code)  # RFC 6455 §5.5.1: the answer echoes the code
         if not self._transport.write(frame):
-            self._transport.keep_first_unsent()
+            self._transport.drop_unsent_writes()
             self._transport.write(frame)
         await self._transport.flush(stall_s=self._limits.close_s)
         if self._stream_ending is not None:

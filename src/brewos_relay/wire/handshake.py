@@ -69,7 +69,7 @@ class Request:
         return self.minor_version == 1 and names_websocket(self.headers.get("upgrade", ""))
 
     def parameters(self) -> dict[str, str]:
-        """Parse the query string. If a name comes several times, the last value counts.
+        """Parse the query string. If a name comes several times, the last value is used.
 
         An app appends its parameters to those of the page that it runs in, which may be anything: bytes that
         are not UTF-8 become U+FFFD.

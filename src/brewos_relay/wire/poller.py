@@ -1,8 +1,8 @@
 """Poller: one task that reads all WebSockets.
 
 A task for each socket would cost a system call and a task switch for every message. Here the sockets are
-registered once. A pass has three steps: it reads every readable socket, lets the owner of each process the
-bytes, and sends the answers. An owner must not block. Each connection has a task for its lifetime.
+registered once. A pass has three steps: it reads every readable socket, lets its connection process the
+bytes, and sends the answers. A connection must not block. It has one task for its lifetime.
 """
 
 import logging
@@ -21,8 +21,8 @@ from brewos_relay.wire.transport import WriteBatch
 log = logging.getLogger(__name__)
 
 
-class Owner(Protocol):
-    """The owner of a socket that the poller reads."""
+class PolledConnection(Protocol):
+    """A connection whose socket the poller reads."""
 
     @property
     def read(self) -> Callable[[], bytes | None]:
@@ -48,7 +48,7 @@ _PAUSE_S: Final = 0.1
 
 
 class Poller:
-    """Reads every watched socket that has data or has ended, and calls its owner.
+    """Reads every watched socket that has data or has ended, and calls its connection.
 
     Made by `open_poller`, which owns the task that runs it.
     """
@@ -56,22 +56,22 @@ class Poller:
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = counters if counters is not None else Counters()
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
-        self._owners: dict[int, Owner] = {}
+        self._connections: dict[int, PolledConnection] = {}
         self.write_batch = WriteBatch()
         """Holds the writes of its transports until the end of a pass."""
 
-    def watch(self, fd: int, owner: Owner) -> None:
-        """Read from `fd` whenever it is readable, and pass the bytes to its owner."""
+    def watch(self, fd: int, connection: PolledConnection) -> None:
+        """Read from `fd` whenever it is readable, and pass the bytes to its connection."""
         self._epoll.register(fd, select.POLLIN)
-        self._owners[fd] = owner
+        self._connections[fd] = connection
 
     def unwatch(self, fd: int) -> None:
         """Stop reading from `fd`, and drop what this pass has read of it. It need not be watched."""
-        if self._owners.pop(fd, None) is not None:
+        if self._connections.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     async def run(self) -> None:
-        """Poll until cancelled. After a failure of no single connection, such as no memory, try again."""
+        """Poll until cancelled. After a failure of the poller itself, such as no memory, try again."""
         while True:
             try:
                 await self._run()
@@ -101,23 +101,23 @@ class Poller:
 
     def _run_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass: one kind of work for all sockets at a time, which keeps its code in the caches."""
-        owners = self._owners
+        connections = self._connections
         received = []
         for fd, _event in readable:
-            owner = owners[fd]
+            connection = connections[fd]
             try:
-                data = owner.read()
+                data = connection.read()
                 if data is not None:
-                    received.append((fd, owner, data))
+                    received.append((fd, connection, data))
             except Exception as error:  # including MemoryError: the others go on
-                _fail(owner, error)
+                _fail(connection, error)
         with self.write_batch:
-            for fd, owner, data in received:
-                if owners.get(fd) is owner:  # an earlier one may have ended this connection
+            for fd, connection, data in received:
+                if connections.get(fd) is connection:  # an earlier one may have ended this connection
                     try:
-                        owner.take(data)
+                        connection.take(data)
                     except Exception as error:
-                        _fail(owner, error)
+                        _fail(connection, error)
 
     def _run_timed_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass, and measure how long its messages took together."""
@@ -134,10 +134,10 @@ class Poller:
         self._epoll.close()
 
 
-def _fail(owner: Owner, error: Exception) -> None:
-    """Tell an owner that its connection failed. If even that fails, the next read ends the connection."""
+def _fail(connection: PolledConnection, error: Exception) -> None:
+    """End a connection that failed. If even that fails, its next read ends it."""
     with suppress(Exception):
-        owner.fail(error)
+        connection.fail(error)
 
 
 class _Selector:
@@ -164,7 +164,7 @@ class _Selector:
 
 @asynccontextmanager
 async def open_poller(counters: Counters | None = None) -> AsyncIterator[Poller]:
-    """Open a poller, and run it until the block is left. `counters` gets the measured times.
+    """Open a poller, and run it until the block is left. It measures `counters.latency`.
 
     **Owns:** the task that reads.
     """

@@ -208,8 +208,8 @@ class Transport:
         """Note that the stream has failed."""
         self.broken = True
 
-    def keep_first_unsent(self) -> None:
-        """Drop the outbox, except for a write that may have been sent in part."""
+    def drop_unsent_writes(self) -> None:
+        """Drop the outbox, except for its first write, part of which may have been sent."""
         if self._outbox is not None:
             self._outbox = deque((self._outbox[0],))
             self.outbox_bytes = len(self._outbox[0])
