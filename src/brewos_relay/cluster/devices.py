@@ -1,0 +1,136 @@
+"""DeviceTable: which devices this instance has and wants, and what the broker knows of that."""
+
+from dataclasses import dataclass
+
+import trio
+
+from brewos_relay.cluster.broker import Since
+from brewos_relay.cluster.remote_clients import RemoteClients
+from brewos_relay.cluster.remote_device import RemoteDevice
+from brewos_relay.core.attachment import RemoteDeviceAttachment
+from brewos_relay.errors import CloseCode
+
+
+@dataclass(slots=True, eq=False)
+class DeviceRecord:
+    """One device that is connected here or followed from here."""
+
+    device_id: str
+
+    # What the relay has
+    connected_at: float | None = None
+    """When the connection was made that stands for the device here (trio time); None if there is none."""
+    clients: RemoteClients | None = None
+    """Its clients on other instances."""
+    has_clients: bool = False
+    """Whether the device has clients here."""
+    held_until: float = 0.0
+    """Until when the device is followed for a client that is about to come (trio time)."""
+
+    # What the broker knows
+    at_us: int | None = None
+    """The `since` of the connection here, once the broker has computed it."""
+    claimed: Since | None = None
+    """The claim that the broker has from this instance."""
+    rival: Since | None = None
+    """The latest claim of another instance that came while the result of a claim was awaited."""
+    subscribed: bool = False
+    located: bool = False
+    """Whether `owner` is known."""
+    owner: Since | None = None
+
+    # What is followed
+    remote: RemoteDevice | None = None
+    attachment: RemoteDeviceAttachment | None = None
+    settled: trio.Event | None = None
+    """Set once the state of the device is known, or that it is absent."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the device is connected here."""
+        return self.connected_at is not None
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether the device is followed if it is on another instance."""
+        return self.has_clients or self.held_until > now
+
+    def is_needless(self, now: float) -> bool:
+        """Whether the record can be forgotten."""
+        return not (self.is_local or self.claimed or self.subscribed or self.remote or self.is_wanted(now))
+
+    def settle(self) -> None:
+        """Wake the tasks that wait until the device is found."""
+        if self.settled is not None:
+            self.settled.set()
+            self.settled = None
+
+    def unfollow(self) -> None:
+        """End the remote device, and tell the clients that it went unless another connection follows."""
+        remote, self.remote, self.attachment = self.remote, None, None
+        if remote is not None:
+            remote.close(CloseCode.GOING_AWAY, "the device is not on this instance any more")
+
+
+class DeviceTable:
+    """The devices of a relay that is one of many instances; a `RemotePresence`.
+
+    Each change marks a device, for the task that tells the broker.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, DeviceRecord] = {}
+        self._marked: dict[str, None] = {}
+        self._wake = trio.Event()
+
+    def device_came(self, device_id: str, connected_at: float) -> None:
+        """Note a connection of a device; see `RemotePresence`."""
+        record = self.record(device_id)
+        record.connected_at = connected_at
+        record.at_us = record.rival = None
+        record.remote = record.attachment = None  # the relay has closed it
+        record.settle()
+        self.mark(device_id)
+
+    def device_went(self, device_id: str) -> None:
+        """Note that a device went; see `RemotePresence`."""
+        if (record := self.records.get(device_id)) is not None:
+            record.connected_at = record.at_us = record.rival = record.clients = None
+            self.mark(device_id)
+
+    def device_wanted(self, device_id: str) -> None:
+        """Note that a device has clients; see `RemotePresence`."""
+        self.record(device_id).has_clients = True
+        self.mark(device_id)
+
+    def device_unwanted(self, device_id: str) -> None:
+        """Note that a device has no clients any more; see `RemotePresence`."""
+        if (record := self.records.get(device_id)) is not None:
+            record.has_clients = False
+            record.held_until = 0.0
+            self.mark(device_id)
+
+    def record(self, device_id: str) -> DeviceRecord:
+        """Return the record of a device, which may be new."""
+        if (record := self.records.get(device_id)) is None:
+            record = self.records[device_id] = DeviceRecord(device_id)
+        return record
+
+    def since_us(self, device_id: str) -> int | None:
+        """Return since when the device is connected here, by the broker's clock; None if unknown."""
+        record = self.records.get(device_id)
+        return record.at_us if record is not None else None
+
+    def mark(self, device_id: str) -> None:
+        """Have the device compared with what the broker knows."""
+        self._marked[device_id] = None
+        self._wake.set()
+
+    async def next_marked(self, most: int) -> list[DeviceRecord]:
+        """Wait for marked devices, and return up to `most` of them."""
+        await self._wake.wait()
+        marked = [device_id for device_id, _ in zip(self._marked, range(most), strict=False)]
+        for device_id in marked:
+            del self._marked[device_id]
+        if not self._marked:
+            self._wake = trio.Event()
+        return [record for device_id in marked if (record := self.records.get(device_id)) is not None]

@@ -1,0 +1,160 @@
+"""Envelopes: the messages that instances send to each other's mailboxes, in MessagePack."""
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.core.snapshot import RestoredState, SnapshotState
+from brewos_relay.messages import Message
+
+Payload: TypeAlias = tuple[bytes, bool]
+"""The payload of a message, and whether it is text."""
+
+
+class _Envelope(msgspec.Struct, array_like=True, gc=False):
+    pass
+
+
+class Watch(_Envelope, tag=1):
+    """Asks the instance of a device for its state, and for its messages from then on."""
+
+    sender: str
+    device_id: str
+
+
+class Unwatch(_Envelope, tag=2):
+    """Asks for no more messages of a device."""
+
+    sender: str
+    device_id: str
+
+
+class NotHere(_Envelope, tag=3):
+    """Answers a `Watch`: the device is not connected to this instance."""
+
+    sender: str
+    device_id: str
+
+
+class DeviceState(_Envelope, tag=4):
+    """The state of a device; messages follow. The fields are those of `SnapshotState`."""
+
+    sender: str
+    device_id: str
+    last_seen_ms: int | None
+    status: Payload | None
+    others: Sequence[Payload]
+    seq: Any
+    age_s: float
+    restored: Payload | None
+    restored_age_s: float
+    renewed: Sequence[Any]
+    shown: bool
+
+
+class DeviceMessages(_Envelope, tag=5):
+    """Messages of a device, in order."""
+
+    sender: str
+    device_id: str
+    messages: Sequence[Payload]
+
+
+class Command(_Envelope, tag=6):
+    """A message of a client for a device. It may not be delivered after either of the two times.
+
+    `number` is for the `Outcome`; 0 asks for none. `deadline_us` is by the broker's clock.
+    """
+
+    sender: str
+    device_id: str
+    number: int
+    deadline_us: int
+    not_after_ms: float
+    payload: bytes
+
+
+class Outcome(_Envelope, tag=7):
+    """The outcome of a `Command`."""
+
+    number: int
+    outcome: RemoteOutcome
+
+
+class StateRequest(_Envelope, tag=8):
+    """Asks for the known state of a device as the API shows it."""
+
+    sender: str
+    device_id: str
+    number: int
+
+
+class StateAnswer(_Envelope, tag=9):
+    """The known state of a device as JSON; None if nothing is known."""
+
+    number: int
+    content: bytes | None
+
+
+Envelope: TypeAlias = (
+    Watch | Unwatch | NotHere | DeviceState | DeviceMessages | Command | Outcome | StateRequest | StateAnswer
+)
+
+pack: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Envelope).decode
+
+
+def unpack(payload: bytes) -> Envelope | None:
+    """Read an envelope; None if another version or program wrote it."""
+    try:
+        return _decode(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def pack_state(sender: str, device_id: str, state: SnapshotState, last_seen_ms: int | None) -> bytes:
+    """Write a `DeviceState`."""
+    restored = state.restored
+    return pack(
+        DeviceState(
+            sender,
+            device_id,
+            last_seen_ms,
+            _payload(state.status) if state.status is not None else None,
+            [_payload(message) for message in state.others],
+            state.seq,
+            state.age_s,
+            _payload(restored.message) if restored is not None else None,
+            restored.age_s if restored is not None else 0.0,
+            restored.renewed if restored is not None else (),
+            restored is not None and restored.shown,
+        )
+    )
+
+
+def pack_messages(sender: str, device_id: str, messages: Sequence[Message]) -> bytes:
+    """Write a `DeviceMessages`."""
+    return pack(DeviceMessages(sender, device_id, [(each.payload, each.is_text) for each in messages]))
+
+
+def state_in(envelope: DeviceState) -> SnapshotState:
+    """Return the state in an envelope."""
+    restored = None
+    if envelope.restored is not None:
+        renewed = [name for name in envelope.renewed if isinstance(name, str | bytes)]
+        restored = RestoredState(
+            Message(*envelope.restored), envelope.restored_age_s, renewed, envelope.shown
+        )
+    return SnapshotState(
+        Message(*envelope.status) if envelope.status is not None else None,
+        [Message(*payload) for payload in envelope.others],
+        envelope.seq,
+        envelope.age_s,
+        restored,
+    )
+
+
+def _payload(message: Message) -> Payload:
+    return message.payload, message.is_text
