@@ -389,6 +389,19 @@ def test_errors_for_a_client_have_a_code_and_a_text(message: Message, error: str
     assert content["message"].startswith("The message was dropped: ")
 
 
+@pytest.mark.parametrize(
+    ("message", "error", "begin"),
+    [
+        (messages.OUTCOME_UNKNOWN, "outcome_unknown", "The server did not learn in time whether"),
+        (messages.BUS_UNAVAILABLE, "bus_unavailable", "The command was not delivered: "),
+    ],
+)
+def test_errors_between_instances_have_a_code_and_a_text(message: Message, error: str, begin: str) -> None:
+    content = _decoded(message)
+    assert (content["type"], content["error"]) == ("error", error)
+    assert content["message"].startswith(begin)
+
+
 def test_owners_get_a_log_line_about_a_new_key() -> None:
     content = _decoded(messages.key_pending(17))
     assert "another key" in content.pop("message")

@@ -169,7 +169,8 @@ SENT: Final[tuple[SentMessage, ...]] = (
         forms=(messages.command_status("r-17", "delivered", _NOW_MS),),
         fields={
             "requestId": "that of the command, unchanged; null if it had none",
-            "status": "`delivered`, `queued`, `expired`, `device_offline` or `forbidden`",
+            "status": "`delivered`, `queued`, `expired`, `device_offline`, `forbidden`, `unknown` or"
+            " `bus_unavailable`",
             "timestamp": _TIME,
         },
     ),
@@ -198,6 +199,16 @@ SENT: Final[tuple[SentMessage, ...]] = (
         "DEVICE_BUSY",
         messages.DEVICE_BUSY,
         when="When a message was dropped because the device has not read earlier ones",
+    ),
+    _error(
+        "OUTCOME_UNKNOWN",
+        messages.OUTCOME_UNKNOWN,
+        when="When the instance of the device did not tell in time whether the device got a command",
+    ),
+    _error(
+        "BUS_UNAVAILABLE",
+        messages.BUS_UNAVAILABLE,
+        when="When a command was not delivered because the bus to the device's instance is unavailable",
     ),
     SentMessage(
         made_by="owner_changed",
@@ -317,6 +328,8 @@ RECEIVED: Final[tuple[ReceivedMessage, ...]] = (
             "INVALID_MESSAGE",
             "MESSAGE_TOO_BIG",
             "DEVICE_BUSY",
+            "OUTCOME_UNKNOWN",
+            "BUS_UNAVAILABLE",
         ),
         any_type=True,
     ),
