@@ -135,5 +135,5 @@ async def test_number_of_remembered_full_networks_is_bounded(monkeypatch: pytest
     monkeypatch.setattr(pairing, "_FULL_KEPT", 3)
     full = pairing.FullNetworks()
     for number in range(10):
-        full.note(f"192.0.2.{number}", 3600)
+        full.add(f"192.0.2.{number}", 3600)
     assert list(full._until) == ["192.0.2.7", "192.0.2.8", "192.0.2.9"]

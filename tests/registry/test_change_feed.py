@@ -18,7 +18,7 @@ from brewos_relay.registry.change_feed import (
     ChangeWatcher,
     read_changes,
 )
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import changes
@@ -41,8 +41,8 @@ def read_ids(follower: ChangeReader, db: Connection) -> list[int]:
 
 
 def test_changes_are_read_in_their_order(db: Connection) -> None:
-    note_change(db, "access_changed", device_id=device_id(1), user_id="ada", now_ms=NOW_MS)
-    note_change(db, "session_ended", session_id="s", user_id="ada", now_ms=NOW_MS + 1)
+    publish_change(db, "access_changed", device_id=device_id(1), user_id="ada", now_ms=NOW_MS)
+    publish_change(db, "session_ended", session_id="s", user_id="ada", now_ms=NOW_MS + 1)
     first, second = read_changes(db, 0)
     assert first == Change(
         id=first.id, at_ms=NOW_MS, kind="access_changed", device_id=device_id(1), user_id="ada"
@@ -55,23 +55,23 @@ def test_changes_are_read_in_their_order(db: Connection) -> None:
 
 
 def test_ids_are_not_reused(db: Connection) -> None:
-    note_change(db, "key_changed", now_ms=1)
+    publish_change(db, "key_changed", now_ms=1)
     (first,) = read_changes(db, 0)
     db.execute(delete(changes))
-    note_change(db, "key_changed", now_ms=1)
+    publish_change(db, "key_changed", now_ms=1)
     assert read_changes(db, first.id) != []
 
 
 def test_each_change_since_the_start_is_read_once(database: Database) -> None:
     with database.writing() as db:
-        note_change(db, "key_changed", now_ms=1)
+        publish_change(db, "key_changed", now_ms=1)
     with database.reading() as db:
         follower = ChangeReader(db)
         assert follower.read(db) == []
     for now_ms in (2, 3):
         with database.writing() as db:
-            note_change(db, "key_changed", now_ms=now_ms)
-            note_change(db, "key_pending", now_ms=now_ms)
+            publish_change(db, "key_changed", now_ms=now_ms)
+            publish_change(db, "key_pending", now_ms=now_ms)
         with database.reading() as db:
             found = [(change.kind, change.at_ms) for change in follower.read(db)]
             assert found == [("key_changed", now_ms), ("key_pending", now_ms)]

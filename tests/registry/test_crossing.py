@@ -14,7 +14,7 @@ from brewos_relay.registry.access import leave
 from brewos_relay.registry.accounts import add_user, all_users
 from brewos_relay.registry.bulk import Step
 from brewos_relay.registry.change_feed import ChangeReader, read_changes
-from brewos_relay.registry.changes import note_change, note_changed_access
+from brewos_relay.registry.changes import publish_change, publish_changed_access
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import add_devices, all_devices, lock_device
 from brewos_relay.registry.housekeeping import UNUSED_DEVICES_KEPT_MS, expired, find_excess
@@ -66,9 +66,9 @@ def test_a_change_that_is_committed_after_a_later_one(
     database: Database, follow: Callable[[], list[int]]
 ) -> None:
     with database.writing() as slow:
-        note_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
+        publish_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
         with database.writing() as fast:
-            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+            publish_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
         (later,) = follow()
         assert follow() == []
     (earlier,) = follow()
@@ -78,9 +78,9 @@ def test_a_change_that_is_committed_after_a_later_one(
 
 def test_change_started_before_the_server_is_read(database: Database) -> None:
     with database.writing() as slow:
-        note_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
+        publish_change(slow, "access_changed", device_id=device_id(1), now_ms=1)
         with database.writing() as fast:
-            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+            publish_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
         with database.reading() as db:
             follower = ChangeReader(db)
             assert follower.read(db) == []
@@ -93,9 +93,9 @@ def test_large_change_committed_after_a_small_one_is_read(
     database: Database, follow: Callable[[], list[int]]
 ) -> None:
     with database.writing() as slow:
-        note_changed_access(slow, [(device_id(number), "ada") for number in range(300)], now_ms=1)
+        publish_changed_access(slow, [(device_id(number), "ada") for number in range(300)], now_ms=1)
         with database.writing() as fast:
-            note_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
+            publish_change(fast, "key_changed", device_id=device_id(2), now_ms=2)
         assert len(follow()) == 1
     assert len(follow()) == 300
     assert follow() == []
@@ -103,10 +103,10 @@ def test_large_change_committed_after_a_small_one_is_read(
 
 def test_rolled_back_change_is_not_awaited(database: Database, follow: Callable[[], list[int]]) -> None:
     with contextlib.suppress(ZeroDivisionError), database.writing() as db:
-        note_change(db, "key_changed", now_ms=1)
+        publish_change(db, "key_changed", now_ms=1)
         raise ZeroDivisionError
     with database.writing() as db:
-        note_change(db, "key_changed", now_ms=1)
+        publish_change(db, "key_changed", now_ms=1)
     assert len(follow()) == 1
     assert follow() == []
     with database.reading() as db:

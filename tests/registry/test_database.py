@@ -218,7 +218,7 @@ _REGISTER = """
 import sys
 from sqlalchemy import insert
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Activity, NewDevice
@@ -231,7 +231,7 @@ with Database.open(sys.argv[1]) as database:
             row = {"device_id": id_, "token_hash": b"t" * 32, "key_hash": bytes(32), "expires_at_ms": 9}
             db.execute(insert(claims), row)
             add_activity(db, [Activity(device_id=id_, at_ms=number, kind="key_pending")])
-            note_change(db, "key_pending", device_id=id_, now_ms=number)
+            publish_change(db, "key_pending", device_id=id_, now_ms=number)
         print(number, flush=True)
 """
 
@@ -427,7 +427,7 @@ def fill_up(database: Database) -> None:
 
 
 @ON_SQLITE
-def test_full_disk_is_noted_until_something_can_be_written(database: Database) -> None:
+def test_full_disk_is_reported_until_something_can_be_written(database: Database) -> None:
     with database.reading() as db:
         pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
     with database.writing() as db:
@@ -440,7 +440,7 @@ def test_full_disk_is_noted_until_something_can_be_written(database: Database) -
 
 
 @ON_SQLITE
-def test_read_only_database_is_noted(database: Database) -> None:
+def test_read_only_database_is_reported(database: Database) -> None:
     def change() -> None:
         with database.writing() as db:
             db.exec_driver_sql("PRAGMA query_only = ON")
@@ -453,7 +453,7 @@ def test_read_only_database_is_noted(database: Database) -> None:
 
 
 @ON_POSTGRESQL
-def test_read_only_postgresql_is_noted(database: Database) -> None:
+def test_read_only_postgresql_is_reported(database: Database) -> None:
     def change() -> None:
         with database.writing() as db:
             db.exec_driver_sql("SET TRANSACTION READ ONLY")

@@ -6,7 +6,7 @@ from brewos_relay.registry import bulk, housekeeping
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import KEPT_MS, activity_of, add_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.devices import add_devices, all_devices, record_seen
 from brewos_relay.registry.housekeeping import CHANGES_KEPT_MS, UNUSED_DEVICES_KEPT_MS, expired, find_excess
 from brewos_relay.registry.housekeeping import prune as prune_some
@@ -102,7 +102,7 @@ def test_expired_refresh_tokens_are_deleted_while_their_session_continues(db: Co
 
 def test_old_changes_are_deleted(db: Connection) -> None:
     for at_ms in (NOW_MS - CHANGES_KEPT_MS, NOW_MS - CHANGES_KEPT_MS + 1, NOW_MS):
-        note_change(db, "key_changed", now_ms=at_ms)
+        publish_change(db, "key_changed", now_ms=at_ms)
     prune(db, now_ms=NOW_MS)
     assert count(db, changes) == 2
 

@@ -13,7 +13,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.invites import add_invite, redeem_invite
 from brewos_relay.registry.login_sessions import (
-    NOTED_DEVICES,
+    RECORDED_DEVICES,
     Copied,
     Refreshed,
     end_session,
@@ -235,7 +235,7 @@ def test_late_thief_ends_the_session_after_the_owner_continued(db: Connection, a
 def test_the_end_of_a_copied_session_is_in_the_activity_of_its_users_devices(
     db: Connection, ada: User
 ) -> None:
-    ids = sorted(fresh_device_id() for _ in range(NOTED_DEVICES + 1))
+    ids = sorted(fresh_device_id() for _ in range(RECORDED_DEVICES + 1))
     add_devices(db, [NewDevice(id=id_, key_hash=hash_of(id_), user_id=ada.id) for id_ in ids], now_ms=NOW_MS)
     sign_in(db, ada)
     take(db, "t0", "t1")

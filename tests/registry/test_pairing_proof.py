@@ -20,8 +20,8 @@ from brewos_relay.registry.pairing_proof import (
     confirm_key,
     connected_with_other_key,
     expire_pairings,
-    is_noted,
     is_of_interest,
+    is_recorded,
     release_device,
     trust_key,
 )
@@ -63,7 +63,7 @@ def connect(db: Connection, key: str, *, now_ms: int = NOW_MS) -> bool:
         assert use_next_key(db, ID, key_hash, now_ms=now_ms)
         confirm_key(db, ID, key_hash)
         return True
-    if not is_of_interest(device, key_hash) or is_noted(db, device, key_hash):
+    if not is_of_interest(device, key_hash) or is_recorded(db, device, key_hash):
         return False
     return connected_with_other_key(db, ID, key_hash, now_ms=now_ms)
 
@@ -241,10 +241,10 @@ def test_repeated_connections_are_recorded_once(db: Connection) -> None:
     register(db, "squatter's")
     scan(db, "squatter's", "squatter")
     register(db, "real")
-    assert not is_noted(db, device(db), hash_of("real"))
+    assert not is_recorded(db, device(db), hash_of("real"))
     connect(db, "real")
-    assert is_noted(db, device(db), hash_of("real"))
-    assert is_noted(db, device(db), hash_of("a key that was never registered"))
+    assert is_recorded(db, device(db), hash_of("real"))
+    assert is_recorded(db, device(db), hash_of("a key that was never registered"))
 
 
 STRANGERS_STEPS: Final = st.lists(

@@ -364,11 +364,11 @@ async def test_many_expired_rows_are_deleted_in_steps(
 async def test_recorded_facts_are_written_when_the_store_closes(url: str) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
-            store.notes.record_seen(IDS[0], 1000)
-            store.notes.record_seen(IDS[1], 3000)
-            store.notes.record_seen(IDS[1], 2000)
-            store.notes.record_seen("BRW-FFFFFFFF", 1)
-            store.notes.record_activity(Activity(device_id=IDS[0], at_ms=now_ms(), kind="online"))
+            store.write_behind.record_seen(IDS[0], 1000)
+            store.write_behind.record_seen(IDS[1], 3000)
+            store.write_behind.record_seen(IDS[1], 2000)
+            store.write_behind.record_seen("BRW-FFFFFFFF", 1)
+            store.write_behind.record_activity(Activity(device_id=IDS[0], at_ms=now_ms(), kind="online"))
     assert read_last_seen(url) == {IDS[0]: 1000, IDS[1]: 3000}
     with Database.open(url) as database, database.reading() as db:
         assert [entry.kind for entry in activity_of(db, IDS[0])] == ["online"]
@@ -377,7 +377,7 @@ async def test_recorded_facts_are_written_when_the_store_closes(url: str) -> Non
 async def test_recorded_facts_are_written_although_the_body_is_cancelled(url: str) -> None:
     with trio.move_on_after(DEADLINE_S) as scope:
         async with open_store(url) as store:
-            store.notes.record_seen(IDS[0], 1000)
+            store.write_behind.record_seen(IDS[0], 1000)
             scope.cancel()
             await trio.sleep_forever()
     assert read_last_seen(url) == {IDS[0]: 1000}
@@ -389,8 +389,8 @@ async def test_closing_has_a_deadline(url: str, monkeypatch: pytest.MonkeyPatch)
         with trio.fail_after(DEADLINE_S):
             async with open_store(url) as store:
                 lock_device(held.enter_context(other.writing()), IDS[0])
-                store.notes.record_seen(IDS[0], 1000)
-                store.notes.record_seen(IDS[0], 2000)
+                store.write_behind.record_seen(IDS[0], 1000)
+                store.write_behind.record_seen(IDS[0], 2000)
         assert read_last_seen(url) == {}
     # The abandoned thread still ends.
     with trio.fail_after(DEADLINE_S):

@@ -17,7 +17,7 @@ from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
 from brewos_relay.messages import Message
 from brewos_relay.registry.device_keys import use_next_key
-from brewos_relay.registry.pairing_proof import confirm_key, connected_with_other_key, is_noted
+from brewos_relay.registry.pairing_proof import confirm_key, connected_with_other_key, is_recorded
 from brewos_relay.registry.records import Access, Device, LoginSession, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.server.admission import Admission, ClientEntry, DeviceEntry, TokenRefused
@@ -99,7 +99,7 @@ class FakeStore(Store):
         self.revoked: set[str] = set()
         self.used: list[bytes] = []
         self.takes_keys = True
-        self.noted = self.goes_back = False
+        self.recorded = self.goes_back = False
         self.confirmed: list[Any] = []
         self.held: list[Any] = []
         self.writes: Literal["", "failing", "slow"] = ""
@@ -139,10 +139,10 @@ class FakeStore(Store):
         )
 
     async def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        assert function is is_noted
+        assert function is is_recorded
         assert args[0] is self.device
-        await self._answer("is it noted")
-        return self.noted
+        await self._answer("is it recorded")
+        return self.recorded
 
     async def is_revoked(self, token_id: str) -> bool:
         await self._answer(token_id)
@@ -311,11 +311,11 @@ async def test_a_machine_with_a_valid_key_is_admitted_without_a_write(
     assert store.held == []
 
 
-async def test_other_key_is_noted_and_refused_while_no_machine_has_connected() -> None:
+async def test_other_key_is_recorded_and_refused_while_no_machine_has_connected() -> None:
     store = FakeStore()
     store.device = replace(store.device, unproven_since_ms=1)
-    for noted, asked in ((False, 1), (True, 1)):
-        store.noted = noted
+    for recorded, asked in ((False, 1), (True, 1)):
+        store.recorded = recorded
         await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 401)
         assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))] * asked
 

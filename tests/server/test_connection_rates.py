@@ -30,7 +30,7 @@ class Gate:
             self.rates.admit(network)
         except Denied:
             return False
-        self.rates.note_device(device_id)
+        self.rates.count_device(device_id)
         return True
 
 
@@ -179,7 +179,7 @@ async def test_peers_beyond_their_budget_share_a_tenth(autojump_clock: trio.test
     device = budgets.of_device("BRW-00000001")
     for _ in range(int(DEVICE_BURST)):
         assert device.admit()
-        device.note()
+        device.count()
     assert [device.admit() for _ in range(12)] == [True] * 10 + [False] * 2
     other = budgets.of_device("BRW-00000002")
     assert other.admit(), "it is within its own"
@@ -195,7 +195,7 @@ async def test_clients_have_a_budget_by_user_or_by_the_device_that_their_token_n
         client = budgets.of_client("ada", "BRW-00000001", by_token=by_token)
         admitted = 0
         while client.admit():
-            client.note()
+            client.count()
             admitted += 1
         assert admitted == at_once + (1 if not by_token else 0), "one for both that are beyond it"
     assert budgets.of_client("eve", "BRW-00000001", by_token=False).admit()
@@ -206,7 +206,7 @@ async def test_no_rate_means_no_budget() -> None:
     device = PeerBudgets(Limits(admit_rate=0.0)).of_device("BRW-00000001")
     for _ in range(100):
         assert device.admit()
-        device.note()
+        device.count()
 
 
 async def test_the_number_of_remembered_networks_and_peers_is_limited(
@@ -216,7 +216,7 @@ async def test_the_number_of_remembered_networks_and_peers_is_limited(
     monkeypatch.setattr(connection_rates, "_PEERS_KEPT", 10)
     networks, peers = NetworkShares(reserve_s=1.0), PeerBudgets(Limits())
     for number in range(100):
-        networks.note(f"10.0.{number}.1")
-        peers.of_device(f"BRW-{number:08X}").note()
+        networks.count(f"10.0.{number}.1")
+        peers.of_device(f"BRW-{number:08X}").count()
     assert len(networks._rates) == 10
     assert len(peers._devices) == 10

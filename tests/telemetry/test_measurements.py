@@ -14,9 +14,9 @@ def test_unknown_methods_share_one_label(method: str, label: str) -> None:
 
 def test_requests_are_counted_and_timed_by_route() -> None:
     counters = RequestCounters()
-    counters.note_answered("GET", "/api/devices", "200", 0.02)
-    counters.note_answered("GET", "/api/devices", "200", 3.0)
-    counters.note_answered("POST", "none", "404", 0.0)
+    counters.count_answer("GET", "/api/devices", "200", 0.02)
+    counters.count_answer("GET", "/api/devices", "200", 3.0)
+    counters.count_answer("POST", "none", "404", 0.0)
     assert counters.answered == {("GET", "/api/devices", "200"): 2, ("POST", "none", "404"): 1}
     assert counters.took["/api/devices"].total == 3.02
     assert sum(counters.took["/api/devices"].counts) == 2

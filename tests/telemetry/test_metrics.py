@@ -29,7 +29,7 @@ async def test_metrics_are_read_at_each_scrape() -> None:
     timing.observe(0.5)
     timing.observe(7)
     requests = RequestCounters()
-    requests.note_answered("GET", "/api/devices", "200", 0.3)
+    requests.count_answer("GET", "/api/devices", "200", 0.3)
     requests.in_flight = 3
     requests.refused["wrong_key"] = 4
     sources = MetricSources(

@@ -12,14 +12,14 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.activity import ActivityRoutes, NoticeRoutes
 from brewos_relay.api.admin_accounts import AdminAccountRoutes
 from brewos_relay.api.admin_devices import AdminDeviceRoutes
-from brewos_relay.api.authentication import Authenticator, current_caller, note_caller
+from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
 from brewos_relay.api.device_access import DeviceIdConverter
 from brewos_relay.api.device_users import DeviceUserRoutes
 from brewos_relay.api.devices import LISTED_AT_MOST, DeviceRoutes
 from brewos_relay.api.error_handlers import ErrorHandlers
 from brewos_relay.api.login_sessions import LoginSessionRoutes, LoginSessions
-from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, note_route
+from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, store_route
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import PairingRoutes
 from brewos_relay.api.passwords import PasswordCheck, PasswordRoutes
@@ -184,8 +184,8 @@ class _RequestHooks:
         app.after_request(self._add_headers)
 
     async def _check_request(self) -> None:
-        note_caller(request, proxy_trust=self.proxy_trust)
-        note_route(request)
+        store_caller(request, proxy_trust=self.proxy_trust)
+        store_route(request)
         self.request_limits.admit_request(request.path, network_of(current_caller().address))
         self.cross_site.check(request, current_caller())
 

@@ -132,7 +132,7 @@ def caller_of(request: Request, *, proxy_trust: ProxyTrust) -> Caller:
     )
 
 
-def note_caller(request: Request, *, proxy_trust: ProxyTrust) -> None:
+def store_caller(request: Request, *, proxy_trust: ProxyTrust) -> None:
     """Store the caller of a request for `current_caller`."""
     g.caller = caller_of(request, proxy_trust=proxy_trust)
 

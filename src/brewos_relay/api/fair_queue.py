@@ -122,7 +122,7 @@ class FairQueue:
     def _begin(self, one: _Waiting) -> None:
         self._free -= 1
         self._free_for_others -= not one.first
-        self._note_turn(one)
+        self._count_turn(one)
 
     def _call(self) -> None:
         """Give a free turn to the next waiting request, if there is one."""
@@ -138,7 +138,7 @@ class FairQueue:
         behind = one.first == (self._first_in_a_row >= _FIRST_IN_A_ROW)
         return behind, [self._turns.get(network, 0) for network in one.networks], one.number
 
-    def _note_turn(self, one: _Waiting) -> None:
+    def _count_turn(self, one: _Waiting) -> None:
         self._turn += 1
         self._first_in_a_row = self._first_in_a_row + 1 if one.first else 0
         for network in one.networks:

@@ -78,7 +78,7 @@ class RequestMetrics:
         counters, began_at_s = self._counters, time.perf_counter()
         request_id, status = secrets.token_hex(8), "none"
 
-        async def send_noted(event: Mapping[str, Any]) -> None:
+        async def send_observed(event: Mapping[str, Any]) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = str(event["status"])
@@ -89,18 +89,18 @@ class RequestMetrics:
         counters.in_flight += 1
         with bound_contextvars(request=request_id):
             try:
-                await self._app(scope, receive, send_noted)
+                await self._app(scope, receive, send_observed)
             finally:
                 counters.in_flight -= 1
                 took_s = time.perf_counter() - began_at_s
                 route = scope.get(_ROUTE, NO_ROUTE)
                 method = method_label(scope["method"])
-                counters.note_answered(method, route, status, took_s)
+                counters.count_answer(method, route, status, took_s)
                 fields = {"route": route, "status": status, "tookMs": f"{took_s * 1000:.1f}"}
                 log.debug("%s %s: %s", method, route, status, extra=fields)
 
 
-def note_route(request: Request) -> None:
+def store_route(request: Request) -> None:
     """Store the route pattern of a request for RequestMetrics."""
     if request.url_rule is not None:
         request.scope[_ROUTE] = pattern_of(request.url_rule.rule)  # type: ignore[typeddict-unknown-key]

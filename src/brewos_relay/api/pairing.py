@@ -164,7 +164,7 @@ class PairingRoutes:
             # The text gives strangers no reason, and avoids "200 ": machines take that for success.
             raise Refused(_CLOSED, status=403, reason="pairing_closed") from None
         except TooManyNewDevices as problem:
-            self._full.note(network, problem.retry_s)
+            self._full.add(network, problem.retry_s)
             raise _too_many_new(problem.retry_s) from None
         except (RegistryError, Refused):
             # A machine that gets no 200 does not connect. Check the key again: it may have been revoked.
@@ -232,7 +232,7 @@ class FullNetworks:
     def __init__(self) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
 
-    def note(self, network: str, retry_s: float) -> None:
+    def add(self, network: str, retry_s: float) -> None:
         """Remember for at most a minute that a network may register no new id."""
         self._until[network] = trio.current_time() + min(retry_s, _FULL_S)
         self._until.move_to_end(network)

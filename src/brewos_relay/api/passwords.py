@@ -87,7 +87,7 @@ class PasswordCheck:
                 return None
             if known_networks.is_due(seen_ms, now_ms=now_ms()):
                 await self._store.write_anonymous(
-                    known_networks.note_network, user_id, network, now_ms=now_ms()
+                    known_networks.record_network, user_id, network, now_ms=now_ms()
                 )
             user = await self._store.read(registered.find_user, user_id)
             self._request_limits.passwords.give_back(network, about=account)

@@ -203,7 +203,7 @@ class NetworkShares:
         wider = [rate(name, now) / min(share, _WIDEST_SHARE) for name, share in wider_networks(network)]
         return self._reserve_s * max(rate(network, now), *wider, 0.0)
 
-    def note(self, network: str) -> None:
+    def count(self, network: str) -> None:
         """Count a token that a network took."""
         now = trio.current_time()
         for name in networks_of(network):
@@ -233,4 +233,4 @@ class FairRate:
                 headers={"Retry-After": "30"},
                 reason=f"too_many_{self._what}_at_once",
             )
-        self._shares.note(network)
+        self._shares.count(network)

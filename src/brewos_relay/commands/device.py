@@ -241,7 +241,7 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
       brewos-relay device rotate-key BRW-12AB34CD
     """
     from brewos_relay.registry.activity import activity_of
-    from brewos_relay.registry.changes import note_change
+    from brewos_relay.registry.changes import publish_change
     from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST, gets_no_more_keys
     from brewos_relay.registry.devices import find_devices
 
@@ -253,7 +253,7 @@ def rotate_key(device_id: str, data_dir: Path | None) -> None:
             if gets_no_more_keys(found[0]):
                 raise TooManyKeys(device_id, NEXT_KEYS_AT_MOST)
             before = activity_of(db, device_id, limit=1)
-            note_change(db, "rotate_key", device_id=device_id, now_ms=now_ms())
+            publish_change(db, "rotate_key", device_id=device_id, now_ms=now_ms())
         if not _key_sent(database, device_id, after_id=before[0].id if before else 0):
             raise Failed(
                 f"no new key was sent to {device_id} within {_KEY_SENT_WITHIN_S:g} s: check that the server"

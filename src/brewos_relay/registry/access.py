@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, 
 
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.activity import add_activity, forget_activity
-from brewos_relay.registry.changes import note_change, note_changed_access
+from brewos_relay.registry.changes import publish_change, publish_changed_access
 from brewos_relay.registry.device_keys import end_pairing_tokens
 from brewos_relay.registry.device_states import forget_state
 from brewos_relay.registry.devices import (
@@ -219,7 +219,7 @@ def set_role(
     detail = {"user": user_id, "role": role}
     if until_ms is not None:
         detail["until"] = str(until_ms)
-    _note(db, device_id, "role_changed", by_user_id, detail, now_ms=now_ms)
+    _record(db, device_id, "role_changed", by_user_id, detail, now_ms=now_ms)
     return True
 
 
@@ -238,7 +238,7 @@ def take(db: Connection, device_id: str, user_id: str, *, now_ms: int, by_user_i
     _take(db, device_id, [user_id], now_ms=now_ms)
     if by_user_id != user_id:
         _end_shares(db, device_id)
-    _note(db, device_id, "user_removed", by_user_id, {"user": user_id}, now_ms=now_ms)
+    _record(db, device_id, "user_removed", by_user_id, {"user": user_id}, now_ms=now_ms)
     return True
 
 
@@ -260,7 +260,7 @@ def leave(
         release_from(db, device_id, everybody, now_ms=now_ms)
         return "removed"
     _take(db, device_id, [user_id], now_ms=now_ms)
-    _note(db, device_id, "user_removed", by_user_id or user_id, {"user": user_id}, now_ms=now_ms)
+    _record(db, device_id, "user_removed", by_user_id or user_id, {"user": user_id}, now_ms=now_ms)
     return "left"
 
 
@@ -272,7 +272,7 @@ def release(db: Connection, device_id: str, *, now_ms: int) -> None:
 
 def release_from(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
     """Take a locked device from these users, who are all that it has."""
-    note_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
+    publish_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
     _release(db, [device_id])
 
 
@@ -299,7 +299,7 @@ def leave_some(db: Connection, user_id: str, *, at_most: int, now_ms: int) -> in
     db.execute(delete(device_users).where(mine, device_users.c.device_id.in_(ids)))
     if released:
         lose = [(each.device_id, each.user_id) for id_ in released for each in everybody[id_]]
-        note_changed_access(db, [pair for pair in lose if pair[1] != user_id], now_ms=now_ms)
+        publish_changed_access(db, [pair for pair in lose if pair[1] != user_id], now_ms=now_ms)
         _release(db, released)
     add_activity(
         db,
@@ -358,7 +358,7 @@ def _grant(db: Connection, new: Access, had: Access | None, *, now_ms: int) -> N
     }
     add_device_users(db, [row])
     # Running servers update the grants of this user's attached clients.
-    note_change(db, "access_changed", device_id=new.device_id, user_id=new.user_id, now_ms=now_ms)
+    publish_change(db, "access_changed", device_id=new.device_id, user_id=new.user_id, now_ms=now_ms)
 
 
 def _is_last_owner(access: Access, everybody: Collection[Access]) -> bool:
@@ -367,7 +367,7 @@ def _is_last_owner(access: Access, everybody: Collection[Access]) -> bool:
 
 def _take(db: Connection, device_id: str, user_ids: Sequence[str], *, now_ms: int) -> None:
     _delete(db, device_id, user_ids)
-    note_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
+    publish_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
 
 
 def _end_shares(db: Connection, device_id: str) -> None:
@@ -383,7 +383,7 @@ def _delete(db: Connection, device_id: str, user_ids: Sequence[str]) -> None:
     )
 
 
-def _note(
+def _record(
     db: Connection,
     device_id: str,
     kind: ActivityKind,

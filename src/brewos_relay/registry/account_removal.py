@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 from brewos_relay.registry.access import leave_some
 from brewos_relay.registry.accounts import find_user
 from brewos_relay.registry.bulk import Stopwatch
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.invites import forget_invites
 from brewos_relay.registry.schema import identities, known_networks, redeemed_invites, sessions, users
 
@@ -39,7 +39,7 @@ def close_account(db: Connection, user_id: str, *, now_ms: int) -> bool:
     closed = update(users).where(users.c.id == user_id)
     db.execute(closed.values(**gone, is_admin=False, removed_at_ms=now_ms))
     # Before the devices are given up: apps learn that the account is gone, and do not retry.
-    note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
+    publish_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
     return True
 
 
@@ -59,7 +59,7 @@ def remove_some(db: Connection, user_id: str, *, now_ms: int) -> bool:
         if watch.is_over:
             break
     if left:  # a token without a session may have attached clients meanwhile
-        note_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
+        publish_change(db, "user_removed", user_id=user_id, now_ms=now_ms)
     if count:
         return True
     db.execute(delete(users).where(users.c.id == user_id))

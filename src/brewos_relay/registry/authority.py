@@ -20,7 +20,7 @@ from brewos_relay.registry.accounts import lock_admins
 from brewos_relay.registry.device_keys import add_next_key, drop_next_key
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.invites import redeem_invite
-from brewos_relay.registry.known_networks import note_network
+from brewos_relay.registry.known_networks import record_network
 from brewos_relay.registry.login_sessions import end_session, open_session, refresh
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.schema import sessions, users
@@ -101,7 +101,7 @@ ANONYMOUS_WRITES: Final[Mapping[Callable[..., Any], str]] = {
     sign_in: "the issuer proves the identity; the transaction looks the account up",
     redeem_invite: "the invite's token is the authority; the transaction uses it up",
     open_session: "the sign-in was just proved; the transaction checks account and password again",
-    note_network: "the password was just checked; the transaction locks the account if it still exists",
+    record_network: "the password was just checked; the transaction locks the account if it still exists",
     refresh: "the refresh token is the authority; the transaction checks and replaces it",
     end_session: "a signed token names the session; ending it grants nothing, and may be repeated",
     register_pairing: "a machine has no account; the transaction checks the key that it sends",

@@ -11,7 +11,7 @@ from brewos_relay.registry.records import ChangeKind
 from brewos_relay.registry.schema import changes
 
 
-def note_change(
+def publish_change(
     db: Connection,
     kind: ChangeKind,
     *,
@@ -33,7 +33,7 @@ def note_change(
     db.execute(insert(changes), row)
 
 
-def note_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
+def publish_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
     """Notify running servers of ended sessions: pairs of session id and user id."""
     if pairs:
         rows = [
@@ -43,7 +43,7 @@ def note_ended_sessions(db: Connection, pairs: Sequence[tuple[str, str]], *, now
         db.execute(insert(changes), rows)
 
 
-def note_changed_access(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
+def publish_changed_access(db: Connection, pairs: Sequence[tuple[str, str]], *, now_ms: int) -> None:
     """Notify running servers of changed access: pairs of device id and user id."""
     if pairs:
         rows = [

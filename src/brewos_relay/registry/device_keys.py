@@ -14,7 +14,7 @@ from sqlalchemy import Connection, update
 
 from brewos_relay.errors import DeviceUnknown, TooManyKeys
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.device_states import forget_state
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.records import Activity, Device
@@ -90,7 +90,7 @@ def replace_key(db: Connection, device: Device, key_hash: bytes, *, user_id: str
         return False
     _put(db, device, key_hash)
     forget_state(db, device.id)  # it may be the state of another machine
-    note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
+    publish_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
     add_activity(db, [Activity(device_id=device.id, at_ms=now_ms, kind="key_changed", user_id=user_id)])
     return True
 
@@ -109,7 +109,7 @@ def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_
         unproven_since_ms=now_ms,
     )
     forget_state(db, device.id)
-    note_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
+    publish_change(db, "key_changed", device_id=device.id, now_ms=now_ms)
     return replace(
         device,
         key_hash=key_hash,
@@ -119,7 +119,7 @@ def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_
     )
 
 
-def note_pending(db: Connection, device: Device, *, now_ms: int) -> None:
+def record_pending(db: Connection, device: Device, *, now_ms: int) -> None:
     """Record since when another key waits for an owner to pair it."""
     if device.key_pending_since_ms is None:
         _write(db, device.id, key_pending_since_ms=now_ms)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, or_,
 
 from brewos_relay.errors import DeviceExists, DeviceUnknown
 from brewos_relay.registry.activity import add_activity, forget_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.records import Activity, Device, NewDevice, check_name
 from brewos_relay.registry.schema import device_users, devices, users
 
@@ -83,7 +83,7 @@ def remove_device(db: Connection, device_id: str, *, now_ms: int) -> bool:
     if db.execute(delete(devices).where(devices.c.id == device_id)).rowcount == 0:
         return False
     forget_activity(db, device_id)
-    note_change(db, "device_removed", device_id=device_id, now_ms=now_ms)
+    publish_change(db, "device_removed", device_id=device_id, now_ms=now_ms)
     return True
 
 

@@ -9,7 +9,7 @@ from brewos_relay.registry.schema import known_networks, users
 KEPT_MS: Final = 180 * 24 * 3600 * 1000
 KEPT_PER_ACCOUNT: Final = 32
 """Each account has its own list, so no account can evict the networks of another."""
-NOTED_EVERY_MS: Final = 24 * 3600 * 1000
+RECORDED_EVERY_MS: Final = 24 * 3600 * 1000
 """How old an entry must be before a sign-in renews it."""
 _NETWORK_CHARS: Final = 64
 
@@ -38,10 +38,10 @@ def is_known(seen_ms: int | None, *, now_ms: int) -> bool:
 
 def is_due(seen_ms: int | None, *, now_ms: int) -> bool:
     """Tell whether a sign-in should be recorded: once a day for each network."""
-    return seen_ms is None or seen_ms <= now_ms - NOTED_EVERY_MS
+    return seen_ms is None or seen_ms <= now_ms - RECORDED_EVERY_MS
 
 
-def note_network(db: Connection, user_id: str, network: str, *, now_ms: int) -> None:
+def record_network(db: Connection, user_id: str, network: str, *, now_ms: int) -> None:
     """Record a sign-in. Each account keeps the 32 networks that were used last."""
     if db.scalar(_LOCKED, {"of_user": user_id}) is None:
         return  # the account was removed meanwhile

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, literal, select, t
 from brewos_relay.errors import TokenRejected
 from brewos_relay.registry.access import lock_account
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.changes import note_ended_sessions
+from brewos_relay.registry.changes import publish_ended_sessions
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.records import Activity, LoginSession
 from brewos_relay.registry.schema import device_users, redeemed_invites, refresh_tokens, sessions, users
@@ -24,7 +24,7 @@ from brewos_relay.registry.schema import device_users, redeemed_invites, refresh
 SESSIONS_AT_MOST: Final = 500
 """How many sessions one user may have, so that ending all of them stays a short transaction."""
 
-NOTED_DEVICES: Final = 100
+RECORDED_DEVICES: Final = 100
 """The end of a copied session is added to the activity of at most this many devices of its user."""
 
 _USER_AGENT_CHARS: Final = 300
@@ -64,7 +64,7 @@ _DEVICES: Final = (
     select(device_users.c.device_id)
     .where(device_users.c.user_id == bindparam("of_user"))
     .order_by(device_users.c.device_id)
-    .limit(NOTED_DEVICES)
+    .limit(RECORDED_DEVICES)
 )
 
 
@@ -222,7 +222,7 @@ def _end(db: Connection, ended: Any, *, now_ms: int) -> int:
     rows = db.execute(ended.returning(sessions.c.id, sessions.c.user_id)).all()
     for user_id in {user_id for _, user_id in rows}:
         db.execute(delete(redeemed_invites).where(redeemed_invites.c.user_id == user_id))
-    note_ended_sessions(db, [(session_id, user_id) for session_id, user_id in rows], now_ms=now_ms)
+    publish_ended_sessions(db, [(session_id, user_id) for session_id, user_id in rows], now_ms=now_ms)
     return len(rows)
 
 

@@ -23,10 +23,10 @@ from sqlalchemy.exc import IntegrityError
 from brewos_relay.errors import DeviceUnknown, TooManyUnproven
 from brewos_relay.registry.access import current_users, give, lock_account
 from brewos_relay.registry.activity import add_activity, forget_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.device_keys import (
     forget_pending,
-    note_pending,
+    record_pending,
     replace_key,
     replace_unowned_key,
     works,
@@ -258,6 +258,6 @@ def _notify_of_pending(db: Connection, device: Device, *, now_ms: int) -> None:
     """Notify a device's owners that another key is pending, once for several attempts."""
     waiting = tokens_of(db, device.id, now_ms=now_ms)
     if device.key_pending_since_ms is None or all(works(device, row.key_hash) for row in waiting):
-        note_change(db, "key_pending", device_id=device.id, now_ms=now_ms)
+        publish_change(db, "key_pending", device_id=device.id, now_ms=now_ms)
         add_activity(db, [Activity(device_id=device.id, at_ms=now_ms, kind="key_pending")])
-    note_pending(db, device, now_ms=now_ms)
+    record_pending(db, device, now_ms=now_ms)

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from brewos_relay.errors import DeviceUnknown
 from brewos_relay.registry.access import current_users, give, lock_account, release, release_from
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.device_keys import replace_key, works
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.notices import add_notices
@@ -74,7 +74,7 @@ def connected_with_other_key(db: Connection, device_id: str, key_hash: bytes, *,
     return False
 
 
-def is_noted(db: Connection, device: Device, key_hash: bytes) -> bool:
+def is_recorded(db: Connection, device: Device, key_hash: bytes) -> bool:
     """Tell whether `connected_with_other_key` would change nothing. Needs no write."""
     if device.former_key_hash == key_hash:
         return False
@@ -133,7 +133,7 @@ def take_over(
     """
     former = _first_owner(has)
     until_ms = _ends_at(has)
-    note_change(db, "owner_changed", device_id=device.id, now_ms=now_ms)
+    publish_change(db, "owner_changed", device_id=device.id, now_ms=now_ms)
     add_notices(db, _owners(has) - {user_id}, "lost_to_machine", device_id=device.id, now_ms=now_ms)
     release_from(db, device.id, has, now_ms=now_ms)
     add_activity(db, [_owner_changed(device.id, user_id, now_ms)])
@@ -163,7 +163,7 @@ def reinstate(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -
     if not lock_account(db, user_id):
         return False
     has = current_users(db, device_id, now_ms=now_ms)
-    note_change(db, "owner_changed", device_id=device_id, now_ms=now_ms)
+    publish_change(db, "owner_changed", device_id=device_id, now_ms=now_ms)
     add_notices(db, _owners(has) - {user_id}, "lost_to_machine", device_id=device_id, now_ms=now_ms)
     release_from(db, device_id, has, now_ms=now_ms)
     add_activity(db, [_owner_changed(device_id, user_id, now_ms)])

@@ -83,7 +83,7 @@ def new_share(
             "uses_left": uses_left,
         },
     )
-    _note(db, share, "shared", created_by, now_ms=now_ms)
+    _record(db, share, "shared", created_by, now_ms=now_ms)
     return share
 
 
@@ -133,7 +133,7 @@ def revoke_share(
     row = db.execute(ended.returning(*shares.c)).one_or_none()
     if row is None:
         return False
-    _note(db, _share(row), "share_revoked", user_id, now_ms=now_ms)
+    _record(db, _share(row), "share_revoked", user_id, now_ms=now_ms)
     return True
 
 
@@ -163,7 +163,7 @@ def _take(
     ):
         if row.uses_left is not None:
             db.execute(update(shares).where(shares.c.id == row.id).values(uses_left=row.uses_left - 1))
-        _note(db, _share(row), "share_claimed", user_id, now_ms=now_ms)
+        _record(db, _share(row), "share_claimed", user_id, now_ms=now_ms)
     now = _access(db, user_id, device_id, now_ms=now_ms)
     if now is None:
         return None
@@ -199,7 +199,7 @@ def _share(row: Row[Any]) -> Share:
     )
 
 
-def _note(db: Connection, share: Share, kind: ActivityKind, user_id: str | None, *, now_ms: int) -> None:
+def _record(db: Connection, share: Share, kind: ActivityKind, user_id: str | None, *, now_ms: int) -> None:
     entry = Activity(
         device_id=share.device_id,
         at_ms=now_ms,

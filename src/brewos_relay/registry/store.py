@@ -81,7 +81,7 @@ class Store:
         self._revoked = BatchedLookup(self._query_revoked, limiter=self._readers)
         self._heard_of = set(revoked)
         self._states = BatchedLookup(self._query_states, limiter=self._readers)
-        self.notes = WriteBehind(database, limiter=self._writers)
+        self.write_behind = WriteBehind(database, limiter=self._writers)
         """Activity, presence and infos of devices, written every few seconds."""
         self._watcher = ChangeWatcher(self._read_changes)
         self._states_kept_ms = states_kept_ms
@@ -197,15 +197,15 @@ class Store:
 
     def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the token of a device with a working key until the registry can be written."""
-        self.notes.hold_pairing(pairing)
+        self.write_behind.hold_pairing(pairing)
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device connected with a working key, until the registry can be written."""
-        self.notes.hold_use(device_id, key_hash, use)
+        self.write_behind.hold_use(device_id, key_hash, use)
 
     def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
         """Return the tokens of a device that wait to be stored."""
-        return self.notes.held_pairings(device_id)
+        return self.write_behind.held_pairings(device_id)
 
     def watch_changes(self, apply: Apply) -> None:
         """Pass every change since the store was opened to `apply`, one batch after another.
@@ -232,7 +232,7 @@ class Store:
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
             nursery.start_soon(self._housekeeper.run)
-            nursery.start_soon(self.notes.run)
+            nursery.start_soon(self.write_behind.run)
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, literal, select, tuple_, update
 
-from brewos_relay.registry.changes import note_change
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.schema import tokens
@@ -63,7 +63,7 @@ def revoke_token(db: Connection, token_id: str, *, now_ms: int) -> bool:
     )
     if db.execute(revoked).rowcount == 0:
         return False
-    note_change(db, "token_revoked", token_id=token_id, now_ms=now_ms)
+    publish_change(db, "token_revoked", token_id=token_id, now_ms=now_ms)
     return True
 
 

@@ -40,19 +40,19 @@ class WriteBehind:
         self._said: dict[str, tuple[str | None, str | None]] = {}
         self._entries: deque[Activity] = deque()
         self._dropped = 0
-        self._noted = trio.Event()
+        self._wanted = trio.Event()
         self._many = trio.Event()
         self._held = HeldWrites(now_ms=now_ms)
 
     def hold_pairing(self, pairing: HeldPairing) -> None:
         """Hold the token of a device with a working key until it can be stored."""
         self._held.hold_pairing(pairing)
-        self._noted.set()
+        self._wanted.set()
 
     def hold_use(self, device_id: str, key_hash: bytes, use: KeyUse) -> None:
         """Hold that a device connected with a working key until that can be stored."""
         self._held.hold_use(device_id, key_hash, use)
-        self._noted.set()
+        self._wanted.set()
 
     def held_pairings(self, device_id: str) -> Sequence[HeldPairing]:
         """Return the tokens of a device that wait to be stored."""
@@ -61,12 +61,12 @@ class WriteBehind:
     def record_seen(self, device_id: str, at_ms: int) -> None:
         """Record when a device was connected (Unix ms)."""
         self._seen[device_id] = max(at_ms, self._seen.get(device_id, at_ms))
-        self._noted.set()
+        self._wanted.set()
 
     def record_info(self, device_id: str, *, firmware_version: str | None, machine_type: str | None) -> None:
         """Record what a device reports about itself."""
         self._said[device_id] = (firmware_version, machine_type)
-        self._noted.set()
+        self._wanted.set()
 
     def record_activity(self, entry: Activity) -> None:
         """Record an activity. Dropped while 10,000 entries wait."""
@@ -74,7 +74,7 @@ class WriteBehind:
             self._dropped += 1
             return
         self._entries.append(entry)
-        self._noted.set()
+        self._wanted.set()
         if len(self._entries) == ENTRIES_AT_ONCE:  # not beyond it: after a failure, entries wait as usual
             self._many.set()
 
@@ -82,7 +82,7 @@ class WriteBehind:
         """Write recorded facts until cancelled; then write the rest, in 5 s at most."""
         try:
             while True:
-                await self._noted.wait()
+                await self._wanted.wait()
                 await self._flush()
                 with trio.move_on_after(FLUSH_EVERY_S):
                     await self._many.wait()
@@ -97,7 +97,7 @@ class WriteBehind:
         if self._dropped:
             logger.warning("%d entries of activity were dropped: too many at once", self._dropped)
             self._dropped = 0
-        seen, self._seen, self._noted = self._seen, {}, trio.Event()
+        seen, self._seen, self._wanted = self._seen, {}, trio.Event()
         said, self._said = self._said, {}
         entries, self._entries, self._many = self._entries, deque(), trio.Event()
         turn = threading.Lock()  # its first holder writes the records or puts them back
@@ -134,7 +134,7 @@ class WriteBehind:
         newer, self._entries = self._entries, entries
         for entry in newer:
             self.record_activity(entry)
-        self._noted.set()
+        self._wanted.set()
 
     def _write(
         self, held: Sequence[Held], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]

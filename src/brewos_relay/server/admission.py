@@ -22,8 +22,8 @@ from brewos_relay.registry.device_keys import use_next_key
 from brewos_relay.registry.pairing_proof import (
     confirm_key,
     connected_with_other_key,
-    is_noted,
     is_of_interest,
+    is_recorded,
 )
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
@@ -122,14 +122,14 @@ class Admission:
         except Refusal as refusal:
             # 5xx and 429 say nothing about the credentials.
             if refusal.status < 500 and refusal.status != 429:
-                self._rates.note_failure(network)
+                self._rates.count_failure(network)
             raise
         if isinstance(entry, TokenRefused):
-            self._rates.note_failure(network)
+            self._rates.count_failure(network)
         elif isinstance(entry, DeviceEntry):
-            self._rates.note_device(entry.device_id)
+            self._rates.count_device(entry.device_id)
         else:
-            self._rates.note_client(entry.device_id, entry.grant)
+            self._rates.count_client(entry.device_id, entry.grant)
         return entry
 
     def network(self, request: Request) -> str:
@@ -216,7 +216,7 @@ class Admission:
         """
         if not is_of_interest(device, presented_hash):
             return False
-        if await self._store.read(is_noted, device, presented_hash):
+        if await self._store.read(is_recorded, device, presented_hash):
             return False
         return await self._store.write(connected_with_other_key, device.id, presented_hash, now_ms=now_ms())
 

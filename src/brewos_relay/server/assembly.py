@@ -133,7 +133,7 @@ async def open_server(
         ) as store,
         open_poller(counters) as poller,
     ):
-        recorder = ActivityRecorder(store.notes)
+        recorder = ActivityRecorder(store.write_behind)
         async with open_relay(
             limits=settings.limits,
             dialect=BREWOS,

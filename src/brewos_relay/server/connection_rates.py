@@ -46,7 +46,7 @@ class Budget:
         bucket, now = self.buckets.find(self.key), trio.current_time()
         return bucket is None or bucket.level(now) >= 1 or self.repeats.admit(now)
 
-    def note(self) -> None:
+    def count(self) -> None:
         """Count an admitted connection."""
         now = trio.current_time()
         self.buckets.use(self.key, now).admit(now)
@@ -81,7 +81,7 @@ class PeerBudgets:
 class ConnectionRates:
     """Limits how often WebSockets are requested: by one network, by one peer, and by all together.
 
-    The `refuse_…` methods and `admit` raise Denied (503). The `note_…` methods count outcomes of attempts.
+    The `refuse_…` methods and `admit` raise Denied (503). The `count_…` methods count outcomes of attempts.
     """
 
     def __init__(self, relay: Relay) -> None:
@@ -119,9 +119,9 @@ class ConnectionRates:
             raise Denied(
                 "too_many_connections", 503, "too many connections at once", headers={"Retry-After": "5"}
             )
-        self._networks.note(network)
+        self._networks.count(network)
 
-    def note_failure(self, network: str) -> None:
+    def count_failure(self, network: str) -> None:
         """Count a failed attempt of a network. Attempts of admitted peers are never counted."""
         if self._relay.limits.admit_rate > 0:
             now = trio.current_time()
@@ -129,13 +129,13 @@ class ConnectionRates:
             for name, share in wider_networks(network):
                 self._failing.use(name, now).take(1 / share, now)
 
-    def note_device(self, device_id: str) -> None:
+    def count_device(self, device_id: str) -> None:
         """Count a device that was admitted."""
-        self._peers.of_device(device_id).note()
+        self._peers.of_device(device_id).count()
 
-    def note_client(self, device_id: str, grant: Grant) -> None:
+    def count_client(self, device_id: str, grant: Grant) -> None:
         """Count a client that was admitted."""
-        self._peers.of_client(grant.user_id, device_id, by_token=grant.by_token).note()
+        self._peers.of_client(grant.user_id, device_id, by_token=grant.by_token).count()
 
 
 def _refuse_repeating(budget: Budget) -> None:

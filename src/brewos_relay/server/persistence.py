@@ -109,13 +109,13 @@ class ActivityRecorder:
     thousands of these.
     """
 
-    def __init__(self, notes: WriteBehind) -> None:
-        self._notes = notes
+    def __init__(self, write_behind: WriteBehind) -> None:
+        self._write_behind = write_behind
         self._counts: dict[int, int] = {}  # by a hash of device and user, to save memory
 
     def record_seen(self, device_id: str, at_ms: int) -> None:
         """Record that a device connected or disconnected."""
-        self._notes.record_seen(device_id, at_ms)
+        self._write_behind.record_seen(device_id, at_ms)
 
     async def run(self, relay: Relay) -> None:
         """Begin a window every four minutes, and record once an hour which devices are online."""
@@ -145,12 +145,14 @@ class ActivityRecorder:
                 user_id=event.user_id,
                 detail=dict(event.detail),
             )
-            self._notes.record_activity(entry)
+            self._write_behind.record_activity(entry)
 
     def _record_info(self, device_id: str, info: DeviceInfo) -> None:
         firmware_version, machine_type = _text(info.firmware_version), _text(info.machine_type)
         if firmware_version is not None or machine_type is not None:
-            self._notes.record_info(device_id, firmware_version=firmware_version, machine_type=machine_type)
+            self._write_behind.record_info(
+                device_id, firmware_version=firmware_version, machine_type=machine_type
+            )
 
 
 def _text(value: object) -> str | None:

@@ -48,7 +48,7 @@ class RequestCounters:
         self.refused: Counter[str] = Counter()
         """Requests refused before they were handled, including WebSocket requests, by reason."""
 
-    def note_answered(self, method: str, route: str, status: str, took_s: float) -> None:
+    def count_answer(self, method: str, route: str, status: str, took_s: float) -> None:
         """Count a finished request; `method` is its `method_label`."""
         self.answered[method, route, status] += 1
         if route not in self.took:
