@@ -14,7 +14,7 @@ import math
 
 import trio
 
-from brewos_relay.client import App, NothingKnown, SessionTokens, open_app
+from brewos_relay.client import App, NothingKnown, SessionFile, open_app
 
 
 async def watch(app: App, *, after_s: float, retry_s: float = 60.0) -> None:
@@ -42,7 +42,7 @@ async def watch(app: App, *, after_s: float, retry_s: float = 60.0) -> None:
 
 async def main(url: str, device_id: str, session_file: str, after_s: float, invite_token: str | None) -> None:
     """Sign in if a token is given, and watch until Ctrl-C or the end of the session."""
-    tokens = SessionTokens(url, session_file)
+    tokens = SessionFile(url, session_file)
     if invite_token is not None:
         await tokens.sign_in("/api/auth/invite", token=invite_token)
     async with open_app(url, tokens, device_id) as app:

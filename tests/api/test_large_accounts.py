@@ -13,8 +13,8 @@ from brewos_relay.registry.access import devices_of, give
 from brewos_relay.registry.account_removal import closed_accounts
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.issued_tokens import add_token
 from brewos_relay.registry.records import NewDevice, StoredToken
-from brewos_relay.registry.tokens import add_token
 from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 from support.sign_ins import EMAIL, ask, sign_in

@@ -8,8 +8,8 @@ import pytest
 
 from brewos_relay.core.grant import NamedDevices
 from brewos_relay.registry.accounts import set_admin
+from brewos_relay.registry.issued_tokens import add_token, revoke_token
 from brewos_relay.registry.records import StoredToken
-from brewos_relay.registry.tokens import add_token, revoke_token
 from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 

@@ -28,7 +28,7 @@ PUBLIC = [
     "Pairing",
     "RelayRefused",
     "RelayUnreachable",
-    "SessionTokens",
+    "SessionFile",
     "SignInEnded",
     "generate_device_id",
     "generate_key",

@@ -14,7 +14,7 @@ from brewos_relay.client import token_sources as tokens_module
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.key_store import KeyStoreError, write_private
 from brewos_relay.client.token_sources import (
-    SessionTokens,
+    SessionFile,
     SignInEnded,
     StaticToken,
     TokenFunction,
@@ -80,13 +80,13 @@ async def test_token_is_a_text_or_a_function(path: Path) -> None:
     called = token_source(function)
     assert isinstance(called, TokenFunction)
     assert (await called.token(), await called.fresh()) == ("called", "called")
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     assert token_source(tokens) is tokens
 
 
 async def test_valid_token_is_not_exchanged(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=130))
-    tokens = SessionTokens(URL, str(path))
+    tokens = SessionFile(URL, str(path))
     assert [await tokens.token(), await tokens.token()] == ["access 1", "access 1"]
     assert relay.asked == []
     assert "refresh 1" not in repr(tokens)
@@ -95,18 +95,18 @@ async def test_valid_token_is_not_exchanged(relay: Relay, path: Path) -> None:
 async def test_expiring_token_is_exchanged_and_stored(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=110))
     relay.answers = [session(2)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     assert [await tokens.token(), await tokens.token()] == ["access 2", "access 2"]
     assert relay.asked == [("/api/auth/refresh", {"refreshToken": "refresh 1"})]
     assert kept(path)["refreshToken"] == "refresh 2"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600  # noqa: PTH116
-    assert await SessionTokens(URL, path).token() == "access 2"
+    assert await SessionFile(URL, path).token() == "access 2"
 
 
 async def test_fresh_always_exchanges(relay: Relay, path: Path) -> None:
     keep(path, session(1))
     relay.answers = [session(2), session(3)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     assert [await tokens.fresh(), await tokens.fresh(), await tokens.token()] == [
         *("access 2", "access 3"),
         "access 3",
@@ -117,7 +117,7 @@ async def test_fresh_always_exchanges(relay: Relay, path: Path) -> None:
 async def test_concurrent_requests_share_one_exchange(relay: Relay, path: Path) -> None:
     keep(path, session(1, ends_in_s=0))
     relay.answers = [session(2)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     got: list[str] = []
 
     async def ask() -> None:
@@ -131,7 +131,7 @@ async def test_concurrent_requests_share_one_exchange(relay: Relay, path: Path) 
 
 async def test_sign_in_creates_the_file(relay: Relay, path: Path) -> None:
     relay.answers = [session(1)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     with pytest.raises(SignInEnded, match=r"there is no session in .*; sign in first"):
         await tokens.token()
     await tokens.sign_in("/api/auth/password", email="bot@example.org", password="a good one")
@@ -145,14 +145,14 @@ async def test_ended_session_raises(relay: Relay, path: Path, status: int) -> No
     keep(path, session(1))
     relay.answers = [RelayRefused(status, "The session has ended")]
     with pytest.raises(SignInEnded, match="sign in again"):
-        await SessionTokens(URL, path).fresh()
+        await SessionFile(URL, path).fresh()
 
 
 @pytest.mark.parametrize("error", [RelayRefused(503, retry_after_s=5), RelayUnreachable("not there")])
 async def test_temporary_error_is_raised_unchanged(relay: Relay, path: Path, error: Exception) -> None:
     keep(path, session(1))
     relay.answers = [error, session(2)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     with pytest.raises(type(error)):
         await tokens.fresh()
     assert await tokens.fresh() == "access 2"
@@ -163,13 +163,13 @@ async def test_temporary_error_is_raised_unchanged(relay: Relay, path: Path, err
 async def test_answer_without_tokens_raises(relay: Relay, path: Path, answer: dict[str, Any]) -> None:
     relay.answers = [answer]
     with pytest.raises(RelayUnreachable, match="returned no tokens"):
-        await SessionTokens(URL, path).sign_in("/api/auth/invite", token="x")
+        await SessionFile(URL, path).sign_in("/api/auth/invite", token="x")
 
 
 async def test_invalid_session_file_raises(path: Path) -> None:
     write_private(path, b"nonsense")
     with pytest.raises(KeyStoreError, match="is not a session file"):
-        await SessionTokens(URL, path).token()
+        await SessionFile(URL, path).token()
 
 
 async def test_exchange_is_not_cancelled_halfway(relay: Relay, path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_exchange_is_not_cancelled_halfway(relay: Relay, path: Path) -> No
     with trio.CancelScope() as scope:
         scope.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            tokens = SessionTokens(URL, path)
+            tokens = SessionFile(URL, path)
             await tokens._load()
         await tokens._exchange("/api/auth/refresh", {"refreshToken": "refresh 1"})
     assert kept(path)["refreshToken"] == "refresh 2"
@@ -193,7 +193,7 @@ async def test_full_disk_does_not_stop_a_running_app(
 ) -> None:
     keep(path, session(1))
     relay.answers = [session(2), session(3)]
-    tokens = SessionTokens(URL, path)
+    tokens = SessionFile(URL, path)
     with monkeypatch.context() as patch:
         patch.setattr(tokens_module, "write_private", full_disk)
         assert await tokens.fresh() == "access 2"
@@ -208,11 +208,11 @@ async def test_full_disk_fails_a_sign_in(relay: Relay, path: Path, monkeypatch: 
     relay.answers = [session(1)]
     monkeypatch.setattr(tokens_module, "write_private", full_disk)
     with pytest.raises(KeyStoreError, match="full"):
-        await SessionTokens(URL, path).sign_in("/api/auth/invite", token="x")
+        await SessionFile(URL, path).sign_in("/api/auth/invite", token="x")
 
 
 async def test_invalid_file_raises_before_an_exchange(relay: Relay, path: Path) -> None:
     keep(path, session(1))
     relay.answers = [KeyStoreError("nothing was exchanged")]
     with pytest.raises(KeyStoreError, match="nothing was exchanged"):
-        await SessionTokens(URL, path).fresh()
+        await SessionFile(URL, path).fresh()

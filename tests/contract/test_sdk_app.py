@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionTokens, open_app, open_device
+from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionFile, open_app, open_device
 from brewos_relay.client.key_store import Keys, write_private
 from brewos_relay.registry.access import give
 from brewos_relay.registry.database import Database
@@ -139,7 +139,7 @@ def database_url(folder: Path) -> str:
     return Settings(data_dir=folder, jwt_secret="").resolved_database_url()
 
 
-async def sign_up(server: HereServer, folder: Path, tokens: SessionTokens) -> str:
+async def sign_up(server: HereServer, folder: Path, tokens: SessionFile) -> str:
     """Create an account for a bot, and sign in; return its id."""
     secret = "i" * 43
     with Database.open(database_url(folder)) as database, database.writing() as db:
@@ -159,7 +159,7 @@ async def sign_up(server: HereServer, folder: Path, tokens: SessionTokens) -> st
 async def test_app_runs_on_a_login_session(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         url = f"http://127.0.0.1:{server.address[1]}"
-        tokens = SessionTokens(url, tmp_path / "session.json")
+        tokens = SessionFile(url, tmp_path / "session.json")
         user_id = await sign_up(server, tmp_path, tokens)
         with Database.open(database_url(tmp_path)) as database, database.writing() as db:
             give(db, ID, user_id, role="owner", until_ms=None, now_ms=now_ms())

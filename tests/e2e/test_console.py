@@ -23,9 +23,9 @@ from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, find_user_by_email, set_admin, set_password_hash
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.invites import add_invite
+from brewos_relay.registry.issued_tokens import add_token, revoked_tokens
 from brewos_relay.registry.records import NewDevice, StoredState, StoredToken, User
 from brewos_relay.registry.schema import device_users
-from brewos_relay.registry.tokens import add_token, revoked_tokens
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.settings.server_limits import ServerLimits

@@ -20,11 +20,11 @@ from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, remove_device, set_name
+from brewos_relay.registry.issued_tokens import add_token, revoke_token
 from brewos_relay.registry.login_sessions import end_session, end_sessions, open_session
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import StoredToken
 from brewos_relay.registry.store import open_store
-from brewos_relay.registry.tokens import add_token, revoke_token
 from brewos_relay.vocabulary import Role, now_ms
 from support.registry import device_id, new_device, register, remove_user
 

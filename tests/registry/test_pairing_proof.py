@@ -1,4 +1,4 @@
-"""Claims of machines that never connected: how long they last, and what takes precedence over them."""
+"""Pairings of machines that never connected: how long they last, and what takes precedence over them."""
 
 from typing import Final
 

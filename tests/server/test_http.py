@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import RelayError
-from brewos_relay.server.failures import contained
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.request_gate import WebSocketWanted
+from brewos_relay.server.supervision import contained
 from brewos_relay.settings.server_limits import ServerLimits
 from support.household import open_household
 

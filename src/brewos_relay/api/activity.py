@@ -20,7 +20,7 @@ from brewos_relay.registry.records import ActivityKind, NoticeKind, StoredActivi
 from brewos_relay.vocabulary import iso_time
 
 
-class Page(msgspec.Struct):
+class ActivityQuery(msgspec.Struct):
     """A page of entries: at most `limit`, older than the entry with the id `before`."""
 
     before: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | None = None
@@ -83,11 +83,14 @@ class ActivityRoutes:
         )
 
     @described(
-        "List the activity of a device, as an owner", answer=ActivityAnswer, query=Page, refusals=[403]
+        "List the activity of a device, as an owner",
+        answer=ActivityAnswer,
+        query=ActivityQuery,
+        refusals=[403],
     )
     async def activity(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
-        page = query_of(request, Page)
+        page = query_of(request, ActivityQuery)
         device_id = (await require_access(requester, device_id, store=self.store, at_least="owner")).device_id
         found, emails = await self.store.read(_read, device_id, page)
         return json_answer(
@@ -148,7 +151,9 @@ class NoticeRoutes:
         return json_answer(Done())
 
 
-def _read(db: Connection, device_id: str, page: Page) -> tuple[list[StoredActivity], dict[str | None, str]]:
+def _read(
+    db: Connection, device_id: str, page: ActivityQuery
+) -> tuple[list[StoredActivity], dict[str | None, str]]:
     """Read a page of entries, and the e-mail addresses of the users in it."""
     found = activity_of(db, device_id, before_id=page.before, limit=page.limit)
     accounts = find_users(db, [user_id for user_id in {entry.user_id for entry in found} if user_id])

@@ -26,8 +26,8 @@ from brewos_relay.registry.account_removal import close_account
 from brewos_relay.registry.accounts import find_user, lock_admins, set_admin, some_users
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.invites import add_invite
+from brewos_relay.registry.issued_tokens import all_tokens, revoke_token
 from brewos_relay.registry.records import StoredToken, User
-from brewos_relay.registry.tokens import all_tokens, revoke_token
 from brewos_relay.vocabulary import Role, iso_time, now_ms
 
 INVITE_S: Final = 7 * 24 * 3600

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from brewos_relay.client.key_store import KeyStore, KeyStoreError
     from brewos_relay.client.pairing import Pairing
     from brewos_relay.client.reconnecting_link import LinkState, LinkStatus, LinkStopped
-    from brewos_relay.client.token_sources import SessionTokens, SignInEnded
+    from brewos_relay.client.token_sources import SessionFile, SignInEnded
     from brewos_relay.client.websocket import ConnectionEnded, RelayRefused
     from brewos_relay.vocabulary import generate_device_id, generate_key
 
@@ -50,7 +50,7 @@ __all__ = [
     "Pairing",
     "RelayRefused",
     "RelayUnreachable",
-    "SessionTokens",
+    "SessionFile",
     "SignInEnded",
     "generate_device_id",
     "generate_key",
@@ -69,7 +69,7 @@ _HOME = {
     "reconnecting_link": ("LinkState", "LinkStatus", "LinkStopped"),
     "command_outcomes": ("Outcome",),
     "pairing": ("Pairing",),
-    "token_sources": ("SessionTokens", "SignInEnded"),
+    "token_sources": ("SessionFile", "SignInEnded"),
     ".vocabulary": ("generate_device_id", "generate_key"),
 }
 

@@ -277,7 +277,7 @@ async def open_app(
     """Attach to the device `device_id` while the block runs, and reconnect after each loss.
 
     The block starts immediately, connected or not. `token` is an access token, a function that returns one,
-    or `SessionTokens`. A function is called for every connection, and whenever a token is about to expire.
+    or `SessionFile`. A function is called for every connection, and whenever a token is about to expire.
     The link stops when the relay accepts no token. Without access to the device (403, 4003) it tries again
     every 5 min, as access may be given back, and stops after 12 attempts.
 

@@ -96,7 +96,7 @@ class _Session(msgspec.Struct, frozen=True, rename="camel"):
     expires_at: float
 
 
-class SessionTokens:
+class SessionFile:
     """The tokens of a login session, in a file; the session stays valid for weeks while it is used.
 
     Only the owner of the file can read it (0600). Each exchange replaces the refresh token in it, so each
@@ -114,7 +114,7 @@ class SessionTokens:
         self._one_at_a_time = trio.Lock()
 
     def __repr__(self) -> str:
-        return f"SessionTokens({str(self.path)!r})"
+        return f"SessionFile({str(self.path)!r})"
 
     async def sign_in(self, path: str, **proof: str) -> None:
         """Start the session: `path` is one of `/api/auth/…`, and `proof` its arguments.

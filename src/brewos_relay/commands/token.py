@@ -152,8 +152,8 @@ def _issue(data_dir: Path | None, *, name: str | None, **options: Any) -> str:
     """Make a token and store its id. If there is no registry, warn and make a token without an id."""
     from brewos_relay.errors import RelayError
     from brewos_relay.registry.database import Database
+    from brewos_relay.registry.issued_tokens import add_token
     from brewos_relay.registry.records import StoredToken
-    from brewos_relay.registry.tokens import add_token
     from brewos_relay.server.key_ring import read_key_ring
 
     with errors_as(Failed):
@@ -193,7 +193,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
     Example:
       brewos-relay token list
     """
-    from brewos_relay.registry.tokens import all_tokens
+    from brewos_relay.registry.issued_tokens import all_tokens
 
     with errors_as(Failed), existing_registry(data_dir) as database, database.reading() as db:
         found = all_tokens(db, now_ms=now_ms())
@@ -229,7 +229,7 @@ def revoke(token_id: str, data_dir: Path | None) -> None:
     Example:
       brewos-relay token revoke 1f0c9a52b7d3e486
     """
-    from brewos_relay.registry.tokens import revoke_token
+    from brewos_relay.registry.issued_tokens import revoke_token
 
     with errors_as(Failed), existing_registry(data_dir) as database, database.writing() as db:
         if not revoke_token(db, token_id, now_ms=now_ms()):

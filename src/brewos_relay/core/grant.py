@@ -16,7 +16,7 @@ NamedDevices: TypeAlias = frozenset[str] | Literal["*"]
 """Device ids in upper case, or "*" for all of them."""
 
 
-class Held(Protocol):
+class RegisteredAccess(Protocol):
     """A user's access to a device, from the registry."""
 
     @property
@@ -61,7 +61,7 @@ class Rights:
     by_token: bool = False
 
 
-def rights_of(principal: Principal, device_id: str, held: Held | None) -> Rights | None:
+def rights_of(principal: Principal, device_id: str, held: RegisteredAccess | None) -> Rights | None:
     """Return the rights of a principal to a device; None if there are none.
 
     `held` is the access of its user to the device (an id in upper case) in the registry.

@@ -20,12 +20,12 @@ from brewos_relay.registry.accounts import lock_admins
 from brewos_relay.registry.device_keys import add_next_key, drop_next_key
 from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.invites import redeem_invite
+from brewos_relay.registry.issued_tokens import lock_token
 from brewos_relay.registry.known_networks import record_network
 from brewos_relay.registry.login_sessions import end_session, open_session, refresh
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.schema import sessions, users
 from brewos_relay.registry.sign_in import sign_in
-from brewos_relay.registry.tokens import lock_token
 from brewos_relay.vocabulary import Role, role_includes
 
 # FOR NO KEY UPDATE: other writers can still add rows that refer to the account or the session.

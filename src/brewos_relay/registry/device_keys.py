@@ -20,7 +20,7 @@ from brewos_relay.registry.devices import lock_device
 from brewos_relay.registry.records import Activity, Device
 from brewos_relay.registry.schema import claims, devices
 
-NOBODY: Final = ""
+ENDED_TOKEN: Final = ""
 """The `used_by` of pairing tokens that have ended. No user has an empty id."""
 
 NEXT_KEYS_AT_MOST: Final = 5
@@ -138,7 +138,7 @@ def end_pairing_tokens(db: Connection, *device_ids: str, but_of_keys: Collection
     another key.
     """
     ended = update(claims).where(claims.c.device_id.in_(device_ids))
-    db.execute(ended.where(claims.c.key_hash.not_in(but_of_keys)).values(used_by=NOBODY))
+    db.execute(ended.where(claims.c.key_hash.not_in(but_of_keys)).values(used_by=ENDED_TOKEN))
 
 
 def _put(db: Connection, device: Device, key_hash: bytes) -> None:

@@ -27,7 +27,7 @@ TOKENS_PER_DEVICE: Final = 2
 """How many pairing tokens of one device are held, the newest. A device shows one at a time."""
 
 KeyUse: TypeAlias = Literal["confirmed", "next"]
-Held: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
+HeldWrite: TypeAlias = tuple[str, "HeldPairing | KeyUse", bytes]
 """A device id, the fact to write, and the hash of the key that the device proved."""
 
 
@@ -69,16 +69,16 @@ class HeldWrites:
             [pairing for pairing in held.pairings.values() if pairing.expires_at_ms > now_ms] if held else []
         )
 
-    def all(self) -> Sequence[Held]:
+    def all(self) -> Sequence[HeldWrite]:
         """Return all held writes, in the order of the device ids."""
-        found: list[Held] = []
+        found: list[HeldWrite] = []
         for device_id in sorted(self._devices):
             held = self._devices[device_id]
             found += [(device_id, use, key_hash) for key_hash, use in held.uses.items()]
             found += [(device_id, pairing, pairing.key_hash) for pairing in held.pairings.values()]
         return found
 
-    def forget(self, written: Sequence[Held]) -> None:
+    def forget(self, written: Sequence[HeldWrite]) -> None:
         """Forget writes that succeeded, unless they were held again since."""
         for device_id, what, key_hash in written:
             held = self._devices.get(device_id)
@@ -101,7 +101,7 @@ class HeldWrites:
         return held
 
 
-def write_held(db: Connection, held: Sequence[Held], *, now_ms: int) -> None:
+def write_held(db: Connection, held: Sequence[HeldWrite], *, now_ms: int) -> None:
     """Write held facts whose keys still work. Doing so twice changes nothing."""
     for device_id, what, key_hash in held:
         if isinstance(what, HeldPairing):

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
 
 from brewos_relay.registry.access import current_users
-from brewos_relay.registry.device_keys import NOBODY, works
+from brewos_relay.registry.device_keys import ENDED_TOKEN, works
 from brewos_relay.registry.pairing_proof import seen_at
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.schema import claims
@@ -82,7 +82,7 @@ def keep_token(
     elif there.used_by is None:
         # A stranger saw the token, or the machine generated another key meanwhile. The token becomes invalid,
         # so that a user pairs neither key with it. The machine's next token works again.
-        db.execute(same.values(used_by=NOBODY))
+        db.execute(same.values(used_by=ENDED_TOKEN))
 
 
 def add_token(

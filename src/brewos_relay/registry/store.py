@@ -26,11 +26,11 @@ from brewos_relay.registry.device_states import find_states, save_states
 from brewos_relay.registry.devices import find_devices
 from brewos_relay.registry.held_writes import KeyUse
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, Housekeeper
+from brewos_relay.registry.issued_tokens import revoked_tokens
 from brewos_relay.registry.login_sessions import find_sessions
 from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Access, Change, Device, LoginSession, StoredState
 from brewos_relay.registry.schema import devices
-from brewos_relay.registry.tokens import revoked_tokens
 from brewos_relay.registry.write_attempt import WriteAttempt
 from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.vocabulary import now_ms

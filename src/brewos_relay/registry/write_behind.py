@@ -12,7 +12,7 @@ from brewos_relay.errors import RegistryError
 from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import record_info, record_seen
-from brewos_relay.registry.held_writes import Held, HeldWrites, KeyUse, write_held
+from brewos_relay.registry.held_writes import HeldWrite, HeldWrites, KeyUse, write_held
 from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Activity
 from brewos_relay.vocabulary import now_ms
@@ -137,7 +137,7 @@ class WriteBehind:
         self._wanted.set()
 
     def _write(
-        self, held: Sequence[Held], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]
+        self, held: Sequence[HeldWrite], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]
     ) -> None:
         if held:  # first: the others must not be written twice
             with self._database.writing() as db:

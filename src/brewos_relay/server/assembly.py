@@ -25,7 +25,6 @@ from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.change_applier import ChangeApplier
-from brewos_relay.server.failures import keep_running
 from brewos_relay.server.from_settings import (
     account_rules,
     https_port,
@@ -41,6 +40,7 @@ from brewos_relay.server.listener import Listener
 from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
 from brewos_relay.server.plain_ports import MetricsPort, Redirect
 from brewos_relay.server.process import give_memory_back
+from brewos_relay.server.supervision import keep_running
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.logs import dropped_lines
 from brewos_relay.telemetry.measurements import LoopLag, RequestCounters

@@ -16,9 +16,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIFramework
 
 from brewos_relay.errors import RelayError
-from brewos_relay.server.failures import contained
 from brewos_relay.server.http_connection import HttpConnection, HttpServing
 from brewos_relay.server.request_gate import WebSocketWanted
+from brewos_relay.server.supervision import contained
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.telemetry.measurements import RequestCounters
 

@@ -22,8 +22,8 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
-from brewos_relay.server.failures import contained
 from brewos_relay.server.request_gate import RequestGate, WebSocketWanted
+from brewos_relay.server.supervision import contained
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.telemetry.measurements import RequestCounters
 

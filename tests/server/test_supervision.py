@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.server.failures import contained, describe, keep_running
+from brewos_relay.server.supervision import contained, describe, keep_running
 
 
 async def test_a_failed_task_runs_again_after_a_pause(
@@ -21,7 +21,7 @@ async def test_a_failed_task_runs_again_after_a_pause(
     began_at = trio.current_time()
     await keep_running("measuring", run)
     assert [at - began_at for at in ran_at] == [0, 2, 4]
-    assert caplog.text.count("measuring failed: MemoryError at test_failures.py:") == 2
+    assert caplog.text.count("measuring failed: MemoryError at test_supervision.py:") == 2
 
 
 async def test_cancellation_ends_a_task_that_is_kept_running(autojump_clock: MockClock) -> None:

@@ -2,8 +2,14 @@ import pytest
 from sqlalchemy import Connection
 
 from brewos_relay.registry.change_feed import read_changes
+from brewos_relay.registry.issued_tokens import (
+    add_token,
+    all_tokens,
+    lock_token,
+    revoke_token,
+    revoked_tokens,
+)
 from brewos_relay.registry.records import StoredToken
-from brewos_relay.registry.tokens import add_token, all_tokens, lock_token, revoke_token, revoked_tokens
 from support.registry import NOW_MS, prune
 
 
