@@ -65,8 +65,8 @@ def cli() -> None:
       brewos-relay user invite ada@example.com --url https://relay.example.com
       brewos-relay serve --port 443 --tls-self-signed
 
-    Settings come from command-line options, environment variables and a .env file; the first that is set
-    counts.
+    Settings come from command-line options, environment variables and a .env file; the first one that
+    sets a value wins.
     """
 
 

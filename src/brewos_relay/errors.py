@@ -127,7 +127,7 @@ class RegistryBusy(RegistryError):
 
 
 class DeviceExists(RegistryError):
-    """Device ids are registered already."""
+    """One or more device ids are registered already."""
 
     code = "device_exists"
 

@@ -96,7 +96,7 @@ async def test_facts_are_written_together_every_few_seconds(
         mock_clock.jump(0.1)
         await flushes.wait_for(2)
         assert flushes.written[1] == (started_s + FLUSH_EVERY_S, {"a": 9, "b": 8}, list(range(2, 10)))
-        # With nothing noted, nothing is written.
+        # With nothing recorded, nothing is written.
         mock_clock.jump(10 * FLUSH_EVERY_S)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(flushes.written) == 2
@@ -244,7 +244,7 @@ async def test_unwritable_facts_do_not_block_later_ones(
         mock_clock.jump(FLUSH_EVERY_S)
         await flushes.wait_for(1)
     assert [written[1:] for written in flushes.written] == [({}, [2])]
-    assert caplog.messages == ["recorded facts cannot be written and are lost"]
+    assert caplog.messages == ["records of devices cannot be written and are lost"]
 
 
 async def test_too_much_activity_is_dropped_and_counted(

@@ -218,7 +218,7 @@ class PairingRoutes:
                     )
         if paired is None:
             raise Refused(_INVALID_CODE, status=404)
-        # Only failed attempts count.
+        # Only failed attempts use up the limits.
         self.request_limits.pairings_by_user.give_back(requester.user_id)
         self.request_limits.pairings_by_address.give_back(network)
         await self.store.catch_up()

@@ -271,7 +271,7 @@ def release(db: Connection, device_id: str, *, now_ms: int) -> None:
 
 
 def release_from(db: Connection, device_id: str, user_ids: Collection[str], *, now_ms: int) -> None:
-    """Take a locked device from these users, who are all that it has."""
+    """Take a device from all its users. The caller has locked the device with `lock_device`."""
     publish_changed_access(db, [(device_id, user_id) for user_id in user_ids], now_ms=now_ms)
     _release(db, [device_id])
 

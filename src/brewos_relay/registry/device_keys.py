@@ -120,7 +120,7 @@ def replace_unowned_key(db: Connection, device: Device, key_hash: bytes, *, now_
 
 
 def record_pending(db: Connection, device: Device, *, now_ms: int) -> None:
-    """Record since when another key waits for an owner to pair it."""
+    """Record that another key waits for an owner to pair it, unless one waits already."""
     if device.key_pending_since_ms is None:
         _write(db, device.id, key_pending_since_ms=now_ms)
 

@@ -57,7 +57,7 @@ def save_states(db: Connection, states: Sequence[StoredState]) -> None:
 
     So an instance that has lost a device cannot replace the state that its new instance stored, however late
     it saves. A connection always gets a later time than the state that it continues, even if the clock was
-    set back. A stored time that is over an hour ahead comes from a wrong clock and does not count.
+    set back. A stored time that is over an hour ahead comes from a wrong clock and is ignored.
 
     Only devices that have users or were added by hand: anyone can register others.
     """

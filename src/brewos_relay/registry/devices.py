@@ -65,9 +65,9 @@ def add_devices(
 
 
 def add_device_users(db: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows of `device_users`. Each refers to the account of its user if there is one.
+    """Add rows of `device_users`, and link each to the account of its user if the user has one.
 
-    The foreign key rejects a row whose account is removed at the same time.
+    The foreign key then rejects a row whose account is removed at the same time.
     """
     user_ids = sorted({row["user_id"] for row in rows})
     accounts = {

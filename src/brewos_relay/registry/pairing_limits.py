@@ -16,7 +16,7 @@ from brewos_relay.registry.schema import device_users, new_ids, pairing_window, 
 PairingMode = Literal["open", "window", "closed"]
 
 COUNTED_MS: Final = 24 * 3600 * 1000
-"""How long the new ids of a network count."""
+"""How long a new id counts towards the quota of its network."""
 WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
 """The longest time for which the pairing window can be opened."""
 
@@ -106,11 +106,9 @@ def check_quota(
 ) -> None:
     """Raise QuotaReached if a user has `limit` devices. Call this before the user gets another.
 
-    Devices of every role count; ended access does not. `device_id` is the device to be given: a user who has
-    it already passes.
-
-    The account stays locked until the transaction ends, so that two transactions cannot both use the last
-    place.
+    Devices in every role are counted; ended access is not. `device_id` is the device to be given: a user who
+    has it already passes. The account stays locked until the transaction ends, so that two transactions
+    cannot both give the user a last device.
     """
     db.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True)).all()
     has = _count_of(user_id, now_ms)

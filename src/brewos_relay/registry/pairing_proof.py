@@ -5,8 +5,8 @@ that registered itself is *unproven* until a machine connects to the WebSocket w
 
 - It expires after a day.
 - A machine with another key takes precedence if it has connected and a user presents its token.
-- The former pairing is restored if its own machine connects before its day is over. So a stranger who
-  connects first gains nothing permanent: between two machines that connect, the earlier pairing counts.
+- The former pairing is restored if its own machine connects within a day of it. So a stranger who connects
+  first gains nothing permanent: between two machines that connect, the earlier pairing wins.
 
 These rules do not apply to machines that have connected, nor to keys from the command line or from before the
 rules.
@@ -54,7 +54,7 @@ def trust_key(db: Connection, device_id: str) -> None:
 
 
 def is_of_interest(device: Device, key_hash: bytes) -> bool:
-    """Tell whether a connection with this key matters although the key does not work."""
+    """Tell whether a connection with this key can change the owner, although the key does not work."""
     return device.unproven_since_ms is not None or device.former_key_hash == key_hash
 
 
@@ -75,7 +75,7 @@ def connected_with_other_key(db: Connection, device_id: str, key_hash: bytes, *,
 
 
 def is_recorded(db: Connection, device: Device, key_hash: bytes) -> bool:
-    """Tell whether `connected_with_other_key` would change nothing. Needs no write."""
+    """Tell whether `connected_with_other_key` has nothing to change, so that no write is needed."""
     if device.former_key_hash == key_hash:
         return False
     waiting = select(claims.c.seen_at_ms).where(
@@ -98,7 +98,10 @@ def count_unproven(db: Connection, user_id: str, *, but: str) -> int:
 
 
 def expire_pairing(db: Connection, device: Device, *, now_ms: int) -> bool:
-    """Release a locked device whose pairing expired because no machine connected. Tells whether it did."""
+    """Release a device whose pairing expired without a connection. Tells whether it did.
+
+    The caller has locked the device with `lock_device`.
+    """
     if device.unproven_since_ms is None:
         return False
     has = current_users(db, device.id, now_ms=now_ms)
@@ -127,9 +130,10 @@ def expire_pairings(db: Connection, *, now_ms: int) -> bool:
 def take_over(
     db: Connection, device: Device, key_hash: bytes, *, user_id: str, has: Mapping[str, Access], now_ms: int
 ) -> None:
-    """Give a locked device, whose machine never connected, to the user whose machine has connected.
+    """Give a device whose machine never connected to the user whose machine has connected.
 
-    The former pairing is kept beside it until its day is over. `has` are the current users.
+    The former pairing is stored, and can be restored within a day of it; see `reinstate`. `has` are the
+    current users. The caller has locked the device with `lock_device`.
     """
     former = _first_owner(has)
     until_ms = _ends_at(has)
@@ -150,9 +154,9 @@ def take_over(
 
 
 def reinstate(db: Connection, device_id: str, key_hash: bytes, *, now_ms: int) -> bool:
-    """Restore the former pairing of a device, because its machine connected. False if it is over.
+    """Restore the former pairing of a device, because its machine connected.
 
-    Its day must not be over, and its user must still exist.
+    False if the former pairing is more than a day old, or its user no longer exists.
     """
     device = _find(db, device_id)
     if device is None or device.former_key_hash != key_hash or device.former_user_id is None:

@@ -222,10 +222,10 @@ class Store:
         await self._watcher.catch_up(ends_only=ends_only)
 
     async def run(self) -> None:
-        """Answer lookups, follow changes, do the housekeeping and write recorded facts, until cancelled.
+        """Answer lookups, follow changes, do the housekeeping and run `write_behind`, until cancelled.
 
         **Owns:** a task for each kind of batched lookup, and one each for watching, housekeeping and writing.
-        **Ends when:** cancelled, once recorded facts are written, or 5 s later.
+        **Ends when:** cancelled, once `write_behind` has written everything, or 5 s later.
         """
         async with trio.open_nursery() as nursery:
             for batcher in (self._devices, self._accesses, self._sessions, self._revoked, self._states):
@@ -313,7 +313,7 @@ class Store:
 async def open_store(
     url: str, *, write_s: float = WRITE_S, states_kept_s: float = STATES_KEPT_MS / 1000
 ) -> AsyncIterator[Store]:
-    """Open the registry at an SQLAlchemy URL. On exit, write all recorded facts and close it.
+    """Open the registry at an SQLAlchemy URL. On exit, write what `write_behind` still holds, and close it.
 
     A write raises RegistryBusy after `write_s`. States of devices older than `states_kept_s` are not used.
 

@@ -25,7 +25,7 @@ class WriteAttempt:
     """
 
     def __init__(self, limiter: trio.CapacityLimiter, *, within_s: float) -> None:
-        """Start the clock. An earlier deadline of the caller counts."""
+        """Start the clock. An earlier deadline of the caller takes precedence."""
         now = trio.current_time()
         self._limiter = limiter
         self._deadline = min(now + within_s, trio.current_effective_deadline())

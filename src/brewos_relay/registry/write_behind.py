@@ -1,4 +1,4 @@
-"""Write-behind: facts that a running server records continuously, written every few seconds."""
+"""Write-behind: records of a running server, gathered in memory and written every few seconds."""
 
 import logging
 import threading
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class WriteBehind:
-    """Records connection times, reported infos and activity of devices. Recording never fails or waits."""
+    """Gathers connection times, reported infos and activity of devices. Its methods never fail or wait."""
 
     def __init__(self, database: Database, *, limiter: trio.CapacityLimiter) -> None:
         self._database = database
@@ -79,7 +79,7 @@ class WriteBehind:
             self._many.set()
 
     async def run(self) -> None:
-        """Write recorded facts until cancelled; then write the rest, in 5 s at most."""
+        """Write the records every few seconds until cancelled; then write the rest, in 5 s at most."""
         try:
             while True:
                 await self._wanted.wait()
@@ -120,12 +120,12 @@ class WriteBehind:
             self._put_back(seen, said, entries)
         except Exception as problem:
             if turn.acquire(blocking=False):  # it never started: no thread is available
-                logger.warning("recorded facts cannot be written yet: %s; trying again", problem)
+                logger.warning("records of devices cannot be written yet: %s; trying again", problem)
                 self._put_back(seen, said, entries)
                 return
             # It would fail every time, together with later records.
             self._held.forget(held)
-            logger.exception("recorded facts cannot be written and are lost")
+            logger.exception("records of devices cannot be written and are lost")
 
     def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
         self._said = {**said, **self._said}

@@ -173,7 +173,7 @@ class Admission:
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
         if not is_current_key and not is_next_key:
-            if device is None or not await self._returns_to_earlier_claim(device, presented_hash):
+            if device is None or not await self._restores_former_pairing(device, presented_hash):
                 raise Denied("wrong_key", 401, "unknown device or wrong key")
             return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
@@ -209,10 +209,10 @@ class Admission:
             return
         self._store.hold_use(device_id, key_hash, "next" if is_next_key else "confirmed")
 
-    async def _returns_to_earlier_claim(self, device: Device, presented_hash: bytes) -> bool:
+    async def _restores_former_pairing(self, device: Device, presented_hash: bytes) -> bool:
         """Record that a machine presented another key, if that decides who owns the device.
 
-        Return True if the device returned to an earlier claim with this key.
+        Return True if the device returned to its former pairing, so that this key works now.
         """
         if not is_of_interest(device, presented_hash):
             return False

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 10.0
 LOW_BYTES: Final = 64 * 1024 * 1024
 LOW_SHARE: Final = 0.05
-"""The disk counts as full with less free space than the smaller of these: 64 MiB, and 5 % of the disk."""
+"""The disk is full with less free space than the smaller of these: 64 MiB, and 5 % of the disk."""
 LARGE_WAL_BYTES: Final = 128 * 1024 * 1024
 
 PROBLEMS: Final = ("disk_full", "read_only", "write_failed", "wal_large")
@@ -86,7 +86,7 @@ def advice_for(problem: str) -> str:
 
 
 class StorageWatch:
-    """Watches the registry's storage: each failed write counts at once, and the disk is checked every 10 s.
+    """Watches the registry's storage: a failed write is a problem at once; the disk is checked every 10 s.
 
     After a failed write, each check attempts a test write. Its success ends the problem.
     """

@@ -27,7 +27,7 @@ LAST_SAVE_S: Final = 5.0
 FIND_S: Final = 1.0
 """How long admission waits for a stored state. A machine gives up after 5 s; the state is optional."""
 _WINDOW_S: Final = 240.0
-_NOTES_IN_WINDOW: Final = 120
+_ENTRIES_IN_WINDOW: Final = 120
 _SEEN_EVERY: Final = 15
 SEEN_EVERY_S: Final = _SEEN_EVERY * _WINDOW_S
 """How often online devices are recorded as seen, so that the registry has the time even after a crash."""
@@ -101,7 +101,7 @@ async def find_state(store: Store, device_id: str) -> KnownState | None:
 
 
 class ActivityRecorder:
-    """Records the activity and presence of devices, and what a device told about itself when it goes offline.
+    """Records the activity and presence of devices, and what each reported about itself once it is offline.
 
     The registry keeps a bounded number of entries for each device. So that no user can displace the entries
     of others, at most 120 entries per user and device are recorded until `run` begins the next window, every
@@ -136,7 +136,7 @@ class ActivityRecorder:
             return
         key = hash((event.device_id, event.user_id))
         count = self._counts.get(key, 0)
-        if count < _NOTES_IN_WINDOW:
+        if count < _ENTRIES_IN_WINDOW:
             self._counts[key] = count + 1
             entry = Activity(
                 device_id=event.device_id,

@@ -44,7 +44,7 @@ class RequestGate(h11.Connection):
 
     A refused request looks like a protocol error to Hypercorn, which responds and closes the connection;
     `refused` counts it by reason. In accepted requests, the target is a path (or `*`), the Host header names
-    the host that counts, and upgrades are removed. A request with an ignored upgrade is the last one of its
+    the requested host, and upgrades are removed. A request with an ignored upgrade is the last one of its
     connection, so that a proxy that mistakes the connection for a tunnel can send nothing more.
     """
 

@@ -70,7 +70,7 @@ class ServerSignals:
         return self._starting
 
     def mark_started(self) -> None:
-        """Note that the start-up is over."""
+        """Mark the start-up as over: signals no longer cancel the scope of `start_scope`."""
         self._starting = None
 
     async def wait_for_reload(self) -> bool:

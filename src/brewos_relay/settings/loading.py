@@ -1,4 +1,4 @@
-"""Load the settings: command line before environment, credentials, `.env` and defaults."""
+"""Load the settings. The command line wins over the environment, credentials, `.env` and defaults."""
 
 import os
 from collections.abc import Callable, Mapping
