@@ -9,6 +9,22 @@ from pathlib import Path
 _CHUNK = b"\0" * 4096
 
 
+class RecordingOwner:
+    """An owner of a transport that records what it is asked for."""
+
+    def __init__(self, *, may_start: bool = True) -> None:
+        self.may_start = may_start
+        self.starts = 0
+        self.failures: list[Exception] = []
+
+    def start_writing(self) -> None:
+        assert self.may_start
+        self.starts += 1
+
+    def fail(self, error: Exception) -> None:
+        self.failures.append(error)
+
+
 @contextmanager
 def socket_pair(*, send_buffer_bytes: int | None = None) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Open two connected sockets; `send_buffer_bytes` hints at what the system holds for the first."""

@@ -14,7 +14,7 @@ from brewos_relay.wire.poller import open_poller
 from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport, WriteBatch
 from support.certificates import server_context, write_certificate
-from support.sockets import count_open_files, fill, reset, socket_pair, tcp_pair
+from support.sockets import RecordingOwner, count_open_files, fill, reset, socket_pair, tcp_pair
 from support.tls_client import TlsClient
 
 LIMIT = 300_000
@@ -175,7 +175,7 @@ async def test_written_bytes_arrive(server: ssl.SSLContext, version: ssl.TLSVers
         assert client.tls.version() == {VERSIONS[0]: "TLSv1.2", VERSIONS[1]: "TLSv1.3"}[version]
         assert transport.outbox_limits == (LIMIT, LIMIT - 1)
         assert transport.read() is None
-        transport.on_blocked = pytest.fail
+        transport.owner = RecordingOwner(may_start=False)
         assert transport.write(b"from the relay")
         assert transport.write(b"")
         assert await client.read(14) == b"from the relay"
@@ -189,7 +189,7 @@ async def test_a_write_larger_than_a_record_is_written_at_once_if_there_is_room(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     async with tls_pair(server, version) as (transport, client):
-        transport.on_blocked = pytest.fail
+        transport.owner = RecordingOwner(may_start=False)
         data = bytes(range(256)) * 200
         assert transport.write(data)
         assert transport.outbox_bytes == 0
@@ -226,10 +226,9 @@ async def test_unsent_bytes_wait_and_are_written_in_order(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     async with tls_pair(server, version) as (transport, client):
-        blocked: list[None] = []
-        transport.on_blocked = lambda: blocked.append(None)
+        transport.owner = owner = RecordingOwner()
         expected = fill_outbox(transport)
-        assert len(blocked) == 1
+        assert owner.starts == 1
         for size in (1, 20_000, 600):
             assert transport.write(bytes([size % 256]) * size)
             expected += bytes([size % 256]) * size

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay.wire.transport import READ_BYTES, Transport, TransportStream, WriteBatch
-from support.sockets import count_open_files, fill, read_available, reset, socket_pair, tcp_pair
+from support.sockets import (
+    RecordingOwner,
+    count_open_files,
+    fill,
+    read_available,
+    reset,
+    socket_pair,
+    tcp_pair,
+)
 
 LIMIT = 10_000
 
@@ -161,7 +169,7 @@ async def test_held_writes_are_sent_in_order() -> None:
 
 @pytest.mark.parametrize("is_watched", [True, False])
 async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
-    failures: list[Exception] = []
+    owner = RecordingOwner()
 
     def fail(_data: bytes) -> int:
         raise MemoryError
@@ -169,13 +177,13 @@ async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
     with transport_pair() as (bad, _), transport_pair() as (good, far_good):
         sends = bad.write_batch = good.write_batch = WriteBatch()
         if is_watched:
-            bad.on_failed = failures.append
+            bad.owner = owner
         bad._send = fail
         with sends:
             assert bad.write(b"lost")
             assert good.write(b"sent")
         assert read_available(far_good) == b"sent"
-        assert [type(each) for each in failures] == [MemoryError] * is_watched
+        assert [type(each) for each in owner.failures] == [MemoryError] * is_watched
         assert bad.broken is not is_watched
         bad._send = lambda data: len(data)
         with sends:
@@ -217,15 +225,15 @@ async def test_small_writes_that_are_held_go_in_one_piece() -> None:
 
 async def test_held_write_without_room_goes_into_the_outbox() -> None:
     with transport_pair() as (transport, far):
-        blocked: list[int] = []
-        transport.on_blocked = lambda: blocked.append(transport.outbox_bytes)
+        transport.owner = owner = RecordingOwner()
         filled_bytes = fill(transport._socket)
         transport.write_batch = WriteBatch()
         with transport.write_batch:
             assert transport.write(bytes(LIMIT - 10))
-            assert not blocked
+            assert owner.starts == 0
             assert not transport.write(bytes(11))
-            assert blocked == [LIMIT - 10]
+            assert owner.starts == 1
+            assert transport.outbox_bytes == LIMIT - 10
             assert transport.write(bytes(10))
         assert transport.outbox_bytes == LIMIT
         async with trio.open_nursery() as nursery:
@@ -271,7 +279,7 @@ async def test_held_write_of_a_closed_stream_is_dropped() -> None:
 
 async def test_write_is_sent_at_once_if_there_is_room() -> None:
     with transport_pair() as (transport, far):
-        transport.on_blocked = pytest.fail
+        transport.owner = RecordingOwner(may_start=False)
         assert transport.write(b"abc")
         assert transport.write(b"")
         assert transport.outbox_bytes == 0
@@ -280,22 +288,21 @@ async def test_write_is_sent_at_once_if_there_is_room() -> None:
 
 async def test_unsent_bytes_go_into_the_outbox() -> None:
     with transport_pair() as (transport, far):
-        blocked: list[None] = []
-        transport.on_blocked = lambda: blocked.append(None)
+        transport.owner = owner = RecordingOwner()
         filled_bytes = fill_transport(transport)
         assert transport.outbox_bytes == 0
         assert transport.write(b"first")
         assert transport.outbox_bytes == 5
         assert transport.write(b"second")
         assert transport.outbox_bytes == 11
-        assert len(blocked) == 1  # only when it became non-empty
+        assert owner.starts == 1  # only when it became non-empty
         assert len(read_available(far)) == filled_bytes
 
 
-async def test_on_blocked_is_optional() -> None:
+async def test_transport_needs_no_owner() -> None:
     with transport_pair() as (transport, _):
         fill_transport(transport)
-        assert transport.on_blocked is None
+        assert transport.owner is None
         assert transport.write(b"first")
         assert transport.outbox_bytes == 5
 
@@ -350,7 +357,7 @@ async def test_a_broken_stream_takes_everything() -> None:
     with tcp_pair() as (near, far):
         transport = Transport(near, outbox_limit_bytes=LIMIT)
         reset(far)
-        transport.on_blocked = pytest.fail
+        transport.owner = RecordingOwner(may_start=False)
         for _ in range(10):
             assert transport.write(bytes(LIMIT))
         assert transport.outbox_bytes == 0
@@ -385,11 +392,10 @@ async def test_flushing_writes_everything_in_order() -> None:
             received = await read_exactly(far, filled_bytes + len(expected))
         assert received[filled_bytes:] == expected
         assert transport.outbox_bytes == 0
-        blocked: list[None] = []
-        transport.on_blocked = lambda: blocked.append(None)
+        transport.owner = owner = RecordingOwner()
         assert transport.write(b"straight")  # as before the outbox was used
         assert await read_exactly(far, 8) == b"straight"
-        assert not blocked
+        assert owner.starts == 0
 
 
 async def test_flush_writes_data_that_is_added_meanwhile() -> None:

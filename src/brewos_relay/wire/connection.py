@@ -124,10 +124,9 @@ class WebSocketConnection:
         self._receive = receive
         self._tasks = tasks
         transport = self._transport
-        transport.on_blocked = self._start_writing
-        transport.on_failed = self.fail
+        transport.owner = self
         if transport.outbox_bytes:
-            transport.on_blocked()
+            self.start_writing()
         data, self._initial = self._initial, b""
         self._poller.watch(transport.fd, self)
         try:
@@ -139,7 +138,7 @@ class WebSocketConnection:
                 await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
         finally:
             self._poller.unwatch(transport.fd)
-            transport.on_blocked = transport.on_failed = None
+            transport.owner = None
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
@@ -290,7 +289,8 @@ class WebSocketConnection:
             return False
         return self._transport.write(delivery.encoded or encode_delivery(delivery), keep)
 
-    def _start_writing(self) -> None:
+    def start_writing(self) -> None:
+        """Start the writer task: the outbox is no longer empty."""
         self._tasks.start_soon(self._write_outbox)
 
     async def _write_outbox(self) -> None:

@@ -9,7 +9,7 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -51,6 +51,19 @@ _AT_ONCE: Final = WriteBatch()
 """Holds no writes."""
 
 
+class Owner(Protocol):
+    """The owner of a transport while it may be written to without waiting."""
+
+    def start_writing(self) -> None:
+        """Start a task that runs `Transport.flush`: the outbox is no longer empty."""
+
+    def fail(self, error: Exception) -> None:
+        """End the connection: a held write failed by another exception than OSError.
+
+        Part of the write may be lost.
+        """
+
+
 class Transport:
     """Owns a connected, non-blocking socket until `close`.
 
@@ -69,9 +82,8 @@ class Transport:
         "_wakes",
         "broken",
         "fd",
-        "on_blocked",
-        "on_failed",
         "outbox_bytes",
+        "owner",
         "write_batch",
     )
 
@@ -97,10 +109,7 @@ class Transport:
         """Whether the stream failed. An end by the peer is no failure."""
         self.outbox_bytes = 0
         """How many bytes wait to be written."""
-        self.on_blocked: Callable[[], None] | None = None
-        """Called when the outbox is no longer empty: a task has to run `flush`."""
-        self.on_failed: Callable[[Exception], None] | None = None
-        """Called when a held write failed by another exception than OSError; part of it may be lost."""
+        self.owner: Owner | None = None
 
     @property
     def closed(self) -> bool:
@@ -184,14 +193,14 @@ class Transport:
         if sent != len(data):
             self._outbox = deque((data[sent:],))
             self.outbox_bytes = len(data) - sent
-            if self.on_blocked is not None:
-                self.on_blocked()
+            if self.owner is not None:
+                self.owner.start_writing()
 
     def fail(self, error: Exception) -> None:
         """Drop the held write, and end the stream."""
         self._held = None
-        if self.on_failed is not None:
-            self.on_failed(error)
+        if self.owner is not None:
+            self.owner.fail(error)
         else:
             self._break()
 
