@@ -1,5 +1,6 @@
 """Vocabulary that every layer shares: roles, device ids, device keys and wall-clock times."""
 
+import math
 import re
 import secrets
 import time
@@ -83,7 +84,10 @@ def check_key(text: str) -> None:
         )
 
 
-# Wall-clock times
+# Times
+
+LONG_AGO: Final = -math.inf
+"""A time before all others."""
 
 LAST_TIME_MS: Final = 253_402_300_799_000
 """The end of the year 9999 in Unix milliseconds, the last time that ISO 8601 and `datetime` can write."""

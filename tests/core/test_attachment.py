@@ -1,6 +1,6 @@
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import pytest
@@ -8,17 +8,23 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+from brewos_relay.core.attachment import (
+    Attachment,
+    ClientAttachment,
+    DeviceAttachment,
+    RemoteDeviceAttachment,
+)
 from brewos_relay.core.grant import FULL, Grant
+from brewos_relay.core.remote import TakeOutcome
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery
-from support.peers import ScriptedPeer
+from brewos_relay.messages import Delivery, Message
+from support.peers import PassiveSession, ScriptedPeer
 
 DEVICE_ID = "BRW-00000001"
 DELIVERY = Delivery((messages.DEVICE_ONLINE,))
 
 
-class InNursery:
+class InNursery(PassiveSession):
     """The session of an attachment."""
 
     device_id = DEVICE_ID
@@ -28,6 +34,32 @@ class InNursery:
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(async_fn, *args)
+
+
+class TakingSession(PassiveSession):
+    """A session that records what it takes, and from which kind of attachment."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, Attachment, Sequence[Message]]] = []
+
+    def take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
+        self.taken.append(("device", device, received))
+        return 1.0
+
+    def take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
+        self.taken.append(("remote", device, received))
+        return 2.0
+
+    def take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
+        self.taken.append(("client", client, received))
+        return 3.0
+
+
+class RemoteScriptedPeer(ScriptedPeer):
+    """A scripted peer on another instance."""
+
+    def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
+        raise AssertionError("no command is to be sent")
 
 
 @pytest.fixture
@@ -244,3 +276,16 @@ async def test_a_pause_that_the_clock_did_not_count_brings_ends_closer(
     assert client.expires_at == ends - 60
     assert client.access_ends_at == math.inf
     assert client.due_at == -math.inf
+
+
+async def test_session_takes_the_messages_of_each_kind_of_attachment() -> None:
+    session, received = TakingSession(), DELIVERY.messages
+    device = DeviceAttachment(session, ScriptedPeer(), bucket=None)
+    remote = RemoteDeviceAttachment(session, RemoteScriptedPeer())
+    client = ClientAttachment(session, ScriptedPeer(), bucket=None)
+    assert [attachment.receive(received) for attachment in (device, remote, client)] == [1.0, 2.0, 3.0]
+    assert session.taken == [
+        ("device", device, received),
+        ("remote", remote, received),
+        ("client", client, received),
+    ]

@@ -15,20 +15,13 @@ from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
-from support.peers import ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer
 
 STATUS = encode({"type": "status", "seq": 1})
 DELTA = encode({"type": "status_delta", "seq": 2})
 INFO = encode({"type": "device_info"})
 ERROR = encode({"type": "log", "level": "error"})
 STATE = [encode({"type": "device_status"}), encode({"type": "status", "seq": 9})]
-
-
-class Nothing:
-    device_id = "BRW-00000001"
-
-    def start_soon(self, *_: object) -> None:
-        raise AssertionError("nothing is to be started")
 
 
 class Opened:
@@ -42,7 +35,7 @@ class Opened:
 
     def join(self, **options: Any) -> ScriptedPeer:
         peer = ScriptedPeer()
-        self.clients[peer] = ClientAttachment(Nothing(), peer, bucket=None, **options)
+        self.clients[peer] = ClientAttachment(PassiveSession(), peer, bucket=None, **options)
         self.audience.join(self.clients[peer])
         return peer
 

@@ -21,7 +21,7 @@ from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.dialect import BREWOS, Dialect, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import CommandHead, Message, encode
-from support.peers import ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer
 
 DEVICE_ID = "BRW-00000001"
 HEAT = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
@@ -32,7 +32,7 @@ UNKNOWN = encode({"type": "command", "cmd": "new_command"})
 SNAPSHOT = [encode({"type": "status", "seq": 7}), encode({"type": "device_info"})]
 
 
-class Recorder:
+class Recorder(PassiveSession):
     """The session of the attachments, and a record of their commands."""
 
     device_id = DEVICE_ID
@@ -46,9 +46,6 @@ class Recorder:
         assert device_id == self.device_id
         self.recorded.append((kind, user_id, *detail.values()))
         assert list(detail) == ["name", "outcome"]
-
-    def start_soon(self, *_: object) -> None:
-        raise AssertionError("nothing is to be started")
 
 
 class Opened:
@@ -72,7 +69,7 @@ class Opened:
             limits=bounds,
             policy=policy,
             counters=self.counters,
-            record_activity=self.session.record_activity,
+            recorder=self.session,
         )
         self.device = ScriptedPeer()
 

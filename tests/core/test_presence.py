@@ -13,21 +13,12 @@ from brewos_relay.core.presence import Presence
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
-from support.peers import ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer
 from support.state_messages import update
 
 
-class Nothing:
-    """A session that starts nothing."""
-
-    device_id = "BRW-00000001"
-
-    def start_soon(self, *_: object) -> None:
-        raise AssertionError("nothing is to be started")
-
-
 def connection() -> DeviceAttachment:
-    return DeviceAttachment(Nothing(), ScriptedPeer(), bucket=None)
+    return DeviceAttachment(PassiveSession(), ScriptedPeer(), bucket=None)
 
 
 @pytest.fixture

@@ -18,14 +18,11 @@ from brewos_relay.core.recording import (
     receive_logged,
 )
 from brewos_relay.messages import Message, encode
-from support.peers import ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer
 
 
-class Session:
+class Session(PassiveSession):
     device_id = "BRW-12AB34CD"
-
-    def start_soon(self, *_: object) -> None:
-        raise AssertionError
 
 
 def device() -> DeviceAttachment:

@@ -15,7 +15,7 @@ from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.throttle import DeviceFeed, Throttle
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
-from support.peers import ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer
 
 
 def packed(content: Any) -> Message:
@@ -143,7 +143,7 @@ def test_a_larger_rate_has_a_larger_bound() -> None:
 # The feed of a device
 
 
-class Fed:
+class Fed(PassiveSession):
     """The feed of a device with a client that listens."""
 
     def __init__(self, **limits: Any) -> None:
@@ -161,18 +161,13 @@ class Fed:
             dialect=BREWOS,
             counters=self.counters,
             lines=lines,
-            record_activity=self.record_activity,
+            recorder=self,
         )
         bucket = open_bucket(bounds.device_rate, burst=bounds.device_burst)
         self.device = DeviceAttachment(self, ScriptedPeer(), bucket=bucket)
         self.client = ScriptedPeer()
         audience.join(ClientAttachment(self, self.client, bucket=None))
         self.feed.begin()
-
-    device_id = "BRW-00000001"
-
-    def start_soon(self, *_: object) -> None:
-        raise AssertionError("nothing is to be started")
 
     def record_activity(
         self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]

@@ -202,11 +202,13 @@ async def test_clients_have_a_budget_by_user_or_by_the_device_that_their_token_n
     assert budgets.of_client(None, "BRW-00000002", by_token=False).admit()
 
 
-async def test_no_rate_means_no_budget() -> None:
-    device = PeerBudgets(Limits(admit_rate=0.0)).of_device("BRW-00000001")
+async def test_without_a_rate_there_is_no_budget_and_no_bucket() -> None:
+    budgets = PeerBudgets(Limits(admit_rate=0.0))
+    device = budgets.of_device("BRW-00000001")
     for _ in range(100):
         assert device.admit()
         device.count()
+    assert len(budgets._devices) == 0
 
 
 async def test_the_number_of_remembered_networks_and_peers_is_limited(

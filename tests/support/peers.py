@@ -1,12 +1,35 @@
-"""A scripted peer: tests make it send, accept, refuse or fail, and read the calls that it received."""
+"""A scripted peer: tests make it send, accept, refuse or fail, and read the calls that it received.
 
+Also a session that does nothing, for attachments without one.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 import trio
 
+from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, RemoteDeviceAttachment
 from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.messages import Delivery, Message, encode
+
+
+class PassiveSession:
+    """The session of an attachment in a test. It starts no tasks and takes no messages."""
+
+    device_id = "BRW-00000001"
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+    def take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
+        raise AssertionError("no message is to be taken")
+
+    def take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
+        raise AssertionError("no message is to be taken")
+
+    def take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
+        raise AssertionError("no message is to be taken")
 
 
 class ScriptedPeer:

@@ -4,7 +4,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.core.remote import RemotePeer
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.vocabulary import LONG_AGO
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ class AttachmentHost(Protocol):
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task in the session's nursery; it must not raise."""
+
+    def take_from_device(self, device: "DeviceAttachment", received: Sequence[Message]) -> float:
+        """Take messages of a connection of the device; return for how many seconds to pause reading."""
+
+    def take_from_remote_device(self, device: "RemoteDeviceAttachment", received: Sequence[Message]) -> float:
+        """Take messages of a connection of the device on another instance."""
+
+    def take_from_client(self, client: "ClientAttachment", received: Sequence[Message]) -> float:
+        """Take messages of a client; return for how many seconds to pause reading."""
 
 
 class Attachment:
@@ -176,6 +186,10 @@ class DeviceAttachment(Attachment):
         """When it came, in µs since the epoch. A stored state of an earlier connection never replaces one of
         a later connection."""
 
+    def receive(self, received: Sequence[Message]) -> float:
+        """Take messages of the device; see `peer.Receive`."""
+        return self.session.take_from_device(self, received)
+
 
 class RemoteDeviceAttachment(DeviceAttachment):
     """A connection of a device on another instance. It has no credential, rate or signs of life."""
@@ -185,6 +199,10 @@ class RemoteDeviceAttachment(DeviceAttachment):
     def __init__(self, session: AttachmentHost, peer: RemotePeer) -> None:
         super().__init__(session, peer, bucket=None)
         self.remote = peer
+
+    def receive(self, received: Sequence[Message]) -> float:
+        """Take messages of the device; see `peer.Receive`."""
+        return self.session.take_from_remote_device(self, received)
 
 
 class ClientAttachment(Attachment):
@@ -207,7 +225,7 @@ class ClientAttachment(Attachment):
         self.id = secrets.token_hex(8)
         self.access_ends_at = math.inf
         """When its access ends (trio time)."""
-        self.due_at = -math.inf
+        self.due_at = LONG_AGO
         """When its access and its token have to be checked next (trio time). A change sets this to now."""
         self.set_grant(grant)
         self.expires_at = math.inf
@@ -217,23 +235,27 @@ class ClientAttachment(Attachment):
         """Whether it was told that its token expires soon."""
         self.set_token_end(expires_at_s)
 
+    def receive(self, received: Sequence[Message]) -> float:
+        """Take messages of the client; see `peer.Receive`."""
+        return self.session.take_from_client(self, received)
+
     def set_grant(self, grant: Grant) -> None:
         """Apply a grant from the next message on. A client whose access was ended keeps no access."""
-        if self.access_ends_at > -math.inf:
+        if self.access_ends_at > LONG_AGO:
             self.grant = grant
             self.access_ends_at = trio.current_time() + grant.until_s - time.time()
-            self.due_at = -math.inf
+            self.due_at = LONG_AGO
 
     def end_access(self, code: int, reason: str) -> None:
         """Close the client. Its messages, and its commands that wait, no longer reach the device."""
-        self.access_ends_at = -math.inf
+        self.access_ends_at = LONG_AGO
         self.close(code, reason)
 
     def count_pause(self, unseen_s: float) -> None:
         """Move both expiry times closer by `unseen_s`, which is missing on Trio's clock."""
         self.expires_at -= unseen_s
         self.access_ends_at -= unseen_s
-        self.due_at = -math.inf
+        self.due_at = LONG_AGO
 
     def set_token_end(self, expires_at_s: float) -> None:
         """Set when the client's token expires, in s since the epoch."""
@@ -241,4 +263,4 @@ class ClientAttachment(Attachment):
         if expires_at > self.expires_at + _SAME_END_S:  # a browser may send the same token again
             self.warned = False
         self.expires_at = expires_at
-        self.due_at = -math.inf
+        self.due_at = LONG_AGO

@@ -1,6 +1,5 @@
 """Audience: the clients of one device, and the lag of slow clients."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ from brewos_relay.core.remote import RemoteAudience
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
-from brewos_relay.vocabulary import iso_time, now_ms
+from brewos_relay.vocabulary import LONG_AGO, iso_time, now_ms
 
 CHECK_EVERY_S: Final = 1.0
 """How often the periodic checks run."""
@@ -163,7 +162,7 @@ class Audience:
 
     def resume(self, now: float, unseen_s: float) -> None:
         """Start every silence timer again after a pause, and send a keepalive; see `core.pauses`."""
-        self._fed, self._fed_at = False, -math.inf
+        self._fed, self._fed_at = False, LONG_AGO
         for client in self:
             client.restart_silence(now)
             client.count_pause(unseen_s)

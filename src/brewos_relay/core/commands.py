@@ -13,7 +13,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.recording import RecordActivity
+from brewos_relay.core.recording import Recorder
 from brewos_relay.core.remote import RemoteOutcome, RemotePeer
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
@@ -90,7 +90,7 @@ class Commands:
         "_pending",
         "_policy",
         "_presence",
-        "_record_activity",
+        "_recorder",
     )
 
     def __init__(
@@ -101,7 +101,7 @@ class Commands:
         limits: Limits,
         policy: Policy,
         counters: Counters,
-        record_activity: RecordActivity,
+        recorder: Recorder,
     ) -> None:
         self._presence = presence
         self._audience = audience
@@ -109,7 +109,7 @@ class Commands:
         self._policy = policy
         self._dialect = policy.dialect
         self._counters = counters
-        self._record_activity = record_activity
+        self._recorder = recorder
         self._pending: CommandQueue | None = None
         self._asked_at: dict[str, float] = {}  # when the device was last asked for its state, by message type
 
@@ -194,7 +194,7 @@ class Commands:
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
         detail = {"name": head.name, "outcome": status}
-        self._record_activity(self._presence.device_id, "command", client.grant.user_id, detail)
+        self._recorder.record_activity(self._presence.device_id, "command", client.grant.user_id, detail)
         return answers
 
     def _count_sent(self, sent: Sequence[Message]) -> None:

@@ -20,7 +20,7 @@ from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message
-from brewos_relay.vocabulary import iso_time
+from brewos_relay.vocabulary import LONG_AGO, iso_time
 
 _LIVELY_S: Final = 20.0
 """A device that sent something this recently still has its connection: machines ping every 15 s."""
@@ -54,7 +54,7 @@ class Presence:
         limits: Limits,
         dialect: Dialect,
         snapshot: Snapshot | None = None,
-        gone_at: float = -math.inf,
+        gone_at: float = LONG_AGO,
     ) -> None:
         self._limits = limits
         self._dialect = dialect

@@ -1,8 +1,8 @@
 """Recording: what the log and the activity say about attachments."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
 import trio
@@ -35,8 +35,14 @@ class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
     """What a device that went offline has reported about itself."""
 
 
-RecordActivity: TypeAlias = Callable[[str, EventKind, str | None, Mapping[str, str]], None]
-"""Takes the device, the kind of activity, the user who caused it, and details."""
+class Recorder(Protocol):
+    """Records activity of devices and clients."""
+
+    def record_activity(
+        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
+    ) -> None:
+        """Record activity of a device, or of a client of the user."""
+
 
 LEFT: Final = PeerEnd("peer", None)
 """The end of a peer that does not tell how it ended, and that the relay did not close."""

@@ -37,7 +37,7 @@ from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot, Snapsho
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import Delivery, Message
-from brewos_relay.vocabulary import Role, now_ms
+from brewos_relay.vocabulary import LONG_AGO, Role, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -346,7 +346,7 @@ class Relay:
             raise RelayClosing("the relay is shutting down and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
-            snapshot, gone_at = self._absent_states.pop(device_id, (None, -math.inf))
+            snapshot, gone_at = self._absent_states.pop(device_id, (None, LONG_AGO))
             session = self._sessions[device_id] = DeviceSession(
                 device_id, self, snapshot=snapshot, gone_at=gone_at
             )

@@ -42,7 +42,7 @@ from brewos_relay.core.throttle import DeviceFeed
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
-from brewos_relay.vocabulary import now_ms
+from brewos_relay.vocabulary import LONG_AGO, now_ms
 
 
 class SessionHost(Protocol):
@@ -103,7 +103,7 @@ class DeviceSession:
         host: SessionHost,
         *,
         snapshot: Snapshot | None = None,
-        gone_at: float = -math.inf,
+        gone_at: float = LONG_AGO,
     ) -> None:
         limits, dialect, counters = host.limits, host.policy.dialect, host.counters
         self.device_id = device_id
@@ -120,7 +120,7 @@ class DeviceSession:
             dialect=dialect,
             counters=counters,
             lines=host.lines,
-            record_activity=host.record_activity,
+            recorder=host,
         )
         self._commands = Commands(
             self.presence,
@@ -128,10 +128,10 @@ class DeviceSession:
             limits=limits,
             policy=host.policy,
             counters=counters,
-            record_activity=host.record_activity,
+            recorder=host,
         )
         self._nursery: trio.Nursery | None = None
-        self._waiting: list[Attachment] = []  # attached before the nursery was open
+        self._waiting: list[DeviceAttachment | ClientAttachment] = []  # attached before the nursery was open
 
     @property
     def device(self) -> DeviceAttachment | None:
@@ -173,7 +173,7 @@ class DeviceSession:
             self._nursery = nursery
             waiting, self._waiting = self._waiting, []
             for attachment in waiting:
-                nursery.start_soon(self._own_peer, attachment)
+                nursery.start_soon(self._own_peer, attachment, name=self.device_id)
         self._nursery = None  # it refers to this session
         if not waiting:  # attaching the first peer failed
             self._host.session_emptied(self)
@@ -255,29 +255,22 @@ class DeviceSession:
         self._start(client)
         return client
 
-    def _start(self, attachment: Attachment) -> None:
+    def _start(self, attachment: DeviceAttachment | ClientAttachment) -> None:
         if not isinstance(attachment, RemoteDeviceAttachment):
             self._host.attached.add(attachment)
         if self._nursery is None:
             self._waiting.append(attachment)
         else:
-            self._nursery.start_soon(self._own_peer, attachment)
+            self._nursery.start_soon(self._own_peer, attachment, name=self.device_id)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task in the session's nursery; it must not raise."""
         assert self._nursery is not None
         self._nursery.start_soon(async_fn, *args)
 
-    async def _own_peer(self, attachment: Attachment) -> None:
+    async def _own_peer(self, attachment: DeviceAttachment | ClientAttachment) -> None:
         """Own a peer from its first message to its end. If it fails, no other peer ends."""
-        receive: Receive
-        if isinstance(attachment, RemoteDeviceAttachment):
-            receive = functools.partial(self._take_from_remote_device, attachment)
-        elif isinstance(attachment, DeviceAttachment):
-            receive = functools.partial(self._take_from_device, attachment)
-        else:
-            assert isinstance(attachment, ClientAttachment)
-            receive = functools.partial(self._take_from_client, attachment)
+        receive: Receive = attachment.receive
         if self._host.logs_messages:
             receive = functools.partial(receive_logged, attachment, receive)
         try:
@@ -433,7 +426,8 @@ class DeviceSession:
         if self._audience:
             self._audience.tell(*map(without_seq, self.presence.state()))
 
-    def _take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
+    def take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
+        """Take messages of a connection of the device on another instance."""
         if device is self.presence.present:
             self._audience.settle()
             self._feed.pass_on(device, received)
@@ -467,7 +461,7 @@ class DeviceSession:
 
     # Messages
 
-    def _take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
+    def take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
         """Take messages of a connection of the device, if it stands for the device."""
         device.heard = True
         if device is not self.presence.present and not self._arrives(device):
@@ -481,7 +475,8 @@ class DeviceSession:
         feed.pass_on(device, received)
         return 0.0
 
-    def _take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
+    def take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
+        """Take messages of a client; return for how many seconds to pause reading."""
         client.heard = True
         if not received:
             return 0.0

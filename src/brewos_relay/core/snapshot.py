@@ -5,7 +5,6 @@ attached all the time. Messages are merged only when the state is needed: for a 
 relay only keeps its last few messages.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +25,7 @@ from brewos_relay.core.merging import (
 from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Message
 from brewos_relay.raw_fields import MALFORMED, Key
+from brewos_relay.vocabulary import LONG_AGO
 
 _WHOLE, _CHANGE, _NUMBER, _KEPT = StateKind
 
@@ -138,11 +138,11 @@ class Snapshot:
         """When the last connection began to stand for the device, in µs since the epoch; see
         `DeviceAttachment`."""
         self._updated = False  # since the clock was last read
-        self._updated_at = -math.inf
+        self._updated_at = LONG_AGO
         self._restored: Restored | None = None
         self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
-        self._saved_at = -math.inf
+        self._saved_at = LONG_AGO
 
     @property
     def has_status(self) -> bool:
@@ -341,7 +341,7 @@ class Snapshot:
         """Mark the state as unsaved, because saving failed: it is due again at once."""
         self._unsaved = True
         self._saved = None
-        self._saved_at = -math.inf
+        self._saved_at = LONG_AGO
 
     def to_full_size(self) -> "Snapshot":
         """Return a snapshot of the usual size with the same state."""

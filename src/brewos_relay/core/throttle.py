@@ -4,7 +4,6 @@ The relay keeps reading from such a device and answers its pings: a machine whos
 takes the connection for lost. Apps get fewer messages with the same content.
 """
 
-import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Final
@@ -18,9 +17,10 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import HeldState
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, TokenBucket
-from brewos_relay.core.recording import RecordActivity, log_invalid, log_throttled
+from brewos_relay.core.recording import Recorder, log_invalid, log_throttled
 from brewos_relay.dialect import Dialect, StateKind
 from brewos_relay.messages import Delivery, Head, Message
+from brewos_relay.vocabulary import LONG_AGO
 
 _MOST_WAIT_S: Final = 2.0
 """The relay holds at most as many messages that cannot be merged as it may release in this time."""
@@ -218,8 +218,8 @@ class DeviceFeed:
         "_limits",
         "_lines",
         "_presence",
-        "_record_activity",
         "_recorded_at",
+        "_recorder",
         "throttle",
     )
 
@@ -232,7 +232,7 @@ class DeviceFeed:
         dialect: Dialect,
         counters: Counters,
         lines: LogLineLimits,
-        record_activity: RecordActivity,
+        recorder: Recorder,
     ) -> None:
         self._presence = presence
         self._audience = audience
@@ -240,16 +240,16 @@ class DeviceFeed:
         self._dialect = dialect
         self._counters = counters
         self._lines = lines
-        self._record_activity = record_activity
+        self._recorder = recorder
         self._heard_before = 0  # how many messages came before the present connection
-        self._recorded_at = -math.inf  # when the activity last said that the device is throttled (trio time)
+        self._recorded_at = LONG_AGO  # when the activity last said that the device is throttled (trio time)
         self.throttle: Throttle | None = None
         """The held messages, while the device exceeds its rate."""
 
     def begin(self) -> None:
         """Count the messages of a new connection of the device from here on."""
         self._heard_before = self._audience.heard
-        self._recorded_at = -math.inf
+        self._recorded_at = LONG_AGO
 
     def end(self, device: DeviceAttachment) -> None:
         """Release all held messages, and set how many messages the connection has sent."""
@@ -319,7 +319,7 @@ class DeviceFeed:
         if now - self._recorded_at >= _RECORDED_EVERY_S:
             self._recorded_at = now
             log_throttled(device, self._lines)
-            self._record_activity(self._presence.device_id, "throttled", None, {})
+            self._recorder.record_activity(self._presence.device_id, "throttled", None, {})
         return Throttle(
             self._dialect,
             rate_per_s=self._limits.device_rate,
@@ -346,4 +346,4 @@ class DeviceFeed:
         self._counters.over_rate += throttle.dropped
         if throttle.began_at == self._recorded_at:
             summary = throttle.summary(trio.current_time())
-            self._record_activity(self._presence.device_id, "throttle_ended", None, summary)
+            self._recorder.record_activity(self._presence.device_id, "throttle_ended", None, summary)

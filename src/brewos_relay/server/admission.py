@@ -1,6 +1,5 @@
 """Admission: checks the credentials and rates of WebSocket requests by devices and clients."""
 
-import functools
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ import trio
 from brewos_relay.auth.grants import grant_to, principal_of
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_matches, hash_secret
-from brewos_relay.auth.tokens import KeyRing, TokenClaims
+from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.attachment import Renew
-from brewos_relay.core.grant import Credential, Grant, Principal, rights_of
+from brewos_relay.core.grant import Grant, Principal, rights_of
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
@@ -78,6 +77,38 @@ class TokenRefused:
 
     reason: str
     cause: str = "token"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRenewal:
+    """Accepts a new token of a client: one of the same login, with at least the same access.
+
+    `grant` is the client's first grant. The new token does not change it, so that a token with less access
+    must not extend it. The login session needs no check: its end would have closed this client.
+    """
+
+    keys: KeyRing
+    store: Store
+    device_id: str
+    grant: Grant
+
+    def __call__(self, token: str) -> int:
+        """Return when the token expires, in s since the epoch. Raises TokenRejected."""
+        claims, grant = self.keys.verify(token), self.grant
+        if claims.user_id != grant.user_id:
+            raise TokenRejected("the token belongs to another user")
+        if claims.session_id != grant.session_id:
+            raise TokenRejected("the token belongs to another session")
+        principal = principal_of(claims)
+        if grant.by_token and not principal.names(self.device_id):
+            raise TokenRejected("the token no longer names this device")
+        if not role_includes(principal.role, grant.highest_role):
+            raise TokenRejected("the token has a lower role than the earlier one")
+        if claims.token_id is not None and self.store.has_heard_of_revocation(claims.token_id):
+            raise TokenRejected("the token has been revoked")
+        if grant.credential is not None:
+            grant.credential.token_id = claims.token_id
+        return claims.expires_at_s
 
 
 class Admission:
@@ -257,7 +288,7 @@ class Admission:
             device_id,
             device.last_seen_ms if device is not None else None,
             claims.expires_at_s,
-            functools.partial(self._renew, claims, device_id, grant.credential),
+            TokenRenewal(self._keys, self._store, device_id, grant),
             grant,
             network,
         )
@@ -269,28 +300,6 @@ class Admission:
         if rights is None:
             raise Denied(_NO_ACCESS, 403, "no access to this device")
         return grant_to(principal, rights)
-
-    def _renew(self, earlier: TokenClaims, device_id: str, credential: Credential | None, token: str) -> int:
-        """Accept a new token of the same login with at least the same access. Raises TokenRejected.
-
-        The client's grant is unchanged, so a token with less access cannot extend it. The login session needs
-        no check: its end would have closed this client.
-        """
-        claims = self._keys.verify(token)
-        if claims.user_id != earlier.user_id:
-            raise TokenRejected("the token belongs to another user")
-        if claims.session_id != earlier.session_id:
-            raise TokenRejected("the token belongs to another session")
-        before, now = principal_of(earlier), principal_of(claims)
-        if before.names(device_id) and not now.names(device_id):
-            raise TokenRejected("the token no longer names this device")
-        if not role_includes(now.role, before.role):
-            raise TokenRejected("the token has a lower role than the earlier one")
-        if claims.token_id is not None and self._store.has_heard_of_revocation(claims.token_id):
-            raise TokenRejected("the token has been revoked")
-        if credential is not None:
-            credential.token_id = claims.token_id
-        return claims.expires_at_s
 
 
 def _device_id(text: str | None, *, name: str) -> str:

@@ -47,7 +47,9 @@ class Budget:
         return bucket is None or bucket.level(now) >= 1 or self.repeats.admit(now)
 
     def count(self) -> None:
-        """Count an admitted connection."""
+        """Count an admitted connection, if the budget has a limit."""
+        if self.repeats is None:
+            return
         now = trio.current_time()
         self.buckets.use(self.key, now).admit(now)
 
