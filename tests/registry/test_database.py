@@ -384,7 +384,7 @@ def test_a_lock_that_is_released_while_it_is_set_up(tmp_path: Path, monkeypatch:
             other.rollback()
 
         # Without any waiting by SQLite itself, which is its worst case.
-        monkeypatch.setattr(engine_module, "_engine_options", lambda _url: {"connect_args": {"timeout": 0}})
+        monkeypatch.setattr(engine_module, "_engine_options", lambda *_: {"connect_args": {"timeout": 0}})
         monkeypatch.setattr(time, "sleep", release)
         Database.open(f"sqlite:///{path}").close()
     assert len(slept_s) == 1

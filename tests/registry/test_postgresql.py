@@ -1,21 +1,28 @@
 """Tests of what differs for a registry in PostgreSQL; the other tests run on both."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, inspect, update
+import trio
+from sqlalchemy import Connection, func, insert, inspect, select, update
 from sqlalchemy.engine import make_url
 
-from brewos_relay.errors import RegistryError
+from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.access import users_of
+from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.database import Database, upgrade, version
-from brewos_relay.registry.devices import all_devices
+from brewos_relay.registry.devices import all_devices, find_devices, lock_device, set_name
 from brewos_relay.registry.engine import connect, database_file
-from brewos_relay.registry.records import Device, DeviceUser
-from brewos_relay.registry.schema import devices, metadata
+from brewos_relay.registry.records import Change, Device, DeviceUser
+from brewos_relay.registry.schema import devices, metadata, new_ids
+from brewos_relay.registry.store import open_store
+from brewos_relay.server.assembly import open_server
+from brewos_relay.settings import Settings
 from support.postgresql import PostgreSQL
 from support.registry import NOW_MS, device_id, new_device, register
 
@@ -233,3 +240,99 @@ def test_writer_times_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
             rename(db, "first")
             with pytest.raises(RegistryError, match="lock timeout"), database.writing() as other:
                 rename(other, "second")
+
+
+# Its connections
+
+
+def test_wait_for_a_connection_is_limited(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brewos_relay.registry.engine.BUSY_TIMEOUT_S", 0.1)
+    with Database.open(url, connections=2) as database:
+        with (
+            database.reading(),
+            database.writing(),
+            pytest.raises(RegistryBusy, match="could not be read"),
+            database.reading(),
+        ):
+            pytest.fail("this is the third connection")
+        assert names(database) == []
+
+
+async def test_two_connections_are_enough_for_everything(url: str, postgresql: PostgreSQL) -> None:
+    long_ago = [new_device(1, "ada"), new_device(2, "ada")]
+    with Database.open(url) as database:
+        register(database, long_ago, now_ms=1)
+        with database.writing() as db:
+            publish_change(db, "access_changed", device_id=device_id(1), now_ms=1)
+            db.execute(insert(new_ids).values(network="192.0.2.1", since_ms=1, count=1))
+    applied: list[Change] = []
+
+    async def apply(batch: Sequence[Change]) -> None:
+        applied.extend(batch)
+
+    with trio.fail_after(30), postgresql.counting_connections(url) as count:
+        async with open_store(url, connections=2) as store, trio.open_nursery() as nursery:
+            store.watch_changes(apply)
+            with Database.open(url) as other:
+                with other.writing() as db:
+                    lock_device(db, device_id(1))
+                    for number in range(10):
+                        nursery.start_soon(
+                            partial(store.write, set_name, device_id(1), str(number), now_ms=1)
+                        )
+                    while store.waiting_for_connection()["write"] < 9:  # noqa: ASYNC110 - nothing tells
+                        await trio.sleep(0.01)
+                    assert store.connections_busy()["write"] == 1
+                    # A writer that waits for a lock keeps no reader waiting, and no change.
+                    assert await store.find_device(device_id(2)) is not None
+                    assert await store.access_of("ada", device_id(1)) is not None
+                    publish_change(db, "key_changed", device_id=device_id(2), now_ms=1)
+                for _ in range(20):
+                    nursery.start_soon(store.find_device, device_id(2))
+                    nursery.start_soon(store.read, all_devices)
+            await store.catch_up()
+            store.write_behind.record_seen(device_id(2), 7)
+            while await store.read(lambda db: db.execute(select(new_ids)).first()) is not None:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            assert applied[-1].kind == "key_changed"
+        with Database.open(url) as database, database.reading() as db:
+            [seen] = find_devices(db, [device_id(2)])
+            assert seen.last_seen_ms == 7
+        # The store's, and one each of `other` and `database`, which close theirs in their own time.
+        assert count() <= 4
+
+
+async def test_servers_stay_within_their_connections(
+    url: str, tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    pool, many = 3, 3
+    with trio.fail_after(60), postgresql.limited_role(url, connections=pool * many) as limited:
+        settings = [
+            Settings(
+                host="127.0.0.1",
+                port=0,
+                jwt_secret="s" * 32,
+                data_dir=tmp_path / str(number),
+                database_url=limited,
+                database_pool=pool,
+            )
+            for number in range(many)
+        ]
+        async with (
+            open_server(settings[0]) as one,
+            open_server(settings[1]) as two,
+            open_server(settings[2]) as three,
+        ):
+            with postgresql.counting_connections(limited) as count:
+                async with trio.open_nursery() as nursery:
+                    for store in (one.store, two.store, three.store):
+                        for _ in range(15):
+                            nursery.start_soon(partial(store.read, sleep, for_s=0.05))
+                            nursery.start_soon(partial(store.write, sleep, for_s=0.05))
+                            nursery.start_soon(store.find_device, device_id(1))
+                            nursery.start_soon(store.check)
+            assert count() == pool * many
+
+
+def sleep(db: Connection, *, for_s: float) -> None:
+    db.execute(select(func.pg_sleep(for_s)))

@@ -52,6 +52,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
             "DATA_DIR": "/var/lib/relay",
             "WEB_DIST_PATH": "web/dist",
             "BREWOS_RELAY_DATABASE_URL": "sqlite:////tmp/x.db",
+            "BREWOS_RELAY_DATABASE_POOL": "5",
             "BREWOS_RELAY_LOG_LEVEL": "DEBUG",
             "BREWOS_RELAY_STALL_S": "2.5",
             "BREWOS_RELAY_OUTBOX_BYTES": "1000",
@@ -82,6 +83,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         data_dir=Path("/var/lib/relay"),
         web_dist_path=Path("web/dist"),
         database_url="sqlite:////tmp/x.db",
+        database_pool=5,
         log_level="debug",
         limits=ServerLimits(stall_s=2.5, outbox_bytes=1000),
     )

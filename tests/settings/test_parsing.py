@@ -22,6 +22,16 @@ def test_invalid_flags_are_refused(text: str) -> None:
         parsing.parse_flag(text)
 
 
+@pytest.mark.parametrize("text", ["0", "1", "101", "-4", "4.5", "", "many", "٤"])
+def test_invalid_pool_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^a number from 2 to 100$"):
+        parsing.parse_pool(text)
+
+
+def test_pool_sizes() -> None:
+    assert [parsing.parse_pool(text) for text in ("2", "100")] == [2, 100]
+
+
 def test_sign_up_policies() -> None:
     assert parsing.parse_sign_up("OPEN") == "open"
     with pytest.raises(ValueError, match="one of open, invited"):

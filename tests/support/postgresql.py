@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from brewos_relay.registry.database import upgrade
@@ -126,6 +128,45 @@ class PostgreSQL:
             yield self.url_of(name)
         finally:
             self._run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def limited_role(self, url: str, *, connections: int) -> Iterator[str]:
+        """Return the URL of a database for a role that may open only so many connections at a time."""
+        role = f"limited_{next(self._numbers)}"
+        self._run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {connections}")
+        owner = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        try:
+            with owner.connect() as db:
+                for kind in ("TABLES", "SEQUENCES"):
+                    db.exec_driver_sql(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO {role}")
+            yield make_url(url).set(username=role).render_as_string(hide_password=False)
+        finally:
+            with owner.connect() as db:
+                db.exec_driver_sql(f"DROP OWNED BY {role}")
+            self._run(f"DROP ROLE {role}")
+
+    @contextmanager
+    def counting_connections(self, url: str) -> Iterator[Callable[[], int]]:
+        """Count the connections of a role to a database. The result returns the most at one time so far."""
+        parsed = make_url(url)
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = :database AND usename = :username"
+        ).bindparams(database=parsed.database, username=parsed.username)
+        most, ended = 0, threading.Event()
+
+        def count() -> None:
+            nonlocal most
+            with self._admin.connect() as db:
+                while not ended.wait(0.005):
+                    most = max(most, db.execute(query).scalar_one())
+
+        counter = threading.Thread(target=count)
+        counter.start()
+        try:
+            yield lambda: most
+        finally:
+            ended.set()
+            counter.join()
 
     def wait_until_one_waits(self) -> None:
         """Wait until a transaction waits for another one."""

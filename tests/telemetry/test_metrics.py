@@ -38,6 +38,8 @@ async def test_metrics_are_read_at_each_scrape() -> None:
         handshakes={("device", "101"): 2},
         registry={"read": timing},
         registry_failures={"read": 1},
+        registry_busy=lambda: {"read": 4, "write": 1},
+        registry_waiting=lambda: {"read": 9, "write": 0},
         degraded=lambda: {"disk_full": True, "read_only": False},
         disk_free_bytes=lambda: 4096,
         log_lines_dropped=lambda: 5,
@@ -73,6 +75,8 @@ async def test_metrics_are_read_at_each_scrape() -> None:
     assert found["http_requests_in_flight",] == 3
     assert found["refused_total", "wrong_key"] == 4
     assert found["registry_failures_total", "read"] == 1
+    assert (found["registry_connections_busy", "read"], found["registry_connections_busy", "write"]) == (4, 1)
+    assert found["registry_connections_waiting", "read"] == 9
     assert found["registry_seconds_bucket", "0.1", "read"] == 1
     assert found["registry_seconds_bucket", "1.0", "read"] == 2
     assert found["registry_seconds_bucket", "+Inf", "read"] == found["registry_seconds_count", "read"] == 3

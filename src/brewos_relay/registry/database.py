@@ -11,10 +11,20 @@ from typing import Final, Self
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from brewos_relay.errors import RegistryBusy, RegistryError
 from brewos_relay.registry import migrations
-from brewos_relay.registry.engine import READING, WITHIN_S, connect, file_of, is_sqlite, reason_of, shown_url
+from brewos_relay.registry.engine import (
+    CONNECTIONS,
+    READING,
+    WITHIN_S,
+    connect,
+    file_of,
+    is_sqlite,
+    reason_of,
+    shown_url,
+)
 
 # Unique and foreign key violations, deadlocks and serialization failures.
 # postgresql.org/docs/current/errcodes-appendix.html
@@ -44,8 +54,10 @@ class Database:
     is left, its changes are on disk. Every database failure is raised as RegistryError.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, connections: int = CONNECTIONS) -> None:
         self._engine = engine
+        self.connections = connections
+        """How many connections it opens at most. SQLite has no such limit."""
         self._closed = False
         self.write_problem: tuple[str, str] | None = None
         """Why the storage failed the last write, as a code and a message.
@@ -61,16 +73,17 @@ class Database:
         )
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, *, connections: int = CONNECTIONS) -> Self:
         """Connect to a database. An SQLite file is created if it is missing, and upgraded if it is older.
 
         A new file and its folder are accessible to this user only. Other databases must be up to date. Raises
         RegistryError, with advice, if this version does not fit the database.
 
         `url` is an SQLAlchemy URL like `sqlite:///data/brewos-relay.db`. PostgreSQL URLs of other programs
-        work too. Errors never contain its password.
+        work too. Errors never contain its password. PostgreSQL gets at most `connections`; a thread that
+        needs another one waits up to 10 s for it.
         """
-        database = cls(connect(url))
+        database = cls(connect(url, connections=connections), connections=connections)
         try:
             if is_sqlite(database._engine):
                 database._upgrade()
@@ -228,7 +241,9 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _is_busy(problem: SQLAlchemyError) -> bool:
-    """Tell whether a lock or a statement timed out."""
+    """Tell whether a lock, a statement or the wait for a connection timed out."""
+    if isinstance(problem, PoolTimeout):
+        return True
     inner = problem.orig if isinstance(problem, DBAPIError) else None
     state = getattr(inner, "sqlstate", None)
     return getattr(inner, "sqlite_errorname", "").startswith("SQLITE_BUSY") or state in _BUSY

@@ -14,6 +14,9 @@ from brewos_relay.errors import RegistryError
 BUSY_TIMEOUT_S: Final = 10.0
 """How long a write waits for another writer, like an import, unless it is given another time."""
 
+CONNECTIONS: Final = 8
+"""How many connections to PostgreSQL one process opens at most, unless it is given another number."""
+
 _KEPT_WAL_BYTES: Final = 16 * 1024 * 1024
 
 # Execution options of a connection.
@@ -35,12 +38,13 @@ _LIBPQ: Final = {
 }
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, *, connections: int = CONNECTIONS) -> Engine:
+    """Prepare the connections to a database. PostgreSQL gets at most `connections`. Raises RegistryError."""
     parsed = _parse_url(url)
     shown = shown_url(parsed)
     try:
         # Hide parameters in errors: some of them are key hashes.
-        engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed))
+        engine = create_engine(parsed, hide_parameters=True, **_engine_options(parsed, connections))
     except (SQLAlchemyError, ImportError, TypeError, ValueError) as problem:
         reason = reason_of(problem)
         if isinstance(problem, ImportError) and parsed.get_driver_name() == "psycopg":
@@ -120,13 +124,19 @@ def _parse_url(url: str) -> URL:
         ) from None
 
 
-def _engine_options(url: URL) -> dict[str, Any]:
+def _engine_options(url: URL, connections: int) -> dict[str, Any]:
+    shared = {
+        "pool_pre_ping": True,
+        "pool_size": connections,
+        "max_overflow": 0,
+        "pool_timeout": BUSY_TIMEOUT_S,
+    }
     if _is_postgresql(url):
         is_libpq = url.get_driver_name().startswith("psycopg")
         chosen = {name: value for name, value in _LIBPQ.items() if is_libpq and name not in url.query}
-        return {"pool_pre_ping": True, "connect_args": chosen}
+        return {**shared, "connect_args": chosen}
     if url.get_backend_name() != "sqlite":
-        return {"pool_pre_ping": True}
+        return shared
     if url.database in (None, "", ":memory:"):
         raise ValueError("each thread would have an in-memory database of its own; name a file")
     return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}

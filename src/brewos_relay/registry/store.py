@@ -24,6 +24,7 @@ from brewos_relay.registry.change_feed import Apply, ChangeReader, ChangeWatcher
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.device_states import find_states, save_states
 from brewos_relay.registry.devices import find_devices
+from brewos_relay.registry.engine import CONNECTIONS
 from brewos_relay.registry.held_writes import KeyUse
 from brewos_relay.registry.housekeeping import STATES_KEPT_MS, Housekeeper
 from brewos_relay.registry.issued_tokens import revoked_tokens
@@ -37,7 +38,7 @@ from brewos_relay.vocabulary import now_ms
 
 WRITE_S: Final = 4.0
 """How long a write may take by default, with all waiting for other writers."""
-_THREADS: Final = 4
+_SQLITE_READERS: Final = 4
 _RETRY_AFTER_S: Final = 0.05
 """The pause before the retry of a write that lost a deadlock, in which the other write takes its locks."""
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
@@ -72,9 +73,12 @@ class Store:
         """How long callers waited, in s."""
         self.failures: Counter[str] = Counter()
         """How often callers waited for a failure."""
-        self._readers = trio.CapacityLimiter(_THREADS)
-        # If the database has one writer at a time, writers queue here rather than in a thread each.
-        self._writers = trio.CapacityLimiter(1 if database.one_writer else _THREADS)
+        # Each thread uses one connection, and there are as many threads as connections, so that all waiting
+        # happens here, in order. Writers that wait for locks never keep readers waiting. If the database has
+        # one writer at a time, writers queue here rather than in a thread each.
+        writers = 1 if database.one_writer else database.connections // 2
+        readers = _SQLITE_READERS if database.one_writer else database.connections - writers
+        self._readers, self._writers = trio.CapacityLimiter(readers), trio.CapacityLimiter(writers)
         self._devices = BatchedLookup(self._query_devices, limiter=self._readers)
         self._accesses = BatchedLookup(self._query_accesses, limiter=self._readers)
         self._sessions = BatchedLookup(self._query_sessions, limiter=self._readers)
@@ -144,6 +148,17 @@ class Store:
     async def finish_removals(self, *, within_s: float) -> None:
         """Give up the devices of closed accounts; see `Housekeeper.finish_removals`."""
         await self._housekeeper.finish_removals(within_s=within_s)
+
+    def connections_busy(self) -> dict[str, int]:
+        """Count the connections in use, for `read` and `write`."""
+        return {"read": self._readers.borrowed_tokens, "write": self._writers.borrowed_tokens}
+
+    def waiting_for_connection(self) -> dict[str, int]:
+        """Count the operations that wait for a connection, for `read` and `write`."""
+        return {
+            "read": self._readers.statistics().tasks_waiting,
+            "write": self._writers.statistics().tasks_waiting,
+        }
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id. Concurrent lookups share one query."""
@@ -311,15 +326,20 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    url: str, *, write_s: float = WRITE_S, states_kept_s: float = STATES_KEPT_MS / 1000
+    url: str,
+    *,
+    connections: int = CONNECTIONS,
+    write_s: float = WRITE_S,
+    states_kept_s: float = STATES_KEPT_MS / 1000,
 ) -> AsyncIterator[Store]:
     """Open the registry at an SQLAlchemy URL. On exit, write what `write_behind` still holds, and close it.
 
-    A write raises RegistryBusy after `write_s`. States of devices older than `states_kept_s` are not used.
+    PostgreSQL gets at most `connections`: 2 or more, half of them for writes. A write raises RegistryBusy
+    after `write_s`. States of devices older than `states_kept_s` are not used.
 
     **Owns:** a nursery around the body, with the store's task in it. **Ends when:** the body does.
     """
-    database, follower, revoked = await trio.to_thread.run_sync(_open, url)
+    database, follower, revoked = await trio.to_thread.run_sync(_open, url, connections)
     try:
         store = Store(
             database,
@@ -338,8 +358,8 @@ async def open_store(
         database.close()
 
 
-def _open(url: str) -> tuple[Database, ChangeReader, set[str]]:
-    database = Database.open(url)
+def _open(url: str, connections: int) -> tuple[Database, ChangeReader, set[str]]:
+    database = Database.open(url, connections=connections)
     try:
         with database.reading() as db:
             follower = ChangeReader(db)  # first, so that a concurrent revocation is in one of the two

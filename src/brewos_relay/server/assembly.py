@@ -128,6 +128,7 @@ async def open_server(
         _open_sockets(settings) as sockets,
         open_store(
             database_url,
+            connections=settings.database_pool,
             write_s=settings.limits.admission_s,
             states_kept_s=settings.limits.state_retention_s,
         ) as store,
@@ -221,6 +222,8 @@ def _metrics_of(parts: _Parts) -> Metrics:
         requests=parts.requests,
         registry=store.timings,
         registry_failures=store.failures,
+        registry_busy=store.connections_busy,
+        registry_waiting=store.waiting_for_connection,
         late=parts.late.late,
         degraded=lambda: {each: each in storage.problems for each in PROBLEMS},
         disk_free_bytes=lambda: storage.free_bytes,

@@ -133,6 +133,8 @@ class Settings:
     """Folder of the registry's SQLite file `brewos-relay.db` and of the self-signed certificate."""
     database_url: str = field(default="", repr=False)  # it may hold a password
     """SQLAlchemy URL of the registry. Empty: the SQLite file in the data folder."""
+    database_pool: int = 8
+    """PostgreSQL connections that one server opens at most, from 2 to 100. Half of them are for writes."""
     log_level: str = "info"
     """Lowest level to log: `debug`, `info`, `warning`, `error` or `critical`."""
     log_format: str = "auto"

@@ -65,6 +65,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_pool(text: str) -> int:
+    """Parse a number of database connections: at least one for reads, and one for writes."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 2 <= int(text) <= 100):
+        raise ValueError("a number from 2 to 100")
+    return int(text)
+
+
 def parse_duration_s(text: str) -> float:
     """Parse a number of seconds; fractions are allowed."""
     value_s = _number(text)

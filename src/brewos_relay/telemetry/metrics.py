@@ -29,16 +29,18 @@ class MetricSources:
     """The sources of metrics besides the relay.
 
     `handshakes` counts WebSocket requests by (`device`, `client` or `other`; status). `registry` has the
-    durations of registry operations in s, `registry_failures` their failures, both by operation. `late` is
-    how late the event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many
-    log lines were not written. `certificate_expires_at_s` returns seconds since the epoch, or None without
-    a certificate.
+    durations of registry operations in s, `registry_failures` their failures, `registry_busy` its connections
+    in use, and `registry_waiting` the operations that wait for one, all by operation. `late` is how late the
+    event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many log lines were
+    not written. `certificate_expires_at_s` returns seconds since the epoch, or None without a certificate.
     """
 
     version: str
     handshakes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     registry: Mapping[str, Histogram] = field(default_factory=dict)
     registry_failures: Mapping[str, int] = field(default_factory=dict)
+    registry_busy: Callable[[], Mapping[str, int]] = dict
+    registry_waiting: Callable[[], Mapping[str, int]] = dict
     requests: RequestCounters = field(default_factory=RequestCounters)
     late: Histogram = field(default_factory=lambda: Histogram(()))
     degraded: Callable[[], Mapping[str, bool]] = dict
@@ -222,6 +224,18 @@ class RelayCollector(Collector):
             "Registry operations that failed.",
             ("operation",),
             {(name,): count for name, count in list(sources.registry_failures.items())},
+        )
+        yield _gauges(
+            "registry_connections_busy",
+            "Connections to the registry's database in use.",
+            ("operation",),
+            {(name,): count for name, count in sources.registry_busy().items()},
+        )
+        yield _gauges(
+            "registry_connections_waiting",
+            "Registry operations that wait for a connection.",
+            ("operation",),
+            {(name,): count for name, count in sources.registry_waiting().items()},
         )
         yield _gauges(
             "degraded",
