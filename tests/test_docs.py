@@ -155,7 +155,7 @@ def test_every_command_and_option_is_documented_and_no_other() -> None:
         options = {
             option
             for param in command.params
-            if isinstance(param, click.Option)
+            if isinstance(param, click.Option) and not param.hidden
             for option in (*param.opts, *param.secondary_opts)
         }
         if path == "brewos-relay":
@@ -178,7 +178,7 @@ def test_defaults_of_options_are_those_of_the_code() -> None:
             for row in table
         }
         for param in command.params:
-            if not isinstance(param, click.Option) or param.name == "version":
+            if not isinstance(param, click.Option) or param.name == "version" or param.hidden:
                 continue
             shown = documented[param.opts[0]]
             if param.required:

@@ -27,7 +27,7 @@ def options_of(path: str) -> str:
     made = ["```text", f"{path} {' '.join(command.collect_usage_pieces(context))}", "```", ""]
     # Every command has --help; only the first one lists it.
     params = command.params if context.info_name != "brewos-relay" else command.get_params(context)
-    if options := [param for param in params if isinstance(param, click.Option)]:
+    if options := [param for param in params if isinstance(param, click.Option) and not param.hidden]:
         made += ["| Option | Variable | Default | Meaning |", "|---|---|---|---|"]
         made += [f"| {' | '.join(_cells(option))} |" for option in options]
     if isinstance(command, click.Group):

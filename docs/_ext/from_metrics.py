@@ -6,6 +6,7 @@ import trio
 from prometheus_client import Metric
 
 from brewos_relay import open_relay
+from brewos_relay.telemetry.merged_metrics import worker_metrics
 from brewos_relay.telemetry.metrics import MetricSources, RelayCollector
 
 
@@ -18,7 +19,7 @@ def metrics() -> list[Metric]:
             found.extend(RelayCollector(relay, MetricSources(version="")).collect())
 
     trio.run(collect)
-    return found
+    return [*found, *worker_metrics({}, {})]
 
 
 def table() -> str:

@@ -10,13 +10,17 @@ from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
-from brewos_relay.api.metrics import MetricsPage, RequestMetrics, bearer_matches
+from brewos_relay.api.metrics import MetricsPage, RequestMetrics
 from brewos_relay.api.request_limits import RequestLimit, RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.telemetry.measurements import RequestCounters
 from support.household import Household
 
 TOKEN = "metrics-token-0123456789"
+
+
+async def render() -> bytes:
+    return b"up 1\n"
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def measured(house: Household) -> QuartTrio:
         proxy_trust=ProxyTrust(),
         accounts=AccountRules(),
         web_dist_path=None,
-        metrics=MetricsPage(lambda: b"up 1\n", TOKEN),
+        metrics=MetricsPage(render, TOKEN),
     )
 
 
@@ -38,16 +42,12 @@ async def test_metrics_with_their_token(measured: QuartTrio) -> None:
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
 
 
-@pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer no", TOKEN, f"Basic {TOKEN}", "Bearer \udcff"]
-)
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer no", TOKEN, f"Basic {TOKEN}"])
 async def test_metrics_without_their_token_are_refused(measured: QuartTrio, header: str | None) -> None:
-    assert not bearer_matches(header, TOKEN)
-    if header is None or header.isascii():
-        headers = {} if header is None else {"Authorization": header}
-        response = await measured.test_client().get("/metrics", headers=headers)
-        assert response.status_code == 401
-        assert response.headers["WWW-Authenticate"] == "Bearer"
+    headers = {} if header is None else {"Authorization": header}
+    response = await measured.test_client().get("/metrics", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 async def test_without_a_configured_token_metrics_are_not_served(app: QuartTrio) -> None:
@@ -56,7 +56,7 @@ async def test_without_a_configured_token_metrics_are_not_served(app: QuartTrio)
 
 
 def test_the_token_is_not_shown() -> None:
-    assert TOKEN not in repr(MetricsPage(lambda: b"", TOKEN))
+    assert TOKEN not in repr(MetricsPage(render, TOKEN))
 
 
 class Measuring:

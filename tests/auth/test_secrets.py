@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay.auth.secrets import (
+    bearer_matches,
     derive_token,
     generate_code,
     generate_salt,
@@ -129,3 +130,21 @@ def test_a_code_is_found_by_its_hash_and_guessing_is_slow() -> None:
     assert time.perf_counter() - began_s > 0.005
     assert first == hash_code("7K0M-41QX") != hash_code("7K0M-41QZ")
     assert len(first) == 32
+
+
+@pytest.mark.parametrize(
+    ("header", "matches"),
+    [
+        (None, False),
+        ("", False),
+        ("Bearer", False),
+        ("Bearer no", False),
+        ("s3cret", False),
+        ("Basic s3cret", False),
+        ("Bearer \udcff", False),
+        ("Bearer s3cret", True),
+        ("bearer  s3cret ", True),
+    ],
+)
+def test_bearer_token_has_to_match(header: str | None, matches: bool) -> None:
+    assert bearer_matches(header, "s3cret") == matches

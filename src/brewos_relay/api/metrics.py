@@ -1,6 +1,5 @@
 """Request metrics, request ids, and GET /metrics."""
 
-import hmac
 import logging
 import secrets
 import time
@@ -13,11 +12,11 @@ from structlog.contextvars import bound_contextvars
 
 from brewos_relay.api.openapi import pattern_of
 from brewos_relay.api.payloads import Refused
+from brewos_relay.auth.secrets import bearer_matches
 from brewos_relay.telemetry.measurements import RequestCounters, method_label
+from brewos_relay.telemetry.metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 NO_ROUTE: Final = "none"
 """The route of requests that match no route."""
@@ -31,7 +30,7 @@ _AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 class MetricsPage:
     """The page at /metrics, and its bearer token."""
 
-    render: Callable[[], bytes]
+    render: Callable[[], Awaitable[bytes]]
     token: str = field(repr=False)
 
 
@@ -47,16 +46,10 @@ def metrics_blueprint(page: MetricsPage) -> Blueprint:
                 status=401,
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return Response(page.render(), content_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
+        text = await page.render()
+        return Response(text, content_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
 
     return blueprint
-
-
-def bearer_matches(header: str | None, token: str) -> bool:
-    """Tell in constant time whether an Authorization header has this token."""
-    scheme, _, given = (header or "").partition(" ")
-    matches = hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
-    return matches and scheme.lower() == "bearer"
 
 
 class RequestMetrics:

@@ -94,3 +94,10 @@ def normalise_code(text: str) -> str | None:
 def hash_code(code: str) -> bytes:
     """Hash a code for storing and finding: scrypt, 32 bytes. Takes 30 ms: call it in a worker thread."""
     return hashlib.scrypt(code.encode(), salt=_CODE_SALT, n=_SCRYPT_N, r=_SCRYPT_R, p=1, dklen=_HASH_BYTES)
+
+
+def bearer_matches(header: str | None, token: str) -> bool:
+    """Tell in constant time whether an Authorization header has this token."""
+    scheme, _, given = (header or "").partition(" ")
+    matches = hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
+    return matches and scheme.lower() == "bearer"

@@ -2,11 +2,16 @@
 
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 import click
 
-from brewos_relay.commands.failures import NotStarted, errors_as
+from brewos_relay.commands.failures import Failed, NotStarted, errors_as
 from brewos_relay.commands.parameters import data_dir_option, port_number, settings_from
+
+if TYPE_CHECKING:
+    from brewos_relay.server.signals import ServerSignals
+    from brewos_relay.settings import Settings
 
 # The names that `settings` accepts; importing it would slow `--help` down.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -18,6 +23,11 @@ _FILE = click.Path(dir_okay=False)
 @click.option("--host", help="Address to listen on (BREWOS_RELAY_HOST; default: all interfaces).")
 @click.option(
     "--port", type=port_number, help="Port to listen on; 0 selects a free one (PORT; default: 3001)."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Processes that serve the port together, one for each core (BREWOS_RELAY_WORKERS; default: 1).",
 )
 @click.option("--public-url", metavar="URL", help="Public URL of the server, used in links (PUBLIC_URL).")
 @click.option("--tls-cert", type=_FILE, help="PEM file of the TLS certificate (BREWOS_RELAY_TLS_CERT).")
@@ -56,8 +66,14 @@ _FILE = click.Path(dir_okay=False)
     type=click.Choice(_LOG_FORMATS, case_sensitive=False),
     help="Text or JSON; auto: text on a terminal (BREWOS_RELAY_LOG_FORMAT; default: auto).",
 )
+@click.option("--worker", "descriptor", type=int, hidden=True)  # for the processes that it starts itself
 def serve(
-    *, tls_self_signed: bool, proxy_protocol: bool, trusted_proxies: tuple[str, ...], **options: object
+    *,
+    tls_self_signed: bool,
+    proxy_protocol: bool,
+    trusted_proxies: tuple[str, ...],
+    descriptor: int | None,
+    **options: object,
 ) -> None:
     """Run the relay until SIGTERM or Ctrl-C.
 
@@ -80,15 +96,40 @@ def serve(
         ServerSignals().caught() as signals,
         errors_as(NotStarted, hint="; choose another address with --host and --port"),
     ):
-        settings = settings_from(
+        given = {
             # None for options that are not given: they must not override the environment.
-            tls_self_signed=tls_self_signed or None,
-            proxy_protocol=proxy_protocol or None,
-            trusted_proxies=",".join(trusted_proxies) or None,
+            "tls_self_signed": tls_self_signed or None,
+            "proxy_protocol": proxy_protocol or None,
+            "trusted_proxies": ",".join(trusted_proxies) or None,
             **options,
-        )
+        }
+        settings = settings_from(**given)
         settings.require_jwt_secrets()
-        from brewos_relay.server.run import run_server
+        if descriptor is not None:
+            _run_worker(settings, signals, descriptor)
+            return
         from brewos_relay.settings import unknown_variables
 
-        run_server(settings, signals=signals, warnings=map(str, unknown_variables()))
+        warnings = map(str, unknown_variables())
+        if settings.workers > 1:
+            from brewos_relay.server.workers import run_workers
+            from brewos_relay.settings import variable_names
+
+            variables = {
+                variable_names(name)[0]: str(value) for name, value in given.items() if value is not None
+            }
+            failure = run_workers(settings, signals=signals, options=variables, warnings=warnings)
+            if failure is not None:
+                raise Failed(failure)
+            return
+        from brewos_relay.server.run import run_server
+
+        run_server(settings, signals=signals, warnings=warnings)
+
+
+def _run_worker(settings: "Settings", signals: "ServerSignals", descriptor: int) -> None:
+    """Run one of several workers, with the socket to its parent."""
+    from brewos_relay.server.run import run_server
+    from brewos_relay.server.worker import Worker
+
+    run_server(settings, signals=signals, worker=Worker.from_descriptor(descriptor))

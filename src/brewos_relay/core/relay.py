@@ -495,22 +495,24 @@ class Relay:
         except Exception:
             log.exception("on_activity failed for device %s", device_id)
 
-    async def drain(self, *, hurry: trio.Event | None = None) -> None:
+    async def drain(self, *, hurry: trio.Event | None = None, window_s: float | None = None) -> None:
         """Refuse new peers, close every peer with 1012, and wait until all have ended.
 
         Clients are told when to connect again. Clients and devices are closed one by one, evenly over
         `limits.drain_s`, so that they come back evenly. Once `hurry` is set, the rest are closed at once. In
-        both cases a young device is held until its key is safe.
+        both cases a young device is held until its key is safe. `window_s` is the part of `limits.drain_s` in
+        which this relay closes its peers, if several relays drain one after another.
         """
         hurry = hurry if hurry is not None else trio.Event()
         self.closing = True
-        window_s = self.limits.drain_s
+        whole_s = self.limits.drain_s
+        window_s = whole_s if window_s is None else window_s
         clients = [peer for peer in self.attached if isinstance(peer, ClientAttachment)]
         devices = sorted(self.attached.difference(clients), key=lambda device: device.attached_at)
-        longest_s = self.limits.longest_drain_s
+        longest_s = self.limits.longest_drain_s - whole_s + window_s
         with trio.move_on_after(longest_s) as deadline:
             for number, client in enumerate(clients):
-                back_in_ms = 1000 + round(1000 * window_s * (1 + number / len(clients)))
+                back_in_ms = 1000 + round(1000 * (whole_s + window_s * number / len(clients)))
                 client.deliver(Delivery((messages.restarting(back_in_ms),)), keep=True)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_evenly, clients, window_s, hurry)

@@ -1,12 +1,11 @@
 """Assemble a server from its settings: registry, relay, HTTP side and listeners."""
 
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING
 
 import trio
 from quart_trio import QuartTrio
@@ -37,9 +36,11 @@ from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.incoming import PortPolicy, RefusalLog, refusal_line_limits
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.server.listener import Listener
+from brewos_relay.server.metrics_port import MetricsPort
 from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
-from brewos_relay.server.plain_ports import MetricsPort, Redirect
 from brewos_relay.server.process import give_memory_back
+from brewos_relay.server.redirect import Redirect
+from brewos_relay.server.sockets import ListeningSockets, open_sockets
 from brewos_relay.server.supervision import keep_running
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.logs import dropped_lines
@@ -48,7 +49,8 @@ from brewos_relay.telemetry.metrics import Metrics, MetricSources
 from brewos_relay.version import installed_version
 from brewos_relay.wire.poller import Poller, open_poller
 
-_BACKLOG: Final = 4096
+if TYPE_CHECKING:
+    from brewos_relay.server.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Server:
     store: Store
     tls: CertificateFiles | None = None
     metrics_addresses: list[tuple[str, int]] = field(default_factory=list)
+    stop_accepting: Callable[[], None] = lambda: None
+    """Leaves new connections to the other processes that share the sockets."""
 
     @property
     def url(self) -> str:
@@ -71,21 +75,12 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sockets:
-    """The listening sockets of each port."""
-
-    main: list[socket.socket]
-    redirect: list[socket.socket]
-    metrics: list[socket.socket]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
     """The parts of a server that its ports need."""
 
     settings: Settings
     demo: bool
-    sockets: _Sockets
+    sockets: ListeningSockets
     keys: KeyRing
     accounts: AccountRules
     proxy_trust: ProxyTrust
@@ -95,6 +90,7 @@ class _Parts:
     poller: Poller
     relay: Relay
     changes: ChangeApplier
+    worker: "Worker | None"
     late: LoopLag = field(default_factory=LoopLag)
     requests: RequestCounters = field(default_factory=RequestCounters)
     handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -109,11 +105,16 @@ class _Parts:
 
 @asynccontextmanager
 async def open_server(
-    settings: Settings, *, hurry: trio.Event | None = None, demo: bool = False
+    settings: Settings,
+    *,
+    hurry: trio.Event | None = None,
+    demo: bool = False,
+    worker: "Worker | None" = None,
 ) -> AsyncIterator[Server]:
     """Open a server. Leaving the block drains it: new peers are refused, and the attached ones are closed.
 
     Setting `hurry` shortens the drain, see `Relay.drain`. `demo` tells the pages that this is a demo.
+    `worker` has the sockets, if this process is one of several that serve them.
 
     Raises OSError if an address cannot be bound, SettingsError or RegistryError if a setting is invalid.
 
@@ -125,7 +126,7 @@ async def open_server(
     tls = read_certificate(settings)
     counters, database_url = Counters(), settings.resolved_database_url()
     async with (
-        _open_sockets(settings) as sockets,
+        open_sockets(settings) if worker is None else worker.open_sockets() as sockets,
         open_store(
             database_url,
             connections=settings.database_pool,
@@ -158,8 +159,9 @@ async def open_server(
                 poller=poller,
                 relay=relay,
                 changes=changes,
+                worker=worker,
             )
-            async with _open_ports(parts) as listening:
+            async with _open_ports(parts) as (listening, listener):
                 listening.start_soon(
                     keep_running, "recording which devices are online", partial(recorder.run, relay)
                 )
@@ -170,21 +172,24 @@ async def open_server(
                     store,
                     tls,
                     [s.getsockname()[:2] for s in sockets.metrics],
+                    listener.stop_accepting,
                 )
-                await relay.drain(hurry=hurry)
+                window_s = worker.drain_window_s if worker is not None else None
+                await relay.drain(hurry=hurry, window_s=window_s)
                 await states.save_all()
                 listening.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _open_ports(parts: _Parts) -> AsyncIterator[trio.Nursery]:
-    """Open the HTTP side and the listeners, and give the listening nursery.
+async def _open_ports(parts: _Parts) -> AsyncIterator[tuple[trio.Nursery, Listener]]:
+    """Open the HTTP side and the listeners, and give the listening nursery and the listener of the main port.
 
     **Owns:** that nursery, and those of the HTTP side.
     """
     settings, sockets, tls = parts.settings, parts.sockets, parts.tls
     metrics = _metrics_of(parts)
-    app = RequestMetrics(_app_of(parts, metrics), parts.requests)
+    render = _renderer_of(metrics, parts.worker)
+    app = RequestMetrics(_app_of(parts, render), parts.requests)
     async with (
         open_http_side(app, limits=settings.limits, counters=parts.requests) as http,
         trio.open_nursery() as listening,
@@ -196,9 +201,7 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[trio.Nursery]:
         listening.start_soon(keep_running, "watching the storage", parts.storage.run)
         if sockets.metrics:
             token = settings.metrics_token
-            metrics_port = MetricsPort(
-                sockets.metrics, render=metrics.render, token=token, limits=settings.limits
-            )
+            metrics_port = MetricsPort(sockets.metrics, render=render, token=token, limits=settings.limits)
             listening.start_soon(metrics_port.run)
         if tls is not None:
             listening.start_soon(keep_running, "watching the certificate", tls.watch)
@@ -211,7 +214,7 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[trio.Nursery]:
                 refusals=parts.refusals,
             )
             listening.start_soon(redirect.run)
-        yield listening
+        yield listening, listener
 
 
 def _metrics_of(parts: _Parts) -> Metrics:
@@ -233,7 +236,19 @@ def _metrics_of(parts: _Parts) -> Metrics:
     return Metrics(parts.relay, sources)
 
 
-def _app_of(parts: _Parts, metrics: Metrics) -> QuartTrio:
+def _renderer_of(metrics: Metrics, worker: "Worker | None") -> Callable[[], Awaitable[bytes]]:
+    """Return what renders the metrics of the whole machine."""
+
+    async def render() -> bytes:
+        return metrics.render()
+
+    if worker is None:
+        return render
+    worker.share_metrics(metrics.render)
+    return worker.metrics_of_all
+
+
+def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
     settings, relay, store, storage = parts.settings, parts.relay, parts.store, parts.storage
     token = settings.metrics_token
     lines = refusal_line_limits("failed requests")
@@ -251,7 +266,7 @@ def _app_of(parts: _Parts, metrics: Metrics) -> QuartTrio:
         demo=parts.demo,
         problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
         degraded=lambda: list(storage.problems.values()),
-        metrics=MetricsPage(metrics.render, token) if token else None,
+        metrics=MetricsPage(render, token) if token else None,
         counters=parts.requests,
         request_limits=parts.request_limits,
         lines=lines,
@@ -281,31 +296,3 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         refusals=parts.refusals,
         request_limits=parts.request_limits,
     )
-
-
-@asynccontextmanager
-async def _open_sockets(settings: Settings) -> AsyncIterator[_Sockets]:
-    """Bind every port that the settings name; leaving the block closes the listening sockets."""
-    sockets = _Sockets(main=[], redirect=[], metrics=[])
-    try:
-        sockets.main.extend(await _bind(settings.host, settings.port))
-        if settings.redirect_port is not None:
-            sockets.redirect.extend(await _bind(settings.host, settings.redirect_port))
-        if settings.metrics_port is not None:
-            sockets.metrics.extend(await _bind(settings.metrics_host, settings.metrics_port))
-        yield sockets
-    finally:
-        for listening_socket in (*sockets.main, *sockets.redirect, *sockets.metrics):
-            listening_socket.close()
-
-
-async def _bind(host: str, port: int) -> list[socket.socket]:
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
-    except OSError as problem:
-        where = f"port {port} on {host or 'all interfaces'}"
-        raise OSError(problem.errno, f"{where} cannot be used: {problem.strerror or problem}") from problem
-    sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
-    for listening_socket in sockets:
-        listening_socket.setblocking(False)
-    return sockets

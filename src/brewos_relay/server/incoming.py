@@ -260,20 +260,24 @@ async def accept_connections(
     limits: ServerLimits,
     failure: str,
     write_batch: WriteBatch | None = None,
+    accepting: trio.CancelScope | None = None,
 ) -> None:
     """Accept connections until cancelled. Call `answer` for each, then close it unless it was released.
 
     A failure ends only its connection, and is logged with the text `failure`. `write_batch` is the
-    poller's, for connections that become WebSockets.
+    poller's, for connections that become WebSockets. Cancelling the scope `accepting` ends the accepting:
+    another process that shares the sockets accepts instead.
 
     **Owns:** a task for each listening socket, and one for each connection until it is answered.
-    **Ends when:** cancelled.
+    **Ends when:** cancelled, or accepting has ended and all connections are answered.
     """
     async with trio.open_nursery() as nursery:
         handle = partial(_handle, answer, limits, write_batch, failure)
         backoff = _AcceptBackoff()
-        for listening in sockets:
-            nursery.start_soon(_accept, listening, nursery, handle, backoff)
+        with accepting or trio.CancelScope():
+            async with trio.open_nursery() as acceptors:
+                for listening in sockets:
+                    acceptors.start_soon(_accept, listening, nursery, handle, backoff)
 
 
 class _AcceptBackoff:

@@ -100,6 +100,11 @@ class Listener:
         relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
+        self._accepting = trio.CancelScope()
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections: another process that shares the sockets does."""
+        self._accepting.cancel()
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
@@ -109,6 +114,7 @@ class Listener:
             limits=self._limits,
             write_batch=self._poller.write_batch,
             failure="a connection failed during its first request",
+            accepting=self._accepting,
         )
 
     async def take_websocket(

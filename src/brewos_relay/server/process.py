@@ -9,11 +9,14 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, cast
 
 import trio
+
+from brewos_relay.settings import Settings
+from brewos_relay.telemetry.logs import LogFormat, configure_logging, flush_logs, log_uncaught
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,21 @@ _KEEPALIVES_PER_INTERVAL: Final = 3
 _SWITCH_S: Final = 0.0005
 """A tenth of Python's default: connecting during a flood of registrations took 6 ms (median), not 19."""
 _TRIM_EVERY_S: Final = 60.0
+
+
+@contextmanager
+def logging_of(settings: Settings) -> Iterator[None]:
+    """Log as the settings say, also uncaught exceptions; in the end, wait until everything is written."""
+    configure_logging(
+        level=settings.log_level,
+        log_format=cast("LogFormat", settings.log_format),
+        secrets=settings.secrets(),
+    )
+    log_uncaught()
+    try:
+        yield
+    finally:
+        flush_logs()
 
 
 class SystemdNotifier:

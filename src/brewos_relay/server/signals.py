@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, NoReturn
@@ -33,6 +33,8 @@ class ServerSignals:
         """Set by the second."""
         self.first = signal.SIGTERM
         """The signal that set `leave`."""
+        self.before_end: Callable[[], None] | None = None
+        """Called by the third one, before it ends the process."""
         self._endings = 0
         self._wants_reload = False
         self._changed = trio.Event()
@@ -73,6 +75,21 @@ class ServerSignals:
         """Mark the start-up as over: signals no longer cancel the scope of `start_scope`."""
         self._starting = None
 
+    def begin_leave(self) -> None:
+        """Do what the first SIGTERM does, unless there was one."""
+        if not self._endings:
+            self._receive(signal.SIGTERM, None)
+
+    def begin_hurry(self) -> None:
+        """Do what the second SIGTERM does, unless there were two."""
+        self.begin_leave()
+        if self._endings == 1:
+            self._receive(signal.SIGTERM, None)
+
+    def reload(self) -> None:
+        """Do what SIGHUP does."""
+        self._receive(signal.SIGHUP, None)
+
     async def wait_for_reload(self) -> bool:
         """Wait for the next request. Return True to reload, False to end."""
         while not (self.leave.is_set() or self._wants_reload):
@@ -89,11 +106,13 @@ class ServerSignals:
             self._endings += 1
             if self._endings == 1:
                 self.first = signal.Signals(number)
-            elif self._endings == 2 and os.getpid() != 1:
+            elif self._endings == 2 and os.getpid() != 1 and self.before_end is None:
                 # So that the third one works even if this thread never runs another instruction.
                 for ending in _ENDING:
                     signal.signal(ending, signal.SIG_DFL)
             elif self._endings > 2:
+                if self.before_end is not None:
+                    self.before_end()
                 _end_process(number)
         if self._token is not None:
             with suppress(trio.RunFinishedError):
@@ -112,5 +131,8 @@ class ServerSignals:
 
 
 def _end_process(number: int) -> NoReturn:
-    """End the process at once, with the exit code of a process killed by this signal."""
+    """End the process at once, by this signal or, as process 1, with the exit code for it."""
+    if os.getpid() != 1:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     os._exit(128 + number)

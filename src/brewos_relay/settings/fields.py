@@ -46,6 +46,9 @@ class Settings:
     """Address to listen on. Empty: all IPv4 and IPv6 interfaces."""
     port: int = 3001
     """Port to listen on. 0: any free port."""
+    workers: int = 1
+    """Processes that serve the port together, at most 64: one for each core. More than one need a bus between
+    them."""
     public_url: str | None = None
     """Base URL for links: `http` or `https`, a host and an optional port, without a path. Not set: links use
     the address of the request."""

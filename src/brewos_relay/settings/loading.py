@@ -27,6 +27,7 @@ from brewos_relay.settings.parsing import (
     parse_secure_url,
     parse_sign_up,
     parse_texts,
+    parse_workers,
 )
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.settings.sources import Found, Unknown, find_texts, find_unknown
@@ -103,6 +104,7 @@ _LIMIT_NAMES: Final = tuple(limit.name for limit in fields(ServerLimits))
 _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "host": str,
     "port": parse_port,
+    "workers": parse_workers,
     "public_url": parse_public_url,
     "tls_cert": Path,
     "tls_key": Path,

@@ -13,6 +13,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS: Final = ("auto", "console", "json")
 SIGN_UP: Final = ("open", "invited")
 PAIRING: Final = ("open", "window", "closed")
+MOST_WORKERS: Final = 64
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -70,6 +71,17 @@ def parse_pool(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 2 <= int(text) <= 100):
         raise ValueError("a number from 2 to 100")
     return int(text)
+
+
+def parse_workers(text: str) -> int:
+    """Parse a number of worker processes."""
+    try:
+        workers = parse_count(text)
+    except ValueError:
+        workers = 0
+    if not 0 < workers <= MOST_WORKERS:
+        raise ValueError(f"a whole number from 1 to {MOST_WORKERS}")
+    return workers
 
 
 def parse_duration_s(text: str) -> float:

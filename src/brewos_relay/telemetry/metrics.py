@@ -19,6 +19,7 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.telemetry.measurements import RequestCounters
 
 PREFIX: Final = "brewos_relay_"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _Labelled = Mapping[Any, float]
 """Values by label values, each a tuple of strings."""

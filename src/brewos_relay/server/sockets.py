@@ -1,0 +1,68 @@
+"""The listening sockets of a server: bound once, and closed in the end."""
+
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from brewos_relay.settings import Settings
+
+_BACKLOG: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListeningSockets:
+    """The listening sockets of each port."""
+
+    main: list[socket.socket] = field(default_factory=list)
+    redirect: list[socket.socket] = field(default_factory=list)
+    metrics: list[socket.socket] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.close_serving()
+        for listening in self.metrics:
+            listening.close()
+
+    def close_serving(self) -> None:
+        """Close those for machines and apps."""
+        for listening in (*self.main, *self.redirect):
+            listening.close()
+
+
+def describe_addresses(addresses: Iterable[tuple[str, int]]) -> str:
+    """Return addresses as a text, separated by commas."""
+    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
+
+
+@asynccontextmanager
+async def open_sockets(settings: Settings) -> AsyncIterator[ListeningSockets]:
+    """Bind every port that the settings name; leaving the block closes the listening sockets.
+
+    Raises OSError if an address cannot be bound.
+    """
+    sockets = ListeningSockets()
+    try:
+        sockets.main.extend(await _bind(settings.host, settings.port))
+        if settings.redirect_port is not None:
+            sockets.redirect.extend(await _bind(settings.host, settings.redirect_port))
+        if settings.metrics_port is not None:
+            sockets.metrics.extend(await _bind(settings.metrics_host, settings.metrics_port))
+        yield sockets
+    finally:
+        sockets.close()
+
+
+async def _bind(host: str, port: int) -> list[socket.socket]:
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
+    except OSError as problem:
+        where = f"port {port} on {host or 'all interfaces'}"
+        raise OSError(problem.errno, f"{where} cannot be used: {problem.strerror or problem}") from problem
+    sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
+    for listening in sockets:
+        listening.setblocking(False)
+    return sockets

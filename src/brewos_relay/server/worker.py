@@ -1,0 +1,170 @@
+"""Worker: this process as one of several that serve the same ports, started by `server.workers`."""
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Final
+
+import trio
+
+from brewos_relay.core.relay import Relay
+from brewos_relay.errors import RelayError
+from brewos_relay.server.fd_channel import FdChannel
+from brewos_relay.server.signals import ServerSignals
+from brewos_relay.server.sockets import ListeningSockets
+from brewos_relay.server.worker_messages import (
+    Alive,
+    AllMetrics,
+    Drain,
+    FromParent,
+    Hurry,
+    Leave,
+    Leaving,
+    Metrics,
+    Ready,
+    Reload,
+    ReportMetrics,
+    Start,
+    WantMetrics,
+)
+
+log = logging.getLogger(__name__)
+
+ALIVE_EVERY_S: Final = 5.0
+"""How often a worker tells its parent that its event loop runs."""
+_METRICS_S: Final = 2.0
+"""How long the parent may take to collect the metrics of all workers."""
+
+
+class Worker:
+    """The worker's side of its parent: it obeys the parent, and drains if the parent has gone.
+
+    **Owns:** its end of the channel to the parent, and its copies of the listening sockets.
+    """
+
+    def __init__(self, channel: FdChannel[FromParent], start: Start, files: list[int]) -> None:
+        sockets = [socket.socket(fileno=number) for number in files]
+        for each in sockets:
+            each.setblocking(False)
+        self.number = start.number
+        self.count = start.workers
+        self.drain_window_s: float | None = None
+        """In how much of `drain_s` this worker closes its peers; None for all of it."""
+        self._channel = channel
+        self._sockets = ListeningSockets(main=sockets[: start.main], redirect=sockets[start.main :])
+        self._own_metrics: Callable[[], bytes] = bytes
+        self._relay: Relay | None = None
+        self._requests = count()
+        self._pages: dict[int, tuple[trio.Event, list[bytes]]] = {}
+        self._is_obeying = False
+
+    @classmethod
+    def from_descriptor(cls, descriptor: int) -> "Worker":
+        """Take the parent's first message from an inherited socket. Raises RelayError."""
+        problem = "--worker is for the processes that `serve --workers` starts itself"
+        try:
+            channel = FdChannel[FromParent](socket.socket(fileno=descriptor), FromParent)
+            message, files = channel.receive_now()
+        except (OSError, ValueError, trio.EndOfChannel) as error:
+            raise RelayError(problem) from error
+        if not isinstance(message, Start) or len(files) != message.main + message.redirect:
+            raise RelayError(problem)
+        os.set_inheritable(descriptor, False)
+        return cls(channel, message, files)
+
+    @asynccontextmanager
+    async def open_sockets(self) -> AsyncIterator[ListeningSockets]:
+        """Use the listening sockets of the parent; leaving the block closes this process' copies."""
+        try:
+            yield self._sockets
+        finally:
+            self._sockets.close()
+
+    @asynccontextmanager
+    async def connected(self, signals: ServerSignals) -> AsyncIterator[None]:
+        """Obey the parent while the block runs.
+
+        **Owns:** a nursery with the tasks that read, write, and tell the parent that this process lives.
+        """
+        channel = self._channel
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.run)
+            nursery.start_soon(self._obey, signals)
+            nursery.start_soon(self._report_alive)
+            try:
+                yield
+            finally:
+                channel.send(Metrics(self._own_metrics()))
+                nursery.cancel_scope.cancel()
+
+    def share_metrics(self, render: Callable[[], bytes]) -> None:
+        """Use `render` for the metrics of this worker alone."""
+        self._own_metrics = render
+
+    def report_ready(self, relay: Relay, lines: list[str]) -> None:
+        """Tell the parent that this worker accepts connections. The parent prints the lines of one worker."""
+        self._relay = relay
+        self._channel.send(Ready(lines))
+
+    async def metrics_of_all(self) -> bytes:
+        """Ask the parent for the metrics of all workers; without an answer, those of this one."""
+        number, answered, pages = next(self._requests), trio.Event(), list[bytes]()
+        self._pages[number] = answered, pages
+        try:
+            if self._channel.send(WantMetrics(number)):
+                with trio.move_on_after(_METRICS_S):
+                    await answered.wait()
+        finally:
+            del self._pages[number]
+        return pages[0] if pages else self._own_metrics()
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether a signal to this process ends it, while the other workers go on."""
+        return not (self._is_obeying or self._channel.broken)
+
+    async def _report_alive(self) -> None:
+        while True:
+            self._channel.send(Alive())
+            await trio.sleep(ALIVE_EVERY_S)
+
+    async def _obey(self, signals: ServerSignals) -> None:
+        try:
+            while True:
+                message, _ = await self._channel.receive()
+                self._take(message, signals)
+        except trio.EndOfChannel:
+            if signals.hurry.is_set():
+                os._exit(1)  # the parent has ended by a third signal, and all its workers with it
+            log.error("the parent process has ended; this worker closes its peers and ends")
+            signals.begin_leave()
+
+    def _take(self, message: FromParent, signals: ServerSignals) -> None:
+        match message:
+            case Reload():
+                signals.reload()
+            case ReportMetrics():
+                self._channel.send(Metrics(self._own_metrics()))
+            case AllMetrics():
+                if (asked := self._pages.get(message.request)) is not None:
+                    asked[1].append(message.text)
+                    asked[0].set()
+            case Leave():
+                self._is_obeying = True
+                peers = 0
+                if self._relay is not None:
+                    self._relay.closing = True
+                    peers = len(self._relay.attached)
+                self._channel.send(Leaving(peers))
+            case Drain():
+                self._is_obeying = True
+                self.drain_window_s = message.window_s
+                signals.begin_leave()
+            case Hurry():
+                self._is_obeying = True
+                signals.begin_hurry()
+            case _:
+                log.warning("an unexpected message of the parent: %s", type(message).__name__)

@@ -1,0 +1,93 @@
+"""The messages between the parent and its workers, and between two workers."""
+
+from typing import TypeAlias
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A message; its tag is the name of its class."""
+
+
+# From the parent
+
+
+class Start(_Message, frozen=True):
+    """The first message: the number of the worker, from 1 on, and how many sockets come for each port."""
+
+    number: int
+    workers: int
+    main: int
+    redirect: int
+
+
+class Sibling(_Message, frozen=True):
+    """A channel to another worker comes with this message."""
+
+    number: int
+
+
+class Reload(_Message, frozen=True):
+    """Read the certificate again."""
+
+
+class Leave(_Message, frozen=True):
+    """All workers end: refuse new peers from now on, and answer with Leaving."""
+
+
+class Drain(_Message, frozen=True):
+    """Close all peers within `window_s`, and end."""
+
+    window_s: float
+
+
+class Hurry(_Message, frozen=True):
+    """Close all peers as soon as no device can lose its key, and end."""
+
+
+class ReportMetrics(_Message, frozen=True):
+    """Answer with Metrics."""
+
+
+class AllMetrics(_Message, frozen=True):
+    """The metrics of all workers, for a WantMetrics."""
+
+    request: int
+    text: bytes
+
+
+FromParent: TypeAlias = Start | Sibling | Reload | Leave | Drain | Hurry | ReportMetrics | AllMetrics
+
+
+# From a worker to the parent
+
+
+class Ready(_Message, frozen=True):
+    """The worker accepts connections; `lines` are for stdout."""
+
+    lines: list[str]
+
+
+class Alive(_Message, frozen=True):
+    """The event loop of the worker runs."""
+
+
+class Leaving(_Message, frozen=True):
+    """The worker refuses new peers, and has this many."""
+
+    peers: int
+
+
+class Metrics(_Message, frozen=True):
+    """The metrics of the worker itself."""
+
+    text: bytes
+
+
+class WantMetrics(_Message, frozen=True):
+    """Answer with a AllMetrics."""
+
+    request: int
+
+
+FromWorker: TypeAlias = Ready | Alive | Leaving | Metrics | WantMetrics
