@@ -15,6 +15,7 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.authentication import Authenticator, Requester, current_caller
 from brewos_relay.api.fair_queue import FairQueue
+from brewos_relay.api.hashing import hash_in_thread
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name, json_answer
 from brewos_relay.api.request_limits import FairRate, RequestLimits
@@ -281,7 +282,7 @@ async def _hash_code(text: str, network: str, *, hashing: FairQueue) -> bytes | 
     if code is None:
         return None
     async with hashing.turn(networks_of(network)):
-        return await trio.to_thread.run_sync(hash_code, code)
+        return await hash_in_thread(hash_code, code, known=False)
 
 
 async def _accept_code(

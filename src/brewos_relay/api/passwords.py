@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from brewos_relay.api.authentication import Authenticator, Requester, current_caller
 from brewos_relay.api.fair_queue import FairQueue
+from brewos_relay.api.hashing import hash_in_thread
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import Refused, SecretStruct, ShortText, body_of, json_answer
 from brewos_relay.api.request_limits import RequestLimits
@@ -96,10 +97,10 @@ class PasswordCheck:
     async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
         """Run work with a password in a thread. Raises Refused (503) if the queue is full.
 
-        Networks take turns; `known` ones have priority.
+        Networks take turns; `known` ones have priority, also for a processor.
         """
         async with self._queue.turn(networks_of(network), first=known):
-            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+            return await hash_in_thread(work, *args, known=known, limiter=self._limiter)
 
 
 def _read_account(db: Connection, email: str, network: str) -> tuple[str | None, str | None, int | None]:

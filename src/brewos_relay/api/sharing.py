@@ -13,6 +13,7 @@ from quart import Blueprint, Response, request
 
 from brewos_relay.api.authentication import Authenticator, current_caller
 from brewos_relay.api.device_access import require_access
+from brewos_relay.api.hashing import hash_in_thread
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.pairing import HASHING_AT_ONCE
 from brewos_relay.api.payloads import Refused, body_of, json_answer
@@ -128,7 +129,7 @@ class SharingRoutes:
         at_ms = now_ms()
         until_ms = to_ms(wanted.until, now_ms=at_ms)
         self.request_limits.shares_by_user.admit(requester.user_id)
-        made = await trio.to_thread.run_sync(_make_secrets, limiter=self._hashing)
+        made = await hash_in_thread(_make_secrets, known=True, limiter=self._hashing)
         share_id = secrets.token_hex(16)
         expires_at_ms = at_ms + SHARE_S * 1000
         await self.store.write_as(
