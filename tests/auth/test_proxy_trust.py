@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brewos_relay.auth import proxy_trust
 from brewos_relay.auth.proxy_trust import Caller, ProxyTrust
 
 PROXY = "10.0.0.1"
@@ -22,6 +23,12 @@ def called(*headers: tuple[str, str], peer: str = "192.0.2.9", secure: bool = Fa
 
 
 # The address
+
+
+def test_few_parsed_addresses_are_kept() -> None:
+    for number in range(5000):
+        address_of(PROXY, f"198.18.{number // 256}.{number % 256}")
+    assert proxy_trust._parse_address.cache_info().currsize == 4096
 
 
 def test_direct_caller_is_the_peer() -> None:
