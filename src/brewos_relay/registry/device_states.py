@@ -33,6 +33,7 @@ _STATES: Final = (
     .join_from(device_states, devices)
     .where(device_states.c.device_id.in_(bindparam("ids", expanding=True)), _IS_KNOWN)
     .where(device_states.c.at_ms >= func.coalesce(_FIRST_CLAIM_MS, 0))
+    .where(device_states.c.at_ms > bindparam("after_ms"))
 )
 
 
@@ -79,7 +80,7 @@ def find_states(db: Connection, ids: Sequence[str], *, after_ms: int) -> dict[st
         )
         for start in range(0, len(ids), _IDS_AT_ONCE)
         for device_id, payload, is_text, at_ms, since_us in db.execute(
-            _STATES.where(device_states.c.at_ms > after_ms), {"ids": ids[start : start + _IDS_AT_ONCE]}
+            _STATES, {"ids": ids[start : start + _IDS_AT_ONCE], "after_ms": after_ms}
         )
     }
 
