@@ -2,9 +2,9 @@
 
     python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
 
-Each part takes `--secs`, except `floods`, which takes twice as long and a minute more, and `http`, which acts
-as each user in turn for `--minutes`. Each run uses a new seed and prints it, so that findings can be
-reproduced.
+Each part takes `--secs`, except `floods`, which takes three times as long and a minute more, and `http`,
+which acts as each user in turn for `--minutes`. Each run uses a new seed and prints it, so that findings can
+be reproduced.
 
 Exit codes: 0 no findings, 1 findings, 2 wrong usage, 3 could not start.
 """
@@ -144,7 +144,7 @@ def main() -> int:
         if part in targets:
             tried, found = fuzz_target(targets[part], secs=arguments.secs, seed=seed)
         elif part == "floods":
-            tried, found = fuzz_floods(secs=2 * arguments.secs, seed=seed)
+            tried, found = fuzz_floods(secs=3 * arguments.secs, seed=seed)
         elif part == "http":
             tried, found = fuzz_http(arguments)
         else:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_a_delayed_bystander_is_reported() -> None:
     floods._judge(seen)
     assert seen.problems[0] == "a connect of the bystander takes 2.10 times as long in a flood"
     assert len([line for line in seen.lines() if "2.10 times" in line]) == 1
+
+
+async def test_the_flooding_process_leaves_the_processors_to_others() -> None:
+    code = "import os; from fuzz.floods import step_back; step_back()"
+    code += "; print(os.sched_getscheduler(0) == os.SCHED_IDLE, len(os.sched_getaffinity(0)))"
+    with trio.fail_after(20):
+        done = await trio.run_process(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_stdout=True
+        )
+    assert done.stdout.split() == [b"True", b"1"]
 
 
 def test_percentiles() -> None:
