@@ -242,9 +242,10 @@ def test_message_page_shows_every_form_of_each_message() -> None:
 
 
 def test_every_status_of_a_command_is_documented_and_no_other() -> None:
-    source = read(SOURCES / "brewos_relay" / "core" / "commands.py")
-    # The statuses are string literals in this module.
-    given = set(re.findall(r'"(delivered|queued|expired|device_offline|forbidden)"', source))
+    source = "".join(read(SOURCES / "brewos_relay" / "core" / name) for name in ("commands.py", "remote.py"))
+    # The statuses are string literals in these modules.
+    statuses = "delivered|queued|expired|device_offline|forbidden|unknown|bus_unavailable"
+    given = set(re.findall(rf'"({statuses})"', source))
     table = section(read("reference/protocol.md"), "## Commands for an absent device")
     documented = {code(row[0])[0] for row in rows(table[table.index("| `status` |") :])}
     assert documented == given

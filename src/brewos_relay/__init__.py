@@ -15,6 +15,7 @@
 #   client        the SDK: devices and apps in Python
 #   telemetry     logs and metrics
 #   cluster       many instances that act as one, joined by a broker
+#   live_devices  what the API shows of connections
 #   core          the reusable relay: sessions, peers, limits
 #   messages      messages of devices, clients and the relay     errors  exceptions and close codes
 #   dialect       what the relay knows of BrewOS messages, and of those of other devices

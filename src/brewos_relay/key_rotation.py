@@ -29,7 +29,7 @@ async def send_new_key(
     device = await store.find_device(device_id)
     if device is not None and gets_no_more_keys(device):
         return "too_many"  # checked first, as switching the device on would not help
-    if not relay.is_online(device_id):
+    if not (await relay.find_live([device_id]))[device_id].is_online:
         return "offline"
     key = generate_key()
     try:
@@ -44,7 +44,8 @@ async def send_new_key(
             )
     except TooManyKeys:
         return "too_many"
-    if relay.send_to_device(device_id, key_rotate(key)):
+    outcome = await relay.send_to_device(device_id, key_rotate(key))
+    if outcome in ("delivered", "unknown"):  # the device may have the key: it must stay valid
         return "sent"
     await store.write_anonymous(drop_next_key, device_id, hash_secret(key))
     return "offline"

@@ -1,13 +1,13 @@
 """Protocols of the live relay and of the registry, as the HTTP API calls them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.grant import Grant
-from brewos_relay.core.snapshot import DeviceInfo
+from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.live_devices import LiveDevice, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldPairing
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class RelayView(Protocol):
-    """The live relay: connected devices and clients."""
+    """The live relay, of one instance or of many: connected devices and clients."""
 
     @property
     def closing(self) -> bool:
@@ -26,38 +26,24 @@ class RelayView(Protocol):
         ...
 
     @property
-    def device_count(self) -> int:
-        """The number of connected devices."""
-        ...
-
-    @property
-    def client_count(self) -> int:
-        """The number of connected clients."""
-        ...
-
-    @property
     def counters(self) -> Counters:
-        """The running totals since the relay was opened."""
+        """The running totals of this instance since the relay was opened."""
         ...
 
-    def grants_of(self, device_id: str) -> list[Grant]:
-        """Return the grants of all clients of a device."""
+    async def count_peers(self) -> PeerCounts:
+        """Count the connected devices and clients."""
         ...
 
-    def is_online(self, device_id: str) -> bool:
-        """Tell whether a device is connected."""
+    async def find_live(self, device_ids: Sequence[str]) -> Mapping[str, LiveDevice]:
+        """Return what is known of the connections of devices. The result has each of the ids."""
         ...
 
-    def state_of(self, device_id: str) -> dict[str, Any] | None:
+    async def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Return the last known state of a device: its age, its stale groups, and `messages` by type."""
         ...
 
-    def info_of(self, device_id: str) -> DeviceInfo:
-        """Return what a device reported about itself. This costs less than `state_of`."""
-        ...
-
-    def send_to_device(self, device_id: str, message: Message) -> bool:
-        """Send a message to a device. Return False if it is not connected."""
+    async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
+        """Send a message to a device and return the outcome, which is `unknown` if it may have arrived."""
         ...
 
 

@@ -88,7 +88,7 @@ async def test_devices_of_an_instance_that_died_go_offline_within_20_s(
         broker.cut("a")
         broker.reachable = False
         await client.send(COMMAND)
-        assert await b.view.are_online([DEVICE_ID]) == [True]
+        assert (await b.view.find_live([DEVICE_ID]))[DEVICE_ID].is_online
         told = await contents(client, within_s=3)
         assert told[-1]["status"] in ("unknown", "device_offline")
         assert "device_offline" in await types(client, within_s=20)

@@ -1,6 +1,6 @@
 """The HTTP API over a real registry, with a relay of plain data, for tests that send requests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.rate_limits import LogLineLimits
+from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import DeviceInfo
+from brewos_relay.live_devices import LiveDevice, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
@@ -55,28 +57,26 @@ class PlainRelay:
     client_count: int = 0
     closing: bool = False
 
-    @property
-    def device_count(self) -> int:
-        return len(self.online)
+    async def count_peers(self) -> PeerCounts:
+        return PeerCounts(len(self.online), self.client_count)
 
-    def grants_of(self, device_id: str) -> list[Grant]:
-        return self.grants.get(device_id, [])
+    async def find_live(self, device_ids: Sequence[str]) -> dict[str, LiveDevice]:
+        return {device_id: self._live(device_id) for device_id in device_ids}
 
-    def is_online(self, device_id: str) -> bool:
-        return device_id in self.online
+    def _live(self, device_id: str) -> LiveDevice:
+        told = self.states.get(device_id, {"messages": {}})["messages"].get("device_info")
+        info = msgspec.convert(told, DeviceInfo) if isinstance(told, dict) else DeviceInfo()
+        user_ids = [grant.user_id for grant in self.grants.get(device_id, [])]
+        return LiveDevice(device_id in self.online, info, user_ids)
 
-    def state_of(self, device_id: str) -> dict[str, Any] | None:
+    async def state_of(self, device_id: str) -> dict[str, Any] | None:
         return self.states.get(device_id)
 
-    def info_of(self, device_id: str) -> DeviceInfo:
-        told = self.states.get(device_id, {"messages": {}})["messages"].get("device_info")
-        return msgspec.convert(told, DeviceInfo) if isinstance(told, dict) else DeviceInfo()
-
-    def send_to_device(self, device_id: str, message: Message) -> bool:
+    async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         if not self.takes:
-            return False
+            return "device_offline"
         self.sent.append((device_id, message))
-        return True
+        return "delivered"
 
 
 @dataclass(frozen=True)

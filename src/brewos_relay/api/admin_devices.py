@@ -10,6 +10,7 @@ from brewos_relay.api.admin_accounts import Listing
 from brewos_relay.api.authentication import Authenticator
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, body_of, json_answer, query_of
+from brewos_relay.live_devices import LiveDevice
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.device_overview import DeviceOverview, list_device_overviews, totals
@@ -129,9 +130,10 @@ class AdminDeviceRoutes:
         found = await self.store.read(
             list_device_overviews, find=page.find, after=page.after, limit=page.limit
         )
+        live = await self.relay.find_live([one.device.id for one in found])
         return json_answer(
             AdminDevices(
-                devices=[_device_answer(one, self.relay) for one in found],
+                devices=[_device_answer(one, live[one.device.id]) for one in found],
                 next=found[-1].device.id if len(found) == page.limit else None,
             )
         )
@@ -174,11 +176,12 @@ class AdminDeviceRoutes:
     async def server_stats(self) -> Response:
         await self.authenticator.administrator(request)
         registered = await self.store.read(totals)
+        counts = await self.relay.count_peers()
         return json_answer(
             Stats(
                 timestamp=now_ms(),
-                devices=self.relay.device_count,
-                clients=self.relay.client_count,
+                devices=counts.devices,
+                clients=counts.clients,
                 registered=Registered(devices=registered.devices, users=registered.users),
                 totals=msgspec.convert(self.relay.counters, RelayTotals, from_attributes=True),
             )
@@ -193,13 +196,13 @@ class AdminDeviceRoutes:
         return json_answer(PairingState(mode=self.rules.mode, is_open=is_open, open_until=iso_time(until_ms)))
 
 
-def _device_answer(one: DeviceOverview, relay: RelayView) -> AdminDevice:
+def _device_answer(one: DeviceOverview, live: LiveDevice) -> AdminDevice:
     device = one.device
     return AdminDevice(
         id=device.id,
         name=device.name,
-        is_online=relay.is_online(device.id),
-        clients=len(relay.grants_of(device.id)),
+        is_online=live.is_online,
+        clients=len(live.user_ids),
         last_seen=iso_time(device.last_seen_ms),
         firmware_version=device.firmware_version,
         machine_type=device.machine_type,

@@ -181,9 +181,8 @@ class DeviceUserRoutes:
     async def watchers(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         access = await require_access(requester, device_id, store=self.store, at_least="owner")
-        here = Counter(
-            grant.user_id for grant in self.relay.grants_of(access.device_id) if grant.user_id is not None
-        )
+        live = (await self.relay.find_live([access.device_id]))[access.device_id]
+        here = Counter(user_id for user_id in live.user_ids if user_id is not None)
         accounts = await self.store.read(find_users, sorted(here))
         found = [_watcher_answer(user_id, count, accounts) for user_id, count in sorted(here.items())]
         return json_answer(Watchers(watchers=found))

@@ -16,6 +16,7 @@ from brewos_relay.api.payloads import Refused, ShortText, body_of, checked_name,
 from brewos_relay.core.grant import Rights, rights_of
 from brewos_relay.core.merging import readable_content
 from brewos_relay.key_rotation import RotationOutcome, send_new_key
+from brewos_relay.live_devices import LiveDevice
 from brewos_relay.messages import Message
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.access import devices_of, leave, release
@@ -157,7 +158,8 @@ class DeviceRoutes:
         )
         answers = []
         for some in chunks(found, DESCRIBED_AT_ONCE):
-            answers += [self._describe(listed) for listed in some]
+            live = await self.relay.find_live([listed.device_id for listed in some])
+            answers += [self._describe(listed, live[listed.device_id]) for listed in some]
             await trio.lowlevel.checkpoint()
         return json_answer(Devices(answers, found[-1].device_id if len(found) == limit else None))
 
@@ -219,15 +221,16 @@ class DeviceRoutes:
     async def state(self, device_id: str) -> Response:
         access = await require_access(await self.authenticator(request), device_id, store=self.store)
         device_id, device = access.device_id, access.device
-        known = self.relay.state_of(device_id) or {"messages": {}}
+        known = await self.relay.state_of(device_id) or {"messages": {}}
         if "status" not in known["messages"]:
             found = await self.store.find_state(device_id)
             if found is not None:
                 known = {**known, **_last_known(found, known["messages"])}
+        live = (await self.relay.find_live([device_id]))[device_id]
         return json_answer(
             StateAnswer(
                 device_id=device_id,
-                is_online=self.relay.is_online(device_id),
+                is_online=live.is_online,
                 last_seen=iso_time(device.last_seen_ms) if device is not None else None,
                 snapshot_age_ms=known.get("snapshotAgeMs"),
                 last_known=known.get("lastKnown", False),
@@ -248,16 +251,15 @@ class DeviceRoutes:
             raise Refused(_REFUSALS[outcome], status=409)
         return json_answer(RotationAnswer(status="sent", message=_WHAT_NEXT), status=202)
 
-    def _describe(self, listed: _Listed) -> DeviceAnswer:
-        device, device_id = listed.device, listed.device_id
-        info = self.relay.info_of(device_id)
+    def _describe(self, listed: _Listed, live: LiveDevice) -> DeviceAnswer:
+        device, device_id, info = listed.device, listed.device_id, live.info
         claimed_at_ms = listed.access.claimed_at_ms if listed.access is not None else None
         if claimed_at_ms is None and device is not None:
             claimed_at_ms = device.created_at_ms
         return DeviceAnswer(
             id=device_id,
             name=(device.name if device is not None else None) or device_id,
-            is_online=self.relay.is_online(device_id),
+            is_online=live.is_online,
             last_seen=iso_time(device.last_seen_ms) if device is not None else None,
             firmware_version=_text(info.firmware_version) or (device.firmware_version if device else None),
             machine_type=_text(info.machine_type) or (device.machine_type if device else None),
@@ -272,7 +274,8 @@ class DeviceRoutes:
         found = await self.store.read(_read_one, requester, device_id, now_ms=now_ms())
         if found is None:
             raise device_not_found()
-        return self._describe(found)
+        live = await self.relay.find_live([found.device_id])
+        return self._describe(found, live[found.device_id])
 
 
 def _reachable(db: Connection, requester: Requester, *, after: str, limit: int, now_ms: int) -> list[_Listed]:

@@ -121,12 +121,13 @@ class HealthRoutes:
 
     @described("Check that the relay runs; 503 while it drains", answer=Health, needs_token=False)
     async def health(self) -> Response:
+        counts = await self.relay.count_peers()
         return json_answer(
             Health(
                 status="closing" if self.relay.closing else "ok",
                 timestamp=iso_time(now_ms()),
-                devices=self.relay.device_count,
-                clients=self.relay.client_count,
+                devices=counts.devices,
+                clients=counts.clients,
             ),
             status=503 if self.relay.closing else 200,
         )

@@ -7,6 +7,7 @@ import msgspec
 
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import RestoredState, SnapshotState
+from brewos_relay.live_devices import LiveDevice
 from brewos_relay.messages import Message
 
 Payload: TypeAlias = tuple[bytes, bool]
@@ -98,8 +99,33 @@ class StateAnswer(_Envelope, tag=9):
     content: bytes | None
 
 
+class LiveRequest(_Envelope, tag=10):
+    """Asks what an instance knows of the connections of devices."""
+
+    sender: str
+    number: int
+    device_ids: Sequence[str]
+
+
+class LiveAnswer(_Envelope, tag=11):
+    """Answers a `LiveRequest`, for the devices that are connected or have clients."""
+
+    number: int
+    devices: dict[str, LiveDevice]
+
+
 Envelope: TypeAlias = (
-    Watch | Unwatch | NotHere | DeviceState | DeviceMessages | Command | Outcome | StateRequest | StateAnswer
+    Watch
+    | Unwatch
+    | NotHere
+    | DeviceState
+    | DeviceMessages
+    | Command
+    | Outcome
+    | StateRequest
+    | StateAnswer
+    | LiveRequest
+    | LiveAnswer
 )
 
 pack: Final = msgspec.msgpack.Encoder().encode

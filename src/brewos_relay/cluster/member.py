@@ -26,6 +26,8 @@ from brewos_relay.cluster.envelopes import (
     DeviceMessages,
     DeviceState,
     Envelope,
+    LiveAnswer,
+    LiveRequest,
     NotHere,
     Outcome,
     StateAnswer,
@@ -40,10 +42,11 @@ from brewos_relay.cluster.envelopes import (
 from brewos_relay.cluster.remote_clients import RemoteClients
 from brewos_relay.cluster.remote_commands import ANSWER_S, RemoteCommands
 from brewos_relay.cluster.remote_device import RemoteDevice
-from brewos_relay.cluster.state_requests import StateRequests
+from brewos_relay.cluster.requests import Requests
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.errors import RelayClosing
+from brewos_relay.live_devices import live_device
 from brewos_relay.messages import Message
 from brewos_relay.vocabulary import now_ms
 
@@ -78,6 +81,8 @@ class Member:
         self.instance = instance
         self.connection: BrokerConnection | None = None
         """The connection to the broker, while it lives."""
+        self.joined = trio.Event()
+        """Set when the instance has joined the cluster for the first time."""
         self.reconnects = 0
         """How often the connection to the broker was lost."""
         self.unreadable = 0
@@ -90,7 +95,8 @@ class Member:
         self._clock = BrokerClock(elapsed)
         self.commands = RemoteCommands(instance, self._clock, self.send)
         """Commands for devices of other instances."""
-        self.state_requests = StateRequests(instance, self.send)
+        self.requests = Requests(instance, self.send)
+        """Questions to other instances."""
         self._swapped: deque[str] = deque(maxlen=1000)
         self._lost_at = trio.current_time()
 
@@ -120,6 +126,7 @@ class Member:
         **Owns:** a nursery with three tasks: `_keep_lease`, `_tell_broker` and `_audit`.
         """
         self.connection = connection
+        self.joined.set()
         log.info("joined the cluster as %s", self.instance)
         self._announce_again()
         async with trio.open_nursery() as nursery:
@@ -138,7 +145,7 @@ class Member:
         self.connection = None
         self._clock.forget()
         self.commands.lose()
-        self.state_requests.lose()
+        self.requests.lose()
 
     def _announce_again(self) -> None:
         """Tell everything again on a new connection."""
@@ -194,6 +201,7 @@ class Member:
                 self._table.mark(record.device_id)  # it went or came again meanwhile
                 continue
             record.at_us = result.since.at_us
+            self._relay.set_since(record.device_id, result.since.at_us)
             rival, record.rival = record.rival, None
             self._note_owner(record, max(result.owner, rival) if rival is not None else result.owner)
 
@@ -357,8 +365,18 @@ class Member:
                 content = self._relay.state_of(envelope.device_id)
                 encoded = msgspec.json.encode(content) if content is not None else None
                 self.send(envelope.sender, pack(StateAnswer(envelope.number, encoded)))
-            case StateAnswer():
-                self.state_requests.take(envelope)
+            case LiveRequest():
+                self._answer_live(envelope)
+            case StateAnswer() | LiveAnswer():
+                self.requests.take(envelope)
+
+    def _answer_live(self, request: LiveRequest) -> None:
+        devices = {
+            device_id: live
+            for device_id in request.device_ids[:AT_ONCE]
+            if (live := live_device(self._relay, device_id)).is_online or live.user_ids
+        }
+        self.send(request.sender, pack(LiveAnswer(request.number, devices)))
 
     def _take_watch(self, watch: Watch) -> None:
         record = self._table.records.get(watch.device_id)

@@ -1,6 +1,6 @@
 """ClusterView: the devices of all instances, for admission and the API."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,8 +11,10 @@ from brewos_relay.cluster.broker import BrokerError, Located
 from brewos_relay.cluster.devices import DeviceTable
 from brewos_relay.cluster.member import AT_ONCE, Member
 from brewos_relay.cluster.remote_commands import ANSWER_S
+from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.live_devices import LiveDevice, PeerCounts, live_device
 from brewos_relay.messages import Message
 
 FIND_S: Final = 1.0
@@ -24,7 +26,10 @@ _HOLD_S: Final = 5.0
 
 
 class ClusterView:
-    """Answers questions about devices on any instance. What the broker does not tell in time is absent."""
+    """The devices and clients of all instances; a `protocols.RelayView`.
+
+    What other instances do not tell in time is missing.
+    """
 
     def __init__(self, relay: Relay, table: DeviceTable, member: Member) -> None:
         self._relay = relay
@@ -51,18 +56,64 @@ class ClusterView:
             return (await self._locate([device_id]))[0].contested
         return False
 
-    async def are_online(self, device_ids: Sequence[str]) -> list[bool]:
-        """Tell for each device whether it is connected to any instance."""
-        here = [self._relay.has_device(device_id) for device_id in device_ids]
-        elsewhere = [device_id for device_id, is_here in zip(device_ids, here, strict=True) if not is_here]
-        located: list[Located] = []
-        with trio.move_on_after(ANSWER_S):
-            for start in range(0, len(elsewhere), AT_ONCE):
-                located += await self._locate(elsewhere[start : start + AT_ONCE])
-        online = {
-            device_id for device_id, found in zip(elsewhere, located, strict=False) if found.owner is not None
-        }
-        return [is_here or device_id in online for device_id, is_here in zip(device_ids, here, strict=True)]
+    @property
+    def closing(self) -> bool:
+        """Whether this instance accepts no new connections."""
+        return self._relay.closing
+
+    @property
+    def counters(self) -> Counters:
+        """The running totals of this instance."""
+        return self._relay.counters
+
+    async def count_peers(self) -> PeerCounts:
+        """Count the devices and clients of all instances. The figures of others are some seconds old."""
+        counts = [
+            PeerCounts(_count(description, "devices"), _count(description, "clients"))
+            for description in (await self.instances()).values()
+        ]
+        return PeerCounts(sum(each.devices for each in counts), sum(each.clients for each in counts))
+
+    async def find_live(self, device_ids: Sequence[str]) -> Mapping[str, LiveDevice]:
+        """Return what all instances know of the connections of devices.
+
+        The broker knows which devices are online if an instance does not answer.
+        """
+        live = {device_id: live_device(self._relay, device_id) for device_id in device_ids}
+        if self._member.connection is None:
+            return live
+        others = [name for name in await self.instances() if name != self._member.instance]
+        for start in range(0, len(device_ids), AT_ONCE):
+            some = device_ids[start : start + AT_ONCE]
+            with trio.move_on_after(ANSWER_S):
+                await self._ask_all(others, some, live)
+        return live
+
+    async def _ask_all(
+        self, others: Sequence[str], device_ids: Sequence[str], live: dict[str, LiveDevice]
+    ) -> None:
+        """Ask the broker and other instances about devices at the same time.
+
+        **Owns:** a nursery with a task for each of them, `_find_owners` and `_ask_live`.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._find_owners, device_ids, live)
+            for name in others:
+                nursery.start_soon(self._ask_live, name, device_ids, live)
+
+    async def _find_owners(self, device_ids: Sequence[str], live: dict[str, LiveDevice]) -> None:
+        for device_id, found in zip(device_ids, await self._locate(device_ids), strict=True):
+            if found.owner is not None and not live[device_id].is_online:
+                live[device_id] = msgspec.structs.replace(live[device_id], is_online=True)
+
+    async def _ask_live(self, instance: str, device_ids: Sequence[str], live: dict[str, LiveDevice]) -> None:
+        for device_id, found in (await self._member.requests.ask_live(instance, device_ids)).items():
+            if (known := live.get(device_id)) is not None:
+                live[device_id] = LiveDevice(
+                    known.is_online or found.is_online,
+                    found.info if found.is_online else known.info,
+                    [*known.user_ids, *found.user_ids],
+                )
 
     async def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Return the known state of a device, from its instance if need be; see `Relay.state_of`."""
@@ -71,7 +122,7 @@ class ClusterView:
         with trio.move_on_after(ANSWER_S):
             owner = (await self._locate([device_id]))[0].owner
             if owner is not None and owner.instance != self._member.instance:
-                content = await self._member.state_requests.ask(owner.instance, device_id)
+                content = await self._member.requests.ask_state(owner.instance, device_id)
                 return msgspec.json.decode(content, type=dict[str, Any]) if content is not None else None
         return self._relay.state_of(device_id)
 
@@ -118,3 +169,8 @@ def _decode(description: bytes) -> dict[str, Any]:
         return msgspec.json.decode(description, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         return {}
+
+
+def _count(description: Mapping[str, Any], name: str) -> int:
+    count = description.get(name)
+    return count if isinstance(count, int) else 0

@@ -159,7 +159,7 @@ class Attachment:
 class DeviceAttachment(Attachment):
     """A connection of a device. It stands for the device from its first frame on."""
 
-    __slots__ = ("credential", "known_before", "remote", "sent_invalid", "since_us", "spoke_at")
+    __slots__ = ("after_us", "credential", "known_before", "remote", "sent_invalid", "since_us", "spoke_at")
 
     def __init__(
         self,
@@ -182,6 +182,8 @@ class DeviceAttachment(Attachment):
         self.known_before: tuple[Message, float] | None = None
         """The last whole state of the device and when it was current (trio time), until the device is
         present."""
+        self.after_us = 0
+        """When an earlier connection came; this one came later."""
         self.since_us = time.time_ns() // 1000
         """When it came, in µs since the epoch. A stored state of an earlier connection never replaces one of
         a later connection."""

@@ -104,6 +104,14 @@ class Presence:
             self._swapped_at.append(now)
         return replaced
 
+    def set_since(self, since_us: int) -> None:
+        """Set when the connection that stands for the device came, by a clock that all instances share.
+
+        It stays later than that of an earlier connection, whatever the clock says.
+        """
+        if self.present is not None:
+            self.snapshot.since_us = max(since_us, self.present.after_us + 1)
+
     def yield_to(self, device: DeviceAttachment | None) -> DeviceAttachment | None:
         """Let a connection on another instance stand for the device; return the one that did before.
 

@@ -304,6 +304,11 @@ class Relay:
         if (session := self._sessions.get(device.session.device_id)) is not None:
             session.take_remote_state(device, state, last_seen_ms)
 
+    def set_since(self, device_id: str, since_us: int) -> None:
+        """Set when the connection of a device came, in µs by the clock of the broker; see `KnownState`."""
+        if (session := self._sessions.get(device_id)) is not None:
+            session.presence.set_since(since_us)
+
     def yield_device(self, device_id: str) -> bool:
         """End the connection of a device (4002), once it is safe, because another instance has a newer one.
 

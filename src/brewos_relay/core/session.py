@@ -204,6 +204,7 @@ class DeviceSession:
             held_at = trio.current_time() - (now_ms() - known_state.at_ms) / 1000
             attachment.known_before = (known_state.message, held_at)
             # It came later than the connection of that state, whatever the clock says.
+            attachment.after_us = known_state.since_us
             attachment.since_us = max(attachment.since_us, known_state.since_us + 1)
         self._host.counters.devices_attached += 1
         attachment.number = self._host.counters.devices_attached

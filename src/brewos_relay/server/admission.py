@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -111,13 +111,25 @@ class TokenRenewal:
         return claims.expires_at_s
 
 
+class OtherInstances(Protocol):
+    """Devices on other instances, as admission needs them."""
+
+    async def is_contested(self, device_id: str) -> bool:
+        """Whether two devices on different instances use this id."""
+        ...
+
+    async def find(self, device_id: str) -> None:
+        """Find a device for a client that is about to be attached, within a bounded time."""
+        ...
+
+
 class Admission:
     """Admits or refuses WebSocket requests. It refuses before the upgrade, except for TokenRefused.
 
     A device that is accepted and then dropped discards its key, so all checks come before the upgrade.
 
     `revision` returns how many changes of access this process has applied. A decision during which it changed
-    is repeated.
+    is repeated. `others` are the other instances of a cluster.
     """
 
     def __init__(
@@ -129,6 +141,7 @@ class Admission:
         proxy_trust: ProxyTrust,
         allowed_origins: Collection[str],
         revision: Callable[[], int],
+        others: OtherInstances | None = None,
     ) -> None:
         self._relay = relay
         self._store = store
@@ -136,6 +149,7 @@ class Admission:
         self._proxy_trust = proxy_trust
         self._allowed_origins = allowed_origins
         self._revision = revision
+        self._others = others
         self._rates = ConnectionRates(relay)
 
     async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
@@ -209,6 +223,8 @@ class Admission:
             return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
             raise Denied("two_machines", 409, "another machine with this id is connected")
+        if self._others is not None and await self._others.is_contested(device_id):
+            raise Denied("two_machines", 409, "another machine with this id is connected")
         is_unproven = device is not None and device.unproven_since_ms is not None
         if is_next_key or is_unproven:
             await self._record_use(
@@ -280,6 +296,8 @@ class Admission:
             return TokenRefused("the token has been revoked")
         grant = await self._grant(principal, device_id)
         device = await self._store.find_device(device_id)
+        if self._others is not None:
+            await self._others.find(device_id)
         # The last check, so that no other client attaches in between.
         if limit := self._relay.reached_client_limit(device_id, grant):
             message = f"too many clients of {limit} are connected"

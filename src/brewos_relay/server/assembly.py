@@ -24,6 +24,7 @@ from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.change_applier import ChangeApplier
+from brewos_relay.server.cluster import Bus, Joined
 from brewos_relay.server.from_settings import (
     account_rules,
     https_port,
@@ -91,6 +92,8 @@ class _Parts:
     relay: Relay
     changes: ChangeApplier
     worker: "Worker | None"
+    instance: str
+    joined: Joined
     late: LoopLag = field(default_factory=LoopLag)
     requests: RequestCounters = field(default_factory=RequestCounters)
     handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -125,6 +128,7 @@ async def open_server(
     accounts = account_rules(settings)
     tls = read_certificate(settings)
     counters, database_url = Counters(), settings.resolved_database_url()
+    bus = Bus(settings)
     async with (
         open_sockets(settings) if worker is None else worker.open_sockets() as sockets,
         open_store(
@@ -136,13 +140,17 @@ async def open_server(
         open_poller(counters) as poller,
     ):
         recorder = ActivityRecorder(store.write_behind)
-        async with open_relay(
-            limits=settings.limits,
-            dialect=BREWOS,
-            on_seen=recorder.record_seen,
-            on_activity=recorder.record_activity,
-            counters=counters,
-        ) as relay:
+        async with (
+            open_relay(
+                limits=settings.limits,
+                dialect=BREWOS,
+                remote=bus.remote,
+                on_seen=recorder.record_seen,
+                on_activity=recorder.record_activity,
+                counters=counters,
+            ) as relay,
+            bus.join(relay) as joined,
+        ):
             states = StateKeeper(relay, store)
             changes = ChangeApplier(relay=relay, store=store)
             store.watch_changes(changes.apply)
@@ -160,6 +168,8 @@ async def open_server(
                 relay=relay,
                 changes=changes,
                 worker=worker,
+                instance=bus.instance,
+                joined=joined,
             )
             async with _open_ports(parts) as (listening, listener):
                 listening.start_soon(
@@ -231,6 +241,8 @@ def _metrics_of(parts: _Parts) -> Metrics:
         degraded=lambda: {each: each in storage.problems for each in PROBLEMS},
         disk_free_bytes=lambda: storage.free_bytes,
         log_lines_dropped=dropped_lines,
+        bus=parts.joined.bus_figures,
+        instance=parts.instance if parts.joined.member is not None else None,
         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
     )
     return Metrics(parts.relay, sources)
@@ -254,7 +266,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
     lines = refusal_line_limits("failed requests")
     relay.line_limits.append(lines)
     return create_app(
-        relay=relay,
+        relay=parts.joined.view,
         store=store,
         keys=parts.keys,
         proxy_trust=parts.proxy_trust,
@@ -265,7 +277,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
         hsts=not settings.tls_self_signed,
         demo=parts.demo,
         problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
-        degraded=lambda: list(storage.problems.values()),
+        degraded=lambda: [*storage.problems.values(), *parts.joined.problems()],
         metrics=MetricsPage(render, token) if token else None,
         counters=parts.requests,
         request_limits=parts.request_limits,
@@ -282,6 +294,7 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         proxy_trust=parts.proxy_trust,
         allowed_origins=parts.settings.allowed_origins,
         revision=lambda: changes.revision,
+        others=parts.joined.cluster,
     )
     return Listener(
         parts.sockets.main,

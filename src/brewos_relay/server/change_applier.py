@@ -13,6 +13,7 @@ from brewos_relay.auth.grants import grant_of
 from brewos_relay.core.relay import Relay
 from brewos_relay.errors import CloseCode, RegistryError
 from brewos_relay.key_rotation import send_new_key
+from brewos_relay.live_devices import LocalView
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.store import Store
 from brewos_relay.vocabulary import ROLES, lower_role
@@ -124,7 +125,9 @@ class ChangeApplier:
     async def _send_new_key(self, device_id: str, user_id: str | None) -> None:
         """Send a new key if the machine is connected. The activity log shows the outcome to the user."""
         try:
-            outcome = await send_new_key(device_id, relay=self._relay, store=self._store, user_id=user_id)
+            # Each instance applies the change: only that of the device sends a key.
+            here = LocalView(self._relay)
+            outcome = await send_new_key(device_id, relay=here, store=self._store, user_id=user_id)
         except RegistryError as problem:
             log.warning("no new key was sent to device %s: %s", device_id, problem)
         else:

@@ -131,13 +131,23 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     """Address of the metrics port."""
 
-    # Storage and logging
+    # Storage
     data_dir: Path = Path("data")
     """Folder of the registry's SQLite file `brewos-relay.db` and of the self-signed certificate."""
     database_url: str = field(default="", repr=False)  # it may hold a password
     """SQLAlchemy URL of the registry. Empty: the SQLite file in the data folder."""
     database_pool: int = 8
     """PostgreSQL connections that one server opens at most, from 2 to 100. Half of them are for writes."""
+
+    # Several instances
+    bus: str = field(default="", repr=False)  # it may hold a password
+    """URL of the Redis or Valkey server that joins several instances, such as
+    `redis://:password@host:6379/0`; `rediss` for TLS, or `unix:///run/redis.sock`. Empty: this instance is
+    the only one. All instances need the same registry and the same keys for tokens."""
+    instance: str = ""
+    """Name of this instance in logs and metrics; the relay adds some letters. Empty: the host name."""
+
+    # Logging
     log_level: str = "info"
     """Lowest level to log: `debug`, `info`, `warning`, `error` or `critical`."""
     log_format: str = "auto"
@@ -207,6 +217,7 @@ class Settings:
             *parse_texts(self.jwt_secret),
             *filter(None, (self.facebook_app_secret, self.metrics_token)),
             *_passwords_in(self.database_url),
+            *_passwords_in(self.bus),
         ]
 
     def resolved_database_url(self) -> str:
@@ -239,10 +250,10 @@ class Settings:
         return secrets
 
 
-def _passwords_in(database_url: str) -> list[str]:
-    """Find the passwords in a database URL, percent-encoded and decoded."""
-    written = [found[1] for pattern in _PASSWORDS if (found := pattern.search(database_url))]
-    query = parse_qs(database_url.rpartition("?")[2])
+def _passwords_in(url: str) -> list[str]:
+    """Find the passwords in the URL of a database or bus, percent-encoded and decoded."""
+    written = [found[1] for pattern in _PASSWORDS if (found := pattern.search(url))]
+    query = parse_qs(url.rpartition("?")[2])
     named = [each for name in _PASSWORD_NAMES for each in query.get(name, ())]
     return list(dict.fromkeys([*(form for each in written for form in (each, unquote(each))), *named]))
 

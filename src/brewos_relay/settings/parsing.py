@@ -17,6 +17,7 @@ MOST_WORKERS: Final = 64
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_INSTANCE_CHARS: Final = 100
 _YES: Final = ("true", "yes", "on", "1")
 _NO: Final = ("false", "no", "off", "0")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
@@ -50,6 +51,13 @@ def parse_sign_up(text: str) -> str:
 def parse_pairing(text: str) -> str:
     """Parse the policy for unknown machines; upper and lower case are the same."""
     return _one_of(PAIRING, text)
+
+
+def parse_instance(text: str) -> str:
+    """Parse the name of an instance."""
+    if not (0 < len(text) <= _INSTANCE_CHARS and all("!" <= each <= "~" for each in text)):
+        raise ValueError(f"1 to {_INSTANCE_CHARS} visible ASCII characters without spaces")
+    return text
 
 
 def parse_flag(text: str) -> bool:

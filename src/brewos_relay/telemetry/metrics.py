@@ -26,6 +26,17 @@ _Labelled = Mapping[Any, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BusFigures:
+    """The state of the bus between instances."""
+
+    connected: bool
+    reconnects: int
+    """How often the connection was lost."""
+    unreadable: int
+    """Messages of other instances that could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSources:
     """The sources of metrics besides the relay.
 
@@ -34,6 +45,7 @@ class MetricSources:
     in use, and `registry_waiting` the operations that wait for one, all by operation. `late` is how late the
     event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many log lines were
     not written. `certificate_expires_at_s` returns seconds since the epoch, or None without a certificate.
+    `bus` returns None without a bus. `instance` is the label of all metrics of one instance of many.
     """
 
     version: str
@@ -48,6 +60,8 @@ class MetricSources:
     disk_free_bytes: Callable[[], int | None] = lambda: None
     log_lines_dropped: Callable[[], int] = lambda: 0
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
+    bus: Callable[[], BusFigures | None] = lambda: None
+    instance: str | None = None
 
 
 class Metrics:
@@ -56,12 +70,33 @@ class Metrics:
     def __init__(self, relay: Relay, sources: MetricSources) -> None:
         self.collector = RelayCollector(relay, sources)
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self.collector)
-        ProcessCollector(registry=self._registry)
+        process = ProcessCollector(registry=None)
+        for collector in (self.collector, process):
+            labelled = _OfInstance(collector, sources.instance) if sources.instance else collector
+            self._registry.register(labelled)
 
     def render(self) -> bytes:
         """Render all metrics in the Prometheus text format. Call it from a task in the relay's thread."""
         return generate_latest(self._registry)
+
+
+class _OfInstance(Collector):
+    """Adds the label `instance` to the metrics of a collector."""
+
+    def __init__(self, collector: Collector, instance: str) -> None:
+        self._collector = collector
+        self._instance = instance
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "instance": self._instance})
+                for sample in metric.samples
+            ]
+            yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
 
 
 class RelayCollector(Collector):
@@ -78,6 +113,15 @@ class RelayCollector(Collector):
         yield from self._outboxes()
         yield from self._requests()
         yield from self._work()
+        if (bus := self._sources.bus()) is not None:
+            yield _gauge("bus_connected", "1 while the bus between instances can be reached.", bus.connected)
+            yield _counters("bus_reconnects", "Lost connections to the bus.", (), {(): bus.reconnects})
+            yield _counters(
+                "bus_unreadable",
+                "Messages of other instances that could not be read.",
+                (),
+                {(): bus.unreadable},
+            )
 
     def describe(self) -> Iterator[Metric]:
         """Yield nothing, so that registering does not read any metric."""

@@ -1,0 +1,63 @@
+"""Requests: questions to other instances, and their answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import trio
+
+from brewos_relay.cluster.envelopes import LiveAnswer, LiveRequest, StateAnswer, StateRequest, pack
+from brewos_relay.live_devices import LiveDevice
+
+Answer: TypeAlias = StateAnswer | LiveAnswer
+
+
+@dataclass(slots=True)
+class _Waiting:
+    answered: trio.Event = field(default_factory=trio.Event)
+    answer: Answer | None = None
+
+
+class Requests:
+    """Asks other instances. `send` sends an envelope to an instance."""
+
+    def __init__(self, sender: str, send: Callable[[str, bytes], bool]) -> None:
+        self._sender = sender
+        self._send = send
+        self._number = 0
+        self._waiting: dict[int, _Waiting] = {}
+
+    async def ask_state(self, instance: str, device_id: str) -> bytes | None:
+        """Return the state that an instance knows of a device, as JSON; None if it knows none."""
+        answer = await self._ask(instance, lambda number: StateRequest(self._sender, device_id, number))
+        return answer.content if isinstance(answer, StateAnswer) else None
+
+    async def ask_live(self, instance: str, device_ids: Sequence[str]) -> dict[str, LiveDevice]:
+        """Return what an instance knows of the connections of devices."""
+        answer = await self._ask(instance, lambda number: LiveRequest(self._sender, number, device_ids))
+        return answer.devices if isinstance(answer, LiveAnswer) else {}
+
+    async def _ask(
+        self, instance: str, question: Callable[[int], StateRequest | LiveRequest]
+    ) -> Answer | None:
+        """Ask, and wait for the answer; None if the connection is lost."""
+        self._number += 1
+        number, waiting = self._number, _Waiting()
+        self._waiting[number] = waiting
+        try:
+            if self._send(instance, pack(question(number))):
+                await waiting.answered.wait()
+        finally:
+            del self._waiting[number]
+        return waiting.answer
+
+    def take(self, answer: Answer) -> None:
+        """Take an answer."""
+        if (waiting := self._waiting.get(answer.number)) is not None:
+            waiting.answer = answer
+            waiting.answered.set()
+
+    def lose(self) -> None:
+        """End all requests: no answer comes."""
+        for waiting in self._waiting.values():
+            waiting.answered.set()

@@ -1,0 +1,77 @@
+"""Live devices: what the API shows of connections, and the view of a relay of one instance."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.relay import Relay
+from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.core.snapshot import DeviceInfo
+from brewos_relay.messages import Message
+
+
+class PeerCounts(msgspec.Struct, frozen=True):
+    """How many devices and clients are connected."""
+
+    devices: int
+    clients: int
+
+
+class LiveDevice(msgspec.Struct, frozen=True):
+    """The connections of one device, and what it reported about itself."""
+
+    is_online: bool = False
+    info: DeviceInfo = msgspec.field(default_factory=DeviceInfo)
+    user_ids: Sequence[str | None] = ()
+    """The user of each client."""
+
+
+def live_device(relay: Relay, device_id: str) -> LiveDevice:
+    """Return what an instance knows of a device."""
+    return LiveDevice(
+        relay.has_device(device_id),
+        relay.info_of(device_id),
+        [grant.user_id for grant in relay.grants_of(device_id)],
+    )
+
+
+class LocalView:
+    """The devices and clients of one instance; a `protocols.RelayView`."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    @property
+    def closing(self) -> bool:
+        """Whether the relay accepts no new connections."""
+        return self._relay.closing
+
+    @property
+    def counters(self) -> Counters:
+        """The running totals since the relay was opened."""
+        return self._relay.counters
+
+    async def count_peers(self) -> PeerCounts:
+        """Count the connected devices and clients."""
+        await trio.lowlevel.checkpoint()
+        return PeerCounts(self._relay.device_count, self._relay.client_count)
+
+    async def find_live(self, device_ids: Sequence[str]) -> Mapping[str, LiveDevice]:
+        """Return what is known of the connections of devices."""
+        await trio.lowlevel.checkpoint()
+        return {device_id: live_device(self._relay, device_id) for device_id in device_ids}
+
+    async def state_of(self, device_id: str) -> dict[str, Any] | None:
+        """Return the last known state of a device; see `Relay.state_of`."""
+        await trio.lowlevel.checkpoint()
+        return self._relay.state_of(device_id)
+
+    async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
+        """Send a message to a device."""
+        await trio.lowlevel.checkpoint()
+        if not self._relay.has_device(device_id):
+            return "device_offline"
+        return "delivered" if self._relay.send_to_device(device_id, message) else "busy"
