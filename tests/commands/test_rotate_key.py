@@ -6,9 +6,9 @@ import pytest
 
 from brewos_relay.commands import device
 from brewos_relay.registry.activity import add_activity
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST, add_next_key
 from brewos_relay.registry.records import Activity, ActivityKind
+from support.change_rows import read_changes
 
 from .conftest import Run, assert_refused, opened
 

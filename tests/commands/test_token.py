@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from brewos_relay.auth.tokens import KeyRing
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
+from support.change_rows import read_changes
 
 from .conftest import SECRET, Run, assert_refused
 

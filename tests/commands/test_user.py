@@ -12,9 +12,9 @@ from brewos_relay.auth.passwords import password_matches
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.registry.access import users_of
 from brewos_relay.registry.accounts import all_users, password_hash_of
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.invites import redeem_invite
 from brewos_relay.registry.login_sessions import open_session, sessions_of
+from support.change_rows import read_changes
 
 from .conftest import Run, add_account, assert_refused, opened
 

@@ -4,11 +4,11 @@ from sqlalchemy import Connection, func, insert, select
 from brewos_relay.errors import DeviceUnknown, LastOwner
 from brewos_relay.registry.access import access_of, devices_of, give, leave, release, set_role, take, users_of
 from brewos_relay.registry.activity import activity_of, add_activity
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.records import Access, Activity
 from brewos_relay.registry.schema import claims, device_users, devices, shares, users
 from brewos_relay.vocabulary import Role
+from support.change_rows import read_changes
 from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)

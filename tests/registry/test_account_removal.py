@@ -22,7 +22,6 @@ from brewos_relay.registry.accounts import (
 )
 from brewos_relay.registry.activity import activity_of, add_activity
 from brewos_relay.registry.bulk import PAUSE_S, run_steps
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_overview import totals
 from brewos_relay.registry.devices import add_devices, find_devices
@@ -33,6 +32,7 @@ from brewos_relay.registry.schema import device_users, users
 from brewos_relay.registry.sharing import new_share, shares_of
 from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.store import Store, open_store
+from support.change_rows import read_changes
 from support.registry import NOW_MS, device_id, new_device
 from support.registry_files import hash_of
 

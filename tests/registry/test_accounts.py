@@ -19,7 +19,6 @@ from brewos_relay.registry.accounts import (
     set_password_hash,
     some_users,
 )
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, find_devices
 from brewos_relay.registry.emails import normal_email
@@ -28,6 +27,7 @@ from brewos_relay.registry.login_sessions import find_sessions, open_session
 from brewos_relay.registry.records import Identity, NewDevice, User
 from brewos_relay.registry.schema import identities, refresh_tokens, users
 from brewos_relay.registry.sign_in import sign_in
+from support.change_rows import read_changes
 from support.registry import remove_user
 from support.registry_files import DAY_MS, NOW_MS, hash_of
 

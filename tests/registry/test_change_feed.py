@@ -16,12 +16,12 @@ from brewos_relay.registry.change_feed import (
     READ_AT_ONCE,
     ChangeReader,
     ChangeWatcher,
-    read_changes,
 )
 from brewos_relay.registry.changes import publish_change
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.records import Change
 from brewos_relay.registry.schema import changes
+from support.change_rows import read_changes
 from support.registry import NOW_MS, device_id
 
 DEADLINE_S = 30.0

@@ -13,7 +13,7 @@ from brewos_relay.errors import DeviceExists, RegistryError, UserExists
 from brewos_relay.registry.access import leave
 from brewos_relay.registry.accounts import add_user, all_users
 from brewos_relay.registry.bulk import Step
-from brewos_relay.registry.change_feed import ChangeReader, read_changes
+from brewos_relay.registry.change_feed import ChangeReader
 from brewos_relay.registry.changes import publish_change, publish_changed_access
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.devices import add_devices, all_devices, lock_device
@@ -24,6 +24,7 @@ from brewos_relay.registry.records import Identity
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.sign_in import sign_in
 from brewos_relay.registry.store import Store, open_store
+from support.change_rows import read_changes
 from support.postgresql import PostgreSQL
 from support.registry import NOW_MS, device_id, new_device, register, run_all_steps
 

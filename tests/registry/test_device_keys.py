@@ -7,7 +7,6 @@ from sqlalchemy import Connection, select
 
 from brewos_relay.errors import DeviceUnknown, TooManyKeys
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import (
     NEXT_KEYS_AT_MOST,
@@ -21,6 +20,7 @@ from brewos_relay.registry.held_writes import HeldWrites, write_held
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.registry.records import Device, NewDevice
 from brewos_relay.registry.schema import claims
+from support.change_rows import read_changes
 from support.registry_files import MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 ID = "BRW-0000001A"

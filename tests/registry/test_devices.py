@@ -6,7 +6,6 @@ from sqlalchemy import Connection, event, select, update
 from brewos_relay.errors import DeviceExists, DeviceUnknown, RegistryError
 from brewos_relay.registry.access import devices_of, users_of
 from brewos_relay.registry.activity import activity_of, add_activity
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import (
     add_devices,
@@ -20,6 +19,7 @@ from brewos_relay.registry.devices import (
 )
 from brewos_relay.registry.records import Activity, Device, NewDevice
 from brewos_relay.registry.schema import devices
+from support.change_rows import read_changes
 from support.kinds import ON_SQLITE
 from support.registry import NOW_MS, device_id, new_device, register
 

@@ -1,7 +1,6 @@
 import pytest
 from sqlalchemy import Connection
 
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.issued_tokens import (
     add_token,
     all_tokens,
@@ -10,6 +9,7 @@ from brewos_relay.registry.issued_tokens import (
     revoked_tokens,
 )
 from brewos_relay.registry.records import StoredToken
+from support.change_rows import read_changes
 from support.registry import NOW_MS, prune
 
 

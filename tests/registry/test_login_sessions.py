@@ -8,7 +8,6 @@ from sqlalchemy import Connection, update
 from brewos_relay.registry import login_sessions as sessions_module
 from brewos_relay.registry.accounts import add_user
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.invites import add_invite, redeem_invite
@@ -25,6 +24,7 @@ from brewos_relay.registry.login_sessions import (
 )
 from brewos_relay.registry.records import LoginSession, NewDevice, User
 from brewos_relay.registry.schema import refresh_tokens
+from support.change_rows import read_changes
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, fresh_device_id, hash_of
 
 GRACE_MS = MINUTE_MS

@@ -13,7 +13,6 @@ from brewos_relay.errors import QuotaReached, TooManyUnproven
 from brewos_relay.networks import network_of, networks_of
 from brewos_relay.registry.access import access_of, give, leave, take
 from brewos_relay.registry.activity import activity_of, add_activity
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import add_next_key, use_next_key
 from brewos_relay.registry.devices import find_devices
@@ -22,6 +21,7 @@ from brewos_relay.registry.pairing_proof import UNPROVEN_PER_ACCOUNT, confirm_ke
 from brewos_relay.registry.pairing_tokens import NETWORKS_AT_MOST, TOKENS_PER_NETWORK, WIDEST_AT_MOST
 from brewos_relay.registry.records import Activity, Device, PairingResult
 from brewos_relay.registry.schema import claims
+from support.change_rows import read_changes
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 
 ID: Final = "BRW-0000001A"

@@ -9,7 +9,6 @@ from sqlalchemy import Connection, insert
 
 from brewos_relay.registry.access import current_users, give, leave
 from brewos_relay.registry.activity import activity_of
-from brewos_relay.registry.change_feed import read_changes
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_keys import use_next_key, works
 from brewos_relay.registry.devices import add_devices, find_devices
@@ -27,6 +26,7 @@ from brewos_relay.registry.pairing_proof import (
 )
 from brewos_relay.registry.records import Device, NewDevice, PairingResult
 from brewos_relay.registry.schema import devices, users
+from support.change_rows import read_changes
 from support.registry import prune
 from support.registry_files import DAY_MS, MINUTE_MS, NOW_MS, hash_of
 

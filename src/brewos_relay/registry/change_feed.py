@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 _CHANGES: Final = select(changes).order_by(changes.c.id)
-_AFTER: Final = _CHANGES.where(changes.c.id > bindparam("after_id"))
-_SOME_AFTER: Final = _AFTER.limit(bindparam("at_most"))
+_SOME_AFTER: Final = _CHANGES.where(changes.c.id > bindparam("after_id")).limit(bindparam("at_most"))
 _IDS: Final = select(changes.c.id).order_by(changes.c.id)
 
 READ_AT_ONCE: Final = 1000
@@ -39,11 +38,6 @@ READ_AT_ONCE: Final = 1000
 GAPS_AT_MOST: Final = 100
 GAP_S: Final = 600.0
 """How many ranges of skipped ids are read again, and for how long."""
-
-
-def read_changes(db: Connection, after_id: int) -> list[Change]:
-    """Read the changes with greater ids, in the order of their ids."""
-    return [_change(row) for row in db.execute(_AFTER, {"after_id": after_id})]
 
 
 @dataclass(slots=True)
