@@ -8,9 +8,15 @@ from typing import Final
 from brewos_relay.doctor import Finding
 from brewos_relay.errors import RelayError, SettingsError
 from brewos_relay.server.key_ring import read_key_ring
-from brewos_relay.settings import Settings, find_settings, load_settings, unknown_variables, variable_names
+from brewos_relay.settings import (
+    SECRET_SETTINGS,
+    Settings,
+    find_settings,
+    load_settings,
+    unknown_variables,
+    variable_names,
+)
 
-_SECRET: Final = frozenset({"jwt_secret", "facebook_app_secret", "metrics_token"})
 _DEFAULT: Final = "default"
 _COMMAND_LINE: Final = "the command line"
 
@@ -41,12 +47,12 @@ def list_settings(environ: Mapping[str, str], dotenv_path: Path, **overrides: ob
 
 def mask(name: str, text: str) -> str:
     """Return the value of a setting with secrets masked."""
-    if name in _SECRET:
-        return f"set ({len(text.encode('utf-8', 'replace'))} bytes)"
     if name == "database_url":
         scheme, separator, rest = text.partition("://")
-        if separator and not scheme.startswith("sqlite"):
-            return f"{scheme}://… ({len(rest)} characters)"
+        is_server = separator and not scheme.startswith("sqlite")
+        return f"{scheme}://… ({len(rest)} characters)" if is_server else text
+    if name in SECRET_SETTINGS:
+        return f"set ({len(text.encode('utf-8', 'replace'))} bytes)"
     return text
 
 

@@ -1,7 +1,7 @@
 """The settings of a server, and the checks that concern several of them."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, unquote
@@ -248,6 +248,10 @@ class Settings:
         if not secrets and not self.jwt_key_files:
             raise _secret_problem("is not set")
         return secrets
+
+
+SECRET_SETTINGS: Final = frozenset(each.name for each in fields(Settings) if not each.repr)
+"""The settings that are secrets, or may hold one: their fields are not part of the `repr`."""
 
 
 def _passwords_in(url: str) -> list[str]:
