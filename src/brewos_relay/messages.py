@@ -17,7 +17,7 @@ import msgspec
 from brewos_relay.raw_fields import MALFORMED, map_head, split
 from brewos_relay.texts import showable
 
-_NAME_CHARS: Final = 64
+_SHOWN_NAME_CHARS: Final = 64
 _MOST_DEPTH: Final = 10
 """The deepest nesting of objects and arrays. A machine's parser ignores a message with deeper ones."""
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -57,7 +57,7 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
 @lru_cache(maxsize=256)
 def _shown(name: str) -> str:
     """Make a name from a client fit to be stored and shown."""
-    return showable(name[:_NAME_CHARS], instead="?")
+    return showable(name[:_SHOWN_NAME_CHARS], instead="?")
 
 
 def _nested(levels: int) -> Any:

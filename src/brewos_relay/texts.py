@@ -8,6 +8,11 @@ import re
 from typing import Final
 from unicodedata import category, east_asian_width
 
+USER_ID_CHARS: Final = 256
+EMAIL_CHARS: Final = 320
+NAME_CHARS: Final = 100
+"""The longest user id, e-mail address, and name of a user, device or token."""
+
 _BREAKS: Final = "\t-\r\x1c-\x1f\x85\u2028\u2029"
 """Characters that end a line or count as a space."""
 

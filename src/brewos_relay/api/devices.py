@@ -24,6 +24,7 @@ from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.device_keys import NEXT_KEYS_AT_MOST
 from brewos_relay.registry.devices import chunks, find_devices, set_name, some_devices
 from brewos_relay.registry.records import Access, Device, OwnedDevice, StoredState
+from brewos_relay.texts import NAME_CHARS
 from brewos_relay.vocabulary import Role, iso_time, now_ms, role_includes
 
 LISTED_AT_MOST: Final = 500
@@ -31,7 +32,6 @@ LISTED_AT_MOST: Final = 500
 DESCRIBED_AT_ONCE: Final = 50
 """How many devices are described before other tasks may run."""
 
-_NAME_CHARS = 100
 _SHOWN_CHARS = 50
 _REFUSALS: Final[dict[RotationOutcome, str]] = {
     "offline": "The machine is offline. Switch it on, and try again once it is connected.",
@@ -173,7 +173,7 @@ class DeviceRoutes:
     async def rename(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
         body = await body_of(request, NewName)
-        name = checked_name(body.name, what="A name", longest_chars=_NAME_CHARS)
+        name = checked_name(body.name, what="A name", longest_chars=NAME_CHARS)
         access = await require_access(requester, device_id, store=self.store, at_least="owner")
         await self.store.write_as(
             Authority(requester.principal, access.device_id, "owner"),

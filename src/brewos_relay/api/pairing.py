@@ -27,6 +27,7 @@ from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldPairing, pair_device, register_pairing
 from brewos_relay.registry.records import PairingResult
 from brewos_relay.registry.sharing import accept_share, accept_share_code
+from brewos_relay.texts import NAME_CHARS
 from brewos_relay.vocabulary import DEVICE_ID, Role, now_ms, parse_device_id
 
 PAIRING_TOKEN_MS: Final = 10 * 60_000
@@ -52,7 +53,6 @@ _KNOWN_S: Final = 3.0
 """How long a machine with a working key waits for its token to be stored. Then memory holds the token."""
 _BUSY: Final = "the registry is busy"
 
-_NAME_CHARS: Final = 100
 _CLOSED: Final = "This server accepts no new machines at the moment."
 _TOO_MANY: Final = "Too many new machines were registered from this network. Try again tomorrow."
 # One answer for wrong, unknown, expired and used codes, and for those of other users.
@@ -199,7 +199,7 @@ class PairingRoutes:
 
     async def _pair(self, requester: Requester, body: Claim, *, shared: bool) -> Response:
         given = (body.name or "").strip()
-        wanted = checked_name(given, what="A name", longest_chars=_NAME_CHARS) if given else None
+        wanted = checked_name(given, what="A name", longest_chars=NAME_CHARS) if given else None
         network = network_of(current_caller().address)
         with (
             self.request_limits.pairings_by_user.attempt(requester.user_id),

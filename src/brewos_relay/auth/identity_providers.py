@@ -15,7 +15,7 @@ import jwt
 from brewos_relay.auth.issuer_keys import ALGORITHMS, IssuerKeys
 from brewos_relay.auth.outbound_http import FETCH_TIMEOUT_S, check_url, fetch_json
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
-from brewos_relay.texts import clean_name, is_identifier
+from brewos_relay.texts import EMAIL_CHARS, NAME_CHARS, clean_name, is_identifier
 
 GOOGLE_ISSUER: Final = "https://accounts.google.com"
 GOOGLE_KEYS_URL: Final = "https://www.googleapis.com/oauth2/v3/certs"
@@ -27,8 +27,6 @@ MAX_PROOF_CHARS: Final = 16_384
 _NO_MAIL_DOMAIN: Final = "facebook.invalid"  # RFC 2606: no mail ever gets there
 _CLOCKS_DIFFER_S: Final = 60
 _SUBJECT_CHARS: Final = 255
-_EMAIL_CHARS: Final = 320
-_NAME_CHARS: Final = 100
 _URL_CHARS: Final = 2048
 
 
@@ -87,7 +85,7 @@ class Verifier:
         subject = _short_text(content.get("sub"), longest_chars=_SUBJECT_CHARS)
         if subject is None:
             raise IdentityRejected("the token has no valid 'sub'")
-        email = _short_text(content.get("email"), longest_chars=_EMAIL_CHARS)
+        email = _short_text(content.get("email"), longest_chars=EMAIL_CHARS)
         return ProvenIdentity(
             issuer=self._issuer,
             subject=subject,
@@ -273,7 +271,7 @@ def _short_text(value: object, *, longest_chars: int) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    return clean_name(value, longest_chars=_NAME_CHARS) if isinstance(value, str) else None
+    return clean_name(value, longest_chars=NAME_CHARS) if isinstance(value, str) else None
 
 
 def _picture_url(value: object) -> str | None:

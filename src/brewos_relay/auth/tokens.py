@@ -13,7 +13,7 @@ import jwt
 from brewos_relay.auth.signing_keys import PrivateKey, SecretKey, SigningKey
 from brewos_relay.core.grant import NamedDevices
 from brewos_relay.errors import TokenRejected
-from brewos_relay.texts import is_identifier
+from brewos_relay.texts import EMAIL_CHARS, USER_ID_CHARS, is_identifier
 from brewos_relay.vocabulary import LAST_TIME_MS, ROLES, Role, parse_device_id
 
 DEFAULT_TTL_S: Final = 7 * 24 * 3600
@@ -22,8 +22,6 @@ CLOCKS_DIFFER_S: Final = 60
 """How far the clock of another issuer may be ahead, for tokens that become valid later (`nbf`)."""
 
 _LAST_TIME_S: Final = LAST_TIME_MS // 1000
-_USER_ID_CHARS: Final = 256
-_EMAIL_CHARS: Final = 320
 _SESSION_ID_CHARS: Final = 128
 _TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
 
@@ -183,8 +181,8 @@ def _read_claims(content: dict[str, Any]) -> TokenClaims:
     if role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)}")
     return TokenClaims(
-        user_id=_read_text(content, "userId", longest_chars=_USER_ID_CHARS),
-        email=_read_text(content, "email", longest_chars=_EMAIL_CHARS),
+        user_id=_read_text(content, "userId", longest_chars=USER_ID_CHARS),
+        email=_read_text(content, "email", longest_chars=EMAIL_CHARS),
         issued_at_s=_read_time(content, "iat"),
         expires_at_s=_read_time(content, "exp"),
         devices=_read_devices(content.get("devices", [])),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from brewos_relay.commands.failures import Failed, errors_as
-from brewos_relay.texts import is_identifier, is_name
+from brewos_relay.texts import EMAIL_CHARS, NAME_CHARS, USER_ID_CHARS, is_identifier, is_name
 from brewos_relay.vocabulary import ROLES, parse_device_id
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _DURATION: Final = re.compile(r"([0-9]{1,15})([smhd])")
 _LONGEST_DAYS: Final = 36_500  # the end is a date that datetime can represent
 
-#: The limits of tokens and the registry, which `--help` must not import.
-_USER_ID_CHARS: Final = 256
-_EMAIL_CHARS: Final = 320
-TOKEN_NAME_CHARS: Final = 100
 _SHOWN_CHARS: Final = 40
 
 
@@ -56,17 +52,17 @@ def duration_s(text: str) -> int:
 
 def user_id(text: str) -> str:
     """Accept a user id of printable characters."""
-    return _checked(text, is_identifier(text, longest_chars=_USER_ID_CHARS), longest_chars=_USER_ID_CHARS)
+    return _checked(text, is_identifier(text, longest_chars=USER_ID_CHARS), longest_chars=USER_ID_CHARS)
 
 
 def email(text: str) -> str:
     """Accept an e-mail address of printable characters."""
-    return _checked(text, is_identifier(text, longest_chars=_EMAIL_CHARS), longest_chars=_EMAIL_CHARS)
+    return _checked(text, is_identifier(text, longest_chars=EMAIL_CHARS), longest_chars=EMAIL_CHARS)
 
 
 def token_name(text: str) -> str:
     """Accept the name of a token, of printable characters."""
-    return _checked(text, is_name(text, longest_chars=TOKEN_NAME_CHARS), longest_chars=TOKEN_NAME_CHARS)
+    return _checked(text, is_name(text, longest_chars=NAME_CHARS), longest_chars=NAME_CHARS)
 
 
 def account_email(text: str) -> str:

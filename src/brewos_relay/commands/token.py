@@ -9,7 +9,6 @@ import click
 from brewos_relay.commands.failures import Failed, errors_as, print_error
 from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
-    TOKEN_NAME_CHARS,
     data_dir_option,
     device_id,
     duration_s,
@@ -21,6 +20,7 @@ from brewos_relay.commands.parameters import (
     user_id,
 )
 from brewos_relay.commands.registry_access import existing_registry
+from brewos_relay.texts import NAME_CHARS
 from brewos_relay.vocabulary import iso_time, now_ms
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def token(
     click.echo(
         _issue(
             data_dir,
-            name=name or email[:TOKEN_NAME_CHARS],
+            name=name or email[:NAME_CHARS],
             user_id=user_id,
             email=email,
             devices="*" if all_devices else devices,

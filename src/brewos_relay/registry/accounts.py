@@ -18,9 +18,7 @@ from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.emails import email_key, fold, normal_email
 from brewos_relay.registry.records import User
 from brewos_relay.registry.schema import invites, users
-from brewos_relay.texts import clean_name
-
-_NAME_CHARS: Final = 100
+from brewos_relay.texts import NAME_CHARS, clean_name
 
 _THERE: Final = users.c.removed_at_ms.is_(None)
 _USERS: Final = select(
@@ -178,7 +176,7 @@ def make_user(db: Connection, email: str, *, name: str | None, is_admin: bool, n
 
 def clean_user_name(text: str | None) -> str | None:
     """Make a valid name of foreign text. None if nothing is left."""
-    return clean_name(text or "", longest_chars=_NAME_CHARS)
+    return clean_name(text or "", longest_chars=NAME_CHARS)
 
 
 def _one(db: Connection, query: Any, **values: str) -> User | None:

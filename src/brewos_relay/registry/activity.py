@@ -8,11 +8,11 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, selec
 
 from brewos_relay.registry.records import Activity, StoredActivity
 from brewos_relay.registry.schema import activity, device_users, devices
+from brewos_relay.texts import USER_ID_CHARS
 
 KEPT_MS: Final = 90 * 24 * 3600 * 1000
 KEPT_PER_DEVICE: Final = 5000
 
-_USER_ID_CHARS: Final = 256
 _IDS_AT_ONCE: Final = 500
 _GREATEST_ID: Final = 2**63 - 1
 
@@ -79,7 +79,7 @@ def _row(entry: Activity) -> dict[str, Any]:
 
 def _storable(user_id: str) -> str:
     # A token can name any user id. A malformed one must not make the insert of all entries fail.
-    return user_id[:_USER_ID_CHARS].replace("\0", "?").encode(errors="replace").decode()
+    return user_id[:USER_ID_CHARS].replace("\0", "?").encode(errors="replace").decode()
 
 
 def _stored(row: Sequence[Any]) -> StoredActivity:

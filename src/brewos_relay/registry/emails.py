@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Final
 from unicodedata import normalize
 
-_EMAIL_CHARS: Final = 320
+from brewos_relay.texts import EMAIL_CHARS
+
 _NO_ADDRESS: Final = (
     "that is not an e-mail address: it must be like ada@example.org,"
-    f" without spaces and with at most {_EMAIL_CHARS} characters"
+    f" without spaces and with at most {EMAIL_CHARS} characters"
 )
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _ACE: Final = "xn--"
@@ -81,7 +82,7 @@ def _mailbox(address: str) -> str:
 def _is_address(text: str) -> bool:
     local, at, domain = text.rpartition("@")
     return bool(
-        local and at and domain and len(text) <= _EMAIL_CHARS and text.isprintable() and " " not in text
+        local and at and domain and len(text) <= EMAIL_CHARS and text.isprintable() and " " not in text
     )
 
 

@@ -5,10 +5,10 @@ Times are Unix times in milliseconds.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from brewos_relay.core.grant import NamedDevices
-from brewos_relay.texts import is_identifier, is_name
+from brewos_relay.texts import NAME_CHARS, USER_ID_CHARS, is_identifier, is_name
 from brewos_relay.vocabulary import GuestRole, Role
 
 ChangeKind = Literal[
@@ -52,9 +52,6 @@ NoticeKind = Literal["lost_to_machine", "won_by_machine", "claim_expired", "rele
 the user has the device now, which another user had paired. `claim_expired`: no machine connected for a day.
 `released`: an administrator took the device from all users.
 """
-
-_NAME_CHARS: Final = 100
-_USER_ID_CHARS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +115,8 @@ class NewDevice:
         if self.name is not None:
             check_name(self.name)
         for user_id in self.user_ids:
-            if not is_identifier(user_id, longest_chars=_USER_ID_CHARS):
-                raise ValueError(f"a user id must have 1 to {_USER_ID_CHARS} printable characters")
+            if not is_identifier(user_id, longest_chars=USER_ID_CHARS):
+                raise ValueError(f"a user id must have 1 to {USER_ID_CHARS} printable characters")
 
     @property
     def user_ids(self) -> tuple[str, ...]:
@@ -294,5 +291,5 @@ class PairingResult:
 
 def check_name(name: str) -> None:
     """Raise ValueError if a device cannot have this name."""
-    if not is_name(name, longest_chars=_NAME_CHARS):
-        raise ValueError(f"a name must have 1 to {_NAME_CHARS} printable characters")
+    if not is_name(name, longest_chars=NAME_CHARS):
+        raise ValueError(f"a name must have 1 to {NAME_CHARS} printable characters")

@@ -16,6 +16,8 @@ from sqlalchemy import (
     text,
 )
 
+from brewos_relay.texts import EMAIL_CHARS, NAME_CHARS, USER_ID_CHARS
+
 metadata = MetaData()
 
 _COUNT = BigInteger().with_variant(Integer, "sqlite")  # SQLite has AUTOINCREMENT for INTEGER only
@@ -26,7 +28,7 @@ devices = Table(
     metadata,
     Column("id", String(12), primary_key=True),
     Column("key_hash", LargeBinary(32), nullable=False),
-    Column("name", String(100)),
+    Column("name", String(NAME_CHARS)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("last_seen_ms", BigInteger),
     # SHA-256 of the keys that were sent to the device and not used yet, 32 bytes each, the newest last.
@@ -43,7 +45,7 @@ devices = Table(
     # The former pairing, which gave way to a machine that connected: its key, its owner, and until when it is
     # restored if its own machine connects.
     Column("former_key_hash", LargeBinary(32)),
-    Column("former_user_id", String(256)),
+    Column("former_user_id", String(USER_ID_CHARS)),
     Column("former_until_ms", BigInteger),
     sqlite_with_rowid=False,
 )
@@ -53,7 +55,7 @@ devices = Table(
 device_users = Table(
     "device_users",
     metadata,
-    Column("user_id", String(256), primary_key=True),
+    Column("user_id", String(USER_ID_CHARS), primary_key=True),
     Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
     Column("role", String(8), nullable=False, server_default="owner"),
     Column("until_ms", BigInteger),
@@ -72,7 +74,7 @@ claims = Table(
     Column("token_hash", LargeBinary(32), primary_key=True),
     Column("key_hash", LargeBinary(32), nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
-    Column("used_by", String(256)),
+    Column("used_by", String(USER_ID_CHARS)),
     # The network that registered it. Other networks cannot use its slot.
     Column("network", String(64)),
     # When a machine connected to the WebSocket with this key, which is not the device's.
@@ -91,7 +93,7 @@ shares = Table(
     Column("role", String(8), nullable=False),
     # The end of the access that it gives; NULL is for ever.
     Column("until_ms", BigInteger),
-    Column("created_by", String(256), nullable=False),
+    Column("created_by", String(USER_ID_CHARS), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
     # How many more users may accept it; NULL is any number.
@@ -123,8 +125,8 @@ users = Table(
     "users",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("email", String(320), nullable=False, unique=True),
-    Column("name", String(100)),
+    Column("email", String(EMAIL_CHARS), nullable=False, unique=True),
+    Column("name", String(NAME_CHARS)),
     Column("picture_url", String(2000)),
     Column("password_hash", String(200)),
     Column("is_admin", Boolean, nullable=False),
@@ -162,7 +164,7 @@ invites = Table(
     "invites",
     metadata,
     Column("token_hash", LargeBinary(32), primary_key=True),
-    Column("email", String(320), nullable=False),
+    Column("email", String(EMAIL_CHARS), nullable=False),
     Column("is_admin", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
@@ -223,8 +225,8 @@ tokens = Table(
     "tokens",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("name", String(100)),
-    Column("user_id", String(256), nullable=False),
+    Column("name", String(NAME_CHARS)),
+    Column("user_id", String(USER_ID_CHARS), nullable=False),
     Column("role", String(8), nullable=False),
     Column("devices", Text, nullable=False),  # ids with spaces between them, or "*"
     Column("created_at_ms", BigInteger, nullable=False),
@@ -257,7 +259,7 @@ activity = Table(
     Column("device_id", String(12), nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("kind", String(32), nullable=False),
-    Column("user_id", String(256)),
+    Column("user_id", String(USER_ID_CHARS)),
     Column("detail", Text, nullable=False),  # a JSON object
     Index("activity_by_device", "device_id", "id"),
     Index("activity_by_time", "at_ms"),
@@ -285,7 +287,7 @@ changes = Table(
     Column("at_ms", BigInteger, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("device_id", String(12)),
-    Column("user_id", String(256)),
+    Column("user_id", String(USER_ID_CHARS)),
     Column("session_id", String(32)),
     Column("token_id", String(32)),
     sqlite_autoincrement=True,
