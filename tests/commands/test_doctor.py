@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 
 from brewos_relay.registry.accounts import add_user, set_admin
 from brewos_relay.registry.database import Database
-from brewos_relay.registry.schema import users
+from brewos_relay.registry.schema import invites, users
 from support.process import SECRET, run_command, serve_process
 
 from .conftest import Run
@@ -58,7 +58,12 @@ def test_missing_administrator_is_a_warning(
         (accounts,) = (each for each in found if each["name"] == "accounts")
         assert (accounts["state"], accounts["text"]) == ("warning", "there is no account yet")
         assert f"user invite EMAIL --data-dir {tmp_path}/data" in accounts["advice"]
+        assert run("user", "invite", "bob@example.org").code == 0
+        outcome = run("doctor")
+        assert "an invite for bob@example.org is open until" in outcome.out
+        assert "user invite bob@example.org" in outcome.out
         with database.writing() as db:
+            db.execute(delete(invites))
             ada = add_user(db, email="ada@example.org", name=None, now_ms=1)
         outcome = run("doctor")
         assert "no account is an administrator's" in outcome.out

@@ -542,6 +542,20 @@ async def test_a_registry_without_accounts_is_announced_with_the_command(tmp_pat
             assert b"signs ada@example.org in as an administrator" in done.stderr
 
 
+async def test_an_open_invite_of_an_administrator_is_announced_with_the_command(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        await run_command(tmp_path, "user", "invite", "ada@example.org", "--ttl", "1h")
+        await run_command(tmp_path, "user", "invite", "ada@example.org", "--ttl", "2h")
+        async with serve_process(tmp_path) as server:
+            line = await server.read_line()
+            assert "an invite for ada@example.org is open until 20" in line
+            assert "there is no account yet" not in line
+            command = line.partition("brewos-relay user invite ")[2].split()
+            assert command == ["ada@example.org", "--data-dir", str(tmp_path / "data")]
+            done = await run_command(tmp_path, "user", "invite", *command)
+            assert b"signs ada@example.org in as an administrator" in done.stderr
+
+
 async def test_the_ready_line_and_the_exit(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with serve_process(tmp_path) as server:

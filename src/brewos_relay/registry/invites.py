@@ -40,6 +40,20 @@ _ANY_ADMIN_INVITE: Final = select(
     )
 )
 
+_OPEN_ADMIN_INVITE: Final = (
+    select(invites.c.email, invites.c.expires_at_ms)
+    .where(invites.c.is_admin)
+    .where(invites.c.expires_at_ms > bindparam("now_ms"))
+    .order_by(invites.c.expires_at_ms.desc(), invites.c.email)
+    .limit(1)
+)
+
+
+def open_admin_invite(db: Connection, *, now_ms: int) -> tuple[str, int] | None:
+    """Return the address and the end of an administrator invite that was not used yet, the longest valid."""
+    invite = db.execute(_OPEN_ADMIN_INVITE, {"now_ms": now_ms}).one_or_none()
+    return None if invite is None else (invite.email, invite.expires_at_ms)
+
 
 def is_first_administrator(db: Connection, email: str, *, now_ms: int) -> bool:
     """Tell whether an invite for this address would make the first administrator.

@@ -13,11 +13,13 @@ from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.registry.accounts import has_accounts, has_administrator
+from brewos_relay.registry.invites import open_admin_invite
 from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.settings import Settings
 from brewos_relay.settings.sources import PREFIX
+from brewos_relay.vocabulary import iso_time, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +61,21 @@ class MissingAdministrator:
 
 
 def missing_administrator(db: Connection, settings: Settings) -> MissingAdministrator | None:
-    """Return why the registry has no administrator, or None if it has one."""
+    """Return why the registry has no administrator, or None if it has one.
+
+    An invite stores only the hash of its link, so the advice is a command that prints a new link.
+    """
     if has_administrator(db):
         return None
     # The command may run in another folder, and without the options of `serve`.
     folder = shlex.quote(str(settings.data_dir.absolute()))
     where = "" if settings.database_url else f" --data-dir {folder}"
+    if (invite := open_admin_invite(db, now_ms=now_ms())) is not None:
+        email, ends_at_ms = invite
+        return MissingAdministrator(
+            f"no administrator has signed in yet; an invite for {email} is open until {iso_time(ends_at_ms)}",
+            f"open its link, or print a new one: brewos-relay user invite {shlex.quote(email)}{where}",
+        )
     if has_accounts(db):
         return MissingAdministrator(
             "no account is an administrator's", f"make one of them: brewos-relay user admin EMAIL{where}"
