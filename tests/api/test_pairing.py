@@ -1,8 +1,10 @@
 import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from brewos_relay.api import pairing
 from brewos_relay.api.pairing import PAIRING_TOKEN_MS
@@ -43,7 +45,45 @@ async def roles(house: Household, by: str) -> dict[str, str]:
     return {device["id"]: device["role"] for device in answer.content["devices"]}
 
 
+class Overlap:
+    """Measures how many writes of an API run at the same time. The first one waits a moment for another."""
+
+    def __init__(self, house: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes = self.running = self.most_running = 0
+        self._overlapped = trio.Event()
+        for name in ("write_anonymous", "write_as"):
+            monkeypatch.setattr(house.store, name, self._measured(getattr(house.store, name)))
+
+    def _measured(self, write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def measured(*args: Any, **kwargs: Any) -> Any:
+            self.writes += 1
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            if self.running > 1:
+                self._overlapped.set()
+            try:
+                if self.writes == 1:
+                    with trio.move_on_after(0.3):
+                        await self._overlapped.wait()
+                return await write(*args, **kwargs)
+            finally:
+                self.running -= 1
+
+        return measured
+
+
 # Registration
+
+
+async def test_registrations_are_written_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_household(tmp_path) as house:
+        overlap = Overlap(house, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(register, house, f"BRW-000000{number:02X}")
+        assert (overlap.writes, overlap.most_running) == (3, 1)
 
 
 async def test_user_with_the_shown_token_becomes_owner(tmp_path: Path) -> None:
@@ -226,6 +266,27 @@ async def test_token_is_valid_as_long_as_the_machine_shows_it(
         await register(house, token="u" * 32)
         at_ms[0] += PAIRING_TOKEN_MS - 1
         assert (await claim(house, token="u" * 32)).status == 200
+
+
+async def test_pairings_are_written_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_household(tmp_path) as house:
+        ids = [f"BRW-000000{number:02X}" for number in range(3)]
+        for device_id in ids:
+            await register(house, device_id)
+        link = (await share(house))["token"]
+        assert await roles(house, "bob") == {}
+        overlap = Overlap(house, monkeypatch)
+
+        async def accept() -> None:
+            body = {"deviceId": MACHINE, "token": link}
+            assert (await house.ask("POST", "/devices/claim-share", body, by="bob")).status == 200
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            for device_id in ids:
+                nursery.start_soon(claim, house, device_id)
+        assert (overlap.writes, overlap.most_running) == (4, 1)
+        assert set(await roles(house, "bob")) == {*ids, MACHINE}
 
 
 async def test_pairing_needs_a_session(tmp_path: Path) -> None:
