@@ -335,9 +335,7 @@ class RedisConnection:
         replies = await self._run(redis_scripts.LOCATE, invocations)
         with self._checking():
             for reply in replies:
-                located += [
-                    Located(_since(each[1:]), each[:1] == b"1") if each else Located(None) for each in reply
-                ]
+                located += [_located(each) for each in reply]
             if len(located) != len(device_ids):
                 raise ValueError("a device is missing")
         return located
@@ -438,6 +436,10 @@ def _since(record: object) -> Since:
     if not isinstance(record, bytes) or (match := _RECORD.fullmatch(record)) is None:
         raise ValueError("not a record of an owner")
     return Since(int(match[1]), match[2].decode())
+
+
+def _located(reply: Any) -> Located:
+    return Located(None) if reply == b"" else Located(_since(reply[1:]), reply[:1] == b"1")
 
 
 def _instance(name: object) -> str:

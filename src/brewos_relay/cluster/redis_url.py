@@ -80,6 +80,8 @@ def parse_redis_url(text: str) -> RedisAddress:
     The message of a ValueError continues the sentence "NAME is 'text': it must be …". It contains no part of
     the URL that may be a password.
     """
+    if "#" in text or any(not " " < each < "\x7f" for each in text):
+        raise ValueError(f"{_EXAMPLES}; write special characters of a password as %23, %2F, %3F or %40")
     try:
         url = urlsplit(text)
         port = url.port
@@ -87,8 +89,6 @@ def parse_redis_url(text: str) -> RedisAddress:
         raise ValueError(f"{_EXAMPLES}, with a port from 1 to 65535") from None
     if url.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(_EXAMPLES)
-    if url.fragment or any(not " " < each < "\x7f" for each in text):
-        raise ValueError(f"{_EXAMPLES}; write special characters of a password as %23, %2F, %3F or %40")
     options = _options_of(url)
     password = unquote(url.password or "")
     if url.username and not password:
