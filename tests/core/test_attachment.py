@@ -15,10 +15,10 @@ from brewos_relay.core.attachment import (
     RemoteDeviceAttachment,
 )
 from brewos_relay.core.grant import FULL, Grant
-from brewos_relay.core.remote import TakeOutcome
+from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
-from support.peers import PassiveSession, ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer, ScriptedRemotePeer
 
 DEVICE_ID = "BRW-00000001"
 DELIVERY = Delivery((messages.DEVICE_ONLINE,))
@@ -53,13 +53,6 @@ class TakingSession(PassiveSession):
     def take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
         self.taken.append(("client", client, received))
         return 3.0
-
-
-class RemoteScriptedPeer(ScriptedPeer):
-    """A scripted peer on another instance."""
-
-    def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
-        raise AssertionError("no command is to be sent")
 
 
 @pytest.fixture
@@ -281,7 +274,7 @@ async def test_a_pause_that_the_clock_did_not_count_brings_ends_closer(
 async def test_session_takes_the_messages_of_each_kind_of_attachment() -> None:
     session, received = TakingSession(), DELIVERY.messages
     device = DeviceAttachment(session, ScriptedPeer(), bucket=None)
-    remote = RemoteDeviceAttachment(session, RemoteScriptedPeer())
+    remote = RemoteDeviceAttachment(session, ScriptedRemotePeer())
     client = ClientAttachment(session, ScriptedPeer(), bucket=None)
     assert [attachment.receive(received) for attachment in (device, remote, client)] == [1.0, 2.0, 3.0]
     assert session.taken == [
@@ -289,3 +282,40 @@ async def test_session_takes_the_messages_of_each_kind_of_attachment() -> None:
         ("remote", remote, received),
         ("client", client, received),
     ]
+
+
+# A device on another instance
+
+
+async def test_remote_device_has_no_credential_and_no_rate(nursery: trio.Nursery) -> None:
+    peer = ScriptedRemotePeer()
+    device = RemoteDeviceAttachment(InNursery(nursery), peer)
+    assert (device.remote, device.credential, device.bucket) == (peer, None, None)
+    assert DeviceAttachment(InNursery(nursery), ScriptedPeer(), bucket=None).remote is None
+
+
+async def test_command_is_handed_to_the_remote_peer_with_its_deadline(nursery: trio.Nursery) -> None:
+    peer, outcomes = ScriptedRemotePeer(), list[RemoteOutcome]()
+    device = RemoteDeviceAttachment(InNursery(nursery), peer)
+    device.send_command(messages.DEVICE_ONLINE, outcomes.append, 123.5)
+    device.send_command(messages.DEVICE_OFFLINE, None, math.inf)
+    assert [(each.message, each.not_after_ms) for each in peer.commands] == [
+        (messages.DEVICE_ONLINE, 123.5),
+        (messages.DEVICE_OFFLINE, math.inf),
+    ]
+    assert outcomes == []
+    peer.commands[0].becomes("busy")
+    assert outcomes == ["busy"]
+
+
+async def test_remote_peer_that_fails_to_send_is_closed_and_the_outcome_is_unknown(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer, outcomes = ScriptedRemotePeer(), list[RemoteOutcome]()
+    device = RemoteDeviceAttachment(InNursery(nursery), peer)
+    peer.send_error = ValueError("no way out")
+    device.send_command(messages.DEVICE_ONLINE, outcomes.append, math.inf)
+    device.send_command(messages.DEVICE_ONLINE, None, math.inf)
+    assert outcomes == ["unknown"]
+    assert peer.close_code == CloseCode.INTERNAL_ERROR
+    assert "no way out" in caplog.text

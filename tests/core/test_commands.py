@@ -1,7 +1,7 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, Renew
+from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, RemoteDeviceAttachment, Renew
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.commands import CommandQueue, Commands, QueuedCommand
 from brewos_relay.core.counters import Counters
@@ -17,11 +17,12 @@ from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits
+from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.dialect import BREWOS, Dialect, Policy
 from brewos_relay.errors import CloseCode, TokenRejected
 from brewos_relay.messages import CommandHead, Message, encode
-from support.peers import PassiveSession, ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer, ScriptedRemotePeer
 
 DEVICE_ID = "BRW-00000001"
 HEAT = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
@@ -78,6 +79,14 @@ class Opened:
         device = DeviceAttachment(self.session, self.device, bucket=None)
         self.presence.present = device
         self.commands.flush(device, trio.current_time())
+
+    def comes_elsewhere(self) -> ScriptedRemotePeer:
+        """Let the device come to another instance, and send its pending commands there."""
+        peer = ScriptedRemotePeer()
+        device = RemoteDeviceAttachment(self.session, peer)
+        self.presence.yield_to(device)
+        self.commands.flush(device, trio.current_time())
+        return peer
 
     def goes(self) -> None:
         self.presence.present = None
@@ -1006,3 +1015,245 @@ async def test_a_command_also_expires_by_the_wall_clock_which_counts_while_the_p
         waiting.add(command(name, expires_at_ms=expires_at_ms))
     assert names(waiting.take_expired(0.0, NOW_MS)) == ["a"]
     assert names(waiting.take_all()) == ["b"]
+
+
+# A device on another instance
+
+
+BUSY = {"type": "error", "error": "device_busy"}
+REMOTE_OUTCOMES: list[tuple[RemoteOutcome, str, list[dict[str, Any]], bool]] = [
+    ("delivered", "delivered", [], False),
+    ("busy", "device_offline", [BUSY], True),
+    ("device_offline", "device_offline", [OFFLINE], True),
+    ("expired", "expired", [], False),
+    ("unknown", "unknown", [{"type": "error", "error": "outcome_unknown"}], False),
+    ("bus_unavailable", "bus_unavailable", [{"type": "error", "error": "bus_unavailable"}], True),
+]
+"""For each outcome: the status, the errors for the sender, and whether it counts as undeliverable."""
+
+
+def test_every_outcome_is_tested() -> None:
+    assert {outcome for outcome, *_ in REMOTE_OUTCOMES} == set(get_args(RemoteOutcome))
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
+@pytest.mark.parametrize("asks", ["requestId", "notAfter", "both", "neither"])
+@pytest.mark.parametrize(("outcome", "status", "errors", "undeliverable"), REMOTE_OUTCOMES)
+async def test_outcome_on_another_instance_is_told_and_recorded_once(
+    outcome: RemoteOutcome,
+    status: str,
+    errors: list[dict[str, Any]],
+    undeliverable: bool,
+    asks: str,
+    at_once: bool,
+) -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client = opened.client(grant=OWNER)
+    not_after = time.time() * 1000 + 60_000
+    command = {"type": "command", "cmd": "set_mode", "mode": "on"}
+    if asks in {"requestId", "both"}:
+        command["requestId"] = "r1"
+    if asks in {"notAfter", "both"}:
+        command["notAfter"] = not_after  # type: ignore[assignment]
+    if at_once:
+        remote.outcome = outcome
+    client.say(command)
+    (sent,) = remote.commands
+    assert sent.message == encode(command)
+    assert sent.not_after_ms == (not_after if asks in {"notAfter", "both"} else float("inf"))
+    if not at_once:
+        assert client.heard() == []
+        assert (opened.session.recorded, opened.counters.commands) == ([], {})
+        sent.becomes(outcome)
+    answer = command_status("r1" if asks in {"requestId", "both"} else None, status)
+    assert client.heard() == [*errors, *([answer] if asks != "neither" else [])]
+    assert opened.session.recorded == [("command", "ada", "set_mode", status)]
+    assert opened.counters.commands == {status: 1}
+    assert opened.counters.undeliverable == undeliverable
+    counters = opened.counters
+    assert (counters.sent_to_devices, counters.bytes_to_devices) == (0, 0), "its instance counts them"
+    assert (counters.received_from_clients, counters.bytes_from_clients) == (
+        1,
+        len(sent.message.payload),
+    )
+
+
+async def test_commands_of_one_pass_reach_a_remote_device_in_order_with_an_outcome_each() -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client = opened.client()
+    commands = [{"type": "command", "cmd": "tare", "requestId": number} for number in range(3)]
+    client.say(*commands)
+    assert remote.sent == [encode(command) for command in commands]
+    for number in (2, 0, 1):
+        remote.commands[number].becomes("delivered")
+        assert client.heard() == [command_status(number, "delivered")]
+    assert remote.messages == [], "they are commands, not deliveries"
+
+
+async def test_outcome_after_its_sender_has_left_is_recorded() -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client = opened.client(grant=OWNER)
+    client.say({**json.loads(TARE.payload), "requestId": 1})
+    client.peer.leave()
+    opened.commands.forget()
+    remote.commands[0].becomes("unknown")
+    assert client.peer.messages == []
+    assert client.peer.closes == []
+    assert opened.session.recorded == [("command", "ada", "tare", "unknown")]
+    assert opened.counters.commands == {"unknown": 1}
+
+
+async def test_outcome_reaches_the_sender_after_the_device_came_to_this_instance() -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client = opened.client()
+    client.say({**json.loads(TARE.payload), "requestId": 1})
+    opened.comes()
+    client.say(TARE)
+    assert (remote.sent[1:], opened.device.messages) == ([], [TARE])
+    remote.commands[0].becomes("delivered")
+    assert client.heard() == [command_status(1, "delivered")]
+
+
+async def test_command_that_may_not_be_sent_does_not_reach_another_instance() -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    viewer, member = opened.client(grant=VIEWER), opened.client(grant=MEMBER)
+    viewer.say(TARE)
+    member.say(BROKER, {"type": "key_rotate", "key": "x"}, {**json.loads(BROKER.payload), "requestId": 1})
+    past_ms = time.time() * 1000 - 1
+    member.say({**json.loads(TARE.payload), "notAfter": past_ms, "requestId": 2})
+    assert remote.commands == []
+    assert viewer.heard() == [FORBIDDEN]
+    assert member.heard() == [
+        FORBIDDEN,
+        FORBIDDEN,
+        FORBIDDEN,
+        command_status(1, "forbidden"),
+        command_status(2, "expired"),
+    ]
+    assert opened.counters.commands == {"forbidden": 4, "expired": 1}
+
+
+async def test_requests_for_the_state_of_a_remote_device_have_no_outcome(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client, viewer = opened.client(), opened.client(grant=VIEWER)
+    request = {"type": "request_state", "requestId": 1}
+    client.say(request)
+    viewer.say(request)
+    assert remote.sent == [encode(request)], "they are combined"
+    await trio.sleep(2)
+    viewer.say(request)
+    (theirs,) = remote.commands[1:]
+    assert (theirs.take_outcome, theirs.not_after_ms) == (None, float("inf"))
+    assert theirs.message.peek_type() == "request_state"
+    assert theirs.message != encode(request), "a viewer's messages never reach the device"
+    client.say({"type": "request_full_status"})
+    assert client.heard() == [{"type": "status"}], "the state that is known here"
+    assert remote.commands[2].take_outcome is None
+    assert (opened.session.recorded, opened.counters.commands) == ([], {})
+
+
+async def test_a_failing_remote_peer_ends_alone() -> None:
+    opened = Opened()
+    remote = opened.comes_elsewhere()
+    client = opened.client()
+    remote.send_error = ValueError("no way out")
+    client.say({**json.loads(TARE.payload), "requestId": 1}, {"type": "request_state"}, {"type": "ping"})
+    assert remote.close_code == CloseCode.INTERNAL_ERROR
+    assert client.peer.closes == []
+    assert [content["type"] for content in client.heard()] == ["error", "command_status", "pong"]
+    assert opened.counters.commands == {"unknown": 1}
+
+
+@pytest.mark.parametrize(("outcome", "status", "errors", "undeliverable"), REMOTE_OUTCOMES)
+async def test_queued_commands_go_to_a_device_that_comes_to_another_instance(
+    outcome: RemoteOutcome,
+    status: str,
+    errors: list[dict[str, Any]],
+    undeliverable: bool,
+    autojump_clock: MockClock,
+) -> None:
+    opened = Opened()
+    client = opened.client(grant=OWNER)
+    soon_ms = round(time.time() * 1000) + 3000
+    commands = [
+        {"type": "command", "cmd": "tare", "requestId": 1},
+        {"type": "command", "cmd": "tare", "requestId": 2, "notAfter": soon_ms},
+    ]
+    client.say(*commands)
+    client.heard()
+    remote = opened.comes_elsewhere()
+    assert opened.commands.pending_count == 0
+    assert remote.sent == [encode(command) for command in commands]
+    assert 9_000 < remote.commands[0].not_after_ms - time.time() * 1000 <= 10_000, "it waits no longer"
+    assert remote.commands[1].not_after_ms == pytest.approx(soon_ms, abs=20)
+    assert client.heard() == []
+    if outcome == "expired":  # as for a command that expires here
+        errors, undeliverable = [OFFLINE], True
+    for number, sent in enumerate(remote.commands, start=1):
+        sent.becomes(outcome)
+        told = client.heard()
+        if outcome == "delivered":
+            assert told.pop(0)["type"] == "queued_message_sent"
+        assert told == [*errors, command_status(number, status)]
+    assert opened.session.recorded[2:] == [("command", "ada", "tare", status)] * 2
+    assert opened.counters.commands == {"queued": 2, status: 2}
+    assert opened.counters.undeliverable == 2 * undeliverable
+
+
+async def test_queued_command_without_permission_does_not_reach_another_instance() -> None:
+    opened = Opened()
+    client = opened.client(grant=MEMBER)
+    client.say(TARE)
+    client.attachment.set_grant(VIEWER)
+    client.heard()
+    assert opened.comes_elsewhere().commands == []
+    assert client.heard() == [FORBIDDEN]
+
+
+# Commands of clients on other instances
+
+
+async def test_command_from_another_instance_is_delivered_and_its_outcome_recorded_there() -> None:
+    opened = Opened()
+    opened.comes()
+    device = opened.presence.present
+    assert device is not None
+    assert opened.commands.deliver_remote(device, TARE, trio.current_time()) == "delivered"
+    opened.device.refuses = True
+    assert opened.commands.deliver_remote(device, HEAT, trio.current_time()) == "busy"
+    assert opened.device.messages == [TARE]
+    assert (opened.counters.sent_to_devices, opened.counters.bytes_to_devices) == (1, len(TARE.payload))
+    assert (opened.session.recorded, opened.counters.commands, opened.counters.undeliverable) == ([], {}, 0)
+
+
+async def test_requests_of_all_instances_for_the_state_are_combined(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    opened.comes()
+    device, request = opened.presence.present, encode({"type": "request_state"})
+    assert device is not None
+    opened.client().say(request)
+    for _ in range(3):
+        assert opened.commands.deliver_remote(device, request, trio.current_time()) == "delivered"
+    assert opened.device.messages == [request]
+    assert opened.counters.sent_to_devices == 1
+    await trio.sleep(2)
+    opened.commands.deliver_remote(device, request, trio.current_time())
+    assert opened.device.messages == [request, request]
+
+
+async def test_new_connection_is_asked_for_its_state_although_the_one_before_just_was() -> None:
+    opened = Opened()
+    opened.comes()
+    assert opened.presence.present is not None
+    for _ in range(2):
+        opened.commands.ask_for_state(opened.presence.present, trio.current_time())
+    assert opened.device.types == ["request_state"]
+    opened.commands.restart_requests()
+    opened.commands.ask_for_state(opened.presence.present, trio.current_time())
+    assert opened.device.types == ["request_state", "request_state"]

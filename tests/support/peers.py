@@ -1,9 +1,11 @@
 """A scripted peer: tests make it send, accept, refuse or fail, and read the calls that it received.
 
-Also a session that does nothing, for attachments without one.
+Also a session that does nothing, for attachments without one, and the seams to other instances: a device
+there, its clients there, and the note of what is here.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ import trio
 
 from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, RemoteDeviceAttachment
 from brewos_relay.core.peer import PeerEnd, Receive, Tasks
+from brewos_relay.core.remote import RemoteOutcome, TakeOutcome
 from brewos_relay.messages import Delivery, Message, encode
 
 
@@ -190,6 +193,90 @@ class ScriptedPeer:
         self.gone_at = trio.current_time()
         if self.aclose_error is not None:
             raise self.aclose_error
+
+
+@dataclass
+class SentCommand:
+    """A command for a device on another instance."""
+
+    message: Message
+    take_outcome: TakeOutcome | None
+    not_after_ms: float
+
+    def becomes(self, outcome: RemoteOutcome) -> None:
+        """Report the outcome, which the sender must want to know."""
+        assert self.take_outcome is not None
+        self.take_outcome(outcome)
+
+
+class ScriptedRemotePeer(ScriptedPeer):
+    """A `RemotePeer` without another instance.
+
+    A test may change at any time: `outcome` (reported before `send_command` returns; None for later, with
+    `SentCommand.becomes`), and `send_error` (raised by `send_command`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.outcome: RemoteOutcome | None = None
+        self.send_error: Exception | None = None
+        self.commands: list[SentCommand] = []
+        """Every call of `send_command`."""
+
+    def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
+        if self.send_error is not None:
+            raise self.send_error
+        sent = SentCommand(message, take_outcome, not_after_ms)
+        self.commands.append(sent)
+        if self.outcome is not None and take_outcome is not None:
+            sent.becomes(self.outcome)
+
+    @property
+    def sent(self) -> list[Message]:
+        """The messages of all commands."""
+        return [command.message for command in self.commands]
+
+
+class ScriptedAudience:
+    """A `RemoteAudience` that records its calls."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.renewals = 0
+
+    def deliver(self, delivery: Delivery) -> None:
+        self.messages += delivery.messages
+
+    def renew_state(self) -> None:
+        self.renewals += 1
+
+
+class RecordedPresence:
+    """A `RemotePresence` that records its calls, and which devices came and are wanted."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        """The name of each call and its device."""
+        self.connected_at: dict[str, float] = {}
+        """The devices that came and have not gone."""
+        self.wanted: set[str] = set()
+
+    def device_came(self, device_id: str, connected_at: float) -> None:
+        self.calls.append(("came", device_id))
+        self.connected_at[device_id] = connected_at
+
+    def device_went(self, device_id: str) -> None:
+        self.calls.append(("went", device_id))
+        del self.connected_at[device_id]
+
+    def device_wanted(self, device_id: str) -> None:
+        assert device_id not in self.wanted
+        self.calls.append(("wanted", device_id))
+        self.wanted.add(device_id)
+
+    def device_unwanted(self, device_id: str) -> None:
+        self.calls.append(("unwanted", device_id))
+        self.wanted.remove(device_id)
 
 
 def _decode(message: Message) -> Any:

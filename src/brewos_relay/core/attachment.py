@@ -13,7 +13,7 @@ import trio
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.peer import Peer, PeerEnd
 from brewos_relay.core.rate_limits import TokenBucket
-from brewos_relay.core.remote import RemotePeer
+from brewos_relay.core.remote import RemotePeer, TakeOutcome
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.vocabulary import LONG_AGO
@@ -200,7 +200,16 @@ class RemoteDeviceAttachment(DeviceAttachment):
 
     def __init__(self, session: AttachmentHost, peer: RemotePeer) -> None:
         super().__init__(session, peer, bucket=None)
-        self.remote = peer
+        self.remote: RemotePeer = peer
+
+    def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
+        """Send a message to the device; see `RemotePeer.send_command`. A peer that fails is closed."""
+        try:
+            self.remote.send_command(message, take_outcome, not_after_ms)
+        except Exception as error:
+            self.fail(error)
+            if take_outcome is not None:
+                take_outcome("unknown")
 
     def receive(self, received: Sequence[Message]) -> float:
         """Take messages of the device; see `peer.Receive`."""

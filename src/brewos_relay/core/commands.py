@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from brewos_relay import messages
-from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
+from brewos_relay.core.attachment import (
+    Attachment,
+    ClientAttachment,
+    DeviceAttachment,
+    RemoteDeviceAttachment,
+)
 from brewos_relay.core.audience import Audience
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.recording import Recorder
-from brewos_relay.core.remote import RemoteOutcome, RemotePeer
+from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
 from brewos_relay.messages import CommandHead, Delivery, Message
@@ -146,8 +151,8 @@ class Commands:
                 passed_on.append(head)
         counters.received_from_clients += len(received)
         counters.bytes_from_clients += size_bytes
-        if device is not None and device.remote is not None:
-            self._send_remotely(client, device.remote, to_device)
+        if isinstance(device, RemoteDeviceAttachment):
+            self._send_remotely(client, device, to_device)
         elif device is not None and to_device:
             if device.deliver(Delivery(to_device)):
                 became = "delivered"
@@ -216,20 +221,30 @@ class Commands:
         # Messages of a viewer never reach the device: the relay sends a request of its own.
         may_ask = client.grant.may_command
         question = head.type if may_ask else self._dialect.state_request
-        every_s = self._limits.state_request_s
-        if question is not None and now - self._asked_at.get(question, -every_s) >= every_s:
-            self._asked_at[question] = now
+        if question is not None and self._may_ask(question, now):
             to_device.append(text if may_ask else messages.state_request(question, now_ms()))
         if head.type == self._dialect.state_request:
             return []
         known = self._presence.snapshot.messages()
         return [without_seq(message) for message in known if message.peek_type() == self._dialect.state]
 
+    def _may_ask(self, question: str, now: float) -> bool:
+        """Whether this request was not sent to the device just now; if so, it counts as sent."""
+        every_s = self._limits.state_request_s
+        if now - self._asked_at.get(question, -every_s) < every_s:
+            return False
+        self._asked_at[question] = now
+        return True
+
+    def restart_requests(self) -> None:
+        """Let the next request for the state pass: the device has a new connection."""
+        self._asked_at.clear()
+
     def ask_for_state(self, device: Attachment, now: float) -> None:
-        """Ask the device for its state on behalf of the relay."""
-        if (request := self._dialect.state_request) is not None:
+        """Ask the device for its state on behalf of the relay, unless it was just asked."""
+        request = self._dialect.state_request
+        if request is not None and self._may_ask(request, now):
             device.deliver(Delivery((messages.state_request(request, now_ms()),)))
-            self._asked_at[request] = now
 
     @property
     def pending_count(self) -> int:
@@ -284,9 +299,9 @@ class Commands:
             else:  # the sender has lost the right meanwhile
                 self._tell(command, messages.forbidden(self._presence.device_id), "forbidden")
         self._pending = None
-        if device.remote is not None:
+        if isinstance(device, RemoteDeviceAttachment):
             for command in waiting:
-                self._send_queued_remotely(device.remote, command)
+                self._send_queued_remotely(device, command)
             return
         if waiting and not device.deliver(Delivery([command.message for command in waiting]), keep=True):
             for command in waiting:
@@ -298,48 +313,60 @@ class Commands:
             self._tell(command, sent, "delivered")
 
     def _send_remotely(
-        self, client: ClientAttachment, remote: RemotePeer, commands: Sequence[Message]
+        self, client: ClientAttachment, device: RemoteDeviceAttachment, commands: Sequence[Message]
     ) -> None:
         """Send messages of a client, or of the relay, to a device on another instance."""
         for message in commands:
             head = message.peek_command()
             if head is None or head.type in self._dialect.state_requests:
-                remote.send_command(message, None, math.inf)
+                device.send_command(message, None, math.inf)
             else:
                 take_outcome = partial(self._take_remote_outcome, client, head)
-                remote.send_command(message, take_outcome, _not_after_ms(head))
+                device.send_command(message, take_outcome, _not_after_ms(head))
 
     def _take_remote_outcome(
         self, client: ClientAttachment, head: CommandHead, outcome: RemoteOutcome
     ) -> None:
-        status, told = self._remote_status(outcome)
-        if answers := self._record_outcome(client, head, status, told):
+        if outcome in ("delivered", "expired"):
+            answers = self._record_outcome(client, head, outcome)
+        else:
+            told, status = self._remote_failure(outcome)
+            answers = self._record_outcome(client, head, status, told)
+        if answers:
             client.deliver(Delivery(answers), keep=True)
 
-    def _send_queued_remotely(self, remote: RemotePeer, command: QueuedCommand) -> None:
+    def _send_queued_remotely(self, device: RemoteDeviceAttachment, command: QueuedCommand) -> None:
         def take_outcome(outcome: RemoteOutcome) -> None:
-            status, told = self._remote_status(outcome)
-            sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
-            self._tell(command, told or sent, status)
+            if outcome == "delivered":
+                sent = messages.queued_message_sent(command.head.type, command.queued_at_ms)
+                self._tell(command, sent, outcome)
+            elif outcome == "expired":
+                self._tell_expired(command)
+            else:
+                self._tell(command, *self._remote_failure(outcome))
 
         not_after_ms = min(_not_after_ms(command.head), command.expires_at_ms)
-        remote.send_command(command.message, take_outcome, not_after_ms)
+        device.send_command(command.message, take_outcome, not_after_ms)
 
-    def _remote_status(self, outcome: RemoteOutcome) -> tuple[str, Message | None]:
-        """Return the status of a command for a device on another instance, and the error if it failed."""
-        if outcome == "delivered":
-            return "delivered", None
+    def _remote_failure(self, outcome: RemoteOutcome) -> tuple[Message, str]:
+        """Return the error for the sender of a command for a device on another instance, and the status."""
         if outcome == "unknown":
-            return "unknown", messages.OUTCOME_UNKNOWN
+            return messages.OUTCOME_UNKNOWN, "unknown"
         self._counters.undeliverable += 1
         if outcome == "busy":
-            return "device_offline", messages.DEVICE_BUSY
+            return messages.DEVICE_BUSY, "device_offline"
         if outcome == "bus_unavailable":
-            return outcome, messages.BUS_UNAVAILABLE
-        return outcome, messages.device_offline_error(self._presence.device_id)
+            return messages.BUS_UNAVAILABLE, outcome
+        return messages.device_offline_error(self._presence.device_id), outcome
 
-    def deliver_remote(self, device: DeviceAttachment, message: Message) -> RemoteOutcome:
-        """Deliver a command of a client on another instance, where its outcome is recorded."""
+    def deliver_remote(self, device: DeviceAttachment, message: Message, now: float) -> RemoteOutcome:
+        """Deliver a command of a client on another instance, where its outcome is recorded.
+
+        Requests for the state are combined with those of other clients.
+        """
+        kind = message.peek_type()
+        if kind in self._dialect.state_requests and not self._may_ask(kind, now):
+            return "delivered"
         if not device.deliver(Delivery((message,))):
             return "busy"
         self._count_sent((message,))
@@ -350,10 +377,13 @@ class Commands:
         if self._pending is None:
             return
         for command in self._pending.take_expired(now, now_ms()):
-            self._counters.undeliverable += 1
-            self._tell(command, messages.device_offline_error(self._presence.device_id), "expired")
+            self._tell_expired(command)
         if not self._pending:
             self._pending = None
+
+    def _tell_expired(self, command: QueuedCommand) -> None:
+        self._counters.undeliverable += 1
+        self._tell(command, messages.device_offline_error(self._presence.device_id), "expired")
 
     def _tell(self, command: QueuedCommand, message: Message, status: str) -> None:
         told = self._record_outcome(command.sender, command.head, status, message)
@@ -374,16 +404,15 @@ class Commands:
 
 def _remaining_s(head: CommandHead) -> float:
     """Return for how many seconds a command may still be delivered."""
-    if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
-        return float("inf")
-    # JSON has integers that are too large for a division.
-    return (max(0, min(head.not_after, _LATEST_MS)) - now_ms()) / 1000
+    return (_not_after_ms(head) - now_ms()) / 1000
 
 
 def _not_after_ms(head: CommandHead) -> float:
     """Return the time after which a command may not be delivered, in ms since the epoch."""
-    left_s = _remaining_s(head)
-    return math.inf if left_s == math.inf else now_ms() + left_s * 1000
+    if isinstance(head.not_after, bool) or not isinstance(head.not_after, int | float):
+        return math.inf
+    # JSON has integers that are too large for a division.
+    return max(0, min(head.not_after, _LATEST_MS))
 
 
 def _refresh(client: ClientAttachment, token: object) -> Message:

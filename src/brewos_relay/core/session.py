@@ -344,7 +344,8 @@ class DeviceSession:
             replaced.close(CloseCode.REPLACED, "a newer connection replaced this one")
             if self.presence.is_contested(now):
                 log_contested(device, self._host.lines)
-        if self.client_count:
+        self._commands.restart_requests()
+        if self.client_count or self._audience.remote is not None:
             self._commands.ask_for_state(device, now)
         self._commands.flush(device, now)
 
@@ -392,6 +393,7 @@ class DeviceSession:
         self._start(device)
         if before is None:
             self._audience.tell(messages.DEVICE_ONLINE)
+        self._commands.restart_requests()
         self._commands.flush(device, trio.current_time())
         return device
 
@@ -458,7 +460,7 @@ class DeviceSession:
         device = self.presence.present
         if device is None or device.remote is not None:
             return "device_offline"
-        return self._commands.deliver_remote(device, message)
+        return self._commands.deliver_remote(device, message, trio.current_time())
 
     # Messages
 
