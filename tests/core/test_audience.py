@@ -15,7 +15,7 @@ from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
-from support.peers import PassiveSession, ScriptedPeer
+from support.peers import PassiveSession, ScriptedAudience, ScriptedPeer
 
 STATUS = encode({"type": "status", "seq": 1})
 DELTA = encode({"type": "status_delta", "seq": 2})
@@ -379,3 +379,44 @@ async def test_after_a_pause_silence_begins_again_and_a_keepalive_is_due(autojum
     assert app.types == ["keepalive", "token_expiring"], "the wall clock continued"
     assert (client.heard_at, client.pinged_at) == (50, 50)
     assert app.closes == []
+
+
+# Clients on other instances
+
+
+async def test_remote_audience_gets_each_delivery_and_is_in_no_count() -> None:
+    opened = Opened()
+    opened.audience.remote = remote = ScriptedAudience()
+    opened.broadcast(STATUS)
+    client = opened.join()
+    opened.broadcast(DELTA, INFO)
+    opened.audience.settle()
+    assert remote.messages == [STATUS, DELTA, INFO]
+    assert client.messages == [DELTA, INFO]
+    assert (len(opened.audience), opened.audience.lagging_count) == (1, 0)
+    assert opened.counters.sent_to_clients == 2
+    assert opened.counters.bytes_to_clients == len(DELTA.payload) + len(INFO.payload)
+
+
+async def test_remote_audience_gets_everything_while_clients_lag() -> None:
+    opened = Opened()
+    opened.audience.remote = remote = ScriptedAudience()
+    client = opened.join()
+    client.refuses = True
+    opened.broadcast(STATUS)
+    opened.broadcast(DELTA, ERROR)
+    assert opened.audience.lagging_count == 1
+    assert client.messages == [ERROR]
+    assert remote.messages == [STATUS, DELTA, ERROR]
+
+
+async def test_remote_audience_gets_no_keepalive_and_no_message_of_the_relay(
+    autojump_clock: MockClock,
+) -> None:
+    opened = Opened()
+    opened.audience.remote = remote = ScriptedAudience()
+    opened.join()
+    opened.audience.tell(messages.DEVICE_ONLINE)
+    await opened.pass_s(60, alive=True)
+    opened.audience.resume(trio.current_time(), 5.0)
+    assert (remote.messages, remote.renewals) == ([], 0)

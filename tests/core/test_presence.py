@@ -6,19 +6,24 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.core.attachment import DeviceAttachment
+from brewos_relay import messages
+from brewos_relay.core.attachment import DeviceAttachment, RemoteDeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
-from brewos_relay.core.snapshot import SmallSnapshot, Snapshot
+from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
-from support.peers import PassiveSession, ScriptedPeer
+from support.peers import PassiveSession, ScriptedPeer, ScriptedRemotePeer
 from support.state_messages import update
 
 
 def connection() -> DeviceAttachment:
     return DeviceAttachment(PassiveSession(), ScriptedPeer(), bucket=None)
+
+
+def remote_connection() -> RemoteDeviceAttachment:
+    return RemoteDeviceAttachment(PassiveSession(), ScriptedRemotePeer())
 
 
 @pytest.fixture
@@ -321,3 +326,178 @@ async def test_little_is_kept_of_an_anonymous_device(presence: Presence) -> None
     presence.set_anonymous(False)
     assert type(presence.snapshot) is Snapshot
     assert presence.snapshot.has_status
+
+
+# Connections on other instances
+
+
+def exported(whole: dict[str, Any] | None, *, age_s: float = 0.0, shown: bool = True) -> SnapshotState:
+    """Return the state of the device on another instance; with an age, one from before an absence."""
+    now = trio.current_time()
+    snapshot = Snapshot(BREWOS)
+    if whole is not None and age_s:
+        snapshot.restore(encode(whole), at=now - age_s)
+        if shown:
+            snapshot.show()
+    elif whole is not None:
+        update(snapshot, encode(whole))
+    return snapshot.export(now)
+
+
+async def test_a_connection_yields_to_one_on_another_instance(presence: Presence) -> None:
+    local, remote = online(presence), remote_connection()
+    assert presence.yield_to(remote) is local
+    assert presence.present is remote
+    assert presence.state_is_remote
+    assert presence.status() == messages.device_status(
+        "BRW-00000001", online=True, last_seen=None, snapshotAgeMs=None
+    )
+    assert not presence.leave(local), "it no longer stood for the device"
+    assert presence.leave(remote)
+    assert presence.state_is_remote, "that instance keeps its state"
+
+
+async def test_state_is_of_this_instance_while_a_connection_of_it_stands_for_the_device(
+    presence: Presence,
+) -> None:
+    presence.yield_to(remote_connection())
+    online(presence)
+    assert not presence.state_is_remote
+    presence.yield_to(None)
+    assert presence.present is None
+    assert presence.state_is_remote
+
+
+async def test_remote_connection_is_replaced_at_once_and_not_counted_as_a_swap(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    for _ in range(6):
+        online(presence)
+        await trio.sleep(10)
+        presence.yield_to(remote_connection())
+        assert presence.may_replace(trio.current_time())
+    online(presence).heard = True
+    assert not presence.is_contested(trio.current_time())
+
+
+async def test_only_a_connection_of_this_instance_is_lively(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    assert not presence.is_lively(trio.current_time())
+    online(presence)
+    await trio.sleep(19)
+    assert presence.is_lively(trio.current_time())
+    await trio.sleep(1)
+    assert not presence.is_lively(trio.current_time())
+    remote = remote_connection()
+    presence.yield_to(remote)
+    remote.heard = True
+    assert not presence.is_lively(trio.current_time())
+
+
+async def test_remote_connection_gets_no_ping_and_may_be_silent(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    remote = remote_connection()
+    presence.yield_to(remote)
+    for _ in range(300):
+        await trio.sleep(1)
+        assert not presence.run_checks(trio.current_time(), Counters())
+    assert isinstance(remote.peer, ScriptedRemotePeer)
+    assert (remote.peer.pinged_at, remote.peer.closes) == ([], [])
+
+
+async def test_arriving_connection_replaces_a_remote_one_at_the_next_check(presence: Presence) -> None:
+    online(presence)
+    arriving = connection()
+    presence.arrive(arriving)
+    arriving.spoke_at = now = trio.current_time()
+    assert not presence.run_checks(now, Counters()), "the present one is young"
+    presence.yield_to(remote_connection())
+    assert presence.run_checks(now, Counters())
+
+
+async def test_state_of_another_instance_replaces_what_was_known(
+    presence: Presence, autojump_clock: MockClock
+) -> None:
+    update(presence.snapshot, encode({"type": "status", "old": {}}), encode({"type": "device_info"}))
+    await trio.sleep(100)
+    state = exported(STATUS)
+    await trio.sleep(2)
+    presence.take_state(state)
+    assert presence.snapshot.messages() == [encode(STATUS)]
+    assert presence.snapshot.age_s(trio.current_time()) == 0
+
+
+async def test_restored_state_is_not_shown_after_the_connection_yielded(presence: Presence) -> None:
+    online(presence)
+    now = trio.current_time()
+    presence.restore((encode(STATUS), now - 5), now)
+    presence.yield_to(remote_connection())
+    assert presence.take_restored_state(now + 60) == [], "the other instance says when"
+
+
+@pytest.mark.parametrize(
+    ("held_s", "shown", "told_again"), [(5.0, False, True), (5.0, True, False), (901.0, False, False)]
+)
+async def test_restored_state_of_a_remote_device_is_shown_after_a_local_connection_came(
+    presence: Presence, held_s: float, shown: bool, told_again: bool
+) -> None:
+    presence.yield_to(remote_connection())
+    presence.take_state(exported(STATUS, age_s=held_s, shown=shown))
+    online(presence)
+    now = trio.current_time()
+    presence.continue_remote(None, now)
+    assert presence.take_restored_state(now + 0.7) == []
+    assert (presence.take_restored_state(now + 0.75) != []) is told_again
+
+
+async def test_state_from_the_registry_is_used_where_the_other_instance_sent_none(
+    presence: Presence,
+) -> None:
+    presence.yield_to(remote_connection())
+    online(presence)
+    now = trio.current_time()
+    presence.continue_remote((encode(STATUS), now - 5), now)
+    assert [message.peek_type() for message in presence.take_restored_state(now + 1)] == [
+        "device_status",
+        "status",
+    ]
+    presence.yield_to(remote_connection())
+    presence.take_state(exported({"type": "status", "n": 2}))
+    online(presence)
+    presence.continue_remote((encode(STATUS), now - 5), now)
+    assert presence.snapshot.messages() == [encode({"type": "status", "n": 2})], "what is known wins"
+
+
+@pytest.mark.parametrize("ends", ["it goes", "a local one comes", "another one comes"])
+async def test_state_of_a_remote_device_whose_key_ended_is_forgotten_with_its_connection(
+    presence: Presence, ends: str
+) -> None:
+    remote, arriving = remote_connection(), connection()
+    presence.yield_to(remote)
+    presence.take_state(exported(STATUS))
+    presence.arrive(arriving)
+    arriving.known_before = known = (encode(STATUS), 0.0)
+    presence.forget_state()
+    assert arriving.known_before is known
+    presence.forget_state(key_ended=True)
+    assert presence.snapshot.messages() != [], "that instance decides whether it has the key"
+    assert arriving.known_before != known
+    if ends == "it goes":
+        presence.leave(remote)
+    elif ends == "a local one comes":
+        presence.replace(trio.current_time())
+    else:
+        presence.yield_to(remote_connection())
+    assert presence.snapshot.messages() == []
+    presence.take_state(exported(STATUS))
+    presence.yield_to(None)
+    assert presence.snapshot.messages() != [], "it is forgotten once"
+
+
+async def test_state_of_a_present_local_device_is_not_forgotten(presence: Presence) -> None:
+    online(presence)
+    update(presence.snapshot, encode(STATUS))
+    presence.forget_state(key_ended=True)
+    assert not presence.snapshot.empty

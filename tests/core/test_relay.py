@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay import messages
@@ -20,12 +22,12 @@ from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import DeviceInfo, KnownState
+from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
 from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import now_ms
-from support.peers import ScriptedPeer
+from support.peers import RecordedPresence, ScriptedAudience, ScriptedPeer, ScriptedRemotePeer
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 STATUS = encode({"type": "status"})
@@ -1325,3 +1327,205 @@ async def test_relay_without_a_dialect_passes_everything_on_and_keeps_nothing(
         client.say(encode({"type": "command", "cmd": "set_mode", "mode": "off"}))
         assert client.types == ["error"]
         assert relay.pending_count == 0
+
+
+# Devices and clients on other instances
+
+
+async def remote_device(relay: Relay, *, told: bool = True) -> ScriptedRemotePeer:
+    """Attach a device on another instance, with its state."""
+    peer = ScriptedRemotePeer()
+    device = relay.attach_remote_device(ONE, peer)
+    await wait_all_tasks_blocked()
+    if told:
+        snapshot = Snapshot(BREWOS)
+        snapshot.update(STATUS, "status", None)
+        relay.take_remote_state(device, snapshot.export(trio.current_time()), last_seen_ms=1)
+    return peer
+
+
+async def test_nothing_is_known_of_a_device_without_a_session() -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        assert not relay.has_device(ONE)
+        assert not relay.is_lively(ONE)
+        assert not relay.yield_device(ONE)
+        assert not relay.set_remote_audience(ONE, ScriptedAudience())
+        assert relay.deliver_remote_command(ONE, COMMAND) == "device_offline"
+        state, seen_ms = relay.export_state(ONE)
+        assert (state.status, state.others, seen_ms) == (None, [], None)
+
+
+async def test_device_of_this_relay_serves_other_instances(autojump_clock: MockClock) -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        device, audience = ScriptedPeer(), ScriptedAudience()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        assert relay.has_device(ONE)
+        assert relay.is_lively(ONE)
+        assert relay.set_remote_audience(ONE, audience)
+        device.forget()
+        device.say(STATUS)
+        assert audience.messages == [STATUS]
+        assert relay.deliver_remote_command(ONE, COMMAND) == "delivered"
+        assert device.messages == [COMMAND]
+        state, seen_ms = relay.export_state(ONE)
+        assert state.status == STATUS
+        assert seen_ms is not None
+        assert abs(seen_ms - now_ms()) < 60_000
+        assert relay.yield_device(ONE)
+        await wait_all_tasks_blocked()
+        assert device.close_code == CloseCode.REPLACED
+        assert (relay.has_device(ONE), relay.session_count) == (False, 0)
+        assert relay.export_state(ONE)[0].status is None, "the other instance keeps its state"
+
+
+async def test_remote_device_is_online_but_not_of_this_relay(autojump_clock: MockClock) -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        peer = await remote_device(relay)
+        assert relay.is_online(ONE)
+        assert not relay.has_device(ONE)
+        assert not relay.is_lively(ONE)
+        assert (relay.device_count, relay.session_count) == (0, 1)
+        assert relay.attached == set()
+        assert not relay.send_to_device(ONE, COMMAND)
+        assert relay.state_of(ONE) is not None
+        relay.end_device(ONE)
+        assert relay.is_online(ONE)
+        peer.leave()
+        await wait_all_tasks_blocked()
+        assert not relay.is_online(ONE)
+
+
+async def test_state_of_a_remote_device_is_neither_saved_nor_kept(autojump_clock: MockClock) -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        peer = await remote_device(relay)
+        peer.say(STATUS)
+        await trio.sleep(400)
+        client = ScriptedPeer()
+        relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        assert relay.unsaved_states() == []
+        assert not relay.knows_state(ONE, for_s=4.0), "it does not stay here"
+        peer.leave()
+        await wait_all_tasks_blocked()
+        assert relay.unsaved_states() == []
+        assert relay.state_of(ONE) is not None
+        assert not relay.knows_state(ONE, for_s=4.0)
+        relay.attach_client(ONE, late := ScriptedPeer())
+        assert late.types == ["connected", "device_status", "status"]
+        await wait_all_tasks_blocked()
+        for each in (client, late):
+            each.leave()
+        await wait_all_tasks_blocked()
+        assert (relay.session_count, relay.state_of(ONE)) == (0, None)
+
+
+async def test_state_of_a_device_that_came_here_from_another_instance_is_saved(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        await remote_device(relay)
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say(STATUS)
+        assert relay.knows_state(ONE, for_s=4.0)
+        assert relay.unsaved_states() == [ONE]
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert relay.state_of(ONE) is not None
+        assert relay.unsaved_states() == [ONE]
+
+
+async def test_state_for_a_remote_device_whose_session_ended_is_ignored() -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        peer = ScriptedRemotePeer()
+        device = relay.attach_remote_device(ONE, peer)
+        await wait_all_tasks_blocked()
+        peer.leave()
+        await wait_all_tasks_blocked()
+        relay.take_remote_state(device, relay.export_state(ONE)[0], last_seen_ms=1)
+        assert relay.session_count == 0
+
+
+async def test_drain_does_not_wait_for_remote_devices(autojump_clock: MockClock) -> None:
+    async with open_relay(dialect=BREWOS, limits=Limits(drain_s=2.0)) as relay:
+        peer = await remote_device(relay)
+        client = ScriptedPeer()
+        relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await relay.drain()
+        assert client.close_code == CloseCode.SERVICE_RESTART
+        assert peer.closes == []
+        with pytest.raises(RelayClosing):
+            relay.attach_remote_device(ONE, ScriptedRemotePeer())
+    assert peer.acloses == 1
+
+
+# Often, so that there are peers for the others.
+SEAM_ACTIONS = [
+    *["device comes", "client comes", "remote device comes"] * 2,
+    "zombie comes",
+    "device goes",
+    "device fails",
+    "key ends",
+    "remote device goes",
+    "remote device fails",
+    "yields",
+    "client goes",
+    "client fails",
+    "client cannot be greeted",
+    "access ends",
+    "time passes",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(SEAM_ACTIONS), st.integers(0, 3)), max_size=40))
+def test_what_other_instances_are_told_balances_in_any_order(steps: list[tuple[str, int]]) -> None:
+    trio.run(balance, steps, clock=MockClock(autojump_threshold=0))
+
+
+async def balance(steps: list[tuple[str, int]]) -> None:
+    """Run steps, and compare what other instances are told with the peers that are there."""
+    told = RecordedPresence()
+    clients: list[ScriptedPeer] = []
+    devices: list[ScriptedPeer] = []
+    remotes: list[ScriptedPeer] = []
+    peers = {"client": clients, "device": devices, "remote device": remotes}
+    async with open_relay(dialect=BREWOS, remote=told) as relay:
+        for action, pick in steps:
+            if action in {"device comes", "zombie comes"}:
+                devices.append(device := ScriptedPeer(silent=action == "zombie comes", min_age_s=8.0))
+                relay.attach_device(ONE, device)
+            elif action == "remote device comes":
+                remotes.append(await remote_device(relay, told=pick > 0))
+            elif action in {"client comes", "client cannot be greeted"}:
+                clients.append(client := ScriptedPeer())
+                client.deliver_error = ValueError("no") if action != "client comes" else None
+                relay.attach_client(ONE, client)
+            elif action == "key ends":
+                relay.end_device(ONE)
+            elif action == "access ends":
+                relay.end_clients(lambda _: True, code=4003, reason="enough")
+            elif action == "yields":
+                relay.yield_device(ONE)
+            elif action == "time passes":
+                await trio.sleep(5 * pick)
+            else:
+                kind, how = action.rsplit(" ", 1)
+                if peers[kind]:
+                    peer = peers[kind].pop(pick % len(peers[kind]))
+                    peer.leave() if how == "goes" else peer.fail(ValueError("no"))
+            await wait_all_tasks_blocked()
+            # A peer whose end has begun is closed. A device may be held open after that.
+            here = [peer for peer in devices if not peer.closes and peer.runs]
+            assert set(told.connected_at) == ({ONE} if relay.has_device(ONE) else set())
+            assert set(told.connected_at.values()) <= {peer.opened_at for peer in here}
+            assert told.wanted == ({ONE} if any(not peer.closes for peer in clients) else set())
+    assert told.connected_at == {}
+    assert told.wanted == set()
+    for came, went in (("came", "went"), ("wanted", "unwanted")):
+        changes = [name for name, _ in told.calls if name in (came, went)]
+        starts = [name for index, name in enumerate(changes) if index == 0 or changes[index - 1] != name]
+        assert starts == [came, went] * (len(starts) // 2)

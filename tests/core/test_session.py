@@ -14,18 +14,20 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import decode
 from brewos_relay.core.peer import PeerEnd
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import EventKind
 from brewos_relay.core.relay import open_relay
-from brewos_relay.core.remote import SINGLE_INSTANCE
+from brewos_relay.core.remote import RemotePresence
 from brewos_relay.core.session import DeviceSession, SessionHost
-from brewos_relay.core.snapshot import KnownState, SmallSnapshot
+from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot, SnapshotState
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
 from brewos_relay.registry.records import ActivityKind
-from support.peers import ScriptedPeer
+from support.peers import RecordedPresence, ScriptedAudience, ScriptedPeer, ScriptedRemotePeer
+from support.state_messages import update
 
 DEVICE_ID = "BRW-00000001"
 STATUS = Message(b'{ "type": "status",  "n": 1.50 }')
@@ -43,7 +45,8 @@ class ScriptedHost:
         self.policy = Policy(BREWOS)
         self.counters = Counters()
         self.logs_messages = False
-        self.remote = SINGLE_INSTANCE
+        self.recorded_presence = RecordedPresence()
+        self.remote: RemotePresence = self.recorded_presence
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
@@ -70,6 +73,7 @@ class Opened:
     def __init__(self, **limits: Any) -> None:
         self.host = ScriptedHost(Limits(**limits))
         self.session = DeviceSession(DEVICE_ID, self.host)
+        self.remote = self.host.recorded_presence
         self.counters = self.host.counters
 
     def is_online(self) -> bool:
@@ -91,6 +95,13 @@ class Opened:
         self.session.attach_device(peer, **options)
         await wait_all_tasks_blocked()
         peer.forget()
+        return peer
+
+    async def remote_device(self) -> ScriptedRemotePeer:
+        """Attach a device on another instance."""
+        peer = ScriptedRemotePeer()
+        self.session.attach_remote_device(peer)
+        await wait_all_tasks_blocked()
         return peer
 
     async def client(self, peer: ScriptedPeer | None = None, **options: Any) -> ScriptedPeer:
@@ -1486,3 +1497,503 @@ async def test_relay_is_a_host() -> None:
         host.device_seen("BRW-00000001", 1)
         assert host.attached == set()
         assert len(host.client_counts) == 0
+
+
+# A device on another instance
+
+
+def state_of(*said: Message, age_s: float = 0.0) -> SnapshotState:
+    """Return the state of a device on another instance; with an age, a restored one that is not shown."""
+    snapshot, now = Snapshot(BREWOS), trio.current_time()
+    if age_s:
+        snapshot.restore(said[0], at=now - age_s)
+    else:
+        update(snapshot, *said)
+    return snapshot.export(now)
+
+
+async def test_remote_device_stands_for_the_device_without_the_duties_of_a_connection(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_session() as opened:
+        client = await opened.client()
+        opened.host.recorded.clear()
+        caplog.clear()
+        remote = await opened.remote_device()
+        assert opened.is_online()
+        assert not opened.session.has_device
+        assert client.messages == [messages.DEVICE_ONLINE]
+        await opened.pass_s(300, client)
+        assert (remote.messages, remote.pinged_at, remote.closes) == ([], [], [])
+        assert [peer.peer for peer in opened.host.attached] == [client]
+        remote.leave()
+        await wait_all_tasks_blocked()
+        assert not opened.is_online()
+        assert client.types[-1] == "device_offline"
+        assert remote.acloses == 1
+        assert (opened.host.recorded, opened.host.seen, caplog.messages) == ([], [], [])
+        assert (opened.counters.devices_attached, opened.counters.ended) == (0, {})
+        assert opened.remote.calls == [("wanted", DEVICE_ID)]
+        seen_ms = opened.session.presence.last_seen_ms
+        assert seen_ms is not None
+        assert abs(seen_ms - now_ms()) < 60_000
+
+
+async def test_messages_of_a_remote_device_reach_clients_and_only_those_are_counted() -> None:
+    async with open_session() as opened:
+        client, other, remote = await opened.client(), await opened.client(), await opened.remote_device()
+        client.forget()
+        remote.say(STATUS, DELTA)
+        assert client.messages == [STATUS, DELTA]
+        assert opened.session.presence.snapshot.has_status
+        remote.say(STATUS, GARBAGE)
+        assert client.messages == [STATUS, DELTA, STATUS]
+        other.leave()
+        await wait_all_tasks_blocked()
+        remote.say(STATUS)
+        opened.session.run_checks(trio.current_time())
+        counters = opened.counters
+        assert (counters.received_from_devices, counters.bytes_from_devices) == (0, 0)
+        assert counters.sent_to_clients == 2 * 3 + 1
+        assert counters.bytes_to_clients == 7 * len(STATUS.payload) + 2 * (
+            len(DELTA.payload) - len(STATUS.payload)
+        )
+
+
+async def test_remote_device_is_not_ended_with_a_key_but_its_state_ends_with_it() -> None:
+    async with open_session() as opened:
+        client, remote = await opened.client(), await opened.remote_device()
+        remote.say(STATUS)
+        opened.session.end_device([], code=4003, reason="enough")
+        assert remote.closes == []
+        assert opened.is_online()
+        assert opened.session.presence.snapshot.messages() == [STATUS]
+        remote.leave()
+        await wait_all_tasks_blocked()
+        assert opened.session.presence.snapshot.messages() == []
+        assert client.types[-1] == "device_offline"
+
+
+async def test_remote_device_alone_keeps_the_session_until_it_leaves() -> None:
+    opened = Opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        client, remote = await opened.client(), await opened.remote_device()
+        client.leave()
+        await wait_all_tasks_blocked()
+        assert opened.host.emptied == []
+        remote.leave()
+    assert opened.host.emptied == [opened.session]
+
+
+async def test_state_of_a_remote_device_is_told_to_clients_and_known_to_later_ones(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        early = await opened.client()
+        remote = ScriptedRemotePeer()
+        device = opened.session.attach_remote_device(remote)
+        await wait_all_tasks_blocked()
+        early.forget()
+        status = encode({"type": "status", "seq": 7, "temps": {"brew": 93}})
+        opened.session.take_remote_state(device, state_of(status), last_seen_ms=1000)
+        assert early.types == ["device_status", "status"]
+        assert early.received[0]["online"] is True
+        assert early.received[0]["lastSeen"] == "1970-01-01T00:00:01.000Z"
+        assert "seq" not in early.received[1], "the client may know that number"
+        remote.say(encode({"type": "status_delta", "seq": 8, "temps": {"group": 90}}))
+        late = ScriptedPeer()
+        opened.session.attach_client(late)
+        assert late.types == ["connected", "device_status", "status"]
+        assert late.received[0]["deviceOnline"] is True
+        assert late.received[2] == {"type": "status", "seq": 8, "temps": {"brew": 93, "group": 90}}
+
+
+async def test_state_for_a_remote_device_that_was_replaced_is_ignored() -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        old = opened.session.attach_remote_device(ScriptedRemotePeer())
+        new = opened.session.attach_remote_device(ScriptedRemotePeer())
+        await wait_all_tasks_blocked()
+        client.forget()
+        opened.session.take_remote_state(old, state_of(STATUS), last_seen_ms=1)
+        assert (client.messages, opened.session.presence.snapshot.empty) == ([], True)
+        opened.session.take_remote_state(new, state_of(STATUS), last_seen_ms=1)
+        assert client.types == ["device_status", "status"]
+
+
+async def test_empty_state_of_a_remote_device_is_not_told() -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        device = opened.session.attach_remote_device(ScriptedRemotePeer())
+        await wait_all_tasks_blocked()
+        opened.session.take_remote_state(device, state_of(), last_seen_ms=1000)
+        assert client.messages == [messages.DEVICE_ONLINE]
+        assert opened.session.presence.last_seen_ms == 1000
+
+
+async def test_state_without_clients_is_only_kept() -> None:
+    async with open_session() as opened:
+        device = opened.session.attach_remote_device(ScriptedRemotePeer())
+        opened.session.take_remote_state(device, state_of(STATUS), last_seen_ms=1)
+        assert opened.session.presence.snapshot.messages() == [STATUS]
+        await wait_all_tasks_blocked()
+
+
+async def test_newer_remote_device_replaces_the_older_one_silently() -> None:
+    async with open_session() as opened:
+        client, old = await opened.client(), await opened.remote_device()
+        new = await opened.remote_device()
+        assert old.close_code == CloseCode.REPLACED
+        old.say(STATUS)
+        new.say(DELTA)
+        assert client.messages == [messages.DEVICE_ONLINE, DELTA]
+        assert old.acloses == 1
+        assert opened.is_online()
+
+
+async def test_local_connection_replaces_a_remote_device_at_once() -> None:
+    async with open_session() as opened:
+        client, remote = await opened.client(), await opened.remote_device()
+        remote.say(STATUS)
+        opened.host.recorded.clear()
+        device = ScriptedPeer()
+        opened.session.attach_device(device, known_state=known_state())
+        await wait_all_tasks_blocked()
+        assert remote.close_code == CloseCode.REPLACED
+        assert device.types == ["connected", "request_state"]
+        remote.say(DELTA)
+        device.say(DELTA)
+        assert client.messages == [messages.DEVICE_ONLINE, STATUS, DELTA], "neither offline nor online"
+        assert opened.session.has_device
+        assert opened.session.presence.snapshot.is_current, "the state goes on"
+        assert opened.host.recorded == []
+        assert len(opened.host.seen) == 1
+        assert opened.remote.calls == [("wanted", DEVICE_ID), ("came", DEVICE_ID)]
+
+
+async def test_local_connection_restores_the_state_that_the_other_instance_did_not_send(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        await opened.remote_device()
+        client.forget()
+        device = await opened.device(known_state=known_state())
+        await opened.pass_s(2, device)
+        assert client.types == ["device_status", "status"]
+
+
+async def test_pending_commands_go_to_a_remote_device_that_comes() -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        client.say(TARE)
+        client.forget()
+        remote = await opened.remote_device()
+        assert remote.sent == [TARE]
+        client.say(COMMAND)
+        assert remote.sent == [TARE, COMMAND]
+        remote.commands[0].becomes("delivered")
+        assert client.types == ["device_online", "queued_message_sent"]
+        assert opened.counters.received_from_clients == 2
+
+
+async def test_remote_peer_that_fails_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_session() as opened:
+        client, remote = await opened.client(), await opened.remote_device()
+        remote.fail(ValueError("no"))
+        await wait_all_tasks_blocked()
+        assert client.messages == [messages.DEVICE_ONLINE, messages.DEVICE_OFFLINE]
+        assert remote.acloses == 1
+        assert client.closes == []
+        assert f"a peer of device {DEVICE_ID} failed" in caplog.text
+
+
+async def test_cancelled_session_closes_a_remote_device() -> None:
+    async with open_session() as opened:
+        await opened.client()
+        remote = await opened.remote_device()
+    assert remote.acloses == 1
+
+
+# Yielding to another instance
+
+
+async def test_connection_yields_to_a_newer_one_on_another_instance(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        local = await opened.device(ScriptedPeer(min_age_s=8.0))
+        local.say(STATUS)
+        client.forget()
+        opened.host.recorded.clear()
+        seen = len(opened.host.seen)
+        await opened.pass_s(3)
+        local.stays = True
+        remote = await opened.remote_device()
+        assert local.closes == [(CloseCode.REPLACED, "a newer connection replaced this one")]
+        local.say(DELTA)
+        client.say(TARE)
+        assert (local.messages, remote.sent) == ([], [TARE])
+        local.stays = False
+        local.close(CloseCode.REPLACED, "again")
+        await opened.pass_s(4)
+        assert local.acloses == 0, "the machine would lose its key"
+        local.say(DELTA)
+        remote.say(DELTA)
+        await opened.pass_s(2)
+        assert local.acloses == 1
+        assert local.gone_at == pytest.approx(local.opened_at + 8)
+        assert [kind for kind in client.types if kind != "keepalive"] == ["status_delta"]
+        assert opened.is_online()
+        assert [kind for kind, *_ in opened.host.recorded if kind != "command"] == []
+        assert len(opened.host.seen) == seen
+        assert opened.counters.received_from_devices == 1
+        assert opened.counters.ended == {("device", "relay", "4002"): 1}
+        calls = [name for name, _ in opened.remote.calls]
+        assert calls == ["wanted", "came", "went"]
+        for _ in range(4):  # no contest: the other instances count such swaps
+            await opened.device()
+            await opened.pass_s(9)
+            await opened.remote_device()
+        assert not opened.session.is_contested()
+
+
+async def test_connection_without_clients_yields_and_the_session_ends(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        local = await opened.device(ScriptedPeer(goodbye_s=5))
+        local.say(STATUS)
+        assert opened.session.yield_device(), "it was lively"
+        assert not opened.is_online()
+        local.say(STATUS)
+        await wait_all_tasks_blocked()
+        assert local.close_code == CloseCode.REPLACED
+        assert opened.host.emptied == [opened.session]
+        assert not opened.session.yield_device()
+    assert local.acloses == 1
+    assert [kind for kind, *_ in opened.host.recorded] == ["online"]
+    assert opened.remote.calls == [("came", DEVICE_ID), ("went", DEVICE_ID)]
+    assert opened.counters.received_from_devices == 1
+
+
+async def test_silent_connection_that_yields_was_not_lively(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        local = await opened.device()
+        await opened.pass_s(25)
+        assert not opened.session.yield_device()
+        assert local.close_code == CloseCode.REPLACED
+
+
+async def test_remote_device_does_not_yield() -> None:
+    async with open_session() as opened:
+        assert not opened.session.yield_device()
+        remote = await opened.remote_device()
+        assert not opened.session.yield_device()
+        assert opened.is_online()
+        assert remote.closes == []
+
+
+async def test_held_messages_pass_before_a_connection_yields() -> None:
+    async with open_session(device_rate=1.0, device_burst=1.0) as opened:
+        client, local, audience = await opened.client(), await opened.device(), ScriptedAudience()
+        assert opened.session.set_remote_audience(audience)
+        client.forget()
+        lines = [encode({"type": "log", "level": "error", "n": n}) for n in range(2)]
+        local.say(*lines)
+        await opened.remote_device()
+        assert client.messages == lines
+        assert audience.messages == lines
+
+
+# Clients on other instances
+
+
+async def test_remote_audience_gets_each_message_of_the_device_once(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device, audience = await opened.device(), ScriptedAudience()
+        assert opened.session.set_remote_audience(audience)
+        device.say(STATUS, DELTA)
+        client = await opened.client()
+        device.say(STATUS)
+        assert audience.messages == [STATUS, DELTA, STATUS]
+        assert client.messages == [STATUS]
+        await opened.pass_s(30, device, client)
+        assert audience.messages == [STATUS, DELTA, STATUS], "it gets no keepalive"
+        client.leave()
+        await wait_all_tasks_blocked()
+        device.say(DELTA)
+        assert audience.messages[3:] == [DELTA]
+        assert opened.session.client_count == 0
+        opened.session.set_remote_audience(None)
+        device.say(STATUS)
+        assert audience.messages[4:] == []
+
+
+async def test_remote_audience_gets_merged_messages_of_a_throttled_device_as_a_client_does(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session(device_rate=2.0, device_burst=2.0) as opened:
+        device, client, audience = await opened.device(), await opened.client(), ScriptedAudience()
+        assert opened.session.set_remote_audience(audience)
+        for seq in range(20):
+            device.say(
+                encode({"type": "status_delta", "seq": seq, "temps": {f"t{seq}": seq}}),
+                encode({"type": "log", "level": "error", "n": seq}),
+            )
+        await opened.pass_s(60, client, device)
+        assert opened.counters.merged > 0
+        assert [message for message in client.messages if message.peek_type() != "keepalive"] == (
+            audience.messages
+        )
+        numbers = [decode(message)["n"] for message in audience.messages if message.peek_type() == "log"]
+        assert len(numbers) == len(set(numbers))
+
+
+async def test_remote_audience_stays_when_the_device_reconnects_here_and_it_is_asked_for_its_state(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        old, audience = await opened.device(), ScriptedAudience()
+        old.say(STATUS)
+        assert opened.session.set_remote_audience(audience)
+        assert old.messages == [], "its state is current"
+        await opened.pass_s(9, old)
+        new = ScriptedPeer()
+        opened.session.attach_device(new)
+        await wait_all_tasks_blocked()
+        assert new.types == ["connected", "request_state"], "as with clients here"
+        new.say(DELTA)
+        assert audience.messages == [STATUS, DELTA][1:]
+
+
+@pytest.mark.parametrize("ends", ["it leaves", "its key ends", "it yields", "a remote device comes"])
+async def test_remote_audience_ends_with_the_device(ends: str, autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        await opened.client()
+        device, audience = await opened.device(), ScriptedAudience()
+        assert opened.session.set_remote_audience(audience)
+        if ends == "it leaves":
+            device.leave()
+        elif ends == "its key ends":
+            opened.session.end_device([], code=4003, reason="enough")
+        elif ends == "it yields":
+            opened.session.yield_device()
+        else:
+            opened.session.attach_remote_device(ScriptedRemotePeer())
+        await wait_all_tasks_blocked()
+        assert not opened.session.set_remote_audience(ScriptedAudience()), "the device is not here"
+        device.say(STATUS)
+        new = await opened.device()
+        new.say(STATUS)
+        assert audience.messages == []
+
+
+async def test_device_without_a_current_state_is_asked_for_it_once(autojump_clock: MockClock) -> None:
+    async with open_session() as opened:
+        device = await opened.device(known_state=known_state())
+        assert opened.session.set_remote_audience(None)
+        assert device.messages == []
+        for _ in range(3):
+            opened.session.set_remote_audience(ScriptedAudience())
+        assert device.types == ["request_state"]
+
+
+async def test_remote_audience_renews_its_state_when_a_restored_one_is_shown(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_session() as opened:
+        client, audience = await opened.client(), ScriptedAudience()
+        device = await opened.device(known_state=known_state())
+        assert opened.session.set_remote_audience(audience)
+        assert audience.renewals == 0
+        await opened.pass_s(2, device)
+        assert audience.renewals == 1
+        assert (audience.messages, client.types[-1]) == ([], "status")
+        await opened.pass_s(10, device, client)
+        assert audience.renewals == 1
+
+
+async def test_command_of_another_instance_reaches_only_a_device_that_is_here() -> None:
+    async with open_session() as opened:
+        assert opened.session.take_remote_command(TARE) == "device_offline"
+        device = await opened.device()
+        assert opened.session.take_remote_command(TARE) == "delivered"
+        assert device.messages == [TARE]
+        device.refuses = True
+        assert opened.session.take_remote_command(TARE) == "busy"
+        remote = await opened.remote_device()
+        assert opened.session.take_remote_command(TARE) == "device_offline"
+        assert (device.messages, remote.commands) == ([TARE], [])
+        assert (opened.counters.sent_to_devices, opened.counters.commands) == (1, {})
+
+
+# What other instances are told
+
+
+async def test_device_is_wanted_from_the_first_client_to_the_last() -> None:
+    async with open_session() as opened:
+        broken = ScriptedPeer()
+        broken.deliver_error = ValueError("no way out")
+        opened.session.attach_client(broken)
+        assert opened.remote.calls == [("wanted", DEVICE_ID)]
+        await wait_all_tasks_blocked()
+        assert opened.remote.calls == [("wanted", DEVICE_ID), ("unwanted", DEVICE_ID)]
+    opened = Opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.session.run)
+        one, two = await opened.client(), await opened.client()
+        one.fail(ValueError("no"))
+        await wait_all_tasks_blocked()
+        assert opened.remote.wanted == {DEVICE_ID}
+        two.leave()
+    assert opened.remote.calls == [("wanted", DEVICE_ID), ("unwanted", DEVICE_ID)]
+
+
+async def test_cancelled_session_is_neither_wanted_nor_there() -> None:
+    async with open_session() as opened:
+        await opened.client()
+        await opened.device()
+        await opened.client()
+        assert opened.remote.wanted == {DEVICE_ID}
+        assert list(opened.remote.connected_at) == [DEVICE_ID]
+    assert opened.remote.wanted == set()
+    assert opened.remote.connected_at == {}
+
+
+async def test_device_came_with_the_time_of_its_upgrade_and_its_state_restored(
+    autojump_clock: MockClock,
+) -> None:
+    class Checking(RecordedPresence):
+        def device_came(self, device_id: str, connected_at: float) -> None:
+            super().device_came(device_id, connected_at)
+            assert opened.session.presence.snapshot.has_status
+            assert opened.session.set_remote_audience(ScriptedAudience())
+
+    async with open_session() as opened:
+        opened.host.remote = checking = Checking()
+        device = ScriptedPeer(silent=True)
+        opened.session.attach_device(device, known_state=known_state())
+        attached_at = trio.current_time()
+        await trio.sleep(3)
+        assert checking.calls == []
+        device.say()
+        assert checking.connected_at == {DEVICE_ID: attached_at}
+
+
+async def test_client_is_told_of_a_remote_device_that_is_attached_as_soon_as_it_is_wanted() -> None:
+    class Attaching(RecordedPresence):
+        def device_wanted(self, device_id: str) -> None:
+            opened.session.attach_remote_device(ScriptedRemotePeer())
+
+        def device_unwanted(self, device_id: str) -> None:
+            pass
+
+    async with open_session() as opened:
+        opened.host.remote = Attaching()
+        client = ScriptedPeer()
+        opened.session.attach_client(client)
+        assert client.types == ["connected", "device_online"]
+        assert client.received[0]["deviceOnline"] is False
+        await wait_all_tasks_blocked()

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from brewos_relay.core import merging
@@ -609,3 +609,113 @@ def test_unsaved_state_is_saved_after_an_absence() -> None:
     assert known is not None
     assert snapshot.restore(known[0], at=known[1])
     assert due(snapshot, 6.0)
+
+
+# The same snapshot on another instance
+
+OTHERS = st.sampled_from(["device_info", "esp_status", "power_meter_status", "log"])
+HEARD = st.lists(
+    st.tuples(
+        st.sampled_from(["status", "status_delta", "status_delta", "status_delta", "keepalive", "other"]),
+        OTHERS,
+        st.one_of(st.integers(1, 9), st.none(), st.just("x"), st.just(2**63)),
+        GROUPS,
+        st.booleans(),
+        st.floats(0, 100, width=32),
+    ),
+    max_size=15,
+)
+ABSENCES = st.one_of(
+    st.none(),
+    st.tuples(GROUPS, st.booleans(), st.floats(0, 1000, width=32), st.booleans()),
+)
+
+
+def hear(now: float, heard: Sequence[tuple[Any, ...]], *snapshots: Snapshot) -> float:
+    """Update snapshots with the same messages, with a check after each; return the time after them."""
+    for kind, other, seq, groups, is_text, pause_s in heard:
+        content = {"type": other if kind == "other" else kind, **groups}
+        if seq is not None:
+            content["seq"] = seq
+        for snapshot in snapshots:
+            update(snapshot, compact(content) if is_text else binary(content))
+            snapshot.age_s(now)
+        now += pause_s
+    return now
+
+
+def everything(snapshot: Snapshot, now: float) -> dict[str, Any]:
+    """Return all that clients, the API and the registry get from a snapshot."""
+    known = snapshot.known(now)
+    return {
+        "messages": snapshot.messages(),
+        "stale": snapshot.stale_groups(),
+        "groups": snapshot.groups(),
+        "known": known and (known[0], round(known[1], 3)),
+        "age": round(snapshot.age_s(now), 3) if math.isfinite(snapshot.age_s(now)) else None,
+        "content": snapshot.as_dict(),
+        "info": snapshot.info(),
+        "has_status": (snapshot.has_status, snapshot.is_current, snapshot.empty),
+    }
+
+
+@given(absence=ABSENCES, before=HEARD, after=HEARD, replaced=HEARD, late=st.booleans())
+@example(absence=({"temps": {"a": 1}}, True, 5.0, False), before=[], after=[], replaced=[], late=True)
+def test_snapshot_of_another_instance_stays_the_same_from_any_moment_on(
+    absence: tuple[dict[str, Any], bool, float, bool] | None,
+    before: Sequence[tuple[Any, ...]],
+    after: Sequence[tuple[Any, ...]],
+    replaced: Sequence[tuple[Any, ...]],
+    late: bool,
+) -> None:
+    owner, other, now = Snapshot(BREWOS), Snapshot(BREWOS), 1000.0
+    hear(now - 500, replaced, other)
+    if absence is not None:
+        groups, is_text, age_s, shown = absence
+        whole = {"type": "status", "seq": 3, **groups}
+        assert owner.restore(compact(whole) if is_text else binary(whole), at=now - age_s)
+        if shown:
+            owner.show()
+    now = hear(now, before, owner)
+    other.take(owner.export(now), now)
+    assert everything(other, now) == everything(owner, now)
+    now = hear(now, after, owner, other)
+    if late:
+        assert owner.show() == other.show()
+    assert everything(other, now) == everything(owner, now)
+
+
+def test_clock_of_another_instance_does_not_matter() -> None:
+    owner, other = Snapshot(BREWOS), Snapshot(BREWOS)
+    assert owner.restore(encode(WHOLE), at=1000.0)
+    other.take(owner.export(1060.0), 5.0)
+    assert other.age_s(7.0) == 62.0
+    update(owner, encode(WHOLE))
+    assert owner.age_s(1070.0) == 0
+    other.take(owner.export(1071.0), 20.0)
+    assert other.age_s(22.0) == 3.0
+    assert (owner.age_s(1071.0), other.stale_groups()) == (1.0, [])
+
+
+def test_taking_nothing_forgets_what_was_known() -> None:
+    snapshot = snapshot_of(encode(WHOLE), encode({"type": "device_info"}))
+    snapshot.take(Snapshot(BREWOS).export(5.0), 5.0)
+    assert snapshot.empty
+    assert snapshot.age_s(6.0) == math.inf
+    update(snapshot, encode({"type": "status_delta", "temps": {}}))
+    assert snapshot.messages() == []
+
+
+def test_taken_state_is_not_due_for_saving() -> None:
+    snapshot = Snapshot(BREWOS)
+    snapshot.take(snapshot_of(encode(WHOLE)).export(5.0), 5.0)
+    assert not due(snapshot, 1000.0, every_s=0.0)
+    update(snapshot, encode({"type": "status_delta", "temps": {}}))
+    assert due(snapshot, 1000.0, every_s=0.0)
+
+
+def test_restored_state_is_shown_once() -> None:
+    snapshot = restored(encode(WHOLE), shown=False)
+    assert snapshot.show()
+    assert not snapshot.show()
+    assert snapshot.messages() != []

@@ -34,6 +34,7 @@ class Presence:
 
     __slots__ = (
         "_dialect",
+        "_forgets_remote",
         "_limits",
         "_show_at",
         "_swapped_at",
@@ -60,6 +61,7 @@ class Presence:
         self._dialect = dialect
         self._swapped_at: deque[float] | None = None
         self._show_at = math.inf  # when a restored state is sent to clients (trio time)
+        self._forgets_remote = False  # whether the state of the remote device ends with its connection
         self.device_id = device_id
         self.present: DeviceAttachment | None = None
         """The connection that stands for the device."""
@@ -96,6 +98,7 @@ class Presence:
         """Let the arriving connection stand for the device; return the one that did before."""
         replaced, self.present, self.arriving = self.present, self.arriving, None
         self.state_is_remote = False
+        self._end_remote_state()
         assert self.present is not None
         self.snapshot.since_us = max(self.present.since_us, self.snapshot.since_us + 1)
         if replaced is not None and replaced.remote is None and replaced.silent_s(now) < _LIVELY_S:
@@ -119,6 +122,8 @@ class Presence:
         """
         yielded, self.present = self.present, device
         self.state_is_remote = True
+        self._show_at = math.inf
+        self._end_remote_state()
         return yielded
 
     def is_lively(self, now: float) -> bool:
@@ -143,6 +148,7 @@ class Presence:
         if device is not self.present:
             return False
         self.present = None
+        self._end_remote_state()
         return True
 
     def mark_gone(self, now: float) -> None:
@@ -206,8 +212,21 @@ class Presence:
             return
         message, held_at = known
         if self.snapshot.restore(message, at=held_at):
-            is_recent = 0 <= now - held_at < self._limits.restored_state_s
-            self._show_at = now + self._dialect.says_state_within_s if is_recent else math.inf
+            self._show_later(held_at, now)
+
+    def continue_remote(self, known_before: tuple[Message, float] | None, now: float) -> None:
+        """Continue from the state of the device on another instance, which a connection here has replaced.
+
+        That instance may not have sent a state yet, or not the one from before an absence.
+        """
+        if (known := self.snapshot.known(now)) is None:
+            self.restore(known_before, now)
+        else:
+            self._show_later(known[1], now)
+
+    def _show_later(self, held_at: float, now: float) -> None:
+        is_recent = 0 <= now - held_at < self._limits.restored_state_s
+        self._show_at = now + self._dialect.says_state_within_s if is_recent else math.inf
 
     def take_restored_state(self, now: float) -> list[Message]:
         """Return messages with the restored state once, when it is time to send it to clients; else []."""
@@ -222,12 +241,25 @@ class Presence:
         if self.present is None and now - self.gone_at >= self._limits.snapshot_s:
             self._clear()
 
-    def forget_state(self) -> None:
-        """Forget the state of an absent device, for example because it has another user now."""
+    def forget_state(self, *, key_ended: bool = False) -> None:
+        """Forget the state of an absent device, for example because it has another user now.
+
+        With `key_ended`, also that of a device on another instance when its connection ends: that instance
+        decides whether it has the key.
+        """
         if self.present is None:
             self._clear()
-            if self.arriving is not None:
-                self.arriving.known_before = None
+        elif key_ended and self.present.remote is not None:
+            self._forgets_remote = True
+        else:
+            return
+        if self.arriving is not None:
+            self.arriving.known_before = None
+
+    def _end_remote_state(self) -> None:
+        if self._forgets_remote:
+            self._forgets_remote = False
+            self._clear()
 
     def _clear(self) -> None:
         self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)

@@ -386,8 +386,13 @@ class Relay:
         }
 
     def knows_state(self, device_id: str, *, for_s: float) -> bool:
-        """Whether a device's whole state is known, and stays known for this long in its absence."""
+        """Whether a device's whole state is known, and stays known for this long in its absence.
+
+        The state of a device on another instance does not stay here.
+        """
         session = self._sessions.get(device_id)
+        if session is not None and session.presence.state_is_remote:
+            return False
         if session is not None and session.device is not None:
             return session.presence.snapshot.has_status
         if session is not None:

@@ -244,8 +244,7 @@ class DeviceSession:
         ]
         if not self.presence.snapshot.empty:
             told += self.presence.state()
-        if not self._audience:
-            self._host.remote.device_wanted(self.device_id)
+        is_first = not self._audience
         self._host.counters.clients_attached += 1
         client.number = self._host.counters.clients_attached
         self._host.client_counts.add(grant)
@@ -254,6 +253,8 @@ class DeviceSession:
         client.deliver(Delivery(told), keep=True)
         self._audience.join(client)
         self._start(client)
+        if is_first:
+            self._host.remote.device_wanted(self.device_id)
         return client
 
     def _start(self, attachment: DeviceAttachment | ClientAttachment) -> None:
@@ -331,7 +332,6 @@ class DeviceSession:
         self._feed.begin()
         device = self.presence.present
         assert device is not None
-        self._host.remote.device_came(self.device_id, device.attached_at)
         self._record_seen()
         known_before, device.known_before = device.known_before, None
         if replaced is None:
@@ -340,6 +340,8 @@ class DeviceSession:
             self._host.record_activity(self.device_id, "online", None, {})
             self._audience.tell(messages.DEVICE_ONLINE)
         else:
+            if replaced.remote is not None:
+                self.presence.continue_remote(known_before, now)
             log_replaced(device, self._host.lines)
             replaced.close(CloseCode.REPLACED, "a newer connection replaced this one")
             if self.presence.is_contested(now):
@@ -348,6 +350,7 @@ class DeviceSession:
         if self.client_count or self._audience.remote is not None:
             self._commands.ask_for_state(device, now)
         self._commands.flush(device, now)
+        self._host.remote.device_came(self.device_id, device.attached_at)
 
     def _device_went(self, device: DeviceAttachment) -> bool:
         """Handle the end of a connection of the device; False if it did not stand for the device."""
@@ -373,7 +376,7 @@ class DeviceSession:
                 if connection is self.presence.present:
                     self._feed.drop_held()
                 self._device_went(connection)
-        self.presence.forget_state()  # it was the state of a device with another key
+        self.presence.forget_state(key_ended=True)  # it was the state of a device with another key
 
     def _record(self, kind: EventKind, client: ClientAttachment, detail: Mapping[str, str]) -> None:
         """Record activity of a client."""
@@ -426,16 +429,17 @@ class DeviceSession:
             return
         self.presence.take_state(state)
         self.presence.last_seen_ms = last_seen_ms
-        if self._audience:
+        if self._audience and not self.presence.snapshot.empty:
             self._audience.tell(*map(without_seq, self.presence.state()))
 
     def take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
         """Take messages of a connection of the device on another instance."""
         if device is self.presence.present:
             self._audience.settle()
+            counted_bytes = self._host.counters.bytes_from_devices
             self._feed.pass_on(device, received)
             self._audience.settle()  # adds their bytes, which the device's instance counts
-            self._host.counters.bytes_from_devices -= sum(len(message.payload) for message in received)
+            self._host.counters.bytes_from_devices = counted_bytes
         return 0.0
 
     def _remote_device_went(self, device: RemoteDeviceAttachment) -> None:

@@ -298,8 +298,8 @@ class Snapshot:
         return True
 
     def show(self) -> bool:
-        """Tell clients of the restored state from here on; False if there is none, or no longer."""
-        if self._restored is None:
+        """Tell clients of the restored state from here on; False if there is none, or it is shown already."""
+        if self._restored is None or self._restored.shown:
             return False
         self._restored.shown = True
         return True
