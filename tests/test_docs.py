@@ -277,7 +277,7 @@ def test_limits_on_requests_are_those_of_the_code() -> None:
 
 def test_generated_parts_are_up_to_date() -> None:
     stale = [str(path.relative_to(ROOT)) for path, _ in outdated()]
-    assert not stale, f"run `{COMMAND}`, or `nox -s tables`, and commit what it writes"
+    assert not stale, f"run `{COMMAND}`, or `nox -s tables`, and commit the result"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -54,7 +54,7 @@ async def test_only_administrators_get_an_answer(office: Office, method: str, pa
     house = office.house
     assert (await house.ask(method, path, body, by=None)).status == 401
     assert (await house.ask(method, path, body, token=office.bens_token)).status == 403
-    # A token of the command line has no session, whichever user it names.
+    # A token of the command line has no session, even if it names an administrator.
     for_all = house.token(office.ada_id, devices="*")
     assert (await house.ask(method, path, body, token=for_all)).status == 403
 

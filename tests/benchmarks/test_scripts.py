@@ -91,7 +91,7 @@ def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
 
 def test_node_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> None:
     need_program("node")
-    need_node_modules()  # or npm cannot install what it needs, and this is skipped
+    need_node_modules()  # skips the test if npm cannot install them
     chart = str(tmp_path / "bench.svg")
     chosen = ["--only", "storm-tls-500x1", "--servers", "node", "--runs", "1", "--secs", "0.2"]
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])

@@ -80,7 +80,7 @@ async def test_refused_cut_and_replaced_connections_leave_no_open_socket(tmp_pat
             before = own_open_files()
             async with opened(end, server.url, tmp_path) as link:
                 await refuse_and_end(server, link)
-                # One connection, and those that the server is still closing.
+                # One connection, and some that the server is still closing.
                 assert own_open_files() <= before + 6
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert own_open_files() <= before

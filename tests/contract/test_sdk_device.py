@@ -1,6 +1,6 @@
 """The SDK's Device follows the rules between machines and a relay.
 
-Tests are named for the rules; those that concern only firmware are left out.
+Tests are named for the rules. Rules for firmware only are left out.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable

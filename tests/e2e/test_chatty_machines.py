@@ -133,7 +133,9 @@ async def test_a_device_at_line_rate_is_read_slowly_and_uses_little_cpu(
             while True:
                 await device.send(burst)
                 sent_bytes += len(burst)
-        assert sent_bytes < 20 * 1024 * 1024, "what is read, and what the system holds"
+        assert sent_bytes < 20 * 1024 * 1024, (
+            "the bytes that the relay reads, and those in the buffers of the system"
+        )
 
 
 async def test_a_ping_behind_a_flood_of_pings_is_answered_within_3_s(unharmed: Unharmed) -> None:

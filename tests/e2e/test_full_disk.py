@@ -1,4 +1,4 @@
-"""The registry's disk takes nothing more: machines are served, and everyone is told."""
+"""The disk of the registry is full: machines are served, and users and operators are told."""
 
 import resource
 import subprocess

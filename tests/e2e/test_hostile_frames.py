@@ -225,7 +225,7 @@ async def test_endless_empty_fragments_do_not_last(unharmed: Unharmed) -> None:
 
 
 async def test_a_busy_device_is_not_a_trickle(unharmed: Unharmed) -> None:
-    """Each message is complete in no time, though whenever somebody looks there is the beginning of one."""
+    """Each message is complete at once, but every read ends inside the next one."""
     async with unharmed(message_s=0.3) as server:
         device, client = await server.device(VICTIM), await server.client(VICTIM)
         whole = text({"type": "status", "seq": 1})

@@ -1,4 +1,4 @@
-"""What is no proper request ends its own connection with a clear refusal, and nothing else."""
+"""A malformed request gets a clear refusal, and ends only its own connection."""
 
 import json
 import ssl

@@ -45,8 +45,8 @@ async def test_a_machine_that_obeys_ends_its_old_key(tmp_path: Path) -> None:
         device = await see_in(home, ada, KEY)
         await rotate(ada)
         key = await new_key(device)
-        await see_it_work(device, await ada.app())  # nobody is closed for it
-        assert await home.status_of_key(KEY) == 101  # not before it has come with the new one
+        await see_it_work(device, await ada.app())  # no connection is closed for it
+        assert await home.status_of_key(KEY) == 101  # until the machine has connected with the new key
         again = await see_in(home, ada, key)
         assert (await device.read_close())[0] == 4002
         assert await home.status_of_key(KEY) == 401

@@ -47,7 +47,7 @@ async def test_flood_of_unknown_ids_from_one_address_ends_at_the_quota(tmp_path:
         assert set(statuses) == {200, 429}
         assert claims.count(200) == 5
         assert set(claims) <= {200, 404, 409, 429}
-        # What is known is answered as before.
+        # A known machine gets the same answers as before.
         assert (await register(home, 1, key=EVES_KEY)).status in {200, 429}
 
 

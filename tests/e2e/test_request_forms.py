@@ -196,7 +196,7 @@ async def test_no_answer_to_head_has_a_body(tmp_path: Path, tls: bool) -> None:
 
 
 async def test_no_later_answer_to_head_has_a_body(tmp_path: Path) -> None:
-    """The HTTP side refuses what is no request itself, where it is not the first one of its connection."""
+    """After the first request of a connection, the HTTP side itself refuses malformed requests."""
     async with open_ports(tmp_path, tls=False) as (server, _):
         for name, (sent, _status) in HEADS.items():
             connection = await server.connect()

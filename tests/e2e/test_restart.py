@@ -28,7 +28,7 @@ MOST_IN_A_SECOND = 0.1
 
 @asynccontextmanager
 async def power() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery in which machines and apps run until the end of the block."""
+    """Open a nursery for machines and apps, which run until the end of the block."""
     async with trio.open_nursery() as nursery:
         yield nursery
         nursery.cancel_scope.cancel()

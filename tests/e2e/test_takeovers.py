@@ -1,4 +1,4 @@
-"""Attempts to take over a machine of another user, all of which are refused."""
+"""Attempts to take over a machine of another user. All of them are refused."""
 
 import base64
 import json

@@ -355,7 +355,7 @@ async def let_access_end(ada: Person, guest: Person, *, in_s: float) -> float:
 
 
 async def test_an_access_ends_when_it_expires(tmp_path: Path) -> None:
-    async with open_home(tmp_path) as home:
+    async with open_home(tmp_path, within_s=30) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         mel = await home.lend(ada, "mel", for_s=60)

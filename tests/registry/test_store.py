@@ -313,7 +313,7 @@ async def test_expired_rows_are_deleted_on_start(url: str) -> None:
 
 
 async def read_nothing(_store: Store, _function: object, **_arguments: object) -> list[str]:
-    """Find nothing, without a thread, for which the virtual clock would not wait."""
+    """Find nothing, without a thread: the virtual clock does not wait for threads."""
     await trio.lowlevel.checkpoint()
     return []
 

@@ -83,7 +83,7 @@ def read_close(frame: ServerFrame) -> tuple[int | None, str]:
 
 
 class CollectingParser:
-    """A FrameParser, and the sum of what it has returned."""
+    """A FrameParser that collects its results."""
 
     def __init__(self, *, max_message_bytes: int, skip_oversize: bool = False) -> None:
         self.parser = FrameParser(max_message_bytes=max_message_bytes, skip_oversize=skip_oversize)

@@ -182,7 +182,7 @@ async def open_household(
     write_s: float = WRITE_S,
     lines: LogLineLimits | None = None,
 ) -> AsyncIterator[Household]:
-    """Open a registry in which MACHINE and SECOND belong to Ada and STRANGE has no users, and its API."""
+    """Open a registry and its API. MACHINE and SECOND belong to Ada; STRANGE has no users."""
     request_limits = request_limits or RequestLimits()
     relay = PlainRelay()
     url = url or f"sqlite:///{folder / 'registry.db'}"

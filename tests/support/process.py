@@ -155,7 +155,7 @@ class ProcessServer(Reach):
         """Of the server itself, also where another command has started it."""
 
     async def read_line(self) -> str:
-        """Read the next line of what it prints, beyond the one that says that it is ready."""
+        """Read the next line of its output, after the one that says that it is ready."""
         return await _read_line(self.process)
 
     def send_signal(self, number: signal.Signals) -> None:

@@ -40,7 +40,7 @@ class Pipe:
 
     def close(self) -> None:
         self.reader.close()
-        for writer in self.writers:  # none may write to what has this descriptor next
+        for writer in self.writers:  # none may write to the next file with this descriptor
             while not writer._is_done():
                 time.sleep(0.001)
         self.stream.close()

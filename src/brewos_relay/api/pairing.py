@@ -257,8 +257,8 @@ async def _admit_machine(device_id: str, key: str, *, store: Registry, request_l
     """Admit a registration, or raise Refused (429). The limit of the device is checked first.
 
     A working key always passes the limit of the device, so a stranger who registers the same id cannot keep
-    the machine out. Limits of a device are per address, which protects new machines and those that lost their
-    key.
+    the machine out. Limits of a device are per address. This protects new machines, and machines that
+    lost their key.
     """
     network = network_of(current_caller().address)
     try:

@@ -31,7 +31,7 @@ class TokenClaims:
     """The claims of a valid token. Times are Unix times in seconds.
 
     `role` is the bearer's role for the devices that the token names, and the highest role for the user's
-    other devices. `token_id` is the id by which the token can be revoked.
+    other devices. `token_id` is the id for revoking the token.
     """
 
     user_id: str

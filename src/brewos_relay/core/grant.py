@@ -75,7 +75,7 @@ def rights_of(principal: Principal, device_id: str, held: RegisteredAccess | Non
 
 @dataclass(slots=True)
 class Credential:
-    """The current token of a client: the id by which it can be revoked, None if it has no id."""
+    """The id of the current token of a client, for its revocation; None if the token has no id."""
 
     token_id: str | None = None
 

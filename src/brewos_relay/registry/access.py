@@ -1,4 +1,4 @@
-"""Access: which user has which device, in which role, and until when.
+"""Access: the devices of each user, with the role and the end of the access.
 
 Owners have a device for ever; members and viewers for ever or until a time. Every function that reduces
 access also notifies running servers in the same transaction.
@@ -144,7 +144,7 @@ def users_of(
     limit: int | None = None,
     now_ms: int,
 ) -> list[DeviceUser]:
-    """List the users of a device in the order in which they got access: at most `limit`.
+    """List the users of a device, the earliest access first: at most `limit`.
 
     `after` is the `claimed_at_ms` and the id of the last user of the previous page; -1 stands for no time.
     `only` limits the list to this user.

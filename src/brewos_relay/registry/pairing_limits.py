@@ -18,7 +18,7 @@ PairingMode = Literal["open", "window", "closed"]
 COUNTED_MS: Final = 24 * 3600 * 1000
 """How long a new id counts towards the quota of its network."""
 WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
-"""The longest time for which the pairing window can be opened."""
+"""The longest time that the pairing window can be open."""
 
 _ROW: Final = 1
 

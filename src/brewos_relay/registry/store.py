@@ -40,7 +40,7 @@ WRITE_S: Final = 4.0
 """How long a write may take by default, with all waiting for other writers."""
 _SQLITE_READERS: Final = 4
 _RETRY_AFTER_S: Final = 0.05
-"""The pause before the retry of a write that lost a deadlock, in which the other write takes its locks."""
+"""The pause before the retry of a write that lost a deadlock. The other write takes its locks meanwhile."""
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

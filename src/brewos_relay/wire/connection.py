@@ -273,7 +273,7 @@ class WebSocketConnection:
 
     @property
     def backlog_bytes(self) -> int:
-        """How many bytes wait in the outbox, beside those that the operating system buffers."""
+        """How many bytes wait in the outbox. The operating system may buffer more."""
         return self._transport.outbox_bytes
 
     def ping(self) -> bool:
@@ -312,7 +312,7 @@ class WebSocketConnection:
     async def aclose(self) -> None:
         """Hold the connection as long as it must be, exchange close frames, and close the socket.
 
-        This takes at most what is left of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
+        This takes at most the rest of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
         """
         transport = self._transport
         if transport.closed:

@@ -218,7 +218,7 @@ class Transport:
         self.broken = True
 
     def drop_unsent_writes(self) -> None:
-        """Drop the outbox, except for its first write, part of which may have been sent."""
+        """Drop the outbox, except for its first write, which may have been sent in part."""
         if self._outbox is not None:
             self._outbox = deque((self._outbox[0],))
             self.outbox_bytes = len(self._outbox[0])
