@@ -182,8 +182,9 @@ class Policy:
         """Return the class of a message by its `type`, `cmd` and `mode`, which may be of any type."""
         rule = self._find(kind, cmd)
         if rule is None:
-            is_reserved = kind != "command" and kind.strip().lower() in self._reserved
-            return CommandClass.RESERVED if is_reserved else CommandClass.MANAGE
+            if kind == "command":
+                return CommandClass.MANAGE
+            return CommandClass.RESERVED if _folded(kind) in self._reserved else CommandClass.MANAGE
         if (
             self._owner_commands
             and rule.command_class is not CommandClass.RESERVED

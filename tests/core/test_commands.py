@@ -1,6 +1,5 @@
 import json
 import time
-from collections.abc import Mapping
 from typing import Any, get_args
 
 import msgspec
@@ -41,12 +40,12 @@ class Recorder(PassiveSession):
     def __init__(self) -> None:
         self.recorded: list[tuple[Any, ...]] = []
 
-    def record_activity(
-        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
-    ) -> None:
+    def record_activity(self, *_: object) -> None:
+        raise AssertionError("only commands are to be recorded")
+
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
         assert device_id == self.device_id
-        self.recorded.append((kind, user_id, *detail.values()))
-        assert list(detail) == ["name", "outcome"]
+        self.recorded.append(("command", user_id, head.name, outcome))
 
 
 class Opened:

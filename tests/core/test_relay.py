@@ -1148,6 +1148,32 @@ async def test_activity_is_recorded() -> None:
     ]
 
 
+async def test_commands_that_are_not_wanted_are_no_activity(caplog: pytest.LogCaptureFixture) -> None:
+    noted: list[ActivityEvent] = []
+    asked: list[tuple[str, str | None]] = []
+
+    def wants(device_id: str, user_id: str | None) -> bool:
+        asked.append((device_id, user_id))
+        if len(asked) > 2:
+            raise OSError("cannot tell")
+        return len(asked) > 1
+
+    async with open_relay(dialect=BREWOS, on_activity=noted.append, wants_commands=wants) as relay:
+        client = ScriptedPeer()
+        relay.attach_client(ONE, client, grant=ADA)
+        await wait_all_tasks_blocked()
+        noted.clear()
+        counts = []
+        for _ in range(3):
+            client.say(COMMAND)
+            counts.append(len(noted))
+        assert counts == [0, 1, 2], "a failure records the command"
+        assert {event.kind for event in noted} == {"command"}
+        assert relay.counters.commands == {"queued": 3}
+    assert asked == [(ONE, "ada")] * 3
+    assert caplog.text.count("OSError: cannot tell") == 1
+
+
 async def test_live_peers_can_be_counted() -> None:
     counters = Counters()
     async with open_relay(dialect=BREWOS, counters=counters) as relay:

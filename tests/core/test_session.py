@@ -24,7 +24,7 @@ from brewos_relay.core.session import DeviceSession, SessionHost
 from brewos_relay.core.snapshot import KnownState, SmallSnapshot, Snapshot, SnapshotState
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Message, encode
+from brewos_relay.messages import CommandHead, Message, encode
 from brewos_relay.registry.records import ActivityKind
 from support.peers import RecordedPresence, ScriptedAudience, ScriptedPeer, ScriptedRemotePeer
 from support.state_messages import update
@@ -59,6 +59,9 @@ class ScriptedHost:
 
     def device_seen(self, device_id: str, at_ms: int) -> None:
         self.seen.append((device_id, at_ms))
+
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+        self.record_activity(device_id, "command", user_id, {"name": head.name, "outcome": outcome})
 
     def record_activity(
         self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]

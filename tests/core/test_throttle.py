@@ -169,6 +169,9 @@ class Fed(PassiveSession):
         audience.join(ClientAttachment(self, self.client, bucket=None))
         self.feed.begin()
 
+    def record_command(self, *_: object) -> None:
+        raise AssertionError("no command is to be recorded")
+
     def record_activity(
         self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
     ) -> None:

@@ -112,8 +112,12 @@ async def test_no_user_displaces_the_activity_of_others(autojump_clock: trio.tes
     async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run, relay)
         for _ in range(1000):
+            assert recorder.wants_commands(ONE, "eve") == (noted_of("eve") < 120)
             recorder.record_activity(ActivityEvent(ONE, "command", "eve", {}))
         assert noted_of("eve") == 120
+        assert not recorder.wants_commands(ONE, "eve")
+        assert recorder.wants_commands(ONE, "ada")
+        assert recorder.wants_commands(TWO, "eve")
         recorder.record_activity(ActivityEvent(ONE, "command", "ada", {}))
         recorder.record_activity(ActivityEvent(ONE, "online", None, {}))
         recorder.record_activity(ActivityEvent(TWO, "command", "eve", {}))

@@ -100,7 +100,7 @@ class Attachment:
     def deliver(self, delivery: Delivery, *, keep: bool = False) -> bool:
         """Deliver messages to the peer. With `keep`, also to one that lags. A peer that fails is closed."""
         try:
-            return self.peer.deliver(delivery, keep=keep)
+            return self.peer.deliver(delivery, keep)
         except Exception as error:
             self.fail(error)
             return False

@@ -122,6 +122,7 @@ class Commands:
         """Take messages of a client: answer them, pass them on to the device, or let them wait."""
         counters, size_bytes = self._counters, 0
         device = self._presence.present
+        has_access, class_of = client.access_ends_at > now, self._policy.class_of
         to_device: list[Message] = []
         passed_on: list[CommandHead] = []
         answers: list[Message] = []
@@ -137,15 +138,15 @@ class Commands:
                 answers.append(messages.MESSAGE_TOO_BIG)
             elif head.type in _FOR_THE_RELAY:
                 answers.append(self._answer(client, head))
-            elif head.type in self._dialect.state_requests and client.access_ends_at > now:
+            elif has_access and head.type in self._dialect.state_requests:
                 answers += self._answer_state_request(client, text, head, to_device, now)
-            elif not self._allows(client, head, now):
-                refusal = messages.forbidden(self._presence.device_id)
-                answers += self._record_outcome(client, head, "forbidden", refusal)
+            elif not (has_access and client.grant.allows(class_of(head.type, head.cmd, head.mode))):
+                answers.append(messages.forbidden(self._presence.device_id))
+                self._record_outcome(client, head, "forbidden", answers)
             elif head.not_after is not None and _remaining_s(head) <= 0:
-                answers += self._record_outcome(client, head, "expired")
+                self._record_outcome(client, head, "expired", answers)
             elif device is None:
-                answers += self._wait(client, text, head, now)
+                self._wait(client, text, head, now, answers)
             else:
                 to_device.append(text)
                 passed_on.append(head)
@@ -162,7 +163,7 @@ class Commands:
                 counters.undeliverable += len(to_device)
                 answers.append(messages.DEVICE_BUSY)
             for head in passed_on:
-                answers += self._record_outcome(client, head, became)
+                self._record_outcome(client, head, became, answers)
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
@@ -181,26 +182,18 @@ class Commands:
         )
 
     def _allows(self, client: ClientAttachment, head: CommandHead, now: float) -> bool:
-        if client.access_ends_at <= now:
-            return False
-        return client.grant.allows(self._policy.class_of(head.type, head.cmd, head.mode))
+        command_class = self._policy.class_of(head.type, head.cmd, head.mode)
+        return client.access_ends_at > now and client.grant.allows(command_class)
 
     def _record_outcome(
-        self,
-        client: ClientAttachment,
-        head: CommandHead,
-        status: str,
-        told: Message | None = None,
-    ) -> list[Message]:
-        """Record the outcome of a command; return `told`, and the outcome if the sender asks for it."""
-        answers = [told] if told is not None else []
+        self, client: ClientAttachment, head: CommandHead, status: str, answers: list[Message]
+    ) -> None:
+        """Record the outcome of a command, and add it to the answers if the sender asks for it."""
         if head.wants_status:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
-        detail = {"name": head.name, "outcome": status}
-        self._recorder.record_activity(self._presence.device_id, "command", client.grant.user_id, detail)
-        return answers
+        self._recorder.record_command(self._presence.device_id, client.grant.user_id, head, status)
 
     def _count_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)
@@ -260,14 +253,17 @@ class Commands:
         """Drop the commands that wait, without telling their senders: every peer has gone."""
         self._pending = None
 
-    def _wait(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> list[Message]:
-        """Keep a command for the absent device, if it may wait; return the answers for its sender."""
+    def _wait(
+        self, client: ClientAttachment, text: Message, head: CommandHead, now: float, answers: list[Message]
+    ) -> None:
+        """Keep a command for the absent device, if it may wait, and add the answers for its sender."""
         if self._enqueue(client, text, head, now):
-            told = self._absent_status(queued=True)
-            return self._record_outcome(client, head, "queued", told)
-        self._counters.undeliverable += 1
-        offline = messages.device_offline_error(self._presence.device_id)
-        return self._record_outcome(client, head, "device_offline", offline)
+            answers.append(self._absent_status(queued=True))
+            self._record_outcome(client, head, "queued", answers)
+        else:
+            self._counters.undeliverable += 1
+            answers.append(messages.device_offline_error(self._presence.device_id))
+            self._record_outcome(client, head, "device_offline", answers)
 
     def _enqueue(self, client: ClientAttachment, text: Message, head: CommandHead, now: float) -> bool:
         """Keep a command until the device is back; False if it may not wait, or too many do."""
@@ -327,11 +323,13 @@ class Commands:
     def _take_remote_outcome(
         self, client: ClientAttachment, head: CommandHead, outcome: RemoteOutcome
     ) -> None:
+        answers: list[Message] = []
         if outcome in ("delivered", "expired"):
-            answers = self._record_outcome(client, head, outcome)
+            self._record_outcome(client, head, outcome, answers)
         else:
             told, status = self._remote_failure(outcome)
-            answers = self._record_outcome(client, head, status, told)
+            answers.append(told)
+            self._record_outcome(client, head, status, answers)
         if answers:
             client.deliver(Delivery(answers), keep=True)
 
@@ -386,7 +384,8 @@ class Commands:
         self._tell(command, messages.device_offline_error(self._presence.device_id), "expired")
 
     def _tell(self, command: QueuedCommand, message: Message, status: str) -> None:
-        told = self._record_outcome(command.sender, command.head, status, message)
+        told = [message]
+        self._record_outcome(command.sender, command.head, status, told)
         command.sender.deliver(Delivery(told), keep=True)
 
     def _absent_status(self, *, queued: bool = False) -> Message:

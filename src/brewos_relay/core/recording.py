@@ -11,7 +11,7 @@ from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAtt
 from brewos_relay.core.peer import SHUT_DOWN, PeerEnd, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
-from brewos_relay.messages import Message
+from brewos_relay.messages import CommandHead, Message
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ class Recorder(Protocol):
         self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
     ) -> None:
         """Record activity of a device, or of a client of the user."""
+
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+        """Record a command of a client of the user."""
 
 
 LEFT: Final = PeerEnd("peer", None)

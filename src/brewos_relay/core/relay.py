@@ -36,7 +36,7 @@ from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot, SnapshotState
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import CommandHead, Delivery, Message
 from brewos_relay.vocabulary import LONG_AGO, Role, now_ms
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ _LINES_AT_ONCE_OF_EACH: Final = 200.0
 
 OnSeen = Callable[[str, int], None]
 OnActivity = Callable[[ActivityEvent], None]
+WantsCommands = Callable[[str, str | None], bool]
 
 
 class Relay:
@@ -68,6 +69,7 @@ class Relay:
         dialect: Dialect,
         on_seen: OnSeen | None,
         on_activity: OnActivity | None = None,
+        wants_commands: WantsCommands | None = None,
         counters: Counters | None = None,
         remote: RemotePresence = SINGLE_INSTANCE,
     ) -> None:
@@ -85,6 +87,7 @@ class Relay:
         self._nursery = nursery
         self._on_seen = on_seen
         self._on_activity = on_activity
+        self._wants_commands = wants_commands
         self._sessions: dict[str, DeviceSession] = {}
         self._absent_states: dict[str, tuple[Snapshot, float]] = {}
         """The state of devices without a session, and when they went offline (trio time)."""
@@ -505,6 +508,15 @@ class Relay:
         except Exception:
             log.exception("on_activity failed for device %s", device_id)
 
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+        """Record a command, unless `wants_commands` says that it would be ignored."""
+        try:
+            if self._wants_commands is not None and not self._wants_commands(device_id, user_id):
+                return
+        except Exception:
+            log.exception("wants_commands failed for device %s", device_id)
+        self.record_activity(device_id, "command", user_id, {"name": head.name, "outcome": outcome})
+
     async def drain(self, *, hurry: trio.Event | None = None, window_s: float | None = None) -> None:
         """Refuse new peers, close every peer with 1012, and wait until all have ended.
 
@@ -548,6 +560,7 @@ async def open_relay(
     dialect: Dialect = NEUTRAL,
     on_seen: OnSeen | None = None,
     on_activity: OnActivity | None = None,
+    wants_commands: WantsCommands | None = None,
     counters: Counters | None = None,
     remote: RemotePresence = SINGLE_INSTANCE,
 ) -> AsyncIterator[Relay]:
@@ -557,10 +570,11 @@ async def open_relay(
     message, keeps no state, lets no command wait, and takes messages for a device from owners only.
 
     `on_seen(device_id, at_ms)` is called when a device comes or goes, and `on_activity` with an ActivityEvent
-    also when a client does or sends a command; neither may block. `counters` are the counters of the relay,
-    for a caller that needs them earlier. `remote` takes note of the devices that this relay has and wants, if
-    it is one of many instances. An exception that leaves the block is raised in an ExceptionGroup, as from
-    every nursery.
+    also when a client does or sends a command; neither may block. `wants_commands(device_id, user_id)`
+    returns False while `on_activity` would ignore the commands of a user, so that no event is made for them.
+    `counters` are the counters of the relay, for a caller that needs them earlier. `remote` takes note of the
+    devices that this relay has and wants, if it is one of many instances. An exception that leaves the block
+    is raised in an ExceptionGroup, as from every nursery.
 
     **Owns:** the nursery of all sessions, and the task of the periodic checks.
     """
@@ -571,6 +585,7 @@ async def open_relay(
             dialect=dialect,
             on_seen=on_seen,
             on_activity=on_activity,
+            wants_commands=wants_commands,
             counters=counters,
             remote=remote,
         )

@@ -41,7 +41,7 @@ from brewos_relay.core.snapshot import KnownState, Snapshot, SnapshotState
 from brewos_relay.core.throttle import DeviceFeed
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import CommandHead, Delivery, Message
 from brewos_relay.vocabulary import LONG_AGO, now_ms
 
 
@@ -73,6 +73,9 @@ class SessionHost(Protocol):
         self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
     ) -> None:
         """Record activity of a device or a client."""
+
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+        """Record a command of a client."""
 
 
 log = logging.getLogger(__name__)

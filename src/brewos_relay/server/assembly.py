@@ -147,6 +147,7 @@ async def open_server(
                 remote=bus.remote,
                 on_seen=recorder.record_seen,
                 on_activity=recorder.record_activity,
+                wants_commands=recorder.wants_commands,
                 counters=counters,
             ) as relay,
             bus.join(relay) as joined,

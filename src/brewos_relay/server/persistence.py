@@ -128,6 +128,10 @@ class ActivityRecorder:
                 if relay.is_online(device_id):
                     self.record_seen(device_id, at_ms)
 
+    def wants_commands(self, device_id: str, user_id: str | None) -> bool:
+        """Whether a command of a user would be recorded."""
+        return self._counts.get(hash((device_id, user_id)), 0) < _ENTRIES_IN_WINDOW
+
     def record_activity(self, event: ActivityEvent) -> None:
         """Record an event."""
         if event.info is not None:
