@@ -110,7 +110,7 @@ async def test_1_2_a_frame_may_come_with_the_request(tmp_path: Path) -> None:
 async def test_3_1_ids_are_upper_case(tmp_path: Path, written: str) -> None:
     async with serve_here(tmp_path, machines=[0xABCDEF]) as server:
         await server.device(written)
-        assert server.server.relay.is_online("BRW-00ABCDEF")
+        assert server.device_server.relay.is_online("BRW-00ABCDEF")
         assert (await server.client(written)).connected["deviceId"] == "BRW-00ABCDEF"
 
 
@@ -150,7 +150,7 @@ async def test_rule_2_refusals_come_before_the_upgrade(tmp_path: Path, status: i
         await connection.send(b"This is a webSocket client!")
         await connection.send_eof()
         assert await connection.read_to_end() == b""
-        assert server.server.relay.device_count == 0
+        assert server.device_server.relay.device_count == 0
         assert (await server.device(machine_id(1))).connected["type"] == "connected"
 
 
@@ -222,7 +222,7 @@ async def test_2_3_reconnecting_machine_replaces_its_connection(tmp_path: Path, 
         await new.send(text({"type": "status", "of": "new"}))
         assert await client.read_json() == {"type": "device_online"}
         assert await client.read_json() == {"type": "status", "of": "new"}
-        assert server.server.relay.device_count == 1
+        assert server.device_server.relay.device_count == 1
 
 
 async def test_2_3_machines_that_replace_each_other_end_as_one(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_rule_4_the_end_is_a_close_frame(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
         device = await server.device(machine_id(1))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.server.relay.drain)
+            nursery.start_soon(server.device_server.relay.drain)
             assert (await device.read_close())[0] == 1012
             await device.send(frame(0x8, (1000).to_bytes(2, "big")))
             await device.send_eof()

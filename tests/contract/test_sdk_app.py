@@ -180,10 +180,10 @@ async def test_a_relay_changes_the_key_of_a_device(tmp_path: Path) -> None:
     path = tmp_path / "key.json"
     write_private(path, b'{"key":"%s"}' % KEY.encode())
     async with serve_here(tmp_path) as server:
-        url = f"http://127.0.0.1:{server.address[1]}"
+        url = f"http://127.0.0.1:{server.device_address[1]}"
         async with open_device(url, ID, KeyStore(path)) as device:
             await device.wait_for_state(LinkState.CONNECTED)
-            await until(lambda: server.server.relay.is_online(ID))
+            await until(lambda: server.device_server.relay.is_online(ID))
             for connections in (1, 2):
                 before = KeyStore(path).load()
                 told = await ask(server, "POST", f"/api/devices/{ID}/rotate-key", token=server.token())
@@ -193,7 +193,7 @@ async def test_a_relay_changes_the_key_of_a_device(tmp_path: Path) -> None:
                 after: Any = KeyStore(path).load()
                 assert after == Keys(after.key)
                 assert after.key != before.key
-                await until(lambda: server.server.relay.is_online(ID))
+                await until(lambda: server.device_server.relay.is_online(ID))
         refused = await server.connect()
         response = await refused.ask(upgrade_head(f"/ws/device?id={ID}&key={KEY}"))
         assert response.status == 401

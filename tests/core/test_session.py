@@ -1601,6 +1601,9 @@ async def test_state_of_a_remote_device_is_told_to_clients_and_known_to_later_on
         early.forget()
         status = encode({"type": "status", "seq": 7, "temps": {"brew": 93}})
         opened.session.take_remote_state(device, state_of(status), last_seen_ms=1000)
+        assert early.messages == [status], "the client has missed nothing"
+        early.forget()
+        opened.session.take_remote_state(device, state_of(status), last_seen_ms=1000)
         assert early.types == ["device_status", "status"]
         assert early.received[0]["online"] is True
         assert early.received[0]["lastSeen"] == "1970-01-01T00:00:01.000Z"
@@ -1670,7 +1673,7 @@ async def test_local_connection_replaces_a_remote_device_at_once() -> None:
         device.say(DELTA)
         assert client.messages == [messages.DEVICE_ONLINE, STATUS, DELTA], "neither offline nor online"
         assert opened.session.has_device
-        assert opened.session.presence.snapshot.is_current, "the state goes on"
+        assert opened.session.presence.snapshot.stale_groups() == [], "the state goes on"
         assert opened.host.recorded == []
         assert len(opened.host.seen) == 1
         assert opened.remote.calls == [("wanted", DEVICE_ID), ("came", DEVICE_ID)]
@@ -1893,14 +1896,21 @@ async def test_remote_audience_ends_with_the_device(ends: str, autojump_clock: M
         assert audience.messages == []
 
 
-async def test_device_without_a_current_state_is_asked_for_it_once(autojump_clock: MockClock) -> None:
+async def test_device_is_asked_for_its_state_once_for_clients_on_other_instances(
+    autojump_clock: MockClock,
+) -> None:
     async with open_session() as opened:
+        opened.session.ask_for_state()
         device = await opened.device(known_state=known_state())
-        assert opened.session.set_remote_audience(None)
-        assert device.messages == []
         for _ in range(3):
             opened.session.set_remote_audience(ScriptedAudience())
+        assert device.messages == []
+        for _ in range(3):
+            opened.session.ask_for_state()
         assert device.types == ["request_state"]
+        remote = await opened.remote_device()
+        opened.session.ask_for_state()
+        assert remote.messages == []
 
 
 async def test_remote_audience_renews_its_state_when_a_restored_one_is_shown(

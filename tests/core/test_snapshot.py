@@ -655,7 +655,7 @@ def everything(snapshot: Snapshot, now: float) -> dict[str, Any]:
         "age": round(snapshot.age_s(now), 3) if math.isfinite(snapshot.age_s(now)) else None,
         "content": snapshot.as_dict(),
         "info": snapshot.info(),
-        "has_status": (snapshot.has_status, snapshot.is_current, snapshot.empty),
+        "has_status": (snapshot.has_status, snapshot.empty),
     }
 
 

@@ -236,7 +236,7 @@ async def test_a_bad_upgrade_as_a_second_request_is_refused(unharmed: Unharmed, 
         assert (await connection.ask(plain())).status == 200
         assert 400 <= (await connection.ask(upgrade_head(path) + b"\n")).status < 500
         await connection.read_to_end()
-        assert not server.server.relay.is_online(VICTIM)
+        assert not server.device_server.relay.is_online(VICTIM)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ async def test_a_reset_at_any_moment_is_not_logged(unharmed: Unharmed) -> None:
             await connection.send(whole[:length])
             connection.abort()
         with trio.fail_after(2):
-            while server.server.relay.is_online(VICTIM):  # noqa: ASYNC110 - another's end
+            while server.device_server.relay.is_online(VICTIM):  # noqa: ASYNC110 - another's end
                 await trio.sleep(0.01)
 
 

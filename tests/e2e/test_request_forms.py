@@ -117,8 +117,8 @@ async def test_a_websocket_on_a_connection_that_was_fetched_through(
             while (found := await connection.read_frame()).opcode != PONG:
                 pass  # the relay may ping or speak first
             assert found.payload == b"now"
-        assert server.server.relay.is_online(MACHINE)
-        assert server.server.relay.device_count == 1
+        assert server.device_server.relay.is_online(MACHINE)
+        assert server.device_server.relay.device_count == 1
 
 
 async def test_a_later_upgrade_that_is_refused_ends_the_connection(server: HereServer) -> None:
@@ -136,7 +136,7 @@ async def test_a_later_upgrade_that_is_refused_ends_the_connection(server: HereS
         assert response.status == status
         assert json.loads(response.body)["error"]
         assert await connection.read_to_end() == b""
-    assert not server.server.relay.is_online(MACHINE)
+    assert not server.device_server.relay.is_online(MACHINE)
 
 
 # -- HEAD -------------------------------------------------------------------------------------------------

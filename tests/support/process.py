@@ -1,13 +1,17 @@
 """Servers to test against: a process of its own, or one inside the test, and how to reach either."""
 
+import atexit
 import os
 import re
+import secrets
 import signal
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -15,6 +19,7 @@ import trio
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.cluster.devices import DeviceTable
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
@@ -22,6 +27,7 @@ from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
+from support.redis_server import RedisServer, open_redis
 from support.wire_client import WireClient, upgrade_head
 
 SECRET: Final = "tests-only-" + "s" * 32
@@ -30,6 +36,9 @@ WRONG_KEY: Final = "An0ther-key_" + "1" * 31
 SOURCES: Final = Path(__file__).parents[2] / "src"
 
 SERVE: Final = (sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", "0")
+
+ACROSS: Final = os.environ.get("BREWOS_RELAY_TESTS_ACROSS") == "1"
+"""Whether `serve_here` opens two instances on a bus: machines connect to one, all others to the other."""
 
 _READY = re.compile(r"https?://127\.0\.0\.1:(\d+)")
 
@@ -42,8 +51,9 @@ def machine_id(number: int) -> str:
 class Reach:
     """A way to a server: makes connections to it, and drops all of them in the end."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], *, device_address: tuple[str, int] | None = None) -> None:
         self.address = address
+        self.device_address = device_address or address
         self.signer = KeyRing([SECRET])
         self._connections: list[WireClient] = []
 
@@ -55,18 +65,25 @@ class Reach:
         return self.signer.issue(user_id=user_id, email="ada@example.org", devices=list(devices))
 
     async def connect(
-        self, *, receive_buffer_bytes: int | None = None, tls_context: ssl.SSLContext | None = None
+        self,
+        *,
+        receive_buffer_bytes: int | None = None,
+        tls_context: ssl.SSLContext | None = None,
+        as_device: bool = False,
     ) -> WireClient:
         """Open a TCP connection, with TLS if there is a context for it."""
         connection = await WireClient.connect(
-            self.address, receive_buffer_bytes=receive_buffer_bytes, tls_context=tls_context
+            self.device_address if as_device else self.address,
+            receive_buffer_bytes=receive_buffer_bytes,
+            tls_context=tls_context,
         )
         self._connections.append(connection)
         return connection
 
     async def upgrade(self, target: str, *, receive_buffer_bytes: int | None = None) -> WireClient:
         """Open a WebSocket. The first message of the server is left unread."""
-        connection = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
+        is_device = target.startswith("/ws/device")
+        connection = await self.connect(receive_buffer_bytes=receive_buffer_bytes, as_device=is_device)
         response = await connection.ask(upgrade_head(target))
         assert response.status == 101, response
         return connection
@@ -80,7 +97,11 @@ class Reach:
         connection.connected = await connection.read_json()
         if not silent:
             await connection.show_life()
+            await self.wait_until_claimed(device_id)
         return connection
+
+    async def wait_until_claimed(self, device_id: str) -> None:
+        """Wait until all instances know that a device is present; at once with a single instance."""
 
     async def client(
         self, device_id: str, *, token: str | None = None, receive_buffer_bytes: int | None = None
@@ -100,9 +121,19 @@ class Reach:
 class HereServer(Reach):
     """A server inside the test."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server.addresses[0])
+    def __init__(self, server: Server, device_server: Server | None = None) -> None:
+        devices = device_server or server
+        super().__init__(server.addresses[0], device_address=devices.addresses[0])
         self.server = server
+        self.device_server = devices
+        """The instance that machines connect to: the same one, unless `ACROSS` says otherwise."""
+
+    async def wait_until_claimed(self, device_id: str) -> None:
+        table = self.device_server.relay.remote
+        if isinstance(table, DeviceTable):
+            record = table.records.get(device_id.upper())
+            while record is not None and record.claimed is None:  # noqa: ASYNC110 - another task claims
+                await trio.sleep(0.001)
 
 
 Unharmed: TypeAlias = Callable[..., AbstractAsyncContextManager[HereServer]]
@@ -131,8 +162,7 @@ async def serve_here(
         add_devices(db, devices, now_ms=now_ms())
     failure: Exception | None = None
     with trio.fail_after(within_s + 5):
-        async with open_server(chosen) as server:
-            here = HereServer(server)
+        async with _open_servers(chosen) as here:
             try:
                 with trio.fail_after(within_s):
                     yield here
@@ -142,6 +172,29 @@ async def serve_here(
                 here.abort()
     if failure is not None:
         raise failure
+
+
+@asynccontextmanager
+async def _open_servers(chosen: Settings) -> AsyncIterator[HereServer]:
+    """Open one server, or two instances with a bus between them if `ACROSS` says so."""
+    if not ACROSS:
+        async with open_server(chosen) as server:
+            yield HereServer(server)
+        return
+    bus = f"{shared_redis().url}?prefix={secrets.token_hex(8)}:"
+    async with (
+        open_server(replace(chosen, bus=bus)) as device_server,
+        open_server(replace(chosen, bus=bus, port=0)) as server,
+    ):
+        yield HereServer(server, device_server)
+
+
+@cache
+def shared_redis() -> RedisServer:
+    """Start a Redis for all tests of this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(open_redis())
 
 
 class ProcessServer(Reach):

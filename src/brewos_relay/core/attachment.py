@@ -196,11 +196,13 @@ class DeviceAttachment(Attachment):
 class RemoteDeviceAttachment(DeviceAttachment):
     """A connection of a device on another instance. It has no credential, rate or signs of life."""
 
-    __slots__ = ()
+    __slots__ = ("has_state",)
 
     def __init__(self, session: AttachmentHost, peer: RemotePeer) -> None:
         super().__init__(session, peer, bucket=None)
         self.remote: RemotePeer = peer
+        self.has_state = False
+        """Whether the clients know a state of this connection, or of one that it has replaced."""
 
     def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
         """Send a message to the device; see `RemotePeer.send_command`. A peer that fails is closed."""

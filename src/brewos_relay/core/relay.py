@@ -334,6 +334,11 @@ class Relay:
         session = self._sessions.get(device_id)
         return session is not None and session.set_remote_audience(audience)
 
+    def ask_for_state(self, device_id: str) -> None:
+        """Ask a device for its state: clients on another instance waited for it."""
+        if (session := self._sessions.get(device_id)) is not None:
+            session.ask_for_state()
+
     def deliver_remote_command(self, device_id: str, message: Message) -> RemoteOutcome:
         """Deliver a command that a client on another instance may send, and return its outcome."""
         session = self._sessions.get(device_id)

@@ -395,6 +395,7 @@ class DeviceSession:
         """Let a connection on another instance stand for the device; see `Relay.attach_remote_device`."""
         device = RemoteDeviceAttachment(self, peer)
         before = self._yield_to(device)
+        device.has_state = before is not None
         self._feed.begin()
         self._start(device)
         if before is None:
@@ -432,8 +433,13 @@ class DeviceSession:
             return
         self.presence.take_state(state)
         self.presence.last_seen_ms = last_seen_ms
-        if self._audience and not self.presence.snapshot.empty:
+        had_state, device.has_state = device.has_state, True
+        if not self._audience or self.presence.snapshot.empty:
+            return
+        if had_state or self.presence.snapshot.stale_groups():  # the clients may have missed messages
             self._audience.tell(*map(without_seq, self.presence.state()))
+        else:
+            self._audience.tell(*self.presence.snapshot.messages())
 
     def take_from_remote_device(self, device: RemoteDeviceAttachment, received: Sequence[Message]) -> float:
         """Take messages of a connection of the device on another instance."""
@@ -458,9 +464,12 @@ class DeviceSession:
         if device is None or device.remote is not None:
             return False
         self._audience.remote = audience
-        if audience is not None and not self.presence.snapshot.is_current:
-            self._commands.ask_for_state(device, trio.current_time())
         return True
+
+    def ask_for_state(self) -> None:
+        """Ask the device for its state, as when it comes to clients that wait for it."""
+        if self.has_device and self.device is not None:
+            self._commands.ask_for_state(self.device, trio.current_time())
 
     def take_remote_command(self, message: Message) -> RemoteOutcome:
         """Deliver a command of a client on another instance to the device."""

@@ -150,11 +150,6 @@ class Snapshot:
         return self._status is not None
 
     @property
-    def is_current(self) -> bool:
-        """Whether the whole state is known, and not only from before an absence."""
-        return self._status is not None and self._restored is None
-
-    @property
     def empty(self) -> bool:
         """Whether nothing is known."""
         return self._status is None and not self._others
