@@ -141,6 +141,8 @@ async def test_a_pair_of_signals_to_process_1(tmp_path: Path, pair: tuple[Signal
                 await home.assert_draining()
             case _:
                 await home.assert_hurried()
+    with pytest.raises(ProcessLookupError):  # the server has ended, not only the command that started it
+        home.server.send_signal(SIGTERM)
 
 
 @pytest.mark.parametrize("third", ENDING, ids=str)

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -269,6 +269,7 @@ async def serve_process_through(
             stdout=subprocess.PIPE,
             stderr=log,
         )
+    pid = process.pid
     try:
         with trio.fail_after(20):
             ready = await _read_line(process)
@@ -276,14 +277,15 @@ async def serve_process_through(
         assert match, f"no ready line but {ready!r}: {log_file.read_text()}"
         server = ProcessServer(("127.0.0.1", int(match[1])), process, log_file)
         if command:
-            server.pid = only_child(process.pid)
+            pid = server.pid = only_child(process.pid)
         try:
             yield server
         finally:
             server.abort()
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # the server: the command ends with it, but not the reverse
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await process.wait()
         assert process.stdout is not None
