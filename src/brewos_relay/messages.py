@@ -72,7 +72,7 @@ def _nested(levels: int) -> Any:
 _peek_json = msgspec.json.Decoder(Head).decode
 _peek_msgpack = msgspec.msgpack.Decoder(Head).decode
 _decode_command = msgspec.json.Decoder(GenericAlias(dict, (str, _nested(_MOST_DEPTH - 1)))).decode
-_convert = msgspec.convert
+_peek_command = msgspec.json.Decoder(CommandHead).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
@@ -145,12 +145,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         """
         payload = self.payload
         try:
-            content = _decode_command(payload)
+            encoded = _encode_json(_decode_command(payload))
             # A text without escapes that the encoder would write again is unambiguous: a repeated key would
             # be missing from it. Most messages of apps are like this.
-            if (_encode_json(content) != payload or payload.find(b"\\") >= 0) and _is_ambiguous(payload):
+            if (encoded != payload or payload.find(b"\\") >= 0) and _is_ambiguous(payload):
                 return None
-            return _convert(content, CommandHead)
+            return _peek_command(payload)
         except MALFORMED:
             return None
 
