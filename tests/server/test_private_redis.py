@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_folder_has_a_short_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    monkeypatch.setattr(private_redis.tempfile, "tempdir", "/nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(RelayError, match=r"too long for a Unix socket; /nowhere: No such file"):
         private_redis._make_folder()
     assert list(deep.iterdir()) == []
