@@ -15,15 +15,17 @@ import trio
 
 from brewos_relay.settings.server_limits import ServerLimits
 from support.certificates import client_context, write_certificate
-from support.process import Reach, environment, machine_id, run_command
+from support.process import KEY, Reach, environment, machine_id, run_command
 from support.waiting import until
-from support.wire_client import Ended, WireClient
-from support.workers import is_running, log_of, needs_proc, serve_workers, workers_of
+from support.wire_client import Ended, WireClient, text, upgrade_head
+from support.workers import is_running, log_of, needs_proc, require_redis, serve_workers, workers_of
 
 pytestmark = needs_proc
 
 HEALTH = b"GET /api/health HTTP/1.1\r\nHost: a\r\n\r\n"
 MACHINES = range(1, 31)
+TOLD_S = 0.5
+"""Much longer than it takes until every worker knows what the others have."""
 SOON: dict[str, Any] = {"BREWOS_RELAY_CLOSE_S": 0.5, "BREWOS_RELAY_DEVICE_MIN_AGE_S": 0.01}
 
 
@@ -106,6 +108,85 @@ async def test_workers_are_drained_one_after_another(tmp_path: Path) -> None:
             assert await server.wait(within_s=ServerLimits(drain_s=0.1).longest_drain_s) == 0
 
 
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
+async def test_device_and_its_clients_share_a_worker(tmp_path: Path, proxied: bool) -> None:
+    machines = range(1, 13)
+    given: dict[str, Any] = {"BREWOS_RELAY_LOG_LEVEL": "debug", **SOON}
+    if proxied:
+        given |= {"BREWOS_RELAY_TRUSTED_PROXIES": "127.0.0.1", "BREWOS_RELAY_PROXY_PROTOCOL": "true"}
+    with trio.fail_after(60):
+        async with serve_workers(tmp_path, machines=machines, **given) as server:
+
+            async def connect(target: str, *requests: bytes) -> WireClient:
+                connection = await server.connect()
+                if proxied:
+                    await connection.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n")
+                for request in requests:
+                    assert (await connection.ask(request)).status == 200
+                assert (await connection.ask(upgrade_head(target))).status == 101
+                return connection
+
+            targets = {n: f"/ws/client?token={server.token()}&device={machine_id(n)}" for n in machines}
+            apps = {n: [await connect(targets[n])] for n in machines}
+            await trio.sleep(TOLD_S)
+            devices = {n: await connect(f"/ws/device?id={machine_id(n)}&key={KEY}") for n in machines}
+            for device in devices.values():
+                await device.show_life()
+            await trio.sleep(TOLD_S)
+            for n in machines:
+                apps[n] += [await connect(targets[n]), await connect(targets[n], HEALTH)]
+            places = {n: server.worker_of(devices[n]) for n in machines}
+            assert set(places.values()) == set(server.workers())
+            for n in machines:
+                assert [server.worker_of(app) for app in apps[n]] == 3 * [places[n]], n
+                await devices[n].send(text({"type": "status", "n": n}))
+                for app in apps[n]:
+                    assert (await app.read_until("status"))["n"] == n
+            found = await server.metrics() if not proxied else {}
+            if not proxied:
+                assert found['brewos_relay_handovers_total{outcome="passed"}'] >= 6
+                assert found.get('brewos_relay_handovers_total{outcome="kept"}', 0) == 0
+                # Each connection counts once, at the worker that has it.
+                assert found['brewos_relay_handshakes_total{peer="client",status="101"}'] == 3 * len(machines)
+                assert found['brewos_relay_handshakes_total{peer="device",status="101"}'] == len(machines)
+                assert found["brewos_relay_clients"] == 3 * len(machines)
+            admitted = log_of(tmp_path, "admitted a client")
+            assert len(admitted) == 3 * len(machines)
+            address = "192.0.2.7" if proxied else "127.0.0.1"
+            assert all(f'"address": "{address}"' in line for line in admitted)
+            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGINT)
+            assert await server.wait(within_s=15) == 0
+
+
+async def test_bus_joins_a_device_and_clients_of_different_workers(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path)
+    # The state of a TLS connection cannot be passed to another process.
+    tls: dict[str, Any] = {"BREWOS_RELAY_TLS_CERT": files.cert, "BREWOS_RELAY_TLS_KEY": files.key}
+    with trio.fail_after(60):
+        async with serve_workers(tmp_path, machines=(1,), **tls, **SOON) as server:
+
+            async def connect(target: str) -> WireClient:
+                connection = await server.connect(tls_context=client_context())
+                assert (await connection.ask(upgrade_head(target))).status == 101
+                return connection
+
+            device = await connect(f"/ws/device?id={machine_id(1)}&key={KEY}")
+            await device.show_life()
+            target = f"/ws/client?token={server.token()}&device={machine_id(1)}"
+            apps = [await connect(target) for _ in range(12)]
+            for app in apps:
+                while not (await app.read_json()).get("deviceOnline"):
+                    pass
+            await device.send(text({"type": "status", "n": 1}))
+            for app in apps:
+                assert (await app.read_until("status"))["n"] == 1
+            apps[0].abort()
+            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGINT)
+            assert await server.wait(within_s=15) == 0
+
+
 async def test_all_workers_serve_a_new_certificate_after_sighup(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     tls: dict[str, Any] = {"BREWOS_RELAY_TLS_CERT": files.cert, "BREWOS_RELAY_TLS_KEY": files.key}
@@ -170,6 +251,7 @@ async def test_worker_that_gets_a_signal_drains_alone_and_is_replaced(tmp_path: 
 
 
 async def test_start_ends_at_a_signal_and_leaves_no_process(tmp_path: Path) -> None:
+    require_redis()
     with trio.fail_after(60):
         process = await trio.lowlevel.open_process(
             [
@@ -209,6 +291,7 @@ async def test_port_in_use_is_reported_before_a_worker_starts(tmp_path: Path) ->
 
 
 async def test_workers_that_cannot_start_end_the_parent(tmp_path: Path) -> None:
+    require_redis()
     port = ("--host", "127.0.0.1", "--port", "0")
     done = await run_command(
         tmp_path, "serve", *port, "--workers", "2", BREWOS_RELAY_DATABASE_URL="sqlite:////dev/null/at.db"

@@ -1,8 +1,10 @@
 """Servers of several workers, seen from outside: their processes, and which of them has a connection."""
 
+import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -10,11 +12,14 @@ import pytest
 import trio
 
 from brewos_relay.auth.secrets import hash_secret
+from brewos_relay.errors import RelayError
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
+from brewos_relay.server.private_redis import find_program
 from brewos_relay.vocabulary import now_ms
 from support.process import KEY, ProcessServer, machine_id, serve_process
+from support.redis_server import REQUIRED
 from support.waiting import until
 from support.wire_client import WireClient
 
@@ -25,11 +30,17 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason=
 
 def children(pid: int) -> list[int]:
     """List the processes that a process has started, from any of its threads."""
-    return sorted(
-        int(child)
-        for listed in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in listed.read_text().split()
-    )
+    found: set[int] = set()
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            found.update(map(int, listed.read_text().split()))
+    return sorted(found)
+
+
+def descendants(pid: int) -> set[int]:
+    """List the processes that a process has started, and those that these have started, and so on."""
+    found = set(children(pid))
+    return found.union(*map(descendants, found))
 
 
 def workers_of(pid: int) -> list[int]:
@@ -99,24 +110,44 @@ async def serve_workers(
     folder: Path, *, workers: int = 2, machines: Iterable[int] = (), **settings: object
 ) -> AsyncIterator[Machine]:
     """Start a server of several workers with machines of these numbers. In the end, none of it runs."""
+    if "BREWOS_RELAY_BUS" not in settings:
+        require_redis()
     database = f"sqlite:///{folder}/data/brewos-relay.db"
     (folder / "data").mkdir(exist_ok=True)
     devices = [NewDevice(id=machine_id(n), key_hash=hash_secret(KEY)) for n in machines]
     with Database.open(database) as opened, opened.writing() as db:
         add_devices(db, devices, now_ms=now_ms())
-    given = {"BREWOS_RELAY_METRICS_TOKEN": METRICS_TOKEN, "BREWOS_RELAY_WORKERS": workers, **settings}
-    started: list[int] = []
+    started: set[int] = set()
+    with tempfile.TemporaryDirectory(prefix="workers-") as runtime:  # its path is short
+        given = {
+            "BREWOS_RELAY_METRICS_TOKEN": METRICS_TOKEN,
+            "BREWOS_RELAY_WORKERS": workers,
+            "XDG_RUNTIME_DIR": runtime,
+            **settings,
+        }
+        try:
+            async with serve_process(folder, **given) as server:
+                server.__class__ = Machine
+                machine = cast(Machine, server)
+                assert len(machine.workers()) == workers
+                started |= descendants(machine.pid)
+                yield machine
+        finally:
+            with trio.move_on_after(20, shield=True):
+                await until(lambda: not any(map(is_running, started)) and not os.listdir(runtime))  # noqa: PTH208
+            left = [(pid, _command(pid)) for pid in started if is_running(pid)]
+            assert not left, (left, (folder / "server.log").read_text())
+            assert os.listdir(runtime) == []  # noqa: PTH208
+
+
+def require_redis() -> None:
+    """Skip the test if there is no Redis for the workers, or let it fail where one is required."""
     try:
-        async with serve_process(folder, **given) as server:
-            server.__class__ = Machine
-            machine = cast(Machine, server)
-            assert len(machine.workers()) == workers
-            started.extend(children(machine.pid))
-            yield machine
-    finally:
-        with trio.move_on_after(20, shield=True):
-            await until(lambda: not any(map(is_running, started)))
-        assert not any(map(is_running, started)), (folder / "server.log").read_text()
+        find_program()
+    except RelayError as problem:
+        if REQUIRED:
+            pytest.fail(str(problem))
+        pytest.skip(str(problem))
 
 
 def log_of(folder: Path, pattern: str) -> list[str]:

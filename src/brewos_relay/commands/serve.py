@@ -132,4 +132,4 @@ def _run_worker(settings: "Settings", signals: "ServerSignals", descriptor: int)
     from brewos_relay.server.run import run_server
     from brewos_relay.server.worker import Worker
 
-    run_server(settings, signals=signals, worker=Worker.from_descriptor(descriptor))
+    run_server(settings, signals=signals, worker=Worker.from_descriptor(descriptor, settings))

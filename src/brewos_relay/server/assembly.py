@@ -51,6 +51,7 @@ from brewos_relay.version import installed_version
 from brewos_relay.wire.poller import Poller, open_poller
 
 if TYPE_CHECKING:
+    from brewos_relay.server.handover import Handover
     from brewos_relay.server.worker import Worker
 
 
@@ -101,6 +102,11 @@ class _Parts:
     refusals: RefusalLog = field(default_factory=RefusalLog)
 
     @property
+    def handover(self) -> "Handover | None":
+        """Passes connections to other workers of this machine."""
+        return self.worker.handover if self.worker is not None else None
+
+    @property
     def is_proxy(self) -> Callable[[str], bool] | None:
         """Decides from an address whether connections begin with a PROXY header."""
         return self.proxy_trust.trusts if self.settings.proxy_protocol else None
@@ -144,7 +150,7 @@ async def open_server(
             open_relay(
                 limits=settings.limits,
                 dialect=BREWOS,
-                remote=bus.remote,
+                remote=bus.remote if worker is None else worker.beside(bus.remote),
                 on_seen=recorder.record_seen,
                 on_activity=recorder.record_activity,
                 wants_commands=recorder.wants_commands,
@@ -210,6 +216,9 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[tuple[trio.Nursery, Listen
         listening.start_soon(keep_running, "measuring the event loop", parts.late.run)
         listening.start_soon(keep_running, "returning memory to the system", give_memory_back)
         listening.start_soon(keep_running, "watching the storage", parts.storage.run)
+        if parts.handover is not None:
+            handover = parts.handover
+            listening.start_soon(handover.run, listener.take_passed)
         if sockets.metrics:
             token = settings.metrics_token
             metrics_port = MetricsPort(sockets.metrics, render=render, token=token, limits=settings.limits)
@@ -242,6 +251,7 @@ def _metrics_of(parts: _Parts) -> Metrics:
         degraded=lambda: {each: each in storage.problems for each in PROBLEMS},
         disk_free_bytes=lambda: storage.free_bytes,
         log_lines_dropped=dropped_lines,
+        handovers=parts.handover.outcomes if parts.handover is not None else dict,
         bus=parts.joined.bus_figures,
         instance=parts.instance if parts.joined.member is not None else None,
         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,
@@ -309,4 +319,5 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         refused=parts.requests.refused,
         refusals=parts.refusals,
         request_limits=parts.request_limits,
+        pass_on=parts.handover.pass_on if parts.handover is not None else None,
     )

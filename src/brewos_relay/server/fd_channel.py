@@ -4,6 +4,7 @@ The parent makes each channel as a pair of connected sockets and gives one end t
 process can reach it, and nothing of it is on the disk.
 """
 
+import logging
 import os
 import socket
 import struct
@@ -25,6 +26,8 @@ _WAITING_BYTES: Final = 32 * 1024 * 1024
 """The most bytes that wait for the other end. It is hung, if they become more."""
 _RECEIVE_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -183,7 +186,7 @@ class FdChannel(Generic[Received]):
         end = _HEAD.size + length
         if len(self._received) < end:
             return None
-        message = self._decoder.decode(memoryview(self._received)[_HEAD.size : end].tobytes())
+        data = bytes(self._received[_HEAD.size : end])
         del self._received[:end]
         files: list[int] = []
         if count:
@@ -191,7 +194,12 @@ class FdChannel(Generic[Received]):
             if len(files) != count:
                 _close(files)
                 files = []
-        return message, files
+        try:
+            return self._decoder.decode(data), files
+        except msgspec.MsgspecError as error:  # another version of the relay
+            log.warning("dropped an unknown message between two processes of this machine: %s", error)
+            _close(files)
+            return self._next()
 
     def close(self) -> None:
         """Close the channel, and the files that were not sent or taken."""

@@ -96,10 +96,27 @@ class IncomingConnection:
     **Owns:** the transport, until `release` is called.
     """
 
-    __slots__ = ("_received", "address", "network", "path", "port", "released", "secure", "transport")
+    __slots__ = (
+        "_received",
+        "address",
+        "network",
+        "passed",
+        "path",
+        "port",
+        "released",
+        "secure",
+        "transport",
+    )
 
     def __init__(
-        self, transport: Transport, address: str, port: int, *, secure: bool = False, received: bytes = b""
+        self,
+        transport: Transport,
+        address: str,
+        port: int,
+        *,
+        secure: bool = False,
+        received: bytes = b"",
+        passed: bool = False,
     ) -> None:
         self.transport = transport
         self.address = address
@@ -110,6 +127,8 @@ class IncomingConnection:
         self.port = port
         self.secure = secure
         self._received = received
+        self.passed = passed
+        """Whether another worker of this machine has accepted the connection and passed it on."""
         self.released = False
         """Whether the transport has another owner now."""
 
@@ -122,6 +141,9 @@ class IncomingConnection:
         *,
         limits: ServerLimits,
         write_batch: WriteBatch | None = None,
+        secure: bool = False,
+        received: bytes = b"",
+        passed: bool = False,
     ) -> Self:
         """Make an incoming connection of an accepted socket."""
         try:
@@ -135,7 +157,7 @@ class IncomingConnection:
             lag_bytes=limits.lag_bytes,
             write_batch=write_batch,
         )
-        return cls(transport, address, port)
+        return cls(transport, address, port, secure=secure, received=received, passed=passed)
 
     @property
     def head_only(self) -> bool:
@@ -145,6 +167,11 @@ class IncomingConnection:
     def release(self) -> None:
         """Give up the ownership of the transport."""
         self.released = True
+
+    def give_away(self) -> None:
+        """Close this process' copy of the socket: another process has the connection now."""
+        self.released = True
+        self.transport.close()
 
     def close(self) -> None:
         """Close the connection, unless it was released."""
@@ -272,7 +299,7 @@ async def accept_connections(
     **Ends when:** cancelled, or accepting has ended and all connections are answered.
     """
     async with trio.open_nursery() as nursery:
-        handle = partial(_handle, answer, limits, write_batch, failure)
+        handle = partial(answer_connection, answer, failure=failure, limits=limits, write_batch=write_batch)
         backoff = _AcceptBackoff()
         with accepting or trio.CancelScope():
             async with trio.open_nursery() as acceptors:
@@ -350,18 +377,35 @@ async def _accept_some(
             raise
 
 
-async def _handle(
+async def answer_connection(
     answer: Answer,
-    limits: ServerLimits,
-    write_batch: WriteBatch | None,
-    failure: str,
     accepted: socket.socket,
     address: str,
     port: int,
+    *,
+    failure: str,
+    limits: ServerLimits,
+    write_batch: WriteBatch | None = None,
+    secure: bool = False,
+    received: bytes = b"",
+    passed: bool = False,
 ) -> None:
+    """Call `answer` for an accepted connection, then close it unless it was released.
+
+    Another worker may have accepted it (`passed`), and `received` data from it.
+    """
     incoming: IncomingConnection | None = None
     try:
-        incoming = IncomingConnection.accept(accepted, address, port, limits=limits, write_batch=write_batch)
+        incoming = IncomingConnection.accept(
+            accepted,
+            address,
+            port,
+            limits=limits,
+            write_batch=write_batch,
+            secure=secure,
+            received=received,
+            passed=passed,
+        )
         await answer(incoming)
     except PeerGone:
         pass  # before its request was complete

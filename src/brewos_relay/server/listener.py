@@ -5,6 +5,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -31,6 +32,7 @@ from brewos_relay.server.incoming import (
     PortPolicy,
     RefusalLog,
     accept_connections,
+    answer_connection,
 )
 from brewos_relay.server.request_gate import WebSocketWanted, reason_of
 from brewos_relay.settings.server_limits import ServerLimits
@@ -58,6 +60,14 @@ class TakeHttp(Protocol):
     ) -> None: ...
 
 
+class PassOn(Protocol):
+    """Passes a WebSocket request to the worker that has the device. Returns whether that has taken it."""
+
+    async def __call__(
+        self, incoming: IncomingConnection, request: Request, head: bytes, rest: bytes
+    ) -> bool: ...
+
+
 class Listener:
     """Accepts connections and answers their first requests.
 
@@ -80,12 +90,14 @@ class Listener:
         refused: Counter[str] | None = None,
         refusals: RefusalLog | None = None,
         request_limits: RequestLimits | None = None,
+        pass_on: PassOn | None = None,
     ) -> None:
         """Serve these listening sockets.
 
         `handshakes` counts WebSocket requests by (`device`, `client` or `other`; status); the status is 4002
         for a client that was upgraded to be closed with 4002. `refused` counts refusals by
-        reason, and `refusals` logs them. `request_limits` are those of the HTTP side.
+        reason, and `refusals` logs them. `request_limits` are those of the HTTP side. `pass_on` may pass a
+        WebSocket request to another worker of this machine.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -100,6 +112,7 @@ class Listener:
         relay.line_limits.append(self._refusals.lines)
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
+        self._pass_on = pass_on
         self._accepting = trio.CancelScope()
 
     def stop_accepting(self) -> None:
@@ -115,6 +128,23 @@ class Listener:
             write_batch=self._poller.write_batch,
             failure="a connection failed during its first request",
             accepting=self._accepting,
+        )
+
+    async def take_passed(
+        self, accepted: socket.socket, address: str, port: int, *, secure: bool, head: bytes, rest: bytes
+    ) -> None:
+        """Answer a WebSocket request that another worker of this machine has read."""
+        await answer_connection(
+            partial(self._handle, received=(head, rest)),
+            accepted,
+            address,
+            port,
+            failure="a connection from another worker failed during its first request",
+            limits=self._limits,
+            write_batch=self._poller.write_batch,
+            secure=secure,
+            received=head,
+            passed=True,
         )
 
     async def take_websocket(
@@ -161,6 +191,8 @@ class Listener:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
                 answer = accept_upgrade(request)
+                if self._pass_on is not None and await self._pass_on(incoming, request, head, rest):
+                    return
                 status = await self._admit(incoming, answer, await self._admission.check(request), rest)
             except Refusal as refusal:
                 self._handshakes[peer, str(refusal.status)] += 1

@@ -90,8 +90,10 @@ async def _serve(
                     server.tls.reload()
                 notifier.ready(f"ready on {bound}")
             notifier.stopping("closing every peer", within_s=settings.limits.longest_drain_s)
-            if worker is not None and worker.leaves_alone:
-                server.stop_accepting()
+            if worker is not None:
+                worker.refuse_passed()
+                if worker.leaves_alone:
+                    server.stop_accepting()
             log.info("shutting down after %s", signals.first.name)
             return
     log.info("shutting down during start-up, after %s", signals.first.name)

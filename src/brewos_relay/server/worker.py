@@ -11,8 +11,10 @@ from typing import Final
 import trio
 
 from brewos_relay.core.relay import Relay
+from brewos_relay.core.remote import RemotePresence
 from brewos_relay.errors import RelayError
 from brewos_relay.server.fd_channel import FdChannel
+from brewos_relay.server.handover import BothPresences, Handover
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.sockets import ListeningSockets
 from brewos_relay.server.worker_messages import (
@@ -27,9 +29,11 @@ from brewos_relay.server.worker_messages import (
     Ready,
     Reload,
     ReportMetrics,
+    Sibling,
     Start,
     WantMetrics,
 )
+from brewos_relay.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,9 @@ class Worker:
     **Owns:** its end of the channel to the parent, and its copies of the listening sockets.
     """
 
-    def __init__(self, channel: FdChannel[FromParent], start: Start, files: list[int]) -> None:
+    def __init__(
+        self, channel: FdChannel[FromParent], start: Start, files: list[int], *, settings: Settings
+    ) -> None:
         sockets = [socket.socket(fileno=number) for number in files]
         for each in sockets:
             each.setblocking(False)
@@ -53,6 +59,9 @@ class Worker:
         self.count = start.workers
         self.drain_window_s: float | None = None
         """In how much of `drain_s` this worker closes its peers; None for all of it."""
+        self.handover: Handover | None = None
+        """Passes connections to other workers. The state of a TLS connection cannot be passed."""
+        self._settings = settings
         self._channel = channel
         self._sockets = ListeningSockets(main=sockets[: start.main], redirect=sockets[start.main :])
         self._own_metrics: Callable[[], bytes] = bytes
@@ -62,7 +71,7 @@ class Worker:
         self._is_obeying = False
 
     @classmethod
-    def from_descriptor(cls, descriptor: int) -> "Worker":
+    def from_descriptor(cls, descriptor: int, settings: Settings) -> "Worker":
         """Take the parent's first message from an inherited socket. Raises RelayError."""
         problem = "--worker is for the processes that `serve --workers` starts itself"
         try:
@@ -73,7 +82,7 @@ class Worker:
         if not isinstance(message, Start) or len(files) != message.main + message.redirect:
             raise RelayError(problem)
         os.set_inheritable(descriptor, False)
-        return cls(channel, message, files)
+        return cls(channel, message, files, settings=settings)
 
     @asynccontextmanager
     async def open_sockets(self) -> AsyncIterator[ListeningSockets]:
@@ -90,6 +99,8 @@ class Worker:
         **Owns:** a nursery with the tasks that read, write, and tell the parent that this process lives.
         """
         channel = self._channel
+        if not self._settings.speaks_tls:
+            self.handover = Handover(per_s=self._settings.limits.admit_rate)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)
             nursery.start_soon(self._obey, signals)
@@ -99,6 +110,10 @@ class Worker:
             finally:
                 channel.send(Metrics(self._own_metrics()))
                 nursery.cancel_scope.cancel()
+
+    def beside(self, remote: RemotePresence) -> RemotePresence:
+        """Return the remote presence of the relay: `remote`, and the places that other workers know."""
+        return remote if self.handover is None else BothPresences(remote, self.handover)
 
     def share_metrics(self, render: Callable[[], bytes]) -> None:
         """Use `render` for the metrics of this worker alone."""
@@ -134,16 +149,27 @@ class Worker:
     async def _obey(self, signals: ServerSignals) -> None:
         try:
             while True:
-                message, _ = await self._channel.receive()
-                self._take(message, signals)
+                message, files = await self._channel.receive()
+                self._take(message, files, signals)
         except trio.EndOfChannel:
             if signals.hurry.is_set():
                 os._exit(1)  # the parent has ended by a third signal, and all its workers with it
             log.error("the parent process has ended; this worker closes its peers and ends")
             signals.begin_leave()
 
-    def _take(self, message: FromParent, signals: ServerSignals) -> None:
+    def refuse_passed(self) -> None:
+        """Take no connections from other workers any more."""
+        if self.handover is not None:
+            self.handover.is_leaving = True
+
+    def _take(self, message: FromParent, files: list[int], signals: ServerSignals) -> None:
         match message:
+            case Sibling() if len(files) == 1:
+                sibling = socket.socket(fileno=files[0])
+                if self.handover is None:
+                    sibling.close()
+                else:
+                    self.handover.add_sibling(message.number, sibling)
             case Reload():
                 signals.reload()
             case ReportMetrics():
@@ -154,6 +180,7 @@ class Worker:
                     asked[0].set()
             case Leave():
                 self._is_obeying = True
+                self.refuse_passed()
                 peers = 0
                 if self._relay is not None:
                     self._relay.closing = True

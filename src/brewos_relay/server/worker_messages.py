@@ -91,3 +91,37 @@ class WantMetrics(_Message, frozen=True):
 
 
 FromWorker: TypeAlias = Ready | Alive | Leaving | Metrics | WantMetrics
+
+
+# Between two workers
+
+
+class Places(_Message, frozen=True):
+    """What this worker has now of some devices: the sum of 2 for the device and 1 for clients of it."""
+
+    changed: dict[str, int]
+
+
+class Offer(_Message, frozen=True):
+    """A connection with a WebSocket request, and a token, come with this message.
+
+    The worker that reads the byte in the token owns the connection. `head` is the request, without the empty
+    line at its end, and `rest` the data after it.
+    """
+
+    number: int
+    address: str
+    port: int
+    secure: bool
+    head: bytes
+    rest: bytes
+
+
+class Answer(_Message, frozen=True):
+    """Whether the worker has taken the connection of an Offer."""
+
+    number: int
+    taken: bool
+
+
+FromSibling: TypeAlias = Places | Offer | Answer

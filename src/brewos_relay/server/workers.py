@@ -5,9 +5,10 @@ All workers accept from the same listening sockets, which the parent binds.
 
 import logging
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
 import trio
@@ -15,13 +16,14 @@ import trio
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import RelayError
 from brewos_relay.server.metrics_port import MetricsPort
+from brewos_relay.server.private_redis import open_private_redis
 from brewos_relay.server.process import SystemdNotifier, logging_of, open_notifier
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.sockets import ListeningSockets, describe_addresses, open_sockets
 from brewos_relay.server.supervision import contained
-from brewos_relay.server.worker_messages import AllMetrics, Drain, Hurry, Leave, Reload
+from brewos_relay.server.worker_messages import AllMetrics, Drain, Hurry, Leave, Reload, Sibling
 from brewos_relay.server.worker_process import WorkerProcess
-from brewos_relay.settings import Settings
+from brewos_relay.settings import Settings, variable_names
 from brewos_relay.telemetry.line_writer import LineWriter
 from brewos_relay.telemetry.merged_metrics import MergedMetrics
 
@@ -37,6 +39,7 @@ _METRICS_S: Final = 1.0
 """How long a worker may take to report its metrics."""
 _KILL_AFTER_S: Final = 5.0
 """How much longer than a drain may take a worker gets, before it is killed."""
+_NAME_CHARS: Final = 40
 _OF_PARENT: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
@@ -69,13 +72,24 @@ async def _run(
     settings: Settings, signals: ServerSignals, environ: dict[str, str], announce: Callable[[str], None]
 ) -> str | None:
     signals.listen()
-    async with open_notifier() as notifier, open_sockets(settings) as sockets:
+    async with open_notifier() as notifier, open_sockets(settings) as sockets, _open_bus(settings) as bus:
+        environ[variable_names("bus")[0]] = bus
         workers = Workers(settings, sockets, environ, signals=signals, notifier=notifier, announce=announce)
         signals.before_end = workers.kill
         await workers.run()
     if workers.failure is not None and not workers.has_started:
         raise RelayError(workers.failure)
     return workers.failure
+
+
+@asynccontextmanager
+async def _open_bus(settings: Settings) -> AsyncIterator[str]:
+    """Give the URL of the bus: that of the settings, or of a private Redis."""
+    if settings.bus:
+        yield settings.bus
+        return
+    async with open_private_redis() as url:
+        yield url
 
 
 class Workers:
@@ -106,7 +120,8 @@ class Workers:
         self._announce = announce
         self._running: dict[int, WorkerProcess] = {}
         self._tried: dict[int, trio.Event] = {n: trio.Event() for n in range(1, settings.workers + 1)}
-        self._metrics = MergedMetrics(settings.workers)
+        self._name = settings.instance or socket.gethostname()
+        self._metrics = MergedMetrics(settings.workers, instance=self._name if settings.bus else None)
         self._leaving = False
 
     async def run(self) -> None:
@@ -187,7 +202,8 @@ class Workers:
         **Owns:** a nursery with a task that waits until the worker is ready.
         """
         try:
-            worker = await WorkerProcess.spawn(number, len(self._tried), self._sockets, self._environ)
+            environ = {**self._environ, variable_names("instance")[0]: f"{self._name[:_NAME_CHARS]}-{number}"}
+            worker = await WorkerProcess.spawn(number, len(self._tried), self._sockets, environ)
         except OSError as error:
             return f"could not be started ({error.strerror or error})", False
         self._running[number] = worker
@@ -206,7 +222,17 @@ class Workers:
         if self.has_started:
             log.info("worker %d is ready", worker.number)
         self._metrics.count_start(worker.number)
+        if not self._settings.speaks_tls:
+            self._link(worker)
         self._tried[worker.number].set()
+
+    def _link(self, worker: WorkerProcess) -> None:
+        """Connect a worker with every other one, so that they can pass connections to each other."""
+        for other in self._ready():
+            if other is not worker:
+                one, two = socket.socketpair()
+                worker.channel.send(Sibling(other.number), [one])
+                other.channel.send(Sibling(worker.number), [two])
 
     def _ready(self) -> list[WorkerProcess]:
         return [worker for worker in self._running.values() if worker.ready.is_set()]

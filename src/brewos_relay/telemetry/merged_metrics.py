@@ -13,6 +13,7 @@ from prometheus_client.samples import Sample
 from brewos_relay.telemetry.metrics import PREFIX
 
 WORKER: Final = "worker"
+_INSTANCE: Final = "instance"
 PARENT: Final = "parent"
 """The worker label of the parent process."""
 _OF_EACH: Final = ("process_", "python_")
@@ -50,19 +51,23 @@ class _Family:
         else:
             self.values[key] += value
 
-    def metric(self) -> Metric:
-        """Return the metric in the form that can be rendered."""
+    def metric(self, instance: str | None = None) -> Metric:
+        """Return the metric in the form that can be rendered, with `instance` as a label if there is one."""
+        common = {} if instance is None else {_INSTANCE: instance}
         made = Metric(self.name, self.text, self.type)
-        made.samples = [Sample(name, dict(labels), value) for (name, labels), value in self.values.items()]
+        made.samples = [
+            Sample(name, {**dict(labels), **common}, value) for (name, labels), value in self.values.items()
+        ]
         return made
 
 
 class MergedMetrics:
     """Adds up the metrics of all workers. Counters never fall: they include workers that have ended."""
 
-    def __init__(self, workers: int) -> None:
-        """Merge the metrics of this many workers."""
+    def __init__(self, workers: int, *, instance: str | None = None) -> None:
+        """Merge the metrics of this many workers. `instance` replaces their labels of that name."""
         self._workers = workers
+        self._instance = instance
         self._starts: Counter[int] = Counter()
         self._ended: dict[str, _Family] = {}
 
@@ -87,7 +92,9 @@ class MergedMetrics:
         for metric in _of_this_process():
             _merge(families, metric, PARENT)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Made([*self._own(len(texts)), *(family.metric() for family in families.values())]))
+        for metric in self._own(len(texts)):
+            _merge(families, metric)
+        registry.register(_Made([family.metric(self._instance) for family in families.values()]))
         return generate_latest(registry)
 
     def _own(self, running: int) -> Iterator[Metric]:
@@ -119,7 +126,9 @@ def _merge(families: dict[str, _Family], metric: Metric, worker: str | None = No
         family = families[metric.name] = _Family(metric)
     of_each = worker is not None and metric.name.startswith(_OF_EACH)
     for sample in metric.samples:
-        labels = {**sample.labels, WORKER: str(worker)} if of_each else sample.labels
+        labels = {name: text for name, text in sample.labels.items() if name != _INSTANCE}
+        if of_each:
+            labels[WORKER] = str(worker)
         family.add(sample.name, tuple(labels.items()), sample.value)
 
 

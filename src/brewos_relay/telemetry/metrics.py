@@ -45,6 +45,7 @@ class MetricSources:
     in use, and `registry_waiting` the operations that wait for one, all by operation. `late` is how late the
     event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many log lines were
     not written. `certificate_expires_at_s` returns seconds since the epoch, or None without a certificate.
+    `handovers` counts WebSocket requests for devices of other workers, by outcome.
     `bus` returns None without a bus. `instance` is the label of all metrics of one instance of many.
     """
 
@@ -60,6 +61,7 @@ class MetricSources:
     disk_free_bytes: Callable[[], int | None] = lambda: None
     log_lines_dropped: Callable[[], int] = lambda: 0
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
+    handovers: Callable[[], Mapping[str, int]] = dict
     bus: Callable[[], BusFigures | None] = lambda: None
     instance: str | None = None
 
@@ -150,6 +152,13 @@ class RelayCollector(Collector):
             " token was rejected or has no access).",
             ("peer", "status"),
             self._sources.handshakes,
+        )
+        yield _counters(
+            "handovers",
+            "WebSocket requests for a device of another worker of this machine: passed to it, or kept because"
+            " it did not take them in time.",
+            ("outcome",),
+            {(outcome,): count for outcome, count in self._sources.handovers().items()},
         )
         yield _counters(
             "device_conflicts", "Devices refused because another one with the same id was connected.", (),

@@ -1,0 +1,356 @@
+"""Passing connections between workers: two of them within one process, on real sockets."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import pytest
+import trio
+import trio.testing
+
+from brewos_relay.server import handover
+from brewos_relay.server.handover import BothPresences, Handover
+from brewos_relay.server.incoming import IncomingConnection
+from brewos_relay.settings.server_limits import ServerLimits
+from brewos_relay.wire.handshake import parse_head
+from support.process import machine_id
+from support.resources import own_open_files
+from support.wire_client import upgrade_head
+
+MACHINE: Final = machine_id(1)
+OTHER: Final = machine_id(2)
+DEVICE_HEAD: Final = upgrade_head(f"/ws/device?id={MACHINE.lower()}&key=k").removesuffix(b"\r\n\r\n")
+CLIENT_HEAD: Final = upgrade_head(f"/ws/client?token=t&device={MACHINE}").removesuffix(b"\r\n\r\n")
+
+
+class Passed(NamedTuple):
+    """What a worker was given."""
+
+    peer: socket.socket
+    address: str
+    port: int
+    secure: bool
+    head: bytes
+    rest: bytes
+
+
+class Worker:
+    """A worker that keeps what it is given."""
+
+    def __init__(self, *, per_s: float = 0) -> None:
+        self.handover = Handover(per_s=per_s)
+        self.taken: list[Passed] = []
+        self.busy = trio.Event()
+        self.busy.set()
+
+    async def take(
+        self, accepted: socket.socket, address: str, port: int, *, secure: bool, head: bytes, rest: bytes
+    ) -> None:
+        self.taken.append(Passed(accepted, address, port, secure, head, rest))
+        await self.busy.wait()
+
+
+def link(one: Worker, two: Worker) -> None:
+    pair = socket.socketpair()
+    one.handover.add_sibling(2, pair[0])
+    two.handover.add_sibling(1, pair[1])
+
+
+@asynccontextmanager
+async def linked(*, per_s: float = 0) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Run two workers, 1 and 2."""
+    before = own_open_files()
+    one, two = Worker(per_s=per_s), Worker()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for worker in (one, two):
+                nursery.start_soon(worker.handover.run, worker.take)
+            link(one, two)
+            await settled()
+            yield one, two
+            nursery.cancel_scope.cancel()
+    for passed in (*one.taken, *two.taken):
+        passed.peer.close()
+    assert own_open_files() == before
+
+
+async def settled() -> None:
+    """Wait until all messages between the workers have arrived."""
+    for _ in range(5):
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@asynccontextmanager
+async def connection(*, passed: bool = False) -> AsyncIterator[tuple[IncomingConnection, socket.socket]]:
+    """Make an accepted connection, and give its other end too."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        peer = socket.create_connection(listening.getsockname())
+        accepted, (address, port) = listening.accept()
+    incoming = IncomingConnection.accept(accepted, address, port, limits=ServerLimits(), passed=passed)
+    try:
+        yield incoming, peer
+    finally:
+        incoming.close()
+        peer.close()
+
+
+async def offer(worker: Worker, incoming: IncomingConnection, head: bytes = CLIENT_HEAD) -> bool:
+    return await worker.handover.pass_on(incoming, parse_head(head), head, b"rest")
+
+
+@pytest.mark.parametrize("head", [DEVICE_HEAD, CLIENT_HEAD], ids=["device", "client"])
+async def test_connection_goes_to_the_worker_with_the_device(head: bytes) -> None:
+    async with linked() as (one, two), connection() as (incoming, peer):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        incoming.secure = True
+        assert await offer(one, incoming, head)
+        assert incoming.released
+        assert incoming.transport.closed
+        await settled()
+        [passed] = two.taken
+        assert passed[1:] == ("127.0.0.1", peer.getsockname()[1], True, head, b"rest")
+        passed.peer.send(b"hello")
+        assert peer.recv(5) == b"hello"
+        assert (one.handover.outcomes(), two.handover.taken) == ({"passed": 1, "kept": 0}, 1)
+
+
+async def test_clients_gather_and_the_device_joins_them() -> None:
+    async with linked() as (one, two), connection() as (client, _), connection() as (device, _):
+        two.handover.device_wanted(MACHINE)
+        await settled()
+        assert await offer(one, client, CLIENT_HEAD)
+        assert await offer(one, device, DEVICE_HEAD)
+
+
+async def test_connection_stays_with_what_this_worker_has() -> None:
+    async with linked() as (one, two), connection() as (incoming, _):
+        assert not await offer(one, incoming), "no worker has the device"
+        two.handover.device_wanted(MACHINE)
+        one.handover.device_wanted(MACHINE)
+        await settled()
+        assert not await offer(one, incoming), "both have clients"
+        two.handover.device_came(OTHER, 0.0)
+        one.handover.device_came(MACHINE, 0.0)
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert not await offer(one, incoming), "the device is here too"
+        one.handover.device_went(MACHINE)
+        assert await offer(one, incoming), "the clients here follow the device"
+    assert two.taken
+
+
+async def test_places_end_with_the_device_and_its_clients() -> None:
+    async with linked() as (one, two):
+        two.handover.device_came(MACHINE, 0.0)
+        two.handover.device_wanted(MACHINE)
+        await settled()
+        assert one.handover.find(MACHINE) == 2
+        two.handover.device_went(MACHINE)
+        await settled()
+        assert one.handover.find(MACHINE) == 2, "its clients are there"
+        two.handover.device_unwanted(MACHINE)
+        await settled()
+        assert one.handover.find(MACHINE) is None
+        two.handover.device_came(MACHINE, 0.0)
+        two.handover.device_went(MACHINE)
+        await settled()
+        assert one.handover.find(MACHINE) is None
+        assert two.handover.find(MACHINE) is None
+
+
+async def test_worker_that_joins_later_learns_all_places() -> None:
+    one, two = Worker(), Worker()
+    for number in range(5000):
+        one.handover.device_came(machine_id(number), 0.0)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for worker in (one, two):
+                nursery.start_soon(worker.handover.run, worker.take)
+            await settled()
+            link(one, two)
+            await settled()
+            assert {two.handover.find(machine_id(number)) for number in range(5000)} == {1}
+            nursery.cancel_scope.cancel()
+
+
+async def test_connection_that_was_passed_is_not_passed_again() -> None:
+    async with linked() as (one, two), connection(passed=True) as (incoming, _):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert not await offer(one, incoming)
+
+
+async def test_connection_with_unsent_data_stays() -> None:
+    async with linked() as (one, two), connection() as (incoming, _):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        while incoming.transport.write(bytes(100_000)):
+            pass
+        assert not await offer(one, incoming)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/ws/device",
+        "/ws/device?id=kitchen",
+        "/ws/client?device=",
+        f"/ws/client?device={MACHINE}&a" + "&b=" * 99,
+    ],
+)
+async def test_request_without_a_valid_device_stays(target: str) -> None:
+    async with linked() as (one, two), connection() as (incoming, _):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert not await offer(one, incoming, upgrade_head(target).removesuffix(b"\r\n\r\n"))
+
+
+async def test_connections_beyond_the_rate_stay() -> None:
+    async with linked(per_s=1) as (one, two), connection() as (first, _), connection() as (second, _):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert await offer(one, first)
+        assert not await offer(one, second)
+
+
+async def test_worker_that_leaves_or_is_full_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked() as (one, two), connection() as (incoming, peer), connection() as (another, _):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        two.handover.is_leaving = True
+        assert not await offer(one, incoming)
+        two.handover.is_leaving = False
+        monkeypatch.setattr(handover, "_TAKEN_AT_ONCE", 1)
+        two.busy = trio.Event()
+        assert await offer(one, another)
+        await settled()
+        assert not await offer(one, incoming)
+        incoming.transport.write(b"hello")
+        assert peer.recv(5) == b"hello", "it is served here"
+        assert one.handover.outcomes() == {"passed": 1, "kept": 2}
+        one.handover.is_leaving = True
+        assert not await offer(one, incoming)
+
+
+async def test_connection_stays_if_no_answer_comes_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with linked() as (one, _two), connection() as (incoming, peer):
+        pair = socket.socketpair()
+        one.handover.add_sibling(3, pair[0])
+        with pair[1] as silent:
+            await settled()
+            one.handover._device_at[MACHINE] = 3
+            began_at = trio.current_time()
+            assert not await offer(one, incoming)
+            assert trio.current_time() - began_at == handover.ANSWER_S
+            _, [received, token], _, _ = socket.recv_fds(silent, 65536, 2)
+            assert os.read(token, 1) == b"", "the other worker is too late"
+            os.close(token)
+            os.close(received)
+            incoming.transport.write(b"hello")
+            assert peer.recv(5) == b"hello"
+
+
+async def test_connection_is_gone_if_it_was_taken_without_an_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with linked() as (one, _two), connection() as (incoming, peer):
+        pair = socket.socketpair()
+        one.handover.add_sibling(3, pair[0])
+        with pair[1] as slow:
+            await settled()
+            one.handover._device_at[MACHINE] = 3
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(offer, one, incoming)
+                await trio.testing.wait_all_tasks_blocked()
+                _, [received, token], _, _ = socket.recv_fds(slow, 65536, 2)
+                assert os.read(token, 1) == b"1"
+            assert incoming.released, "the other worker has it, so it is not served twice"
+            with socket.socket(fileno=received) as taken:
+                taken.send(b"hello")
+            os.close(token)
+            assert peer.recv(5) == b"hello"
+
+
+async def test_cancelled_offer_is_not_served_twice(autojump_clock: trio.testing.MockClock) -> None:
+    async with linked() as (one, _two), connection() as (incoming, _peer):
+        pair = socket.socketpair()
+        one.handover.add_sibling(3, pair[0])
+        with pair[1] as silent:
+            await settled()
+            one.handover._device_at[MACHINE] = 3
+            with trio.move_on_after(0.1):
+                await offer(one, incoming)
+            assert not incoming.released
+            _, files, _, _ = socket.recv_fds(silent, 65536, 2)
+            assert os.read(files[1], 1) == b""
+            for file in files:
+                os.close(file)
+
+
+async def test_worker_that_has_ended_is_forgotten() -> None:
+    async with linked() as (one, two), connection() as (incoming, _):
+        two.handover.device_came(MACHINE, 0.0)
+        two.handover.device_wanted(OTHER)
+        await settled()
+        two.handover._siblings[1].channel.close()
+        await settled()
+        assert one.handover.find(MACHINE) is None
+        assert one.handover.find(OTHER) is None
+        link(one, two)
+        await settled()
+        assert one.handover.find(MACHINE) == 2
+        assert await offer(one, incoming)
+
+
+async def test_offer_ends_at_once_when_the_other_worker_ends(autojump_clock: trio.testing.MockClock) -> None:
+    async with linked() as (one, _two), connection() as (incoming, _):
+        pair = socket.socketpair()
+        one.handover.add_sibling(3, pair[0])
+        await settled()
+        one.handover._device_at[MACHINE] = 3
+        async with trio.open_nursery() as nursery:
+            began_at = trio.current_time()
+            nursery.start_soon(offer, one, incoming)
+            await trio.testing.wait_all_tasks_blocked()
+            pair[1].close()
+        assert trio.current_time() == began_at
+        assert not incoming.released
+
+
+async def test_new_channel_replaces_that_of_an_earlier_worker() -> None:
+    async with linked() as (one, two), connection() as (incoming, _):
+        link(one, two)
+        await settled()
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert await offer(one, incoming)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def device_came(self, device_id: str, connected_at: float) -> None:
+        self.heard.append(f"came {device_id} {connected_at}")
+
+    def device_went(self, device_id: str) -> None:
+        self.heard.append(f"went {device_id}")
+
+    def device_wanted(self, device_id: str) -> None:
+        self.heard.append(f"wanted {device_id}")
+
+    def device_unwanted(self, device_id: str) -> None:
+        self.heard.append(f"unwanted {device_id}")
+
+
+def test_both_presences_are_told_the_same() -> None:
+    one, two = Heard(), Heard()
+    both = BothPresences(one, two)
+    both.device_came("a", 1.0)
+    both.device_wanted("a")
+    both.device_unwanted("a")
+    both.device_went("a")
+    assert one.heard == two.heard == ["came a 1.0", "wanted a", "unwanted a", "went a"]
