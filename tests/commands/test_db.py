@@ -1,11 +1,15 @@
+import io
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
+from brewos_relay.commands.output import ProgressLine
+from brewos_relay.registry import transfer
 from brewos_relay.registry.migrations import HEAD
 
-from .conftest import Run, assert_refused, opened
+from .conftest import Run, add_account, assert_refused, opened
 
 FILE = Path("data", "brewos-relay.db")
 
@@ -125,3 +129,70 @@ def test_other_databases_are_referred_to_their_tools(
         outcome = run("db", command, "copy.db")
         assert_refused(outcome, 1, hint)
         assert "secret" not in outcome.err
+
+
+def test_registry_is_exported_and_imported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_refused(run("db", "export", "rows.jsonl"), 1, f"there is no registry {FILE.absolute()}")
+    add_account("a" * 32, "ada@example.org")
+    assert run("device", "add", "BRW-0000001A").code == 0
+    outcome = run("db", "export", "rows.jsonl.gz")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == "rows.jsonl.gz contains 1 device and 1 account, 2 rows in all.\n", "no progress"
+    assert_refused(run("db", "export", "rows.jsonl.gz"), 1, "rows.jsonl.gz exists already", "--force")
+    assert run("db", "export", "--force", "rows.jsonl.gz").code == 0
+    assert_refused(run("db", "import", "rows.jsonl.gz"), 1, "not empty", "empty database")
+    outcome = run("db", "import", "rows.jsonl.gz", "--data-dir", "new")
+    assert (outcome.code, outcome.out) == (0, "")
+    place = Path("new", "brewos-relay.db").absolute()
+    assert outcome.err == f"Imported 1 device and 1 account, 2 rows in all into {place}.\n"
+    assert "BRW-0000001A" in run("device", "list", "--data-dir", "new").out
+    Path("rows.jsonl.gz").write_bytes(b"espresso")
+    assert_refused(run("db", "import", "rows.jsonl.gz", "--data-dir", "other"), 1, "rows.jsonl.gz is damaged")
+    assert_refused(run("db", "import", "missing"), 2, "missing")
+
+
+def test_interrupted_import_tells_how_to_continue(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("device", "add", "BRW-0000001A").code == 0
+    assert run("db", "export", "rows.jsonl").code == 0
+    monkeypatch.setenv("DATA_DIR", "new")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_advance", interrupt)
+        outcome = run("db", "import", "rows.jsonl")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == "Interrupted. Run the same command again to continue.\n"
+    for command in (["device", "list"], ["db", "status"], ["db", "upgrade"], ["db", "backup", "copy.db"]):
+        assert_refused(
+            run(*command), 1, "an import into it is not complete; run `brewos-relay db import` again"
+        )
+    assert run("db", "import", "rows.jsonl").code == 0
+    assert "BRW-0000001A" in run("device", "list").out
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    line = ProgressLine()
+    line.clear()
+    assert terminal.getvalue() == ""
+    line.show("imported", 1000, 100_000)
+    for done in range(1001, 1010):
+        line.show("imported", done, 100_000)  # too soon
+    line.show("verified", 7, 7)
+    line.clear()
+    assert terminal.getvalue().replace("\r", "\n").split("\n") == [
+        "",
+        "imported 1,000 of 100,000 rows (1 %)",
+        "imported 1,000 of 100,000 rows (1 %)",
+        "verified 7 of 7 rows (100 %)        ",
+        "verified 7 of 7 rows (100 %)",
+        " " * 28,
+        "",
+    ]

@@ -1,7 +1,11 @@
 """Tests of commands on a registry in PostgreSQL."""
 
 import os
+import re
+import shlex
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from sqlalchemy import text
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.migrations import HEAD
 from support.postgresql import PostgreSQL, find_programs
-from support.process import SECRET
+from support.process import SECRET, environment
 
 from .conftest import Run, assert_refused
 
@@ -93,3 +97,42 @@ def test_advice_of_backup_and_restore_works(run: Run, url: str) -> None:
     assert ID in run("device", "list").out
     with Database.open(url) as database, database.reading() as db:
         assert db.execute(text("SELECT count(*) FROM devices")).scalar_one() == 1
+
+
+def test_move_from_sqlite_works_word_for_word(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/move-to-postgresql.md").read_text("utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```console\n(.*?)```", page, re.S)]
+    assert len(blocks) == 6
+    there = "postgresql://relay:PASSWORD@db.example.org/relay"
+    tools = "".join(f"{name}() {{ :; }}\n" for name in ("systemctl", "createdb", "python3"))
+    relay = shlex.quote(sys.executable) + " -m brewos_relay"
+    tools += f'set -eu\nbrewos-relay() {{ {relay} "$@"; }}\n'
+    listing = "brewos-relay device list > {}\n"
+    with postgresql.new_database(empty=True) as url:
+        script = [
+            tools,
+            f"brewos-relay device add {ID}\n",
+            "brewos-relay device give BRW-0000001A --user ada\n",
+            listing.format("before"),
+            *(block.replace(there, url) for block in blocks[:5]),
+            listing.format("moved"),
+            blocks[5],
+            listing.format("back"),
+        ]
+        ran = subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=tmp_path,
+            env=environment(JWT_SECRET=SECRET),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        "Imported 1 device and 0 accounts, 2 rows in all into postgresql+psycopg://relay:***@" in ran.stderr
+    )
+    assert f"into {tmp_path / 'data' / 'brewos-relay.db'}" in ran.stderr
+    before, moved, back = ((tmp_path / name).read_text() for name in ("before", "moved", "back"))
+    assert before == moved == back
+    assert "ada" in before

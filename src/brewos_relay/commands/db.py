@@ -1,18 +1,21 @@
-"""`brewos-relay db …`: upgrade, back up and restore the registry."""
+"""`brewos-relay db …`: upgrade, back up, restore and move the registry."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
 import click
 
 from brewos_relay.commands.failures import Failed, errors_as
+from brewos_relay.commands.output import ProgressLine
 from brewos_relay.commands.parameters import HelpfulGroup, data_dir_option
-from brewos_relay.commands.registry_access import database_url, require_file
+from brewos_relay.commands.registry_access import database_url, existing_registry, require_file
+from brewos_relay.vocabulary import now_ms
 
 
 @click.group("db", cls=HelpfulGroup)
 def database() -> None:
-    """Upgrade, back up and restore the registry.
+    """Upgrade, back up, restore and move the registry.
 
     On SQLite, the server and every command upgrade the tables automatically.
 
@@ -130,6 +133,78 @@ def restore(file: Path, data_dir: Path | None) -> None:
     click.echo(f"Restored {target.absolute()} from {file}: {what}.", err=True)
     if copy.kept is not None:
         click.echo(f"The previous registry is kept as {copy.kept.absolute()}.", err=True)
+
+
+@database.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@data_dir_option
+def export_rows(file: Path, force: bool, data_dir: Path | None) -> None:
+    """Write all data of the registry to FILE, to move it to another database.
+
+    FILE is the same for SQLite and PostgreSQL; `brewos-relay db import` reads it. It is one consistent state,
+    also while the server runs, but without later changes: stop the server before you move. FILE is
+    compressed if its name ends with .gz. It contains e-mail addresses and hashes of keys and passwords, so
+    only the user who makes it can read it.
+
+    \b
+    Example:
+      brewos-relay db export relay.jsonl.gz
+    """
+    from brewos_relay.registry.transfer import export_registry
+
+    line = ProgressLine()
+    with errors_as(Failed), existing_registry(data_dir) as registry:
+        try:
+            done = export_registry(registry, file, now_ms=now_ms(), replace=force, progress=line.show)
+        finally:
+            line.clear()
+    click.echo(f"{file} contains {_describe_rows(done.counts)}.", err=True)
+
+
+@database.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@data_dir_option
+def import_rows(file: Path, data_dir: Path | None) -> None:
+    """Read a FILE of `brewos-relay db export` into an empty registry.
+
+    BREWOS_RELAY_DATABASE_URL or --data-dir names the new registry. An SQLite file is created; for PostgreSQL,
+    run `brewos-relay db upgrade` before. Start the server afterwards.
+
+    A damaged file, or one of another version, is refused and changes nothing. In the end, the imported rows
+    are compared with the file. Ctrl-C or a failure interrupts the import: the same command continues it, and
+    the registry cannot be used before.
+
+    \b
+    Example:
+      export BREWOS_RELAY_DATABASE_URL=postgresql://relay@db/relay
+      brewos-relay db upgrade
+      brewos-relay db import relay.jsonl.gz
+    """
+    from brewos_relay.registry.database import Database
+    from brewos_relay.registry.transfer import import_registry
+
+    line = ProgressLine()
+    with errors_as(Failed), Database.open(database_url(data_dir), unfinished=True) as registry:
+        try:
+            done = import_registry(registry, file, progress=line.show)
+        except KeyboardInterrupt:
+            line.clear()
+            # Click ends the line.
+            click.echo("Interrupted. Run the same command again to continue.", err=True, nl=False)
+            raise
+        finally:
+            line.clear()
+        location = registry.location
+    click.echo(f"Imported {_describe_rows(done.counts)} into {location}.", err=True)
+
+
+def _describe_rows(counts: Mapping[str, int]) -> str:
+    def many(count: int, one: str) -> str:
+        return f"{count} {one}" if count == 1 else f"{count} {one}s"
+
+    rows = many(sum(counts.values()), "row")
+    return f"{many(counts['devices'], 'device')} and {many(counts['users'], 'account')}, {rows} in all"
 
 
 def _require_sqlite(url: str, hint: str) -> Path:

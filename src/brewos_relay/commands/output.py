@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, TextIO
@@ -11,6 +12,8 @@ from typing import Final, TextIO
 import click
 
 from brewos_relay.texts import columns
+
+_PROGRESS_EVERY_S: Final = 0.2
 
 _CLOSED_AS: Final = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 """Replacements of closed streams: an empty stdin, a stdout that refuses writes, a stderr that discards."""
@@ -49,6 +52,32 @@ def finish_output() -> None:
 def discard_output() -> None:
     """Discard all further output, including what the interpreter flushes when it exits."""
     _discard(sys.stdout)
+
+
+class ProgressLine:
+    """A line on stderr that shows how far a command is. It shows nothing unless stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._next_s = 0.0
+        self._width = 0
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Show what was done with how many rows, a few times a second."""
+        if not self._is_shown or (done < total and time.monotonic() < self._next_s):
+            return
+        self._next_s = time.monotonic() + _PROGRESS_EVERY_S
+        self._write(f"{what} {done:,} of {total:,} rows ({done * 100 // max(total, 1)} %)")
+
+    def clear(self) -> None:
+        """Clear the line, before anything else is printed."""
+        if self._width:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f"\r{text.ljust(self._width)}\r{text}")
+        sys.stderr.flush()
+        self._width = len(text)
 
 
 def print_line(line: str) -> None:

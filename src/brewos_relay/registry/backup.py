@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -22,6 +21,7 @@ from sqlalchemy.pool import StaticPool
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
 from brewos_relay.registry.engine import BUSY_TIMEOUT_S
+from brewos_relay.registry.files import give_name, new_file, require_free, sync, sync_folder
 
 # The lock bytes of an SQLite file (sqlite.org/fileformat2.html, the lock-byte page). With a write-ahead log,
 # each program holds a lock on some of them for as long as it has the database open.
@@ -50,19 +50,11 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
     """
     if target.exists() and _is_same(database, target):
         raise RegistryError(f"{target} is the registry itself; choose another name")
-    if target.exists() and not replace:
-        raise RegistryError(f"{target} exists already; choose another name, or replace it with --force")
-    with _new_file(target.parent) as copy:
+    require_free(target, replace=replace)
+    with new_file(target.parent, beside=_BESIDE) as copy:
         version, devices = _copy(database, copy)
         size_bytes = copy.stat().st_size
-        try:
-            if replace:
-                copy.replace(target)
-            else:
-                _give_name(copy, target)
-        except FileExistsError:
-            raise RegistryError(f"{target} was created meanwhile; choose another name") from None
-    _sync_folder(target.parent)
+        give_name(copy, target, replace=replace)
     return Copy(size_bytes=size_bytes, version=version, devices=devices)
 
 
@@ -77,7 +69,7 @@ def restore(source: Path, database: Path) -> Copy:
     if database.exists() and _is_same(database, source):
         raise RegistryError(f"{source} is the registry itself; name a copy of it")
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _new_file(database.parent) as copy:
+    with new_file(database.parent, beside=_BESIDE) as copy:
         version, devices = _copy(source, copy)
         size_bytes = copy.stat().st_size
         kept = None
@@ -89,7 +81,7 @@ def restore(source: Path, database: Path) -> Copy:
         else:
             _leave_to_same_user(copy, database.parent)
             copy.replace(database)
-    _sync_folder(database.parent)
+    sync_folder(database.parent)
     return Copy(size_bytes=size_bytes, version=version, devices=devices, kept=kept)
 
 
@@ -115,7 +107,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
             [[devices]] = here.execute("SELECT count(*) FROM devices")
     except (sqlite3.Error, SQLAlchemyError) as problem:
         raise RegistryError(f"{source} cannot be copied: {problem}") from problem
-    _sync(target)
+    sync(target)
     return version, devices
 
 
@@ -127,35 +119,6 @@ def _version_of(connection: sqlite3.Connection) -> str | None:
     engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
     with engine.connect() as db:
         return migrations.version_of(db)
-
-
-@contextmanager
-def _new_file(folder: Path) -> Iterator[Path]:
-    """Create an empty file that only this user can read. It is deleted at the end unless it was renamed."""
-    try:
-        number, name = tempfile.mkstemp(prefix=".brewos-relay-", suffix=".tmp", dir=folder)
-    except OSError as problem:
-        raise RegistryError(f"cannot create a file in {folder.absolute()}: {problem.strerror}") from problem
-    os.close(number)
-    path = Path(name)
-    try:
-        yield path
-    finally:
-        for end in ("", *_BESIDE):
-            Path(f"{name}{end}").unlink(missing_ok=True)
-
-
-def _give_name(path: Path, name: Path) -> None:
-    """Rename a file. Raises FileExistsError if the name is taken."""
-    try:
-        os.link(path, name)
-    except OSError as problem:
-        if isinstance(problem, FileExistsError):
-            raise
-        # The file system has no hard links; checking first is the best that it allows.
-        if name.exists():
-            raise FileExistsError from None
-        path.replace(name)
 
 
 @contextmanager
@@ -200,17 +163,3 @@ def _leave_to_same_user(path: Path, pattern: Path) -> None:
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Some file systems cannot sync a folder, and do not need it.
-    with suppress(OSError):
-        _sync(folder)

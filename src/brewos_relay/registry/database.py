@@ -73,7 +73,7 @@ class Database:
         )
 
     @classmethod
-    def open(cls, url: str, *, connections: int = CONNECTIONS) -> Self:
+    def open(cls, url: str, *, connections: int = CONNECTIONS, unfinished: bool = False) -> Self:
         """Connect to a database. An SQLite file is created if it is missing, and upgraded if it is older.
 
         A new file and its folder are accessible to this user only. Other databases must be up to date. Raises
@@ -81,21 +81,23 @@ class Database:
 
         `url` is an SQLAlchemy URL like `sqlite:///data/brewos-relay.db`. PostgreSQL URLs of other programs
         work too. Errors never contain its password. PostgreSQL gets at most `connections`; a thread that
-        needs another one waits up to 10 s for it.
+        needs another one waits up to 10 s for it. With `unfinished`, a registry is accepted whose import is
+        not complete.
         """
         database = cls(connect(url, connections=connections), connections=connections)
         try:
+            with database.reading() as db:
+                version = migrations.version_of(db)
+            if unfinished and version == migrations.IMPORTING:
+                return database
+            migrations.check_known(version)
+            if version == migrations.HEAD:
+                return database
             if is_sqlite(database._engine):
                 database._upgrade()
             else:
-                with database.reading() as db:
-                    version = migrations.version_of(db)
-                migrations.check_known(version)
-                if version != migrations.HEAD:
-                    have = (
-                        "its tables are missing" if version is None else f"its tables have version {version}"
-                    )
-                    raise RegistryError(f"{have}, and not {migrations.HEAD}; run `brewos-relay db upgrade`")
+                have = "its tables are missing" if version is None else f"its tables have version {version}"
+                raise RegistryError(f"{have}, and not {migrations.HEAD}; run `brewos-relay db upgrade`")
         except RegistryError as problem:
             database.close()
             raise RegistryError(f"cannot use the database {database.location}: {problem}") from problem
@@ -136,6 +138,24 @@ class Database:
             _translated("could not be read"),
             self._reading.connect() as connection,
         ):
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Provide a connection for reading. Every statement sees the data committed before the first one."""
+        engine = (
+            self._reading
+            if self.one_writer
+            else self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        )
+        with (
+            self._closing_late_ones(),
+            _translated("could not be read"),
+            engine.connect() as connection,
+            connection.begin(),
+        ):
+            if self.one_writer:
+                connection.exec_driver_sql("BEGIN")
             yield connection
 
     @contextmanager

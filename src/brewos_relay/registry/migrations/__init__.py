@@ -15,6 +15,9 @@ from brewos_relay.errors import RegistryError
 
 VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 HEAD: Final = VERSIONS[-1]
+_IMPORTING_ENDS: Final = "+import"
+IMPORTING: Final = f"{HEAD}{_IMPORTING_ENDS}"
+"""The version of a registry while an import into it is not complete; see `registry.transfer`."""
 
 _FOLDER: Final = Path(__file__).parent
 
@@ -38,7 +41,12 @@ def version_of(db: Connection) -> str | None:
 
 
 def check_known(version: str | None) -> None:
-    """Raise RegistryError for a version of a newer brewos-relay."""
+    """Raise RegistryError for a version of a newer brewos-relay, and for a registry with half an import."""
+    if version is not None and version.endswith(_IMPORTING_ENDS):
+        raise RegistryError(
+            "an import into it is not complete; run `brewos-relay db import` again with the same file and the"
+            " same version of brewos-relay, or use another, empty database"
+        )
     if version is not None and version not in VERSIONS:
         raise RegistryError(
             f"a newer brewos-relay has upgraded its tables to version {version}, and this one supports up to"
