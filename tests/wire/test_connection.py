@@ -15,8 +15,10 @@ import trio.testing
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import PeerEnd, Receive
+from brewos_relay.core.relay import open_relay
+from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Delivery, Message, encode
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
 from brewos_relay.wire.frames import FrameParser
 from brewos_relay.wire.poller import Poller, open_poller
@@ -34,7 +36,9 @@ from support.frames import (
     read_close,
     read_server_frames,
 )
+from support.peers import ScriptedPeer, ScriptedRemotePeer
 from support.sockets import count_open_files, fill, reset, socket_pair, tcp_pair
+from support.waiting import until
 
 LIMITS = Limits(
     device_message_bytes=1000,
@@ -1191,3 +1195,40 @@ async def test_connection_is_freed_when_it_ends() -> None:
         assert connections() == before
     finally:
         gc.enable()
+
+
+# -- Yielding to another instance -------------------------------------------------------------------------
+
+
+async def test_held_connection_that_yields_is_closed_with_4002_once_its_key_is_safe() -> None:
+    limits = dataclasses.replace(LIMITS, device_min_age_s=0.3)
+    status = encode({"type": "status"})
+    with trio.fail_after(5), socket_pair() as (near, far):
+        async with open_poller() as poller, open_relay(limits=limits, dialect=BREWOS) as relay:
+            transport = Transport(
+                near,
+                outbox_limit_bytes=limits.outbox_bytes,
+                lag_bytes=limits.lag_bytes,
+                write_batch=poller.write_batch,
+            )
+            connection = WebSocketConnection(
+                transport,
+                FrameParser(max_message_bytes=limits.device_message_bytes, skip_oversize=True),
+                poller=poller,
+                limits=limits,
+                counters=relay.counters,
+                is_held=True,
+            )
+            machine, app, opened_at = Client(far), ScriptedPeer(), trio.current_time()
+            relay.attach_client("BRW-00000001", app)
+            attachment = relay.attach_device("BRW-00000001", connection)
+            machine.send(client_frame(TEXT, status.payload))
+            await until(lambda: relay.has_device("BRW-00000001"))
+            relay.attach_remote_device("BRW-00000001", ScriptedRemotePeer())
+            machine.send(client_frame(TEXT, status.payload))
+            frames = await machine.read_to_the_end(answer_code=4002)
+            assert trio.current_time() - opened_at >= 0.3
+            await attachment.wait_closed()
+            assert frames[-1].payload.startswith((4002).to_bytes(2, "big"))
+            assert app.types == ["connected", "device_online", "status"], "once, and it did not go"
+            assert relay.counters.received_from_devices == 1
