@@ -194,6 +194,11 @@ async def answered(peer: Peer, *statuses: str) -> dict[str, Any]:
         (["queued", "delivered"], Outcome("delivered", waited=True)),
         (["queued", "expired"], Outcome("expired", waited=True)),
         (["something new", "delivered", "expired"], Outcome("delivered")),
+        (["unknown"], Outcome("unknown", "the relay did not learn in time whether the device received it")),
+        (
+            ["queued", "bus_unavailable"],
+            Outcome("not_sent", "the relay's instances cannot reach each other", waited=True),
+        ),
     ],
 )
 async def test_command_returns_its_outcome(

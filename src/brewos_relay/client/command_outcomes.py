@@ -9,6 +9,11 @@ import trio
 
 Fate: TypeAlias = Literal["delivered", "expired", "device_offline", "forbidden", "not_sent", "unknown"]
 _TOLD: Final = frozenset(get_args(Fate)) - {"not_sent", "unknown"}
+_BETWEEN_INSTANCES: Final[dict[str, tuple[Fate, str]]] = {
+    "unknown": ("unknown", "the relay did not learn in time whether the device received it"),
+    "bus_unavailable": ("not_sent", "the relay's instances cannot reach each other"),
+}
+"""Outcomes of commands for a device on another instance of the relay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,7 @@ class Outcome:
     | `expired` | the command's time ended before it could be delivered |
     | `device_offline` | the device is offline and the command may not wait, or the device did not accept it |
     | `forbidden` | the role of the token does not allow the command |
-    | `not_sent` | there was no connection to the relay in time |
+    | `not_sent` | there was no connection to the relay in time, or none between its instances |
     | `unknown` | sent, but the connection broke or no answer came; it is not delivered later |
     """
 
@@ -55,6 +60,8 @@ class PendingCommand:
             self.outcome = Outcome("unknown", "the command waits at the relay", waited=True)
         elif status in _TOLD:
             self.set_outcome(Outcome(cast(Fate, status), waited=self._waited))
+        elif isinstance(status, str) and status in _BETWEEN_INSTANCES:
+            self.set_outcome(Outcome(*_BETWEEN_INSTANCES[status], waited=self._waited))
 
     def set_outcome(self, outcome: Outcome) -> None:
         """Set the outcome; later calls have no effect."""
