@@ -29,8 +29,8 @@ def test_every_task_of_a_server_is_in_the_tree() -> None:
         for package in ("core", "cluster", "registry", "server", "wire")
         for path in (SOURCES / "brewos_relay" / package).rglob("*.py")
     )
-    # These two run the function that is their next argument.
-    kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?|_until_lost,\s*)?'
+    # It runs the function that is its next argument.
+    kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?)?'
     started = re.findall(rf"\.start(?:_soon)?\(\s*{kept}([\w.]+)", source)
     named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
     handed_on = {"async_fn", "_run_beside"}  # parameters; the tasks that are passed are in the tree

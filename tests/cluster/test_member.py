@@ -120,7 +120,7 @@ async def test_nothing_crosses_without_clients(autojump_clock: MockClock) -> Non
         client = await b.client()
         await types(client)
         client.close()
-        await trio.sleep(1)
+        await trio.sleep(7)  # another client may have been about to come
         assert a.table.records[DEVICE_ID].clients is None
         assert DEVICE_ID not in b.table.records
         assert b.relay.session_count == 0

@@ -1461,6 +1461,42 @@ async def test_waiting_only_after_the_end() -> None:
             await attachment.wait_closed()
 
 
+# Newer connections on other instances
+
+
+class Elsewhere(ScriptedPeer):
+    """A connection of the device on another instance."""
+
+    def send_command(self, message: Message, take_outcome: object, not_after_ms: float) -> None:
+        raise AssertionError("there are no clients")
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+async def test_connection_that_waits_ends_for_a_newer_one_elsewhere(is_followed: bool) -> None:
+    async with open_session() as opened:
+        first, waiting = await opened.device(), await opened.device()
+        connected_at = trio.current_time() + 0.1
+        await opened.pass_s(0.2)
+        if is_followed:
+            opened.session.attach_remote_device(Elsewhere(), connected_at=connected_at)
+        else:
+            opened.session.yield_device(connected_at=connected_at)
+        assert (first.close_code, waiting.close_code) == (CloseCode.REPLACED, CloseCode.REPLACED)
+        assert opened.session.presence.arriving is None
+        await opened.pass_s(10)
+        assert not opened.session.has_device
+
+
+async def test_connection_that_waits_stays_if_the_one_elsewhere_is_older() -> None:
+    async with open_session() as opened:
+        first, waiting = await opened.device(), await opened.device()
+        before = trio.current_time() - 0.1
+        opened.session.attach_remote_device(Elsewhere(), connected_at=before)
+        assert (first.close_code, waiting.close_code) == (CloseCode.REPLACED, None)
+        await opened.pass_s(2, waiting)
+        assert opened.session.has_device
+
+
 # Anonymous devices
 
 

@@ -1,6 +1,6 @@
 """Several instances of the relay in one process, joined by a broker in memory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,11 @@ async def open_instances(
 
 @asynccontextmanager
 async def open_instance(
-    name: str, broker: MemoryBroker, *, limits: Limits | None = None
+    name: str,
+    broker: MemoryBroker,
+    *,
+    limits: Limits | None = None,
+    elapsed: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[Instance]:
     """Open one instance, and wait until it has joined."""
     table = DeviceTable()
@@ -79,7 +83,7 @@ async def open_instance(
             broker,
             instance=name,
             describe=lambda: {"devices": relay.device_count},
-            elapsed=trio.current_time,
+            elapsed=elapsed,
         ) as member,
     ):
         while broker.reachable and member.connection is None:  # noqa: ASYNC110 - the clock jumps

@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -20,11 +21,14 @@ from brewos_relay.cluster.broker import (
     Since,
 )
 
+Result = TypeVar("Result")
+
 
 class MemoryBroker:
     """The state of a broker. Each call takes one checkpoint, as if it went over a network.
 
-    `clock` gives the broker's time in s. Tests can cut connections, refuse new ones, and lose all data.
+    `clock` gives the broker's time in s. Tests can cut connections, refuse new ones, stop and delay what
+    passes, fill outboxes, and lose all data.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -36,12 +40,16 @@ class MemoryBroker:
         self._connections: dict[str, MemoryConnection] = {}
         self.reachable = True
         """Whether instances can connect."""
+        self.unreachable: set[str] = set()
+        """Instances that cannot connect."""
+        self.full: set[str] = set()
+        """Instances whose outbox takes nothing more."""
 
     @asynccontextmanager
     async def connect(self, instance: str, receive: Receive) -> AsyncIterator["MemoryConnection"]:
         """Connect an instance; see `Broker.connect`."""
         await trio.lowlevel.checkpoint()
-        if not self.reachable:
+        if not self.reachable or instance in self.unreachable:
             raise BrokerError("the broker cannot be reached")
         connection = MemoryConnection(self, instance, receive)
         self._connections[instance] = connection
@@ -54,6 +62,24 @@ class MemoryBroker:
         """Cut the connection of an instance."""
         if (connection := self._connections.get(instance)) is not None:
             connection.lose("it was cut")
+
+    def stop(self, instance: str) -> None:
+        """Let nothing pass between an instance and the broker, without losing anything."""
+        if (connection := self._connections[instance]).stopped is None:
+            connection.stopped = trio.Event()
+
+    def go_on(self, instance: str) -> None:
+        """Let everything pass again, beginning with what had to wait."""
+        if (connection := self._connections.get(instance)) is not None:
+            connection.go_on()
+
+    def delay_replies(self, instance: str) -> None:
+        """Hold the replies to the calls of an instance; announcements and mail still arrive."""
+        self._connections[instance].delayed = trio.Event()
+
+    def pass_replies(self, instance: str) -> None:
+        """Let the replies arrive that were held."""
+        self._connections[instance].pass_replies()
 
     def flush(self) -> None:
         """Lose all data, as a broker without persistence does when it restarts. Subscriptions stay."""
@@ -94,7 +120,7 @@ class MemoryBroker:
         if before is not None and before > since:
             return ClaimResult(since, before)
         self._owners[claim.device_id] = since
-        if before != since:
+        if before != since or claim.at_us is not None:
             self._announce(OwnerChanged(claim.device_id, since, since), recorded)
         return ClaimResult(since, since)
 
@@ -163,6 +189,11 @@ class MemoryConnection:
         self.instance = instance
         self.subscriptions: set[str] = set()
         self._arrived: deque[Mail | OwnerChanged] = deque()
+        self._outbox: deque[tuple[str, bytes]] = deque()
+        self.stopped: trio.Event | None = None
+        """Set when everything passes again; None while it does."""
+        self.delayed: trio.Event | None = None
+        """Set when replies arrive again; None while they do."""
 
     def receive(self, message: Mail | OwnerChanged) -> None:
         """Pass on a message at the next turn of the event loop, as a network would."""
@@ -173,8 +204,23 @@ class MemoryConnection:
         self._arrived.append(message)
 
     def _pass_on(self) -> None:
-        while self._arrived and not self._lost.is_set():
+        while self._arrived and not self._lost.is_set() and self.stopped is None:
             self._receive(self._arrived.popleft())
+
+    def go_on(self) -> None:
+        """See `MemoryBroker.go_on`."""
+        if self.stopped is not None:
+            self.stopped.set()
+            self.stopped = None
+            while self._outbox and not self._lost.is_set():
+                self._broker.send(*self._outbox.popleft())
+            self._pass_on()
+
+    def pass_replies(self) -> None:
+        """See `MemoryBroker.pass_replies`."""
+        if self.delayed is not None:
+            self.delayed.set()
+            self.delayed = None
 
     def lose(self, why: str) -> None:
         """Lose the connection."""
@@ -182,79 +228,94 @@ class MemoryConnection:
             self._why = why
             self._lost.set()
             self._broker.forget(self)
+            self.go_on()
+            self.pass_replies()
 
     async def wait_lost(self) -> str:
         """See `BrokerConnection.wait_lost`."""
         await self._lost.wait()
         return self._why
 
-    async def _reach(self) -> MemoryBroker:
+    async def _call(self, function: Callable[[MemoryBroker], Result]) -> Result:
         await trio.lowlevel.checkpoint()
+        if self.stopped is not None:
+            await self.stopped.wait()
+        self._check()
+        result = function(self._broker)
+        if self.delayed is not None:
+            await self.delayed.wait()
+            self._check()
+        return result
+
+    def _check(self) -> None:
         if self._lost.is_set():
             raise BrokerError(f"the connection to the broker was lost: {self._why}")
-        return self._broker
 
     async def now_us(self) -> int:
         """See `BrokerConnection.now_us`."""
-        return (await self._reach()).now_us()
+        return await self._call(lambda broker: broker.now_us())
 
     async def renew(self, info: bytes) -> bool:
         """See `BrokerConnection.renew`."""
-        return (await self._reach()).renew(self.instance, info)
+        return await self._call(lambda broker: broker.renew(self.instance, info))
 
     async def resign(self) -> None:
         """See `BrokerConnection.resign`."""
-        (await self._reach()).resign(self.instance)
+        await self._call(lambda broker: broker.resign(self.instance))
 
     async def instances(self) -> dict[str, bytes]:
         """See `BrokerConnection.instances`."""
-        return (await self._reach()).instances()
+        return await self._call(lambda broker: broker.instances())
 
     async def count_mailboxes(self, instances: Sequence[str]) -> list[bool]:
         """See `BrokerConnection.count_mailboxes`."""
-        broker = await self._reach()
-        return [broker.is_connected(instance) for instance in instances]
+        return await self._call(lambda broker: [broker.is_connected(instance) for instance in instances])
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
         """See `BrokerConnection.claim`."""
-        broker = await self._reach()
-        return [broker.claim(self.instance, claim) for claim in claims]
+        return await self._call(lambda broker: [broker.claim(self.instance, claim) for claim in claims])
 
     async def release(self, device_id: str, since: Since) -> None:
         """See `BrokerConnection.release`."""
-        (await self._reach()).release(device_id, since)
+        await self._call(lambda broker: broker.release(device_id, since))
 
     async def locate(self, device_ids: Sequence[str]) -> list[Located]:
         """See `BrokerConnection.locate`."""
-        broker = await self._reach()
-        return [broker.locate(device_id) for device_id in device_ids]
+        return await self._call(lambda broker: [broker.locate(device_id) for device_id in device_ids])
 
     async def note_swap(self, device_id: str) -> None:
         """See `BrokerConnection.note_swap`."""
-        (await self._reach()).note_swap(device_id)
+        await self._call(lambda broker: broker.note_swap(device_id))
 
     async def subscribe(self, device_id: str) -> Located:
         """See `BrokerConnection.subscribe`."""
-        broker = await self._reach()
-        self.subscriptions.add(device_id)
-        return broker.locate(device_id)
+
+        def subscribe(broker: MemoryBroker) -> Located:
+            self.subscriptions.add(device_id)
+            return broker.locate(device_id)
+
+        return await self._call(subscribe)
 
     async def unsubscribe(self, device_id: str) -> None:
         """See `BrokerConnection.unsubscribe`."""
-        await self._reach()
-        self.subscriptions.discard(device_id)
+        await self._call(lambda broker: self.subscriptions.discard(device_id))
 
     def send(self, instance: str, payload: bytes) -> bool:
         """See `BrokerConnection.send`."""
-        if self._lost.is_set():
+        if self._lost.is_set() or self.instance in self._broker.full:
             return False
-        self._broker.send(instance, payload)
+        if self.stopped is not None:
+            self._outbox.append((instance, payload))
+        else:
+            self._broker.send(instance, payload)
         return True
 
     async def take_budget(self, key: str, *, amount: float, per_s: float, burst: float) -> bool:
         """See `BrokerConnection.take_budget`."""
-        return (await self._reach()).take_budget(key, amount=amount, per_s=per_s, burst=burst)
+        return await self._call(
+            lambda broker: broker.take_budget(key, amount=amount, per_s=per_s, burst=burst)
+        )
 
     async def refund_budget(self, key: str, *, amount: float, burst: float) -> None:
         """See `BrokerConnection.refund_budget`."""
-        (await self._reach()).refund_budget(key, amount=amount, burst=burst)
+        await self._call(lambda broker: broker.refund_budget(key, amount=amount, burst=burst))

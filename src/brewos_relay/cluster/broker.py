@@ -25,7 +25,7 @@ class BrokerError(Exception):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Since:
-    """When a connection began to stand for its device: the fencing token of its ownership.
+    """When a connection of a device was made: the fencing token of its ownership.
 
     The greater value wins, in any order of the claims. `at_us` is in µs by the broker's clock. Equal times
     are ordered by the names of the instances.
@@ -41,6 +41,7 @@ class Claim:
 
     The first claim of a connection gives the age of the connection; the broker computes `at_us` from it. A
     later claim of the same connection, for example after the broker has lost its data, repeats that `at_us`.
+    It is announced even if it changes nothing: while the lease had expired, instances found no owner.
     """
 
     device_id: str

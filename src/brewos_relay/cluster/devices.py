@@ -27,17 +27,23 @@ class DeviceRecord:
     held_until: float = 0.0
     """Until when the device is followed for a client that is about to come (trio time)."""
 
-    # What the broker knows
+    # What the broker knows of the connection here
+    must_claim: bool = False
+    """Whether the connection has to be claimed, for the first time or again."""
     at_us: int | None = None
-    """The `since` of the connection here, once the broker has computed it."""
+    """The `since` of the connection, from its first claim on."""
     claimed: Since | None = None
-    """The claim that the broker has from this instance."""
-    rival: Since | None = None
-    """The latest claim of another instance that came while the result of a claim was awaited."""
+    """The last claim that was won. It has to be released when the device has gone."""
+    is_unsure: bool = False
+    """Whether the broker may have another claim of this instance, whose result did not arrive."""
+
+    # What the broker knows of the device
     subscribed: bool = False
     located: bool = False
     """Whether `owner` is known."""
     owner: Since | None = None
+    changes: int = 0
+    """How many changes of the owner were announced. An answer of the broker that one has overtaken is old."""
 
     # What is followed
     remote: RemoteDevice | None = None
@@ -56,13 +62,27 @@ class DeviceRecord:
 
     def is_needless(self, now: float) -> bool:
         """Whether the record can be forgotten."""
-        return not (self.is_local or self.claimed or self.subscribed or self.remote or self.is_wanted(now))
+        is_told = self.claimed is None and not self.is_unsure and not self.subscribed
+        return is_told and not self.is_local and self.remote is None and not self.is_wanted(now)
 
     def settle(self) -> None:
         """Wake the tasks that wait until the device is found."""
         if self.settled is not None:
             self.settled.set()
             self.settled = None
+
+    def come(self, connected_at: float) -> None:
+        """Note that a connection here stands for the device."""
+        self.connected_at = connected_at
+        self.must_claim = True
+        self.at_us = None
+        self.remote = self.attachment = None  # the relay has closed it
+        self.settle()
+
+    def go(self) -> None:
+        """Note that no connection here stands for the device any more."""
+        self.connected_at = self.at_us = self.clients = None
+        self.must_claim = False
 
     def unfollow(self) -> None:
         """End the remote device, and tell the clients that it went unless another connection follows."""
@@ -84,17 +104,13 @@ class DeviceTable:
 
     def device_came(self, device_id: str, connected_at: float) -> None:
         """Note a connection of a device; see `RemotePresence`."""
-        record = self.record(device_id)
-        record.connected_at = connected_at
-        record.at_us = record.rival = None
-        record.remote = record.attachment = None  # the relay has closed it
-        record.settle()
+        self.record(device_id).come(connected_at)
         self.mark(device_id)
 
     def device_went(self, device_id: str) -> None:
         """Note that a device went; see `RemotePresence`."""
         if (record := self.records.get(device_id)) is not None:
-            record.connected_at = record.at_us = record.rival = record.clients = None
+            record.go()
             self.mark(device_id)
 
     def device_wanted(self, device_id: str) -> None:
@@ -106,7 +122,6 @@ class DeviceTable:
         """Note that a device has no clients any more; see `RemotePresence`."""
         if (record := self.records.get(device_id)) is not None:
             record.has_clients = False
-            record.held_until = 0.0
             self.mark(device_id)
 
     def record(self, device_id: str) -> DeviceRecord:
@@ -114,6 +129,11 @@ class DeviceTable:
         if (record := self.records.get(device_id)) is None:
             record = self.records[device_id] = DeviceRecord(device_id)
         return record
+
+    def forget_if_needless(self, record: DeviceRecord, now: float) -> None:
+        """Forget a record that is not needed any more."""
+        if record.is_needless(now) and self.records.get(record.device_id) is record:
+            del self.records[record.device_id]
 
     def since_us(self, device_id: str) -> int | None:
         """Return since when the device is connected here, by the broker's clock; None if unknown."""

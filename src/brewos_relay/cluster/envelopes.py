@@ -1,7 +1,7 @@
 """Envelopes: the messages that instances send to each other's mailboxes, in MessagePack."""
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,11 @@ Payload: TypeAlias = tuple[bytes, bool]
 """The payload of a message, and whether it is text."""
 
 
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,200}\Z")]
+"""The name of an instance."""
+DeviceId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
 class _Envelope(msgspec.Struct, array_like=True, gc=False):
     pass
 
@@ -21,29 +26,29 @@ class _Envelope(msgspec.Struct, array_like=True, gc=False):
 class Watch(_Envelope, tag=1):
     """Asks the instance of a device for its state, and for its messages from then on."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
 
 
 class Unwatch(_Envelope, tag=2):
     """Asks for no more messages of a device."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
 
 
 class NotHere(_Envelope, tag=3):
     """Answers a `Watch`: the device is not connected to this instance."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
 
 
 class DeviceState(_Envelope, tag=4):
     """The state of a device; messages follow. The fields are those of `SnapshotState`."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
     last_seen_ms: int | None
     status: Payload | None
     others: Sequence[Payload]
@@ -58,8 +63,8 @@ class DeviceState(_Envelope, tag=4):
 class DeviceMessages(_Envelope, tag=5):
     """Messages of a device, in order."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
     messages: Sequence[Payload]
 
 
@@ -69,8 +74,8 @@ class Command(_Envelope, tag=6):
     `number` is for the `Outcome`; 0 asks for none. `deadline_us` is by the broker's clock.
     """
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
     number: int
     deadline_us: int
     not_after_ms: float
@@ -87,8 +92,8 @@ class Outcome(_Envelope, tag=7):
 class StateRequest(_Envelope, tag=8):
     """Asks for the known state of a device as the API shows it."""
 
-    sender: str
-    device_id: str
+    sender: Name
+    device_id: DeviceId
     number: int
 
 
@@ -102,7 +107,7 @@ class StateAnswer(_Envelope, tag=9):
 class LiveRequest(_Envelope, tag=10):
     """Asks what an instance knows of the connections of devices."""
 
-    sender: str
+    sender: Name
     number: int
     device_ids: Sequence[str]
 

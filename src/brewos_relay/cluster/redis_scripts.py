@@ -129,7 +129,7 @@ for i, key in ipairs(KEYS) do
   else
     local record = text(at) .. ' ' .. instance
     redis.call('SET', key, record, 'EX', ARGV[4])
-    if not alive or before ~= record then
+    if not alive or before ~= record or string.sub(given, 1, 1) == '@' then
       local announcement = '+' .. record .. '\\n' .. device_of(key)
       redis.call('PUBLISH', channels .. 'dev:' .. device_of(key), announcement)
       if owner and owner ~= instance then

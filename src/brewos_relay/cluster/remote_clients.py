@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import trio
+
 from brewos_relay.cluster.envelopes import pack_messages
 from brewos_relay.messages import Delivery
 
@@ -24,16 +26,16 @@ class RemoteClients:
         self._device_id = device_id
         self._send = send
         self._state = state
-        self._instances: dict[str, None] = {}
+        self._asked_at: dict[str, float] = {}  # when each instance asked last (trio time)
         self._stale: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._instances)
+        return len(self._asked_at)
 
     @property
     def instances(self) -> list[str]:
         """The instances with clients."""
-        return list(self._instances)
+        return list(self._asked_at)
 
     @property
     def is_stale(self) -> bool:
@@ -42,25 +44,31 @@ class RemoteClients:
 
     def add(self, instance: str) -> None:
         """Send the state to an instance, and all messages from here on."""
-        self._instances[instance] = None
+        self._asked_at[instance] = trio.current_time()
         self._stale.add(instance)
         self.send_state()
 
+    def has_asked_since(self, instance: str, time: float) -> bool:
+        """Whether an instance has asked for the messages at this time (trio time) or later."""
+        return self._asked_at.get(instance, time) >= time
+
     def discard(self, instance: str) -> None:
         """Send nothing more to an instance."""
-        self._instances.pop(instance, None)
+        self._asked_at.pop(instance, None)
         self._stale.discard(instance)
 
     def deliver(self, delivery: Delivery) -> None:
         """Send messages of the device; see `RemoteAudience.deliver`."""
+        if len(self._stale) == len(self._asked_at):
+            return
         payload = pack_messages(self._sender, self._device_id, delivery.messages)
-        for instance in self._instances:
+        for instance in self._asked_at:
             if instance not in self._stale and not self._send(instance, payload):
                 self._stale.add(instance)
 
     def renew_state(self) -> None:
         """Send the state to all instances again."""
-        self._stale.update(self._instances)
+        self._stale.update(self._asked_at)
         self.send_state()
 
     def send_state(self) -> None:

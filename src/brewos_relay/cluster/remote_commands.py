@@ -1,5 +1,6 @@
 """RemoteCommands: commands of clients here for devices of other instances, until their outcome is known."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -11,11 +12,12 @@ from brewos_relay.cluster.envelopes import Command, Outcome, pack
 from brewos_relay.core.remote import RemoteOutcome, TakeOutcome
 from brewos_relay.messages import Message
 
+log = logging.getLogger(__name__)
+
 ANSWER_S: Final = 2.0
 """After this time without an answer, the outcome of a command is unknown."""
 DEADLINE_S: Final = 1.7
-"""The device's instance delivers no command later than this. The rest of `ANSWER_S` is for clocks that
-differ."""
+"""The device's instance delivers no command later than this. The rest of `ANSWER_S` is for its answer."""
 _MOST: Final = 10_000
 """This many commands may wait for their outcome."""
 
@@ -23,14 +25,14 @@ _MOST: Final = 10_000
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     take_outcome: TakeOutcome
-    instance: str
     expires_at: float  # trio time
 
 
 class RemoteCommands:
     """Sends each command once, and tells its outcome once.
 
-    A command whose outcome was told as unknown never acts later.
+    A command whose outcome was told as unknown never acts later. So one that was sent before the connection
+    to the broker was lost keeps waiting: it may still act, and its answer may come over the next connection.
 
     `send` sends an envelope to an instance; False if that is not possible.
     """
@@ -54,14 +56,11 @@ class RemoteCommands:
         not_after_ms: float,
     ) -> None:
         """Send a command to the instance of its device; see `RemotePeer.send_command`."""
-        now_us = self._clock.now_us()
-        number = 0
+        number, now_us, sent = 0, self._clock.earliest_us(), False
         if take_outcome is not None:
             self._number += 1
             number = self._number
-        if now_us is None or len(self._waiting) >= _MOST:
-            sent = False
-        else:
+        if now_us is not None and len(self._waiting) < _MOST:
             deadline_us = now_us + round(DEADLINE_S * 1e6)
             envelope = Command(self._sender, device_id, number, deadline_us, not_after_ms, message.payload)
             sent = self._send(instance, pack(envelope))
@@ -70,12 +69,11 @@ class RemoteCommands:
         if not sent:
             take_outcome("bus_unavailable")
             return
-        self._waiting[number] = _Waiting(take_outcome, instance, trio.current_time() + ANSWER_S)
+        self._waiting[number] = _Waiting(take_outcome, trio.current_time() + ANSWER_S)
 
     def take(self, envelope: Outcome) -> None:
         """Take an outcome. One that comes too late is dropped."""
-        if (waiting := self._waiting.pop(envelope.number, None)) is not None:
-            waiting.take_outcome(envelope.outcome)
+        self._end(envelope.number, envelope.outcome)
 
     def expire(self, now: float) -> None:
         """Tell `unknown` to commands without an answer in time."""
@@ -84,10 +82,9 @@ class RemoteCommands:
                 return
             self._end(number, "unknown")
 
-    def lose(self) -> None:
-        """Tell `unknown` to all commands: the connection to the broker is lost, and no answer comes."""
-        for number in list(self._waiting):
-            self._end(number, "unknown")
-
     def _end(self, number: int, outcome: RemoteOutcome) -> None:
-        self._waiting.pop(number).take_outcome(outcome)
+        if (waiting := self._waiting.pop(number, None)) is not None:
+            try:
+                waiting.take_outcome(outcome)
+            except Exception:
+                log.exception("the outcome of a command cannot be told")

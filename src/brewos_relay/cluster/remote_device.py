@@ -9,6 +9,7 @@ from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.core.remote import TakeOutcome
 from brewos_relay.messages import Delivery, Message
+from brewos_relay.vocabulary import LONG_AGO
 
 
 class RemoteDevice:
@@ -23,6 +24,8 @@ class RemoteDevice:
         """The connection that is followed."""
         self.has_state = False
         """Whether its state has come, so that its messages can follow."""
+        self.awaits_state = True
+        """Whether its state was asked for, and has not come since."""
         self.asked_at = trio.current_time()
         """When the state was last asked for (trio time)."""
         self.is_reachable = True
@@ -47,6 +50,7 @@ class RemoteDevice:
             await self._closed.wait()
         finally:
             self._receive = None
+            self._closed.set()
         return None
 
     def receive(self, messages: Sequence[Message]) -> None:
@@ -55,6 +59,20 @@ class RemoteDevice:
             self._receive(messages)
         elif not self.is_closed:
             self._early.extend(messages)  # the session's task has not begun yet
+
+    def ask(self) -> None:
+        """Note that the state was asked for."""
+        self.awaits_state = True
+        self.asked_at = trio.current_time()
+
+    def confirm(self) -> None:
+        """Note that the state has come."""
+        self.has_state, self.awaits_state = True, False
+
+    def deny(self) -> None:
+        """Note that the device is not on that instance any more: it has to be found again."""
+        self.has_state, self.awaits_state = False, True
+        self.asked_at = LONG_AGO
 
     def deliver(self, delivery: Delivery, keep: bool = False) -> bool:
         """Return False: commands are sent by `send_command`."""

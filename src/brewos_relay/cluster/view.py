@@ -9,7 +9,8 @@ import trio
 
 from brewos_relay.cluster.broker import BrokerError, Located
 from brewos_relay.cluster.devices import DeviceTable
-from brewos_relay.cluster.member import AT_ONCE, Member
+from brewos_relay.cluster.member import Member
+from brewos_relay.cluster.ownership import AT_ONCE
 from brewos_relay.cluster.remote_commands import ANSWER_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay
@@ -39,9 +40,9 @@ class ClusterView:
     async def find(self, device_id: str) -> None:
         """Follow a device for a client that is about to come, and wait for its state, at most `FIND_S`."""
         record = self._table.record(device_id)
+        record.held_until = trio.current_time() + _HOLD_S
         if record.is_local or (record.remote is not None and record.remote.has_state):
             return
-        record.held_until = trio.current_time() + _HOLD_S
         if self._member.connection is None:
             return
         if record.settled is None:
@@ -123,7 +124,7 @@ class ClusterView:
             owner = (await self._locate([device_id]))[0].owner
             if owner is not None and owner.instance != self._member.instance:
                 content = await self._member.requests.ask_state(owner.instance, device_id)
-                return msgspec.json.decode(content, type=dict[str, Any]) if content is not None else None
+                return _decode(content) if content is not None else None
         return self._relay.state_of(device_id)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:

@@ -291,14 +291,17 @@ class Relay:
 
     # Other instances
 
-    def attach_remote_device(self, device_id: str, peer: RemotePeer) -> RemoteDeviceAttachment:
+    def attach_remote_device(
+        self, device_id: str, peer: RemotePeer, *, connected_at: float = LONG_AGO
+    ) -> RemoteDeviceAttachment:
         """Let a connection of the device on another instance stand for it, and own `peer` from here on.
 
         A connection to this relay that stands for the device is closed with 4002, once it is safe to end it.
-        If there is none, clients are told that the device came. When the peer ends, they are told that it
-        went. Raises RelayClosing.
+        So is one that does not stand for it yet, if it is older than `connected_at` (trio time). If there is
+        no connection, clients are told that the device came. When the peer ends, they are told that it went.
+        Raises RelayClosing.
         """
-        return self._session(device_id).attach_remote_device(peer)
+        return self._session(device_id).attach_remote_device(peer, connected_at=connected_at)
 
     def take_remote_state(
         self, device: RemoteDeviceAttachment, state: SnapshotState, last_seen_ms: int
@@ -312,14 +315,15 @@ class Relay:
         if (session := self._sessions.get(device_id)) is not None:
             session.presence.set_since(since_us)
 
-    def yield_device(self, device_id: str) -> bool:
+    def yield_device(self, device_id: str, *, connected_at: float = LONG_AGO) -> bool:
         """End the connection of a device (4002), once it is safe, because another instance has a newer one.
 
+        One that does not stand for it yet ends as well, if it is older than `connected_at` (trio time).
         Its messages no longer count. The clients are told nothing: the device is still online. Return whether
         the connection was lively: then two devices may use the same id.
         """
         session = self._sessions.get(device_id)
-        return session is not None and session.yield_device()
+        return session is not None and session.yield_device(connected_at=connected_at)
 
     def is_lively(self, device_id: str) -> bool:
         """Whether the device is connected to this relay and has sent something recently."""

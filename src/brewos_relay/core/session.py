@@ -391,10 +391,12 @@ class DeviceSession:
 
     # Other instances
 
-    def attach_remote_device(self, peer: RemotePeer) -> RemoteDeviceAttachment:
+    def attach_remote_device(
+        self, peer: RemotePeer, *, connected_at: float = LONG_AGO
+    ) -> RemoteDeviceAttachment:
         """Let a connection on another instance stand for the device; see `Relay.attach_remote_device`."""
         device = RemoteDeviceAttachment(self, peer)
-        before = self._yield_to(device)
+        before = self._yield_to(device, connected_at)
         device.has_state = before is not None
         self._feed.begin()
         self._start(device)
@@ -404,18 +406,27 @@ class DeviceSession:
         self._commands.flush(device, trio.current_time())
         return device
 
-    def yield_device(self) -> bool:
+    def yield_device(self, *, connected_at: float = LONG_AGO) -> bool:
         """Let a connection on another instance stand for the device, with no clients here that follow it.
 
         Return whether a lively connection had to end for that.
         """
         device, lively = self.presence.present, self.presence.is_lively(trio.current_time())
         if device is not None and device.remote is None:
-            self._yield_to(None)
+            self._yield_to(None, connected_at)
         return lively
 
-    def _yield_to(self, device: RemoteDeviceAttachment | None) -> DeviceAttachment | None:
-        """Replace the connection that stands for the device; its messages no longer count."""
+    def _yield_to(
+        self, device: RemoteDeviceAttachment | None, connected_at: float
+    ) -> DeviceAttachment | None:
+        """Replace the connection that stands for the device; its messages no longer count.
+
+        Nor do those of one that does not stand for it yet, and is older than the new one.
+        """
+        arriving = self.presence.arriving
+        if arriving is not None and arriving.attached_at < connected_at:
+            self.presence.leave(arriving)
+            arriving.close(CloseCode.REPLACED, "a newer connection replaced this one")
         before = self.presence.yield_to(device)
         if before is not None:
             self._feed.end(before)
