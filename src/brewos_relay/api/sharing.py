@@ -7,7 +7,6 @@ from typing import Annotated, Final, Literal
 from urllib.parse import urlencode
 
 import msgspec
-import segno
 import trio
 from quart import Blueprint, Response, request
 
@@ -148,6 +147,8 @@ class SharingRoutes:
         )
         query = urlencode({"id": device_id, "token": made.token, "share": "true"})
         url = f"{self.proxy_trust.base_url(current_caller())}/pair?{query}"
+        import segno  # late: few processes make a QR code
+
         return json_answer(
             NewShareAnswer(
                 share_id=share_id,

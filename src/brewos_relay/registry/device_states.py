@@ -1,13 +1,14 @@
 """The last state of each device, used when it reconnects without sending all of its state."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from brewos_relay.registry.records import StoredState
 from brewos_relay.registry.schema import device_states, device_users, devices
+from brewos_relay.registry.upserts import insert_into
 from brewos_relay.vocabulary import now_ms
 
 STATES_AT_ONCE: Final = 100
@@ -37,8 +38,9 @@ _STATES: Final = (
 )
 
 
-def _replacing(*, is_postgresql: bool) -> Any:
-    saved = (postgresql if is_postgresql else sqlite).insert(device_states)
+@cache
+def _replacing(dialect: str) -> Any:
+    saved = insert_into(device_states, dialect)
     names = ("payload", "is_text", "at_ms", "since_us")
     return saved.on_conflict_do_update(
         index_elements=["device_id"],
@@ -48,9 +50,6 @@ def _replacing(*, is_postgresql: bool) -> Any:
             device_states.c.since_us > bindparam("believed_us"),
         ),
     )
-
-
-_REPLACING: Final = {kind: _replacing(is_postgresql=kind) for kind in (False, True)}
 
 
 def save_states(db: Connection, states: Sequence[StoredState]) -> None:
@@ -63,7 +62,7 @@ def save_states(db: Connection, states: Sequence[StoredState]) -> None:
     Only devices that have users or were added by hand: anyone can register others.
     """
     of_id = {state.device_id: state for state in states if len(state.payload) <= STATE_BYTES_AT_MOST}
-    replacing = _REPLACING[db.dialect.name == "postgresql"]
+    replacing = _replacing(db.dialect.name)
     believed_us = now_ms() * 1000 + AHEAD_US
     for start in range(0, len(of_id), _IDS_AT_ONCE):
         ids = sorted(of_id)[start : start + _IDS_AT_ONCE]

@@ -5,13 +5,14 @@ All are stored in the registry, so that they hold across all instances of a serv
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, Table, bindparam, case, delete, func, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Select, bindparam, case, delete, func, or_, select
 
 from brewos_relay.errors import PairingClosed, QuotaReached, TooManyNewDevices
 from brewos_relay.registry.schema import device_users, new_ids, pairing_window, users
+from brewos_relay.registry.upserts import insert_into
 
 PairingMode = Literal["open", "window", "closed"]
 
@@ -23,24 +24,18 @@ WINDOW_AT_MOST_MS: Final = 24 * 3600 * 1000
 _ROW: Final = 1
 
 
-def _insert(table: Table, *, is_postgresql: bool) -> Any:
-    return (postgresql if is_postgresql else sqlite).insert(table)
-
-
-def _count_one(*, is_postgresql: bool) -> Any:
+@cache
+def _count_one(dialect: str) -> Any:
     over = new_ids.c.since_ms <= bindparam("over_ms")
     values = {"network": bindparam("name"), "since_ms": bindparam("now_ms"), "count": 1}
     set_ = {
         "since_ms": case((over, bindparam("now_ms")), else_=new_ids.c.since_ms),
         "count": case((over, 1), else_=new_ids.c.count + 1),
     }
-    inserted = _insert(new_ids, is_postgresql=is_postgresql).values(values)
+    inserted = insert_into(new_ids, dialect).values(values)
     return inserted.on_conflict_do_update(index_elements=["network"], set_=set_).returning(
         new_ids.c.count, new_ids.c.since_ms
     )
-
-
-_COUNT_ONE: Final = {kind: _count_one(is_postgresql=kind) for kind in (False, True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +59,7 @@ def open_window(db: Connection, *, now_ms: int, for_ms: int) -> int:
         raise ValueError("pairing can be opened for a day at most")
     until_ms = now_ms + for_ms
     row = {"id": _ROW, "open_until_ms": until_ms}
-    opened = _insert(pairing_window, is_postgresql=db.dialect.name == "postgresql").values(row)
+    opened = insert_into(pairing_window, db.dialect.name).values(row)
     set_ = {"open_until_ms": until_ms}
     db.execute(opened.on_conflict_do_update(index_elements=["id"], set_=set_))
     return until_ms
@@ -93,7 +88,7 @@ def count_new_id(db: Connection, networks: Sequence[str], *, per_network: int, n
     `networks` are the caller's network and those around it, the widest first. Each row stays locked until the
     transaction ends, so that two instances cannot both use the last place.
     """
-    count_one = _COUNT_ONE[db.dialect.name == "postgresql"]
+    count_one = _count_one(db.dialect.name)
     for place, network in enumerate(networks):
         values = {"name": network, "now_ms": now_ms, "over_ms": now_ms - COUNTED_MS}
         count, since_ms = db.execute(count_one, values).one()

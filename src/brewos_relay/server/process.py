@@ -152,7 +152,8 @@ def prepare_process() -> None:
     """Raise the limit of open files to the maximum, and set the garbage collector to small steps.
 
     The objects of connections form no reference cycles, so full collections are rare. HTTP requests leave
-    cycles behind. Small and frequent collections take milliseconds and find the objects in the caches.
+    cycles behind. Small and frequent collections take milliseconds and find the objects in the caches. The
+    imports leave 4 MiB of unused memory behind, which is returned to the system.
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -161,3 +162,5 @@ def prepare_process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000, 5, 400)
+    if (trim := _find_trim()) is not None:
+        trim(0)
