@@ -445,6 +445,25 @@ async def test_clients_are_told_when_to_come_back_and_it_is_not_all_at_once(
         assert min(back_ms) >= 20_000, "not before all have ended"
 
 
+async def test_relay_that_drains_as_one_of_several_closes_its_peers_in_its_part_of_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        clients = [ScriptedPeer() for _ in range(10)]
+        for client in clients:
+            relay.attach_client(ONE, client)
+        await wait_all_tasks_blocked()
+        for client in clients:
+            client.forget()
+        began = trio.current_time()
+        await relay.drain(window_s=5.0)
+        assert trio.current_time() - began == pytest.approx(4.5)
+        told_s = sorted(client.received[0]["reconnectInMs"] / 1000 for client in clients)
+        closed_s = sorted(client.closed_at[0] - began for client in clients)
+        gaps_s = [back_s - ended_s for back_s, ended_s in zip(told_s, closed_s, strict=True)]
+        assert gaps_s == pytest.approx([21.0] * 10), "the other relays take the rest of the 20 s"
+
+
 async def test_a_device_that_came_a_moment_ago_outlives_its_8_s(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS, limits=Limits(drain_s=2.0)) as relay:
         devices = [ScriptedPeer(min_age_s=8.0, silent=number == 0) for number in range(3)]

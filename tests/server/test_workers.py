@@ -15,10 +15,20 @@ import trio
 
 from brewos_relay.settings.server_limits import ServerLimits
 from support.certificates import client_context, write_certificate
-from support.process import KEY, Reach, environment, machine_id, run_command
+from support.process import KEY, SECRET, Reach, environment, machine_id, run_command
 from support.waiting import until
 from support.wire_client import Ended, WireClient, text, upgrade_head
-from support.workers import is_running, log_of, needs_proc, require_redis, serve_workers, workers_of
+from support.workers import (
+    METRICS_TOKEN,
+    command_of,
+    descendants,
+    is_running,
+    log_of,
+    needs_proc,
+    require_redis,
+    serve_workers,
+    workers_of,
+)
 
 pytestmark = needs_proc
 
@@ -247,6 +257,22 @@ async def test_worker_that_gets_a_signal_drains_alone_and_is_replaced(tmp_path: 
             assert log_of(tmp_path, "ended with exit code 0; starting it again in 1 s")
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGINT)
+            assert await server.wait(within_s=15) == 0
+
+
+async def test_command_lines_have_no_secrets(tmp_path: Path) -> None:
+    secret = "hunter2" * 3
+    with trio.fail_after(60):
+        async with serve_workers(
+            tmp_path, BREWOS_RELAY_FACEBOOK_APP_SECRET=secret, BREWOS_RELAY_FACEBOOK_APP_ID=1
+        ) as server:
+            pids = [server.pid, *descendants(server.pid)]
+            assert len(pids) >= 5, "the parent, two workers, Redis and its guard"
+            lines = b"".join(command_of(pid) for pid in pids)
+            assert b"serve\0--worker\0" in lines
+            for hidden in (SECRET, secret, METRICS_TOKEN):
+                assert hidden.encode() not in lines
+            server.send_signal(signal.SIGTERM)
             assert await server.wait(within_s=15) == 0
 
 

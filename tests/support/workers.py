@@ -45,7 +45,7 @@ def descendants(pid: int) -> set[int]:
 
 def workers_of(pid: int) -> list[int]:
     """List the workers among the processes that a process has started."""
-    return [child for child in children(pid) if b"--worker\0" in _command(child)]
+    return [child for child in children(pid) if b"--worker\0" in command_of(child)]
 
 
 def is_running(pid: int) -> bool:
@@ -79,7 +79,7 @@ class Machine(ProcessServer):
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def _command(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
@@ -135,7 +135,7 @@ async def serve_workers(
         finally:
             with trio.move_on_after(20, shield=True):
                 await until(lambda: not any(map(is_running, started)) and not os.listdir(runtime))  # noqa: PTH208
-            left = [(pid, _command(pid)) for pid in started if is_running(pid)]
+            left = [(pid, command_of(pid)) for pid in started if is_running(pid)]
             assert not left, (left, (folder / "server.log").read_text())
             assert os.listdir(runtime) == []  # noqa: PTH208
 

@@ -48,6 +48,7 @@ exec 3<&-
 wait "$server"
 code=$?
 kill "$guard" 2>/dev/null
+wait "$guard"
 if [ -e "$folder/end" ]; then rm -rf "$folder"; fi
 exit "$code"
 """
