@@ -1,6 +1,6 @@
 """Fixtures: the application, with a registry that has some machines."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,20 @@ from quart_trio import QuartTrio
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app import create_app
 from brewos_relay.auth.proxy_trust import ProxyTrust
-from support.household import Household, PlainRelay, open_household
+from support.household import Household, PlainRelay, new_databases, open_household
+from support.postgresql import PostgreSQL
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def each_registry(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test twice: with households in SQLite, and in PostgreSQL."""
+    if request.param == "sqlite":
+        yield
+        return
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    new_databases.append(postgresql.new_database)
+    yield
+    new_databases.pop()
 
 
 @pytest.fixture

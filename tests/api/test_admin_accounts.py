@@ -12,6 +12,8 @@ from brewos_relay.vocabulary import now_ms
 from support.household import BASE_URL, MACHINE, SECOND, STRANGE, Household, open_household
 from support.sign_ins import EMAIL, ask, sign_in
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 BEN = "ben@example.org"
 ROUTES = [
     ("GET", "/admin/users", None),
@@ -193,3 +195,26 @@ async def test_stats_count_peers_and_messages(office: Office) -> None:
     assert stats["registered"] == {"devices": 3, "users": 2}
     assert (stats["totals"]["receivedFromDevices"], stats["totals"]["leftOut"]) == (17, 2)
     assert abs(stats["timestamp"] - now_ms()) < 60_000
+
+
+async def test_character_nul_is_no_failure_of_the_registry(office: Office) -> None:
+    of_admins: list[tuple[str, str, Any]] = [
+        ("PATCH", "/admin/users/%00", {"isAdmin": True}),
+        ("DELETE", "/admin/users/%00", None),
+        ("DELETE", "/admin/tokens/%00", None),
+        ("DELETE", "/auth/sessions/%00", None),
+        ("GET", "/admin/devices?find=%00", None),
+        ("GET", "/admin/devices?after=%00", None),
+        ("POST", "/admin/invites", {"email": "a\0@example.org"}),
+        ("POST", "/auth/password", {"email": "a\0@example.org", "password": "a\0"}),
+    ]
+    of_owners: list[tuple[str, str, Any]] = [
+        ("PATCH", f"/devices/{MACHINE}/users/%00", {"role": "viewer"}),
+        ("DELETE", f"/devices/{MACHINE}/users/%00", None),
+        ("DELETE", f"/devices/{MACHINE}/shares/%00", None),
+        ("POST", "/devices/claim-share", {"token": "\0"}),
+    ]
+    house = office.house
+    for requests, token in ((of_admins, office.token), (of_owners, house.token("ada"))):
+        for method, path, body in requests:
+            assert 400 <= (await house.ask(method, path, body, token=token)).status < 500, path

@@ -12,6 +12,8 @@ from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from support.household import MACHINE, Answer, Household, open_household
 from support.sign_ins import sign_in
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 NEW = "BRW-0000004D"
 REGISTRATION = {"deviceId": NEW, "token": "t" * 32, "deviceKey": "k" * 43}
 

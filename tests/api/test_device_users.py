@@ -8,6 +8,8 @@ from brewos_relay.registry.accounts import add_user
 from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 USERS = f"/devices/{MACHINE}/users"
 HOUR_MS = 3_600_000
 

@@ -12,6 +12,8 @@ from brewos_relay.registry.records import StoredState
 from brewos_relay.vocabulary import now_ms
 from support.household import KEY, MACHINE, OTHER_KEY, SECOND, STRANGE, Household, open_household
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 UNKNOWN = "BRW-0000004D"
 HOUR_MS = 3_600_000
 

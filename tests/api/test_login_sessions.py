@@ -14,6 +14,8 @@ from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, Household
 from support.sign_ins import EMAIL, add_account, admitted, ask, sign_in
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:

@@ -15,6 +15,8 @@ from brewos_relay.registry.device_keys import add_next_key
 from brewos_relay.registry.pairing import register_pairing
 from support.household import KEY, MACHINE, OTHER_KEY, STRANGE, Answer, Household, open_household
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 NEW = "BRW-0000004D"
 TOKEN = "t0ken-On_the-screen-of-a-machine"
 

@@ -140,3 +140,9 @@ def test_structs_with_secret_fields_hide_them() -> None:
                 fields = {field.name for field in msgspec.structs.fields(kind)}
                 secret = fields & {"password", "token", "credential", "access_token", "refresh_token"}
                 assert not secret or issubclass(kind, SecretStruct), name
+
+
+async def test_query_with_nul_is_refused(app: QuartTrio) -> None:
+    response = await app.test_client().get("/thing?deviceId=a%00")
+    assert response.status_code == 400
+    assert "must not contain the character NUL" in (await response.get_json())["error"]

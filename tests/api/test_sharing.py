@@ -13,6 +13,8 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.vocabulary import now_ms
 from support.household import BASE_URL, MACHINE, STRANGE, Answer, Household, open_household
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 HOUR_MS = 3_600_000
 SHARE = f"/devices/{MACHINE}/share"
 

@@ -13,6 +13,8 @@ from brewos_relay.registry.records import StoredToken
 from brewos_relay.vocabulary import Role, now_ms
 from support.household import MACHINE, SECOND, Household, open_household
 
+pytestmark = pytest.mark.usefixtures("each_registry")
+
 DEVICE = f"/devices/{MACHINE}"
 
 WITHOUT_A_TOKEN = """

@@ -21,6 +21,7 @@ from support.registry import device_id, new_device, register
 from support.waiting import until
 
 DEADLINE_S = 30.0
+ONE_WRITER = 2  # connections: one for reads, one for writes
 WRITE_S = 0.3
 MACHINE = device_id(1)
 
@@ -80,11 +81,10 @@ async def test_write_behind_a_lock_of_another_process_is_busy_in_time(url: str) 
         assert name_in(url) == "after"
 
 
-@ON_SQLITE
 async def test_write_behind_another_writer_of_this_process_is_busy_in_time(url: str) -> None:
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
-        async with open_store(url, write_s=WRITE_S) as store:
+        async with open_store(url, connections=ONE_WRITER, write_s=WRITE_S) as store:
             async with trio.open_nursery() as nursery:
 
                 async def give_up() -> None:
@@ -170,7 +170,6 @@ async def test_cancellation_waits_for_a_write_under_way(url: str) -> None:
         assert name_in(url) == "late"
 
 
-@ON_SQLITE
 async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def do_nothing(_store: Store) -> None:
         await trio.lowlevel.checkpoint()
@@ -178,7 +177,10 @@ async def test_cancellation_ends_the_queue_at_once(url: str, monkeypatch: pytest
     monkeypatch.setattr(Housekeeper, "run", do_nothing)  # it would queue as well
     slow = Slow()
     with trio.fail_after(DEADLINE_S):
-        async with open_store(url, write_s=DEADLINE_S) as store, trio.open_nursery() as nursery:
+        async with (
+            open_store(url, connections=ONE_WRITER, write_s=DEADLINE_S) as store,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(store.write, slow)
             await until(slow.begun.is_set)
             async with trio.open_nursery() as queue:

@@ -1,7 +1,7 @@
 """The HTTP API over a real registry, with a relay of plain data, for tests that send requests."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -85,6 +85,10 @@ class Answer:
     content: Any
     headers: Headers
     body: bytes
+
+
+new_databases: list[Callable[[], AbstractContextManager[str]]] = []
+"""The last one gives each household the URL of a registry. Without one, registries are files."""
 
 
 class Household:
@@ -185,8 +189,11 @@ async def open_household(
     """Open a registry and its API. MACHINE and SECOND belong to Ada; STRANGE has no users."""
     request_limits = request_limits or RequestLimits()
     relay = PlainRelay()
-    url = url or f"sqlite:///{folder / 'registry.db'}"
-    async with open_store(url, write_s=write_s) as store:
+    async with AsyncExitStack() as stack:
+        if url is None and new_databases:
+            url = stack.enter_context(new_databases[-1]())
+        url = url or f"sqlite:///{folder / 'registry.db'}"
+        store = await stack.enter_async_context(open_store(url, write_s=write_s))
         new = [
             NewDevice(id=MACHINE, key_hash=hash_secret(KEY), name="Kitchen", user_id="ada"),
             NewDevice(id=SECOND, key_hash=hash_secret(KEY), user_id="ada"),

@@ -23,7 +23,7 @@ from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, store_route
 from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import PairingRoutes
 from brewos_relay.api.passwords import PasswordCheck, PasswordRoutes
-from brewos_relay.api.payloads import is_api_path
+from brewos_relay.api.payloads import SegmentConverter, is_api_path
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes
@@ -164,6 +164,7 @@ def _bare_app(*, body_bytes: int) -> QuartTrio:
     # Service workers take a redirect for a failure, so no path is answered with one.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
+    app.url_map.converters["default"] = SegmentConverter
     app.url_map.converters["page"] = PagePathConverter
     app.url_map.converters["device"] = DeviceIdConverter
     return app

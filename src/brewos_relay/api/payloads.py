@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from quart import Request, Response, current_app
+from werkzeug.routing import BaseConverter
 
 from brewos_relay.texts import is_name
 
@@ -57,6 +58,12 @@ def as_sentence(problem: Exception) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+class SegmentConverter(BaseConverter):
+    """Match a segment of a path without the character NUL, which no stored text contains."""
+
+    regex = "[^/\0]+"
+
+
 def is_api_path(path: str) -> bool:
     """Tell whether a path is one of the JSON API."""
     return path == "/api" or path.startswith("/api/")
@@ -101,6 +108,9 @@ async def body_of(request: Request, shape: type[Struct]) -> Struct:
 
 def query_of(request: Request, shape: type[Struct]) -> Struct:
     """Decode the parameters of a query, and ignore unknown ones. Raises Refused (400) like `body_of`."""
+    # PostgreSQL cannot compare a text with NUL, which would look like a failure of the registry.
+    if any("\0" in text for text in request.args.values()):
+        raise Refused("The query is not valid: a text must not contain the character NUL.", status=400)
     try:
         return msgspec.convert(request.args.to_dict(), type=shape, strict=False)
     except msgspec.ValidationError as problem:

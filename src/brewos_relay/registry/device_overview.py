@@ -15,7 +15,6 @@ _OWNERS: Final = (
     .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
     .where(device_users.c.device_id.in_(bindparam("ids", expanding=True)))
     .where(device_users.c.role == "owner")
-    .order_by(device_users.c.device_id, users.c.email)
 )
 
 
@@ -62,4 +61,5 @@ def _owners_of(db: Connection, ids: Sequence[str]) -> dict[str, list[str]]:
     owners: dict[str, list[str]] = {}
     for device_id, email, user_id in db.execute(_OWNERS, {"ids": ids}):
         owners.setdefault(device_id, []).append(email or user_id)
-    return owners
+    # Databases sort differently: accounts before or after others, and by their own language.
+    return {device_id: sorted(each) for device_id, each in owners.items()}
