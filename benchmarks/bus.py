@@ -76,7 +76,7 @@ def receive(url: str, count: int, result: Connection) -> None:
 
         async with RedisBroker(parse_redis_url(url)).connect("receiver", take):
             result.send("ready")
-            with trio.fail_after(count / SENDS_PER_S * 3 + START_S):  # of the sender's two passes
+            with trio.fail_after(count / SENDS_PER_S * 3 + START_S):  # the sender paces twice
                 await done.wait()
             result.send((time.process_time() - began_s) / (count - 1) * 1e6)
 

