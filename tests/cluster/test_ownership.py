@@ -329,6 +329,34 @@ async def test_request_for_a_state_that_was_lost_is_repeated(autojump_clock: Moc
         assert await types(client) == ["note"]
 
 
+async def test_new_connection_on_the_same_instance_repeats_no_state(autojump_clock: MockClock) -> None:
+    async with open_instances("a", "b") as (a, b):
+        await a.online_device()
+        await trio.sleep(20)
+        client = await b.client()
+        await types(client)
+        second = a.device()
+        await second.receive()
+        await second.send({"type": "note"})
+        assert await types(client) == ["note"]
+        assert [each["type"] for each in await contents(second)] == ["request_state"], "once"
+        await second.send({"type": "note"})
+        assert await types(client, within_s=5) == ["note"]
+
+
+async def test_device_is_asked_for_its_state_only_if_clients_have_waited(autojump_clock: MockClock) -> None:
+    async with open_instances("a", "b") as (a, b):
+        device = await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        assert await types(client) == ["connected", "device_status", "status"]
+        assert await types(device, within_s=5) == []
+        device.close()
+        await types(client)
+        device = await a.online_device()
+        assert await types(device) == ["request_state"]
+
+
 async def test_full_outbox_drops_messages_and_sends_the_state_later(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):

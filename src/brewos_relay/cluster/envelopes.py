@@ -24,10 +24,16 @@ class _Envelope(msgspec.Struct, array_like=True, gc=False):
 
 
 class Watch(_Envelope, tag=1):
-    """Asks the instance of a device for its state, and for its messages from then on."""
+    """Asks the instance of a device for its state, and for its messages from then on.
+
+    `has_state` says that the sender has the state already, from the same instance. `has_waited` says that
+    clients waited for the device before it came, so that the device is asked for its state.
+    """
 
     sender: Name
     device_id: DeviceId
+    has_state: bool = False
+    has_waited: bool = False
 
 
 class Unwatch(_Envelope, tag=2):
@@ -39,6 +45,13 @@ class Unwatch(_Envelope, tag=2):
 
 class NotHere(_Envelope, tag=3):
     """Answers a `Watch`: the device is not connected to this instance."""
+
+    sender: Name
+    device_id: DeviceId
+
+
+class Confirmed(_Envelope, tag=12):
+    """Answers a `Watch` of an instance that has the state already, and has missed no message."""
 
     sender: Name
     device_id: DeviceId
@@ -131,6 +144,7 @@ Envelope: TypeAlias = (
     | StateAnswer
     | LiveRequest
     | LiveAnswer
+    | Confirmed
 )
 
 pack: Final = msgspec.msgpack.Encoder().encode

@@ -9,6 +9,7 @@ from brewos_relay.cluster.broker_clock import BrokerClock
 from brewos_relay.cluster.devices import DeviceRecord, DeviceTable
 from brewos_relay.cluster.envelopes import (
     Command,
+    Confirmed,
     DeviceMessages,
     DeviceState,
     Envelope,
@@ -89,6 +90,10 @@ class MailHandler:
             case Unwatch():
                 if (record := self._table.records.get(envelope.device_id)) is not None:
                     self._ownership.drop_client(record, envelope.sender)
+            case Confirmed():
+                record = self._followed(envelope.device_id, envelope.sender)
+                if record is not None and record.remote is not None and record.remote.has_state:
+                    record.remote.confirm()
             case NotHere():
                 self._take_absence(envelope)
             case DeviceState():
@@ -113,7 +118,12 @@ class MailHandler:
         if record.clients is None:
             record.clients = RemoteClients(self._instance, watch.device_id, self._send, self._pack_state)
         self._relay.set_remote_audience(watch.device_id, record.clients)
+        if watch.has_state and watch.sender in record.clients.instances:
+            self._send(watch.sender, pack(Confirmed(self._instance, watch.device_id)))
+            return
         record.clients.add(watch.sender)
+        if watch.has_waited:
+            self._relay.ask_for_state(watch.device_id)
 
     def _pack_state(self, device_id: str) -> bytes:
         state, last_seen_ms = self._relay.export_state(device_id)

@@ -221,7 +221,8 @@ class Ownership:
             record.remote, record.attachment = remote, attachment
         remote.owner = owner
         remote.ask()
-        self._send(owner.instance, pack(Watch(self._instance, record.device_id)))
+        watch = Watch(self._instance, record.device_id, remote.has_state, record.has_clients)
+        self._send(owner.instance, pack(watch))
         return True
 
     def _connected_at(self, owner: Since) -> float:
