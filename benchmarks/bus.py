@@ -74,10 +74,14 @@ def receive(url: str, count: int, result: Connection) -> None:
             elif got == count:
                 done.set()
 
-        async with RedisBroker(parse_redis_url(url)).connect("receiver", take):
+        async with RedisBroker(parse_redis_url(url)).connect("receiver", take) as bus:
             result.send("ready")
-            with trio.fail_after(count / SENDS_PER_S * 3 + START_S):  # the sender paces twice
+            with trio.move_on_after(count / SENDS_PER_S * 3 + START_S):  # the sender paces twice
                 await done.wait()
+            if got < count:
+                with trio.move_on_after(0):
+                    print(f"the connection was lost: {await bus.wait_lost()}", file=sys.stderr)
+                raise RuntimeError(f"{count - got} of {count} messages did not arrive")
             result.send((time.process_time() - began_s) / (count - 1) * 1e6)
 
     trio.run(main)
@@ -117,6 +121,9 @@ def measure(url: str, count: int, burst: int) -> tuple[float, float]:
     assert received.recv() == "ready"
     sender = spawn.Process(target=send, args=(url, count, burst, sends))
     sender.start()
+    # Without these, the end of a process that fails is noticed.
+    receives.close()
+    sends.close()
     try:
         return sent.recv(), received.recv()
     finally:

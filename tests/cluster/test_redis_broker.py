@@ -1,5 +1,6 @@
 """The broker on Redis, with a real server that fails in several ways."""
 
+import re
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from brewos_relay.cluster import redis_scripts
+from brewos_relay.cluster import redis_broker
 from brewos_relay.cluster.broker import (
     LEASE_S,
     BrokerConnection,
@@ -35,6 +36,7 @@ from brewos_relay.cluster.resp import OUTBOX_BYTES, PENDING_REPLIES, join
 from support.broker_members import Member, members
 from support.bus_proxy import open_bus_proxy
 from support.certificates import write_certificate
+from support.pages import read
 from support.redis_server import PASSWORD, RedisServer, open_redis
 from support.waiting import until
 
@@ -321,8 +323,8 @@ async def test_password_is_needed_and_never_shown(tmp_path: Path) -> None:
 
 
 async def test_user_needs_only_the_documented_rights(redis: RedisServer) -> None:
-    rights = redis_scripts.RIGHTS.format(prefix="brewos:").split()
-    redis.run("ACL", "SETUSER", "relay", "reset", "on", ">hunter2", *rights)
+    [documented] = re.findall(r"ACL SETUSER relay on >PASSWORD ([^`]+)", read("reference/settings.md"))
+    redis.run("ACL", "SETUSER", "relay", "reset", "on", ">hunter2", *documented.split())
     url = redis.url.replace("//", "//relay:hunter2@")
     try:
         await use_everything(broker_at(url))
@@ -348,6 +350,14 @@ async def test_tls_checks_the_certificate_of_the_server(tmp_path: Path) -> None:
         plain = f"rediss://localhost:{server.port}?ca={files.cert}"
         await refusal(broker_at(plain, connect_within_s=0.2))
         await refusal(broker_at(f"redis://localhost:{server.tls_port}"))
+
+
+async def test_server_can_demand_a_certificate_of_the_relay(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path, names=["localhost"])
+    with open_redis("--tls-auth-clients", "yes", tls=files) as server:
+        url = f"rediss://localhost:{server.tls_port}/0?ca={files.cert}"
+        await use_everything(broker_at(f"{url}&cert={files.cert}&key={files.key}"))
+        await refusal(broker_at(url))
 
 
 async def test_unix_socket_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -439,6 +449,12 @@ async def test_description_and_names_are_bounded(redis: RedisServer) -> None:
         with pytest.raises(ValueError, match="the name of an instance"):
             async with broker_at(redis.url).connect(name, ignore):
                 pass
+
+
+async def test_only_so_many_instances_are_listed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_broker, "INSTANCES", 2)
+    async with members(broker_at(redis.url), "a", "b", "c") as [a, *_]:
+        assert len(await a.bus.instances()) == 2
 
 
 # Replies of other programs than Redis

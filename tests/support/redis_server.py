@@ -54,12 +54,12 @@ class RedisServer:
         command = [
             *(str(self._program), "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--unixsocket", str(self.socket), "--dir", str(self._folder), "--save", ""),
-            *self._options,
         ]
         if self._tls is not None:
             command += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no"]
             command += ["--tls-cert-file", str(self._tls.cert), "--tls-key-file", str(self._tls.key)]
             command += ["--tls-ca-cert-file", str(self._tls.cert)]
+        command += self._options
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline_s = time.monotonic() + _WITHIN_S

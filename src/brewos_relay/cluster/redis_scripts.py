@@ -21,13 +21,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
-RIGHTS: Final = (
-    "~{prefix}* &{prefix}* +hello +select +ping +time +script|load +evalsha +eval +subscribe +unsubscribe"
-    " +publish +pubsub|numsub +get +set +exists +expire +del +zadd +zrem +zrangebyscore +zremrangebyscore"
-    " +lrange +rpush +ltrim"
-)
-"""The rights that a user of Redis needs, as in `ACL SETUSER`."""
-
 
 @dataclass(frozen=True)
 class Script:
