@@ -1,6 +1,6 @@
 """Export file: the rows of a registry as lines of JSON, the same for every kind of database.
 
-    {"format":"brewos-relay registry","version":1,"schema":"0010","exportedAtMs":…,"rows":3,"lastIds":{…}}
+    {"format":"brewos-relay registry","version":1,"schema":"0011","exportedAtMs":…,"rows":3,"lastIds":{…}}
     {"table":"devices","columns":["id","key_hash",…],"rows":2}
     ["BRW-12AB34CD","q83vEjRW…",…]
     ["BRW-12AB34CE","mN5G7w4K…",…]
@@ -28,17 +28,18 @@ from sqlalchemy import BigInteger, Boolean, Column, Integer, LargeBinary, Table
 
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry import migrations
-from brewos_relay.registry.schema import changes, metadata
+from brewos_relay.registry.schema import changes, metadata, registry_identity
 
 FORMAT: Final = "brewos-relay registry"
 FORMAT_VERSION: Final = 1
 
 TABLES: Final[Mapping[str, Table]] = {
-    table.name: table for table in metadata.sorted_tables if table is not changes
+    table.name: table for table in metadata.sorted_tables if table not in (changes, registry_identity)
 }
 """The exported tables, each after the tables that it refers to.
 
 Not the change feed: it tells servers that run now what to apply, and a server that starts reads everything.
+Not the identity: instances that still use the old database must be told apart from those on the new one.
 """
 
 LINE_BYTES_AT_MOST: Final = 8 * 1024 * 1024

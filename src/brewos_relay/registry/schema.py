@@ -292,3 +292,11 @@ changes = Table(
     Column("token_id", String(32)),
     sqlite_autoincrement=True,
 )
+
+# One row, written by the migration that creates the table.
+registry_identity = Table(
+    "registry_identity",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("identity", String(32), nullable=False),
+)
