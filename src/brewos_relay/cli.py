@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from brewos_relay.commands import (
+    cluster,
     db,
     device,
     device_activity,
@@ -72,7 +73,7 @@ def cli() -> None:
 
 for _command in (
     serve.serve, simulate.demo, token.secret, token.token, user.user, device.device, pairing.pairing,
-    db.database, tail_and_send.tail, tail_and_send.send, doctor.doctor, simulate.simulate,
+    db.database, cluster.cluster, tail_and_send.tail, tail_and_send.send, doctor.doctor, simulate.simulate,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -24,7 +24,10 @@ DEADLINE_S = 30.0
 CPU_BOUND_S = 1.0  # far above the usual time, for slow or busy computers
 
 COMMANDS = {
+    ("cluster", "status"),
     ("db", "backup"),
+    ("db", "export"),
+    ("db", "import"),
     ("db", "restore"),
     ("db", "status"),
     ("db", "upgrade"),
@@ -58,7 +61,7 @@ COMMANDS = {
     ("user", "remove"),
     ("user", "sign-out"),
 }
-GROUPS = [("db",), ("device",), ("pairing",), ("user",)]
+GROUPS = [("cluster",), ("db",), ("device",), ("pairing",), ("user",)]
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:

@@ -8,8 +8,14 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -121,10 +127,11 @@ class Reach:
 class HereServer(Reach):
     """A server inside the test."""
 
-    def __init__(self, server: Server, device_server: Server | None = None) -> None:
+    def __init__(self, server: Server, device_server: Server | None = None, *, settings: Settings) -> None:
         devices = device_server or server
         super().__init__(server.addresses[0], device_address=devices.addresses[0])
         self.server = server
+        self.settings = settings
         self.device_server = devices
         """The instance that machines connect to: the same one, unless `ACROSS` says otherwise."""
 
@@ -175,18 +182,56 @@ async def serve_here(
 
 
 @asynccontextmanager
+async def serve_instances(
+    folder: Path,
+    bus: str,
+    *others: Mapping[str, Any],
+    machines: Iterable[int] = (1, 2, 3, 4),
+    within_s: float = 10.0,
+    settings: Mapping[str, Any] | None = None,
+    **limits: float,
+) -> AsyncIterator[list[HereServer]]:
+    """Open two instances on the bus at this URL, which share one registry; otherwise like `serve_here`.
+
+    `others` are changes to the settings of the instances after the first one, one for each. The names are
+    `one`, `two` and so on.
+    """
+    own = {"bus": bus, "instance": "one", **(settings or {})}
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(within_s + 5))
+        first = await stack.enter_async_context(
+            serve_here(folder, machines=machines, within_s=within_s, settings=own, **limits)
+        )
+        here = [first]
+        for name, changes in zip(("two", "three", "four"), others or ({},), strict=False):
+            chosen = replace(first.settings, **{"instance": name, "port": 0, **changes})
+            here.append(HereServer(await stack.enter_async_context(open_server(chosen)), settings=chosen))
+        try:
+            with trio.fail_after(within_s):
+                yield here
+        except Exception as error:
+            failure = error
+        finally:
+            for each in here:
+                each.abort()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
 async def _open_servers(chosen: Settings) -> AsyncIterator[HereServer]:
     """Open one server, or two instances with a bus between them if `ACROSS` says so."""
-    if not ACROSS:
+    if not ACROSS or chosen.bus:
         async with open_server(chosen) as server:
-            yield HereServer(server)
+            yield HereServer(server, settings=chosen)
         return
     bus = f"{shared_redis().url}?prefix={secrets.token_hex(8)}:"
     async with (
         open_server(replace(chosen, bus=bus)) as device_server,
         open_server(replace(chosen, bus=bus, port=0)) as server,
     ):
-        yield HereServer(server, device_server)
+        yield HereServer(server, device_server, settings=chosen)
 
 
 @cache

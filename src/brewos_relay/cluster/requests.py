@@ -37,6 +37,10 @@ class Requests:
         answer = await self._ask(instance, lambda number: LiveRequest(self._sender, number, device_ids))
         return answer.devices if isinstance(answer, LiveAnswer) else {}
 
+    async def answers(self, instance: str) -> bool:
+        """Wait until an instance answers; False if the connection is lost."""
+        return await self._ask(instance, lambda number: LiveRequest(self._sender, number, ())) is not None
+
     async def _ask(
         self, instance: str, question: Callable[[int], StateRequest | LiveRequest]
     ) -> Answer | None:

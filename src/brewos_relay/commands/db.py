@@ -140,7 +140,7 @@ def restore(file: Path, data_dir: Path | None) -> None:
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @data_dir_option
 def export_rows(file: Path, force: bool, data_dir: Path | None) -> None:
-    """Write all data of the registry to FILE, to move it to another database.
+    """Write all data of the registry to FILE, to move it elsewhere.
 
     FILE is the same for SQLite and PostgreSQL; `brewos-relay db import` reads it. It is one consistent state,
     also while the server runs, but without later changes: stop the server before you move. FILE is

@@ -55,11 +55,13 @@ def doctor(
     if settings is not None:
         from brewos_relay.doctor import system_checks as checks
         from brewos_relay.doctor.canary import send_canary
+        from brewos_relay.doctor.cluster_checks import check_bus
 
         where = url or settings.public_url or checks.local_url(settings)
         found += checks.check_database(settings)
         if found[-1].state == "ok":
             found += checks.check_accounts(settings)
+        found += check_bus(settings)
         found += checks.check_disk(settings)
         found += checks.check_certificate(settings)
         found += checks.check_port(settings)

@@ -20,6 +20,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.engine import database_file
+from brewos_relay.registry.identity import fingerprint_of
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server.admission import Admission
 from brewos_relay.server.certificates import CertificateFiles
@@ -145,6 +146,7 @@ async def open_server(
         ) as store,
         open_poller(counters) as poller,
     ):
+        registry = await store.read(fingerprint_of)
         recorder = ActivityRecorder(store.write_behind)
         async with (
             open_relay(
@@ -156,7 +158,7 @@ async def open_server(
                 wants_commands=recorder.wants_commands,
                 counters=counters,
             ) as relay,
-            bus.join(relay) as joined,
+            bus.join(relay, registry) as joined,
         ):
             states = StateKeeper(relay, store)
             changes = ChangeApplier(relay=relay, store=store)

@@ -1,6 +1,7 @@
 """Join a server to the other instances on its bus."""
 
 import hashlib
+import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -9,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import trio
 
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import SINGLE_INSTANCE, RemotePresence
 from brewos_relay.errors import SettingsError
+from brewos_relay.instances import Description, Rates, find_problems, read_description
 from brewos_relay.live_devices import LocalView
 from brewos_relay.protocols import RelayView
 from brewos_relay.registry.engine import database_file
+from brewos_relay.server.supervision import keep_running
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.metrics import BusFigures
 from brewos_relay.version import installed_version
@@ -28,8 +32,14 @@ if TYPE_CHECKING:
     from brewos_relay.cluster.redis_broker import RedisBroker
     from brewos_relay.cluster.view import ClusterView
 
+log = logging.getLogger(__name__)
+
 _JOIN_S: Final = 2.0
 """How long a starting server waits for the bus. It also starts without it."""
+_COMPARE_EVERY_S: Final = 15.0
+"""How often an instance compares itself with the others."""
+_RATES_OVER_S: Final = 2.0
+"""The shortest time that a rate is computed over."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -77,28 +87,19 @@ class Bus:
             self._prepare(settings.bus)
 
     def _prepare(self, url: str) -> None:
-        try:
-            from brewos_relay.cluster.devices import DeviceTable
-            from brewos_relay.cluster.redis_broker import RedisBroker
-            from brewos_relay.cluster.redis_url import parse_redis_url
-        except ImportError as problem:
-            raise SettingsError(
-                f"BREWOS_RELAY_BUS requires {problem.name}; install it with"
-                " `pip install 'brewos-relay[redis]'`"
-            ) from None
-        try:
-            self._broker = RedisBroker(parse_redis_url(url))
-        except OSError as problem:  # a certificate
-            raise SettingsError(f"BREWOS_RELAY_BUS cannot be used: {problem}") from None
-        except ValueError as problem:
-            raise SettingsError(f"BREWOS_RELAY_BUS is malformed: it must be {problem}") from None
+        self._broker = open_broker(url)
+        from brewos_relay.cluster.devices import DeviceTable
+
         self._table = self.remote = DeviceTable()
 
     @asynccontextmanager
-    async def join(self, relay: Relay) -> AsyncIterator[Joined]:
+    async def join(self, relay: Relay, registry: str) -> AsyncIterator[Joined]:
         """Join the cluster with a relay that was opened with `remote`. Leaving the block leaves the cluster.
 
-        Raises SettingsError if the instances cannot work together.
+        `registry` is the fingerprint of the registry. Raises SettingsError if the instances cannot work
+        together.
+
+        **Owns:** with a bus, a nursery with the task that compares this instance with the others.
         """
         if self._table is None or self._broker is None:
             yield Joined(LocalView(relay))
@@ -106,40 +107,123 @@ class Bus:
         from brewos_relay.cluster.member import open_member
         from brewos_relay.cluster.view import ClusterView
 
-        describe = self._describe(relay)
+        describe = self._describe(relay, registry)
         async with open_member(
             relay, self._table, self._broker, instance=self.instance, describe=describe
         ) as member:
             view = ClusterView(relay, self._table, member)
+            comparison = Comparison(view, self.instance)
             with trio.move_on_after(_JOIN_S):
                 await member.joined.wait()
                 refuse_mixed_hosts(self._settings, await view.instances(), self.instance)
-            yield Joined(view, view, member)
+                await comparison.compare()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_running, "comparing the instances", comparison.run)
+                yield Joined(view, view, member)
+                nursery.cancel_scope.cancel()
 
-    def _describe(self, relay: Relay) -> Callable[[], dict[str, Any]]:
-        settings = self._settings
-        fixed = {
-            "version": installed_version(),
-            "host": socket.gethostname(),
-            "boot": _boot_id(),
-            "startedMs": self._started_ms,
-            "sqlite": is_on_one_host(settings),
-            "keys": fingerprint(settings),
-        }
+    def _describe(self, relay: Relay, registry: str) -> Callable[[], dict[str, Any]]:
+        fixed = describe_settings(self._settings, registry) | {"startedMs": self._started_ms}
+        counters = relay.counters
+        rates = _RateMeter(
+            lambda: (
+                counters.received_from_devices,
+                counters.sent_to_clients,
+                sum(counters.commands.values()),
+            )
+        )
 
         def describe() -> dict[str, Any]:
-            counters = relay.counters
             return fixed | {
                 "devices": relay.device_count,
                 "clients": relay.client_count,
                 "closing": relay.closing,
-                "fromDevices": counters.received_from_devices,
-                "toClients": counters.sent_to_clients,
-                "commands": sum(counters.commands.values()),
-                "atMs": now_ms(),
+                "rates": msgspec.to_builtins(rates.read()),
             }
 
         return describe
+
+
+class _RateMeter:
+    """Computes rates from counters, each time over at least 2 s."""
+
+    def __init__(self, count: Callable[[], tuple[int, int, int]]) -> None:
+        self._count = count
+        self._counts = count()
+        self._at = trio.current_time()
+        self._rates = Rates()
+
+    def read(self) -> Rates:
+        """Return the latest rates."""
+        now = trio.current_time()
+        passed_s = now - self._at
+        if passed_s >= _RATES_OVER_S:
+            counts = self._count()
+            each = (round((new - old) / passed_s, 1) for new, old in zip(counts, self._counts, strict=True))
+            self._rates = Rates(*each)
+            self._counts, self._at = counts, now
+        return self._rates
+
+
+class Comparison:
+    """Compares this instance with the others on the bus, and logs each problem once.
+
+    Instances that do not answer are not among the problems: only a survey asks for answers.
+    """
+
+    def __init__(self, view: "ClusterView", instance: str) -> None:
+        self._view = view
+        self._instance = instance
+        self._logged: set[str] = set()
+
+    async def run(self) -> None:
+        """Compare until cancelled."""
+        while True:
+            await trio.sleep(_COMPARE_EVERY_S)
+            await self.compare()
+
+    async def compare(self) -> None:
+        """Compare once. A problem that has gone and comes back is logged again."""
+        descriptions = await self._view.instances()
+        problems = find_problems({name: read_description(each) for name, each in descriptions.items()})
+        for problem in problems:
+            if problem.kind not in self._logged:
+                log.warning("%s: %s", problem.text, problem.advice, extra={"instance": self._instance})
+        self._logged = {problem.kind for problem in problems}
+
+
+def open_broker(url: str) -> "RedisBroker":
+    """Prepare connections to the bus at a URL.
+
+    Raises SettingsError if the URL is malformed or the driver is missing.
+    """
+    try:
+        from brewos_relay.cluster.redis_broker import RedisBroker
+        from brewos_relay.cluster.redis_url import parse_redis_url
+    except ImportError as problem:
+        raise SettingsError(
+            f"BREWOS_RELAY_BUS requires {problem.name}; install it with `pip install 'brewos-relay[redis]'`"
+        ) from None
+    try:
+        return RedisBroker(parse_redis_url(url))
+    except OSError as problem:  # a certificate
+        raise SettingsError(f"BREWOS_RELAY_BUS cannot be used: {problem}") from None
+    except ValueError as problem:
+        raise SettingsError(f"BREWOS_RELAY_BUS is malformed: it must be {problem}") from None
+
+
+def describe_settings(settings: Settings, registry: str) -> dict[str, Any]:
+    """Return the part of an instance's description that follows from its settings and its host."""
+    description = Description(
+        version=installed_version(),
+        host=socket.gethostname(),
+        boot=_boot_id(),
+        sqlite=is_on_one_host(settings),
+        keys=fingerprint(settings),
+        registry=registry,
+    )
+    found: dict[str, Any] = msgspec.to_builtins(description)
+    return found
 
 
 def is_on_one_host(settings: Settings) -> bool:

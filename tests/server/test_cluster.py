@@ -1,0 +1,85 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from brewos_relay.instances import Rates
+from brewos_relay.server import cluster
+from brewos_relay.server.cluster import Comparison, describe_settings, fingerprint
+from brewos_relay.settings import Settings
+from support.process import SECRET, serve_instances
+from support.redis_server import RedisServer
+
+
+def problems_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage().split(":")[0]
+        for record in caplog.records
+        if record.name == cluster.__name__ and record.levelno == logging.WARNING
+    ]
+
+
+async def test_a_server_warns_when_it_joins_instances_with_other_keys_and_another_registry(
+    tmp_path: Path, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = {"jwt_secret": SECRET[::-1], "data_dir": tmp_path / "other"}
+    async with serve_instances(tmp_path, redis.url, other):
+        assert problems_in(caplog) == [
+            "instances have different keys for tokens",
+            "instances use different registries",
+        ]
+    assert SECRET not in caplog.text
+
+
+async def test_a_server_does_not_warn_of_instances_like_itself(
+    tmp_path: Path, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_instances(tmp_path, redis.url, {}, {}):
+        assert problems_in(caplog) == []
+
+
+class _View:
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    async def instances(self) -> dict[str, dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        return {f"i{number}": {"keys": keys} for number, keys in enumerate(self.keys)}
+
+
+async def test_each_problem_is_logged_once_until_it_has_gone(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = _View("a", "b")
+    comparison = Comparison(view, "i0")  # type: ignore[arg-type]
+    for keys, count in ((("a", "b"), 1), (("a", "b", "c"), 1), (("a", "a"), 1), (("a", "b"), 2)):
+        view.keys = keys
+        with trio.move_on_after(40):
+            await comparison.run()
+        assert len(problems_in(caplog)) == count
+
+
+async def test_rates_are_over_some_seconds(autojump_clock: MockClock) -> None:
+    counts = (0, 0, 0)
+    meter = cluster._RateMeter(lambda: counts)
+    counts = (10, 100, 1)
+    await trio.sleep(1)
+    assert meter.read() == Rates()
+    await trio.sleep(3)
+    assert meter.read() == Rates(2.5, 25.0, 0.2)
+    assert meter.read() == Rates(2.5, 25.0, 0.2)
+    await trio.sleep(4)
+    assert meter.read() == Rates()
+
+
+def test_a_description_tells_neither_keys_nor_the_place_of_the_registry(tmp_path: Path) -> None:
+    settings = Settings(jwt_secret=SECRET, data_dir=tmp_path)
+    described = describe_settings(settings, "f1ng3r")
+    assert described["registry"] == "f1ng3r"
+    assert described["sqlite"] is True
+    assert described["keys"] == fingerprint(settings)
+    assert SECRET not in str(described)
+    assert str(tmp_path) not in str(described)
