@@ -54,6 +54,9 @@ class TakingSession(PassiveSession):
         self.taken.append(("client", client, received))
         return 3.0
 
+    def remote_device_went(self, device: RemoteDeviceAttachment) -> None:
+        self.taken.append(("went", device, ()))
+
 
 @pytest.fixture
 async def peer() -> ScriptedPeer:
@@ -292,6 +295,14 @@ async def test_remote_device_has_no_credential_and_no_rate(nursery: trio.Nursery
     device = RemoteDeviceAttachment(InNursery(nursery), peer)
     assert (device.remote, device.credential, device.bucket) == (peer, None, None)
     assert DeviceAttachment(InNursery(nursery), ScriptedPeer(), bucket=None).remote is None
+
+
+async def test_remote_device_that_goes_is_closed_and_the_session_told() -> None:
+    session, peer = TakingSession(), ScriptedRemotePeer()
+    device = RemoteDeviceAttachment(session, peer)
+    device.go()
+    assert session.taken == [("went", device, ())]
+    assert peer.close_code == CloseCode.GOING_AWAY
 
 
 async def test_command_is_handed_to_the_remote_peer_with_its_deadline(nursery: trio.Nursery) -> None:

@@ -1665,6 +1665,32 @@ async def test_state_for_a_remote_device_that_was_replaced_is_ignored() -> None:
         assert client.types == ["device_status", "status"]
 
 
+async def test_remote_device_that_went_is_absent_at_once() -> None:
+    async with open_session() as opened:
+        client, remote = await opened.client(), ScriptedRemotePeer()
+        device = opened.session.attach_remote_device(remote)
+        await wait_all_tasks_blocked()
+        client.forget()
+        device.go()
+        assert not opened.is_online()
+        assert client.messages == [messages.DEVICE_OFFLINE]
+        await wait_all_tasks_blocked()
+        assert (remote.close_code, remote.acloses) == (CloseCode.GOING_AWAY, 1)
+        assert client.messages == [messages.DEVICE_OFFLINE], "once"
+
+
+async def test_remote_device_that_was_replaced_does_not_go() -> None:
+    async with open_session() as opened:
+        client = await opened.client()
+        old = opened.session.attach_remote_device(ScriptedRemotePeer())
+        opened.session.attach_remote_device(ScriptedRemotePeer())
+        client.forget()
+        old.go()
+        assert opened.is_online()
+        assert client.messages == []
+        await wait_all_tasks_blocked()
+
+
 async def test_empty_state_of_a_remote_device_is_not_told() -> None:
     async with open_session() as opened:
         client = await opened.client()

@@ -34,6 +34,9 @@ class PassiveSession:
     def take_from_client(self, client: ClientAttachment, received: Sequence[Message]) -> float:
         raise AssertionError("no message is to be taken")
 
+    def remote_device_went(self, device: RemoteDeviceAttachment) -> None:
+        raise AssertionError("no device is to go")
+
 
 class ScriptedPeer:
     """A `Peer` without a connection. `run` lasts until `leave`, `fail` or `close`.

@@ -8,7 +8,6 @@ from brewos_relay.cluster.broker import Since
 from brewos_relay.cluster.remote_clients import RemoteClients
 from brewos_relay.cluster.remote_device import RemoteDevice
 from brewos_relay.core.attachment import RemoteDeviceAttachment
-from brewos_relay.errors import CloseCode
 
 
 @dataclass(slots=True, eq=False)
@@ -85,10 +84,10 @@ class DeviceRecord:
         self.must_claim = False
 
     def unfollow(self) -> None:
-        """End the remote device, and tell the clients that it went unless another connection follows."""
-        remote, self.remote, self.attachment = self.remote, None, None
-        if remote is not None:
-            remote.close(CloseCode.GOING_AWAY, "the device is not on this instance any more")
+        """End the remote device, and tell the clients that it went."""
+        attachment, self.remote, self.attachment = self.attachment, None, None
+        if attachment is not None:
+            attachment.go()
 
 
 class DeviceTable:

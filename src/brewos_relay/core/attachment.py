@@ -45,6 +45,9 @@ class AttachmentHost(Protocol):
     def take_from_client(self, client: "ClientAttachment", received: Sequence[Message]) -> float:
         """Take messages of a client; return for how many seconds to pause reading."""
 
+    def remote_device_went(self, device: "RemoteDeviceAttachment") -> None:
+        """Tell clients that a device on another instance went, if this connection stands for it."""
+
 
 class Attachment:
     """One peer in a session, a device or a client. It starts the tasks of its peer."""
@@ -203,6 +206,11 @@ class RemoteDeviceAttachment(DeviceAttachment):
         self.remote: RemotePeer = peer
         self.has_state = False
         """Whether the clients know a state of this connection, or of one that it has replaced."""
+
+    def go(self) -> None:
+        """Close the peer, because the device went. Clients are told at once."""
+        self.session.remote_device_went(self)
+        self.close(CloseCode.GOING_AWAY, "the device is not on the other instance any more")
 
     def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
         """Send a message to the device; see `RemotePeer.send_command`. A peer that fails is closed."""

@@ -298,7 +298,7 @@ class DeviceSession:
     def _detach(self, attachment: Attachment) -> None:
         end = attachment.end = attachment.end or SHUT_DOWN
         if isinstance(attachment, RemoteDeviceAttachment):
-            self._remote_device_went(attachment)
+            self.remote_device_went(attachment)
         elif isinstance(attachment, DeviceAttachment):
             self._host.counters.count_end("device", end)
             if not self._device_went(attachment):
@@ -462,7 +462,8 @@ class DeviceSession:
             self._host.counters.bytes_from_devices = counted_bytes
         return 0.0
 
-    def _remote_device_went(self, device: RemoteDeviceAttachment) -> None:
+    def remote_device_went(self, device: RemoteDeviceAttachment) -> None:
+        """Tell clients that a device on another instance went, if this connection stands for it."""
         if self.presence.leave(device):
             self._feed.end(device)
             self.presence.mark_gone(trio.current_time())
