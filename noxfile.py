@@ -29,6 +29,7 @@ TRIED_ONCE = (
     "tests/benchmarks",
     "tests/console",
     "tests/deploy",
+    "tests/e2e/test_balancer.py",
     "tests/e2e/test_console.py",
     "tests/e2e/test_front_proxies.py",
     "tests/e2e/test_interop.py",
@@ -57,9 +58,10 @@ def install(session: nox.Session, *groups: str, project: bool = True) -> None:
 
 @nox.session(python=AT_HAND)
 def lint(session: nox.Session) -> None:
-    """Check format and style, and the compose file against its schema."""
+    """Check format and style, and the compose files against their schema."""
     install(session, "lint", project=False)
-    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml")
+    compose_files = ("deploy/compose.yaml", "deploy/cluster/compose.yaml")
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *compose_files)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
 

@@ -17,13 +17,20 @@ from support.fronts import (
     caddy,
     free_port,
     haproxy,
+    haproxy_cluster,
     haproxy_passthrough,
     nginx,
     nginx_passthrough,
 )
 
 LIMITS = ServerLimits()
-FILES = ["nginx.conf", "nginx-passthrough.conf", "haproxy.cfg", "haproxy-passthrough.cfg"]
+FILES = [
+    "nginx.conf",
+    "nginx-passthrough.conf",
+    "haproxy.cfg",
+    "haproxy-passthrough.cfg",
+    "cluster/haproxy.cfg",
+]
 
 
 def place(folder: Path) -> Place:
@@ -47,7 +54,13 @@ def test_nginx(fit: Callable[[Place], Start], tmp_path: Path) -> None:
     assert "[warn]" not in said
 
 
-@pytest.mark.parametrize("fit", [haproxy, haproxy_passthrough], ids=lambda fit: fit.__name__)
+def haproxy_of_cluster(place: Place) -> Start:
+    return haproxy_cluster(place, [3001, 3002, 3003])
+
+
+@pytest.mark.parametrize(
+    "fit", [haproxy, haproxy_passthrough, haproxy_of_cluster], ids=lambda fit: fit.__name__
+)
 def test_haproxy(fit: Callable[[Place], Start], tmp_path: Path) -> None:
     program, _, *rest = fit(place(tmp_path)).arguments
     said = run([program, "-c", *rest], {})
@@ -82,7 +95,8 @@ def test_relay_times_out_before_the_proxy(name: str) -> None:
 def test_proxy_closes_idle_connections_before_the_relay() -> None:
     """See tests/e2e/test_front_proxies.py for the problem that this avoids."""
     assert re.search(r"^\s*keepalive off$", (DEPLOY / "Caddyfile").read_text(), re.MULTILINE)
-    assert re.search(r"^\s*option http-server-close$", (DEPLOY / "haproxy.cfg").read_text(), re.MULTILINE)
+    for name in ("haproxy.cfg", "cluster/haproxy.cfg"):
+        assert re.search(r"^\s*option http-server-close$", (DEPLOY / name).read_text(), re.MULTILINE)
     nginx_conf = re.sub(r"#.*", "", (DEPLOY / "nginx.conf").read_text())
     assert re.search(r"''\s+close;", nginx_conf)
     assert "upstream" not in nginx_conf
@@ -95,7 +109,7 @@ def test_reload_cuts_no_connection(name: str) -> None:
         assert word not in text
 
 
-@pytest.mark.parametrize("name", ["haproxy.cfg", "nginx.conf"])
+@pytest.mark.parametrize("name", ["haproxy.cfg", "cluster/haproxy.cfg", "nginx.conf"])
 def test_logs_have_no_query_strings(name: str) -> None:
     text = re.sub(r"#.*", "", (DEPLOY / name).read_text())
     for word in ("httplog", "%r", "%HU", "%HQ", "$request ", "log_format", "capture request"):

@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,17 +168,45 @@ def haproxy_passthrough(place: Place) -> Start:
     )
 
 
+def haproxy_cluster(place: Place, relay_ports: Sequence[int], *, hashes: bool = True) -> Start:
+    """HAProxy before several instances. Each response has the name of its server in `X-Served-By`.
+
+    Without `hashes`, it distributes all connections evenly.
+    """
+    pem = place.folder / "relay.pem"
+    pem.write_bytes(place.files.cert.read_bytes() + place.files.key.read_bytes())
+    balance = "balance hash var(txn.machine)"
+    chosen = balance if hashes else "balance roundrobin"
+    return _haproxy(
+        place,
+        "cluster/haproxy.cfg",
+        {
+            "bind :::80 v4v6": f"bind 127.0.0.1:{free_port()}",
+            "bind :::443 v4v6": f"bind 127.0.0.1:{place.port}",
+            "bind 127.0.0.1:8404": f"bind 127.0.0.1:{free_port()}",
+            "/etc/haproxy/relay.pem": str(pem),
+            balance: f"http-response set-header X-Served-By %s\n    {chosen}",
+            "inter 1s": "inter 100ms",
+            **{f"relay{n}:3001": f"127.0.0.1:{port}" for n, port in enumerate(relay_ports, 1)},
+        },
+    )
+
+
 def _haproxy(place: Place, name: str, changes: dict[str, str]) -> Start:
+    text = (DEPLOY / name).read_text()
+    if "log /dev/log" in text:
+        changes |= {
+            "log /dev/log local0": "log stdout format raw local0",
+            "    user haproxy\n    group haproxy\n": "",
+        }
     changes |= {
-        "log /dev/log local0": "log stdout format raw local0",
-        "    user haproxy\n    group haproxy\n": "",
         "maxconn 20000": "maxconn 200",  # the limit of open files without privileges
         "120s": f"{place.seconds}s",
     }
-    if place.checks_often:
+    if place.checks_often and "inter 5s" in text:
         changes["inter 5s"] = "inter 250ms"
-    file = place.folder / name
-    file.write_text(replaced((DEPLOY / name).read_text(), changes))
+    file = place.folder / Path(name).name
+    file.write_text(replaced(text, changes))
     return Start([need_program("haproxy"), "-W", "-f", str(file)], signal.SIGUSR2)
 
 
