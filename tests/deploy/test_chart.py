@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from brewos_relay.cluster.redis_scripts import RIGHTS
-from brewos_relay.cluster.redis_url import DEFAULT_PREFIX
 from brewos_relay.settings import Settings, load_settings
 from brewos_relay.settings.server_limits import ServerLimits
 from support.chart import CHART, Rendered, render
-from support.deployed_redis import check_broker, need_redis, running
+from support.deployed_redis import check_broker, documented_rights, need_redis, running
 from support.fronts import replaced
 
 from .test_images import DOCKERFILE, LONGEST_DRAIN_S, ROOT
@@ -252,7 +250,7 @@ async def test_bundled_redis_starts_and_has_the_needed_rights(
 ) -> None:
     documents = charts["least"].documents
     data = documents["ConfigMap", "cafe-redis"]["data"]
-    assert data["rights"] == RIGHTS.format(prefix=DEFAULT_PREFIX)
+    assert data["rights"] == documented_rights()
     container = container_of(documents["Deployment", "cafe-redis"])
     for name, content in (*data.items(), ("REDIS_PASSWORD", "hunter2")):
         (tmp_path / name).write_text(content)

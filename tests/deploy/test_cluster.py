@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from brewos_relay.cluster.redis_scripts import RIGHTS
-from brewos_relay.cluster.redis_url import DEFAULT_PREFIX
-from support.deployed_redis import check_broker, redis_with_configuration
+from support.deployed_redis import check_broker, documented_rights, redis_with_configuration
 from support.fronts import DEPLOY
 
 from .test_images import DOCKERFILE, LONGEST_DRAIN_S, ROOT, seconds
@@ -139,7 +137,7 @@ def test_balancer_knows_the_instances(content: dict[str, Any]) -> None:
 
 async def test_redis_has_the_rights_that_the_relay_needs(content: dict[str, Any], tmp_path: Path) -> None:
     configuration = content["configs"]["redis"]["content"]
-    assert RIGHTS.format(prefix=DEFAULT_PREFIX) in configuration
+    assert documented_rights() in configuration
     url = content["services"]["relay1"]["environment"]["BREWOS_RELAY_BUS"]
     with redis_with_configuration(configuration.replace("dir /data", f"dir {tmp_path}"), tmp_path) as port:
         await check_broker(url.replace("@redis:6379", f"@127.0.0.1:{port}"))

@@ -1,5 +1,6 @@
 """A Redis with a configuration from `deploy/`, and a check that instances can use it and do no more."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +15,17 @@ from brewos_relay.cluster.broker import BrokerError, Claim, Mail, OwnerChanged
 from brewos_relay.cluster.redis_broker import RedisBroker
 from brewos_relay.cluster.redis_url import parse_redis_url
 from support.fronts import free_port
+from support.pages import read
 from support.redis_server import REQUIRED, find_redis
+
+
+def documented_rights() -> str:
+    """Return the rights that the settings reference gives to the relay's user, in one line.
+
+    tests/cluster/test_redis_broker.py checks that the relay needs exactly these.
+    """
+    [rights] = re.findall(r"ACL SETUSER relay on >PASSWORD ([^`]+)", read("reference/settings.md"))
+    return " ".join(rights.split())
 
 
 def need_redis() -> Path:
