@@ -1,8 +1,10 @@
 """Two instances and more, joined by a broker in memory, on a virtual clock."""
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from brewos_relay.cluster.broker import RENEW_EVERY_S, BrokerError
 from support.instances import DEVICE_ID, contents, open_instance, open_instances, types
 from support.memory_broker import MemoryBroker
 
@@ -124,3 +126,184 @@ async def test_nothing_crosses_without_clients(autojump_clock: MockClock) -> Non
         assert a.table.records[DEVICE_ID].clients is None
         assert DEVICE_ID not in b.table.records
         assert b.relay.session_count == 0
+
+
+# The connection to the broker
+
+
+class Flaky(MemoryBroker):
+    """A broker whose calls can be made to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None
+        self.renewals: list[float] = []
+
+    def renew(self, instance: str, info: bytes) -> bool:
+        """Renew a lease, or fail."""
+        self.renewals.append(trio.current_time())
+        if self.error is not None:
+            raise self.error
+        return super().renew(instance, info)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokerError("refused"), ValueError("wrong"), ExceptionGroup("", [BrokerError("refused")])],
+    ids=["broker error", "other error", "group"],
+)
+async def test_failing_task_ends_the_connection_and_the_instance_joins_again(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    broker = Flaky()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        device = await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.error = error
+        await trio.sleep(RENEW_EVERY_S + 1)
+        assert a.member.connection is None
+        assert a.member.reconnects == 1
+        tries = len(broker.renewals)
+        await trio.sleep(10)
+        assert 10 < len(broker.renewals) - tries < 40, "about one each 0.8 s for each instance"
+        assert caplog.text.count("the bus is unavailable") <= 2
+        broker.error = None
+        await trio.sleep(2)
+        await types(client)
+        await device.send({"type": "note"})
+        assert await types(client) == ["note"]
+
+
+async def test_devices_are_claimed_again_after_the_lease_was_lost(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", broker=broker) as [a]:
+        await a.online_device()
+        await trio.sleep(0.1)
+        broker.flush()
+        await trio.sleep(RENEW_EVERY_S + 0.5)
+        assert broker.locate(DEVICE_ID).owner is not None
+        assert a.member.reconnects == 0
+        assert a.member.unreadable == 0
+        broker.send("a", b"junk")
+        await trio.sleep(0.1)
+        assert a.member.unreadable == 1
+
+
+async def test_description_that_fails_does_not_end_the_instance(autojump_clock: MockClock) -> None:
+    async with open_instances("a") as [a]:
+        describe = a.member.describe
+        a.member.describe = lambda: {"broken": object()}
+        await trio.sleep(RENEW_EVERY_S + 1)
+        assert a.member.connection is None
+        a.member.describe = describe
+        with trio.fail_after(2):
+            while a.member.connection is None:  # noqa: ASYNC110 - the clock jumps
+                await trio.sleep(0.01)
+
+
+async def test_instance_works_without_the_broker_from_the_start(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    broker.reachable = False
+    async with open_instances("a", broker=broker) as [a]:
+        device, client = await a.online_device(), await a.client()
+        await types(device)
+        await client.send(COMMAND)
+        assert [each["cmd"] for each in await contents(device)] == ["tare"]
+        assert not a.member.joined.is_set()
+        broker.reachable = True
+        with trio.fail_after(2):
+            await a.member.joined.wait()
+
+
+async def test_instance_that_has_resigned_owns_nothing(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instance("b", broker) as b:
+        async with open_instance("a", broker) as a:
+            await a.online_device()
+            await trio.sleep(0.1)
+            await a.member.resign()
+            await trio.sleep(RENEW_EVERY_S + 1)
+            assert set(await b.view.instances()) == {"b"}
+            assert broker.locate(DEVICE_ID).owner is None
+        broker.cut("b")
+        await b.member.resign()
+
+
+async def test_resigning_does_not_wait_for_a_broker_that_does_not_answer(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instance("a", broker):
+        broker.stop("a")
+        began_at = trio.current_time()
+    assert trio.current_time() - began_at <= 1.1
+    async with open_instance("a", broker):
+        broker.unreachable.add("a")
+        broker.cut("a")
+        await trio.sleep(0.1)
+
+
+async def test_outcome_is_unknown_in_time_while_the_broker_does_not_answer(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        device = await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        await types(device)
+        broker.stop("b")
+        await client.send(COMMAND)
+        assert await types(client, within_s=1.9) == []
+        assert (await contents(client, within_s=0.5))[-1]["status"] == "unknown"
+        broker.go_on("b")
+        assert await types(device) == [], "it is too late"
+
+
+async def test_outcome_that_comes_over_the_next_connection_counts(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        device = await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.stop("a")
+        await client.send(COMMAND)
+        await trio.sleep(0.1)
+        broker.cut("b")
+        assert "command_status" not in await types(client)
+        broker.go_on("a")
+        told = [each for each in await contents(client) if each["type"] == "command_status"]
+        assert [each["status"] for each in told] == ["delivered"]
+        assert "command" in await types(device)
+
+
+async def test_command_is_refused_at_once_without_the_broker(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.unreachable.add("b")
+        broker.cut("b")
+        await trio.sleep(0.1)
+        await client.send(COMMAND)
+        assert (await contents(client))[-1]["status"] == "bus_unavailable"
+
+
+async def test_change_of_an_owner_that_fails_does_not_end_the_connection(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_instances("a", "b") as (a, b):
+        client = await b.client()
+        await types(client)
+
+        def fail(device_id: str, *args: object, **options: object) -> None:
+            raise ValueError(device_id)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(b.relay, "attach_remote_device", fail)
+            await a.online_device()
+            await trio.sleep(0.5)
+        assert "the change of the owner" in caplog.text
+        assert b.member.reconnects == 0

@@ -104,7 +104,7 @@ class MailHandler:
                 self._send(envelope.sender, pack(StateAnswer(envelope.number, encoded)))
             case LiveRequest():
                 self._answer_live(envelope)
-            case StateAnswer() | LiveAnswer():
+            case _:
                 self._requests.take(envelope)
 
     # Devices here

@@ -124,7 +124,7 @@ class ClusterView:
             owner = (await self._locate([device_id]))[0].owner
             if owner is not None and owner.instance != self._member.instance:
                 content = await self._member.requests.ask_state(owner.instance, device_id)
-                return _decode(content) if content is not None else None
+                return _decode(content) or None if content is not None else None
         return self._relay.state_of(device_id)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
