@@ -173,7 +173,7 @@ def minimums(session: nox.Session) -> None:
 @nox.session(python=AT_HAND)
 def bench(session: nox.Session) -> None:
     """Benchmark the relay beside the floor and other relays; arguments after -- go to benchmarks/run.py."""
-    install(session)
+    session.install(".[redis]")
     # The benchmark leaves out relays that cannot be installed here, and reports it.
     session.install(*nox.project.dependency_groups(PROJECT, "bench"), success_codes=[0, 1, 2])
     session.run("python", "benchmarks/run.py", *session.posargs)

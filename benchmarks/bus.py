@@ -1,59 +1,29 @@
 """The cost of a message between two instances: CPU time of the sender and of the receiver, through Redis.
 
-Needs `redis-server` or `valkey-server`, and the extra `redis`. Each instance is a process of its own.
+Needs a Redis server, unless `--url` is given, and the extra `redis`. Each instance is a process of its own.
 """
 
 import argparse
 import multiprocessing
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import trio
+from redis_server import START_S, running_redis
 
 from brewos_relay.cluster.broker import BrokerConnection, Mail, OwnerChanged
 from brewos_relay.cluster.redis_broker import RedisBroker
 from brewos_relay.cluster.redis_url import parse_redis_url
+from brewos_relay.errors import RelayError
+from brewos_relay.server.private_redis import find_program
 
 MESSAGE_BYTES = 600
 BURSTS = (1, 8)
 SENDS_PER_S = 2_000
 """Bursts in a second: so slow that each of them arrives before the next one is sent."""
-START_S = 10.0
 CANNOT_START = 3
-
-
-@contextmanager
-def redis_here() -> Iterator[str]:
-    """Run a Redis server on a free port; give its URL."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        print("install redis-server or valkey-server, or give --url", file=sys.stderr)
-        sys.exit(CANNOT_START)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-            try:
-                deadline_s = time.monotonic() + START_S
-                while time.monotonic() < deadline_s:
-                    try:
-                        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                        break
-                    except OSError:
-                        time.sleep(0.01)
-                yield f"redis://127.0.0.1:{port}"
-            finally:
-                server.terminate()
 
 
 def receive(url: str, count: int, result: Connection) -> None:
@@ -140,8 +110,13 @@ def main() -> None:
     if arguments.url:
         run(arguments.url, arguments.messages, arguments.rounds)
         return
-    with redis_here() as url:
-        run(url, arguments.messages, arguments.rounds)
+    try:
+        program = find_program()
+    except RelayError as error:
+        print(error, file=sys.stderr)
+        sys.exit(CANNOT_START)
+    with running_redis(program) as server:
+        run(server.url, arguments.messages, arguments.rounds)
 
 
 def run(url: str, count: int, rounds: int) -> None:

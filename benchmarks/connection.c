@@ -201,10 +201,11 @@ void start_connection(struct connection *connection, int index) {
     struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + offset)};
     if (bind(connection->fd, (struct sockaddr *)&source, sizeof source) < 0) fail("bind: %s", strerror(errno));
 
-    struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(target.port)};
+    int port = connection->is_device ? target.device_port : target.port;
+    struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(port)};
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (connect(connection->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS)
-        fail("cannot connect to port %d: %s%s", target.port, strerror(errno),
+        fail("cannot connect to port %d: %s%s", port, strerror(errno),
              errno == EADDRNOTAVAIL ? "; other programs have used up the ports: wait a minute" : "");
     connection->state = CONNECTING;
     watch(connection, EPOLL_CTL_ADD, true);
@@ -218,7 +219,7 @@ void start_connection(struct connection *connection, int index) {
     int length = snprintf(request, sizeof request,
                           "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                           "Sec-WebSocket-Key: " NONCE "\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                          path, target.port);
+                          path, port);
     memcpy(extend(&connection->out, length), request, length);
 }
 

@@ -24,7 +24,7 @@ struct connection {
 
 /* Where all connections go, and who takes what arrives on them. */
 struct target {
-    int port;
+    int port, device_port;        /* of apps, of devices */
     const char *token, *key;      /* of all apps, of all devices */
     bool verbose;                 /* say on stderr why a connection failed */
     void (*take_message)(struct connection *connection, const char *payload, size_t length);

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common.h"
 
@@ -64,10 +65,24 @@ static long pss_of_pid_kib(int pid) {
     return kib;
 }
 
-double server_cpu_s(void) {
-    double sum = 0;
-    for (int i = 0; i < process_count; i++) sum += cpu_of_pid_s(processes[i]);
-    return sum;
+struct cpu read_cpu(void) {
+    struct cpu cpu = {.generator_s = cpu_of_pid_s(getpid())};
+    for (int i = 0; i < process_count; i++) cpu.servers_s += cpu.each_s[i] = cpu_of_pid_s(processes[i]);
+    return cpu;
+}
+
+struct cpu cpu_since(const struct cpu *before) {
+    struct cpu cpu = read_cpu();
+    cpu.servers_s -= before->servers_s;
+    cpu.generator_s -= before->generator_s;
+    for (int i = 0; i < process_count; i++) cpu.each_s[i] -= before->each_s[i];
+    return cpu;
+}
+
+void print_cpu(const struct cpu *cpu) {
+    printf("\"generator_cpu_s\":%.4f,\"cpu_s\":[", cpu->generator_s);
+    for (int i = 0; i < process_count; i++) printf("%s%.6f", i ? "," : "", cpu->each_s[i]);
+    putchar(']');
 }
 
 long server_pss_kib(void) {

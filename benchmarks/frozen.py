@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from pinning import Pins, choose_pins, describe, pinned_to
-from run import describe_machine, say
+from progress import describe_machine, say
 from servers import BUILD, BenchError, Fleet, Server, build_programs, prepare_relay, run_quietly, running
 from workloads import FIRST_DEVICE, Workload
 

@@ -1,9 +1,10 @@
 /* load: a WebSocket load generator for a relay between devices and their apps.
  *
- *   load MODE --port P [--devices D] [--apps K] [--token JWT] [--key KEY] [--pid PID]...
+ *   load MODE --port P [--device-port P] [--devices D] [--apps K] [--token JWT] [--key KEY] [--pid PID]...
  *
  * It opens D device connections and K app connections for each of them, drives one workload over
- * all of them from one thread, and prints one line of JSON:
+ * all of them from one thread, and prints one line of JSON. Devices connect to --device-port, which
+ * is --port unless it is given. The modes:
  *
  *   fanout    each device keeps --window messages in flight; one is over when as many deliveries
  *             as the device has apps came back (saturation)
@@ -14,8 +15,9 @@
  *   storm     connect as fast as the server accepts, --concurrency attempts at a time
  *
  * What the server spends is read for each --pid: CPU time (user and system) and proportional
- * memory. CPU time for each delivery is a property of the server, where deliveries per second also
- * depend on who else uses the machine.
+ * memory. `cpu_s` lists the CPU time of each of them, in their order; other figures are sums. CPU time
+ * for each delivery is a property of the server, where deliveries per second also depend on who else
+ * uses the machine. `generator_cpu_s` is the CPU time of this program meanwhile.
  *
  * Exit status: 0 when every connection held, 1 when one failed, 2 for a usage or system error.
  */
@@ -47,7 +49,7 @@ struct device {
 
 static struct {
     enum mode mode;
-    int port, devices, apps, window, size, concurrency, first_device;
+    int port, device_port, devices, apps, window, size, concurrency, first_device;
     double rate_hz, measure_s, warmup_s, settle_s;
     const char *token, *key;
     bool binary, verbose;
@@ -192,12 +194,13 @@ static void read_options(int argc, char **argv) {
         {"rate", 1, 0, 'r'},   {"size", 1, 0, 's'},    {"secs", 1, 0, 't'},   {"warm", 1, 0, 'u'},
         {"settle", 1, 0, 'e'}, {"token", 1, 0, 'j'},   {"key", 1, 0, 'k'},    {"pid", 1, 0, 'i'},
         {"base", 1, 0, 'b'},   {"binary", 0, 0, 'y'},  {"verbose", 0, 0, 'v'}, {"concurrency", 1, 0, 'c'},
-        {0, 0, 0, 0},
+        {"device-port", 1, 0, 'o'}, {0, 0, 0, 0},
     };
     for (int c, at = 0; (c = getopt_long(argc, argv, "", known, &at)) != -1;) {
         const char *name = known[at].name;
         switch (c) {
         case 'p': options.port = whole_number(name, optarg, 1); break;
+        case 'o': options.device_port = whole_number(name, optarg, 1); break;
         case 'd': options.devices = whole_number(name, optarg, 1); break;
         case 'a': options.apps = whole_number(name, optarg, 0); break;
         case 'w': options.window = whole_number(name, optarg, 1); break;
@@ -218,6 +221,7 @@ static void read_options(int argc, char **argv) {
         default: exit(2);
         }
     }
+    if (!options.device_port) options.device_port = options.port;
     if (optind != argc - 1) fail("give one mode: fanout, rate, fleet, command, idle or storm");
     for (options.mode = 0; strcmp(MODE_NAMES[options.mode], argv[optind]);)
         if (++options.mode == MODES) fail("unknown mode '%s': fanout, rate, fleet, command, idle or storm", argv[optind]);
@@ -227,20 +231,25 @@ static void read_options(int argc, char **argv) {
 
 static void measure_connecting(void) {
     long pss_before_kib = server_pss_kib();
-    double cpu_before_s = server_cpu_s(), start_s = now_s();
+    struct cpu before = read_cpu();
+    double start_s = now_s();
     connect_all();
-    double connect_s = now_s() - start_s, connect_cpu_s = server_cpu_s() - cpu_before_s;
+    double connect_s = now_s() - start_s;
+    struct cpu connecting = cpu_since(&before);
     serve_for(options.settle_s);
 
-    double idle_cpu_before_s = server_cpu_s();
+    struct cpu connected = read_cpu();
     serve_for(options.measure_s);
-    double idle_cpu_s = server_cpu_s() - idle_cpu_before_s;
+    double idle_cpu_s = cpu_since(&connected).servers_s;
     long pss_kib = server_pss_kib();
     printf("{\"mode\":\"%s\",\"conns\":%d,\"failed\":%d,\"connect_s\":%.3f,\"conns_per_s\":%.0f,"
-           "\"cpu_us_per_conn\":%.1f,\"pss_kib\":%ld,\"kib_per_conn\":%.2f,\"idle_cpu_pct\":%.2f}\n",
+           "\"cpu_us_per_conn\":%.1f,\"pss_kib\":%ld,\"kib_per_conn\":%.2f,\"idle_cpu_pct\":%.2f,",
            MODE_NAMES[options.mode], open_count, failed_count, connect_s, connection_count / connect_s,
-           connect_cpu_s * 1e6 / connection_count, pss_kib, (double)(pss_kib - pss_before_kib) / connection_count,
+           connecting.servers_s * 1e6 / connection_count, pss_kib,
+           (double)(pss_kib - pss_before_kib) / connection_count,
            options.measure_s > 0 ? idle_cpu_s / options.measure_s * 100 : 0);
+    print_cpu(&connecting);
+    puts("}");
 }
 
 static void measure_messages(void) {
@@ -250,29 +259,34 @@ static void measure_messages(void) {
     fill_windows();
     drive_for(options.warmup_s);
 
-    double start_s = now_s(), cpu_before_s = server_cpu_s();
+    double start_s = now_s();
+    struct cpu before = read_cpu();
     measuring = true;
     drive_for(options.measure_s);
     measuring = driving = false;
-    double elapsed_s = now_s() - start_s, cpu_s = server_cpu_s() - cpu_before_s;
+    double elapsed_s = now_s() - start_s;
+    struct cpu cpu = cpu_since(&before);
+    double cpu_s = cpu.servers_s;
 
     printf("{\"mode\":\"%s\",\"devices\":%d,\"apps\":%d,\"window\":%d,\"size\":%d,\"open\":%d,\"failed\":%d,"
            "\"deliveries\":%llu,\"per_s\":%.0f,\"MiB_per_s\":%.1f,\"cpu_us_per_delivery\":%.2f,"
            "\"cpu_ms_per_s\":%.4f,\"server_cpu_pct\":%.0f,\"p50_us\":%llu,\"p99_us\":%llu,\"p999_us\":%llu,\"max_us\":%llu,"
-           "\"pss_kib\":%ld}\n",
+           "\"pss_kib\":%ld,\"elapsed_s\":%.4f,",
            MODE_NAMES[options.mode], options.devices, options.apps, options.window, options.size, open_count,
            failed_count, (unsigned long long)deliveries.count, deliveries.count / elapsed_s,
            deliveries.bytes / elapsed_s / 1048576, deliveries.count ? cpu_s * 1e6 / deliveries.count : 0,
            cpu_s / elapsed_s * 1e3, cpu_s / elapsed_s * 100, (unsigned long long)percentile_us(0.5),
            (unsigned long long)percentile_us(0.99), (unsigned long long)percentile_us(0.999),
-           (unsigned long long)deliveries.longest_us, server_pss_kib());
+           (unsigned long long)deliveries.longest_us, server_pss_kib(), elapsed_s);
+    print_cpu(&cpu);
+    puts("}");
 }
 
 int main(int argc, char **argv) {
     read_options(argc, argv);
     raise_open_files();
-    const struct target target = {.port = options.port, .token = options.token, .key = options.key,
-                                  .verbose = options.verbose, .take_message = take_message};
+    const struct target target = {.port = options.port, .device_port = options.device_port, .token = options.token,
+                                  .key = options.key, .verbose = options.verbose, .take_message = take_message};
     prepare_connections(&target);
     compose_messages();
     lay_out_connections();

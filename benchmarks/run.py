@@ -8,19 +8,19 @@ a measurement failed, 2 wrong usage, 3 could not start.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from chart import chart
 from pinning import Pins, choose_pins, describe, pinned_to
+from progress import describe_machine, say, warn
 from results import Results, count_missed
 from servers import (
     BUILD,
@@ -39,21 +39,16 @@ from servers import (
 from table import growth_sentences, table
 from workloads import GROUPS, SERVERS, WORKLOADS, Workload, choose
 
+import cluster
+from cluster import Setting, cluster_table, count_missed_cluster, redis_program
+
 SPARE_FILES = 200
 """Open files that a server needs besides its connections."""
 RUNS, QUICK_RUNS = 5, 1
 SECS, QUICK_SECS = 2.0, 1.0
+DEVICES = max(*(workload.devices for workload in WORKLOADS), cluster.RECLAIMED + cluster.LOCAL_DEVICES)
 AROUND_S = 3.5
 """What a measurement takes besides its length: starting, connecting, warming up."""
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def warn(text: str) -> None:
-    rule = "!" * 100
-    say(f"{rule}\n!! {text}\n{rule}")
 
 
 def _names(text: str, known: Sequence[str]) -> list[str]:
@@ -66,7 +61,7 @@ def _names(text: str, known: Sequence[str]) -> list[str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    names = [*GROUPS, *(workload.name for workload in WORKLOADS)]
+    names = [*GROUPS, cluster.GROUP, *cluster.PARTS, *(workload.name for workload in WORKLOADS)]
     parser = argparse.ArgumentParser(description="Measure brewos-relay beside the floor and other relays.")
     parser.add_argument(
         "--quick", action="store_true", help="one short round of some workloads: a look, no figures"
@@ -76,7 +71,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=partial(_names, known=names),
         action="extend",
         metavar="NAME,…",
-        help=f"groups or workloads; groups are {', '.join(GROUPS)}",
+        help=f"groups or workloads; groups are {', '.join(GROUPS)}, and {cluster.GROUP} with its parts "
+        f"{', '.join(cluster.PARTS)}",
     )
     parser.add_argument(
         "--servers",
@@ -93,6 +89,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--no-pin", action="store_true", help="let the system choose processors; see the README"
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="COUNT",
+        help=f"devices of {cluster.GROUP} that are claimed again or connect, instead of thousands",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement to FILE")
     parser.add_argument(
@@ -118,6 +120,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     chosen = parser.parse_args(arguments)
     chosen.runs = (QUICK_RUNS if chosen.quick else RUNS) if chosen.runs is None else chosen.runs
     chosen.secs = (QUICK_SECS if chosen.quick else SECS) if chosen.secs is None else chosen.secs
+    if chosen.devices is not None and not 0 < chosen.devices <= cluster.RECLAIMED:
+        parser.error(f"--devices must be between 1 and {cluster.RECLAIMED}")
     if chosen.runs < 1 or chosen.secs <= 0:
         parser.error("--runs and --secs must be above 0")
     return chosen
@@ -218,29 +222,45 @@ def measure_rounds(
     return reports, failures
 
 
-def describe_machine() -> str:
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    load_1min, _, _ = os.getloadavg()
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, load {load_1min:.1f}"
-    )
-
-
-def show(reports: Sequence[dict[str, object]], caption: str, chart_file: Path) -> Results:
-    """Print the table, draw the chart, and put the table beside it."""
+def show(
+    reports: Sequence[dict[str, object]],
+    of_cluster: Sequence[dict[str, object]],
+    caption: str,
+    chart_file: Path,
+) -> int:
+    """Print the tables, draw the chart, and put the tables beside it; return how many limits were missed."""
     results = Results(reports)
-    text = "\n".join([table(results), "", *growth_sentences(results), caption, ""])
+    parts = [table(results), "", *growth_sentences(results), ""] if reports else []
+    parts += [cluster_table(of_cluster), ""] if of_cluster else []
+    text = "\n".join([*parts, caption, ""])
     print(text, flush=True)
     chart_file.parent.mkdir(parents=True, exist_ok=True)
-    chart_file.write_text(chart(results, caption=caption), encoding="utf-8")
     chart_file.with_suffix(".md").write_text(text, encoding="utf-8")
-    say(f"The chart is in {chart_file}, the table in {chart_file.with_suffix('.md')}.")
-    return results
+    if reports:
+        chart_file.write_text(chart(results, caption=caption), encoding="utf-8")
+        say(f"The chart is in {chart_file}.")
+    say(f"The tables are in {chart_file.with_suffix('.md')}.")
+    return count_missed(results) + count_missed_cluster(of_cluster)
+
+
+def choose_parts(only: Sequence[str] | None) -> list[str]:
+    """Return the parts of the cluster's figures that were chosen: all with its group, and by default."""
+    return [part for part in cluster.PARTS if not only or cluster.GROUP in only or part in only]
+
+
+def measure_cluster(
+    parts: Sequence[str], server: Server, arguments: argparse.Namespace, pins: Pins
+) -> tuple[list[dict[str, object]], int, list[str]]:
+    """Measure several instances; return the reports, the failures, and warnings."""
+    try:
+        program = redis_program()
+    except BenchError as error:
+        return [], 0, [f"{cluster.GROUP} LEFT OUT: {error}"]
+    setting = Setting(server=server, redis=program, secs=arguments.secs, pins=pins)
+    if arguments.devices is not None:
+        setting = replace(setting, devices=arguments.devices, connecting=arguments.devices)
+    reports, failures = cluster.measure_rounds(setting, parts, arguments.runs)
+    return reports, failures, []
 
 
 def measure_all(arguments: argparse.Namespace) -> int:
@@ -252,12 +272,16 @@ def measure_all(arguments: argparse.Namespace) -> int:
         return 3
     pins = Pins() if arguments.no_pin else choose_pins()
     machine = f"{describe_machine()}, {describe(pins)}"
+    parts = choose_parts(arguments.only)
     asked = choose(frozenset(arguments.only or ()), quick=arguments.quick)
     workloads, warnings = keep_fitting(asked, raise_open_files())
     if pins.server is None and not arguments.no_pin:
         warnings.append("there is ONE PROCESSOR for server and generator: ratios say less than they should")
+    reports: list[dict[str, object]] = []
+    of_cluster: list[dict[str, object]] = []
+    failures = 0
     with tempfile.TemporaryDirectory(prefix="brewos-relay-bench-") as folder:
-        fleet = Fleet(folder=Path(folder), devices=max(workload.devices for workload in WORKLOADS))
+        fleet = Fleet(folder=Path(folder), devices=DEVICES)
         try:
             servers, missing = prepare_servers(arguments.servers, fleet, arguments.relay_command)
         except BenchError as error:
@@ -266,18 +290,25 @@ def measure_all(arguments: argparse.Namespace) -> int:
         warnings += missing
         for text in warnings:
             warn(text)
-        if not any(set(w.servers) & set(servers) for w in workloads):
-            warn("NOTHING MEASURED: nothing is left to be measured")
-            return 3
-        reports, failures = measure_rounds(
-            servers, workloads, runs=arguments.runs, secs=arguments.secs, pins=pins
-        )
+        if any(set(w.servers) & set(servers) for w in workloads):
+            reports, failures = measure_rounds(
+                servers, workloads, runs=arguments.runs, secs=arguments.secs, pins=pins
+            )
+        if parts and "relay" in servers:
+            of_cluster, failed, left_out = measure_cluster(parts, servers["relay"], arguments, pins)
+            failures += failed
+            warnings += left_out
+    if not reports and not of_cluster:
+        for warning in warnings:
+            warn(warning)
+        warn("NOTHING MEASURED: nothing is left to be measured")
+        return 1 if failures else 3
 
     caption = f"Medians of {arguments.runs}. {machine}."
     if arguments.json:
-        content = {"caption": caption, "reports": reports}
+        content = {"caption": caption, "reports": reports, "cluster": of_cluster}
         arguments.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    missed = count_missed(show(reports, caption, arguments.chart)) if reports else 0
+    missed = show(reports, of_cluster, caption, arguments.chart)
     for warning in warnings:
         warn(warning)
     if failures:
@@ -290,10 +321,11 @@ def main() -> int:
     if arguments.from_file is not None:
         try:
             saved = json.loads(arguments.from_file.read_text(encoding="utf-8"))
-            return 1 if count_missed(show(saved["reports"], saved["caption"], arguments.chart)) else 0
+            missed = show(saved["reports"], saved.get("cluster", []), saved["caption"], arguments.chart)
         except (OSError, ValueError, KeyError) as error:
             warn(f"NOTHING SHOWN: {arguments.from_file} cannot be read ({error!r})")
             return 3
+        return 1 if missed else 0
     if not sys.platform.startswith("linux"):
         warn("NOTHING MEASURED: the benchmarks need Linux (epoll and /proc)")
         return 3

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pinning import pinned_to
+from processes import descendants
 from workloads import FIRST_DEVICE
 
 from brewos_relay.server.self_signed import ensure_self_signed
@@ -28,7 +29,7 @@ from brewos_relay.server.self_signed import ensure_self_signed
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 PROGRAMS = {"load": ("load.c", "connection.c", "messages.c", "figures.c"), "floor": ("floor.c",)}
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 SETTLE_S = 0.3
 """Pause after a start, so that start-up work is not measured."""
 STOP_TIMEOUT_S = 5.0
@@ -57,6 +58,8 @@ class Server:
     cwd: Path
     tls_arguments: tuple[str, ...] | None = None
     """What its command needs besides to serve TLS; None if it cannot."""
+    announces: str = ""
+    """A text that it prints once it is ready, if its port listens before."""
 
 
 def run_quietly(command: Sequence[str], **options: object) -> str:
@@ -228,14 +231,14 @@ def _listens(pid: int, port: int) -> bool:
         return False
 
 
-def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: str) -> None:
+def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, server: Server) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not _listens(process.pid, port):
+    while not (_listens(process.pid, port) and server.announces in log.read_text()):
         if process.poll() is not None:
-            raise BenchError(f"{name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+            raise BenchError(f"{server.name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
         if time.monotonic() > deadline_s:
             raise BenchError(
-                f"{name}: process {process.pid} did not listen on port {port} "
+                f"{server.name}: process {process.pid} did not listen on port {port} "
                 f"within {START_TIMEOUT_S:.0f} s; if its command starts the server as another process, "
                 "give one that becomes the server"
             )
@@ -244,13 +247,16 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path, name: s
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its child processes: it leads a process group of its own."""
+    """End the server and the processes that it started."""
+    started = descendants(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # the server leads a group
     process.wait()
+    for each in started:
+        each.kill()
 
 
 @contextmanager
@@ -274,7 +280,7 @@ def running(server: Server, *, tls: bool = False, cpu: int | None = None) -> Ite
             preexec_fn=pinned_to(cpu),
         )
         try:
-            _await_start(process, port, log, server.name)
+            _await_start(process, port, log, server)
             yield port, process.pid
         finally:
             _stop(process)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import cluster
 from support.interop import need_node_modules, need_program
 from support.redis_server import need_redis
 
@@ -22,6 +23,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
         ["--only", "fanout-1x100-w1", "--servers", "floor,relay", "--runs", "1", "--secs", "0.2", "--no-pin"],
         {0, MISSED},
     ),
+    "benchmarks/bus.py": (["--messages", "200", "--rounds", "1"], {0}),
     "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
     "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
     "benchmarks/soak.py": (["--minutes", "0.2", "--devices", "2", "--apps", "2"], {0, MISSED}),
@@ -101,6 +103,17 @@ def test_node_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> N
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
+
+
+@pytest.mark.parametrize("part", cluster.PARTS)
+def test_figures_of_several_instances_are_measured(part: str, tmp_path: Path) -> None:
+    chosen = ["--only", part, "--servers", "relay", "--runs", "1", "--secs", "0.2", "--devices", "30"]
+    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", str(tmp_path / "bench.svg")])
+    assert done.returncode in {0, MISSED}, done.stdout + done.stderr
+    assert "LEFT OUT" not in done.stderr
+    assert "FAILED" not in done.stderr
+    written = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert all(figure.title in written for figure in cluster.FIGURES if figure.part == part)
 
 
 def test_flood_of_valid_requests_is_run_by_its_own_tests() -> None:

@@ -1,0 +1,532 @@
+"""The figures of several instances: messages between them, their return to Redis, and several workers.
+
+Each part measures one round against fresh servers and returns figures by their keys. `FIGURES` has their
+limits. Run by `run.py --only cluster`.
+"""
+
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from pinning import Pins, pinned_to
+from processes import cpu_s_of, descendants, pss_kib
+from progress import say, warn
+from redis_server import RedisClient, RedisServer, running_redis
+from servers import BUILD, BenchError, Server, running
+from workloads import FIRST_DEVICE, WORKLOADS
+
+from brewos_relay.errors import RelayError
+from brewos_relay.server.private_redis import find_program
+
+GROUP = "cluster"
+METRICS_TOKEN = "benchmarks-read-metrics"
+JOINED = "joined the cluster"
+READY = "brewos-relay is ready"
+SLICE_S = 0.5
+"""How long the bus is measured at a time, before the server without it has its turn."""
+RECLAIMED, LOCAL_DEVICES = 5_000, 20
+LOCAL_RATE_HZ = 20.0
+DOWN_S = 2.0
+CLAIM_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.002
+AROUND_RECLAIM_S = 6.0
+"""How long local messages are measured: from before Redis is killed until all devices are claimed."""
+WORKER_CORES = 2
+LATE = "brewos_relay_loop_late_seconds_bucket"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFigure:
+    """One figure of the cluster: its key, a label, the unit, and a limit.
+
+    `is_least` says that the limit is the least value instead of the greatest one.
+    """
+
+    part: str
+    key: str
+    title: str
+    unit: str
+    limit: float | None = None
+    is_least: bool = False
+
+    def judge(self, value: float) -> bool | None:
+        """Whether the limit was kept; None if there is none."""
+        if self.limit is None:
+            return None
+        return value >= self.limit if self.is_least else value <= self.limit
+
+
+LOCAL_WORKLOADS = ("fanout-50x1-w1", "fanout-1x100-w1", "command-50x1-w1")
+WORKER_WORKLOADS = ("fanout-50x1-w4", "storm-4000x1")
+
+
+def _figures() -> Iterator[ClusterFigure]:
+    def crossing(key: str, title: str, unit: str = "µs", limit: float | None = None) -> ClusterFigure:
+        return ClusterFigure(part="crossing", key=key, title=title, unit=unit, limit=limit)
+
+    yield crossing("crossing_p50_us", "crossing-400x1-2k, p50", limit=1_500)
+    yield crossing("crossing_p99_us", "crossing-400x1-2k, p99", limit=5_000)
+    yield crossing("crossing_p999_us", "crossing-400x1-2k, p99.9")
+    for load, name in (("rate", "crossing-400x1-2k"), ("busy", "crossing-50x1-w4")):
+        for process in ("device", "app", "redis"):
+            whose = {"device": "the device's instance", "app": "the app's instance", "redis": "Redis"}[
+                process
+            ]
+            yield crossing(f"{load}_{process}_us", f"{name}, CPU per delivery of {whose}")
+    yield crossing("busy_per_s", "crossing-50x1-w4, deliveries a second", "")
+    yield crossing("local_p50_us", "the same 2,000 a second within one instance, p50")
+    yield crossing("local_p99_us", "the same 2,000 a second within one instance, p99")
+    yield crossing("local_us", "the same 2,000 a second within one instance, CPU per delivery")
+    for workload in LOCAL_WORKLOADS:
+        yield ClusterFigure(
+            part="local",
+            key=f"{workload}_pct",
+            title=f"{workload}, CPU time with a bus",
+            unit="% more",
+            limit=None if workload.startswith("command") else 3.0,
+        )
+        yield ClusterFigure(part="local", key=f"{workload}_us", title=f"{workload}, without a bus", unit="µs")
+    yield ClusterFigure(
+        part="reclaim",
+        key="reclaim_ms",
+        title="5,000 devices claimed after Redis' return",
+        unit="ms",
+        limit=1_000,
+    )
+    yield ClusterFigure(part="reclaim", key="reclaim_cpu_ms", title="CPU time of the instance", unit="ms")
+    yield ClusterFigure(part="reclaim", key="reclaim_late_ms", title="event loop late, at most", unit="ms")
+    yield ClusterFigure(
+        part="reclaim", key="reclaim_local_p50_us", title="local messages meanwhile, p50", unit="µs"
+    )
+    yield ClusterFigure(
+        part="reclaim", key="reclaim_local_p99_us", title="local messages meanwhile, p99", unit="µs"
+    )
+    yield ClusterFigure(
+        part="reclaim", key="reclaim_local_max_us", title="local messages meanwhile, longest", unit="µs"
+    )
+    for workload in WORKER_WORKLOADS:
+        yield ClusterFigure(
+            part="workers",
+            key=f"{workload}_times",
+            title=f"{workload}, capacity of 2 workers ÷ 1",
+            unit="x",
+            limit=1.7,
+            is_least=True,
+        )
+        yield ClusterFigure(
+            part="workers", key=f"{workload}_rate_times", title=f"{workload}, rate of 2 workers ÷ 1", unit="x"
+        )
+        yield ClusterFigure(
+            part="workers", key=f"{workload}_one_us", title=f"{workload}, CPU with 1", unit="µs"
+        )
+        yield ClusterFigure(
+            part="workers", key=f"{workload}_two_us", title=f"{workload}, CPU with 2", unit="µs"
+        )
+        yield ClusterFigure(
+            part="workers",
+            key=f"{workload}_busier_pct",
+            title=f"{workload}, share of the busier worker",
+            unit="%",
+        )
+    yield ClusterFigure(
+        part="workers", key="worker_mib", title="memory of another worker", unit="MiB", limit=60.0
+    )
+    yield ClusterFigure(
+        part="workers", key="parent_mib", title="memory of the parent and of Redis", unit="MiB"
+    )
+
+
+FIGURES = tuple(_figures())
+PARTS = tuple(dict.fromkeys(figure.part for figure in FIGURES))
+_COMMANDS = {workload.name: workload.command for workload in WORKLOADS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What each part measures with."""
+
+    server: Server
+    redis: str
+    """The program of the Redis server."""
+    secs: float
+    pins: Pins
+    devices: int = RECLAIMED
+    """Devices that are claimed again."""
+    connecting: int = 4_000
+    """Devices of the storm."""
+
+    @contextmanager
+    def redis_server(self) -> Iterator[RedisServer]:
+        with running_redis(self.redis, cpu=self.pins.server) as server:
+            yield server
+
+    def instance(self, name: str, bus: RedisServer) -> Server:
+        """Return the server as one instance on a bus."""
+        environ = {
+            **self.server.environ,
+            "BREWOS_RELAY_BUS": bus.url,
+            "BREWOS_RELAY_INSTANCE": name,
+            "BREWOS_RELAY_METRICS_TOKEN": METRICS_TOKEN,
+        }
+        return replace(self.server, name=f"relay-{name}", environ=environ, announces=JOINED)
+
+    def workers(self, count: int) -> Server:
+        """Return the server with several workers. One is a single process without a parent."""
+        command = (*self.server.command, "--workers", str(count))
+        return replace(self.server, name=f"relay-{count}-workers", command=command, announces=READY)
+
+    def load(self, arguments: Sequence[str], *, pids: Sequence[int], secs: float | None = None) -> list[str]:
+        """Return a command of the load generator."""
+        options = {
+            "key": self.server.key,
+            "token": self.server.token,
+            "secs": str(self.secs if secs is None else secs),
+        }
+        return [
+            *(str(BUILD / "load"), *arguments, "--verbose"),
+            *(part for name, value in options.items() for part in (f"--{name}", value)),
+            *(part for pid in pids for part in ("--pid", str(pid))),
+        ]
+
+    def run(self, arguments: Sequence[str], *, pids: Sequence[int], secs: float | None = None) -> "Report":
+        """Run the load generator to its end. Raises BenchError if a connection fails."""
+        process = self.start(arguments, pids=pids, secs=secs)
+        return read_report(process)
+
+    def start(
+        self, arguments: Sequence[str], *, pids: Sequence[int] = (), secs: float | None = None
+    ) -> subprocess.Popen[str]:
+        """Start the load generator."""
+        return subprocess.Popen(
+            self.load(arguments, pids=pids, secs=secs),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=pinned_to(self.pins.generator),
+        )
+
+
+Report = dict[str, Any]
+Part = Callable[[Setting], dict[str, float]]
+
+
+def read_report(process: subprocess.Popen[str]) -> Report:
+    output, complaints = process.communicate()
+    if process.returncode:
+        raise BenchError(f"the load generator failed:\n{complaints.strip()[:2000]}")
+    report: Report = json.loads(output)
+    return report
+
+
+def cpu_of_each(report: Report) -> list[float]:
+    """Return the CPU time of each measured process in s."""
+    each: list[float] = report["cpu_s"]
+    return each
+
+
+def sizes(mode: str, devices: int, apps: int = 1, *, first: int = FIRST_DEVICE) -> list[str]:
+    return [mode, "--devices", str(devices), "--apps", str(apps), "--base", hex(first)]
+
+
+# Messages between two instances
+
+
+def measure_crossing(setting: Setting) -> dict[str, float]:
+    """Devices on one instance, apps on the other one: 2,000 deliveries a second, and as many as possible."""
+    found = {}
+    steady = [*sizes("rate", 400), "--rate", "5", "--size", "600"]
+    busy = [*sizes("fanout", 50), "--window", "4"]
+    cpu = setting.pins.server
+    with (
+        setting.redis_server() as redis,
+        running(setting.instance("devices", redis), cpu=cpu) as (device_port, device_pid),
+        running(setting.instance("apps", redis), cpu=cpu) as (port, pid),
+    ):
+        ports = ["--port", str(port), "--device-port", str(device_port)]
+        pids = (device_pid, pid, redis.pid)
+        for name, workload in (("rate", steady), ("busy", busy)):
+            report = setting.run([*workload, *ports], pids=pids)
+            for process, cpu_s in zip(("device", "app", "redis"), cpu_of_each(report), strict=True):
+                found[f"{name}_{process}_us"] = cpu_s * 1e6 / max(1, report["deliveries"])
+            if name == "rate":
+                found |= {f"crossing_{key}": report[key] for key in ("p50_us", "p99_us", "p999_us")}
+            else:
+                found["busy_per_s"] = report["per_s"]
+    with running(setting.server, cpu=cpu) as (port, pid):
+        report = setting.run([*steady, "--port", str(port)], pids=[pid])
+        found |= {
+            "local_p50_us": report["p50_us"],
+            "local_p99_us": report["p99_us"],
+            "local_us": report["cpu_us_per_delivery"],
+        }
+    return found
+
+
+# Messages within an instance
+
+
+def measure_local(setting: Setting) -> dict[str, float]:
+    """Compare a server with a bus and one without: both run, and have their turns in short slices."""
+    cpu = setting.pins.server
+    costs: dict[tuple[str, bool], list[float]] = {}
+    with (
+        setting.redis_server() as redis,
+        running(setting.instance("bus", redis), cpu=cpu) as with_bus,
+        running(setting.server, cpu=cpu) as without,
+    ):
+        pairs = max(1, round(setting.secs / SLICE_S / 2))
+        for pair in range(2 * pairs):
+            for workload in LOCAL_WORKLOADS:
+                for has_bus in (pair % 2 == 0, pair % 2 == 1):
+                    port, pid = with_bus if has_bus else without
+                    report = setting.run(
+                        [*_COMMANDS[workload], "--port", str(port), "--warm", "0.2", "--settle", "0.2"],
+                        pids=[pid],
+                        secs=min(SLICE_S, setting.secs),
+                    )
+                    costs.setdefault((workload, has_bus), []).append(report["cpu_us_per_delivery"])
+    found = {}
+    for workload in LOCAL_WORKLOADS:
+        without_us, with_us = median(costs[workload, False]), median(costs[workload, True])
+        found[f"{workload}_us"] = without_us
+        found[f"{workload}_pct"] = (with_us / without_us - 1) * 100
+    return found
+
+
+# The return of Redis
+
+
+def measure_reclaim(setting: Setting) -> dict[str, float]:
+    """Kill Redis under an instance with many devices, start it again, and wait until it has all of them."""
+    cpu = setting.pins.server
+    with ExitStack() as stack:
+        redis = stack.enter_context(setting.redis_server())
+        port, pid = stack.enter_context(running(setting.instance("reclaim", redis), cpu=cpu))
+        ports = ["--port", str(port)]
+        idle = setting.start([*sizes("idle", setting.devices, 0), *ports], secs=600)
+        stack.callback(_end, idle)
+        _await_owned(redis, setting.devices)
+        local = [
+            *sizes("rate", LOCAL_DEVICES, first=FIRST_DEVICE + setting.devices),
+            "--rate",
+            str(LOCAL_RATE_HZ),
+        ]
+        talking = setting.start([*local, *ports], secs=AROUND_RECLAIM_S)
+        stack.callback(_end, talking)
+        everything = setting.devices + LOCAL_DEVICES
+        _await_owned(redis, everything)
+        time.sleep(1.5)  # until the messages are measured
+        before = read_late(port)
+        redis.kill()
+        time.sleep(DOWN_S)
+        cpu_before_s = cpu_s_of(pid)
+        returned_s = redis.start()
+        claimed_s = _await_owned(redis, everything)
+        spent_s = cpu_s_of(pid) - cpu_before_s
+        time.sleep(0.5)  # until the event loop has noted how late it was
+        late_ms = latest_ms(before, read_late(port))
+        report = read_report(talking)
+    return {
+        "reclaim_ms": (claimed_s - returned_s) * 1e3,
+        "reclaim_cpu_ms": spent_s * 1e3,
+        "reclaim_late_ms": late_ms,
+        "reclaim_local_p50_us": report["p50_us"],
+        "reclaim_local_p99_us": report["p99_us"],
+        "reclaim_local_max_us": report["max_us"],
+    }
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _await_owned(redis: RedisServer, devices: int) -> float:
+    """Wait until this many devices have an owner, and return the monotonic time."""
+    deadline_s = time.monotonic() + CLAIM_WITHIN_S
+    with redis.connect() as client:
+        while time.monotonic() < deadline_s:
+            # Redis counts all keys at no cost. Besides owners, there are a lease and the list of instances.
+            if int(client.call("DBSIZE")) >= devices + 2:
+                at_s = time.monotonic()
+                if count_owned(client) >= devices:
+                    return at_s
+            time.sleep(LOOK_EVERY_S)
+        owned = count_owned(client)
+    raise BenchError(f"{owned} of {devices} devices had an owner after {CLAIM_WITHIN_S:g} s")
+
+
+def count_owned(client: RedisClient) -> int:
+    return int(client.call("EVAL", "\"return #redis.call('KEYS','*own:*')\"", "0"))
+
+
+def read_late(port: int) -> dict[float, float]:
+    """Read the histogram of the event loop's lateness in s from the server's metrics."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        float(line.partition('le="')[2].partition('"')[0]): float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith(LATE)
+    }
+
+
+def latest_ms(before: Mapping[float, float], after: Mapping[float, float]) -> float:
+    """Return by how many ms the event loop was late at most: the least bound that all wake-ups kept."""
+    new = {bound: after[bound] - before.get(bound, 0) for bound in after}
+    return min(bound for bound, count in new.items() if count == max(new.values())) * 1e3
+
+
+# Several workers
+
+
+def measure_workers(setting: Setting) -> dict[str, float]:
+    """Compare two workers with a single process, and three with two."""
+    found: dict[str, float] = {}
+    storm = [*sizes("storm", setting.connecting), "--settle", "0"]
+    for name, workload, secs in (
+        (WORKER_WORKLOADS[0], _COMMANDS[WORKER_WORKLOADS[0]], setting.secs),
+        (WORKER_WORKLOADS[1], storm, 0.0),
+    ):
+        with running(setting.server, cpu=setting.pins.server) as (port, pid):
+            one = setting.run([*workload, "--port", str(port)], pids=[pid], secs=secs)
+        two, _ = _run_workers(setting, 2, workload, secs)
+        found |= {f"{name}_{key}": value for key, value in compare_workers(one, two).items()}
+    warm = _COMMANDS[WORKER_WORKLOADS[0]]
+    kib = {count: _run_workers(setting, count, warm, 0.2)[1] for count in (2, 3)}
+    found["worker_mib"] = (sum(kib[3]) - sum(kib[2])) / 1024
+    found["parent_mib"] = sum(kib[2][2:]) / 1024
+    return found
+
+
+def _run_workers(
+    setting: Setting, count: int, workload: Sequence[str], secs: float
+) -> tuple[Report, list[int]]:
+    """Run a workload on several workers; return its report, and the memory of each process in KiB.
+
+    The workers are the first processes, then come their parent and Redis.
+    """
+    with running(setting.workers(count)) as (port, pid):
+        started = descendants(pid)
+        workers = [each.pid for each in started if each.parent == pid and each.name != "sh"]
+        if len(workers) != count:
+            raise BenchError(f"{len(workers)} of {count} workers run")
+        others = [each.pid for each in started if each.pid not in workers]
+        pids = [*workers, pid, *others]
+        report = setting.run([*workload, "--port", str(port)], pids=pids, secs=secs)
+        return report, [pss_kib(each) for each in pids]
+
+
+def compare_workers(one: Report, two: Report) -> dict[str, float]:
+    """Compare a load on two workers with that on one process.
+
+    The generator takes a part of one of the two cores, so the rates alone say little. The capacity is the
+    work for a second of CPU time of the busier worker, but not more than two cores can do for all processes:
+    workers, parent and Redis. That of one process is the work for a second of its CPU time.
+
+    The rate is divided by the cores that the generator left to the server. Idle time counts as used.
+    """
+    work = {id(report): report.get("deliveries") or report["conns"] for report in (one, two)}
+    took = {id(report): report.get("elapsed_s") or report["connect_s"] for report in (one, two)}
+    cpu_one, cpu_two = cpu_of_each(one), cpu_of_each(two)
+    workers = cpu_two[:2]
+    capacity_one = work[id(one)] / sum(cpu_one)
+    capacity_two = work[id(two)] / max(*workers, sum(cpu_two) / WORKER_CORES)
+    left = WORKER_CORES - two["generator_cpu_s"] / took[id(two)]
+    rate_one = work[id(one)] / took[id(one)]
+    rate_two = work[id(two)] / took[id(two)] / left * WORKER_CORES
+    return {
+        "times": capacity_two / capacity_one,
+        "rate_times": rate_two / rate_one,
+        "one_us": 1e6 / capacity_one,
+        "two_us": sum(cpu_two) * 1e6 / work[id(two)],
+        "busier_pct": max(workers) / sum(workers) * 100,
+    }
+
+
+# Rounds and results
+
+MEASURE: Mapping[str, Part] = {
+    "crossing": measure_crossing,
+    "local": measure_local,
+    "reclaim": measure_reclaim,
+    "workers": measure_workers,
+}
+
+
+def redis_program() -> str:
+    """Return the program of a Redis server. Raises BenchError that tells what to install."""
+    try:
+        return find_program()
+    except RelayError as error:
+        raise BenchError(str(error)) from error
+
+
+def measure_rounds(setting: Setting, parts: Sequence[str], runs: int) -> tuple[list[dict[str, object]], int]:
+    """Measure each part so many times; return the figures of each round, and the failures."""
+    reports: list[dict[str, object]] = []
+    failures = 0
+    for run in range(runs):
+        for part in parts:
+            label = f"[{run + 1}/{runs}] {GROUP}: {part}"
+            try:
+                found = MEASURE[part](setting)
+            except (BenchError, OSError) as error:
+                failures += 1
+                warn(f"{label}: {error}")
+                continue
+            say(f"{label}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
+            reports.append({"run": run, "part": part, **found})
+    return reports, failures
+
+
+def values_of(reports: Sequence[Mapping[str, object]], figure: ClusterFigure) -> list[float]:
+    """Return a figure of each round in which it was measured."""
+    return [float(str(report[figure.key])) for report in reports if figure.key in report]
+
+
+def cluster_table(reports: Sequence[Mapping[str, object]]) -> str:
+    """Return the table, in Markdown: medians of the rounds, their range, and verdicts."""
+    rows = [("Part", "Figure", "Limit", "Median", "Range", "Verdict"), ("---",) * 6]
+    for figure in FIGURES:
+        values = values_of(reports, figure)
+        if not values:
+            continue
+        kept = figure.judge(median(values))
+        limit = (
+            "-"
+            if figure.limit is None
+            else f"{'≥' if figure.is_least else '≤'} {figure.limit:,g} {figure.unit}"
+        )
+        rows.append(
+            (
+                figure.part,
+                figure.title,
+                limit,
+                f"{_number(median(values))} {figure.unit}".rstrip(),
+                f"{_number(min(values))} to {_number(max(values))}",
+                "-" if kept is None else "ok" if kept else "**MISSED**",
+            )
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def count_missed_cluster(reports: Sequence[Mapping[str, object]]) -> int:
+    """Count the limits that were missed."""
+    return sum(
+        figure.judge(median(values)) is False for figure in FIGURES if (values := values_of(reports, figure))
+    )
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"

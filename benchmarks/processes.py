@@ -1,0 +1,64 @@
+"""The processes that a server has started, from /proc."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running process. Its id may be given to another one later, but not with the same start."""
+
+    pid: int
+    parent: int
+    name: str
+    start: int
+    """When it started, in ticks since the system started."""
+
+    def kill(self) -> None:
+        """Kill it, if it still runs."""
+        if _read(self.pid) == self:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[Process]:
+    """Return the children of a process and their descendants, parents first."""
+    everything = [
+        process
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (process := _read(int(entry.name)))
+    ]
+    found: list[Process] = []
+    parents = {pid}
+    while children := [process for process in everything if process.parent in parents]:
+        found += children
+        parents = {process.pid for process in children}
+    return found
+
+
+def cpu_s_of(pid: int) -> float:
+    """Return the CPU time of a process in s, of all its threads. Raises OSError if it has ended."""
+    return time.clock_gettime((~pid << 3) | 2)  # see clock_getcpuclockid(3)
+
+
+def pss_kib(pid: int) -> int:
+    """Return the proportional memory of a process in KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name is in parentheses, and may contain some.
+    name, _, rest = text[text.index("(") + 1 :].rpartition(")")
+    fields = rest.split()
+    return Process(pid=pid, parent=int(fields[1]), name=name, start=int(fields[19]))
