@@ -154,15 +154,13 @@ async def test_stalled_server_does_not_increase_memory(redis: RedisServer) -> No
         redis.pause()
         tracemalloc.start()
         try:
-            began_s = time.monotonic()
             refused = 0
-            while time.monotonic() < began_s + 0.5:
+            while refused < 10_000:
                 for _ in range(500):
                     refused += not bus.send("b", bytes(600))
                 assert bus.link.outbox_bytes <= OUTBOX_BYTES
                 assert bus.link.pending_replies <= PENDING_REPLIES
                 await trio.lowlevel.checkpoint()
-            assert refused > 10_000
             # The outbox once, and once joined for the system.
             assert tracemalloc.get_traced_memory()[1] < 3 * OUTBOX_BYTES
         finally:
@@ -265,6 +263,11 @@ async def test_server_that_became_a_replica_is_left(redis: RedisServer) -> None:
         redis.run("REPLICAOF", "NO", "ONE")
         async with connected(broker_at(redis.url), "b") as again:
             assert not await again.renew(b"")
+
+
+async def test_redis_cluster_is_refused_with_a_remedy() -> None:
+    with open_redis("--cluster-enabled", "yes") as server:
+        assert "use a single server, or one with replicas" in await refusal(broker_at(server.url))
 
 
 async def test_scripts_are_sent_again_after_they_were_flushed(redis: RedisServer) -> None:

@@ -1,5 +1,7 @@
 """URLs of Redis servers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from brewos_relay.cluster.redis_broker import RedisBroker
 from brewos_relay.cluster.redis_url import DEFAULT_PREFIX, RedisAddress, parse_redis_url
+from support.process import environment
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,18 @@ def test_malformed_url_is_refused_with_a_remedy_and_without_its_password(url: st
     assert "hunter" not in text
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+def test_driver_is_imported_with_the_broker_only() -> None:
+    program = """
+import sys
+import brewos_relay.cluster.redis_url
+import brewos_relay.server.assembly
+assert "hiredis" not in sys.modules
+import brewos_relay.cluster.redis_broker
+assert "hiredis" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=30)
 
 
 @given(st.text())
