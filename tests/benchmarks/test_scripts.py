@@ -27,7 +27,6 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
     "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
     "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
     "benchmarks/soak.py": (["--minutes", "0.2", "--devices", "2", "--apps", "2"], {0, MISSED}),
-    "benchmarks/bus.py": (["--rounds", "1", "--messages", "80"], {0}),
     "tests/fuzz/run.py": (["--only", "frames,handshake,live", "--secs", "1"], {0}),
     "tests/storm/run.py": (
         ["--devices", "3", "--apps", "1", "--newcomers", "1", "--stops", "restart"],

@@ -1,7 +1,6 @@
 """A connected socket as a stream, at half the cost of Trio's own: one system call for each read and write."""
 
 import socket
-from contextlib import suppress
 
 import trio
 
@@ -26,8 +25,11 @@ class PlainStream(trio.abc.Stream):
         """Write all data."""
         left = memoryview(data)
         while True:
-            with suppress(BlockingIOError):
-                left = left[self._socket.send(left) :]
+            try:
+                sent_bytes = self._socket.send(left)
+            except BlockingIOError:
+                sent_bytes = 0
+            left = left[sent_bytes:]
             if not left:
                 return
             await trio.lowlevel.wait_writable(self._socket)
@@ -40,8 +42,10 @@ class PlainStream(trio.abc.Stream):
         """Read what there is; b"" at the end."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            with suppress(BlockingIOError):
+            try:
                 return self._socket.recv(max_bytes or 65536)
+            except BlockingIOError:
+                continue
 
     async def aclose(self) -> None:
         """Close the socket."""

@@ -113,8 +113,10 @@ class RedisBroker:
         except trio.TooSlowError:
             raise BrokerError(f"{self._address} did not answer within {self._connect_within_s:g} s") from None
         except (OSError, ssl.SSLError, trio.BrokenResourceError) as error:
-            reason = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
-            raise BrokerError(f"cannot connect to {self._address}: {reason or error}") from None
+            reason: BaseException = error.__cause__ or error
+            if isinstance(reason, BaseExceptionGroup):  # one for each address of the host
+                reason = reason.exceptions[0]
+            raise BrokerError(f"cannot connect to {self._address}: {reason}") from None
         return RedisConnection(stream, instance, receive, self._address, self._lease_s)
 
     async def _greet(self, connection: "RedisConnection", deadline: float) -> None:
