@@ -165,6 +165,76 @@ async def test_clients_find_a_device_again_after_the_lease_of_its_instance_had_e
         assert (await types(client, within_s=RENEW_EVERY_S + 2))[0] == "device_online"
 
 
+async def test_clients_are_told_of_devices_of_an_instance_that_hangs(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.stop("a")
+        assert await types(client, within_s=RENEW_EVERY_S) == []
+        assert await types(client, within_s=20) == ["device_offline"]
+        broker.go_on("a")
+        assert (await types(client, within_s=RENEW_EVERY_S + 2))[0] == "device_online"
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+async def test_clients_do_not_notice_that_the_broker_loses_its_data(
+    autojump_clock: MockClock, names: str
+) -> None:
+    """The instance of the clients notices it before or after the one of the device."""
+    broker = MemoryBroker()
+    async with open_instances(*names, broker=broker) as opened:
+        a, b = sorted(opened, key=lambda each: each.name)
+        device = await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.flush()
+        for seq in range(2, 12):
+            await device.send({"type": "status_delta", "seq": seq, "machine": {"mode": "on"}})
+            await trio.sleep(0.5)
+        told = await contents(client)
+        assert {each["seq"] for each in told if each["type"] == "status_delta"} == set(range(2, 12))
+        assert not {"device_offline", "device_online"} & {each["type"] for each in told}
+        assert owner_in(broker) == "a"
+
+
+async def test_clients_are_not_told_that_a_device_went_because_its_instance_is_back_later(
+    autojump_clock: MockClock,
+) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.unreachable.add("a")
+        for name in "ab":
+            broker.cut(name)
+        broker.flush()
+        await trio.sleep(2)
+        broker.unreachable.clear()
+        told = await types(client, within_s=3)
+        assert "status" in told
+        assert not {"device_offline", "device_online"} & set(told)
+
+
+async def test_device_whose_instance_does_not_come_back_is_offline_soon(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        broker.unreachable.add("a")
+        for name in "ab":
+            broker.cut(name)
+        broker.flush()
+        assert await types(client, within_s=RENEW_EVERY_S + 3) == ["device_offline"]
+
+
 async def test_newest_of_two_owners_wins_after_both_were_apart(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):

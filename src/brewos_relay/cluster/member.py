@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FOLLOW_WITHOUT_BROKER_S: Final = 20.0
 """How long devices of other instances count as online while the broker cannot be reached."""
 _TICK_S: Final = 0.25
-_RETRY_S: Final = (0.1, 0.2, 0.4, 0.8)
+_RETRY_S: Final = (0.1, 0.2, 0.3)
 """Pauses before connecting again; the last one repeats."""
 _STEADY_S: Final = 1.0
 """A connection that lasts this long ends a series of failures."""
@@ -93,8 +93,8 @@ class Member:
             try:
                 async with self._broker.connect(self.instance, self._receive) as connection:
                     began_at = trio.current_time()
-                    await self._renew(connection)
-                    why = await self._stay(connection)
+                    knows_lease = await self._renew(connection)
+                    why = await self._stay(connection, knows_lease)
             except* BrokerError as problems:
                 why = _reasons(problems)
             except* Exception as errors:
@@ -109,7 +109,7 @@ class Member:
             await trio.sleep(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
             failures += 1
 
-    async def _stay(self, connection: BrokerConnection) -> str:
+    async def _stay(self, connection: BrokerConnection, knows_lease: bool) -> str:
         """Use a connection until it is lost; return why it was. A task that fails ends it as well.
 
         **Owns:** a nursery with three tasks: `_keep_lease`, and `tell_broker` and `audit` of `Ownership`.
@@ -117,7 +117,7 @@ class Member:
         self.connection = connection
         self.joined.set()
         log.info("joined the cluster as %s", self.instance)
-        self._ownership.announce_again()
+        self._ownership.announce_again(is_new=True, knows_lease=knows_lease)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_lease, connection)
             nursery.start_soon(self._ownership.tell_broker, connection)
@@ -138,7 +138,7 @@ class Member:
         while True:
             await trio.sleep(RENEW_EVERY_S)
             if not await self._renew(connection):
-                self._ownership.announce_again()
+                self._ownership.announce_again(is_new=False, knows_lease=False)
 
     async def _renew(self, connection: BrokerConnection) -> bool:
         began_at = self._clock.begin()

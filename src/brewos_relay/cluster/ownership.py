@@ -7,7 +7,14 @@ from typing import Final
 
 import trio
 
-from brewos_relay.cluster.broker import BrokerConnection, BrokerError, Claim, OwnerChanged, Since
+from brewos_relay.cluster.broker import (
+    RENEW_EVERY_S,
+    BrokerConnection,
+    BrokerError,
+    Claim,
+    OwnerChanged,
+    Since,
+)
 from brewos_relay.cluster.broker_clock import BrokerClock
 from brewos_relay.cluster.devices import DeviceRecord, DeviceTable
 from brewos_relay.cluster.envelopes import Unwatch, Watch, pack
@@ -23,6 +30,8 @@ AT_ONCE: Final = 500
 """How many devices are told to the broker at once."""
 AUDIT_EVERY_S: Final = 1.0
 """How often instances and records are checked."""
+_SETTLES_S: Final = RENEW_EVERY_S + 1.0
+"""The time in which all instances have noticed that the broker has lost its data, and claim again."""
 _MOST_SWAPS: Final = 1000
 
 
@@ -48,16 +57,26 @@ class Ownership:
         self._clock = clock
         self._send = send
         self._swapped: deque[str] = deque(maxlen=_MOST_SWAPS)
+        self._settles_at = LONG_AGO
+        self._without_lease: dict[str, float] = {}
+        """Since when instances with a mailbox have no lease (trio time)."""
 
     # Telling the broker
 
-    def announce_again(self) -> None:
-        """Tell everything again: the connection is new, or the broker has lost its data."""
+    def announce_again(self, *, is_new: bool, knows_lease: bool) -> None:
+        """Tell everything again, since the connection is new, or the broker has lost its data.
+
+        If it does not know the lease of this instance, it may not know the owners of devices either. Devices
+        that are followed stay so until their instances have claimed them again.
+        """
         for record in self._table.records.values():
             record.must_claim = record.is_local
             record.subscribed = record.located = False
             if record.remote is not None:
-                record.remote.has_state = False  # messages may be missing until it comes again
+                if not knows_lease:
+                    self._settles_at = trio.current_time() + _SETTLES_S
+                if is_new:
+                    record.remote.has_state = False  # messages may be missing until it comes again
             self._table.mark(record.device_id)
             if record.clients is not None:
                 record.clients.renew_state()
@@ -157,7 +176,7 @@ class Ownership:
             changes = record.changes
             found = await connection.subscribe(record.device_id)
             if record.changes == changes and record.subscribed:
-                self._note_owner(record, found.owner)
+                self._note_found(record, found.owner)
         elif record.located and record.remote is None:
             self._note_owner(record, record.owner)
 
@@ -177,6 +196,11 @@ class Ownership:
             record.owner, record.located = change.owner, record.subscribed
         if change.owner is not None or not record.is_local:
             self._note_owner(record, change.owner)
+
+    def _note_found(self, record: DeviceRecord, owner: Since | None) -> None:
+        """Take the owner that the broker has found. It may not know it again yet."""
+        if owner is not None or record.remote is None or trio.current_time() >= self._settles_at:
+            self._note_owner(record, owner)
 
     def _note_owner(self, record: DeviceRecord, owner: Since | None) -> None:
         """Take the owner of a device, from the broker."""
@@ -275,6 +299,8 @@ class Ownership:
         asked_at, listed = trio.current_time(), sorted(names)
         counted = await connection.count_mailboxes(listed)
         reachable = dict(zip(listed, counted, strict=True))
+        for name in await self._find_hung(connection, records):
+            reachable[name] = False
         for record in records:
             if record.clients is not None:
                 for name in record.clients.instances:
@@ -284,21 +310,43 @@ class Ownership:
             if record.remote is not None:
                 record.remote.is_reachable = reachable.get(record.remote.owner.instance, True)
 
+    async def _find_hung(self, connection: BrokerConnection, records: Sequence[DeviceRecord]) -> list[str]:
+        """Return the instances whose lease has ended, although they have a mailbox: their process hangs.
+
+        One of their devices shows it. If the broker has lost its data, the next renewal restores the lease.
+        """
+        samples = {
+            record.remote.owner.instance: (record, record.changes)
+            for record in records
+            if record.remote is not None
+        }
+        if not samples:
+            return []
+        located = await connection.locate([record.device_id for record, _ in samples.values()])
+        now, since = trio.current_time(), self._without_lease
+        self._without_lease = {
+            name: since.get(name, now)
+            for (name, (record, changes)), found in zip(samples.items(), located, strict=True)
+            if found.owner is None and record.changes == changes
+        }
+        return [name for name, at in self._without_lease.items() if now - at >= _SETTLES_S]
+
     async def _look_again(self, connection: BrokerConnection) -> None:
-        """Find devices again whose instance cannot be reached, or has not sent their state."""
+        """Find devices again whose instance is not known or reachable, or has not sent their state."""
         asked_before = trio.current_time() - ANSWER_S
         doubtful = [
             (record, record.changes)
             for record in self._table.records.values()
             if (remote := record.remote) is not None
-            if not remote.is_reachable or (remote.awaits_state and remote.asked_at <= asked_before)
+            if not (remote.is_reachable and record.located)
+            or (remote.awaits_state and remote.asked_at <= asked_before)
         ]
         for start in range(0, len(doubtful), AT_ONCE):
             some = doubtful[start : start + AT_ONCE]
             located = await connection.locate([record.device_id for record, _ in some])
             for (record, changes), found in zip(some, located, strict=True):
                 if record.remote is not None and not record.is_local and record.changes == changes:
-                    self._note_owner(record, found.owner)
+                    self._note_found(record, found.owner)
 
     def drop_client(self, record: DeviceRecord, instance: str) -> None:
         """Send no more messages of a device to an instance."""
