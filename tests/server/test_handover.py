@@ -39,8 +39,8 @@ class Passed(NamedTuple):
 class Worker:
     """A worker that keeps what it is given."""
 
-    def __init__(self, *, per_s: float = 0) -> None:
-        self.handover = Handover(per_s=per_s)
+    def __init__(self, number: int, *, per_s: float = 0) -> None:
+        self.handover = Handover(number, per_s=per_s)
         self.taken: list[Passed] = []
         self.busy = trio.Event()
         self.busy.set()
@@ -62,7 +62,7 @@ def link(one: Worker, two: Worker) -> None:
 async def linked(*, per_s: float = 0) -> AsyncIterator[tuple[Worker, Worker]]:
     """Run two workers, 1 and 2."""
     before = own_open_files()
-    one, two = Worker(per_s=per_s), Worker()
+    one, two = Worker(1, per_s=per_s), Worker(2)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             for worker in (one, two):
@@ -158,11 +158,23 @@ async def test_places_end_with_the_device_and_its_clients() -> None:
         two.handover.device_went(MACHINE)
         await settled()
         assert one.handover.find(MACHINE) is None
-        assert two.handover.find(MACHINE) is None
+        assert two.handover.find(MACHINE) == 1, "its home"
+
+
+async def test_first_connections_of_a_device_meet_at_its_home() -> None:
+    async with linked() as (one, two):
+        numbers = range(1000)
+        at_one = {number: one.handover.find(machine_id(number)) or 1 for number in numbers}
+        at_two = {number: two.handover.find(machine_id(number)) or 2 for number in numbers}
+        assert at_one == at_two
+        assert 400 < list(at_one.values()).count(1) < 600
+        two.handover._siblings[1].channel.close()
+        await settled()
+        assert {one.handover.find(machine_id(number)) for number in numbers} == {None}, "it is alone"
 
 
 async def test_worker_that_joins_later_learns_all_places() -> None:
-    one, two = Worker(), Worker()
+    one, two = Worker(1), Worker(2)
     for number in range(5000):
         one.handover.device_came(machine_id(number), 0.0)
     with trio.fail_after(10):

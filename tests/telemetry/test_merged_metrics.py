@@ -55,7 +55,7 @@ def test_counters_and_histograms_of_all_workers_are_added_up() -> None:
 
 def test_gauges_are_added_up_or_the_greatest_or_least_counts() -> None:
     def of(value: float) -> str:
-        names = ("devices", "outbox_most_bytes", "draining", "disk_free_bytes", "build_info")
+        names = ("devices", "outbox_most_bytes", "draining", "disk_free_bytes", "bus_connected", "build_info")
         return "".join(gauge(f"brewos_relay_{name}", value) for name in names)
 
     found = merged({1: of(5), 2: of(7)})
@@ -64,6 +64,7 @@ def test_gauges_are_added_up_or_the_greatest_or_least_counts() -> None:
     assert found["brewos_relay_draining"] == 7
     assert found["brewos_relay_build_info"] == 7
     assert found["brewos_relay_disk_free_bytes"] == 5
+    assert found["brewos_relay_bus_connected"] == 5
 
 
 def test_metrics_of_a_process_are_not_added_up() -> None:
@@ -99,3 +100,11 @@ def test_workers_are_counted() -> None:
 def test_parent_is_a_process_of_its_own() -> None:
     text = MergedMetrics(2).render({})
     assert b'process_cpu_seconds_total{worker="parent"}' in text
+
+
+def test_machine_is_one_instance() -> None:
+    metrics = MergedMetrics(2, instance="oven")
+    texts = {n: counter("brewos_relay_a_total", n, f'{{instance="oven-{n}"}}') for n in (1, 2)}
+    metrics.keep_counters(counter("brewos_relay_a_total", 4, '{instance="oven-3"}').encode())
+    assert merged(texts, of=metrics)["brewos_relay_a_total{'instance': 'oven'}"] == 7
+    assert merged(texts)["brewos_relay_a_total"] == 3

@@ -100,7 +100,7 @@ class Worker:
         """
         channel = self._channel
         if not self._settings.speaks_tls:
-            self.handover = Handover(per_s=self._settings.limits.admit_rate)
+            self.handover = Handover(self.number, per_s=self._settings.limits.admit_rate)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)
             nursery.start_soon(self._obey, signals)

@@ -22,7 +22,8 @@ _GREATEST: Final = frozenset(
     {f"{PREFIX}{name}" for name in ("outbox_most_bytes", "degraded", "draining", "build_info")}
 )
 _LEAST: Final = frozenset(
-    {f"{PREFIX}{name}" for name in ("disk_free_bytes", "certificate_expires_timestamp_seconds")}
+    f"{PREFIX}{name}"
+    for name in ("disk_free_bytes", "certificate_expires_timestamp_seconds", "bus_connected")
 )
 """Gauges that are not added up: the greatest or least value of all workers counts."""
 _GROWING: Final = frozenset({"counter", "histogram"})
