@@ -1,14 +1,15 @@
-"""Instances: what each instance of a cluster tells about itself, and the problems of a cluster."""
+"""Instances: what each instance of a cluster tells about itself, their problems, and what they share."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from brewos_relay.texts import one_line
 
-ProblemKind: TypeAlias = Literal["versions", "keys", "registries", "hosts", "silent"]
+ProblemKind: TypeAlias = Literal["bus", "versions", "keys", "registries", "hosts", "silent"]
+InstanceState: TypeAlias = Literal["running", "draining", "silent"]
 _SHOWN: Final = 5
 """How many instances a text names."""
 
@@ -17,6 +18,7 @@ class Rates(msgspec.Struct, frozen=True, rename="camel"):
     """Messages per second, over the last seconds."""
 
     from_devices: float = 0.0
+    from_clients: float = 0.0
     to_clients: float = 0.0
     commands: float = 0.0
 
@@ -25,18 +27,20 @@ class Description(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """What an instance tells about itself with each renewal of its lease.
 
     Older versions leave fields out. `keys` and `registry` are fingerprints. `boot` is the same for all
-    processes of one running kernel.
+    processes of one running kernel, `parent` for all workers of one server; it is empty for a single process.
     """
 
     version: str = ""
     host: str = ""
     boot: str = ""
+    parent: str = ""
     started_ms: int = 0
     sqlite: bool = False
     keys: str = ""
     registry: str = ""
     devices: int = 0
     clients: int = 0
+    undeliverable: int = 0
     closing: bool = False
     rates: Rates = Rates()
 
@@ -49,7 +53,7 @@ class SurveyedInstance(msgspec.Struct, frozen=True):
     answer_ms: float | None
 
     @property
-    def state(self) -> Literal["running", "draining", "silent"]:
+    def state(self) -> InstanceState:
         """Whether it serves, closes its peers to end, or does not answer."""
         if self.answer_ms is None:
             return "silent"
@@ -57,16 +61,20 @@ class SurveyedInstance(msgspec.Struct, frozen=True):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """The instances of a cluster, sorted by name, and the round trip to the bus."""
+    """The instances of a cluster, sorted by name.
 
-    bus_ms: float
+    `bus_ms` is the round trip to the bus; None if it is unavailable.
+    """
+
+    bus_ms: float | None
     instances: Sequence[SurveyedInstance]
 
     def problems(self, others: Mapping[str, Description] | None = None) -> "list[ClusterProblem]":
         """List the problems of the cluster, compared with `others` as well."""
         descriptions = {each.name: each.description for each in self.instances} | dict(others or {})
         silent = [each.name for each in self.instances if each.answer_ms is None]
-        return find_problems(descriptions, silent=silent)
+        problems = find_problems(descriptions, silent=silent)
+        return problems if self.bus_ms is not None else [_NO_BUS, *problems]
 
 
 class ClusterProblem(msgspec.Struct, frozen=True):
@@ -77,6 +85,11 @@ class ClusterProblem(msgspec.Struct, frozen=True):
     advice: str
 
 
+_NO_BUS: Final = ClusterProblem(
+    "bus",
+    "the bus is unavailable: machines and apps on different instances are not connected",
+    "check that Redis runs and that this instance can reach it; the log says why it cannot",
+)
 _SAME: Final[Mapping[Literal["version", "keys", "registry"], tuple[ProblemKind, str, str]]] = {
     "version": (
         "versions",
@@ -153,3 +166,18 @@ def _names(names: Collection[str]) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more
+
+
+class Bucket(NamedTuple):
+    """A token bucket that instances share."""
+
+    name: str
+    per_s: float
+    burst: float
+
+
+class BucketsTaken(NamedTuple):
+    """The buckets that a token was taken from; or none, because one was empty."""
+
+    buckets: Sequence[Bucket]
+    empty: Bucket | None = None

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.instances import Bucket, BucketsTaken
 from brewos_relay.live_devices import LiveDevice, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
@@ -44,6 +45,21 @@ class RelayView(Protocol):
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         """Send a message to a device and return the outcome, which is `unknown` if it may have arrived."""
+        ...
+
+
+class SharedBudgets(Protocol):
+    """Rate limits that count on all instances together. Each call takes a bounded time."""
+
+    async def take(self, buckets: Sequence[Bucket]) -> BucketsTaken:
+        """Take a token from each bucket, or from none if one is empty.
+
+        Buckets of which the instances cannot know are missing in the result.
+        """
+        ...
+
+    async def give_back(self, buckets: Sequence[Bucket]) -> None:
+        """Return a token to each bucket."""
         ...
 
 

@@ -180,8 +180,9 @@ async def test_an_attempt_that_ends_in_503_is_given_back(
     autojump_clock: trio.testing.MockClock, problem: Exception, given_back: bool
 ) -> None:
     limit = RequestLimit("tries", burst=1, each_minute=0.001)
-    with pytest.raises(type(problem)), limit.attempt("a"):
-        raise problem
+    with pytest.raises(type(problem)):
+        async with limit.attempt("a"):
+            raise problem
     assert admitted(limit, "a") is given_back
 
 

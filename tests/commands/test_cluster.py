@@ -37,7 +37,7 @@ async def test_status_lists_the_instances_with_their_figures(
             assert each["uptimeS"] < 30
             assert 0 <= each["leaseAgeS"] < 15
             assert 0 < each["answerMs"] < 2000
-            assert set(each["perSecond"]) == {"fromDevices", "toClients", "commands"}
+            assert set(each["perSecond"]) == {"fromDevices", "fromClients", "toClients", "commands"}
         ran = await run_command(tmp_path, "cluster", "status", BREWOS_RELAY_BUS=redis.url)
         lines = ran.stdout.decode().splitlines()
         assert ran.returncode == 0, ran

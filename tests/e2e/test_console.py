@@ -35,6 +35,7 @@ from brewos_relay.simulator.simulated_device import SimulatedDevice
 from brewos_relay.simulator.usage_patterns import Barista
 from brewos_relay.vocabulary import Role, now_ms
 from support.chromium import Page, needs_browser, open_page
+from support.redis_server import RedisServer
 
 pytestmark = needs_browser
 
@@ -593,6 +594,27 @@ async def test_an_administrator_opens_pairing_and_releases_a_machine(tmp_path: P
         await page.see(f"An administrator released {MACHINE}: all of its users lost access.")
         await page.press("#notices-read")
         await page.wait_for("document.querySelector('#notices-part').hidden")
+        assert complaints(page) == []
+
+
+async def test_administrator_sees_the_instances_on_a_bus(tmp_path: Path, redis: RedisServer) -> None:
+    async with (
+        open_kitchen(tmp_path) as kitchen,
+        kitchen.serving(bus=redis.url, instance="one") as server,
+        open_page() as page,
+    ):
+        await settle_in(server, admin=True)
+        await sign_in(page, kitchen, "/admin")
+        await page.see("People")
+        await page.wait_for("document.querySelector('#rate-devices').textContent === '0.0'")
+        await page.wait_for("document.querySelector('#instances-section').hidden")
+        redis.run("SET", "brewos:alive:dead-1", '{"host":"<b>kitchen</b>"}')
+        redis.run("ZADD", "brewos:instances", "99999999999999999", "dead-1")
+        await page.wait_for("document.querySelectorAll('#instances li').length === 2")
+        await page.wait_for("!document.querySelector('#instances-section').hidden")
+        await page.see("no answer from dead-1. What to do:")
+        await page.see("<b>kitchen</b> · 0 machines")
+        await page.see("running")
         assert complaints(page) == []
 
 

@@ -63,14 +63,14 @@ async def test_each_problem_is_logged_once_until_it_has_gone(
 
 
 async def test_rates_are_over_some_seconds(autojump_clock: MockClock) -> None:
-    counts = (0, 0, 0)
+    counts = (0, 0, 0, 0)
     meter = cluster._RateMeter(lambda: counts)
-    counts = (10, 100, 1)
+    counts = (10, 4, 100, 1)
     await trio.sleep(1)
     assert meter.read() == Rates()
     await trio.sleep(3)
-    assert meter.read() == Rates(2.5, 25.0, 0.2)
-    assert meter.read() == Rates(2.5, 25.0, 0.2)
+    assert meter.read() == Rates(2.5, 1.0, 25.0, 0.2)
+    assert meter.read() == Rates(2.5, 1.0, 25.0, 0.2)
     await trio.sleep(4)
     assert meter.read() == Rates()
 

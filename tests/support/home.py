@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from brewos_relay.registry.sharing import shares_of
 from brewos_relay.settings import DATABASE_FILE
 from brewos_relay.vocabulary import Role, now_ms
 from support.http_client import Told, ask
-from support.process import KEY, Reach, machine_id, serve_here
+from support.process import KEY, Reach, machine_id, serve_here, serve_instances
 from support.wire_client import Response, WireClient, text, upgrade_head
 
 MACHINE: Final = machine_id(1)
@@ -49,6 +49,10 @@ class Person:
     @property
     def user_id(self) -> str:
         return str(self.session["user"]["id"])
+
+    def at(self, home: "Home") -> "Person":
+        """Return this person, who uses another instance with the same tokens."""
+        return replace(self, home=home)
 
     async def ask(self, method: str, path: str, body: Any = None) -> Told:
         """Send an API request."""
@@ -174,6 +178,17 @@ async def open_home(folder: Path, *, within_s: float = 10.0, **options: Any) -> 
     options = {"machines": (), "client_rate": 0.0, **options}
     async with serve_here(folder, within_s=within_s, **options) as server:
         yield Home(server, f"sqlite:///{folder / DATABASE_FILE}")
+
+
+@asynccontextmanager
+async def open_homes(
+    folder: Path, bus: str, *, within_s: float = 15.0, **options: Any
+) -> AsyncIterator[tuple[Home, Home]]:
+    """Open two instances with a bus between them: the same home twice. Otherwise like `open_home`."""
+    options = {"machines": (), "client_rate": 0.0, **options}
+    async with serve_instances(folder, bus, within_s=within_s, **options) as (one, two):
+        url = f"sqlite:///{folder / DATABASE_FILE}"
+        yield Home(one, url), Home(two, url)
 
 
 async def see_it_work(device: WireClient, client: WireClient) -> None:

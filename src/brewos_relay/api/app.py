@@ -12,6 +12,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.activity import ActivityRoutes, NoticeRoutes
 from brewos_relay.api.admin_accounts import AdminAccountRoutes
 from brewos_relay.api.admin_devices import AdminDeviceRoutes
+from brewos_relay.api.admin_instances import AdminInstanceRoutes, SurveyInstances, no_instances
 from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
 from brewos_relay.api.device_access import DeviceIdConverter
@@ -55,6 +56,7 @@ def create_app(
     request_limits: RequestLimits | None = None,
     problems: Problems | None = None,
     degraded: Degraded = tuple,
+    survey: SurveyInstances = no_instances,
     metrics: MetricsPage | None = None,
     counters: RequestCounters | None = None,
     lines: LogLineLimits | None = None,
@@ -67,6 +69,7 @@ def create_app(
     - `hsts` sends Strict-Transport-Security. Set it only if browsers trust the certificate.
     - `demo` tells pages that this is a demo.
     - `problems` and `degraded` are listed by /readyz.
+    - `survey` asks all instances of a cluster.
     - `metrics` is the page at /metrics; None for no such page.
     - `counters` count refused requests by reason.
     - `lines` limits the log lines about failed requests; None for no limit.
@@ -113,6 +116,7 @@ def create_app(
         AdminDeviceRoutes(
             relay=relay, store=store, authenticator=authenticator, rules=accounts.new_devices
         ).blueprint(),
+        AdminInstanceRoutes(survey=survey, authenticator=authenticator).blueprint(),
         # Accounts and login sessions.
         NoticeRoutes(store=store, authenticator=authenticator).blueprint(),
         SignInRoutes(

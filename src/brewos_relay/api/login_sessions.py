@@ -203,7 +203,7 @@ class LoginSessionRoutes:
         needs_token=False,
     )
     async def refresh(self) -> Response:
-        with self.request_limits.refreshes.attempt(network_of(current_caller().address)):
+        async with self.request_limits.refreshes.attempt(network_of(current_caller().address)):
             body = await body_of(request, RefreshBody)
             tokens = await self.login_sessions.refresh_tokens(body.refresh_token)
         if tokens is None:

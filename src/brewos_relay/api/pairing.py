@@ -201,9 +201,9 @@ class PairingRoutes:
         given = (body.name or "").strip()
         wanted = checked_name(given, what="A name", longest_chars=NAME_CHARS) if given else None
         network = network_of(current_caller().address)
-        with (
-            self.request_limits.pairings_by_user.attempt(requester.user_id),
-            self.request_limits.pairings_by_address.attempt(network),
+        async with (
+            self.request_limits.pairings_by_user.attempt(requester.user_id) as by_user,
+            self.request_limits.pairings_by_address.attempt(network) as by_address,
         ):
             code_hash = (
                 None if body.token else await _hash_code(body.device_id, network, hashing=self._hashing)
@@ -220,8 +220,8 @@ class PairingRoutes:
         if paired is None:
             raise Refused(_INVALID_CODE, status=404)
         # Only failed attempts use up the limits.
-        self.request_limits.pairings_by_user.give_back(requester.user_id)
-        self.request_limits.pairings_by_address.give_back(network)
+        await by_user.give_back()
+        await by_address.give_back()
         await self.store.catch_up()
         name = paired.device_name or paired.device_id
         return json_answer(ClaimedAnswer(device_id=paired.device_id, name=name, role=paired.role))
@@ -262,11 +262,11 @@ async def _admit_machine(device_id: str, key: str, *, store: Registry, request_l
     """
     network = network_of(current_caller().address)
     try:
-        request_limits.register_by_device.admit(f"{device_id} {network}")
+        await request_limits.register_by_device.take(f"{device_id} {network}")
     except Refused:
         if not await _key_works(device_id, key, store=store):
             raise
-    request_limits.register_by_address.admit(network)
+    await request_limits.register_by_address.take(network)
 
 
 async def _key_works(device_id: str, key: str, *, store: Registry) -> bool:

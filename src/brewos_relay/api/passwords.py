@@ -1,7 +1,7 @@
 """PUT /api/me/password, and the check of passwords, with limits against guessing and against lockout."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -77,12 +77,16 @@ class PasswordCheck:
         of the caller. An attempt that ends with 503 is not counted. Raises Refused (429, 503), RegistryError.
         """
         account = _account_key(email)
-        with ExitStack() as attempts:
-            attempts.enter_context(self._request_limits.passwords.attempt(network, about=account))
+        async with AsyncExitStack() as attempts:
+            attempt = await attempts.enter_async_context(
+                self._request_limits.passwords.attempt(network, about=account)
+            )
             user_id, stored, seen_ms = await self._store.read(_read_account, email, network)
             known = known_networks.is_known(seen_ms, now_ms=now_ms())
             if not known:
-                attempts.enter_context(self._request_limits.passwords_from_new_networks.attempt(account))
+                await attempts.enter_async_context(
+                    self._request_limits.passwords_from_new_networks.attempt(account)
+                )
             matches = await self.run(password_matches, password, stored, network=network, known=known)
             if not matches or user_id is None or stored is None:
                 return None
@@ -91,7 +95,7 @@ class PasswordCheck:
                     known_networks.record_network, user_id, network, now_ms=now_ms()
                 )
             user = await self._store.read(registered.find_user, user_id)
-            self._request_limits.passwords.give_back(network, about=account)
+            await attempt.give_back()
             return None if user is None else (user, stored)
 
     async def run(self, work: Callable[..., T], *args: object, network: str, known: bool = False) -> T:
@@ -145,7 +149,7 @@ class PasswordRoutes:
     async def set_password(self) -> Response:
         requester = await self.authenticator.with_session(request)
         network = network_of(current_caller().address)
-        with self.request_limits.sign_ins.attempt(network):
+        async with self.request_limits.sign_ins.attempt(network):
             body = await body_of(request, NewPasswordBody)
             await self._check_may_set(requester, body.current_password, network)
             try:

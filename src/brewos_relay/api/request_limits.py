@@ -1,8 +1,8 @@
 """Rate limits by network, account or device. Times are on trio's clock."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -10,7 +10,9 @@ import trio
 from brewos_relay.api.payloads import Refused, is_api_path
 from brewos_relay.core.rate_limits import RecentRates, TokenBucket, TokenBuckets
 from brewos_relay.errors import RegistryBusy, RegistryError
+from brewos_relay.instances import Bucket
 from brewos_relay.networks import networks_of, wider_networks
+from brewos_relay.protocols import SharedBudgets
 
 _KEPT: Final = 4096
 """How many buckets a limit keeps."""
@@ -18,11 +20,33 @@ _UNAVAILABLE: Final = (RegistryError, RegistryBusy)
 """The registry errors that are answered with 503. The others are faults of the request."""
 
 
+class Attempt:
+    """A token that was taken from a limit, here and on the bus."""
+
+    def __init__(self, limit: "RequestLimit", key: str, about: str, shared: Sequence[Bucket]) -> None:
+        self._limit = limit
+        self._key = key
+        self._about = about
+        self._shared = shared
+        self._is_counted = True
+
+    async def give_back(self) -> None:
+        """Undo the attempt, which does not count. Only what was taken for certain is given back."""
+        if self._is_counted:
+            self._is_counted = False
+            self._limit.give_back(self._key, about=self._about)
+            if self._limit.shared is not None:
+                await self._limit.shared.give_back(self._shared)
+
+
 class RequestLimit:
     """Token buckets by key. A bucket holds `burst` tokens and gains `each_minute`; a request takes one.
 
     With `by_network`, keys are results of `network_of`, and the wider networks around them have budgets too:
     providers give one customer a /56 or /48 of IPv6, which holds hundreds or thousands of /64.
+
+    After `share`, `take` and `attempt` count on all instances together. The buckets of this instance are
+    asked first: a flood that they refuse costs the bus nothing, and they decide alone while the bus is away.
     """
 
     def __init__(
@@ -36,13 +60,19 @@ class RequestLimit:
     ) -> None:
         """Create a limit. `what` names the requests in refusals, like "attempts to sign in"."""
         self.burst, self.each_minute = burst, each_minute
+        self.shared: SharedBudgets | None = None
         self._what = what
         self._by_network = by_network
         self._kept = kept
+        self._name = ""
         self._levels: dict[int, TokenBuckets] = {}
 
     def __len__(self) -> int:
         return len(self._level(1))
+
+    def share(self, shared: SharedBudgets, *, name: str) -> None:
+        """Count on all instances together. `name` distinguishes this limit from others."""
+        self.shared, self._name = shared, name
 
     def _level(self, share: int) -> TokenBuckets:
         """Return the buckets of networks with `share` times the budget."""
@@ -52,56 +82,76 @@ class RequestLimit:
             )
         return self._levels[share]
 
-    def _keys(self, key: str, about: str) -> list[tuple[TokenBuckets, str]]:
+    def _keys(self, key: str, about: str) -> list[tuple[int, str]]:
+        """Return the names of the buckets that count a request, each with its multiple of the budget."""
         wider = wider_networks(key) if self._by_network else ()
-        shares = ((key, 1), *wider)
-        return [(self._level(share), f"{name} {about}" if about else name) for name, share in shares]
+        return [
+            (share, f"{name} {about}" if about else name)
+            for name, share in ((key, 1), *((name, share) for name, share in wider))
+        ]
 
     def admit(self, key: str, *, about: str = "") -> None:
-        """Take one token from the bucket of `key`. Raises Refused (429, with Retry-After) if it is empty.
+        """Take one token from the bucket of `key` on this instance alone.
 
-        Keys with different `about` have buckets of their own.
+        Raises Refused (429, with Retry-After) if it is empty. Keys with different `about` have buckets of
+        their own.
         """
         now_s = trio.current_time()
         taken: list[TokenBucket] = []
-        for buckets, name in self._keys(key, about):
-            bucket = buckets.use(name, now_s)
+        for share, name in self._keys(key, about):
+            bucket = self._level(share).use(name, now_s)
             if not bucket.admit(now_s):
                 for other in taken:
                     other.give_back()
                 raise self._refusal(math.ceil(bucket.empty_s))
             taken.append(bucket)
 
+    async def take(self, key: str, *, about: str = "") -> Attempt:
+        """Take one token from the bucket of `key`, also on the bus. Raises Refused as `admit` does."""
+        self.admit(key, about=about)
+        if self.shared is None:
+            return Attempt(self, key, about, ())
+        taken = await self.shared.take(
+            [
+                Bucket(f"{self._name} {name}", share * self.each_minute / 60, share * self.burst)
+                for share, name in self._keys(key, about)
+            ]
+        )
+        if taken.empty is not None:
+            self.give_back(key, about=about)
+            raise self._refusal(math.ceil(1 / taken.empty.per_s))
+        return Attempt(self, key, about, taken.buckets)
+
     def check(self, key: str) -> None:
         """Raise Refused as `admit` would, without taking a token."""
         now_s = trio.current_time()
-        for buckets, name in self._keys(key, ""):
-            bucket = buckets.find(name)
+        for share, name in self._keys(key, ""):
+            bucket = self._level(share).find(name)
             if bucket is not None and bucket.level(now_s) < 1:
                 raise self._refusal(math.ceil(bucket.empty_s))
 
     def give_back(self, key: str, *, about: str = "") -> None:
         """Undo an `admit`, for a request that does not count."""
         now_s = trio.current_time()
-        for buckets, name in self._keys(key, about):
-            buckets.use(name, now_s).give_back()
+        for share, name in self._keys(key, about):
+            self._level(share).use(name, now_s).give_back()
 
-    @contextmanager
-    def attempt(self, key: str, *, about: str = "") -> Iterator[None]:
+    @asynccontextmanager
+    async def attempt(self, key: str, *, about: str = "") -> AsyncIterator[Attempt]:
         """Take a token for the block, and give it back if the block ends with a 503.
 
         A busy server must not count against the client.
         """
-        self.admit(key, about=about)
+        attempt = await self.take(key, about=about)
         try:
-            yield
+            yield attempt
         except Refused as refusal:
             if refusal.status == 503:
-                self.give_back(key, about=about)
+                await attempt.give_back()
             raise
         except RegistryError as problem:
             if type(problem) in _UNAVAILABLE:
-                self.give_back(key, about=about)
+                await attempt.give_back()
             raise
 
     def _refusal(self, wait_s: int) -> Refused:
@@ -120,6 +170,8 @@ def _in_words(wait_s: int) -> str:
 
 
 _HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
+_OWN: Final = frozenset({"requests", "pages", "health"})
+"""Limits that are not shared between instances."""
 _REGISTER: Final = "/api/devices/register-claim"
 """Registration of devices, which has its own limits."""
 _SIGN_INS: Final = frozenset(
@@ -132,9 +184,12 @@ class RequestLimits:
 
     A whole street may share one address, and reconnects at once after a power cut. A normal page reads its
     devices every 10 s, and everything when it loads.
+
+    With many instances, limits on attempts are shared: signing in, refreshing, pairing, sharing, registering.
+    Limits that only protect an instance from too much work are its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedBudgets | None = None) -> None:
         # All paths under /api except register-claim, by network.
         self.requests = RequestLimit("requests", burst=600, each_minute=1200, by_network=True)
         # Pages and their files. One visit to a large web app loads a few hundred of them, twice.
@@ -158,6 +213,10 @@ class RequestLimits:
         # neither the budget of its neighbours nor, from another address, that of the machine.
         self.register_by_device = RequestLimit("registrations", burst=10, each_minute=6)
         self.register_by_address = RequestLimit("registrations", burst=500, each_minute=300, by_network=True)
+        if shared is not None:
+            for name, limit in vars(self).items():
+                if name not in _OWN:
+                    limit.share(shared, name=name)
 
     def admit_request(self, path: str, network: str) -> None:
         """Take a token for a request, by its path alone. Raises Refused (429)."""

@@ -127,7 +127,7 @@ class SharingRoutes:
         device_id = access.device_id
         at_ms = now_ms()
         until_ms = to_ms(wanted.until, now_ms=at_ms)
-        self.request_limits.shares_by_user.admit(requester.user_id)
+        await self.request_limits.shares_by_user.take(requester.user_id)
         made = await hash_in_thread(_make_secrets, known=True, limiter=self._hashing)
         share_id = secrets.token_hex(16)
         expires_at_ms = at_ms + SHARE_S * 1000

@@ -1,7 +1,7 @@
 """POST /api/auth/google, oidc, facebook, invite and password: the ways to sign in."""
 
 import logging
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -15,7 +15,7 @@ from brewos_relay.api.login_sessions import LoginSessions, SessionTokens
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
-from brewos_relay.api.request_limits import RequestLimits
+from brewos_relay.api.request_limits import Attempt, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
@@ -108,7 +108,7 @@ class SignInRoutes:
     async def _start_session(self, user: User, *, password_hash: str | None = None) -> Response:
         return json_answer(await self.login_sessions.start(user, request, password_hash=password_hash))
 
-    def _attempt(self) -> AbstractContextManager[None]:
+    def _attempt(self) -> AbstractAsyncContextManager[Attempt]:
         """Count an attempt to sign in, unless it ends with a 503."""
         return self.request_limits.sign_ins.attempt(network_of(current_caller().address))
 
@@ -120,7 +120,7 @@ class SignInRoutes:
         needs_token=False,
     )
     async def google(self) -> Response:
-        with self._attempt():
+        async with self._attempt():
             body = await body_of(request, CredentialBody)
             return await self._sign_in_by_proof("google", body.credential)
 
@@ -132,7 +132,7 @@ class SignInRoutes:
         needs_token=False,
     )
     async def oidc(self) -> Response:
-        with self._attempt():
+        async with self._attempt():
             body = await body_of(request, CredentialBody)
             return await self._sign_in_by_proof("oidc", body.credential)
 
@@ -144,7 +144,7 @@ class SignInRoutes:
         needs_token=False,
     )
     async def facebook(self) -> Response:
-        with self._attempt():
+        async with self._attempt():
             body = await body_of(request, FacebookBody)
             return await self._sign_in_by_proof("facebook", body.access_token)
 
@@ -156,7 +156,7 @@ class SignInRoutes:
         needs_token=False,
     )
     async def invite(self) -> Response:
-        with self._attempt():
+        async with self._attempt():
             body = await body_of(request, InviteBody)
             user = await self.store.write_anonymous(
                 redeem_invite,
@@ -179,7 +179,7 @@ class SignInRoutes:
         needs_token=False,
     )
     async def password(self) -> Response:
-        with self._attempt():
+        async with self._attempt():
             body = await body_of(request, PasswordBody)
             proven = await self.passwords.authenticate(
                 email=body.email, password=body.password, network=network_of(current_caller().address)

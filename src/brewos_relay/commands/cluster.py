@@ -72,7 +72,7 @@ def _content(state: "BusState", problems: "list[ClusterProblem]") -> dict[str, A
         "bus": {
             "address": state.address,
             "server": state.facts.version,
-            "answerMs": round(survey.bus_ms, 3),
+            "answerMs": round(survey.bus_ms or 0.0, 3),
         },
         "instances": [_instance_content(state, each) for each in survey.instances],
         "devices": sum(each.description.devices for each in survey.instances),
@@ -94,6 +94,7 @@ def _instance_content(state: "BusState", each: "SurveyedInstance") -> dict[str, 
         "clients": described.clients,
         "perSecond": {
             "fromDevices": rates.from_devices,
+            "fromClients": rates.from_clients,
             "toClients": rates.to_clients,
             "commands": rates.commands,
         },
@@ -109,7 +110,7 @@ def _uptime_s(each: "SurveyedInstance") -> int | None:
 
 def _print(state: "BusState", problems: "list[ClusterProblem]") -> None:
     survey = state.survey
-    click.echo(f"{state.address}, {state.facts.version or 'version unknown'}, {survey.bus_ms:.1f} ms")
+    click.echo(f"{state.address}, {state.facts.version or 'version unknown'}, {survey.bus_ms or 0:.1f} ms")
     if survey.instances:
         click.echo()
         print_table(_HEAD, [_row(state, each) for each in survey.instances])

@@ -40,7 +40,9 @@ async function refreshTokens() {
 
 async function refresh() {
   try {
-    showStats(await sendSignedIn("GET", "/api/admin/stats"));
+    const cluster = await sendSignedIn("GET", "/api/admin/instances");
+    showStats(await sendSignedIn("GET", "/api/admin/stats"), cluster);
+    showInstances(cluster);
     showPairing(await sendSignedIn("GET", "/api/admin/pairing"));
     await devices.refresh();
     await accounts.refresh();
@@ -52,12 +54,21 @@ async function refresh() {
   }
 }
 
-function showStats(stats) {
+function showStats(stats, { bus, instances }) {
   const { totals } = stats;
   setText(byId("devices-online"), stats.devices);
   setText(byId("devices-all"), `of ${stats.registered.devices}`);
   setText(byId("clients"), stats.clients);
   setText(byId("users-all"), `${stats.registered.users} ${stats.registered.users === 1 ? "account" : "accounts"}`);
+  if (bus) {
+    // The totals are those of one instance, and each request may reach another one.
+    const rate = (name) => instances.reduce((sum, { perSecond }) => sum + perSecond[name], 0);
+    setText(byId("rate-devices"), rate("fromDevices").toFixed(1));
+    setText(byId("rate-clients"), rate("toClients").toFixed(1));
+    setText(byId("rate-apps"), (rate("fromClients") * 60).toFixed(0));
+    setText(byId("undeliverable"), instances.reduce((sum, { undeliverable }) => sum + undeliverable, 0));
+    return;
+  }
   setText(byId("undeliverable"), totals.undeliverable);
   // A restarted server counts from zero.
   if (before && totals.receivedFromDevices >= before.totals.receivedFromDevices) {
@@ -68,6 +79,38 @@ function showStats(stats) {
     setText(byId("rate-apps"), (rate("receivedFromClients") * 60).toFixed(0));
   }
   before = stats;
+}
+
+function showInstances({ instances, problems }) {
+  byId("instances-section").hidden = instances.length < 2 && problems.length === 0;
+  byId("instances").replaceChildren(...instances.map(instanceRow));
+  // A status is read out when it changes.
+  const shown = problems.map(({ text, advice }) => `${text}. What to do: ${advice}.`);
+  const list = byId("instance-problems");
+  const before = [...list.children].map(({ textContent }) => textContent);
+  if (JSON.stringify(before) !== JSON.stringify(shown)) {
+    list.replaceChildren(...shown.map((text) => createElement("p", "problem", text)));
+  }
+}
+
+function instanceRow({ name, state, processes, version, host, startedAt, devices: machines, clients, perSecond, answerMs }) {
+  const more = [
+    host !== name && host,
+    version && `version ${version}`,
+    startedAt && `started ${relativeTime(startedAt)}`,
+    processes > 1 && `${processes} processes`,
+    `${machines} ${machines === 1 ? "machine" : "machines"}`,
+    `${clients} ${clients === 1 ? "app" : "apps"}`,
+    `${perSecond.fromDevices.toFixed(1)} messages/s in, ${perSecond.toClients.toFixed(1)} out`,
+    answerMs !== null && `answers in ${answerMs.toFixed(1)} ms`,
+  ];
+  return createElement("li", "", [
+    createElement("div", "what", [
+      createElement("div", "name", name),
+      createElement("div", "more", more.filter(Boolean).join(" · ")),
+    ]),
+    createElement("span", state === "running" ? "state online" : "state", state === "silent" ? "no answer" : state),
+  ]);
 }
 
 function showPairing({ mode, isOpen, openUntil }) {

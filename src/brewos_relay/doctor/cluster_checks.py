@@ -65,7 +65,7 @@ def check_bus(settings: Settings) -> list[Finding]:
 
 
 def _check_server(state: BusState) -> list[Finding]:
-    facts, bus_ms = state.facts, state.survey.bus_ms
+    facts, bus_ms = state.facts, state.survey.bus_ms or 0.0
     text = f"{state.address} answers in {bus_ms:.1f} ms, {facts.version or 'version unknown'}"
     if facts.is_too_old:
         return [Finding("bus", "failed", text, "install Redis 6.2 or newer, or Valkey")]

@@ -99,7 +99,7 @@ class _Parts:
     late: LoopLag = field(default_factory=LoopLag)
     requests: RequestCounters = field(default_factory=RequestCounters)
     handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    request_limits: RequestLimits = field(default_factory=RequestLimits)
+    request_limits: RequestLimits
     refusals: RefusalLog = field(default_factory=RefusalLog)
 
     @property
@@ -135,7 +135,7 @@ async def open_server(
     accounts = account_rules(settings)
     tls = read_certificate(settings)
     counters, database_url = Counters(), settings.resolved_database_url()
-    bus = Bus(settings)
+    bus = Bus(settings, is_worker=worker is not None)
     async with (
         open_sockets(settings) if worker is None else worker.open_sockets() as sockets,
         open_store(
@@ -179,6 +179,7 @@ async def open_server(
                 worker=worker,
                 instance=bus.instance,
                 joined=joined,
+                request_limits=RequestLimits(joined.budgets),
             )
             async with _open_ports(parts) as (listening, listener):
                 listening.start_soon(
@@ -290,6 +291,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
         hsts=not settings.tls_self_signed,
         demo=parts.demo,
         problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
+        survey=parts.joined.survey,
         degraded=lambda: [*storage.problems.values(), *parts.joined.problems()],
         metrics=MetricsPage(render, token) if token else None,
         counters=parts.requests,

@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
+import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,9 +17,16 @@ import trio
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import SINGLE_INSTANCE, RemotePresence
 from brewos_relay.errors import SettingsError
-from brewos_relay.instances import Description, Rates, find_problems, read_description
+from brewos_relay.instances import (
+    Description,
+    Rates,
+    Survey,
+    SurveyedInstance,
+    find_problems,
+    read_description,
+)
 from brewos_relay.live_devices import LocalView
-from brewos_relay.protocols import RelayView
+from brewos_relay.protocols import RelayView, SharedBudgets
 from brewos_relay.registry.engine import database_file
 from brewos_relay.server.supervision import keep_running
 from brewos_relay.settings import Settings
@@ -36,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _JOIN_S: Final = 2.0
 """How long a starting server waits for the bus. It also starts without it."""
+_SURVEY_S: Final = 4.0
+"""How long a survey may take: longer than the slowest answer of an instance."""
 _COMPARE_EVERY_S: Final = 15.0
 """How often an instance compares itself with the others."""
 _RATES_OVER_S: Final = 2.0
@@ -50,12 +60,36 @@ class Joined:
     view: RelayView
     cluster: "ClusterView | None" = None
     member: "Member | None" = None
+    budgets: SharedBudgets | None = None
 
     def problems(self) -> list[str]:
         """List the problem with the bus, if it cannot be reached. Machines and apps still connect."""
         if self.member is None or self.member.connection is not None:
             return []
         return ["the bus is unavailable: devices and apps on different instances are not connected"]
+
+    async def survey(self) -> Survey | None:
+        """List the instances, and ask each of them; None without a bus."""
+        if self.member is None:
+            return None
+        own = SurveyedInstance(self.member.instance, read_description(self.member.describe()), 0.0)
+        if (connection := self.member.connection) is None:
+            await trio.lowlevel.checkpoint()
+            return Survey(None, [own])
+        from brewos_relay.cluster.broker import BrokerError
+        from brewos_relay.cluster.survey import survey
+
+        with trio.move_on_after(_SURVEY_S), suppress(BrokerError):
+            found = await survey(connection, self.member.requests)
+            return Survey(
+                found.bus_ms,
+                [
+                    # Its own figures are not as old as its lease.
+                    msgspec.structs.replace(own, answer_ms=each.answer_ms) if each.name == own.name else each
+                    for each in found.instances
+                ],
+            )
+        return Survey(None, [own])
 
     def bus_figures(self) -> BusFigures | None:
         """Return the figures of the bus for the metrics; None without a bus."""
@@ -74,8 +108,9 @@ class Bus:
     Raises SettingsError if its URL is malformed or its driver is missing.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_worker: bool = False) -> None:
         self._settings = settings
+        self._parent = f"{_boot_id()} {socket.gethostname()} {os.getppid()}" if is_worker else ""
         self._started_ms = now_ms()
         self.instance = f"{settings.instance or socket.gethostname()}-{secrets.token_hex(3)}"
         """The name of this instance, which no other process has."""
@@ -104,6 +139,7 @@ class Bus:
         if self._table is None or self._broker is None:
             yield Joined(LocalView(relay))
             return
+        from brewos_relay.cluster import shared_budgets
         from brewos_relay.cluster.member import open_member
         from brewos_relay.cluster.view import ClusterView
 
@@ -119,15 +155,22 @@ class Bus:
                 await comparison.compare()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_running, "comparing the instances", comparison.run)
-                yield Joined(view, view, member)
+                budgets = shared_budgets.SharedBudgets(
+                    lambda: member.connection, secret=_digest("budgets", self._settings)
+                )
+                yield Joined(view, view, member, budgets)
                 nursery.cancel_scope.cancel()
 
     def _describe(self, relay: Relay, registry: str) -> Callable[[], dict[str, Any]]:
-        fixed = describe_settings(self._settings, registry) | {"startedMs": self._started_ms}
+        fixed = describe_settings(self._settings, registry) | {
+            "startedMs": self._started_ms,
+            "parent": self._parent,
+        }
         counters = relay.counters
         rates = _RateMeter(
             lambda: (
                 counters.received_from_devices,
+                counters.received_from_clients,
                 counters.sent_to_clients,
                 sum(counters.commands.values()),
             )
@@ -137,6 +180,7 @@ class Bus:
             return fixed | {
                 "devices": relay.device_count,
                 "clients": relay.client_count,
+                "undeliverable": counters.undeliverable,
                 "closing": relay.closing,
                 "rates": msgspec.to_builtins(rates.read()),
             }
@@ -147,7 +191,7 @@ class Bus:
 class _RateMeter:
     """Computes rates from counters, each time over at least 2 s."""
 
-    def __init__(self, count: Callable[[], tuple[int, int, int]]) -> None:
+    def __init__(self, count: Callable[[], Sequence[int]]) -> None:
         self._count = count
         self._counts = count()
         self._at = trio.current_time()
@@ -246,12 +290,17 @@ def refuse_mixed_hosts(settings: Settings, instances: dict[str, dict[str, Any]],
 
 def fingerprint(settings: Settings) -> str:
     """Return a fingerprint of the keys that verify tokens, to find instances with other keys."""
-    digest = hashlib.sha256(b"brewos-relay keys\0")
+    return _digest("keys", settings).hex()[:16]
+
+
+def _digest(purpose: str, settings: Settings) -> bytes:
+    """Derive a secret from the keys that verify tokens, which reveals no other one."""
+    digest = hashlib.sha256(f"brewos-relay {purpose}\0".encode())
     for secret in sorted(settings.jwt_secret.split(",")):
         digest.update(hashlib.sha256(secret.strip().encode()).digest())
     for file in sorted(settings.jwt_key_files):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    return digest.digest()
 
 
 def _boot_id() -> str:
