@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -197,11 +198,22 @@ async def test_bus_joins_a_device_and_clients_of_different_workers(tmp_path: Pat
             assert await server.wait(within_s=15) == 0
 
 
-async def test_all_workers_serve_a_new_certificate_after_sighup(tmp_path: Path) -> None:
+async def test_all_workers_serve_a_new_certificate_after_sighup_and_systemd_is_told(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
-    tls: dict[str, Any] = {"BREWOS_RELAY_TLS_CERT": files.cert, "BREWOS_RELAY_TLS_KEY": files.key}
-    with trio.fail_after(60):
-        async with serve_workers(tmp_path, **tls) as server:
+    with (
+        trio.fail_after(60),
+        tempfile.TemporaryDirectory(prefix="notify-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+    ):
+        systemd.bind(f"{folder}/notify")
+        systemd.setblocking(False)
+        given: dict[str, Any] = {
+            "BREWOS_RELAY_TLS_CERT": files.cert,
+            "BREWOS_RELAY_TLS_KEY": files.key,
+            "NOTIFY_SOCKET": f"{folder}/notify",
+            "WATCHDOG_USEC": 30_000_000,
+        }
+        async with serve_workers(tmp_path, **given) as server:
             before = await fingerprint(server)
             write_certificate(tmp_path)
             server.send_signal(signal.SIGHUP)
@@ -210,6 +222,15 @@ async def test_all_workers_serve_a_new_certificate_after_sighup(tmp_path: Path) 
                     pass
             server.send_signal(signal.SIGTERM)
             assert await server.wait(within_s=10) == 0
+        told = []
+        with suppress(BlockingIOError):
+            while True:
+                told.append(systemd.recv(4096).decode())
+        assert "WATCHDOG=1" in told
+        steps = [each for each in told if each != "WATCHDOG=1"]
+        names = [each.partition("=")[0] for each in steps]
+        assert names == ["READY", "RELOADING", "READY", "STOPPING"], "only the parent reports"
+        assert f"STATUS=2 workers are ready on 127.0.0.1:{server.address[1]}" in steps[0]
 
 
 async def test_workers_drain_when_their_parent_is_killed(tmp_path: Path) -> None:
