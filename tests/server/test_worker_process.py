@@ -45,14 +45,38 @@ async def worker() -> AsyncIterator[tuple[WorkerProcess, FdChannel[FromParent], 
         channel.close()
 
 
-async def test_worker_that_is_not_ready_in_time_is_killed(
+async def test_worker_that_never_sends_anything_is_killed(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with worker() as (made, _, _):
+        await trio.sleep(59)
+        assert made.process.poll() is None
+        await made.ended.wait()
+        assert made.cause == "was ended by SIGKILL"
+    assert "killing worker 1: it was silent for 60 s" in caplog.text
+
+
+async def test_worker_that_migrates_the_registry_may_take_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with worker() as (made, channel, _):
+        for _second in range(60):
+            channel.send(Alive())
+            await trio.sleep(5)
+        assert made.process.poll() is None
+        assert not made.ready.is_set()
+
+
+async def test_worker_that_does_not_end_after_its_last_message_is_killed(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with worker() as (made, channel, _):
-        channel.send(Alive())
+        channel.send(Ready([]))
+        channel.close()
+        await trio.sleep(59)
+        assert made.process.poll() is None
         await made.ended.wait()
-        assert made.cause == "was ended by SIGKILL"
-    assert "killing worker 1: it was not ready after 60 s" in caplog.text
+    assert "killing worker 1: it had not ended after 60 s" in caplog.text
 
 
 async def test_worker_that_hangs_is_killed(

@@ -28,11 +28,13 @@ from brewos_relay.server.worker_messages import (
 log = logging.getLogger(__name__)
 
 _START_S: Final = 60.0
-"""How long a worker may take until it is ready."""
+"""How long a worker may take until it sends something. A migration of the registry may take longer."""
 _SILENCE_S: Final = 30.0
 """A worker that sends nothing for this long hangs. It sends something every 5 s."""
 _END_S: Final = 60.0
-"""How long a worker may take to end when its parent ends without a drain."""
+"""How long a worker may take to end after its last message, or when its parent ends without a drain."""
+_LAST_MESSAGES_S: Final = 1.0
+"""How long the last messages of a worker are read after its end."""
 
 
 class WorkerProcess:
@@ -57,6 +59,7 @@ class WorkerProcess:
         self.metrics = b""
         """Its latest metrics."""
         self._reported = trio.Event()
+        self._heard_all = trio.Event()
 
     @classmethod
     async def spawn(
@@ -91,29 +94,32 @@ class WorkerProcess:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run)
-                nursery.start_soon(self._hear, answer_metrics)
+                nursery.start_soon(self._watch, answer_metrics)
                 await self.process.wait()
-                # Its last messages are in the channel: read them to the end.
-                nursery.cancel_scope.deadline = trio.current_time() + 1.0
+                with trio.move_on_after(_LAST_MESSAGES_S):
+                    await self._heard_all.wait()
+                nursery.cancel_scope.cancel()
         finally:
             await self._stop()
 
-    async def _hear(self, answer_metrics: Callable[["WorkerProcess", int], None]) -> None:
-        limit = "it was not ready after %g s", _START_S
+    async def _watch(self, answer_metrics: Callable[["WorkerProcess", int], None]) -> None:
+        """Read what the worker sends. Kill it if that stops, or if it does not end after its last message."""
+        silent_s = _START_S
         with trio.CancelScope(deadline=trio.current_time() + _START_S) as silence:
-            while True:
-                try:
+            with suppress(trio.EndOfChannel):
+                while True:
                     message, _ = await self.channel.receive()
-                except trio.EndOfChannel:
-                    self.channel.close()
-                    return
-                self._take(message, answer_metrics)
-                if self.ready.is_set():
-                    limit = "it was silent for %g s", _SILENCE_S
+                    self._take(message, answer_metrics)
+                    silent_s = _SILENCE_S
                     silence.deadline = trio.current_time() + _SILENCE_S
-        if silence.cancelled_caught:
-            log.error("killing worker %d: " + limit[0], self.number, limit[1])
-            self.kill()
+            self._heard_all.set()
+            silence.deadline = trio.current_time() + _END_S
+            await trio.sleep_forever()
+        if self._heard_all.is_set():
+            log.error("killing worker %d: it had not ended after %g s", self.number, _END_S)
+        else:
+            log.error("killing worker %d: it was silent for %g s", self.number, silent_s)
+        self.kill()
 
     def _take(self, message: FromWorker, answer_metrics: Callable[["WorkerProcess", int], None]) -> None:
         match message:
