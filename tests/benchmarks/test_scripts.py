@@ -23,6 +23,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
         ["--only", "fanout-1x100-w1", "--servers", "floor,relay", "--runs", "1", "--secs", "0.2", "--no-pin"],
         {0, MISSED},
     ),
+    "benchmarks/bus.py": (["--rounds", "1", "--messages", "80"], {0}),
     "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
     "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
     "benchmarks/soak.py": (["--minutes", "0.2", "--devices", "2", "--apps", "2"], {0, MISSED}),
