@@ -41,6 +41,7 @@ RUN_BY = {
     "benchmarks/python-relays/on_picows.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_websockets.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "tests/fuzz/floods.py": "test_flood_of_valid_requests_is_run_by_its_own_tests",
+    "tests/support/chart.py": "test_helm_chart_is_rendered_by_its_own_tests",
     "tests/conformance/echo_server.py": "test_echo_server_announces_its_port",
 }
 
@@ -118,6 +119,11 @@ def test_figures_of_several_instances_are_measured(part: str, tmp_path: Path) ->
 def test_flood_of_valid_requests_is_run_by_its_own_tests() -> None:
     """It floods from a process of its own, which tests/fuzz/test_floods.py starts."""
     assert "flood_server" in (ROOT / "tests/fuzz/test_floods.py").read_text(encoding="utf-8")
+
+
+def test_helm_chart_is_rendered_by_its_own_tests() -> None:
+    """`render` starts the script, because Helm's packages are imported by a process of their own."""
+    assert "render(" in (ROOT / "tests/deploy/test_chart.py").read_text(encoding="utf-8")
 
 
 def test_echo_server_announces_its_port() -> None:
