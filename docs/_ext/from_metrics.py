@@ -7,7 +7,10 @@ from prometheus_client import Metric
 
 from brewos_relay import open_relay
 from brewos_relay.telemetry.merged_metrics import worker_metrics
-from brewos_relay.telemetry.metrics import MetricSources, RelayCollector
+from brewos_relay.telemetry.metrics import BusFigures, MetricSources, RelayCollector
+
+BUS = BusFigures(connected=True, reconnects=0, unreadable=0, alone=0, problems={})
+"""Figures of a bus: only an instance with a bus has the metrics about it."""
 
 
 def metrics() -> list[Metric]:
@@ -16,7 +19,8 @@ def metrics() -> list[Metric]:
 
     async def collect() -> None:
         async with open_relay() as relay:
-            found.extend(RelayCollector(relay, MetricSources(version="")).collect())
+            sources = MetricSources(version="", bus=lambda: BUS)
+            found.extend(RelayCollector(relay, sources).collect())
 
     trio.run(collect)
     return [*found, *worker_metrics({}, {})]

@@ -10,6 +10,8 @@ from brewos_relay.texts import one_line
 
 ProblemKind: TypeAlias = Literal["bus", "versions", "keys", "registries", "hosts", "silent"]
 InstanceState: TypeAlias = Literal["running", "draining", "silent"]
+DIFFERENCES: Final[Sequence[ProblemKind]] = ("versions", "keys", "registries", "hosts")
+"""The problems that follow from descriptions alone."""
 _SHOWN: Final = 5
 """How many instances a text names."""
 

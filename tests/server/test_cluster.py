@@ -1,4 +1,5 @@
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from brewos_relay.instances import Rates
 from brewos_relay.server import cluster
 from brewos_relay.server.cluster import Comparison, describe_settings, fingerprint
 from brewos_relay.settings import Settings
+from support.http_client import ask
 from support.process import SECRET, serve_instances
 from support.redis_server import RedisServer
 
@@ -83,3 +85,38 @@ def test_a_description_tells_neither_keys_nor_the_place_of_the_registry(tmp_path
     assert described["keys"] == fingerprint(settings)
     assert SECRET not in str(described)
     assert str(tmp_path) not in str(described)
+
+
+async def test_metrics_tell_differences_and_attempts_that_were_counted_alone(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    token = "metrics-" + "m" * 32
+    other = {"jwt_secret": SECRET[::-1]}
+    settings = {"metrics_token": token}
+    async with serve_instances(tmp_path, redis.url, other, settings=settings) as (_, two):
+
+        async def lines() -> list[str]:
+            text = (await ask(two, "GET", "/metrics", token=token)).response.body.decode()
+            return [
+                re.sub(r'instance="two-[0-9a-f]+"', "two", line)
+                for line in text.splitlines()
+                if line.startswith(("brewos_relay_bus", "brewos_relay_cluster"))
+            ]
+
+        assert await lines() == [
+            "brewos_relay_bus_connected{two} 1.0",
+            "brewos_relay_bus_reconnects_total{two} 0.0",
+            "brewos_relay_bus_unreadable_total{two} 0.0",
+            "brewos_relay_bus_unshared_attempts_total{two} 0.0",
+            'brewos_relay_cluster_problem{two,problem="versions"} 0.0',
+            'brewos_relay_cluster_problem{two,problem="keys"} 1.0',
+            'brewos_relay_cluster_problem{two,problem="registries"} 0.0',
+            'brewos_relay_cluster_problem{two,problem="hosts"} 0.0',
+        ]
+        redis.kill()
+        with trio.fail_after(5):
+            while "brewos_relay_bus_connected{two} 1.0" in await lines():
+                pass
+        told = await ask(two, "POST", "/api/auth/invite", {"token": "t" * 43})
+        assert told.status == 401
+        assert "brewos_relay_bus_unshared_attempts_total{two} 1.0" in await lines()

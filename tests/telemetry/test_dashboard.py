@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from brewos_relay.core.relay import open_relay
-from brewos_relay.telemetry.metrics import MetricSources, RelayCollector
+from brewos_relay.telemetry.metrics import BusFigures, MetricSources, RelayCollector
 
+BUS = BusFigures(connected=True, reconnects=0, unreadable=0, alone=0, problems={})
 ROOT = Path(__file__).parents[2]
 ENDS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -17,7 +18,7 @@ ENDS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 async def test_every_metric_on_a_dashboard_exists(path: str) -> None:
     text = (ROOT / path).read_text("utf-8")
     async with open_relay() as relay:
-        families = list(RelayCollector(relay, MetricSources(version="")).collect())
+        families = list(RelayCollector(relay, MetricSources(version="", bus=lambda: BUS)).collect())
     names = {family.name + end for family in families for end in ENDS.get(family.type, ("",))}
     shown = set(re.findall(r"\bbrewos_relay_\w+", text))
     assert shown
@@ -28,7 +29,7 @@ async def test_every_metric_is_on_the_dashboard() -> None:
     text = (ROOT / "deploy/grafana/dashboard.json").read_text("utf-8")
     shown = set(re.findall(r"\bbrewos_relay_\w+", text))
     async with open_relay() as relay:
-        for family in RelayCollector(relay, MetricSources(version="")).collect():
+        for family in RelayCollector(relay, MetricSources(version="", bus=lambda: BUS)).collect():
             assert shown & {family.name + end for end in ENDS.get(family.type, ("",))}, family.name
 
 

@@ -30,6 +30,8 @@ class SharedBudgets:
         self._connection = connection
         self._secret = secret
         self._slow_until = -float("inf")
+        self.alone = 0
+        """How often this instance counted alone, because the bus did not answer in time."""
 
     async def take(self, buckets: Sequence[Bucket]) -> BucketsTaken:
         """Take a token from each bucket, or from none if one of them is empty.
@@ -37,8 +39,8 @@ class SharedBudgets:
         Buckets that the bus did not answer for in time are missing in the result.
         """
         taken: list[Bucket] = []
-        connection = self._connection()
-        if connection is None:
+        if (connection := self._connection()) is None:
+            self.alone += 1
             return BucketsTaken(taken)
         with self._bounded():
             for bucket in buckets:
@@ -48,6 +50,8 @@ class SharedBudgets:
                     await self._give_back(connection, taken)
                     return BucketsTaken((), empty=bucket)
                 taken.append(bucket)
+        if len(taken) < len(buckets):
+            self.alone += 1
         return BucketsTaken(taken)
 
     async def give_back(self, buckets: Sequence[Bucket]) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import SINGLE_INSTANCE, RemotePresence
 from brewos_relay.errors import SettingsError
 from brewos_relay.instances import (
+    DIFFERENCES,
     Description,
     Rates,
     Survey,
@@ -26,7 +27,7 @@ from brewos_relay.instances import (
     read_description,
 )
 from brewos_relay.live_devices import LocalView
-from brewos_relay.protocols import RelayView, SharedBudgets
+from brewos_relay.protocols import RelayView
 from brewos_relay.registry.engine import database_file
 from brewos_relay.server.supervision import keep_running
 from brewos_relay.settings import Settings
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from brewos_relay.cluster.devices import DeviceTable
     from brewos_relay.cluster.member import Member
     from brewos_relay.cluster.redis_broker import RedisBroker
+    from brewos_relay.cluster.shared_budgets import SharedBudgets
     from brewos_relay.cluster.view import ClusterView
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class Joined:
     view: RelayView
     cluster: "ClusterView | None" = None
     member: "Member | None" = None
-    budgets: SharedBudgets | None = None
+    budgets: "SharedBudgets | None" = None
+    comparison: "Comparison | None" = None
 
     def problems(self) -> list[str]:
         """List the problem with the bus, if it cannot be reached. Machines and apps still connect."""
@@ -99,6 +102,10 @@ class Joined:
             connected=self.member.connection is not None,
             reconnects=self.member.reconnects,
             unreadable=self.member.unreadable,
+            alone=self.budgets.alone if self.budgets is not None else 0,
+            problems={
+                kind: self.comparison is not None and kind in self.comparison.found for kind in DIFFERENCES
+            },
         )
 
 
@@ -158,7 +165,7 @@ class Bus:
                 budgets = shared_budgets.SharedBudgets(
                     lambda: member.connection, secret=_digest("budgets", self._settings)
                 )
-                yield Joined(view, view, member, budgets)
+                yield Joined(view, view, member, budgets, comparison)
                 nursery.cancel_scope.cancel()
 
     def _describe(self, relay: Relay, registry: str) -> Callable[[], dict[str, Any]]:
@@ -218,7 +225,8 @@ class Comparison:
     def __init__(self, view: "ClusterView", instance: str) -> None:
         self._view = view
         self._instance = instance
-        self._logged: set[str] = set()
+        self.found: Collection[str] = ()
+        """The kinds of the problems that were found last."""
 
     async def run(self) -> None:
         """Compare until cancelled."""
@@ -231,9 +239,9 @@ class Comparison:
         descriptions = await self._view.instances()
         problems = find_problems({name: read_description(each) for name, each in descriptions.items()})
         for problem in problems:
-            if problem.kind not in self._logged:
+            if problem.kind not in self.found:
                 log.warning("%s: %s", problem.text, problem.advice, extra={"instance": self._instance})
-        self._logged = {problem.kind for problem in problems}
+        self.found = {problem.kind for problem in problems}
 
 
 def open_broker(url: str) -> "RedisBroker":

@@ -19,7 +19,10 @@ PARENT: Final = "parent"
 _OF_EACH: Final = ("process_", "python_")
 """Beginnings of the names of metrics that describe a process. They get the label `worker`."""
 _GREATEST: Final = frozenset(
-    {f"{PREFIX}{name}" for name in ("outbox_most_bytes", "degraded", "draining", "build_info")}
+    {
+        f"{PREFIX}{name}"
+        for name in ("outbox_most_bytes", "degraded", "draining", "build_info", "cluster_problem")
+    }
 )
 _LEAST: Final = frozenset(
     f"{PREFIX}{name}"

@@ -34,6 +34,10 @@ class BusFigures:
     """How often the connection was lost."""
     unreadable: int
     """Messages of other instances that could not be read."""
+    alone: int
+    """Attempts that this instance counted alone, because the bus did not answer in time."""
+    problems: Mapping[str, bool]
+    """Whether the instances have a problem together, by kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,18 @@ class RelayCollector(Collector):
                 "Messages of other instances that could not be read.",
                 (),
                 {(): bus.unreadable},
+            )
+            yield _counters(
+                "bus_unshared_attempts",
+                "Attempts, as to sign in, that this instance counted alone because the bus did not answer.",
+                (),
+                {(): bus.alone},
+            )
+            yield _gauges(
+                "cluster_problem",
+                "1 while the instances differ in this: versions, keys, registries, or hosts with SQLite.",
+                ("problem",),
+                {(kind,): is_there for kind, is_there in bus.problems.items()},
             )
 
     def describe(self) -> Iterator[Metric]:
