@@ -45,10 +45,14 @@ TRIED_ONCE = (
     "tests/console",
     "tests/deploy",
     "tests/e2e/test_balancer.py",
+    "tests/e2e/test_bus_failures.py",
     "tests/e2e/test_console.py",
     "tests/e2e/test_front_proxies.py",
+    "tests/e2e/test_instance_failures.py",
     "tests/e2e/test_interop.py",
     "tests/e2e/test_pages.py",
+    "tests/e2e/test_partitions.py",
+    "tests/e2e/test_rolling_deployment.py",
     "tests/e2e/test_takeovers.py",
     "tests/e2e/test_takeovers_in_flight.py",
     "tests/fuzz",
@@ -191,6 +195,13 @@ def storm(session: nox.Session) -> None:
     """Kill a server under 2,000 machines, restart it, and check their return; arguments go to the script."""
     install(session, "tests")
     session.run("python", "tests/storm/run.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def rolling(session: nox.Session) -> None:
+    """Replace three instances under 500 machines, which must keep their keys; arguments go to the script."""
+    install(session, "tests")
+    session.run("python", "tests/storm/rolling.py", *session.posargs)
 
 
 @nox.session(python=AT_HAND)

@@ -32,6 +32,7 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
         ["--devices", "3", "--apps", "1", "--newcomers", "1", "--stops", "restart"],
         {0},
     ),
+    "tests/storm/rolling.py": (["--help"], {0}),  # e2e/test_rolling_deployment.py does the same
     "docs/tables.py": (["--check"], {0}),
     "tests/conformance/run.py": (["--help"], {0}),  # the suite itself needs a Python 2.7
 }

@@ -1,16 +1,20 @@
 """A TCP proxy in front of a Redis server, which delays, stops and cuts connections."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import trio
+
+_PIECES: Final = 1000
+"""So many pieces of data may be on their way."""
 
 
 class BusProxy:
     """Forwards connections to a port of this machine. Its attributes apply to all of them at once."""
 
     def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+        self.target_port = target_port
         self.port = 0
         self.delay_s = 0.0
         """How long each piece of data is held, in both directions."""
@@ -48,7 +52,7 @@ class BusProxy:
         with trio.CancelScope() as scope:
             self._connections.add(scope)
             try:
-                server = await trio.open_tcp_stream("127.0.0.1", self._target_port)
+                server = await trio.open_tcp_stream("127.0.0.1", self.target_port)
                 async with client, server, trio.open_nursery() as nursery:
                     nursery.start_soon(self._copy, client, server, scope)
                     nursery.start_soon(self._copy, server, client, scope)
@@ -60,14 +64,24 @@ class BusProxy:
     async def _copy(
         self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope
     ) -> None:
-        try:
-            while data := await source.receive_some(65536):
-                await trio.sleep(self.delay_s)
-                await self._heals.wait()
-                await target.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        scope.cancel()
+        """Forward one direction. **Owns:** a task that reads, so that a delay costs no throughput."""
+        to_send, to_take = trio.open_memory_channel[tuple[float, bytes]](_PIECES)
+
+        async def read() -> None:
+            async with to_send:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while data := await source.receive_some(65536):
+                        await to_send.send((trio.current_time() + self.delay_s, data))
+                        await self._heals.wait()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for due_at, data in to_take:
+                    await trio.sleep_until(due_at)
+                    await self._heals.wait()
+                    await target.send_all(data)
+            scope.cancel()
 
 
 @asynccontextmanager
