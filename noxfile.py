@@ -55,6 +55,7 @@ TRIED_ONCE = (
     "tests/e2e/test_rolling_deployment.py",
     "tests/e2e/test_takeovers.py",
     "tests/e2e/test_takeovers_in_flight.py",
+    "tests/e2e/test_tutorial.py",
     "tests/fuzz",
     "tests/registry/test_takeovers.py",
     "tests/storm",
