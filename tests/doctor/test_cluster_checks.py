@@ -1,3 +1,4 @@
+import re
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from brewos_relay.doctor import Finding
 from brewos_relay.doctor.cluster_checks import check_bus
 from brewos_relay.server import cluster
 from brewos_relay.settings import Settings
+from support.pages import read
 from support.process import SECRET, serve_instances
 from support.redis_server import RedisServer, open_redis
 
@@ -96,3 +98,24 @@ async def test_limits_of_redis_that_harm_a_bus_are_found(tmp_path: Path) -> None
         assert "version unknown" in found["bus"].text
         assert "allow INFO" in found["bus memory"].advice
         assert "allow CONFIG GET" in found["bus buffers"].advice
+
+
+async def test_a_user_with_the_documented_rights_can_survey_the_instances(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    [documented] = re.findall(r"ACL SETUSER relay on >PASSWORD ([^`]+)", read("reference/settings.md"))
+    redis.run("ACL", "SETUSER", "relay", "reset", "on", ">hunter22", *documented.split())
+    url = redis.url.replace("redis://", "redis://relay:hunter22@")
+    try:
+        async with serve_instances(tmp_path, url) as (one, _):
+            found = await check(one.settings)
+            assert {name: each.state for name, each in found.items()} == {
+                "bus": "ok",
+                "bus memory": "warning",
+                "bus buffers": "warning",
+                "instances": "ok",
+            }
+            redis.run("ACL", "SETUSER", "relay", "+info", "+config|get")
+            assert set(await check(one.settings)) == {"bus", "instances"}
+    finally:
+        redis.run("ACL", "DELUSER", "relay")

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, insert, update
 from werkzeug.datastructures import Headers
 
 from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.admin_instances import SurveyInstances, no_instances
 from brewos_relay.api.app import create_app
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.proxy_trust import ProxyTrust
@@ -185,6 +186,7 @@ async def open_household(
     url: str | None = None,
     write_s: float = WRITE_S,
     lines: LogLineLimits | None = None,
+    survey: SurveyInstances = no_instances,
 ) -> AsyncIterator[Household]:
     """Open a registry and its API. MACHINE and SECOND belong to Ada; STRANGE has no users."""
     request_limits = request_limits or RequestLimits()
@@ -211,5 +213,6 @@ async def open_household(
             web_dist_path=web_dist_path,
             request_limits=request_limits,
             lines=lines,
+            survey=survey,
         )
         yield Household(app, store=store, relay=relay, request_limits=request_limits)
