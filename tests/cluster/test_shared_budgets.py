@@ -240,3 +240,15 @@ async def test_instances_with_other_keys_have_other_budgets(autojump_clock: Mock
         assert await one.take([bucket]) == BucketsTaken([bucket])
         assert await one.take([bucket]) == BucketsTaken((), empty=bucket)
         assert await other.take([bucket]) == BucketsTaken([bucket])
+
+
+async def test_an_attempt_that_a_wider_network_refuses_costs_the_narrow_one_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    narrow, wide = Bucket("narrow", per_s=0.001, burst=1), Bucket("wide", per_s=0.001, burst=1)
+    broker = MemoryBroker()
+    async with broker.connect("a", lambda _message: None) as connection:
+        budgets = SharedBudgets(lambda: connection, secret=SECRET)
+        await budgets.take([wide])
+        assert await budgets.take([narrow, wide]) == BucketsTaken((), empty=wide)
+        assert await budgets.take([narrow]) == BucketsTaken([narrow])
