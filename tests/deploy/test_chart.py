@@ -1,5 +1,6 @@
 """The Helm chart: valid for Helm and Kubernetes, and in agreement with the image, the settings and Redis."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from brewos_relay.settings import Settings, load_settings
+from brewos_relay.settings import Settings, load_settings, variable_names
 from brewos_relay.settings.server_limits import ServerLimits
 from support.chart import CHART, Rendered, render
 from support.deployed_redis import check_broker, documented_rights, need_redis, running
 from support.fronts import replaced
 
 from .test_images import DOCKERFILE, LONGEST_DRAIN_S, ROOT
-from .test_platforms import check_settings
+from .test_platforms import all_names, check_settings
 
 LEAST = {"publicUrl": "https://relay.example.org"}
 MOST = {
@@ -161,6 +162,20 @@ def test_environment_and_secret_are_valid_settings(
         }
         assert ports.get("metrics") == settings.metrics_port
         assert ports["http"] == settings.port
+
+
+def test_schema_accepts_every_setting_that_the_chart_does_not_make() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["propertyNames"]
+    made = schema["not"]["enum"]
+    known = {name: variable_names(name) for name in all_names()}
+    assert set(made) <= {variable for names in known.values() for variable in names}
+    for name, variables in known.items():
+        accepted = [
+            variable
+            for variable in variables
+            if re.fullmatch(schema["pattern"], variable) and variable not in made
+        ]
+        assert accepted or set(variables) & set(made), name
 
 
 def test_no_manifest_contains_a_secret(charts: dict[str, Rendered]) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from support.deployed_redis import check_broker, documented_rights, redis_with_configuration
 from support.fronts import DEPLOY
+from support.pages import read
 
 from .test_images import DOCKERFILE, LONGEST_DRAIN_S, ROOT, seconds
 from .test_platforms import check_settings
@@ -141,3 +142,22 @@ async def test_redis_has_the_rights_that_the_relay_needs(content: dict[str, Any]
     url = content["services"]["relay1"]["environment"]["BREWOS_RELAY_BUS"]
     with redis_with_configuration(configuration.replace("dir /data", f"dir {tmp_path}"), tmp_path) as port:
         await check_broker(url.replace("@redis:6379", f"@127.0.0.1:{port}"))
+
+
+def test_page_shows_the_lines_of_the_files(content: dict[str, Any]) -> None:
+    page = read("how-to/run-many-instances.md")
+    balancer = (FOLDER / "haproxy.cfg").read_text()
+    configuration = content["configs"]["redis"]["content"]
+    of_balancer, of_redis = (
+        next(block for block in re.findall(r"^```text\n(.*?)^```$", page, re.M | re.S) if word in block)
+        for word in ("balance hash", "maxmemory-policy")
+    )
+    lines = [line for line in of_balancer.splitlines() if line != "…"]
+    assert lines == [line for line in balancer.splitlines() if line in lines]
+    assert of_redis.splitlines() == [
+        line for line in configuration.splitlines() if line in of_redis.splitlines()
+    ]
+    # What the chart's Redis has as well.
+    chart = (DEPLOY / "helm" / "brewos-relay" / "templates" / "redis.yaml").read_text()
+    for line in of_redis.splitlines():
+        assert line.replace("256mb", "{{ .Values.redis.maxMemory }}") in chart

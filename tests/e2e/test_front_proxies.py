@@ -27,6 +27,7 @@ from support.fronts import (
     caddy_is_gentle,
     free_port,
     haproxy,
+    haproxy_cluster,
     haproxy_passthrough,
     need_program,
     nginx,
@@ -60,7 +61,13 @@ HTTP_IDLE_S = 1
 POSTING, POSTS, SPREAD_S = 40, 4, 0.02
 """How many connections post at the idle limit, how often each, and how far around the limit."""
 
-FRONTS = [nginx, nginx_passthrough, haproxy, haproxy_passthrough, caddy]
+
+def haproxy_of_many(place: Place) -> Start:
+    """HAProxy as before several instances, all of which are one here."""
+    return haproxy_cluster(place, [place.relay_port] * 3)
+
+
+FRONTS = [nginx, nginx_passthrough, haproxy, haproxy_of_many, haproxy_passthrough, caddy]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, this computer has no 127.0.0.2")
 every_front = pytest.mark.parametrize("fit", FRONTS, ids=lambda fit: fit.__name__)
 
