@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from brewos_relay.doctor.cluster_checks import read_bus
 from support.deployed_redis import check_broker, documented_rights, redis_with_configuration
 from support.fronts import DEPLOY
 from support.pages import read
@@ -142,6 +143,19 @@ async def test_redis_has_the_rights_that_the_relay_needs(content: dict[str, Any]
     url = content["services"]["relay1"]["environment"]["BREWOS_RELAY_BUS"]
     with redis_with_configuration(configuration.replace("dir /data", f"dir {tmp_path}"), tmp_path) as port:
         await check_broker(url.replace("@redis:6379", f"@127.0.0.1:{port}"))
+
+
+def test_doctor_finds_no_fault_in_the_configuration_of_redis(content: dict[str, Any], tmp_path: Path) -> None:
+    configuration = content["configs"]["redis"]["content"].replace("dir /data", f"dir {tmp_path}")
+    url = content["services"]["relay1"]["environment"]["BREWOS_RELAY_BUS"]
+    with redis_with_configuration(configuration, tmp_path) as port:
+        # `cluster status` needs no further rights; doctor reports that it may not read the configuration.
+        facts = read_bus(url.replace("@redis:6379", f"@127.0.0.1:{port}")).facts
+        assert (facts.evicts, facts.memory_is_readable, facts.pubsub_limits) == (None, False, None)
+    everything = configuration.replace("user default off", "user default on nopass ~* &* +@all")
+    with redis_with_configuration(everything, tmp_path) as port:
+        facts = read_bus(f"redis://127.0.0.1:{port}/0").facts
+        assert (facts.evicts, facts.memory_is_readable, facts.has_small_buffers) == (None, True, False)
 
 
 def test_page_shows_the_lines_of_the_files(content: dict[str, Any]) -> None:
