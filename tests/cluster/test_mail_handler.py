@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from brewos_relay.cluster.broker import Claim, Mail, OwnerChanged
 from brewos_relay.cluster.envelopes import (
+    ChangesWritten,
     Command,
     Confirmed,
     DeviceMessages,
@@ -277,3 +278,10 @@ async def test_envelope_that_fails_does_not_end_anything(
         assert await foreign.tell(StateRequest("x", DEVICE_ID, 5)) == []
         assert "a message of another instance failed" in caplog.text
         assert await foreign.tell(Watch("x", DEVICE_ID)) == [NotHere("a", DEVICE_ID)]
+
+
+async def test_changes_of_another_instance_are_read(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", broker=broker) as [a]:
+        assert await Foreign(broker).tell(ChangesWritten("x")) == []
+        assert len(a.reads) == 1

@@ -163,6 +163,23 @@ async def test_lost_access_closes_clients_on_other_instances(
             assert (await app.read_close())[0] in (4002, 4003)
 
 
+async def test_instances_tell_each_other_of_changes(
+    tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brewos_relay.server.cluster._COMPARE_EVERY_S", 0.05)
+    async with open_homes(tmp_path, redis.url) as (one, two):
+        ada, device = await owner(one, two)
+        guest = (await two.lend(ada, "guest")).at(two)
+        app = await guest.app()
+        await see_it_work(device, app)
+        await trio.sleep(0.2)  # until the first instance knows the second one
+        monkeypatch.setattr("brewos_relay.registry.change_feed.POLL_S", 60.0)
+        await trio.sleep(0.5)  # until both wait that long
+        await remove_user(ada.at(one), guest)
+        with trio.fail_after(SOON_S):
+            assert (await app.read_close())[0] == 4003
+
+
 async def test_a_revoked_token_closes_its_client_on_another_instance(
     tmp_path: Path, redis: RedisServer
 ) -> None:

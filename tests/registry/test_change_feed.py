@@ -229,6 +229,25 @@ async def test_catching_up_does_not_wait_for_the_next_poll(autojump_clock: trio.
         nursery.cancel_scope.cancel()
 
 
+async def test_changes_of_another_process_are_read_on_request(autojump_clock: trio.testing.MockClock) -> None:
+    committed, applied = Committed(), Applied()
+    watcher = ChangeWatcher(committed.read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        committed.waiting.append(change(1))
+        watcher.read_now()
+        await trio.sleep(1)
+        assert committed.waiting, "nothing watches, so the change would be lost"
+        watcher.watch(applied.apply)
+        await trio.testing.wait_all_tasks_blocked()
+        started_s = trio.current_time()
+        committed.waiting.append(change(2))
+        watcher.read_now()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (applied.ids, applied.at_s[-1]) == ([1, 2], started_s)
+        nursery.cancel_scope.cancel()
+
+
 async def test_catching_up_waits_for_a_round_that_starts_later(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -32,6 +32,8 @@ class Instance:
     member: Member
     view: ClusterView
     activity: list[ActivityEvent]
+    reads: list[float]
+    """When another instance told that it had written changes."""
 
     def device(self, device_id: str = DEVICE_ID) -> MemoryEnd:
         """Connect a device, which does not speak yet."""
@@ -75,6 +77,7 @@ async def open_instance(
     """Open one instance, and wait until it has joined."""
     table = DeviceTable()
     activity: list[ActivityEvent] = []
+    reads: list[float] = []
     async with (
         open_relay(limits=limits, dialect=BREWOS, remote=table, on_activity=activity.append) as relay,
         open_member(
@@ -83,12 +86,13 @@ async def open_instance(
             broker,
             instance=name,
             describe=lambda: {"devices": relay.device_count},
+            read_changes=lambda: reads.append(trio.current_time()),
             elapsed=elapsed,
         ) as member,
     ):
         while broker.reachable and member.connection is None:  # noqa: ASYNC110 - the clock jumps
             await trio.sleep(0.01)
-        yield Instance(name, relay, table, member, ClusterView(relay, table, member), activity)
+        yield Instance(name, relay, table, member, ClusterView(relay, table, member), activity, reads)
 
 
 async def contents(end: MemoryEnd, *, within_s: float = 0.5) -> list[dict[str, Any]]:

@@ -117,6 +117,12 @@ class StateAnswer(_Envelope, tag=9):
     content: bytes | None
 
 
+class ChangesWritten(_Envelope, tag=13):
+    """Tells that the sender has written changes into the registry, which every instance has to apply."""
+
+    sender: Name
+
+
 class LiveRequest(_Envelope, tag=10):
     """Asks what an instance knows of the connections of devices."""
 
@@ -145,6 +151,7 @@ Envelope: TypeAlias = (
     | LiveRequest
     | LiveAnswer
     | Confirmed
+    | ChangesWritten
 )
 
 pack: Final = msgspec.msgpack.Encoder().encode

@@ -8,6 +8,7 @@ import msgspec
 from brewos_relay.cluster.broker_clock import BrokerClock
 from brewos_relay.cluster.devices import DeviceRecord, DeviceTable
 from brewos_relay.cluster.envelopes import (
+    ChangesWritten,
     Command,
     Confirmed,
     DeviceMessages,
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 class MailHandler:
     """Takes messages and states of followed devices, and serves the instances that follow devices here.
 
-    `send` sends an envelope to an instance, if that is possible now.
+    `send` sends an envelope to an instance, if that is possible now. `read_changes` is called when another
+    instance has written changes into the registry.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MailHandler:
         requests: Requests,
         clock: BrokerClock,
         send: Callable[[str, bytes], bool],
+        read_changes: Callable[[], None],
     ) -> None:
         self.unreadable = 0
         """Envelopes that were dropped because they could not be read."""
@@ -66,6 +69,7 @@ class MailHandler:
         self._requests = requests
         self._clock = clock
         self._send = send
+        self._read_changes = read_changes
 
     def take(self, payload: bytes) -> None:
         """Act on an envelope."""
@@ -94,6 +98,8 @@ class MailHandler:
                 record = self._followed(envelope.device_id, envelope.sender)
                 if record is not None and record.remote is not None and record.remote.has_state:
                     record.remote.confirm()
+            case ChangesWritten():
+                self._read_changes()
             case NotHere():
                 self._take_absence(envelope)
             case DeviceState():

@@ -49,6 +49,7 @@ class Member:
         *,
         instance: str,
         describe: Callable[[], Mapping[str, Any]],
+        read_changes: Callable[[], None] = lambda: None,
         elapsed: Callable[[], float] = elapsed_s,
     ) -> None:
         self.instance = instance
@@ -76,6 +77,7 @@ class Member:
             self.requests,
             self._clock,
             self.send,
+            read_changes,
         )
         self._lost_at = trio.current_time()
         self._resigned = False
@@ -198,15 +200,25 @@ async def open_member(
     *,
     instance: str,
     describe: Callable[[], Mapping[str, Any]],
+    read_changes: Callable[[], None] = lambda: None,
     elapsed: Callable[[], float] = elapsed_s,
 ) -> AsyncIterator[Member]:
     """Join a cluster with a relay that was opened with `remote=table`. Leaving the block resigns.
 
-    No other process may have the name `instance`, not even an earlier one.
+    No other process may have the name `instance`, not even an earlier one. `read_changes` is called when
+    another instance has written changes into the registry.
 
     **Owns:** a nursery with two tasks, `Member.run` and `Member.watch`.
     """
-    member = Member(relay, table, broker, instance=instance, describe=describe, elapsed=elapsed)
+    member = Member(
+        relay,
+        table,
+        broker,
+        instance=instance,
+        describe=describe,
+        read_changes=read_changes,
+        elapsed=elapsed,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(member.run)
         nursery.start_soon(member.watch)

@@ -141,6 +141,11 @@ class ChangeWatcher:
         self._apply = apply
         self._wanted.set()
 
+    def read_now(self) -> None:
+        """Read changes without waiting for the next time. Does nothing before `watch` is called."""
+        if self._apply is not None:
+            self._wanted.set()
+
     async def catch_up(self, *, ends_only: bool = False) -> None:
         """Wait until all changes committed by now are applied. Returns at once if nothing watches.
 

@@ -88,6 +88,7 @@ class Store:
         self.write_behind = WriteBehind(database, limiter=self._writers)
         """Activity, presence and infos of devices, written every few seconds."""
         self._watcher = ChangeWatcher(self._read_changes)
+        self._announce: Callable[[], None] | None = None
         self._states_kept_ms = states_kept_ms
         self._housekeeper = Housekeeper(self.read, self.write, states_kept_ms=states_kept_ms)
 
@@ -222,18 +223,26 @@ class Store:
         """Return the tokens of a device that wait to be stored."""
         return self.write_behind.held_pairings(device_id)
 
-    def watch_changes(self, apply: Apply) -> None:
+    def watch_changes(self, apply: Apply, *, announce: Callable[[], None] | None = None) -> None:
         """Pass every change since the store was opened to `apply`, one batch after another.
 
         A change is passed at most half a second after its commit, unless the previous batch takes longer.
+        `announce` is called by `catch_up`, when this process has written changes.
         """
+        self._announce = announce
         self._watcher.watch(apply)
+
+    def read_changes(self) -> None:
+        """Read changes now: another process has written some."""
+        self._watcher.read_now()
 
     async def catch_up(self, *, ends_only: bool = False) -> None:
         """Wait until all changes committed by now are applied. Returns at once if nothing watches.
 
         With `ends_only`, wait until the sessions that ended by now are closed; other changes may still wait.
         """
+        if self._announce is not None:
+            self._announce()
         await self._watcher.catch_up(ends_only=ends_only)
 
     async def run(self) -> None:

@@ -158,11 +158,11 @@ async def open_server(
                 wants_commands=recorder.wants_commands,
                 counters=counters,
             ) as relay,
-            bus.join(relay, registry) as joined,
+            bus.join(relay, registry, store.read_changes) as joined,
         ):
             states = StateKeeper(relay, store)
             changes = ChangeApplier(relay=relay, store=store)
-            store.watch_changes(changes.apply)
+            store.watch_changes(changes.apply, announce=joined.announce_changes)
             parts = _Parts(
                 settings=settings,
                 demo=demo,

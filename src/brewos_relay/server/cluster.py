@@ -71,6 +71,18 @@ class Joined:
             return []
         return ["the bus is unavailable: devices and apps on different instances are not connected"]
 
+    def announce_changes(self) -> None:
+        """Let the other instances read the changes that this one has written into the registry.
+
+        They would find them by themselves, a quarter of a second later.
+        """
+        if self.member is not None and self.comparison is not None:
+            from brewos_relay.cluster.envelopes import ChangesWritten, pack
+
+            payload = pack(ChangesWritten(self.member.instance))
+            for name in self.comparison.others:
+                self.member.send(name, payload)
+
     async def survey(self) -> Survey | None:
         """List the instances, and ask each of them; None without a bus."""
         if self.member is None:
@@ -135,11 +147,13 @@ class Bus:
         self._table = self.remote = DeviceTable()
 
     @asynccontextmanager
-    async def join(self, relay: Relay, registry: str) -> AsyncIterator[Joined]:
+    async def join(
+        self, relay: Relay, registry: str, read_changes: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Joined]:
         """Join the cluster with a relay that was opened with `remote`. Leaving the block leaves the cluster.
 
-        `registry` is the fingerprint of the registry. Raises SettingsError if the instances cannot work
-        together.
+        `registry` is the fingerprint of the registry. `read_changes` is called when another instance has
+        written changes into it. Raises SettingsError if the instances cannot work together.
 
         **Owns:** with a bus, a nursery with the task that compares this instance with the others.
         """
@@ -152,7 +166,12 @@ class Bus:
 
         describe = self._describe(relay, registry)
         async with open_member(
-            relay, self._table, self._broker, instance=self.instance, describe=describe
+            relay,
+            self._table,
+            self._broker,
+            instance=self.instance,
+            describe=describe,
+            read_changes=read_changes,
         ) as member:
             view = ClusterView(relay, self._table, member)
             comparison = Comparison(view, self.instance)
@@ -225,6 +244,8 @@ class Comparison:
     def __init__(self, view: "ClusterView", instance: str) -> None:
         self._view = view
         self._instance = instance
+        self.others: Collection[str] = ()
+        """The other instances that were found last."""
         self.found: Collection[str] = ()
         """The kinds of the problems that were found last."""
 
@@ -237,6 +258,7 @@ class Comparison:
     async def compare(self) -> None:
         """Compare once. A problem that has gone and comes back is logged again."""
         descriptions = await self._view.instances()
+        self.others = descriptions.keys() - {self._instance}
         problems = find_problems({name: read_description(each) for name, each in descriptions.items()})
         for problem in problems:
             if problem.kind not in self.found:
