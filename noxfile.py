@@ -63,6 +63,17 @@ TRIED_ONCE = (
     "tests/test_docs.py",
 )
 
+#: Tests of one server that also run with two instances on a bus: machines connect to one, apps to the other.
+#: All other tests have no message that crosses, or choose their instances themselves.
+ACROSS = (
+    "tests/contract/test_app_basics.py",
+    "tests/contract/test_device_basics.py",
+    "tests/contract/test_device_frames.py",
+    "tests/contract/test_sdk_app.py",
+    "tests/e2e/test_hostile_messages.py",
+    "tests/e2e/test_takeovers_in_flight.py",
+)
+
 #: Many tests wait for processes and timeouts, so three workers keep two processors busy. A worker without
 #: tests takes some from another.
 SIDE_BY_SIDE = ("-n", str(max(2, (os.cpu_count() or 2) * 3 // 2)), "--dist", "worksteal")
@@ -154,8 +165,9 @@ def coverage(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest.
 
-    The current version of Python runs all of them, the oldest and the newest run those that depend on the
-    version, and the versions in between run those without other processes.
+    The current version of Python runs all of them, and some of them again with machines and apps on different
+    instances. The oldest and the newest run those that depend on the version, and the versions in between run
+    those without other processes.
     """
     tries_all = session.python == AT_HAND
     install(session, "tests", *(["fronts", "bench"] if tries_all else []))
@@ -163,6 +175,8 @@ def tests(session: nox.Session) -> None:
     if not tries_all and not session.posargs and session.python in SUPPORTED[1:-1]:
         chosen += [f"tests/{part}" for part in ALONE]
     session.run("pytest", "-q", *SIDE_BY_SIDE, *chosen, *session.posargs)
+    if tries_all and not session.posargs:
+        session.run("pytest", "-q", *SIDE_BY_SIDE, *ACROSS, env={"BREWOS_RELAY_TESTS_ACROSS": "1"})
 
 
 @nox.session(python=SUPPORTED[0], venv_backend="uv")

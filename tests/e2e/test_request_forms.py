@@ -105,7 +105,7 @@ async def test_a_websocket_on_a_connection_that_was_fetched_through(
     """As java.net.http, OkHttp and aiohttp do, which keep connections in a pool."""
     async with open_ports(tmp_path, tls=tls) as (server, context):
         for target in (DEVICE, f"/ws/client?token={server.token()}&device={MACHINE}"):
-            connection = await server.connect(tls_context=context)
+            connection = await server.connect(tls_context=context, as_device=target == DEVICE)
             asked = [request("GET /api/health"), upgrade_head(target) + frame(PING, b"now")]
             if together:
                 await connection.send(*asked)

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import pytest
 import trio
 
 from brewos_relay.auth.secrets import hash_secret
@@ -45,6 +46,12 @@ SERVE: Final = (sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.
 
 ACROSS: Final = os.environ.get("BREWOS_RELAY_TESTS_ACROSS") == "1"
 """Whether `serve_here` opens two instances on a bus: machines connect to one, all others to the other."""
+
+
+def one_instance(reason: str) -> pytest.MarkDecorator:
+    """Skip a test that holds for one instance only when there are two."""
+    return pytest.mark.skipif(ACROSS, reason=reason)
+
 
 _READY = re.compile(r"https?://127\.0\.0\.1:(\d+)")
 
@@ -134,6 +141,12 @@ class HereServer(Reach):
         self.settings = settings
         self.device_server = devices
         """The instance that machines connect to: the same one, unless `ACROSS` says otherwise."""
+
+    @property
+    def invalid_messages(self) -> int:
+        """How many messages of peers were invalid."""
+        relays = {self.server.relay, self.device_server.relay}
+        return sum(relay.counters.invalid for relay in relays)
 
     async def wait_until_claimed(self, device_id: str) -> None:
         table = self.device_server.relay.remote
