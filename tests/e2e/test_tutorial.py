@@ -199,11 +199,12 @@ async def devices_and_clients(laptop: Laptop, *expected: Numbers) -> Numbers:
                 return found
 
 
+@pytest.mark.timeout(240)
 async def test_from_one_instance_to_three(
     tmp_path: Path, postgresql: PostgreSQL, redis: RedisServer, as_postgres: Callable[[str], None]
 ) -> None:
     """Follow the page; what each section promises is checked after it."""
-    with trio.fail_after(110):
+    with trio.fail_after(220):
         async with open_laptop(tmp_path, postgresql, redis) as laptop:
             terminals = laptop.terminals
 
