@@ -28,7 +28,7 @@ GROUP = "cluster"
 METRICS_TOKEN = "benchmarks-read-metrics"
 JOINED = "joined the cluster"
 READY = "brewos-relay is ready"
-SLICE_S = 0.5
+SLICE_S = 0.25
 """How long the bus is measured at a time, before the server without it has its turn."""
 RECLAIMED, LOCAL_DEVICES = 5_000, 20
 LOCAL_RATE_HZ = 20.0
@@ -272,30 +272,32 @@ def measure_crossing(setting: Setting) -> dict[str, float]:
 
 
 def measure_local(setting: Setting) -> dict[str, float]:
-    """Compare a server with a bus and one without: both run, and have their turns in short slices."""
+    """Compare a server with a bus and one without: both run, and take turns in short slices."""
     cpu = setting.pins.server
-    costs: dict[tuple[str, bool], list[float]] = {}
+    found = {}
     with (
         setting.redis_server() as redis,
         running(setting.instance("bus", redis), cpu=cpu) as with_bus,
         running(setting.server, cpu=cpu) as without,
     ):
-        pairs = max(1, round(setting.secs / SLICE_S / 2))
-        for pair in range(2 * pairs):
-            for workload in LOCAL_WORKLOADS:
-                for has_bus in (pair % 2 == 0, pair % 2 == 1):
-                    port, pid = with_bus if has_bus else without
-                    report = setting.run(
-                        [*_COMMANDS[workload], "--port", str(port), "--warm", "0.2", "--settle", "0.2"],
-                        pids=[pid],
-                        secs=min(SLICE_S, setting.secs),
-                    )
-                    costs.setdefault((workload, has_bus), []).append(report["cpu_us_per_delivery"])
-    found = {}
-    for workload in LOCAL_WORKLOADS:
-        without_us, with_us = median(costs[workload, False]), median(costs[workload, True])
-        found[f"{workload}_us"] = without_us
-        found[f"{workload}_pct"] = (with_us / without_us - 1) * 100
+
+        def cost_us(workload: str, server: tuple[int, int]) -> float:
+            port, pid = server
+            around = ("--warm", "0.1", "--settle", "0.1")
+            secs = min(SLICE_S, setting.secs)
+            report = setting.run([*_COMMANDS[workload], "--port", str(port), *around], pids=[pid], secs=secs)
+            return float(report["cpu_us_per_delivery"])
+
+        pairs = 2 * max(1, round(setting.secs / SLICE_S / 2))
+        for workload in LOCAL_WORKLOADS:
+            costs, ratios = [], []
+            for pair in range(pairs):
+                first, second = (without, with_bus) if pair % 2 else (with_bus, without)
+                cost = {first: cost_us(workload, first), second: cost_us(workload, second)}
+                costs.append(cost[without])
+                ratios.append(cost[with_bus] / cost[without])
+            found[f"{workload}_us"] = median(costs)
+            found[f"{workload}_pct"] = (median(ratios) - 1) * 100
     return found
 
 
