@@ -18,6 +18,8 @@ from support.wire_client import WireClient, text
 MACHINES: Final = 12
 UNKNOWN_AFTER_S: Final = 1.0
 OFFLINE_WITHIN_S: Final = 20.0
+HUNG_OFFLINE_WITHIN_S: Final = 23.0
+"""The lease of 15 s, 5 s in which a broker without its data would have learned it again, and three checks."""
 ANSWER_S: Final = 2.0
 
 
@@ -189,7 +191,7 @@ async def test_a_stopped_instance_loses_its_machines_and_has_them_again_when_it_
             await read_online(app, False)
             took_s = trio.current_time() - stopped_at
             print(f"offline after {took_s:.2f} s")
-            assert took_s < OFFLINE_WITHIN_S * slowdown()
+            assert took_s < HUNG_OFFLINE_WITHIN_S * slowdown()
         finally:
             stopped.send_signal(signal.SIGCONT)
         continued_at = trio.current_time()
