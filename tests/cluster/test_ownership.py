@@ -2,13 +2,21 @@
 
 import gc
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.cluster.broker import RENEW_EVERY_S, Claim, OwnerChanged, Since
+from brewos_relay.cluster.broker import (
+    RENEW_EVERY_S,
+    BrokerConnection,
+    Claim,
+    Located,
+    OwnerChanged,
+    Since,
+)
 from brewos_relay.core.peer import memory_peer
 from brewos_relay.errors import RelayClosing
 from support.instances import DEVICE_ID, Instance, contents, open_instances, types
@@ -589,6 +597,32 @@ async def test_answer_about_a_doubtful_device_that_a_change_has_overtaken_does_n
         assert remote is not None
         assert remote.owner.instance == "b"
         assert "device_offline" not in await types(client)
+
+
+class OvertakenConnection:
+    """A connection to the broker: a change of the owner overtakes each of its answers."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    async def locate(self, device_ids: Sequence[str]) -> list[Located]:
+        for device_id in device_ids:
+            self._instance.table.records[device_id].changes += 1
+        return [Located(None)] * len(device_ids)
+
+
+async def test_search_that_a_change_has_overtaken_does_not_count(autojump_clock: MockClock) -> None:
+    async with open_instances("a", "b") as (a, b):
+        await a.online_device()
+        await trio.sleep(0.1)
+        client = await b.client()
+        await types(client)
+        remote = b.table.records[DEVICE_ID].remote
+        assert remote is not None
+        remote.deny()
+        await b.member._ownership._look_again(cast("BrokerConnection", OvertakenConnection(b)))
+        assert b.table.records[DEVICE_ID].remote is remote
+        assert not remote.is_closed
 
 
 async def test_devices_elsewhere_are_offline_when_the_broker_was_away_for_too_long(

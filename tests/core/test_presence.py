@@ -344,6 +344,21 @@ def exported(whole: dict[str, Any] | None, *, age_s: float = 0.0, shown: bool = 
     return snapshot.export(now)
 
 
+async def test_time_by_the_clock_of_all_instances_stays_after_an_earlier_connection(
+    presence: Presence,
+) -> None:
+    presence.set_since(5)
+    assert presence.snapshot.since_us == 0, "there is no connection"
+    local = connection()
+    presence.arrive(local)
+    presence.replace(trio.current_time())
+    presence.set_since(7)
+    assert presence.snapshot.since_us == 7
+    local.after_us = 9
+    presence.set_since(8)
+    assert presence.snapshot.since_us == 10
+
+
 async def test_a_connection_yields_to_one_on_another_instance(presence: Presence) -> None:
     local, remote = online(presence), remote_connection()
     assert presence.yield_to(remote) is local

@@ -1403,8 +1403,19 @@ async def test_nothing_is_known_of_a_device_without_a_session() -> None:
 async def test_device_of_this_relay_serves_other_instances(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         device, audience = ScriptedPeer(), ScriptedAudience()
+        for device_id in (ONE, TWO):  # the second one is unknown
+            relay.set_since(device_id, 17)
+            relay.ask_for_state(device_id)
         relay.attach_device(ONE, device)
         await wait_all_tasks_blocked()
+        device.forget()
+        relay.ask_for_state(ONE)
+        assert device.types == ["request_state"]
+        device.say(STATUS)
+        relay.set_since(ONE, 17)
+        known = relay.state_to_save(ONE)
+        assert known is not None
+        assert known.since_us == 17
         assert relay.has_device(ONE)
         assert relay.is_lively(ONE)
         assert relay.set_remote_audience(ONE, audience)
