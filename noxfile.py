@@ -38,10 +38,14 @@ FULLY_COVERED_MODULES = (
 )
 #: Packages whose tests need no other program and no other WebSocket implementation.
 ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
-#: Tests of browsers, other programs, load generators, SQL and documentation. They do not depend on the
+#: Tests of browsers, other programs, load generators, SQL, Redis and documentation. They do not depend on the
 #: version of Python, so they run on one version only, like the tests that are marked `postgresql`.
 TRIED_ONCE = (
     "tests/benchmarks",
+    "tests/cluster/test_broker_contract.py",
+    "tests/cluster/test_broker_model.py",
+    "tests/cluster/test_invariants.py",
+    "tests/cluster/test_redis_broker.py",
     "tests/console",
     "tests/deploy",
     "tests/e2e/test_balancer.py",
@@ -49,6 +53,7 @@ TRIED_ONCE = (
     "tests/e2e/test_console.py",
     "tests/e2e/test_front_proxies.py",
     "tests/e2e/test_instance_failures.py",
+    "tests/e2e/test_instances.py",
     "tests/e2e/test_interop.py",
     "tests/e2e/test_pages.py",
     "tests/e2e/test_partitions.py",
@@ -58,6 +63,8 @@ TRIED_ONCE = (
     "tests/e2e/test_tutorial.py",
     "tests/fuzz",
     "tests/registry/test_takeovers.py",
+    "tests/registry/test_transfer.py",
+    "tests/server/test_workers.py",
     "tests/storm",
     "tests/test_doc_snippets.py",
     "tests/test_docs.py",

@@ -13,6 +13,22 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("here")
 
 
+#: Modules with the longest tests. They begin first, so that no worker is left with one at the end.
+LONGEST = (
+    "test_rolling_deployment",
+    "test_workers",
+    "test_tutorial",
+    "test_bus_failures",
+    "test_instance_failures",
+    "test_transfer",
+    "test_storm",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL of this process's own, started by the first test that needs it."""

@@ -51,7 +51,8 @@ async def ask(url: str, line: str) -> bytes:
 
 def servers(pid: int) -> list[int]:
     """Find the processes of the server below the guard."""
-    return [child for shell in children(pid) for child in children(shell) if _name(child) != "sh"]
+    guards = [child for child in children(pid) if _name(child) == "sh"]
+    return [child for guard in guards for child in children(guard) if _name(child) != "sh"]
 
 
 def _name(pid: int) -> str:
