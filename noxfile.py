@@ -38,6 +38,8 @@ FULLY_COVERED_MODULES = (
 )
 #: Packages whose tests need no other program and no other WebSocket implementation.
 ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
+#: Those of them that use more of Python itself, for versions between the oldest and the newest.
+IN_BETWEEN = ("auth", "core", "settings", "telemetry", "wire")
 #: Tests of browsers, other programs, load generators, SQL, Redis and documentation. They do not depend on the
 #: version of Python, so they run on one version only, like the tests that are marked `postgresql`.
 TRIED_ONCE = (
@@ -173,14 +175,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest.
 
     The current version of Python runs all of them, and some of them again with machines and apps on different
-    instances. The oldest and the newest run those that depend on the version, and the versions in between run
-    those without other processes.
+    instances. The newest runs those that depend on the version, and those in between run fewer.
     """
     tries_all = session.python == AT_HAND
     install(session, "tests", *(["fronts", "bench"] if tries_all else []))
     chosen = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
-    if not tries_all and not session.posargs and session.python in SUPPORTED[1:-1]:
-        chosen += [f"tests/{part}" for part in ALONE]
+    if not tries_all and not session.posargs:
+        parts = IN_BETWEEN if session.python in SUPPORTED[1:-1] else (*ALONE, "client", "contract")
+        chosen += [f"tests/{part}" for part in parts]
     session.run("pytest", "-q", *SIDE_BY_SIDE, *chosen, *session.posargs)
     if tries_all and not session.posargs:
         session.run("pytest", "-q", *SIDE_BY_SIDE, *ACROSS, env={"BREWOS_RELAY_TESTS_ACROSS": "1"})
