@@ -45,20 +45,15 @@ def step(call: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Ste
     return st.builds(Step, names, st.just(call), st.tuples(*arguments))
 
 
-claims = st.builds(Claim, devices, age_us=st.sampled_from([0, 60_000_000, 10**12])) | st.builds(
-    Claim, devices, at_us=times_us
-)
-some_claims = st.lists(claims, min_size=1, max_size=3).map(tuple)
-crossing_claims = st.lists(st.builds(Claim, devices, at_us=times_us), min_size=1, max_size=3).map(tuple)
-"""Unlike claims with the present time, these often lose."""
+some_claims = st.lists(st.builds(Claim, devices, times_us), min_size=1, max_size=3).map(tuple)
 some_devices = st.lists(devices, max_size=3).map(tuple)
 TIME: Final = [
     st.builds(Step, st.just(""), st.just("age"), st.tuples(ages_s)),
     step("renew", st.binary(max_size=3)),
 ]
 OWNERS: Final = [
-    step("claim", crossing_claims),
-    step("claim", crossing_claims),
+    step("claim", some_claims),
+    step("claim", some_claims),
     step("claim_again", devices),
     step("release", devices, st.builds(Since, times_us, names)),
     step("release_own", devices),
@@ -172,16 +167,11 @@ class Run:
                 assert await getattr(real, call)(*arguments) == await getattr(model, call)(*arguments), step
 
     async def claim(self, instance: Instance, claims: Sequence[Claim]) -> None:
-        """Claim devices. The server's clock decides the time of a first claim."""
+        """Claim devices, and keep the times for later steps."""
         model, real = instance.buses
-        results = await real.claim(claims)
-        repeated = [
-            Claim(claim.device_id, at_us=result.since.at_us)
-            for claim, result in zip(claims, results, strict=True)
-        ]
-        assert results == await model.claim(repeated)
-        for claim in repeated:
-            instance.own[claim.device_id] = claim.at_us or 0
+        assert await real.claim(claims) == await model.claim(claims)
+        for claim in claims:
+            instance.own[claim.device_id] = claim.at_us
 
     async def compare(self) -> None:
         """Wait until everything that was sent has arrived, and compare it."""
@@ -195,9 +185,7 @@ class Run:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@settings(
-    max_examples=30, derandomize=True, phases=[Phase.explicit, Phase.reuse, Phase.generate]
-)  # shrinking takes minutes
+@settings(max_examples=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
 @given(data=st.data())
 async def test_model_and_server_agree(shared_redis: RedisServer, group: str, data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.one_of(GROUPS[group]), min_size=20, max_size=40))

@@ -132,7 +132,7 @@ async def test_devices_are_claimed_by_short_scripts(redis: RedisServer) -> None:
     async with members(broker_at(redis.url), "a") as [a]:
         redis.run("CONFIG", "RESETSTAT")
         ids = [f"BRW-{n:08X}" for n in range(1_001)]
-        await a.bus.claim([Claim(each) for each in ids])
+        await a.bus.claim([Claim(each, 1) for each in ids])
         await a.bus.locate(ids)
         assert b"cmdstat_evalsha:calls=22," in redis.run("INFO", "commandstats")
 
@@ -213,7 +213,7 @@ async def test_slow_network_loses_nothing(redis: RedisServer) -> None:
                 assert a.bus.send("b", b"%d" % n)
                 sent.append(Mail(b"%d" % n))
                 await trio.lowlevel.checkpoint()
-            [result] = await a.bus.claim([Claim(D)])
+            [result] = await a.bus.claim([Claim(D, 1)])
             assert await b.take() == [*sent, OwnerChanged(D, result.since, result.since)]
 
 
@@ -305,7 +305,7 @@ async def use_everything(broker: RedisBroker) -> None:
         assert await a.bus.count_mailboxes(["b"]) == [True]
         await b.bus.subscribe(D)
         await b.bus.unsubscribe(D)
-        [result] = await a.bus.claim([Claim(D)])
+        [result] = await a.bus.claim([Claim(D, 1)])
         await a.bus.note_swap(D)
         assert await a.bus.locate([D]) == [Located(result.since)]
         await a.bus.release(D, result.since)
@@ -386,7 +386,7 @@ async def test_databases_and_prefixes_are_clusters_of_their_own(redis: RedisServ
         ):
             await b.bus.subscribe(D)
             await d.bus.subscribe(D)
-            [result] = await a.bus.claim([Claim(D)])
+            [result] = await a.bus.claim([Claim(D, 1)])
             for _ in range(3):
                 await a.bus.note_swap(D)
             a.bus.send("c", b"x")
@@ -404,7 +404,7 @@ async def test_databases_and_prefixes_are_clusters_of_their_own(redis: RedisServ
 
 async def test_everything_stored_expires(redis: RedisServer) -> None:
     async with members(broker_at(redis.url), "a") as [a]:
-        await a.bus.claim([Claim(D)])
+        await a.bus.claim([Claim(D, 1)])
         await a.bus.note_swap(D)
         await a.bus.take_budget("x", amount=1, per_s=0.1, burst=60)
         await a.bus.take_budget("never", amount=1, per_s=0, burst=60)
@@ -447,7 +447,7 @@ async def test_description_and_names_are_bounded(redis: RedisServer) -> None:
         await bus.renew(bytes(DESCRIPTION_BYTES))
         with pytest.raises(ValueError, match="4096 bytes, got 4097"):
             await bus.renew(bytes(DESCRIPTION_BYTES + 1))
-        for claim in (Claim(D, at_us=2**53), Claim(D, age_us=-(2**53))):
+        for claim in (Claim(D, at_us=2**53), Claim(D, at_us=-(2**53))):
             with pytest.raises(ValueError, match="below 2⁵³"):
                 await bus.claim([claim])
     for name in ("", "a b", "a\n", "é", "x" * 201):
@@ -492,7 +492,7 @@ CALLS: dict[str, Callable[[RedisConnection], Awaitable[object]]] = {
     "now_us": lambda bus: bus.now_us(),
     "instances": lambda bus: bus.instances(),
     "count_mailboxes": lambda bus: bus.count_mailboxes(["a"]),
-    "claim": lambda bus: bus.claim([Claim(D)]),
+    "claim": lambda bus: bus.claim([Claim(D, 1)]),
     "locate": lambda bus: bus.locate([D]),
     "greet": lambda bus: bus.greet(RedisAddress("host")),
 }

@@ -79,7 +79,7 @@ async def check_broker(url: str) -> None:
             assert not await two.renew(b"{}")
             assert set(await one.instances()) == {"two"}
             assert (await one.subscribe("BRW-00000001")).owner is None
-            [claimed] = await two.claim([Claim("BRW-00000001", age_us=5)])
+            [claimed] = await two.claim([Claim("BRW-00000001", 5)])
             assert claimed.won
             assert two.send("one", b"mail")
             assert await one.take_budget("a", amount=1, per_s=1, burst=1)

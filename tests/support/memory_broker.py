@@ -114,14 +114,12 @@ class MemoryBroker:
 
     def claim(self, instance: str, claim: Claim) -> ClaimResult:
         """See `BrokerConnection.claim`."""
-        at_us = claim.at_us if claim.at_us is not None else self.now_us() - claim.age_us
-        since = Since(at_us, instance)
+        since = Since(claim.at_us, instance)
         recorded, before = self._owners.get(claim.device_id), self._owner(claim.device_id)
         if before is not None and before > since:
             return ClaimResult(since, before)
         self._owners[claim.device_id] = since
-        if before != since or claim.at_us is not None:
-            self._announce(OwnerChanged(claim.device_id, since, since), recorded)
+        self._announce(OwnerChanged(claim.device_id, since, since), recorded)
         return ClaimResult(since, since)
 
     def release(self, device_id: str, since: Since) -> None:

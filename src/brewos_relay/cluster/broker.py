@@ -39,14 +39,12 @@ class Since:
 class Claim:
     """A claim of this instance to a device.
 
-    The first claim of a connection gives the age of the connection; the broker computes `at_us` from it. A
-    later claim of the same connection, for example after the broker has lost its data, repeats that `at_us`.
-    It is announced even if it changes nothing: while the lease had expired, instances found no owner.
+    `at_us` is the time at which the connection was made, by the broker's clock. Each claim of a connection
+    has the same time, also after the broker has lost its data.
     """
 
     device_id: str
-    age_us: int = 0
-    at_us: int | None = None
+    at_us: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,11 @@ class Ownership:
             if record.connected_at is not None and record.must_claim:
                 record.must_claim = False
                 record.is_unsure = True
-                if record.at_us is None and (now_us := self._clock.now_us()) is not None:
+                if record.at_us is None:
+                    now_us = self._clock.now_us()
+                    assert now_us is not None, "it was measured when the instance joined"
                     record.at_us = now_us - round((now - record.connected_at) * 1e6)
-                claims.append(Claim(record.device_id, at_us=record.at_us))
+                claims.append(Claim(record.device_id, record.at_us))
                 claiming.append((record, record.connected_at))
         if not claims:
             return

@@ -259,14 +259,11 @@ class RedisConnection:
             for chunk in chunks
         ]
         results: list[ClaimResult] = []
-        for chunk, reply in zip(chunks, await self._run(redis_scripts.CLAIM, invocations), strict=True):
+        for chunk, owners in zip(chunks, await self._run(redis_scripts.CLAIM, invocations), strict=True):
             with self._checking():
-                now, *owners = reply
-                now_us = int(now)
                 for claim, owner in zip(chunk, owners, strict=True):
-                    at_us = claim.at_us if claim.at_us is not None else now_us - claim.age_us
-                    since = Since(at_us, self.instance)
-                    results.append(ClaimResult(since, _since(owner) if owner else since))
+                    since = Since(claim.at_us, self.instance)
+                    results.append(ClaimResult(since, since if owner == b"" else _since(owner)))
         for claim, result in zip(claims, results, strict=True):
             if not result.won:
                 self._owned.pop(claim.device_id, None)
@@ -427,11 +424,10 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + _DEVICES_AT_ONCE]
 
 
-def _time_of(claim: Claim) -> str:
-    given = claim.age_us if claim.at_us is None else claim.at_us
-    if not -_EXACT < given < _EXACT:
-        raise ValueError(f"the time of a claim must be a number of µs below 2⁵³, got {given}")
-    return f"{'~' if claim.at_us is None else '@'}{given}"
+def _time_of(claim: Claim) -> int:
+    if not -_EXACT < claim.at_us < _EXACT:
+        raise ValueError(f"the time of a claim must be a number of µs below 2⁵³, got {claim.at_us}")
+    return claim.at_us
 
 
 def _since(record: object) -> Since:

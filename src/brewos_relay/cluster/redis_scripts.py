@@ -105,31 +105,25 @@ return found
 CLAIM: Final = Script(
     _COMMON
     + """
--- KEYS: devices. ARGV: instance, expiry in s, then for each device `@AT_US` or `~AGE_US`.
--- Returns the time, then for each device '' if it is won, or else the record of its owner
-local instance, results = ARGV[3], {text(now)}
+-- KEYS: devices. ARGV: instance, expiry in s, then for each device the time of the connection.
+-- Returns for each device '' if it is won, or else the record of its owner
+local instance, results = ARGV[3], {}
 for i, key in ipairs(KEYS) do
-  local given = ARGV[4 + i]
-  local at = tonumber(string.sub(given, 2))
-  if string.sub(given, 1, 1) == '~' then
-    at = now - at
-  end
+  local at = tonumber(ARGV[4 + i])
   local before = redis.call('GET', key)
   local owner_at, owner = parse(before)
   local alive = owner and is_alive(owner)
   if alive and (owner_at > at or owner_at == at and is_less(instance, owner)) then
-    results[i + 1] = before
+    results[i] = before
   else
     local record = text(at) .. ' ' .. instance
     redis.call('SET', key, record, 'EX', ARGV[4])
-    if not alive or before ~= record or string.sub(given, 1, 1) == '@' then
-      local announcement = '+' .. record .. '\\n' .. device_of(key)
-      redis.call('PUBLISH', channels .. 'dev:' .. device_of(key), announcement)
-      if owner and owner ~= instance then
-        redis.call('PUBLISH', channels .. 'box:' .. owner, announcement)
-      end
+    local announcement = '+' .. record .. '\\n' .. device_of(key)
+    redis.call('PUBLISH', channels .. 'dev:' .. device_of(key), announcement)
+    if owner and owner ~= instance then
+      redis.call('PUBLISH', channels .. 'box:' .. owner, announcement)
     end
-    results[i + 1] = ''
+    results[i] = ''
   end
 end
 return results
