@@ -176,6 +176,21 @@ async def test_owner_without_a_lease_loses_against_an_older_connection(tested: B
         assert await owner_of(a.bus) == result.since
 
 
+async def test_owner_that_no_longer_subscribes_is_told_when_an_earlier_one_is_back(
+    tested: BrokerUnderTest,
+) -> None:
+    async with members(tested.broker, "a", "b") as [a, b]:
+        await a.bus.subscribe(D)
+        first = (await claim(b.bus, at_us=2)).since
+        assert await a.take() == [OwnerChanged(D, first, first)]
+        await a.bus.unsubscribe(D)
+        await b.bus.resign()
+        assert (await claim(a.bus, at_us=1)).won
+        await b.bus.renew(b"")
+        assert (await claim(b.bus, at_us=2)).won
+        assert await a.take() == [OwnerChanged(D, first, first)], "the same as before, and yet news"
+
+
 async def test_released_device_has_no_owner(tested: BrokerUnderTest) -> None:
     async with members(tested.broker, "a", "b") as [a, b]:
         await b.bus.subscribe(D)

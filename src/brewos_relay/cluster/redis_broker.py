@@ -361,6 +361,7 @@ class RedisConnection:
 
     def _forget(self, device_id: str) -> None:
         del self._subscriptions[device_id]
+        self._announced = b""  # the mailbox alone gets the next one, which may be the same
         self.link.unsubscribe(self._devices + device_id.encode())
 
     def _some_owned(self) -> list[str]:
