@@ -470,7 +470,7 @@ MEASURE: Mapping[str, Part] = {
 
 
 def redis_program() -> str:
-    """Return the program of a Redis server. Raises BenchError that tells what to install."""
+    """Return the program of a Redis server. Raises BenchError if there is none."""
     try:
         return find_program()
     except RelayError as error:
@@ -478,7 +478,7 @@ def redis_program() -> str:
 
 
 def measure_rounds(setting: Setting, parts: Sequence[str], runs: int) -> tuple[list[dict[str, object]], int]:
-    """Measure each part so many times; return the figures of each round, and the failures."""
+    """Measure each part `runs` times; return the figures of each round, and the failures."""
     reports: list[dict[str, object]] = []
     failures = 0
     for run in range(runs):
@@ -496,7 +496,7 @@ def measure_rounds(setting: Setting, parts: Sequence[str], runs: int) -> tuple[l
 
 
 def values_of(reports: Sequence[Mapping[str, object]], figure: ClusterFigure) -> list[float]:
-    """Return a figure of each round in which it was measured."""
+    """Return a figure by round. Rounds without it are left out."""
     return [float(str(report[figure.key])) for report in reports if figure.key in report]
 
 

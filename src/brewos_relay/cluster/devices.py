@@ -134,11 +134,6 @@ class DeviceTable:
         if record.is_needless(now) and self.records.get(record.device_id) is record:
             del self.records[record.device_id]
 
-    def since_us(self, device_id: str) -> int | None:
-        """Return since when the device is connected here, by the broker's clock; None if unknown."""
-        record = self.records.get(device_id)
-        return record.at_us if record is not None else None
-
     def mark(self, device_id: str) -> None:
         """Have the device compared with what the broker knows."""
         self._marked[device_id] = None

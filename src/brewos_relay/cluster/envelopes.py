@@ -23,45 +23,39 @@ class _Envelope(msgspec.Struct, array_like=True, gc=False):
     pass
 
 
-class Watch(_Envelope, tag=1):
+class _OfDevice(_Envelope):
+    """An envelope about one device, which an instance may answer."""
+
+    sender: Name
+    device_id: DeviceId
+
+
+class Watch(_OfDevice, tag=1):
     """Asks the instance of a device for its state, and for its messages from then on.
 
     `has_state` says that the sender has the state already, from the same instance. `has_waited` says that
     clients waited for the device before it came, so that the device is asked for its state.
     """
 
-    sender: Name
-    device_id: DeviceId
     has_state: bool = False
     has_waited: bool = False
 
 
-class Unwatch(_Envelope, tag=2):
+class Unwatch(_OfDevice, tag=2):
     """Asks for no more messages of a device."""
 
-    sender: Name
-    device_id: DeviceId
 
-
-class NotHere(_Envelope, tag=3):
+class NotHere(_OfDevice, tag=3):
     """Answers a `Watch`: the device is not connected to this instance."""
 
-    sender: Name
-    device_id: DeviceId
 
-
-class Confirmed(_Envelope, tag=12):
+class Confirmed(_OfDevice, tag=12):
     """Answers a `Watch` of an instance that has the state already, and has missed no message."""
 
-    sender: Name
-    device_id: DeviceId
 
-
-class DeviceState(_Envelope, tag=4):
+class DeviceState(_OfDevice, tag=4):
     """The state of a device; messages follow. The fields are those of `SnapshotState`."""
 
-    sender: Name
-    device_id: DeviceId
     last_seen_ms: int | None
     status: Payload | None
     others: Sequence[Payload]
@@ -73,22 +67,18 @@ class DeviceState(_Envelope, tag=4):
     shown: bool
 
 
-class DeviceMessages(_Envelope, tag=5):
+class DeviceMessages(_OfDevice, tag=5):
     """Messages of a device, in order."""
 
-    sender: Name
-    device_id: DeviceId
     messages: Sequence[Payload]
 
 
-class Command(_Envelope, tag=6):
+class Command(_OfDevice, tag=6):
     """A message of a client for a device. It may not be delivered after either of the two times.
 
     `number` is for the `Outcome`; 0 asks for none. `deadline_us` is by the broker's clock.
     """
 
-    sender: Name
-    device_id: DeviceId
     number: int
     deadline_us: int
     not_after_ms: float
@@ -102,11 +92,9 @@ class Outcome(_Envelope, tag=7):
     outcome: RemoteOutcome
 
 
-class StateRequest(_Envelope, tag=8):
+class StateRequest(_OfDevice, tag=8):
     """Asks for the known state of a device as the API shows it."""
 
-    sender: Name
-    device_id: DeviceId
     number: int
 
 

@@ -144,7 +144,6 @@ class RedisConnection:
         self._boxes = f"{self._channels}box:".encode()
         self._box = self._boxes + instance.encode()
         self._devices = f"{self._channels}dev:".encode()
-        self._box_names: dict[str, bytes] = {}
         self._subscriptions: dict[str, int] = {}
         self._subscribing = count()
         self._owned: dict[str, None] = {}
