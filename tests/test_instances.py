@@ -1,3 +1,5 @@
+import msgspec
+
 from brewos_relay.instances import (
     Description,
     Rates,
@@ -16,7 +18,7 @@ def kinds(**descriptions: Description) -> list[str]:
 
 def other(**changes: object) -> Description:
     content = {"version": "1.2", "host": "b", "boot": "b", "keys": "k", "registry": "r"}
-    return read_description({**content, **changes})
+    return read_description(msgspec.json.encode({**content, **changes}))
 
 
 def test_instances_that_fit_together_have_no_problem() -> None:
@@ -45,10 +47,11 @@ def test_a_problem_names_the_instances_and_what_to_do() -> None:
 
 
 def test_descriptions_of_other_programs_are_harmless() -> None:
-    assert read_description({"devices": "many"}) == Description()
-    assert read_description({}) == Description()
-    assert read_description({"rates": {"toClients": 2}, "more": 1}) == Description(rates=Rates(to_clients=2))
-    assert read_description({"host": "a\x1b[31m\nb"}).host == "a [31m b"
+    for content in (b"not JSON", b"[]", b"{}", b'{"devices":"many"}', b'{"host":"\xff"}', b"[" * 100_000):
+        assert read_description(content) == Description()
+    content = b'{"rates":{"toClients":2},"more":1}'
+    assert read_description(content) == Description(rates=Rates(to_clients=2))
+    assert read_description(b'{"host":"a\\u001b[31m\\nb"}').host == "a [31m b"
 
 
 def test_a_survey_finds_silent_and_draining_instances() -> None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -114,11 +114,11 @@ _SAME: Final[Mapping[Literal["version", "keys", "registry"], tuple[ProblemKind, 
 }
 
 
-def read_description(content: Mapping[str, Any]) -> Description:
+def read_description(content: bytes) -> Description:
     """Read the description of an instance. One that cannot be read, as of another program, is empty."""
     try:
-        read = msgspec.convert(content, Description)
-    except msgspec.ValidationError:
+        read = msgspec.json.decode(content, type=Description)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return Description()
     return msgspec.structs.replace(
         read, **{name: one_line(getattr(read, name)) for name in ("version", "host", "boot")}

@@ -5,6 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.cluster.broker import RENEW_EVERY_S, BrokerError
+from brewos_relay.instances import Description
 from support.instances import DEVICE_ID, contents, open_instance, open_instances, types
 from support.memory_broker import MemoryBroker
 
@@ -194,7 +195,11 @@ async def test_devices_are_claimed_again_after_the_lease_was_lost(autojump_clock
 async def test_description_that_fails_does_not_end_the_instance(autojump_clock: MockClock) -> None:
     async with open_instances("a") as [a]:
         describe = a.member.describe
-        a.member.describe = lambda: {"broken": object()}
+
+        def fail() -> Description:
+            raise ValueError("it cannot be described")
+
+        a.member.describe = fail
         await trio.sleep(RENEW_EVERY_S + 1)
         assert a.member.connection is None
         a.member.describe = describe

@@ -1,7 +1,5 @@
 """ClusterView: devices of all instances, for admission and the API."""
 
-from typing import Any
-
 import msgspec
 import pytest
 import trio
@@ -10,8 +8,9 @@ from trio.testing import MockClock
 from brewos_relay.cluster.broker import Since
 from brewos_relay.cluster.view import FIND_S
 from brewos_relay.core.grant import Grant
+from brewos_relay.instances import Description
 from brewos_relay.live_devices import PeerCounts
-from brewos_relay.messages import encode
+from brewos_relay.messages import Message, encode
 from support.instances import DEVICE_ID, Instance, contents, open_instances, types
 from support.memory_broker import MemoryBroker
 
@@ -113,9 +112,9 @@ async def test_answer_about_devices_that_nobody_asked_for_is_dropped(
 async def test_peers_of_all_instances_are_counted(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
         await a.online_device()
-        a.member.describe = lambda: {"devices": a.relay.device_count, "clients": "many"}
+        a.member.describe = lambda: Description(devices=a.relay.device_count, clients=2)
         await trio.sleep(5)
-        assert await b.view.count_peers() == PeerCounts(1, 0)
+        assert await b.view.count_peers() == PeerCounts(1, 2)
         assert b.view.closing is False
         assert b.view.counters is b.relay.counters
 
@@ -125,8 +124,8 @@ async def test_instances_are_listed_with_their_descriptions(autojump_clock: Mock
     async with open_instances("a", "b", broker=broker) as (a, _):
         broker.renew("c", b"not JSON")
         broker.renew("d", b"[]")
-        own: dict[str, Any] = {"devices": 0}
-        assert await a.view.instances() == {"a": own, "b": own, "c": {}, "d": {}}
+        own = Description()
+        assert await a.view.instances() == {"a": own, "b": own, "c": own, "d": own}
         broker.cut("a")
         assert await a.view.instances() == {"a": own}
         await trio.sleep(0.05)
@@ -194,3 +193,12 @@ async def test_device_that_takes_nothing_is_busy(autojump_clock: MockClock) -> N
             pass
         assert await a.view.send_to_device(DEVICE_ID, RESTART) == "busy"
         assert msgspec.json.decode((await device.receive()).payload) == {"type": "restart"}
+
+
+async def test_no_device_elsewhere_is_found_without_the_broker(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    broker.reachable = False
+    async with open_instances("a", broker=broker) as [a]:
+        assert not await a.view.is_contested(DEVICE_ID)
+        assert await a.view.state_of(DEVICE_ID) is None
+        assert await a.view.send_to_device(DEVICE_ID, Message(b"{}")) == "device_offline"

@@ -1,13 +1,12 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.instances import Rates
+from brewos_relay.instances import Description, Rates
 from brewos_relay.server import cluster
 from brewos_relay.server.cluster import Comparison, describe_settings, fingerprint
 from brewos_relay.settings import Settings
@@ -47,9 +46,9 @@ class _View:
     def __init__(self, *keys: str) -> None:
         self.keys = keys
 
-    async def instances(self) -> dict[str, dict[str, Any]]:
+    async def instances(self) -> dict[str, Description]:
         await trio.lowlevel.checkpoint()
-        return {f"i{number}": {"keys": keys} for number, keys in enumerate(self.keys)}
+        return {f"i{number}": Description(keys=keys) for number, keys in enumerate(self.keys)}
 
 
 async def test_each_problem_is_logged_once_until_it_has_gone(
@@ -80,9 +79,9 @@ async def test_rates_are_over_some_seconds(autojump_clock: MockClock) -> None:
 def test_a_description_tells_neither_keys_nor_the_place_of_the_registry(tmp_path: Path) -> None:
     settings = Settings(jwt_secret=SECRET, data_dir=tmp_path)
     described = describe_settings(settings, "f1ng3r")
-    assert described["registry"] == "f1ng3r"
-    assert described["sqlite"] is True
-    assert described["keys"] == fingerprint(settings)
+    assert described.registry == "f1ng3r"
+    assert described.sqlite is True
+    assert described.keys == fingerprint(settings)
     assert SECRET not in str(described)
     assert str(tmp_path) not in str(described)
 

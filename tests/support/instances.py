@@ -17,6 +17,7 @@ from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import PeerGone
+from brewos_relay.instances import Description
 from support.memory_broker import MemoryBroker
 
 DEVICE_ID = "BRW-00000001"
@@ -85,7 +86,7 @@ async def open_instance(
             table,
             broker,
             instance=name,
-            describe=lambda: {"devices": relay.device_count},
+            describe=lambda: Description(devices=relay.device_count),
             read_changes=lambda: reads.append(trio.current_time()),
             elapsed=elapsed,
         ) as member,

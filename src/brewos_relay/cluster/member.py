@@ -1,9 +1,9 @@
 """Member: this instance as one of many, joined by a broker."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -23,6 +23,7 @@ from brewos_relay.cluster.ownership import AUDIT_EVERY_S, Ownership
 from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.cluster.requests import Requests
 from brewos_relay.core.relay import Relay
+from brewos_relay.instances import Description
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Member:
         broker: Broker,
         *,
         instance: str,
-        describe: Callable[[], Mapping[str, Any]],
+        describe: Callable[[], Description],
         read_changes: Callable[[], None] = lambda: None,
         elapsed: Callable[[], float] = elapsed_s,
     ) -> None:
@@ -199,7 +200,7 @@ async def open_member(
     broker: Broker,
     *,
     instance: str,
-    describe: Callable[[], Mapping[str, Any]],
+    describe: Callable[[], Description],
     read_changes: Callable[[], None] = lambda: None,
     elapsed: Callable[[], float] = elapsed_s,
 ) -> AsyncIterator[Member]:

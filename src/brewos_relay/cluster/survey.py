@@ -1,8 +1,7 @@
 """Survey: ask every instance of a cluster for an answer."""
 
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import trio
 
 from brewos_relay.cluster.broker import BrokerConnection
@@ -38,14 +37,7 @@ async def survey(connection: BrokerConnection, requests: Requests) -> Survey:
     return Survey(
         bus_ms,
         [
-            SurveyedInstance(name, read_description(_decode(content)), answered.get(name))
+            SurveyedInstance(name, read_description(content), answered.get(name))
             for name, content in sorted(descriptions.items())
         ],
     )
-
-
-def _decode(description: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(description, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return {}

@@ -15,6 +15,7 @@ from brewos_relay.cluster.remote_commands import ANSWER_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.instances import Description, read_description
 from brewos_relay.live_devices import LiveDevice, PeerCounts, live_device
 from brewos_relay.messages import Message
 
@@ -69,11 +70,8 @@ class ClusterView:
 
     async def count_peers(self) -> PeerCounts:
         """Count the devices and clients of all instances. The figures of others are some seconds old."""
-        counts = [
-            PeerCounts(_count(description, "devices"), _count(description, "clients"))
-            for description in (await self.instances()).values()
-        ]
-        return PeerCounts(sum(each.devices for each in counts), sum(each.clients for each in counts))
+        found = (await self.instances()).values()
+        return PeerCounts(sum(each.devices for each in found), sum(each.clients for each in found))
 
     async def find_live(self, device_ids: Sequence[str]) -> Mapping[str, LiveDevice]:
         """Return what all instances know of the connections of devices.
@@ -124,7 +122,7 @@ class ClusterView:
             owner = (await self._locate([device_id]))[0].owner
             if owner is not None and owner.instance != self._member.instance:
                 content = await self._member.requests.ask_state(owner.instance, device_id)
-                return _decode(content) or None if content is not None else None
+                return _decode_state(content) if content is not None else None
         return self._relay.state_of(device_id)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
@@ -147,14 +145,14 @@ class ClusterView:
         await done.wait()
         return outcomes[0]
 
-    async def instances(self) -> dict[str, dict[str, Any]]:
+    async def instances(self) -> dict[str, Description]:
         """Return the description of each live instance; only this one's if the broker cannot be reached."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Description] = {}
         if self._member.connection is not None:
             with suppress(BrokerError), trio.move_on_after(ANSWER_S):
                 for name, description in (await self._member.connection.instances()).items():
-                    found[name] = _decode(description)
-        return found | {self._member.instance: dict(self._member.describe())}
+                    found[name] = read_description(description)
+        return found | {self._member.instance: self._member.describe()}
 
     async def _locate(self, device_ids: Sequence[str]) -> list[Located]:
         """Find devices; none is found if the broker cannot be reached."""
@@ -165,13 +163,8 @@ class ClusterView:
         return [Located(None)] * len(device_ids)
 
 
-def _decode(description: bytes) -> dict[str, Any]:
+def _decode_state(content: bytes) -> dict[str, Any] | None:
     try:
-        return msgspec.json.decode(description, type=dict[str, Any])
+        return msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
-        return {}
-
-
-def _count(description: Mapping[str, Any], name: str) -> int:
-    count = description.get(name)
-    return count if isinstance(count, int) else 0
+        return None

@@ -9,7 +9,7 @@ from brewos_relay.cluster.broker import BrokerError
 from brewos_relay.cluster.survey import survey
 from brewos_relay.doctor import Finding, State
 from brewos_relay.errors import RegistryError, SettingsError
-from brewos_relay.instances import ClusterProblem, ProblemKind, Survey, read_description
+from brewos_relay.instances import ClusterProblem, ProblemKind, Survey
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.identity import fingerprint_of
 from brewos_relay.server.cluster import describe_settings, open_broker
@@ -95,7 +95,7 @@ def _check_instances(settings: Settings, state: BusState) -> list[Finding]:
     survey = state.survey
     if not survey.instances:
         return [Finding("instances", "ok", "none runs on this bus")]
-    here = read_description(describe_settings(settings, _own_registry(settings)))
+    here = describe_settings(settings, _own_registry(settings))
     problems: list[ClusterProblem] = survey.problems({_HERE: here})
     if problems:
         return [

@@ -5,11 +5,11 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
@@ -24,7 +24,6 @@ from brewos_relay.instances import (
     Survey,
     SurveyedInstance,
     find_problems,
-    read_description,
 )
 from brewos_relay.live_devices import LocalView
 from brewos_relay.protocols import RelayView
@@ -87,7 +86,7 @@ class Joined:
         """List the instances, and ask each of them; None without a bus."""
         if self.member is None:
             return None
-        own = SurveyedInstance(self.member.instance, read_description(self.member.describe()), 0.0)
+        own = SurveyedInstance(self.member.instance, self.member.describe(), 0.0)
         if (connection := self.member.connection) is None:
             await trio.lowlevel.checkpoint()
             return Survey(None, [own])
@@ -187,11 +186,10 @@ class Bus:
                 yield Joined(view, view, member, budgets, comparison)
                 nursery.cancel_scope.cancel()
 
-    def _describe(self, relay: Relay, registry: str) -> Callable[[], dict[str, Any]]:
-        fixed = describe_settings(self._settings, registry) | {
-            "startedMs": self._started_ms,
-            "parent": self._parent,
-        }
+    def _describe(self, relay: Relay, registry: str) -> Callable[[], Description]:
+        fixed = msgspec.structs.replace(
+            describe_settings(self._settings, registry), started_ms=self._started_ms, parent=self._parent
+        )
         counters = relay.counters
         rates = _RateMeter(
             lambda: (
@@ -202,14 +200,15 @@ class Bus:
             )
         )
 
-        def describe() -> dict[str, Any]:
-            return fixed | {
-                "devices": relay.device_count,
-                "clients": relay.client_count,
-                "undeliverable": counters.undeliverable,
-                "closing": relay.closing,
-                "rates": msgspec.to_builtins(rates.read()),
-            }
+        def describe() -> Description:
+            return msgspec.structs.replace(
+                fixed,
+                devices=relay.device_count,
+                clients=relay.client_count,
+                undeliverable=counters.undeliverable,
+                closing=relay.closing,
+                rates=rates.read(),
+            )
 
         return describe
 
@@ -259,7 +258,7 @@ class Comparison:
         """Compare once. A problem that has gone and comes back is logged again."""
         descriptions = await self._view.instances()
         self.others = descriptions.keys() - {self._instance}
-        problems = find_problems({name: read_description(each) for name, each in descriptions.items()})
+        problems = find_problems(descriptions)
         for problem in problems:
             if problem.kind not in self.found:
                 log.warning("%s: %s", problem.text, problem.advice, extra={"instance": self._instance})
@@ -286,9 +285,9 @@ def open_broker(url: str) -> "RedisBroker":
         raise SettingsError(f"BREWOS_RELAY_BUS is malformed: it must be {problem}") from None
 
 
-def describe_settings(settings: Settings, registry: str) -> dict[str, Any]:
+def describe_settings(settings: Settings, registry: str) -> Description:
     """Return the part of an instance's description that follows from its settings and its host."""
-    description = Description(
+    return Description(
         version=installed_version(),
         host=socket.gethostname(),
         boot=_boot_id(),
@@ -296,8 +295,6 @@ def describe_settings(settings: Settings, registry: str) -> dict[str, Any]:
         keys=fingerprint(settings),
         registry=registry,
     )
-    found: dict[str, Any] = msgspec.to_builtins(description)
-    return found
 
 
 def is_on_one_host(settings: Settings) -> bool:
@@ -305,12 +302,12 @@ def is_on_one_host(settings: Settings) -> bool:
     return database_file(settings.resolved_database_url()) is not None
 
 
-def refuse_mixed_hosts(settings: Settings, instances: dict[str, dict[str, Any]], own: str) -> None:
+def refuse_mixed_hosts(settings: Settings, instances: Mapping[str, Description], own: str) -> None:
     """Raise SettingsError if an instance on another host shares the bus, but not the registry's file."""
     for name, description in instances.items():
-        if name == own or not (is_on_one_host(settings) or description.get("sqlite") is True):
+        if name == own or not (is_on_one_host(settings) or description.sqlite):
             continue
-        if description.get("boot") != _boot_id():
+        if description.boot != _boot_id():
             raise SettingsError(
                 f"BREWOS_RELAY_BUS is shared with the instance {name} on another host, but the registry of"
                 " one of them is an SQLite file. Set BREWOS_RELAY_DATABASE_URL to the same PostgreSQL"
